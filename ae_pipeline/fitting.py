@@ -1,0 +1,66 @@
+"""From a window of features to a ModelBundle: encoder, network, tails and calibration, each on its own days."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ae_pipeline.bundle import ModelBundle, combine, library_versions
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.models.factory import build_model
+from ae_pipeline.models.losses import TabularLoss
+from ae_pipeline.preprocessing.encoder import fit_encoder
+from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.preprocessing.window import Window
+from ae_pipeline.scoring.calibration import Calibration, calibrate
+from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.training import Epoch, TrainingResult, choose_device, train
+
+
+def fit_bundle(
+    config: PipelineConfig,
+    columns: Sequence[FeatureColumn],
+    window: Window,
+    paths: DatasetPaths,
+    report: Callable[[Epoch], None] = lambda _: None,
+) -> tuple[ModelBundle, TrainingResult]:
+    """Fits everything that a model is. The same window, configuration and machine give the same bundle, bit for bit.
+
+    Args:
+        config: The pipeline's.
+        columns: Features that the model may look at.
+        window: Days for each part.
+        paths: Where the features are.
+        report: Called after each epoch.
+
+    Raises:
+        TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
+        ConfigError: The latent space is too wide, or the device is not there.
+    """
+    device = choose_device(config.training.device)
+    torch.set_num_threads(config.training.threads)
+    train_rows, validation_rows = window.rows("train", paths), window.rows("validation", paths)
+    encoder = fit_encoder(train_rows, columns)
+    generator = torch.Generator().manual_seed(config.training.seed)
+    model = build_model(config.model, encoder.width, generator).to(device)
+    loss = TabularLoss(encoder.blocks).to(device)
+    matrix = torch.from_numpy(encoder.encode(train_rows)).to(device)
+    validation = torch.from_numpy(encoder.encode(validation_rows)).to(device)
+    result = train(model, loss, matrix, validation, config.training, generator, report)
+    del matrix, validation
+
+    facts = {
+        "versions": library_versions(),
+        "rows": {"train": train_rows.height, "validation": validation_rows.height},
+        "best_epoch": result.best_epoch,
+        "validation_loss": result.best_loss,
+    }
+    nothing = ColumnTails(np.zeros((len(encoder.columns), 1)), np.zeros(1), np.ones(len(encoder.columns)))
+    draft = ModelBundle(config, encoder, model, loss.eval(), nothing, Calibration(np.zeros(1), 0.5), window, facts)
+    tails = fit_tails(draft.column_losses(validation_rows))
+    held_out = window.rows("calibration", paths)
+    scores = combine(tails(draft.column_losses(held_out)))
+    calibration = calibrate(scores, config.alerts.budget, len(window.calibration))
+    facts["rows"] = {**facts["rows"], "calibration": held_out.height}  # type: ignore[dict-item]
+    return ModelBundle(config, encoder, model, loss, tails, calibration, window, facts), result

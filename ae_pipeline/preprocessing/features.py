@@ -1,0 +1,113 @@
+"""Raw rows to features: cleaned and derived columns that depend on no model."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from ae_pipeline.config import RESERVED_COLUMNS, ColumnType, PipelineConfig
+from ae_pipeline.errors import ConfigError, StorageError
+from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.landing import DayResult
+from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
+
+FEATURES_VERSION = "1"
+"""Raised when the same raw rows would give other features."""
+
+MINUTES_PER_DAY = 1440
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """A column that the model may look at.
+
+    Attributes:
+        name: In the features table.
+        type: What its values are; a clock stands as minutes after midnight.
+    """
+
+    name: str
+    type: ColumnType
+
+
+def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[FeatureColumn, ...]:
+    """Lists the features of a dataset: the contract's columns that are not excluded, then the derived ones.
+
+    The event time is offered under its reserved name `event_time`; text counts as a category.
+
+    Raises:
+        ConfigError: A derived column bears the name of another.
+    """
+    if doubled := sorted(config.derive.keys() & contract.columns.keys()):
+        raise ConfigError(f"derive names column {doubled[0]!r}, which the files of {config.dataset!r} have; choose another name")
+    columns = [
+        FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type)
+        for name, rule in contract.columns.items()
+        if name not in config.exclude and name != config.event_time
+    ]
+    if config.event_time and config.event_time not in config.exclude:
+        columns.append(FeatureColumn("event_time", ColumnType.TIMESTAMP))
+    return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive))
+
+
+def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
+    """Cleans raw rows and derives columns.
+
+    Clocks become minutes after midnight, 2400 among them as 0; text loses surrounding blanks, and empty text is missing;
+    derived numbers that are not finite are missing.
+
+    Args:
+        raw: Raw rows with `row_id` and `event_time`.
+        config: What to exclude and derive.
+        contract: Types of the raw columns.
+
+    Returns:
+        `row_id`, `event_time` and the columns of `feature_columns`, row for row.
+
+    Raises:
+        ConfigError: A derived column cannot be computed.
+    """
+    cleaned = raw.with_columns(
+        *(_clean(name, rule.type) for name, rule in contract.columns.items() if name not in RESERVED_COLUMNS)
+    )
+    for name, expression in config.derive.items():
+        try:
+            value = pl.sql_expr(expression).cast(pl.Float64)
+            cleaned = cleaned.with_columns(pl.when(value.is_finite()).then(value).alias(name))
+        except pl.exceptions.PolarsError as error:
+            raise ConfigError(
+                f"derive: {name}: {expression!r} cannot be computed on {config.dataset!r}: {str(error).splitlines()[0]}"
+            ) from error
+    names = [column.name for column in feature_columns(config, contract)]
+    return cleaned.select("row_id", "event_time", *(name for name in names if name != "event_time"))
+
+
+def _clean(name: str, kind: ColumnType) -> pl.Expr:
+    value = pl.col(name)
+    match kind:
+        case ColumnType.CLOCK_HHMM:
+            return ((value // 100 * 60 + value % 100) % MINUTES_PER_DAY).cast(pl.Int16).alias(name)
+        case ColumnType.TEXT | ColumnType.CATEGORY:
+            text = value.str.strip_chars()
+            return pl.when(text != "").then(text).alias(name)
+        case _:
+            return value
+
+
+def build_features_day(day: str, config: PipelineConfig, contract: SchemaContract, paths: DatasetPaths) -> DayResult:
+    """Writes the features of a day, unless they are up to date.
+
+    Raises:
+        StorageError: The raw rows of the day are not there.
+    """
+    raw_facts = read_facts(paths.raw(day))
+    if not raw_facts:
+        raise StorageError(f"raw_data of {config.dataset!r} has no {day}; materialize that partition first")
+    derived = [config.exclude, sorted(config.derive.items()), config.event_time]
+    input_hash = hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, derived])
+    target = paths.features(day)
+    facts = read_facts(target)
+    if facts.get("input_hash") == input_hash:
+        return DayResult(day, int(facts["rows"]), facts["content_hash"], False)
+    features = build_features(pl.read_parquet(paths.raw(day)), config, contract)
+    content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
+    return DayResult(day, features.height, content_hash, True)

@@ -1,0 +1,65 @@
+"""Scores to p-values against held-out rows, and the flag that an alert budget means."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ae_pipeline.errors import TrainingError
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of held-out rows, which turn a new score into a conformal p-value.
+
+    For a row exchangeable with the n calibration rows, P(p_value ≤ b) ≤ b for every b, and at least b − 1/(n + 1) where scores do
+    not tie (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the promise fades as rows drift away from the
+    calibration days.
+
+    Attributes:
+        scores: Of the calibration rows, rising, (n,).
+        budget: Share of normal rows that may be flagged.
+    """
+
+    scores: Array
+    budget: float
+
+    def p_values(self, scores: Array) -> Array:
+        """Gives (1 + number of calibration rows that score as high) / (n + 1) for each score."""
+        as_high = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
+        p_values: Array = (1 + as_high) / (len(self.scores) + 1)
+        return p_values
+
+    def flags(self, p_values: Array) -> npt.NDArray[np.bool_]:
+        """Tells which rows fall into the budget."""
+        return np.asarray(p_values <= self.budget)
+
+    @property
+    def threshold(self) -> float:
+        """The lowest calibration score that is not flagged itself; a row is flagged when it scores higher."""
+        flagged = math.floor(self.budget * (len(self.scores) + 1)) - 1
+        return float(self.scores[len(self.scores) - 1 - flagged])
+
+
+def calibrate(scores: Array, budget: float, days: int) -> Calibration:
+    """Makes a calibration from the scores of held-out rows.
+
+    Args:
+        scores: Of rows that neither weights nor tails were fitted on, in any order.
+        budget: Share of normal rows that may be flagged.
+        days: How many days these rows span, to say how many would do.
+
+    Raises:
+        TrainingError: There are too few rows for the budget.
+    """
+    needed = math.ceil(round(1 / budget, 6)) - 1
+    if len(scores) < needed:
+        enough = math.ceil(days * needed / max(len(scores), 1))
+        raise TrainingError(
+            f"alerts.budget={budget:g} needs {needed:,} calibration rows, and the {days} calibration days hold "
+            f"{len(scores):,}; set calibration_days to about {enough}, or the budget to {1 / (len(scores) + 1):.2g} or more"
+        )
+    return Calibration(np.sort(scores), budget)

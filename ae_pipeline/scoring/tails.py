@@ -1,0 +1,50 @@
+"""Column losses to tail probabilities: how rarely a loss as high as this one is seen in rows like those of the window."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+_TAIL = 0.01
+_KNOTS = 65
+_MIN_EXCESS = 0.25
+
+
+@dataclass(frozen=True)
+class ColumnTails:
+    """−ln P(loss of the column ≥ x), by column.
+
+    Between knots it is interpolated; beyond the 99th percentile the tail is taken as exponential with the mean excess that
+    was seen there (Pickands 1975 for the limit, with shape 0).
+
+    Attributes:
+        knots: Losses at falling survival probabilities, (columns, knots), rising along each row.
+        levels: −ln of those probabilities, (knots,).
+        excess: Mean excess over the last knot, (columns,), nats.
+    """
+
+    knots: Array
+    levels: Array
+    excess: Array
+
+    def __call__(self, losses: Array) -> Array:
+        """Gives surprise of shape (n, columns), nats, for losses of that shape."""
+        surprise = np.empty_like(losses)
+        for column, (knots, excess) in enumerate(zip(self.knots, self.excess, strict=True)):
+            distinct, first = np.unique(knots, return_index=True)
+            beyond = np.maximum(losses[:, column] - knots[-1], 0) / excess
+            # Of equal knots the first bears the probability of reaching that loss.
+            surprise[:, column] = np.interp(losses[:, column], distinct, self.levels[first]) + beyond
+        return surprise
+
+
+def fit_tails(losses: Array) -> ColumnTails:
+    """Fits tails on the losses of rows that the weights were not fitted on, (n, columns)."""
+    survival = np.geomspace(1, _TAIL, _KNOTS)
+    knots = np.quantile(losses, 1 - survival, axis=0).T
+    over = np.maximum(losses - knots[:, -1], 0)
+    count = np.maximum((over > 0).sum(axis=0), 1)
+    excess = np.maximum(over.sum(axis=0) / count, _MIN_EXCESS)
+    return ColumnTails(np.ascontiguousarray(knots), -np.log(survival), excess)

@@ -1,0 +1,39 @@
+"""What MLflow runs to serve a bundle: loaded from code, so that nothing is pickled."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import polars as pl
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from ae_pipeline.bundle import ModelBundle
+
+
+class BundleModel(PythonModel):  # type: ignore[misc]
+    """Scores features with the bundle that was logged beside this file."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the bundle, once."""
+        self.bundle = ModelBundle.load(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
+        """Scores features.
+
+        Args:
+            context: Unused, the bundle is loaded.
+            model_input: Features, one row each; columns that the model was not fitted on are not looked at.
+            params: Unused.
+
+        Returns:
+            Columns z_000 …, score, p_value and is_anomaly, row for row, on the index of the input.
+        """
+        # Whole numbers with gaps come as floats from pandas; the encoder reads either.
+        scored = self.bundle.score(pl.from_pandas(model_input[[c for c in model_input if c in self.bundle.columns]]))
+        columns: dict[str, Any] = {f"z_{place:03d}": values for place, values in enumerate(scored.latents.T)}
+        columns |= {"score": scored.score, "p_value": scored.p_value, "is_anomaly": scored.is_anomaly}
+        return pd.DataFrame(columns, index=model_input.index)
+
+
+mlflow.models.set_model(BundleModel())

@@ -1,0 +1,191 @@
+"""Paths of what a dataset owns, files that appear whole or not at all, and Parquet files that know their content."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ae_pipeline.errors import StorageError
+
+ALL_ROWS = "all"
+"""What stands for the day of a dataset without event time."""
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_METADATA_PREFIX = b"ae_pipeline."
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """Where one dataset keeps what.
+
+    Attributes:
+        root: The data folder, shared by all datasets.
+        dataset: Name of the dataset.
+    """
+
+    root: Path
+    dataset: str
+
+    @property
+    def landing(self) -> Path:
+        """Where files land unless the configuration says otherwise."""
+        return self.root / "landing" / self.dataset
+
+    @property
+    def contract(self) -> Path:
+        """The schema contract: inferred once, then a person's to edit."""
+        return self.root / "contracts" / f"{self.dataset}.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        """What has been read from which landed file."""
+        return self.root / "staging" / self.dataset / "ledger.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one run of this dataset."""
+        return self.root / "locks" / f"{self.dataset}.lock"
+
+    @property
+    def latents(self) -> Path:
+        """The published Delta table."""
+        return self.root / "latents" / self.dataset
+
+    @property
+    def reports(self) -> Path:
+        """Reports of the dataset."""
+        return self.root / "reports" / self.dataset
+
+    def staged(self, name: str) -> Path:
+        """Typed rows of one landed file, by the name of its staged copy."""
+        return self.root / "staging" / self.dataset / "files" / f"{name}.parquet"
+
+    def quarantined(self, name: str) -> Path:
+        """Rows of one landed file that break the contract, by the name of its staged copy."""
+        return self.root / "quarantine" / self.dataset / f"{name}.parquet"
+
+    def raw(self, day: str) -> Path:
+        """Rows of one day, typed and deduplicated."""
+        return self.root / "raw" / self.dataset / f"{day}.parquet"
+
+    def features(self, day: str) -> Path:
+        """Cleaned and derived columns of one day."""
+        return self.root / "features" / self.dataset / f"{day}.parquet"
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and its parents.
+
+    Raises:
+        StorageError: A file stands where the folder must be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        blocking = next(p for p in (path, *path.parents) if p.exists() and not p.is_dir())
+        raise StorageError(f"{blocking} is a file where a folder must be; move it away") from error
+    except OSError as error:
+        raise _explained(error, path) from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to; on success it becomes `path` in one step.
+
+    Whatever goes wrong in between leaves `path` as it was and no temporary file.
+
+    Raises:
+        StorageError: The disk is full, or the place cannot be written.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = None) -> str:
+    """Writes a table in one step, with the hash of its content and further facts in the footer.
+
+    Args:
+        path: Where to.
+        table: What.
+        facts: Short texts to keep in the footer, read again by `read_facts`.
+
+    Returns:
+        The content hash: the same rows in the same order give the same hash.
+    """
+    content_hash = hash_table(table)
+    footer = {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})}
+    table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=122_880)
+    return content_hash
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Gives the facts in the footer of a file that `write_parquet` wrote, or none where there is no such file."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except FileNotFoundError:
+        return {}
+    prefix = len(_METADATA_PREFIX)
+    return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}
+
+
+def hash_table(table: pa.Table) -> str:
+    """Hashes names, types and values of a table, whatever its chunks."""
+    digest = hashlib.sha256()
+
+    class _Sink:
+        closed = False
+
+        def write(self, data: pa.Buffer) -> int:
+            digest.update(data)
+            return len(data)
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    plain = table.replace_schema_metadata(None).combine_chunks()
+    with pa.PythonFile(_Sink(), mode="w") as sink, pa.ipc.new_stream(sink, plain.schema) as writer:
+        writer.write_table(plain)
+    return digest.hexdigest()[:32]
+
+
+def hash_json(value: object) -> str:
+    """Hashes anything that JSON can hold; the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _explained(error: OSError, path: Path) -> OSError | StorageError:
+    if error.errno in _NO_SPACE:
+        return StorageError(
+            f"no space left while writing {path}; nothing was changed there: free some space and run again"
+        )
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return StorageError(f"{path} cannot be written ({error.strerror}); give this user the right to")
+    return error

@@ -1,0 +1,250 @@
+"""MLflow: one run for each training, and the registry of model versions. The only importer of mlflow beside serving.py."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")  # no run may wait for a network
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+import ae_pipeline
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import ColumnType
+from ae_pipeline.errors import StorageError
+from ae_pipeline.storage import make_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ae_pipeline.training import Epoch
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+"""Aliases in the registry: the newest trained version, and the one that serves."""
+
+_FLUSH_SECONDS = 5.0
+_SERVING = Path(__file__).with_name("serving.py")
+_TYPES = {
+    ColumnType.INTEGER: DataType.double,  # pandas makes floats of whole numbers with gaps
+    ColumnType.NUMBER: DataType.double,
+    ColumnType.CLOCK_HHMM: DataType.double,
+    ColumnType.BOOLEAN: DataType.boolean,
+    ColumnType.TIMESTAMP: DataType.datetime,
+    ColumnType.DATE: DataType.datetime,
+}
+
+
+@dataclass(frozen=True)
+class TrackedVersion:
+    """A registered model version.
+
+    Attributes:
+        dataset: Registered model's name.
+        version: Counted from 1 by the registry.
+        run_id: MLflow run that made it.
+        tags: Of the version; the gate's verdict is among them.
+    """
+
+    dataset: str
+    version: int
+    run_id: str
+    tags: Mapping[str, str]
+
+
+class Tracker:
+    """The MLflow store of a project: sqlite beside its artifacts.
+
+    Args:
+        root: Folder of store and artifacts.
+        uri: Another tracking server instead.
+    """
+
+    def __init__(self, root: Path, uri: str | None = None) -> None:
+        self.root = root
+        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client; opening a fresh sqlite store from several processes at once would corrupt it, hence the lock."""
+        make_folder(self.root)
+        with FileLock(self.root / ".mlflow.lock"):
+            mlflow.set_tracking_uri(self.uri)
+            mlflow.set_registry_uri(self.uri)
+            client = MlflowClient(self.uri, self.uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    def experiment(self, dataset: str) -> str:
+        """Gives the id of the dataset's experiment, making it where there is none."""
+        with FileLock(self.root / ".mlflow.lock"):
+            found = self.client.get_experiment_by_name(dataset)
+            if found is not None:
+                return str(found.experiment_id)
+            location = make_folder(self.root / "artifacts" / dataset).resolve().as_uri()
+            return str(self.client.create_experiment(dataset, artifact_location=location))
+
+    @contextmanager
+    def training(self, dataset: str, name: str, tags: Mapping[str, str]) -> Iterator["TrainingRun"]:
+        """Opens the MLflow run of a training; a retry of the same one, by its tags, continues its run.
+
+        Args:
+            dataset: Names the experiment.
+            name: Of the run.
+            tags: What tells this training from all others, such as the Dagster run.
+        """
+        experiment = self.experiment(dataset)
+        same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self.client.search_runs([experiment], same, max_results=1) if same else []
+        if found:
+            run_id = str(found[0].info.run_id)
+            self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        else:
+            run_id = str(self.client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
+        run = TrainingRun(self, dataset, run_id)
+        try:
+            yield run
+        except BaseException as error:
+            self.client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:500])
+            self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+            raise
+        self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+
+    def version_of_run(self, dataset: str, run_id: str) -> TrackedVersion | None:
+        """Gives the version that a run registered, if any."""
+        found = self.client.search_model_versions(f"name = '{dataset}' and run_id = '{run_id}'")
+        return _tracked(found[0]) if found else None
+
+    def version(self, dataset: str, alias: str) -> TrackedVersion | None:
+        """Gives the version that bears an alias, if any."""
+        try:
+            return _tracked(self.client.get_model_version_by_alias(dataset, alias))
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+
+    def set_alias(self, dataset: str, alias: str, version: int) -> None:
+        """Moves an alias."""
+        self.client.set_registered_model_alias(dataset, alias, str(version))
+
+    def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
+        """Tags a version."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(dataset, str(version), key, value)
+
+    def bundle_folder(self, version: TrackedVersion) -> Path:
+        """Gives the local folder of a version's bundle.
+
+        Raises:
+            StorageError: Its artifacts are not where the registry says.
+        """
+        uri = self.client.get_model_version_download_uri(version.dataset, str(version.version))
+        parsed = urlparse(uri)
+        if parsed.scheme in {"", "file"}:
+            folder = Path(unquote(parsed.path)) / "artifacts" / "bundle"
+        else:
+            folder = Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/bundle"))
+        if not folder.is_dir():
+            raise StorageError(f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder "
+                               "of MLflow's artifacts was moved or emptied: put it back, or train anew")
+        return folder
+
+
+class TrainingRun:
+    """One open MLflow run."""
+
+    def __init__(self, tracker: Tracker, dataset: str, run_id: str) -> None:
+        self.tracker, self.dataset, self.run_id = tracker, dataset, run_id
+        self._waiting: list[Metric] = []
+        self._flushed = time.monotonic()
+
+    def log_params(self, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> None:
+        """Logs parameters and tags in one call."""
+        self.tracker.client.log_batch(
+            self.run_id,
+            params=[Param(key, str(value)[:6000]) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+    def log_epoch(self, epoch: "Epoch") -> None:
+        """Logs an epoch's figures, several epochs at a time where they are short."""
+        self.log_metrics({"train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss,
+                          "learning_rate": epoch.learning_rate}, epoch.number)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Keeps metrics for the next flush."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+
+    def flush(self) -> None:
+        """Writes the metrics that wait."""
+        for start in range(0, len(self._waiting), 900):  # the store takes 1,000 at a time
+            self.tracker.client.log_batch(self.run_id, metrics=self._waiting[start : start + 900])
+        self._waiting.clear()
+        self._flushed = time.monotonic()
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Logs a plot."""
+        self.tracker.client.log_figure(self.run_id, figure, name)
+
+    def log_json(self, value: Any, name: str) -> None:
+        """Logs a JSON file."""
+        self.tracker.client.log_dict(self.run_id, value, name)
+
+    def register(self, bundle: ModelBundle, folder: Path) -> TrackedVersion:
+        """Logs the bundle as a pyfunc model without pickle and registers it as the challenger.
+
+        A version that this run has registered before is replaced, so that a retry does not leave two.
+
+        Args:
+            bundle: For its columns.
+            folder: Where it is saved.
+        """
+        self.flush()
+        if before := self.tracker.version_of_run(self.dataset, self.run_id):
+            self.tracker.client.delete_model_version(self.dataset, str(before.version))
+        with mlflow.start_run(run_id=self.run_id, nested=mlflow.active_run() is not None):
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(_SERVING),
+                artifacts={"bundle": str(folder)},
+                signature=_signature(bundle),
+                pip_requirements=[f"ae-pipeline=={ae_pipeline.__version__}"],
+                registered_model_name=self.dataset,
+            )
+        registered = self.tracker.version_of_run(self.dataset, self.run_id)
+        if registered is None:
+            raise StorageError(f"MLflow has not registered the model of run {self.run_id}; look at its log and run again")
+        self.tracker.set_alias(self.dataset, CHALLENGER, registered.version)
+        # Registering has closed the run; it ends when the training does.
+        self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        return registered
+
+
+def _signature(bundle: ModelBundle) -> ModelSignature:
+    inputs = [
+        ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False) for column in bundle.encoder.columns
+    ]
+    outputs = [ColSpec(DataType.float, f"z_{place:03d}") for place in range(bundle.model.latent_dim)]
+    outputs += [ColSpec(DataType.double, "score"), ColSpec(DataType.double, "p_value"), ColSpec(DataType.boolean, "is_anomaly")]
+    return ModelSignature(Schema(inputs), Schema(outputs))
+
+
+def _tracked(version: ModelVersion) -> TrackedVersion:
+    return TrackedVersion(str(version.name), int(version.version), str(version.run_id), dict(version.tags))
