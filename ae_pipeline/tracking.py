@@ -1,5 +1,6 @@
 """MLflow: one run for each training, and the registry of model versions. The only importer of mlflow beside serving.py."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -7,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")  # no run may wait for a network
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from filelock import FileLock
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 """Aliases in the registry: the newest trained version, and the one that serves."""
+
+for _chatty in ("mlflow.store.db.utils", "mlflow.tracking._model_registry.client", "mlflow.utils.requirements_utils", "alembic"):
+    logging.getLogger(_chatty).setLevel(logging.ERROR)
 
 _FLUSH_SECONDS = 5.0
 _SERVING = Path(__file__).with_name("serving.py")
@@ -90,12 +96,13 @@ class Tracker:
 
     def experiment(self, dataset: str) -> str:
         """Gives the id of the dataset's experiment, making it where there is none."""
+        client = self.client
         with FileLock(self.root / ".mlflow.lock"):
-            found = self.client.get_experiment_by_name(dataset)
+            found = client.get_experiment_by_name(dataset)
             if found is not None:
                 return str(found.experiment_id)
             location = make_folder(self.root / "artifacts" / dataset).resolve().as_uri()
-            return str(self.client.create_experiment(dataset, artifact_location=location))
+            return str(client.create_experiment(dataset, artifact_location=location))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str]) -> Iterator["TrainingRun"]:
@@ -136,6 +143,18 @@ class Tracker:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 return None
             raise
+
+    def version_number(self, dataset: str, version: int) -> TrackedVersion:
+        """Gives a version by its number.
+
+        Raises:
+            StorageError: The registry does not have it.
+        """
+        try:
+            return _tracked(self.client.get_model_version(dataset, str(version)))
+        except MlflowException as error:
+            raise StorageError(f"the registry has no version {version} of model {dataset!r}; the published table was scored with "
+                               "it: put the store back, or train and publish anew") from error
 
     def set_alias(self, dataset: str, alias: str, version: int) -> None:
         """Moves an alias."""
@@ -207,23 +226,20 @@ class TrainingRun:
         """Logs a JSON file."""
         self.tracker.client.log_dict(self.run_id, value, name)
 
-    def register(self, bundle: ModelBundle, folder: Path) -> TrackedVersion:
+    def register(self, bundle: ModelBundle) -> TrackedVersion:
         """Logs the bundle as a pyfunc model without pickle and registers it as the challenger.
 
         A version that this run has registered before is replaced, so that a retry does not leave two.
-
-        Args:
-            bundle: For its columns.
-            folder: Where it is saved.
         """
         self.flush()
         if before := self.tracker.version_of_run(self.dataset, self.run_id):
             self.tracker.client.delete_model_version(self.dataset, str(before.version))
-        with mlflow.start_run(run_id=self.run_id, nested=mlflow.active_run() is not None):
+        with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=mlflow.active_run() is not None):
+            bundle.save(Path(folder) / "bundle")
             mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(_SERVING),
-                artifacts={"bundle": str(folder)},
+                artifacts={"bundle": str(Path(folder) / "bundle")},
                 signature=_signature(bundle),
                 pip_requirements=[f"ae-pipeline=={ae_pipeline.__version__}"],
                 registered_model_name=self.dataset,

@@ -84,12 +84,7 @@ class Ledger:
 
     def sources(self, day: str) -> list[tuple[str, LandedFile]]:
         """Files with rows of a day, the newest last."""
-        having = [(name, entry) for name, entry in self.files.items() if day in entry.days]
-        return sorted(having, key=lambda item: (item[1].modified_ns, item[0]))
-
-    def input_hash(self, day: str) -> str:
-        """Changes when another set of staged rows makes up the day."""
-        return hash_json([RAW_VERSION, *(entry.staged for _, entry in self.sources(day))])
+        return sorted(((name, entry) for name, entry in self.files.items() if day in entry.days), key=_landing_order)
 
 
 @dataclass(frozen=True)
@@ -100,13 +95,24 @@ class Intake:
         ledger: As it now stands.
         contract: The contract in force.
         read: Files read now, since they were new or changed.
-        days: Days whose rows may have changed by that, also by rows that a newer version of a file no longer has.
+        moved: Identities by the day that has lost them: a newer file gives them another event time.
     """
 
     ledger: Ledger
     contract: SchemaContract
     read: tuple[str, ...]
-    days: tuple[str, ...]
+    moved: dict[str, list[str]]
+
+    def pending_days(self, paths: DatasetPaths) -> list[str]:
+        """Lists days whose raw rows are not what the landed files now give, also days that have lost all theirs."""
+        built = {path.stem for path in paths.raw("_").parent.glob("*.parquet")}
+        days = sorted({*self.ledger.days, *built})
+        return [day for day in days if read_facts(paths.raw(day)).get("input_hash") != self.input_hash(day)]
+
+    def input_hash(self, day: str) -> str:
+        """Changes when other staged rows make up the day."""
+        staged = [entry.staged for _, entry in self.ledger.sources(day)]
+        return hash_json([RAW_VERSION, staged, self.moved.get(day), self.contract.fingerprint])
 
 
 def landing_folder(config: PipelineConfig, paths: DatasetPaths) -> Path:
@@ -193,9 +199,27 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
     if changed_columns:
         more = f" ({len(changed_columns) - 1} further files likewise)" if len(changed_columns) > 1 else ""
         raise SchemaError(f"{changed_columns[0]}{more}") from changed_columns[0]
-    changed = [name for name in new if files[name] != before.files.get(name)]
-    touched = {day for name in changed for entry in (files[name], before.files.get(name)) if entry for day in entry.days}
-    return Intake(ledger, contract, tuple(changed), tuple(sorted(touched)))
+    changed = tuple(name for name in new if files[name] != before.files.get(name))
+    return Intake(ledger, contract, changed, _moved(ledger, config, paths))
+
+
+def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[str, list[str]]:
+    """Finds identities that a newer file has moved to another day; with the event time in the identity none can move."""
+    if config.event_time is None or config.event_time in config.identity:
+        return {}
+    staged = [entry.staged for _, entry in sorted(ledger.files.items(), key=_landing_order) if entry.staged]
+    if not staged:
+        return {}
+    rows = pl.concat([
+        pl.scan_parquet(paths.staged(name)).select("row_id", "_day", _order=pl.lit(order)) for order, name in enumerate(staged)
+    ])
+    newest = pl.col("_day").sort_by("_order").last().over("row_id")
+    lost = rows.filter(pl.col("_day") != newest).select("row_id", "_day").unique().sort("row_id").collect()
+    return {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day")}
+
+
+def _landing_order(item: tuple[str, LandedFile]) -> tuple[int, str]:
+    return item[1].modified_ns, item[0]
 
 
 def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path]) -> None:
@@ -322,25 +346,26 @@ class DayResult:
     superseded: int = 0
 
 
-def build_raw_day(day: str, ledger: Ledger, contract: SchemaContract, paths: DatasetPaths) -> DayResult:
+def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
     """Writes the raw rows of a day, unless they are up to date.
 
     Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity once.
     """
     target = paths.raw(day)
-    facts = read_facts(target)
-    input_hash = hash_json([ledger.input_hash(day), contract.fingerprint])
+    facts, input_hash = read_facts(target), intake.input_hash(day)
     if facts.get("input_hash") == input_hash:
         return DayResult(day, int(facts["rows"]), facts["content_hash"], False, int(facts["superseded"]))
-    empty = pl.DataFrame(schema={**contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")})
+    schema = {**intake.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
+    empty = pl.DataFrame(schema=schema)
     parts = [
         pl.read_parquet(paths.staged(entry.staged)).filter(pl.col("_day") == day)
-        for _, entry in ledger.sources(day)
+        for _, entry in intake.ledger.sources(day)
         if entry.staged
     ]
     # Diagonal: a copy staged before an optional column was declared lacks it.
-    rows = pl.concat([empty, *parts], how="diagonal").select(*empty.columns)
-    kept = rows.unique(subset="row_id", keep="last", maintain_order=True).sort("event_time", "row_id")
+    rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
+    kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
+    kept = kept.filter(~pl.col("row_id").is_in(intake.moved.get(day, []))).sort("event_time", "row_id")
     superseded = rows.height - kept.height
     content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
     return DayResult(day, kept.height, content_hash, True, superseded)
@@ -352,3 +377,11 @@ def quarantine_counts(files: Sequence[LandedFile]) -> dict[str, int]:
     for entry in files:
         total.update(entry.quarantined)
     return dict(total.most_common())
+
+
+def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
+    """Counts rows of days whose identity stands a second time among them."""
+    if not days:
+        return 0
+    rows = pl.scan_parquet([paths.raw(day) for day in days]).select(doubled=pl.len() - pl.col("row_id").n_unique())
+    return int(rows.collect()["doubled"][0])

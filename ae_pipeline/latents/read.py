@@ -1,7 +1,10 @@
 """Reads the published latent table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 from deltalake import DeltaTable
 
@@ -25,3 +28,15 @@ def current_files(paths: DatasetPaths) -> list[str]:
 def published_day(path: str, paths: DatasetPaths) -> pl.DataFrame:
     """Reads one file of the table."""
     return pl.read_parquet(paths.latents / path)
+
+
+def model_version_of(paths: DatasetPaths) -> int:
+    """Gives the model version that the table was scored with; all its rows bear the same."""
+    return int(published_day(current_files(paths)[-1], paths)["model_version"][0])
+
+
+def latents_of(files: Sequence[str], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
+    """Reads the latents of some files of the table, (n, latent_dim)."""
+    names = [f"z_{place:03d}" for place in range(latent_dim)]
+    parts = [pl.read_parquet(paths.latents / path, columns=names).to_numpy() for path in files]
+    return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)

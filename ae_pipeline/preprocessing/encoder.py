@@ -205,9 +205,7 @@ def _spoken_value(encoding: ColumnEncoding, value: Any) -> str:
         return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
     if encoding.type == ColumnType.TIMESTAMP:
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
-    if encoding.type in {ColumnType.NUMBER, ColumnType.INTEGER}:
-        return _spoken_number(float(value)) if encoding.type == ColumnType.NUMBER else str(value)
-    return str(value)
+    return _spoken_number(float(value)) if encoding.type in {ColumnType.NUMBER, ColumnType.INTEGER} else str(value)
 
 
 def fit_encoder(features: pl.DataFrame, columns: Sequence[FeatureColumn]) -> Encoder:
@@ -294,7 +292,7 @@ def _lay_out(columns: Sequence[ColumnEncoding]) -> tuple[Block, ...]:
                 wanted[BlockKind.CYCLIC] += [(column, "time_of_day", 2), (column, "weekday", 2)]
             case _:
                 wanted[BlockKind.CYCLIC].append((column, "time_of_day", 2))
-        if column.type not in {ColumnType.CATEGORY, ColumnType.BOOLEAN} and column.name != "event_time":
+        if column.type not in {ColumnType.CATEGORY, ColumnType.BOOLEAN} and column.name != "event_time":  # it is never missing
             wanted[BlockKind.BINARY].append((column, "missing", 1))
     places: dict[tuple[str, str], int] = {}
     start = 0

@@ -52,8 +52,8 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Cleans raw rows and derives columns.
 
-    Clocks become minutes after midnight, 2400 among them as 0; text loses surrounding blanks, and empty text is missing;
-    derived numbers that are not finite are missing.
+    Numbers are float64, so that a day without gaps has the same types as one with gaps; clocks become minutes after midnight,
+    2400 among them as 0; text loses surrounding blanks, and empty text is missing; derived numbers that are not finite are missing.
 
     Args:
         raw: Raw rows with `row_id` and `event_time`.
@@ -85,12 +85,23 @@ def _clean(name: str, kind: ColumnType) -> pl.Expr:
     value = pl.col(name)
     match kind:
         case ColumnType.CLOCK_HHMM:
-            return ((value // 100 * 60 + value % 100) % MINUTES_PER_DAY).cast(pl.Int16).alias(name)
+            return ((value // 100 * 60 + value % 100) % MINUTES_PER_DAY).cast(pl.Float64).alias(name)
+        case ColumnType.INTEGER | ColumnType.NUMBER:
+            return value.cast(pl.Float64)
         case ColumnType.TEXT | ColumnType.CATEGORY:
             text = value.str.strip_chars()
             return pl.when(text != "").then(text).alias(name)
         case _:
             return value
+
+
+def features_input_hash(day: str, config: PipelineConfig, contract: SchemaContract, paths: DatasetPaths) -> str | None:
+    """Changes when the day's raw rows or the settings would give other features; None where there are no raw rows."""
+    raw_facts = read_facts(paths.raw(day))
+    if not raw_facts:
+        return None
+    settings = [config.exclude, sorted(config.derive.items()), config.event_time]
+    return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])
 
 
 def build_features_day(day: str, config: PipelineConfig, contract: SchemaContract, paths: DatasetPaths) -> DayResult:
@@ -99,11 +110,9 @@ def build_features_day(day: str, config: PipelineConfig, contract: SchemaContrac
     Raises:
         StorageError: The raw rows of the day are not there.
     """
-    raw_facts = read_facts(paths.raw(day))
-    if not raw_facts:
+    input_hash = features_input_hash(day, config, contract, paths)
+    if input_hash is None:
         raise StorageError(f"raw_data of {config.dataset!r} has no {day}; materialize that partition first")
-    derived = [config.exclude, sorted(config.derive.items()), config.event_time]
-    input_hash = hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, derived])
     target = paths.features(day)
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:

@@ -1,0 +1,169 @@
+"""The command line: `ae-pipeline run <dataset>` brings a dataset up to date through Dagster and says what came of it."""
+
+import argparse
+import datetime as dt
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ae_pipeline.errors import ConfigError, PipelineError
+from ae_pipeline.storage import ALL_ROWS
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from ae_pipeline.config import PipelineConfig
+    from ae_pipeline.orchestration.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="ae-pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="ingest what has landed, train if there is enough new, publish and report")
+    run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
+    register = commands.add_parser("prepare", help="prepare the Dagster instance and the MLflow store for a first start")
+    register.set_defaults(dataset=None)
+    chosen = parser.parse_args(arguments)
+    _set_environment()
+    try:
+        return _run(chosen.dataset) if chosen.command == "run" else _prepare()
+    except PipelineError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _set_environment() -> None:
+    os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster"))
+    # Threads that spin while they wait slow a busy machine down twentyfold; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _prepare() -> int:
+    """Opens the stores once, so that servers started together find them made, and registers each dataset's pool."""
+    _, workspace, configs, instance = _load()
+    for dataset in configs:
+        # Dagster enforces a pool only once it has been seen.
+        instance.event_log_storage.set_concurrency_slots(dataset, 1)
+    workspace.tracker().client.search_experiments(max_results=1)
+    return 0
+
+
+def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"], "dg.DagsterInstance"]:
+    import dagster as dg
+
+    from ae_pipeline.component import AutoencoderPipeline
+    from ae_pipeline.definitions import defs
+
+    definitions = defs()
+    tree = definitions.component_tree
+    components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
+    configs = {component.config.dataset: component.config for component in components}
+    workspace: Workspace = (definitions.resources or {})["workspace"]
+    return definitions, workspace, configs, dg.DagsterInstance.get()
+
+
+def _run(dataset: str) -> int:
+    from ae_pipeline.orchestration.retraining import features_content, is_training_due
+
+    began = time.monotonic()
+    print(f"Bringing {dataset!r} up to date.")
+    definitions, workspace, configs, instance = _load()
+    if dataset not in configs:
+        raise ConfigError(f"no dataset {dataset!r} in the defs folder; there are {', '.join(sorted(configs)) or 'none'}")
+    config, paths = configs[dataset], workspace.paths(dataset)
+    _land_demo(config, workspace)
+
+    from ae_pipeline.ingestion.landing import take_in
+    from ae_pipeline.orchestration.automation import last_trained_content
+    from ae_pipeline.orchestration.console import paced
+    from ae_pipeline.orchestration.pending import days_without_features, days_without_report
+
+    worked = False
+    say = paced(lambda words: print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True), seconds=2)
+    with workspace.locked(dataset):
+        intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), say)
+    pending = sorted({*intake.pending_days(paths), *days_without_features(config, paths)})
+    for days in _contiguous(pending):
+        _execute(definitions, instance, config, "ingest", days)
+        worked = True
+
+    due = is_training_due(features_content(paths), last_trained_content(instance, config), config.retrain.min_new_rows)
+    if due.yes:
+        _heading(f"Training: {due.words}.")
+        _execute(definitions, instance, config, "train", None)
+        worked = True
+    else:
+        _heading(f"Not training: {due.words}.")
+
+    stale = days_without_report(config, paths, workspace.tracker())
+    for days in _contiguous(stale):
+        _execute(definitions, instance, config, "publish", days)
+        worked = True
+    if not worked:
+        _heading("Nothing to do: every landed file is read, every day is published under the model that serves.")
+    from ae_pipeline.orchestration.summary import summarise
+
+    print(summarise(config, paths, workspace.tracker(), instance))
+    print(f"Took {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+def _land_demo(config: "PipelineConfig", workspace: "Workspace") -> None:
+    from ae_pipeline.demo import DEMOS
+    from ae_pipeline.ingestion.landing import landing_folder
+
+    land = DEMOS.get(config.dataset)
+    folder = landing_folder(config, workspace.paths(config.dataset))
+    if land and not (folder.is_dir() and any(folder.iterdir())):
+        print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {land(folder):,} files landed in {folder}", flush=True)
+
+
+def _execute(
+    definitions: "dg.Definitions",
+    instance: "dg.DagsterInstance",
+    config: "PipelineConfig",
+    job: str,
+    days: tuple[str, str] | None,
+) -> None:
+    from ae_pipeline.orchestration.automation import job_name
+
+    name = job_name(config, job)
+    span = "" if days is None or days[0] == ALL_ROWS else days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
+    _heading(f"{name} {span}".strip())
+    tags = {}
+    if span and days:
+        tags = {"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
+    result = definitions.resolve_job_def(name).execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    if not result.success:
+        raise PipelineError(f"the run {result.run_id} of {name} failed for the reason above; it can be looked at with `make ui`")
+
+
+def _contiguous(days: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Joins neighbouring days to ranges, each of which one run materializes."""
+    if list(days) == [ALL_ROWS]:
+        yield ALL_ROWS, ALL_ROWS
+        return
+    start = previous = None
+    for day in map(dt.date.fromisoformat, days):
+        if start is None or previous is None:
+            start = day
+        elif day - previous > dt.timedelta(days=1):
+            yield start.isoformat(), previous.isoformat()
+            start = day
+        previous = day
+    if start and previous:
+        yield start.isoformat(), previous.isoformat()
+
+
+def _heading(words: str) -> None:
+    print(f"\n{words}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""AutoencoderPipeline: one dataset's defs.yaml to that dataset's Dagster definitions."""
+
+from typing import Any, Self
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.assets import build_assets
+from ae_pipeline.orchestration.automation import build_automation
+from ae_pipeline.orchestration.workspace import dataset_lock
+
+_TEMPLATE = """\
+type: ae_pipeline.component.AutoencoderPipeline
+
+attributes:
+  dataset: {name} # names the assets, the folders and the registered model
+  description: What a row is, and where it comes from.
+  owners: ["team:your-team"]
+
+  # Put CSV or Parquet files into data/landing/{name}, or say where they land:
+  # source: {{path: /where/files/land, pattern: "**/*.csv"}}
+
+  identity: [id] # columns that together name a row; a later row of the same identity replaces it
+  event_time: created_at # cuts daily partitions; leave it and start out where rows have no time
+  start: 2025-01-01 # first day, UTC
+  # end: 2025-12-31 # last day; leave out while data keeps coming
+
+  # Types are inferred once, into data/contracts/{name}.yaml. Say only what values cannot show:
+  # columns: {{departure: clock_hhmm, shop_number: category}}
+  # exclude: [a_column_the_model_must_not_see]
+  # derive: {{price_per_item: "price / items"}}
+
+  model:
+    architecture: dense
+    latent_dim: 8 # columns z_000 … z_007 of the latent table
+    hidden: [128, 64] # widths of the encoder; the decoder mirrors them
+
+  training:
+    window_days: 365 # the newest days that a training looks at, cut by time:
+    validation_days: 21 # … then these, for early stopping
+    calibration_days: 42 # … and the newest ones, for the p-values of the scores
+
+  alerts:
+    budget: 0.001 # one alert in a thousand normal rows
+
+  retrain:
+    cron: "0 3 * * 1" # UTC; the schedule is stopped until you start it
+    min_new_rows: 1000 # a tick with fewer new rows skips
+"""
+
+
+class _Scaffolder(dg.Scaffolder[Any]):
+    """Writes a prefilled and commented defs.yaml."""
+
+    def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
+        """Writes the file for `dg scaffold defs ae_pipeline.component.AutoencoderPipeline <name>`."""
+        target = request.target_path / "defs.yaml"
+        name = request.target_path.name.lower().replace("-", "_")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(_TEMPLATE.format(name=name), encoding="utf-8")
+
+
+@dg.scaffold_with(_Scaffolder)
+class AutoencoderPipeline(dg.Component):
+    """A dataset's chain from landed files to a published latent table and a report of its strangest rows.
+
+    raw_data → features → autoencoder → champion → latent_features → anomaly_report, in a group of the dataset's name, with
+    checks, jobs, and a schedule that retrains.
+    """
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """Gives the schema of the YAML's attributes."""
+        return PipelineConfig
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:  # noqa: ARG003
+        """Takes the validated attributes."""
+        return cls(PipelineConfig.model_validate(attributes))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
+        """Builds the dataset's definitions."""
+        return dg.Definitions.merge(
+            dg.Definitions(
+                assets=build_assets(self.config),
+                resources={f"{self.config.dataset}_lock": dataset_lock(self.config.dataset)},
+            ),
+            build_automation(self.config),
+        )

@@ -1,0 +1,32 @@
+"""The code location: what is in the defs folder, and the resources and executor that a deployment chooses."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from ae_pipeline.orchestration.console import line_logger
+from ae_pipeline.orchestration.workspace import Workspace
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Everything that Dagster loads."""
+    # A new process for each step imports everything anew: 2 s of a step that may itself take less.
+    executor = dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
+    return dg.Definitions.merge(
+        dg.load_from_defs_folder(path_within_project=Path(__file__)),
+        dg.Definitions(
+            resources={
+                "workspace": Workspace(
+                    data_folder=os.environ.get("AE_PIPELINE_DATA", str(PROJECT_ROOT / "data")),
+                    mlflow_folder=os.environ.get("AE_PIPELINE_MLRUNS", str(PROJECT_ROOT / "mlruns")),
+                    tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
+                )
+            },
+            executor=executor,
+            loggers={"console": line_logger},
+        ),
+    )

@@ -1,0 +1,139 @@
+"""What the model assets do between core, tracking and gate."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import StorageError, TrainingError
+from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.latents.read import current_files, model_version_of
+from ae_pipeline.orchestration.retraining import features_content
+from ae_pipeline.preprocessing.features import feature_columns
+from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.promotion import Verdict, finite_weights, is_promoted, latents_not_collapsed, loss_fell
+from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
+from ae_pipeline.training import Epoch, TrainingResult
+
+_GATE = "gate"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training and what became of it."""
+
+    bundle: ModelBundle
+    result: TrainingResult
+    version: TrackedVersion
+    verdicts: tuple[Verdict, ...]
+    content: dict[str, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which version serves, and why."""
+
+    champion: TrackedVersion
+    promoted: bool
+    words: str
+
+
+def train_challenger(
+    config: PipelineConfig,
+    paths: DatasetPaths,
+    tracker: Tracker,
+    origin: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Trained:
+    """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger."""
+    if not paths.contract.exists():
+        raise TrainingError(f"nothing to train on: raw_data and features of {config.dataset!r} were never materialized")
+    content = features_content(paths)
+    window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
+    columns = feature_columns(config, load_contract(paths.contract))
+    say(f"training on {len(window.train)} days, validating on {len(window.validation)}, calibrating on {len(window.calibration)}")
+    with tracker.training(config.dataset, f"{config.dataset} {window.days[-1]}", origin) as run:
+        run.log_params(
+            {**_flat("model", config.model.model_dump()), **_flat("training", config.training.model_dump()),
+             "alerts.budget": config.alerts.budget},
+            tags={"window.fingerprint": window.fingerprint, "window.first_day": window.days[0], "window.last_day": window.days[-1]},
+        )
+
+        def report(epoch: Epoch) -> None:
+            run.log_epoch(epoch)
+            say(f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.3f}, "
+                f"validation {epoch.validation_loss:.3f} nats")
+
+        bundle, result = fit_bundle(config, columns, window, paths, report)
+        for entry in bundle.encoder.left_out:
+            say(f"column {entry.column!r} is left out: {entry.reason}")
+        verdicts = (
+            finite_weights(bundle),
+            loss_fell(result),
+            latents_not_collapsed(bundle.encode(window.rows("validation", paths))),
+        )
+        run.log_metrics({"best_epoch": result.best_epoch, "best_validation_loss": result.best_loss,
+                         "score_threshold": bundle.calibration.threshold})
+        run.log_json({"window": {part: list(getattr(window, part)) for part in ("train", "validation", "calibration")},
+                      "content": content}, "window.json")
+        from ae_pipeline.reports.plots import loss_curve
+
+        run.log_figure(loss_curve(result), "loss.png")
+        version = run.register(bundle)
+    passed = is_promoted(verdicts)
+    broken = "; ".join(verdict.words for verdict in verdicts if not verdict.passed)
+    tracker.tag_version(config.dataset, version.version, {_GATE: "passed" if passed else f"rejected: {broken}"})
+    say(f"registered as version {version.version}, MLflow run {version.run_id}")
+    return Trained(bundle, result, version, verdicts, content)
+
+
+def decide(config: PipelineConfig, tracker: Tracker) -> Decision:
+    """Lets the challenger take over where it passed the gate.
+
+    Raises:
+        TrainingError: There is no version that could serve.
+    """
+    challenger, champion = (tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
+    if challenger is None:
+        raise TrainingError(f"{config.dataset!r} has no trained model; materialize autoencoder first")
+    if champion is not None and champion.version == challenger.version:
+        return Decision(champion, False, f"version {champion.version} serves already")
+    gate = challenger.tags.get(_GATE, "rejected: it was never judged")
+    if gate == "passed":
+        tracker.set_alias(config.dataset, CHAMPION, challenger.version)
+        before = f" in place of version {champion.version}" if champion else ""
+        return Decision(challenger, True, f"version {challenger.version} passed the gate and serves{before}")
+    if champion is None:
+        raise TrainingError(f"version {challenger.version} of {config.dataset!r} was {gate}, and there is no other version to serve; "
+                            "look at the checks of autoencoder and train anew")
+    return Decision(champion, False, f"challenger {challenger.version} {gate}; version {champion.version} goes on serving")
+
+
+def load_champion(config: PipelineConfig, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
+    """Loads the model that serves.
+
+    Raises:
+        TrainingError: There is none.
+    """
+    champion = tracker.version(config.dataset, CHAMPION)
+    if champion is None:
+        raise TrainingError(f"{config.dataset!r} has no champion; materialize autoencoder and champion first")
+    return champion, ModelBundle.load(tracker.bundle_folder(champion))
+
+
+def load_version_of_table(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
+    """Loads the model that the published table was scored with.
+
+    Raises:
+        StorageError: Nothing was published yet.
+    """
+    if not current_files(paths):
+        raise StorageError(f"nothing was published for {config.dataset!r}; materialize latent_features first")
+    version = tracker.version_number(config.dataset, model_version_of(paths))
+    return version, ModelBundle.load(tracker.bundle_folder(version))
+
+
+def _flat(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
+    return {f"{prefix}.{key}": value for key, value in values.items()}

@@ -1,0 +1,251 @@
+"""The anomaly report: ranked rows of each day with explanations, and one page and one JSON file over all days."""
+
+import datetime as dt
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import polars as pl
+
+from ae_pipeline.bundle import Contribution, ModelBundle
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.read import current_files, published_day
+from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet, write_text
+
+REPORT_VERSION = "1"
+"""Raised when the same scores would give another report."""
+
+SUMMARY_FORMAT = 1
+"""Of summary.json; raised when a reader of before would stumble."""
+
+_ALWAYS_SHOWN = 3
+
+_SCHEMA = {
+    "row_id": pl.String(),
+    "event_time": pl.Datetime("us", "UTC"),
+    "score": pl.Float64(),
+    "p_value": pl.Float64(),
+    "is_anomaly": pl.Boolean(),
+    "model_version": pl.Int64(),
+    "because": pl.String(),
+    "contributions": pl.List(
+        pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ReportDay:
+    """A day's ranked rows.
+
+    Attributes:
+        day: ISO date, or `ALL_ROWS`.
+        rows: Rows scored.
+        flagged: Rows within the alert budget.
+        content_hash: Of the ranked rows.
+    """
+
+    day: str
+    rows: int
+    flagged: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """A row of the report."""
+
+    row_id: str
+    event_time: dt.datetime | None
+    score: float
+    p_value: float
+    is_anomaly: bool
+    because: str
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report came to.
+
+    Attributes:
+        page: The HTML page over all days.
+        summary: The same as JSON.
+        alerts: Ranked rows of all days as Parquet.
+        days: Days of this run.
+        rows: Rows scored on the days of this run.
+        flagged: Flagged ones among them.
+        strangest: Highest scores over all days.
+    """
+
+    page: Path
+    summary: Path
+    alerts: Path
+    days: tuple[ReportDay, ...]
+    rows: int
+    flagged: int
+    strangest: tuple[RankedRow, ...]
+
+
+def build_report(
+    days: Sequence[str],
+    paths: DatasetPaths,
+    bundle: ModelBundle,
+    model_version: int,
+    run_id: str,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Report:
+    """Ranks and explains the strangest rows of days, and rewrites page and summary over all days reported so far.
+
+    A day's flagged rows are listed, and its three strangest where fewer are flagged.
+
+    Args:
+        days: Days to report on; they must be published.
+        paths: The dataset's.
+        bundle: The model that the table was scored with.
+        model_version: Its version.
+        run_id: MLflow run that made it.
+        progress: Told while it works.
+
+    Raises:
+        PublicationError: A day has features and is not in the published table.
+    """
+    files = {path.split("/")[1]: path for path in current_files(paths)}
+    built = []
+    for done, day in enumerate(days):
+        progress(done, len(days), "days reported")
+        built.append(_report_day(day, files.get(day), paths, bundle))
+    everything = _all_days(paths, set(files))
+    alerts = paths.reports / "alerts.parquet"
+    write_parquet(alerts, everything.to_arrow())
+    strangest = _ranked(everything.head(bundle.config.alerts.report_rows))
+    summary = _summary(paths, bundle, model_version, run_id, files, strangest)
+    write_text(paths.reports / "summary.json", json.dumps(summary, indent=1, default=str))
+    write_text(paths.reports / "report.html", _page(summary, strangest))
+    return Report(
+        paths.reports / "report.html",
+        paths.reports / "summary.json",
+        alerts,
+        tuple(built),
+        sum(day.rows for day in built),
+        sum(day.flagged for day in built),
+        tuple(strangest),
+    )
+
+
+def is_reported(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfig) -> bool:
+    """Tells whether a day's ranked rows come from this file of the table."""
+    return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(path, config)
+
+
+def _input_hash(path: str | None, config: PipelineConfig) -> str:
+    return hash_json([REPORT_VERSION, path, config.alerts.report_rows])
+
+
+def _day_file(paths: DatasetPaths, day: str) -> Path:
+    return paths.reports / "days" / f"{day}.parquet"
+
+
+def _report_day(day: str, path: str | None, paths: DatasetPaths, bundle: ModelBundle) -> ReportDay:
+    target = _day_file(paths, day)
+    features_facts = read_facts(paths.features(day))
+    if path is None and features_facts.get("rows", "0") != "0":
+        raise PublicationError(f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first")
+    input_hash = _input_hash(path, bundle.config)
+    facts = read_facts(target)
+    if facts.get("input_hash") == input_hash:
+        return ReportDay(day, int(facts["scored"]), int(facts["flagged"]), facts["content_hash"])
+    if path is None:
+        content_hash = write_parquet(
+            target, pl.DataFrame(schema=_SCHEMA).to_arrow(), {"input_hash": input_hash, "scored": "0", "flagged": "0"}
+        )
+        return ReportDay(day, 0, 0, content_hash)
+    scored = published_day(path, paths)
+    flagged = int(scored["is_anomaly"].sum())
+    count = min(max(flagged, _ALWAYS_SHOWN), bundle.config.alerts.report_rows, scored.height)
+    # Highest score first; of equal ones the identity decides, so that the order is always the same.
+    top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
+    features = pl.read_parquet(paths.features(day))
+    rows = top.select("row_id").join(features, on="row_id", how="left", maintain_order="left")
+    explained = bundle.explain(rows)
+    ranked = top.select("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version").with_columns(
+        because=pl.Series([_because(parts) for parts in explained], dtype=pl.String),
+        contributions=pl.Series([[asdict(part) for part in parts] for parts in explained], dtype=_SCHEMA["contributions"]),
+    )
+    facts = {"input_hash": input_hash, "scored": str(scored.height), "flagged": str(flagged)}
+    content_hash = write_parquet(target, ranked.select(*_SCHEMA).to_arrow(), facts)
+    return ReportDay(day, scored.height, flagged, content_hash)
+
+
+def _because(parts: Sequence[Contribution]) -> str:
+    telling = [part for part in parts if part.surprise >= max(4.6, 0.3 * parts[0].surprise)] or parts[:1]
+    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in telling)
+
+
+def _all_days(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
+    reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
+    frames = [pl.read_parquet(path) for path in reported]
+    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *frames])
+    return rows.sort(["score", "row_id"], descending=[True, False])
+
+
+def _ranked(rows: pl.DataFrame) -> list[RankedRow]:
+    return [
+        RankedRow(
+            row["row_id"], row["event_time"], row["score"], row["p_value"], row["is_anomaly"], row["because"],
+            tuple(Contribution(**part) for part in row["contributions"]),
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def _summary(
+    paths: DatasetPaths, bundle: ModelBundle, model_version: int, run_id: str, files: dict[str, str], strangest: Sequence[RankedRow]
+) -> dict[str, Any]:
+    by_day = []
+    for day in sorted(files):
+        facts = read_facts(_day_file(paths, day))
+        if facts:
+            by_day.append({"day": day, "rows": int(facts["scored"]), "flagged": int(facts["flagged"])})
+    rows, flagged = sum(entry["rows"] for entry in by_day), sum(entry["flagged"] for entry in by_day)
+    budget = bundle.config.alerts.budget
+    return {
+        "format": SUMMARY_FORMAT,
+        "dataset": paths.dataset,
+        "model_version": model_version,
+        "mlflow_run": run_id,
+        "latent_space": next(iter(files.values())).split("/")[0] if files else None,
+        "rows": rows,
+        "flagged": flagged,
+        "budget": budget,
+        "expected_alerts": rows * budget,
+        "score_threshold": bundle.calibration.threshold,
+        "calibration_rows": len(bundle.calibration.scores),
+        "train_days": [bundle.window.train[0], bundle.window.train[-1]],
+        "calibration_days": [bundle.window.calibration[0], bundle.window.calibration[-1]],
+        "columns": bundle.columns,
+        "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
+        "days": by_day,
+        "strangest": [asdict(row) for row in strangest[:50]],
+        "files": {"alerts": "alerts.parquet", "days": "days/", "page": "report.html"},
+    }
+
+
+def _page(summary: dict[str, Any], strangest: Sequence[RankedRow]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ae_pipeline", "reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    worst = sorted(summary["days"], key=lambda entry: (-entry["flagged"], entry["day"]))[:10]
+    highest = max((entry["flagged"] for entry in summary["days"]), default=0)
+    return environment.get_template("report.html.j2").render(
+        summary=summary, strangest=strangest, worst=worst, highest=max(highest, 1), share=_share(summary)
+    )
+
+
+def _share(summary: dict[str, Any]) -> float:
+    return float(np.divide(summary["flagged"], max(summary["rows"], 1)))
