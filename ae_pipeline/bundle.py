@@ -131,10 +131,12 @@ class ModelBundle:
         explained = []
         for row, output, parts in zip(features.iter_rows(named=True), outputs, surprise, strict=True):
             best = np.argsort(-parts, kind="stable")[:columns]
-            explained.append([
-                Contribution(self.columns[i], float(parts[i]), *self.encoder.describe(row, output, self.columns[i]))
-                for i in best
-            ])
+            explained.append(
+                [
+                    Contribution(self.columns[i], float(parts[i]), *self.encoder.describe(row, output, self.columns[i]))
+                    for i in best
+                ]
+            )
         return explained
 
     def column_losses(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
@@ -175,16 +177,22 @@ class ModelBundle:
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": {"rows": len(self.calibration.scores), "threshold": self.calibration.threshold},
-            "window": {**{part: list(getattr(self.window, part)) for part in ("train", "validation", "calibration")},
-                       "fingerprint": self.window.fingerprint},
+            "window": {
+                **{part: list(getattr(self.window, part)) for part in ("train", "validation", "calibration")},
+                "fingerprint": self.window.fingerprint,
+            },
             "facts": dict(self.facts),
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        statistics = {"tails.knots": self.tails.knots, "tails.levels": self.tails.levels, "tails.excess": self.tails.excess,
-                      "calibration.scores": self.calibration.scores}
+        statistics = {
+            "tails.knots": self.tails.knots,
+            "tails.levels": self.tails.levels,
+            "tails.excess": self.tails.excess,
+            "calibration.scores": self.calibration.scores,
+        }
         tensors |= {name: torch.from_numpy(value) for name, value in statistics.items()}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
@@ -203,13 +211,17 @@ class ModelBundle:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS, device="cpu")
         except FileNotFoundError as error:
-            raise BundleError(f"{folder} is not a model bundle: it has no {Path(str(error.filename or WEIGHTS)).name}; train "
-                              "anew, or name the folder that holds both files") from error
+            raise BundleError(
+                f"{folder} is not a model bundle: it has no {Path(str(error.filename or WEIGHTS)).name}; train "
+                "anew, or name the folder that holds both files"
+            ) from error
         except (ValueError, OSError) as error:
             raise BundleError(f"the bundle in {folder} cannot be read ({error}); train anew") from error
         if manifest.get("format") != FORMAT:
-            raise BundleError(f"the bundle in {folder} has format {manifest.get('format')!r}, and this version of ae_pipeline "
-                              f"reads format {FORMAT}; train anew, or use the version that wrote it")
+            raise BundleError(
+                f"the bundle in {folder} has format {manifest.get('format')!r}, and this version of ae_pipeline "
+                f"reads format {FORMAT}; train anew, or use the version that wrote it"
+            )
         try:
             config = PipelineConfig.model_validate(manifest["config"])
             encoder = Encoder.model_validate(manifest["encoder"])
@@ -218,11 +230,22 @@ class ModelBundle:
             loss.load_state_dict(_under("loss.", tensors))
             tails = ColumnTails(*(tensors[f"tails.{name}"].numpy() for name in ("knots", "levels", "excess")))
             calibration = Calibration(tensors["calibration.scores"].numpy(), config.alerts.budget)
-            window = Window(**{name: tuple(value) if isinstance(value, list) else value
-                               for name, value in manifest["window"].items()})
+            days = manifest["window"]
+            window = Window(
+                tuple(days["train"]), tuple(days["validation"]), tuple(days["calibration"]), days["fingerprint"]
+            )
         except (KeyError, RuntimeError, TypeError, ValidationError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
-        return cls(config, encoder, model.to(device).eval(), loss.to(device).eval(), tails, calibration, window, manifest["facts"])
+        return cls(
+            config,
+            encoder,
+            model.to(device).eval(),
+            loss.to(device).eval(),
+            tails,
+            calibration,
+            window,
+            manifest["facts"],
+        )
 
 
 def combine(surprise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -233,8 +256,13 @@ def combine(surprise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def library_versions() -> dict[str, str]:
     """Versions that a bundle was made with."""
-    return {"ae_pipeline": ae_pipeline.__version__, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "polars": pl.__version__}
+    return {
+        "ae_pipeline": ae_pipeline.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "polars": pl.__version__,
+    }
 
 
 def _blocks_to_columns(loss: TabularLoss, columns: Sequence[str]) -> npt.NDArray[np.float64]:

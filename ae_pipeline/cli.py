@@ -1,4 +1,4 @@
-"""The command line: `ae-pipeline run <dataset>` brings a dataset up to date through Dagster and says what came of it."""
+"""The command line: `ae-pipeline run <dataset>` brings a dataset up to date through Dagster and says what it did."""
 
 import argparse
 import datetime as dt
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ingest what has landed, train if there is enough new, publish and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
-    register = commands.add_parser("prepare", help="prepare the Dagster instance and the MLflow store for a first start")
+    register = commands.add_parser(
+        "prepare", help="prepare the Dagster instance and the MLflow store for a first start"
+    )
     register.set_defaults(dataset=None)
     chosen = parser.parse_args(arguments)
     _set_environment()
@@ -75,7 +77,9 @@ def _run(dataset: str) -> int:
     print(f"Bringing {dataset!r} up to date.")
     definitions, workspace, configs, instance = _load()
     if dataset not in configs:
-        raise ConfigError(f"no dataset {dataset!r} in the defs folder; there are {', '.join(sorted(configs)) or 'none'}")
+        raise ConfigError(
+            f"no dataset {dataset!r} in the defs folder; there are {', '.join(sorted(configs)) or 'none'}"
+        )
     config, paths = configs[dataset], workspace.paths(dataset)
     _land_demo(config, workspace)
 
@@ -131,7 +135,7 @@ def _execute(
     job: str,
     days: tuple[str, str] | None,
 ) -> None:
-    from ae_pipeline.orchestration.automation import job_name
+    from ae_pipeline.orchestration.automation import LOGGERS, job_name
 
     name = job_name(config, job)
     span = "" if days is None or days[0] == ALL_ROWS else days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
@@ -139,9 +143,13 @@ def _execute(
     tags = {}
     if span and days:
         tags = {"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
-    result = definitions.resolve_job_def(name).execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    result = definitions.resolve_job_def(name).execute_in_process(
+        run_config=LOGGERS, instance=instance, tags=tags, raise_on_error=False
+    )
     if not result.success:
-        raise PipelineError(f"the run {result.run_id} of {name} failed for the reason above; it can be looked at with `make ui`")
+        raise PipelineError(
+            f"the run {result.run_id} of {name} failed for the reason above; it can be looked at with `make ui`"
+        )
 
 
 def _contiguous(days: Sequence[str]) -> Iterator[tuple[str, str]]:

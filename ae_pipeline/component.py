@@ -65,8 +65,8 @@ class _Scaffolder(dg.Scaffolder[Any]):
 class AutoencoderPipeline(dg.Component):
     """A dataset's chain from landed files to a published latent table and a report of its strangest rows.
 
-    raw_data → features → autoencoder → champion → latent_features → anomaly_report, in a group of the dataset's name, with
-    checks, jobs, and a schedule that retrains.
+    raw_data → features → autoencoder → champion → latent_features → anomaly_report, in a group of the dataset's name,
+    with checks, jobs, and a schedule that retrains.
     """
 
     def __init__(self, config: PipelineConfig) -> None:

@@ -86,7 +86,7 @@ class TrainingConfig(Section):
     threads: int = Field(
         default=1,
         ge=1,
-        description="CPU threads of torch. Small networks run fastest on one: the work of a step is too little to share.",
+        description="CPU threads of torch. Small networks run fastest on one: a step is too little work to share.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train and score; auto takes CUDA where there is one."
@@ -116,9 +116,7 @@ class PipelineConfig(Section):
 
     dataset: str = Field(description="Name of the dataset: the group and first part of its asset keys.")
     description: str = Field(default="", description="What a row is and where it comes from; shown in the UI.")
-    owners: tuple[str, ...] = Field(
-        default=(), description="Who answers for it: e-mail addresses, or team:<name>."
-    )
+    owners: tuple[str, ...] = Field(default=(), description="Who answers for it: e-mail addresses, or team:<name>.")
     source: SourceConfig = Field(default_factory=SourceConfig, description="Where the files land.")
     identity: tuple[str, ...] = Field(
         min_length=1, description="Columns that together name a row; a later row of the same identity replaces it."

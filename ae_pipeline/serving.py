@@ -11,7 +11,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from ae_pipeline.bundle import ModelBundle
 
 
-class BundleModel(PythonModel):  # type: ignore[misc]
+class BundleModel(PythonModel):
     """Scores features with the bundle that was logged beside this file."""
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -1,4 +1,4 @@
-"""MLflow: one run for each training, and the registry of model versions. The only importer of mlflow beside serving.py."""
+"""MLflow: one run for each training, and the registry of versions. The only importer of mlflow beside serving.py."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 import ae_pipeline
 from ae_pipeline.bundle import ModelBundle
@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 CHALLENGER, CHAMPION = "challenger", "champion"
 """Aliases in the registry: the newest trained version, and the one that serves."""
 
-for _chatty in ("mlflow.store.db.utils", "mlflow.tracking._model_registry.client", "mlflow.utils.requirements_utils", "alembic"):
+for _chatty in (
+    "mlflow.store.db.utils",
+    "mlflow.tracking._model_registry.client",
+    "mlflow.utils.requirements_utils",
+    "alembic",
+):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
 _FLUSH_SECONDS = 5.0
@@ -153,8 +158,10 @@ class Tracker:
         try:
             return _tracked(self.client.get_model_version(dataset, str(version)))
         except MlflowException as error:
-            raise StorageError(f"the registry has no version {version} of model {dataset!r}; the published table was scored with "
-                               "it: put the store back, or train and publish anew") from error
+            raise StorageError(
+                f"the registry has no version {version} of model {dataset!r}; the published table was scored with "
+                "it: put the store back, or train and publish anew"
+            ) from error
 
     def set_alias(self, dataset: str, alias: str, version: int) -> None:
         """Moves an alias."""
@@ -178,8 +185,10 @@ class Tracker:
         else:
             folder = Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/bundle"))
         if not folder.is_dir():
-            raise StorageError(f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder "
-                               "of MLflow's artifacts was moved or emptied: put it back, or train anew")
+            raise StorageError(
+                f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder "
+                "of MLflow's artifacts was moved or emptied: put it back, or train anew"
+            )
         return folder
 
 
@@ -201,8 +210,14 @@ class TrainingRun:
 
     def log_epoch(self, epoch: "Epoch") -> None:
         """Logs an epoch's figures, several epochs at a time where they are short."""
-        self.log_metrics({"train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss,
-                          "learning_rate": epoch.learning_rate}, epoch.number)
+        self.log_metrics(
+            {
+                "train_loss": epoch.train_loss,
+                "validation_loss": epoch.validation_loss,
+                "learning_rate": epoch.learning_rate,
+            },
+            epoch.number,
+        )
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -246,7 +261,9 @@ class TrainingRun:
             )
         registered = self.tracker.version_of_run(self.dataset, self.run_id)
         if registered is None:
-            raise StorageError(f"MLflow has not registered the model of run {self.run_id}; look at its log and run again")
+            raise StorageError(
+                f"MLflow has not registered the model of run {self.run_id}; look at its log and run again"
+            )
         self.tracker.set_alias(self.dataset, CHALLENGER, registered.version)
         # Registering has closed the run; it ends when the training does.
         self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
@@ -254,11 +271,18 @@ class TrainingRun:
 
 
 def _signature(bundle: ModelBundle) -> ModelSignature:
-    inputs = [
-        ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False) for column in bundle.encoder.columns
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False)
+        for column in bundle.encoder.columns
     ]
-    outputs = [ColSpec(DataType.float, f"z_{place:03d}") for place in range(bundle.model.latent_dim)]
-    outputs += [ColSpec(DataType.double, "score"), ColSpec(DataType.double, "p_value"), ColSpec(DataType.boolean, "is_anomaly")]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.float, f"z_{place:03d}") for place in range(bundle.model.latent_dim)
+    ]
+    outputs += [
+        ColSpec(DataType.double, "score"),
+        ColSpec(DataType.double, "p_value"),
+        ColSpec(DataType.boolean, "is_anomaly"),
+    ]
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 

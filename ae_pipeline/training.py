@@ -86,7 +86,9 @@ def train(
     """
     for name, rows in (("training", train_rows), ("validation", validation_rows)):
         if len(rows) == 0:
-            raise TrainingError(f"there are no {name} rows; land more days, or make the {name} part of the window longer")
+            raise TrainingError(
+                f"there are no {name} rows; land more days, or make the {name} part of the window longer"
+            )
     parameters = [*model.parameters(), *loss.parameters()]
     batches = math.ceil(len(train_rows) / config.batch_size)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -106,12 +108,13 @@ def train(
             optimizer.step()
             scheduler.step()
             total += value.detach() * len(batch)
-        epoch = Epoch(
-            number, float(total) / len(train_rows), evaluate(model, loss, validation_rows), scheduler.get_last_lr()[0]
-        )
+        validation_loss = evaluate(model, loss, validation_rows)
+        epoch = Epoch(number, float(total) / len(train_rows), validation_loss, float(scheduler.get_last_lr()[0]))
         if not math.isfinite(epoch.train_loss) or not math.isfinite(epoch.validation_loss):
-            raise TrainingError(f"the loss of epoch {number} is not finite ({epoch.train_loss}, validation "
-                                f"{epoch.validation_loss}); lower learning_rate={config.learning_rate:g}")
+            raise TrainingError(
+                f"the loss of epoch {number} is not finite ({epoch.train_loss}, validation "
+                f"{epoch.validation_loss}); lower learning_rate={config.learning_rate:g}"
+            )
         epochs.append(epoch)
         report(epoch)
         if epoch.validation_loss < best:

@@ -1,0 +1,6 @@
+"""Comparisons with peers; each module is one benchmark and runs by itself."""
+
+import os
+
+# As the command line does: threads that spin while they wait slow a busy machine down; read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,7 +1,7 @@
 """Plants known single-row faults into flights, as a source system would commit them.
 
-Each fault keeps the schema contract: every value alone is one that could be, and only the row as a whole cannot. Faults work on
-raw rows, so that whatever is derived from them is derived from the fault too.
+Each fault keeps the schema contract: every value alone is one that could be, and only the row as a whole cannot. Faults
+work on raw rows, so that whatever is derived from them is derived from the fault too.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def _distance_in_kilometres(row: Row, _: Row, __: np.random.Generator) -> Row:
 
 
 def _arrival_before_departure(row: Row, _: Row, generator: np.random.Generator) -> Row:
-    return {"arr_time": _clock(_minutes(row["dep_time"]) - generator.integers(20, 180))}
+    return {"arr_time": _clock(_minutes(row["dep_time"]) - int(generator.integers(20, 180)))}
 
 
 def _departure_on_a_twelve_hour_clock(row: Row, _: Row, __: np.random.Generator) -> Row:
@@ -81,7 +81,10 @@ FAULTS: dict[str, tuple[Callable[[Row, Row, np.random.Generator], Row], Callable
     "departure on a 12-hour clock": (_departure_on_a_twelve_hour_clock, lambda a, _: _minutes(a["dep_time"]) >= 780),
     "arrival in another time zone": (_arrival_in_another_zone, lambda _, __: True),
     "departure delay of another flight": (_departure_delay_of_another, lambda a, b: _apart(a, b, "dep_delay", 60)),
-    "arrival delay with its sign turned": (_arrival_delay_sign_turned, lambda a, _: abs(int(str(a["arr_delay"]))) >= 30),
+    "arrival delay with its sign turned": (
+        _arrival_delay_sign_turned,
+        lambda a, _: abs(int(str(a["arr_delay"]))) >= 30,
+    ),
     "carrier that does not fly the route": (_carrier_that_does_not_fly_there, lambda _, __: True),
     "departure time lost": (_departure_time_lost, lambda _, __: True),
 }
@@ -105,7 +108,7 @@ def plant(raw: pl.DataFrame, seed: int, per_kind: int = 10) -> tuple[pl.DataFram
     """
     generator = np.random.default_rng(seed)
     flew = raw.with_row_index("_place").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
-    routes = {(row["carrier"], row["origin"], row["dest"]) for row in raw.select("carrier", "origin", "dest").unique().to_dicts()}
+    routes = set(raw.select("carrier", "origin", "dest").unique().iter_rows())
     order = iter(generator.permutation(flew.height))
     changes: dict[int, Row] = {}
     kinds: list[str | None] = [None] * raw.height

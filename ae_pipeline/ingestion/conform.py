@@ -1,4 +1,4 @@
-"""Holds the rows of landed files against the schema contract: typed rows on one side, broken ones with reasons on the other."""
+"""Holds rows of landed files against the schema contract: typed rows on one side, broken ones with reasons beside."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ def check_columns(names: list[str], contract: SchemaContract, source: str) -> No
     remedy = [f"mark {missing[0]!r} there as 'optional: true'"] if missing else []
     remedy += [f"add '{new[0]}: {{type: …, optional: true}}' there"] if new else []
     raise SchemaError(
-        f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(found)}. If this is meant, declare it "
-        f"in the schema contract ({' and '.join(remedy)}) and run again; if not, land the file anew"
+        f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(found)}. If this is meant, declare "
+        f"it in the schema contract ({' and '.join(remedy)}) and run again; if not, land the file anew"
     )
 
 
@@ -57,16 +57,22 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     """
     schema = {name: dtype for name, dtype in file.rows.schema.items() if name in contract.columns}
     # In steps, each a small plan: one plan over all columns and rules takes polars ten times as long to optimise.
-    present = file.rows.select(*PLACE, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items()))
-    values = present.select(_value(name, schema.get(name), rule).alias(f"_{name}") for name, rule in contract.columns.items())
+    present = file.rows.select(
+        *PLACE, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
+    )
+    values = present.select(
+        _value(name, schema.get(name), rule).alias(f"_{name}") for name, rule in contract.columns.items()
+    )
     both = pl.concat([present, values], how="horizontal")
-    rules = [broken for name, dtype in schema.items() for broken in _broken_rules(name, dtype, contract.columns[name])]
+    rules = [broken for name in schema for broken in _broken_rules(name, contract.columns[name])]
     if config.event_time is not None:
         rules.append(_broken_time(config.event_time, config, today))
     wrong = both.select(pl.any_horizontal(broken.condition for broken in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
     if wrong.any():
-        rejected = pl.concat([rejected, _told(file.rows.filter(wrong), both.filter(wrong), rules)]).sort("source_file", "row_number")
+        rejected = pl.concat([rejected, _told(file.rows.filter(wrong), both.filter(wrong), rules)]).sort(
+            "source_file", "row_number"
+        )
         both = both.filter(~wrong)
     typed = both.select(*PLACE, *(pl.col(f"_{name}").alias(name) for name in contract.columns))
     return FileRows(_with_row_columns(typed, contract, config), rejected)
@@ -118,7 +124,7 @@ def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
     if isinstance(target, pl.Datetime) and isinstance(dtype, pl.Datetime):
         moment = present.dt.convert_time_zone("UTC") if dtype.time_zone else present.dt.replace_time_zone("UTC")
         return moment.dt.cast_time_unit("us")
-    if target == pl.String or dtype == target or (dtype.is_integer() and target == pl.Int64):
+    if target in (pl.String(), dtype) or (dtype.is_integer() and target == pl.Int64):
         return present.cast(target, strict=False)
     return parse_text(present.cast(pl.String, strict=False), rule)
 
@@ -159,7 +165,7 @@ def _broken_values(name: str, rule: ColumnRule) -> list[tuple[str, pl.Expr, pl.E
     return broken
 
 
-def _broken_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule]:
+def _broken_rules(name: str, rule: ColumnRule) -> list[_Rule]:
     present, value = pl.col(name), pl.col(f"_{name}")
     shown = present.cast(pl.String, strict=False).str.slice(0, 80)
 

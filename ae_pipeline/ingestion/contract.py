@@ -79,13 +79,16 @@ def load_contract(path: Path) -> SchemaContract:
     try:
         return SchemaContract.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SchemaError(f"the schema contract {path} is not YAML: {error}; mend it, or move it away to have one "
-                          "inferred anew") from error
+        raise SchemaError(
+            f"the schema contract {path} is not YAML: {error}; mend it, or move it away to have one inferred anew"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise SchemaError(f"the schema contract {path} breaks a rule at {place}: {first['msg']}, got "
-                          f"{first['input']!r}; mend it, or move it away to have one inferred anew") from error
+        raise SchemaError(
+            f"the schema contract {path} breaks a rule at {place}: {first['msg']}, got "
+            f"{first['input']!r}; mend it, or move it away to have one inferred anew"
+        ) from error
 
 
 def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
@@ -117,21 +120,27 @@ def infer_contract(samples: Sequence[pl.DataFrame], config: PipelineConfig) -> S
     names = list(dict.fromkeys(name for sample in samples for name in sample.columns))
     for name in names:
         if name in RESERVED_COLUMNS and name != config.event_time:
-            raise SchemaError(f"column {name!r} of {config.dataset!r} bears a name that the pipeline gives its own "
-                              "columns; rename it at the source")
+            raise SchemaError(
+                f"column {name!r} of {config.dataset!r} bears a name that the pipeline gives its own "
+                "columns; rename it at the source"
+            )
     wanted = {*config.identity, *config.columns, *config.exclude, *([config.event_time] if config.event_time else [])}
     if unknown := sorted(wanted - set(names)):
-        raise SchemaError(f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file "
-                          f"has; the files have {', '.join(names)}")
+        raise SchemaError(
+            f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file "
+            f"has; the files have {', '.join(names)}"
+        )
     required = {*config.identity, config.event_time}
     rules = {}
     for name in names:
         having = [sample[name] for sample in samples if name in sample.columns]
         rule = _infer_rule(having, config.columns.get(name))
         if name == config.event_time and rule.type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
-            raise SchemaError(f"event_time={name!r} of {config.dataset!r} holds {rule.type.value} values such as "
-                              f"{_example(having)!r}, not timestamps; name another column, or write a contract with "
-                              "its format")
+            raise SchemaError(
+                f"event_time={name!r} of {config.dataset!r} holds {rule.type.value} values such as "
+                f"{_example(having)!r}, not timestamps; name another column, or write a contract with "
+                "its format"
+            )
         rules[name] = rule.model_copy(
             update={"required": name in required, "optional": len(having) < len(samples) and name not in required}
         )
@@ -146,7 +155,9 @@ def _with_words_for_missing(rules: dict[str, ColumnRule], samples: Sequence[pl.D
     found = dict(rules)
     for name, rule in rules.items():
         if rule.type in {ColumnType.TEXT, ColumnType.CATEGORY} and not rule.required:
-            here = [word for word in sorted(words) if any((s[name] == word).any() for s in samples if name in s.columns)]
+            here = [
+                word for word in sorted(words) if any((s[name] == word).any() for s in samples if name in s.columns)
+            ]
             found[name] = rule.model_copy(update={"null_values": tuple(here)})
     return found
 
@@ -168,7 +179,11 @@ def _type_of(dtypes: Sequence[pl.DataType]) -> ColumnType:
         return ColumnType.INTEGER
     if all(dtype.is_numeric() for dtype in dtypes):
         return ColumnType.NUMBER
-    for kind, found in ((pl.Boolean, ColumnType.BOOLEAN), (pl.Date, ColumnType.DATE), (pl.Datetime, ColumnType.TIMESTAMP)):
+    for kind, found in (
+        (pl.Boolean, ColumnType.BOOLEAN),
+        (pl.Date, ColumnType.DATE),
+        (pl.Datetime, ColumnType.TIMESTAMP),
+    ):
         if all(dtype == kind for dtype in dtypes):
             return found
     return ColumnType.TEXT
@@ -186,8 +201,11 @@ def _infer_from_text(texts: pl.Series, given: ColumnType | None) -> ColumnRule:
 
 
 def _rule_that_all_fit(texts: pl.Series, given: ColumnType | None) -> ColumnRule | None:
-    kinds = [given] if given else [ColumnType.BOOLEAN, ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DATE,
-                                   ColumnType.TIMESTAMP]
+    kinds = (
+        [given]
+        if given
+        else [ColumnType.BOOLEAN, ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DATE, ColumnType.TIMESTAMP]
+    )
     for kind in kinds:
         if kind in {ColumnType.TEXT, ColumnType.CATEGORY}:
             return ColumnRule(type=kind)

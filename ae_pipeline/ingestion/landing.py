@@ -1,8 +1,8 @@
 """From landed files to the raw rows of each day.
 
-Every landed file is read once into a staged Parquet copy of typed rows; the ledger remembers which file gave which days.
-A day is then the upsert of all staged rows of that day, the newest file last. A file landed again under its name replaces
-its staged copy, which withdraws its old rows; a file that has since left the landing place keeps its rows.
+Every landed file is read once into a staged Parquet copy of typed rows; the ledger remembers which file gave which
+days. A day is then the upsert of all staged rows of that day, the newest file last. A file landed again under its name
+replaces its staged copy, which withdraws its old rows; a file that has since left the landing place keeps its rows.
 """
 
 import datetime as dt
@@ -82,6 +82,19 @@ class Ledger:
         """Every day that some file has rows for, sorted."""
         return sorted({day for entry in self.files.values() for day in entry.days})
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Files whose newest version cannot be used, with the reason."""
+        return {name: entry.refused for name, entry in self.files.items() if entry.refused}
+
+    def quarantined(self, days: Sequence[str] | None = None) -> dict[str, int]:
+        """Adds up rejected rows by rule, the most frequent first; of all files, or of those with rows on some days."""
+        total: Counter[str] = Counter()
+        for entry in self.files.values():
+            if days is None or not entry.days or not entry.days.keys().isdisjoint(days):
+                total.update(entry.quarantined)
+        return dict(total.most_common())
+
     def sources(self, day: str) -> list[tuple[str, LandedFile]]:
         """Files with rows of a day, the newest last."""
         return sorted(((name, entry) for name, entry in self.files.items() if day in entry.days), key=_landing_order)
@@ -128,9 +141,13 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
     """
     folder = landing_folder(config, paths)
     if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder} is a file where the folder of {config.dataset!r}'s landed files must be; move it away")
+        raise StorageError(
+            f"{folder} is a file where the folder of {config.dataset!r}'s landed files must be; move it away"
+        )
     if not folder.exists():
-        raise StorageError(f"no files have landed for {config.dataset!r}: {folder} does not exist; put CSV or Parquet files there")
+        raise StorageError(
+            f"no files have landed for {config.dataset!r}: {folder} does not exist; put CSV or Parquet files there"
+        )
     found = {
         str(path.relative_to(folder)): path
         for path in sorted(folder.glob(config.source.pattern))
@@ -149,14 +166,18 @@ def changed_files(config: PipelineConfig, paths: DatasetPaths) -> list[str]:
     ledger = Ledger.load(paths.ledger)
     fingerprint = load_contract(paths.contract).fingerprint if paths.contract.exists() else None
     return [
-        name for name, path in landed_files(config, paths).items() if not _is_known(ledger.files.get(name), path, fingerprint)
+        name
+        for name, path in landed_files(config, paths).items()
+        if not _is_known(ledger.files.get(name), path, fingerprint)
     ]
 
 
 def _is_known(entry: LandedFile | None, path: Path, fingerprint: str | None) -> bool:
     stat = path.stat()
     return entry is not None and (entry.size, entry.modified_ns, entry.contract) == (
-        stat.st_size, stat.st_mtime_ns, fingerprint
+        stat.st_size,
+        stat.st_mtime_ns,
+        fingerprint,
     )
 
 
@@ -204,15 +225,18 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
 
 
 def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[str, list[str]]:
-    """Finds identities that a newer file has moved to another day; with the event time in the identity none can move."""
+    """Finds identities that a newer file has moved to another day; none can where event time is part of them."""
     if config.event_time is None or config.event_time in config.identity:
         return {}
     staged = [entry.staged for _, entry in sorted(ledger.files.items(), key=_landing_order) if entry.staged]
     if not staged:
         return {}
-    rows = pl.concat([
-        pl.scan_parquet(paths.staged(name)).select("row_id", "_day", _order=pl.lit(order)) for order, name in enumerate(staged)
-    ])
+    rows = pl.concat(
+        [
+            pl.scan_parquet(paths.staged(name)).select("row_id", "_day", _order=pl.lit(order))
+            for order, name in enumerate(staged)
+        ]
+    )
     newest = pl.col("_day").sort_by("_order").last().over("row_id")
     lost = rows.filter(pl.col("_day") != newest).select("row_id", "_day").unique().sort("row_id").collect()
     return {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day")}
@@ -235,15 +259,17 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
         samples.append(rows.drop(*PLACE).head(_SAMPLED_ROWS))
     filled = [sample for sample in samples if sample.height]
     if not filled:
-        raise SchemaError(f"none of the {len(landed)} landed files of {config.dataset!r} holds a row that can be read, so "
-                          "no schema contract can be inferred; land one that does")
+        raise SchemaError(
+            f"none of the {len(landed)} landed files of {config.dataset!r} holds a row that can be read, so "
+            "no schema contract can be inferred; land one that does"
+        )
     contract = infer_contract(filled, config)
     total = sum(sample.height for sample in filled)
     save_contract(contract, paths.contract, f"{total:,} rows of {len(filled)} files")
 
 
 class _Batch:
-    """Holds small files against the contract many at a time, since each pass costs the same for 10 rows as for 10,000."""
+    """Holds files against the contract many at a time, since a pass costs the same for 10 rows as for 10,000."""
 
     def __init__(self, contract: SchemaContract, config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> None:
         self._contract, self._config, self._paths, self._today = contract, config, paths, today
@@ -262,7 +288,9 @@ class _Batch:
         """
         stat = path.stat()
         data = path.read_bytes()
-        seen = LandedFile(stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest(), self._contract.fingerprint, None)
+        seen = LandedFile(
+            stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest(), self._contract.fingerprint, None
+        )
         if before and (before.sha256, before.contract) == (seen.sha256, seen.contract):
             return replace(before, size=seen.size, modified_ns=seen.modified_ns)
         try:
@@ -295,7 +323,9 @@ class _Batch:
         _, seen, before = self._waiting[name]
         if file.rows.is_empty() and file.rejected.height:
             first = file.rejected["reason"][0]
-            return _refused(seen, before, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}")
+            return _refused(
+                seen, before, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}"
+            )
         staged = hash_json([name, seen.sha256, seen.contract, RAW_VERSION])
         write_parquet(self._paths.staged(staged), file.rows.to_arrow())
         if file.rejected.height:
@@ -314,8 +344,9 @@ def _refused(seen: LandedFile, before: LandedFile | None, reason: str) -> Landed
     """The entry of a file that cannot be used: what an earlier version of it gave stands."""
     if before is None:
         return replace(seen, refused=reason)
-    return replace(before, size=seen.size, modified_ns=seen.modified_ns, sha256=seen.sha256, contract=seen.contract,
-                   refused=reason)
+    return replace(
+        before, size=seen.size, modified_ns=seen.modified_ns, sha256=seen.sha256, contract=seen.contract, refused=reason
+    )
 
 
 def _sweep(ledger: Ledger, paths: DatasetPaths) -> None:
@@ -349,7 +380,8 @@ class DayResult:
 def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
     """Writes the raw rows of a day, unless they are up to date.
 
-    Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity once.
+    Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity
+    once.
     """
     target = paths.raw(day)
     facts, input_hash = read_facts(target), intake.input_hash(day)
@@ -369,14 +401,6 @@ def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
     superseded = rows.height - kept.height
     content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
     return DayResult(day, kept.height, content_hash, True, superseded)
-
-
-def quarantine_counts(files: Sequence[LandedFile]) -> dict[str, int]:
-    """Adds up rejected rows by rule, the most frequent first."""
-    total: Counter[str] = Counter()
-    for entry in files:
-        total.update(entry.quarantined)
-    return dict(total.most_common())
 
 
 def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:

@@ -33,8 +33,8 @@ class FileRows:
     """What one or more files of the same columns hold.
 
     Attributes:
-        rows: Their columns as they stand in them (CSV: all text), and `PLACE`: the file, and the line in a CSV or the row
-            in a Parquet file, counted from 1.
+        rows: Their columns as they stand in them (CSV: all text), and `PLACE`: the file, and the line in a CSV or the
+            row in a Parquet file, counted from 1.
         rejected: Rows that cannot be read, in the columns of `REJECTED_SCHEMA`.
     """
 
@@ -88,7 +88,9 @@ def _header_names(header: bytes) -> list[str]:
     try:
         names = [name.strip() for name in pa.csv.read_csv(io.BytesIO(header.rstrip(b"\r") + b"\n")).column_names]
     except pa.ArrowInvalid as error:
-        raise UnreadableFileError(f"the first line is no header ({_first_line(error)}); begin the file with one") from error
+        raise UnreadableFileError(
+            f"the first line is no header ({_first_line(error)}); begin the file with one"
+        ) from error
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UnreadableFileError(f"the header names column {doubled[0]!r} twice; give each column a name of its own")
     return names
@@ -112,12 +114,14 @@ def _without_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]
     text = pl.Series("text", body.decode("utf-8", errors="replace").split("\n"), dtype=pl.String)
     lines = text.to_frame().with_columns(
         row_number=pl.int_range(2, pl.len() + 2, dtype=pl.Int64),
-        rule=pl.when(pl.lit(not whole) & pl.col("text").str.contains("\ufffd", literal=True)).then(pl.lit("encoding"))
-        .when(pl.col("text").str.count_matches('"', literal=True) % 2 == 1).then(pl.lit("quote")),
+        rule=pl.when(pl.lit(not whole) & pl.col("text").str.contains("\ufffd", literal=True))
+        .then(pl.lit("encoding"))
+        .when(pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
+        .then(pl.lit("quote")),
     )
     words = {
         "encoding": "the line is not UTF-8 text; land the file in one encoding",
-        "quote": "a quote is opened and not closed on its line; double a quote inside a value, and keep a record on one line",
+        "quote": "a quote is opened and not closed on its line; double a quote inside a value; a record is one line",
     }
     refused = lines.filter(pl.col("rule").is_not_null()).select(
         pl.lit(None, dtype=pl.String).alias("source_file"),
@@ -139,15 +143,19 @@ def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
         ragged.append((None, row.number, "columns", reason, row.text))
         return "skip"
 
-    table = pa.csv.read_csv(
-        io.BytesIO(data),
-        # One thread: only then do rows bear their numbers.
-        read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
-        parse_options=pa.csv.ParseOptions(invalid_row_handler=keep, ignore_empty_lines=False),
-        convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
-        ),
-    ) if data.partition(b"\n")[2].strip() else pa.table({name: pa.array([], pa.string()) for name in names})
+    table = (
+        pa.csv.read_csv(
+            io.BytesIO(data),
+            # One thread: only then do rows bear their numbers.
+            read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+            parse_options=pa.csv.ParseOptions(invalid_row_handler=keep, ignore_empty_lines=False),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
+            ),
+        )
+        if data.partition(b"\n")[2].strip()
+        else pa.table({name: pa.array([], pa.string()) for name in names})
+    )
     rows = pl.DataFrame(pl.from_arrow(table))
     skipped = {number for _, number, *_ in ragged}
     numbers = pl.Series("_row_number", range(2, rows.height + len(ragged) + 2), dtype=pl.Int64)

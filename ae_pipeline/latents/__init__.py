@@ -1,0 +1,1 @@
+"""The published latent table."""

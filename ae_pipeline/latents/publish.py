@@ -69,21 +69,23 @@ def latent_space_name(model_version: int) -> str:
 
 def latent_schema(latent_dim: int) -> pa.Schema:
     """Columns of the table."""
-    return pa.schema([
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("event_time", pa.timestamp("us", "UTC")),
-        pa.field("date", pa.date32()),
-        *(pa.field(f"z_{place:03d}", pa.float32(), nullable=False) for place in range(latent_dim)),
-        pa.field("score", pa.float64(), nullable=False),
-        pa.field("p_value", pa.float64(), nullable=False),
-        pa.field("is_anomaly", pa.bool_(), nullable=False),
-        pa.field("model_version", pa.int64(), nullable=False),
-        pa.field("latent_space", pa.string(), nullable=False),
-    ])
+    return pa.schema(
+        [
+            pa.field("row_id", pa.string(), nullable=False),
+            pa.field("event_time", pa.timestamp("us", "UTC")),
+            pa.field("date", pa.date32()),
+            *(pa.field(f"z_{place:03d}", pa.float32(), nullable=False) for place in range(latent_dim)),
+            pa.field("score", pa.float64(), nullable=False),
+            pa.field("p_value", pa.float64(), nullable=False),
+            pa.field("is_anomaly", pa.bool_(), nullable=False),
+            pa.field("model_version", pa.int64(), nullable=False),
+            pa.field("latent_space", pa.string(), nullable=False),
+        ]
+    )
 
 
 def expected_path(day: str, features_hash: str, fingerprint: str, latent_space: str) -> str:
-    """Names the file of a day: the same features under the same model bear the same name, so a file that is there is right."""
+    """Names the file of a day: the same features under the same model give the same name, so a file there is right."""
     return f"{latent_space}/{day}/part-{hash_json([LATENTS_VERSION, features_hash, fingerprint])[:16]}.parquet"
 
 
@@ -95,9 +97,11 @@ def stale_days(days: Iterable[str], paths: DatasetPaths, bundle: ModelBundle, mo
     for day in days:
         facts = read_facts(paths.features(day))
         held = _published_days(published)
-        if facts and facts["rows"] != "0" and expected_path(day, facts["content_hash"], fingerprint, space) not in published:
-            stale.append(day)
-        elif facts and facts["rows"] == "0" and day in held:
+        if (
+            facts
+            and facts["rows"] != "0"
+            and expected_path(day, facts["content_hash"], fingerprint, space) not in published
+        ) or (facts and facts["rows"] == "0" and day in held):
             stale.append(day)
     return stale
 
@@ -143,8 +147,8 @@ def publish(
 ) -> Publication:
     """Brings days of the table up to date under a model, in one commit.
 
-    Rows of two spaces never stand in one version of the table: where it holds rows of another model, all its days are scored
-    anew and change over together with those asked for.
+    Rows of two spaces never stand in one version of the table: where it holds rows of another model, all its days are
+    scored anew and change over together with those asked for.
 
     Args:
         days: Days to publish; their features must be there.
@@ -173,7 +177,9 @@ def publish(
     leaving = [path for path in before if path not in kept and _day_of(path) in touched]
     entering = sorted(kept - set(before))
     if entering or leaving:
-        _commit(paths, bundle, entering, leaving, {**origin, "model_version": str(model_version), "latent_space": space})
+        _commit(
+            paths, bundle, entering, leaving, {**origin, "model_version": str(model_version), "latent_space": space}
+        )
     table = open_table(paths)
     version = table.version() if table is not None else -1
     return Publication(tuple(found), version, space, bool(entering or leaving))
@@ -196,13 +202,19 @@ def _bring_up_to_date(
         score_file(bundle, model_version, source, target)
     checked = pq.read_table(target, columns=["score", "is_anomaly"])
     if checked.num_rows != rows or not np.isfinite(checked["score"].to_numpy()).all():
-        raise PublicationError(f"{target} holds {checked.num_rows} rows, finite or not, where the features of {day} have {rows}; "
-                               "the table was left as it was: remove that file and run again")
+        raise PublicationError(
+            f"{target} holds {checked.num_rows} rows, finite or not, where the features of {day} have {rows}; "
+            "the table was left as it was: remove that file and run again"
+        )
     return LatentDay(day, rows, int(pa.compute.sum(checked["is_anomaly"]).as_py() or 0), path, built)
 
 
 def _commit(
-    paths: DatasetPaths, bundle: ModelBundle, entering: Sequence[str], leaving: Sequence[str], metadata: Mapping[str, str]
+    paths: DatasetPaths,
+    bundle: ModelBundle,
+    entering: Sequence[str],
+    leaving: Sequence[str],
+    metadata: Mapping[str, str],
 ) -> None:
     schema = latent_schema(bundle.model.latent_dim)
     table = open_table(paths)
@@ -222,7 +234,8 @@ def _commit(
 
 
 def _same_columns(table: DeltaTable, schema: pa.Schema) -> bool:
-    return [field.name for field in table.schema().fields] == schema.names
+    before: list[str] = [field.name for field in table.schema().fields]
+    return before == list(schema.names)
 
 
 def _added(root: Path, path: str, now: int) -> AddAction:

@@ -12,9 +12,9 @@ from ae_pipeline.preprocessing.encoder import Block, BlockKind
 class TabularLoss(nn.Module):
     """Negative log likelihood of each block of a row, in nats up to a constant.
 
-    - numeric and cyclic: Student's t with 3 degrees of freedom around the output, with a scale per block that is learnt with
-      the network, so that columns which can be told exactly weigh more and outliers do not govern the fit (Lange et al.
-      1989); zero where the value is missing.
+    - numeric and cyclic: Student's t with 3 degrees of freedom around the output, with a scale per block that is learnt
+      with the network, so that columns which can be told exactly weigh more and outliers do not govern the fit (Lange
+      et al. 1989); zero where the value is missing.
     - binary: Bernoulli, the output being a logit.
     - categorical: softmax cross-entropy.
 

@@ -1,0 +1,1 @@
+"""The Dagster shell around the core."""

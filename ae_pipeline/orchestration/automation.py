@@ -1,16 +1,25 @@
 """Jobs of a dataset and the schedule that retrains it."""
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.assets import asset_key
 from ae_pipeline.orchestration.retraining import Content, features_content, is_training_due
+from ae_pipeline.orchestration.stages import asset_key
 from ae_pipeline.orchestration.workspace import Workspace
 
 JOBS = {
     "ingest": (("raw_data", "features"), "Reads what has landed and prepares it, for a range of days."),
-    "train": (("autoencoder", "champion"), "Trains on the newest window and lets the model take over if it passes the gate."),
-    "publish": (("latent_features", "anomaly_report"), "Scores and publishes days under the champion, and reports on them."),
+    "train": (
+        ("autoencoder", "champion"),
+        "Trains on the newest window and lets the model take over if it passes the gate.",
+    ),
+    "publish": (
+        ("latent_features", "anomaly_report"),
+        "Scores and publishes days under the champion, and reports on them.",
+    ),
     "day": (
         ("raw_data", "features", "latent_features", "anomaly_report"),
         "All that a new day needs under the model that serves; training is a job of its own.",
@@ -18,7 +27,15 @@ JOBS = {
 }
 """Jobs of each dataset, by the end of their names: stages and what they are for."""
 
-_RUNNING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
+"""Run config that chooses our console; without it Dagster prints every event it stores."""
+
+_RUNNING = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
 
 
 def job_name(config: PipelineConfig, job: str) -> str:
@@ -34,7 +51,7 @@ def build_automation(config: PipelineConfig) -> dg.Definitions:
             selection=dg.AssetSelection.assets(*(asset_key(config, stage) for stage in stages)),
             description=words,
             tags={"ae_pipeline/dataset": config.dataset},
-            config={"loggers": {"console": {"config": {}}}},  # without this Dagster prints all its events instead
+            config=LOGGERS,
         )
         for job, (stages, words) in JOBS.items()
     ]
@@ -47,7 +64,8 @@ def last_trained_content(instance: dg.DagsterInstance, config: PipelineConfig) -
     if event is None or event.asset_materialization is None:
         return None
     found = event.asset_materialization.metadata.get("window_content")
-    return {day: (digest, rows) for day, (digest, rows) in found.value.items()} if found else None  # type: ignore[union-attr]
+    content: Mapping[str, tuple[str, int]] | None = cast("Any", found.value) if found else None
+    return {day: (digest, rows) for day, (digest, rows) in content.items()} if content is not None else None
 
 
 def _retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
@@ -59,8 +77,12 @@ def _retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description="Trains anew when enough new rows have come since the last training; otherwise skips and says why.",
     )
-    def retrain(context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.RunRequest | dg.SkipReason:
-        running = context.instance.get_runs(dg.RunsFilter(job_name=job_name(config, "train"), statuses=_RUNNING), limit=1)
+    def retrain(
+        context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]
+    ) -> dg.RunRequest | dg.SkipReason:
+        running = context.instance.get_runs(
+            dg.RunsFilter(job_name=job_name(config, "train"), statuses=_RUNNING), limit=1
+        )
         if running:
             return dg.SkipReason(f"a training is running: run {running[0].run_id}")
         now, last = features_content(workspace.paths(config.dataset)), last_trained_content(context.instance, config)

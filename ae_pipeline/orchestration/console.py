@@ -3,9 +3,12 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import dagster as dg
+
+T = TypeVar("T")
 
 
 class _Line(logging.Formatter):
@@ -14,7 +17,9 @@ class _Line(logging.Formatter):
         step = facts.get("step_key") or facts.get("op_name") or ""
         message = facts.get("orig_message") or record.getMessage()
         level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
-        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step.split('__')[-1]:<16} {level}{message}"
+        return (
+            f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step.split('__')[-1]:<16} {level}{message}"
+        )
 
 
 class _OwnMessages(logging.Filter):
@@ -37,14 +42,25 @@ def line_logger(context: dg.InitLoggerContext) -> logging.Logger:
     return logger
 
 
-def paced(log: Callable[[str], None], seconds: float = 3.0) -> Callable[[int, int, str], None]:
-    """Makes a progress callback that logs at most every few seconds, and nothing of work that takes less."""
-    last = time.monotonic()
+class Pace:
+    """A progress callback that logs at most every few seconds, and nothing of work that takes less."""
 
-    def progress(done: int, total: int, what: str) -> None:
-        nonlocal last
-        if done < total and time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            log(f"{done:,} of {total:,} {what}")
+    def __init__(self, log: Callable[[str], None], seconds: float) -> None:
+        self._log, self._seconds, self._last = log, seconds, time.monotonic()
 
-    return progress
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Is told that so many are done."""
+        if done < total and time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._log(f"{done:,} of {total:,} {what}")
+
+    def over(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Goes through items and tells of it."""
+        for done, item in enumerate(items):
+            self(done, len(items), what)
+            yield item
+
+
+def paced(log: Callable[[str], None], seconds: float = 3.0) -> Pace:
+    """Makes a progress callback out of a log."""
+    return Pace(log, seconds)

@@ -51,8 +51,8 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 def dataset_lock(dataset: str) -> dg.ResourceDefinition:
     """Makes the resource that serialises the runs of a dataset.
 
-    Dagster's pool does the same for runs that go through its queue; runs of the command line do not, and a killed run gives a
-    file lock back where it keeps its place in a pool.
+    Dagster's pool does the same for runs that go through its queue; runs of the command line do not, and a killed run
+    gives a file lock back where it keeps its place in a pool.
     """
 
     @dg.resource(required_resource_keys={"workspace"}, description=f"Held by the one run of {dataset!r}.")

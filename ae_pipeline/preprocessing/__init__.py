@@ -1,0 +1,1 @@
+"""From raw rows to features, and from features to a matrix."""

@@ -1,7 +1,7 @@
 """The fitted Encoder: typed features to the float32 matrix that a network sees, and back to the columns' own terms."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -74,8 +74,9 @@ class ColumnEncoding(Section):
 class Encoder(Section):
     """Maps features to a matrix with statistics of the training window; `fit_encoder` makes one.
 
-    Numbers become asinh((x − median) / (IQR / 1.349)), which is linear near the middle and logarithmic in the tails, so that
-    one heavy tail does not drown the rest. Clocks and the parts of timestamps become sine and cosine of their cycle.
+    Numbers become asinh((x − median) / (IQR / 1.349)), which is linear near the middle and logarithmic in the tails, so
+    that one heavy tail does not drown the rest. Clocks and the parts of timestamps become sine and cosine of their
+    cycle.
     """
 
     columns: tuple[ColumnEncoding, ...]
@@ -100,8 +101,10 @@ class Encoder(Section):
             BundleError: A fitted column is not there or cannot be read as its type.
         """
         if missing := [column.name for column in self.columns if column.name not in features.columns]:
-            raise BundleError(f"features lack column {missing[0]!r}, on which this model was fitted; it needs "
-                              f"{', '.join(column.name for column in self.columns)}")
+            raise BundleError(
+                f"features lack column {missing[0]!r}, on which this model was fitted; it needs "
+                f"{', '.join(column.name for column in self.columns)}"
+            )
         matrix = np.zeros((features.height, self.width), dtype=np.float32)
         encodings = {column.name: column for column in self.columns}
         for block in self.blocks:
@@ -110,8 +113,10 @@ class Encoder(Section):
             try:
                 _fill(matrix, block, encoding, values)
             except pl.exceptions.PolarsError as error:
-                raise BundleError(f"column {block.column!r} holds {values.dtype}, which cannot be read as "
-                                  f"{encoding.type.value}: {str(error).splitlines()[0]}") from error
+                raise BundleError(
+                    f"column {block.column!r} holds {values.dtype}, which cannot be read as "
+                    f"{encoding.type.value}: {str(error).splitlines()[0]}"
+                ) from error
         return matrix
 
     def describe(self, row: dict[str, Any], output: Matrix, column: str) -> tuple[str, str]:
@@ -133,7 +138,9 @@ class Encoder(Section):
             part = output[block.start : block.stop]
             match block.kind:
                 case BlockKind.NUMERIC:
-                    expected.append(_spoken_number(encoding.center + math.sinh(float(np.clip(part[0], -20, 20))) * encoding.scale))
+                    expected.append(
+                        _spoken_number(encoding.center + math.sinh(float(np.clip(part[0], -20, 20))) * encoding.scale)
+                    )
                 case BlockKind.CYCLIC:
                     expected.append(_spoken_cycle(block.part, part))
                 case BlockKind.BINARY:
@@ -211,8 +218,8 @@ def _spoken_value(encoding: ColumnEncoding, value: Any) -> str:
 def fit_encoder(features: pl.DataFrame, columns: Sequence[FeatureColumn]) -> Encoder:
     """Fits an Encoder on the rows of the training window, and on no others.
 
-    Left out, with a reason: columns of one value, copies of another column, and identifiers, whose values name a row and say
-    nothing of its kind (all distinct, or so many categories that the commonest do not cover the rows).
+    Left out, with a reason: columns of one value, copies of another column, and identifiers, whose values name a row
+    and say nothing of its kind (all distinct, or so many categories that the commonest do not cover the rows).
 
     Args:
         features: Training rows.
@@ -259,11 +266,15 @@ def _fit_column(column: FeatureColumn, values: pl.Series) -> tuple[ColumnEncodin
         case ColumnType.CATEGORY | ColumnType.BOOLEAN:
             texts = there.cast(pl.String)
             counts = texts.value_counts(sort=True).sort("count", column.name, descending=[True, False])
-            common = counts.filter(pl.col("count") >= min(MIN_CATEGORY_ROWS, 1 + values.len() // 100)).head(MAX_CATEGORIES)
+            common = counts.filter(pl.col("count") >= min(MIN_CATEGORY_ROWS, 1 + values.len() // 100)).head(
+                MAX_CATEGORIES
+            )
             cover = common["count"].sum() / there.len()
             if cover < MIN_CATEGORY_COVER:
-                return None, (f"an identifier: {distinct:,} values, of which the {common.height:,} commonest cover "
-                              f"{cover:.0%} of the rows")
+                return None, (
+                    f"an identifier: {distinct:,} values, of which the {common.height:,} commonest cover "
+                    f"{cover:.0%} of the rows"
+                )
             return plain.model_copy(update={"vocabulary": tuple(common[column.name].to_list())}), ""
         case _:
             return plain, ""
@@ -292,7 +303,9 @@ def _lay_out(columns: Sequence[ColumnEncoding]) -> tuple[Block, ...]:
                 wanted[BlockKind.CYCLIC] += [(column, "time_of_day", 2), (column, "weekday", 2)]
             case _:
                 wanted[BlockKind.CYCLIC].append((column, "time_of_day", 2))
-        if column.type not in {ColumnType.CATEGORY, ColumnType.BOOLEAN} and column.name != "event_time":  # it is never missing
+        if (
+            column.type not in {ColumnType.CATEGORY, ColumnType.BOOLEAN} and column.name != "event_time"
+        ):  # it is never missing
             wanted[BlockKind.BINARY].append((column, "missing", 1))
     places: dict[tuple[str, str], int] = {}
     start = 0

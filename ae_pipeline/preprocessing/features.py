@@ -38,7 +38,9 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
         ConfigError: A derived column bears the name of another.
     """
     if doubled := sorted(config.derive.keys() & contract.columns.keys()):
-        raise ConfigError(f"derive names column {doubled[0]!r}, which the files of {config.dataset!r} have; choose another name")
+        raise ConfigError(
+            f"derive names column {doubled[0]!r}, which the files of {config.dataset!r} have; choose another name"
+        )
     columns = [
         FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type)
         for name, rule in contract.columns.items()
@@ -52,8 +54,9 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Cleans raw rows and derives columns.
 
-    Numbers are float64, so that a day without gaps has the same types as one with gaps; clocks become minutes after midnight,
-    2400 among them as 0; text loses surrounding blanks, and empty text is missing; derived numbers that are not finite are missing.
+    Numbers are float64, so that a day without gaps has the same types as one with gaps; clocks become minutes after
+    midnight, 2400 among them as 0; text loses surrounding blanks, and empty text is missing; derived numbers that are
+    not finite are missing.
 
     Args:
         raw: Raw rows with `row_id` and `event_time`.

@@ -14,11 +14,13 @@ PARTS = ("train", "validation", "calibration")
 
 @dataclass(frozen=True)
 class Window:
-    """Days of a training, cut by time into disjoint parts, since one slice serving two of them would void what they promise.
+    """Days of a training, cut by time into disjoint parts.
+
+    One slice that serves two of them would void what they promise.
 
     Attributes:
-        train: Days whose rows the encoder and the weights are fitted on; `ALL_ROWS` for a dataset without event time, whose rows
-            are cut by a hash of their identity instead.
+        train: Days whose rows the encoder and the weights are fitted on; `ALL_ROWS` for a dataset without event time,
+            whose rows are cut by a hash of their identity instead.
         validation: Later days, for early stopping and the tails of the losses.
         calibration: The newest days, for p-values.
         fingerprint: Of the content of all these days.
@@ -66,8 +68,9 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
     held = training.validation_days + training.calibration_days
     if len(days) <= held:
         raise TrainingError(
-            f"{config.dataset!r} has {len(days)} days with features, and validation_days={training.validation_days} plus "
-            f"calibration_days={training.calibration_days} leave none to train on; materialize more days, or shorten these"
+            f"{config.dataset!r} has {len(days)} days with features, and validation_days={training.validation_days} "
+            f"plus calibration_days={training.calibration_days} leave none to train on; materialize more days, or "
+            "shorten these"
         )
     cut = len(days) - held
     validation_end = cut + training.validation_days

@@ -155,7 +155,9 @@ def _report_day(day: str, path: str | None, paths: DatasetPaths, bundle: ModelBu
     target = _day_file(paths, day)
     features_facts = read_facts(paths.features(day))
     if path is None and features_facts.get("rows", "0") != "0":
-        raise PublicationError(f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first")
+        raise PublicationError(
+            f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first"
+        )
     input_hash = _input_hash(path, bundle.config)
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:
@@ -175,7 +177,9 @@ def _report_day(day: str, path: str | None, paths: DatasetPaths, bundle: ModelBu
     explained = bundle.explain(rows)
     ranked = top.select("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version").with_columns(
         because=pl.Series([_because(parts) for parts in explained], dtype=pl.String),
-        contributions=pl.Series([[asdict(part) for part in parts] for parts in explained], dtype=_SCHEMA["contributions"]),
+        contributions=pl.Series(
+            [[asdict(part) for part in parts] for parts in explained], dtype=_SCHEMA["contributions"]
+        ),
     )
     facts = {"input_hash": input_hash, "scored": str(scored.height), "flagged": str(flagged)}
     content_hash = write_parquet(target, ranked.select(*_SCHEMA).to_arrow(), facts)
@@ -197,7 +201,12 @@ def _all_days(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
 def _ranked(rows: pl.DataFrame) -> list[RankedRow]:
     return [
         RankedRow(
-            row["row_id"], row["event_time"], row["score"], row["p_value"], row["is_anomaly"], row["because"],
+            row["row_id"],
+            row["event_time"],
+            row["score"],
+            row["p_value"],
+            row["is_anomaly"],
+            row["because"],
             tuple(Contribution(**part) for part in row["contributions"]),
         )
         for row in rows.iter_rows(named=True)
@@ -205,9 +214,14 @@ def _ranked(rows: pl.DataFrame) -> list[RankedRow]:
 
 
 def _summary(
-    paths: DatasetPaths, bundle: ModelBundle, model_version: int, run_id: str, files: dict[str, str], strangest: Sequence[RankedRow]
+    paths: DatasetPaths,
+    bundle: ModelBundle,
+    model_version: int,
+    run_id: str,
+    files: dict[str, str],
+    strangest: Sequence[RankedRow],
 ) -> dict[str, Any]:
-    by_day = []
+    by_day: list[dict[str, Any]] = []
     for day in sorted(files):
         facts = read_facts(_day_file(paths, day))
         if facts:

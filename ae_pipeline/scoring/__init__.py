@@ -1,0 +1,1 @@
+"""From losses to scores and p-values."""

@@ -15,9 +15,9 @@ Array = npt.NDArray[np.float64]
 class Calibration:
     """Scores of held-out rows, which turn a new score into a conformal p-value.
 
-    For a row exchangeable with the n calibration rows, P(p_value ≤ b) ≤ b for every b, and at least b − 1/(n + 1) where scores do
-    not tie (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the promise fades as rows drift away from the
-    calibration days.
+    For a row exchangeable with the n calibration rows, P(p_value ≤ b) ≤ b for every b, and at least b − 1/(n + 1) where
+    scores do not tie (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the promise fades as rows
+    drift away from the calibration days.
 
     Attributes:
         scores: Of the calibration rows, rising, (n,).
@@ -60,6 +60,7 @@ def calibrate(scores: Array, budget: float, days: int) -> Calibration:
         enough = math.ceil(days * needed / max(len(scores), 1))
         raise TrainingError(
             f"alerts.budget={budget:g} needs {needed:,} calibration rows, and the {days} calibration days hold "
-            f"{len(scores):,}; set calibration_days to about {enough}, or the budget to {1 / (len(scores) + 1):.2g} or more"
+            f"{len(scores):,}; set calibration_days to about {enough}, or the budget to {1 / (len(scores) + 1):.2g} or "
+            "more"
         )
     return Calibration(np.sort(scores), budget)

@@ -1,4 +1,4 @@
-"""Column losses to tail probabilities: how rarely a loss as high as this one is seen in rows like those of the window."""
+"""Column losses to tail probabilities: how rarely a loss as high is seen in rows like those of the window."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ _MIN_EXCESS = 0.25
 class ColumnTails:
     """−ln P(loss of the column ≥ x), by column.
 
-    Between knots it is interpolated; beyond the 99th percentile the tail is taken as exponential with the mean excess that
-    was seen there (Pickands 1975 for the limit, with shape 0).
+    Between knots it is interpolated; beyond the 99th percentile the tail is taken as exponential with the mean excess
+    that was seen there (Pickands 1975 for the limit, with shape 0).
 
     Attributes:
         knots: Losses at falling survival probabilities, (columns, knots), rising along each row.

@@ -53,18 +53,30 @@ def train_challenger(
     content = features_content(paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
     columns = feature_columns(config, load_contract(paths.contract))
-    say(f"training on {len(window.train)} days, validating on {len(window.validation)}, calibrating on {len(window.calibration)}")
+    say(
+        f"training on {len(window.train)} days, validating on {len(window.validation)}, "
+        f"calibrating on {len(window.calibration)}"
+    )
     with tracker.training(config.dataset, f"{config.dataset} {window.days[-1]}", origin) as run:
         run.log_params(
-            {**_flat("model", config.model.model_dump()), **_flat("training", config.training.model_dump()),
-             "alerts.budget": config.alerts.budget},
-            tags={"window.fingerprint": window.fingerprint, "window.first_day": window.days[0], "window.last_day": window.days[-1]},
+            {
+                **_flat("model", config.model.model_dump()),
+                **_flat("training", config.training.model_dump()),
+                "alerts.budget": config.alerts.budget,
+            },
+            tags={
+                "window.fingerprint": window.fingerprint,
+                "window.first_day": window.days[0],
+                "window.last_day": window.days[-1],
+            },
         )
 
         def report(epoch: Epoch) -> None:
             run.log_epoch(epoch)
-            say(f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.3f}, "
-                f"validation {epoch.validation_loss:.3f} nats")
+            say(
+                f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.3f}, "
+                f"validation {epoch.validation_loss:.3f} nats"
+            )
 
         bundle, result = fit_bundle(config, columns, window, paths, report)
         for entry in bundle.encoder.left_out:
@@ -74,10 +86,20 @@ def train_challenger(
             loss_fell(result),
             latents_not_collapsed(bundle.encode(window.rows("validation", paths))),
         )
-        run.log_metrics({"best_epoch": result.best_epoch, "best_validation_loss": result.best_loss,
-                         "score_threshold": bundle.calibration.threshold})
-        run.log_json({"window": {part: list(getattr(window, part)) for part in ("train", "validation", "calibration")},
-                      "content": content}, "window.json")
+        run.log_metrics(
+            {
+                "best_epoch": result.best_epoch,
+                "best_validation_loss": result.best_loss,
+                "score_threshold": bundle.calibration.threshold,
+            }
+        )
+        run.log_json(
+            {
+                "window": {part: list(getattr(window, part)) for part in ("train", "validation", "calibration")},
+                "content": content,
+            },
+            "window.json",
+        )
         from ae_pipeline.reports.plots import loss_curve
 
         run.log_figure(loss_curve(result), "loss.png")
@@ -106,9 +128,13 @@ def decide(config: PipelineConfig, tracker: Tracker) -> Decision:
         before = f" in place of version {champion.version}" if champion else ""
         return Decision(challenger, True, f"version {challenger.version} passed the gate and serves{before}")
     if champion is None:
-        raise TrainingError(f"version {challenger.version} of {config.dataset!r} was {gate}, and there is no other version to serve; "
-                            "look at the checks of autoencoder and train anew")
-    return Decision(champion, False, f"challenger {challenger.version} {gate}; version {champion.version} goes on serving")
+        raise TrainingError(
+            f"version {challenger.version} of {config.dataset!r} was {gate}, and there is no other version to serve; "
+            "look at the checks of autoencoder and train anew"
+        )
+    return Decision(
+        champion, False, f"challenger {challenger.version} {gate}; version {champion.version} goes on serving"
+    )
 
 
 def load_champion(config: PipelineConfig, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
@@ -123,7 +149,9 @@ def load_champion(config: PipelineConfig, tracker: Tracker) -> tuple[TrackedVers
     return champion, ModelBundle.load(tracker.bundle_folder(champion))
 
 
-def load_version_of_table(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
+def load_version_of_table(
+    config: PipelineConfig, paths: DatasetPaths, tracker: Tracker
+) -> tuple[TrackedVersion, ModelBundle]:
     """Loads the model that the published table was scored with.
 
     Raises:

@@ -1,0 +1,59 @@
+# Two commands matter: `make run` and `make test`. Both set up what they need, in .venv.
+PYTHON ?= python3
+DATASET ?= flights
+VENV := .venv
+BIN := $(VENV)/bin
+
+export DAGSTER_HOME := $(CURDIR)/.dagster
+# Threads that spin while they wait slow a busy machine down many times over.
+export OMP_WAIT_POLICY := PASSIVE
+export MLFLOW_DISABLE_TELEMETRY := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test ui setup check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run    set up, land the demo data, and bring $(DATASET) up to date (DATASET=name for another)"
+	@echo "make test   set up and run the tests"
+	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on 127.0.0.1:5000"
+	@echo "make check  formatter, linter, type checker, import contracts, tests"
+	@echo "make setup  the virtual environment alone        make clean  remove it and everything runs have written"
+
+# One stamp for each set of packages, so that `make run` does not install what only tests need.
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,bench,dev]'
+	@touch $@ $(VENV)/.run
+
+setup: $(VENV)/.dev
+
+run: $(VENV)/.run
+	@$(BIN)/ae-pipeline run $(DATASET)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+ui: $(VENV)/.run
+	@$(BIN)/ae-pipeline ui
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory test
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.planted_faults --out benchmarks/results/planted_faults.json
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find data mlruns .dagster -mindepth 1 ! -name README.md ! -name dagster.yaml -delete

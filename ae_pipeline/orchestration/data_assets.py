@@ -1,0 +1,96 @@
+"""raw_data and features: from landed files to clean columns of each day."""
+
+import datetime as dt
+
+import dagster as dg
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.console import paced
+from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
+from ae_pipeline.orchestration.stages import Body, check, days_of, paths_of, shortened
+
+
+def raw_data(config: PipelineConfig) -> Body:
+    """Reads what has landed and writes the days asked for."""
+
+    def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.ingestion.landing import build_raw_day, count_duplicates, take_in
+
+        paths, days, progress = paths_of(context, config), days_of(context), paced(context.log.info)
+        intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)
+        built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
+        refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)
+        rows, broken = sum(day.rows for day in built), sum(rejected.values())
+        doubled = count_duplicates([day.day for day in built if day.built], paths)
+        context.log.info(
+            f"{rows:,} rows on {len(days):,} days, {sum(day.built for day in built):,} of them written now; "
+            f"{broken:,} rows in quarantine"
+        )
+        if waiting := [day for day in intake.pending_days(paths) if day not in set(days)]:
+            context.log.info(f"{len(waiting):,} further days wait for their own run: {shortened(waiting)}")
+        for day in built:
+            tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day), rows=day.rows)
+        first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
+        share = broken / max(rows + broken, 1)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": rows,
+                "dagster/uri": paths.raw(days[-1]).parent.as_uri(),
+                "dagster/column_schema": parquet_schema(paths.raw(days[-1])),
+                "schema_contract": dg.MetadataValue.path(str(paths.contract)),
+                "files_read_now": len(intake.read),
+                "rows_superseded": sum(day.superseded for day in built),
+                "rows_quarantined": broken,
+                "quarantined_by_rule": counted(rejected, "rule"),
+                "files_refused": table(["file", "reason"], list(refused.items())),
+                "days_waiting": len(waiting),
+            },
+            data_version=joint_version(day.content_hash for day in built),
+            check_results=[
+                check(context, "schema", not refused, f"{len(refused):,} landed files are refused{first}"),
+                check(context, "identity_unique", doubled == 0, f"{doubled:,} identities stand twice", figure=doubled),
+                check(
+                    context,
+                    "quarantine_share",
+                    share <= config.max_quarantine_share,
+                    f"{broken:,} of {rows + broken:,} rows are in quarantine",
+                    figure=share,
+                    threshold=config.max_quarantine_share,
+                ),
+            ],
+        )
+
+    return body
+
+
+def features(config: PipelineConfig) -> Body:
+    """Cleans and derives columns of the days asked for."""
+
+    def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.ingestion.contract import load_contract
+        from ae_pipeline.preprocessing.features import build_features_day
+        from ae_pipeline.storage import read_facts
+
+        paths, days, progress = paths_of(context, config), days_of(context), paced(context.log.info)
+        contract = load_contract(paths.contract)
+        built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
+        rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
+        context.log.info(
+            f"{rows:,} rows on {len(days):,} days, {sum(day.built for day in built):,} of them written now"
+        )
+        for day in built:
+            tell_partition(context, config, day.day, day.content_hash, paths.features(day.day), rows=day.rows)
+        words = f"{rows:,} rows of features, {raw_rows:,} of raw_data"
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": rows,
+                "dagster/uri": paths.features(days[-1]).parent.as_uri(),
+                "dagster/column_schema": parquet_schema(paths.features(days[-1])),
+            },
+            data_version=joint_version(day.content_hash for day in built),
+            check_results=[
+                check(context, "rows_kept", rows == raw_rows, words, figure=rows, threshold=raw_rows),
+            ],
+        )
+
+    return body

@@ -1,0 +1,60 @@
+"""Metadata that Dagster shows of a materialization."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.storage import hash_json
+
+
+def tell_partition(
+    context: dg.AssetExecutionContext, config: PipelineConfig, day: str, content_hash: str, path: Path, **figures: int
+) -> None:
+    """Attaches to a partition its own row count, file and content hash; the hash decides what is new.
+
+    A run over a range gives all its partitions one data version, so each needs facts of its own.
+
+    Args:
+        context: Of the asset.
+        config: The dataset's; without partitions there is nothing to attach to.
+        day: The partition.
+        content_hash: Of its rows.
+        path: Its file.
+        figures: Further counts; `rows` is the partition's row count.
+    """
+    if config.is_daily:
+        facts = {"dagster/partition_row_count" if name == "rows" else name: value for name, value in figures.items()}
+        context.add_asset_metadata(
+            {**facts, "content_hash": content_hash, "dagster/uri": path.as_uri()}, partition_key=day
+        )
+
+
+def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
+    """Makes one data version of the content of all partitions of a run."""
+    return dg.DataVersion(hash_json(list(hashes)))
+
+
+def parquet_schema(path: Path) -> dg.TableSchema:
+    """Reads the columns of a Parquet file."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            for field in pq.read_schema(path)
+        ]
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMetadataValue:
+    """Makes a Markdown table, or the word none."""
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    head = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    return dg.MetadataValue.md("\n".join(head + lines) if lines else "none")
+
+
+def counted(counts: Mapping[str, int], what: str) -> dg.MarkdownMetadataValue:
+    """Makes a Markdown table of counts."""
+    return table([what, "rows"], list(counts.items()))

@@ -1,0 +1,75 @@
+"""Autoencoder and champion: the challenger that a training makes, and the version that serves."""
+
+import dagster as dg
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.metadata import table
+from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, workspace_of
+
+
+def autoencoder(config: PipelineConfig) -> Body:
+    """Trains on the newest window."""
+
+    def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.orchestration.model_steps import train_challenger
+
+        trained = train_challenger(
+            config, paths_of(context, config), workspace_of(context).tracker(), origin_of(context), context.log.info
+        )
+        bundle, window = trained.bundle, trained.bundle.window
+        return dg.MaterializeResult(
+            metadata={
+                "model_version": trained.version.version,
+                "mlflow_run": trained.version.run_id,
+                "train_days": f"{window.train[0]} to {window.train[-1]}",
+                "validation_days": f"{window.validation[0]} to {window.validation[-1]}",
+                "calibration_days": f"{window.calibration[0]} to {window.calibration[-1]}",
+                "rows": dg.MetadataValue.json(bundle.facts["rows"]),
+                "epochs": len(trained.result.epochs),
+                "best_epoch": trained.result.best_epoch,
+                "validation_loss": trained.result.best_loss,
+                "encoded_columns": bundle.encoder.width,
+                "columns_left_out": table(
+                    ["column", "reason"], [(e.column, e.reason) for e in bundle.encoder.left_out]
+                ),
+                "window_fingerprint": window.fingerprint,
+                # What a schedule compares with: the days as they stood when this training began.
+                "window_content": dg.MetadataValue.json(trained.content),
+            },
+            data_version=dg.DataVersion(bundle.fingerprint),
+            check_results=[
+                check(
+                    context,
+                    verdict.rule,
+                    verdict.passed,
+                    verdict.words,
+                    figure=verdict.figure,
+                    threshold=verdict.threshold,
+                    severity=dg.AssetCheckSeverity.WARN,
+                )
+                for verdict in trained.verdicts
+            ],
+        )
+
+    return body
+
+
+def champion(config: PipelineConfig) -> Body:
+    """Lets the challenger take over where it passed the gate."""
+
+    def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.orchestration.model_steps import decide
+
+        decision = decide(config, workspace_of(context).tracker())
+        context.log.info(decision.words)
+        return dg.MaterializeResult(
+            metadata={
+                "model_version": decision.champion.version,
+                "mlflow_run": decision.champion.run_id,
+                "decision": decision.words,
+                "promoted": decision.promoted,
+            },
+            data_version=dg.DataVersion(str(decision.champion.version)),
+        )
+
+    return body

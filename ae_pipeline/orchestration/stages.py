@@ -1,0 +1,223 @@
+"""The stages of a dataset: names, keys, checks, partitions, and what all their assets have in common."""
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import PipelineError
+from ae_pipeline.orchestration.workspace import Workspace
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+
+CODE_VERSION = "1"
+"""Raised with a stage's own version when its results would change."""
+
+Body = Callable[[dg.AssetExecutionContext], dg.MaterializeResult[Any]]
+"""What an asset does."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset of each dataset.
+
+    Attributes:
+        deps: Stages it is made from.
+        daily: Whether it has the dataset's partitions.
+        kinds: Shown as icons in the UI.
+        description: What it is, for somebody new.
+        checks: Rules of its asset checks, by name.
+    """
+
+    deps: tuple[str, ...]
+    daily: bool
+    kinds: frozenset[str]
+    description: str
+    checks: Mapping[str, str]
+
+
+_NOT_COLLAPSED = "At least half of the latent columns vary from row to row."
+
+STAGES = {
+    "raw_data": Stage(
+        (),
+        True,
+        frozenset({"polars", "parquet"}),
+        "**Rows as they landed, made safe.** Files are read against the dataset's schema contract: typed, "
+        "deduplicated by identity (the newest file wins), and rows that break a rule go to quarantine with a reason. "
+        "One Parquet file a day.",
+        {
+            "schema": "Every landed file can be read and has the columns of the schema contract.",
+            "identity_unique": "No identity stands twice among the rows of the run.",
+            "quarantine_share": "The share of rows in quarantine stays within max_quarantine_share.",
+        },
+    ),
+    "features": Stage(
+        ("raw_data",),
+        True,
+        frozenset({"polars", "parquet"}),
+        "**Cleaned and derived columns that depend on no model.** Clocks in minutes, tidy text, derived columns; row "
+        "for row what raw_data has. One Parquet file a day.",
+        {"rows_kept": "Features have row for row what raw_data has."},
+    ),
+    "autoencoder": Stage(
+        ("features",),
+        False,
+        frozenset({"pytorch", "mlflow"}),
+        "**A trained model, the challenger.** Fitted on a window of features that is cut by time into training, "
+        "validation and calibration days; recorded as one MLflow run and one registered version. New days do not make "
+        "it stale: a schedule or a person trains anew.",
+        {
+            "finite_weights": "Every weight of the network is a finite number.",
+            "loss_fell": "The validation loss is lower than before the first step.",
+            "latents_not_collapsed": _NOT_COLLAPSED,
+        },
+    ),
+    "champion": Stage(
+        ("autoencoder",),
+        False,
+        frozenset({"mlflow"}),
+        "**The model version that serves.** The challenger takes over when it keeps every rule of the gate. The data "
+        "version is the model version, so a rejected challenger makes nothing stale.",
+        {},
+    ),
+    "latent_features": Stage(
+        ("features", "champion"),
+        True,
+        frozenset({"pytorch", "deltalake"}),
+        "**The published table.** Latent columns z_000 …, score, p-value and flag of every row under the champion: a "
+        "Delta Lake table of plain Parquet files that changes in one commit.",
+        {"rows_kept": "The table has row for row what features have.", "latents_not_collapsed": _NOT_COLLAPSED},
+    ),
+    "anomaly_report": Stage(
+        ("latent_features",),
+        True,
+        frozenset({"parquet", "html"}),
+        "**The strangest rows and why.** Ranked rows with the columns that made them strange, as Parquet and JSON, "
+        "and one page to read.",
+        {"alert_budget": "The share of flagged rows stays within three times the alert budget."},
+    ),
+}
+"""All stages, in the order of the data."""
+
+
+def asset_key(config: PipelineConfig, stage: str) -> dg.AssetKey:
+    """Gives the key [dataset, stage]."""
+    return dg.AssetKey([config.dataset, stage])
+
+
+def partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | None:
+    """Gives the dataset's days, UTC; none without event time."""
+    if config.start is None:
+        return None
+    after = config.end + dt.timedelta(days=1) if config.end else None
+    # Without an end the partition of today exists while today lasts, so that it can be scored as it fills.
+    return dg.DailyPartitionsDefinition(
+        start_date=config.start.isoformat(),
+        end_date=after.isoformat() if after else None,
+        end_offset=0 if after else 1,
+        timezone="UTC",
+    )
+
+
+def build_asset(config: PipelineConfig, stage: str, body: Body) -> dg.AssetsDefinition:
+    """Makes the asset of a stage out of what it does."""
+    facts, key = STAGES[stage], asset_key(config, stage)
+    settings: dict[str, Any] = {
+        "key": key,
+        "group_name": config.dataset,
+        "deps": [asset_key(config, name) for name in facts.deps],
+        "description": f"{facts.description}\n\n{config.description}".strip(),
+        "owners": list(config.owners) or None,
+        "kinds": set(facts.kinds),
+        "pool": config.dataset,
+        "code_version": CODE_VERSION,
+        # What fails for want of a file handle or a busy database may pass a moment later.
+        "retry_policy": dg.RetryPolicy(max_retries=1, delay=5),
+        "required_resource_keys": {"workspace", f"{config.dataset}_lock"},
+        "check_specs": [dg.AssetCheckSpec(name, asset=key, description=rule) for name, rule in facts.checks.items()],
+    }
+    if facts.daily:
+        settings |= {"partitions_def": partitions(config), "backfill_policy": dg.BackfillPolicy.single_run()}
+    if stage == "latent_features" and config.fresh_hours:
+        window = dt.timedelta(hours=config.fresh_hours)
+        settings["freshness_policy"] = dg.FreshnessPolicy.time_window(fail_window=window)
+
+    # Dagster looks for the bare class here: with a type argument it would expect a value to store.
+    def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        with _explained():
+            return body(context)
+
+    asset: dg.AssetsDefinition = dg.asset(**settings)(run)
+    return asset
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Makes of our own errors failures that are not retried: the same input would fail again."""
+    try:
+        yield
+    except PipelineError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def workspace_of(context: dg.AssetExecutionContext) -> Workspace:
+    """Gives the workspace resource."""
+    workspace: Workspace = context.resources.workspace
+    return workspace
+
+
+def paths_of(context: dg.AssetExecutionContext, config: PipelineConfig) -> DatasetPaths:
+    """Gives the dataset's paths."""
+    return workspace_of(context).paths(config.dataset)
+
+
+def days_of(context: dg.AssetExecutionContext) -> list[str]:
+    """Gives the partitions of a run, in order, or the one that stands for all rows."""
+    return sorted(context.partition_keys) if context.has_partition_key else [ALL_ROWS]
+
+
+def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """Runs that a result comes from; a run that Dagster retried counts as the one it retries."""
+    run = context.run.root_run_id or context.run.run_id
+    return {"dagster_run_id": run, "dagster_asset": context.asset_key.to_user_string()}
+
+
+def check(
+    context: dg.AssetExecutionContext,
+    name: str,
+    passed: bool,
+    words: str,
+    *,
+    figure: float | None = None,
+    threshold: float | None = None,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckResult:
+    """Gives the result of a check of the asset that runs.
+
+    Args:
+        context: Of the asset.
+        name: Of the check.
+        passed: Whether the rule is kept.
+        words: What was found.
+        figure: What was measured.
+        threshold: What it was held against.
+        severity: How a broken rule shows; none of them stops the run, since good rows must go on.
+    """
+    figures = {key: float(value) for key, value in (("figure", figure), ("threshold", threshold)) if value is not None}
+    return dg.AssetCheckResult(
+        asset_key=context.asset_key,
+        check_name=name,
+        passed=bool(passed),
+        severity=severity,
+        description=words,
+        metadata=figures,
+    )
+
+
+def shortened(days: Sequence[str]) -> str:
+    """Names days, the middle of a long list left out."""
+    return ", ".join(days) if len(days) <= 4 else f"{days[0]}, {days[1]} … {days[-1]}"

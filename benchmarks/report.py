@@ -1,0 +1,60 @@
+"""What every benchmark hands over: a table for people, and JSON with the environment it ran in."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from ae_pipeline.storage import write_text
+
+Row = Mapping[str, str | int | float]
+"""One result, flat."""
+
+PACKAGES = ("ae-pipeline", "numpy", "polars", "torch")
+
+
+def environment(packages: Sequence[str]) -> dict[str, str | int | dict[str, str]]:
+    """Describes the machine and the versions of `PACKAGES` and further packages."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count() or 1,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in sorted({*PACKAGES, *packages})},
+    }
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    if described.exists():
+        for line in described.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_report(path: Path, name: str, rows: Sequence[Row], packages: Sequence[str] = ()) -> None:
+    """Writes the results of a benchmark as JSON, in one step.
+
+    Args:
+        path: Where to.
+        name: Of the benchmark.
+        rows: Its results.
+        packages: Peers whose versions matter, as they are called on PyPI.
+    """
+    content = {"name": name, "environment": environment(packages), "rows": [dict(row) for row in rows]}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays out a Markdown table that is also aligned for a terminal: the first column to the left, all others right."""
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(_line(cells, widths) for cells in (header, rule, *rows))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return "| " + " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"

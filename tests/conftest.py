@@ -1,0 +1,192 @@
+"""Fixtures for all tests: one tiny dataset that went the whole way from CSV to bundle, fitted once a session."""
+
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would take the cores from one another
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import datetime as dt
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.ingestion.landing import build_raw_day, take_in
+from ae_pipeline.preprocessing.features import FeatureColumn, build_features_day, feature_columns
+from ae_pipeline.preprocessing.window import Window, cut_window
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
+from ae_pipeline.training import TrainingResult
+
+DATASET = "sensors"
+FIRST_DAY = dt.date(2024, 1, 1)
+DAYS, ROWS_A_DAY = 40, 60
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A dataset with features of every day, and a bundle fitted on them."""
+
+    config: PipelineConfig
+    paths: DatasetPaths
+    columns: tuple[FeatureColumn, ...]
+    days: tuple[str, ...]
+    window: Window
+    bundle: ModelBundle
+    result: TrainingResult
+
+    def features(self, day: str) -> pl.DataFrame:
+        """Features of a day."""
+        return pl.read_parquet(self.paths.features(day))
+
+    def at(self, root: Path) -> "Fitted":
+        """The same with a copy of the features under another root, which a test may write to."""
+        paths = DatasetPaths(root, DATASET)
+        shutil.copytree(self.paths.features("_").parent, paths.features("_").parent)
+        return replace(self, paths=paths)
+
+
+def sensor_config(**changes: Any) -> PipelineConfig:
+    """Configuration of the tiny dataset; keyword arguments replace whole sections."""
+    settings: dict[str, Any] = {
+        "dataset": DATASET,
+        "identity": ("serial",),
+        "event_time": "measured_at",
+        "start": FIRST_DAY,
+        "end": FIRST_DAY + dt.timedelta(days=DAYS - 1),
+        "columns": {"scheduled": "clock_hhmm", "mode": "category"},
+        "derive": {"balance": "load - power / 2"},
+        "model": {"latent_dim": 3, "hidden": (24,), "activation": "silu"},
+        "training": {
+            "validation_days": 6,
+            "calibration_days": 8,
+            "epochs": 8,
+            "batch_size": 128,
+            "learning_rate": 0.02,
+            "device": "cpu",
+        },
+        "alerts": {"budget": 0.01},
+    }
+    return PipelineConfig.model_validate({**settings, **changes})
+
+
+def sensor_rows(seed: int = 0) -> pl.DataFrame:
+    """Rows as a machine would log them: load and power belong together, and so do mode and temperature."""
+    rng = np.random.default_rng(seed)
+    n = DAYS * ROWS_A_DAY
+    load = rng.lognormal(1, 0.4, n).round(3)
+    mode = rng.choice(["idle", "run", "boost", "service"], n, p=[0.45, 0.4, 0.14, 0.01])
+    warmth = np.select([mode == "idle", mode == "run", mode == "boost"], [20.0, 45.0, 70.0], 30.0)
+    minutes = rng.integers(0, 1440, n)
+    gaps = rng.random((2, n)) < 0.05
+    return pl.DataFrame(
+        {
+            "serial": np.arange(n) + 100_000,
+            "measured_at": [
+                f"{FIRST_DAY + dt.timedelta(days=i // ROWS_A_DAY)}T{m // 60:02d}:{m % 60:02d}:{i % 60:02d}Z"
+                for i, m in enumerate(minutes.tolist())
+            ],
+            "load": load,
+            "power": (2 * load + rng.normal(0, 0.05, n)).round(3),
+            "temperature": pl.Series((warmth + rng.normal(0, 1, n)).round(2)).set(pl.Series(gaps[0]), None),
+            "mode": mode,
+            "is_open": np.where(rng.random(n) < 0.3, "true", "false"),
+            "scheduled": pl.Series(minutes // 60 * 100 + minutes % 60 // 15 * 15).set(pl.Series(gaps[1]), None),
+            "site": "north",
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """The tiny dataset after ingestion, features and training; tests must not write below its root."""
+    config = sensor_config()
+    paths = DatasetPaths(tmp_path_factory.mktemp("data"), DATASET)
+    paths.landing.mkdir(parents=True)
+    rows = sensor_rows()
+    for place, part in enumerate(rows.iter_slices(10 * ROWS_A_DAY)):
+        part.write_csv(paths.landing / f"part_{place}.csv")
+    intake = take_in(config, paths, dt.date(2025, 1, 1), lambda *_: None)
+    content = {}
+    for day in intake.ledger.days:
+        build_raw_day(day, intake, paths)
+        content[day] = build_features_day(day, config, intake.contract, paths).content_hash
+    columns = feature_columns(config, load_contract(paths.contract))
+    window = cut_window(content, config)
+    bundle, result = fit_bundle(config, columns, window, paths)
+    return Fitted(config, paths, columns, tuple(sorted(content)), window, bundle, result)
+
+
+@pytest.fixture(scope="session")
+def other_bundle(fitted: Fitted) -> ModelBundle:
+    """A second model of the same shape on the same days, from another seed."""
+    config = sensor_config(training={**fitted.config.training.model_dump(), "seed": 1, "epochs": 2})
+    return fit_bundle(config, fitted.columns, fitted.window, fitted.paths)[0]
+
+
+@pytest.fixture(scope="session")
+def wider_bundle(fitted: Fitted) -> ModelBundle:
+    """A model of the same days with more latents."""
+    config = sensor_config(
+        model={**fitted.config.model.model_dump(), "latent_dim": 5},
+        training={**fitted.config.training.model_dump(), "epochs": 2},
+    )
+    return fit_bundle(config, fitted.columns, fitted.window, fitted.paths)[0]
+
+
+@pytest.fixture
+def dataset(fitted: Fitted, tmp_path: Path) -> Fitted:
+    """The fitted dataset with features that this test alone may change."""
+    return fitted.at(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., PipelineConfig]:
+    """`sensor_config`, for tests of other modules."""
+    return sensor_config
+
+
+FitFrame = Callable[..., tuple[ModelBundle, TrainingResult]]
+
+
+@pytest.fixture(scope="session")
+def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
+    """Fits a bundle on a frame in memory, as a dataset without event time; its rows are cut 7 : 1 : 2 by a hash."""
+
+    def fit(frame: pl.DataFrame, columns: Sequence[FeatureColumn], **sections: Any) -> tuple[ModelBundle, TrainingResult]:
+        paths = DatasetPaths(tmp_path_factory.mktemp("frame"), "frame")
+        rows = frame.select(
+            row_id=pl.format("r{}", pl.int_range(pl.len())),
+            event_time=pl.lit(None, pl.Datetime("us", "UTC")),
+            *(column.name for column in columns),
+        )
+        write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
+        settings: dict[str, Any] = {
+            "dataset": "frame",
+            "identity": ("id",),
+            "training": {"epochs": 2, "batch_size": 64, "device": "cpu"},
+            "alerts": {"budget": 0.02},
+        }
+        config = PipelineConfig.model_validate({**settings, **sections})
+        content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}
+        return fit_bundle(config, columns, cut_window(content, config), paths)
+
+    return fit
+
+
+@pytest.fixture
+def rewrite_day() -> Callable[[Fitted, str, pl.DataFrame], None]:
+    """Puts other features in place of a day's."""
+
+    def rewrite(dataset: Fitted, day: str, rows: pl.DataFrame) -> None:
+        write_parquet(dataset.paths.features(day), rows.to_arrow(), {"input_hash": "changed by a test"})
+
+    return rewrite
