@@ -3,6 +3,8 @@
 import argparse
 import datetime as dt
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,33 +29,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ingest what has landed, train if there is enough new, publish and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
-    register = commands.add_parser(
-        "prepare", help="prepare the Dagster instance and the MLflow store for a first start"
-    )
-    register.set_defaults(dataset=None)
+    screens = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, and MLflow's, on 127.0.0.1")
+    screens.add_argument("--port", type=int, default=3000, help="of Dagster's web UI")
+    screens.add_argument("--mlflow-port", type=int, default=5000, help="of MLflow's")
     chosen = parser.parse_args(arguments)
     _set_environment()
     try:
-        return _run(chosen.dataset) if chosen.command == "run" else _prepare()
+        return _run(chosen.dataset) if chosen.command == "run" else _serve(chosen.port, chosen.mlflow_port)
     except PipelineError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def _set_environment() -> None:
     os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster"))
     # Threads that spin while they wait slow a busy machine down twentyfold; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # a worker pool for what is not used here
 
 
-def _prepare() -> int:
-    """Opens the stores once, so that servers started together find them made, and registers each dataset's pool."""
-    _, workspace, configs, instance = _load()
-    for dataset in configs:
-        # Dagster enforces a pool only once it has been seen.
-        instance.event_log_storage.set_concurrency_slots(dataset, 1)
-    workspace.tracker().client.search_experiments(max_results=1)
-    return 0
+def _serve(port: int, mlflow_port: int) -> int:
+    """Starts both servers and Dagster's daemon, and ends them together."""
+    _, workspace, _, _ = _load()
+    # Both servers open the store as they start; a fresh one must be made by one process alone.
+    uri = workspace.tracker().open()
+    binaries = Path(sys.executable).parent
+    dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", port]
+    mlflow = [binaries / "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", mlflow_port]
+    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nCtrl-C ends both.", flush=True)
+    running = [subprocess.Popen([str(word) for word in command], cwd=ROOT) for command in (dagster, mlflow)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while all(process.poll() is None for process in running):
+            time.sleep(0.5)
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait(timeout=30)
+    return next((process.returncode for process in running if process.returncode), 0)
 
 
 def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"], "dg.DagsterInstance"]:
@@ -67,7 +83,11 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
     components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
     configs = {component.config.dataset: component.config for component in components}
     workspace: Workspace = (definitions.resources or {})["workspace"]
-    return definitions, workspace, configs, dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    for dataset in configs:
+        # Dagster enforces a pool only once it has been seen.
+        instance.event_log_storage.set_concurrency_slots(dataset, 1)
+    return definitions, workspace, configs, instance
 
 
 def _run(dataset: str) -> int:

@@ -99,6 +99,11 @@ class Tracker:
             client.search_experiments(max_results=1)
         return client
 
+    def open(self) -> str:
+        """Makes the store where there is none yet, and gives its address."""
+        _ = self.client
+        return self.uri
+
     def experiment(self, dataset: str) -> str:
         """Gives the id of the dataset's experiment, making it where there is none."""
         client = self.client

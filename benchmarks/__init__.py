@@ -2,5 +2,5 @@
 
 import os
 
-# As the command line does: threads that spin while they wait slow a busy machine down; read when torch is first imported.
+# Threads that spin while they wait slow a busy machine down; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -270,7 +270,7 @@ _NUMBERS = [10.0, 20.0, 30.0, 40.0, 50.0]  # median 30, quartiles 20 and 40
         ("a", ColumnType.CATEGORY, ["a", "a", "b"], [0.05, 0.9, 0.02, 0.03], "a", "b (90%)"),
         ("z", ColumnType.CATEGORY, ["a", "a", "b"], [0.3, 0.1, 0.6, 0.0], "z", "<other> (60%) or a (30%)"),
         (None, ColumnType.CATEGORY, ["a", "a", "b"], [0.1, 0.05, 0.0, 0.85], "missing", "<missing> (85%)"),
-        (True, ColumnType.BOOLEAN, [True, False], [0.95, 0.05, 0, 0], "True", "false (95%)"),
+        (True, ColumnType.BOOLEAN, [True, False], [0.95, 0.05, 0, 0], "true", "false (95%)"),
     ],
 )
 def test_actual_and_expected_are_said_in_the_columns_own_terms(value, kind, train, part, actual, expected):

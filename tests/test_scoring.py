@@ -1,0 +1,164 @@
+"""p-values and tails by hand, against empirical survival and against the beta-binomial law."""
+
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ae_pipeline.bundle import combine
+from ae_pipeline.errors import TrainingError
+from ae_pipeline.scoring.calibration import Calibration, calibrate
+from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+
+
+class TestPValues:
+    @pytest.mark.parametrize(
+        ("score", "p_value"), [(0, 1), (1, 1), (1.5, 4 / 5), (2, 4 / 5), (2.5, 2 / 5), (3, 2 / 5), (3.1, 1 / 5), (99, 1 / 5)]
+    )
+    def test_a_p_value_counts_the_calibration_rows_that_score_as_high(self, score, p_value):
+        calibration = calibrate(np.array([3.0, 2.0, 1.0, 2.0]), 0.5, 1)
+        assert calibration.p_values(np.array([score])) == [p_value]
+
+    def test_where_all_scores_tie_nothing_is_flagged_but_what_scores_higher(self):
+        calibration = calibrate(np.full(99, 2.0), 0.01, 1)
+        p_values = calibration.p_values(np.array([2.0, np.nextafter(2, 3)]))
+        assert p_values.tolist() == [1.0, 0.01]
+        assert calibration.flags(p_values).tolist() == [False, True]
+
+    @pytest.mark.parametrize("budget", [0.3, 0.05, 0.01])
+    def test_the_share_of_exchangeable_rows_flagged_follows_the_beta_binomial_law(self, budget):
+        n, m, seeds = 250, 400, 300
+        law = scipy.stats.betabinom(m, k := int(budget * (n + 1)), n + 1 - k)
+        counts = []
+        for seed in range(seeds):
+            scores = np.random.default_rng(seed).normal(size=n + m)
+            calibration = calibrate(scores[:n], budget, 1)
+            counts.append(int(calibration.flags(calibration.p_values(scores[n:])).sum()))
+        low, high = law.interval(0.9)
+        inside = sum(low <= count <= high for count in counts)
+        share = law.cdf(high) - law.cdf(low - 1)
+        assert scipy.stats.binom.cdf(inside, seeds, share) > 1e-3
+        assert np.mean(counts) == pytest.approx(law.mean(), abs=4 * law.std() / seeds**0.5)
+        assert law.mean() / m <= budget
+
+    @pytest.mark.parametrize(
+        ("rows", "budget", "days", "words"),
+        [
+            (50, 0.001, 5, "budget=0.001 needs 999 calibration rows, and the 5 calibration days hold 50; set calibration_days to about 100"),
+            (98, 0.01, 7, "needs 99 calibration rows, and the 7 calibration days hold 98; set calibration_days to about 8"),
+            (0, 0.1, 2, "needs 9 calibration rows, and the 2 calibration days hold 0"),
+        ],
+    )  # fmt: skip
+    def test_a_budget_that_the_calibration_cannot_resolve_is_an_error_with_the_days_it_takes(
+        self, rows, budget, days, words
+    ):
+        with pytest.raises(TrainingError, match=re.escape(words)):
+            calibrate(np.arange(rows, dtype=float), budget, days)
+
+    @pytest.mark.parametrize("budget", [0.001, 0.01, 0.07, 0.1, 0.29, 1 / 3, 0.5, 0.9])
+    def test_the_fewest_rows_that_are_accepted_can_flag_and_one_fewer_could_not(self, budget):
+        rows = next(n for n in range(2000) if 1 / (n + 1) <= budget * (1 + 1e-12))
+        calibration = calibrate(np.arange(rows, dtype=float), budget, 1)
+        assert calibration.flags(calibration.p_values(np.array([1e9]))).all()
+        assert 1 / rows > budget
+        with pytest.raises(TrainingError):
+            calibrate(np.arange(rows - 1, dtype=float), budget, 1)
+
+    def test_the_budget_that_the_error_proposes_is_accepted(self):
+        scores = np.arange(50, dtype=float)
+        with pytest.raises(TrainingError) as caught:
+            calibrate(scores, 0.001, 5)
+        proposed = float(re.search(r"the budget to (\S+) or more", str(caught.value))[1])
+        assert len(calibrate(scores, proposed, 5).scores) == 50
+
+
+class TestThreshold:
+    @pytest.mark.parametrize("budget", [0.01, 0.05, 0.07, 0.14, 0.29, 0.57, 0.58])
+    @pytest.mark.parametrize("n", [99, 100, 137, 199, 1499])
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_a_row_is_flagged_where_and_only_where_it_scores_above_the_threshold(self, budget, n, ties):
+        rng = np.random.default_rng(n)
+        scores = rng.integers(0, 20, n).astype(float) if ties else rng.normal(size=n)
+        calibration = calibrate(scores, budget, 1)
+        asked = np.r_[scores, rng.normal(5, 10, 500), np.nextafter(scores, np.inf), np.nextafter(scores, -np.inf)]
+        np.testing.assert_array_equal(calibration.flags(calibration.p_values(asked)), asked > calibration.threshold)
+
+
+def surprise_of(tails: ColumnTails, values: np.ndarray) -> np.ndarray:
+    return tails(np.asarray(values, float)[:, None])[:, 0]
+
+
+SAMPLES = {
+    "normal": lambda rng: rng.normal(size=20_000),
+    "exponential": lambda rng: rng.exponential(size=20_000),
+    "heavy": lambda rng: rng.standard_t(2, size=20_000),
+    "discrete": lambda rng: rng.integers(0, 4, 20_000).astype(float),
+    "mostly one value": lambda rng: np.where(rng.random(20_000) < 0.9, -1.0, rng.normal(size=20_000)),
+    "one value": lambda rng: np.full(20_000, 0.7),
+    "two values, one of them rare": lambda rng: (rng.random(20_000) < 0.002).astype(float),
+}
+
+
+@pytest.fixture(params=SAMPLES.values(), ids=SAMPLES.keys())
+def sample(request) -> np.ndarray:
+    return request.param(np.random.default_rng(0))
+
+
+class TestTails:
+    def test_surprise_never_falls_as_the_loss_rises(self, sample):
+        asked = np.linspace(sample.min() - 3, sample.max() + 30, 4001)
+        surprise = surprise_of(fit_tails(sample[:, None]), asked)
+        assert (np.diff(surprise) >= 0).all()
+        assert surprise[0] == 0
+        assert np.isfinite(surprise).all()
+
+    @pytest.mark.parametrize("name", ["normal", "exponential", "heavy"])
+    def test_surprise_is_the_logarithm_of_the_empirical_survival(self, name):
+        losses = SAMPLES[name](np.random.default_rng(0))
+        asked = np.quantile(losses, np.linspace(0, 0.99, 200))
+        survival = (losses[None] >= asked[:, None]).mean(1)
+        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), asked), -np.log(survival), atol=0.01)
+
+    def test_a_value_that_ties_bears_the_share_of_rows_that_reach_it(self):
+        losses = SAMPLES["discrete"](np.random.default_rng(0))
+        survival = [(losses >= value).mean() for value in range(4)]
+        # a knot stands every 0.072 nats
+        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), np.arange(4)), -np.log(survival), atol=0.075)
+
+    def test_a_loss_of_one_value_surprises_nobody(self):
+        assert surprise_of(fit_tails(np.full((500, 1), 0.7)), np.array([0.7, 0.6])).tolist() == [0, 0]
+
+    def test_a_value_that_one_row_in_five_hundred_reaches_is_as_surprising_as_that(self):
+        losses = SAMPLES["two values, one of them rare"](np.random.default_rng(0))
+        assert surprise_of(fit_tails(losses[:, None]), np.array([1.0]))[0] >= -np.log(0.01)
+
+    def test_beyond_the_99th_percentile_it_rises_by_one_for_each_mean_excess(self):
+        losses = SAMPLES["exponential"](np.random.default_rng(0)) * 3
+        last = np.quantile(losses, 0.99)
+        excess = (losses[losses > last] - last).mean()
+        asked = last + excess * np.array([0, 1, 2, 10, 100])
+        expected = -np.log(0.01) + np.array([0, 1, 2, 10, 100])
+        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), asked), expected, rtol=1e-9)
+        np.testing.assert_allclose(expected, asked / 3, rtol=0.15)  # −ln P of the law they were drawn from
+
+    def test_columns_are_fitted_each_on_its_own(self):
+        rng = np.random.default_rng(1)
+        losses = np.stack([sample(rng) for sample in SAMPLES.values()], 1)
+        together = fit_tails(losses)(losses[:500])
+        for place in range(losses.shape[1]):
+            alone = surprise_of(fit_tails(losses[:, [place]]), losses[:500, place])
+            np.testing.assert_array_equal(together[:, place], alone)
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_a_handful_of_rows_gives_tails_that_are_finite(self, n):
+        tails = fit_tails(np.arange(n, dtype=float)[:, None])
+        assert np.isfinite(surprise_of(tails, np.array([-1.0, 0.0, 0.5, 100.0]))).all()
+
+    def test_no_rows_have_no_surprise(self):
+        assert fit_tails(np.random.default_rng(0).normal(size=(50, 3)))(np.empty((0, 3))).shape == (0, 3)
+
+
+def test_a_rows_score_is_the_surprise_of_its_strangest_column():
+    assert combine(np.array([[0.1, 7.0, 2.0], [0.0, 0.0, 0.0]])).tolist() == [7.0, 0.0]
+    assert combine(np.empty((0, 3))).shape == (0,)
