@@ -161,7 +161,9 @@ FitFrame = Callable[..., tuple[ModelBundle, TrainingResult]]
 def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
     """Fits a bundle on a frame in memory, as a dataset without event time; its rows are cut 7 : 1 : 2 by a hash."""
 
-    def fit(frame: pl.DataFrame, columns: Sequence[FeatureColumn], **sections: Any) -> tuple[ModelBundle, TrainingResult]:
+    def fit(
+        frame: pl.DataFrame, columns: Sequence[FeatureColumn], **sections: Any
+    ) -> tuple[ModelBundle, TrainingResult]:
         paths = DatasetPaths(tmp_path_factory.mktemp("frame"), "frame")
         rows = frame.select(
             row_id=pl.format("r{}", pl.int_range(pl.len())),

@@ -25,7 +25,9 @@ def block_of(encoder: Encoder, column: str, kind: BlockKind, part: str | None = 
     return next(b for b in encoder.blocks if b.column == column and b.kind == kind and part in {None, b.part})
 
 
-def part_of(encoder: Encoder, features: pl.DataFrame, column: str, kind: BlockKind, part: str | None = None) -> np.ndarray:
+def part_of(
+    encoder: Encoder, features: pl.DataFrame, column: str, kind: BlockKind, part: str | None = None
+) -> np.ndarray:
     block = block_of(encoder, column, kind, part)
     return encoder.encode(features)[:, block.start : block.stop]
 
@@ -69,7 +71,9 @@ def test_where_half_the_values_are_equal_the_standard_deviation_takes_the_place_
 
 def test_a_constant_with_gaps_stays_since_its_gaps_can_tell_something():
     encoder = fit_encoder(pl.DataFrame({"x": [5.0, None, 5.0, 5.0]}), [number("x")])
-    np.testing.assert_array_equal(encoder.encode(pl.DataFrame({"x": [5.0, None, 6.0]}))[:, 0], np.float32([0, 0, np.arcsinh(1)]))
+    np.testing.assert_array_equal(
+        encoder.encode(pl.DataFrame({"x": [5.0, None, 6.0]}))[:, 0], np.float32([0, 0, np.arcsinh(1)])
+    )
 
 
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308])
@@ -242,7 +246,9 @@ def test_a_missing_column_is_named_beside_those_that_are_needed(fitted):
         fitted.bundle.encoder.encode(rows)
 
 
-@pytest.mark.parametrize(("column", "values"), [("load", "not a number"), ("event_time", "2024-01-01"), ("load", [1.0])])
+@pytest.mark.parametrize(
+    ("column", "values"), [("load", "not a number"), ("event_time", "2024-01-01"), ("load", [1.0])]
+)
 def test_a_column_of_another_type_is_named_with_what_it_holds(fitted, column, values):
     rows = fitted.features(fitted.days[0]).head(2).with_columns(pl.Series(column, [values] * 2))
     with pytest.raises(BundleError, match=f"column '{column}' holds (String|List).*cannot be read as"):

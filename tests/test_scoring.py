@@ -14,7 +14,8 @@ from ae_pipeline.scoring.tails import ColumnTails, fit_tails
 
 class TestPValues:
     @pytest.mark.parametrize(
-        ("score", "p_value"), [(0, 1), (1, 1), (1.5, 4 / 5), (2, 4 / 5), (2.5, 2 / 5), (3, 2 / 5), (3.1, 1 / 5), (99, 1 / 5)]
+        ("score", "p_value"),
+        [(0, 1), (1, 1), (1.5, 4 / 5), (2, 4 / 5), (2.5, 2 / 5), (3, 2 / 5), (3.1, 1 / 5), (99, 1 / 5)],
     )
     def test_a_p_value_counts_the_calibration_rows_that_score_as_high(self, score, p_value):
         calibration = calibrate(np.array([3.0, 2.0, 1.0, 2.0]), 0.5, 1)
@@ -118,7 +119,10 @@ class TestTails:
         losses = SAMPLES[name](np.random.default_rng(0))
         asked = np.quantile(losses, np.linspace(0, 0.99, 200))
         survival = (losses[None] >= asked[:, None]).mean(1)
-        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), asked), -np.log(survival), atol=0.01)
+        surprise = surprise_of(fit_tails(losses[:, None]), asked)
+        # A knot stands every 0.072 nats; only before the first, where a tail may be long, do lines between them show.
+        np.testing.assert_allclose(surprise, -np.log(survival), atol=0.072)
+        np.testing.assert_allclose(surprise[survival < 0.9], -np.log(survival[survival < 0.9]), atol=0.01)
 
     def test_a_value_that_ties_bears_the_share_of_rows_that_reach_it(self):
         losses = SAMPLES["discrete"](np.random.default_rng(0))
@@ -148,7 +152,7 @@ class TestTails:
         together = fit_tails(losses)(losses[:500])
         for place in range(losses.shape[1]):
             alone = surprise_of(fit_tails(losses[:, [place]]), losses[:500, place])
-            np.testing.assert_array_equal(together[:, place], alone)
+            np.testing.assert_allclose(together[:, place], alone, rtol=1e-12)
 
     @pytest.mark.parametrize("n", [1, 2, 5])
     def test_a_handful_of_rows_gives_tails_that_are_finite(self, n):

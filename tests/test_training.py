@@ -141,7 +141,8 @@ class TestTrain:
 
     def test_the_mean_over_rows_does_not_depend_on_the_size_of_batches(self):
         model, loss, rows, _ = fresh()
-        one_by_one = [float(loss(model(row[None])[1], row[None]).sum()) for row in rows[:50]]
+        with torch.no_grad():
+            one_by_one = [float(loss(model(row[None])[1], row[None]).sum()) for row in rows[:50]]
         for size in (7, 50):
             assert evaluate(model, loss, rows[:50], size) == pytest.approx(np.mean(one_by_one), rel=1e-6)
 
@@ -152,7 +153,9 @@ class TestDevice:
         with pytest.raises(ConfigError, match="device=cuda, but torch sees no CUDA device here; choose auto or cpu"):
             choose_device("cuda")
 
-    @pytest.mark.parametrize(("name", "there", "chosen"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")])
+    @pytest.mark.parametrize(
+        ("name", "there", "chosen"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+    )
     def test_auto_takes_cuda_where_there_is_one(self, monkeypatch, name, there, chosen):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
         assert choose_device(name).type == chosen

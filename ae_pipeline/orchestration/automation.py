@@ -80,13 +80,18 @@ def _retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
     def retrain(
         context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.RunRequest | dg.SkipReason:
-        running = context.instance.get_runs(
-            dg.RunsFilter(job_name=job_name(config, "train"), statuses=_RUNNING), limit=1
-        )
-        if running:
-            return dg.SkipReason(f"a training is running: run {running[0].run_id}")
-        now, last = features_content(workspace.paths(config.dataset)), last_trained_content(context.instance, config)
-        due = is_training_due(now, last, config.retrain.min_new_rows)
-        return dg.RunRequest(tags={"ae_pipeline/reason": due.words}) if due.yes else dg.SkipReason(due.words)
+        return next_training(config, workspace, context.instance)
 
     return retrain
+
+
+def next_training(
+    config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance
+) -> dg.RunRequest | dg.SkipReason:
+    """Asks for a training where one is due, and otherwise says why not."""
+    running = instance.get_runs(dg.RunsFilter(job_name=job_name(config, "train"), statuses=_RUNNING), limit=1)
+    if running:
+        return dg.SkipReason(f"a training is running: run {running[0].run_id}")
+    now, last = features_content(workspace.paths(config.dataset)), last_trained_content(instance, config)
+    due = is_training_due(now, last, config.retrain.min_new_rows)
+    return dg.RunRequest(tags={"ae_pipeline/reason": due.words}) if due.yes else dg.SkipReason(due.words)

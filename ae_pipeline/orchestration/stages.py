@@ -177,7 +177,8 @@ def paths_of(context: dg.AssetExecutionContext, config: PipelineConfig) -> Datas
 
 def days_of(context: dg.AssetExecutionContext) -> list[str]:
     """Gives the partitions of a run, in order, or the one that stands for all rows."""
-    return sorted(context.partition_keys) if context.has_partition_key else [ALL_ROWS]
+    has_days = context.has_partition_key or context.has_partition_key_range
+    return sorted(context.partition_keys) if has_days else [ALL_ROWS]
 
 
 def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:

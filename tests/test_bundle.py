@@ -1,0 +1,219 @@
+"""Bundles on disk: what they hold, that they are the same for the same data, and what is refused with which words."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import safetensors.torch
+import torch
+from conftest import Fitted
+
+from ae_pipeline.bundle import MANIFEST, WEIGHTS, ModelBundle, combine
+from ae_pipeline.errors import BundleError
+from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.preprocessing.window import PARTS
+
+
+@pytest.fixture(scope="module")
+def saved(fitted: Fitted, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    fitted.bundle.save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A saved bundle that the test may spoil."""
+    return shutil.copytree(saved, tmp_path / "bundle")
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / WEIGHTS)
+
+
+def truncate(path: Path, keep: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+class TestFiles:
+    def test_a_bundle_is_one_json_and_one_safetensors_file_and_nothing_is_pickled(self, saved):
+        assert sorted(path.name for path in saved.iterdir()) == [MANIFEST, WEIGHTS]
+        for path in saved.iterdir():
+            assert path.read_bytes()[:2] not in {b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"}
+        json.loads((saved / MANIFEST).read_text())
+        length = int.from_bytes((saved / WEIGHTS).read_bytes()[:8], "little")  # the header of safetensors is JSON
+        assert "calibration.scores" in json.loads((saved / WEIGHTS).read_bytes()[8 : 8 + length])
+
+    def test_the_same_data_and_configuration_give_the_same_bytes(self, fitted, saved, tmp_path):
+        again, _ = fit_bundle(fitted.config, fitted.columns, fitted.window, fitted.paths)
+        again.save(tmp_path)
+        for name in (MANIFEST, WEIGHTS):
+            assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
+
+    def test_saving_what_was_loaded_gives_the_same_bytes(self, saved, tmp_path):
+        ModelBundle.load(saved).save(tmp_path)
+        for name in (MANIFEST, WEIGHTS):
+            assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
+
+    def test_the_manifest_says_what_the_bundle_was_fitted_on(self, fitted, saved):
+        manifest = json.loads((saved / MANIFEST).read_text())
+        rows = {part: fitted.window.rows(part, fitted.paths).height for part in PARTS}
+        assert manifest["facts"]["rows"] == rows == {"train": 1560, "validation": 360, "calibration": 480}
+        assert manifest["window"]["train"] == list(fitted.days[:26])
+        assert manifest["calibration"] == {"rows": 480, "threshold": fitted.bundle.calibration.threshold}
+        assert manifest["facts"]["validation_loss"] == fitted.result.best_loss
+
+
+class TestFingerprint:
+    def test_it_changes_with_every_single_tensor(self, fitted, saved, tmp_path):
+        before = fitted.bundle.fingerprint
+        names = list(safetensors.torch.load_file(saved / WEIGHTS))
+        found = {before}
+        for place, name in enumerate(names):
+            folder = shutil.copytree(saved, tmp_path / str(place))
+
+            def nudge(tensors: dict[str, torch.Tensor], name: str = name) -> None:
+                flat = tensors[name].view(-1)
+                flat[-1] = torch.nextafter(flat[-1], torch.tensor(np.inf, dtype=flat.dtype))
+
+            edit_tensors(folder, nudge)
+            found.add(ModelBundle.load(folder).fingerprint)
+        assert len(found) == 1 + len(names)
+
+    def test_it_changes_with_the_configuration_and_the_statistics(self, fitted):
+        bundle = fitted.bundle
+        encoder = bundle.encoder.model_copy(update={"left_out": ()})
+        other_days = dataclasses.replace(bundle.window, fingerprint="other")
+        changed = [dataclasses.replace(bundle, encoder=encoder), dataclasses.replace(bundle, window=other_days)]
+        assert len({bundle.fingerprint, *(other.fingerprint for other in changed)}) == 3
+
+    def test_another_seed_has_another(self, fitted, other_bundle):
+        assert other_bundle.fingerprint != fitted.bundle.fingerprint
+
+
+class TestFittedParts:
+    def test_p_values_rest_on_the_calibration_days_alone(self, fitted):
+        bundle, rows = fitted.bundle, fitted.window.rows("calibration", fitted.paths)
+        scores = np.sort(combine(bundle.tails(bundle.column_losses(rows))))
+        np.testing.assert_array_equal(scores, bundle.calibration.scores)
+
+    def test_tails_rest_on_the_validation_days_alone(self, fitted):
+        losses = fitted.bundle.column_losses(fitted.window.rows("validation", fitted.paths))
+        np.testing.assert_allclose(fitted.bundle.tails.knots[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
+
+    def test_a_columns_loss_is_the_sum_of_its_blocks(self, fitted):
+        bundle, rows = fitted.bundle, fitted.features(fitted.days[0])
+        x = torch.from_numpy(bundle.encoder.encode(rows))
+        with torch.no_grad():
+            by_block = bundle.loss(bundle.model(x)[1], x).double().numpy()
+        by_column = bundle.column_losses(rows)
+        for place, name in enumerate(bundle.columns):
+            blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
+            np.testing.assert_allclose(by_column[:, place], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
+
+    def test_an_explanation_ranks_columns_and_its_first_is_the_score(self, fitted):
+        rows = fitted.features(fitted.days[-1])
+        scored = fitted.bundle.score(rows)
+        for score, parts in zip(scored.score, fitted.bundle.explain(rows, columns=99), strict=True):
+            surprises = [part.surprise for part in parts]
+            assert surprises == sorted(surprises, reverse=True)
+            assert surprises[0] == pytest.approx(score, rel=1e-12)
+            assert {part.column for part in parts} == set(fitted.bundle.columns)
+
+    @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1.7e308])
+    def test_a_number_beyond_all_bounds_is_flagged_with_a_finite_score(self, fitted, value):
+        rows = fitted.features(fitted.days[-1]).head(2).with_columns(load=pl.Series([value, 3.0]))
+        scored = fitted.bundle.score(rows)
+        assert np.isfinite(scored.score).all()
+        assert np.isfinite(scored.latents).all()
+        assert scored.is_anomaly[0]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+    def test_a_missing_file_is_named(self, folder, name):
+        (folder / name).unlink()
+        with pytest.raises(BundleError, match=f"{folder} is not a model bundle: it has no {name}; train anew"):
+            ModelBundle.load(folder)
+
+    def test_a_folder_that_is_not_there_is_named(self, tmp_path):
+        with pytest.raises(BundleError, match=f"{tmp_path / 'nowhere'} is not a model bundle"):
+            ModelBundle.load(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("found", [2, "1", None])
+    def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
+        edit_manifest(folder, lambda manifest: manifest.update(format=found))
+        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 1"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])
+    def test_weights_that_were_cut_off_are_refused(self, folder, keep):
+        truncate(folder / WEIGHTS, keep)
+        with pytest.raises(BundleError, match=r"the bundle in .* cannot be read \(.+\); train anew"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", '{"format": 1} and more', "\udcff", "[]", "null", "7", '"text"'], ids=repr
+    )
+    def test_a_manifest_that_is_no_json_object_is_refused(self, folder, text):
+        (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(BundleError, match="the bundle in .* train anew"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
+    def test_a_manifest_that_lacks_a_part_is_refused_with_its_name(self, folder, key):
+        edit_manifest(folder, lambda manifest: manifest.pop(key))
+        with pytest.raises(BundleError, match=f"does not fit together: .*{key}"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize("value", [None, [], "text", {"junk": 1}])
+    @pytest.mark.parametrize("key", ["config", "encoder", "window"])
+    def test_a_part_that_holds_junk_is_refused(self, folder, key, value):
+        edit_manifest(folder, lambda manifest: manifest.update({key: value}))
+        with pytest.raises(BundleError, match="does not fit together"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize("key", ["config", "encoder"])
+    def test_a_further_key_in_a_part_is_refused_with_its_name(self, folder, key):
+        edit_manifest(folder, lambda manifest: manifest[key].update(surplus=1))
+        with pytest.raises(BundleError, match="(?s)does not fit together: .*surplus"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize(
+        "name", ["model.encoder.0.weight", "loss.log_scale", "tails.knots", "tails.excess", "calibration.scores"]
+    )
+    def test_a_missing_tensor_is_named(self, folder, name):
+        edit_tensors(folder, lambda tensors: tensors.pop(name))
+        last = name.removeprefix("model.").removeprefix("loss.")
+        with pytest.raises(BundleError, match=f"(?s)does not fit together: .*{last}"):
+            ModelBundle.load(folder)
+
+    def test_weights_of_another_shape_are_refused(self, folder):
+        edit_manifest(folder, lambda manifest: manifest["config"]["model"].update(latent_dim=2))
+        with pytest.raises(BundleError, match="(?s)does not fit together: .*size mismatch"):
+            ModelBundle.load(folder)
+
+    def test_a_latent_space_too_wide_for_the_encoder_is_refused(self, folder):
+        edit_manifest(folder, lambda manifest: manifest["config"]["model"].update(latent_dim=500))
+        with pytest.raises(BundleError, match="does not fit together: latent_dim=500"):
+            ModelBundle.load(folder)
+
+    def test_rows_that_lack_a_column_are_refused_with_its_name(self, fitted):
+        with pytest.raises(BundleError, match="features lack column 'mode'"):
+            fitted.bundle.score(fitted.features(fitted.days[0]).drop("mode"))

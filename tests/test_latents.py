@@ -1,0 +1,296 @@
+"""The published table: read back by others' readers, one space in every version, one commit for a run."""
+
+import datetime as dt
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from conftest import Fitted
+from deltalake import DeltaTable
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import ColumnType
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.publish import Publication, publish, stale_days
+from ae_pipeline.latents.read import current_files, latents_of, model_version_of, open_table
+from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
+
+
+def published(dataset: Fitted, days: Iterable[str], bundle: ModelBundle | None = None, version: int = 1) -> Publication:
+    return publish(list(days), dataset.paths, bundle or dataset.bundle, version, {"dagster_run": "r1"})
+
+
+def table(paths: DatasetPaths, version: int | None = None) -> pl.DataFrame:
+    return pl.read_delta(str(paths.latents), version=version).sort("event_time", "row_id")
+
+
+def files_of(paths: DatasetPaths, version: int | None = None) -> set[str]:
+    return {Path(uri).name for uri in DeltaTable(paths.latents, version=version).file_uris()}
+
+
+def assert_one_space_in_every_version(paths: DatasetPaths) -> None:
+    for version in range(DeltaTable(paths.latents).version() + 1):
+        rows = table(paths, version)
+        assert rows["latent_space"].n_unique() <= 1, f"version {version} mixes spaces"
+        assert rows["model_version"].n_unique() <= 1, f"version {version} mixes models"
+
+
+@pytest.fixture
+def days(fitted) -> tuple[str, ...]:
+    return fitted.days[-4:]
+
+
+@pytest.fixture
+def first(dataset, days) -> Publication:
+    """Four days published under version 1."""
+    return published(dataset, days)
+
+
+class TestContent:
+    def test_pandas_polars_and_duckdb_read_what_the_bundle_says(self, dataset, days, first):
+        uris = DeltaTable(dataset.paths.latents).file_uris()
+        features = pl.concat([dataset.features(day) for day in days]).sort("event_time", "row_id")
+        scored = dataset.bundle.score(features)
+        expected = {
+            "row_id": features["row_id"].to_list(),
+            **{f"z_{place:03d}": scored.latents[:, place].tolist() for place in range(3)},
+            "score": scored.score.tolist(),
+            "p_value": scored.p_value.tolist(),
+            "is_anomaly": scored.is_anomaly.tolist(),
+            "model_version": [1] * 240,
+            "latent_space": ["v1"] * 240,
+        }
+        by_duckdb = duckdb.sql(f"select * from read_parquet({uris!r}) order by event_time, row_id")
+        found = {
+            "polars": table(dataset.paths),
+            "pandas": pd.read_parquet(uris).sort_values(["event_time", "row_id"]),
+            "duckdb": dict(zip(by_duckdb.columns, zip(*by_duckdb.fetchall(), strict=True), strict=True)),
+        }
+        for reader, rows in found.items():
+            for name, values in expected.items():
+                close = pytest.approx(values, rel=1e-4, abs=1e-4) if isinstance(values[0], float) else values
+                assert list(rows[name]) == close, (reader, name)
+        np.testing.assert_array_equal(found["pandas"]["score"], found["polars"]["score"])
+        np.testing.assert_array_equal(np.array(found["duckdb"]["score"]), found["polars"]["score"])
+        np.testing.assert_array_equal(found["pandas"]["event_time"], features["event_time"].to_pandas())
+        assert found["polars"]["date"].to_list() == features["event_time"].dt.date().to_list()
+
+    def test_each_days_file_bears_the_very_bytes_that_the_bundle_gives_for_the_day(self, dataset, first):
+        for entry in first.days:
+            scored, rows = (
+                dataset.bundle.score(dataset.features(entry.day)),
+                pl.read_parquet(dataset.paths.latents / entry.path),
+            )
+            np.testing.assert_array_equal(rows["score"], scored.score)
+            np.testing.assert_array_equal(latents_of([entry.path], dataset.paths, 3), scored.latents)
+            assert (entry.rows, entry.flagged) == (60, int(scored.is_anomaly.sum()))
+
+    def test_rows_are_in_the_order_of_event_time(self, dataset, first):
+        for path in current_files(dataset.paths):
+            assert pl.read_parquet(dataset.paths.latents / path)["event_time"].is_sorted()
+
+    def test_a_row_is_an_anomaly_where_its_p_value_lies_within_the_budget(self, dataset):
+        published(dataset, dataset.days)
+        rows = table(dataset.paths)
+        assert rows.height == 40 * 60
+        np.testing.assert_array_equal(rows["is_anomaly"], rows["p_value"] <= 0.01)
+        np.testing.assert_array_equal(rows["is_anomaly"], rows["score"] > dataset.bundle.calibration.threshold)
+        assert 0 < rows["is_anomaly"].sum() < 120
+
+    def test_the_log_knows_the_least_and_greatest_event_time_of_each_file(self, dataset, days, rewrite_day):
+        odd = dataset.features(days[0]).with_columns(pl.col("event_time") + pl.duration(microseconds=123_457))
+        rewrite_day(dataset, days[0], odd)
+        published(dataset, days)
+        actions = pl.DataFrame(DeltaTable(dataset.paths.latents).get_add_actions(flatten=True))
+        assert actions.height == 4
+        for action in actions.iter_rows(named=True):
+            path = dataset.paths.latents / action["path"]
+            rows = pl.read_parquet(path)
+            day = action["path"].split("/")[1]
+            assert action["num_records"] == rows.height == 60
+            assert action["size_bytes"] == path.stat().st_size
+            for end in ("min", "max"):
+                moment = getattr(rows["event_time"], end)()
+                assert action[f"{end}.event_time"].replace(tzinfo=dt.UTC) == moment
+                assert action[f"{end}.date"] == dt.date.fromisoformat(day)
+
+    def test_a_filter_on_time_reads_the_rows_that_it_should(self, dataset, days, first):
+        noon = dt.datetime.fromisoformat(f"{days[1]}T12:00:00Z")
+        expected = table(dataset.paths).filter(pl.col("event_time") >= noon)["row_id"].to_list()
+        scanned = pl.scan_delta(str(dataset.paths.latents)).filter(pl.col("event_time") >= noon).collect()
+        by_arrow = DeltaTable(dataset.paths.latents).to_pyarrow_table(filters=[("event_time", ">=", noon)])
+        assert sorted(scanned["row_id"]) == sorted(by_arrow["row_id"].to_pylist()) == sorted(expected)
+
+    def test_a_commit_names_the_runs_that_it_comes_from(self, dataset, first):
+        commit = DeltaTable(dataset.paths.latents).history(1)[0]
+        assert (commit["dagster_run"], commit["model_version"], commit["latent_space"]) == ("r1", "1", "v1")
+
+    def test_rows_without_event_time_are_published_as_one_part(self, fit_frame, tmp_path):
+        frame = pl.DataFrame({"x": np.random.default_rng(0).normal(size=400)})
+        bundle, _ = fit_frame(frame, [FeatureColumn("x", ColumnType.NUMBER)], model={"latent_dim": 1, "hidden": (4,)})
+        paths = DatasetPaths(tmp_path, "frame")
+        rows = frame.select(
+            row_id=pl.format("r{}", pl.int_range(pl.len())), event_time=pl.lit(None, pl.Datetime("us", "UTC")), x="x"
+        )
+        write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
+        result = publish([ALL_ROWS], paths, bundle, 1, {})
+        found = pl.read_delta(str(paths.latents))
+        assert [(entry.day, entry.rows) for entry in result.days] == [(ALL_ROWS, 400)]
+        assert found["row_id"].to_list() == rows["row_id"].to_list()
+        assert found["event_time"].null_count() == found["date"].null_count() == 400
+
+    def test_a_root_with_blanks_and_signs_in_its_name_is_published_to(self, fitted, days, tmp_path):
+        dataset = fitted.at(tmp_path / "my data, 100% über#1")
+        published(dataset, days)
+        assert len(current_files(dataset.paths)) == 4
+        assert not published(dataset, days).committed
+        assert model_version_of(dataset.paths) == 1
+
+
+class TestCommits:
+    def test_publishing_again_commits_nothing_and_writes_no_file(self, dataset, days, first):
+        before = {path: os.stat(dataset.paths.latents / path).st_mtime_ns for path in current_files(dataset.paths)}
+        again = published(dataset, days)
+        assert (first.committed, again.committed) == (True, False)
+        assert again.table_version == first.table_version
+        assert [entry.built for entry in first.days] == [True] * 4
+        assert [entry.built for entry in again.days] == [False] * 4
+        assert {path: os.stat(dataset.paths.latents / path).st_mtime_ns for path in before} == before
+
+    def test_further_days_join_those_that_are_there_in_one_commit(self, dataset, days, first):
+        second = published(dataset, dataset.days[:3])
+        assert second.table_version == first.table_version + 1
+        assert set(table(dataset.paths)["date"].dt.to_string()) == {*dataset.days[:3], *days}
+
+    def test_a_changed_day_replaces_its_own_file_alone(self, dataset, days, first, rewrite_day):
+        before = {path.split("/")[1]: path for path in current_files(dataset.paths)}
+        rewrite_day(dataset, days[1], dataset.features(days[1]).head(25))
+        second = published(dataset, days)
+        after = {path.split("/")[1]: path for path in current_files(dataset.paths)}
+        assert {day for day in days if before[day] != after[day]} == {days[1]}
+        assert second.table_version == first.table_version + 1
+        assert [entry.built for entry in second.days] == [False, True, False, False]
+        assert table(dataset.paths).height == 3 * 60 + 25
+        assert table(dataset.paths, first.table_version).height == 4 * 60
+
+    def test_a_day_that_returns_to_what_it_was_takes_back_its_old_file(self, dataset, days, first, rewrite_day):
+        before, rows = files_of(dataset.paths), dataset.features(days[0])
+        rewrite_day(dataset, days[0], rows.head(7))
+        published(dataset, days)
+        rewrite_day(dataset, days[0], rows)
+        third = published(dataset, days)
+        assert files_of(dataset.paths) == before
+        assert not any(entry.built for entry in third.days)
+        assert table(dataset.paths).height == 240
+
+    def test_a_day_that_lost_its_rows_leaves_the_table(self, dataset, days, first, rewrite_day):
+        rewrite_day(dataset, days[2], dataset.features(days[2]).clear())
+        second = published(dataset, days)
+        assert second.days[2].rows == 0
+        assert second.days[2].path is None
+        assert set(table(dataset.paths)["date"].dt.to_string()) == set(days) - {days[2]}
+
+    def test_a_day_that_never_had_rows_commits_nothing(self, dataset, days, rewrite_day):
+        rewrite_day(dataset, days[0], dataset.features(days[0]).clear())
+        result = published(dataset, days[:1])
+        assert (result.committed, result.table_version, result.days[0].rows) == (False, -1, 0)
+        assert open_table(dataset.paths) is None
+        assert current_files(dataset.paths) == []
+
+
+class TestSpaces:
+    def test_a_new_model_moves_all_days_in_one_commit_though_one_was_asked_for(
+        self, dataset, days, first, other_bundle
+    ):
+        second = published(dataset, days[:1], other_bundle, 2)
+        assert second.table_version == first.table_version + 1
+        assert sorted(entry.day for entry in second.days) == sorted(days)
+        rows = table(dataset.paths)
+        assert rows.height == 240
+        assert set(rows["latent_space"]) == {"v2"}
+        assert model_version_of(dataset.paths) == 2
+        assert_one_space_in_every_version(dataset.paths)
+        expected = other_bundle.encode(dataset.features(days[3]))
+        found = rows.filter(pl.col("date").dt.to_string() == days[3]).select(f"z_{place:03d}" for place in range(3))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+    def test_another_latent_width_brings_its_own_columns(self, dataset, days, first, wider_bundle):
+        published(dataset, days[:2], wider_bundle, 2)
+        assert [name for name in table(dataset.paths).columns if name.startswith("z_")] == [
+            f"z_{i:03d}" for i in range(5)
+        ]
+        assert table(dataset.paths).height == 240
+        back = published(dataset, days[:1], dataset.bundle, 3)
+        assert [name for name in table(dataset.paths).columns if name.startswith("z_")] == [
+            f"z_{i:03d}" for i in range(3)
+        ]
+        assert back.table_version == first.table_version + 2
+        assert_one_space_in_every_version(dataset.paths)
+
+    def test_every_version_of_the_table_can_still_be_read_as_it_was(
+        self, dataset, days, first, other_bundle, wider_bundle
+    ):
+        kept = {first.table_version: table(dataset.paths)}
+        for number, bundle in enumerate((other_bundle, wider_bundle), 2):
+            version = published(dataset, days, bundle, number).table_version
+            kept[version] = table(dataset.paths)
+        for version, rows in kept.items():
+            assert table(dataset.paths, version).equals(rows)
+        assert len(kept) == 3
+
+    def test_a_day_without_rows_does_not_hinder_the_move_to_another_space(
+        self, dataset, days, first, rewrite_day, wider_bundle
+    ):
+        rewrite_day(dataset, days[2], dataset.features(days[2]).clear())
+        published(dataset, days[:1], wider_bundle, 2)
+        assert set(table(dataset.paths)["date"].dt.to_string()) == set(days) - {days[2]}
+        assert_one_space_in_every_version(dataset.paths)
+
+
+class TestStaleDays:
+    def test_a_day_is_stale_where_features_or_model_are_not_those_of_the_table(
+        self, dataset, days, first, rewrite_day, other_bundle
+    ):
+        assert stale_days(days, dataset.paths, dataset.bundle, 1) == []
+        assert stale_days(dataset.days, dataset.paths, dataset.bundle, 1) == list(dataset.days[:-4])
+        assert stale_days(days, dataset.paths, other_bundle, 2) == list(days)
+        rewrite_day(dataset, days[0], dataset.features(days[0]).head(3))
+        rewrite_day(dataset, days[1], dataset.features(days[1]).clear())
+        assert stale_days(days, dataset.paths, dataset.bundle, 1) == list(days[:2])
+        published(dataset, days)
+        assert stale_days(days, dataset.paths, dataset.bundle, 1) == []
+        assert stale_days(["1999-01-01"], dataset.paths, dataset.bundle, 1) == []
+
+
+class TestRefusals:
+    def test_a_day_without_features_is_named_and_the_table_stays_as_it_was(self, dataset, days, first):
+        dataset.paths.features(days[0]).unlink()
+        with pytest.raises(
+            PublicationError, match=f"features of 'sensors' have no {days[0]}; materialize that partition"
+        ):
+            published(dataset, dataset.days)
+        assert DeltaTable(dataset.paths.latents).version() == first.table_version
+
+    @pytest.mark.parametrize("spoil", ["cut off", "too few rows", "a score that is no number"])
+    def test_a_file_that_is_not_what_its_features_call_for_is_named_and_not_published(
+        self, dataset, days, first, spoil
+    ):
+        (path,) = (entry.path for entry in first.days if entry.day == days[1])
+        target = dataset.paths.latents / path
+        rows = pl.read_parquet(target)
+        match spoil:
+            case "cut off":
+                target.write_bytes(target.read_bytes()[:500])
+            case "too few rows":
+                rows.head(10).write_parquet(target)
+            case _:
+                rows.with_columns(score=pl.lit(float("nan"))).write_parquet(target)
+        with pytest.raises(PublicationError, match=f"{path}.*remove that file and run again"):
+            published(dataset, days)
+        assert DeltaTable(dataset.paths.latents).version() == first.table_version

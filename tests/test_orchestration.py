@@ -1,0 +1,283 @@
+"""A second dataset, by a YAML and a folder of CSV files alone, through the whole chain."""
+
+import datetime as dt
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+import yaml
+from dagster.components.testing import create_defs_folder_sandbox
+from deltalake import DeltaTable
+
+from ae_pipeline.component import AutoencoderPipeline
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.assets import build_assets
+from ae_pipeline.orchestration.automation import LOGGERS, next_training
+from ae_pipeline.orchestration.workspace import Workspace
+
+FIRST = dt.date(2024, 2, 10)
+DAYS = [(FIRST + dt.timedelta(days=i)).isoformat() for i in range(24)]  # a leap day among them
+ROWS = 40
+ATTRIBUTES = {
+    "dataset": "orders",
+    "description": "Orders of a shop.",
+    "owners": ["team:shop"],
+    "identity": ["order_id"],
+    "event_time": "created_at",
+    "start": FIRST.isoformat(),
+    "end": DAYS[-1],
+    "exclude": ["order_id"],
+    "model": {"latent_dim": 2, "hidden": [16]},
+    "training": {"validation_days": 4, "calibration_days": 6, "epochs": 3, "batch_size": 128},
+    "alerts": {"budget": 0.01},
+    "retrain": {"min_new_rows": 50},
+}
+
+
+def orders_csv(day: str, rows: int = ROWS, first_id: int | None = None) -> str:
+    """CSV of a day's orders: the price follows from items and country."""
+    chance = random.Random(day)
+    start = first_id if first_id is not None else int(day.replace("-", "")) * 1000
+    lines = ["order_id,created_at,items,country,price"]
+    for place in range(rows):
+        items, country = chance.randint(1, 9), chance.choice(["DE", "FR", "NA"])
+        price = items * {"DE": 10, "FR": 12, "NA": 15}[country] + chance.random()
+        lines.append(f"{start + place},{day}T{place % 24:02d}:30:00Z,{items},{country},{price:.2f}")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Shop:
+    """A project with the dataset `orders`."""
+
+    root: Path
+    defs: dg.Definitions
+    instance: dg.DagsterInstance
+
+    @property
+    def landing(self) -> Path:
+        return self.root / "data" / "landing" / "orders"
+
+    def land(self, day: str, text: str | None = None) -> Path:
+        self.landing.mkdir(parents=True, exist_ok=True)
+        path = self.landing / f"orders_{day}.csv"
+        path.write_text(text if text is not None else orders_csv(day))
+        return path
+
+    def run(self, job: str, start: str | None = None, end: str | None = None) -> dg.ExecuteInProcessResult:
+        tags = {}
+        if start:
+            tags = {"dagster/asset_partition_range_start": start, "dagster/asset_partition_range_end": end or start}
+        return self.defs.resolve_job_def(f"orders_{job}").execute_in_process(
+            run_config=LOGGERS, instance=self.instance, tags=tags, raise_on_error=False
+        )
+
+    def bring_up(self) -> None:
+        for day in DAYS:
+            self.land(day)
+        assert self.run("ingest", DAYS[0], DAYS[-1]).success
+        assert self.run("train").success
+        assert self.run("publish", DAYS[0], DAYS[-1]).success
+
+    def metadata(self, stage: str, partition: str | None = None) -> dict[str, object]:
+        key = dg.AssetKey(["orders", stage])
+        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+        (record,) = self.instance.fetch_materializations(records, limit=1).records
+        assert record.asset_materialization
+        return {name: value.value for name, value in record.asset_materialization.metadata.items()}
+
+    def schedule_says(self) -> str:
+        config = PipelineConfig.model_validate(ATTRIBUTES)
+        found = next_training(config, self.workspace, self.instance)
+        return str(found.skip_message if isinstance(found, dg.SkipReason) else found.tags["ae_pipeline/reason"])
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(data_folder=str(self.root / "data"), mlflow_folder=str(self.root / "mlruns"))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    yield from _shop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def running_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop that has been through the whole chain; tests that share it only look."""
+    for shop in _shop(tmp_path_factory.mktemp("shop")):
+        shop.bring_up()
+        yield shop
+
+
+def _shop(root: Path) -> Iterator[Shop]:
+    workspace = Workspace(data_folder=str(root / "data"), mlflow_folder=str(root / "mlruns"))
+    with create_defs_folder_sandbox() as sandbox, dg.DagsterInstance.ephemeral() as instance:
+        sandbox.scaffold_component(
+            component_cls=AutoencoderPipeline,
+            defs_path="orders",
+            defs_yaml_contents={
+                "type": "ae_pipeline.component.AutoencoderPipeline",
+                "attributes": ATTRIBUTES,
+            },
+        )
+        with sandbox.build_all_defs() as built:
+            resources = dg.Definitions(resources={"workspace": workspace}, executor=dg.in_process_executor)
+            yield Shop(root, dg.Definitions.merge(built, resources), instance)
+
+
+def test_a_second_dataset_is_a_second_yaml_and_no_code(running_shop: Shop) -> None:
+    table = DeltaTable(running_shop.root / "data" / "latents" / "orders")
+    rows = pl.read_parquet(table.file_uris())
+    assert rows.height == len(DAYS) * ROWS
+    assert rows["date"].n_unique() == len(DAYS)
+    assert {"row_id", "z_000", "z_001", "score", "p_value", "is_anomaly"} <= set(rows.columns)
+    assert (running_shop.root / "data" / "reports" / "orders" / "report.html").read_text().count("orders") > 0
+
+
+def test_every_partition_of_a_range_run_is_materialized_with_its_own_facts(running_shop: Shop) -> None:
+    for stage in ("raw_data", "features", "latent_features", "anomaly_report"):
+        done = running_shop.instance.get_materialized_partitions(dg.AssetKey(["orders", stage]))
+        assert done == set(DAYS)
+        hashes = {day: running_shop.metadata(stage, day)["content_hash"] for day in DAYS[:5]}
+        assert len(set(hashes.values())) == 5
+        assert running_shop.metadata(stage, DAYS[0])["dagster/partition_row_count"] == ROWS
+    raw = running_shop.metadata("raw_data")
+    assert raw["dagster/row_count"] == len(DAYS) * ROWS
+    assert str(raw["dagster/uri"]).startswith("file://")
+    assert {column.name for column in raw["dagster/column_schema"].columns} >= {"order_id", "price", "row_id"}  # type: ignore[attr-defined]
+
+
+def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
+    graph = running_shop.defs.resolve_asset_graph()
+    latest = running_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        list(graph.asset_check_keys)
+    )
+    assert len(latest) == 10
+    for record in latest.values():
+        assert record.evaluation is not None
+        assert record.evaluation.passed, record.evaluation.description
+        assert any(character.isdigit() for character in record.evaluation.description or "")
+
+
+def test_champion_bears_the_model_version_as_its_data_version(running_shop: Shop) -> None:
+    event = running_shop.instance.get_latest_materialization_event(dg.AssetKey(["orders", "champion"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert (event.asset_materialization.tags or {})["dagster/data_version"] == "1"
+
+
+def test_the_schedule_trains_once_and_then_skips_with_a_reason(running_shop: Shop) -> None:
+    assert running_shop.schedule_says() == "nothing new: all 24 days are as the last training found them"
+
+
+def test_the_schedule_skips_while_there_are_no_features(shop: Shop) -> None:
+    assert "there are no features yet" in shop.schedule_says()
+
+
+def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
+    run = dg.DagsterRun(job_name="orders_train", status=dg.DagsterRunStatus.STARTED)
+    shop.instance.add_run(run)
+    assert shop.schedule_says() == f"a training is running: run {run.run_id}"
+
+
+def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(shop: Shop) -> None:
+    shop.bring_up()
+    table = shop.root / "data" / "latents" / "orders"
+    before = set(DeltaTable(table).file_uris())
+    shop.land(DAYS[3], orders_csv(DAYS[3], rows=ROWS - 1))
+    assert shop.run("day", DAYS[3]).success
+    after = set(DeltaTable(table).file_uris())
+    assert len(before - after) == len(after - before) == 1
+    assert DAYS[3] in next(iter(after - before))
+    assert pl.read_parquet(list(after)).height == len(DAYS) * ROWS - 1
+    assert shop.schedule_says() == (
+        "39 rows on 1 new or changed days since the last training, fewer than min_new_rows=50"
+    )
+    shop.land(DAYS[4], orders_csv(DAYS[4], rows=ROWS - 2))
+    assert shop.run("ingest", DAYS[4]).success
+    assert shop.schedule_says() == "77 rows on 2 new or changed days since the last training"
+
+
+def test_materializing_again_with_nothing_new_changes_no_file(shop: Shop) -> None:
+    shop.bring_up()
+    files = {path: path.stat().st_mtime_ns for path in (shop.root / "data").rglob("*.parquet")}
+    version = DeltaTable(shop.root / "data" / "latents" / "orders").version()
+    assert shop.run("day", DAYS[0], DAYS[-1]).success
+    again = {path: path.stat().st_mtime_ns for path in (shop.root / "data").rglob("*.parquet")}
+    assert {path for path in files if path.name != "alerts.parquet" and files[path] != again.get(path)} == set()
+    assert again.keys() == files.keys()
+    assert DeltaTable(shop.root / "data" / "latents" / "orders").version() == version
+
+
+def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_in_place(shop: Shop) -> None:
+    shop.bring_up()
+    shop.land(DAYS[5], orders_csv(DAYS[5]).replace("price", "amount", 1))
+    result = shop.run("ingest", DAYS[5])
+    assert not result.success
+    failures = [event for event in result.all_events if event.is_step_failure]
+    assert len(failures) == 1
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    message = str(failures[0].step_failure_data.user_failure_data.description)
+    for part in ("lacks 'price'", "has 'amount'", "optional: true"):
+        assert part in message
+    assert pl.read_parquet(shop.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
+
+
+def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
+    shop.land(DAYS[0])
+    assert shop.run("ingest", DAYS[0]).success
+    result = shop.run("publish", DAYS[0])
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    description = failure.step_failure_data.user_failure_data.description
+    assert description == "'orders' has no champion; materialize autoencoder and champion first"
+
+
+def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ae_pipeline.orchestration import model_steps
+    from ae_pipeline.promotion import Verdict
+
+    shop.bring_up()
+    rejected = Verdict("loss_fell", False, 2.0, 1.0, "validation loss 2.000 nats at epoch 0, 1.000 before it")
+    monkeypatch.setattr(model_steps, "loss_fell", lambda _: rejected)
+    assert shop.run("train").success
+    assert shop.metadata("autoencoder")["model_version"] == 2
+    champion = shop.metadata("champion")
+    assert (champion["model_version"], champion["promoted"]) == (1, False)
+    assert "challenger 2 rejected: validation loss 2.000" in str(champion["decision"])
+
+
+def test_a_yaml_with_an_unknown_key_is_told_where_it_stands() -> None:
+    attributes = {**ATTRIBUTES, "identiy": ["order_id"]}
+    with create_defs_folder_sandbox() as sandbox:
+        sandbox.scaffold_component(
+            component_cls=AutoencoderPipeline,
+            defs_path="orders",
+            defs_yaml_contents={"type": "ae_pipeline.component.AutoencoderPipeline", "attributes": attributes},
+        )
+        with pytest.raises(Exception, match="orders") as caught, sandbox.build_all_defs():
+            pass
+    told, error = "", caught.value
+    while error:
+        told, error = told + str(error), error.__cause__ or error.__context__
+    assert "defs.yaml" in told
+    assert "attributes.identiy" in told
+    assert "Extra inputs are not permitted" in told
+
+
+def test_the_scaffolded_yaml_is_complete_commented_and_valid() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path="web_orders")
+        text = (folder / "defs.yaml").read_text()
+        assert text.count("#") > 10
+        assert yaml.safe_load(text)["attributes"]["dataset"] == "web_orders"
+        with sandbox.load_component_and_build_defs(folder) as (component, _):
+            assert isinstance(component, AutoencoderPipeline)
+            keys = {asset.key.to_user_string() for asset in build_assets(component.config)}
+    assert len(keys) == 6
+    assert "web_orders/latent_features" in keys

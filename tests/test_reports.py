@@ -1,0 +1,227 @@
+"""The anomaly report: what it ranks, what it says, and that page, JSON and Parquet give the same figures."""
+
+import html.parser
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from conftest import Fitted
+
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.publish import publish
+from ae_pipeline.latents.read import current_files
+from ae_pipeline.reports.build import Report, build_report, is_reported
+from ae_pipeline.reports.plots import loss_curve
+from ae_pipeline.storage import read_facts
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def published(dataset: Fitted, days: Iterable[str]) -> None:
+    publish(list(days), dataset.paths, dataset.bundle, 3, {})
+
+
+def reported(dataset: Fitted, days: Iterable[str]) -> Report:
+    return build_report(list(days), dataset.paths, dataset.bundle, 3, "run-of-mlflow")
+
+
+def ranked(dataset: Fitted, day: str) -> pl.DataFrame:
+    return pl.read_parquet(dataset.paths.reports / "days" / f"{day}.parquet")
+
+
+def times(dataset: Fitted) -> dict[str, int]:
+    return {path.stem: os.stat(path).st_mtime_ns for path in (dataset.paths.reports / "days").glob("*.parquet")}
+
+
+class Text(html.parser.HTMLParser):
+    """Collects the tags of a page and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def days(fitted) -> tuple[str, ...]:
+    return fitted.days[-5:]
+
+
+@pytest.fixture
+def planted(dataset, days, rewrite_day) -> Fitted:
+    """Five days published, with strange rows on the second and the fourth."""
+    second, fourth = (dataset.features(day).with_row_index("i") for day in (days[1], days[3]))
+    second = second.with_columns(
+        mode=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("mode"),
+        row_id=pl.when(pl.col("i") == 5).then(pl.lit("<b>5</b>")).otherwise("row_id"),
+        load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
+    )
+    fourth = fourth.with_columns(temperature=pl.when(pl.col("i") == 0).then(-900.5).otherwise("temperature"))
+    rewrite_day(dataset, days[1], second.drop("i"))
+    rewrite_day(dataset, days[3], fourth.drop("i"))
+    published(dataset, days)
+    return dataset
+
+
+@pytest.fixture
+def report(planted, days) -> Report:
+    return reported(planted, days)
+
+
+class TestRanking:
+    def test_every_flagged_row_of_a_day_is_listed_and_the_three_strangest_where_fewer_are(self, planted, days, report):
+        table = pl.read_delta(str(planted.paths.latents))
+        for entry in report.days:
+            rows = table.filter(pl.col("date").dt.to_string() == entry.day)
+            flagged = set(rows.filter("is_anomaly")["row_id"])
+            strangest = set(rows.sort("score", descending=True).head(3)["row_id"])
+            listed = ranked(planted, entry.day)
+            assert set(listed["row_id"]) == flagged | strangest
+            assert (entry.rows, entry.flagged) == (60, len(flagged))
+            assert set(listed.filter("is_anomaly")["row_id"]) == flagged
+        assert report.days[1].flagged >= 8
+
+    def test_rows_stand_in_the_order_of_their_score(self, planted, days, report):
+        for day in days:
+            assert ranked(planted, day)["score"].is_sorted(descending=True)
+        assert pl.read_parquet(report.alerts)["score"].is_sorted(descending=True)
+        assert [row.score for row in report.strangest] == pl.read_parquet(report.alerts)["score"].to_list()
+
+    def test_scores_are_those_of_the_table(self, planted, report):
+        table = pl.read_delta(str(planted.paths.latents))
+        both = pl.read_parquet(report.alerts).join(table, on="row_id", suffix="_published")
+        assert both.height == pl.read_parquet(report.alerts).height
+        for name in ("score", "p_value", "is_anomaly", "model_version", "event_time"):
+            assert both[name].equals(both[f"{name}_published"], check_names=False)
+
+    def test_contributions_are_sorted_and_the_first_is_the_score(self, report):
+        for row in report.strangest:
+            surprises = [part.surprise for part in row.contributions]
+            assert len(surprises) == 3
+            assert surprises == sorted(surprises, reverse=True)
+            assert surprises[0] == pytest.approx(row.score, rel=1e-4)
+
+    def test_a_planted_cause_is_told_with_its_value(self, planted, days, report):
+        row = ranked(planted, days[1]).row(by_predicate=pl.col("row_id") == "<b>5</b>", named=True)
+        assert {part["column"]: part["actual"] for part in row["contributions"]}["mode"] == SCRIPT
+        assert f"mode is {SCRIPT}, expected " in row["because"]
+        coldest = ranked(planted, days[3]).row(0, named=True)
+        assert {part["column"]: part["actual"] for part in coldest["contributions"]}["temperature"] == "-900"
+
+    def test_no_more_rows_are_ranked_than_the_configuration_allows(self, planted, days):
+        alerts = planted.config.alerts.model_copy(update={"report_rows": 4})
+        config = planted.config.model_copy(update={"alerts": alerts})
+        few = replace(planted, bundle=replace(planted.bundle, config=config))
+        highest = pl.read_delta(str(planted.paths.latents)).sort("score", descending=True).head(4)
+        assert [row.row_id for row in reported(few, days).strangest] == highest["row_id"].to_list()
+
+
+class TestPage:
+    def test_page_summary_and_parquet_give_the_same_figures(self, planted, days, report):
+        table = pl.read_delta(str(planted.paths.latents))
+        rows, flagged = table.height, int(table["is_anomaly"].sum())
+        summary = json.loads(report.summary.read_text())
+        assert (summary["rows"], summary["flagged"], report.rows, report.flagged) == (rows, flagged, rows, flagged)
+        assert int(pl.read_parquet(report.alerts)["is_anomaly"].sum()) == flagged
+        by_day = table.group_by("date").agg(rows=pl.len(), flagged=pl.col("is_anomaly").sum()).sort("date")
+        assert [tuple(entry.values()) for entry in summary["days"]] == [
+            (str(day), count, hits) for day, count, hits in by_day.iter_rows()
+        ]
+        page = Text(report.page.read_text()).text
+        assert f"sensors: {flagged} of {rows} rows flagged" in page
+        assert (
+            f"{100 * flagged / rows:.2f} % of the rows, against a budget of 1.00 %, which means about\n3 alerts" in page
+        )
+        assert f"the tallest bar is {max(by_day['flagged'])} rows" in page
+        assert f"a score of {planted.bundle.calibration.threshold:.2f} nats" in page
+        assert "version 3, MLflow run run-of-mlflow" in page
+        shown = [float(score) for score in re.findall(r"\n(\d+\.\d)(?: ⚑)?\n", page)][: len(report.strangest)]
+        assert shown == [pytest.approx(row.score, abs=0.051) for row in report.strangest]
+
+    def test_the_summary_says_what_stands_behind_the_scores(self, planted, report):
+        summary = json.loads(report.summary.read_text())
+        assert summary["format"] == 1
+        assert (summary["model_version"], summary["latent_space"], summary["budget"]) == (3, "v3", 0.01)
+        assert summary["expected_alerts"] == pytest.approx(3.0)
+        assert summary["calibration_rows"] == 480
+        assert summary["train_days"] == [planted.days[0], planted.days[25]]
+        assert summary["calibration_days"] == [planted.days[-8], planted.days[-1]]
+        assert set(summary["columns_left_out"]) == {"serial", "site"}
+        assert [row["row_id"] for row in summary["strangest"]] == [row.row_id for row in report.strangest]
+
+    def test_values_are_text_on_the_page_and_never_markup(self, report):
+        page = report.page.read_text()
+        parsed = Text(page)
+        assert SCRIPT not in page
+        assert "script" not in parsed.tags
+        assert "b" not in parsed.tags
+        assert f"mode is {SCRIPT}" in parsed.text
+        assert "<b>5</b>" in parsed.text
+
+    def test_a_report_over_one_day_has_its_page(self, planted, days):
+        report = reported(planted, days[:1])
+        summary = json.loads(report.summary.read_text())
+        assert [entry["day"] for entry in summary["days"]] == [days[0]]
+        assert "0 alerts" not in Text(report.page.read_text()).text or summary["expected_alerts"] < 0.5
+
+    def test_the_loss_curve_shows_every_epoch_and_marks_the_one_kept(self, fitted):
+        axes = loss_curve(fitted.result).axes[0]
+        training, validation, kept = axes.get_lines()
+        numbers = [epoch.number for epoch in fitted.result.epochs]
+        assert list(training.get_xdata()) == list(validation.get_xdata()) == numbers
+        assert list(validation.get_ydata()) == [epoch.validation_loss for epoch in fitted.result.epochs]
+        assert list(kept.get_xdata()) == [fitted.result.best_epoch] * 2
+
+
+class TestRebuilding:
+    def test_a_second_build_rewrites_no_day_and_gives_the_same_files(self, planted, days, report):
+        before, page, summary = times(planted), report.page.read_bytes(), report.summary.read_bytes()
+        again = reported(planted, days)
+        assert times(planted) == before
+        assert [day.content_hash for day in again.days] == [day.content_hash for day in report.days]
+        assert again.days == report.days
+        assert (again.page.read_bytes(), again.summary.read_bytes()) == (page, summary)
+
+    def test_a_day_is_rebuilt_when_its_file_of_the_table_changes_and_no_other_is(
+        self, planted, days, report, rewrite_day
+    ):
+        before = times(planted)
+        rewrite_day(planted, days[1], planted.features(days[1]).filter(pl.col("row_id") != "<b>5</b>"))
+        published(planted, days)
+        files = {path.split("/")[1]: path for path in current_files(planted.paths)}
+        current = [is_reported(day, files[day], planted.paths, planted.config) for day in days]
+        assert current == [True, False, True, True, True]
+        again = reported(planted, days)
+        assert {day for day in days if times(planted)[day] != before[day]} == {days[1]}
+        assert again.days[1].rows == 59
+        assert "<b>5</b>" not in Text(again.page.read_text()).text
+        assert is_reported(days[1], files[days[1]], planted.paths, planted.config)
+
+    def test_days_reported_before_stay_on_the_page(self, planted, days):
+        reported(planted, days[:3])
+        report = reported(planted, days[3:])
+        assert [day.day for day in report.days] == list(days[3:])
+        assert [entry["day"] for entry in json.loads(report.summary.read_text())["days"]] == list(days)
+
+    def test_a_day_that_left_the_table_leaves_the_report(self, planted, days, report, rewrite_day):
+        rewrite_day(planted, days[1], planted.features(days[1]).clear())
+        published(planted, days)
+        again = reported(planted, days)
+        assert (again.days[1].rows, again.days[1].flagged) == (0, 0)
+        assert days[1] not in {entry["day"] for entry in json.loads(again.summary.read_text())["days"]}
+        assert read_facts(planted.paths.reports / "days" / f"{days[1]}.parquet")["rows"] == "0"
+
+    def test_a_day_that_is_not_published_is_named(self, planted):
+        with pytest.raises(PublicationError, match=f"{planted.days[0]} of 'sensors' is not in the published table"):
+            reported(planted, planted.days[:1])
