@@ -34,7 +34,8 @@ from ae_pipeline.config import PipelineConfig
 from ae_pipeline.demo import land_flights
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.ingestion.contract import SchemaContract
-from ae_pipeline.ingestion.landing import build_raw_day, take_in
+from ae_pipeline.ingestion.landing import take_in
+from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.preprocessing.features import build_features, build_features_day, feature_columns
 from ae_pipeline.preprocessing.window import Window, cut_window
 from ae_pipeline.storage import DatasetPaths

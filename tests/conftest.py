@@ -20,7 +20,8 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.ingestion.contract import load_contract
-from ae_pipeline.ingestion.landing import build_raw_day, take_in
+from ae_pipeline.ingestion.landing import take_in
+from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.preprocessing.features import FeatureColumn, build_features_day, feature_columns
 from ae_pipeline.preprocessing.window import Window, cut_window
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
@@ -166,8 +167,8 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
     ) -> tuple[ModelBundle, TrainingResult]:
         paths = DatasetPaths(tmp_path_factory.mktemp("frame"), "frame")
         rows = frame.select(
-            row_id=pl.format("r{}", pl.int_range(pl.len())),
-            event_time=pl.lit(None, pl.Datetime("us", "UTC")),
+            pl.format("r{}", pl.int_range(pl.len())).alias("row_id"),
+            pl.lit(None, pl.Datetime("us", "UTC")).alias("event_time"),
             *(column.name for column in columns),
         )
         write_parquet(paths.features(ALL_ROWS), rows.to_arrow())

@@ -12,7 +12,9 @@ import polars as pl
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.ingestion.contract import SchemaContract, save_contract
-from ae_pipeline.ingestion.landing import Intake, LandedFile, build_raw_day, landing_folder, take_in
+from ae_pipeline.ingestion.landing import Intake, landing_folder, take_in
+from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage import DatasetPaths
 
 TODAY = dt.date(2024, 12, 31)

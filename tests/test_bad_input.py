@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError, TrainingError
-from ae_pipeline.ingestion.landing import build_raw_day
+from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.preprocessing.encoder import fit_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn, build_features_day
 

@@ -173,7 +173,7 @@ class TestRefusals:
     )
     def test_a_manifest_that_is_no_json_object_is_refused(self, folder, text):
         (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(BundleError, match="the bundle in .* train anew"):
+        with pytest.raises(BundleError, match=r"the bundle in .* train anew"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
@@ -192,7 +192,7 @@ class TestRefusals:
     @pytest.mark.parametrize("key", ["config", "encoder"])
     def test_a_further_key_in_a_part_is_refused_with_its_name(self, folder, key):
         edit_manifest(folder, lambda manifest: manifest[key].update(surplus=1))
-        with pytest.raises(BundleError, match="(?s)does not fit together: .*surplus"):
+        with pytest.raises(BundleError, match=r"(?s)does not fit together: .*surplus"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ class TestRefusals:
 
     def test_weights_of_another_shape_are_refused(self, folder):
         edit_manifest(folder, lambda manifest: manifest["config"]["model"].update(latent_dim=2))
-        with pytest.raises(BundleError, match="(?s)does not fit together: .*size mismatch"):
+        with pytest.raises(BundleError, match=r"(?s)does not fit together: .*size mismatch"):
             ModelBundle.load(folder)
 
     def test_a_latent_space_too_wide_for_the_encoder_is_refused(self, folder):

@@ -13,7 +13,7 @@ from helpers import DAY, HEADER, REMEDY, Dataset, assert_says, frame, leftovers,
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PipelineError, SchemaError
 from ae_pipeline.ingestion.contract import infer_contract, load_contract
-from ae_pipeline.ingestion.landing import build_raw_day, changed_files, count_duplicates
+from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
 
 OTHER_DAY = "2024-03-05"
 
@@ -286,15 +286,14 @@ def test_a_file_is_read_once_and_a_day_is_written_once(shop: Dataset) -> None:
     assert not build_raw_day(DAY, second, shop.paths).built
 
 
-def test_only_new_and_rewritten_files_are_changed_files(shop: Dataset) -> None:
+def test_only_new_and_rewritten_files_are_read(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2))
-    assert changed_files(shop.config, shop.paths) == ["a.csv", "b.csv"]
-    shop.take_in()
-    assert changed_files(shop.config, shop.paths) == []
+    assert shop.take_in().read == ("a.csv", "b.csv")
+    assert shop.take_in().read == ()
     shop.land("b.csv", HEADER + line(3))
     shop.land("deeper/c.csv", HEADER + line(4))
-    assert changed_files(shop.config, shop.paths) == ["b.csv", "deeper/c.csv"]
+    assert shop.take_in().read == ("b.csv", "deeper/c.csv")
 
 
 @pytest.mark.parametrize("name", [".a.csv", "_a.csv", "a.csv.tmp", "a.txt"])

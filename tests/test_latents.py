@@ -1,7 +1,6 @@
 """The published table: read back by others' readers, one space in every version, one commit for a run."""
 
 import datetime as dt
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -155,13 +154,13 @@ class TestContent:
 
 class TestCommits:
     def test_publishing_again_commits_nothing_and_writes_no_file(self, dataset, days, first):
-        before = {path: os.stat(dataset.paths.latents / path).st_mtime_ns for path in current_files(dataset.paths)}
+        before = {path: (dataset.paths.latents / path).stat().st_mtime_ns for path in current_files(dataset.paths)}
         again = published(dataset, days)
         assert (first.committed, again.committed) == (True, False)
         assert again.table_version == first.table_version
         assert [entry.built for entry in first.days] == [True] * 4
         assert [entry.built for entry in again.days] == [False] * 4
-        assert {path: os.stat(dataset.paths.latents / path).st_mtime_ns for path in before} == before
+        assert {path: (dataset.paths.latents / path).stat().st_mtime_ns for path in before} == before
 
     def test_further_days_join_those_that_are_there_in_one_commit(self, dataset, days, first):
         second = published(dataset, dataset.days[:3])

@@ -49,7 +49,7 @@ def sample(n: int, seed: int = 0) -> pl.DataFrame:
 
 
 CLOSE = {"rel": 1e-4, "abs": 1e-4}
-"""Of scores: another batch rounds the network's output in the seventh digit, which fine scales and steep tails enlarge."""
+"""Of scores: another batch rounds outputs in the seventh digit, which fine scales and steep tails enlarge."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -34,7 +33,7 @@ def ranked(dataset: Fitted, day: str) -> pl.DataFrame:
 
 
 def times(dataset: Fitted) -> dict[str, int]:
-    return {path.stem: os.stat(path).st_mtime_ns for path in (dataset.paths.reports / "days").glob("*.parquet")}
+    return {path.stem: path.stat().st_mtime_ns for path in (dataset.paths.reports / "days").glob("*.parquet")}
 
 
 class Text(html.parser.HTMLParser):

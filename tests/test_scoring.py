@@ -8,7 +8,7 @@ import scipy.stats
 
 from ae_pipeline.bundle import combine
 from ae_pipeline.errors import TrainingError
-from ae_pipeline.scoring.calibration import Calibration, calibrate
+from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
 
 
@@ -44,16 +44,16 @@ class TestPValues:
         assert law.mean() / m <= budget
 
     @pytest.mark.parametrize(
-        ("rows", "budget", "days", "words"),
-        [
-            (50, 0.001, 5, "budget=0.001 needs 999 calibration rows, and the 5 calibration days hold 50; set calibration_days to about 100"),
-            (98, 0.01, 7, "needs 99 calibration rows, and the 7 calibration days hold 98; set calibration_days to about 8"),
-            (0, 0.1, 2, "needs 9 calibration rows, and the 2 calibration days hold 0"),
-        ],
-    )  # fmt: skip
+        ("rows", "budget", "days", "needed", "enough"),
+        [(50, 0.001, 5, 999, 100), (98, 0.01, 7, 99, 8), (0, 0.1, 2, 9, 18)],
+    )
     def test_a_budget_that_the_calibration_cannot_resolve_is_an_error_with_the_days_it_takes(
-        self, rows, budget, days, words
+        self, rows, budget, days, needed, enough
     ):
+        words = (
+            f"alerts.budget={budget} needs {needed} calibration rows, and the {days} calibration days hold {rows}; "
+            f"set calibration_days to about {enough}, or the budget to "
+        )
         with pytest.raises(TrainingError, match=re.escape(words)):
             calibrate(np.arange(rows, dtype=float), budget, days)
 

@@ -107,9 +107,14 @@ class TestRuns:
     @pytest.mark.parametrize("error", [ValueError("no rows"), KeyboardInterrupt()], ids=["error", "interruption"])
     def test_a_failing_training_leaves_a_failed_run_with_its_error_and_the_epochs_until_then(self, tracker, error):
         dataset = f"failing {type(error).__name__}"
-        with pytest.raises(type(error)), tracker.training(dataset, "f", {"dagster_run": "x"}) as run:
-            run.log_epoch(Epoch(1, 3.0, 4.0, 0.01))
-            raise error
+
+        def fail() -> None:
+            with tracker.training(dataset, "f", {"dagster_run": "x"}) as run:
+                run.log_epoch(Epoch(1, 3.0, 4.0, 0.01))
+                raise error
+
+        with pytest.raises(type(error)):
+            fail()
         (found,) = runs_of(tracker, dataset)
         assert found.info.status == "FAILED"
         assert found.data.tags["error"] == f"{type(error).__name__}: {error}"
@@ -127,20 +132,26 @@ class TestRuns:
 class TestRetry:
     def test_a_retry_goes_on_with_its_run_and_leaves_one_version(self, tracker, fitted, other_bundle):
         tags = {"dagster_run": "z", "dataset": "retried"}
-        with pytest.raises(OSError, match="lost"), tracker.training("retried", "r", tags) as first:
-            before = first.register(fitted.bundle)
-            raise OSError("lost the machine")
+        before = []
+
+        def fail() -> None:
+            with tracker.training("retried", "r", tags) as run:
+                before.append(run.register(fitted.bundle))
+                raise OSError("lost the machine")
+
+        with pytest.raises(OSError, match="lost"):
+            fail()
         with tracker.training("retried", "r", tags) as second:
             after = second.register(other_bundle)
             assert tracker.client.get_run(second.run_id).info.status == "RUNNING"
         (found,) = runs_of(tracker, "retried")
-        assert found.info.run_id == first.run_id == second.run_id
+        assert found.info.run_id == before[0].run_id == second.run_id
         assert found.info.status == "FINISHED"
         assert "error" not in found.data.tags
         versions = tracker.client.search_model_versions("name = 'retried'")
         assert [int(version.version) for version in versions] == [after.version]
-        assert after.version != before.version
-        assert tracker.version("retried", CHALLENGER) == after == tracker.version_of_run("retried", first.run_id)
+        assert after.version != before[0].version
+        assert tracker.version("retried", CHALLENGER) == after == tracker.version_of_run("retried", second.run_id)
         assert ModelBundle.load(tracker.bundle_folder(after)).fingerprint == other_bundle.fingerprint
 
 

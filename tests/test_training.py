@@ -1,6 +1,7 @@
 """Training: window, loss, early stopping, repeatability, and the gate behind it."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -56,8 +57,8 @@ def weights(model: AutoEncoder, loss: TabularLoss) -> bytes:
 
 class TestTrain:
     def test_the_loss_falls_and_the_figures_of_the_result_fit_together(self):
-        model, loss, validation, result = trained()
-        untrained, loss_before, *_ = fresh()
+        model, _, _, result = trained()
+        untrained, loss_before, _, validation = fresh()
         losses = [epoch.validation_loss for epoch in result.epochs]
         assert result.first_loss == evaluate(untrained, loss_before, validation)
         assert result.best_loss == min(losses) < result.first_loss - 3
@@ -129,9 +130,11 @@ class TestTrain:
         try:
             train(model, loss, rows, validation, settings(learning_rate=rate), torch.Generator())
         except TrainingError as error:
-            assert f"lower learning_rate={rate:g}" in str(error)
+            words = str(error)
         else:
+            words = f"lower learning_rate={rate:g}"
             assert all(torch.isfinite(value).all() for value in [*model.parameters(), *loss.parameters()])
+        assert f"lower learning_rate={rate:g}" in words
 
     @pytest.mark.parametrize(("n", "size"), [(1, 64), (65, 64), (5, 1)])
     def test_a_batch_of_one_row_is_learnt_from(self, n, size):
@@ -214,7 +217,7 @@ class TestWindow:
         names = pl.DataFrame({"row_id": [f"row {place}" for place in range(4000)]})
         write_parquet(paths.features(ALL_ROWS), names.to_arrow())
         parts = {part: window.rows(part, paths)["row_id"].to_list() for part in PARTS}
-        assert sorted(sum(parts.values(), [])) == sorted(names["row_id"])
+        assert sorted(itertools.chain(*parts.values())) == sorted(names["row_id"])
         assert [len(parts[part]) / 4000 for part in PARTS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
         write_parquet(paths.features(ALL_ROWS), names.reverse().head(3000).to_arrow())
         for part in PARTS:  # a row stays in its part whatever stands beside it

@@ -21,6 +21,9 @@ from ae_pipeline.storage import ALL_ROWS
 ROW_COLUMNS = ("row_id", "event_time", "_day")
 """Columns that conforming adds: identity as one text, event time (UTC, µs), and the day that the row belongs to."""
 
+_TYPED = "\0"
+"""Stands before a column's name for its typed values; a landed column's name cannot hold it."""
+
 
 def check_columns(names: list[str], contract: SchemaContract, source: str) -> None:
     """Compares a file's columns with the contract's.
@@ -61,7 +64,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         *PLACE, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
     )
     values = present.select(
-        _value(name, schema.get(name), rule).alias(f"_{name}") for name, rule in contract.columns.items()
+        _value(name, schema.get(name), rule).alias(_TYPED + name) for name, rule in contract.columns.items()
     )
     both = pl.concat([present, values], how="horizontal")
     rules = [broken for name in schema for broken in _broken_rules(name, contract.columns[name])]
@@ -74,7 +77,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
             "source_file", "row_number"
         )
         both = both.filter(~wrong)
-    typed = both.select(*PLACE, *(pl.col(f"_{name}").alias(name) for name in contract.columns))
+    typed = both.select(*PLACE, *(pl.col(_TYPED + name).alias(name) for name in contract.columns))
     return FileRows(_with_row_columns(typed, contract, config), rejected)
 
 
@@ -91,7 +94,7 @@ def _told(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]) -> p
 class _Rule:
     """A rule that a row may break: its name, when it is broken, and the reason in words.
 
-    Both expressions stand over the values present in the file, `name`, and the same as the contract's type, `_name`.
+    Both expressions stand over the values present in the file, `name`, and the same typed, `_TYPED + name`.
     """
 
     name: str
@@ -117,6 +120,8 @@ def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
     present = pl.col(name)
     if dtype == pl.String:
         return parse_text(present, rule)
+    if dtype.is_float() and target == pl.String:  # 517.0 is category 517 in a column with gaps
+        return pl.coalesce(whole_numbers(present).cast(pl.String), present.cast(pl.String))
     if dtype.is_float() and target == pl.Int64:
         return whole_numbers(present)
     if dtype.is_numeric() and target == pl.Float64:
@@ -145,38 +150,24 @@ def _spoken(rule: ColumnRule) -> str:
             return "text"
 
 
-def _broken_values(name: str, rule: ColumnRule) -> list[tuple[str, pl.Expr, pl.Expr]]:
-    value = pl.col(name)
-    broken = []
-    if rule.required:
-        broken.append((f"{name}: required", value.is_null(), pl.lit(f"{name} is missing, and required")))
-    if rule.type == ColumnType.CLOCK_HHMM:
-        wrong = (value < 0) | (value > 2400) | (value % 100 > 59)
-        broken.append((f"{name}: clock_hhmm", wrong, pl.format(f"{name} = {{}} is not a clock such as 1745", value)))
-    if rule.minimum is not None:
-        words = pl.format(f"{name} = {{}} is below the minimum {rule.minimum:g}", value)
-        broken.append((f"{name}: minimum", value < rule.minimum, words))
-    if rule.maximum is not None:
-        words = pl.format(f"{name} = {{}} is above the maximum {rule.maximum:g}", value)
-        broken.append((f"{name}: maximum", value > rule.maximum, words))
-    if rule.allowed is not None:
-        words = pl.format(f"{name} = {{}} is none of {', '.join(rule.allowed)[:120]}", value)
-        broken.append((f"{name}: allowed", ~value.cast(pl.String).is_in(rule.allowed), words))
-    return broken
-
-
 def _broken_rules(name: str, rule: ColumnRule) -> list[_Rule]:
-    present, value = pl.col(name), pl.col(f"_{name}")
+    present, value = pl.col(name), pl.col(_TYPED + name)
     shown = present.cast(pl.String, strict=False).str.slice(0, 80)
 
     def broken(what: str, condition: pl.Expr, words: str) -> _Rule:
-        return _Rule(f"{name}: {what}", condition, pl.format(f"{_literal(name)} = {{}} {_literal(words)}", shown))
+        remedy = "; mend it at the source, or change the rule in the schema contract"
+        told = pl.format(f"{_literal(name)} = {{}} {_literal(words)}{remedy}", shown)
+        return _Rule(f"{name}: {what}", condition, told)
 
     rules = []
     if POLARS_TYPES[rule.type] != pl.String:
         rules.append(broken(rule.type.value, value.is_null() & present.is_not_null(), f"is not {_spoken(rule)}"))
     if rule.required:
-        rules.append(_Rule(f"{name}: required", value.is_null(), pl.lit(f"{name} is missing, and required")))
+        rules.append(
+            _Rule(
+                f"{name}: required", value.is_null(), pl.lit(f"{name} is missing, and required; fill it at the source")
+            )
+        )
     if rule.type == ColumnType.CLOCK_HHMM:
         wrong = (value < 0) | (value > 2400) | (value % 100 > 59)
         rules.append(broken(rule.type.value, wrong, f"is not {_spoken(rule)}"))
@@ -197,8 +188,10 @@ def _literal(text: str) -> str:
 
 def _broken_time(name: str, config: PipelineConfig, today: dt.date) -> _Rule:
     last = config.end or today
-    words = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}", pl.col(name).cast(pl.String))
-    outside = ~pl.col(f"_{name}").cast(pl.Date).is_between(pl.lit(config.start), pl.lit(last))
+    remedy = "; mend it at the source, or widen start and end in the YAML"
+    shown = pl.col(name).cast(pl.String)
+    words = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}{remedy}", shown)
+    outside = ~pl.col(_TYPED + name).cast(pl.Date).is_between(pl.lit(config.start), pl.lit(last))
     return _Rule(f"{name}: out of range", outside, words)
 
 
@@ -208,7 +201,7 @@ def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: Pipe
         if contract.columns[name].type == ColumnType.TIMESTAMP:
             return column.dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")
         if POLARS_TYPES[contract.columns[name].type] == pl.String:
-            return column.str.replace_all("|", r"\|", literal=True)
+            return column.str.replace_all("\\", r"\\", literal=True).str.replace_all("|", r"\|", literal=True)
         return column.cast(pl.String)
 
     if config.event_time is None:
@@ -218,7 +211,7 @@ def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: Pipe
         moment = pl.col(config.event_time).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
         day = pl.col(config.event_time).dt.strftime("%Y-%m-%d")
     return rows.select(
-        *contract.columns,
+        *(name for name in contract.columns if name != "event_time"),
         *PLACE,
         row_id=pl.concat_str([as_text(name) for name in config.identity], separator="|"),
         event_time=moment,

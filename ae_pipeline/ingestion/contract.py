@@ -124,12 +124,7 @@ def infer_contract(samples: Sequence[pl.DataFrame], config: PipelineConfig) -> S
                 f"column {name!r} of {config.dataset!r} bears a name that the pipeline gives its own "
                 "columns; rename it at the source"
             )
-    wanted = {*config.identity, *config.columns, *config.exclude, *([config.event_time] if config.event_time else [])}
-    if unknown := sorted(wanted - set(names)):
-        raise SchemaError(
-            f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file "
-            f"has; the files have {', '.join(names)}"
-        )
+    _check_names(names, config)
     required = {*config.identity, config.event_time}
     rules = {}
     for name in names:
@@ -145,6 +140,32 @@ def infer_contract(samples: Sequence[pl.DataFrame], config: PipelineConfig) -> S
             update={"required": name in required, "optional": len(having) < len(samples) and name not in required}
         )
     return SchemaContract(dataset=config.dataset, columns=_with_words_for_missing(rules, samples))
+
+
+def _check_names(names: Sequence[str], config: PipelineConfig) -> None:
+    wanted = {*config.identity, *config.columns, *config.exclude, *([config.event_time] if config.event_time else [])}
+    if unknown := sorted(wanted - set(names)):
+        raise SchemaError(
+            f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file "
+            f"has; the files have {', '.join(names)}"
+        )
+
+
+def check_settings(contract: SchemaContract, config: PipelineConfig) -> None:
+    """Compares a contract with settings that may have been edited since it was inferred, and the other way round.
+
+    Raises:
+        SchemaError: The settings name a column that the contract does not have, or the event time is no time in it.
+    """
+    _check_names(list(contract.columns), config)
+    if config.event_time is None:
+        return
+    kind = contract.columns[config.event_time].type
+    if kind not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
+        raise SchemaError(
+            f"event_time={config.event_time!r} of {config.dataset!r} is {kind.value} in the schema contract, not a "
+            "timestamp or date; change its type there, or name another column"
+        )
 
 
 def _with_words_for_missing(rules: dict[str, ColumnRule], samples: Sequence[pl.DataFrame]) -> dict[str, ColumnRule]:
@@ -167,14 +188,24 @@ def _example(columns: Sequence[pl.Series]) -> Any:
 
 
 def _infer_rule(columns: Sequence[pl.Series], given: ColumnType | None) -> ColumnRule:
-    if all(values.dtype == pl.String for values in columns):
+    typed = [values.dtype for values in columns if values.dtype not in {pl.String(), pl.Null()}]
+    columns = [values for values in columns if values.dtype == pl.String]
+    if not typed and columns:
         texts = pl.concat([values.rename("v") for values in columns]).drop_nulls().str.strip_chars()
         texts = texts.filter(texts != "").unique()
         return _infer_from_text(texts, given)
-    return ColumnRule(type=given or _type_of([values.dtype for values in columns]))
+    kind = given or _type_of(typed)
+    if not columns:
+        return ColumnRule(type=kind)
+    rule = _infer_rule(columns, given)
+    if {rule.type, kind} == {ColumnType.INTEGER, ColumnType.NUMBER}:
+        return rule.model_copy(update={"type": ColumnType.NUMBER})
+    return rule if rule.type == kind else ColumnRule(type=ColumnType.TEXT)
 
 
 def _type_of(dtypes: Sequence[pl.DataType]) -> ColumnType:
+    if not dtypes:
+        return ColumnType.TEXT
     if all(dtype.is_integer() for dtype in dtypes):
         return ColumnType.INTEGER
     if all(dtype.is_numeric() for dtype in dtypes):
@@ -191,7 +222,14 @@ def _type_of(dtypes: Sequence[pl.DataType]) -> ColumnType:
 
 def _infer_from_text(texts: pl.Series, given: ColumnType | None) -> ColumnRule:
     words = texts.is_in(_WORDS_FOR_MISSING)
-    for candidate, used in ((texts, ()), (texts.filter(~words), tuple(sorted(texts.filter(words))))):
+    # An infinite number is a number all the same: its row goes to quarantine, its column does not turn into text.
+    words_or_infinite = (
+        words
+        | texts.str.contains(r"(?i)^[+-]?inf(inity)?$")
+        | texts.cast(pl.Float64, strict=False).is_infinite().fill_null(value=False)
+    )
+    said = tuple(sorted(texts.filter(words)))
+    for candidate, used in ((texts, ()), (texts.filter(~words), said), (texts.filter(~words_or_infinite), said)):
         if candidate.is_empty():
             continue
         rule = _rule_that_all_fit(candidate, given)
@@ -248,7 +286,10 @@ def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
         case ColumnType.DATE:
             return text.str.to_date(rule.format or "%Y-%m-%d", strict=False)
         case ColumnType.TIMESTAMP:
-            form = rule.format or TIMESTAMP_FORMATS[0]
+            if rule.format is None:
+                tries = [rule.model_copy(update={"format": form}) for form in TIMESTAMP_FORMATS]
+                return pl.coalesce([parse_text(text, known) for known in tries])
+            form = rule.format
             if re.search("%#?:*z|%\\+", form):
                 return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
             return text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone("UTC")

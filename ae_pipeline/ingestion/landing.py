@@ -7,10 +7,9 @@ replaces its staged copy, which withdraws its old rows; a file that has since le
 
 import datetime as dt
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -18,9 +17,10 @@ import polars as pl
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError
 from ae_pipeline.ingestion.conform import check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract, infer_contract, load_contract, save_contract
+from ae_pipeline.ingestion.contract import SchemaContract, check_settings, infer_contract, load_contract, save_contract
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import PLACE, SUFFIXES, FileRows, UnreadableFileError, read_file
-from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet, write_text
+from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
 
 RAW_VERSION = "1"
 """Raised when the same files would give other raw rows."""
@@ -31,73 +31,6 @@ _BATCH_ROWS = 50_000
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a stage works."""
-
-
-@dataclass(frozen=True)
-class LandedFile:
-    """What the ledger knows of one landed file.
-
-    Attributes:
-        size: Bytes, as last seen.
-        modified_ns: When it was last written, ns since 1970; the newest file wins where two bear the same row.
-        sha256: Of its content.
-        contract: Fingerprint of the contract that its rows were held against.
-        staged: Name of its staged copy, or None when no version of it could be read.
-        rows: Good rows in the staged copy.
-        days: Good rows by day.
-        quarantined: Rejected rows by rule.
-        refused: Why the newest version cannot be read; an earlier version stands until it is landed again.
-    """
-
-    size: int
-    modified_ns: int
-    sha256: str
-    contract: str
-    staged: str | None
-    rows: int = 0
-    days: dict[str, int] = field(default_factory=dict)
-    quarantined: dict[str, int] = field(default_factory=dict)
-    refused: str | None = None
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """All files that ever landed, by their path below the landing place."""
-
-    files: dict[str, LandedFile] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, path: Path) -> "Ledger":
-        """Reads the ledger, empty when there is none yet."""
-        if not path.exists():
-            return cls()
-        return cls({name: LandedFile(**entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()})
-
-    def save(self, path: Path) -> None:
-        """Writes the ledger in one step."""
-        write_text(path, json.dumps({name: asdict(entry) for name, entry in self.files.items()}, indent=0))
-
-    @property
-    def days(self) -> list[str]:
-        """Every day that some file has rows for, sorted."""
-        return sorted({day for entry in self.files.values() for day in entry.days})
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Files whose newest version cannot be used, with the reason."""
-        return {name: entry.refused for name, entry in self.files.items() if entry.refused}
-
-    def quarantined(self, days: Sequence[str] | None = None) -> dict[str, int]:
-        """Adds up rejected rows by rule, the most frequent first; of all files, or of those with rows on some days."""
-        total: Counter[str] = Counter()
-        for entry in self.files.values():
-            if days is None or not entry.days or not entry.days.keys().isdisjoint(days):
-                total.update(entry.quarantined)
-        return dict(total.most_common())
-
-    def sources(self, day: str) -> list[tuple[str, LandedFile]]:
-        """Files with rows of a day, the newest last."""
-        return sorted(((name, entry) for name, entry in self.files.items() if day in entry.days), key=_landing_order)
 
 
 @dataclass(frozen=True)
@@ -151,7 +84,7 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
     found = {
         str(path.relative_to(folder)): path
         for path in sorted(folder.glob(config.source.pattern))
-        if path.suffix in SUFFIXES and path.is_file() and not path.name.startswith((".", "_"))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith((".", "_"))
     }
     if not found:
         raise StorageError(
@@ -161,24 +94,28 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
     return found
 
 
-def changed_files(config: PipelineConfig, paths: DatasetPaths) -> list[str]:
-    """Names the landed files that are new or changed since they were last read, cheaply: by size and time."""
-    ledger = Ledger.load(paths.ledger)
-    fingerprint = load_contract(paths.contract).fingerprint if paths.contract.exists() else None
-    return [
-        name
-        for name, path in landed_files(config, paths).items()
-        if not _is_known(ledger.files.get(name), path, fingerprint)
-    ]
+@dataclass(frozen=True)
+class _Rules:
+    """Fingerprints of all that rows are held against: of what lasts, and of that with the last day allowed.
+
+    A file bears the second one while rows of it lie out of range, so that they are read again when the range has grown.
+    """
+
+    lasting: str
+    until_last_day: str
 
 
-def _is_known(entry: LandedFile | None, path: Path, fingerprint: str | None) -> bool:
+def _rules(contract: SchemaContract, config: PipelineConfig, today: dt.date) -> _Rules:
+    lasting = hash_json([contract.fingerprint, config.identity, config.event_time, config.start, config.end])
+    return _Rules(lasting, hash_json([lasting, config.end or today]))
+
+
+def _is_known(entry: LandedFile | None, path: Path, rules: _Rules | None) -> bool:
+    if entry is None or rules is None:
+        return False
     stat = path.stat()
-    return entry is not None and (entry.size, entry.modified_ns, entry.contract) == (
-        stat.st_size,
-        stat.st_mtime_ns,
-        fingerprint,
-    )
+    held = entry.contract in {rules.lasting, rules.until_last_day}
+    return held and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress: Progress) -> Intake:
@@ -194,8 +131,10 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
     if not paths.contract.exists():
         _infer(config, paths, landed)
     contract = load_contract(paths.contract)
+    check_settings(contract, config)
     before = Ledger.load(paths.ledger)
-    new = [name for name, path in landed.items() if not _is_known(before.files.get(name), path, contract.fingerprint)]
+    rules = _rules(contract, config, today)
+    new = [name for name, path in landed.items() if not _is_known(before.files.get(name), path, rules)]
     files, changed_columns = dict(before.files), []
     batch = _Batch(contract, config, paths, today)
     try:
@@ -228,7 +167,7 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
     """Finds identities that a newer file has moved to another day; none can where event time is part of them."""
     if config.event_time is None or config.event_time in config.identity:
         return {}
-    staged = [entry.staged for _, entry in sorted(ledger.files.items(), key=_landing_order) if entry.staged]
+    staged = [entry.staged for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
     if not staged:
         return {}
     rows = pl.concat(
@@ -237,13 +176,9 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
             for order, name in enumerate(staged)
         ]
     )
-    newest = pl.col("_day").sort_by("_order").last().over("row_id")
+    newest = pl.col("_day").sort_by("_order", maintain_order=True).last().over("row_id")
     lost = rows.filter(pl.col("_day") != newest).select("row_id", "_day").unique().sort("row_id").collect()
     return {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day")}
-
-
-def _landing_order(item: tuple[str, LandedFile]) -> tuple[int, str]:
-    return item[1].modified_ns, item[0]
 
 
 def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path]) -> None:
@@ -251,16 +186,18 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
     step = max(1, len(names) // _SAMPLED_FILES)
     chosen = names[::step]
     samples: list[pl.DataFrame] = []
+    refused = ""
     for name in chosen:
         try:
             rows = read_file(name, landed[name].read_bytes()).rows
-        except UnreadableFileError:
+        except UnreadableFileError as error:
+            refused = refused or f" ({name}: {error})"
             continue
         samples.append(rows.drop(*PLACE).head(_SAMPLED_ROWS))
     filled = [sample for sample in samples if sample.height]
     if not filled:
         raise SchemaError(
-            f"none of the {len(landed)} landed files of {config.dataset!r} holds a row that can be read, so "
+            f"none of the {len(landed)} landed files of {config.dataset!r} holds a row that can be read{refused}, so "
             "no schema contract can be inferred; land one that does"
         )
     contract = infer_contract(filled, config)
@@ -273,6 +210,7 @@ class _Batch:
 
     def __init__(self, contract: SchemaContract, config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> None:
         self._contract, self._config, self._paths, self._today = contract, config, paths, today
+        self._rules = _rules(contract, config, today)
         self._waiting: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
 
     @property
@@ -288,10 +226,9 @@ class _Batch:
         """
         stat = path.stat()
         data = path.read_bytes()
-        seen = LandedFile(
-            stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest(), self._contract.fingerprint, None
-        )
-        if before and (before.sha256, before.contract) == (seen.sha256, seen.contract):
+        seen = LandedFile(stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest(), self._rules.lasting, None)
+        held = {self._rules.lasting, self._rules.until_last_day}
+        if before and before.sha256 == seen.sha256 and before.contract in held:
             return replace(before, size=seen.size, modified_ns=seen.modified_ns)
         try:
             file = read_file(name, data)
@@ -321,6 +258,8 @@ class _Batch:
 
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:
         _, seen, before = self._waiting[name]
+        if file.rejected["rule"].str.ends_with(": out of range").any():
+            seen = replace(seen, contract=self._rules.until_last_day)
         if file.rows.is_empty() and file.rejected.height:
             first = file.rejected["reason"][0]
             return _refused(
@@ -356,56 +295,3 @@ def _sweep(ledger: Ledger, paths: DatasetPaths) -> None:
         for path in folder.glob("*"):
             if path.stem not in current or path.name.startswith("."):
                 path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class DayResult:
-    """One day's file of a stage.
-
-    Attributes:
-        day: ISO date, or `ALL_ROWS`.
-        rows: Rows in it.
-        content_hash: Of these rows.
-        built: Whether it was written now; otherwise it was up to date.
-        superseded: Raw only: rows that a newer row of the same identity replaced.
-    """
-
-    day: str
-    rows: int
-    content_hash: str
-    built: bool
-    superseded: int = 0
-
-
-def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
-    """Writes the raw rows of a day, unless they are up to date.
-
-    Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity
-    once.
-    """
-    target = paths.raw(day)
-    facts, input_hash = read_facts(target), intake.input_hash(day)
-    if facts.get("input_hash") == input_hash:
-        return DayResult(day, int(facts["rows"]), facts["content_hash"], False, int(facts["superseded"]))
-    schema = {**intake.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
-    empty = pl.DataFrame(schema=schema)
-    parts = [
-        pl.read_parquet(paths.staged(entry.staged)).filter(pl.col("_day") == day)
-        for _, entry in intake.ledger.sources(day)
-        if entry.staged
-    ]
-    # Diagonal: a copy staged before an optional column was declared lacks it.
-    rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
-    kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
-    kept = kept.filter(~pl.col("row_id").is_in(intake.moved.get(day, []))).sort("event_time", "row_id")
-    superseded = rows.height - kept.height
-    content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
-    return DayResult(day, kept.height, content_hash, True, superseded)
-
-
-def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
-    """Counts rows of days whose identity stands a second time among them."""
-    if not days:
-        return 0
-    rows = pl.scan_parquet([paths.raw(day) for day in days]).select(doubled=pl.len() - pl.col("row_id").n_unique())
-    return int(rows.collect()["doubled"][0])

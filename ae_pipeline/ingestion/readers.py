@@ -23,6 +23,9 @@ REJECTED_SCHEMA = {
 PLACE = ("_source_file", "_row_number")
 """Columns that say where a row comes from."""
 
+_VALUE = r'(?:[^",][^,]*|"(?:[^"]|"")*"[^",]*|)'
+_CLOSED_QUOTES = f"^{_VALUE}(?:,{_VALUE})*$"
+
 
 class UnreadableFileError(Exception):
     """A landed file that cannot be read at all; the message says why and what to do."""
@@ -54,26 +57,32 @@ def read_file(name: str, data: bytes) -> FileRows:
     """
     if not data:
         raise UnreadableFileError("the file is empty (0 bytes); land it again, with at least its header")
-    file = _read_parquet(data) if name.endswith(".parquet") else _read_csv(data)
+    file = _read_parquet(data) if name.lower().endswith(".parquet") else _read_csv(data)
     rejected = file.rejected.with_columns(source_file=pl.lit(name))
     return FileRows(file.rows.with_columns(_source_file=pl.lit(name)), rejected)
 
 
 def _read_parquet(data: bytes) -> FileRows:
     try:
+        _refuse_doubled(pq.read_schema(io.BytesIO(data)).names)
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
             f"not a whole Parquet file ({_first_line(error)}); it may have been cut off on its way: land it again"
         ) from error
     frame = pl.DataFrame(pl.from_arrow(table))
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested() or dtype in {pl.Binary(), pl.Object()}:
+            raise UnreadableFileError(
+                f"column {name!r} holds {dtype}, and a value is one number, text or time; flatten it at the source"
+            )
     return FileRows(frame.with_row_index("_row_number", offset=1).cast({"_row_number": pl.Int64}))
 
 
 def _read_csv(data: bytes) -> FileRows:
-    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+    if data[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in data.partition(b"\n")[0]:
         raise UnreadableFileError("the text is UTF-16; land it as UTF-8")
-    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     header, _, body = data.partition(b"\n")
     names = _header_names(header)
     refused = pl.DataFrame(schema=REJECTED_SCHEMA)
@@ -85,15 +94,21 @@ def _read_csv(data: bytes) -> FileRows:
 
 
 def _header_names(header: bytes) -> list[str]:
+    if not _is_utf8(header):
+        raise UnreadableFileError("the header is not UTF-8 text; land the file as UTF-8")
     try:
-        names = [name.strip() for name in pa.csv.read_csv(io.BytesIO(header.rstrip(b"\r") + b"\n")).column_names]
+        names = [name.strip() for name in pa.csv.read_csv(io.BytesIO(header + b"\n")).column_names]
     except pa.ArrowInvalid as error:
         raise UnreadableFileError(
             f"the first line is no header ({_first_line(error)}); begin the file with one"
         ) from error
+    _refuse_doubled(names)
+    return names
+
+
+def _refuse_doubled(names: list[str]) -> None:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UnreadableFileError(f"the header names column {doubled[0]!r} twice; give each column a name of its own")
-    return names
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -116,7 +131,10 @@ def _without_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]
         row_number=pl.int_range(2, pl.len() + 2, dtype=pl.Int64),
         rule=pl.when(pl.lit(not whole) & pl.col("text").str.contains("\ufffd", literal=True))
         .then(pl.lit("encoding"))
-        .when(pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
+        .when(
+            (pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
+            | ~pl.col("text").str.contains(_CLOSED_QUOTES)
+        )
         .then(pl.lit("quote")),
     )
     words = {
@@ -139,7 +157,10 @@ def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     ragged: list[tuple[None, int, str, str, str]] = []
 
     def keep(row: pa.csv.InvalidRow) -> str:
-        reason = f"the line has {row.actual_columns} values where the header names {row.expected_columns} columns"
+        reason = (
+            f"the line has {row.actual_columns} values where the header names {row.expected_columns} columns; "
+            "give each column one value"
+        )
         ragged.append((None, row.number, "columns", reason, row.text))
         return "skip"
 

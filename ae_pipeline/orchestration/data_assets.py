@@ -14,7 +14,8 @@ def raw_data(config: PipelineConfig) -> Body:
     """Reads what has landed and writes the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.ingestion.landing import build_raw_day, count_duplicates, take_in
+        from ae_pipeline.ingestion.landing import take_in
+        from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
 
         paths, days, progress = paths_of(context, config), days_of(context), paced(context.log.info)
         intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)

@@ -5,7 +5,7 @@ import json
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.ingestion.landing import Ledger
+from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.orchestration.stages import STAGES, asset_key
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.tracking import CHAMPION, Tracker

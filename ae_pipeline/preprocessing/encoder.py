@@ -245,7 +245,9 @@ def fit_encoder(features: pl.DataFrame, columns: Sequence[FeatureColumn]) -> Enc
             kept.append(encoding)
     if not kept:
         raise TrainingError(
-            "no column is left to learn from: " + "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out)
+            "no column is left to learn from: "
+            + "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out)
+            + "; offer other columns, or give training a longer window"
         )
     return Encoder(columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept))
 

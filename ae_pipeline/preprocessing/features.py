@@ -7,7 +7,7 @@ import polars as pl
 from ae_pipeline.config import RESERVED_COLUMNS, ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError, StorageError
 from ae_pipeline.ingestion.contract import SchemaContract
-from ae_pipeline.ingestion.landing import DayResult
+from ae_pipeline.ingestion.raw import DayResult
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
 
 FEATURES_VERSION = "1"
@@ -78,7 +78,8 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
             cleaned = cleaned.with_columns(pl.when(value.is_finite()).then(value).alias(name))
         except pl.exceptions.PolarsError as error:
             raise ConfigError(
-                f"derive: {name}: {expression!r} cannot be computed on {config.dataset!r}: {str(error).splitlines()[0]}"
+                f"derive: {name}: {expression!r} cannot be computed on {config.dataset!r}: "
+                f"{str(error).splitlines()[0]}; mend the expression"
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
     return cleaned.select("row_id", "event_time", *(name for name in names if name != "event_time"))

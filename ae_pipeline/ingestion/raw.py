@@ -1,0 +1,74 @@
+"""The raw rows of a day: the upsert of what all landed files have for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from ae_pipeline.errors import SchemaError
+from ae_pipeline.ingestion.landing import Intake
+from ae_pipeline.storage import DatasetPaths, read_facts, write_parquet
+
+
+@dataclass(frozen=True)
+class DayResult:
+    """One day's file of a stage.
+
+    Attributes:
+        day: ISO date, or `ALL_ROWS`.
+        rows: Rows in it.
+        content_hash: Of these rows.
+        built: Whether it was written now; otherwise it was up to date.
+        superseded: Raw only: rows that a newer row of the same identity replaced.
+    """
+
+    day: str
+    rows: int
+    content_hash: str
+    built: bool
+    superseded: int = 0
+
+
+def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
+    """Writes the raw rows of a day, unless they are up to date.
+
+    Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity
+    once.
+    """
+    target = paths.raw(day)
+    facts, input_hash = read_facts(target), intake.input_hash(day)
+    if facts.get("input_hash") == input_hash:
+        return DayResult(day, int(facts["rows"]), facts["content_hash"], False, int(facts["superseded"]))
+    schema = {**intake.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
+    empty = pl.DataFrame(schema=schema)
+    parts = [
+        _typed(pl.read_parquet(paths.staged(entry.staged)).filter(pl.col("_day") == day), schema, name)
+        for name, entry in intake.ledger.sources(day)
+        if entry.staged
+    ]
+    # Diagonal: a copy staged before an optional column was declared lacks it.
+    rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
+    kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
+    kept = kept.filter(~pl.col("row_id").is_in(intake.moved.get(day, []))).sort("event_time", "row_id")
+    superseded = rows.height - kept.height
+    content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
+    return DayResult(day, kept.height, content_hash, True, superseded)
+
+
+def _typed(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:
+    """Brings rows of a file that cannot be read again, since it has left or is broken, to the contract's types."""
+    try:
+        return rows.cast({name: dtype for name, dtype in schema.items() if name in rows.columns})
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(
+            f"rows read from {source} under an earlier schema contract do not fit the types of the one in force "
+            f"({str(error).splitlines()[0]}); land {source} again, or take the edit back"
+        ) from error
+
+
+def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
+    """Counts rows of days whose identity stands a second time among them."""
+    if not days:
+        return 0
+    rows = pl.scan_parquet([paths.raw(day) for day in days]).select(doubled=pl.len() - pl.col("row_id").n_unique())
+    return int(rows.collect()["doubled"][0])
