@@ -1,10 +1,12 @@
 """ModelBundle: everything that was fitted, in one directory without pickle; encodes and scores."""
 
+import copy
 import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import numpy.typing as npt
 import polars as pl
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import ae_pipeline
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import BundleError
+from ae_pipeline.errors import BundleError, ConfigError
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.factory import build_model
 from ae_pipeline.models.losses import TabularLoss
@@ -104,7 +107,7 @@ class ModelBundle:
 
     def encode(self, features: pl.DataFrame) -> Matrix:
         """Maps n rows of features to latents, (n, latent_dim), float32."""
-        parts = [self._forward(batch)[0].cpu().numpy() for batch in self._batches(features)]
+        parts = [self._forward(batch)[0].float().cpu().numpy() for batch in self._batches(features)]
         return np.concatenate(parts) if parts else np.empty((0, self.model.latent_dim), np.float32)
 
     def score(self, features: pl.DataFrame) -> ScoredRows:
@@ -126,7 +129,9 @@ class ModelBundle:
             columns: How many columns to name.
         """
         surprise = self.tails(self._latents_and_losses(features)[1])
-        expected = [self.loss.to_scale(self._forward(batch)[1]).cpu().numpy() for batch in self._batches(features)]
+        expected = [
+            self.loss.to_scale(self._forward(batch)[1]).float().cpu().numpy() for batch in self._batches(features)
+        ]
         outputs = np.concatenate(expected) if expected else np.empty((0, self.encoder.width), np.float32)
         explained = []
         for row, output, parts in zip(features.iter_rows(named=True), outputs, surprise, strict=True):
@@ -148,19 +153,28 @@ class ModelBundle:
         latents, losses = [np.empty((0, self.model.latent_dim), np.float32)], [np.empty((0, len(self.columns)))]
         for batch in self._batches(features):
             z, output = self._forward(batch)
-            latents.append(z.cpu().numpy())
+            latents.append(z.float().cpu().numpy())
             with torch.inference_mode():
-                losses.append(self.loss(output, batch).double().cpu().numpy() @ sums)
+                losses.append(self._exact[1](output, batch).cpu().numpy() @ sums)
         return np.concatenate(latents), np.concatenate(losses)
+
+    @cached_property
+    def _exact(self) -> tuple[AutoEncoder, TabularLoss]:
+        """Network and loss in float64.
+
+        In float32 a row's output depends on the rows beside it by 1e-7, which fine scales and steep tails enlarge to
+        more than 1e-5 of a score.
+        """
+        return copy.deepcopy(self.model).double().eval(), copy.deepcopy(self.loss).double().eval()
 
     def _batches(self, features: pl.DataFrame) -> Iterator[torch.Tensor]:
         device = next(self.model.parameters()).device
         for rows in features.iter_slices(_SCORING_ROWS):
-            yield torch.from_numpy(self.encoder.encode(rows)).to(device)
+            yield torch.from_numpy(self.encoder.encode(rows)).to(device).double()
 
     def _forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.inference_mode():
-            z, output = self.model(batch)
+            z, output = self._exact[0](batch)
             return z, output
 
     def save(self, folder: Path) -> None:
@@ -215,8 +229,10 @@ class ModelBundle:
                 f"{folder} is not a model bundle: it has no {Path(str(error.filename or WEIGHTS)).name}; train "
                 "anew, or name the folder that holds both files"
             ) from error
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             raise BundleError(f"the bundle in {folder} cannot be read ({error}); train anew") from error
+        if not isinstance(manifest, dict):
+            raise BundleError(f"the bundle in {folder} cannot be read ({MANIFEST} holds no JSON object); train anew")
         if manifest.get("format") != FORMAT:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, and this version of ae_pipeline "
@@ -230,11 +246,11 @@ class ModelBundle:
             loss.load_state_dict(_under("loss.", tensors))
             tails = ColumnTails(*(tensors[f"tails.{name}"].numpy() for name in ("knots", "levels", "excess")))
             calibration = Calibration(tensors["calibration.scores"].numpy(), config.alerts.budget)
-            days = manifest["window"]
+            days, facts = manifest["window"], manifest["facts"]
             window = Window(
                 tuple(days["train"]), tuple(days["validation"]), tuple(days["calibration"]), days["fingerprint"]
             )
-        except (KeyError, RuntimeError, TypeError, ValidationError) as error:
+        except (ConfigError, KeyError, RuntimeError, TypeError, ValidationError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
         return cls(
             config,
@@ -244,7 +260,7 @@ class ModelBundle:
             tails,
             calibration,
             window,
-            manifest["facts"],
+            facts,
         )
 
 

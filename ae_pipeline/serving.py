@@ -9,6 +9,7 @@ import polars as pl
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import ColumnType
 
 
 class BundleModel(PythonModel):
@@ -29,6 +30,9 @@ class BundleModel(PythonModel):
         Returns:
             Columns z_000 …, score, p_value and is_anomaly, row for row, on the index of the input.
         """
+        times = {c.name for c in self.bundle.encoder.columns if c.type in {ColumnType.TIMESTAMP, ColumnType.DATE}}
+        here = sorted(times & set(model_input.columns))
+        model_input = model_input.assign(**{name: pd.to_datetime(model_input[name], utc=True) for name in here})
         # Whole numbers with gaps come as floats from pandas; the encoder reads either.
         scored = self.bundle.score(pl.from_pandas(model_input[[c for c in model_input if c in self.bundle.columns]]))
         columns: dict[str, Any] = {f"z_{place:03d}": values for place, values in enumerate(scored.latents.T)}

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType
 
 import ae_pipeline
 from ae_pipeline.bundle import ModelBundle
@@ -49,13 +50,15 @@ for _chatty in (
 
 _FLUSH_SECONDS = 5.0
 _SERVING = Path(__file__).with_name("serving.py")
-_TYPES = {
+# MLflow's datetime refuses times that bear a zone, as those of features do.
+_ANY = AnyType()  # type: ignore[no-untyped-call]
+_TYPES: dict[ColumnType, DataType | AnyType] = {
     ColumnType.INTEGER: DataType.double,  # pandas makes floats of whole numbers with gaps
     ColumnType.NUMBER: DataType.double,
     ColumnType.CLOCK_HHMM: DataType.double,
     ColumnType.BOOLEAN: DataType.boolean,
-    ColumnType.TIMESTAMP: DataType.datetime,
-    ColumnType.DATE: DataType.datetime,
+    ColumnType.TIMESTAMP: _ANY,
+    ColumnType.DATE: _ANY,
 }
 
 
@@ -128,13 +131,18 @@ class Tracker:
         found = self.client.search_runs([experiment], same, max_results=1) if same else []
         if found:
             run_id = str(found[0].info.run_id)
+            if "error" in found[0].data.tags:
+                self.client.delete_tag(run_id, "error")
             self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         else:
             run_id = str(self.client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
         run = TrainingRun(self, dataset, run_id)
         try:
             yield run
+            run.flush()
         except BaseException as error:
+            with suppress(MlflowException):  # the epochs until then; the error itself is what counts
+                run.flush()
             self.client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:500])
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
             raise

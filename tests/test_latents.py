@@ -73,7 +73,7 @@ class TestContent:
         }
         for reader, rows in found.items():
             for name, values in expected.items():
-                close = pytest.approx(values, rel=1e-4, abs=1e-4) if isinstance(values[0], float) else values
+                close = pytest.approx(values, rel=1e-6, abs=1e-6) if isinstance(values[0], float) else values
                 assert list(rows[name]) == close, (reader, name)
         np.testing.assert_array_equal(found["pandas"]["score"], found["polars"]["score"])
         np.testing.assert_array_equal(np.array(found["duckdb"]["score"]), found["polars"]["score"])

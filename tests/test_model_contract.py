@@ -48,7 +48,7 @@ def sample(n: int, seed: int = 0) -> pl.DataFrame:
     )
 
 
-CLOSE = {"rel": 1e-4, "abs": 1e-4}
+CLOSE = {"rel": 1e-6, "abs": 1e-9}
 """Of scores: another batch rounds outputs in the seventh digit, which fine scales and steep tails enlarge."""
 
 

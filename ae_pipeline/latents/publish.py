@@ -200,11 +200,16 @@ def _bring_up_to_date(
     built = not target.exists()
     if built:
         score_file(bundle, model_version, source, target)
-    checked = pq.read_table(target, columns=["score", "is_anomaly"])
-    if checked.num_rows != rows or not np.isfinite(checked["score"].to_numpy()).all():
+    remedy = "the table was left as it was: remove that file and run again"
+    try:
+        checked = pq.read_table(target, columns=["score", "is_anomaly"])
+    except pa.ArrowException as error:
+        raise PublicationError(f"{target} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
+    wrong = int((~np.isfinite(checked["score"].to_numpy())).sum())
+    if checked.num_rows != rows or wrong:
         raise PublicationError(
-            f"{target} holds {checked.num_rows} rows, finite or not, where the features of {day} have {rows}; "
-            "the table was left as it was: remove that file and run again"
+            f"{target} holds {checked.num_rows} rows, {wrong} of them with a score that is no number, where the "
+            f"features of {day} have {rows}; {remedy}"
         )
     return LatentDay(day, rows, int(pa.compute.sum(checked["is_anomaly"]).as_py() or 0), path, built)
 

@@ -1,11 +1,11 @@
 """Reads the published latent table."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from ae_pipeline.storage import DatasetPaths
@@ -21,8 +21,8 @@ def current_files(paths: DatasetPaths) -> list[str]:
     table = open_table(paths)
     if table is None:
         return []
-    root = Path(paths.latents).resolve()
-    return sorted(str(Path(uri.removeprefix("file://")).resolve().relative_to(root)) for uri in table.file_uris())
+    # From the log itself: file_uris() writes blanks and other signs of the folder's name as %20.
+    return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
 
 
 def published_day(path: str, paths: DatasetPaths) -> pl.DataFrame:

@@ -90,7 +90,7 @@ def _student_t(squares: Tensor, log_scale: Tensor, dimensions: int) -> Tensor:
 
 def _present(blocks: Sequence[Block], x: Tensor) -> Tensor:
     """1 where a block's value is there, (n, blocks)."""
-    present = torch.ones(len(x), len(blocks), device=x.device)
+    present = torch.ones(len(x), len(blocks), device=x.device, dtype=x.dtype)
     flagged = [(place, block.present) for place, block in enumerate(blocks) if block.present is not None]
     if flagged:
         places, columns = zip(*flagged, strict=True)

@@ -100,7 +100,8 @@ class Encoder(Section):
         Raises:
             BundleError: A fitted column is not there or cannot be read as its type.
         """
-        if missing := [column.name for column in self.columns if column.name not in features.columns]:
+        there = set(features.columns)
+        if missing := [column.name for column in self.columns if column.name not in there]:
             raise BundleError(
                 f"features lack column {missing[0]!r}, on which this model was fitted; it needs "
                 f"{', '.join(column.name for column in self.columns)}"
@@ -156,8 +157,10 @@ class Encoder(Section):
 def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, values: pl.Series) -> None:
     match block.kind:
         case BlockKind.NUMERIC:
-            scaled = (values.cast(pl.Float64) - encoding.center) / encoding.scale
-            matrix[:, block.start] = np.arcsinh(scaled.fill_nan(None).fill_null(0.0).to_numpy())
+            numbers = values.cast(pl.Float64).to_numpy()  # NaN where missing
+            with np.errstate(over="ignore"):
+                scaled = (numbers - encoding.center) / encoding.scale
+            matrix[:, block.start] = np.arcsinh(np.nan_to_num(scaled, nan=0.0))  # what is infinite: the largest float
         case BlockKind.CYCLIC:
             turns = _turns(values, encoding.type, block.part).to_numpy()
             here = ~np.isnan(turns)
@@ -210,6 +213,8 @@ def _spoken_value(encoding: ColumnEncoding, value: Any) -> str:
         return "missing"
     if encoding.type == ColumnType.CLOCK_HHMM:
         return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
+    if encoding.type == ColumnType.BOOLEAN:
+        return str(value).lower()
     if encoding.type == ColumnType.TIMESTAMP:
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
     return _spoken_number(float(value)) if encoding.type in {ColumnType.NUMBER, ColumnType.INTEGER} else str(value)
@@ -267,7 +272,7 @@ def _fit_column(column: FeatureColumn, values: pl.Series) -> tuple[ColumnEncodin
             return plain.model_copy(update=_robust_scale(there.cast(pl.Float64).to_numpy())), ""
         case ColumnType.CATEGORY | ColumnType.BOOLEAN:
             texts = there.cast(pl.String)
-            counts = texts.value_counts(sort=True).sort("count", column.name, descending=[True, False])
+            counts = texts.rename("text").value_counts().sort("count", "text", descending=[True, False])
             common = counts.filter(pl.col("count") >= min(MIN_CATEGORY_ROWS, 1 + values.len() // 100)).head(
                 MAX_CATEGORIES
             )
@@ -277,7 +282,7 @@ def _fit_column(column: FeatureColumn, values: pl.Series) -> tuple[ColumnEncodin
                     f"an identifier: {distinct:,} values, of which the {common.height:,} commonest cover "
                     f"{cover:.0%} of the rows"
                 )
-            return plain.model_copy(update={"vocabulary": tuple(common[column.name].to_list())}), ""
+            return plain.model_copy(update={"vocabulary": tuple(common["text"].to_list())}), ""
         case _:
             return plain, ""
 

@@ -40,8 +40,10 @@ class Calibration:
     @property
     def threshold(self) -> float:
         """The lowest calibration score that is not flagged itself; a row is flagged when it scores higher."""
-        flagged = math.floor(self.budget * (len(self.scores) + 1)) - 1
-        return float(self.scores[len(self.scores) - 1 - flagged])
+        n = len(self.scores)
+        # Counted with the very division that makes p-values: a product such as 0.29 * 100 rounds to less than 29.
+        within = int(self.flags(np.arange(1, n + 1) / (n + 1)).sum())
+        return float(self.scores[n - within])
 
 
 def calibrate(scores: Array, budget: float, days: int) -> Calibration:

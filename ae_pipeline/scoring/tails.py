@@ -34,9 +34,10 @@ class ColumnTails:
         surprise = np.empty_like(losses)
         for column, (knots, excess) in enumerate(zip(self.knots, self.excess, strict=True)):
             distinct, first = np.unique(knots, return_index=True)
-            beyond = np.maximum(losses[:, column] - knots[-1], 0) / excess
-            # Of equal knots the first bears the probability of reaching that loss.
-            surprise[:, column] = np.interp(losses[:, column], distinct, self.levels[first]) + beyond
+            over = losses[:, column] - knots[-1]
+            # Of equal knots the first bears the probability of reaching that loss, the last that of exceeding it.
+            within = np.interp(losses[:, column], distinct, self.levels[first])
+            surprise[:, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
         return surprise
 
 
