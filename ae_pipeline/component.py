@@ -34,7 +34,7 @@ attributes:
   model:
     architecture: dense
     latent_dim: 8 # columns z_000 … z_007 of the latent table
-    hidden: [128, 64] # widths of the encoder; the decoder mirrors them
+    hidden: [128] # widths of the encoder; the decoder mirrors them
 
   training:
     window_days: 365 # the newest days that a training looks at, cut by time:

@@ -56,7 +56,7 @@ class ModelConfig(Section):
     architecture: Literal["dense"] = Field(default="dense", description="Kind of autoencoder.")
     latent_dim: int = Field(default=8, ge=1, description="Width of the latent space: columns z_000 … of the table.")
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(128, 64), description="Widths of the encoder's hidden layers; the decoder mirrors them."
+        default=(128,), description="Widths of the encoder's hidden layers; the decoder mirrors them."
     )
     activation: Literal["relu", "gelu", "silu", "tanh"] = Field(
         default="relu", description="Activation between the layers."
@@ -76,8 +76,8 @@ class TrainingConfig(Section):
         default=42, ge=1, description="The newest days of the window, kept for the p-values of the scores."
     )
     epochs: int = Field(default=12, ge=1, description="Passes over the training days at most.")
-    batch_size: int = Field(default=1024, ge=1, description="Rows in one step.")
-    learning_rate: float = Field(default=4e-3, gt=0, description="Highest step size of AdamW; it follows a cosine.")
+    batch_size: int = Field(default=512, ge=1, description="Rows in one step.")
+    learning_rate: float = Field(default=6e-3, gt=0, description="Highest step size of AdamW; it follows a cosine.")
     weight_decay: float = Field(default=1e-4, ge=0, description="Decoupled weight decay of AdamW.")
     patience: int = Field(
         default=5, ge=1, description="Epochs without a better validation loss after which training stops."

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -264,6 +265,8 @@ class TrainingRun:
             self.tracker.client.delete_model_version(self.dataset, str(before.version))
         with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=mlflow.active_run() is not None):
             bundle.save(Path(folder) / "bundle")
+            # The signature is given, so the example that MLflow would like to infer it from is not needed.
+            warnings.filterwarnings("ignore", message=".*input example was not provided.*")
             mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(_SERVING),

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from ae_pipeline.config import ColumnType, Section
@@ -21,7 +24,6 @@ MIN_CATEGORY_ROWS = 5
 MIN_CATEGORY_COVER = 0.9
 OTHER, MISSING = "<other>", "<missing>"
 
-_CYCLE_NAMES = {"time_of_day": MINUTES_PER_DAY, "weekday": 7}
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
@@ -70,6 +72,11 @@ class ColumnEncoding(Section):
     scale: float = 1.0
     vocabulary: tuple[str, ...] = ()
 
+    @property
+    def is_category(self) -> bool:
+        """Whether it is encoded one-hot."""
+        return self.type in {ColumnType.CATEGORY, ColumnType.BOOLEAN}
+
 
 class Encoder(Section):
     """Maps features to a matrix with statistics of the training window; `fit_encoder` makes one.
@@ -87,6 +94,13 @@ class Encoder(Section):
     def width(self) -> int:
         """Columns of the matrix."""
         return self.blocks[-1].stop
+
+    @cached_property
+    def _blocks_of(self) -> dict[str, list[Block]]:
+        found: dict[str, list[Block]] = {column.name: [] for column in self.columns}
+        for block in self.blocks:
+            found[block.column].append(block)
+        return found
 
     def encode(self, features: pl.DataFrame) -> Matrix:
         """Encodes features.
@@ -107,17 +121,17 @@ class Encoder(Section):
                 f"{', '.join(column.name for column in self.columns)}"
             )
         matrix = np.zeros((features.height, self.width), dtype=np.float32)
-        encodings = {column.name: column for column in self.columns}
-        for block in self.blocks:
-            encoding = encodings[block.column]
-            values = features[block.column]
+        for column in self.columns:
+            values = features[column.name]
             try:
-                _fill(matrix, block, encoding, values)
-            except pl.exceptions.PolarsError as error:
+                numbers = category_codes(values, column.vocabulary) if column.is_category else _numbers(values)
+            except (pl.exceptions.PolarsError, pa.ArrowException) as error:
                 raise BundleError(
-                    f"column {block.column!r} holds {values.dtype}, which cannot be read as "
-                    f"{encoding.type.value}: {str(error).splitlines()[0]}"
+                    f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
+                    f"{str(error).splitlines()[0]}"
                 ) from error
+            for block in self._blocks_of[column.name]:
+                _fill(matrix, block, column, numbers)
         return matrix
 
     def describe(self, row: dict[str, Any], output: Matrix, column: str) -> tuple[str, str]:
@@ -154,46 +168,39 @@ class Encoder(Section):
         return _spoken_value(encoding, row[column]), " ".join(expected)
 
 
-def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, values: pl.Series) -> None:
+def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.NDArray[Any]) -> None:
     match block.kind:
         case BlockKind.NUMERIC:
-            numbers = values.cast(pl.Float64).to_numpy()  # NaN where missing
             with np.errstate(over="ignore"):
                 scaled = (numbers - encoding.center) / encoding.scale
             matrix[:, block.start] = np.arcsinh(np.nan_to_num(scaled, nan=0.0))  # what is infinite: the largest float
         case BlockKind.CYCLIC:
-            turns = _turns(values, encoding.type, block.part).to_numpy()
+            days, minutes = np.divmod(numbers, MINUTES_PER_DAY)
+            # The first of January 1970, day 0, was a Thursday.
+            turns = (days + 3) % 7 / 7 if block.part == "weekday" else minutes / MINUTES_PER_DAY
             here = ~np.isnan(turns)
             matrix[here, block.start] = np.sin(2 * np.pi * turns[here])
             matrix[here, block.start + 1] = np.cos(2 * np.pi * turns[here])
         case BlockKind.BINARY:
-            matrix[:, block.start] = _is_missing(values).to_numpy()
+            matrix[:, block.start] = np.isnan(numbers)
         case BlockKind.CATEGORICAL:
-            codes = category_codes(values, encoding.vocabulary)
-            matrix[np.arange(len(codes)), block.start + codes] = 1.0
+            matrix[np.arange(len(numbers)), block.start + numbers] = 1.0
 
 
-def _is_missing(values: pl.Series) -> pl.Series:
-    return values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
+def _numbers(values: pl.Series) -> npt.NDArray[np.float64]:
+    """Values as float64, times as minutes since 1970 and clocks as minutes after midnight; NaN where missing."""
+    if values.dtype.is_temporal():
+        return values.cast(pl.Datetime("us")).cast(pl.Int64).cast(pl.Float64).to_numpy() / 60e6
+    return values.cast(pl.Float64).to_numpy()
 
 
 def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
     """Places of values in a vocabulary; rare and unseen ones stand behind it, then missing ones."""
-    known = dict(zip(vocabulary, range(len(vocabulary)), strict=True))
-    codes = values.cast(pl.String).replace_strict(known, default=len(vocabulary), return_dtype=pl.Int64)
-    filled: npt.NDArray[np.int64] = codes.set(values.is_null(), len(vocabulary) + 1).to_numpy()
-    return filled
-
-
-def _turns(values: pl.Series, kind: ColumnType, part: str) -> pl.Series:
-    """Where in its cycle each value is, 0 to 1; NaN where missing."""
-    if kind == ColumnType.CLOCK_HHMM:
-        turns = values.cast(pl.Float64) / MINUTES_PER_DAY
-    elif part == "weekday":
-        turns = (values.dt.weekday() - 1).cast(pl.Float64) / 7
-    else:
-        turns = (values.dt.hour().cast(pl.Float64) * 60 + values.dt.minute()) / MINUTES_PER_DAY
-    return turns.fill_null(math.nan)
+    texts = values.cast(pl.String).to_arrow(compat_level=pl.CompatLevel.oldest())
+    places = pc.index_in(texts, value_set=pa.array(vocabulary, texts.type), skip_nulls=True)
+    codes: npt.NDArray[np.int64] = pc.fill_null(places, len(vocabulary)).to_numpy(zero_copy_only=False).astype(np.int64)
+    codes[values.is_null().to_numpy()] = len(vocabulary) + 1
+    return codes
 
 
 def _spoken_number(value: float) -> str:

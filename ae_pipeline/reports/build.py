@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ _SCHEMA = {
         pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
     ),
 }
+
+_RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
+"""What a ranked row bears of the published one."""
+
+Progress = Callable[[int, int, str], None]
+"""Told (done, total, what) while a report is made."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,11 @@ def build_report(
     bundle: ModelBundle,
     model_version: int,
     run_id: str,
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """Ranks and explains the strangest rows of days, and rewrites page and summary over all days reported so far.
 
-    A day's flagged rows are listed, and its three strangest where fewer are flagged.
+    A day's flagged rows are listed, up to report_rows of them, and its three strangest where fewer are flagged.
 
     Args:
         days: Days to report on; they must be published.
@@ -116,10 +122,7 @@ def build_report(
         PublicationError: A day has features and is not in the published table.
     """
     files = {path.split("/")[1]: path for path in current_files(paths)}
-    built = []
-    for done, day in enumerate(days):
-        progress(done, len(days), "days reported")
-        built.append(_report_day(day, files.get(day), paths, bundle))
+    built = _report_days(days, files, paths, bundle, progress)
     everything = _all_days(paths, set(files))
     alerts = paths.reports / "alerts.parquet"
     write_parquet(alerts, everything.to_arrow())
@@ -151,39 +154,62 @@ def _day_file(paths: DatasetPaths, day: str) -> Path:
     return paths.reports / "days" / f"{day}.parquet"
 
 
-def _report_day(day: str, path: str | None, paths: DatasetPaths, bundle: ModelBundle) -> ReportDay:
-    target = _day_file(paths, day)
-    features_facts = read_facts(paths.features(day))
-    if path is None and features_facts.get("rows", "0") != "0":
-        raise PublicationError(
-            f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first"
+@dataclass(frozen=True)
+class _Draft:
+    """A day whose rows are ranked and not yet explained."""
+
+    day: str
+    input_hash: str
+    scored: int
+    flagged: int
+    top: pl.DataFrame
+    features: pl.DataFrame
+
+
+def _report_days(
+    days: Sequence[str], files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBundle, progress: Progress
+) -> list[ReportDay]:
+    """Ranks the rows of each day that needs it, explains those of all days together, and writes a file for each."""
+    known: dict[str, ReportDay] = {}
+    drafts: list[_Draft] = []
+    for done, day in enumerate(days):
+        progress(done, len(days), "days ranked")
+        input_hash = _input_hash(files.get(day), bundle.config)
+        facts = read_facts(_day_file(paths, day))
+        if facts.get("input_hash") == input_hash:
+            known[day] = ReportDay(day, int(facts["scored"]), int(facts["flagged"]), facts["content_hash"])
+        else:
+            drafts.append(_rank(day, input_hash, files.get(day), paths, bundle))
+    # Together, since explaining one row costs nearly what explaining a thousand does.
+    explained = iter(bundle.explain(pl.concat([draft.features for draft in drafts])) if drafts else [])
+    for draft in drafts:
+        parts = [next(explained) for _ in range(draft.top.height)]
+        ranked = draft.top.with_columns(
+            because=pl.Series([_because(row) for row in parts], dtype=pl.String),
+            contributions=pl.Series([[asdict(part) for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )
-    input_hash = _input_hash(path, bundle.config)
-    facts = read_facts(target)
-    if facts.get("input_hash") == input_hash:
-        return ReportDay(day, int(facts["scored"]), int(facts["flagged"]), facts["content_hash"])
+        facts = {"input_hash": draft.input_hash, "scored": str(draft.scored), "flagged": str(draft.flagged)}
+        content_hash = write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), facts)
+        known[draft.day] = ReportDay(draft.day, draft.scored, draft.flagged, content_hash)
+    return [known[day] for day in days]
+
+
+def _rank(day: str, input_hash: str, path: str | None, paths: DatasetPaths, bundle: ModelBundle) -> _Draft:
+    features = pl.read_parquet(paths.features(day))
     if path is None:
-        content_hash = write_parquet(
-            target, pl.DataFrame(schema=_SCHEMA).to_arrow(), {"input_hash": input_hash, "scored": "0", "flagged": "0"}
-        )
-        return ReportDay(day, 0, 0, content_hash)
-    scored = published_day(path, paths)
+        if features.height:
+            raise PublicationError(
+                f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first"
+            )
+        empty = pl.DataFrame(schema={name: _SCHEMA[name] for name in _RANKED})
+        return _Draft(day, input_hash, 0, 0, empty, features)
+    scored = published_day(path, paths).select(*_RANKED)
     flagged = int(scored["is_anomaly"].sum())
     count = min(max(flagged, _ALWAYS_SHOWN), bundle.config.alerts.report_rows, scored.height)
     # Highest score first; of equal ones the identity decides, so that the order is always the same.
     top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
-    features = pl.read_parquet(paths.features(day))
     rows = top.select("row_id").join(features, on="row_id", how="left", maintain_order="left")
-    explained = bundle.explain(rows)
-    ranked = top.select("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version").with_columns(
-        because=pl.Series([_because(parts) for parts in explained], dtype=pl.String),
-        contributions=pl.Series(
-            [[asdict(part) for part in parts] for parts in explained], dtype=_SCHEMA["contributions"]
-        ),
-    )
-    facts = {"input_hash": input_hash, "scored": str(scored.height), "flagged": str(flagged)}
-    content_hash = write_parquet(target, ranked.select(*_SCHEMA).to_arrow(), facts)
-    return ReportDay(day, scored.height, flagged, content_hash)
+    return _Draft(day, input_hash, scored.height, flagged, top, rows.select(features.columns))
 
 
 def _because(parts: Sequence[Contribution]) -> str:
