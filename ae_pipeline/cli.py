@@ -59,7 +59,11 @@ def _serve(port: int, mlflow_port: int) -> int:
     dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", port]
     mlflow = [binaries / "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", mlflow_port]
     print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nCtrl-C ends both.", flush=True)
-    running = [subprocess.Popen([str(word) for word in command], cwd=ROOT) for command in (dagster, mlflow)]
+    # `dg` warns where the environment that it runs in was not activated.
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    running = [
+        subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in (dagster, mlflow)
+    ]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while all(process.poll() is None for process in running):

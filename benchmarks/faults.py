@@ -1,7 +1,7 @@
 """Plants known single-row faults into flights, as a source system would commit them.
 
-Each fault keeps the schema contract: every value alone is one that could be, and only the row as a whole cannot. Faults
-work on raw rows, so that whatever is derived from them is derived from the fault too.
+Each fault keeps the schema contract, so that it gets past ingestion, and nearly all can only be seen from how the values
+of a row go together. Faults work on raw rows, so that whatever is derived from them is derived from the fault too.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,9 @@ import polars as pl
 
 Row = dict[str, object]
 """One raw flight."""
+
+Routes = set[tuple[str, str, str]]
+"""Carrier, origin and destination."""
 
 
 def _clock(minutes: float) -> int:
@@ -95,11 +98,12 @@ def _apart(row: Row, other: Row, column: str, least: float) -> bool:
     return abs(float(str(row[column])) - float(str(other[column]))) >= least
 
 
-def plant(raw: pl.DataFrame, seed: int, per_kind: int = 10) -> tuple[pl.DataFrame, pl.Series]:
+def plant(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = 10) -> tuple[pl.DataFrame, pl.Series]:
     """Plants faults of every kind into rows of flights that took place.
 
     Args:
         raw: Raw rows.
+        routes: Carrier, origin and destination of every flight of the year, so that an unflown one is unflown all year.
         seed: Chooses the rows.
         per_kind: Rows for each kind.
 
@@ -108,7 +112,6 @@ def plant(raw: pl.DataFrame, seed: int, per_kind: int = 10) -> tuple[pl.DataFram
     """
     generator = np.random.default_rng(seed)
     flew = raw.with_row_index("_place").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
-    routes = set(raw.select("carrier", "origin", "dest").unique().iter_rows())
     order = iter(generator.permutation(flew.height))
     changes: dict[int, Row] = {}
     kinds: list[str | None] = [None] * raw.height

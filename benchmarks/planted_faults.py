@@ -39,7 +39,7 @@ from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.preprocessing.features import build_features, build_features_day, feature_columns
 from ae_pipeline.preprocessing.window import Window, cut_window
 from ae_pipeline.storage import DatasetPaths
-from benchmarks.faults import FAULTS, plant
+from benchmarks.faults import FAULTS, Routes, plant
 from benchmarks.report import Row, format_table, write_report
 
 HELD_OUT_FROM = "2013-12-01"
@@ -86,6 +86,7 @@ class Prepared:
         paths: Where the rows are.
         window: Cut from the days before December.
         raw: Rows of the held-out days.
+        routes: Every route that a carrier flew in the year.
     """
 
     config: PipelineConfig
@@ -93,6 +94,7 @@ class Prepared:
     paths: DatasetPaths
     window: Window
     raw: pl.DataFrame
+    routes: Routes
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,17 @@ def prepare(root: Path) -> Prepared:
         build_raw_day(day, intake, paths)
     built = [build_features_day(day, config, intake.contract, paths) for day in intake.ledger.days]
     window = cut_window({day.day: day.content_hash for day in built if day.rows and day.day < HELD_OUT_FROM}, config)
-    raw = pl.concat([pl.read_parquet(paths.raw(day)) for day in intake.ledger.days if day >= HELD_OUT_FROM])
-    return Prepared(config, intake.contract, paths, window, raw)
+    raw = pl.concat([pl.read_parquet(paths.raw(day)) for day in intake.ledger.days])
+    routes = set(raw.select("carrier", "origin", "dest").unique().iter_rows())
+    held_out = raw.filter(pl.col("event_time") >= dt.datetime.fromisoformat(f"{HELD_OUT_FROM}T00:00:00Z"))
+    return Prepared(config, intake.contract, paths, window, held_out, routes)
 
 
 def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
     """Fits every method and counts what each finds of one planting."""
     training = prepared.config.training.model_copy(update={"seed": seed})
     config = prepared.config.model_copy(update={"training": training})
-    raw, kinds = plant(prepared.raw, seed, PER_KIND)
+    raw, kinds = plant(prepared.raw, prepared.routes, seed, PER_KIND)
     features = build_features(raw, config, prepared.contract)
 
     started = time.perf_counter()
