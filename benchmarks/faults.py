@@ -1,7 +1,8 @@
 """Plants known single-row faults into flights, as a source system would commit them.
 
-Each fault keeps the schema contract, so that it gets past ingestion, and nearly all can only be seen from how the values
-of a row go together. Faults work on raw rows, so that whatever is derived from them is derived from the fault too.
+Each fault keeps the schema contract, so that it gets past ingestion, and nearly all can only be seen from how the
+values of a row go together. Faults work on raw rows, so that whatever is derived from them is derived from the fault
+too.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,106 @@
+"""`ae-pipeline run` as a person calls it: a sample of the flights, then the same again, then a late file."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from ae_pipeline.cli import _contiguous
+from ae_pipeline.demo import land_flights
+
+DAYS = 66
+ROWS = 30
+
+
+def _run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    home = root / "dagster_home"
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "AE_PIPELINE_DATA": str(root / "data"),
+        "AE_PIPELINE_MLRUNS": str(root / "mlruns"),
+    }
+    command = [sys.executable, "-m", "ae_pipeline.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    landing = root / "data" / "landing" / "flights"
+    assert land_flights(landing) == 366
+    for place, path in enumerate(sorted(landing.iterdir())):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[: ROWS + 1])) if place < DAYS else path.unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def first(root: Path) -> str:
+    done = _run(root, "run", "flights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, first: str) -> None:
+    assert f"{DAYS * ROWS:,} in {DAYS} files" in first
+    assert "in quarantine    0 (every row keeps the contract)" in first
+    assert re.search(r"model            flights version 1, MLflow run [0-9a-f]{32}", first)
+    assert f"latent table     {root / 'data' / 'latents' / 'flights'}" in first
+    assert f"report           {root / 'data' / 'reports' / 'flights' / 'report.html'}" in first
+    assert len(re.findall(r"^ +\d+\. .*\(score ", first, flags=re.MULTILINE)) == 10
+    assert " expected " in first
+    assert "make ui" in first
+    assert "epoch 1 of 6" in first
+
+
+def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
+    done = _run(root, "run", "flights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"nothing new: all {DAYS} days are as the last training found them" in done.stdout
+    assert "Nothing to do: every landed file is read" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == before
+
+
+def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) -> None:
+    landing = root / "data" / "landing" / "flights"
+    source = landing / "flights_2013-01-05.csv"
+    lines = source.read_text().splitlines(keepends=True)
+    cells = lines[1].split(",")
+    cells[10] = "9999"  # another flight number, so another flight
+    (landing / "late.csv").write_text(lines[0] + ",".join(cells))
+    done = _run(root, "run", "flights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "flights_ingest 2013-01-05" in done.stdout
+    assert "1 new or changed days since the last training, fewer than min_new_rows=1,000" in done.stdout
+    table = DeltaTable(root / "data" / "latents" / "flights")
+    assert pl.read_parquet(table.file_uris()).height == DAYS * ROWS + 1
+
+
+def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
+    done = _run(root, "run", "orders")
+    assert done.returncode == 1
+    assert "ConfigError: no dataset 'orders' in the defs folder; there are flights" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("days", "ranges"),
+    [
+        ([], []),
+        (["all"], [("all", "all")]),
+        (["2024-02-28"], [("2024-02-28", "2024-02-28")]),
+        (["2024-02-28", "2024-02-29", "2024-03-01"], [("2024-02-28", "2024-03-01")]),
+        (["2024-01-01", "2024-01-03"], [("2024-01-01", "2024-01-01"), ("2024-01-03", "2024-01-03")]),
+    ],
+)
+def test_neighbouring_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
+    assert list(_contiguous(days)) == ranges
