@@ -18,7 +18,7 @@ help:
 	@echo "make test   set up and run the tests"
 	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on 127.0.0.1:5000"
 	@echo "make check  formatter, linter, type checker, import contracts, tests"
-	@echo "make setup  the virtual environment alone        make clean  remove it and everything runs have written"
+	@echo "make setup  the virtual environment alone        make clean  remove it and what runs have made (not what you landed)"
 
 # One stamp for each set of packages, so that `make run` does not install what only tests need.
 $(BIN)/python:
@@ -56,4 +56,6 @@ bench: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
-	find data mlruns .dagster -mindepth 1 ! -name README.md ! -name dagster.yaml -delete
+	rm -rf data/landing/flights data/contracts/flights.yaml
+	find data mlruns .dagster -mindepth 1 ! -path 'data/landing*' ! -path 'data/contracts*' \
+		! -name README.md ! -name dagster.yaml -delete

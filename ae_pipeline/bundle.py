@@ -100,7 +100,7 @@ class ModelBundle:
         """Feature columns that it needs."""
         return [column.name for column in self.encoder.columns]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Names this model: the same weights, statistics and calibration give the same text."""
         return hash_json([self._manifest(), {name: _digest(value) for name, value in self._tensors().items()}])
@@ -128,11 +128,9 @@ class ModelBundle:
             features: The rows, few of them.
             columns: How many columns to name.
         """
-        surprise = self.tails(self._latents_and_losses(features)[1])
-        expected = [
-            self.loss.to_scale(self._forward(batch)[1]).float().cpu().numpy() for batch in self._batches(features)
-        ]
-        outputs = np.concatenate(expected) if expected else np.empty((0, self.encoder.width), np.float32)
+        passes = [(self._forward(batch)[1], batch) for batch in self._batches(features)]
+        outputs = np.concatenate([_nothing(self.encoder.width), *(self._expected(output) for output, _ in passes)])
+        surprise = self.tails(np.concatenate([_nothing(len(self.columns)), *(self._column_losses(*p) for p in passes)]))
         explained = []
         for row, output, parts in zip(features.iter_rows(named=True), outputs, surprise, strict=True):
             best = np.argsort(-parts, kind="stable")[:columns]
@@ -149,14 +147,21 @@ class ModelBundle:
         return self._latents_and_losses(features)[1]
 
     def _latents_and_losses(self, features: pl.DataFrame) -> tuple[Matrix, npt.NDArray[np.float64]]:
-        sums = _blocks_to_columns(self.loss, self.columns)
-        latents, losses = [np.empty((0, self.model.latent_dim), np.float32)], [np.empty((0, len(self.columns)))]
+        latents, losses = [np.empty((0, self.model.latent_dim), np.float32)], [_nothing(len(self.columns))]
         for batch in self._batches(features):
             z, output = self._forward(batch)
             latents.append(z.float().cpu().numpy())
-            with torch.inference_mode():
-                losses.append(self._exact[1](output, batch).cpu().numpy() @ sums)
+            losses.append(self._column_losses(output, batch))
         return np.concatenate(latents), np.concatenate(losses)
+
+    def _column_losses(self, output: torch.Tensor, batch: torch.Tensor) -> npt.NDArray[np.float64]:
+        with torch.inference_mode():
+            losses: npt.NDArray[np.float64] = self._exact[1](output, batch).cpu().numpy()
+        return losses @ _blocks_to_columns(self.loss, self.columns)
+
+    def _expected(self, output: torch.Tensor) -> npt.NDArray[np.float64]:
+        expected: npt.NDArray[np.float64] = self.loss.to_scale(output).cpu().numpy()
+        return expected
 
     @cached_property
     def _exact(self) -> tuple[AutoEncoder, TabularLoss]:
@@ -279,6 +284,10 @@ def library_versions() -> dict[str, str]:
         "numpy": np.__version__,
         "polars": pl.__version__,
     }
+
+
+def _nothing(width: int) -> npt.NDArray[np.float64]:
+    return np.empty((0, width))
 
 
 def _blocks_to_columns(loss: TabularLoss, columns: Sequence[str]) -> npt.NDArray[np.float64]:

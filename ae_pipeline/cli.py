@@ -58,12 +58,12 @@ def _serve(port: int, mlflow_port: int) -> int:
     binaries = Path(sys.executable).parent
     dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", port]
     mlflow = [binaries / "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", mlflow_port]
-    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{mlflow_port}\nCtrl-C ends both.", flush=True)
+    models = workspace.tracking_uri or f"http://127.0.0.1:{mlflow_port}"
+    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   {models}\nCtrl-C ends what was started.", flush=True)
     # `dg` warns where the environment that it runs in was not activated.
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
-    running = [
-        subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in (dagster, mlflow)
-    ]
+    commands = [dagster] if workspace.tracking_uri else [dagster, mlflow]
+    running = [subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in commands]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while all(process.poll() is None for process in running):
@@ -72,7 +72,10 @@ def _serve(port: int, mlflow_port: int) -> int:
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
     return next((process.returncode for process in running if process.returncode), 0)
 
 
@@ -95,7 +98,9 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
 
 
 def _run(dataset: str) -> int:
-    from ae_pipeline.orchestration.retraining import features_content, is_training_due
+    from ae_pipeline.orchestration.retraining import Due, is_training_due, last_training
+    from ae_pipeline.preprocessing.features import features_content
+    from ae_pipeline.tracking import CHAMPION
 
     began = time.monotonic()
     print(f"Bringing {dataset!r} up to date.")
@@ -108,7 +113,6 @@ def _run(dataset: str) -> int:
     _land_demo(config, workspace)
 
     from ae_pipeline.ingestion.landing import take_in
-    from ae_pipeline.orchestration.automation import last_trained_content
     from ae_pipeline.orchestration.console import paced
     from ae_pipeline.orchestration.pending import days_without_features, days_without_report
 
@@ -116,20 +120,29 @@ def _run(dataset: str) -> int:
     say = paced(lambda words: print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True), seconds=2)
     with workspace.locked(dataset):
         intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), say)
-    pending = sorted({*intake.pending_days(paths), *days_without_features(config, paths)})
+    pending = sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})
     for days in _contiguous(pending):
         _execute(definitions, instance, config, "ingest", days)
         worked = True
 
-    due = is_training_due(features_content(paths), last_trained_content(instance, config), config.retrain.min_new_rows)
+    tracker = workspace.tracker()
+    due = is_training_due(config, features_content(config, paths), last_training(instance, config))
+    if not due.yes and tracker.version(dataset, CHAMPION) is None:
+        due = Due(True, "the model store has no version that serves")
+    failure: PipelineError | None = None
     if due.yes:
         _heading(f"Training: {due.words}.")
-        _execute(definitions, instance, config, "train", None)
         worked = True
+        try:
+            _execute(definitions, instance, config, "train", None)
+        except PipelineError as error:
+            if tracker.version(dataset, CHAMPION) is None:
+                raise
+            failure = error  # the version that serves goes on serving, also for the new days
     else:
         _heading(f"Not training: {due.words}.")
 
-    stale = days_without_report(config, paths, workspace.tracker())
+    stale = days_without_report(config, paths, tracker)
     for days in _contiguous(stale):
         _execute(definitions, instance, config, "publish", days)
         worked = True
@@ -137,8 +150,10 @@ def _run(dataset: str) -> int:
         _heading("Nothing to do: every landed file is read, every day is published under the model that serves.")
     from ae_pipeline.orchestration.summary import summarise
 
-    print(summarise(config, paths, workspace.tracker(), instance))
+    print(summarise(config, paths, tracker, instance))
     print(f"Took {time.monotonic() - began:.0f} s.")
+    if failure:
+        raise failure
     return 0
 
 

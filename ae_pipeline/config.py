@@ -11,7 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-RESERVED_COLUMNS = frozenset({"row_id", "event_time", "date", "score", "p_value", "is_anomaly"})
+RESERVED_COLUMNS = frozenset(
+    {"row_id", "event_time", "date", "score", "p_value", "is_anomaly", "_day", "_source_file", "_row_number"}
+)
 """Names that the pipeline gives its own columns."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -89,7 +91,8 @@ class TrainingConfig(Section):
         description="CPU threads of torch. Small networks run fastest on one: a step is too little work to share.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to train and score; auto takes CUDA where there is one."
+        default="auto",
+        description="Where to train; auto takes CUDA where there is one. Published scores always come from the CPU.",
     )
 
 
@@ -107,7 +110,9 @@ class RetrainConfig(Section):
 
     cron: str = Field(default="0 3 * * 1", description="Cron expression, UTC.")
     min_new_rows: int = Field(
-        default=1, ge=1, description="New or changed rows since the last training below which a tick skips."
+        default=1,
+        ge=1,
+        description="Rows on days that are new or changed since the last training below which a tick skips.",
     )
 
 
@@ -186,3 +191,9 @@ class PipelineConfig(Section):
     def is_daily(self) -> bool:
         """Whether the dataset has event time, and so daily partitions."""
         return self.event_time is not None
+
+    def has_day(self, day: str) -> bool:
+        """Whether a day, ISO date or `all`, is one of the dataset's as it is configured now."""
+        if self.start is None:
+            return day == "all"
+        return day != "all" and self.start.isoformat() <= day and (self.end is None or day <= self.end.isoformat())

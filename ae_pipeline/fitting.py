@@ -61,6 +61,6 @@ def fit_bundle(
     tails = fit_tails(draft.column_losses(validation_rows))
     held_out = window.rows("calibration", paths)
     scores = combine(tails(draft.column_losses(held_out)))
-    calibration = calibrate(scores, config.alerts.budget, len(window.calibration))
+    calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
     facts["rows"] = {**facts["rows"], "calibration": held_out.height}  # type: ignore[dict-item]
     return ModelBundle(config, encoder, model, loss, tails, calibration, window, facts), result

@@ -155,24 +155,12 @@ def read_facts(path: Path) -> dict[str, str]:
 
 
 def hash_table(table: pa.Table) -> str:
-    """Hashes names, types and values of a table, whatever its chunks."""
-    digest = hashlib.sha256()
-
-    class _Sink:
-        closed = False
-
-        def write(self, data: pa.Buffer) -> int:
-            digest.update(data)
-            return len(data)
-
-        def flush(self) -> None: ...
-
-        def close(self) -> None: ...
-
+    """Hashes names, types and values of a table, whatever its chunks and the bytes behind missing values."""
+    sink = pa.BufferOutputStream()
     plain = table.replace_schema_metadata(None).combine_chunks()
-    with pa.PythonFile(_Sink(), mode="w") as sink, pa.ipc.new_stream(sink, plain.schema) as writer:
-        writer.write_table(plain)
-    return digest.hexdigest()[:32]
+    # Parquet stores no bytes for a missing value, as Arrow's own format does.
+    pq.write_table(plain, sink, compression="none", use_dictionary=False, write_statistics=False)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
 
 
 def hash_json(value: object) -> str:

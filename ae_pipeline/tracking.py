@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
-import ae_pipeline
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import StorageError
@@ -50,6 +50,7 @@ for _chatty in (
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
 _FLUSH_SECONDS = 5.0
+_SERVED_WITH = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 _SERVING = Path(__file__).with_name("serving.py")
 # MLflow's datetime refuses times that bear a zone, as those of features do.
 _ANY = AnyType()  # type: ignore[no-untyped-call]
@@ -90,6 +91,7 @@ class Tracker:
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.root = root
+        self.is_remote = uri is not None
         self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
 
     @cached_property
@@ -115,12 +117,13 @@ class Tracker:
             found = client.get_experiment_by_name(dataset)
             if found is not None:
                 return str(found.experiment_id)
-            location = make_folder(self.root / "artifacts" / dataset).resolve().as_uri()
-            return str(client.create_experiment(dataset, artifact_location=location))
+            # A tracking server elsewhere keeps artifacts where it chooses; only there can others read them.
+            local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None
+            return str(client.create_experiment(dataset, artifact_location=local))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str]) -> Iterator["TrainingRun"]:
-        """Opens the MLflow run of a training; a retry of the same one, by its tags, continues its run.
+        """Opens the MLflow run of a training; a retry of one that did not finish, by its tags, continues its run.
 
         Args:
             dataset: Names the experiment.
@@ -129,7 +132,8 @@ class Tracker:
         """
         experiment = self.experiment(dataset)
         same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self.client.search_runs([experiment], same, max_results=1) if same else []
+        unfinished = f"{same} and attributes.status != 'FINISHED'"
+        found = self.client.search_runs([experiment], unfinished, max_results=1) if same else []
         if found:
             run_id = str(found[0].info.run_id)
             if "error" in found[0].data.tags:
@@ -150,9 +154,9 @@ class Tracker:
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
     def version_of_run(self, dataset: str, run_id: str) -> TrackedVersion | None:
-        """Gives the version that a run registered, if any."""
+        """Gives the newest version that a run registered, if any."""
         found = self.client.search_model_versions(f"name = '{dataset}' and run_id = '{run_id}'")
-        return _tracked(found[0]) if found else None
+        return max(map(_tracked, found), key=lambda version: version.version, default=None)
 
     def version(self, dataset: str, alias: str) -> TrackedVersion | None:
         """Gives the version that bears an alias, if any."""
@@ -258,11 +262,11 @@ class TrainingRun:
     def register(self, bundle: ModelBundle) -> TrackedVersion:
         """Logs the bundle as a pyfunc model without pickle and registers it as the challenger.
 
-        A version that this run has registered before is replaced, so that a retry does not leave two.
+        A version that this run has registered before is withdrawn after that, so that a retry does not leave two; the
+        one that serves never is.
         """
         self.flush()
-        if before := self.tracker.version_of_run(self.dataset, self.run_id):
-            self.tracker.client.delete_model_version(self.dataset, str(before.version))
+        before = self.tracker.version_of_run(self.dataset, self.run_id)
         with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=mlflow.active_run() is not None):
             bundle.save(Path(folder) / "bundle")
             # The signature is given, so the example that MLflow would like to infer it from is not needed.
@@ -272,7 +276,9 @@ class TrainingRun:
                 python_model=str(_SERVING),
                 artifacts={"bundle": str(Path(folder) / "bundle")},
                 signature=_signature(bundle),
-                pip_requirements=[f"ae-pipeline=={ae_pipeline.__version__}"],
+                # The package travels with the model: its name on a public index may be somebody else's.
+                code_paths=[str(_SERVING.parent)],
+                pip_requirements=[f"{name}=={metadata.version(name)}" for name in _SERVED_WITH],
                 registered_model_name=self.dataset,
             )
         registered = self.tracker.version_of_run(self.dataset, self.run_id)
@@ -281,6 +287,9 @@ class TrainingRun:
                 f"MLflow has not registered the model of run {self.run_id}; look at its log and run again"
             )
         self.tracker.set_alias(self.dataset, CHALLENGER, registered.version)
+        champion = self.tracker.version(self.dataset, CHAMPION)
+        if before and before.version not in {registered.version, champion.version if champion else None}:
+            self.tracker.client.delete_model_version(self.dataset, str(before.version))
         # Registering has closed the run; it ends when the training does.
         self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return registered

@@ -351,7 +351,7 @@ def test_an_event_time_out_of_range_is_quarantined(shop: Dataset, time: str) -> 
     shop.land("b.csv", HEADER + line(7, "2024-01-01T00:00:00") + line(8, time) + line(9, "2024-12-31T23:59:59"))
     assert shop.ids() == [1, 2, 3, 7, 9]
     ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 3, "time: out of range"]
+    assert place == ["b.csv", 3, "time: after the last day" if time > "2024-12-31" else "time: before start"]
     assert_says(reason, f"time = {time} lies outside 2024-01-01 to 2024-12-31", REMEDY)
 
 
@@ -394,7 +394,7 @@ def test_a_file_landed_again_under_its_name_withdraws_its_old_rows(shop: Dataset
     assert shop.ids() == [1, 2, 3, 8, 9]
     shop.land("b.csv", HEADER + line(8, price=7))
     intake = shop.take_in()
-    assert intake.pending_days(shop.paths) == [DAY, "2024-03-02"]
+    assert intake.pending_days(shop.config, shop.paths) == [DAY, "2024-03-02"]
     assert shop.raw(intake).select("id", "price").rows() == [(1, 1.5), (2, 1.5), (3, 1.5), (8, 7.0)]
     assert shop.raw(intake, "2024-03-02").height == 0
 
@@ -403,7 +403,7 @@ def test_identical_content_landed_again_doubles_nothing_and_writes_nothing(shop:
     before = build_raw_day(DAY, shop.take_in(), shop.paths).content_hash
     shop.land("good.csv", GOOD)
     touched = shop.take_in()
-    assert touched.pending_days(shop.paths) == []
+    assert touched.pending_days(shop.config, shop.paths) == []
     shop.land("copy.csv", GOOD)
     after = build_raw_day(DAY, shop.take_in(), shop.paths)
     assert (after.rows, after.superseded, after.content_hash) == (3, 3, before)
@@ -573,3 +573,50 @@ except StorageError as error:
     assert_says(done.stdout, f"no space left while writing {path}; nothing was changed there: free some space")
     assert pl.read_parquet(path)["n"].to_list() == [1, 2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["day.parquet"]
+
+
+def test_rows_without_an_identity_are_quarantined_though_the_contract_does_not_ask_for_one(shop: Dataset) -> None:
+    shop.declare(
+        id={"type": "integer", "optional": True},
+        time={"type": "timestamp"},
+        price={"type": "number"},
+        city={"type": "text"},
+    )
+    shop.land("b.csv", HEADER + line(4) + ",2024-03-01T00:00:00,1.5,Oslo\n" * 2)
+    assert shop.ids() == [1, 2, 3, 4]
+    assert [rule for *_, rule, _ in shop.quarantine()] == ["id: required"] * 2
+
+
+def test_a_file_of_broken_rows_alone_is_refused_and_its_rows_are_kept_in_quarantine(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line("x") + line("y"))
+    intake = shop.take_in()
+    assert list(intake.ledger.refused) == ["b.csv"]
+    assert intake.ledger.quarantined() == {"id: integer": 2}
+    assert [row for _, row, *_ in shop.quarantine()] == [2, 3]
+
+
+def test_a_broken_ledger_is_explained(shop: Dataset) -> None:
+    shop.take_in()
+    shop.paths.ledger.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"the ledger .* cannot be read .*; put it back, or remove"):
+        shop.take_in()
+
+
+def test_a_lost_ledger_does_not_take_rows_of_swept_files_along(shop: Dataset) -> None:
+    shop.take_in()
+    shop.paths.ledger.unlink()
+    with pytest.raises(StorageError, match=r"is gone, and rows of files that have left .*; put it back, or remove"):
+        shop.take_in()
+    assert list(shop.paths.ledger.parent.glob("files/*.parquet"))
+
+
+@pytest.mark.parametrize("name", ["_day", "_source_file", "_row_number"])
+def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: Dataset, name: str) -> None:
+    shop.land("b.csv", HEADER.replace("city", name) + line(9))
+    if name == "_day":
+        with pytest.raises(SchemaError, match="has '_day', unknown so far"):
+            shop.take_in()
+    else:
+        assert_says(
+            shop.take_in().ledger.refused["b.csv"], f"column '{name}' bears a name of the pipeline's own", REMEDY
+        )

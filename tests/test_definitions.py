@@ -33,7 +33,7 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
         "flights/raw_data": ([], True, ["identity_unique", "quarantine_share", "schema"]),
         "flights/features": (["flights/raw_data"], True, ["rows_kept"]),
         "flights/autoencoder": (["flights/features"], False, ["finite_weights", "latents_not_collapsed", "loss_fell"]),
-        "flights/champion": (["flights/autoencoder"], False, []),
+        "flights/champion": (["flights/autoencoder"], False, ["can_be_loaded"]),
         "flights/latent_features": (
             ["flights/champion", "flights/features"],
             True,

@@ -279,10 +279,10 @@ def test_different_identities_have_different_row_ids(tmp_path: Path) -> None:
 def test_a_file_is_read_once_and_a_day_is_written_once(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     first = shop.take_in()
-    assert (first.read, first.pending_days(shop.paths)) == (("a.csv",), [DAY])
+    assert (first.read, first.pending_days(shop.config, shop.paths)) == (("a.csv",), [DAY])
     assert build_raw_day(DAY, first, shop.paths).built
     second = shop.take_in()
-    assert (second.read, second.pending_days(shop.paths)) == ((), [])
+    assert (second.read, second.pending_days(shop.config, shop.paths)) == ((), [])
     assert not build_raw_day(DAY, second, shop.paths).built
 
 
@@ -323,7 +323,7 @@ def test_a_late_file_changes_its_own_day_and_leaves_the_others(shop: Dataset) ->
     before = shop.paths.raw(OTHER_DAY).read_bytes()
     shop.land("late.csv", HEADER + line(3))
     intake = shop.take_in()
-    assert intake.pending_days(shop.paths) == [DAY]
+    assert intake.pending_days(shop.config, shop.paths) == [DAY]
     assert shop.raw(intake)["id"].to_list() == [1, 3]
     assert shop.paths.raw(OTHER_DAY).read_bytes() == before
 
@@ -407,7 +407,7 @@ def test_a_row_of_tomorrow_is_taken_in_tomorrow(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, end=None)
     shop.land("a.csv", HEADER + line(1) + line(2, time="2024-03-02T10:00:00"))
     shop.take_in(dt.date(2024, 3, 1))
-    assert [rule for *_, rule, _ in shop.quarantine()] == ["time: out of range"]
+    assert [rule for *_, rule, _ in shop.quarantine()] == ["time: after the last day"]
     assert shop.take_in(dt.date(2024, 3, 2)).ledger.days == [DAY, "2024-03-02"]
     assert shop.quarantine() == []
 

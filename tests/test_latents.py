@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.publish import Publication, publish, stale_days
+from ae_pipeline.latents.publish import Publication, latent_space_name, publish, stale_days
 from ae_pipeline.latents.read import current_files, latents_of, model_version_of, open_table
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
@@ -63,7 +63,7 @@ class TestContent:
             "p_value": scored.p_value.tolist(),
             "is_anomaly": scored.is_anomaly.tolist(),
             "model_version": [1] * 240,
-            "latent_space": ["v1"] * 240,
+            "latent_space": [latent_space_name(1, dataset.bundle.fingerprint)] * 240,
         }
         by_duckdb = duckdb.sql(f"select * from read_parquet({uris!r}) order by event_time, row_id")
         found = {
@@ -128,7 +128,8 @@ class TestContent:
 
     def test_a_commit_names_the_runs_that_it_comes_from(self, dataset, first):
         commit = DeltaTable(dataset.paths.latents).history(1)[0]
-        assert (commit["dagster_run"], commit["model_version"], commit["latent_space"]) == ("r1", "1", "v1")
+        space = latent_space_name(1, dataset.bundle.fingerprint)
+        assert (commit["dagster_run"], commit["model_version"], commit["latent_space"]) == ("r1", "1", space)
 
     def test_rows_without_event_time_are_published_as_one_part(self, fit_frame, tmp_path):
         frame = pl.DataFrame({"x": np.random.default_rng(0).normal(size=400)})
@@ -204,6 +205,12 @@ class TestCommits:
 
 
 class TestSpaces:
+    def test_another_model_of_the_same_number_has_a_space_of_its_own(self, dataset, days, first, other_bundle):
+        published(dataset, days[:1], other_bundle, 1)
+        rows = table(dataset.paths)
+        assert rows.height == 240
+        assert rows["latent_space"].unique().to_list() == [latent_space_name(1, other_bundle.fingerprint)]
+
     def test_a_new_model_moves_all_days_in_one_commit_though_one_was_asked_for(
         self, dataset, days, first, other_bundle
     ):
@@ -212,7 +219,7 @@ class TestSpaces:
         assert sorted(entry.day for entry in second.days) == sorted(days)
         rows = table(dataset.paths)
         assert rows.height == 240
-        assert set(rows["latent_space"]) == {"v2"}
+        assert set(rows["latent_space"]) == {latent_space_name(2, other_bundle.fingerprint)}
         assert model_version_of(dataset.paths) == 2
         assert_one_space_in_every_version(dataset.paths)
         expected = other_bundle.encode(dataset.features(days[3]))

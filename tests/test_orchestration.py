@@ -17,7 +17,9 @@ from ae_pipeline.component import AutoencoderPipeline
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.automation import LOGGERS, next_training
+from ae_pipeline.orchestration.retraining import is_training_due, last_training
 from ae_pipeline.orchestration.workspace import Workspace
+from ae_pipeline.preprocessing.features import features_content
 
 FIRST = dt.date(2024, 2, 10)
 DAYS = [(FIRST + dt.timedelta(days=i)).isoformat() for i in range(24)]  # a leap day among them
@@ -113,7 +115,7 @@ def running_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield shop
 
 
-def _shop(root: Path) -> Iterator[Shop]:
+def _shop(root: Path, attributes: dict[str, object] = ATTRIBUTES) -> Iterator[Shop]:
     workspace = Workspace(data_folder=str(root / "data"), mlflow_folder=str(root / "mlruns"))
     with create_defs_folder_sandbox() as sandbox, dg.DagsterInstance.ephemeral() as instance:
         sandbox.scaffold_component(
@@ -121,7 +123,7 @@ def _shop(root: Path) -> Iterator[Shop]:
             defs_path="orders",
             defs_yaml_contents={
                 "type": "ae_pipeline.component.AutoencoderPipeline",
-                "attributes": ATTRIBUTES,
+                "attributes": attributes,
             },
         )
         with sandbox.build_all_defs() as built:
@@ -156,7 +158,7 @@ def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
     latest = running_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
         list(graph.asset_check_keys)
     )
-    assert len(latest) == 10
+    assert len(latest) == 11
     for record in latest.values():
         assert record.evaluation is not None
         assert record.evaluation.passed, record.evaluation.description
@@ -281,3 +283,28 @@ def test_the_scaffolded_yaml_is_complete_commented_and_valid() -> None:
             keys = {asset.key.to_user_string() for asset in build_assets(component.config)}
     assert len(keys) == 6
     assert "web_orders/latent_features" in keys
+
+
+def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
+    config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {"budget": 0.02}})
+    last = last_training(running_shop.instance, config)
+    due = is_training_due(config, features_content(config, running_shop.workspace.paths("orders")), last)
+    assert (due.yes, due.words) == (
+        True,
+        "the settings of model, training, alerts or columns have changed since the last training",
+    )
+
+
+def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(tmp_path: Path) -> None:
+    daily = ("event_time", "start", "end", "training")
+    attributes = {key: value for key, value in ATTRIBUTES.items() if key not in daily}
+    attributes["training"] = {"epochs": 2, "batch_size": 128}
+    for shop in _shop(tmp_path, attributes):
+        for day in DAYS:
+            shop.land(day)
+        assert shop.run("ingest").success
+        assert shop.run("train").success
+        assert shop.run("publish").success
+        rows = pl.read_parquet(DeltaTable(tmp_path / "data" / "latents" / "orders").file_uris())
+        assert rows.height == len(DAYS) * ROWS
+        assert rows["event_time"].null_count() == rows.height

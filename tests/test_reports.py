@@ -11,7 +11,7 @@ import pytest
 from conftest import Fitted
 
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.publish import publish
+from ae_pipeline.latents.publish import latent_space_name, publish
 from ae_pipeline.latents.read import current_files
 from ae_pipeline.reports.build import Report, build_report, is_reported
 from ae_pipeline.reports.plots import loss_curve
@@ -25,7 +25,7 @@ def published(dataset: Fitted, days: Iterable[str]) -> None:
 
 
 def reported(dataset: Fitted, days: Iterable[str]) -> Report:
-    return build_report(list(days), dataset.paths, dataset.bundle, 3, "run-of-mlflow")
+    return build_report(list(days), dataset.paths, dataset.bundle, dataset.bundle.config, 3, "run-of-mlflow")
 
 
 def ranked(dataset: Fitted, day: str) -> pl.DataFrame:
@@ -151,7 +151,11 @@ class TestPage:
     def test_the_summary_says_what_stands_behind_the_scores(self, planted, report):
         summary = json.loads(report.summary.read_text())
         assert summary["format"] == 1
-        assert (summary["model_version"], summary["latent_space"], summary["budget"]) == (3, "v3", 0.01)
+        assert (summary["model_version"], summary["latent_space"], summary["budget"]) == (
+            3,
+            latent_space_name(3, planted.bundle.fingerprint),
+            0.01,
+        )
         assert summary["expected_alerts"] == pytest.approx(3.0)
         assert summary["calibration_rows"] == 480
         assert summary["train_days"] == [planted.days[0], planted.days[25]]
@@ -168,10 +172,12 @@ class TestPage:
         assert f"mode is {SCRIPT}" in parsed.text
         assert "<b>5</b>" in parsed.text
 
-    def test_a_report_over_one_day_has_its_page(self, planted, days):
+    def test_a_report_over_one_day_takes_published_days_along_that_have_none(self, planted, days):
         report = reported(planted, days[:1])
         summary = json.loads(report.summary.read_text())
-        assert [entry["day"] for entry in summary["days"]] == [days[0]]
+        assert [entry.day for entry in report.days] == [days[0]]
+        assert [entry["day"] for entry in summary["days"]] == sorted(days)
+        assert pl.read_parquet(report.alerts)["model_version"].unique().to_list() == [3]
         assert "0 alerts" not in Text(report.page.read_text()).text or summary["expected_alerts"] < 0.5
 
     def test_the_loss_curve_shows_every_epoch_and_marks_the_one_kept(self, fitted):

@@ -154,6 +154,26 @@ class TestRetry:
         assert tracker.version("retried", CHALLENGER) == after == tracker.version_of_run("retried", second.run_id)
         assert ModelBundle.load(tracker.bundle_folder(after)).fingerprint == other_bundle.fingerprint
 
+    def test_doing_a_finished_training_again_is_a_run_of_its_own_and_leaves_the_champion(
+        self, tracker, fitted, other_bundle
+    ):
+        tags = {"dagster_run": "again", "dataset": "repeated"}
+        with tracker.training("repeated", "r", tags) as first:
+            champion = first.register(fitted.bundle)
+        tracker.set_alias("repeated", CHAMPION, champion.version)
+        with tracker.training("repeated", "r", tags) as second:
+            challenger = second.register(other_bundle)
+        assert first.run_id != second.run_id
+        assert tracker.version("repeated", CHAMPION) == champion
+        assert tracker.version("repeated", CHALLENGER) == challenger
+
+    def test_a_retry_never_withdraws_the_version_that_serves(self, tracker, fitted, other_bundle):
+        with tracker.training("kept", "r", {"dagster_run": "k"}) as run:
+            champion = run.register(fitted.bundle)
+            tracker.set_alias("kept", CHAMPION, champion.version)
+            run.register(other_bundle)
+        assert tracker.version("kept", CHAMPION) == champion
+
 
 class TestVersions:
     def test_aliases_name_the_newest_version_and_the_one_that_serves(self, tracker, champion):

@@ -21,6 +21,9 @@ from ae_pipeline.storage import ALL_ROWS
 ROW_COLUMNS = ("row_id", "event_time", "_day")
 """Columns that conforming adds: identity as one text, event time (UTC, µs), and the day that the row belongs to."""
 
+AFTER_LAST_DAY = ": after the last day"
+"""End of the name of the rule that a row breaks whose day has not come yet."""
+
 _TYPED = "\0"
 """Stands before a column's name for its typed values; a landed column's name cannot hold it."""
 
@@ -69,7 +72,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     both = pl.concat([present, values], how="horizontal")
     rules = [broken for name in schema for broken in _broken_rules(name, contract.columns[name])]
     if config.event_time is not None:
-        rules.append(_broken_time(config.event_time, config, today))
+        rules += _broken_times(config.event_time, config, today)
     wrong = both.select(pl.any_horizontal(broken.condition for broken in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
     if wrong.any():
@@ -186,13 +189,15 @@ def _literal(text: str) -> str:
     return text.replace("{", "(").replace("}", ")")
 
 
-def _broken_time(name: str, config: PipelineConfig, today: dt.date) -> _Rule:
+def _broken_times(name: str, config: PipelineConfig, today: dt.date) -> list[_Rule]:
     last = config.end or today
-    remedy = "; mend it at the source, or widen start and end in the YAML"
-    shown = pl.col(name).cast(pl.String)
-    words = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}{remedy}", shown)
-    outside = ~pl.col(_TYPED + name).cast(pl.Date).is_between(pl.lit(config.start), pl.lit(last))
-    return _Rule(f"{name}: out of range", outside, words)
+    remedy = "mend it at the source, or widen start and end in the YAML"
+    shown, day = pl.col(name).cast(pl.String), pl.col(_TYPED + name).cast(pl.Date)
+    words = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}; {remedy}", shown)
+    return [
+        _Rule(f"{name}: before start", day < pl.lit(config.start), words),
+        _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), words),
+    ]
 
 
 def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: PipelineConfig) -> pl.DataFrame:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import polars as pl
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.config import RESERVED_COLUMNS, ColumnType, PipelineConfig, Section
 from ae_pipeline.errors import SchemaError
@@ -51,6 +51,12 @@ class ColumnRule(Section):
     minimum: float | None = Field(default=None, description="Least value allowed.")
     maximum: float | None = Field(default=None, description="Greatest value allowed.")
     allowed: tuple[str, ...] | None = Field(default=None, description="The only texts allowed.")
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> Self:
+        if (self.minimum is not None or self.maximum is not None) and not POLARS_TYPES[self.type].is_numeric():
+            raise ValueError(f"minimum and maximum do not go with type {self.type.value}; leave them out")
+        return self
 
 
 class SchemaContract(Section):
@@ -151,21 +157,27 @@ def _check_names(names: Sequence[str], config: PipelineConfig) -> None:
         )
 
 
-def check_settings(contract: SchemaContract, config: PipelineConfig) -> None:
-    """Compares a contract with settings that may have been edited since it was inferred, and the other way round.
+def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
+    """Reads a contract and holds it against the settings, since either may have been edited after it was inferred.
+
+    Identity and event time are required whatever the file says: a row without them would collapse into another.
 
     Raises:
-        SchemaError: The settings name a column that the contract does not have, or the event time is no time in it.
+        SchemaError: The file is no contract, the settings name a column that it does not have, or the event time is no
+            time in it.
     """
+    contract = load_contract(path)
     _check_names(list(contract.columns), config)
-    if config.event_time is None:
-        return
-    kind = contract.columns[config.event_time].type
-    if kind not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
+    keys = {*config.identity, *([config.event_time] if config.event_time else [])}
+    if config.event_time and contract.columns[config.event_time].type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
         raise SchemaError(
-            f"event_time={config.event_time!r} of {config.dataset!r} is {kind.value} in the schema contract, not a "
-            "timestamp or date; change its type there, or name another column"
+            f"event_time={config.event_time!r} of {config.dataset!r} is "
+            f"{contract.columns[config.event_time].type.value} in the schema contract, not a timestamp or date; change "
+            "its type there, or name another column"
         )
+    always = {"required": True, "optional": False}
+    rules = {name: rule.model_copy(update=always) if name in keys else rule for name, rule in contract.columns.items()}
+    return contract.model_copy(update={"columns": rules})
 
 
 def _with_words_for_missing(rules: dict[str, ColumnRule], samples: Sequence[pl.DataFrame]) -> dict[str, ColumnRule]:

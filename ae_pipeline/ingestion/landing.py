@@ -16,8 +16,8 @@ import polars as pl
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError
-from ae_pipeline.ingestion.conform import check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract, check_settings, infer_contract, load_contract, save_contract
+from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
+from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, infer_contract, save_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import PLACE, SUFFIXES, FileRows, UnreadableFileError, read_file
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
@@ -49,10 +49,10 @@ class Intake:
     read: tuple[str, ...]
     moved: dict[str, list[str]]
 
-    def pending_days(self, paths: DatasetPaths) -> list[str]:
+    def pending_days(self, config: PipelineConfig, paths: DatasetPaths) -> list[str]:
         """Lists days whose raw rows are not what the landed files now give, also days that have lost all theirs."""
         built = {path.stem for path in paths.raw("_").parent.glob("*.parquet")}
-        days = sorted({*self.ledger.days, *built})
+        days = (day for day in sorted({*self.ledger.days, *built}) if config.has_day(day))
         return [day for day in days if read_facts(paths.raw(day)).get("input_hash") != self.input_hash(day)]
 
     def input_hash(self, day: str) -> str:
@@ -98,7 +98,7 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
 class _Rules:
     """Fingerprints of all that rows are held against: of what lasts, and of that with the last day allowed.
 
-    A file bears the second one while rows of it lie out of range, so that they are read again when the range has grown.
+    A file bears the second one while rows of it lie after the last day, so that they are read again when it has passed.
     """
 
     lasting: str
@@ -106,7 +106,8 @@ class _Rules:
 
 
 def _rules(contract: SchemaContract, config: PipelineConfig, today: dt.date) -> _Rules:
-    lasting = hash_json([contract.fingerprint, config.identity, config.event_time, config.start, config.end])
+    settings = [config.identity, config.event_time, config.start, config.end]
+    lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
     return _Rules(lasting, hash_json([lasting, config.end or today]))
 
 
@@ -130,8 +131,7 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
     landed = landed_files(config, paths)
     if not paths.contract.exists():
         _infer(config, paths, landed)
-    contract = load_contract(paths.contract)
-    check_settings(contract, config)
+    contract = contract_in_force(paths.contract, config)
     before = Ledger.load(paths.ledger)
     rules = _rules(contract, config, today)
     new = [name for name, path in landed.items() if not _is_known(before.files.get(name), path, rules)]
@@ -226,9 +226,12 @@ class _Batch:
         """
         stat = path.stat()
         data = path.read_bytes()
-        seen = LandedFile(stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest(), self._rules.lasting, None)
+        digest = hashlib.sha256(data).hexdigest()
+        again = before is not None and before.sha256 == digest
+        landed = before.landed_ns if before and again else stat.st_mtime_ns
+        seen = LandedFile(stat.st_size, stat.st_mtime_ns, digest, landed, self._rules.lasting, None)
         held = {self._rules.lasting, self._rules.until_last_day}
-        if before and before.sha256 == seen.sha256 and before.contract in held:
+        if before and again and before.contract in held:
             return replace(before, size=seen.size, modified_ns=seen.modified_ns)
         try:
             file = read_file(name, data)
@@ -258,24 +261,25 @@ class _Batch:
 
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:
         _, seen, before = self._waiting[name]
-        if file.rejected["rule"].str.ends_with(": out of range").any():
+        if file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
             seen = replace(seen, contract=self._rules.until_last_day)
+        copy = hash_json([name, seen.sha256, seen.contract])
+        if file.rejected.height:
+            write_parquet(self._paths.quarantined(copy), file.rejected.to_arrow())
+            by_rule = Counter(file.rejected["rule"].to_list())
+            seen = replace(seen, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
             first = file.rejected["reason"][0]
             return _refused(
                 seen, before, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}"
             )
-        staged = hash_json([name, seen.sha256, seen.contract, RAW_VERSION])
-        write_parquet(self._paths.staged(staged), file.rows.to_arrow())
-        if file.rejected.height:
-            write_parquet(self._paths.quarantined(staged), file.rejected.to_arrow())
+        write_parquet(self._paths.staged(copy), file.rows.to_arrow())
         days = file.rows["_day"].value_counts()
         return replace(
             seen,
-            staged=staged,
+            staged=copy,
             rows=file.rows.height,
             days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
-            quarantined=dict(sorted(Counter(file.rejected["rule"].to_list()).items())),
         )
 
 
@@ -283,15 +287,16 @@ def _refused(seen: LandedFile, before: LandedFile | None, reason: str) -> Landed
     """The entry of a file that cannot be used: what an earlier version of it gave stands."""
     if before is None:
         return replace(seen, refused=reason)
-    return replace(
-        before, size=seen.size, modified_ns=seen.modified_ns, sha256=seen.sha256, contract=seen.contract, refused=reason
-    )
+    return replace(seen, staged=before.staged, rows=before.rows, days=before.days, refused=reason)
 
 
 def _sweep(ledger: Ledger, paths: DatasetPaths) -> None:
     """Removes staged copies that no ledger entry names any more, and what a killed run left half written."""
-    current = {entry.staged for entry in ledger.files.values()}
-    for folder in (paths.staged("_").parent, paths.quarantined("_").parent):
+    entries = ledger.files.values()
+    for folder, current in (
+        (paths.staged("_").parent, {entry.staged for entry in entries}),
+        (paths.quarantined("_").parent, {entry.rejected_copy for entry in entries}),
+    ):
         for path in folder.glob("*"):
             if path.stem not in current or path.name.startswith("."):
                 path.unlink(missing_ok=True)

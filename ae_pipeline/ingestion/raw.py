@@ -68,7 +68,8 @@ def _typed(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -
 
 def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
     """Counts rows of days whose identity stands a second time among them."""
-    if not days:
+    there = [path for day in days if (path := paths.raw(day)).exists()]
+    if not there:
         return 0
-    rows = pl.scan_parquet([paths.raw(day) for day in days]).select(doubled=pl.len() - pl.col("row_id").n_unique())
+    rows = pl.scan_parquet(there).select(doubled=pl.len() - pl.col("row_id").n_unique())
     return int(rows.collect()["doubled"][0])

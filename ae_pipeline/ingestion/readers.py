@@ -64,7 +64,7 @@ def read_file(name: str, data: bytes) -> FileRows:
 
 def _read_parquet(data: bytes) -> FileRows:
     try:
-        _refuse_doubled(pq.read_schema(io.BytesIO(data)).names)
+        _refuse_names(pq.read_schema(io.BytesIO(data)).names)
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
@@ -102,11 +102,13 @@ def _header_names(header: bytes) -> list[str]:
         raise UnreadableFileError(
             f"the first line is no header ({_first_line(error)}); begin the file with one"
         ) from error
-    _refuse_doubled(names)
+    _refuse_names(names)
     return names
 
 
-def _refuse_doubled(names: list[str]) -> None:
+def _refuse_names(names: list[str]) -> None:
+    if own := sorted(set(PLACE) & set(names)):
+        raise UnreadableFileError(f"column {own[0]!r} bears a name of the pipeline's own; rename it at the source")
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UnreadableFileError(f"the header names column {doubled[0]!r} twice; give each column a name of its own")
 

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.read import current_files, open_table
+from ae_pipeline.latents.read import files_by_day, open_table
 from ae_pipeline.storage import DatasetPaths, atomic_write, hash_json, make_folder, read_facts
 
 LATENTS_VERSION = "1"
@@ -59,12 +59,11 @@ class Publication:
     table_version: int
     latent_space: str
     committed: bool
-    latent_spread: tuple[float, ...] = field(default=())
 
 
-def latent_space_name(model_version: int) -> str:
-    """Names the latent space of a model version."""
-    return f"v{model_version}"
+def latent_space_name(model_version: int, fingerprint: str) -> str:
+    """Names the latent space of a model: its version, and its fingerprint, since another store counts from 1 again."""
+    return f"v{model_version}_{fingerprint[:8]}"
 
 
 def latent_schema(latent_dim: int) -> pa.Schema:
@@ -91,18 +90,13 @@ def expected_path(day: str, features_hash: str, fingerprint: str, latent_space: 
 
 def stale_days(days: Iterable[str], paths: DatasetPaths, bundle: ModelBundle, model_version: int) -> list[str]:
     """Lists days whose rows in the table are not those of their features under this model."""
-    published = set(current_files(paths))
-    fingerprint, space = bundle.fingerprint, latent_space_name(model_version)
+    published, fingerprint = files_by_day(paths), bundle.fingerprint
+    space = latent_space_name(model_version, fingerprint)
     stale = []
     for day in days:
-        facts = read_facts(paths.features(day))
-        held = _published_days(published)
-        if (
-            facts
-            and facts["rows"] != "0"
-            and expected_path(day, facts["content_hash"], fingerprint, space) not in published
-        ) or (facts and facts["rows"] == "0" and day in held):
-            stale.append(day)
+        if facts := read_facts(paths.features(day)):
+            path = expected_path(day, facts["content_hash"], fingerprint, space) if facts["rows"] != "0" else None
+            stale += [day] if published.get(day) != path else []
     return stale
 
 
@@ -111,7 +105,7 @@ def score_file(bundle: ModelBundle, model_version: int, features: Path, target: 
     rows = pl.read_parquet(features)
     scored = bundle.score(rows)
     schema = latent_schema(bundle.model.latent_dim)
-    space = latent_space_name(model_version)
+    space = latent_space_name(model_version, bundle.fingerprint)
     columns = [
         rows["row_id"].to_arrow().cast(pa.string()),
         rows["event_time"].to_arrow().cast(pa.timestamp("us", "UTC")),
@@ -161,20 +155,20 @@ def publish(
     Raises:
         PublicationError: Features of a day are missing, or a written file is not what its features call for.
     """
-    space, fingerprint = latent_space_name(model_version), bundle.fingerprint
-    before = current_files(paths)
-    held = _published_days(before)
+    space = latent_space_name(model_version, bundle.fingerprint)
+    held = files_by_day(paths)
+    before = sorted(held.values())
     foreign = [path for path in before if not path.startswith(f"{space}/")]
     wanted = sorted({*days, *held}) if foreign else list(days)
     found: list[LatentDay] = []
     for done, day in enumerate(wanted):
         progress(done, len(wanted), "days scored")
-        found.append(_bring_up_to_date(day, paths, bundle, model_version, fingerprint))
+        found.append(_bring_up_to_date(day, paths, bundle, model_version))
     progress(len(wanted), len(wanted), "days scored")
 
     kept = {entry.path for entry in found if entry.path}
     touched = {entry.day for entry in found}
-    leaving = [path for path in before if path not in kept and _day_of(path) in touched]
+    leaving = [path for day, path in held.items() if path not in kept and day in touched]
     entering = sorted(kept - set(before))
     if entering or leaving:
         _commit(
@@ -185,9 +179,7 @@ def publish(
     return Publication(tuple(found), version, space, bool(entering or leaving))
 
 
-def _bring_up_to_date(
-    day: str, paths: DatasetPaths, bundle: ModelBundle, model_version: int, fingerprint: str
-) -> LatentDay:
+def _bring_up_to_date(day: str, paths: DatasetPaths, bundle: ModelBundle, model_version: int) -> LatentDay:
     source = paths.features(day)
     facts = read_facts(source)
     if not facts:
@@ -195,7 +187,8 @@ def _bring_up_to_date(
     rows = int(facts["rows"])
     if rows == 0:
         return LatentDay(day, 0, 0, None, False)
-    path = expected_path(day, facts["content_hash"], fingerprint, latent_space_name(model_version))
+    fingerprint = bundle.fingerprint
+    path = expected_path(day, facts["content_hash"], fingerprint, latent_space_name(model_version, fingerprint))
     target = paths.latents / path
     built = not target.exists()
     if built:
@@ -258,11 +251,3 @@ def _added(root: Path, path: str, now: int) -> AddAction:
 
 def _stamp(moment: dt.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _day_of(path: str) -> str:
-    return path.split("/")[1]
-
-
-def _published_days(files: Iterable[str]) -> set[str]:
-    return {_day_of(path) for path in files}

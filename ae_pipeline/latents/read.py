@@ -25,6 +25,20 @@ def current_files(paths: DatasetPaths) -> list[str]:
     return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
 
 
+def files_by_day(paths: DatasetPaths) -> dict[str, str]:
+    """Gives the file of each published day, relative to the table."""
+    return {path.split("/")[1]: path for path in current_files(paths)}
+
+
+def rows_published(days: Sequence[str], paths: DatasetPaths) -> int:
+    """Counts the rows that the table's log has for some days."""
+    table, wanted = open_table(paths), set(days)
+    if table is None:
+        return 0
+    log = pl.DataFrame(pl.from_arrow(pa.table(table.get_add_actions(flatten=True)))).select("path", "num_records")
+    return sum(rows for path, rows in log.iter_rows() if path.split("/")[1] in wanted)
+
+
 def published_day(path: str, paths: DatasetPaths) -> pl.DataFrame:
     """Reads one file of the table."""
     return pl.read_parquet(paths.latents / path)

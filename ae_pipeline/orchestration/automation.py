@@ -1,12 +1,11 @@
 """Jobs of a dataset and the schedule that retrains it."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.retraining import Content, features_content, is_training_due
+from ae_pipeline.orchestration.retraining import is_training_due, last_training
 from ae_pipeline.orchestration.stages import asset_key
 from ae_pipeline.orchestration.workspace import Workspace
 
@@ -58,16 +57,6 @@ def build_automation(config: PipelineConfig) -> dg.Definitions:
     return dg.Definitions(jobs=jobs, schedules=[_retraining_schedule(config)])
 
 
-def last_trained_content(instance: dg.DagsterInstance, config: PipelineConfig) -> Content | None:
-    """Gives the days as the last training found them, or None when there was none."""
-    event = instance.get_latest_materialization_event(asset_key(config, "autoencoder"))
-    if event is None or event.asset_materialization is None:
-        return None
-    found = event.asset_materialization.metadata.get("window_content")
-    content: Mapping[str, tuple[str, int]] | None = cast("Any", found.value) if found else None
-    return {day: (digest, rows) for day, (digest, rows) in content.items()} if content is not None else None
-
-
 def _retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=f"{config.dataset}_retrain",
@@ -92,6 +81,8 @@ def next_training(
     running = instance.get_runs(dg.RunsFilter(job_name=job_name(config, "train"), statuses=_RUNNING), limit=1)
     if running:
         return dg.SkipReason(f"a training is running: run {running[0].run_id}")
-    now, last = features_content(workspace.paths(config.dataset)), last_trained_content(instance, config)
-    due = is_training_due(now, last, config.retrain.min_new_rows)
+    from ae_pipeline.preprocessing.features import features_content  # polars, which loading the definitions can spare
+
+    now = features_content(config, workspace.paths(config.dataset))
+    due = is_training_due(config, now, last_training(instance, config))
     return dg.RunRequest(tags={"ae_pipeline/reason": due.words}) if due.yes else dg.SkipReason(due.words)

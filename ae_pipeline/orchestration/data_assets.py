@@ -22,17 +22,19 @@ def raw_data(config: PipelineConfig) -> Body:
         built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
         refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)
         rows, broken = sum(day.rows for day in built), sum(rejected.values())
-        doubled = count_duplicates([day.day for day in built if day.built], paths)
+        # A row that has moved to another day stands twice until the day that it left is rebuilt.
+        doubled = count_duplicates(sorted({*days, *(intake.moved if intake.moved else ())}), paths)
         context.log.info(
             f"{rows:,} rows on {len(days):,} days, {sum(day.built for day in built):,} of them written now; "
             f"{broken:,} rows in quarantine"
         )
-        if waiting := [day for day in intake.pending_days(paths) if day not in set(days)]:
+        if waiting := [day for day in intake.pending_days(config, paths) if day not in set(days)]:
             context.log.info(f"{len(waiting):,} further days wait for their own run: {shortened(waiting)}")
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day), rows=day.rows)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
-        share = broken / max(rows + broken, 1)
+        held = intake.ledger.rows_beside(days) + broken
+        share = broken / max(held, 1)
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
@@ -54,7 +56,7 @@ def raw_data(config: PipelineConfig) -> Body:
                     context,
                     "quarantine_share",
                     share <= config.max_quarantine_share,
-                    f"{broken:,} of {rows + broken:,} rows are in quarantine",
+                    f"{broken:,} of {held:,} rows of these files are in quarantine",
                     figure=share,
                     threshold=config.max_quarantine_share,
                 ),
@@ -68,12 +70,12 @@ def features(config: PipelineConfig) -> Body:
     """Cleans and derives columns of the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.ingestion.contract import load_contract
+        from ae_pipeline.ingestion.contract import contract_in_force
         from ae_pipeline.preprocessing.features import build_features_day
         from ae_pipeline.storage import read_facts
 
         paths, days, progress = paths_of(context, config), days_of(context), paced(context.log.info)
-        contract = load_contract(paths.contract)
+        contract = contract_in_force(paths.contract, config)
         built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
         context.log.info(

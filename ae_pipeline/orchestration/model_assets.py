@@ -4,6 +4,7 @@ import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.metadata import table
+from ae_pipeline.orchestration.retraining import settings_hash
 from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, workspace_of
 
 
@@ -35,6 +36,8 @@ def autoencoder(config: PipelineConfig) -> Body:
                 "window_fingerprint": window.fingerprint,
                 # What a schedule compares with: the days as they stood when this training began.
                 "window_content": dg.MetadataValue.json(trained.content),
+                "settings": settings_hash(config),
+                "dagster/uri": trained.folder.as_uri(),
             },
             data_version=dg.DataVersion(bundle.fingerprint),
             check_results=[
@@ -58,18 +61,24 @@ def champion(config: PipelineConfig) -> Body:
     """Lets the challenger take over where it passed the gate."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.orchestration.model_steps import decide
+        from ae_pipeline.orchestration.model_steps import decide, load_champion
 
-        decision = decide(config, workspace_of(context).tracker())
+        tracker = workspace_of(context).tracker()
+        decision = decide(config, tracker)
         context.log.info(decision.words)
+        version, bundle = load_champion(config, tracker)
+        loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"
         return dg.MaterializeResult(
             metadata={
                 "model_version": decision.champion.version,
                 "mlflow_run": decision.champion.run_id,
                 "decision": decision.words,
                 "promoted": decision.promoted,
+                "fingerprint": bundle.fingerprint,
+                "dagster/uri": tracker.bundle_folder(version).as_uri(),
             },
             data_version=dg.DataVersion(str(decision.champion.version)),
+            check_results=[check(context, "can_be_loaded", version.version == decision.champion.version, loaded)],
         )
 
     return body

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import StorageError, TrainingError
 from ae_pipeline.fitting import fit_bundle
-from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.read import current_files, model_version_of
-from ae_pipeline.orchestration.retraining import features_content
-from ae_pipeline.preprocessing.features import feature_columns
+from ae_pipeline.preprocessing.features import feature_columns, features_content
 from ae_pipeline.preprocessing.window import cut_window
 from ae_pipeline.promotion import Verdict, finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.storage import DatasetPaths
@@ -29,6 +29,7 @@ class Trained:
     version: TrackedVersion
     verdicts: tuple[Verdict, ...]
     content: dict[str, tuple[str, int]]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def train_challenger(
     """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger."""
     if not paths.contract.exists():
         raise TrainingError(f"nothing to train on: raw_data and features of {config.dataset!r} were never materialized")
-    content = features_content(paths)
+    content = features_content(config, paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
-    columns = feature_columns(config, load_contract(paths.contract))
+    columns = feature_columns(config, contract_in_force(paths.contract, config))
     say(
         f"training on {len(window.train)} days, validating on {len(window.validation)}, "
         f"calibrating on {len(window.calibration)}"
@@ -108,7 +109,7 @@ def train_challenger(
     broken = "; ".join(verdict.words for verdict in verdicts if not verdict.passed)
     tracker.tag_version(config.dataset, version.version, {_GATE: "passed" if passed else f"rejected: {broken}"})
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
-    return Trained(bundle, result, version, verdicts, content)
+    return Trained(bundle, result, version, verdicts, content, tracker.bundle_folder(version))
 
 
 def decide(config: PipelineConfig, tracker: Tracker) -> Decision:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.publish import stale_days
-from ae_pipeline.latents.read import current_files
-from ae_pipeline.orchestration.retraining import features_content
+from ae_pipeline.latents.read import files_by_day
+from ae_pipeline.preprocessing.features import features_content, features_input_hash
 from ae_pipeline.reports.build import is_reported
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage import DatasetPaths, read_facts
 from ae_pipeline.tracking import CHAMPION, Tracker
 
 
@@ -16,15 +17,12 @@ def days_without_features(config: PipelineConfig, paths: DatasetPaths) -> list[s
     """Lists days with raw rows whose features are missing or were built from other raw rows or settings."""
     if not paths.contract.exists():
         return []
-    from ae_pipeline.ingestion.contract import load_contract
-    from ae_pipeline.preprocessing.features import features_input_hash
-    from ae_pipeline.storage import read_facts
-
-    contract = load_contract(paths.contract)
+    contract = contract_in_force(paths.contract, config)
     return [
         day
         for day in _days_in(paths.raw("_").parent)
-        if read_facts(paths.features(day)).get("input_hash") != features_input_hash(day, config, contract, paths)
+        if config.has_day(day)
+        and read_facts(paths.features(day)).get("input_hash") != features_input_hash(day, config, contract, paths)
     ]
 
 
@@ -34,8 +32,8 @@ def days_without_report(config: PipelineConfig, paths: DatasetPaths, tracker: Tr
     if champion is None:
         return []
     bundle = ModelBundle.load(tracker.bundle_folder(champion))
-    days = list(features_content(paths))
-    published = {path.split("/")[1]: path for path in current_files(paths)}
+    days = list(features_content(config, paths))
+    published = files_by_day(paths)
     unreported = [day for day in days if not is_reported(day, published.get(day), paths, config)]
     return sorted({*stale_days(days, paths, bundle, champion.version), *unreported})
 

@@ -10,13 +10,16 @@ from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, pa
 _LOOKED_AT_FOR_COLLAPSE = 31
 """Newest files of a run whose latents are checked."""
 
+_FEW_ROWS = 30
+"""Fewer say nothing of how widely latents vary."""
+
 
 def latent_features(config: PipelineConfig) -> Body:
     """Scores the days asked for and publishes them in one commit."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from ae_pipeline.latents.publish import publish
-        from ae_pipeline.latents.read import latents_of
+        from ae_pipeline.latents.read import latents_of, rows_published
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.promotion import latents_not_collapsed
         from ae_pipeline.storage import read_facts
@@ -28,7 +31,7 @@ def latent_features(config: PipelineConfig) -> Body:
         files = [day.path for day in done.days if day.path]
         spread = latents_not_collapsed(latents_of(files[-_LOOKED_AT_FOR_COLLAPSE:], paths, bundle.model.latent_dim))
         asked = [day for day in done.days if day.day in days]
-        rows = sum(day.rows for day in done.days)
+        rows = rows_published([day.day for day in done.days], paths)
         expected = sum(int(read_facts(paths.features(day.day))["rows"]) for day in done.days)
         flagged = sum(day.flagged for day in asked)
         context.log.info(
@@ -63,7 +66,7 @@ def latent_features(config: PipelineConfig) -> Body:
                 check(
                     context,
                     spread.rule,
-                    spread.passed or not files,
+                    spread.passed or rows < _FEW_ROWS,
                     spread.words,
                     figure=spread.figure,
                     threshold=spread.threshold,
@@ -83,8 +86,8 @@ def anomaly_report(config: PipelineConfig) -> Body:
 
         paths, days = paths_of(context, config), days_of(context)
         version, bundle = load_version_of_table(config, paths, workspace_of(context).tracker())
-        report = build_report(days, paths, bundle, version.version, version.run_id, paced(context.log.info))
-        share, budget = report.flagged / max(report.rows, 1), config.alerts.budget
+        report = build_report(days, paths, bundle, config, version.version, version.run_id, paced(context.log.info))
+        share, budget = report.flagged / max(report.rows, 1), bundle.config.alerts.budget
         context.log.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
         for day in report.days:
             file = paths.reports / "days" / f"{day.day}.parquet"
@@ -93,7 +96,9 @@ def anomaly_report(config: PipelineConfig) -> Body:
         counts = f"{report.flagged:,} of {report.rows:,} rows are flagged"
         return dg.MaterializeResult(
             metadata={
+                "dagster/row_count": report.listed,
                 "dagster/uri": report.page.as_uri(),
+                "dagster/column_schema": parquet_schema(report.alerts),
                 "page": dg.MetadataValue.path(str(report.page)),
                 "summary": dg.MetadataValue.path(str(report.summary)),
                 "alerts": dg.MetadataValue.path(str(report.alerts)),

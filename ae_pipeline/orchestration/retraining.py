@@ -2,8 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
-from ae_pipeline.storage import DatasetPaths, read_facts
+import dagster as dg
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.stages import asset_key
+from ae_pipeline.storage import hash_json
 
 Content = Mapping[str, tuple[str, int]]
 """Content hash and rows of each day of features."""
@@ -11,43 +16,55 @@ Content = Mapping[str, tuple[str, int]]
 
 @dataclass(frozen=True)
 class Due:
-    """Whether to train, and why.
-
-    Attributes:
-        yes: To train.
-        words: The reason, for a person.
-        new_rows: Rows of days that are new or changed.
-    """
+    """Whether to train, and why in words for a person."""
 
     yes: bool
     words: str
-    new_rows: int
 
 
-def features_content(paths: DatasetPaths) -> dict[str, tuple[str, int]]:
-    """Lists the days of features that are there, with content hash and rows."""
-    folder = paths.features("_").parent
-    facts = {path.stem: read_facts(path) for path in sorted(folder.glob("[!.]*.parquet"))}
-    return {day: (fact["content_hash"], int(fact["rows"])) for day, fact in facts.items() if fact}
+@dataclass(frozen=True)
+class LastTraining:
+    """What a training started from: the days as they stood, and a hash of the settings that shape a model."""
+
+    content: Content
+    settings: str
 
 
-def is_training_due(now: Content, last: Content | None, min_new_rows: int) -> Due:
-    """Compares the days that the last training started from with those that are there.
+def settings_hash(config: PipelineConfig) -> str:
+    """Changes when a training would give another model of the same rows."""
+    return hash_json([config.model_dump(mode="json", include={"model", "training", "alerts", "exclude", "derive"})])
+
+
+def last_training(instance: dg.DagsterInstance, config: PipelineConfig) -> LastTraining | None:
+    """Reads what the last training started from, or None when there was none."""
+    event = instance.get_latest_materialization_event(asset_key(config, "autoencoder"))
+    metadata = event.asset_materialization.metadata if event and event.asset_materialization else {}
+    if "window_content" not in metadata or "settings" not in metadata:
+        return None
+    content: Content = cast("Any", metadata["window_content"].value)
+    days = {day: (digest, rows) for day, (digest, rows) in content.items()}
+    return LastTraining(days, str(metadata["settings"].value))
+
+
+def is_training_due(config: PipelineConfig, now: Content, last: LastTraining | None) -> Due:
+    """Compares what the last training started from with what is there now.
 
     Args:
+        config: The settings in force.
         now: Content of the features.
-        last: The same as the last training found it; None when there was none.
-        min_new_rows: Rows of new or changed days below which training can wait.
+        last: What the last training started from.
     """
     if not any(rows for _, rows in now.values()):
-        return Due(False, "there are no features yet; materialize raw_data and features first", 0)
+        return Due(False, "there are no features yet; materialize raw_data and features first")
     if last is None:
-        return Due(True, "nothing was trained yet", sum(rows for _, rows in now.values()))
-    changed = [day for day, (digest, _) in now.items() if day not in last or last[day][0] != digest]
+        return Due(True, "nothing was trained yet")
+    if last.settings != settings_hash(config):
+        return Due(True, "the settings of model, training, alerts or columns have changed since the last training")
+    changed = [day for day, (digest, _) in now.items() if day not in last.content or last.content[day][0] != digest]
     rows = sum(now[day][1] for day in changed)
     if not changed:
-        return Due(False, f"nothing new: all {len(now):,} days are as the last training found them", 0)
+        return Due(False, f"nothing new: all {len(now):,} days are as the last training found them")
     words = f"{rows:,} rows on {len(changed):,} new or changed days since the last training"
-    if rows < min_new_rows:
-        return Due(False, f"{words}, fewer than min_new_rows={min_new_rows:,}", rows)
-    return Due(True, words, rows)
+    if rows < config.retrain.min_new_rows:
+        return Due(False, f"{words}, fewer than min_new_rows={config.retrain.min_new_rows:,}")
+    return Due(True, words)

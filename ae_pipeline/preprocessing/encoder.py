@@ -134,7 +134,7 @@ class Encoder(Section):
                 _fill(matrix, block, column, numbers)
         return matrix
 
-    def describe(self, row: dict[str, Any], output: Matrix, column: str) -> tuple[str, str]:
+    def describe(self, row: dict[str, Any], output: npt.NDArray[Any], column: str) -> tuple[str, str]:
         """Puts a column's actual and expected value in its own terms.
 
         Args:
@@ -207,7 +207,7 @@ def _spoken_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _spoken_cycle(part: str, sine_cosine: Matrix) -> str:
+def _spoken_cycle(part: str, sine_cosine: npt.NDArray[Any]) -> str:
     turn = math.atan2(float(sine_cosine[0]), float(sine_cosine[1])) / (2 * math.pi) % 1
     if part == "weekday":
         return _WEEKDAYS[round(turn * 7) % 7]

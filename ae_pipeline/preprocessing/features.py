@@ -124,3 +124,10 @@ def build_features_day(day: str, config: PipelineConfig, contract: SchemaContrac
     features = build_features(pl.read_parquet(paths.raw(day)), config, contract)
     content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
     return DayResult(day, features.height, content_hash, True)
+
+
+def features_content(config: PipelineConfig, paths: DatasetPaths) -> dict[str, tuple[str, int]]:
+    """Lists the dataset's days whose features are there, with content hash and rows."""
+    files = sorted(paths.features("_").parent.glob("[!.]*.parquet"))
+    facts = {path.stem: read_facts(path) for path in files if config.has_day(path.stem)}
+    return {day: (fact["content_hash"], int(fact["rows"])) for day, fact in facts.items() if fact}

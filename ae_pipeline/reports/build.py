@@ -14,7 +14,7 @@ import polars as pl
 from ae_pipeline.bundle import Contribution, ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.read import current_files, published_day
+from ae_pipeline.latents.read import files_by_day, published_day
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet, write_text
 
 REPORT_VERSION = "1"
@@ -84,6 +84,7 @@ class Report:
         summary: The same as JSON.
         alerts: Ranked rows of all days as Parquet.
         days: Days of this run.
+        listed: Ranked rows over all days.
         rows: Rows scored on the days of this run.
         flagged: Flagged ones among them.
         strangest: Highest scores over all days.
@@ -93,6 +94,7 @@ class Report:
     summary: Path
     alerts: Path
     days: tuple[ReportDay, ...]
+    listed: int
     rows: int
     flagged: int
     strangest: tuple[RankedRow, ...]
@@ -102,11 +104,12 @@ def build_report(
     days: Sequence[str],
     paths: DatasetPaths,
     bundle: ModelBundle,
+    config: PipelineConfig,
     model_version: int,
     run_id: str,
     progress: Progress = lambda *_: None,
 ) -> Report:
-    """Ranks and explains the strangest rows of days, and rewrites page and summary over all days reported so far.
+    """Ranks and explains the strangest rows of days, and rewrites page and summary over all published days.
 
     A day's flagged rows are listed, up to report_rows of them, and its three strangest where fewer are flagged.
 
@@ -114,6 +117,7 @@ def build_report(
         days: Days to report on; they must be published.
         paths: The dataset's.
         bundle: The model that the table was scored with.
+        config: How many rows to list; flags go by the budget that the model was calibrated for.
         model_version: Its version.
         run_id: MLflow run that made it.
         progress: Told while it works.
@@ -121,12 +125,15 @@ def build_report(
     Raises:
         PublicationError: A day has features and is not in the published table.
     """
-    files = {path.split("/")[1]: path for path in current_files(paths)}
-    built = _report_days(days, files, paths, bundle, progress)
+    files = files_by_day(paths)
+    # A table that has changed its model as a whole takes the report of all its days along.
+    behind = {day for day, path in files.items() if not is_reported(day, path, paths, config)}
+    everything_built = _report_days(sorted({*days, *behind}), files, paths, bundle, config, progress)
+    built = [day for day in everything_built if day.day in set(days)]
     everything = _all_days(paths, set(files))
     alerts = paths.reports / "alerts.parquet"
     write_parquet(alerts, everything.to_arrow())
-    strangest = _ranked(everything.head(bundle.config.alerts.report_rows))
+    strangest = _ranked(everything.head(config.alerts.report_rows))
     summary = _summary(paths, bundle, model_version, run_id, files, strangest)
     write_text(paths.reports / "summary.json", json.dumps(summary, indent=1, default=str))
     write_text(paths.reports / "report.html", _page(summary, strangest))
@@ -135,6 +142,7 @@ def build_report(
         paths.reports / "summary.json",
         alerts,
         tuple(built),
+        everything.height,
         sum(day.rows for day in built),
         sum(day.flagged for day in built),
         tuple(strangest),
@@ -167,19 +175,24 @@ class _Draft:
 
 
 def _report_days(
-    days: Sequence[str], files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBundle, progress: Progress
+    days: Sequence[str],
+    files: Mapping[str, str],
+    paths: DatasetPaths,
+    bundle: ModelBundle,
+    config: PipelineConfig,
+    progress: Progress,
 ) -> list[ReportDay]:
     """Ranks the rows of each day that needs it, explains those of all days together, and writes a file for each."""
     known: dict[str, ReportDay] = {}
     drafts: list[_Draft] = []
     for done, day in enumerate(days):
         progress(done, len(days), "days ranked")
-        input_hash = _input_hash(files.get(day), bundle.config)
+        input_hash = _input_hash(files.get(day), config)
         facts = read_facts(_day_file(paths, day))
         if facts.get("input_hash") == input_hash:
             known[day] = ReportDay(day, int(facts["scored"]), int(facts["flagged"]), facts["content_hash"])
         else:
-            drafts.append(_rank(day, input_hash, files.get(day), paths, bundle))
+            drafts.append(_rank(day, input_hash, files.get(day), paths, config.alerts.report_rows))
     # Together, since explaining one row costs nearly what explaining a thousand does.
     explained = iter(bundle.explain(pl.concat([draft.features for draft in drafts])) if drafts else [])
     for draft in drafts:
@@ -194,7 +207,7 @@ def _report_days(
     return [known[day] for day in days]
 
 
-def _rank(day: str, input_hash: str, path: str | None, paths: DatasetPaths, bundle: ModelBundle) -> _Draft:
+def _rank(day: str, input_hash: str, path: str | None, paths: DatasetPaths, report_rows: int) -> _Draft:
     features = pl.read_parquet(paths.features(day))
     if path is None:
         if features.height:
@@ -205,7 +218,7 @@ def _rank(day: str, input_hash: str, path: str | None, paths: DatasetPaths, bund
         return _Draft(day, input_hash, 0, 0, empty, features)
     scored = published_day(path, paths).select(*_RANKED)
     flagged = int(scored["is_anomaly"].sum())
-    count = min(max(flagged, _ALWAYS_SHOWN), bundle.config.alerts.report_rows, scored.height)
+    count = min(max(flagged, _ALWAYS_SHOWN), report_rows, scored.height)
     # Highest score first; of equal ones the identity decides, so that the order is always the same.
     top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
     rows = top.select("row_id").join(features, on="row_id", how="left", maintain_order="left")

@@ -46,23 +46,25 @@ class Calibration:
         return float(self.scores[n - within])
 
 
-def calibrate(scores: Array, budget: float, days: int) -> Calibration:
+def calibrate(scores: Array, budget: float, days: int | None) -> Calibration:
     """Makes a calibration from the scores of held-out rows.
 
     Args:
         scores: Of rows that neither weights nor tails were fitted on, in any order.
         budget: Share of normal rows that may be flagged.
-        days: How many days these rows span, to say how many would do.
+        days: How many days these rows span, to say how many would do; None where rows have no time.
 
     Raises:
         TrainingError: There are too few rows for the budget.
     """
     needed = math.ceil(round(1 / budget, 6)) - 1
     if len(scores) < needed:
-        enough = math.ceil(days * needed / max(len(scores), 1))
-        raise TrainingError(
-            f"alerts.budget={budget:g} needs {needed:,} calibration rows, and the {days} calibration days hold "
-            f"{len(scores):,}; set calibration_days to about {enough}, or the budget to {1 / (len(scores) + 1):.2g} or "
-            "more"
-        )
+        least = f"the budget to {1 / (len(scores) + 1):.2g} or more"
+        if days is None:
+            held, remedy = f"there are {len(scores):,}", f"land more rows, or set {least}"
+        else:
+            enough = math.ceil(days * needed / max(len(scores), 1))
+            held = f"the {days} calibration days hold {len(scores):,}"
+            remedy = f"set calibration_days to about {enough}, or {least}"
+        raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {held}; {remedy}")
     return Calibration(np.sort(scores), budget)
