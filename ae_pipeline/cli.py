@@ -85,7 +85,10 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
     from ae_pipeline.component import AutoencoderPipeline
     from ae_pipeline.definitions import defs
 
-    definitions = defs()
+    try:
+        definitions = defs()
+    except Exception as error:
+        raise ConfigError(_innermost(error)) from error
     tree = definitions.component_tree
     components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
     configs = {component.config.dataset: component.config for component in components}
@@ -95,6 +98,17 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
         # Dagster enforces a pool only once it has been seen.
         instance.event_log_storage.set_concurrency_slots(dataset, 1)
     return definitions, workspace, configs, instance
+
+
+def _innermost(error: BaseException) -> str:
+    """Finds the words at the bottom of a chain of errors: file, line, key and rule of a mistake in a defs.yaml."""
+    chain = [error]
+    while below := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(below)
+    # Dagster adds file and line to what pydantic says of a key.
+    error = next((each for each in reversed(chain) if ".yaml:" in str(each)), chain[-1])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"the defs folder cannot be loaded: {' '.join(lines[:6])}; mend it, `dg check defs` tells more"
 
 
 def _run(dataset: str) -> int:
@@ -186,9 +200,18 @@ def _execute(
         run_config=LOGGERS, instance=instance, tags=tags, raise_on_error=False
     )
     if not result.success:
-        raise PipelineError(
-            f"the run {result.run_id} of {name} failed for the reason above; it can be looked at with `make ui`"
-        )
+        reasons = [
+            event.step_failure_data.error_display_string.strip()
+            for event in result.all_events
+            if event.is_step_failure and event.step_failure_data.error
+        ]
+        told = [
+            event.step_failure_data.user_failure_data.description
+            for event in result.all_events
+            if event.is_step_failure and event.step_failure_data.user_failure_data
+        ]
+        reason = next(iter([*filter(None, told), *reasons]), "it did not say why")
+        raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
 
 
 def _contiguous(days: Sequence[str]) -> Iterator[tuple[str, str]]:

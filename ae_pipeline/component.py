@@ -37,6 +37,7 @@ attributes:
     hidden: [128] # widths of the encoder; the decoder mirrors them
 
   training:
+    # At least validation_days + calibration_days + 1 days with rows are needed; shorten them for less data.
     window_days: 365 # the newest days that a training looks at, cut by time:
     validation_days: 21 # … then these, for early stopping
     calibration_days: 42 # … and the newest ones, for the p-values of the scores

@@ -620,3 +620,19 @@ def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: Datase
         assert_says(
             shop.take_in().ledger.refused["b.csv"], f"column '{name}' bears a name of the pipeline's own", REMEDY
         )
+
+
+def test_a_few_broken_rows_among_many_files_are_quarantined(shop: Dataset) -> None:
+    for place in range(60):
+        bad = line(f"x{place}") if place in {7, 21, 40} else ""
+        shop.land(f"many/{place:02d}.csv", HEADER + line(100 + place) + bad)
+    assert len(shop.ids()) == 63
+    assert [rule for *_, rule, _ in shop.quarantine()] == ["id: integer"] * 3
+
+
+def test_a_refused_file_that_is_taken_away_is_forgotten(shop: Dataset) -> None:
+    broken = shop.land("b.csv", b"")
+    assert list(shop.take_in().ledger.refused) == ["b.csv"]
+    broken.unlink()
+    assert shop.take_in().ledger.refused == {}
+    assert shop.ids() == [1, 2, 3]

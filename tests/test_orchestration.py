@@ -13,11 +13,14 @@ import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from deltalake import DeltaTable
 
+from ae_pipeline.cli import _execute, _innermost
 from ae_pipeline.component import AutoencoderPipeline
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import PipelineError, TrainingError
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.automation import LOGGERS, next_training
 from ae_pipeline.orchestration.retraining import is_training_due, last_training
+from ae_pipeline.orchestration.summary import summarise
 from ae_pipeline.orchestration.workspace import Workspace
 from ae_pipeline.preprocessing.features import features_content
 
@@ -308,3 +311,37 @@ def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(
         rows = pl.read_parquet(DeltaTable(tmp_path / "data" / "latents" / "orders").file_uris())
         assert rows.height == len(DAYS) * ROWS
         assert rows["event_time"].null_count() == rows.height
+
+
+def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:
+    config = PipelineConfig.model_validate(ATTRIBUTES)
+    shop.land(DAYS[0])
+    assert shop.run("ingest", DAYS[0]).success
+    with pytest.raises(PipelineError, match="orders_publish failed: 'orders' has no champion; materialize autoencoder"):
+        _execute(shop.defs, shop.instance, config, "publish", (DAYS[0], DAYS[0]))
+
+
+def test_the_summary_stands_after_a_training_that_failed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ae_pipeline.orchestration import model_steps
+
+    def fail(*_: object) -> None:
+        raise TrainingError("the loss is not finite; lower learning_rate")
+
+    shop.bring_up()
+    monkeypatch.setattr(model_steps, "fit_bundle", fail)
+    config = PipelineConfig.model_validate(ATTRIBUTES)
+    with pytest.raises(PipelineError, match="orders_train failed: the loss is not finite; lower learning_rate"):
+        _execute(shop.defs, shop.instance, config, "train", None)
+    text = summarise(config, shop.workspace.paths("orders"), shop.workspace.tracker(), shop.instance)
+    assert "orders version 1" in text
+    assert "checks           all passed" in text
+
+
+def test_a_mistake_in_a_yaml_is_told_in_a_line() -> None:
+    error = RuntimeError("outer")
+    error.__cause__ = ValueError("attributes.trainning at defs.yaml:26\n  Extra inputs are not permitted")
+    told = _innermost(error)
+    assert told == (
+        "the defs folder cannot be loaded: attributes.trainning at defs.yaml:26 Extra inputs are not permitted; "
+        "mend it, `dg check defs` tells more"
+    )

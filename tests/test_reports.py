@@ -79,12 +79,12 @@ def report(planted, days) -> Report:
 
 
 class TestRanking:
-    def test_every_flagged_row_of_a_day_is_listed_and_the_three_strangest_where_fewer_are(self, planted, days, report):
+    def test_every_flagged_row_of_a_day_is_listed_and_the_ten_strangest_where_fewer_are(self, planted, days, report):
         table = pl.read_delta(str(planted.paths.latents))
         for entry in report.days:
             rows = table.filter(pl.col("date").dt.to_string() == entry.day)
             flagged = set(rows.filter("is_anomaly")["row_id"])
-            strangest = set(rows.sort("score", descending=True).head(3)["row_id"])
+            strangest = set(rows.sort("score", descending=True).head(10)["row_id"])
             listed = ranked(planted, entry.day)
             assert set(listed["row_id"]) == flagged | strangest
             assert (entry.rows, entry.flagged) == (60, len(flagged))

@@ -76,16 +76,19 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     wrong = both.select(pl.any_horizontal(broken.condition for broken in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
     if wrong.any():
-        rejected = pl.concat([rejected, _told(file.rows.filter(wrong), both.filter(wrong), rules)]).sort(
-            "source_file", "row_number"
-        )
+        rejected = pl.concat(
+            [rejected, _told(file.rows.filter(wrong).rechunk(), both.filter(wrong).rechunk(), rules)]
+        ).sort("source_file", "row_number")
         both = both.filter(~wrong)
     typed = both.select(*PLACE, *(pl.col(_TYPED + name).alias(name) for name in contract.columns))
     return FileRows(_with_row_columns(typed, contract, config), rejected)
 
 
 def _told(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]) -> pl.DataFrame:
-    """Says of each row which rule it breaks first, and keeps it as it stood."""
+    """Says of each row which rule it breaks first, and keeps it as it stood.
+
+    Both frames are in one chunk: polars' format panics on a filtered frame of many (seen with 2.1).
+    """
     rule = pl.coalesce([pl.when(broken.condition).then(pl.lit(broken.name)) for broken in rules])
     reason = pl.coalesce([pl.when(broken.condition).then(broken.reason) for broken in rules])
     record = pl.struct(pl.exclude(*PLACE).cast(pl.String)).struct.json_encode()
@@ -148,7 +151,9 @@ def _spoken(rule: ColumnRule) -> str:
         case ColumnType.CLOCK_HHMM:
             return "a clock such as 1745"
         case ColumnType.TIMESTAMP | ColumnType.DATE:
-            return f"a {rule.type.value}" + (f" written {rule.format}" if rule.format else "")
+            return f"a {rule.type.value}" + (
+                f" written {rule.format} (without format in the contract: any usual form)" if rule.format else ""
+            )
         case _:
             return "text"
 

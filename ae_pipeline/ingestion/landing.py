@@ -135,7 +135,9 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
     before = Ledger.load(paths.ledger)
     rules = _rules(contract, config, today)
     new = [name for name, path in landed.items() if not _is_known(before.files.get(name), path, rules)]
-    files, changed_columns = dict(before.files), []
+    # A refused file that has left and gave no rows leaves nothing to remember.
+    files = {name: entry for name, entry in before.files.items() if name in landed or not entry.refused or entry.staged}
+    changed_columns = []
     batch = _Batch(contract, config, paths, today)
     try:
         for done, name in enumerate(new):

@@ -40,6 +40,10 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines.append(
             f"flagged          {summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
         )
+        if left_out := summary["columns_left_out"]:
+            lines.append(
+                f"left out         {', '.join(left_out)} (columns that the model does not see; why: summary.json)"
+            )
         lines += ["", "The ten strangest rows:"]
         for place, row in enumerate(summary["strangest"][:10], 1):
             lines.append(f"{place:>3}. {row['row_id']}  (score {row['score']:.1f})")
@@ -57,9 +61,8 @@ def _failed_checks(config: PipelineConfig, instance: dg.DagsterInstance) -> list
     keys = [dg.AssetCheckKey(asset_key(config, name), rule) for name, stage in STAGES.items() for rule in stage.checks]
     failed = []
     for record in instance.event_log_storage.get_latest_asset_check_execution_by_key(keys).values():
-        event = record.event.dagster_event if record.event else None
-        if event is None or not record.evaluation:
-            continue
-        if not record.evaluation.passed:
+        # A check that was planned in a run that failed before it has no result, and the run's failure tells of that.
+        planned = record.event is None or record.event.dagster_event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        if not planned and record.evaluation and not record.evaluation.passed:
             failed.append(f"{record.key.asset_key.path[-1]}.{record.key.name}: {record.evaluation.description}")
     return failed

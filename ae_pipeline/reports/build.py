@@ -23,7 +23,8 @@ REPORT_VERSION = "1"
 SUMMARY_FORMAT = 1
 """Of summary.json; raised when a reader of before would stumble."""
 
-_ALWAYS_SHOWN = 3
+_ALWAYS_SHOWN = 10
+"""Rows of each day that are ranked at least, so that the ten strangest of all days are among them."""
 
 _SCHEMA = {
     "row_id": pl.String(),
@@ -111,7 +112,7 @@ def build_report(
 ) -> Report:
     """Ranks and explains the strangest rows of days, and rewrites page and summary over all published days.
 
-    A day's flagged rows are listed, up to report_rows of them, and its three strangest where fewer are flagged.
+    A day's flagged rows are listed, up to report_rows of them, and its ten strangest where fewer are flagged.
 
     Args:
         days: Days to report on; they must be published.
