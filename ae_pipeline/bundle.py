@@ -107,8 +107,10 @@ class ModelBundle:
 
     def encode(self, features: pl.DataFrame) -> Matrix:
         """Maps n rows of features to latents, (n, latent_dim), float32."""
-        parts = [self._forward(batch)[0].float().cpu().numpy() for batch in self._batches(features)]
-        return np.concatenate(parts) if parts else np.empty((0, self.model.latent_dim), np.float32)
+        parts = [np.empty((0, self.model.latent_dim), np.float32)]
+        with torch.inference_mode():
+            parts += [self._exact[0].encode(batch).float().cpu().numpy() for batch in self._batches(features)]
+        return np.concatenate(parts)
 
     def score(self, features: pl.DataFrame) -> ScoredRows:
         """Scores n rows; the same rows in the same batches give the same bytes.

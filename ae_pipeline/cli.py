@@ -81,6 +81,8 @@ def _serve(port: int, mlflow_port: int) -> int:
 
 def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"], "dg.DagsterInstance"]:
     import dagster as dg
+    from pydantic import ValidationError
+    from yaml import YAMLError
 
     from ae_pipeline.component import AutoencoderPipeline
     from ae_pipeline.definitions import defs
@@ -88,6 +90,9 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
     try:
         definitions = defs()
     except Exception as error:
+        # Dagster wraps a mistake in a YAML and a defect of the code alike; only of the first is a line enough.
+        if not any(isinstance(each, ValidationError | YAMLError | dg.DagsterError) for each in _chain(error)):
+            raise
         raise ConfigError(_innermost(error)) from error
     tree = definitions.component_tree
     components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
@@ -100,11 +105,16 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
     return definitions, workspace, configs, instance
 
 
-def _innermost(error: BaseException) -> str:
-    """Finds the words at the bottom of a chain of errors: file, line, key and rule of a mistake in a defs.yaml."""
+def _chain(error: BaseException) -> list[BaseException]:
     chain = [error]
     while below := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(below)
+    return chain
+
+
+def _innermost(error: BaseException) -> str:
+    """Finds the words at the bottom of a chain of errors: file, line, key and rule of a mistake in a defs.yaml."""
+    chain = _chain(error)
     # Dagster adds file and line to what pydantic says of a key.
     error = next((each for each in reversed(chain) if ".yaml:" in str(each)), chain[-1])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -127,11 +137,11 @@ def _run(dataset: str) -> int:
     _land_demo(config, workspace)
 
     from ae_pipeline.ingestion.landing import take_in
-    from ae_pipeline.orchestration.console import paced
+    from ae_pipeline.orchestration.console import Pace
     from ae_pipeline.orchestration.pending import days_without_features, days_without_report
 
     worked = False
-    say = paced(lambda words: print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True), seconds=2)
+    say = Pace(lambda words: print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True), seconds=2)
     with workspace.locked(dataset):
         intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), say)
     pending = sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})
@@ -200,17 +210,9 @@ def _execute(
         run_config=LOGGERS, instance=instance, tags=tags, raise_on_error=False
     )
     if not result.success:
-        reasons = [
-            event.step_failure_data.error_display_string.strip()
-            for event in result.all_events
-            if event.is_step_failure and event.step_failure_data.error
-        ]
-        told = [
-            event.step_failure_data.user_failure_data.description
-            for event in result.all_events
-            if event.is_step_failure and event.step_failure_data.user_failure_data
-        ]
-        reason = next(iter([*filter(None, told), *reasons]), "it did not say why")
+        failed = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
+        told = failed.user_failure_data.description if failed.user_failure_data else None
+        reason = told or failed.error_display_string.strip()
         raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
 
 

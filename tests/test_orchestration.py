@@ -13,13 +13,13 @@ import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from deltalake import DeltaTable
 
-from ae_pipeline.cli import _execute, _innermost
+from ae_pipeline.cli import _execute, _innermost, _load
 from ae_pipeline.component import AutoencoderPipeline
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PipelineError, TrainingError
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.automation import LOGGERS, next_training
-from ae_pipeline.orchestration.retraining import is_training_due, last_training
+from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
 from ae_pipeline.orchestration.summary import summarise
 from ae_pipeline.orchestration.workspace import Workspace
 from ae_pipeline.preprocessing.features import features_content
@@ -294,8 +294,25 @@ def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
     due = is_training_due(config, features_content(config, running_shop.workspace.paths("orders")), last)
     assert (due.yes, due.words) == (
         True,
-        "the settings of model, training, alerts or columns have changed since the last training",
+        "the settings of model, training, alert budget or columns have changed since the last training",
     )
+
+
+def test_how_many_rows_a_report_lists_is_no_reason_to_train() -> None:
+    config = PipelineConfig.model_validate(ATTRIBUTES)
+    longer = config.model_copy(update={"alerts": config.alerts.model_copy(update={"report_rows": 7})})
+    assert settings_hash(longer) == settings_hash(config)
+
+
+def test_a_defect_of_the_code_is_not_taken_for_a_mistake_in_a_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ae_pipeline.definitions
+
+    def broken() -> None:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(ae_pipeline.definitions, "defs", broken)
+    with pytest.raises(AttributeError, match="a defect"):
+        _load()
 
 
 def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def line_logger(context: dg.InitLoggerContext) -> logging.Logger:
 class Pace:
     """A progress callback that logs at most every few seconds, and nothing of work that takes less."""
 
-    def __init__(self, log: Callable[[str], None], seconds: float) -> None:
+    def __init__(self, log: Callable[[str], None], seconds: float = 3.0) -> None:
         self._log, self._seconds, self._last = log, seconds, time.monotonic()
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -59,8 +59,3 @@ class Pace:
         for done, item in enumerate(items):
             self(done, len(items), what)
             yield item
-
-
-def paced(log: Callable[[str], None], seconds: float = 3.0) -> Pace:
-    """Makes a progress callback out of a log."""
-    return Pace(log, seconds)

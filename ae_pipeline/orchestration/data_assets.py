@@ -5,7 +5,7 @@ import datetime as dt
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.console import paced
+from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
 from ae_pipeline.orchestration.stages import Body, check, days_of, paths_of, shortened
 
@@ -17,7 +17,7 @@ def raw_data(config: PipelineConfig) -> Body:
         from ae_pipeline.ingestion.landing import take_in
         from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
 
-        paths, days, progress = paths_of(context, config), days_of(context), paced(context.log.info)
+        paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
         intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)
         built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
         refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)
@@ -74,7 +74,7 @@ def features(config: PipelineConfig) -> Body:
         from ae_pipeline.preprocessing.features import build_features_day
         from ae_pipeline.storage import read_facts
 
-        paths, days, progress = paths_of(context, config), days_of(context), paced(context.log.info)
+        paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
         contract = contract_in_force(paths.contract, config)
         built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.console import paced
+from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import joint_version, parquet_schema, table, tell_partition
 from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, workspace_of
 
@@ -27,7 +27,7 @@ def latent_features(config: PipelineConfig) -> Body:
         paths, days = paths_of(context, config), set(days_of(context))
         version, bundle = load_champion(config, workspace_of(context).tracker())
         origin = {**origin_of(context), "mlflow_run_id": version.run_id}
-        done = publish(sorted(days), paths, bundle, version.version, origin, paced(context.log.info))
+        done = publish(sorted(days), paths, bundle, version.version, origin, Pace(context.log.info))
         files = [day.path for day in done.days if day.path]
         spread = latents_not_collapsed(latents_of(files[-_LOOKED_AT_FOR_COLLAPSE:], paths, bundle.model.latent_dim))
         asked = [day for day in done.days if day.day in days]
@@ -86,7 +86,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
 
         paths, days = paths_of(context, config), days_of(context)
         version, bundle = load_version_of_table(config, paths, workspace_of(context).tracker())
-        report = build_report(days, paths, bundle, config, version.version, version.run_id, paced(context.log.info))
+        report = build_report(days, paths, bundle, config, version.version, version.run_id, Pace(context.log.info))
         share, budget = report.flagged / max(report.rows, 1), bundle.config.alerts.budget
         context.log.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
         for day in report.days:

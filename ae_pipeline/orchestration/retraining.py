@@ -32,7 +32,8 @@ class LastTraining:
 
 def settings_hash(config: PipelineConfig) -> str:
     """Changes when a training would give another model of the same rows."""
-    return hash_json([config.model_dump(mode="json", include={"model", "training", "alerts", "exclude", "derive"})])
+    settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive"})
+    return hash_json([settings, config.alerts.budget])
 
 
 def last_training(instance: dg.DagsterInstance, config: PipelineConfig) -> LastTraining | None:
@@ -59,7 +60,9 @@ def is_training_due(config: PipelineConfig, now: Content, last: LastTraining | N
     if last is None:
         return Due(True, "nothing was trained yet")
     if last.settings != settings_hash(config):
-        return Due(True, "the settings of model, training, alerts or columns have changed since the last training")
+        return Due(
+            True, "the settings of model, training, alert budget or columns have changed since the last training"
+        )
     changed = [day for day, (digest, _) in now.items() if day not in last.content or last.content[day][0] != digest]
     rows = sum(now[day][1] for day in changed)
     if not changed:
