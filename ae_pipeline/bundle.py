@@ -3,12 +3,13 @@
 import copy
 import hashlib
 import json
+import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +23,21 @@ import ae_pipeline
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import BundleError, ConfigError
 from ae_pipeline.models.base import AutoEncoder
-from ae_pipeline.models.factory import build_model
-from ae_pipeline.models.losses import TabularLoss
-from ae_pipeline.preprocessing.encoder import Encoder, Matrix
-from ae_pipeline.preprocessing.window import Window
+from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.models.image_loss import ImageLoss
+from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.preprocessing.encoder import Encoder, read_encoder
+from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
+from ae_pipeline.preprocessing.window import PARTS, Window
 from ae_pipeline.scoring.calibration import Calibration
 from ae_pipeline.scoring.tails import ColumnTails
 from ae_pipeline.storage import atomic_write, hash_json, make_folder
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a bundle of before can no longer be read as it is."""
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
-_SCORING_ROWS = 8192
+_SCORING_ROWS, _SCORING_ELEMENTS = 8192, 2**24
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class ScoredRows:
 
     Attributes:
         latents: z, (n, latent_dim), float32.
-        score: Surprise of each row's strangest column, nats, (n,); the higher, the stranger.
+        score: Surprise of each row's strangest part, nats, (n,); the higher, the stranger.
         p_value: Share of rows like those of the calibration days that score as high, (n,).
         is_anomaly: Whether p_value lies within the alert budget, (n,).
     """
@@ -56,11 +59,11 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class Contribution:
-    """One column's part in a row's score.
+    """One part of a row's score.
 
     Attributes:
-        column: Of the features.
-        surprise: −ln of the share of rows whose loss in this column is as high, nats.
+        column: Of the features; of images `image`, the whole, or `spot`, its strangest window.
+        surprise: −ln of the share of rows whose loss in this part is as high, nats.
         actual: Its value.
         expected: What the model makes of the row as a whole.
     """
@@ -72,15 +75,31 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What a person looks at of n images.
+
+    Attributes:
+        image: As the network sees it, on the scale 0 to 1, (n, height, width, channels).
+        reconstruction: What the network makes of it, likewise.
+        residual: How far the residual around each pixel is from the usual, 1 on average of normal images,
+            (n, height, width).
+    """
+
+    image: npt.NDArray[np.float64]
+    reconstruction: npt.NDArray[np.float64]
+    residual: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class ModelBundle:
     """A fitted pipeline from features to latents and scores.
 
     Attributes:
         config: Under which it was fitted.
-        encoder: Features to matrix.
+        encoder: Features to what the network sees.
         model: The network, in evaluation mode.
-        loss: Loss by block.
-        tails: Column losses to surprise.
+        loss: Of reconstructions, by what scores are attributed to: `loss.columns`.
+        tails: Losses to surprise.
         calibration: Scores to p-values.
         window: Days it was fitted on.
         facts: Versions of code and libraries, and figures of the training.
@@ -89,7 +108,7 @@ class ModelBundle:
     config: PipelineConfig
     encoder: Encoder
     model: AutoEncoder
-    loss: TabularLoss
+    loss: ReconstructionLoss
     tails: ColumnTails
     calibration: Calibration
     window: Window
@@ -109,7 +128,7 @@ class ModelBundle:
         """Maps n rows of features to latents, (n, latent_dim), float32."""
         parts = [np.empty((0, self.model.latent_dim), np.float32)]
         with torch.inference_mode():
-            parts += [self._exact[0].encode(batch).float().cpu().numpy() for batch in self._batches(features)]
+            parts += [self._exact[0].encode(batch).float().cpu().numpy() for _, batch in self._batches(features)]
         return np.concatenate(parts)
 
     def score(self, features: pl.DataFrame) -> ScoredRows:
@@ -124,49 +143,85 @@ class ModelBundle:
         return ScoredRows(latents, score, p_value, self.calibration.flags(p_value))
 
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
-        """Says for each row which columns made it strange, the strangest first.
+        """Says for each row which of its parts made it strange, the strangest first.
 
         Args:
             features: The rows, few of them.
-            columns: How many columns to name.
+            columns: How many parts to name at most.
         """
-        passes = [(self._forward(batch)[1], batch) for batch in self._batches(features)]
-        outputs = np.concatenate([_nothing(self.encoder.width), *(self._expected(output) for output, _ in passes)])
-        surprise = self.tails(np.concatenate([_nothing(len(self.columns)), *(self._column_losses(*p) for p in passes)]))
-        explained = []
-        for row, output, parts in zip(features.iter_rows(named=True), outputs, surprise, strict=True):
-            best = np.argsort(-parts, kind="stable")[:columns]
-            explained.append(
-                [
-                    Contribution(self.columns[i], float(parts[i]), *self.encoder.describe(row, output, self.columns[i]))
-                    for i in best
-                ]
-            )
+        explained: list[list[Contribution]] = []
+        for rows, batch, _, output in self._passes(features):
+            surprise = self.tails(self._losses(output, batch))
+            expected, x = self._exact[1].to_scale(output), batch
+            for place, row in enumerate(rows.iter_rows(named=True)):
+                best = np.argsort(-surprise[place], kind="stable")[:columns]
+                one = slice(place, place + 1)
+                explained.append(
+                    [self._contribution(int(i), surprise[place, i], row, x[one], expected[one]) for i in best]
+                )
         return explained
 
-    def column_losses(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
-        """Gives the reconstruction loss of each row and column, nats, (n, columns)."""
+    def _contribution(
+        self, part: int, surprise: float, row: Mapping[str, Any], x: torch.Tensor, expected: torch.Tensor
+    ) -> Contribution:
+        name = self.loss.columns[part]
+        if isinstance(self.encoder, TableEncoder):
+            told = self.encoder.describe(row, expected[0].cpu().numpy(), name)
+            return Contribution(name, float(surprise), *told)
+        loss = cast("ImageLoss", self._exact[1])
+        actual = f"{float(loss.by_column(expected, x)[0, part]):.1f} times the usual residual"
+        if name == "spot":
+            actual += " at row {}, column {}".format(*loss.strangest_spot(expected, x))
+        return Contribution(name, float(surprise), actual, f"{self.tails.knots[part, -1]:.1f} times at most in 99 %")
+
+    def losses(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Gives the reconstruction loss of each row and part, (n, len(loss.columns))."""
         return self._latents_and_losses(features)[1]
 
+    def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Gives what the network makes of n rows, on the scale of the encoded inputs, (n, …)."""
+        expected = [self._exact[1].to_scale(output).cpu().numpy() for *_, output in self._passes(features)]
+        return np.concatenate([np.empty((0, *self.encoder.shape)), *expected])
+
+    def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
+        """Puts what the network makes of n rows in place of their fitted columns, in the columns' own terms.
+
+        A network that has learnt with corruption, or whose latent space is too narrow for noise, keeps what columns or
+        pixels have in common and drops the rest. Dates, event times and unknown categories stay as they are.
+
+        Raises:
+            BundleError: A column is missing or of another type.
+        """
+        return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
+
+    def pictures(self, features: pl.DataFrame) -> Pictures | None:
+        """Gives image, reconstruction and residual map of n rows, few of them; None where rows are no images."""
+        if isinstance(self.encoder, TableEncoder):
+            return None
+        loss = cast("ImageLoss", self._exact[1])
+        low, high = self.encoder.ends
+        images, residuals = [], []
+        for _, x, _, output in self._passes(features):
+            images.append(torch.stack([x, output]).permute(0, 1, 3, 4, 2).sub(low).div(high - low).clamp(0, 1))
+            residuals.append(loss.spots(output, x, to_the_edge=True))
+        pairs = torch.cat(images, 1).cpu().numpy()
+        return Pictures(pairs[0], pairs[1], torch.cat(residuals).cpu().numpy())
+
     def _latents_and_losses(self, features: pl.DataFrame) -> tuple[Matrix, npt.NDArray[np.float64]]:
-        latents, losses = [np.empty((0, self.model.latent_dim), np.float32)], [_nothing(len(self.columns))]
-        for batch in self._batches(features):
-            z, output = self._forward(batch)
+        latents = [np.empty((0, self.model.latent_dim), np.float32)]
+        losses = [np.empty((0, len(self.loss.columns)))]
+        for _, batch, z, output in self._passes(features):
             latents.append(z.float().cpu().numpy())
-            losses.append(self._column_losses(output, batch))
+            losses.append(self._losses(output, batch))
         return np.concatenate(latents), np.concatenate(losses)
 
-    def _column_losses(self, output: torch.Tensor, batch: torch.Tensor) -> npt.NDArray[np.float64]:
+    def _losses(self, output: torch.Tensor, batch: torch.Tensor) -> npt.NDArray[np.float64]:
         with torch.inference_mode():
-            losses: npt.NDArray[np.float64] = self._exact[1](output, batch).cpu().numpy()
-        return losses @ _blocks_to_columns(self.loss, self.columns)
-
-    def _expected(self, output: torch.Tensor) -> npt.NDArray[np.float64]:
-        expected: npt.NDArray[np.float64] = self.loss.to_scale(output).cpu().numpy()
-        return expected
+            losses: npt.NDArray[np.float64] = self._exact[1].by_column(output, batch).cpu().numpy()
+        return losses
 
     @cached_property
-    def _exact(self) -> tuple[AutoEncoder, TabularLoss]:
+    def _exact(self) -> tuple[AutoEncoder, ReconstructionLoss]:
         """Network and loss in float64.
 
         In float32 a row's output depends on the rows beside it by 1e-7, which fine scales and steep tails enlarge to
@@ -174,15 +229,20 @@ class ModelBundle:
         """
         return copy.deepcopy(self.model).double().eval(), copy.deepcopy(self.loss).double().eval()
 
-    def _batches(self, features: pl.DataFrame) -> Iterator[torch.Tensor]:
+    def _batches(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor]]:
         device = next(self.model.parameters()).device
-        for rows in features.iter_slices(_SCORING_ROWS):
-            yield torch.from_numpy(self.encoder.encode(rows)).to(device).double()
+        rows = max(1, min(_SCORING_ROWS, _SCORING_ELEMENTS // math.prod(self.encoder.shape)))
+        for part in features.iter_slices(rows):
+            yield part, torch.from_numpy(self.encoder.encode(part)).to(device).double()
 
-    def _forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.inference_mode():
-            z, output = self._exact[0](batch)
-            return z, output
+    def _passes(
+        self, features: pl.DataFrame
+    ) -> Iterator[tuple[pl.DataFrame, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Rows, the same encoded, their latents and outputs, batch by batch."""
+        for rows, batch in self._batches(features):
+            with torch.inference_mode():
+                z, output, _ = self._exact[0](batch)
+            yield rows, batch, z, output
 
     def save(self, folder: Path) -> None:
         """Writes the bundle into a folder: weights and statistics as safetensors, all else as JSON."""
@@ -199,8 +259,10 @@ class ModelBundle:
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": {"rows": len(self.calibration.scores), "threshold": self.calibration.threshold},
             "window": {
-                **{part: list(getattr(self.window, part)) for part in ("train", "validation", "calibration")},
+                **{part: list(getattr(self.window, part)) for part in PARTS},
                 "fingerprint": self.window.fingerprint,
+                "split_by": list(self.window.split_by),
+                "only_normal": self.window.only_normal,
             },
             "facts": dict(self.facts),
         }
@@ -247,16 +309,16 @@ class ModelBundle:
             )
         try:
             config = PipelineConfig.model_validate(manifest["config"])
-            encoder = Encoder.model_validate(manifest["encoder"])
-            model, loss = build_model(config.model, encoder.width), TabularLoss(encoder.blocks)
+            encoder = read_encoder(manifest["encoder"])
+            model, loss = build_model(config, encoder.shape), build_loss(config, encoder)
             model.load_state_dict(_under("model.", tensors))
             loss.load_state_dict(_under("loss.", tensors))
             tails = ColumnTails(*(tensors[f"tails.{name}"].numpy() for name in ("knots", "levels", "excess")))
             calibration = Calibration(tensors["calibration.scores"].numpy(), config.alerts.budget)
             days, facts = manifest["window"], manifest["facts"]
-            window = Window(
-                tuple(days["train"]), tuple(days["validation"]), tuple(days["calibration"]), days["fingerprint"]
-            )
+            train, validation, calibrated = (tuple(days[part]) for part in PARTS)
+            cut = (tuple(days["split_by"]), days["only_normal"])
+            window = Window(train, validation, calibrated, days["fingerprint"], *cut)
         except (ConfigError, KeyError, RuntimeError, TypeError, ValidationError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
         return cls(
@@ -272,7 +334,7 @@ class ModelBundle:
 
 
 def combine(surprise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Makes one score of the surprise of all columns, (n, columns) → (n,): that of the strangest (Tippett 1931)."""
+    """Makes one score of the surprise of all parts, (n, parts) → (n,): that of the strangest (Tippett 1931)."""
     highest: npt.NDArray[np.float64] = surprise.max(axis=1, initial=0.0)
     return highest
 
@@ -286,18 +348,6 @@ def library_versions() -> dict[str, str]:
         "numpy": np.__version__,
         "polars": pl.__version__,
     }
-
-
-def _nothing(width: int) -> npt.NDArray[np.float64]:
-    return np.empty((0, width))
-
-
-def _blocks_to_columns(loss: TabularLoss, columns: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Matrix of zeros and ones, (blocks, columns), that adds up the blocks of each column."""
-    sums = np.zeros((len(loss.blocks), len(columns)))
-    for place, block in enumerate(loss.blocks):
-        sums[place, columns.index(block.column)] = 1.0
-    return sums
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.models.factory import check_architecture
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.automation import build_automation
 from ae_pipeline.orchestration.workspace import dataset_lock
@@ -81,7 +82,9 @@ class AutoencoderPipeline(dg.Component):
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:  # noqa: ARG003
         """Takes the validated attributes."""
-        return cls(PipelineConfig.model_validate(attributes))
+        config = PipelineConfig.model_validate(attributes)
+        check_architecture(config)
+        return cls(config)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
         """Builds the dataset's definitions."""

@@ -12,7 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 RESERVED_COLUMNS = frozenset(
-    {"row_id", "event_time", "date", "score", "p_value", "is_anomaly", "_day", "_source_file", "_row_number"}
+    {
+        *("row_id", "event_time", "date", "label", "score", "p_value", "is_anomaly"),
+        *("_day", "_source_file", "_row_number"),
+    }
 )
 """Names that the pipeline gives its own columns."""
 
@@ -30,6 +33,7 @@ class ColumnType(StrEnum):
     TIMESTAMP = "timestamp"
     DATE = "date"
     TEXT = "text"
+    IMAGE = "image"
 
 
 class Section(BaseModel):
@@ -48,21 +52,160 @@ class SourceConfig(Section):
     )
     pattern: str = Field(
         default="**/*",
-        description="Which files below the folder belong to the dataset; .csv and .parquet files are read.",
+        description="Which files below the folder belong to the dataset; .csv and .parquet files are read, and .png, "
+        ".jpg and .jpeg where images are configured.",
     )
+
+
+class ImagesConfig(Section):
+    """Images: PNG and JPEG files, each a row, or arrays in a column of Parquet files."""
+
+    column: str = Field(
+        default="image",
+        description="Column that holds the image: what a PNG or JPEG becomes, and the column of Parquet files with "
+        "arrays (height × width, or × channels) or with encoded PNG or JPEG bytes.",
+    )
+    path: str | None = Field(
+        default=None,
+        description="Regular expression over an image file's path below the landing place; its named groups become "
+        "columns, such as '(?P<texture>[a-z]+)/' or '(?P<taken_at>[0-9-]{10})_'. The path itself is the column file.",
+    )
+    patch: int | None = Field(
+        default=None,
+        ge=4,
+        description="Cut each image into square patches of so many pixels, each a row with the columns top and left; "
+        "what is left over at the lower and right edge is not looked at. Whole images when left out.",
+    )
+    stride: int | None = Field(
+        default=None, ge=1, description="Pixels from one patch to the next; as many as patch when left out."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _is_expression(cls, value: str | None) -> str | None:
+        try:
+            names = re.compile(value).groupindex if value is not None else {"": 0}
+        except re.error as error:
+            raise ValueError(f"path={value!r} is not a regular expression ({error}); mend it") from error
+        if not names:
+            raise ValueError(f"path={value!r} names no group; write (?P<name>…) around what should become a column")
+        return value
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> Self:
+        if self.stride and not self.patch:
+            raise ValueError(f"stride={self.stride} goes with patch; give both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        own = {"file", "top", "left"}
+        if self.column in own | RESERVED_COLUMNS:
+            raise ValueError(f"column={self.column!r} is the pipeline's own; choose another")
+        groups = re.compile(self.path or "").groupindex
+        if taken := sorted(groups.keys() & (own | {self.column} | RESERVED_COLUMNS - {"event_time"})):
+            raise ValueError(
+                f"path={self.path!r}: the group {taken[0]!r} bears a name of the pipeline's own; choose another"
+            )
+        return self
+
+
+class LossTerm(StrEnum):
+    """A term of the reconstruction loss; all but the likelihood are means over the elements of a row."""
+
+    LIKELIHOOD = "likelihood"
+    MSE = "mse"
+    MAE = "mae"
+    HUBER = "huber"
+    BCE = "bce"
+    SSIM = "ssim"
+
+
+class Scaling(StrEnum):
+    """How inputs are scaled before the network sees them."""
+
+    ROBUST = "robust"
+    STANDARD = "standard"
+    UNIT = "unit"
+    SYMMETRIC = "symmetric"
+
+
+class Output(StrEnum):
+    """Activation of the output."""
+
+    LINEAR = "linear"
+    SIGMOID = "sigmoid"
+    TANH = "tanh"
+
+
+OUTPUT_OF = {
+    Scaling.ROBUST: Output.LINEAR,
+    Scaling.STANDARD: Output.LINEAR,
+    Scaling.UNIT: Output.SIGMOID,
+    Scaling.SYMMETRIC: Output.TANH,
+}
+"""The output whose range is that of the scaling; a linear one fits any."""
 
 
 class ModelConfig(Section):
-    """The network."""
+    """The network, what it sees and what it is judged by."""
 
-    architecture: Literal["dense"] = Field(default="dense", description="Kind of autoencoder.")
-    latent_dim: int = Field(default=8, ge=1, description="Width of the latent space: columns z_000 … of the table.")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(128,), description="Widths of the encoder's hidden layers; the decoder mirrors them."
+    architecture: str = Field(
+        default="dense", description="Kind of autoencoder: dense for tables and images, conv for images."
     )
-    activation: Literal["relu", "gelu", "silu", "tanh"] = Field(
+    variational: bool = Field(
+        default=False,
+        description="Encode to a normal distribution: drawn from in training, its mean afterwards (Kingma & Welling "
+        "2014).",
+    )
+    latent_dim: int = Field(default=8, ge=1, description="Width of the latent space: columns z_000 … of the table.")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None,
+        description="Widths of the encoder's dense hidden layers, mirrored by the decoder; [128] for dense when left "
+        "out. In conv they stand between the last map and the latent space, none when left out.",
+    )
+    tied: bool = Field(
+        default=False, description="The decoder of dense takes the transposed weights of the encoder; fewer weights."
+    )
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(16, 32, 64), min_length=1, description="Channels of each level of conv; each level halves the image."
+    )
+    down: Literal["stride", "pool"] = Field(
+        default="stride", description="How conv halves: convolution of stride 2, or convolution and max pooling."
+    )
+    up: Literal["transpose", "upsample"] = Field(
+        default="transpose", description="How conv doubles: transposed convolution, or upsampling and convolution."
+    )
+    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"] = Field(
         default="relu", description="Activation between the layers."
     )
+    scaling: Scaling | None = Field(
+        default=None,
+        description="Of the inputs: robust (asinh of the distance from the median in quartiles; numbers of tables "
+        "alone), standard (mean 0, deviation 1), unit (0 to 1), symmetric (-1 to 1). When left out robust for tables "
+        "and unit for images.",
+    )
+    output: Output | None = Field(
+        default=None,
+        description="Activation of the output: linear fits every scaling, sigmoid goes with unit, tanh with symmetric. "
+        "When left out linear under the likelihood, and otherwise the one whose range is that of the scaling.",
+    )
+    loss: dict[LossTerm, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="Terms of the reconstruction loss and their weights, such as {mse: 0.8, ssim: 0.2}: mse, mae, "
+        "huber, bce (unit scaling), ssim (images; 1 - SSIM), all means over the elements of a row; or likelihood "
+        "(tables), for each kind of column the one that fits it. When left out likelihood for tables, mse for images.",
+    )
+    huber_delta: float = Field(default=1.0, gt=0, description="Where huber turns from squares to distances.")
+
+    @field_validator("loss")
+    @classmethod
+    def _likelihood_is_alone(cls, value: dict[LossTerm, float]) -> dict[LossTerm, float]:
+        if LossTerm.LIKELIHOOD in value and len(value) > 1:
+            raise ValueError(
+                f"loss={_listed(value)}: likelihood goes with no other term; name it alone, or leave it out"
+            )
+        return value
 
 
 class TrainingConfig(Section):
@@ -79,8 +222,52 @@ class TrainingConfig(Section):
     )
     epochs: int = Field(default=12, ge=1, description="Passes over the training days at most.")
     batch_size: int = Field(default=512, ge=1, description="Rows in one step.")
-    learning_rate: float = Field(default=6e-3, gt=0, description="Highest step size of AdamW; it follows a cosine.")
-    weight_decay: float = Field(default=1e-4, ge=0, description="Decoupled weight decay of AdamW.")
+    optimizer: Literal["gd", "sgd", "momentum", "nesterov", "adam", "adamw"] = Field(
+        default="adamw",
+        description="gd takes one step an epoch, over all rows; sgd, momentum and nesterov one a batch, as do adam and "
+        "adamw, which scale each weight's step by its own gradients.",
+    )
+    learning_rate: float = Field(default=6e-3, gt=0, description="Highest step size; it follows the schedule.")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
+        default="cosine",
+        description="cosine: rises over the first 5 % of the steps and falls to zero along a cosine; one_cycle: rises "
+        "for 30 % of them and falls to almost nothing (Smith & Topin 2018).",
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of momentum and nesterov.")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="Decoupled from the gradient in adamw, an L2 penalty in the others."
+    )
+    beta: float = Field(
+        default=1.0,
+        ge=0,
+        description="Weight of the KL divergence of variational forms; with bce or likelihood and 1 the loss is -ELBO. "
+        "Beside losses that are means over elements it is divided by their number likewise.",
+    )
+    beta_warmup: int = Field(
+        default=0, ge=0, description="Epochs over which beta rises to its value, so that latents do not collapse early."
+    )
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="Longest gradient over all weights; a longer one is cut to it."
+    )
+    corruption: Literal["none", "gaussian", "masking", "salt_and_pepper"] = Field(
+        default="none",
+        description="Noise on the inputs in training, whose clean form is to be reconstructed (Vincent et al. 2008): "
+        "gaussian adds it, masking sets entries to zero, salt_and_pepper to one end of the scale (unit or symmetric).",
+    )
+    corruption_level: float = Field(
+        default=0.1,
+        gt=0,
+        description="Standard deviation of gaussian on the scale of the inputs; share of the entries of the others.",
+    )
+    only_normal: bool = Field(
+        default=False,
+        description="Learn and calibrate on rows that label does not call anomalies; without it no label is looked at.",
+    )
+    split_by: tuple[str, ...] = Field(
+        default=(),
+        description="Without event time: columns whose values keep rows together in one of the parts that a training "
+        "is cut into, 7 : 1 : 2; the row's identity when left out. Patches are kept together by their file.",
+    )
     patience: int = Field(
         default=5, ge=1, description="Epochs without a better validation loss after which training stops."
     )
@@ -94,6 +281,15 @@ class TrainingConfig(Section):
         default="auto",
         description="Where to train; auto takes CUDA where there is one. Published scores always come from the CPU.",
     )
+
+    @model_validator(mode="after")
+    def _level_is_a_share(self) -> Self:
+        if self.corruption in {"masking", "salt_and_pepper"} and self.corruption_level >= 1:
+            raise ValueError(
+                f"corruption_level={self.corruption_level:g} is no share of the entries, as {self.corruption} needs; "
+                "choose one below 1"
+            )
+        return self
 
 
 class AlertsConfig(Section):
@@ -145,6 +341,14 @@ class PipelineConfig(Section):
         default_factory=dict,
         description="Further columns as SQL expressions over the others; clocks count in minutes after midnight.",
     )
+    images: ImagesConfig | None = Field(
+        default=None, description="Rows are images, or patches of images; the model looks at them and at nothing else."
+    )
+    label: str | None = Field(
+        default=None,
+        description="SQL expression over the columns that is true for known anomalies, such as \"texture <> 'brick'\". "
+        "The report measures the scores by it, and no model sees it or the columns it names.",
+    )
     max_quarantine_share: Fraction = Field(
         default=0.01, description="Share of quarantined rows above which the check of raw_data fails."
     )
@@ -182,10 +386,82 @@ class PipelineConfig(Section):
                 f"validation_days={window.validation_days} and calibration_days={window.calibration_days} leave none "
                 f"of window_days={window.window_days} to train on; make the window longer"
             )
+        if window.only_normal and self.label is None:
+            raise ValueError("only_normal=true needs label: the expression that says which rows are anomalies")
+        if self.is_daily and window.split_by:
+            raise ValueError("split_by goes with datasets without event time; days are cut by time")
+        self._check_model()
         reserved = RESERVED_COLUMNS & (self.derive.keys() | (self.columns.keys() - {self.event_time}))
         if reserved:
             raise ValueError(f"column name {sorted(reserved)[0]!r} is the pipeline's own; choose another")
         return self
+
+    @model_validator(mode="after")
+    def _images_fit(self) -> Self:
+        column = self.images.column if self.images else None
+        for name, kind in self.columns.items():
+            if (kind == ColumnType.IMAGE) != (name == column):
+                raise ValueError(
+                    f"columns says that {name!r} is {kind.value}, and images names {column!r} as the one image column; "
+                    "name it there and leave it out of columns"
+                )
+        if column in {*self.identity, self.event_time, *self.training.split_by} - {None}:
+            raise ValueError(
+                f"column {column!r} holds images, which do not name rows or keep them together; name another"
+            )
+        if self.images and self.images.patch and not {"top", "left"} <= set(self.identity):
+            raise ValueError(
+                f"patch={self.images.patch} makes many rows of an image; add top and left to identity, so that they "
+                "do not replace each other"
+            )
+        return self
+
+    def _check_model(self) -> None:
+        loss, scaling, output = self.loss, self.scaling, self.output
+        words = f"loss={_listed(loss)}"
+        if self.images is None and LossTerm.SSIM in loss:
+            raise ValueError(f"{words}: ssim compares images, and {self.dataset!r} has none; choose mse, mae or huber")
+        if self.images is not None and LossTerm.LIKELIHOOD in loss:
+            raise ValueError(f"{words}: likelihood is for the columns of tables; choose mse, mae, huber, bce or ssim")
+        if self.images is not None and scaling == Scaling.ROBUST:
+            raise ValueError("scaling='robust' is for the numbers of tables; choose unit, symmetric or standard")
+        if output != Output.LINEAR and LossTerm.LIKELIHOOD in loss:
+            raise ValueError(f"output={output.value!r} cannot give the logits that likelihood needs; choose linear")
+        if output not in {Output.LINEAR, OUTPUT_OF[scaling]}:
+            raise ValueError(
+                f"output={output.value!r} cannot reach inputs of scaling={scaling.value!r}; choose linear or "
+                f"{OUTPUT_OF[scaling].value}"
+                if OUTPUT_OF[scaling] != Output.LINEAR
+                else f"output={output.value!r} cannot reach inputs of scaling={scaling.value!r}, which have no ends; "
+                "choose linear, or scaling unit or symmetric"
+            )
+        if LossTerm.BCE in loss and (scaling != Scaling.UNIT or output != Output.SIGMOID):
+            raise ValueError(
+                f"{words}: bce needs scaling='unit' and output='sigmoid', got {scaling.value!r} and {output.value!r}"
+            )
+        if self.training.corruption == "salt_and_pepper" and scaling not in {Scaling.UNIT, Scaling.SYMMETRIC}:
+            raise ValueError(
+                f"corruption='salt_and_pepper' needs a scale with ends, got scaling={scaling.value!r}; choose unit or "
+                "symmetric"
+            )
+        if self.model.tied and self.model.architecture != "dense":
+            raise ValueError(f"tied=true goes with architecture dense, got {self.model.architecture!r}; leave it out")
+
+    @property
+    def loss(self) -> dict[LossTerm, float]:
+        """Terms of the reconstruction loss with their weights, chosen or by default."""
+        return self.model.loss or {LossTerm.MSE if self.images else LossTerm.LIKELIHOOD: 1.0}
+
+    @property
+    def scaling(self) -> Scaling:
+        """Scaling of the inputs, chosen or by default."""
+        return self.model.scaling or (Scaling.UNIT if self.images else Scaling.ROBUST)
+
+    @property
+    def output(self) -> Output:
+        """Activation of the output, chosen or by default."""
+        by_default = Output.LINEAR if LossTerm.LIKELIHOOD in self.loss else OUTPUT_OF[self.scaling]
+        return self.model.output or by_default
 
     @property
     def is_daily(self) -> bool:
@@ -197,3 +473,7 @@ class PipelineConfig(Section):
         if self.start is None:
             return day == "all"
         return day != "all" and self.start.isoformat() <= day and (self.end is None or day <= self.end.isoformat())
+
+
+def _listed(loss: dict[LossTerm, float]) -> str:
+    return "{" + ", ".join(f"{term.value}: {weight:g}" for term, weight in loss.items()) + "}"

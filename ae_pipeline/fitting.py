@@ -1,16 +1,18 @@
 """From a window of features to a ModelBundle: encoder, network, tails and calibration, each on its own days."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ae_pipeline.bundle import ModelBundle, combine, library_versions
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.models.factory import build_model
-from ae_pipeline.models.losses import TabularLoss
+from ae_pipeline.models.corruption import build_corruption
+from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.preprocessing.encoder import fit_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.preprocessing.table_encoder import TableEncoder
 from ae_pipeline.preprocessing.window import Window
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
@@ -41,26 +43,30 @@ def fit_bundle(
     device = choose_device(config.training.device)
     torch.set_num_threads(config.training.threads)
     train_rows, validation_rows = window.rows("train", paths), window.rows("validation", paths)
-    encoder = fit_encoder(train_rows, columns)
+    encoder = fit_encoder(config, train_rows, columns)
     generator = torch.Generator().manual_seed(config.training.seed)
-    model = build_model(config.model, encoder.width, generator).to(device)
-    loss = TabularLoss(encoder.blocks).to(device)
-    matrix = torch.from_numpy(encoder.encode(train_rows)).to(device)
+    model = build_model(config, encoder.shape, generator).to(device)
+    loss = build_loss(config, encoder).to(device)
+    encoded = torch.from_numpy(encoder.encode(train_rows)).to(device)
     validation = torch.from_numpy(encoder.encode(validation_rows)).to(device)
-    result = train(model, loss, matrix, validation, config.training, generator, report)
-    del matrix, validation
-
-    facts = {
+    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
+    corrupt = build_corruption(config.training, groups, encoder.ends)
+    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt)
+    facts: dict[str, Any] = {
         "versions": library_versions(),
         "rows": {"train": train_rows.height, "validation": validation_rows.height},
         "best_epoch": result.best_epoch,
         "validation_loss": result.best_loss,
     }
-    nothing = ColumnTails(np.zeros((len(encoder.columns), 1)), np.zeros(1), np.ones(len(encoder.columns)))
+    del encoded, train_rows
+    with torch.inference_mode():
+        loss.fit_scores(torch.cat([model(batch).output for batch in validation.split(1024)]), validation)
+    parts = len(loss.columns)
+    nothing = ColumnTails(np.zeros((parts, 1)), np.zeros(1), np.ones(parts))
     draft = ModelBundle(config, encoder, model, loss.eval(), nothing, Calibration(np.zeros(1), 0.5), window, facts)
-    tails = fit_tails(draft.column_losses(validation_rows))
+    tails = fit_tails(draft.losses(validation_rows))
     held_out = window.rows("calibration", paths)
-    scores = combine(tails(draft.column_losses(held_out)))
+    scores = combine(tails(draft.losses(held_out)))
     calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
-    facts["rows"] = {**facts["rows"], "calibration": held_out.height}  # type: ignore[dict-item]
+    facts["rows"]["calibration"] = held_out.height
     return ModelBundle(config, encoder, model, loss, tails, calibration, window, facts), result

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.preprocessing.encoder import Matrix
+from ae_pipeline.preprocessing.table_encoder import Matrix
 from ae_pipeline.training import TrainingResult
 
 MIN_SPREAD = 1e-3
@@ -46,7 +46,7 @@ def loss_fell(result: TrainingResult) -> Verdict:
         result.best_loss < result.first_loss,
         result.best_loss,
         result.first_loss,
-        f"validation loss {result.best_loss:.3f} nats at epoch {result.best_epoch}, {result.first_loss:.3f} before it",
+        f"validation loss {result.best_loss:.4g} at epoch {result.best_epoch}, {result.first_loss:.4g} before it",
     )
 
 

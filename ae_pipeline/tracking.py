@@ -61,6 +61,7 @@ _TYPES: dict[ColumnType, DataType | AnyType] = {
     ColumnType.BOOLEAN: DataType.boolean,
     ColumnType.TIMESTAMP: _ANY,
     ColumnType.DATE: _ANY,
+    ColumnType.IMAGE: DataType.binary,
 }
 
 

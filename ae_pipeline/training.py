@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ae_pipeline.config import TrainingConfig
 from ae_pipeline.errors import ConfigError, TrainingError
 from ae_pipeline.models.base import AutoEncoder
-from ae_pipeline.models.losses import TabularLoss
+from ae_pipeline.models.corruption import Corruption
+from ae_pipeline.models.losses import ReconstructionLoss
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Epoch:
 
     Attributes:
         number: Counted from 1.
-        train_loss: Mean negative log likelihood of a training row during the pass, nats.
-        validation_loss: Mean over the validation rows after it, nats.
+        train_loss: Mean objective of a training row during the pass, on corrupted inputs where there is corruption.
+        validation_loss: Mean over the validation rows after it, clean and with the full β.
         learning_rate: At its end.
     """
 
@@ -61,25 +62,25 @@ def choose_device(name: str) -> torch.device:
 
 def train(
     model: AutoEncoder,
-    loss: TabularLoss,
+    loss: ReconstructionLoss,
     train_rows: Tensor,
     validation_rows: Tensor,
     config: TrainingConfig,
     generator: torch.Generator,
     report: Callable[[Epoch], None] = lambda _: None,
+    corrupt: Corruption | None = None,
 ) -> TrainingResult:
-    """Fits a model in place with AdamW on shuffled batches of rows in memory, and restores the best epoch's weights.
-
-    The learning rate rises over the first 5 % of the steps and follows a cosine to zero (Loshchilov & Hutter 2017).
+    """Fits a model in place on batches of rows in memory, and restores the best epoch's weights.
 
     Args:
         model: On the device to use.
-        loss: On the same device; its scales are learnt too.
-        train_rows: Encoded rows, (n, width), on the same device.
+        loss: On the same device; its scales are learnt too, where it has any.
+        train_rows: Encoded rows, (n, …), on the same device.
         validation_rows: Likewise; they steer early stopping and nothing else.
-        config: Epochs, batch size and step sizes.
-        generator: On the CPU; draws the order of rows.
+        config: Optimiser, epochs, batch size, step sizes, and β of variational forms.
+        generator: On the CPU; draws the order of rows and all noise.
         report: Called after each epoch.
+        corrupt: Noise on the inputs, whose clean form is the target; the validation rows stay clean.
 
     Raises:
         TrainingError: There are no rows, or the loss is not finite.
@@ -89,31 +90,46 @@ def train(
             raise TrainingError(
                 f"there are no {name} rows; land more days, or make the {name} part of the window longer"
             )
+    device = train_rows.device
+    noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
     parameters = [*model.parameters(), *loss.parameters()]
-    batches = math.ceil(len(train_rows) / config.batch_size)
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.epochs * batches))
+    full_batch = config.optimizer == "gd"
+    steps_an_epoch = 1 if full_batch else math.ceil(len(train_rows) / config.batch_size)
+    optimizer = _optimizer(parameters, config)
+    scheduler = _scheduler(optimizer, config, config.epochs * steps_an_epoch)
 
-    first = best = evaluate(model, loss, validation_rows)
+    def step() -> None:
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        optimizer.step()
+        scheduler.step()
+
+    first = best = evaluate(model, loss, validation_rows, config.beta)
     best_epoch, epochs, kept = 0, [], _state(model, loss)
     for number in range(1, config.epochs + 1):
         model.train()
-        total = torch.zeros((), device=train_rows.device)
-        order = torch.randperm(len(train_rows), generator=generator).to(train_rows.device)
+        beta = config.beta * min(1.0, number / max(1, config.beta_warmup))
+        total = torch.zeros((), device=device)
+        order = torch.randperm(len(train_rows), generator=generator).to(device)
+        optimizer.zero_grad(set_to_none=True)
         for chosen in order.split(config.batch_size):
             batch = train_rows[chosen]
-            optimizer.zero_grad(set_to_none=True)
-            value = loss(model(batch)[1], batch).sum(1).mean()
-            value.backward()
-            optimizer.step()
-            scheduler.step()
+            inputs = corrupt(batch, noise) if corrupt else batch
+            value = loss.objective(model(inputs, noise), batch, beta).mean()
+            # Of gradient descent the parts of the one step add up to the gradient over all rows.
+            (value * (len(batch) / len(train_rows)) if full_batch else value).backward()
+            if not full_batch:
+                step()
+                optimizer.zero_grad(set_to_none=True)
             total += value.detach() * len(batch)
-        validation_loss = evaluate(model, loss, validation_rows)
+        if full_batch:
+            step()
+        validation_loss = evaluate(model, loss, validation_rows, config.beta)
         epoch = Epoch(number, float(total) / len(train_rows), validation_loss, float(scheduler.get_last_lr()[0]))
         if not math.isfinite(epoch.train_loss) or not math.isfinite(epoch.validation_loss):
             raise TrainingError(
                 f"the loss of epoch {number} is not finite ({epoch.train_loss}, validation "
-                f"{epoch.validation_loss}); lower learning_rate={config.learning_rate:g}"
+                f"{epoch.validation_loss}); lower learning_rate={config.learning_rate:g}, or set clip_norm"
             )
         epochs.append(epoch)
         report(epoch)
@@ -128,17 +144,48 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: AutoEncoder, loss: TabularLoss, rows: Tensor, batch_size: int = 8192) -> float:
-    """Mean negative log likelihood of rows, nats."""
+def evaluate(
+    model: AutoEncoder, loss: ReconstructionLoss, rows: Tensor, beta: float = 1.0, batch_size: int = 8192
+) -> float:
+    """Mean objective of rows; of variational forms at the mean of their latents, with the full β."""
     model.eval()
-    total = sum(float(loss(model(batch)[1], batch).sum(dtype=torch.float64)) for batch in rows.split(batch_size))
+    total = sum(
+        float(loss.objective(model(batch), batch, beta).sum(dtype=torch.float64)) for batch in rows.split(batch_size)
+    )
     return total / len(rows)
 
 
+def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "gd" | "sgd":
+            return torch.optim.SGD(parameters, rate, weight_decay=decay)
+        case "momentum" | "nesterov":
+            nesterov = config.optimizer == "nesterov" and config.momentum > 0
+            return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay, nesterov=nesterov)
+        case "adam":
+            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "one_cycle":
+        # One step more, since the last one asks for a rate to come; momentum stays as it is configured.
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=steps + 1, cycle_momentum=False
+        )
+    rate = _warm_cosine(steps) if config.schedule == "cosine" else lambda _: 1.0
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
 def _warm_cosine(steps: int) -> Callable[[int], float]:
+    """Rises over the first 5 % of the steps and falls to zero along a cosine (Loshchilov & Hutter 2017)."""
     warm = max(1, steps // 20)
     return lambda step: min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
-def _state(model: AutoEncoder, loss: TabularLoss) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _state(model: AutoEncoder, loss: ReconstructionLoss) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return copy.deepcopy(model.state_dict()), copy.deepcopy(loss.state_dict())

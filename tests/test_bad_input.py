@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError, TrainingError
 from ae_pipeline.ingestion.raw import build_raw_day
-from ae_pipeline.preprocessing.encoder import fit_encoder
+from ae_pipeline.preprocessing.table_encoder import fit_table_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn, build_features_day
 
 YAML = {"dataset": "shop", "identity": ["id"], "event_time": "time", "start": "2024-01-01"}
@@ -326,7 +326,9 @@ def test_the_encoder_leaves_out_a_column_without_any_value(missing: float | None
     features = pl.DataFrame(
         {"a": [missing] * 8, "b": [float(n) for n in range(8)]}, schema=dict.fromkeys("ab", pl.Float64)
     )
-    encoder = fit_encoder(features, [FeatureColumn("a", ColumnType.NUMBER), FeatureColumn("b", ColumnType.NUMBER)])
+    encoder = fit_table_encoder(
+        features, [FeatureColumn("a", ColumnType.NUMBER), FeatureColumn("b", ColumnType.NUMBER)]
+    )
     assert [column.name for column in encoder.columns] == ["b"]
     assert [(entry.column, entry.reason) for entry in encoder.left_out] == [
         ("a", "all its values are missing in the training window")
@@ -336,7 +338,7 @@ def test_the_encoder_leaves_out_a_column_without_any_value(missing: float | None
 def test_an_encoder_without_any_column_to_learn_from_is_explained() -> None:
     features = pl.DataFrame({"a": [None] * 8, "b": [2.0] * 8}, schema=dict.fromkeys("ab", pl.Float64))
     with pytest.raises(TrainingError) as caught:
-        fit_encoder(features, [FeatureColumn("a", ColumnType.NUMBER), FeatureColumn("b", ColumnType.NUMBER)])
+        fit_table_encoder(features, [FeatureColumn("a", ColumnType.NUMBER), FeatureColumn("b", ColumnType.NUMBER)])
     assert_says(
         str(caught.value),
         "no column is left to learn from",

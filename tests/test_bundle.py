@@ -110,11 +110,11 @@ class TestFingerprint:
 class TestFittedParts:
     def test_p_values_rest_on_the_calibration_days_alone(self, fitted):
         bundle, rows = fitted.bundle, fitted.window.rows("calibration", fitted.paths)
-        scores = np.sort(combine(bundle.tails(bundle.column_losses(rows))))
+        scores = np.sort(combine(bundle.tails(bundle.losses(rows))))
         np.testing.assert_array_equal(scores, bundle.calibration.scores)
 
     def test_tails_rest_on_the_validation_days_alone(self, fitted):
-        losses = fitted.bundle.column_losses(fitted.window.rows("validation", fitted.paths))
+        losses = fitted.bundle.losses(fitted.window.rows("validation", fitted.paths))
         np.testing.assert_allclose(fitted.bundle.tails.knots[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
 
     def test_a_columns_loss_is_the_sum_of_its_blocks(self, fitted):
@@ -123,7 +123,7 @@ class TestFittedParts:
         model, loss = copy.deepcopy(bundle.model).double(), copy.deepcopy(bundle.loss).double()
         with torch.no_grad():
             by_block = loss(model(x)[1], x).numpy()
-        by_column = bundle.column_losses(rows)
+        by_column = bundle.losses(rows)
         for place, name in enumerate(bundle.columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
             np.testing.assert_allclose(by_column[:, place], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
@@ -158,10 +158,10 @@ class TestRefusals:
         with pytest.raises(BundleError, match=f"{tmp_path / 'nowhere'} is not a model bundle"):
             ModelBundle.load(tmp_path / "nowhere")
 
-    @pytest.mark.parametrize("found", [2, "1", None])
+    @pytest.mark.parametrize("found", [1, "2", None])
     def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
         edit_manifest(folder, lambda manifest: manifest.update(format=found))
-        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 1"):
+        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 2"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])

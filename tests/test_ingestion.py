@@ -12,7 +12,8 @@ from helpers import DAY, HEADER, REMEDY, Dataset, assert_says, frame, leftovers,
 
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PipelineError, SchemaError
-from ae_pipeline.ingestion.contract import infer_contract, load_contract
+from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
 
 OTHER_DAY = "2024-03-05"

@@ -8,9 +8,9 @@ import torch
 from torch.distributions import Bernoulli, Categorical
 
 from ae_pipeline.config import ColumnType
-from ae_pipeline.models.losses import MIN_LOG_SCALE, TabularLoss
-from ae_pipeline.preprocessing.encoder import Block, BlockKind, Encoder, fit_encoder
+from ae_pipeline.models.losses import MIN_LOG_SCALE, LikelihoodLoss
 from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder, fit_table_encoder
 
 COLUMNS = (
     FeatureColumn("x", ColumnType.NUMBER),
@@ -29,8 +29,13 @@ def constant(dimensions: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return fit_encoder(rows(300), COLUMNS)
+def encoder() -> TableEncoder:
+    return fit_table_encoder(rows(300), COLUMNS)
+
+
+def likelihood(encoder: TableEncoder, blocks: int | None = None) -> LikelihoodLoss:
+    """The loss of the first blocks, or of all."""
+    return LikelihoodLoss(encoder.blocks[:blocks], [column.name for column in encoder.columns])
 
 
 def rows(n: int, seed: int = 0) -> pl.DataFrame:
@@ -51,16 +56,16 @@ def rows(n: int, seed: int = 0) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def case(encoder) -> tuple[TabularLoss, torch.Tensor, torch.Tensor, torch.Tensor]:
+def case(encoder) -> tuple[LikelihoodLoss, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss with set scales, input, arbitrary output, and the loss of each row and block."""
-    loss = TabularLoss(encoder.blocks)
+    loss = likelihood(encoder)
     loss.log_scale.data = torch.log(torch.tensor(SCALES))
     x = torch.from_numpy(encoder.encode(rows(64, 1)))
     output = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)) * 2
     return loss, x, output, loss(output, x).detach()
 
 
-def places(loss: TabularLoss, kind: BlockKind) -> list[tuple[int, Block]]:
+def places(loss: LikelihoodLoss, kind: BlockKind) -> list[tuple[int, Block]]:
     return [(place, block) for place, block in enumerate(loss.blocks) if block.kind == kind]
 
 
@@ -113,7 +118,7 @@ def test_a_missing_value_costs_nothing_and_pulls_the_output_nowhere(case):
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e4, 1e15])
 @pytest.mark.parametrize("log_scale", [-50.0, -1.0, 20.0])
 def test_loss_and_gradients_are_finite_however_far_off_the_output_is(encoder, size, log_scale):
-    loss = TabularLoss(encoder.blocks)
+    loss = likelihood(encoder)
     loss.log_scale.data.fill_(log_scale)
     x = torch.from_numpy(encoder.encode(rows(16, 2)))
     output = (x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
@@ -125,7 +130,7 @@ def test_loss_and_gradients_are_finite_however_far_off_the_output_is(encoder, si
 
 
 def test_the_gradients_are_those_of_finite_differences(encoder):
-    loss = TabularLoss(encoder.blocks).double()
+    loss = likelihood(encoder).double()
     x = torch.from_numpy(encoder.encode(rows(4, 3))).double()
     output = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
 
@@ -137,7 +142,7 @@ def test_the_gradients_are_those_of_finite_differences(encoder):
 
 
 def test_no_scale_is_finer_than_a_hundredth(encoder):
-    loss, x = TabularLoss(encoder.blocks), torch.from_numpy(encoder.encode(rows(8, 2)))
+    loss, x = likelihood(encoder), torch.from_numpy(encoder.encode(rows(8, 2)))
     loss.log_scale.data.fill_(-9.0)
     fine = loss(x + 0.01, x)
     loss.log_scale.data.fill_(MIN_LOG_SCALE)
@@ -146,7 +151,7 @@ def test_no_scale_is_finer_than_a_hundredth(encoder):
 
 
 def test_the_learnt_scale_has_its_least_loss_at_the_likeliest_scale_of_the_residuals(encoder):
-    loss = TabularLoss(encoder.blocks[:1])
+    loss = likelihood(encoder, 1)
     residuals = scipy.stats.t.rvs(3, scale=0.4, size=4000, random_state=0).astype(np.float32)
     x = torch.zeros(4000, encoder.width)
     output = torch.from_numpy(residuals)[:, None]
@@ -163,7 +168,7 @@ def test_the_learnt_scale_has_its_least_loss_at_the_likeliest_scale_of_the_resid
     assert loss.log_scale.exp().item() == pytest.approx(likeliest, rel=1e-3)
 
 
-def loss_of_first(loss: TabularLoss, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def loss_of_first(loss: LikelihoodLoss, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Mean loss of the first block alone; its indicator says that nothing is missing."""
     del loss._order[1:]
     loss._numeric[0] = loss._numeric[0].model_copy(update={"present": None})

@@ -88,7 +88,7 @@ class TestShapes:
         assert (scored.score.shape, scored.score.dtype) == ((n,), np.float64)
         assert (scored.p_value.shape, scored.is_anomaly.shape) == ((n,), (n,))
         assert case.bundle.encode(sample(n)).tobytes() == scored.latents.tobytes()
-        assert case.bundle.column_losses(sample(n)).shape == (n, len(COLUMNS))
+        assert case.bundle.losses(sample(n)).shape == (n, len(COLUMNS))
         assert [len(parts) for parts in case.bundle.explain(sample(n))] == [3] * n
 
     def test_a_latent_space_as_wide_as_the_input_is_refused_with_the_widths_that_do(self, case):
@@ -197,5 +197,5 @@ def test_two_thousand_columns_are_learnt_and_scored(fit_frame):
     assert bundle.encoder.width == 4000
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
-    surprise = bundle.tails(bundle.column_losses(strange))
+    surprise = bundle.tails(bundle.losses(strange))
     assert np.unravel_index(surprise.argmax(), surprise.shape) == (2, 1234)

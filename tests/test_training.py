@@ -12,9 +12,9 @@ import torch
 from ae_pipeline.config import ColumnType, ModelConfig, PipelineConfig, TrainingConfig
 from ae_pipeline.errors import ConfigError, TrainingError
 from ae_pipeline.models.base import AutoEncoder
-from ae_pipeline.models.factory import build_model
-from ae_pipeline.models.losses import TabularLoss
-from ae_pipeline.preprocessing.encoder import fit_encoder
+from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.models.losses import LikelihoodLoss
+from ae_pipeline.preprocessing.table_encoder import fit_table_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.window import PARTS, cut_window
 from ae_pipeline.promotion import finite_weights, is_promoted, latents_not_collapsed, loss_fell
@@ -33,25 +33,32 @@ def correlated(n: int, seed: int = 0) -> pl.DataFrame:
 COLUMNS = tuple(FeatureColumn(f"x{place}", ColumnType.NUMBER) for place in range(6))
 
 
-def fresh(seed: int = 0) -> tuple[AutoEncoder, TabularLoss, torch.Tensor, torch.Tensor]:
+CONFIG = PipelineConfig.model_validate(
+    {"dataset": "rows", "identity": ["id"], "model": {"latent_dim": 2, "hidden": [16]}}
+)
+
+
+def fresh(seed: int = 0) -> tuple[AutoEncoder, LikelihoodLoss, torch.Tensor, torch.Tensor]:
     """Network and loss before training, training and validation rows."""
-    encoder = fit_encoder(correlated(400), COLUMNS)
-    model = build_model(ModelConfig(latent_dim=2, hidden=(16,)), encoder.width, torch.Generator().manual_seed(seed))
+    encoder = fit_table_encoder(correlated(400), COLUMNS)
+    model = build_model(CONFIG, encoder.shape, torch.Generator().manual_seed(seed))
     matrices = [torch.from_numpy(encoder.encode(rows)) for rows in (correlated(400), correlated(100, 1))]
-    return model, TabularLoss(encoder.blocks), *matrices
+    return model, build_loss(CONFIG, encoder), *matrices
 
 
 def settings(**changes) -> TrainingConfig:
     return TrainingConfig(**{"epochs": 6, "batch_size": 64, "learning_rate": 0.01, "device": "cpu", **changes})
 
 
-def trained(seed: int = 0, order: int = 0, **changes) -> tuple[AutoEncoder, TabularLoss, torch.Tensor, TrainingResult]:
+def trained(
+    seed: int = 0, order: int = 0, **changes
+) -> tuple[AutoEncoder, LikelihoodLoss, torch.Tensor, TrainingResult]:
     model, loss, rows, validation = fresh(seed)
     result = train(model, loss, rows, validation, settings(**changes), torch.Generator().manual_seed(order))
     return model, loss, validation, result
 
 
-def weights(model: AutoEncoder, loss: TabularLoss) -> bytes:
+def weights(model: AutoEncoder, loss: LikelihoodLoss) -> bytes:
     return b"".join(value.detach().numpy().tobytes() for value in [*model.parameters(), *loss.parameters()])
 
 
@@ -236,7 +243,7 @@ class TestGate:
         assert is_promoted(verdicts)
 
     def test_one_weight_that_is_not_finite_is_enough_to_refuse(self, fitted):
-        model = build_model(fitted.config.model, fitted.bundle.encoder.width, torch.Generator())
+        model = build_model(fitted.config, fitted.bundle.encoder.shape, torch.Generator())
         next(model.parameters()).data[0, 0] = math.nan
         verdict = finite_weights(dataclasses.replace(fitted.bundle, model=model))
         assert (verdict.passed, verdict.figure) == (False, 1)

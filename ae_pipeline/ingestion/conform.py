@@ -15,7 +15,7 @@ from ae_pipeline.ingestion.contract import (
     parse_text,
     whole_numbers,
 )
-from ae_pipeline.ingestion.readers import PLACE, REJECTED_SCHEMA, FileRows
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, REJECTED_SCHEMA, FileRows, image_words
 from ae_pipeline.storage import ALL_ROWS
 
 ROW_COLUMNS = ("row_id", "event_time", "_day")
@@ -70,7 +70,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         _value(name, schema.get(name), rule).alias(_TYPED + name) for name, rule in contract.columns.items()
     )
     both = pl.concat([present, values], how="horizontal")
-    rules = [broken for name in schema for broken in _broken_rules(name, contract.columns[name])]
+    rules = [broken for name, dtype in schema.items() for broken in _broken_rules(name, dtype, contract.columns[name])]
     if config.event_time is not None:
         rules += _broken_times(config.event_time, config, today)
     wrong = both.select(pl.any_horizontal(broken.condition for broken in rules)).to_series().fill_null(value=False)
@@ -85,13 +85,18 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
 
 
 def _told(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]) -> pl.DataFrame:
-    """Says of each row which rule it breaks first, and keeps it as it stood.
+    """Says of each row which rule it breaks first, and keeps it as it stood; of an image what it is, not its bytes.
 
     Both frames are in one chunk: polars' format panics on a filtered frame of many (seen with 2.1).
     """
     rule = pl.coalesce([pl.when(broken.condition).then(pl.lit(broken.name)) for broken in rules])
     reason = pl.coalesce([pl.when(broken.condition).then(broken.reason) for broken in rules])
-    record = pl.struct(pl.exclude(*PLACE).cast(pl.String)).struct.json_encode()
+    texts = [
+        image_words(pl.col(name)).alias(name) if dtype == IMAGE_STRUCT else pl.col(name).cast(pl.String)
+        for name, dtype in original.schema.items()
+        if name not in PLACE
+    ]
+    record = pl.struct(texts).struct.json_encode()
     told = both.select(source_file="_source_file", row_number="_row_number", rule=rule, reason=reason)
     return told.with_columns(original.select(record=record)).select(*REJECTED_SCHEMA)
 
@@ -124,6 +129,8 @@ def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
     if dtype is None:
         return pl.lit(None, dtype=target)
     present = pl.col(name)
+    if rule.type == ColumnType.IMAGE:
+        return present.struct.field("data") if dtype == IMAGE_STRUCT else pl.lit(None, dtype=target)
     if dtype == pl.String:
         return parse_text(present, rule)
     if dtype.is_float() and target == pl.String:  # 517.0 is category 517 in a column with gaps
@@ -150,6 +157,8 @@ def _spoken(rule: ColumnRule) -> str:
             return "true or false"
         case ColumnType.CLOCK_HHMM:
             return "a clock such as 1745"
+        case ColumnType.IMAGE:
+            return "an image"
         case ColumnType.TIMESTAMP | ColumnType.DATE:
             return f"a {rule.type.value}" + (
                 f" written {rule.format} (without format in the contract: any usual form)" if rule.format else ""
@@ -158,12 +167,15 @@ def _spoken(rule: ColumnRule) -> str:
             return "text"
 
 
-def _broken_rules(name: str, rule: ColumnRule) -> list[_Rule]:
+def _broken_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule]:
     present, value = pl.col(name), pl.col(_TYPED + name)
+    remedy = "; mend it at the source, or change the rule in the schema contract"
+    if rule.shape is not None and dtype == IMAGE_STRUCT:
+        told = pl.format(f"{_literal(name)} is {{}}, and the contract says {rule.shape}{remedy}", image_words(present))
+        return [_Rule(f"{name}: shape", image_words(present) != str(rule.shape), told)]
     shown = present.cast(pl.String, strict=False).str.slice(0, 80)
 
     def broken(what: str, condition: pl.Expr, words: str) -> _Rule:
-        remedy = "; mend it at the source, or change the rule in the schema contract"
         told = pl.format(f"{_literal(name)} = {{}} {_literal(words)}{remedy}", shown)
         return _Rule(f"{name}: {what}", condition, told)
 

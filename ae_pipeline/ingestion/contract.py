@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Literal, Self
 
 import polars as pl
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ae_pipeline.config import RESERVED_COLUMNS, ColumnType, PipelineConfig, Section
+from ae_pipeline.config import ColumnType, PipelineConfig, Section
 from ae_pipeline.errors import SchemaError
 from ae_pipeline.storage import hash_json, write_text
 
@@ -22,8 +22,12 @@ POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {
     ColumnType.CLOCK_HHMM: pl.Int64(),
     ColumnType.TIMESTAMP: pl.Datetime("us", "UTC"),
     ColumnType.DATE: pl.Date(),
+    ColumnType.IMAGE: pl.Binary(),
 }
-"""What a contract's type is in memory."""
+"""What a contract's type is in memory and in staged, raw and feature files.
+
+An image is the raw bytes of its height × width × channels values: row by row, channels last, little endian.
+"""
 
 TIMESTAMP_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
@@ -35,9 +39,17 @@ TIMESTAMP_FORMATS = (
 )
 """Text forms of a timestamp that are recognised; any other stands in the contract as `format`."""
 
-_WORDS_FOR_MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")
-_INTEGER = r"^[+-]?(0|[1-9][0-9]*)$"
-_CLOCK_COLUMN_ENDS = 2400
+
+class ImageShape(Section):
+    """What every image of a column is: height × width × channels values of one type."""
+
+    height: int = Field(ge=1, description="Pixels from top to bottom.")
+    width: int = Field(ge=1, description="Pixels from left to right.")
+    channels: int = Field(ge=1, description="Values of a pixel: 1 for grey, 3 for RGB.")
+    dtype: Literal["uint8", "uint16", "float32"] = Field(description="Type of a value.")
+
+    def __str__(self) -> str:
+        return f"{self.height}×{self.width}×{self.channels} {self.dtype}"
 
 
 class ColumnRule(Section):
@@ -51,11 +63,25 @@ class ColumnRule(Section):
     minimum: float | None = Field(default=None, description="Least value allowed.")
     maximum: float | None = Field(default=None, description="Greatest value allowed.")
     allowed: tuple[str, ...] | None = Field(default=None, description="The only texts allowed.")
+    shape: ImageShape | None = Field(default=None, description="What each image of the column is.")
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
         if (self.minimum is not None or self.maximum is not None) and not POLARS_TYPES[self.type].is_numeric():
             raise ValueError(f"minimum and maximum do not go with type {self.type.value}; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _shape_fits(self) -> Self:
+        if self.type == ColumnType.IMAGE and self.shape is None:
+            raise ValueError(
+                "type image needs shape; give 'shape: {height: …, width: …, channels: …, dtype: …}', where dtype is "
+                "uint8, uint16 or float32"
+            )
+        if self.type != ColumnType.IMAGE and self.shape is not None:
+            raise ValueError(f"shape={self.shape} goes with type image, got {self.type.value}; leave it out")
+        if self.type == ColumnType.IMAGE and (self.null_values or self.format or self.allowed is not None):
+            raise ValueError("null_values, format and allowed do not go with type image; leave them out")
         return self
 
 
@@ -68,7 +94,17 @@ class SchemaContract(Section):
     @property
     def fingerprint(self) -> str:
         """Changes whenever a rule does."""
-        return hash_json(self.model_dump(mode="json"))
+        # Without the shapes that are not there, so that contracts of before there were images keep theirs.
+        rules = {
+            name: rule.model_dump(mode="json", exclude=None if rule.shape else {"shape"})
+            for name, rule in self.columns.items()
+        }
+        return hash_json({"dataset": self.dataset, "columns": rules})
+
+    @property
+    def images(self) -> dict[str, ImageShape]:
+        """Image columns and what their images are."""
+        return {name: rule.shape for name, rule in self.columns.items() if rule.shape}
 
     @property
     def polars_schema(self) -> dict[str, pl.DataType]:
@@ -104,52 +140,21 @@ def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
         f"# Schema contract of {contract.dataset!r}, inferred once from {origin}.\n"
         "# It is yours to edit: a row that breaks it goes to quarantine with a reason, and a file with other columns\n"
         "# is refused. After an edit the landed files are read again by the next run.\n"
-        "# type: integer, number, boolean, category, clock_hhmm, timestamp, date or text; further words a column may\n"
-        "# bear: required, optional (may be absent), null_values, format, minimum, maximum, allowed.\n"
+        "# type: integer, number, boolean, category, clock_hhmm, timestamp, date, text or image; further words a\n"
+        "# column may bear: required, optional (may be absent), null_values, format, minimum, maximum, allowed; an\n"
+        "# image bears shape: {height, width, channels, dtype}, where dtype is uint8, uint16 or float32.\n"
     )
     write_text(path, head + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110))
 
 
-def infer_contract(samples: Sequence[pl.DataFrame], config: PipelineConfig) -> SchemaContract:
-    """Infers a contract from samples of the landed files.
-
-    A column that some samples lack is optional. Digits with leading zeros are text, and words such as NA mean missing
-    only where all other values are numbers, booleans or times.
-
-    Args:
-        samples: Rows of some files, as text or typed.
-        config: Names the identity, the event time and the types that values do not show.
+def check_names(names: Sequence[str], config: PipelineConfig) -> None:
+    """Holds the columns that the settings name against those that there are.
 
     Raises:
-        SchemaError: The configuration names a column that no file has, or a file has a reserved name.
+        SchemaError: The settings name a column that there is not.
     """
-    names = list(dict.fromkeys(name for sample in samples for name in sample.columns))
-    for name in names:
-        if name in RESERVED_COLUMNS and name != config.event_time:
-            raise SchemaError(
-                f"column {name!r} of {config.dataset!r} bears a name that the pipeline gives its own "
-                "columns; rename it at the source"
-            )
-    _check_names(names, config)
-    required = {*config.identity, config.event_time}
-    rules = {}
-    for name in names:
-        having = [sample[name] for sample in samples if name in sample.columns]
-        rule = _infer_rule(having, config.columns.get(name))
-        if name == config.event_time and rule.type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
-            raise SchemaError(
-                f"event_time={name!r} of {config.dataset!r} holds {rule.type.value} values such as "
-                f"{_example(having)!r}, not timestamps; name another column, or write a contract with "
-                "its format"
-            )
-        rules[name] = rule.model_copy(
-            update={"required": name in required, "optional": len(having) < len(samples) and name not in required}
-        )
-    return SchemaContract(dataset=config.dataset, columns=_with_words_for_missing(rules, samples))
-
-
-def _check_names(names: Sequence[str], config: PipelineConfig) -> None:
     wanted = {*config.identity, *config.columns, *config.exclude, *([config.event_time] if config.event_time else [])}
+    wanted |= {config.images.column} if config.images else set()
     if unknown := sorted(wanted - set(names)):
         raise SchemaError(
             f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file "
@@ -160,15 +165,17 @@ def _check_names(names: Sequence[str], config: PipelineConfig) -> None:
 def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
     """Reads a contract and holds it against the settings, since either may have been edited after it was inferred.
 
-    Identity and event time are required whatever the file says: a row without them would collapse into another.
+    Identity and event time are required whatever the file says: a row without them would collapse into another. So are
+    images, without which there is nothing to look at.
 
     Raises:
-        SchemaError: The file is no contract, the settings name a column that it does not have, or the event time is no
-            time in it.
+        SchemaError: The file is no contract, the settings name a column that it does not have, the event time is no
+            time in it, or its images are not those of the settings.
     """
     contract = load_contract(path)
-    _check_names(list(contract.columns), config)
-    keys = {*config.identity, *([config.event_time] if config.event_time else [])}
+    check_names(list(contract.columns), config)
+    _check_images(contract, config, path)
+    keys = {*config.identity, *contract.images, *([config.event_time] if config.event_time else [])}
     if config.event_time and contract.columns[config.event_time].type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
         raise SchemaError(
             f"event_time={config.event_time!r} of {config.dataset!r} is "
@@ -180,102 +187,25 @@ def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
     return contract.model_copy(update={"columns": rules})
 
 
-def _with_words_for_missing(rules: dict[str, ColumnRule], samples: Sequence[pl.DataFrame]) -> dict[str, ColumnRule]:
-    """Carries the words that mean missing among numbers over to text: who writes NA for one writes it for the other."""
-    words = {word for rule in rules.values() for word in rule.null_values}
-    if not words:
-        return rules
-    found = dict(rules)
-    for name, rule in rules.items():
-        if rule.type in {ColumnType.TEXT, ColumnType.CATEGORY} and not rule.required:
-            here = [
-                word for word in sorted(words) if any((s[name] == word).any() for s in samples if name in s.columns)
-            ]
-            found[name] = rule.model_copy(update={"null_values": tuple(here)})
-    return found
-
-
-def _example(columns: Sequence[pl.Series]) -> Any:
-    return next((values.drop_nulls()[0] for values in columns if values.len() > values.null_count()), None)
-
-
-def _infer_rule(columns: Sequence[pl.Series], given: ColumnType | None) -> ColumnRule:
-    typed = [values.dtype for values in columns if values.dtype not in {pl.String(), pl.Null()}]
-    columns = [values for values in columns if values.dtype == pl.String]
-    if not typed and columns:
-        texts = pl.concat([values.rename("v") for values in columns]).drop_nulls().str.strip_chars()
-        texts = texts.filter(texts != "").unique()
-        return _infer_from_text(texts, given)
-    kind = given or _type_of(typed)
-    if not columns:
-        return ColumnRule(type=kind)
-    rule = _infer_rule(columns, given)
-    if {rule.type, kind} == {ColumnType.INTEGER, ColumnType.NUMBER}:
-        return rule.model_copy(update={"type": ColumnType.NUMBER})
-    return rule if rule.type == kind else ColumnRule(type=ColumnType.TEXT)
-
-
-def _type_of(dtypes: Sequence[pl.DataType]) -> ColumnType:
-    if not dtypes:
-        return ColumnType.TEXT
-    if all(dtype.is_integer() for dtype in dtypes):
-        return ColumnType.INTEGER
-    if all(dtype.is_numeric() for dtype in dtypes):
-        return ColumnType.NUMBER
-    for kind, found in (
-        (pl.Boolean, ColumnType.BOOLEAN),
-        (pl.Date, ColumnType.DATE),
-        (pl.Datetime, ColumnType.TIMESTAMP),
-    ):
-        if all(dtype == kind for dtype in dtypes):
-            return found
-    return ColumnType.TEXT
-
-
-def _infer_from_text(texts: pl.Series, given: ColumnType | None) -> ColumnRule:
-    words = texts.is_in(_WORDS_FOR_MISSING)
-    # An infinite number is a number all the same: its row goes to quarantine, its column does not turn into text.
-    words_or_infinite = (
-        words
-        | texts.str.contains(r"(?i)^[+-]?inf(inity)?$")
-        | texts.cast(pl.Float64, strict=False).is_infinite().fill_null(value=False)
-    )
-    said = tuple(sorted(texts.filter(words)))
-    for candidate, used in ((texts, ()), (texts.filter(~words), said), (texts.filter(~words_or_infinite), said)):
-        if candidate.is_empty():
-            continue
-        rule = _rule_that_all_fit(candidate, given)
-        if rule is not None:
-            return rule.model_copy(update={"null_values": used})
-    return ColumnRule(type=given or ColumnType.TEXT)
-
-
-def _rule_that_all_fit(texts: pl.Series, given: ColumnType | None) -> ColumnRule | None:
-    kinds = (
-        [given]
-        if given
-        else [ColumnType.BOOLEAN, ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DATE, ColumnType.TIMESTAMP]
-    )
-    for kind in kinds:
-        if kind in {ColumnType.TEXT, ColumnType.CATEGORY}:
-            return ColumnRule(type=kind)
-        if kind == ColumnType.TIMESTAMP:
-            for form in TIMESTAMP_FORMATS:
-                if _all_read(texts, ColumnRule(type=kind, format=form)):
-                    return ColumnRule(type=kind, format=form)
-            continue
-        if kind == ColumnType.INTEGER and not texts.str.contains(_INTEGER).all():
-            continue
-        if kind == ColumnType.NUMBER and texts.str.contains(r"^[+-]?0[0-9]").any():
-            continue
-        if _all_read(texts, ColumnRule(type=kind)):
-            return ColumnRule(type=kind)
-    return None
-
-
-def _all_read(texts: pl.Series, rule: ColumnRule) -> bool:
-    values = texts.rename("text").to_frame()
-    return values.select(parse_text(pl.col("text"), rule)).to_series().null_count() == 0
+def _check_images(contract: SchemaContract, config: PipelineConfig, path: Path) -> None:
+    wanted = config.images.column if config.images else None
+    anew = f"move {path} away to have it inferred anew"
+    if wanted is not None and wanted not in contract.images:
+        raise SchemaError(
+            f"images of {config.dataset!r} are in column {wanted!r}, which the schema contract says is "
+            f"{contract.columns[wanted].type.value}; {anew}"
+        )
+    if others := sorted(contract.images.keys() - {wanted}):
+        raise SchemaError(
+            f"column {others[0]!r} is an image in the schema contract of {config.dataset!r}, and images of the YAML "
+            f"names {'no column' if wanted is None else repr(wanted)}; name it there, or {anew}"
+        )
+    patch = config.images.patch if config.images else None
+    if wanted and patch and (contract.images[wanted].height, contract.images[wanted].width) != (patch, patch):
+        raise SchemaError(
+            f"patch={patch} of images gives {config.dataset!r} rows of {patch}×{patch} pixels, and the schema contract "
+            f"says {contract.images[wanted]}; change one of them, or {anew}"
+        )
 
 
 def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:

@@ -6,28 +6,24 @@ replaces its staged copy, which withdraws its old rows; a file that has since le
 """
 
 import datetime as dt
-import hashlib
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError
-from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, infer_contract, save_contract
+from ae_pipeline.ingestion.batch import RAW_VERSION, Batch, Rules, rules_in_force
+from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
+from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
-from ae_pipeline.ingestion.readers import PLACE, SUFFIXES, FileRows, UnreadableFileError, read_file
-from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
-
-RAW_VERSION = "1"
-"""Raised when the same files would give other raw rows."""
+from ae_pipeline.ingestion.readers import read_file, suffixes
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
+from ae_pipeline.storage import DatasetPaths, hash_json, read_facts
 
 _SAMPLED_FILES = 64
 _SAMPLED_ROWS = 20_000
-_BATCH_ROWS = 50_000
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a stage works."""
@@ -72,46 +68,30 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
     Raises:
         StorageError: There is no such folder, or it holds no file of the dataset.
     """
-    folder = landing_folder(config, paths)
+    folder, endings = landing_folder(config, paths), suffixes(config.images)
+    kinds = "PNG, JPEG, CSV or Parquet" if config.images else "CSV or Parquet"
     if folder.exists() and not folder.is_dir():
         raise StorageError(
             f"{folder} is a file where the folder of {config.dataset!r}'s landed files must be; move it away"
         )
     if not folder.exists():
         raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} does not exist; put CSV or Parquet files there"
+            f"no files have landed for {config.dataset!r}: {folder} does not exist; put {kinds} files there"
         )
     found = {
         str(path.relative_to(folder)): path
         for path in sorted(folder.glob(config.source.pattern))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith((".", "_"))
+        if path.suffix.lower() in endings and path.is_file() and not path.name.startswith((".", "_"))
     }
     if not found:
         raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} holds no {' or '.join(SUFFIXES)} file that matches "
+            f"no files have landed for {config.dataset!r}: {folder} holds no {' or '.join(endings)} file that matches "
             f"{config.source.pattern!r}; put some there"
         )
     return found
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Fingerprints of all that rows are held against: of what lasts, and of that with the last day allowed.
-
-    A file bears the second one while rows of it lie after the last day, so that they are read again when it has passed.
-    """
-
-    lasting: str
-    until_last_day: str
-
-
-def _rules(contract: SchemaContract, config: PipelineConfig, today: dt.date) -> _Rules:
-    settings = [config.identity, config.event_time, config.start, config.end]
-    lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
-    return _Rules(lasting, hash_json([lasting, config.end or today]))
-
-
-def _is_known(entry: LandedFile | None, path: Path, rules: _Rules | None) -> bool:
+def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool:
     if entry is None or rules is None:
         return False
     stat = path.stat()
@@ -133,12 +113,12 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
         _infer(config, paths, landed)
     contract = contract_in_force(paths.contract, config)
     before = Ledger.load(paths.ledger)
-    rules = _rules(contract, config, today)
+    rules = rules_in_force(contract, config, today)
     new = [name for name, path in landed.items() if not _is_known(before.files.get(name), path, rules)]
     # A refused file that has left and gave no rows leaves nothing to remember.
     files = {name: entry for name, entry in before.files.items() if name in landed or not entry.refused or entry.staged}
     changed_columns = []
-    batch = _Batch(contract, config, paths, today)
+    batch = Batch(contract, config, paths, today)
     try:
         for done, name in enumerate(new):
             progress(done, len(new), "files read")
@@ -191,11 +171,16 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
     refused = ""
     for name in chosen:
         try:
-            rows = read_file(name, landed[name].read_bytes()).rows
+            file = read_file(name, landed[name].read_bytes(), config.images)
         except UnreadableFileError as error:
             refused = refused or f" ({name}: {error})"
             continue
-        samples.append(rows.drop(*PLACE).head(_SAMPLED_ROWS))
+        if file.rows.is_empty() and file.rejected.height:
+            refused = refused or f" ({name}: {file.rejected['reason'][0]})"
+        # What images are is looked at here, and not their bytes, which would fill the memory.
+        images = [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
+        bare = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
+        samples.append(file.rows.drop(*PLACE).head(_SAMPLED_ROWS).with_columns(*bare))
     filled = [sample for sample in samples if sample.height]
     if not filled:
         raise SchemaError(
@@ -205,91 +190,6 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
     contract = infer_contract(filled, config)
     total = sum(sample.height for sample in filled)
     save_contract(contract, paths.contract, f"{total:,} rows of {len(filled)} files")
-
-
-class _Batch:
-    """Holds files against the contract many at a time, since a pass costs the same for 10 rows as for 10,000."""
-
-    def __init__(self, contract: SchemaContract, config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> None:
-        self._contract, self._config, self._paths, self._today = contract, config, paths, today
-        self._rules = _rules(contract, config, today)
-        self._waiting: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
-
-    @property
-    def is_full(self) -> bool:
-        """Whether enough rows wait to be worth a pass."""
-        return sum(file.rows.height for file, *_ in self._waiting.values()) >= _BATCH_ROWS
-
-    def add(self, name: str, path: Path, before: LandedFile | None) -> LandedFile | None:
-        """Reads a file; gives its ledger entry if that is settled already, and otherwise lets its rows wait.
-
-        Raises:
-            SchemaError: Its columns are not the contract's.
-        """
-        stat = path.stat()
-        data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        again = before is not None and before.sha256 == digest
-        landed = before.landed_ns if before and again else stat.st_mtime_ns
-        seen = LandedFile(stat.st_size, stat.st_mtime_ns, digest, landed, self._rules.lasting, None)
-        held = {self._rules.lasting, self._rules.until_last_day}
-        if before and again and before.contract in held:
-            return replace(before, size=seen.size, modified_ns=seen.modified_ns)
-        try:
-            file = read_file(name, data)
-        except UnreadableFileError as error:
-            return _refused(seen, before, str(error))
-        check_columns([column for column in file.rows.columns if column not in PLACE], self._contract, name)
-        self._waiting[name] = (file, seen, before)
-        return None
-
-    def stage(self) -> dict[str, LandedFile]:
-        """Writes the staged copies of all files that wait; gives their ledger entries."""
-        alike: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
-        for name, (file, *_) in self._waiting.items():
-            alike.setdefault(tuple(file.rows.schema.items()), []).append(name)
-        entries = {}
-        for names in alike.values():
-            files = [self._waiting[name][0] for name in names]
-            together = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
-            result = conform(together, self._contract, self._config, self._today)
-            rows = result.rows.partition_by("_source_file", as_dict=True)
-            rejected = result.rejected.partition_by("source_file", as_dict=True)
-            for name in names:
-                found = FileRows(rows.get((name,), result.rows.clear()), rejected.get((name,), result.rejected.clear()))
-                entries[name] = self._stage_file(name, found)
-        self._waiting.clear()
-        return entries
-
-    def _stage_file(self, name: str, file: FileRows) -> LandedFile:
-        _, seen, before = self._waiting[name]
-        if file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
-            seen = replace(seen, contract=self._rules.until_last_day)
-        copy = hash_json([name, seen.sha256, seen.contract])
-        if file.rejected.height:
-            write_parquet(self._paths.quarantined(copy), file.rejected.to_arrow())
-            by_rule = Counter(file.rejected["rule"].to_list())
-            seen = replace(seen, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
-        if file.rows.is_empty() and file.rejected.height:
-            first = file.rejected["reason"][0]
-            return _refused(
-                seen, before, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}"
-            )
-        write_parquet(self._paths.staged(copy), file.rows.to_arrow())
-        days = file.rows["_day"].value_counts()
-        return replace(
-            seen,
-            staged=copy,
-            rows=file.rows.height,
-            days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
-        )
-
-
-def _refused(seen: LandedFile, before: LandedFile | None, reason: str) -> LandedFile:
-    """The entry of a file that cannot be used: what an earlier version of it gave stands."""
-    if before is None:
-        return replace(seen, refused=reason)
-    return replace(seen, staged=before.staged, rows=before.rows, days=before.days, refused=reason)
 
 
 def _sweep(ledger: Ledger, paths: DatasetPaths) -> None:

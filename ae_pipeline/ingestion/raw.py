@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
 from ae_pipeline.errors import SchemaError
+from ae_pipeline.ingestion.batch import IMAGE_FACT
+from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.landing import Intake
 from ae_pipeline.storage import DatasetPaths, read_facts, write_parquet
 
@@ -42,7 +45,7 @@ def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
     schema = {**intake.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
     empty = pl.DataFrame(schema=schema)
     parts = [
-        _typed(pl.read_parquet(paths.staged(entry.staged)).filter(pl.col("_day") == day), schema, name)
+        _typed(_staged(paths.staged(entry.staged), intake.contract, name).filter(pl.col("_day") == day), schema, name)
         for name, entry in intake.ledger.sources(day)
         if entry.staged
     ]
@@ -53,6 +56,19 @@ def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
     superseded = rows.height - kept.height
     content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
     return DayResult(day, kept.height, content_hash, True, superseded)
+
+
+def _staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFrame:
+    """Reads the staged copy of a file; bytes do not tell what an image is, so its footer must."""
+    staged = read_facts(path) if contract.images else {}
+    for name, shape in contract.images.items():
+        found = staged.get(IMAGE_FACT + name, "of no known shape")
+        if found != str(shape):
+            raise SchemaError(
+                f"images of column {name!r} read from {source} under an earlier schema contract are {found}, and the "
+                f"one in force says {shape}; land {source} again, or take the edit back"
+            )
+    return pl.read_parquet(path)
 
 
 def _typed(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

@@ -1,82 +1,158 @@
 """Reads one landed file into text or typed columns, keeping what cannot be read and saying why."""
 
 import io
-from dataclasses import dataclass, field
+import json
+import re
+from pathlib import PurePath
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-SUFFIXES = (".csv", ".parquet")
-"""Endings of the files that are read."""
+from ae_pipeline.config import ImagesConfig
+from ae_pipeline.ingestion.images import (
+    UnreadableImageError,
+    decode_image,
+    image_struct,
+    read_image_column,
+)
+from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches
+from ae_pipeline.ingestion.rows import (
+    IMAGE_STRUCT,
+    PLACE,
+    REJECTED_SCHEMA,
+    FileRows,
+    UnreadableFileError,
+    first_line,
+    image_words,
+)
 
-REJECTED_SCHEMA = {
-    "source_file": pl.String(),
-    "row_number": pl.Int64(),
-    "rule": pl.String(),
-    "reason": pl.String(),
-    "record": pl.String(),
-}
-"""Rows in quarantine: file and place in it, the rule broken, the reason in words, the row as it stood."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
-PLACE = ("_source_file", "_row_number")
-"""Columns that say where a row comes from."""
+FILE_COLUMN = "file"
+"""Column that holds the path of an image file below the landing place."""
 
 _VALUE = r'(?:[^",][^,]*|"(?:[^"]|"")*"[^",]*|)'
 _CLOSED_QUOTES = f"^{_VALUE}(?:,{_VALUE})*$"
 
 
-class UnreadableFileError(Exception):
-    """A landed file that cannot be read at all; the message says why and what to do."""
+def suffixes(images: ImagesConfig | None) -> tuple[str, ...]:
+    """Lists the endings of the files that are read."""
+    return (".csv", ".parquet", *(IMAGE_SUFFIXES if images else ()))
 
 
-@dataclass(frozen=True)
-class FileRows:
-    """What one or more files of the same columns hold.
-
-    Attributes:
-        rows: Their columns as they stand in them (CSV: all text), and `PLACE`: the file, and the line in a CSV or the
-            row in a Parquet file, counted from 1.
-        rejected: Rows that cannot be read, in the columns of `REJECTED_SCHEMA`.
-    """
-
-    rows: pl.DataFrame
-    rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
-
-
-def read_file(name: str, data: bytes) -> FileRows:
+def read_file(name: str, data: bytes, images: ImagesConfig | None = None) -> FileRows:
     """Reads a landed file.
 
     Args:
         name: Its path below the landing place, whose ending tells the format.
         data: Its content.
+        images: Which column holds images and how they are cut; files of a dataset without images have none.
 
     Raises:
         UnreadableFileError: Nothing of it can be read.
     """
-    if not data:
+    ending = PurePath(name).suffix.lower()
+    if images and ending in IMAGE_SUFFIXES:
+        file = _read_image(name, data, images)
+    elif not data:
         raise UnreadableFileError("the file is empty (0 bytes); land it again, with at least its header")
-    file = _read_parquet(data) if name.lower().endswith(".parquet") else _read_csv(data)
+    elif ending == ".parquet":
+        file = _read_parquet(data, images)
+    else:
+        file = _read_csv(data)
+    if images and images.patch and file.rows.schema.get(images.column) == IMAGE_STRUCT:
+        file = _in_patches(file, images)
     rejected = file.rejected.with_columns(source_file=pl.lit(name))
     return FileRows(file.rows.with_columns(_source_file=pl.lit(name)), rejected)
 
 
-def _read_parquet(data: bytes) -> FileRows:
+def _read_image(name: str, data: bytes, images: ImagesConfig) -> FileRows:
+    expression = re.compile(images.path or "")
+    values: dict[str, object] = {FILE_COLUMN: name}
+    schema = {**dict.fromkeys((FILE_COLUMN, *expression.groupindex), pl.String()), images.column: IMAGE_STRUCT}
+    try:
+        image = decode_image(data)
+    except UnreadableImageError as error:
+        return _no_image(f"{images.column}: readable", f"{images.column}: {error}", values, schema)
+    match = expression.search(name)
+    if match is None:
+        why = f"{FILE_COLUMN} = {name} does not match path={images.path!r} of images; rename the file, or change path"
+        return _no_image(f"{FILE_COLUMN}: path", why, values, schema)
+    values |= {**match.groupdict(), images.column: image_struct(image)}
+    row = pl.DataFrame([values], schema={**schema, "_row_number": pl.Int64()}, orient="row")
+    return FileRows(row.with_columns(_row_number=pl.lit(1, pl.Int64)))
+
+
+def _no_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:
+    record = json.dumps(values, ensure_ascii=False)
+    rejected = pl.DataFrame([(None, 1, rule, reason, record)], schema=REJECTED_SCHEMA, orient="row")
+    return FileRows(pl.DataFrame(schema={**schema, "_row_number": pl.Int64()}), rejected)
+
+
+def _in_patches(file: FileRows, images: ImagesConfig) -> FileRows:
+    if taken := [name for name in PATCH_COLUMNS if name in file.rows.columns]:
+        raise UnreadableFileError(
+            f"column {taken[0]!r} bears the name of a patch's place in its image; rename it at the source"
+        )
+    patch = images.patch or 0
+    rows, refused = cut_patches(file.rows, images.column, patch, images.stride or patch)
+    reasons = pl.Series([f"{images.column}: {why}" for _, why in refused], dtype=pl.String)
+    lost = _rejected(file.rows[[place for place, _ in refused]], images.column, "patches", reasons)
+    return FileRows(rows, pl.concat([file.rejected, lost]).sort("row_number"))
+
+
+def _rejected(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Series) -> pl.DataFrame:
+    """Puts rows aside for their image, of which the record keeps what it is, not its bytes."""
+    image = pl.coalesce(image_words(pl.col(column)), pl.lit("no image")).alias(column)
+    record = pl.struct(pl.exclude(column, *PLACE).cast(pl.String), image).struct.json_encode()
+    return rows.select(
+        source_file=pl.lit(None, pl.String),
+        row_number="_row_number",
+        rule=pl.lit(f"{column}: {rule}"),
+        reason=reasons,
+        record=record,
+    )
+
+
+def _read_parquet(data: bytes, images: ImagesConfig | None) -> FileRows:
     try:
         _refuse_names(pq.read_schema(io.BytesIO(data)).names)
-        table = pq.read_table(io.BytesIO(data))
+        table = _read_table(data, with_images=images is not None)
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
-            f"not a whole Parquet file ({_first_line(error)}); it may have been cut off on its way: land it again"
+            f"not a whole Parquet file ({first_line(error)}); it may have been cut off on its way: land it again"
         ) from error
+    found = None
+    if images and images.column in table.column_names:
+        found = read_image_column(table[images.column], images.column)
+        place = table.column_names.index(images.column)
+        table = table.set_column(place, images.column, pa.nulls(table.num_rows))
     frame = pl.DataFrame(pl.from_arrow(table))
     for name, dtype in frame.schema.items():
         if dtype.is_nested() or dtype in {pl.Binary(), pl.Object()}:
             raise UnreadableFileError(
                 f"column {name!r} holds {dtype}, and a value is one number, text or time; flatten it at the source"
             )
-    return FileRows(frame.with_row_index("_row_number", offset=1).cast({"_row_number": pl.Int64}))
+    rows = frame.with_row_index("_row_number", offset=1).cast({"_row_number": pl.Int64})
+    if not images or found is None:
+        return FileRows(rows)
+    rows = rows.with_columns(found.images.alias(images.column))
+    bad = found.reasons.is_not_null()
+    reasons = found.reasons.filter(bad)
+    lost = _rejected(rows.filter(bad), images.column, "readable", f"{images.column}: " + reasons)
+    return FileRows(rows.filter(~bad), lost)
+
+
+def _read_table(data: bytes, *, with_images: bool) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except pa.ArrowInvalid as error:
+        # pyarrow does not read missing values among lists of a fixed size (seen with 25.0); polars does.
+        if not with_images or "Expected all lists to be of size" not in str(error):
+            raise
+        return pl.read_parquet(io.BytesIO(data)).to_arrow()
 
 
 def _read_csv(data: bytes) -> FileRows:
@@ -100,7 +176,7 @@ def _header_names(header: bytes) -> list[str]:
         names = [name.strip() for name in pa.csv.read_csv(io.BytesIO(header + b"\n")).column_names]
     except pa.ArrowInvalid as error:
         raise UnreadableFileError(
-            f"the first line is no header ({_first_line(error)}); begin the file with one"
+            f"the first line is no header ({first_line(error)}); begin the file with one"
         ) from error
     _refuse_names(names)
     return names
@@ -186,7 +262,3 @@ def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     if len(names) > 1:  # an empty line is no row
         rows = rows.filter(~pl.all_horizontal(pl.col(names).is_null()))
     return rows, pl.DataFrame(ragged, schema=REJECTED_SCHEMA, orient="row")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,45 +1,55 @@
-"""Dense autoencoder: fully connected layers that narrow to the latent space, mirrored by the decoder."""
+"""Dense layers that narrow to the latent space, mirrored by the decoder."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.config import ModelConfig
+from ae_pipeline.models.base import ACTIVATIONS, Coder
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
-
-class DenseAutoEncoder(AutoEncoder):
-    """Width → hidden → … → latent_dim, and the same way back; the latent layer and the output are linear.
+def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int) -> Coder:
+    """Width → hidden → … → codes, and from the latents the same way back; the last layer of each half is linear.
 
     Args:
-        width: Columns of the input.
-        hidden: Widths of the encoder's hidden layers.
-        latent_dim: Width of the latent space.
-        activation: Name in `ACTIVATIONS`.
+        config: Widths, activation, and whether the weights are tied.
+        shape: Of one input; images are flattened.
+        codes: What the encoder gives.
     """
+    width = math.prod(shape)
+    hidden = (128,) if config.hidden is None else config.hidden
+    layers = [nn.Linear(*widths) for widths in itertools.pairwise([width, *hidden, codes])]
+    if config.tied:
+        # Of the last layer the decoder takes the rows that give the latents themselves.
+        rows = [*hidden, config.latent_dim]
+        back: list[nn.Module] = [_Transposed(layer, n) for layer, n in zip(layers[::-1], rows[::-1], strict=True)]
+    else:
+        back = [nn.Linear(*widths) for widths in itertools.pairwise([config.latent_dim, *hidden[::-1], width])]
+    encoder, decoder = stack(layers, config.activation), stack(back, config.activation)
+    if len(shape) == 1:
+        return Coder(encoder, decoder)
+    return Coder(nn.Sequential(nn.Flatten(), encoder), nn.Sequential(decoder, nn.Unflatten(1, shape)))
 
-    def __init__(self, width: int, hidden: Sequence[int], latent_dim: int, activation: str) -> None:
+
+def stack(layers: Sequence[nn.Module], activation: str) -> nn.Sequential:
+    """Puts layers one after another, with an activation between any two."""
+    between = ACTIVATIONS[activation]
+    return nn.Sequential(*[part for layer in layers for part in (layer, between())][:-1])
+
+
+class _Transposed(nn.Module):
+    """A linear layer with the transposed weights of another one and a bias of its own."""
+
+    def __init__(self, layer: nn.Linear, rows: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
-        widths = [width, *hidden, latent_dim]
-        self.encoder = _stack(widths, ACTIVATIONS[activation])
-        self.decoder = _stack(widths[::-1], ACTIVATIONS[activation])
+        # In a tuple, so that the weights are counted and saved once: where they belong.
+        self._tied = (layer,)
+        self._rows = rows
+        self.bias = nn.Parameter(layer.weight.new_zeros(layer.in_features))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Maps (n, width) to (n, latent_dim)."""
-        z: Tensor = self.encoder(x)
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Maps (n, latent_dim) to (n, width)."""
-        output: Tensor = self.decoder(z)
-        return output
-
-
-def _stack(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), activation()]
-    return nn.Sequential(*layers[:-1])
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (n, rows) to (n, inputs of the other layer)."""
+        return functional.linear(x, self._tied[0].weight[: self._rows].T, self.bias)

@@ -1,29 +1,106 @@
-"""The one place that knows which architectures there are."""
+"""The one place that knows which architectures and losses there are."""
 
-import torch
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ae_pipeline.config import ModelConfig
+from ae_pipeline.config import LossTerm, Output, PipelineConfig
 from ae_pipeline.errors import ConfigError
-from ae_pipeline.models.base import AutoEncoder, initialise
-from ae_pipeline.models.dense import DenseAutoEncoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from ae_pipeline.models.base import AutoEncoder
+    from ae_pipeline.models.losses import ReconstructionLoss
+    from ae_pipeline.preprocessing.encoder import Encoder
 
 
-def build_model(config: ModelConfig, width: int, generator: torch.Generator | None = None) -> AutoEncoder:
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of autoencoder.
+
+    Attributes:
+        module: Where its `build_coder` is; imported when a model is built, since the definitions load without torch.
+        takes_tables: Whether it can read rows of numbers; all can read images.
+    """
+
+    module: str
+    takes_tables: bool
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "dense": Architecture("ae_pipeline.models.dense", takes_tables=True),
+    "conv": Architecture("ae_pipeline.models.conv", takes_tables=False),
+}
+"""All architectures, by the name that the configuration has for them."""
+
+
+def check_architecture(config: PipelineConfig) -> Architecture:
+    """Gives the configured architecture.
+
+    Raises:
+        ConfigError: There is none of this name, or it cannot read what the dataset holds.
+    """
+    name = config.model.architecture
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"architecture={name!r} is none of {', '.join(ARCHITECTURES)}; choose one of them")
+    if config.images is None and not ARCHITECTURES[name].takes_tables:
+        tables = ", ".join(key for key, entry in ARCHITECTURES.items() if entry.takes_tables)
+        raise ConfigError(
+            f"architecture={name!r} reads images, and {config.dataset!r} has no section images; add it, or choose "
+            f"{tables}"
+        )
+    return ARCHITECTURES[name]
+
+
+def build_model(
+    config: PipelineConfig, shape: tuple[int, ...], generator: "torch.Generator | None" = None
+) -> "AutoEncoder":
     """Builds the configured autoencoder.
 
     Args:
-        config: Architecture and sizes.
-        width: Columns of the encoded input.
+        config: The pipeline's.
+        shape: Of one encoded input: (width,), or (channels, height, width).
         generator: Draws the weights; without one they are left to be loaded.
 
     Raises:
-        ConfigError: The latent space is no narrower than the input.
+        ConfigError: The latent space is no narrower than the input, or the architecture does not fit it.
     """
-    if width >= 2 and config.latent_dim >= width:
+    from torch import nn
+
+    from ae_pipeline.models.base import AutoEncoder, initialise
+    from ae_pipeline.models.variational import VariationalAutoEncoder
+
+    architecture, settings = check_architecture(config), config.model
+    width = math.prod(shape)
+    # Noise keeps a wider code from copying its input (Vincent et al. 2008); nothing else does.
+    if 2 <= width <= settings.latent_dim and config.training.corruption == "none":
         raise ConfigError(
-            f"latent_dim={config.latent_dim} is not smaller than the {width} encoded inputs; choose 1–{width - 1}"
+            f"latent_dim={settings.latent_dim} is not smaller than the {width} encoded inputs; choose 1–{width - 1}, "
+            "or set corruption"
         )
-    model = DenseAutoEncoder(width, config.hidden, config.latent_dim, config.activation)
+    form = VariationalAutoEncoder if settings.variational else AutoEncoder
+    build_coder = importlib.import_module(architecture.module).build_coder
+    coder = build_coder(settings, shape, form.codes_per_latent * settings.latent_dim)
+    output = {Output.LINEAR: nn.Identity, Output.SIGMOID: nn.Sigmoid, Output.TANH: nn.Tanh}[config.output]
+    model = form(coder, settings.latent_dim, output())
     if generator is not None:
         initialise(model, generator)
     return model
+
+
+def build_loss(config: PipelineConfig, encoder: "Encoder") -> "ReconstructionLoss":
+    """Builds the configured reconstruction loss for what an encoder gives."""
+    from ae_pipeline.models.image_loss import ImageLoss
+    from ae_pipeline.models.losses import LikelihoodLoss, TermsLoss
+    from ae_pipeline.preprocessing.image_encoder import ImageEncoder
+
+    terms, delta = config.loss, config.model.huber_delta
+    if isinstance(encoder, ImageEncoder):
+        return ImageLoss(encoder.shape, encoder.span, terms, delta)
+    names = [column.name for column in encoder.columns]
+    if LossTerm.LIKELIHOOD in terms:
+        return LikelihoodLoss(encoder.blocks, names)
+    return TermsLoss(encoder.blocks, names, terms, delta)

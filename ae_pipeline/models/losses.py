@@ -1,15 +1,89 @@
-"""Reconstruction losses by block: each kind of column with the negative log likelihood that fits it."""
+"""Reconstruction losses: what every loss is, the terms of the textbook, and those for the columns of tables."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ae_pipeline.preprocessing.encoder import Block, BlockKind
+from ae_pipeline.config import LossTerm
+from ae_pipeline.models.base import Pass
+from ae_pipeline.preprocessing.table_encoder import Block, BlockKind
 
 
-class TabularLoss(nn.Module):
+class ReconstructionLoss(nn.Module, ABC):
+    """What reconstructions cost: in training by row, in scoring by what a person would name as the reason.
+
+    Attributes:
+        columns: Names of what scores are attributed to.
+        kl_share: What a nat of KL divergence weighs beside this loss: 1 for a likelihood, and one part in the number of
+            elements for a mean over them.
+        unit: Of a row's loss, in words.
+    """
+
+    columns: tuple[str, ...]
+    kl_share: float = 1.0
+    unit: str
+
+    @abstractmethod
+    def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        """Gives the parts of each row's loss, (n, parts), for outputs and inputs of shape (n, …)."""
+
+    @abstractmethod
+    def by_column(self, output: Tensor, x: Tensor) -> Tensor:
+        """Gives what scores are made of, (n, columns); the higher, the worse the reconstruction."""
+
+    def fit_scores(self, output: Tensor, x: Tensor) -> None:
+        """Fits what `by_column` needs on outputs and inputs held out of training; tables need nothing."""
+
+    def to_scale(self, output: Tensor) -> Tensor:
+        """Turns outputs into what the network expects on the scale of the inputs, (n, …)."""
+        return output
+
+    def objective(self, passed: Pass, x: Tensor, beta: float) -> Tensor:
+        """Gives what training minimises, (n,): reconstruction and β times the divergence from the prior."""
+        row: Tensor = self(passed.output, x).sum(1)
+        return row + beta * self.kl_share * passed.kl if beta else row
+
+
+def element_losses(terms: Mapping[LossTerm, float], huber_delta: float, output: Tensor, x: Tensor) -> Tensor:
+    """Adds up the weighted terms that compare element with element, of the inputs' shape.
+
+    Args:
+        terms: Weights; ssim compares no elements and is left to the caller.
+        huber_delta: Where huber turns from squares to distances.
+        output: Reconstruction; for bce between 0 and 1.
+        x: Inputs. Where they lie outside 0 to 1, bce takes the nearest end and adds the square of the distance to it:
+            the formula itself would reward an impossible target.
+    """
+    total = torch.zeros_like(x)
+    for term, weight in terms.items():
+        match term:
+            case LossTerm.MSE:
+                total = total + weight * (output - x).square()
+            case LossTerm.MAE:
+                total = total + weight * (output - x).abs()
+            case LossTerm.HUBER:
+                total = total + weight * functional.huber_loss(output, x, reduction="none", delta=huber_delta)
+            case LossTerm.BCE:
+                target = x.clamp(0, 1)
+                entropy = functional.binary_cross_entropy(output, target, reduction="none")
+                total = total + weight * (entropy + (x - target).square())
+            case _:
+                pass
+    return total
+
+
+def least_losses(terms: Mapping[LossTerm, float], x: Tensor) -> Tensor | float:
+    """Gives what a perfect reconstruction costs, of the inputs' shape: the targets' entropy under bce, else nothing."""
+    if LossTerm.BCE not in terms:
+        return 0.0
+    target = x.clamp(0, 1)
+    return terms[LossTerm.BCE] * functional.binary_cross_entropy(target, target, reduction="none")
+
+
+class LikelihoodLoss(ReconstructionLoss):
     """Negative log likelihood of each block of a row, in nats up to a constant.
 
     - numeric and cyclic: Student's t with 3 degrees of freedom around the output, with a scale per block that is learnt
@@ -20,10 +94,15 @@ class TabularLoss(nn.Module):
 
     Args:
         blocks: Of the encoder, laid out kind by kind.
+        columns: Of the encoder; a column's loss is that of its blocks.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    _sums: Tensor
+    unit = "nats a row"
+
+    def __init__(self, blocks: Sequence[Block], columns: Sequence[str]) -> None:
         super().__init__()
+        self.columns = tuple(columns)
         by_kind = {kind: [block for block in blocks if block.kind == kind] for kind in BlockKind}
         self._order = [block for kind in BlockKind for block in by_kind[kind]]
         self._numeric, self._cyclic = by_kind[BlockKind.NUMERIC], by_kind[BlockKind.CYCLIC]
@@ -34,10 +113,7 @@ class TabularLoss(nn.Module):
         ]
         self.log_scale = nn.Parameter(torch.full((len(self._numeric) + len(self._cyclic),), -1.0))
 
-    @property
-    def blocks(self) -> list[Block]:
-        """Blocks in the order of the loss's columns."""
-        return self._order
+        self.register_buffer("_sums", _sums(self._order, self.columns), persistent=False)
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """Gives the loss of each row and block.
@@ -65,6 +141,16 @@ class TabularLoss(nn.Module):
         for logits, target in zip(codes, x_codes, strict=True):
             parts.append((torch.logsumexp(logits, 1) - (logits * target).sum(1)).unsqueeze(1))
         return torch.cat(parts, 1)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Blocks in the order of the loss's parts."""
+        return self._order
+
+    def by_column(self, output: Tensor, x: Tensor) -> Tensor:
+        """Gives the loss of each column, nats, (n, columns)."""
+        blocks: Tensor = self(output, x)
+        return blocks @ self._sums
 
     def to_scale(self, output: Tensor) -> Tensor:
         """Turns logits into probabilities, and leaves values as they are: what the network expects, (n, width)."""
@@ -96,3 +182,53 @@ def _present(blocks: Sequence[Block], x: Tensor) -> Tensor:
         places, columns = zip(*flagged, strict=True)
         present[:, list(places)] -= x[:, list(columns)]
     return present
+
+
+def _sums(blocks: Sequence[Block], columns: Sequence[str]) -> Tensor:
+    """Matrix of zeros and ones, (blocks, columns), that adds up the blocks of each column."""
+    sums = torch.zeros(len(blocks), len(columns))
+    for place, block in enumerate(blocks):
+        sums[place, columns.index(block.column)] = 1.0
+    return sums
+
+
+class TermsLoss(ReconstructionLoss):
+    """Terms of the textbook on the encoded columns of a table, codes of categories among them; means over elements.
+
+    What stands for a missing number or time is not compared.
+
+    Args:
+        blocks: Of the encoder.
+        columns: Of the encoder.
+        terms: Weights of mse, mae, huber and bce.
+        huber_delta: Where huber turns from squares to distances.
+    """
+
+    _block_of: Tensor
+    _sums: Tensor
+    unit = "mean over the elements of a row"
+
+    def __init__(
+        self, blocks: Sequence[Block], columns: Sequence[str], terms: Mapping[LossTerm, float], huber_delta: float
+    ) -> None:
+        super().__init__()
+        self.columns = tuple(columns)
+        self._blocks, self._terms, self._delta = tuple(blocks), dict(terms), huber_delta
+        self._width = max(block.stop for block in blocks)
+        self.kl_share = 1.0 / self._width
+        block_of = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([block.width for block in blocks]))
+        self.register_buffer("_block_of", block_of, persistent=False)
+        self.register_buffer("_sums", _sums(self._blocks, self.columns), persistent=False)
+
+    def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        """Gives the loss of each block, (n, blocks); a row's blocks add up to the mean over its elements."""
+        return self._by_block(element_losses(self._terms, self._delta, output, x), x)
+
+    def by_column(self, output: Tensor, x: Tensor) -> Tensor:
+        """Gives the loss of each column above that of a perfect reconstruction, (n, columns)."""
+        above = element_losses(self._terms, self._delta, output, x) - least_losses(self._terms, x)
+        return self._by_block(above, x) @ self._sums
+
+    def _by_block(self, losses: Tensor, x: Tensor) -> Tensor:
+        blocks = losses.new_zeros(len(losses), len(self._blocks)).index_add(1, self._block_of, losses)
+        return blocks / self._width * _present(self._blocks, x)

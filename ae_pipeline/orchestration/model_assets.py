@@ -29,7 +29,7 @@ def autoencoder(config: PipelineConfig) -> Body:
                 "epochs": len(trained.result.epochs),
                 "best_epoch": trained.result.best_epoch,
                 "validation_loss": trained.result.best_loss,
-                "encoded_columns": bundle.encoder.width,
+                "encoded_shape": " × ".join(map(str, bundle.encoder.shape)),
                 "columns_left_out": table(
                     ["column", "reason"], [(e.column, e.reason) for e in bundle.encoder.left_out]
                 ),

@@ -75,8 +75,8 @@ def train_challenger(
         def report(epoch: Epoch) -> None:
             run.log_epoch(epoch)
             say(
-                f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.3f}, "
-                f"validation {epoch.validation_loss:.3f} nats"
+                f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.4g}, "
+                f"validation {epoch.validation_loss:.4g}"
             )
 
         bundle, result = fit_bundle(config, columns, window, paths, report)
@@ -103,7 +103,7 @@ def train_challenger(
         )
         from ae_pipeline.reports.plots import loss_curve
 
-        run.log_figure(loss_curve(result), "loss.png")
+        run.log_figure(loss_curve(result, bundle.loss.unit), "loss.png")
         version = run.register(bundle)
     passed = is_promoted(verdicts)
     broken = "; ".join(verdict.words for verdict in verdicts if not verdict.passed)

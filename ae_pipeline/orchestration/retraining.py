@@ -31,8 +31,13 @@ class LastTraining:
 
 
 def settings_hash(config: PipelineConfig) -> str:
-    """Changes when a training would give another model of the same rows."""
-    settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive"})
+    """Changes when a training would give another model of the same rows.
+
+    `images` decides what the model looks at and what its defaults are, `label` which columns are withheld and which
+    rows are left out. Identity, event time and the schema contract are not here: they show in the content of the
+    features.
+    """
+    settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
     return hash_json([settings, config.alerts.budget])
 
 

@@ -6,8 +6,9 @@ import polars as pl
 
 from ae_pipeline.config import RESERVED_COLUMNS, ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError, StorageError
-from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.contract import ImageShape, SchemaContract
 from ae_pipeline.ingestion.raw import DayResult
+from ae_pipeline.preprocessing.window import LABEL, split_columns
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
 
 FEATURES_VERSION = "1"
@@ -23,32 +24,63 @@ class FeatureColumn:
     Attributes:
         name: In the features table.
         type: What its values are; a clock stands as minutes after midnight.
+        shape: What its images are, None where it holds none.
     """
 
     name: str
     type: ColumnType
+    shape: ImageShape | None = None
 
 
 def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[FeatureColumn, ...]:
     """Lists the features of a dataset: the contract's columns that are not excluded, then the derived ones.
 
-    The event time is offered under its reserved name `event_time`; text counts as a category.
+    The event time is offered under its reserved name `event_time`; text counts as a category. What the label names is
+    never offered, nor what is derived from it: a model would read the answer there.
 
     Raises:
-        ConfigError: A derived column bears the name of another.
+        ConfigError: A derived column bears the name of another, or label or split_by names a column that is not there.
     """
     if doubled := sorted(config.derive.keys() & contract.columns.keys()):
         raise ConfigError(
             f"derive names column {doubled[0]!r}, which the files of {config.dataset!r} have; choose another name"
         )
+    _check_named(config, contract)
+    withheld = {*config.exclude, *_told_by_label(config)}
     columns = [
-        FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type)
+        FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type, rule.shape)
         for name, rule in contract.columns.items()
-        if name not in config.exclude and name != config.event_time
+        if name not in withheld and name != config.event_time
     ]
-    if config.event_time and config.event_time not in config.exclude:
+    if config.event_time and not withheld & {config.event_time, "event_time"}:
         columns.append(FeatureColumn("event_time", ColumnType.TIMESTAMP))
-    return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive))
+    return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive if name not in withheld))
+
+
+def _check_named(config: PipelineConfig, contract: SchemaContract) -> None:
+    there = (*contract.columns, *config.derive, "row_id", "event_time")
+    for word, names in (("label", _names_in(config.label)), ("split_by", config.training.split_by)):
+        if unknown := [name for name in names if name not in there]:
+            raise ConfigError(
+                f"{word} names column {unknown[0]!r}, which {config.dataset!r} does not have; choose among "
+                f"{', '.join(dict.fromkeys(there))}"
+            )
+
+
+def _names_in(expression: str | None) -> list[str]:
+    """Lists the columns that an SQL expression names, none where it is not SQL."""
+    try:
+        return pl.sql_expr(expression).meta.root_names() if expression else []
+    except pl.exceptions.PolarsError:
+        return []
+
+
+def _told_by_label(config: PipelineConfig) -> set[str]:
+    """Lists the columns that the label names, and the derived ones that build on them."""
+    told = set(_names_in(config.label))
+    for name, expression in config.derive.items():  # in this order one builds on another
+        told |= {name} if told & set(_names_in(expression)) else set()
+    return told
 
 
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
@@ -64,10 +96,12 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
         contract: Types of the raw columns.
 
     Returns:
-        `row_id`, `event_time` and the columns of `feature_columns`, row for row.
+        `row_id`, `event_time` and the columns of `feature_columns`, row for row; further the columns by which a
+        training is cut where they are not among these, and `label` where the settings have one: true for known
+        anomalies, false for others, null where that is unknown.
 
     Raises:
-        ConfigError: A derived column cannot be computed.
+        ConfigError: A derived column or the label cannot be computed.
     """
     cleaned = raw.with_columns(
         *(_clean(name, rule.type) for name, rule in contract.columns.items() if name not in RESERVED_COLUMNS)
@@ -82,7 +116,23 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
                 f"{str(error).splitlines()[0]}; mend the expression"
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
-    return cleaned.select("row_id", "event_time", *(name for name in names if name != "event_time"))
+    wanted = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
+    return cleaned.select(*wanted, *([_label(config.label, cleaned, config)] if config.label else []))
+
+
+def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
+    try:
+        label = rows.with_columns(pl.sql_expr(expression).alias(LABEL))[LABEL]
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(
+            f"label={expression!r} cannot be computed on {config.dataset!r}: {str(error).splitlines()[0]}; mend the "
+            "expression"
+        ) from error
+    if label.dtype != pl.Boolean:
+        raise ConfigError(
+            f'label={expression!r} gives {label.dtype} and not true or false; write a condition, such as "anomaly = 1"'
+        )
+    return label
 
 
 def _clean(name: str, kind: ColumnType) -> pl.Expr:
@@ -104,7 +154,9 @@ def features_input_hash(day: str, config: PipelineConfig, contract: SchemaContra
     raw_facts = read_facts(paths.raw(day))
     if not raw_facts:
         return None
-    settings = [config.exclude, sorted(config.derive.items()), config.event_time]
+    settings: list[object] = [config.exclude, sorted(config.derive.items()), config.event_time]
+    if config.label or split_columns(config):  # alone, so that days of before there were labels stay up to date
+        settings += [config.label, split_columns(config)]
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])
 
 

@@ -7,9 +7,25 @@ import polars as pl
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
+from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
 
 PARTS = ("train", "validation", "calibration")
+
+LABEL = "label"
+"""Column of features that is true for known anomalies."""
+
+
+def split_columns(config: PipelineConfig) -> tuple[str, ...]:
+    """Lists the columns whose values keep rows together in one part; none where each row goes by its identity.
+
+    Patches go by the identity of their image: they overlap, and a patch in another part would show the same pixels.
+    """
+    if config.is_daily:
+        return ()
+    if config.training.split_by or not (config.images and config.images.patch):
+        return config.training.split_by
+    return tuple(name for name in config.identity if name not in PATCH_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -20,16 +36,20 @@ class Window:
 
     Attributes:
         train: Days whose rows the encoder and the weights are fitted on; `ALL_ROWS` for a dataset without event time,
-            whose rows are cut by a hash of their identity instead.
+            whose rows are cut by a hash instead.
         validation: Later days, for early stopping and the tails of the losses.
         calibration: The newest days, for p-values.
         fingerprint: Of the content of all these days.
+        split_by: Without event time: columns whose values keep rows together in one part; their identity where none.
+        only_normal: Whether rows that the label calls anomalies are left out of all parts.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     calibration: tuple[str, ...]
     fingerprint: str
+    split_by: tuple[str, ...] = ()
+    only_normal: bool = False
 
     @property
     def days(self) -> tuple[str, ...]:
@@ -37,15 +57,61 @@ class Window:
         return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
 
     def rows(self, part: str, paths: DatasetPaths) -> pl.DataFrame:
-        """Reads the features of one of `PARTS`, in the order of time."""
+        """Reads the features of one of `PARTS`, in the order of time.
+
+        Rows without event time are cut 7 : 1 : 2. By identity a hash alone decides, so that a row stays in its part
+        whatever lands beside it: there are many rows, and chance evens them out. Groups of `split_by` may be few, and a
+        hash alone would now and then leave a part with one of them or none. So they are ranked by their hash, and the
+        ranking is cut. As groups land, one near a cut may change its part from one training to the next; a training is
+        whole in itself and compares with none before it, so that its parts are disjoint is what counts.
+
+        Raises:
+            TrainingError: No row is left for the part, or the features lack a column that this takes.
+        """
         days: tuple[str, ...] = getattr(self, part)
         features = pl.concat([pl.read_parquet(paths.features(day)) for day in days])
-        if days != (ALL_ROWS,):
-            return features
-        # 7 : 1 : 2, by identity, so that a row stays in its part whatever lands beside it.
-        tenth = features["row_id"].hash(seed=0) % 10
-        low, high = {"train": (0, 6), "validation": (7, 7), "calibration": (8, 9)}[part]
-        return features.filter(tenth.is_between(low, high))
+        self._check_columns(features, paths)
+        all_rows = features.height
+        if self.only_normal:
+            features = features.filter(~pl.col(LABEL).fill_null(value=False))
+        found = features if days != (ALL_ROWS,) else self._cut(features, part, paths)
+        if found.is_empty():
+            normal = f", of which {features.height:,} are not known anomalies" if self.only_normal else ""
+            raise TrainingError(
+                f"no row is left for the {part} part of {paths.dataset!r}: {all_rows:,} rows{normal}; land more, or "
+                "change label, only_normal or the days of training in the YAML"
+            )
+        return found
+
+    def _check_columns(self, features: pl.DataFrame, paths: DatasetPaths) -> None:
+        wanted = (*self.split_by, *([LABEL] if self.only_normal else []))
+        if missing := [name for name in wanted if name not in features.columns]:
+            raise TrainingError(
+                f"features of {paths.dataset!r} lack column {missing[0]!r}, by which the training is cut: they were "
+                "made under other settings; materialize features first"
+            )
+
+    def _cut(self, features: pl.DataFrame, part: str, paths: DatasetPaths) -> pl.DataFrame:
+        if not self.split_by:
+            tenth = features["row_id"].hash(seed=0) % 10
+            low, high = {"train": (0, 6), "validation": (7, 7), "calibration": (8, 9)}[part]
+            return features.filter(tenth.is_between(low, high))
+        group = features.select(self.split_by).hash_rows(seed=0)
+        ranking = group.unique().sort()
+        count = ranking.len()
+        if count < len(PARTS):
+            raise TrainingError(
+                f"{paths.dataset!r} has {count} groups of rows by {', '.join(self.split_by)}, and train, validation "
+                "and calibration each need one of their own; land more, or choose columns of more values as split_by"
+            )
+        validation, calibration = max(1, round(count / 10)), max(1, round(count / 5))
+        train = count - validation - calibration
+        start, length = {
+            "train": (0, train),
+            "validation": (train, validation),
+            "calibration": (train + validation, calibration),
+        }[part]
+        return features.filter(group.is_in(ranking.slice(start, length).implode()))
 
 
 def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
@@ -63,7 +129,7 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
         if ALL_ROWS not in content:
             raise TrainingError(f"features of {config.dataset!r} hold no rows; materialize raw_data and features first")
         whole = (ALL_ROWS,)
-        return Window(whole, whole, whole, hash_json(content))
+        return Window(whole, whole, whole, hash_json(content), split_columns(config), training.only_normal)
     days = sorted(content)[-training.window_days :]
     held = training.validation_days + training.calibration_days
     if len(days) <= held:
@@ -79,4 +145,5 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
         tuple(days[cut:validation_end]),
         tuple(days[validation_end:]),
         hash_json([(day, content[day]) for day in days]),
+        only_normal=training.only_normal,
     )

@@ -8,8 +8,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def loss_curve(result: TrainingResult) -> "Figure":
-    """Plots training and validation loss by epoch, with the epoch whose weights were kept."""
+def loss_curve(result: TrainingResult, unit: str) -> "Figure":
+    """Plots training and validation loss by epoch, with the epoch whose weights were kept.
+
+    Args:
+        result: Of the training.
+        unit: Of the loss, in words.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
@@ -19,6 +24,6 @@ def loss_curve(result: TrainingResult) -> "Figure":
     axes.plot(numbers, [epoch.validation_loss for epoch in result.epochs], label="validation (after it)")
     axes.axvline(result.best_epoch, color="grey", linestyle=":", label=f"kept: epoch {result.best_epoch}")
     axes.set_xlabel("epoch")
-    axes.set_ylabel("negative log likelihood, nats a row")
+    axes.set_ylabel(f"loss, {unit}")
     axes.legend()
     return figure

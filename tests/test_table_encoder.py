@@ -9,7 +9,7 @@ import pytest
 
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import BundleError, TrainingError
-from ae_pipeline.preprocessing.encoder import Block, BlockKind, Encoder, fit_encoder
+from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder, fit_table_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
 
 
@@ -21,18 +21,18 @@ def category(name: str) -> FeatureColumn:
     return FeatureColumn(name, ColumnType.CATEGORY)
 
 
-def block_of(encoder: Encoder, column: str, kind: BlockKind, part: str | None = None) -> Block:
+def block_of(encoder: TableEncoder, column: str, kind: BlockKind, part: str | None = None) -> Block:
     return next(b for b in encoder.blocks if b.column == column and b.kind == kind and part in {None, b.part})
 
 
 def part_of(
-    encoder: Encoder, features: pl.DataFrame, column: str, kind: BlockKind, part: str | None = None
+    encoder: TableEncoder, features: pl.DataFrame, column: str, kind: BlockKind, part: str | None = None
 ) -> np.ndarray:
     block = block_of(encoder, column, kind, part)
     return encoder.encode(features)[:, block.start : block.stop]
 
 
-def reason_for(encoder: Encoder, column: str) -> str:
+def reason_for(encoder: TableEncoder, column: str) -> str:
     return next(entry.reason for entry in encoder.left_out if entry.column == column)
 
 
@@ -44,7 +44,7 @@ def heavy() -> pl.DataFrame:
 
 
 def test_a_number_becomes_the_asinh_of_its_distance_from_the_median_in_robust_deviations(heavy):
-    encoder = fit_encoder(heavy, [number("x")])
+    encoder = fit_table_encoder(heavy, [number("x")])
     there = heavy["x"].drop_nulls().to_numpy()
     low, median, high = np.quantile(there, [0.25, 0.5, 0.75])
     expected = np.arcsinh((there - median) / ((high - low) / 1.349))
@@ -54,7 +54,7 @@ def test_a_number_becomes_the_asinh_of_its_distance_from_the_median_in_robust_de
 
 @pytest.mark.parametrize("missing", [None, math.nan])
 def test_a_missing_number_becomes_zero_and_raises_its_indicator(heavy, missing):
-    encoder = fit_encoder(heavy, [number("x")])
+    encoder = fit_table_encoder(heavy, [number("x")])
     rows = pl.DataFrame({"x": [90.0, missing, 110.0]}, schema={"x": pl.Float64})
     matrix = encoder.encode(rows)
     value, flag = block_of(encoder, "x", BlockKind.NUMERIC), block_of(encoder, "x", BlockKind.BINARY)
@@ -65,12 +65,12 @@ def test_a_missing_number_becomes_zero_and_raises_its_indicator(heavy, missing):
 
 def test_where_half_the_values_are_equal_the_standard_deviation_takes_the_place_of_the_quartiles():
     values = np.r_[np.zeros(90), np.full(10, 30.0)]
-    encoder = fit_encoder(pl.DataFrame({"x": values}), [number("x")])
+    encoder = fit_table_encoder(pl.DataFrame({"x": values}), [number("x")])
     assert (encoder.columns[0].center, encoder.columns[0].scale) == (0.0, pytest.approx(values.std()))
 
 
 def test_a_constant_with_gaps_stays_since_its_gaps_can_tell_something():
-    encoder = fit_encoder(pl.DataFrame({"x": [5.0, None, 5.0, 5.0]}), [number("x")])
+    encoder = fit_table_encoder(pl.DataFrame({"x": [5.0, None, 5.0, 5.0]}), [number("x")])
     np.testing.assert_array_equal(
         encoder.encode(pl.DataFrame({"x": [5.0, None, 6.0]}))[:, 0], np.float32([0, 0, np.arcsinh(1)])
     )
@@ -79,7 +79,7 @@ def test_a_constant_with_gaps_stays_since_its_gaps_can_tell_something():
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308])
 def test_the_largest_floats_are_encoded_as_finite_numbers(value):
     tight = pl.DataFrame({"x": np.linspace(0, 1e-6, 50)})
-    encoder = fit_encoder(tight, [number("x")])
+    encoder = fit_table_encoder(tight, [number("x")])
     assert np.isfinite(encoder.encode(pl.DataFrame({"x": [value]}))).all()
 
 
@@ -88,7 +88,7 @@ def test_the_largest_floats_are_encoded_as_finite_numbers(value):
 )
 def test_a_clock_becomes_a_point_on_the_circle_of_a_day(minutes, sine, cosine):
     clocks = pl.DataFrame({"at": [0.0, 360.0, 720.0, None]})
-    encoder = fit_encoder(clocks, [FeatureColumn("at", ColumnType.CLOCK_HHMM)])
+    encoder = fit_table_encoder(clocks, [FeatureColumn("at", ColumnType.CLOCK_HHMM)])
     rows = pl.DataFrame({"at": [float(minutes), None]})
     encoded = part_of(encoder, rows, "at", BlockKind.CYCLIC, "time_of_day")
     np.testing.assert_allclose(encoded, [[sine, cosine], [0, 0]], atol=1e-6)
@@ -98,7 +98,7 @@ def test_a_clock_becomes_a_point_on_the_circle_of_a_day(minutes, sine, cosine):
 def test_a_timestamp_becomes_its_time_of_day_and_its_weekday():
     moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 3, 18), None]  # a Monday and a Wednesday
     rows = pl.DataFrame({"t": moments}, schema={"t": pl.Datetime("us", "UTC")})
-    encoder = fit_encoder(rows, [FeatureColumn("t", ColumnType.TIMESTAMP)])
+    encoder = fit_table_encoder(rows, [FeatureColumn("t", ColumnType.TIMESTAMP)])
     day = part_of(encoder, rows, "t", BlockKind.CYCLIC, "time_of_day")
     week = part_of(encoder, rows, "t", BlockKind.CYCLIC, "weekday")
     turn = 2 * math.pi * 2 / 7
@@ -108,7 +108,7 @@ def test_a_timestamp_becomes_its_time_of_day_and_its_weekday():
 
 def test_a_date_becomes_its_weekday():
     rows = pl.DataFrame({"d": [dt.date(2024, 1, 1), dt.date(2024, 1, 7)]})  # Monday, Sunday
-    encoder = fit_encoder(rows, [FeatureColumn("d", ColumnType.DATE)])
+    encoder = fit_table_encoder(rows, [FeatureColumn("d", ColumnType.DATE)])
     turn = 2 * math.pi * 6 / 7
     np.testing.assert_allclose(
         part_of(encoder, rows, "d", BlockKind.CYCLIC), [[0, 1], [math.sin(turn), math.cos(turn)]], atol=1e-6
@@ -117,13 +117,13 @@ def test_a_date_becomes_its_weekday():
 
 def test_event_time_has_no_indicator_since_it_is_never_missing():
     rows = pl.DataFrame({"event_time": [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]})
-    encoder = fit_encoder(rows, [FeatureColumn("event_time", ColumnType.TIMESTAMP)])
+    encoder = fit_table_encoder(rows, [FeatureColumn("event_time", ColumnType.TIMESTAMP)])
     assert [(block.kind, block.present) for block in encoder.blocks] == [(BlockKind.CYCLIC, None)] * 2
 
 
 def test_a_category_becomes_a_one_hot_code_with_places_for_other_and_missing_values():
     train = pl.DataFrame({"c": ["b"] * 3 + ["a"] * 3 + ["c"] * 4 + [None]})
-    encoder = fit_encoder(train, [category("c")])
+    encoder = fit_table_encoder(train, [category("c")])
     assert encoder.columns[0].vocabulary == ("c", "a", "b")  # the commonest first, then by name
     codes = encoder.encode(pl.DataFrame({"c": ["a", "never seen", None, "c", "b"]}))
     np.testing.assert_array_equal(
@@ -132,7 +132,9 @@ def test_a_category_becomes_a_one_hot_code_with_places_for_other_and_missing_val
 
 
 def test_a_boolean_becomes_a_one_hot_code():
-    encoder = fit_encoder(pl.DataFrame({"f": [True, False, True, None]}), [FeatureColumn("f", ColumnType.BOOLEAN)])
+    encoder = fit_table_encoder(
+        pl.DataFrame({"f": [True, False, True, None]}), [FeatureColumn("f", ColumnType.BOOLEAN)]
+    )
     codes = encoder.encode(pl.DataFrame({"f": [True, False, None]}))
     np.testing.assert_array_equal(codes, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
@@ -140,14 +142,14 @@ def test_a_boolean_becomes_a_one_hot_code():
 @pytest.mark.parametrize(("times", "is_known"), [(4, False), (5, True)])
 def test_a_category_of_fewer_than_five_rows_counts_as_other(times, is_known):
     train = pl.DataFrame({"c": ["common"] * (1000 - times) + ["rare"] * times})
-    encoder = fit_encoder(train, [category("c")])
+    encoder = fit_table_encoder(train, [category("c")])
     assert ("rare" in encoder.columns[0].vocabulary) is is_known
     assert encoder.encode(pl.DataFrame({"c": ["rare"]}))[0].tolist() == ([0, 1, 0, 0] if is_known else [0, 1, 0])
 
 
 def test_a_vocabulary_holds_the_1024_commonest_values_at_most():
     train = pl.DataFrame({"c": [f"v{place:04d}" for place in range(1100) for _ in range(8)]})
-    encoder = fit_encoder(train, [category("c")])
+    encoder = fit_table_encoder(train, [category("c")])
     assert encoder.width == 1024 + 2
 
 
@@ -156,7 +158,7 @@ def test_a_vocabulary_holds_the_1024_commonest_values_at_most():
 def test_a_column_may_bear_any_name(name, kind):
     values = ["1", "2", "1", "3"] if kind == ColumnType.CATEGORY else [1.0, 2.0, 1.0, 3.0]
     rows = pl.DataFrame({name: values})
-    encoder = fit_encoder(rows, [FeatureColumn(name, kind)])
+    encoder = fit_table_encoder(rows, [FeatureColumn(name, kind)])
     assert encoder.encode(rows).shape == (4, 5 if kind == ColumnType.CATEGORY else 2)
 
 
@@ -186,25 +188,25 @@ _N = 200
 )
 def test_a_column_that_tells_nothing_is_left_out_with_the_reason(values, kind, reason):
     rows = pl.DataFrame({"kept": [float(i % 17) for i in range(_N)], "column": values}, strict=False)
-    encoder = fit_encoder(rows, [number("kept"), FeatureColumn("column", kind)])
+    encoder = fit_table_encoder(rows, [number("kept"), FeatureColumn("column", kind)])
     assert [column.name for column in encoder.columns] == ["kept"]
     assert reason_for(encoder, "column") == reason
 
 
 def test_all_distinct_numbers_that_are_not_whole_are_no_identifier():
     rows = pl.DataFrame({"x": np.random.default_rng(0).normal(size=500)})
-    assert fit_encoder(rows, [number("x")]).left_out == ()
+    assert fit_table_encoder(rows, [number("x")]).left_out == ()
 
 
 def test_columns_of_the_same_values_in_another_order_are_no_copies():
     values = np.random.default_rng(0).normal(size=50)
-    encoder = fit_encoder(pl.DataFrame({"a": values, "b": values[::-1]}), [number("a"), number("b")])
+    encoder = fit_table_encoder(pl.DataFrame({"a": values, "b": values[::-1]}), [number("a"), number("b")])
     assert [column.name for column in encoder.columns] == ["a", "b"]
 
 
 def test_where_no_column_is_left_the_error_gives_every_reason():
     with pytest.raises(TrainingError, match=r"no column is left to learn from: a: its only .* is 1\.0; b: all its"):
-        fit_encoder(pl.DataFrame({"a": [1.0, 1.0], "b": [None, None]}), [number("a"), number("b")])
+        fit_table_encoder(pl.DataFrame({"a": [1.0, 1.0], "b": [None, None]}), [number("a"), number("b")])
 
 
 def test_a_row_is_encoded_the_same_whatever_rows_stand_beside_it(fitted):
@@ -231,7 +233,7 @@ def test_the_statistics_are_those_of_the_training_days_alone(fitted):
 def test_numbers_of_any_width_are_encoded_alike():
     values = [1.5, -2.25, 1024.0, 0.125, None]
     wide, narrow = (pl.DataFrame({"x": values}, schema={"x": kind}) for kind in (pl.Float64, pl.Float32))
-    encoder = fit_encoder(wide, [number("x")])
+    encoder = fit_table_encoder(wide, [number("x")])
     np.testing.assert_array_equal(encoder.encode(narrow), encoder.encode(wide))
 
 
@@ -257,7 +259,7 @@ def test_a_column_of_another_type_is_named_with_what_it_holds(fitted, column, va
 
 def described(value: object, kind: ColumnType, train: list[object], part: list[float]) -> tuple[str, str]:
     """What a single column says of a value when the network gave `part`, block by block."""
-    encoder = fit_encoder(pl.DataFrame({"x": train}), [FeatureColumn("x", kind)])
+    encoder = fit_table_encoder(pl.DataFrame({"x": train}), [FeatureColumn("x", kind)])
     return encoder.describe({"x": value}, np.asarray(part, np.float32), "x")
 
 
@@ -285,7 +287,9 @@ def test_actual_and_expected_are_said_in_the_columns_own_terms(value, kind, trai
 
 def test_a_timestamp_is_described_by_clock_and_weekday():
     moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]
-    encoder = fit_encoder(pl.DataFrame({"event_time": moments}), [FeatureColumn("event_time", ColumnType.TIMESTAMP)])
+    encoder = fit_table_encoder(
+        pl.DataFrame({"event_time": moments}), [FeatureColumn("event_time", ColumnType.TIMESTAMP)]
+    )
     turn = 2 * math.pi * 5 / 7
     output = np.float32([0, -1, math.sin(turn), math.cos(turn)])
     row = {"event_time": dt.datetime(2024, 1, 3, 17, 45)}
