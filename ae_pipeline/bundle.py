@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import ae_pipeline
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import BundleError, ConfigError
-from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.models.base import AutoEncoder, Pass
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -46,7 +46,7 @@ class ScoredRows:
 
     Attributes:
         latents: z, (n, latent_dim), float32.
-        score: Surprise of each row's strangest part, nats, (n,); the higher, the stranger.
+        score: Surprise of each row, nats, (n,): see `combine`; the higher, the stranger.
         p_value: Share of rows like those of the calibration days that score as high, (n,).
         is_anomaly: Whether p_value lies within the alert budget, (n,).
     """
@@ -98,7 +98,7 @@ class ModelBundle:
         config: Under which it was fitted.
         encoder: Features to what the network sees.
         model: The network, in evaluation mode.
-        loss: Of reconstructions, by what scores are attributed to: `loss.columns`.
+        loss: Of reconstructions, by `loss.columns`, which scores are attributed to.
         tails: Losses to surprise.
         calibration: Scores to p-values.
         window: Days it was fitted on.
@@ -143,44 +143,60 @@ class ModelBundle:
         return ScoredRows(latents, score, p_value, self.calibration.flags(p_value))
 
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
-        """Says for each row which of its parts made it strange, the strangest first.
+        """Says for each row what made it strange, the strangest first: columns, or the spot and the whole of an image.
 
         Args:
             features: The rows, few of them.
-            columns: How many parts to name at most.
+            columns: How many to name at most.
         """
         explained: list[list[Contribution]] = []
-        for rows, batch, _, output in self._passes(features):
-            surprise = self.tails(self._losses(output, batch))
-            expected, x = self._exact[1].to_scale(output), batch
+        for rows, batch, passed in self._passes(features):
+            surprise, expected = self.tails(self._parts(passed, batch)), self._exact[1].to_scale(passed.output)
             for place, row in enumerate(rows.iter_rows(named=True)):
-                best = np.argsort(-surprise[place], kind="stable")[:columns]
                 one = slice(place, place + 1)
-                explained.append(
-                    [self._contribution(int(i), surprise[place, i], row, x[one], expected[one]) for i in best]
-                )
+                if isinstance(self.encoder, TableEncoder):
+                    parts = self._of_columns(row, surprise[place, :-1], expected[one])
+                else:
+                    parts = self._of_image(surprise[place], expected[one], batch[one])
+                explained.append(sorted(parts, key=lambda part: -part.surprise)[:columns])
         return explained
 
-    def _contribution(
-        self, part: int, surprise: float, row: Mapping[str, Any], x: torch.Tensor, expected: torch.Tensor
-    ) -> Contribution:
-        name = self.loss.columns[part]
-        if isinstance(self.encoder, TableEncoder):
-            told = self.encoder.describe(row, expected[0].cpu().numpy(), name)
-            return Contribution(name, float(surprise), *told)
+    def _of_columns(
+        self, row: Mapping[str, Any], surprise: npt.NDArray[np.float64], expected: torch.Tensor
+    ) -> list[Contribution]:
+        encoder, output = cast("TableEncoder", self.encoder), expected[0].cpu().numpy()
+        named = sorted(zip(self.loss.columns, surprise.tolist(), strict=True), key=lambda part: -part[1])
+        return [Contribution(name, nats, *encoder.describe(row, output, name)) for name, nats in named]
+
+    def _of_image(
+        self, surprise: npt.NDArray[np.float64], expected: torch.Tensor, x: torch.Tensor
+    ) -> list[Contribution]:
         loss = cast("ImageLoss", self._exact[1])
-        actual = f"{float(loss.by_column(expected, x)[0, part]):.1f} times the usual residual"
-        if name == "spot":
-            actual += " at row {}, column {}".format(*loss.strangest_spot(expected, x))
-        return Contribution(name, float(surprise), actual, f"{self.tails.knots[part, -1]:.1f} times at most in 99 %")
+        spots = loss.spots(expected, x)
+        usual = [f"{knot:.1f} times at most in 99 %" for knot in self.tails.knots[:, -1]]
+        place = "row {}, column {}".format(*loss.strangest_spot(expected, x))
+        return [
+            Contribution(
+                "spot", float(surprise[0]), f"{spots.max():.1f} times the usual residual at {place}", usual[0]
+            ),
+            Contribution("image", float(surprise[1]), f"{spots.mean():.1f} times the usual residual", usual[1]),
+        ]
 
     def losses(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
-        """Gives the reconstruction loss of each row and part, (n, len(loss.columns))."""
+        """Gives what scores are made of: the loss of each of `loss.columns` and last of the row as a whole.
+
+        Args:
+            features: The fitted columns, n rows.
+
+        Returns:
+            Shape (n, columns + 1).
+        """
         return self._latents_and_losses(features)[1]
 
     def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
         """Gives what the network makes of n rows, on the scale of the encoded inputs, (n, …)."""
-        expected = [self._exact[1].to_scale(output).cpu().numpy() for *_, output in self._passes(features)]
+        passes = (passed for *_, passed in self._passes(features))
+        expected = [self._exact[1].to_scale(passed.output).cpu().numpy() for passed in passes]
         return np.concatenate([np.empty((0, *self.encoder.shape)), *expected])
 
     def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
@@ -201,7 +217,7 @@ class ModelBundle:
         loss = cast("ImageLoss", self._exact[1])
         low, high = self.encoder.ends
         images, residuals = [], []
-        for _, x, _, output in self._passes(features):
+        for _, x, (_, output, _) in self._passes(features):
             images.append(torch.stack([x, output]).permute(0, 1, 3, 4, 2).sub(low).div(high - low).clamp(0, 1))
             residuals.append(loss.spots(output, x, to_the_edge=True))
         pairs = torch.cat(images, 1).cpu().numpy()
@@ -209,16 +225,16 @@ class ModelBundle:
 
     def _latents_and_losses(self, features: pl.DataFrame) -> tuple[Matrix, npt.NDArray[np.float64]]:
         latents = [np.empty((0, self.model.latent_dim), np.float32)]
-        losses = [np.empty((0, len(self.loss.columns)))]
-        for _, batch, z, output in self._passes(features):
-            latents.append(z.float().cpu().numpy())
-            losses.append(self._losses(output, batch))
+        losses = [np.empty((0, len(self.loss.columns) + 1))]
+        for _, batch, passed in self._passes(features):
+            latents.append(passed.latents.float().cpu().numpy())
+            losses.append(self._parts(passed, batch))
         return np.concatenate(latents), np.concatenate(losses)
 
-    def _losses(self, output: torch.Tensor, batch: torch.Tensor) -> npt.NDArray[np.float64]:
+    def _parts(self, passed: Pass, batch: torch.Tensor) -> npt.NDArray[np.float64]:
         with torch.inference_mode():
-            losses: npt.NDArray[np.float64] = self._exact[1].by_column(output, batch).cpu().numpy()
-        return losses
+            parts: npt.NDArray[np.float64] = self._exact[1].parts(passed, batch).cpu().numpy()
+        return parts
 
     @cached_property
     def _exact(self) -> tuple[AutoEncoder, ReconstructionLoss]:
@@ -235,14 +251,12 @@ class ModelBundle:
         for part in features.iter_slices(rows):
             yield part, torch.from_numpy(self.encoder.encode(part)).to(device).double()
 
-    def _passes(
-        self, features: pl.DataFrame
-    ) -> Iterator[tuple[pl.DataFrame, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Rows, the same encoded, their latents and outputs, batch by batch."""
+    def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:
+        """Rows, the same encoded, and what the network makes of them, batch by batch."""
         for rows, batch in self._batches(features):
             with torch.inference_mode():
-                z, output, _ = self._exact[0](batch)
-            yield rows, batch, z, output
+                passed: Pass = self._exact[0](batch)
+            yield rows, batch, passed
 
     def save(self, folder: Path) -> None:
         """Writes the bundle into a folder: weights and statistics as safetensors, all else as JSON."""
@@ -334,8 +348,18 @@ class ModelBundle:
 
 
 def combine(surprise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Makes one score of the surprise of all parts, (n, parts) → (n,): that of the strangest (Tippett 1931)."""
-    highest: npt.NDArray[np.float64] = surprise.max(axis=1, initial=0.0)
+    """Makes one score of a row's surprise: that of its strangest column, or of the row as a whole where that is more.
+
+    Of k columns the strangest is held against k chances to be strange (Bonferroni), so that both are on one scale.
+
+    Args:
+        surprise: Of each column and last of the whole, nats, (n, columns + 1).
+
+    Returns:
+        Shape (n,).
+    """
+    columns = surprise[:, :-1].max(axis=1, initial=0.0) - np.log(surprise.shape[1] - 1)
+    highest: npt.NDArray[np.float64] = np.maximum(columns, surprise[:, -1])
     return highest
 
 

@@ -1,4 +1,4 @@
-"""Lands the data sets of the shipped pipelines the way a source system would: one file a day, an image, or all at once."""
+"""Lands the data sets of the shipped pipelines the way a source system would: a file a day, an image or all."""
 
 import contextlib
 import importlib.util

@@ -61,7 +61,7 @@ def fit_bundle(
     del encoded, train_rows
     with torch.inference_mode():
         loss.fit_scores(torch.cat([model(batch).output for batch in validation.split(1024)]), validation)
-    parts = len(loss.columns)
+    parts = len(loss.columns) + 1
     nothing = ColumnTails(np.zeros((parts, 1)), np.zeros(1), np.ones(parts))
     draft = ModelBundle(config, encoder, model, loss.eval(), nothing, Calibration(np.zeros(1), 0.5), window, facts)
     tails = fit_tails(draft.losses(validation_rows))

@@ -91,7 +91,7 @@ def train(
                 f"there are no {name} rows; land more days, or make the {name} part of the window longer"
             )
     device = train_rows.device
-    noise = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    noise = torch.Generator(device).manual_seed(generator.initial_seed() + 1)
     parameters = [*model.parameters(), *loss.parameters()]
     full_batch = config.optimizer == "gd"
     steps_an_epoch = 1 if full_batch else math.ceil(len(train_rows) / config.batch_size)

@@ -127,15 +127,17 @@ class TestFittedParts:
         for place, name in enumerate(bundle.columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
             np.testing.assert_allclose(by_column[:, place], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(by_column[:, :-1].sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(by_column[:, -1], by_block.sum(1), rtol=1e-9, atol=1e-9)
 
-    def test_an_explanation_ranks_columns_and_its_first_is_the_score(self, fitted):
+    def test_an_explanation_ranks_columns_and_its_first_or_the_whole_row_is_the_score(self, fitted):
         rows = fitted.features(fitted.days[-1])
-        scored = fitted.bundle.score(rows)
-        for score, parts in zip(scored.score, fitted.bundle.explain(rows, columns=99), strict=True):
+        scored, whole = fitted.bundle.score(rows), fitted.bundle.tails(fitted.bundle.losses(rows))[:, -1]
+        explained = fitted.bundle.explain(rows, columns=99)
+        for score, parts, row in zip(scored.score, explained, whole, strict=True):
             surprises = [part.surprise for part in parts]
             assert surprises == sorted(surprises, reverse=True)
-            assert surprises[0] == pytest.approx(score, rel=1e-12)
+            assert max(surprises[0] - np.log(len(parts)), row) == pytest.approx(score, rel=1e-12)
             assert {part.column for part in parts} == set(fitted.bundle.columns)
 
     @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1.7e308])

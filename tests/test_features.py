@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 from helpers import DAY, HEADER, REMEDY, assert_says, leftovers, line, make_dataset
 
-from ae_pipeline.config import ColumnType
-from ae_pipeline.errors import ConfigError, StorageError
+from ae_pipeline.config import ColumnType, PipelineConfig
+from ae_pipeline.errors import ConfigError, StorageError, TrainingError
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
 from ae_pipeline.preprocessing.features import FeatureColumn, build_features, build_features_day, feature_columns
+from ae_pipeline.preprocessing.window import PARTS, cut_window
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
 
 ROOT = Path("nowhere")
 MOMENT = dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC)
@@ -155,3 +157,184 @@ def test_clock_minutes_agree_with_the_standard_library_for_every_minute_of_a_day
     built = features_of({"due": ("clock_hhmm", [time.hour * 100 + time.minute for time in times])})["due"]
     expected = [dt.timedelta(hours=time.hour, minutes=time.minute).total_seconds() / 60 for time in times]
     np.testing.assert_array_equal(built.to_numpy(), expected)
+
+
+# Labels and groups
+
+UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
+
+
+def offered(types: dict[str, str], **settings: Any) -> list[str]:
+    """Gives the names of the columns that a model may look at."""
+    return [column.name for column in feature_columns(make_dataset(ROOT, **settings).config, contract_of(types))]
+
+
+def test_a_label_is_true_for_known_anomalies_and_missing_where_its_column_is() -> None:
+    built = features_of({"kind": ("text", [" bad", "good", "", None]), "n": ("integer", [1] * 4)}, label="kind = 'bad'")
+    assert built.columns == ["row_id", "event_time", "n", "label"]
+    assert built["label"].to_list() == [True, False, None, None]
+    assert built["label"].dtype == pl.Boolean
+
+
+def test_a_label_can_name_what_is_derived_and_what_is_excluded() -> None:
+    columns = {"left": ("clock_hhmm", [100, 200]), "due": ("clock_hhmm", [50, 150]), "n": ("number", [1.0, 2.0])}
+    built = features_of(columns, label="late > 10 AND n < 2", derive={"late": "left - due"}, exclude=["n"])
+    assert built.columns == ["row_id", "event_time", "left", "due", "label"]
+    assert built["label"].to_list() == [60 - 50 > 10 and 1.0 < 2, False]
+
+
+def test_what_a_label_names_and_what_is_derived_from_it_is_not_offered() -> None:
+    types = {"id": "integer", "kind": "text", "n": "number"}
+    derive = {"bad": "CASE WHEN kind = 'x' THEN 1 ELSE 0 END", "worse": "bad * 2", "half": "n / 2"}
+    assert offered(types, derive=derive) == ["id", "kind", "n", "event_time", "bad", "worse", "half"]
+    assert offered(types, derive=derive, label="kind = 'x'") == ["id", "n", "event_time", "half"]
+    assert offered({**types, "time": "timestamp"}, label="time > '2024-03-01'") == ["id", "kind", "n"]
+    assert offered(types, label="event_time IS NULL") == ["id", "kind", "n"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label": "knd = 'x'"}, r"label names column 'knd', which 'shop' does not have; choose among n, d, row_id"),
+        (
+            {"training": {"split_by": ["knd"]}},
+            r"split_by names column 'knd', which 'shop' does not have; choose among n",
+        ),
+        ({"label": "n ="}, r"label='n =' cannot be computed on 'shop': .*; mend the expression"),
+        ({"label": "n"}, r"label='n' gives Float64 and not true or false; write a condition"),
+    ],
+)
+def test_a_label_or_a_split_that_cannot_be_had_is_explained(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        features_of({"n": ("integer", [1])}, derive={"d": "n"}, **UNDATED, **settings)
+
+
+def test_columns_that_keep_rows_together_stay_in_the_features_though_they_are_not_offered() -> None:
+    columns = {"n": ("integer", [1]), "site": ("text", ["a "]), "kind": ("text", ["x"])}
+    settings = {**UNDATED, "exclude": ["site"], "label": "kind = 'x'", "training": {"split_by": ["site", "kind"]}}
+    built = features_of(columns, **settings)
+    assert built.drop("event_time").rows(named=True) == [
+        {"row_id": "0", "n": 1.0, "site": "a", "kind": "x", "label": True}
+    ]
+    assert offered({name: kind for name, (kind, _) in columns.items()}, **settings) == ["n"]
+
+
+@pytest.mark.parametrize("changed", [{"label": "city = 'Oslo'"}, {"training": {"split_by": ["city"]}}])
+def test_features_are_built_again_when_label_or_split_change(tmp_path: Path, changed: dict[str, Any]) -> None:
+    shop = make_dataset(tmp_path, **UNDATED)
+    shop.land("a.csv", HEADER + line(1) + line(2, city="Bergen"))
+    intake = shop.take_in()
+    shop.raw(intake, ALL_ROWS)
+    other = make_dataset(tmp_path, **UNDATED, **changed).config
+    built = [
+        build_features_day(ALL_ROWS, config, intake.contract, shop.paths).built
+        for config in (shop.config, other, other)
+    ]
+    assert built == [True, True, False]
+
+
+def parts_of(root: Path, rows: pl.DataFrame, **settings: Any) -> dict[str, pl.DataFrame]:
+    """Cuts features of a dataset without event time into the parts of a training."""
+    config = PipelineConfig.model_validate({"dataset": "d", "identity": ["id"], **settings})
+    paths = DatasetPaths(root, "d")
+    write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
+    window = cut_window({ALL_ROWS: "content"}, config)
+    return {part: window.rows(part, paths) for part in PARTS}
+
+
+def grouped(groups: int, rows: int) -> pl.DataFrame:
+    """Features of so many groups, and so many rows in each."""
+    numbers = [(f"g{group}", place) for group in range(groups) for place in range(rows)]
+    return pl.DataFrame({"row_id": [f"{g}|{n}" for g, n in numbers], "g": [g for g, _ in numbers]})
+
+
+@pytest.mark.parametrize(
+    ("groups", "sizes"),
+    [(3, (1, 1, 1)), (4, (2, 1, 1)), (7, (5, 1, 1)), (10, (7, 1, 2)), (20, (14, 2, 4)), (200, (140, 20, 40))],
+)
+def test_groups_are_cut_7_to_1_to_2_and_none_stands_in_two_parts(
+    tmp_path: Path, groups: int, sizes: tuple[int, ...]
+) -> None:
+    rows = grouped(groups, 5)
+    parts = parts_of(tmp_path, rows, training={"split_by": ["g"]})
+    assert tuple(part["g"].n_unique() for part in parts.values()) == sizes
+    assert tuple(part.height for part in parts.values()) == tuple(5 * size for size in sizes)
+    assert pl.concat(parts.values()).sort("row_id").equals(rows.sort("row_id"))
+    shuffled = parts_of(tmp_path, rows.sample(fraction=1, shuffle=True, seed=0), training={"split_by": ["g"]})
+    assert {name: set(part["g"]) for name, part in shuffled.items()} == {
+        name: set(part["g"]) for name, part in parts.items()
+    }
+
+
+def test_a_group_is_what_all_columns_of_the_split_say(tmp_path: Path) -> None:
+    rows = grouped(10, 10).with_columns(h=pl.Series([n % 2 for n in range(100)]))
+    parts = parts_of(tmp_path, rows, training={"split_by": ["g", "h"]})
+    assert [part.select("g", "h").n_unique() for part in parts.values()] == [14, 2, 4]
+    assert pl.concat([part.select("g", "h").unique() for part in parts.values()]).is_duplicated().sum() == 0
+
+
+def test_patches_of_an_image_are_kept_together(tmp_path: Path) -> None:
+    rows = grouped(10, 9).rename({"g": "file"})
+    parts = parts_of(tmp_path, rows, identity=["file", "top", "left"], images={"patch": 8})
+    assert [part["file"].n_unique() for part in parts.values()] == [7, 1, 2]
+    assert [part.height for part in parts.values()] == [63, 9, 18]
+
+
+def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_stay(tmp_path: Path) -> None:
+    label = pl.Series("label", [True, False, None] * 400)
+    rows = grouped(1, 1200).with_columns(label)
+    parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True})
+    assert pl.concat(parts.values())["label"].value_counts(sort=True).sort("label").rows() == [
+        (None, 400),
+        (False, 400),
+    ]
+    everything = parts_of(tmp_path, rows, label="g = 'x'")
+    assert sum(part.height for part in everything.values()) == 1200
+    for name, part in parts.items():  # a row stays in its part whether or not anomalies stand beside it
+        assert set(part["row_id"]) <= set(everything[name]["row_id"])
+
+
+def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: Path) -> None:
+    rows = grouped(100, 2).with_columns(label=pl.col("g").str.len_chars() == 3)  # g10 … g99
+    parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True, "split_by": ["g"]})
+    assert [part["g"].n_unique() for part in parts.values()] == [7, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (
+            grouped(2, 50),
+            {"training": {"split_by": ["g"]}},
+            "'d' has 2 groups of rows by g, and train, .* each need one of their own; land more, or choose columns",
+        ),
+        (grouped(1, 1), {}, "no row is left for the [a-z]+ part of 'd': 1 rows; land more, or change label"),
+        (
+            grouped(9, 9).with_columns(label=pl.lit(True)),
+            {"label": "g = 'x'", "training": {"only_normal": True}},
+            "no row is left for the train part of 'd': 81 rows, of which 0 are not known anomalies; land more",
+        ),
+        (
+            grouped(9, 9),
+            {"label": "g = 'x'", "training": {"only_normal": True}},
+            "features of 'd' lack column 'label', .*; materialize features first",
+        ),
+        (grouped(9, 9), {"training": {"split_by": ["h"]}}, "features of 'd' lack column 'h', .*; materialize features"),
+    ],
+)
+def test_a_part_without_rows_is_explained(
+    tmp_path: Path, rows: pl.DataFrame, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        parts_of(tmp_path, rows, **settings)
+
+
+def test_a_model_of_other_images_or_another_label_is_another_model() -> None:
+    from ae_pipeline.orchestration.retraining import settings_hash
+
+    base = {"dataset": "d", "identity": ["file", "top", "left"]}
+    settings = [{}, {"images": {}}, {"images": {"patch": 8}}, {"label": "n = 1"}, {"training": {"split_by": ["n"]}}]
+    hashes = [settings_hash(PipelineConfig.model_validate({**base, **more})) for more in settings]
+    assert len(set(hashes)) == len(settings)
+    described = PipelineConfig.model_validate({**base, "description": "words"})
+    assert settings_hash(described) == hashes[0]

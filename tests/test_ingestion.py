@@ -181,6 +181,17 @@ def test_an_edited_contract_reads_the_landed_files_again(shop: Dataset) -> None:
     assert shop.quarantine() == []
 
 
+def test_an_edit_that_no_row_of_a_file_keeps_withdraws_them_all_until_it_is_taken_back(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1, price=1))
+    shop.land("b.csv", HEADER + line(2, price=2))
+    assert shop.ids() == [1, 2]
+    shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
+    assert_says(shop.file("a.csv").refused, "price = 1 is below the minimum 2", REMEDY)
+    assert shop.ids() == [2]
+    shop.edit_contract(", minimum: 2", "")
+    assert shop.ids() == [1, 2]
+
+
 def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: Dataset) -> None:
     gone = shop.land("a.csv", HEADER + line(1, price=1))
     assert shop.rows("price") == [(1,)]

@@ -132,7 +132,10 @@ class Batch:
 
 
 def _refused(seen: LandedFile, before: LandedFile | None, reason: str) -> LandedFile:
-    """The entry of a file that cannot be used: what an earlier version of it gave stands."""
-    if before is None:
+    """The entry of a file that cannot be used: what an earlier version of it gave stands.
+
+    The same content that breaks rules edited since is no other version: what it gave under the old ones is withdrawn.
+    """
+    if before is None or (before.sha256 == seen.sha256 and before.refused is None):
         return replace(seen, refused=reason)
     return replace(seen, staged=before.staged, rows=before.rows, days=before.days, refused=reason)

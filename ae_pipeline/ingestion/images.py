@@ -18,7 +18,7 @@ from ae_pipeline.ingestion.rows import IMAGE_STRUCT, UnreadableFileError, first_
 
 _FORMATS = ("PNG", "JPEG")
 # All that Pillow's readers are known to raise on bytes that are no whole image.
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, AttributeError, struct.error, zlib.error)
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, zlib.error)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _SAME_COLOURS = {"1": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ae_pipeline.config import LossTerm
+from ae_pipeline.models.base import Pass
 from ae_pipeline.models.losses import ReconstructionLoss, element_losses
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -79,7 +80,7 @@ class ImageLoss(ReconstructionLoss):
     residual_mean: Tensor
     whitening: Tensor
     unit = "mean over the pixels of an image"
-    columns = ("image", "spot")
+    columns = ("spot",)
 
     def __init__(
         self, shape: tuple[int, ...], span: float, terms: Mapping[LossTerm, float], huber_delta: float
@@ -141,6 +142,10 @@ class ImageLoss(ReconstructionLoss):
         return top + (self.window[0] - 1) // 2, left + (self.window[1] - 1) // 2
 
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the mean distance of each image's windows and that of its strangest one, (n, 2)."""
-        spots = self.spots(output, x)
-        return torch.stack([spots.mean((1, 2)), spots.amax((1, 2))], 1)
+        """Gives the distance of each image's strangest window, (n, 1)."""
+        return self.spots(output, x).amax((1, 2)).unsqueeze(1)
+
+    def parts(self, passed: Pass, x: Tensor) -> Tensor:
+        """Gives the distance of each image's strangest window and the mean over all of them, (n, 2)."""
+        spots = self.spots(passed.output, x)
+        return torch.stack([spots.amax((1, 2)), spots.mean((1, 2))], 1)

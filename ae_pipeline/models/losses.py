@@ -32,7 +32,17 @@ class ReconstructionLoss(nn.Module, ABC):
 
     @abstractmethod
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives what scores are made of, (n, columns); the higher, the worse the reconstruction."""
+        """Gives what scores are attributed to, (n, columns); the higher, the worse the reconstruction."""
+
+    def parts(self, passed: Pass, x: Tensor) -> Tensor:
+        """Gives what scores are made of: the loss of each column, and last of the row as a whole, (n, columns + 1).
+
+        The whole has its divergence from the prior: what a variational form reconstructs well only by an unusual code
+        is unusual.
+        """
+        columns = self.by_column(passed.output, x)
+        whole = columns.sum(1) + self.kl_share * passed.kl
+        return torch.cat([columns, whole.unsqueeze(1)], 1)
 
     def fit_scores(self, output: Tensor, x: Tensor) -> None:
         """Fits what `by_column` needs on outputs and inputs held out of training; tables need nothing."""
