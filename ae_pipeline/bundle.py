@@ -1,11 +1,9 @@
 """ModelBundle: everything that was fitted, in one directory without pickle; encodes and scores."""
 
-import copy
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import ae_pipeline
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config import Evidence, PipelineConfig
 from ae_pipeline.errors import BundleError, ConfigError
-from ae_pipeline.models.base import AutoEncoder, Pass
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.image_loss import ImageLoss
-from ae_pipeline.models.losses import ReconstructionLoss
-from ae_pipeline.preprocessing.encoder import Encoder, read_encoder
+from ae_pipeline.network import FittedNetwork
+from ae_pipeline.preprocessing.encoder import read_encoder
 from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
 from ae_pipeline.preprocessing.window import PARTS, Window
 from ae_pipeline.scoring.calibration import Calibration
+from ae_pipeline.scoring.density import LatentDensity
 from ae_pipeline.scoring.tails import ColumnTails
 from ae_pipeline.storage import atomic_write, hash_json, make_folder
 
@@ -37,7 +35,6 @@ FORMAT = 2
 """Raised when a bundle of before can no longer be read as it is."""
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
-_SCORING_ROWS, _SCORING_ELEMENTS = 8192, 2**24
 
 
 @dataclass(frozen=True)
@@ -75,40 +72,20 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What a person looks at of n images.
-
-    Attributes:
-        image: As the network sees it, on the scale 0 to 1, (n, height, width, channels).
-        reconstruction: What the network makes of it, likewise.
-        residual: How far the residual around each pixel is from the usual, 1 on average of normal images,
-            (n, height, width).
-    """
-
-    image: npt.NDArray[np.float64]
-    reconstruction: npt.NDArray[np.float64]
-    residual: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ModelBundle:
+class ModelBundle(FittedNetwork):
     """A fitted pipeline from features to latents and scores.
 
     Attributes:
         config: Under which it was fitted.
-        encoder: Features to what the network sees.
-        model: The network, in evaluation mode.
-        loss: Of reconstructions, by `loss.columns`, which scores are attributed to.
-        tails: Losses to surprise.
+        density: How far latents lie from those of the training rows.
+        tails: Losses and distance to surprise.
         calibration: Scores to p-values.
         window: Days it was fitted on.
         facts: Versions of code and libraries, and figures of the training.
     """
 
     config: PipelineConfig
-    encoder: Encoder
-    model: AutoEncoder
-    loss: ReconstructionLoss
+    density: LatentDensity
     tails: ColumnTails
     calibration: Calibration
     window: Window
@@ -124,23 +101,16 @@ class ModelBundle:
         """Names this model: the same weights, statistics and calibration give the same text."""
         return hash_json([self._manifest(), {name: _digest(value) for name, value in self._tensors().items()}])
 
-    def encode(self, features: pl.DataFrame) -> Matrix:
-        """Maps n rows of features to latents, (n, latent_dim), float32."""
-        parts = [np.empty((0, self.model.latent_dim), np.float32)]
-        with torch.inference_mode():
-            parts += [self._exact[0].encode(batch).float().cpu().numpy() for _, batch in self._batches(features)]
-        return np.concatenate(parts)
-
     def score(self, features: pl.DataFrame) -> ScoredRows:
         """Scores n rows; the same rows in the same batches give the same bytes.
 
         Raises:
             BundleError: A column is missing or of another type.
         """
-        latents, losses = self._latents_and_losses(features)
-        score = combine(self.tails(losses))
+        latents, losses = self._latents_and_parts(features)
+        score = combine(self.tails(losses), self.config.alerts.evidence)
         p_value = self.calibration.p_values(score)
-        return ScoredRows(latents, score, p_value, self.calibration.flags(p_value))
+        return ScoredRows(latents.astype(np.float32), score, p_value, self.calibration.flags(p_value))
 
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
         """Says for each row what made it strange, the strangest first: columns, or the spot and the whole of an image.
@@ -151,11 +121,13 @@ class ModelBundle:
         """
         explained: list[list[Contribution]] = []
         for rows, batch, passed in self._passes(features):
-            surprise, expected = self.tails(self._parts(passed, batch)), self._exact[1].to_scale(passed.output)
+            latents, loss = passed.latents.cpu().numpy(), self._exact[1]
+            surprise = self.tails(score_parts(latents, loss.parts(passed, batch).cpu().numpy(), self.density))
+            expected = loss.to_scale(passed.output)
             for place, row in enumerate(rows.iter_rows(named=True)):
                 one = slice(place, place + 1)
                 if isinstance(self.encoder, TableEncoder):
-                    parts = self._of_columns(row, surprise[place, :-1], expected[one])
+                    parts = self._of_columns(row, surprise[place, :-2], expected[one])
                 else:
                     parts = self._of_image(surprise[place], expected[one], batch[one])
                 explained.append(sorted(parts, key=lambda part: -part.surprise)[:columns])
@@ -179,84 +151,23 @@ class ModelBundle:
             Contribution(
                 "spot", float(surprise[0]), f"{spots.max():.1f} times the usual residual at {place}", usual[0]
             ),
-            Contribution("image", float(surprise[1]), f"{spots.mean():.1f} times the usual residual", usual[1]),
+            Contribution("image", float(surprise[-1]), f"{spots.mean():.1f} times the usual residual", usual[-1]),
         ]
 
     def losses(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
-        """Gives what scores are made of: the loss of each of `loss.columns` and last of the row as a whole.
+        """Gives what scores are made of: the loss of each of `loss.columns`, the latent's distance, the row's loss.
 
         Args:
             features: The fitted columns, n rows.
 
         Returns:
-            Shape (n, columns + 1).
+            Shape (n, columns + 2).
         """
-        return self._latents_and_losses(features)[1]
+        return self._latents_and_parts(features)[1]
 
-    def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
-        """Gives what the network makes of n rows, on the scale of the encoded inputs, (n, …)."""
-        passes = (passed for *_, passed in self._passes(features))
-        expected = [self._exact[1].to_scale(passed.output).cpu().numpy() for passed in passes]
-        return np.concatenate([np.empty((0, *self.encoder.shape)), *expected])
-
-    def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
-        """Puts what the network makes of n rows in place of their fitted columns, in the columns' own terms.
-
-        A network that has learnt with corruption, or whose latent space is too narrow for noise, keeps what columns or
-        pixels have in common and drops the rest. Dates, event times and unknown categories stay as they are.
-
-        Raises:
-            BundleError: A column is missing or of another type.
-        """
-        return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
-
-    def pictures(self, features: pl.DataFrame) -> Pictures | None:
-        """Gives image, reconstruction and residual map of n rows, few of them; None where rows are no images."""
-        if isinstance(self.encoder, TableEncoder):
-            return None
-        loss = cast("ImageLoss", self._exact[1])
-        low, high = self.encoder.ends
-        images, residuals = [], []
-        for _, x, (_, output, _) in self._passes(features):
-            images.append(torch.stack([x, output]).permute(0, 1, 3, 4, 2).sub(low).div(high - low).clamp(0, 1))
-            residuals.append(loss.spots(output, x, to_the_edge=True))
-        pairs = torch.cat(images, 1).cpu().numpy()
-        return Pictures(pairs[0], pairs[1], torch.cat(residuals).cpu().numpy())
-
-    def _latents_and_losses(self, features: pl.DataFrame) -> tuple[Matrix, npt.NDArray[np.float64]]:
-        latents = [np.empty((0, self.model.latent_dim), np.float32)]
-        losses = [np.empty((0, len(self.loss.columns) + 1))]
-        for _, batch, passed in self._passes(features):
-            latents.append(passed.latents.float().cpu().numpy())
-            losses.append(self._parts(passed, batch))
-        return np.concatenate(latents), np.concatenate(losses)
-
-    def _parts(self, passed: Pass, batch: torch.Tensor) -> npt.NDArray[np.float64]:
-        with torch.inference_mode():
-            parts: npt.NDArray[np.float64] = self._exact[1].parts(passed, batch).cpu().numpy()
-        return parts
-
-    @cached_property
-    def _exact(self) -> tuple[AutoEncoder, ReconstructionLoss]:
-        """Network and loss in float64.
-
-        In float32 a row's output depends on the rows beside it by 1e-7, which fine scales and steep tails enlarge to
-        more than 1e-5 of a score.
-        """
-        return copy.deepcopy(self.model).double().eval(), copy.deepcopy(self.loss).double().eval()
-
-    def _batches(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor]]:
-        device = next(self.model.parameters()).device
-        rows = max(1, min(_SCORING_ROWS, _SCORING_ELEMENTS // math.prod(self.encoder.shape)))
-        for part in features.iter_slices(rows):
-            yield part, torch.from_numpy(self.encoder.encode(part)).to(device).double()
-
-    def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:
-        """Rows, the same encoded, and what the network makes of them, batch by batch."""
-        for rows, batch in self._batches(features):
-            with torch.inference_mode():
-                passed: Pass = self._exact[0](batch)
-            yield rows, batch, passed
+    def _latents_and_parts(self, features: pl.DataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        latents, losses = self.latents_and_losses(features)
+        return latents, score_parts(latents, losses, self.density)
 
     def save(self, folder: Path) -> None:
         """Writes the bundle into a folder: weights and statistics as safetensors, all else as JSON."""
@@ -285,6 +196,8 @@ class ModelBundle:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         statistics = {
+            "density.mean": self.density.mean,
+            "density.whitening": self.density.whitening,
             "tails.knots": self.tails.knots,
             "tails.levels": self.tails.levels,
             "tails.excess": self.tails.excess,
@@ -327,6 +240,7 @@ class ModelBundle:
             model, loss = build_model(config, encoder.shape), build_loss(config, encoder)
             model.load_state_dict(_under("model.", tensors))
             loss.load_state_dict(_under("loss.", tensors))
+            density = LatentDensity(*(tensors[f"density.{name}"].numpy() for name in ("mean", "whitening")))
             tails = ColumnTails(*(tensors[f"tails.{name}"].numpy() for name in ("knots", "levels", "excess")))
             calibration = Calibration(tensors["calibration.scores"].numpy(), config.alerts.budget)
             days, facts = manifest["window"], manifest["facts"]
@@ -335,31 +249,34 @@ class ModelBundle:
             window = Window(train, validation, calibrated, days["fingerprint"], *cut)
         except (ConfigError, KeyError, RuntimeError, TypeError, ValidationError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
-        return cls(
-            config,
-            encoder,
-            model.to(device).eval(),
-            loss.to(device).eval(),
-            tails,
-            calibration,
-            window,
-            facts,
-        )
+        model, loss = model.to(device).eval(), loss.to(device).eval()
+        return cls(encoder, model, loss, config, density, tails, calibration, window, facts)
 
 
-def combine(surprise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Makes one score of a row's surprise: that of its strangest column, or of the row as a whole where that is more.
+def score_parts(
+    latents: npt.NDArray[np.float64], losses: npt.NDArray[np.float64], density: LatentDensity
+) -> npt.NDArray[np.float64]:
+    """Puts the distance of the latents between the losses of columns and that of the whole row, (n, columns + 2)."""
+    return np.column_stack([losses[:, :-1], density(latents), losses[:, -1]])
 
-    Of k columns the strangest is held against k chances to be strange (Bonferroni), so that both are on one scale.
+
+def combine(
+    surprise: npt.NDArray[np.float64], evidence: Sequence[Evidence] = tuple(Evidence)
+) -> npt.NDArray[np.float64]:
+    """Makes one score of a row's surprise: the highest of its strangest column, its latent, and the row as a whole.
+
+    Of k columns the strangest is held against k chances to be strange (Bonferroni), so that all are on one scale.
 
     Args:
-        surprise: Of each column and last of the whole, nats, (n, columns + 1).
+        surprise: Of each column, the latent and the whole, nats, (n, columns + 2).
+        evidence: Which of them count.
 
     Returns:
         Shape (n,).
     """
-    columns = surprise[:, :-1].max(axis=1, initial=0.0) - np.log(surprise.shape[1] - 1)
-    highest: npt.NDArray[np.float64] = np.maximum(columns, surprise[:, -1])
+    columns = surprise[:, :-2].max(axis=1, initial=0.0) - np.log(surprise.shape[1] - 2)
+    parts = {Evidence.COLUMNS: columns, Evidence.LATENT: surprise[:, -2], Evidence.ROW: surprise[:, -1]}
+    highest: npt.NDArray[np.float64] = np.max([parts[name] for name in evidence], axis=0, initial=0.0)
     return highest
 
 

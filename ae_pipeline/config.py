@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 RESERVED_COLUMNS = frozenset(
     {
-        *("row_id", "event_time", "date", "label", "score", "p_value", "is_anomaly"),
+        *("row_id", "event_time", "date", "is_known_anomaly", "score", "p_value", "is_anomaly"),
         *("_day", "_source_file", "_row_number"),
     }
 )
@@ -292,11 +292,26 @@ class TrainingConfig(Section):
         return self
 
 
+class Evidence(StrEnum):
+    """What can speak for a row being an anomaly."""
+
+    COLUMNS = "columns"
+    LATENT = "latent"
+    ROW = "row"
+
+
 class AlertsConfig(Section):
     """What counts as an anomaly and how many rows a report shows."""
 
     budget: Fraction = Field(
         default=0.001, description="Share of normal rows that may be flagged: 0.001 is one alert in a thousand."
+    )
+    evidence: tuple[Evidence, ...] = Field(
+        default=tuple(Evidence),
+        min_length=1,
+        description="What a score rests on, the strangest of: columns (the strangest one; of an image its strangest "
+        "spot), latent (how far the latent is from those of training), row (the loss of the row as a whole; of a "
+        "variational form under a likelihood that is -ELBO).",
     )
     report_rows: int = Field(default=200, ge=1, description="Rows that the report ranks at most.")
 
@@ -405,6 +420,8 @@ class PipelineConfig(Section):
                     f"columns says that {name!r} is {kind.value}, and images names {column!r} as the one image column; "
                     "name it there and leave it out of columns"
                 )
+        if column in self.exclude:
+            raise ValueError(f"exclude names {column!r}, the images that the model is to look at; leave it out there")
         if column in {*self.identity, self.event_time, *self.training.split_by} - {None}:
             raise ValueError(
                 f"column {column!r} holds images, which do not name rows or keep them together; name another"

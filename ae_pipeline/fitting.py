@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ae_pipeline.bundle import ModelBundle, combine, library_versions
+from ae_pipeline.bundle import ModelBundle, combine, library_versions, score_parts
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.network import FittedNetwork
 from ae_pipeline.preprocessing.encoder import fit_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.table_encoder import TableEncoder
 from ae_pipeline.preprocessing.window import Window
-from ae_pipeline.scoring.calibration import Calibration, calibrate
-from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.scoring.calibration import calibrate
+from ae_pipeline.scoring.density import fit_density
+from ae_pipeline.scoring.tails import fit_tails
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.training import Epoch, TrainingResult, choose_device, train
 
@@ -58,15 +60,16 @@ def fit_bundle(
         "best_epoch": result.best_epoch,
         "validation_loss": result.best_loss,
     }
-    del encoded, train_rows
+    del encoded
     with torch.inference_mode():
         loss.fit_scores(torch.cat([model(batch).output for batch in validation.split(1024)]), validation)
-    parts = len(loss.columns) + 1
-    nothing = ColumnTails(np.zeros((parts, 1)), np.zeros(1), np.ones(parts))
-    draft = ModelBundle(config, encoder, model, loss.eval(), nothing, Calibration(np.zeros(1), 0.5), window, facts)
-    tails = fit_tails(draft.losses(validation_rows))
+    network = FittedNetwork(encoder, model, loss.eval())
+    density = fit_density(network.encode(train_rows).astype(np.float64))
+    del train_rows
+    tails = fit_tails(score_parts(*network.latents_and_losses(validation_rows), density))
     held_out = window.rows("calibration", paths)
-    scores = combine(tails(draft.losses(held_out)))
+    surprise = tails(score_parts(*network.latents_and_losses(held_out), density))
+    scores = combine(surprise, config.alerts.evidence)
     calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
     facts["rows"]["calibration"] = held_out.height
-    return ModelBundle(config, encoder, model, loss, tails, calibration, window, facts), result
+    return ModelBundle(encoder, model, loss, config, density, tails, calibration, window, facts), result

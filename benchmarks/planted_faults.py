@@ -145,7 +145,8 @@ def prepare(root: Path) -> Prepared:
     shipped = files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8")
     config = PipelineConfig.model_validate(yaml.safe_load(shipped)["attributes"])
     paths = DatasetPaths(root, config.dataset)
-    land_flights(paths.landing)
+    if not paths.landing.exists():
+        land_flights(paths.landing)
     intake = take_in(config, paths, dt.date.today(), lambda *_: None)
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)

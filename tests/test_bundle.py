@@ -127,12 +127,12 @@ class TestFittedParts:
         for place, name in enumerate(bundle.columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
             np.testing.assert_allclose(by_column[:, place], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(by_column[:, :-1].sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(by_column[:, :-2].sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(by_column[:, -1], by_block.sum(1), rtol=1e-9, atol=1e-9)
 
-    def test_an_explanation_ranks_columns_and_its_first_or_the_whole_row_is_the_score(self, fitted):
+    def test_an_explanation_ranks_columns_and_its_first_or_the_row_as_a_whole_is_the_score(self, fitted):
         rows = fitted.features(fitted.days[-1])
-        scored, whole = fitted.bundle.score(rows), fitted.bundle.tails(fitted.bundle.losses(rows))[:, -1]
+        scored, whole = fitted.bundle.score(rows), fitted.bundle.tails(fitted.bundle.losses(rows))[:, -2:].max(1)
         explained = fitted.bundle.explain(rows, columns=99)
         for score, parts, row in zip(scored.score, explained, whole, strict=True):
             surprises = [part.surprise for part in parts]

@@ -171,16 +171,16 @@ def offered(types: dict[str, str], **settings: Any) -> list[str]:
 
 def test_a_label_is_true_for_known_anomalies_and_missing_where_its_column_is() -> None:
     built = features_of({"kind": ("text", [" bad", "good", "", None]), "n": ("integer", [1] * 4)}, label="kind = 'bad'")
-    assert built.columns == ["row_id", "event_time", "n", "label"]
-    assert built["label"].to_list() == [True, False, None, None]
-    assert built["label"].dtype == pl.Boolean
+    assert built.columns == ["row_id", "event_time", "n", "is_known_anomaly"]
+    assert built["is_known_anomaly"].to_list() == [True, False, None, None]
+    assert built["is_known_anomaly"].dtype == pl.Boolean
 
 
 def test_a_label_can_name_what_is_derived_and_what_is_excluded() -> None:
     columns = {"left": ("clock_hhmm", [100, 200]), "due": ("clock_hhmm", [50, 150]), "n": ("number", [1.0, 2.0])}
     built = features_of(columns, label="late > 10 AND n < 2", derive={"late": "left - due"}, exclude=["n"])
-    assert built.columns == ["row_id", "event_time", "left", "due", "label"]
-    assert built["label"].to_list() == [60 - 50 > 10 and 1.0 < 2, False]
+    assert built.columns == ["row_id", "event_time", "left", "due", "is_known_anomaly"]
+    assert built["is_known_anomaly"].to_list() == [60 - 50 > 10 and 1.0 < 2, False]
 
 
 def test_what_a_label_names_and_what_is_derived_from_it_is_not_offered() -> None:
@@ -214,7 +214,7 @@ def test_columns_that_keep_rows_together_stay_in_the_features_though_they_are_no
     settings = {**UNDATED, "exclude": ["site"], "label": "kind = 'x'", "training": {"split_by": ["site", "kind"]}}
     built = features_of(columns, **settings)
     assert built.drop("event_time").rows(named=True) == [
-        {"row_id": "0", "n": 1.0, "site": "a", "kind": "x", "label": True}
+        {"row_id": "0", "n": 1.0, "site": "a", "kind": "x", "is_known_anomaly": True}
     ]
     assert offered({name: kind for name, (kind, _) in columns.items()}, **settings) == ["n"]
 
@@ -281,10 +281,10 @@ def test_patches_of_an_image_are_kept_together(tmp_path: Path) -> None:
 
 
 def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_stay(tmp_path: Path) -> None:
-    label = pl.Series("label", [True, False, None] * 400)
+    label = pl.Series("is_known_anomaly", [True, False, None] * 400)
     rows = grouped(1, 1200).with_columns(label)
     parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True})
-    assert pl.concat(parts.values())["label"].value_counts(sort=True).sort("label").rows() == [
+    assert pl.concat(parts.values())["is_known_anomaly"].value_counts(sort=True).sort("is_known_anomaly").rows() == [
         (None, 400),
         (False, 400),
     ]
@@ -295,7 +295,7 @@ def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_sta
 
 
 def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: Path) -> None:
-    rows = grouped(100, 2).with_columns(label=pl.col("g").str.len_chars() == 3)  # g10 … g99
+    rows = grouped(100, 2).with_columns(is_known_anomaly=pl.col("g").str.len_chars() == 3)  # g10 … g99
     parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True, "split_by": ["g"]})
     assert [part["g"].n_unique() for part in parts.values()] == [7, 1, 2]
 
@@ -310,14 +310,14 @@ def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: P
         ),
         (grouped(1, 1), {}, "no row is left for the [a-z]+ part of 'd': 1 rows; land more, or change label"),
         (
-            grouped(9, 9).with_columns(label=pl.lit(True)),
+            grouped(9, 9).with_columns(is_known_anomaly=pl.lit(True)),
             {"label": "g = 'x'", "training": {"only_normal": True}},
             "no row is left for the train part of 'd': 81 rows, of which 0 are not known anomalies; land more",
         ),
         (
             grouped(9, 9),
             {"label": "g = 'x'", "training": {"only_normal": True}},
-            "features of 'd' lack column 'label', .*; materialize features first",
+            "features of 'd' lack column 'is_known_anomaly', .*; materialize features first",
         ),
         (grouped(9, 9), {"training": {"split_by": ["h"]}}, "features of 'd' lack column 'h', .*; materialize features"),
     ],

@@ -411,7 +411,7 @@ def test_other_settings_of_images_read_the_landed_files_again(tmp_path: Path) ->
         ({"columns": {"photo": "image"}}, "columns says that 'photo' is image"),
         ({"columns": {"image": "text"}}, "columns says that 'image' is text"),
         ({"images": {"path": "(?P<file>.*)"}}, "the group 'file' bears a name of the pipeline's own; choose another"),
-        ({"images": {"path": "(?P<label>.*)"}}, "the group 'label' bears a name of the pipeline's own; choose another"),
+        ({"images": {"path": "(?P<score>.*)"}}, "the group 'score' bears a name of the pipeline's own; choose another"),
         ({"images": {"column": "top"}}, "column='top' is the pipeline's own; choose another"),
     ],
 )

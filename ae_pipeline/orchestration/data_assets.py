@@ -1,13 +1,23 @@
 """raw_data and features: from landed files to clean columns of each day."""
 
 import datetime as dt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
-from ae_pipeline.orchestration.stages import Body, check, days_of, paths_of, shortened
+from ae_pipeline.orchestration.stages import Body, check, days_of, paths_of, rows_on_days, shortened
+
+if TYPE_CHECKING:
+    from ae_pipeline.ingestion.raw import DayResult
+
+
+def _written(built: Sequence["DayResult"], config: PipelineConfig) -> str:
+    written = sum(day.built for day in built)
+    return f"{written:,} of them written now" if config.is_daily else "written now" if written else "up to date"
 
 
 def raw_data(config: PipelineConfig) -> Body:
@@ -25,11 +35,10 @@ def raw_data(config: PipelineConfig) -> Body:
         # A row that has moved to another day stands twice until the day that it left is rebuilt.
         doubled = count_duplicates(sorted({*days, *(intake.moved if intake.moved else ())}), paths)
         context.log.info(
-            f"{rows:,} rows on {len(days):,} days, {sum(day.built for day in built):,} of them written now; "
-            f"{broken:,} rows in quarantine"
+            f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}; {broken:,} rows in quarantine"
         )
         if waiting := [day for day in intake.pending_days(config, paths) if day not in set(days)]:
-            context.log.info(f"{len(waiting):,} further days wait for their own run: {shortened(waiting)}")
+            context.log.info(f"further days wait for their own run, {len(waiting):,} of them: {shortened(waiting)}")
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day), rows=day.rows)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
@@ -79,7 +88,7 @@ def features(config: PipelineConfig) -> Body:
         built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
         context.log.info(
-            f"{rows:,} rows on {len(days):,} days, {sum(day.built for day in built):,} of them written now"
+            f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}"
         )
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.features(day.day), rows=day.rows)

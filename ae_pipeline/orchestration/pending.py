@@ -8,7 +8,7 @@ from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import files_by_day
 from ae_pipeline.preprocessing.features import features_content, features_input_hash
-from ae_pipeline.reports.build import is_reported
+from ae_pipeline.reports.ranking import is_reported
 from ae_pipeline.storage import DatasetPaths, read_facts
 from ae_pipeline.tracking import CHAMPION, Tracker
 

@@ -38,7 +38,7 @@ def settings_hash(config: PipelineConfig) -> str:
     features.
     """
     settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
-    return hash_json([settings, config.alerts.budget])
+    return hash_json([settings, config.alerts.budget, config.alerts.evidence])
 
 
 def last_training(instance: dg.DagsterInstance, config: PipelineConfig) -> LastTraining | None:
@@ -71,8 +71,10 @@ def is_training_due(config: PipelineConfig, now: Content, last: LastTraining | N
     changed = [day for day, (digest, _) in now.items() if day not in last.content or last.content[day][0] != digest]
     rows = sum(now[day][1] for day in changed)
     if not changed:
-        return Due(False, f"nothing new: all {len(now):,} days are as the last training found them")
-    words = f"{rows:,} rows on {len(changed):,} new or changed days since the last training"
+        all_of_them = f"all {days_in_words(len(now))} are" if config.is_daily else f"all {rows_now:,} rows are"
+        return Due(False, f"nothing new: {all_of_them} as the last training found them")
+    on_days = f" on {days_in_words(len(changed), 'new or changed ')}" if config.is_daily else ", new or changed ones among them,"
+    words = f"{rows:,} rows{on_days} since the last training"
     if rows < config.retrain.min_new_rows:
         return Due(False, f"{words}, fewer than min_new_rows={config.retrain.min_new_rows:,}")
     return Due(True, words)

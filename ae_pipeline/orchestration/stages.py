@@ -97,8 +97,11 @@ STAGES = {
         True,
         frozenset({"parquet", "html"}),
         "**The strangest rows and why.** Ranked rows with the columns that made them strange, as Parquet and JSON, "
-        "and one page to read.",
-        {"alert_budget": "The share of flagged rows stays within three times the alert budget."},
+        "and one page to read: with pictures where rows are images, and measured where a label knows anomalies.",
+        {
+            "alert_budget": "The share of flagged rows stays within three times the alert budget; known anomalies do "
+            "not count."
+        },
     ),
 }
 """All stages, in the order of the data."""
@@ -217,6 +220,16 @@ def check(
         description=words,
         metadata=figures,
     )
+
+
+def rows_on_days(rows: int, days: int, config: PipelineConfig) -> str:
+    """Says how many rows, and on how many days where the dataset has any."""
+    return f"{rows:,} rows on {days_in_words(days)}" if config.is_daily else f"{rows:,} rows"
+
+
+def days_in_words(days: int) -> str:
+    """Says how many days."""
+    return f"{days:,} day{'' if days == 1 else 's'}"
 
 
 def shortened(days: Sequence[str]) -> str:

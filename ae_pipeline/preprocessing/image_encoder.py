@@ -76,12 +76,20 @@ class ImageEncoder(Section):
 
     def decode(self, encoded: npt.NDArray[np.floating], features: pl.DataFrame) -> pl.DataFrame:  # noqa: ARG002
         """Puts tensors of shape (n, channels, height, width) back into the images' own type, rounded and cut to it."""
-        offset, scale = (np.asarray(part).reshape(-1, 1, 1) for part in (self.offset, self.scale))
-        values = (encoded.astype(np.float64) * scale + offset).transpose(0, 2, 3, 1)
+        values = self._values(encoded)
         if self.image.dtype in _ENDS:
             values = np.clip(np.rint(values), self.low, self.high)
         stored = np.ascontiguousarray(values.astype(_stored_type(self.image)))
         return pl.DataFrame({self.name: pl.Series([image.tobytes() for image in stored], dtype=pl.Binary)})
+
+    def to_unit(self, encoded: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Puts tensors of shape (n, channels, height, width) on the scale 0 to 1, (n, height, width, channels)."""
+        return np.clip((self._values(encoded) - self.low) / (self.high - self.low), 0, 1)
+
+    def _values(self, encoded: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        offset, scale = (np.asarray(part).reshape(-1, 1, 1) for part in (self.offset, self.scale))
+        values: npt.NDArray[np.float64] = encoded.astype(np.float64) * scale + offset
+        return values.transpose(0, 2, 3, 1)
 
 
 def pixels(images: pl.Series, shape: ImageShape) -> npt.NDArray[np.generic]:

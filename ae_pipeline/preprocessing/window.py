@@ -12,7 +12,7 @@ from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
 
 PARTS = ("train", "validation", "calibration")
 
-LABEL = "label"
+LABEL = "is_known_anomaly"
 """Column of features that is true for known anomalies."""
 
 

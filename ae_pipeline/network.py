@@ -1,0 +1,119 @@
+"""FittedNetwork: encoder, network and loss that were trained together; encodes, reconstructs and removes noise."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from ae_pipeline.models.base import AutoEncoder, Pass
+from ae_pipeline.models.image_loss import ImageLoss
+from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.preprocessing.encoder import Encoder
+from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
+
+_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**24
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a person looks at of n images.
+
+    Attributes:
+        image: As the network sees it, on the scale 0 to 1, (n, height, width, channels).
+        reconstruction: What the network makes of it, likewise.
+        residual: How far the residual around each pixel is from the usual, 1 on average of normal images,
+            (n, height, width).
+    """
+
+    image: npt.NDArray[np.float64]
+    reconstruction: npt.NDArray[np.float64]
+    residual: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FittedNetwork:
+    """What training gives.
+
+    Attributes:
+        encoder: Features to what the network sees.
+        model: The network, in evaluation mode.
+        loss: Of reconstructions, by `loss.columns`, which scores are attributed to.
+    """
+
+    encoder: Encoder
+    model: AutoEncoder
+    loss: ReconstructionLoss
+
+    def encode(self, features: pl.DataFrame) -> Matrix:
+        """Maps n rows of features to latents, (n, latent_dim), float32."""
+        parts = [np.empty((0, self.model.latent_dim), np.float32)]
+        with torch.inference_mode():
+            parts += [self._exact[0].encode(batch).float().cpu().numpy() for _, batch in self._batches(features)]
+        return np.concatenate(parts)
+
+    def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Gives what the network makes of n rows, on the scale of the encoded inputs, (n, …)."""
+        passes = (passed for *_, passed in self._passes(features))
+        expected = [self._exact[1].to_scale(passed.output).cpu().numpy() for passed in passes]
+        return np.concatenate([np.empty((0, *self.encoder.shape)), *expected])
+
+    def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
+        """Puts what the network makes of n rows in place of their fitted columns, in the columns' own terms.
+
+        A network that has learnt with corruption, or whose latent space is too narrow for noise, keeps what columns or
+        pixels have in common and drops the rest. Dates, event times and unknown categories stay as they are.
+
+        Raises:
+            BundleError: A column is missing or of another type.
+        """
+        return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
+
+    def pictures(self, features: pl.DataFrame) -> Pictures | None:
+        """Gives image, reconstruction and residual map of one row or more; None where rows are no images."""
+        if isinstance(self.encoder, TableEncoder):
+            return None
+        loss = cast("ImageLoss", self._exact[1])
+        shown, residuals = [], []
+        for _, x, (_, output, _) in self._passes(features):
+            shown.append([self.encoder.to_unit(images.cpu().numpy()) for images in (x, output)])
+            residuals.append(loss.spots(output, x, to_the_edge=True).cpu().numpy())
+        images, reconstructions = (np.concatenate(part) for part in zip(*shown, strict=True))
+        return Pictures(images, reconstructions, np.concatenate(residuals))
+
+    def latents_and_losses(self, features: pl.DataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Gives latents, (n, latent_dim), and what `loss.parts` says of each row, (n, columns + 1)."""
+        latents = [np.empty((0, self.model.latent_dim))]
+        losses = [np.empty((0, len(self.loss.columns) + 1))]
+        for _, batch, passed in self._passes(features):
+            latents.append(passed.latents.cpu().numpy())
+            losses.append(self._exact[1].parts(passed, batch).cpu().numpy())
+        return np.concatenate(latents), np.concatenate(losses)
+
+    @cached_property
+    def _exact(self) -> tuple[AutoEncoder, ReconstructionLoss]:
+        """Network and loss in float64.
+
+        In float32 a row's output depends on the rows beside it by 1e-7, which fine scales and steep tails enlarge to
+        more than 1e-5 of a score.
+        """
+        return copy.deepcopy(self.model).double().eval(), copy.deepcopy(self.loss).double().eval()
+
+    def _batches(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor]]:
+        device = next(self.model.parameters()).device
+        rows = max(1, min(_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE // math.prod(self.encoder.shape)))
+        for part in features.iter_slices(rows):
+            yield part, torch.from_numpy(self.encoder.encode(part)).to(device).double()
+
+    def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:
+        """Rows, the same encoded, and what the network makes of them, batch by batch."""
+        for rows, batch in self._batches(features):
+            with torch.inference_mode():
+                passed: Pass = self._exact[0](batch)
+            yield rows, batch, passed

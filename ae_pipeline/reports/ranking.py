@@ -1,0 +1,219 @@
+"""Ranks and explains the strangest rows of each day, a Parquet file a day."""
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ae_pipeline.bundle import Contribution, ModelBundle
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.read import published_day
+from ae_pipeline.preprocessing.window import LABEL
+from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
+
+REPORT_VERSION = "2"
+"""Raised when the same scores would give another report."""
+
+_ALWAYS_SHOWN = 10
+"""Rows of each day that are ranked at least, so that the ten strangest of all days are among them."""
+
+_BYTES_AT_ONCE = 1 << 26
+"""Of the features of ranked rows that wait to be explained together."""
+
+_SCHEMA = {
+    "row_id": pl.String(),
+    "event_time": pl.Datetime("us", "UTC"),
+    "score": pl.Float64(),
+    "p_value": pl.Float64(),
+    "is_anomaly": pl.Boolean(),
+    LABEL: pl.Boolean(),
+    "model_version": pl.Int64(),
+    "because": pl.String(),
+    "contributions": pl.List(
+        pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
+    ),
+}
+
+_RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
+"""What a ranked row bears of the published one."""
+
+DAY = "_day"
+"""Column of `all_ranked` that says in which day's features a row stands."""
+
+Progress = Callable[[int, int, str], None]
+"""Told (done, total, what) while a report is made."""
+
+
+@dataclass(frozen=True)
+class ReportDay:
+    """A day's ranked rows.
+
+    Attributes:
+        day: ISO date, or `ALL_ROWS`.
+        rows: Rows scored.
+        flagged: Rows within the alert budget.
+        known_anomalies: Rows that the label calls anomalies.
+        known_flagged: Flagged ones among these.
+        content_hash: Of the ranked rows.
+    """
+
+    day: str
+    rows: int
+    flagged: int
+    known_anomalies: int
+    known_flagged: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """A row of the report."""
+
+    row_id: str
+    event_time: dt.datetime | None
+    score: float
+    p_value: float
+    is_anomaly: bool
+    is_known_anomaly: bool | None
+    because: str
+    contributions: tuple[Contribution, ...]
+
+
+def is_reported(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfig) -> bool:
+    """Tells whether a day's ranked rows come from this file of the table."""
+    return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(path, config)
+
+
+def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
+    """Reads what is known of a day that was ranked before."""
+    facts = read_facts(_day_file(paths, day))
+    if not facts:
+        return None
+    rows, flagged, *known = (int(facts[name]) for name in ("scored", "flagged", "known_anomalies", "known_flagged"))
+    return ReportDay(day, rows, flagged, known[0], known[1], facts["content_hash"])
+
+
+def report_days(
+    days: Sequence[str],
+    files: Mapping[str, str],
+    paths: DatasetPaths,
+    bundle: ModelBundle,
+    config: PipelineConfig,
+    progress: Progress,
+) -> list[ReportDay]:
+    """Ranks and explains the rows of each day that needs it, and writes a file for each.
+
+    Args:
+        days: To rank.
+        files: File of the table of each published day.
+        paths: The dataset's.
+        bundle: The model that the table was scored with.
+        config: How many rows to rank.
+        progress: Told while it works.
+
+    Raises:
+        PublicationError: A day has features and is not in the published table.
+    """
+    drafts: list[_Draft] = []
+    for done, day in enumerate(days):
+        progress(done, len(days), "days ranked")
+        if not is_reported(day, files.get(day), paths, config):
+            drafts.append(_rank(day, files.get(day), paths, config))
+        # Many together, since explaining one row costs nearly what explaining a thousand does.
+        if sum(draft.features.estimated_size() for draft in drafts) > _BYTES_AT_ONCE:
+            _explain(drafts, paths, bundle)
+            drafts.clear()
+    _explain(drafts, paths, bundle)
+    return [found for day in days if (found := reported_day(day, paths))]
+
+
+def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
+    """Reads the ranked rows of all published days, the strangest first, with the `DAY` of each."""
+    reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
+    frames = [pl.read_parquet(path).with_columns(pl.lit(path.stem).alias(DAY)) for path in reported]
+    rows = pl.concat([pl.DataFrame(schema={**_SCHEMA, DAY: pl.String()}), *frames])
+    return rows.sort(["score", "row_id"], descending=[True, False])
+
+
+def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
+    """Gives ranked rows one by one."""
+    for row in ranked.drop(DAY, "model_version").iter_rows(named=True):
+        yield RankedRow(**{**row, "contributions": tuple(Contribution(**part) for part in row["contributions"])})
+
+
+def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFrame:
+    """Reads the features of some rows of a day, in their order; a row that has left the day is left out."""
+    file = pl.scan_parquet(paths.features(day), glob=False)
+    found = file.filter(pl.col("row_id").is_in(row_ids.implode())).collect()
+    return row_ids.to_frame("row_id").join(found, on="row_id", maintain_order="left").select(found.columns)
+
+
+def scored_and_known(day: str, path: str, paths: DatasetPaths) -> pl.DataFrame:
+    """Reads identity, score and flag of a published day, with `LABEL`: null where nothing is known."""
+    scored = pl.read_parquet(paths.latents / path, columns=["row_id", "score", "is_anomaly"])
+    return scored.join(_labels(day, paths), on="row_id", how="left", maintain_order="left")
+
+
+def _labels(day: str, paths: DatasetPaths) -> pl.DataFrame:
+    file = pl.scan_parquet(paths.features(day), glob=False)
+    known = pl.col(LABEL) if LABEL in file.collect_schema() else pl.lit(None, pl.Boolean).alias(LABEL)
+    return file.select("row_id", known).collect()
+
+
+def _input_hash(path: str | None, config: PipelineConfig) -> str:
+    return hash_json([REPORT_VERSION, path, config.alerts.report_rows])
+
+
+def _day_file(paths: DatasetPaths, day: str) -> Path:
+    return paths.reports / "days" / f"{day}.parquet"
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A day whose rows are ranked and not yet explained."""
+
+    day: str
+    facts: dict[str, str]
+    top: pl.DataFrame
+    features: pl.DataFrame
+
+
+def _rank(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfig) -> _Draft:
+    if path is None:
+        if int(read_facts(paths.features(day)).get("rows", 0)):
+            raise PublicationError(
+                f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first"
+            )
+        scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_RANKED, LABEL)})
+    else:
+        scored = published_day(path, paths).select(*_RANKED)
+        scored = scored.join(_labels(day, paths), on="row_id", how="left", maintain_order="left")
+    known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
+    count = min(max(int(flagged.sum()), _ALWAYS_SHOWN), config.alerts.report_rows, scored.height)
+    # Highest score first; of equal ones the identity decides, so that the order is always the same.
+    top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
+    features = features_of(top["row_id"], day, paths)
+    top = top.join(features.select("row_id"), on="row_id", how="semi", maintain_order="left")
+    counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
+    counts["known_flagged"] = (known & flagged).sum()
+    facts = {name: str(int(value)) for name, value in counts.items()}
+    return _Draft(day, {"input_hash": _input_hash(path, config), **facts}, top, features)
+
+
+def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle) -> None:
+    explained = iter(bundle.explain(pl.concat([draft.features for draft in drafts])) if drafts else [])
+    for draft in drafts:
+        parts = [next(explained) for _ in range(draft.top.height)]
+        ranked = draft.top.with_columns(
+            because=pl.Series([_because(row) for row in parts], dtype=pl.String),
+            contributions=pl.Series([[asdict(part) for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
+        )
+        write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), draft.facts)
+
+
+def _because(parts: Sequence[Contribution]) -> str:
+    telling = [part for part in parts if part.surprise >= max(4.6, 0.3 * parts[0].surprise)] or parts[:1]
+    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in telling)

@@ -1,0 +1,85 @@
+"""Arrays in memory to feature frames, and from these by the package's own public way to a bundle."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import ColumnType, PipelineConfig
+from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.ingestion.contract import ImageShape
+from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
+
+Array = npt.NDArray[np.floating]
+
+IMAGE = "image"
+
+
+def image_frame(images: npt.NDArray[Any], group: Sequence[str] | None = None) -> pl.DataFrame:
+    """Lays images out as features.
+
+    Args:
+        images: uint8 or float32, (n, height, width).
+        group: For each image what keeps it together with others in one part of a training, as column `file`.
+    """
+    stored = np.ascontiguousarray(images.astype(images.dtype.newbyteorder("<")))
+    binary = pl.Series(IMAGE, [image.tobytes() for image in stored], dtype=pl.Binary)
+    names = [f"r{place}" for place in range(len(images))]
+    return pl.DataFrame({"row_id": names, "file": names if group is None else list(group), IMAGE: binary})
+
+
+def images_of(frame: pl.DataFrame, dtype: str, shape: tuple[int, int]) -> npt.NDArray[Any]:
+    """Reads the images of a frame, (n, *shape)."""
+    return np.frombuffer(b"".join(frame[IMAGE].to_list()), np.dtype(dtype)).reshape(-1, *shape)
+
+
+def image_config(seed: int, model: Mapping[str, Any], training: Mapping[str, Any]) -> PipelineConfig:
+    """Configures a dataset of images, which are cut into the parts of a training by column `file`."""
+    return PipelineConfig.model_validate(
+        {
+            "dataset": "images",
+            "identity": ("file",),
+            "images": {"column": IMAGE},
+            "model": dict(model),
+            "training": {"device": "cpu", "split_by": ("file",), "seed": seed, **training},
+            "alerts": {"budget": 0.05},
+        }
+    )
+
+
+def fit_images(
+    images: npt.NDArray[Any],
+    seed: int,
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+    group: Sequence[str] | None = None,
+) -> ModelBundle:
+    """Fits a bundle on images, (n, height, width), of uint8 or float32; see `image_frame` for the groups."""
+    height, width = images.shape[1:]
+    shape = ImageShape.model_validate(
+        {"height": height, "width": width, "channels": 1, "dtype": str(images.dtype)}
+    )
+    column = FeatureColumn(IMAGE, ColumnType.IMAGE, shape)
+    return fit_frame(image_config(seed, model, training), image_frame(images, group), [column])
+
+
+def fit_frame(config: PipelineConfig, frame: pl.DataFrame, columns: Sequence[FeatureColumn]) -> ModelBundle:
+    """Fits a bundle on a frame in memory, as a dataset without event time.
+
+    Args:
+        config: The pipeline's.
+        frame: `row_id`, the features, and what a training is cut by.
+        columns: Features that the model may look at.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = DatasetPaths(Path(folder), config.dataset)
+        rows = frame.with_columns(pl.lit(None, pl.Datetime("us", "UTC")).alias("event_time"))
+        content = {ALL_ROWS: write_parquet(paths.features(ALL_ROWS), rows.to_arrow())}
+        return fit_bundle(config, columns, cut_window(content, config), paths)[0]
