@@ -25,8 +25,9 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
+from mlflow.utils.logging_utils import disable_logging, enable_logging
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
@@ -268,7 +269,8 @@ class TrainingRun:
         """
         self.flush()
         before = self.tracker.version_of_run(self.dataset, self.run_id)
-        with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=mlflow.active_run() is not None):
+        nested = mlflow.active_run() is not None
+        with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), _silence():
             bundle.save(Path(folder) / "bundle")
             # The signature is given, so the example that MLflow would like to infer it from is not needed.
             warnings.filterwarnings("ignore", message=".*input example was not provided.*")
@@ -296,6 +298,16 @@ class TrainingRun:
         return registered
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps MLflow from printing what it registers, which no logger of it does."""
+    disable_logging()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        enable_logging()  # type: ignore[no-untyped-call]
+
+
 def _signature(bundle: ModelBundle) -> ModelSignature:
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False)
@@ -309,7 +321,8 @@ def _signature(bundle: ModelBundle) -> ModelSignature:
         ColSpec(DataType.double, "p_value"),
         ColSpec(DataType.boolean, "is_anomaly"),
     ]
-    return ModelSignature(Schema(inputs), Schema(outputs))
+    use = ParamSchema([ParamSpec("use", DataType.string, "score")])
+    return ModelSignature(Schema(inputs), Schema(outputs), use)
 
 
 def _tracked(version: ModelVersion) -> TrackedVersion:

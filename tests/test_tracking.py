@@ -12,7 +12,7 @@ from conftest import Fitted
 from matplotlib.figure import Figure
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.errors import StorageError
+from ae_pipeline.errors import BundleError, StorageError
 from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
 from ae_pipeline.training import Epoch
 
@@ -251,3 +251,17 @@ class TestServing:
         signature = model.metadata.signature
         assert signature.inputs.input_names() == fitted.bundle.columns
         assert signature.outputs.input_names() == ["z_000", "z_001", "z_002", "score", "p_value", "is_anomaly"]
+
+    def test_the_registered_model_removes_noise_as_the_bundle_does(self, model, fitted):
+        features = fitted.features(fitted.days[0])
+        found = model.predict(features.to_pandas(), params={"use": "denoise"})
+        expected = fitted.bundle.denoise(features.select(fitted.bundle.columns))
+        assert found.columns.tolist() == expected.columns
+        for name in ("load", "power"):
+            assert found[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-9)
+        assert found["mode"].tolist() == expected["mode"].to_list()
+        assert not np.allclose(found["load"], features["load"])
+
+    def test_a_use_that_there_is_not_is_explained(self, model, fitted):
+        with pytest.raises(BundleError, match="use='sing' is not a use of this model; choose score or denoise"):
+            model.predict(fitted.features(fitted.days[0]).to_pandas(), params={"use": "sing"})

@@ -1,6 +1,7 @@
 """What a run prints: its own messages, a line each, without Dagster's bookkeeping."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,34 @@ def line_logger(context: dg.InitLoggerContext) -> logging.Logger:
     handler.addFilter(_OwnMessages())
     logger.addHandler(handler)
     return logger
+
+
+class Sparingly:
+    """Logs the first and the last of many lines, and between them at most one every few seconds.
+
+    Used as a context, since only at its end is it known which line was the last.
+    """
+
+    def __init__(self, log: Callable[[str], None], seconds: float = 2.0) -> None:
+        self._log, self._seconds, self._last = log, seconds, -math.inf
+        self._withheld: str | None = None
+
+    def __call__(self, line: str) -> None:
+        """Is told a line."""
+        self._withheld = line
+        if time.monotonic() - self._last >= self._seconds:
+            self._tell()
+
+    def __enter__(self) -> "Sparingly":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._withheld is not None:
+            self._log(self._withheld)
+        self._withheld, self._last = None, time.monotonic()
 
 
 class Pace:

@@ -9,7 +9,7 @@ import dagster as dg
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
-from ae_pipeline.orchestration.stages import Body, check, days_of, paths_of, rows_on_days, shortened
+from ae_pipeline.orchestration.stages import Body, check, days_of, how_many, paths_of, rows_on_days, shortened
 
 if TYPE_CHECKING:
     from ae_pipeline.ingestion.raw import DayResult
@@ -38,7 +38,7 @@ def raw_data(config: PipelineConfig) -> Body:
             f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}; {broken:,} rows in quarantine"
         )
         if waiting := [day for day in intake.pending_days(config, paths) if day not in set(days)]:
-            context.log.info(f"further days wait for their own run, {len(waiting):,} of them: {shortened(waiting)}")
+            context.log.info(f"{how_many(len(waiting), 'further day')} to be run on their own: {shortened(waiting)}")
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day), rows=day.rows)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
@@ -87,9 +87,7 @@ def features(config: PipelineConfig) -> Body:
         contract = contract_in_force(paths.contract, config)
         built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
-        context.log.info(
-            f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}"
-        )
+        context.log.info(f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}")
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.features(day.day), rows=day.rows)
         words = f"{rows:,} rows of features, {raw_rows:,} of raw_data"

@@ -1,11 +1,21 @@
 """Autoencoder and champion: the challenger that a training makes, and the version that serves."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.metadata import table
 from ae_pipeline.orchestration.retraining import settings_hash
 from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, workspace_of
+
+if TYPE_CHECKING:
+    from ae_pipeline.preprocessing.window import Window
+
+
+def _days_of(window: "Window") -> dict[str, str]:
+    parts = {part: getattr(window, part) for part in ("train", "validation", "calibration")}
+    return {f"{part}_days": f"{days[0]} to {days[-1]}" for part, days in parts.items()}
 
 
 def autoencoder(config: PipelineConfig) -> Body:
@@ -22,9 +32,7 @@ def autoencoder(config: PipelineConfig) -> Body:
             metadata={
                 "model_version": trained.version.version,
                 "mlflow_run": trained.version.run_id,
-                "train_days": f"{window.train[0]} to {window.train[-1]}",
-                "validation_days": f"{window.validation[0]} to {window.validation[-1]}",
-                "calibration_days": f"{window.calibration[0]} to {window.calibration[-1]}",
+                **(_days_of(window) if config.is_daily else {}),
                 "rows": dg.MetadataValue.json(bundle.facts["rows"]),
                 "epochs": len(trained.result.epochs),
                 "best_epoch": trained.result.best_epoch,

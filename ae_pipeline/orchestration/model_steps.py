@@ -10,9 +10,12 @@ from ae_pipeline.errors import StorageError, TrainingError
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.read import current_files, model_version_of
+from ae_pipeline.orchestration.console import Sparingly
+from ae_pipeline.orchestration.stages import how_many
 from ae_pipeline.preprocessing.features import feature_columns, features_content
-from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.preprocessing.window import PARTS, Window, cut_window
 from ae_pipeline.promotion import Verdict, finite_weights, is_promoted, latents_not_collapsed, loss_fell
+from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
 from ae_pipeline.training import Epoch, TrainingResult
@@ -54,10 +57,7 @@ def train_challenger(
     content = features_content(config, paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
-    say(
-        f"training on {len(window.train)} days, validating on {len(window.validation)}, "
-        f"calibrating on {len(window.calibration)}"
-    )
+    say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
     with tracker.training(config.dataset, f"{config.dataset} {window.days[-1]}", origin) as run:
         run.log_params(
             {
@@ -72,16 +72,18 @@ def train_challenger(
             },
         )
 
-        def report(epoch: Epoch) -> None:
-            run.log_epoch(epoch)
-            say(
-                f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.4g}, "
-                f"validation {epoch.validation_loss:.4g}"
-            )
+        with Sparingly(say) as say_sparingly:
 
-        bundle, result = fit_bundle(config, columns, window, paths, report)
-        for entry in bundle.encoder.left_out:
-            say(f"column {entry.column!r} is left out: {entry.reason}")
+            def report(epoch: Epoch) -> None:
+                run.log_epoch(epoch)
+                say_sparingly(
+                    f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.4g}, "
+                    f"validation {epoch.validation_loss:.4g}"
+                )
+
+            bundle, result = fit_bundle(config, columns, window, paths, report)
+        for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
+            say(f"left out: {', '.join(names)} ({reason})")
         verdicts = (
             finite_weights(bundle),
             loss_fell(result),
@@ -162,6 +164,21 @@ def load_version_of_table(
         raise StorageError(f"nothing was published for {config.dataset!r}; materialize latent_features first")
     version = tracker.version_number(config.dataset, model_version_of(paths))
     return version, ModelBundle.load(tracker.bundle_folder(version))
+
+
+def _parts_in_words(
+    window: Window, rows_of_days: Mapping[str, int], config: PipelineConfig, paths: DatasetPaths
+) -> str:
+    sizes = []
+    for part in PARTS:
+        days: tuple[str, ...] = getattr(window, part)
+        if not config.is_daily:
+            sizes.append(f"{window.rows(part, paths).height:,} rows")
+        elif window.only_normal:  # how many of their rows are left out is known when they are read
+            sizes.append(how_many(len(days), "day"))
+        else:
+            sizes.append(f"{how_many(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
+    return "training on {}, validating on {}, calibrating on {}".format(*sizes)
 
 
 def _flat(prefix: str, values: Mapping[str, object]) -> dict[str, object]:

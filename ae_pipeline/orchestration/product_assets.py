@@ -1,14 +1,23 @@
 """latent_features and anomaly_report: what other teams and whoever is on call read."""
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import joint_version, parquet_schema, table, tell_partition
-from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, workspace_of
+from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, rows_on_days, workspace_of
+
+if TYPE_CHECKING:
+    from ae_pipeline.reports.gallery import Gallery
+    from ae_pipeline.reports.labels import Labels
 
 _LOOKED_AT_FOR_COLLAPSE = 31
 """Newest files of a run whose latents are checked."""
+
+_PICTURES, _PICTURE_HEIGHT, _PICTURE_BYTES = 5, 96, 45_000
+"""How many rows the materialization shows, how high in pixels, and how long all their addresses may be."""
 
 _FEW_ROWS = 30
 """Fewer say nothing of how widely latents vary."""
@@ -35,7 +44,7 @@ def latent_features(config: PipelineConfig) -> Body:
         expected = sum(int(read_facts(paths.features(day.day))["rows"]) for day in done.days)
         flagged = sum(day.flagged for day in asked)
         context.log.info(
-            f"{rows:,} rows on {len(done.days):,} days under model version {version.version}, {flagged:,} flagged; "
+            f"{rows_on_days(rows, len(done.days), config)} under model version {version.version}, {flagged:,} flagged; "
             + (f"now table version {done.table_version}" if done.committed else "the table stands as it was")
         )
         for day in asked:
@@ -87,13 +96,16 @@ def anomaly_report(config: PipelineConfig) -> Body:
         paths, days = paths_of(context, config), days_of(context)
         version, bundle = load_version_of_table(config, paths, workspace_of(context).tracker())
         report = build_report(days, paths, bundle, config, version.version, version.run_id, Pace(context.log.info))
-        share, budget = report.flagged / max(report.rows, 1), bundle.config.alerts.budget
+        # Known anomalies are flagged because they should be, and are none of what a budget is for.
+        rows, flagged = report.rows - report.known_anomalies, report.flagged - report.known_flagged
+        share, budget = flagged / max(rows, 1), bundle.config.alerts.budget
         context.log.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
         for day in report.days:
             file = paths.reports / "days" / f"{day.day}.parquet"
             tell_partition(context, config, day.day, day.content_hash, file, rows=day.rows, rows_flagged=day.flagged)
         strangest = [(row.row_id, f"{row.score:.1f}", row.because) for row in report.strangest[:10]]
-        counts = f"{report.flagged:,} of {report.rows:,} rows are flagged"
+        but = " that are not known anomalies" if report.labels else ""
+        counts = f"{flagged:,} of {rows:,} rows{but} are flagged"
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": report.listed,
@@ -105,6 +117,8 @@ def anomaly_report(config: PipelineConfig) -> Body:
                 "rows_scored": report.rows,
                 "rows_flagged": report.flagged,
                 "strangest_of_all_days": table(["row", "score", "because"], strangest),
+                **(_measured(report.labels) if report.labels else {}),
+                **({"pictures": _pictures(report.gallery)} if report.gallery else {}),
             },
             data_version=joint_version(day.content_hash for day in report.days),
             check_results=[
@@ -112,7 +126,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
                     context,
                     "alert_budget",
                     # Three rows are no sign of anything on a quiet day.
-                    report.flagged <= max(3 * budget * report.rows, 3),
+                    flagged <= max(3 * budget * rows, 3),
                     f"{counts}, {share / budget:.1f} times the budget of {budget:.2%}",
                     figure=share,
                     threshold=3 * budget,
@@ -122,3 +136,31 @@ def anomaly_report(config: PipelineConfig) -> Body:
         )
 
     return body
+
+
+def _measured(labels: "Labels") -> dict[str, float]:
+    whole, held_out = labels.all_rows, labels.held_out
+    figures = {
+        "known_anomalies": whole.anomalies,
+        "known_anomalies_flagged": whole.anomalies_flagged,
+        "normal_rows_flagged": whole.normal_flagged,
+        "auroc": whole.auroc,
+        "average_precision": whole.average_precision,
+        "auroc_held_out": held_out.auroc if held_out else None,
+        "average_precision_held_out": held_out.average_precision if held_out else None,
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _pictures(gallery: "Gallery") -> dg.MarkdownMetadataValue:
+    """Shows the strangest rows, as many as fit beside the rest of an event."""
+    from ae_pipeline.reports.pictures import as_address
+
+    left, rows = _PICTURE_BYTES, []
+    for panel in gallery.strangest[:_PICTURES]:
+        address = as_address(panel.strip(_PICTURE_HEIGHT))
+        left -= len(address)
+        if left < 0:
+            break
+        rows.append((panel.row_id, f"{panel.score:.1f}", f"![of {panel.row_id}]({address})"))
+    return table(["row", "score", f"{gallery.noun}, reconstruction, residual map"], rows)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.stages import asset_key
+from ae_pipeline.orchestration.stages import asset_key, how_many
 from ae_pipeline.storage import hash_json
 
 Content = Mapping[str, tuple[str, int]]
@@ -71,10 +71,10 @@ def is_training_due(config: PipelineConfig, now: Content, last: LastTraining | N
     changed = [day for day, (digest, _) in now.items() if day not in last.content or last.content[day][0] != digest]
     rows = sum(now[day][1] for day in changed)
     if not changed:
-        all_of_them = f"all {days_in_words(len(now))} are" if config.is_daily else f"all {rows_now:,} rows are"
-        return Due(False, f"nothing new: {all_of_them} as the last training found them")
-    on_days = f" on {days_in_words(len(changed), 'new or changed ')}" if config.is_daily else ", new or changed ones among them,"
-    words = f"{rows:,} rows{on_days} since the last training"
+        everything = how_many(len(now), "day") if config.is_daily else f"{sum(rows for _, rows in now.values()):,} rows"
+        return Due(False, f"nothing new: all {everything} are as the last training found them")
+    where = f"on {how_many(len(changed), 'new or changed day')}" if config.is_daily else "with new or changed ones"
+    words = f"{rows:,} rows {where} since the last training"
     if rows < config.retrain.min_new_rows:
         return Due(False, f"{words}, fewer than min_new_rows={config.retrain.min_new_rows:,}")
     return Due(True, words)

@@ -224,12 +224,12 @@ def check(
 
 def rows_on_days(rows: int, days: int, config: PipelineConfig) -> str:
     """Says how many rows, and on how many days where the dataset has any."""
-    return f"{rows:,} rows on {days_in_words(days)}" if config.is_daily else f"{rows:,} rows"
+    return f"{rows:,} rows on {how_many(days, 'day')}" if config.is_daily else f"{rows:,} rows"
 
 
-def days_in_words(days: int) -> str:
-    """Says how many days."""
-    return f"{days:,} day{'' if days == 1 else 's'}"
+def how_many(count: int, noun: str) -> str:
+    """Counts something whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def shortened(days: Sequence[str]) -> str:

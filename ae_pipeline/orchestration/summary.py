@@ -1,6 +1,7 @@
 """What a person should know after a run, in a screenful."""
 
 import json
+from typing import Any
 
 import dagster as dg
 
@@ -40,6 +41,8 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines.append(
             f"flagged          {summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
         )
+        if labels := summary.get("labels"):
+            lines.append(f"known anomalies  {_measured(labels)}")
         if left_out := summary["columns_left_out"]:
             lines.append(
                 f"left out         {', '.join(left_out)} (columns that the model does not see; why: summary.json)"
@@ -55,6 +58,19 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         f"{paths.landing} and run again.",
     ]
     return "\n".join(lines)
+
+
+def _measured(labels: dict[str, Any]) -> str:
+    whole, held_out = labels["all_rows"], labels["held_out"]
+    words = (
+        f"{whole['anomalies_flagged']:,} of {whole['anomalies']:,} flagged, "
+        f"{whole['normal_flagged']:,} of {whole['rows'] - whole['anomalies']:,} normal rows"
+    )
+    if whole["auroc"] is not None:
+        words += f"; AUROC {whole['auroc']:.4f}, average precision {whole['average_precision']:.4f}"
+    if held_out and held_out["auroc"] is not None:
+        words += f"; held out {held_out['auroc']:.4f} and {held_out['average_precision']:.4f}"
+    return words
 
 
 def _failed_checks(config: PipelineConfig, instance: dg.DagsterInstance) -> list[str]:
