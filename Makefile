@@ -1,6 +1,8 @@
 # Two commands matter: `make run` and `make test`. Both set up what they need, in .venv.
 PYTHON ?= python3
 DATASET ?= flights
+# What `make run` lands by itself, and so what `make clean` may take away.
+DEMOS := flights textures shuttle
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make run    set up, land the demo data, and bring $(DATASET) up to date (DATASET=name for another)"
+	@echo "make run    set up, land the demo data, and bring $(DATASET) up to date (DATASET=name for another: $(DEMOS))"
 	@echo "make test   set up and run the tests"
 	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on 127.0.0.1:5000"
 	@echo "make check  formatter, linter, type checker, import contracts, tests"
@@ -58,6 +60,6 @@ bench: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
-	rm -rf data/landing/flights data/contracts/flights.yaml
+	rm -rf $(DEMOS:%=data/landing/%) $(DEMOS:%=data/contracts/%.yaml)
 	find data mlruns .dagster -mindepth 1 ! -path 'data/landing*' ! -path 'data/contracts*' \
 		! -name README.md ! -name dagster.yaml -delete

@@ -19,7 +19,7 @@ attributes:
   description: What a row is, and where it comes from.
   owners: ["team:your-team"]
 
-  # Put CSV or Parquet files into data/landing/{name}, or say where they land:
+  # Put CSV, Parquet or image files into data/landing/{name}, or say where they land:
   # source: {{path: /where/files/land, pattern: "**/*.csv"}}
 
   identity: [id] # columns that together name a row; a later row of the same identity replaces it
@@ -31,9 +31,15 @@ attributes:
   # columns: {{departure: clock_hhmm, shop_number: category}}
   # exclude: [a_column_the_model_must_not_see]
   # derive: {{price_per_item: "price / items"}}
+  # label: "status = 'fraud'" # true for known anomalies: the report measures the scores by it, no model sees it
+
+  # Rows are PNG or JPEG files, or patches of them, with identity: [file, top, left]:
+  # images: {{path: "(?P<taken_at>[0-9-]{{10}})_", patch: 32, stride: 16}} # named groups of the path become columns
 
   model:
-    architecture: dense
+    architecture: dense # or conv, for images
+    # variational: true # encode to a distribution
+    # loss: {{mse: 0.8, ssim: 0.2}} # likelihood for tables and mse for images when left out
     latent_dim: 8 # columns z_000 … z_007 of the latent table
     hidden: [128] # widths of the encoder; the decoder mirrors them
 
@@ -42,6 +48,8 @@ attributes:
     window_days: 365 # the newest days that a training looks at, cut by time:
     validation_days: 21 # … then these, for early stopping
     calibration_days: 42 # … and the newest ones, for the p-values of the scores
+    # only_normal: true # leave the label's known anomalies out of the training
+    # corruption: gaussian # learn to take noise away (also masking; salt_and_pepper for images)
 
   alerts:
     budget: 0.001 # one alert in a thousand normal rows

@@ -8,6 +8,7 @@ import torch
 
 from ae_pipeline.bundle import ModelBundle, combine, library_versions, score_parts
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.models.base import Pass
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.network import FittedNetwork
@@ -62,7 +63,9 @@ def fit_bundle(
     }
     del encoded
     with torch.inference_mode():
-        loss.fit_scores(torch.cat([model(batch).output for batch in validation.split(1024)]), validation)
+        passes = [model(batch) for batch in validation.split(1024)]
+        loss.fit_scores(Pass(*(torch.cat(part) for part in zip(*passes, strict=True))), validation)
+    del passes, validation
     network = FittedNetwork(encoder, model, loss.eval())
     density = fit_density(network.encode(train_rows).astype(np.float64))
     del train_rows

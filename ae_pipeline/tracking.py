@@ -5,10 +5,11 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
-from mlflow.utils.logging_utils import disable_logging, enable_logging
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
@@ -270,7 +270,9 @@ class TrainingRun:
         self.flush()
         before = self.tracker.version_of_run(self.dataset, self.run_id)
         nested = mlflow.active_run() is not None
-        with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), _silence():
+        # What it registers MLflow prints past its loggers, and what goes wrong it raises.
+        quiet = redirect_stderr(StringIO())
+        with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), quiet:
             bundle.save(Path(folder) / "bundle")
             # The signature is given, so the example that MLflow would like to infer it from is not needed.
             warnings.filterwarnings("ignore", message=".*input example was not provided.*")
@@ -296,16 +298,6 @@ class TrainingRun:
         # Registering has closed the run; it ends when the training does.
         self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return registered
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps MLflow from printing what it registers, which no logger of it does."""
-    disable_logging()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        enable_logging()  # type: ignore[no-untyped-call]
 
 
 def _signature(bundle: ModelBundle) -> ModelSignature:

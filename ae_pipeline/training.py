@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,11 @@ def train(
     parameters = [*model.parameters(), *loss.parameters()]
     full_batch = config.optimizer == "gd"
     steps_an_epoch = 1 if full_batch else math.ceil(len(train_rows) / config.batch_size)
-    optimizer = _optimizer(parameters, config)
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.parameters())},
+        {"params": list(loss.parameters()), "weight_decay": 0.0},
+    ]
+    optimizer = _optimizer(groups, config)
     scheduler = _scheduler(optimizer, config, config.epochs * steps_an_epoch)
 
     def step() -> None:
@@ -155,18 +160,18 @@ def evaluate(
     return total / len(rows)
 
 
-def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
     match config.optimizer:
         case "gd" | "sgd":
-            return torch.optim.SGD(parameters, rate, weight_decay=decay)
+            return torch.optim.SGD(groups, rate, weight_decay=decay)
         case "momentum" | "nesterov":
             nesterov = config.optimizer == "nesterov" and config.momentum > 0
-            return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay, nesterov=nesterov)
+            return torch.optim.SGD(groups, rate, momentum=config.momentum, weight_decay=decay, nesterov=nesterov)
         case "adam":
-            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+            return torch.optim.Adam(groups, rate, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
 
 
 def _scheduler(

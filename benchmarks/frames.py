@@ -17,8 +17,6 @@ from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.window import cut_window
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
 
-Array = npt.NDArray[np.floating]
-
 IMAGE = "image"
 
 
@@ -40,7 +38,9 @@ def images_of(frame: pl.DataFrame, dtype: str, shape: tuple[int, int]) -> npt.ND
     return np.frombuffer(b"".join(frame[IMAGE].to_list()), np.dtype(dtype)).reshape(-1, *shape)
 
 
-def image_config(seed: int, model: Mapping[str, Any], training: Mapping[str, Any]) -> PipelineConfig:
+def image_config(
+    seed: int, model: Mapping[str, Any], training: Mapping[str, Any], alerts: Mapping[str, Any]
+) -> PipelineConfig:
     """Configures a dataset of images, which are cut into the parts of a training by column `file`."""
     return PipelineConfig.model_validate(
         {
@@ -49,7 +49,7 @@ def image_config(seed: int, model: Mapping[str, Any], training: Mapping[str, Any
             "images": {"column": IMAGE},
             "model": dict(model),
             "training": {"device": "cpu", "split_by": ("file",), "seed": seed, **training},
-            "alerts": {"budget": 0.05},
+            "alerts": {"budget": 0.05, **alerts},
         }
     )
 
@@ -60,14 +60,22 @@ def fit_images(
     model: Mapping[str, Any],
     training: Mapping[str, Any],
     group: Sequence[str] | None = None,
+    alerts: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
-    """Fits a bundle on images, (n, height, width), of uint8 or float32; see `image_frame` for the groups."""
+    """Fits a bundle on images by sections of the configuration.
+
+    Args:
+        images: uint8 or float32, (n, height, width).
+        seed: Of the training.
+        model: Section of the network.
+        training: Section of the training.
+        group: See `image_frame`.
+        alerts: Section of what scores rest on.
+    """
     height, width = images.shape[1:]
-    shape = ImageShape.model_validate(
-        {"height": height, "width": width, "channels": 1, "dtype": str(images.dtype)}
-    )
+    shape = ImageShape.model_validate({"height": height, "width": width, "channels": 1, "dtype": str(images.dtype)})
     column = FeatureColumn(IMAGE, ColumnType.IMAGE, shape)
-    return fit_frame(image_config(seed, model, training), image_frame(images, group), [column])
+    return fit_frame(image_config(seed, model, training, alerts or {}), image_frame(images, group), [column])
 
 
 def fit_frame(config: PipelineConfig, frame: pl.DataFrame, columns: Sequence[FeatureColumn]) -> ModelBundle:

@@ -1,72 +1,102 @@
-"""Photographs of brick, grass and gravel: regions for training and for the test, and planted defects."""
+"""Photographs of brick, grass and gravel: regions for training and test, patches, and planted defects."""
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import skimage
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float64]
+Kind = TypeVar("Kind", bound=np.generic)
 
+TEXTURES = ("brick", "grass", "gravel")
 PATCH, TILE = 32, 64
+
+TRAINING, TEST = slice(0, 320), slice(320, 512)
+"""Rows of the photographs that methods may learn from, and rows that nobody looks at before the test."""
+
+LEARNING, TUNING = slice(0, 256), slice(256, 320)
+"""Rows of the training region that settings are tried out on: learnt from, and judged by."""
+
 SPOT = 8
-"""Pixels of a side of a planted defect."""
+"""Pixels of a side of a planted defect, and of the length of a scratch."""
 
-SCRATCH_DEVIATIONS = 2.0
+SCRATCH = 2.0
+"""How far a scratch deviates, in standard deviations of its patch."""
 
-Defect = Callable[[Pixels, Pixels, np.random.Generator], None]
-"""Changes the spot of a patch that the first array shows; the second one is the patch as it was, with a foreign spot."""
+DEFECTS = ("grass square", "gravel square", "scratch", "dead block")
 
 
 def photograph(texture: str) -> Pixels:
-    """Reads the photograph of brick, grass or gravel that scikit-image brings along, (512, 512)."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("the textures come with scikit-image; install the extra 'demo'")
-    with Image.open(Path(spec.submodule_search_locations[0]) / "data" / f"{texture}.png") as image:
+    """Reads a photograph that scikit-image brings along, (512, 512)."""
+    with Image.open(Path(skimage.__file__).parent / "data" / f"{texture}.png") as image:
         return np.asarray(image.convert("L"), dtype=np.uint8)
 
 
-def cut(region: npt.NDArray[np.generic], stride: int, patch: int = PATCH) -> npt.NDArray[np.generic]:
+def cut(region: npt.NDArray[Kind], stride: int, patch: int = PATCH) -> npt.NDArray[Kind]:
     """Cuts all patches out of a region, row by row, (n, patch, patch)."""
     windows = np.lib.stride_tricks.sliding_window_view(region, (patch, patch))[::stride, ::stride]
     return np.ascontiguousarray(windows.reshape(-1, patch, patch))
 
 
-def cut_tiles(region, stride, patch=PATCH, tile=TILE):
-    patches, names = [], []
-    for top in range(0, region.shape[0] - tile + 1, tile):
-        for left in range(0, region.shape[1] - tile + 1, tile):
-            found = cut(region[top : top + tile, left : left + tile], stride, patch)
-            patches.append(found)
-            names += [f"r{top}_c{left}"] * len(found)
-    return np.concatenate(patches), names
+def cut_tiles(region: npt.NDArray[Kind], stride: int, patch: int = PATCH) -> tuple[npt.NDArray[Kind], list[str]]:
+    """Cuts patches out of each tile of 64×64 pixels, so that patches of two tiles share no pixel.
+
+    Returns:
+        Patches, (n, patch, patch), and the name of the tile of each.
+    """
+    tiles = cut_side_by_side(region, TILE)
+    found = [cut(tile, stride, patch) for tile in tiles]
+    names = [f"tile {place}" for place, patches in enumerate(found) for _ in patches]
+    return np.concatenate(found), names
 
 
-def matched(values, patch):
-    spread = values.std()
-    scaled = (values - values.mean()) / (spread if spread > 0 else 1.0)
-    return patch.mean() + scaled * patch.std()
+def cut_side_by_side(region: npt.NDArray[Kind], size: int) -> npt.NDArray[Kind]:
+    """Cuts squares that neither overlap nor leave a gap, (n, size, size)."""
+    return cut(region, size, size)
 
 
-def plant(patches, kind, foreign, seed):
-    """Plants one defect into each patch."""
-    rng = np.random.default_rng([seed, ["grass", "gravel", "scratch", "dead"].index(kind)])
-    out = patches.astype(np.float64)
-    for patch in out:
-        size = patch.shape[0]
-        top, left = rng.integers(0, size - SPOT + 1, 2)
+def plant(patches: Pixels, kind: str, material: Pixels | None, seed: int) -> Pixels:
+    """Plants one defect into each patch, at a random place.
+
+    - grass square, gravel square: 8×8 pixels of the material, with mean and standard deviation of the patch.
+    - scratch: a line of 8 pixels, level, upright or aslant, 2 standard deviations of the patch brighter or darker.
+    - dead block: 8×8 pixels of the patch's mean.
+
+    Args:
+        patches: Clean ones, (n, height, width); they stay as they are.
+        kind: One of `DEFECTS`.
+        material: Region that squares are taken from.
+        seed: Chooses places and material.
+    """
+    generator = np.random.default_rng([seed, DEFECTS.index(kind)])
+    planted = patches.astype(np.float64)
+    for patch in planted:
+        top, left = (int(generator.integers(size - SPOT + 1)) for size in patch.shape)
         spot = patch[top : top + SPOT, left : left + SPOT]
-        mean, std = patch.mean(), patch.std()
-        if kind in ("grass", "gravel"):
-            t, l = rng.integers(0, foreign[kind].shape[0] - SPOT + 1), rng.integers(0, foreign[kind].shape[1] - SPOT + 1)
-            spot[:] = matched(foreign[kind][t : t + SPOT, l : l + SPOT].astype(float), patch)
-        elif kind == "scratch":
-            line = np.arange(SPOT)
-            rows, cols = [(np.full(SPOT, 3), line), (line, np.full(SPOT, 3)), (line, line), (line, line[::-1])][rng.integers(4)]
-            spot[rows, cols] += rng.choice([-1, 1]) * SCRATCH_DEVIATIONS * std
-        else:
+        mean, deviation = patch.mean(), patch.std()
+        if kind == "scratch":
+            spot[_line(generator)] += generator.choice([-1.0, 1.0]) * SCRATCH * deviation
+        elif material is None or kind == "dead block":
             spot[:] = mean
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+        else:
+            spot[:] = mean + deviation * _square(material, generator)
+    return np.clip(np.rint(planted), 0, 255).astype(np.uint8)
+
+
+def _square(material: Pixels, generator: np.random.Generator) -> Values:
+    """Takes a square of the material, of mean 0 and deviation 1."""
+    top, left = (int(generator.integers(size - SPOT + 1)) for size in material.shape)
+    square = material[top : top + SPOT, left : left + SPOT].astype(np.float64)
+    scaled: Values = (square - square.mean()) / max(square.std(), 1e-9)
+    return scaled
+
+
+def _line(generator: np.random.Generator) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Places of a line in a spot: level, upright, or along one of its diagonals."""
+    along, across = np.arange(SPOT), np.full(SPOT, SPOT // 2)
+    lines = ((across, along), (along, across), (along, along), (along, along[::-1]))
+    return lines[int(generator.integers(len(lines)))]

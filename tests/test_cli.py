@@ -80,7 +80,7 @@ def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) ->
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "flights_ingest 2013-01-05" in done.stdout
-    assert "1 new or changed days since the last training, fewer than min_new_rows=1,000" in done.stdout
+    assert "1 new or changed day since the last training, fewer than min_new_rows=1,000" in done.stdout
     table = DeltaTable(root / "data" / "latents" / "flights")
     assert pl.read_parquet(table.file_uris()).height == DAYS * ROWS + 1
 
@@ -88,7 +88,7 @@ def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) ->
 def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
     done = _run(root, "run", "orders")
     assert done.returncode == 1
-    assert "ConfigError: no dataset 'orders' in the defs folder; there are flights" in done.stderr
+    assert "ConfigError: no dataset 'orders' in the defs folder; there are flights, shuttle, textures" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -10,8 +10,11 @@ import dagster as dg
 import pytest
 
 from ae_pipeline.definitions import PROJECT_ROOT, defs
+from ae_pipeline.demo import DEMOS
 
 BINARIES = Path(sys.executable).parent
+IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
+TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +32,34 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
         )
         for node in graph.asset_nodes
     }
-    assert found == {
-        "flights/raw_data": ([], True, ["identity_unique", "quarantine_share", "schema"]),
-        "flights/features": (["flights/raw_data"], True, ["rows_kept"]),
-        "flights/autoencoder": (["flights/features"], False, ["finite_weights", "latents_not_collapsed", "loss_fell"]),
-        "flights/champion": (["flights/autoencoder"], False, ["can_be_loaded"]),
-        "flights/latent_features": (
-            ["flights/champion", "flights/features"],
-            True,
-            ["latents_not_collapsed", "rows_kept"],
-        ),
-        "flights/anomaly_report": (["flights/latent_features"], True, ["alert_budget"]),
-    }
+    expected: dict[str, object] = {}
+    for name, daily in IS_DAILY.items():
+        expected |= {
+            f"{name}/raw_data": ([], daily, ["identity_unique", "quarantine_share", "schema"]),
+            f"{name}/features": ([f"{name}/raw_data"], daily, ["rows_kept"]),
+            f"{name}/autoencoder": (
+                [f"{name}/features"],
+                False,
+                ["finite_weights", "latents_not_collapsed", "loss_fell"],
+            ),
+            f"{name}/champion": ([f"{name}/autoencoder"], False, ["can_be_loaded"]),
+            f"{name}/latent_features": (
+                [f"{name}/champion", f"{name}/features"],
+                daily,
+                ["latents_not_collapsed", "rows_kept"],
+            ),
+            f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget"]),
+        }
+    assert found == expected
     jobs = {job.name for job in location.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {"flights_ingest", "flights_train", "flights_publish", "flights_day"}
-    schedule = location.resolve_schedule_def("flights_retrain")
-    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * 1", "UTC")
-    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert jobs == {f"{name}_{job}" for name in IS_DAILY for job in ("ingest", "train", "publish", "day")}
+    crons = {}
+    for name in IS_DAILY:
+        schedule = location.resolve_schedule_def(f"{name}_retrain")
+        assert schedule.execution_timezone == "UTC"
+        assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+        crons[name] = schedule.cron_schedule
+    assert crons == {"flights": "0 3 * * 1", "textures": "0 4 * * 1", "shuttle": "0 5 * * 1"}
 
 
 def test_flights_have_a_partition_for_each_of_their_366_days(location: dg.Definitions) -> None:
@@ -57,11 +71,12 @@ def test_every_asset_has_group_owner_kinds_description_pool_and_code_version(loc
     for asset in location.assets or []:
         assert isinstance(asset, dg.AssetsDefinition)
         (spec,) = asset.specs
-        assert spec.group_name == "flights"
-        assert list(spec.owners) == ["team:flight-ops"]
+        dataset = spec.key.path[0]
+        assert spec.group_name == dataset
+        assert list(spec.owners) == [f"team:{TEAMS[dataset]}"]
         assert len(spec.kinds) >= 1
-        assert "Every scheduled flight" in (spec.description or "")
-        assert asset.op.pool == "flights"
+        assert "A row is " in (spec.description or "")
+        assert asset.op.pool == dataset
         assert spec.code_version == "1"
         assert asset.op.retry_policy is not None
 
@@ -96,11 +111,11 @@ def test_dg_check_defs_passes(tmp_path: Path) -> None:
     assert "All component YAML validated successfully" in done.stdout + done.stderr
 
 
-def test_dg_list_defs_shows_the_six_assets(tmp_path: Path) -> None:
+def test_dg_list_defs_shows_the_six_assets_of_each_dataset(tmp_path: Path) -> None:
     done = _dg(tmp_path, "list", "defs", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("raw_data", "features", "autoencoder", "champion", "latent_features", "anomaly_report"):
-        assert f"flights/{stage}" in done.stdout
+        assert all(f"{name}/{stage}" in done.stdout for name in IS_DAILY)
 
 
 def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
@@ -113,3 +128,8 @@ def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
     (entry,) = workspace["load_from"]
     assert entry["python_module"]["location_name"] == project["code_location_name"]
     assert entry["python_module"]["module_name"] == f"{project['root_module']}.definitions"
+
+
+def test_make_lands_and_cleans_the_demo_datasets_that_there_are() -> None:
+    (line,) = [line for line in (PROJECT_ROOT / "Makefile").read_text().splitlines() if line.startswith("DEMOS := ")]
+    assert line.split()[2:] == list(DEMOS) == list(IS_DAILY)

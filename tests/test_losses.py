@@ -417,7 +417,7 @@ class TestSpots:
         noise = torch.randn(400, channels, height + 1, width + 1, dtype=torch.float64, generator=_generator(1))
         smooth = 0.1 * (noise[..., 1:, 1:] + 0.5 * noise[..., :-1, 1:] + 0.3 * noise[..., 1:, :-1])
         output = x + smooth + 0.02 * torch.arange(1, channels + 1).view(-1, 1, 1)
-        loss.fit_scores(output, x)
+        loss.fit_scores(Pass(output, output, output.new_zeros(len(x))), x)
         return loss, output, x
 
     @staticmethod
@@ -468,7 +468,7 @@ class TestSpots:
     def test_residuals_without_any_spread_give_finite_distances(self):
         loss = ImageLoss((1, 8, 8), 1.0, {LossTerm.MSE: 1.0}, 1.0)
         x = uniform(10, 1, 8, 8)
-        loss.fit_scores(x, x)
+        loss.fit_scores(Pass(x, x, x.new_zeros(len(x))), x)
         assert (loss.spots(x, x) == 0).all()
         assert torch.isfinite(loss.spots(x + 1, x)).all()
         assert (loss.spots(x + 1, x) > 1).all()
@@ -528,7 +528,7 @@ def test_a_row_is_scored_by_its_columns_and_by_their_sum_with_the_divergence():
 def test_an_image_is_scored_by_its_strangest_spot_and_by_the_mean_of_all():
     loss, x = ImageLoss((1, 9, 9), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(20, 1, 9, 9)
     output = x + 0.1 * torch.randn(x.shape, generator=_generator(0))
-    loss.fit_scores(output, x)
+    loss.fit_scores(Pass(output, output, output.new_zeros(len(x))), x)
     parts = loss.parts(Pass(torch.zeros(20, 2), output, torch.zeros(20)), x)
     spots = loss.spots(output, x).flatten(1)
     torch.testing.assert_close(parts, torch.stack([spots.max(1).values, spots.mean(1)], 1))

@@ -1,7 +1,10 @@
 """A second dataset, by a YAML and a folder of CSV files alone, through the whole chain."""
 
+import contextlib
 import datetime as dt
+import io
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +15,21 @@ import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from deltalake import DeltaTable
+from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.cli import _execute, _innermost, _load
 from ae_pipeline.component import AutoencoderPipeline
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config import ModelConfig, PipelineConfig, TrainingConfig
 from ae_pipeline.errors import PipelineError, TrainingError
+from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.automation import LOGGERS, next_training
 from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
 from ae_pipeline.orchestration.summary import summarise
 from ae_pipeline.orchestration.workspace import Workspace
 from ae_pipeline.preprocessing.features import features_content
+from ae_pipeline.preprocessing.window import LABEL
+from ae_pipeline.reports.page import by_reason
 
 FIRST = dt.date(2024, 2, 10)
 DAYS = [(FIRST + dt.timedelta(days=i)).isoformat() for i in range(24)]  # a leap day among them
@@ -130,7 +137,11 @@ def _shop(root: Path, attributes: dict[str, object] = ATTRIBUTES) -> Iterator[Sh
             },
         )
         with sandbox.build_all_defs() as built:
-            resources = dg.Definitions(resources={"workspace": workspace}, executor=dg.in_process_executor)
+            resources = dg.Definitions(
+                resources={"workspace": workspace},
+                executor=dg.in_process_executor,
+                loggers={"console": console.line_logger},
+            )
             yield Shop(root, dg.Definitions.merge(built, resources), instance)
 
 
@@ -200,7 +211,7 @@ def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(
     assert DAYS[3] in next(iter(after - before))
     assert pl.read_parquet(list(after)).height == len(DAYS) * ROWS - 1
     assert shop.schedule_says() == (
-        "39 rows on 1 new or changed days since the last training, fewer than min_new_rows=50"
+        "39 rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
     )
     shop.land(DAYS[4], orders_csv(DAYS[4], rows=ROWS - 2))
     assert shop.run("ingest", DAYS[4]).success
@@ -288,6 +299,27 @@ def test_the_scaffolded_yaml_is_complete_commented_and_valid() -> None:
     assert "web_orders/latent_features" in keys
 
 
+def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path="web_orders")
+        text = (folder / "defs.yaml").read_text()
+    offered = re.findall(r"^( +)# (\w+: .*)$", text, flags=re.MULTILINE)
+    depths = {2: PipelineConfig.model_fields, 4: {**ModelConfig.model_fields, **TrainingConfig.model_fields}}
+    for indent, line in offered:
+        for name in yaml.safe_load(line):
+            assert name in depths[len(indent)]
+    names = {line.split(":")[0] for _, line in offered}
+    assert {"images", "label", "variational", "loss", "only_normal", "corruption", "derive"} <= names
+    attributes = yaml.safe_load(text)["attributes"]
+    settings = {name: setting for _, line in offered for name, setting in yaml.safe_load(line).items()}
+    images = {name: settings[name] for name in ("images", "label")}
+    model = {**attributes["model"], "architecture": "conv", "variational": True, "loss": settings["loss"]}
+    training = {**attributes["training"], "only_normal": True, "corruption": settings["corruption"]}
+    identity = ["file", "top", "left"]
+    given = {**attributes, **images, "model": model, "training": training, "identity": identity}
+    assert PipelineConfig.model_validate(given).images.patch == 32
+
+
 def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
     config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {"budget": 0.02}})
     last = last_training(running_shop.instance, config)
@@ -328,6 +360,172 @@ def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(
         rows = pl.read_parquet(DeltaTable(tmp_path / "data" / "latents" / "orders").file_uris())
         assert rows.height == len(DAYS) * ROWS
         assert rows["event_time"].null_count() == rows.height
+
+
+FRAUDS = 4
+"""Of each day, beside the orders that are none."""
+
+
+def orders_with_fraud(day: str) -> str:
+    """CSV of a day's orders, the last of them known frauds: their price follows from nothing."""
+    head, *lines = orders_csv(day, ROWS + FRAUDS).splitlines()
+    marked = [f"{line},0" for line in lines[:ROWS]]
+    marked += [",".join([*line.split(",")[:-1], str(900 + 50 * place), "1"]) for place, line in enumerate(lines[ROWS:])]
+    return "\n".join([f"{head},fraud", *marked]) + "\n"
+
+
+@dataclass
+class Told:
+    """A dataset without event time whose frauds are known, and what running it printed."""
+
+    shop: Shop
+    config: PipelineConfig
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    attributes = {
+        **{key: value for key, value in ATTRIBUTES.items() if key not in {"event_time", "start", "end"}},
+        "exclude": ["order_id", "created_at"],
+        "label": "fraud = 1",
+        "training": {"epochs": 20, "batch_size": 128, "learning_rate": 0.01, "only_normal": True},
+        "alerts": {"budget": 0.02},
+    }
+    out, err = io.StringIO(), io.StringIO()
+    for shop in _shop(tmp_path_factory.mktemp("fraud"), attributes):
+        for day in DAYS:
+            shop.land(day, orders_with_fraud(day))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert all(shop.run(job).success for job in ("ingest", "train", "publish"))
+        yield Told(shop, PipelineConfig.model_validate(attributes), out.getvalue(), err.getvalue())
+
+
+def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told) -> None:
+    rows = len(DAYS) * (ROWS + FRAUDS)
+    assert f"raw_data         {rows:,} rows, written now; 0 rows in quarantine" in told.out
+    assert f"features         {rows:,} rows, written now\n" in told.out
+    sizes = told.shop.metadata("autoencoder")["rows"]
+    assert sum(sizes.values()) == len(DAYS) * ROWS  # type: ignore[attr-defined]
+    assert (
+        "training on {train} rows, validating on {validation}, calibrating on {calibration}\n".format(**sizes)  # type: ignore[arg-type]
+        in told.out
+    )
+    assert f"{rows:,} rows under model version 1, " in told.out
+    assert not re.search(r"\bdays?\b|\ball\b", told.out)
+    assert not {"train_days", "validation_days", "calibration_days"} & told.shop.metadata("autoencoder").keys()
+    last = last_training(told.shop.instance, told.config)
+    found = features_content(told.config, told.shop.workspace.paths("orders"))
+    assert is_training_due(told.config, found, last).words == (
+        f"nothing new: all {rows:,} rows are as the last training found them"
+    )
+    changed = {"all": ("changed", 30)}
+    assert is_training_due(told.config, changed, last).words == (
+        "30 rows with new or changed ones since the last training, fewer than min_new_rows=50"
+    )
+
+
+def test_a_training_prints_its_first_and_last_epoch_and_what_mlflow_registers_once(told: Told) -> None:
+    epochs = [int(number) for number in re.findall(r"epoch (\d+) of 20: loss", told.out)]
+    done = told.shop.metadata("autoencoder")["epochs"]
+    assert (epochs[0], epochs[-1]) == (1, done)
+    assert len(epochs) < 10
+    (run,) = told.shop.workspace.tracker().client.search_runs(
+        [told.shop.workspace.tracker().experiment("orders")], max_results=2
+    )
+    history = told.shop.workspace.tracker().client.get_metric_history(run.info.run_id, "validation_loss")
+    assert [metric.step for metric in history] == list(range(1, int(str(done)) + 1))
+    assert told.out.count("registered as version 1") == 1
+    assert "egistered model" not in told.out + told.err
+    assert "Created version" not in told.out + told.err
+
+
+def test_columns_that_are_left_out_for_one_reason_are_named_together() -> None:
+    left_out = {"a": "one value alone", "b": "too many categories", "c": "one value alone"}
+    assert by_reason(left_out) == {"one value alone": ["a", "c"], "too many categories": ["b"]}
+
+
+def test_known_anomalies_do_not_use_up_the_alert_budget(told: Told) -> None:
+    table = pl.read_parquet(DeltaTable(told.shop.root / "data" / "latents" / "orders").file_uris())
+    features = pl.read_parquet(told.shop.root / "data" / "features" / "orders" / "all.parquet")
+    rows = table.join(features.select("row_id", LABEL), on="row_id")
+    normal, frauds = rows.filter(~pl.col(LABEL)), rows.filter(LABEL)
+    flagged = int(normal["is_anomaly"].sum())
+    assert rows["is_anomaly"].sum() > 3 * 0.02 * rows.height  # or the check could not have failed
+    keys = [dg.AssetCheckKey(dg.AssetKey(["orders", "anomaly_report"]), "alert_budget")]
+    (record,) = told.shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys).values()
+    assert record.evaluation is not None
+    assert record.evaluation.passed
+    assert record.evaluation.description == (
+        f"{flagged} of 960 rows that are not known anomalies are flagged, {flagged / 960 / 0.02:.1f} times the budget "
+        "of 2.00%"
+    )
+    metadata = told.shop.metadata("anomaly_report")
+    assert (metadata["known_anomalies"], metadata["known_anomalies_flagged"], metadata["normal_rows_flagged"]) == (
+        *(96, frauds["is_anomaly"].sum()),
+        flagged,
+    )
+    auroc = roc_auc_score(rows[LABEL].to_numpy(), rows["score"].to_numpy())
+    assert metadata["auroc"] == pytest.approx(auroc, abs=1e-12)
+    assert {"average_precision", "auroc_held_out", "average_precision_held_out"} <= metadata.keys()
+    assert LABEL not in table.columns
+    text = summarise(
+        told.config, told.shop.workspace.paths("orders"), told.shop.workspace.tracker(), told.shop.instance
+    )
+    assert (
+        f"known anomalies  {frauds['is_anomaly'].sum()} of 96 flagged, {flagged} of 960 normal rows; AUROC {auroc:.4f}"
+        in text
+    )
+    assert "checks           all passed" in text
+
+
+class Clock:
+    """Stands in for time, and stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("lines", "step", "said"),
+    [
+        (0, 1.0, []),
+        (1, 1.0, [0]),
+        (2, 0.0, [0, 1]),
+        (7, 0.0, [0, 6]),
+        (7, 0.7, [0, 3, 6]),
+        (8, 0.7, [0, 3, 6, 7]),
+        (4, 2.0, [0, 1, 2, 3]),
+    ],
+)
+def test_of_many_lines_the_first_and_the_last_are_said_and_between_them_one_every_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, lines: int, step: float, said: list[int]
+) -> None:
+    clock, heard = Clock(), list[str]()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    with console.Sparingly(heard.append) as say:
+        for place in range(lines):
+            say(str(place))
+            clock.now += step
+    assert heard == [str(place) for place in said]
+
+
+def test_the_last_line_before_an_error_is_said() -> None:
+    heard: list[str] = []
+
+    def fail() -> None:
+        with console.Sparingly(heard.append) as say:
+            for epoch in range(3):
+                say(f"epoch {epoch}")
+            raise TrainingError("the loss is not finite; lower learning_rate")
+
+    with pytest.raises(TrainingError, match="not finite"):
+        fail()
+    assert heard == ["epoch 0", "epoch 2"]
 
 
 def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:

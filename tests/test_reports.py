@@ -14,8 +14,9 @@ from conftest import Fitted
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.publish import latent_space_name, publish
 from ae_pipeline.latents.read import current_files
-from ae_pipeline.reports.build import Report, build_report, is_reported
+from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.reports.plots import loss_curve
+from ae_pipeline.reports.ranking import is_reported
 from ae_pipeline.storage import read_facts
 
 SCRIPT = "<script>alert(1)</script>"

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 import torch
 
-from ae_pipeline.config import ColumnType, ModelConfig, PipelineConfig, TrainingConfig
+from ae_pipeline.config import ColumnType, PipelineConfig, TrainingConfig
 from ae_pipeline.errors import ConfigError, TrainingError
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import LikelihoodLoss
-from ae_pipeline.preprocessing.table_encoder import fit_table_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.preprocessing.table_encoder import fit_table_encoder
 from ae_pipeline.preprocessing.window import PARTS, cut_window
 from ae_pipeline.promotion import finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
@@ -152,9 +152,9 @@ class TestTrain:
     def test_the_mean_over_rows_does_not_depend_on_the_size_of_batches(self):
         model, loss, rows, _ = fresh()
         with torch.no_grad():
-            one_by_one = [float(loss(model(row[None])[1], row[None]).sum()) for row in rows[:50]]
+            one_by_one = [float(loss(model(row[None]).output, row[None]).sum()) for row in rows[:50]]
         for size in (7, 50):
-            assert evaluate(model, loss, rows[:50], size) == pytest.approx(np.mean(one_by_one), rel=1e-6)
+            assert evaluate(model, loss, rows[:50], batch_size=size) == pytest.approx(np.mean(one_by_one), rel=1e-6)
 
 
 class TestDevice:

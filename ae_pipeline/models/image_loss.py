@@ -102,10 +102,10 @@ class ImageLoss(ReconstructionLoss):
         return loss.unsqueeze(1)
 
     @torch.no_grad()
-    def fit_scores(self, output: Tensor, x: Tensor) -> None:
+    def fit_scores(self, passed: Pass, x: Tensor) -> None:
         """Fits mean and covariance of the residual's pixels in a window, wherever in the image it lies."""
         count, total, products = 0, torch.zeros_like(self.residual_mean, dtype=torch.float64), None
-        for residual in (output - x).double().split(_FITTED_AT_ONCE):
+        for residual in (passed.output - x).double().split(_FITTED_AT_ONCE):
             pixels = functional.unfold(residual, self.window).transpose(1, 2).flatten(0, 1)
             count, total = count + len(pixels), total + pixels.sum(0)
             products = pixels.T @ pixels if products is None else products + pixels.T @ pixels

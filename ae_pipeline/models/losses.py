@@ -44,8 +44,8 @@ class ReconstructionLoss(nn.Module, ABC):
         whole = columns.sum(1) + self.kl_share * passed.kl
         return torch.cat([columns, whole.unsqueeze(1)], 1)
 
-    def fit_scores(self, output: Tensor, x: Tensor) -> None:
-        """Fits what `by_column` needs on outputs and inputs held out of training; tables need nothing."""
+    def fit_scores(self, passed: Pass, x: Tensor) -> None:
+        """Fits what `by_column` and `parts` need on inputs held out of training; a likelihood needs nothing."""
 
     def to_scale(self, output: Tensor) -> Tensor:
         """Turns outputs into what the network expects on the scale of the inputs, (n, …)."""
@@ -216,6 +216,7 @@ class TermsLoss(ReconstructionLoss):
 
     _block_of: Tensor
     _sums: Tensor
+    usual: Tensor
     unit = "mean over the elements of a row"
 
     def __init__(
@@ -229,13 +230,31 @@ class TermsLoss(ReconstructionLoss):
         block_of = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([block.width for block in blocks]))
         self.register_buffer("_block_of", block_of, persistent=False)
         self.register_buffer("_sums", _sums(self._blocks, self.columns), persistent=False)
+        self.register_buffer("usual", torch.ones(len(self.columns) + 1))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """Gives the loss of each block, (n, blocks); a row's blocks add up to the mean over its elements."""
         return self._by_block(element_losses(self._terms, self._delta, output, x), x)
 
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the loss of each column above that of a perfect reconstruction, (n, columns)."""
+        """Gives the loss of each column above that of a perfect reconstruction, as a multiple of the usual one."""
+        return self._above(output, x) / self.usual[:-1]
+
+    def parts(self, passed: Pass, x: Tensor) -> Tensor:
+        """Gives the same for each column and for the row with its divergence from the prior, (n, columns + 1)."""
+        return self._parts(passed, x) / self.usual
+
+    @torch.no_grad()
+    def fit_scores(self, passed: Pass, x: Tensor) -> None:
+        """Fits what is usual: means over rows, of no column less than a thousandth of what the columns have."""
+        usual = self._parts(passed, x).mean(0)
+        self.usual.copy_(usual.clamp(min=max(1e-3 * float(usual[:-1].mean()), 1e-12)))
+
+    def _parts(self, passed: Pass, x: Tensor) -> Tensor:
+        columns = self._above(passed.output, x)
+        return torch.cat([columns, (columns.sum(1) + self.kl_share * passed.kl).unsqueeze(1)], 1)
+
+    def _above(self, output: Tensor, x: Tensor) -> Tensor:
         above = element_losses(self._terms, self._delta, output, x) - least_losses(self._terms, x)
         return self._by_block(above, x) @ self._sums
 

@@ -169,11 +169,11 @@ def load_version_of_table(
 def _parts_in_words(
     window: Window, rows_of_days: Mapping[str, int], config: PipelineConfig, paths: DatasetPaths
 ) -> str:
-    sizes = []
+    sizes: list[str] = []
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)
         if not config.is_daily:
-            sizes.append(f"{window.rows(part, paths).height:,} rows")
+            sizes.append(f"{window.rows(part, paths).height:,}{'' if sizes else ' rows'}")
         elif window.only_normal:  # how many of their rows are left out is known when they are read
             sizes.append(how_many(len(days), "day"))
         else:

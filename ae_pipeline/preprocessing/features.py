@@ -97,8 +97,8 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
 
     Returns:
         `row_id`, `event_time` and the columns of `feature_columns`, row for row; further the columns by which a
-        training is cut where they are not among these, and `label` where the settings have one: true for known
-        anomalies, false for others, null where that is unknown.
+        training is cut where they are not among these, and `is_known_anomaly` where the settings have a label: true for
+        known anomalies, false for others, null where that is unknown.
 
     Raises:
         ConfigError: A derived column or the label cannot be computed.

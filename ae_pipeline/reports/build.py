@@ -13,7 +13,6 @@ from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
 from ae_pipeline.reports.page import render_page
 from ae_pipeline.reports.ranking import (
-    DAY,
     Progress,
     RankedRow,
     ReportDay,
@@ -94,10 +93,10 @@ def build_report(
     built = [day for day in everything_built if day.day in set(days)]
     everything = all_ranked(paths, set(files))
     alerts = paths.reports / "alerts.parquet"
-    write_parquet(alerts, everything.drop(DAY).to_arrow())
+    write_parquet(alerts, everything.to_arrow())
     strangest = tuple(as_rows(everything.head(config.alerts.report_rows)))
     labels = measure_labels(files, paths, bundle, config)
-    gallery = build_gallery(everything, files, paths, bundle)
+    gallery = build_gallery(files, paths, bundle)
     summary = _summary(paths, bundle, model_version, run_id, files, strangest, labels)
     write_text(paths.reports / "summary.json", json.dumps(summary, indent=1, default=str))
     write_text(paths.reports / "report.html", render_page(summary, strangest, labels, gallery))

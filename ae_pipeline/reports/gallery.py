@@ -12,7 +12,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale
-from ae_pipeline.reports.ranking import DAY, features_of, scored_and_known
+from ae_pipeline.reports.ranking import features_of, scored_and_known
 from ae_pipeline.storage import DatasetPaths
 
 STRANGEST, ORDINARY = 50, 6
@@ -25,6 +25,7 @@ _LONGEST_SIDE = 128
 """Pixels of a picture; larger images are shrunk."""
 
 _ELEMENTS_AT_ONCE = 1 << 22
+_DAY = "_day"
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,12 @@ class Gallery:
     ordinary: tuple[Panel, ...]
 
 
-def build_gallery(
-    ranked: pl.DataFrame, files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBundle
-) -> Gallery | None:
+def build_gallery(files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBundle) -> Gallery | None:
     """Draws the strangest rows and some ordinary ones; None where rows are no images.
 
     Features are read of the rows that are shown alone, and a few at a time go through the network.
 
     Args:
-        ranked: Rows of all days by falling score, with `DAY`.
         files: File of the table of each published day.
         paths: The dataset's.
         bundle: The model that the table was scored with.
@@ -60,8 +58,7 @@ def build_gallery(
     images = bundle.config.images
     if images is None:
         return None
-    strangest = ranked.select("row_id", "score", DAY).head(STRANGEST)
-    ordinary = _ordinary(files, paths, float(np.median(bundle.calibration.scores)))
+    ordinary, strangest = _choose(files, paths, float(np.median(bundle.calibration.scores)))
     drawn = dict(_draw(pl.concat([ordinary, strangest]), paths, bundle))
     highest = max((drawing.highest for drawing in drawn.values()), default=0.0)
     brightest = max((float(drawing.image.max()) for drawing in drawn.values()), default=0.0)
@@ -69,9 +66,9 @@ def build_gallery(
     shown: list[list[Panel]] = []
     for rows in (ordinary, strangest):
         shown.append([])
-        for row_id, score in rows.select("row_id", "score").iter_rows():
-            if row_id in drawn:
-                panel = Panel(row_id, score, drawn[row_id], scale)
+        for row in rows.drop(_DAY).iter_rows(named=True):
+            if drawing := drawn.get(row["row_id"]):
+                panel = Panel(**row, drawing=drawing, scale=scale)
                 left -= sum(map(len, panel.addresses))
                 if left < 0:
                     break
@@ -79,20 +76,23 @@ def build_gallery(
     return Gallery("patch" if images.patch else "image", scale, tuple(shown[1]), tuple(shown[0]))
 
 
-def _ordinary(files: Mapping[str, str], paths: DatasetPaths, median: float) -> pl.DataFrame:
-    nearest = pl.DataFrame(schema={"row_id": pl.String, "score": pl.Float64, DAY: pl.String})
+def _choose(files: Mapping[str, str], paths: DatasetPaths, median: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Finds the ordinary and the strangest rows of all days, a day at a time, with the day of each in `_DAY`."""
+    schema = {"row_id": pl.String, "score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, _DAY: pl.String}
+    ordinary, strangest = pl.DataFrame(schema=schema), pl.DataFrame(schema=schema)
+    suspicious = pl.col("is_anomaly") | pl.col(LABEL).fill_null(value=False)
     for day in sorted(files):
-        rows = scored_and_known(day, files[day], paths)
-        rows = rows.filter(~pl.col("is_anomaly"), ~pl.col(LABEL).fill_null(value=False))
-        both = pl.concat([nearest, rows.select("row_id", "score", pl.lit(day).alias(DAY))])
-        nearest = both.sort((pl.col("score") - median).abs(), "row_id").head(ORDINARY)
-    return nearest
+        rows = scored_and_known(day, files[day], paths).with_columns(pl.lit(day).alias(_DAY))
+        strangest = pl.concat([strangest, rows]).sort("score", "row_id", descending=[True, False]).head(STRANGEST)
+        ordinary = pl.concat([ordinary, rows.filter(~suspicious)])
+        ordinary = ordinary.sort((pl.col("score") - median).abs(), "row_id").head(ORDINARY)
+    return ordinary, strangest
 
 
 def _draw(rows: pl.DataFrame, paths: DatasetPaths, bundle: ModelBundle) -> Iterator[tuple[str, Drawing]]:
     window = cast("ImageLoss", bundle.loss).window
     count = max(1, _ELEMENTS_AT_ONCE // math.prod(bundle.encoder.shape))
-    for (day,), of_day in rows.group_by(DAY, maintain_order=True):
+    for (day,), of_day in rows.group_by(_DAY, maintain_order=True):
         for part in of_day.iter_slices(count):
             features = features_of(part["row_id"], str(day), paths)
             if pictures := bundle.pictures(features):

@@ -49,13 +49,15 @@ class Labels:
 
     Attributes:
         label: The expression that is true for known anomalies.
-        unknown: Published rows of which it says nothing.
+        only_normal: Whether the training has left known anomalies out.
+        unknown: Published rows of which the label says nothing.
         all_rows: Over all published rows with a known label.
         held_out: Over those that the model was not fitted on; None where it cannot be told which these are.
         held_out_is: Which rows these are, or why it cannot be told.
     """
 
     label: str
+    only_normal: bool
     unknown: int
     all_rows: Measures
     held_out: Measures | None
@@ -109,7 +111,8 @@ def measure_labels(
     known = rows.drop_nulls(LABEL)
     told = ALL_ROWS not in window.train or seen is not None
     held_out = _measure(known.filter("new")) if told else None
-    return Labels(config.label, rows.height - known.height, _measure(known), held_out, words)
+    unknown = rows.height - known.height
+    return Labels(config.label, window.only_normal, unknown, _measure(known), held_out, words)
 
 
 def _measure(rows: pl.DataFrame) -> Measures:

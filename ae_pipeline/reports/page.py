@@ -10,7 +10,7 @@ from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.ranking import RankedRow
 from ae_pipeline.storage import ALL_ROWS
 
-_PICTURE_WIDTH, _PICTURE_HEIGHT = 192, 128
+_PICTURE_WIDTH, _PICTURE_HEIGHT = 160, 160
 """Space for a picture, CSS pixels."""
 
 
@@ -40,7 +40,6 @@ def render_page(
         highest=max([1, *(entry["flagged"] for entry in days)]),
         share=summary["flagged"] / max(summary["rows"], 1),
         left_out=by_reason(summary["columns_left_out"]),
-        rows_by_id={row.row_id: row for row in strangest},
         space=(_PICTURE_WIDTH, _PICTURE_HEIGHT),
     )
 

@@ -94,12 +94,16 @@ class Panel:
     Attributes:
         row_id: Of the row.
         score: Its score, nats.
+        is_anomaly: Whether it is flagged.
+        is_known_anomaly: What the label says of it, None where that is unknown.
         drawing: What is shown.
         scale: How.
     """
 
     row_id: str
     score: float
+    is_anomaly: bool
+    is_known_anomaly: bool | None
     drawing: Drawing
     scale: Scale
 

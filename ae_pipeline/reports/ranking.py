@@ -40,9 +40,6 @@ _SCHEMA = {
 _RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
 """What a ranked row bears of the published one."""
 
-DAY = "_day"
-"""Column of `all_ranked` that says in which day's features a row stands."""
-
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a report is made."""
 
@@ -131,16 +128,15 @@ def report_days(
 
 
 def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
-    """Reads the ranked rows of all published days, the strangest first, with the `DAY` of each."""
+    """Reads the ranked rows of all published days, the strangest first."""
     reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
-    frames = [pl.read_parquet(path).with_columns(pl.lit(path.stem).alias(DAY)) for path in reported]
-    rows = pl.concat([pl.DataFrame(schema={**_SCHEMA, DAY: pl.String()}), *frames])
+    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path) for path in reported)])
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 
 def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
     """Gives ranked rows one by one."""
-    for row in ranked.drop(DAY, "model_version").iter_rows(named=True):
+    for row in ranked.drop("model_version").iter_rows(named=True):
         yield RankedRow(**{**row, "contributions": tuple(Contribution(**part) for part in row["contributions"])})
 
 
@@ -153,14 +149,14 @@ def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFra
 
 def scored_and_known(day: str, path: str, paths: DatasetPaths) -> pl.DataFrame:
     """Reads identity, score and flag of a published day, with `LABEL`: null where nothing is known."""
-    scored = pl.read_parquet(paths.latents / path, columns=["row_id", "score", "is_anomaly"])
-    return scored.join(_labels(day, paths), on="row_id", how="left", maintain_order="left")
+    return _with_label(pl.read_parquet(paths.latents / path, columns=["row_id", "score", "is_anomaly"]), day, paths)
 
 
-def _labels(day: str, paths: DatasetPaths) -> pl.DataFrame:
+def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFrame:
     file = pl.scan_parquet(paths.features(day), glob=False)
-    known = pl.col(LABEL) if LABEL in file.collect_schema() else pl.lit(None, pl.Boolean).alias(LABEL)
-    return file.select("row_id", known).collect()
+    if LABEL not in file.collect_schema():
+        return scored.with_columns(pl.lit(None, pl.Boolean).alias(LABEL))
+    return scored.join(file.select("row_id", LABEL).collect(), on="row_id", how="left", maintain_order="left")
 
 
 def _input_hash(path: str | None, config: PipelineConfig) -> str:
@@ -189,8 +185,7 @@ def _rank(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfi
             )
         scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_RANKED, LABEL)})
     else:
-        scored = published_day(path, paths).select(*_RANKED)
-        scored = scored.join(_labels(day, paths), on="row_id", how="left", maintain_order="left")
+        scored = _with_label(published_day(path, paths).select(*_RANKED), day, paths)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
     count = min(max(int(flagged.sum()), _ALWAYS_SHOWN), config.alerts.report_rows, scored.height)
     # Highest score first; of equal ones the identity decides, so that the order is always the same.

@@ -9,6 +9,7 @@ Array = npt.NDArray[np.float64]
 
 _TAIL = 0.01
 _KNOTS = 65
+_SLOPE_FROM, _SLOPE_COUNTS = 0.1, 10
 _MIN_EXCESS = 0.25
 
 
@@ -42,10 +43,15 @@ class ColumnTails:
 
 
 def fit_tails(losses: Array) -> ColumnTails:
-    """Fits tails on the losses of rows that the weights were not fitted on, (n, columns)."""
+    """Fits tails on the losses of rows that the weights were not fitted on, (n, columns).
+
+    Of few rows fewer still lie beyond the 99th percentile, so the slope between the 90th and that one counts as ten
+    more of them.
+    """
     survival = np.geomspace(1, _TAIL, _KNOTS)
     knots = np.quantile(losses, 1 - survival, axis=0).T
     over = np.maximum(losses - knots[:, -1], 0)
-    count = np.maximum((over > 0).sum(axis=0), 1)
-    excess = np.maximum(over.sum(axis=0) / count, _MIN_EXCESS)
-    return ColumnTails(np.ascontiguousarray(knots), -np.log(survival), excess)
+    count = (over > 0).sum(axis=0)
+    slope = (knots[:, -1] - np.quantile(losses, 1 - _SLOPE_FROM, axis=0)) / np.log(_SLOPE_FROM / _TAIL)
+    excess = (over.sum(axis=0) + _SLOPE_COUNTS * slope) / (count + _SLOPE_COUNTS)
+    return ColumnTails(np.ascontiguousarray(knots), -np.log(survival), np.maximum(excess, _MIN_EXCESS))
