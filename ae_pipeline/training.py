@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ae_pipeline.config import TrainingConfig
 from ae_pipeline.errors import ConfigError, TrainingError
+from ae_pipeline.model_config import TrainingConfig
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss

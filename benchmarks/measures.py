@@ -54,9 +54,9 @@ def to_rows(measures: Sequence[Measure]) -> list[Row]:
     """Gives a row for each value, and behind them one for each mean, whose seed is `mean`."""
     rows: list[Row] = [{**measure._asdict(), "value": round(measure.value, 6)} for measure in measures]
     for (task, method, metric), (value, deviation, seeds) in means(measures).items():
-        named: dict[str, str | int | float] = {"task": task, "method": method, "metric": metric}
-        figures = {"value": round(value, 6), "seed": "mean", "deviation": round(deviation, 6), "seeds": seeds}
-        rows.append({**named, **figures})
+        row: dict[str, str | int | float] = {"task": task, "method": method, "metric": metric}
+        row |= {"value": round(value, 6), "seed": "mean", "deviation": round(deviation, 6), "seeds": seeds}
+        rows.append(row)
     return rows
 
 

@@ -19,7 +19,7 @@ from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError, TrainingError
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.preprocessing.features import FeatureColumn, build_features_day
-from ae_pipeline.preprocessing.table_encoder import fit_table_encoder
+from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
 
 YAML = {"dataset": "shop", "identity": ["id"], "event_time": "time", "start": "2024-01-01"}
 GOOD = HEADER + line(1) + line(2) + line(3)

@@ -12,13 +12,15 @@ import skimage.metrics
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from ae_pipeline.config import ColumnType, LossTerm, Scaling
+from ae_pipeline.config import ColumnType
+from ae_pipeline.model_config import LossTerm, Scaling
 from ae_pipeline.models.base import Pass
 from ae_pipeline.models.image_loss import ImageLoss, ssim
 from ae_pipeline.models.losses import MIN_LOG_SCALE, LikelihoodLoss, ReconstructionLoss, TermsLoss, least_losses
 from ae_pipeline.models.variational import MAX_LOG_VARIANCE, kl_divergence
 from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder, fit_table_encoder
+from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
 
 COLUMNS = (
     FeatureColumn("x", ColumnType.NUMBER),

@@ -19,9 +19,10 @@ import torch
 
 from ae_pipeline import network
 from ae_pipeline.bundle import ModelBundle, ScoredRows
-from ae_pipeline.config import ColumnType, LossTerm, PipelineConfig, TrainingConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError
 from ae_pipeline.ingestion.contract import ImageShape
+from ae_pipeline.model_config import LossTerm, TrainingConfig
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import ARCHITECTURES, build_model

@@ -12,9 +12,10 @@ from helpers import assert_says
 from pydantic import ValidationError
 from torch import nn
 
-from ae_pipeline.config import ColumnType, LossTerm, Output, PipelineConfig, Scaling
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError
 from ae_pipeline.ingestion.contract import ImageShape
+from ae_pipeline.model_config import LossTerm, Output, Scaling
 from ae_pipeline.models.factory import ARCHITECTURES, build_loss, build_model, check_architecture
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.preprocessing.encoder import fit_encoder

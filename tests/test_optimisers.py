@@ -14,7 +14,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ae_pipeline import fitting
-from ae_pipeline.config import ColumnType, LossTerm, PipelineConfig, TrainingConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
+from ae_pipeline.model_config import LossTerm, TrainingConfig
 from ae_pipeline.models.base import AutoEncoder, Pass
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_model

@@ -19,8 +19,9 @@ from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.cli import _execute, _innermost, _load
 from ae_pipeline.component import AutoencoderPipeline
-from ae_pipeline.config import ModelConfig, PipelineConfig, TrainingConfig
+from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PipelineError, TrainingError
+from ae_pipeline.model_config import ModelConfig, TrainingConfig
 from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.automation import LOGGERS, next_training

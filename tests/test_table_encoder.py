@@ -10,7 +10,8 @@ import pytest
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import BundleError, TrainingError
 from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder, fit_table_encoder
+from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
 
 
 def number(name: str) -> FeatureColumn:

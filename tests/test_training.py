@@ -9,13 +9,14 @@ import polars as pl
 import pytest
 import torch
 
-from ae_pipeline.config import ColumnType, PipelineConfig, TrainingConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError, TrainingError
+from ae_pipeline.model_config import TrainingConfig
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.preprocessing.table_encoder import fit_table_encoder
+from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
 from ae_pipeline.preprocessing.window import PARTS, cut_window
 from ae_pipeline.promotion import finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from ae_pipeline.config import LossTerm, PipelineConfig, TrainingConfig
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.model_config import LossTerm, TrainingConfig
 from ae_pipeline.models.base import AutoEncoder, Coder, Pass
 from ae_pipeline.models.factory import build_model
 from ae_pipeline.models.image_loss import ImageLoss

@@ -9,8 +9,9 @@ import polars as pl
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ae_pipeline.config import ColumnType, PipelineConfig, Section
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import SchemaError
+from ae_pipeline.model_config import Section
 from ae_pipeline.storage import hash_json, write_text
 
 POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ae_pipeline.config import LossTerm, Output, PipelineConfig
+from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import ConfigError
+from ae_pipeline.model_config import LossTerm, Output
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ae_pipeline.config import LossTerm
+from ae_pipeline.model_config import LossTerm
 from ae_pipeline.models.base import Pass
 from ae_pipeline.preprocessing.table_encoder import Block, BlockKind
 

@@ -173,7 +173,7 @@ def _parts_in_words(
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)
         if not config.is_daily:
-            sizes.append(f"{window.rows(part, paths).height:,}{'' if sizes else ' rows'}")
+            sizes.append(f"{window.rows(part, paths, ['row_id']).height:,}{'' if sizes else ' rows'}")
         elif window.only_normal:  # how many of their rows are left out is known when they are read
             sizes.append(how_many(len(days), "day"))
         else:

@@ -9,7 +9,8 @@ from pydantic import Field, TypeAdapter
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.image_encoder import ImageEncoder, fit_image_encoder
-from ae_pipeline.preprocessing.table_encoder import TableEncoder, fit_table_encoder
+from ae_pipeline.preprocessing.table_encoder import TableEncoder
+from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
 
 Encoder = TableEncoder | ImageEncoder
 """Features to what a network sees, and back."""

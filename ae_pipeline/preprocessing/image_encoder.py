@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.config import ColumnType, Scaling, Section
+from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import BundleError, TrainingError
 from ae_pipeline.ingestion.contract import ImageShape
+from ae_pipeline.model_config import Scaling, Section
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.table_encoder import ColumnEncoding, LeftOut, Matrix
 

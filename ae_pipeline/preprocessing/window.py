@@ -1,6 +1,6 @@
 """Which days a training learns from, stops on and calibrates on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -56,7 +56,7 @@ class Window:
         """All days, the oldest first."""
         return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
 
-    def rows(self, part: str, paths: DatasetPaths) -> pl.DataFrame:
+    def rows(self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Reads the features of one of `PARTS`, in the order of time.
 
         Rows without event time are cut 7 : 1 : 2. By identity a hash alone decides, so that a row stays in its part
@@ -65,12 +65,20 @@ class Window:
         ranking is cut. As groups land, one near a cut may change its part from one training to the next; a training is
         whole in itself and compares with none before it, so that its parts are disjoint is what counts.
 
+        Args:
+            part: Which.
+            paths: Where the features are.
+            columns: The columns to give, all when left out; images are not read where they are not asked for.
+
         Raises:
             TrainingError: No row is left for the part, or the features lack a column that this takes.
         """
         days: tuple[str, ...] = getattr(self, part)
-        features = pl.concat([pl.read_parquet(paths.features(day)) for day in days])
-        self._check_columns(features, paths)
+        scanned = pl.scan_parquet([paths.features(day) for day in days])
+        self._check_columns(scanned.collect_schema().names(), paths)
+        if columns is not None:
+            scanned = scanned.select(*dict.fromkeys(("row_id", *columns, *self._cut_by)))
+        features = scanned.collect()
         all_rows = features.height
         if self.only_normal:
             features = features.filter(~pl.col(LABEL).fill_null(value=False))
@@ -81,11 +89,14 @@ class Window:
                 f"no row is left for the {part} part of {paths.dataset!r}: {all_rows:,} rows{normal}; land more, or "
                 "change label, only_normal or the days of training in the YAML"
             )
-        return found
+        return found if columns is None else found.select(columns)
 
-    def _check_columns(self, features: pl.DataFrame, paths: DatasetPaths) -> None:
-        wanted = (*self.split_by, *([LABEL] if self.only_normal else []))
-        if missing := [name for name in wanted if name not in features.columns]:
+    @property
+    def _cut_by(self) -> tuple[str, ...]:
+        return (*self.split_by, *([LABEL] if self.only_normal else []))
+
+    def _check_columns(self, names: Sequence[str], paths: DatasetPaths) -> None:
+        if missing := [name for name in self._cut_by if name not in names]:
             raise TrainingError(
                 f"features of {paths.dataset!r} lack column {missing[0]!r}, by which the training is cut: they were "
                 "made under other settings; materialize features first"

@@ -128,5 +128,5 @@ def _seen_rows(bundle: ModelBundle, paths: DatasetPaths) -> tuple[pl.Series | No
     content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS)).get("content_hash", "")}
     if cut_window(content, bundle.config).fingerprint != bundle.window.fingerprint:
         return None, "rows have changed since the training, so it cannot be told which of them the model has seen"
-    seen = pl.concat([bundle.window.rows(part, paths)["row_id"] for part in ("train", "validation")])
+    seen = pl.concat([bundle.window.rows(part, paths, ["row_id"])["row_id"] for part in ("train", "validation")])
     return seen, f"rows {_UNSEEN}: all but those of its training and validation parts"
