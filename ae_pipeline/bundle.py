@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import ae_pipeline
 from ae_pipeline.config import Evidence, PipelineConfig
 from ae_pipeline.errors import BundleError, ConfigError
+from ae_pipeline.models.base import Pass
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.network import FittedNetwork
@@ -60,9 +61,10 @@ class Contribution:
 
     Attributes:
         column: Of the features; of images `image`, the whole, or `spot`, its strangest window.
-        surprise: −ln of the share of rows whose loss in this part is as high, nats.
+        surprise: Of a column by how much the surprise of all columns would fall without its value; of an image −ln of
+            the share of rows with a residual as high. Nats.
         actual: Its value.
-        expected: What the model makes of the row as a whole.
+        expected: What the model makes of the row otherwise.
     """
 
     column: str
@@ -77,6 +79,7 @@ class ModelBundle(FittedNetwork):
 
     Attributes:
         config: Under which it was fitted.
+        typical: Mean of the encoded training rows, (…).
         density: How far latents lie from those of the training rows.
         tails: Losses and distance to surprise.
         calibration: Scores to p-values.
@@ -85,6 +88,7 @@ class ModelBundle(FittedNetwork):
     """
 
     config: PipelineConfig
+    typical: Matrix
     density: LatentDensity
     tails: ColumnTails
     calibration: Calibration
@@ -115,30 +119,44 @@ class ModelBundle(FittedNetwork):
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
         """Says for each row what made it strange, the strangest first: columns, or the spot and the whole of an image.
 
+        One odd value spoils what the network makes of the others. So each column is tried with the typical value of
+        training in its place: the one that is to blame takes the others' surprise along.
+
         Args:
             features: The rows, few of them.
             columns: How many to name at most.
         """
         explained: list[list[Contribution]] = []
         for rows, batch, passed in self._passes(features):
-            latents, loss = passed.latents.cpu().numpy(), self._exact[1]
-            surprise = self.tails(score_parts(latents, loss.parts(passed, batch).cpu().numpy(), self.density))
-            expected = loss.to_scale(passed.output)
-            for place, row in enumerate(rows.iter_rows(named=True)):
-                one = slice(place, place + 1)
-                if isinstance(self.encoder, TableEncoder):
-                    parts = self._of_columns(row, surprise[place, :-2], expected[one])
-                else:
-                    parts = self._of_image(surprise[place], expected[one], batch[one])
-                explained.append(sorted(parts, key=lambda part: -part.surprise)[:columns])
+            surprise = self._surprise(passed, batch)
+            if isinstance(self.encoder, TableEncoder):
+                explained += self._of_columns(rows, batch, surprise[:, :-2], columns)
+            else:
+                expected = self._exact[1].to_scale(passed.output)
+                each = range(len(batch))
+                images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
+                explained += [sorted(parts, key=lambda part: -part.surprise)[:columns] for parts in images]
         return explained
 
     def _of_columns(
-        self, row: Mapping[str, Any], surprise: npt.NDArray[np.float64], expected: torch.Tensor
-    ) -> list[Contribution]:
-        encoder, output = cast("TableEncoder", self.encoder), expected[0].cpu().numpy()
-        named = sorted(zip(self.loss.columns, surprise.tolist(), strict=True), key=lambda part: -part[1])
-        return [Contribution(name, nats, *encoder.describe(row, output, name)) for name, nats in named]
+        self, rows: pl.DataFrame, batch: torch.Tensor, surprise: npt.NDArray[np.float64], columns: int
+    ) -> list[list[Contribution]]:
+        encoder, groups = cast("TableEncoder", self.encoder), cast("TableEncoder", self.encoder).groups
+        typical = torch.from_numpy(self.typical).to(batch)
+        blame, expected = np.empty_like(surprise), np.empty(batch.shape)
+        for place in range(surprise.shape[1]):
+            own = groups == place
+            tried = torch.where(torch.from_numpy(own).to(batch.device), typical, batch)
+            passed = self._pass(tried)
+            fall = surprise - self._surprise(passed, tried)[:, :-2]
+            blame[:, place] = surprise[:, place] + fall.sum(axis=1) - fall[:, place]
+            expected[:, own] = self._exact[1].to_scale(passed.output).cpu().numpy()[:, own]
+        explained = []
+        for row, output, nats in zip(rows.iter_rows(named=True), expected, blame, strict=True):
+            best = np.argsort(-nats, kind="stable")[:columns]
+            names = [(self.loss.columns[i], float(nats[i])) for i in best]
+            explained.append([Contribution(name, nat, *encoder.describe(row, output, name)) for name, nat in names])
+        return explained
 
     def _of_image(
         self, surprise: npt.NDArray[np.float64], expected: torch.Tensor, x: torch.Tensor
@@ -169,6 +187,11 @@ class ModelBundle(FittedNetwork):
         latents, losses = self.latents_and_losses(features)
         return latents, score_parts(latents, losses, self.density)
 
+    def _surprise(self, passed: Pass, x: torch.Tensor) -> npt.NDArray[np.float64]:
+        """Gives the surprise of each column, the latent and the whole, (n, columns + 2), for a pass and its inputs."""
+        losses = self._exact[1].parts(passed, x).cpu().numpy()
+        return self.tails(score_parts(passed.latents.cpu().numpy(), losses, self.density))
+
     def save(self, folder: Path) -> None:
         """Writes the bundle into a folder: weights and statistics as safetensors, all else as JSON."""
         make_folder(folder)
@@ -196,6 +219,7 @@ class ModelBundle(FittedNetwork):
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         statistics = {
+            "typical": self.typical,
             "density.mean": self.density.mean,
             "density.whitening": self.density.whitening,
             "tails.knots": self.tails.knots,
@@ -240,6 +264,7 @@ class ModelBundle(FittedNetwork):
             model, loss = build_model(config, encoder.shape), build_loss(config, encoder)
             model.load_state_dict(_under("model.", tensors))
             loss.load_state_dict(_under("loss.", tensors))
+            typical = tensors["typical"].numpy()
             density = LatentDensity(*(tensors[f"density.{name}"].numpy() for name in ("mean", "whitening")))
             tails = ColumnTails(*(tensors[f"tails.{name}"].numpy() for name in ("knots", "levels", "excess")))
             calibration = Calibration(tensors["calibration.scores"].numpy(), config.alerts.budget)
@@ -250,7 +275,7 @@ class ModelBundle(FittedNetwork):
         except (ConfigError, KeyError, RuntimeError, TypeError, ValidationError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
         model, loss = model.to(device).eval(), loss.to(device).eval()
-        return cls(encoder, model, loss, config, density, tails, calibration, window, facts)
+        return cls(encoder, model, loss, config, typical, density, tails, calibration, window, facts)
 
 
 def score_parts(

@@ -61,6 +61,7 @@ def fit_bundle(
         "best_epoch": result.best_epoch,
         "validation_loss": result.best_loss,
     }
+    typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()
     del encoded
     with torch.inference_mode():
         passes = [model(batch) for batch in validation.split(1024)]
@@ -75,4 +76,4 @@ def fit_bundle(
     scores = combine(surprise, config.alerts.evidence)
     calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
     facts["rows"]["calibration"] = held_out.height
-    return ModelBundle(encoder, model, loss, config, density, tails, calibration, window, facts), result
+    return ModelBundle(encoder, model, loss, config, typical, density, tails, calibration, window, facts), result

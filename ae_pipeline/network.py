@@ -114,6 +114,9 @@ class FittedNetwork:
     def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:
         """Rows, the same encoded, and what the network makes of them, batch by batch."""
         for rows, batch in self._batches(features):
-            with torch.inference_mode():
-                passed: Pass = self._exact[0](batch)
-            yield rows, batch, passed
+            yield rows, batch, self._pass(batch)
+
+    def _pass(self, batch: torch.Tensor) -> Pass:
+        with torch.inference_mode():
+            passed: Pass = self._exact[0](batch)
+        return passed

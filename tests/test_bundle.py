@@ -130,15 +130,45 @@ class TestFittedParts:
         np.testing.assert_allclose(by_column[:, :-2].sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(by_column[:, -1], by_block.sum(1), rtol=1e-9, atol=1e-9)
 
-    def test_an_explanation_ranks_columns_and_its_first_or_the_row_as_a_whole_is_the_score(self, fitted):
+    def test_the_score_is_that_of_the_strangest_column_or_of_the_row_as_a_whole(self, fitted):
         rows = fitted.features(fitted.days[-1])
-        scored, whole = fitted.bundle.score(rows), fitted.bundle.tails(fitted.bundle.losses(rows))[:, -2:].max(1)
-        explained = fitted.bundle.explain(rows, columns=99)
-        for score, parts, row in zip(scored.score, explained, whole, strict=True):
-            surprises = [part.surprise for part in parts]
-            assert surprises == sorted(surprises, reverse=True)
-            assert max(surprises[0] - np.log(len(parts)), row) == pytest.approx(score, rel=1e-12)
-            assert {part.column for part in parts} == set(fitted.bundle.columns)
+        surprise = fitted.bundle.tails(fitted.bundle.losses(rows))
+        strangest = surprise[:, :-2].max(1) - np.log(len(fitted.bundle.columns))
+        highest = np.maximum(strangest, surprise[:, -2:].max(1))
+        assert fitted.bundle.score(rows).score == pytest.approx(highest, rel=1e-12)
+
+    def test_a_column_is_to_blame_for_what_the_surprise_of_all_falls_by_without_its_value(self, fitted):
+        bundle, rows = fitted.bundle, fitted.features(fitted.days[-1]).head(4)
+        model, loss = copy.deepcopy(bundle.model).double(), copy.deepcopy(bundle.loss).double()
+        x = torch.from_numpy(bundle.encoder.encode(rows)).double()
+
+        def by_column(inputs: torch.Tensor) -> np.ndarray:
+            with torch.no_grad():
+                passed = model(inputs)
+                parts = loss.parts(passed, inputs).numpy()
+            return bundle.tails(np.column_stack([parts, parts[:, -1]]))[:, :-2]
+
+        explained = bundle.explain(rows, columns=99)
+        for place, name in enumerate(bundle.columns):
+            without = x.clone()
+            for block in bundle.encoder.blocks:
+                if block.column == name:
+                    without[:, block.start : block.stop] = torch.from_numpy(bundle.typical[block.start : block.stop])
+            before, after = by_column(x), by_column(without)
+            others = [other for other in range(len(bundle.columns)) if other != place]
+            expected = before[:, place] + (before - after)[:, others].sum(1)
+            found = [next(part.surprise for part in parts if part.column == name) for parts in explained]
+            assert found == pytest.approx(expected, rel=1e-9)
+        assert all(
+            [p.surprise for p in parts] == sorted((p.surprise for p in parts), reverse=True) for parts in explained
+        )
+
+    @pytest.mark.parametrize("column", ["load", "power", "mode"])
+    def test_the_column_with_the_odd_value_is_blamed_and_not_those_that_it_spoils(self, fitted, column):
+        odd = pl.lit("never seen") if column == "mode" else pl.col(column) + 20
+        rows = fitted.features(fitted.days[-1]).head(20).with_columns(odd.alias(column))
+        blamed = [parts[0].column for parts in fitted.bundle.explain(rows)]
+        assert blamed.count(column) >= 18
 
     @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1.7e308])
     def test_a_number_beyond_all_bounds_is_flagged_with_a_finite_score(self, fitted, value):
