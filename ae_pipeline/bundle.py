@@ -60,7 +60,7 @@ class Contribution:
     """One part of a row's score.
 
     Attributes:
-        column: Of the features; of images `image`, the whole, or `spot`, its strangest window.
+        column: Of the features; of images `image`, the whole, or `spot`, its strangest window; or `latent`.
         surprise: Of a column by how much the surprise of all columns would fall without its value; of an image −ln of
             the share of rows with a residual as high. Nats.
         actual: Its value.
@@ -119,6 +119,7 @@ class ModelBundle(FittedNetwork):
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
         """Says for each row what made it strange, the strangest first: columns, or the spot and the whole of an image.
 
+        Where the score is that of the latent, this is said first: the row is an unusual whole.
         One odd value spoils what the network makes of the others. So each column is tried with the typical value of
         training in its place: the one that is to blame takes the others' surprise along.
 
@@ -128,15 +129,24 @@ class ModelBundle(FittedNetwork):
         """
         explained: list[list[Contribution]] = []
         for rows, batch, passed in self._passes(features):
-            surprise = self._surprise(passed, batch)
+            surprise, far = self._surprise(passed, batch), self.density(passed.latents.cpu().numpy())
             if isinstance(self.encoder, TableEncoder):
-                explained += self._of_columns(rows, batch, surprise[:, :-2], columns)
+                named = self._of_columns(rows, batch, surprise[:, :-2], columns)
             else:
-                expected = self._exact[1].to_scale(passed.output)
-                each = range(len(batch))
+                expected, each = self._exact[1].to_scale(passed.output), range(len(batch))
                 images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
-                explained += [sorted(parts, key=lambda part: -part.surprise)[:columns] for parts in images]
+                named = [sorted(parts, key=lambda part: -part.surprise) for parts in images]
+            governs = combine(surprise, self.config.alerts.evidence) == surprise[:, -2]
+            for parts, of_row, distance, is_far in zip(named, surprise, far, governs, strict=True):
+                latent = [self._of_latent(float(of_row[-2]), float(distance))] if is_far else []
+                explained.append([*latent, *parts][:columns])
         return explained
+
+    def _of_latent(self, surprise: float, distance: float) -> Contribution:
+        usual = f"{self.tails.knots[-2, -1]:.1f} times at most in 99 %"
+        return Contribution(
+            "latent", surprise, f"{distance:.1f} times the usual distance from those of training", usual
+        )
 
     def _of_columns(
         self, rows: pl.DataFrame, batch: torch.Tensor, surprise: npt.NDArray[np.float64], columns: int

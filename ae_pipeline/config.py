@@ -133,8 +133,8 @@ class AlertsConfig(Section):
         default=tuple(Evidence),
         min_length=1,
         description="What a score rests on, the strangest of: columns (the strangest one; of an image its strangest "
-        "spot), latent (how far the latent is from those of training), row (the loss of the row as a whole; of a "
-        "variational form under a likelihood that is -ELBO).",
+        "spot), latent (how far the latent is from those of training), row (the loss of the row as a whole, in "
+        "variational forms with the divergence of its latent: -ELBO at its mean; of an image its residual as a whole).",
     )
     report_rows: int = Field(default=200, ge=1, description="Rows that the report ranks at most.")
 
@@ -184,6 +184,7 @@ class PipelineConfig(Section):
     )
     label: str | None = Field(
         default=None,
+        min_length=1,
         description="SQL expression over the columns that is true for known anomalies, such as \"texture <> 'brick'\". "
         "The report measures the scores by it, and no model sees it or the columns it names.",
     )
@@ -249,10 +250,12 @@ class PipelineConfig(Section):
             raise ValueError(
                 f"column {column!r} holds images, which do not name rows or keep them together; name another"
             )
-        if self.images and self.images.patch and not {"top", "left"} <= set(self.identity):
+        if self.images and self.images.patch and {"top", "left"} & set(self.training.split_by):
+            raise ValueError("split_by names top or left, and patches that overlap must stay together; leave it out")
+        if self.images and self.images.patch and not {"top", "left"} < set(self.identity):
             raise ValueError(
-                f"patch={self.images.patch} makes many rows of an image; add top and left to identity, so that they "
-                "do not replace each other"
+                f"patch={self.images.patch} makes many rows of an image; add top and left to identity, beside "
+                "what names the image, so that they do not replace each other"
             )
         return self
 
@@ -285,8 +288,10 @@ class PipelineConfig(Section):
                 f"corruption='salt_and_pepper' needs a scale with ends, got scaling={scaling.value!r}; choose unit or "
                 "symmetric"
             )
-        if self.model.tied and self.model.architecture != "dense":
-            raise ValueError(f"tied=true goes with architecture dense, got {self.model.architecture!r}; leave it out")
+        if self.training.beta_warmup >= self.training.epochs > 0 and self.training.beta_warmup:
+            raise ValueError(
+                f"beta_warmup={self.training.beta_warmup} never ends within epochs={self.training.epochs}; shorten it"
+            )
 
     @property
     def loss(self) -> dict[LossTerm, float]:

@@ -8,7 +8,7 @@ import torch
 
 from ae_pipeline.bundle import ModelBundle, combine, library_versions, score_parts
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.models.base import Pass
+from ae_pipeline.models.base import Pass, rows_at_once
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.network import FittedNetwork
@@ -30,7 +30,9 @@ def fit_bundle(
     paths: DatasetPaths,
     report: Callable[[Epoch], None] = lambda _: None,
 ) -> tuple[ModelBundle, TrainingResult]:
-    """Fits everything that a model is. The same window, configuration and machine give the same bundle, bit for bit.
+    """Fits everything that a model is.
+
+    On the CPU the same window, configuration and machine give the same bundle, bit for bit.
 
     Args:
         config: The pipeline's.
@@ -64,7 +66,7 @@ def fit_bundle(
     typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()
     del encoded
     with torch.inference_mode():
-        passes = [model(batch) for batch in validation.split(1024)]
+        passes = [model(batch) for batch in validation.split(rows_at_once(encoder.shape))]
         loss.fit_scores(Pass(*(torch.cat(part) for part in zip(*passes, strict=True))), validation)
     del passes, validation
     network = FittedNetwork(encoder, model, loss.eval())

@@ -1,7 +1,6 @@
 """FittedNetwork: encoder, network and loss that were trained together; encodes, reconstructs and removes noise."""
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +11,11 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ae_pipeline.models.base import AutoEncoder, Pass
+from ae_pipeline.models.base import AutoEncoder, Pass, rows_at_once
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.preprocessing.encoder import Encoder
 from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
-
-_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**24
 
 
 @dataclass(frozen=True)
@@ -76,11 +73,13 @@ class FittedNetwork:
         return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
 
     def pictures(self, features: pl.DataFrame) -> Pictures | None:
-        """Gives image, reconstruction and residual map of one row or more; None where rows are no images."""
+        """Gives image, reconstruction and residual map of n rows, few of them; None where rows are no images."""
         if isinstance(self.encoder, TableEncoder):
             return None
         loss = cast("ImageLoss", self._exact[1])
-        shown, residuals = [], []
+        channels, height, width = self.encoder.shape
+        shown = [[np.empty((0, height, width, channels))] * 2]
+        residuals = [np.empty((0, height, width))]
         for _, x, (_, output, _) in self._passes(features):
             shown.append([self.encoder.to_unit(images.cpu().numpy()) for images in (x, output)])
             residuals.append(loss.spots(output, x, to_the_edge=True).cpu().numpy())
@@ -103,12 +102,12 @@ class FittedNetwork:
         In float32 a row's output depends on the rows beside it by 1e-7, which fine scales and steep tails enlarge to
         more than 1e-5 of a score.
         """
-        return copy.deepcopy(self.model).double().eval(), copy.deepcopy(self.loss).double().eval()
+        model, loss = copy.deepcopy(self.model), copy.deepcopy(self.loss)
+        return model.double().eval().requires_grad_(False), loss.double().eval().requires_grad_(False)
 
     def _batches(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor]]:
         device = next(self.model.parameters()).device
-        rows = max(1, min(_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE // math.prod(self.encoder.shape)))
-        for part in features.iter_slices(rows):
+        for part in features.iter_slices(rows_at_once(self.encoder.shape)):
             yield part, torch.from_numpy(self.encoder.encode(part)).to(device).double()
 
     def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ae_pipeline.errors import ConfigError, TrainingError
 from ae_pipeline.model_config import TrainingConfig
-from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
 
@@ -138,9 +138,11 @@ def train(
             )
         epochs.append(epoch)
         report(epoch)
+        if number < config.beta_warmup:  # until β has risen, the loss with the full one says little
+            continue
         if epoch.validation_loss < best:
             best, best_epoch, kept = epoch.validation_loss, number, _state(model, loss)
-        elif number - best_epoch >= config.patience:
+        elif number - max(best_epoch, config.beta_warmup) >= config.patience:
             break
     model.load_state_dict(kept[0])
     loss.load_state_dict(kept[1])
@@ -150,13 +152,12 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: AutoEncoder, loss: ReconstructionLoss, rows: Tensor, beta: float = 1.0, batch_size: int = 8192
+    model: AutoEncoder, loss: ReconstructionLoss, rows: Tensor, beta: float = 1.0, batch_size: int | None = None
 ) -> float:
     """Mean objective of rows; of variational forms at the mean of their latents, with the full β."""
     model.eval()
-    total = sum(
-        float(loss.objective(model(batch), batch, beta).sum(dtype=torch.float64)) for batch in rows.split(batch_size)
-    )
+    batches = rows.split(batch_size or rows_at_once(rows.shape[1:]))
+    total = sum(float(loss.objective(model(batch), batch, beta).sum(dtype=torch.float64)) for batch in batches)
     return total / len(rows)
 
 

@@ -28,7 +28,7 @@ MODEL: Mapping[str, Any] = {
     "activation": "gelu",
     "scaling": "standard",
 }
-TRAIN: Mapping[str, Any] = {"batch_size": 128, "learning_rate": 2e-3, "patience": 6, "corruption": "gaussian"}
+TRAIN: Mapping[str, Any] = {"batch_size": 128, "learning_rate": 4e-3, "patience": 6, "corruption": "gaussian"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Level:
     Attributes:
         patch: Pixels of a side of the patches that the network sees.
         stride: From one training patch to the next.
-        channels: Of its one level.
+        channels: Of its one level of convolution.
+        hidden: Width of the dense layer behind it.
         latent_dim: Width of its latent space.
         epochs: Passes over the training patches.
     """
@@ -46,14 +47,15 @@ class Level:
     patch: int
     stride: int
     channels: int
+    hidden: int
     latent_dim: int
     epochs: int
 
 
 LEVELS: Mapping[float, Level] = {
-    0.05: Level(8, 2, 32, 128, 16),
-    0.1: Level(16, 3, 16, 256, 16),
-    0.2: Level(16, 3, 16, 256, 10),
+    0.05: Level(8, 2, 32, 256, 128, 16),
+    0.1: Level(16, 3, 16, 512, 256, 16),
+    0.2: Level(16, 3, 16, 512, 256, 10),
 }
 """By standard deviation of the noise, on the scale 0 to 1."""
 
@@ -79,7 +81,7 @@ def psnr(restored: npt.NDArray[np.floating], clean: Strip) -> float:
 def fit_ours(sigma: float, level: Level, seed: int, rows: slice = TRAINING) -> ModelBundle:
     """Fits a denoising autoencoder for one level of noise, which is drawn on the inputs' own, standardised scale."""
     patches, tiles = cut_tiles(brick(rows), level.stride, level.patch)
-    model = {**MODEL, "channels": [level.channels], "latent_dim": level.latent_dim}
+    model = {**MODEL, "channels": [level.channels], "hidden": [level.hidden], "latent_dim": level.latent_dim}
     training = {**TRAIN, "epochs": level.epochs, "corruption_level": sigma / float(patches.std())}
     return fit_images(patches, seed, model, training, tiles)
 
@@ -117,9 +119,9 @@ def nl_means(sigma: float) -> list[Restore]:
             strip, patch_size=size, patch_distance=distance, h=strength * sigma, sigma=sigma, fast_mode=fast
         )
 
-    strengths = (0.4, 0.6, 0.8, 1.0)
-    fast = [candidate(*settings, True) for settings in product((5, 7, 9), (6, 11, 17), strengths)]
-    return [*fast, *(candidate(size, 6, strength, False) for size, strength in product((5, 7), strengths))]
+    fast = product((5, 7, 9, 11, 13, 15), (6, 11, 17), (0.3, 0.4, 0.5, 0.6, 0.8, 1.0), (True,))
+    slow = product((5, 7, 9, 11), (6,), (0.6, 0.8, 1.0, 1.2), (False,))
+    return [candidate(*settings) for settings in (*fast, *slow)]
 
 
 def total_variation(sigma: float) -> list[Restore]:
@@ -129,7 +131,7 @@ def total_variation(sigma: float) -> list[Restore]:
         restore: Restore = partial(denoise_tv_chambolle, weight=weight * sigma)
         return restore
 
-    return [candidate(weight) for weight in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.6)]
+    return [candidate(weight) for weight in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.6, 2.0, 2.5)]
 
 
 def measure(seeds: Sequence[int]) -> Iterator[Measure]:

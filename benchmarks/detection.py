@@ -55,7 +55,7 @@ FORMS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 """Forms of ours: what each changes of `MODEL` and of `TRAIN`."""
 
 STRIDE = 4
-PCA_WIDTHS = (64, 128, 256, 512, 700)
+PCA_WIDTHS = (128, 256, 512, 700, 850)
 
 
 @dataclass(frozen=True)

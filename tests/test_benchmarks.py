@@ -146,7 +146,7 @@ def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, m
 
 
 def test_a_denoising_network_of_one_epoch_removes_noise() -> None:
-    level = denoising.Level(patch=8, stride=4, channels=4, latent_dim=64, epochs=1)
+    level = denoising.Level(patch=8, stride=4, channels=4, hidden=64, latent_dim=64, epochs=1)
     bundle = denoising.fit_ours(0.2, level, 0)
     clean = denoising.brick(TUNING)
     noisy = denoising.add_noise(clean, 0.2, 1)

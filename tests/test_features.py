@@ -179,7 +179,7 @@ def test_a_label_is_true_for_known_anomalies_and_missing_where_its_column_is() -
 def test_a_label_can_name_what_is_derived_and_what_is_excluded() -> None:
     columns = {"left": ("clock_hhmm", [100, 200]), "due": ("clock_hhmm", [50, 150]), "n": ("number", [1.0, 2.0])}
     built = features_of(columns, label="late > 10 AND n < 2", derive={"late": "left - due"}, exclude=["n"])
-    assert built.columns == ["row_id", "event_time", "left", "due", "is_known_anomaly"]
+    assert built.columns == ["row_id", "event_time", "is_known_anomaly"]  # the answer stands in left and due
     assert built["is_known_anomaly"].to_list() == [60 - 50 > 10 and 1.0 < 2, False]
 
 
@@ -188,6 +188,9 @@ def test_what_a_label_names_and_what_is_derived_from_it_is_not_offered() -> None
     derive = {"bad": "CASE WHEN kind = 'x' THEN 1 ELSE 0 END", "worse": "bad * 2", "half": "n / 2"}
     assert offered(types, derive=derive) == ["id", "kind", "n", "event_time", "bad", "worse", "half"]
     assert offered(types, derive=derive, label="kind = 'x'") == ["id", "n", "event_time", "half"]
+    assert offered(types, derive=derive, label="bad = 1") == ["id", "n", "event_time", "half"]
+    twins = {"bad": "n * 1", "worse": "n + 1"}
+    assert offered(types, derive=twins, label="bad = 1") == ["id", "kind", "event_time"]
     assert offered({**types, "time": "timestamp"}, label="time > '2024-03-01'") == ["id", "kind", "n"]
     assert offered(types, label="event_time IS NULL") == ["id", "kind", "n"]
 
@@ -317,9 +320,9 @@ def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: P
         (
             grouped(9, 9),
             {"label": "g = 'x'", "training": {"only_normal": True}},
-            "features of 'd' lack column 'is_known_anomaly', .*; materialize features first",
+            "features of 'd' lack column 'is_known_anomaly' on all: .*; materialize features of all days first",
         ),
-        (grouped(9, 9), {"training": {"split_by": ["h"]}}, "features of 'd' lack column 'h', .*; materialize features"),
+        (grouped(9, 9), {"training": {"split_by": ["h"]}}, "features of 'd' lack column 'h' on all: .*; materialize features"),
     ],
 )
 def test_a_part_without_rows_is_explained(

@@ -17,12 +17,12 @@ import polars as pl
 import pytest
 import torch
 
-from ae_pipeline import network
 from ae_pipeline.bundle import ModelBundle, ScoredRows
 from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError
 from ae_pipeline.ingestion.contract import ImageShape
 from ae_pipeline.model_config import LossTerm, TrainingConfig
+from ae_pipeline.models import base
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import ARCHITECTURES, build_model
@@ -255,7 +255,7 @@ class TestDeterminism:
         assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
     def test_a_row_scores_the_same_alone_and_among_thousands(self, fit, monkeypatch):
-        monkeypatch.setattr(network, "_ROWS_AT_ONCE", 1024)
+        monkeypatch.setattr(base, "_ROWS_AT_ONCE", 1024)
         many = fit.sample(2049, 2)  # the last batch holds one row
         together = fit.bundle.score(many)
         for place in (0, 1023, 1234, 2048):

@@ -31,10 +31,6 @@ def config(kind: str = "table", training: dict[str, Any] | None = None, **model:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
-    "tied weights of conv": (
-        {"kind": "image", "architecture": "conv", "tied": True},
-        ("tied=true goes with architecture dense", "got 'conv'", "; leave it out"),
-    ),
     "ssim of tables": (
         {"loss": {"mse": 0.8, "ssim": 0.2}},
         ("ssim compares images, and 'shop' has none", r"loss=\{mse: 0.8, ssim: 0.2\}", "; choose mse, mae or huber"),
@@ -90,6 +86,11 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
 }
 
 NOT_BUILT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, str, str]]] = {
+    "tied weights of conv": (
+        {"kind": "image", "architecture": "conv", "tied": True},
+        (1, 8, 8),
+        ("tied=true goes with architecture dense", "got 'conv'", "; leave it out"),
+    ),
     "an architecture that there is not": (
         {"architecture": "transformer"},
         (12,),

@@ -56,6 +56,12 @@ class Batch:
         self._rows, self._image_bytes = 0, 0
 
     @property
+    def _image_dtype(self) -> str | None:
+        images = self._config.images
+        shape = self._contract.images.get(images.column) if images else None
+        return shape.dtype if shape else None
+
+    @property
     def is_full(self) -> bool:
         """Whether enough rows wait to be worth a pass, or as many bytes of images as memory should hold."""
         return self._rows >= _BATCH_ROWS or self._image_bytes >= _BATCH_IMAGE_BYTES
@@ -76,7 +82,7 @@ class Batch:
         if before and again and before.contract in held:
             return replace(before, size=seen.size, modified_ns=seen.modified_ns)
         try:
-            file = read_file(name, data, self._config.images)
+            file = read_file(name, data, self._config.images, self._image_dtype)
         except UnreadableFileError as error:
             return _refused(seen, before, str(error))
         check_columns([column for column in file.rows.columns if column not in PLACE], self._contract, name)

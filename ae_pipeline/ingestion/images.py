@@ -88,12 +88,13 @@ def image_struct(pixels: Pixels) -> dict[str, Any]:
     return {"data": data, "height": height, "width": width, "channels": channels, "dtype": pixels.dtype.name}
 
 
-def read_image_column(column: pa.ChunkedArray, name: str) -> ImageColumn:
+def read_image_column(column: pa.ChunkedArray, name: str, dtype: str | None = None) -> ImageColumn:
     """Reads images of a Parquet column: nested lists of numbers, encoded bytes, or a struct that holds such bytes.
 
     Args:
         column: Its values, n rows.
         name: Its name, for messages.
+        dtype: What integers of other widths than 8 and 16 bits are to become, where the contract says it.
 
     Raises:
         UnreadableFileError: Values of its type are no images.
@@ -118,7 +119,7 @@ def read_image_column(column: pa.ChunkedArray, name: str) -> ImageColumn:
     for _ in range(depth):
         target = pa.large_list(target)
     arrays = [_Arrays.of(chunk.cast(target), depth) for chunk in column.chunks]
-    return _Arrays.joined(arrays, leaf).read()
+    return _Arrays.joined(arrays, leaf).read(dtype)
 
 
 def _decoded(values: list[bytes | None]) -> ImageColumn:
@@ -220,13 +221,13 @@ class _Arrays:
             np.concatenate([nothing, *(part.is_ragged for part in parts)]),
         )
 
-    def read(self) -> ImageColumn:
+    def read(self, dtype: str | None) -> ImageColumn:
         """Makes images of the arrays, in the types that the contract knows."""
         reason = np.full(len(self.shape), None, dtype=object)
         reason[self.shape.prod(axis=1) == 0] = "it has no pixel; fill it at the source"
         reason[self.is_ragged] = "its lists differ in length, so it is no rectangle; mend it at the source"
         reason[self.is_missing] = "it, or a value in it, is missing; fill it at the source"
-        values, unfit, why = _in_contract_type(self.values, self.starts, reason == None)  # noqa: E711
+        values, unfit, why = _in_contract_type(self.values, self.starts, reason == None, dtype)  # noqa: E711
         reason[(reason == None) & unfit] = why  # noqa: E711
         fits = reason == None  # noqa: E711
         data = pa.LargeBinaryArray.from_buffers(
@@ -248,12 +249,13 @@ def _any(wrong: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> npt.NDA
 
 
 def _in_contract_type(
-    values: Pixels, starts: npt.NDArray[np.int64], sound: npt.NDArray[np.bool_]
+    values: Pixels, starts: npt.NDArray[np.int64], sound: npt.NDArray[np.bool_], dtype: str | None
 ) -> tuple[Pixels, npt.NDArray[np.bool_], str]:
     """Brings values to uint8, uint16 or float32; gives them, which rows they do not fit, and why.
 
-    Integers of other widths say nothing about the range that is meant: they become uint8 where most rows of the file
-    fit it, and uint16 otherwise, so that neither a dark image nor a wrong one sets itself apart from its file.
+    Integers of other widths say nothing about the range that is meant: they become what the contract says, and before
+    there is one uint8 where most rows of the file fit it, and uint16 otherwise, so that neither a dark image nor a
+    wrong one sets itself apart.
     """
     if values.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return values.astype(values.dtype.newbyteorder("<"), copy=False), np.zeros(len(sound), dtype=bool), ""
@@ -262,7 +264,7 @@ def _in_contract_type(
             single = values.astype("<f4")
         return single, _any(~np.isfinite(single), starts), "a value in it is not finite; mend it at the source"
     beyond_8, beyond_16 = (_any((values < 0) | (values > top), starts) for top in (255, 65535))
-    is_8_bit = (beyond_8 & sound).sum() * 2 <= sound.sum()
+    is_8_bit = dtype == "uint8" or (dtype != "uint16" and (beyond_8 & sound).sum() * 2 <= sound.sum())
     if is_8_bit:
         return (
             values.astype(np.uint8),

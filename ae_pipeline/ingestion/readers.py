@@ -42,13 +42,14 @@ def suffixes(images: ImagesConfig | None) -> tuple[str, ...]:
     return (".csv", ".parquet", *(IMAGE_SUFFIXES if images else ()))
 
 
-def read_file(name: str, data: bytes, images: ImagesConfig | None = None) -> FileRows:
+def read_file(name: str, data: bytes, images: ImagesConfig | None = None, dtype: str | None = None) -> FileRows:
     """Reads a landed file.
 
     Args:
         name: Its path below the landing place, whose ending tells the format.
         data: Its content.
         images: Which column holds images and how they are cut; files of a dataset without images have none.
+        dtype: Of the images' values by the contract, where there is one.
 
     Raises:
         UnreadableFileError: Nothing of it can be read.
@@ -59,7 +60,7 @@ def read_file(name: str, data: bytes, images: ImagesConfig | None = None) -> Fil
     elif not data:
         raise UnreadableFileError("the file is empty (0 bytes); land it again, with at least its header")
     elif ending == ".parquet":
-        file = _read_parquet(data, images)
+        file = _read_parquet(data, images, dtype)
     else:
         file = _read_csv(data)
     if images and images.patch and file.rows.schema.get(images.column) == IMAGE_STRUCT:
@@ -116,7 +117,7 @@ def _rejected(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Series) ->
     )
 
 
-def _read_parquet(data: bytes, images: ImagesConfig | None) -> FileRows:
+def _read_parquet(data: bytes, images: ImagesConfig | None, dtype: str | None) -> FileRows:
     try:
         _refuse_names(pq.read_schema(io.BytesIO(data)).names)
         table = _read_table(data, with_images=images is not None)
@@ -126,14 +127,14 @@ def _read_parquet(data: bytes, images: ImagesConfig | None) -> FileRows:
         ) from error
     found = None
     if images and images.column in table.column_names:
-        found = read_image_column(table[images.column], images.column)
+        found = read_image_column(table[images.column], images.column, dtype)
         place = table.column_names.index(images.column)
         table = table.set_column(place, images.column, pa.nulls(table.num_rows))
     frame = pl.DataFrame(pl.from_arrow(table))
-    for name, dtype in frame.schema.items():
-        if dtype.is_nested() or dtype in {pl.Binary(), pl.Object()}:
+    for name, kind in frame.schema.items():
+        if kind.is_nested() or kind in {pl.Binary(), pl.Object()}:
             raise UnreadableFileError(
-                f"column {name!r} holds {dtype}, and a value is one number, text or time; flatten it at the source"
+                f"column {name!r} holds {kind}, and a value is one number, text or time; flatten it at the source"
             )
     rows = frame.with_row_index("_row_number", offset=1).cast({"_row_number": pl.Int64})
     if not images or found is None:

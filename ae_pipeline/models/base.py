@@ -1,5 +1,7 @@
 """The contract of every autoencoder: x → latent z → reconstruction x̂."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 """Activations between the layers, by the name that the configuration has for them."""
+
+
+_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**24
 
 
 class Pass(NamedTuple):
@@ -82,6 +87,11 @@ class AutoEncoder(nn.Module):
         """
         z = self.encode(x)
         return Pass(z, self.decode(z), x.new_zeros(len(x)))
+
+
+def rows_at_once(shape: Sequence[int]) -> int:
+    """Gives how many inputs of a shape to pass through a network together: fewer of large images."""
+    return max(1, min(_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE // math.prod(shape)))
 
 
 @torch.no_grad()

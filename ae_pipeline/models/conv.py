@@ -55,7 +55,7 @@ def _sizes(image: _Size, levels: int) -> list[_Size]:
         if max(sizes[-1]) == 1:
             raise ConfigError(
                 f"channels names {levels} levels, and images of {image[0]}×{image[1]} are a single pixel after "
-                f"{level}; name at most {level}"
+                f"{level}; " + (f"name at most {level}" if level else "choose architecture dense")
             )
         sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
     return sizes

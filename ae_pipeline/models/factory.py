@@ -25,14 +25,16 @@ class Architecture:
     Attributes:
         module: Where its `build_coder` is; imported when a model is built, since the definitions load without torch.
         takes_tables: Whether it can read rows of numbers; all can read images.
+        can_tie: Whether its decoder can take the encoder's weights.
     """
 
     module: str
     takes_tables: bool
+    can_tie: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "dense": Architecture("ae_pipeline.models.dense", takes_tables=True),
+    "dense": Architecture("ae_pipeline.models.dense", takes_tables=True, can_tie=True),
     "conv": Architecture("ae_pipeline.models.conv", takes_tables=False),
 }
 """All architectures, by the name that the configuration has for them."""
@@ -42,7 +44,7 @@ def check_architecture(config: PipelineConfig) -> Architecture:
     """Gives the configured architecture.
 
     Raises:
-        ConfigError: There is none of this name, or it cannot read what the dataset holds.
+        ConfigError: There is none of this name, it cannot read what the dataset holds, or it cannot tie weights.
     """
     name = config.model.architecture
     if name not in ARCHITECTURES:
@@ -53,6 +55,9 @@ def check_architecture(config: PipelineConfig) -> Architecture:
             f"architecture={name!r} reads images, and {config.dataset!r} has no section images; add it, or choose "
             f"{tables}"
         )
+    if config.model.tied and not ARCHITECTURES[name].can_tie:
+        able = ", ".join(key for key, entry in ARCHITECTURES.items() if entry.can_tie)
+        raise ConfigError(f"tied=true goes with architecture {able}, got {name!r}; leave it out")
     return ARCHITECTURES[name]
 
 

@@ -16,7 +16,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SPOT = 5
 """Height and width of the window that residuals are looked at through, pixels."""
 
-_FITTED_AT_ONCE = 256
+_FITTED_AT_ONCE = 2**22
 _LEAST_VARIANCE = 1e-4
 
 
@@ -105,8 +105,9 @@ class ImageLoss(ReconstructionLoss):
     def fit_scores(self, passed: Pass, x: Tensor) -> None:
         """Fits mean and covariance of the residual's pixels in a window, wherever in the image it lies."""
         count, total, products = 0, torch.zeros_like(self.residual_mean, dtype=torch.float64), None
-        for residual in (passed.output - x).double().split(_FITTED_AT_ONCE):
-            pixels = functional.unfold(residual, self.window).transpose(1, 2).flatten(0, 1)
+        at_once = max(1, _FITTED_AT_ONCE // (len(self.residual_mean) * x.shape[2] * x.shape[3]))
+        for residual in (passed.output - x).split(at_once):
+            pixels = functional.unfold(residual.double(), self.window).transpose(1, 2).flatten(0, 1)
             count, total = count + len(pixels), total + pixels.sum(0)
             products = pixels.T @ pixels if products is None else products + pixels.T @ pixels
         if products is None:
@@ -146,6 +147,10 @@ class ImageLoss(ReconstructionLoss):
         return self.spots(output, x).amax((1, 2)).unsqueeze(1)
 
     def parts(self, passed: Pass, x: Tensor) -> Tensor:
-        """Gives the distance of each image's strangest window and the mean over all of them, (n, 2)."""
+        """Gives the distance of each image's strangest window and the mean over all of them, (n, 2).
+
+        Both go by the residual alone: the terms of the loss, and the divergence of a variational form, say how it is
+        trained.
+        """
         spots = self.spots(passed.output, x)
         return torch.stack([spots.amax((1, 2)), spots.mean((1, 2))], 1)

@@ -37,8 +37,8 @@ class ReconstructionLoss(nn.Module, ABC):
     def parts(self, passed: Pass, x: Tensor) -> Tensor:
         """Gives what scores are made of: the loss of each column, and last of the row as a whole, (n, columns + 1).
 
-        The whole has its divergence from the prior: what a variational form reconstructs well only by an unusual code
-        is unusual.
+        The whole of a table's row has its divergence from the prior: what a variational form reconstructs well only by
+        an unusual code is unusual.
         """
         columns = self.by_column(passed.output, x)
         whole = columns.sum(1) + self.kl_share * passed.kl
@@ -78,7 +78,9 @@ def element_losses(terms: Mapping[LossTerm, float], huber_delta: float, output: 
                 total = total + weight * functional.huber_loss(output, x, reduction="none", delta=huber_delta)
             case LossTerm.BCE:
                 target = x.clamp(0, 1)
-                entropy = functional.binary_cross_entropy(output, target, reduction="none")
+                # What is not a number would stop the program there; it is to reach the caller as a loss.
+                sound = torch.nan_to_num(output, nan=0.5)
+                entropy = functional.binary_cross_entropy(sound, target, reduction="none") + 0 * output
                 total = total + weight * (entropy + (x - target).square())
             case _:
                 pass

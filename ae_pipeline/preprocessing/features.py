@@ -76,8 +76,10 @@ def _names_in(expression: str | None) -> list[str]:
 
 
 def _told_by_label(config: PipelineConfig) -> set[str]:
-    """Lists the columns that the label names, and the derived ones that build on them."""
+    """Lists the columns that the label names or is derived from, and the derived ones that build on any of them."""
     told = set(_names_in(config.label))
+    for name, expression in reversed(config.derive.items()):
+        told |= set(_names_in(expression)) if name in told else set()
     for name, expression in config.derive.items():  # in this order one builds on another
         told |= {name} if told & set(_names_in(expression)) else set()
     return told

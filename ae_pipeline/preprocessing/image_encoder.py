@@ -53,7 +53,7 @@ class ImageEncoder(Section):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The ends of the scale; of the standard scaling they are those of its first channel."""
+        """The ends of the scale under unit and symmetric scaling, which have any."""
         return (self.low - self.offset[0]) / self.scale[0], (self.high - self.offset[0]) / self.scale[0]
 
     def encode(self, features: pl.DataFrame) -> Matrix:
@@ -71,9 +71,9 @@ class ImageEncoder(Section):
         if self.name not in features.columns:
             raise BundleError(f"features lack column {self.name!r}, on which this model was fitted")
         values = pixels(features[self.name], self.image).transpose(0, 3, 1, 2)
-        offset, scale = (np.asarray(part).reshape(-1, 1, 1) for part in (self.offset, self.scale))
-        encoded: Matrix = ((values - offset) / scale).astype(np.float32)
-        return encoded
+        offset, scale = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (self.offset, self.scale))
+        encoded: Matrix = (values.astype(np.float32) - offset) / scale
+        return np.ascontiguousarray(encoded)
 
     def decode(self, encoded: npt.NDArray[np.floating], features: pl.DataFrame) -> pl.DataFrame:  # noqa: ARG002
         """Puts tensors of shape (n, channels, height, width) back into the images' own type, rounded and cut to it."""
@@ -142,7 +142,9 @@ def fit_image_encoder(
         count = features.height * shape.height * shape.width
         offset = sum(part.sum((0, 1, 2), dtype=np.float64) for part in parts) / count
         squares = sum(np.square(part - offset).sum((0, 1, 2)) for part in parts) / count
-        scale = np.where(squares > 0, np.sqrt(squares), 1.0)
+        deviation = np.atleast_1d(np.sqrt(squares))
+        # A channel of one value, such as opaque alpha, is scaled as the others are.
+        scale = np.where(deviation > 0, deviation, deviation[deviation > 0].mean() if deviation.any() else 1.0)
     else:
         offset = np.full(shape.channels, low if scaling == Scaling.UNIT else (low + high) / 2)
         scale = np.full(shape.channels, high - low if scaling == Scaling.UNIT else (high - low) / 2)

@@ -195,7 +195,11 @@ class TableEncoder(Section):
         result = pl.Series(column.name, numbers)
         if "missing" in blocks:
             result = result.set(pl.Series(expected[:, blocks["missing"].start] > 0.5), None)
-        return result.cast(values.dtype)
+        if not values.dtype.is_integer():
+            return result.cast(values.dtype)
+        whole = result.round()
+        fits = whole.cast(values.dtype, strict=False)
+        return fits if fits.null_count() == whole.null_count() else whole
 
     def _number(self, column: ColumnEncoding, scaled: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if self.scaling == Scaling.ROBUST:

@@ -74,8 +74,9 @@ class Window:
             TrainingError: No row is left for the part, or the features lack a column that this takes.
         """
         days: tuple[str, ...] = getattr(self, part)
-        scanned = pl.scan_parquet([paths.features(day) for day in days])
-        self._check_columns(scanned.collect_schema().names(), paths)
+        each = [pl.scan_parquet(paths.features(day)) for day in days]
+        self._check_columns({day: scan.collect_schema().names() for day, scan in zip(days, each, strict=True)}, paths)
+        scanned = pl.concat(each, how="diagonal")
         if columns is not None:
             scanned = scanned.select(*dict.fromkeys(("row_id", *columns, *self._cut_by)))
         features = scanned.collect()
@@ -95,12 +96,14 @@ class Window:
     def _cut_by(self) -> tuple[str, ...]:
         return (*self.split_by, *([LABEL] if self.only_normal else []))
 
-    def _check_columns(self, names: Sequence[str], paths: DatasetPaths) -> None:
-        if missing := [name for name in self._cut_by if name not in names]:
-            raise TrainingError(
-                f"features of {paths.dataset!r} lack column {missing[0]!r}, by which the training is cut: they were "
-                "made under other settings; materialize features first"
-            )
+    def _check_columns(self, names: Mapping[str, Sequence[str]], paths: DatasetPaths) -> None:
+        needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._cut_by)
+        for day, columns in names.items():
+            if missing := sorted(needed - set(columns)):
+                raise TrainingError(
+                    f"features of {paths.dataset!r} lack column {missing[0]!r} on {day}: they were made under other "
+                    "settings than the rest; materialize features of all days first"
+                )
 
     def _cut(self, features: pl.DataFrame, part: str, paths: DatasetPaths) -> pl.DataFrame:
         if not self.split_by:

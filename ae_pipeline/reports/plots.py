@@ -20,7 +20,7 @@ def loss_curve(result: TrainingResult, unit: str) -> "Figure":
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     numbers = [epoch.number for epoch in result.epochs]
-    axes.plot(numbers, [epoch.train_loss for epoch in result.epochs], label="training (during the epoch)")
+    axes.plot(numbers, [epoch.train_loss for epoch in result.epochs], label="training (during the epoch, with its β)")
     axes.plot(numbers, [epoch.validation_loss for epoch in result.epochs], label="validation (after it)")
     axes.axvline(result.best_epoch, color="grey", linestyle=":", label=f"kept: epoch {result.best_epoch}")
     axes.set_xlabel("epoch")

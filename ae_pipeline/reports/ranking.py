@@ -199,7 +199,9 @@ def _rank(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfi
 
 
 def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle) -> None:
-    explained = iter(bundle.explain(pl.concat([draft.features for draft in drafts])) if drafts else [])
+    # The model's columns alone: days whose features were made under other settings may have others beside them.
+    features = [draft.features.select(bundle.columns) for draft in drafts]
+    explained = iter(bundle.explain(pl.concat(features)) if drafts else [])
     for draft in drafts:
         parts = [next(explained) for _ in range(draft.top.height)]
         ranked = draft.top.with_columns(

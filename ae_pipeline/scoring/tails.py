@@ -11,6 +11,7 @@ _TAIL = 0.01
 _KNOTS = 65
 _SLOPE_FROM, _SLOPE_COUNTS = 0.1, 10
 _MIN_EXCESS = 0.25
+"""Least mean excess: a quarter of a nat, or of the usual loss or distance where that is the unit."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ColumnTails:
     Attributes:
         knots: Losses at falling survival probabilities, (columns, knots), rising along each row.
         levels: −ln of those probabilities, (knots,).
-        excess: Mean excess over the last knot, (columns,), nats.
+        excess: Mean excess over the last knot, (columns,), in the unit of the losses.
     """
 
     knots: Array
