@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import denoising, detection, digits, shuttle
+from benchmarks import defects, denoising, digits, shuttle
 from benchmarks.measures import Measure, to_rows, to_tables
 from benchmarks.report import write_report
 
 TASKS: Mapping[str, Callable[[Sequence[int]], Iterator[Measure]]] = {
-    "textures": detection.measure,
+    "textures": defects.measure,
     "digits": digits.measure,
     "noise": denoising.measure,
     "shuttle": shuttle.measure,

@@ -12,7 +12,7 @@ pytest.importorskip("pyod")
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
-from benchmarks import denoising, detection, digits, models, shuttle
+from benchmarks import defects, denoising, digits, models, shuttle
 from benchmarks.frames import image_frame, images_of
 from benchmarks.measures import Measure, means, to_rows, to_tables
 from benchmarks.textures import DEFECTS, LEARNING, SPOT, TEST, TRAINING, TUNING, cut, cut_tiles, photograph, plant
@@ -83,7 +83,7 @@ def test_patches_of_two_tiles_share_no_pixel_and_those_of_a_setting_lie_in_its_r
     seen = {name: set(patches[np.array(tiles) == name].ravel().tolist()) for name in set(tiles)}
     assert len(seen) == 6
     assert sum(map(len, seen.values())) == len(set.union(*seen.values())) == 128 * 192
-    setting = detection.prepare(0, stride=32)
+    setting = defects.prepare(0, stride=32)
     upper, lower = (cut(photograph("brick")[region], stride) for region, stride in ((TRAINING, 32), (TEST, 16)))
     assert {patch.tobytes() for patch in setting.training} <= {patch.tobytes() for patch in upper}
     np.testing.assert_array_equal(setting.clean, lower)
@@ -119,11 +119,11 @@ def test_rows_have_each_value_and_the_mean_over_seeds() -> None:
 
 def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def textures(seeds: list[int]) -> Iterator[Measure]:
-        setting = detection.prepare(seeds[0], stride=32)
+        setting = defects.prepare(seeds[0], stride=32)
         few = {task: patches[:20] for task, patches in setting.strange.items()}
         setting = replace(setting, clean=setting.clean[:20], strange=few)
-        for form in detection.FORMS:
-            found = setting.auroc(detection.fit_ours(form, setting, seeds[0], epochs=1))
+        for form in defects.FORMS:
+            found = setting.auroc(defects.fit_ours(form, setting, seeds[0], epochs=1))
             assert found.keys() == {"all defects", *DEFECTS, "whole grass", "whole gravel"}
             yield Measure("textures", form, "AUROC", found["all defects"], seeds[0])
 
@@ -133,14 +133,14 @@ def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, m
             found = digits.judge(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
             yield Measure("digits", form, "probe accuracy", found["probe accuracy"], seeds[0])
 
-    monkeypatch.setattr(detection, "MODEL", {**detection.MODEL, "channels": [4], "latent_dim": 8})
+    monkeypatch.setattr(defects, "MODEL", {**defects.MODEL, "channels": [4], "latent_dim": 8})
     monkeypatch.setattr(models, "TASKS", {"textures": textures, "digits": latents})
     models.run(["textures", "digits"], [0], tmp_path / "models.json")
     report = json.loads((tmp_path / "models.json").read_text())
     assert report["name"] == "models"
     assert {"pyod", "scikit-image"} <= report["environment"]["versions"].keys()
     values = [row for row in report["rows"] if row["seed"] == 0]
-    assert [row["method"] for row in values] == [*detection.FORMS, *digits.FORMS]
+    assert [row["method"] for row in values] == [*defects.FORMS, *digits.FORMS]
     assert all(0 <= row["value"] <= 1 and row["method"].startswith("ae_pipeline") for row in values)
     assert len(report["rows"]) == 2 * len(values)
 

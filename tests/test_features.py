@@ -322,7 +322,11 @@ def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: P
             {"label": "g = 'x'", "training": {"only_normal": True}},
             "features of 'd' lack column 'is_known_anomaly' on all: .*; materialize features of all days first",
         ),
-        (grouped(9, 9), {"training": {"split_by": ["h"]}}, "features of 'd' lack column 'h' on all: .*; materialize features"),
+        (
+            grouped(9, 9),
+            {"training": {"split_by": ["h"]}},
+            "features of 'd' lack column 'h' on all: .*; materialize features",
+        ),
     ],
 )
 def test_a_part_without_rows_is_explained(

@@ -549,6 +549,15 @@ def test_wide_integers_become_the_type_that_most_images_of_the_file_fit(
     assert [rule for *_, rule, _ in shop.quarantine()] == ["image: readable"] * (3 - len(kept))
 
 
+def test_a_dark_file_of_wide_integers_becomes_what_the_contract_says(tmp_path: Path) -> None:
+    shop = shelf(tmp_path)
+    shop.land("a.parquet", table(lists([[0, 4000]], [[5, 6]], [[1000, 9]], of=pa.int32())))
+    assert shapes(shop) == "1×2×1 uint16"
+    shop.land("night.parquet", table(lists([[1, 2]], of=pa.int32())))
+    assert shop.quarantine() == []
+    assert shop.file("night.parquet").rows == 1
+
+
 def test_images_are_read_from_all_row_groups_of_a_file(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 2), dtype=np.uint8)
     rows = pa.table({"id": range(50), "image": lists(*images, of=pa.uint8())})

@@ -218,7 +218,7 @@ class TestShapes:
 
     @pytest.mark.parametrize("n", [0, 1, 7])
     def test_each_row_has_its_scores(self, fit, n):
-        rows = fit.sample(n)
+        rows, is_table = fit.sample(n), fit.case.images is None
         scored = fit.bundle.score(rows)
         assert (scored.latents.shape, scored.latents.dtype) == ((n, fit.config.model.latent_dim), np.float32)
         assert (scored.score.shape, scored.score.dtype) == ((n,), np.float64)
@@ -226,7 +226,8 @@ class TestShapes:
         assert fit.bundle.encode(rows).tobytes() == scored.latents.tobytes()
         assert fit.bundle.losses(rows).shape == (n, len(fit.bundle.tails.knots))
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
-        assert [len(named) for named in fit.bundle.explain(rows)] == [3 if fit.case.images is None else 2] * n
+        named = [[part.column for part in parts if part.column != "latent"] for parts in fit.bundle.explain(rows, 99)]
+        assert [set(names) for names in named] == [set(fit.bundle.loss.columns if is_table else ("spot", "image"))] * n
         assert fit.bundle.denoise(rows).schema == rows.schema
         assert fit.bundle.denoise(rows).height == n
 
@@ -363,7 +364,7 @@ class TestLearning:
         assert set(order[: len(planted)].tolist()) == set(planted)
         assert scored.is_anomaly[list(planted)].all()
         for row, place in planted.items():
-            named = fit.bundle.explain(rows[row : row + 1])[0]
+            named = [part for part in fit.bundle.explain(rows[row : row + 1])[0] if part.column != "latent"]
             if isinstance(place, str):
                 # Under other losses one odd input may spoil another column more than its own.
                 assert named[0].column == place or LossTerm.LIKELIHOOD not in fit.config.loss

@@ -259,3 +259,18 @@ class TestGate:
         latents[:, alive:] = 0.5
         verdict = latents_not_collapsed(latents)
         assert (verdict.passed, verdict.figure) == (passes, alive / 4)
+
+
+def test_a_cross_entropy_that_diverges_is_told_as_any_other_loss_is():
+    settings = {
+        "dataset": "rows",
+        "identity": ["id"],
+        "model": {"loss": {"bce": 1.0}, "scaling": "unit", "latent_dim": 2},
+    }
+    config = PipelineConfig.model_validate(settings)
+    encoder = fit_table_encoder(correlated(400), COLUMNS, config.scaling)
+    model, loss = build_model(config, encoder.shape, torch.Generator().manual_seed(0)), build_loss(config, encoder)
+    rows = torch.from_numpy(encoder.encode(correlated(400)))
+    diverging = TrainingConfig(optimizer="sgd", learning_rate=1e30, epochs=3, device="cpu")
+    with pytest.raises(TrainingError, match=r"is not finite .*; lower learning_rate=1e"):
+        train(model, loss, rows, rows[:50], diverging, torch.Generator().manual_seed(0))

@@ -310,3 +310,11 @@ class TestBeta:
             train(model, cross_entropy(), digits[:600], digits[600:700], settings, generator(0))
             kls.append(model(digits[700:]).kl.mean().item())
         assert kls[0] > 2 * kls[1] > 4 * kls[2]
+
+    def test_no_epoch_is_kept_and_no_patience_spent_until_it_has_risen(self, digits):
+        model = network(hidden=())
+        settings = TrainingConfig(epochs=30, batch_size=50, patience=2, beta=4.0, beta_warmup=20, device="cpu")
+        result = train(model, cross_entropy(), digits[:600], digits[600:700], settings, generator(0))
+        assert len(result.epochs) > 20
+        assert result.best_epoch >= 20
+        assert result.best_loss == min(epoch.validation_loss for epoch in result.epochs[19:])
