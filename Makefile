@@ -57,6 +57,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.planted_faults --out benchmarks/results/planted_faults.json
+	$(BIN)/python -m benchmarks.models --out benchmarks/results/models.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
