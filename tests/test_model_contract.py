@@ -432,11 +432,13 @@ class TestSizes:
         model = build_model(case.config, shape, torch.Generator().manual_seed(0))
         loss = ImageLoss(shape, 1.0, {LossTerm.MSE: 0.5, LossTerm.SSIM: 0.5}, 1.0)
         x = torch.from_numpy(waves(3, 0, case.images).transpose(0, 3, 1, 2) / np.float32(255))
-        learns_in_one_step(model, loss, x, case.config.training)
+        assert_learns_in_one_step(model, loss, x, case.config.training)
         assert loss.spots(model(x).output, x, to_the_edge=True).shape == (3, *size)
 
 
-def learns_in_one_step(model: AutoEncoder, loss: torch.nn.Module, x: torch.Tensor, settings: TrainingConfig) -> None:
+def assert_learns_in_one_step(
+    model: AutoEncoder, loss: torch.nn.Module, x: torch.Tensor, settings: TrainingConfig
+) -> None:
     """Backward reaches every weight, a small step against it makes the same rows cheaper, and an epoch changes all."""
 
     def objective() -> torch.Tensor:
@@ -479,7 +481,7 @@ class TestTables:
         config = make_case("", {"model": {"architecture": name}}, settings).config
         model = build_model(config, (2000,), torch.Generator().manual_seed(0))
         x = torch.randn(32, 2000, generator=torch.Generator().manual_seed(1))
-        learns_in_one_step(model, _mean_squares(2000), x, config.training)
+        assert_learns_in_one_step(model, _mean_squares(2000), x, config.training)
 
 
 def _mean_squares(width: int) -> torch.nn.Module:
