@@ -121,6 +121,7 @@ class Evidence(StrEnum):
     COLUMNS = "columns"
     LATENT = "latent"
     ROW = "row"
+    ENSEMBLE = "ensemble"
 
 
 class AlertsConfig(Section):
@@ -134,7 +135,14 @@ class AlertsConfig(Section):
         min_length=1,
         description="What a score rests on, the strangest of: columns (the strangest one; of an image its strangest "
         "spot), latent (how far the latent is from those of training), row (the loss of the row as a whole, in "
-        "variational forms with the divergence of its latent: -ELBO at its mean; of an image its residual as a whole).",
+        "variational forms with the divergence of its latent: -ELBO at its mean; of an image its residual as a whole), "
+        "ensemble (tables: how far the row is from those of training, and from what small autoencoders that only score "
+        "make of it).",
+    )
+    false_discovery_rate: Fraction | None = Field(
+        default=None,
+        description="A second mark, in reports alone: rows of a day among which this share of false alarms is expected "
+        "(Benjamini & Hochberg 1995). It depends on the other rows of the day; flags in the table always go by budget.",
     )
     report_rows: int = Field(default=200, ge=1, description="Rows that the report ranks at most.")
 

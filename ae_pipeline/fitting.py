@@ -1,13 +1,16 @@
 """From a window of features to a ModelBundle: encoder, network, tails and calibration, each on its own days."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
-from ae_pipeline.bundle import ModelBundle, combine, library_versions, score_parts
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.bundle import ModelBundle, library_versions
+from ae_pipeline.config import Evidence, PipelineConfig
+from ae_pipeline.detector import Detector
 from ae_pipeline.models.base import Pass, rows_at_once
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
@@ -18,9 +21,13 @@ from ae_pipeline.preprocessing.table_encoder import TableEncoder
 from ae_pipeline.preprocessing.window import Window
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.scoring.density import fit_density
-from ae_pipeline.scoring.tails import fit_tails
+from ae_pipeline.scoring.ensemble import fit_ensemble
+from ae_pipeline.scoring.tails import ColumnTails, fit_tails
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.training import Epoch, TrainingResult, choose_device, train
+
+LEAST_TAIL_ROWS = 500
+"""Validation rows that tell the tails of losses; where there are fewer, the training rows are taken with them."""
 
 
 def fit_bundle(
@@ -45,37 +52,70 @@ def fit_bundle(
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
     """
-    device = choose_device(config.training.device)
-    torch.set_num_threads(config.training.threads)
     train_rows, validation_rows = window.rows("train", paths), window.rows("validation", paths)
-    encoder = fit_encoder(config, train_rows, columns)
-    generator = torch.Generator().manual_seed(config.training.seed)
-    model = build_model(config, encoder.shape, generator).to(device)
-    loss = build_loss(config, encoder).to(device)
-    encoded = torch.from_numpy(encoder.encode(train_rows)).to(device)
-    validation = torch.from_numpy(encoder.encode(validation_rows)).to(device)
-    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
-    corrupt = build_corruption(config.training, groups, encoder.ends)
-    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt)
+    detector, result = fit_detector(config, columns, train_rows, validation_rows, report)
     facts: dict[str, Any] = {
         "versions": library_versions(),
         "rows": {"train": train_rows.height, "validation": validation_rows.height},
         "best_epoch": result.best_epoch,
         "validation_loss": result.best_loss,
     }
+    del train_rows, validation_rows
+    held_out = window.rows("calibration", paths)
+    facts["rows"]["calibration"] = held_out.height
+    scores = detector.latents_and_scores(held_out)[1]
+    calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
+    fitted = {field.name: getattr(detector, field.name) for field in dataclasses.fields(detector)}
+    return ModelBundle(**fitted, calibration=calibration, window=window, facts=facts), result
+
+
+def fit_detector(
+    config: PipelineConfig,
+    columns: Sequence[FeatureColumn],
+    train_rows: pl.DataFrame,
+    validation_rows: pl.DataFrame,
+    report: Callable[[Epoch], None] = lambda _: None,
+) -> tuple[Detector, TrainingResult]:
+    """Fits all of a model but its calibration.
+
+    Args:
+        config: The pipeline's.
+        columns: Features that the model may look at.
+        train_rows: Features that the encoder and the weights are fitted on, and with others the ensemble.
+        validation_rows: These others, for early stopping and the tails of the losses.
+        report: Called after each epoch.
+
+    Raises:
+        TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
+        ConfigError: The latent space is too wide, or the device is not there.
+    """
+    device = choose_device(config.training.device)
+    torch.set_num_threads(config.training.threads)
+    encoder = fit_encoder(config, train_rows, columns)
+    generator = torch.Generator().manual_seed(config.training.seed)
+    model = build_model(config, encoder.shape, generator).to(device)
+    loss = build_loss(config, encoder).to(device)
+    matrix = encoder.encode(train_rows)
+    encoded, validation = (torch.from_numpy(rows).to(device) for rows in (matrix, encoder.encode(validation_rows)))
+    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
+    corrupt = build_corruption(config.training, groups, encoder.ends)
+    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt)
     typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()
     del encoded
     with torch.inference_mode():
         passes = [model(batch) for batch in validation.split(rows_at_once(encoder.shape))]
         loss.fit_scores(Pass(*(torch.cat(part) for part in zip(*passes, strict=True))), validation)
     del passes, validation
+    ensemble = None
+    if isinstance(encoder, TableEncoder) and Evidence.ENSEMBLE in config.alerts.evidence:
+        both = np.concatenate([matrix, encoder.encode(validation_rows)])
+        ensemble = fit_ensemble(both, encoder.bent, config.training.seed)
+        del both
+    del matrix
     network = FittedNetwork(encoder, model, loss.eval())
     density = fit_density(network.encode(train_rows).astype(np.float64))
-    del train_rows
-    tails = fit_tails(score_parts(*network.latents_and_losses(validation_rows), density))
-    held_out = window.rows("calibration", paths)
-    surprise = tails(score_parts(*network.latents_and_losses(held_out), density))
-    scores = combine(surprise, config.alerts.evidence)
-    calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
-    facts["rows"]["calibration"] = held_out.height
-    return ModelBundle(encoder, model, loss, config, typical, density, tails, calibration, window, facts), result
+    unfitted = Detector(encoder, model, loss, config, typical, density, ensemble, ColumnTails.none())
+    enough = validation_rows.height >= LEAST_TAIL_ROWS
+    seen = validation_rows if enough else pl.concat([train_rows, validation_rows], how="diagonal")
+    tails = fit_tails(unfitted.latents_and_losses(seen)[1])
+    return dataclasses.replace(unfitted, tails=tails), result

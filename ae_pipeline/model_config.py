@@ -60,7 +60,12 @@ class ModelConfig(Section):
         description="Encode to a normal distribution: drawn from in training, its mean afterwards (Kingma & Welling "
         "2014).",
     )
-    latent_dim: int = Field(default=8, ge=1, description="Width of the latent space: columns z_000 … of the table.")
+    latent_dim: int | None = Field(
+        default=None,
+        ge=1,
+        description="Width of the latent space: columns z_000 … of the table. When left out 8, or half of the encoded "
+        "inputs where these are fewer than 16.",
+    )
     hidden: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None,
         description="Widths of the encoder's dense hidden layers, mirrored by the decoder; [128] for dense when left "

@@ -86,15 +86,6 @@ class FittedNetwork:
         images, reconstructions = (np.concatenate(part) for part in zip(*shown, strict=True))
         return Pictures(images, reconstructions, np.concatenate(residuals))
 
-    def latents_and_losses(self, features: pl.DataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Gives latents, (n, latent_dim), and what `loss.parts` says of each row, (n, columns + 1)."""
-        latents = [np.empty((0, self.model.latent_dim))]
-        losses = [np.empty((0, len(self.loss.columns) + 1))]
-        for _, batch, passed in self._passes(features):
-            latents.append(passed.latents.cpu().numpy())
-            losses.append(self._exact[1].parts(passed, batch).cpu().numpy())
-        return np.concatenate(latents), np.concatenate(losses)
-
     @cached_property
     def _exact(self) -> tuple[AutoEncoder, ReconstructionLoss]:
         """Network and loss in float64.

@@ -1,14 +1,20 @@
 """The gate: which challenger may serve."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.preprocessing.table_encoder import Matrix
+from ae_pipeline.scoring.calibration import departure
 from ae_pipeline.training import TrainingResult
+
+MOST_DEPARTURE = 0.1
+"""Gap between p-values and the uniform distribution that counts as drift of the calibration."""
 
 MIN_SPREAD = 1e-3
 """Spread of a latent column, relative to the widest, below which it counts as collapsed."""
@@ -65,6 +71,22 @@ def latents_not_collapsed(latents: Matrix) -> Verdict:
         0.5,
         f"{alive:.0%} of {latents.shape[1]} latent columns vary; half must",
     )
+
+
+def calibration_holds(p_values: npt.NDArray[np.float64]) -> Verdict:
+    """Rows after the calibration days score like those of these days, so that the alert budget means what it says.
+
+    Args:
+        p_values: Of rows of days after the window of the model, (n,).
+    """
+    gap = departure(p_values)
+    # Of n rows like those of the calibration the gap exceeds 1.63 / √n once in a hundred times (Kolmogorov 1933).
+    most = MOST_DEPARTURE + 1.63 / math.sqrt(max(len(p_values), 1))
+    words = f"the p-values of {len(p_values):,} rows after the calibration days are up to {gap:.3f} from uniform"
+    if not len(p_values):
+        words = "no row lies after the calibration days"
+    verdict = "train anew to calibrate on newer days" if gap > most else "the budget means what it says"
+    return Verdict("calibration_holds", gap <= most, gap, most, f"{words}; {verdict}")
 
 
 def is_promoted(verdicts: Sequence[Verdict]) -> bool:

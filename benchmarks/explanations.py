@@ -23,8 +23,9 @@ import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
-from ae_pipeline.bundle import Contribution, ModelBundle
+from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.detector import Contribution
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.preprocessing.features import build_features, feature_columns
 from benchmarks import defects, planted_faults

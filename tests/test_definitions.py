@@ -46,7 +46,7 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
             f"{name}/latent_features": (
                 [f"{name}/champion", f"{name}/features"],
                 daily,
-                ["latents_not_collapsed", "rows_kept"],
+                ["calibration_holds", "latents_not_collapsed", "rows_kept"],
             ),
             f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget"]),
         }

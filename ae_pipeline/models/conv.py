@@ -13,7 +13,7 @@ from ae_pipeline.models.dense import stack
 _Size = tuple[int, int]
 
 
-def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int) -> Coder:
+def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> Coder:
     """Image → levels of half the size and more channels → codes, and from the latents the same way back.
 
     Sizes that are odd are rounded up on the way down, and met again exactly on the way up.
@@ -22,6 +22,7 @@ def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int) -> Code
         config: Channels of the levels, how they halve and double, and dense layers behind them.
         shape: Channels, height and width of an image.
         codes: What the encoder gives.
+        latents: What the decoder takes.
 
     Raises:
         ConfigError: There are more levels than the image can be halved.
@@ -36,9 +37,7 @@ def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int) -> Code
     hidden, last = config.hidden or (), (channels[-1], *sizes[-1])
     widths = [math.prod(last), *hidden]
     inward = stack([nn.Linear(*pair) for pair in itertools.pairwise([*widths, codes])], config.activation)
-    outward = stack(
-        [nn.Linear(*pair) for pair in itertools.pairwise([config.latent_dim, *widths[::-1]])], config.activation
-    )
+    outward = stack([nn.Linear(*pair) for pair in itertools.pairwise([latents, *widths[::-1]])], config.activation)
     up: list[nn.Module] = []
     for level in range(len(sizes) - 1, 0, -1):
         up += [ACTIVATIONS[config.activation](), *_up(config, channels[level], channels[level - 1], sizes[level - 1])]

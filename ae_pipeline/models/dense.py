@@ -11,23 +11,24 @@ from ae_pipeline.model_config import ModelConfig
 from ae_pipeline.models.base import ACTIVATIONS, Coder
 
 
-def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int) -> Coder:
+def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> Coder:
     """Width → hidden → … → codes, and from the latents the same way back; the last layer of each half is linear.
 
     Args:
         config: Widths, activation, and whether the weights are tied.
         shape: Of one input; images are flattened.
         codes: What the encoder gives.
+        latents: What the decoder takes.
     """
     width = math.prod(shape)
     hidden = (128,) if config.hidden is None else config.hidden
     layers = [nn.Linear(*widths) for widths in itertools.pairwise([width, *hidden, codes])]
     if config.tied:
         # Of the last layer the decoder takes the rows that give the latents themselves.
-        rows = [*hidden, config.latent_dim]
+        rows = [*hidden, latents]
         back: list[nn.Module] = [_Transposed(layer, n) for layer, n in zip(layers[::-1], rows[::-1], strict=True)]
     else:
-        back = [nn.Linear(*widths) for widths in itertools.pairwise([config.latent_dim, *hidden[::-1], width])]
+        back = [nn.Linear(*widths) for widths in itertools.pairwise([latents, *hidden[::-1], width])]
     encoder, decoder = stack(layers, config.activation), stack(back, config.activation)
     if len(shape) == 1:
         return Coder(encoder, decoder)

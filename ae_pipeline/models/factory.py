@@ -40,6 +40,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 """All architectures, by the name that the configuration has for them."""
 
 
+USUAL_LATENT_DIM = 8
+
+
 def check_architecture(config: PipelineConfig) -> Architecture:
     """Gives the configured architecture.
 
@@ -81,17 +84,18 @@ def build_model(
 
     architecture, settings = check_architecture(config), config.model
     width = math.prod(shape)
+    latent_dim = settings.latent_dim or max(1, min(USUAL_LATENT_DIM, width // 2))
     # Noise keeps a wider code from copying its input (Vincent et al. 2008); nothing else does.
-    if 2 <= width <= settings.latent_dim and config.training.corruption == "none":
+    if 2 <= width <= latent_dim and config.training.corruption == "none":
         raise ConfigError(
-            f"latent_dim={settings.latent_dim} is not smaller than the {width} encoded inputs; choose 1–{width - 1}, "
+            f"latent_dim={latent_dim} is not smaller than the {width} encoded inputs; choose 1–{width - 1}, "
             "or set corruption"
         )
     form = VariationalAutoEncoder if settings.variational else AutoEncoder
     build_coder = importlib.import_module(architecture.module).build_coder
-    coder = build_coder(settings, shape, form.codes_per_latent * settings.latent_dim)
+    coder = build_coder(settings, shape, form.codes_per_latent * latent_dim, latent_dim)
     output = {Output.LINEAR: nn.Identity, Output.SIGMOID: nn.Sigmoid, Output.TANH: nn.Tanh}[config.output]
-    model = form(coder, settings.latent_dim, output())
+    model = form(coder, latent_dim, output())
     if generator is not None:
         initialise(model, generator)
     return model

@@ -90,7 +90,11 @@ STAGES = {
         frozenset({"pytorch", "deltalake"}),
         "**The published table.** Latent columns z_000 …, score, p-value and flag of every row under the champion: a "
         "Delta Lake table of plain Parquet files that changes in one commit.",
-        {"rows_kept": "The table has row for row what features have.", "latents_not_collapsed": _NOT_COLLAPSED},
+        {
+            "rows_kept": "The table has row for row what features have.",
+            "latents_not_collapsed": _NOT_COLLAPSED,
+            "calibration_holds": "Rows after the calibration days score like those of these days; a warning.",
+        },
     ),
     "anomaly_report": Stage(
         ("latent_features",),

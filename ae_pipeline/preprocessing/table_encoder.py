@@ -118,6 +118,14 @@ class TableEncoder(Section):
             groups[block.start : block.stop] = names.index(block.column)
         return groups
 
+    @property
+    def bent(self) -> npt.NDArray[np.bool_]:
+        """Which matrix columns are asinh of a number, (width,)."""
+        bent = np.zeros(self.width, dtype=np.bool_)
+        for block in self.blocks:
+            bent[block.start : block.stop] = block.kind == BlockKind.NUMERIC and self.scaling == Scaling.ROBUST
+        return bent
+
     @cached_property
     def _blocks_of(self) -> dict[str, list[Block]]:
         found: dict[str, list[Block]] = {column.name: [] for column in self.columns}

@@ -97,7 +97,7 @@ def build_report(
     strangest = tuple(as_rows(everything.head(config.alerts.report_rows)))
     labels = measure_labels(files, paths, bundle, config)
     gallery = build_gallery(files, paths, bundle)
-    summary = _summary(paths, bundle, model_version, run_id, files, strangest, labels)
+    summary = _summary(paths, bundle, config, model_version, run_id, files, strangest, labels)
     write_text(paths.reports / "summary.json", json.dumps(summary, indent=1, default=str))
     write_text(paths.reports / "report.html", render_page(summary, strangest, labels, gallery))
     return Report(
@@ -119,6 +119,7 @@ def build_report(
 def _summary(
     paths: DatasetPaths,
     bundle: ModelBundle,
+    config: PipelineConfig,
     model_version: int,
     run_id: str,
     files: dict[str, str],
@@ -127,7 +128,7 @@ def _summary(
 ) -> dict[str, Any]:
     by_day = [found for day in sorted(files) if (found := reported_day(day, paths))]
     rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
-    budget = bundle.config.alerts.budget
+    budget, rate = bundle.config.alerts.budget, config.alerts.false_discovery_rate
     return {
         "format": SUMMARY_FORMAT,
         "dataset": paths.dataset,
@@ -138,6 +139,8 @@ def _summary(
         "flagged": flagged,
         "budget": budget,
         "expected_alerts": rows * budget,
+        "false_discovery_rate": rate,
+        "discoveries": sum(day.discoveries for day in by_day) if rate is not None else None,
         "score_threshold": bundle.calibration.threshold,
         "calibration_rows": len(bundle.calibration.scores),
         "rows_by_part": bundle.facts["rows"],

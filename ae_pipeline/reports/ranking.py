@@ -7,14 +7,16 @@ from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.bundle import Contribution, ModelBundle
+from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.detector import Contribution
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.read import published_day
 from ae_pipeline.preprocessing.window import LABEL
+from ae_pipeline.scoring.calibration import discoveries
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
 
-REPORT_VERSION = "2"
+REPORT_VERSION = "3"
 """Raised when the same scores would give another report."""
 
 _ALWAYS_SHOWN = 10
@@ -29,6 +31,7 @@ _SCHEMA = {
     "score": pl.Float64(),
     "p_value": pl.Float64(),
     "is_anomaly": pl.Boolean(),
+    "is_discovery": pl.Boolean(),
     LABEL: pl.Boolean(),
     "model_version": pl.Int64(),
     "because": pl.String(),
@@ -54,6 +57,7 @@ class ReportDay:
         flagged: Rows within the alert budget.
         known_anomalies: Rows that the label calls anomalies.
         known_flagged: Flagged ones among these.
+        discoveries: Rows marked at the false discovery rate; 0 without one.
         content_hash: Of the ranked rows.
     """
 
@@ -62,6 +66,7 @@ class ReportDay:
     flagged: int
     known_anomalies: int
     known_flagged: int
+    discoveries: int
     content_hash: str
 
 
@@ -74,6 +79,7 @@ class RankedRow:
     score: float
     p_value: float
     is_anomaly: bool
+    is_discovery: bool | None
     is_known_anomaly: bool | None
     because: str
     contributions: tuple[Contribution, ...]
@@ -89,8 +95,8 @@ def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
     facts = read_facts(_day_file(paths, day))
     if not facts:
         return None
-    rows, flagged, *known = (int(facts[name]) for name in ("scored", "flagged", "known_anomalies", "known_flagged"))
-    return ReportDay(day, rows, flagged, known[0], known[1], facts["content_hash"])
+    counts = {name: int(facts.get(name, 0)) for name in ("flagged", "known_anomalies", "known_flagged", "discoveries")}
+    return ReportDay(day, rows=int(facts["scored"]), content_hash=facts["content_hash"], **counts)
 
 
 def report_days(
@@ -160,7 +166,7 @@ def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataF
 
 
 def _input_hash(path: str | None, config: PipelineConfig) -> str:
-    return hash_json([REPORT_VERSION, path, config.alerts.report_rows])
+    return hash_json([REPORT_VERSION, path, config.alerts.report_rows, config.alerts.false_discovery_rate])
 
 
 def _day_file(paths: DatasetPaths, day: str) -> Path:
@@ -186,16 +192,23 @@ def _rank(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfi
         scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_RANKED, LABEL)})
     else:
         scored = _with_label(published_day(path, paths).select(*_RANKED), day, paths)
+    scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
-    count = min(max(int(flagged.sum()), _ALWAYS_SHOWN), config.alerts.report_rows, scored.height)
+    marked = scored["is_discovery"].sum()
+    count = min(max(int(flagged.sum()), int(marked), _ALWAYS_SHOWN), config.alerts.report_rows, scored.height)
     # Highest score first; of equal ones the identity decides, so that the order is always the same.
     top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
     features = features_of(top["row_id"], day, paths)
     top = top.join(features.select("row_id"), on="row_id", how="semi", maintain_order="left")
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
-    counts["known_flagged"] = (known & flagged).sum()
+    counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
     facts = {name: str(int(value)) for name, value in counts.items()}
     return _Draft(day, {"input_hash": _input_hash(path, config), **facts}, top, features)
+
+
+def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:
+    marks = [None] * scored.height if rate is None else discoveries(scored["p_value"].to_numpy(), rate)
+    return scored.with_columns(pl.Series("is_discovery", marks, dtype=pl.Boolean))
 
 
 def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle) -> None:

@@ -46,6 +46,37 @@ class Calibration:
         return float(self.scores[n - within])
 
 
+def discoveries(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
+    """Marks rows of which a share of at most `rate` is expected to be false alarms (Benjamini & Hochberg 1995).
+
+    It holds for conformal p-values of one calibration though they depend on each other (Bates et al. 2023). Of m rows
+    at least one p-value must be rate / m or less for any to be marked, which takes about m / rate calibration rows.
+
+    Args:
+        p_values: Of all rows that are judged together, (n,).
+        rate: Share of false alarms among the marked rows.
+
+    Returns:
+        Shape (n,).
+    """
+    rising = np.sort(p_values)
+    within = np.flatnonzero(rising <= rate * np.arange(1, len(rising) + 1) / max(len(rising), 1))
+    return np.asarray(p_values <= (rising[within[-1]] if len(within) else -1.0))
+
+
+def departure(p_values: Array) -> float:
+    """Gives the largest gap between the shares of p-values up to any level and that level (Kolmogorov's distance).
+
+    0 where rows score like those of the calibration, 1 where all score higher or all lower; a few anomalies among many
+    rows move it by no more than their share. It tells how far time has taken the rows, and not how surely.
+    """
+    n = len(p_values)
+    if n == 0:
+        return 0.0
+    rising, places = np.sort(p_values), np.arange(n + 1) / n
+    return float(max((places[1:] - rising).max(), (rising - places[:-1]).max()))
+
+
 def calibrate(scores: Array, budget: float, days: int | None) -> Calibration:
     """Makes a calibration from the scores of held-out rows.
 

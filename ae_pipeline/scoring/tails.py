@@ -42,6 +42,15 @@ class ColumnTails:
             surprise[:, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
         return surprise
 
+    @classmethod
+    def none(cls) -> "ColumnTails":
+        """Tails of no column, where there are none yet."""
+        return cls(np.empty((0, 0)), np.empty(0), np.empty(0))
+
+    def arrays(self) -> dict[str, Array]:
+        """Gives what to keep, by the name of the attribute."""
+        return {"knots": self.knots, "levels": self.levels, "excess": self.excess}
+
 
 def fit_tails(losses: Array) -> ColumnTails:
     """Fits tails on the losses of rows that the weights were not fitted on, (n, columns).

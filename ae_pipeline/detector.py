@@ -1,0 +1,238 @@
+"""Detector: a fitted network and what its losses mean; says how strange a row is, and why."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from ae_pipeline.config import Evidence, PipelineConfig
+from ae_pipeline.models.base import Pass
+from ae_pipeline.models.image_loss import ImageLoss
+from ae_pipeline.network import FittedNetwork
+from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
+from ae_pipeline.scoring.density import LatentDensity
+from ae_pipeline.scoring.ensemble import Ensemble
+from ae_pipeline.scoring.tails import ColumnTails
+
+Array = npt.NDArray[np.float64]
+
+_REPAIRS = 4
+"""Passes that bring a column from its typical value to the one that fits the rest of the row."""
+
+
+_CHANCES = 20
+"""The share of false alarms that columns, latent and row may each cause beside the ensemble is one in so many."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One part of a row's score.
+
+    Attributes:
+        column: Of the features; of images `image`, the whole, or `spot`, its strangest window; or `latent` or
+            `ensemble`, where the row is strange as a whole.
+        surprise: Of a column its own, and by how much that of all else falls with a fitting value in its place, once
+            the columns before it are mended; otherwise −ln of the share of rows that are as strange there. Nats.
+        actual: Its value.
+        expected: What the model makes of the row otherwise.
+    """
+
+    column: str
+    surprise: float
+    actual: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Detector(FittedNetwork):
+    """A fitted network, and from its losses to a score.
+
+    Attributes:
+        config: Under which it was fitted.
+        typical: Mean of the encoded training rows, (…).
+        density: How far latents lie from those of the training rows.
+        ensemble: Further measures of how unusual a row is; None for images.
+        tails: From losses and distances to surprise, for each of `loss.columns`, then latent, row and ensemble.
+    """
+
+    config: PipelineConfig
+    typical: Matrix
+    density: LatentDensity
+    ensemble: Ensemble | None
+    tails: ColumnTails
+
+    def latents_and_scores(self, features: pl.DataFrame) -> tuple[Matrix, Array]:
+        """Gives latents, (n, latent_dim), float32, and scores, nats, (n,): see `combine`; the higher, the stranger.
+
+        Raises:
+            BundleError: A column is missing or of another type.
+        """
+        latents, losses = self.latents_and_losses(features)
+        return latents.astype(np.float32), self.combine(self.tails(losses))
+
+    def latents_and_losses(self, features: pl.DataFrame) -> tuple[Array, Array]:
+        """Gives what scores are made of, with the latents, (n, latent_dim), float64.
+
+        Args:
+            features: The fitted columns, n rows.
+
+        Returns:
+            Latents, and the loss of each of `loss.columns`, the latent's distance, the row's loss and, where there is
+            one, the ensemble's sum, (n, columns + 2 or 3).
+        """
+        latents = [np.empty((0, self.model.latent_dim))]
+        losses = [np.empty((0, len(self._parts)))]
+        for _, batch, passed in self._passes(features):
+            latents.append(passed.latents.cpu().numpy())
+            losses.append(self._losses(passed, batch))
+        return np.concatenate(latents), np.concatenate(losses)
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """Names what each column of losses and surprises stands for."""
+        whole = (Evidence.LATENT, Evidence.ROW, Evidence.ENSEMBLE) if self.ensemble else (Evidence.LATENT, Evidence.ROW)
+        return (*self.loss.columns, *whole)
+
+    def combine(self, surprise: Array) -> Array:
+        """Makes one score of a row's surprise: the highest of its strangest column and of what it is as a whole.
+
+        Of k columns the strangest is held against k chances to be strange, so that all are on one scale (Bonferroni).
+        Beside the ensemble each of the others is held against `_CHANCES` more (weighted Bonferroni, Genovese et al.
+        2006): over many datasets it ranks best, and they tell what it cannot see, such as a single impossible value.
+
+        Args:
+            surprise: Of each of the parts, nats, (n, parts).
+
+        Returns:
+            Shape (n,).
+        """
+        evidence, count = self.config.alerts.evidence, len(self.loss.columns)
+        whole = {Evidence(part): surprise[:, place] for place, part in enumerate(self._parts[count:], count)}
+        of_all = {Evidence.COLUMNS: surprise[:, :count].max(axis=1, initial=0.0) - np.log(count), **whole}
+        found = {part: value for part, value in of_all.items() if part in evidence}
+        others = np.log(_CHANCES) if Evidence.ENSEMBLE in found else 0.0
+        weighed = [value - others * (part != Evidence.ENSEMBLE) for part, value in found.items()]
+        highest: Array = np.max(weighed, axis=0, initial=0.0)
+        return highest
+
+    def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
+        """Says for each row what made it strange, the strangest first: columns, or the spot and the whole of an image.
+
+        One odd value spoils what the network makes of the others. So each column is tried with the value that fits the
+        rest of the row in its place: the one that is to blame takes the others' surprise along. It is mended so before
+        the next is looked for.
+        Where the score is that of the latent or of the ensemble, and mending the first column leaves more than half of
+        it, this is said first: the row is an unusual whole.
+
+        Args:
+            features: The rows, few of them.
+            columns: How many to name at most.
+        """
+        explained: list[list[Contribution]] = []
+        for rows, batch, passed in self._passes(features):
+            surprise, far = self._surprise(passed, batch), self.density(passed.latents.cpu().numpy())
+            if isinstance(self.encoder, TableEncoder):
+                named, left = self._of_columns(rows, batch, surprise, columns)
+            else:
+                expected, each = self._exact[1].to_scale(passed.output), range(len(batch))
+                images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
+                named, left = [sorted(parts, key=lambda part: -part.surprise) for parts in images], surprise
+            scores = self.combine(surprise)
+            for parts, score, of_row, after, distance in zip(named, scores, surprise, left, far, strict=True):
+                whole = self._of_whole(score, of_row, after, float(distance))
+                explained.append([*whole, *parts][:columns])
+        return explained
+
+    def _of_whole(self, score: float, surprise: Array, left: Array, distance: float) -> list[Contribution]:
+        """Names what the row is as a whole where the score is that of it, also with its worst column mended."""
+        found = []
+        for part in (Evidence.LATENT, Evidence.ENSEMBLE):
+            if part not in self.config.alerts.evidence or part not in self._parts:
+                continue
+            place = self._parts.index(part)
+            governs = self.combine(np.where(np.arange(len(surprise)) == place, surprise, 0.0)[np.newaxis])[0] >= score
+            if not governs or left[place] <= surprise[place] / 2:
+                continue
+            usual = self.tails.knots[place, -1]
+            if part == Evidence.LATENT:
+                actual = f"{distance:.1f} times the usual distance from those of training"
+                expected = f"{usual:.1f} times at most in 99 %"
+            else:
+                actual = "farther from training rows than they are from each other"
+                expected = "among them"
+            found.append(Contribution(part.value, float(surprise[place]), actual, expected))
+        return found
+
+    def _of_columns(
+        self, rows: pl.DataFrame, batch: torch.Tensor, surprise: Array, columns: int
+    ) -> tuple[list[list[Contribution]], Array]:
+        """Names columns of each row, and gives what surprise, (n, parts), is left once the first is mended."""
+        encoder, names = cast("TableEncoder", self.encoder), self.loss.columns
+        counted = np.array([part != Evidence.ROW for part in self._parts])
+        explained: list[list[Contribution]] = [[] for _ in range(len(batch))]
+        mended, left = np.zeros((len(batch), len(names)), dtype=np.bool_), surprise
+        most = np.full(len(batch), np.inf)
+        for step in range(min(columns, len(names))):
+            blame = np.empty(mended.shape)
+            for place in range(len(names)):
+                fall = surprise - self._surprise(*self._mend(batch, encoder.groups == place))
+                blame[:, place] = surprise[:, place] + fall[:, counted].sum(axis=1) - fall[:, place]
+            blame[mended] = -np.inf
+            best = blame.argmax(axis=1)
+            passed, batch = self._mend(batch, encoder.groups == best[:, np.newaxis])
+            surprise = self._surprise(passed, batch)
+            expected = self._exact[1].to_scale(passed.output).cpu().numpy()
+            left = surprise if step == 0 else left
+            # Two that hide each other: mended first, the one shows how odd the other is.
+            most = np.minimum(most, blame[np.arange(len(best)), best])
+            for i, row in enumerate(rows.iter_rows(named=True)):
+                mended[i, best[i]] = True
+                name = names[best[i]]
+                explained[i].append(Contribution(name, float(most[i]), *encoder.describe(row, expected[i], name)))
+        return explained, left
+
+    def _mend(self, batch: torch.Tensor, own: npt.NDArray[np.bool_]) -> tuple[Pass, torch.Tensor]:
+        """Puts into a column the value that fits the rest of each row.
+
+        From the typical value of training on, what the network gives is its next input (as Rezende et al. 2014 fill
+        in missing values): the mean of all rows seldom goes with this one, and would spoil the other columns anew.
+
+        Args:
+            batch: Encoded rows, (n, width).
+            own: Places of the column, (width,), or of one for each row, (n, width).
+
+        Returns:
+            What the network makes of the mended rows, and these.
+        """
+        places = torch.from_numpy(own).to(batch.device)
+        mended = torch.where(places, torch.from_numpy(self.typical).to(batch), batch)
+        for _ in range(_REPAIRS):
+            mended = torch.where(places, self._exact[1].to_scale(self._pass(mended).output), mended)
+        return self._pass(mended), mended
+
+    def _of_image(self, surprise: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
+        loss = cast("ImageLoss", self._exact[1])
+        spots = loss.spots(expected, x)
+        row = self._parts.index(Evidence.ROW)
+        usual = [f"{knot:.1f} times at most in 99 %" for knot in self.tails.knots[:, -1]]
+        place = "row {}, column {}".format(*loss.strangest_spot(expected, x))
+        return [
+            Contribution(
+                "spot", float(surprise[0]), f"{spots.max():.1f} times the usual residual at {place}", usual[0]
+            ),
+            Contribution("image", float(surprise[row]), f"{spots.mean():.1f} times the usual residual", usual[row]),
+        ]
+
+    def _surprise(self, passed: Pass, x: torch.Tensor) -> Array:
+        """Gives the surprise of each part, (n, parts), for a pass and its inputs."""
+        return self.tails(self._losses(passed, x))
+
+    def _losses(self, passed: Pass, x: torch.Tensor) -> Array:
+        losses = self._exact[1].parts(passed, x).cpu().numpy()
+        parts = [losses[:, :-1], self.density(passed.latents.cpu().numpy()), losses[:, -1]]
+        if self.ensemble is not None:
+            parts.append(self.ensemble(x.cpu().numpy()))
+        return np.column_stack(parts)

@@ -1,0 +1,167 @@
+"""How unusual a row is beside those of training, by several measures that fail on different anomalies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ae_pipeline.errors import TrainingError
+from ae_pipeline.scoring.members import Members, fit_members
+from ae_pipeline.scoring.mixture import Mixture, fit_mixture
+from ae_pipeline.scoring.neighbours import crowd, nearest
+from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.scoring.views import Views, fit_views
+
+Array = npt.NDArray[np.float64]
+
+FITTED_ROWS = 20_000
+"""Training rows that are looked at at most, drawn at random: so much tells all measures apart, in bounded time."""
+
+LEAST_ROWS = 16
+_MOST_REFERENCES, _LEAST_REFERENCES, _REFERENCE_CELLS = 4096, 512, 2**17
+"""References times columns, so that a row costs the same however wide it is."""
+
+_CROWD, _FROM = 100, 1024
+_CORE = 0.8
+"""Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
+to lose little where nothing does."""
+
+_WEIGHTS = np.array([1.0, 1.0, 2.0, 1.0])
+"""Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
+density of the mixture stands against both."""
+
+_DENSITY = 2
+_ARRAYS = ("varying", "references", "ends")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Measures of how unusual a row is, each as its tail probability, added up.
+
+    They are the distance to the nearest training row on two scales, the density under a mixture of normal
+    distributions, and the residuals of small autoencoders. The last two learn from the core of the training rows, those
+    in the midst of many others, so that they do not take a crowd of anomalies for normal.
+
+    Attributes:
+        varying: Columns of the matrix that vary among the training rows; the others are not looked at.
+        views: The scales.
+        references: Training rows, (m, len(varying)), as they are encoded.
+        mixture: Of the core, in units of spread.
+        members: Autoencoders that only score.
+        ends: For each measure the value where its scale begins, and how far from there its median is, (2, measures).
+        tails: Measures on these scales to surprise.
+    """
+
+    varying: npt.NDArray[np.int64]
+    views: Views
+    references: npt.NDArray[np.float32]
+    mixture: Mixture
+    members: Members
+    ends: Array
+    tails: ColumnTails
+
+    def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
+        """Gives the weighted sum of the measures' surprise for encoded rows, (n, width), nats, (n,).
+
+        Were the measures independent and their weights 1, this would be Fisher's way to combine their tail
+        probabilities (1932).
+        """
+        total: Array = self.tails(self.measures(matrix)) @ _WEIGHTS
+        return total
+
+    def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
+        """Gives each measure of n rows on its own scale, 1 at the median of the training rows, (n, measures)."""
+        measures: Array = (self._raw(matrix) - self.ends[0]) / self.ends[1]
+        return measures
+
+    def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
+        rows = matrix[:, self.varying].astype(np.float64)
+        standard = self.views.standard(rows)
+        encoded, normal = self._references
+        return np.column_stack(
+            [
+                nearest(rows, encoded),
+                nearest(self.views.normal(rows), normal),
+                self.mixture(standard),
+                self.members(standard),
+            ]
+        )
+
+    @cached_property
+    def _references(self) -> tuple[Array, Array]:
+        encoded = self.references.astype(np.float64)
+        return encoded, self.views.normal(encoded)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Gives what to keep, by name."""
+        own = {name: getattr(self, name) for name in _ARRAYS}
+        parts = {part: getattr(self, part).arrays() for part in ("views", "mixture", "members", "tails")}
+        return own | {f"{part}.{name}": value for part, found in parts.items() for name, value in found.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Ensemble":
+        """Makes an ensemble of what `arrays` gave.
+
+        Raises:
+            KeyError: One is missing.
+        """
+
+        def under(part: str) -> dict[str, npt.NDArray[Any]]:
+            return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
+
+        return cls(
+            views=Views(**under("views.")),
+            mixture=Mixture(**under("mixture.")),
+            members=Members.from_arrays(under("members.")),
+            tails=ColumnTails(**under("tails.")),
+            **{name: arrays[name] for name in _ARRAYS},
+        )
+
+
+def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], seed: int) -> Ensemble:
+    """Fits an ensemble on encoded training rows.
+
+    Args:
+        matrix: The rows, (n, width).
+        bent: Which columns are asinh of a number, (width,).
+        seed: Of the draws.
+
+    Raises:
+        TrainingError: There are too few rows.
+    """
+    if len(matrix) < LEAST_ROWS:
+        raise TrainingError(
+            f"evidence ensemble needs {LEAST_ROWS} training rows or more, and there are {len(matrix)}; land more, or "
+            "name other evidence under alerts"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(matrix), generator=generator)[:FITTED_ROWS].numpy()
+    varying = np.flatnonzero((matrix != matrix[0]).any(axis=0))
+    encoded = matrix[np.ix_(chosen, varying)]
+    rows = encoded.astype(np.float64)
+    views = fit_views(rows, bent[varying])
+    standard = views.standard(rows)
+    crowds = [crowd(view, view[:_FROM], _CROWD) for view in (rows, views.normal(rows), standard)]
+    alone = np.column_stack(crowds)
+    alone /= _medians(alone)
+    strange = fit_tails(alone)(alone).sum(axis=1)
+    core = standard[strange <= np.quantile(strange, _CORE)]
+    count = min(_MOST_REFERENCES, max(_LEAST_REFERENCES, _REFERENCE_CELLS // len(varying)))
+    mixture, members = fit_mixture(core, seed), fit_members(core, generator)
+    ends = np.stack([np.zeros(len(_WEIGHTS)), np.ones(len(_WEIGHTS))])
+    unfitted = Ensemble(varying, views, encoded[:count].copy(), mixture, members, ends, ColumnTails.none())
+    raw = unfitted._raw(matrix[chosen])
+    # Distances begin at zero; a density has no end, and its scale begins where the training rows are densest.
+    ends = np.stack([np.where(np.arange(len(_WEIGHTS)) == _DENSITY, raw.min(axis=0), 0.0), ends[1]])
+    ends[1] = _medians(raw - ends[0])
+    scaled = replace(unfitted, ends=ends)
+    return replace(scaled, tails=fit_tails(scaled.measures(matrix[chosen])))
+
+
+def _medians(measures: Array) -> Array:
+    medians = np.median(measures, axis=0)
+    return np.where(medians > 0, medians, 1.0)

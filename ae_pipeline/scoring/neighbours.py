@@ -1,0 +1,63 @@
+"""Distances to training rows.
+
+A row that equals one of the references counts as that one, which is left out: training rows and rows like them are
+held against the same number of others, as if each training row had been left out of its own references.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+_SAME = 1e-12
+"""Squared distance, as a share of the squared lengths, up to which two rows are one: what rounding leaves of zero."""
+
+_AT_ONCE = 2**22
+"""Distances that are held at once."""
+
+
+def nearest(rows: Array, references: Array) -> Array:
+    """Gives the Euclidean distance to the nearest reference.
+
+    Args:
+        rows: (n, width).
+        references: Two or more, (m, width).
+
+    Returns:
+        Shape (n,).
+    """
+    return np.concatenate([np.empty(0), *(np.sqrt(block.min(axis=1)) for block in _squares(rows, references))])
+
+
+def crowd(rows: Array, references: Array, count: int) -> Array:
+    """Gives the mean distance to the `count` nearest references, or to all others where they are fewer.
+
+    Large beside a small crowd of its own kind too, as anomalies are that a training set holds many of.
+
+    Args:
+        rows: (n, width).
+        references: Two or more, (m, width).
+        count: How many.
+
+    Returns:
+        Shape (n,).
+    """
+    count = min(count, len(references) - 1)
+    parts = (np.partition(block, count - 1, axis=1)[:, :count] for block in _squares(rows, references))
+    return np.concatenate([np.empty(0), *(np.sqrt(part).mean(axis=1) for part in parts)])
+
+
+def _squares(rows: Array, references: Array) -> Iterator[Array]:
+    """Gives squared distances block by block, (rows of the block, m), infinite to the reference that a row equals."""
+    lengths = np.square(references).sum(axis=1)
+    step = max(1, _AT_ONCE // len(references))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        both = np.square(block).sum(axis=1, keepdims=True) + lengths
+        squares = np.maximum(both - 2 * block @ references.T, 0.0)
+        each, first = np.arange(len(block)), squares.argmin(axis=1)
+        same = squares[each, first] <= _SAME * both[each, first]
+        squares[each[same], first[same]] = np.inf
+        yield squares

@@ -1,0 +1,76 @@
+"""Two further views of an encoded row: in units of spread, and in normal scores."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[np.float64]
+
+_KNOTS = 1001
+_FARTHEST = 1e6
+_LEAST_SPREAD = 1e-6
+
+
+@dataclass(frozen=True)
+class Views:
+    """Maps encoded rows, whose numbers may be bent by asinh, to other scales of the same columns.
+
+    Distances depend on the scale: in units of spread a far value counts in full; in normal scores only how many rows
+    lie beyond it (van der Waerden 1952), so that skewed and heavy-tailed columns weigh like the others.
+
+    Attributes:
+        bent: Which columns of the matrix are asinh of something, (width,).
+        mean: Of the training rows, unbent, (width,).
+        spread: Standard deviation of the same, (width,).
+        knots: Quantiles of the training rows at evenly spaced levels, rising, (width, knots).
+        rows: How many rows these were taken from, ().
+    """
+
+    bent: npt.NDArray[np.bool_]
+    mean: Array
+    spread: Array
+    knots: Array
+    rows: npt.NDArray[np.int64]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Gives what to keep, by the name of the attribute."""
+        return {name: getattr(self, name) for name in ("bent", "mean", "spread", "knots", "rows")}
+
+    def standard(self, matrix: Array) -> Array:
+        """Gives values in units of spread around the mean, (n, width)."""
+        values: Array = np.clip((_unbend(matrix, self.bent) - self.mean) / self.spread, -_FARTHEST, _FARTHEST)
+        return values
+
+    def normal(self, matrix: Array) -> Array:
+        """Gives the normal quantile of each value's rank among the training rows, ties in the middle, (n, width)."""
+        levels, least = np.linspace(0, 1, self.knots.shape[1]), 0.5 / float(self.rows)
+        scores = np.empty(matrix.shape)
+        for column, knots in enumerate(self.knots):
+            below = np.interp(matrix[:, column], knots, levels)
+            above = 1 - np.interp(-matrix[:, column], -knots[::-1], levels)
+            scores[:, column] = np.clip((below + above) / 2, least, 1 - least)
+        normal: Array = torch.special.ndtri(torch.from_numpy(scores)).numpy()
+        return normal
+
+
+def fit_views(matrix: Array, bent: npt.NDArray[np.bool_]) -> Views:
+    """Fits both views on encoded training rows, (n, width)."""
+    values = _unbend(matrix, bent)
+    spread = values.std(axis=0)
+    knots = np.quantile(matrix, np.linspace(0, 1, min(_KNOTS, len(matrix))), axis=0).T
+    return Views(
+        bent,
+        values.mean(axis=0),
+        np.where(spread > _LEAST_SPREAD, spread, 1.0),
+        np.ascontiguousarray(knots),
+        np.array(len(matrix)),
+    )
+
+
+def _unbend(matrix: Array, bent: npt.NDArray[np.bool_]) -> Array:
+    values = np.array(matrix, dtype=np.float64)
+    values[:, bent] = np.sinh(np.clip(values[:, bent], -20, 20))
+    return values
