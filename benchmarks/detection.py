@@ -44,6 +44,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from ae_pipeline.config import ColumnType, PipelineConfig
+from ae_pipeline.detector import Detector
 from ae_pipeline.errors import PipelineError
 from ae_pipeline.fitting import fit_detector
 from ae_pipeline.preprocessing.features import FeatureColumn
@@ -151,20 +152,25 @@ class Trial:
 
 
 def fit_ours(train: FloatArray, seed: int) -> Scorer:
-    """Fits a bundle with the defaults of the package on numbers as they are, (n, columns)."""
+    """Fits a detector with the defaults of the package on numbers as they are, (n, columns)."""
+    detector = fit_detector_on(train, seed)
+    return lambda values: detector.latents_and_scores(frame_of(values))[1]
+
+
+def fit_detector_on(train: FloatArray, seed: int) -> Detector:
+    """Fits the same, and gives it whole; `frame_of` makes the rows that it reads."""
     config = PipelineConfig.model_validate(
         {"dataset": "detection", "identity": ("row_id",), "training": {"device": "cpu", "seed": seed}}
     )
-    columns = [FeatureColumn(f"x{place:03}", ColumnType.NUMBER) for place in range(train.shape[1])]
-
-    def frame(values: FloatArray) -> pl.DataFrame:
-        named = {column.name: values[:, place] for place, column in enumerate(columns)}
-        return pl.DataFrame(named)
-
-    rows = frame(train)
+    rows = frame_of(train)
+    columns = [FeatureColumn(name, ColumnType.NUMBER) for name in rows.columns]
     held_out = np.random.default_rng(seed).permutation(len(train)) < max(1, round(HELD_OUT * len(train)))
-    detector, _ = fit_detector(config, columns, rows.filter(~held_out), rows.filter(held_out))
-    return lambda values: detector.latents_and_scores(frame(values))[1]
+    return fit_detector(config, columns, rows.filter(~held_out), rows.filter(held_out))[0]
+
+
+def frame_of(values: FloatArray) -> pl.DataFrame:
+    """Lays numbers out as features, (n, columns)."""
+    return pl.DataFrame({f"x{place:03}": values[:, place] for place in range(values.shape[1])})
 
 
 def fit_peer(make: Callable[[int], Any], train: FloatArray, seed: int) -> Fitted:

@@ -30,11 +30,12 @@ _CORE = 0.8
 """Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
 to lose little where nothing does."""
 
-_WEIGHTS = np.array([1.0, 1.0, 2.0, 1.0])
+MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "members")
+WEIGHTS = np.array([1.0, 1.0, 2.0, 1.0])
 """Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
 density of the mixture stands against both."""
 
-_DENSITY = 2
+_DENSITY = MEASURES.index("mixture")
 _ARRAYS = ("varying", "references", "ends")
 
 
@@ -70,7 +71,7 @@ class Ensemble:
         Were the measures independent and their weights 1, this would be Fisher's way to combine their tail
         probabilities (1932).
         """
-        total: Array = self.tails(self.measures(matrix)) @ _WEIGHTS
+        total: Array = self.tails(self.measures(matrix)) @ WEIGHTS
         return total
 
     def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
@@ -152,11 +153,11 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
     core = standard[strange <= np.quantile(strange, _CORE)]
     count = min(_MOST_REFERENCES, max(_LEAST_REFERENCES, _REFERENCE_CELLS // len(varying)))
     mixture, members = fit_mixture(core, seed), fit_members(core, generator)
-    ends = np.stack([np.zeros(len(_WEIGHTS)), np.ones(len(_WEIGHTS))])
+    ends = np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))])
     unfitted = Ensemble(varying, views, encoded[:count].copy(), mixture, members, ends, ColumnTails.none())
     raw = unfitted._raw(matrix[chosen])
     # Distances begin at zero; a density has no end, and its scale begins where the training rows are densest.
-    ends = np.stack([np.where(np.arange(len(_WEIGHTS)) == _DENSITY, raw.min(axis=0), 0.0), ends[1]])
+    ends = np.stack([np.where(np.arange(len(WEIGHTS)) == _DENSITY, raw.min(axis=0), 0.0), ends[1]])
     ends[1] = _medians(raw - ends[0])
     scaled = replace(unfitted, ends=ends)
     return replace(scaled, tails=fit_tails(scaled.measures(matrix[chosen])))

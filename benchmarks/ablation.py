@@ -1,0 +1,101 @@
+"""What each part of the score is worth: `benchmarks.detection` with parts left out, or alone.
+
+One fit of each set, protocol and seed serves all variants, since the parts are fitted apart from one another.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ae_pipeline.config import Evidence
+from ae_pipeline.detector import Detector
+from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS
+from benchmarks.detection import (
+    PROTOCOLS,
+    FloatArray,
+    cap_rows,
+    find_sets,
+    fit_detector_on,
+    frame_of,
+    make_task,
+    read_set,
+)
+from benchmarks.report import Row, format_table, write_report
+
+WHOLE = "as shipped"
+
+
+def variants(detector: Detector, rows: FloatArray) -> Iterator[tuple[str, FloatArray]]:
+    """Scores rows, (n, columns), by the whole and by parts of it."""
+    frame = frame_of(rows)
+    surprise = detector.tails(detector.latents_and_losses(frame)[1])
+    yield WHOLE, detector.combine(surprise)
+    for part in Evidence:
+        alerts = detector.config.alerts.model_copy(update={"evidence": (part,)})
+        config = detector.config.model_copy(update={"alerts": alerts})
+        yield f"evidence {part.value} alone", replace(detector, config=config).combine(surprise)
+    if detector.ensemble is None:
+        return
+    each = detector.ensemble.tails(detector.ensemble.measures(detector.encoder.encode(frame)))
+    for place, name in enumerate(MEASURES):
+        yield f"ensemble without {name}", np.delete(each, place, axis=1) @ np.delete(WEIGHTS, place)
+    for place, name in enumerate(MEASURES):
+        yield f"{name} alone", each[:, place]
+    yield "ensemble, weights alike", each.sum(axis=1)
+    yield "ensemble, highest of the measures", each.max(axis=1)
+
+
+def run(folder: Path, seeds: Sequence[int], out: Path) -> None:
+    """Measures all variants on all sets of a folder, prints the table and writes the JSON."""
+    rows: list[Row] = []
+    for path in find_sets(folder):
+        for seed in seeds:
+            table = cap_rows(read_set(path), seed)
+            if not table.is_anomaly.any():
+                continue
+            for protocol in PROTOCOLS:
+                task = make_task(table, protocol, seed)
+                for method, score in variants(fit_detector_on(task.train, seed), task.test):
+                    figures = {
+                        "auroc": round(float(roc_auc_score(task.truth, score)), 6),
+                        "ap": round(float(average_precision_score(task.truth, score)), 6),
+                    }
+                    rows.append({"set": path.stem, "protocol": protocol, "method": method, "seed": seed, **figures})
+        write_report(out, "ablation", rows, ("scikit-learn",))
+        print(f"{path.stem} done", flush=True)
+    print(f"\n{describe(rows)}")
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """Lays out the means over sets and seeds of each variant."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for protocol in PROTOCOLS:
+            found = [row for row in rows if row["method"] == method and row["protocol"] == protocol]
+            cells += [f"{statistics.mean(float(row[figure]) for row in found):.4f}" for figure in ("auroc", "ap")]
+        lines.append([str(method), *cells])
+    return format_table(["score", *(f"{p} {f}" for p in PROTOCOLS for f in ("AUROC", "AP"))], lines)
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
+    parser.add_argument("--seeds", default="0,1,2", help="numbers, parted by commas (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    if not find_sets(arguments.data):
+        parser.error(f"{arguments.data} holds no .npz file; name a folder of sets")
+    torch.set_num_threads(1)
+    run(arguments.data, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
+
+
+if __name__ == "__main__":
+    main()
