@@ -26,12 +26,12 @@ _MOST_REFERENCES, _LEAST_REFERENCES, _REFERENCE_CELLS = 4096, 512, 2**17
 """References times columns, so that a row costs the same however wide it is."""
 
 _CROWD, _FROM = 100, 1024
-_CORE = 0.9
+_CORE = 0.8
 """Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
 to lose little where nothing does."""
 
 MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "members")
-WEIGHTS = np.array([1.0, 1.0, 3.0, 1.0])
+WEIGHTS = np.array([1.0, 1.0, 2.0, 1.0])
 """Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
 density of the mixture stands against both."""
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 _COMPONENTS, _ROWS_EACH, _DIRECTIONS_EACH = 8, 20, 2
-_DRAWS, _DRAWN, _PASSES = 4, 1000, 30
+_FITTED_ROWS, _PASSES = 3000, 30
 _FLOOR = 0.01
 """Variance that is added to each column, whose own is 1: no component shrinks to a point or a line."""
 
@@ -44,22 +44,14 @@ class Mixture:
 
 
 def fit_mixture(rows: Array, seed: int) -> Mixture:
-    """Fits a mixture on rows in units of spread, (n, width): the mean of several, each on rows drawn anew.
-
-    One draw's components lie where chance has put them; the mean of several is smoother (bagging, Breiman 1996). Where
-    rows are few there are fewer components.
-    """
+    """Fits a mixture on rows in units of spread, (n, width), with fewer components where rows are few."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    generator = np.random.default_rng(seed)
-    drawn = min(_DRAWN, len(rows))
-    components = max(1, min(_COMPONENTS, drawn // max(_ROWS_EACH, _DIRECTIONS_EACH * rows.shape[1])))
-    parts = []
-    for draw in range(_DRAWS):
-        model = GaussianMixture(components, reg_covar=_FLOOR, max_iter=_PASSES, random_state=seed + draw)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(rows[generator.permutation(len(rows))[:drawn]])
-        parts.append((model.weights_ / _DRAWS, model.means_, model.precisions_cholesky_))
-    return Mixture(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    rows = rows[:_FITTED_ROWS]
+    components = len(rows) // max(_ROWS_EACH, _DIRECTIONS_EACH * rows.shape[1])
+    model = GaussianMixture(max(1, min(_COMPONENTS, components)), reg_covar=_FLOOR, max_iter=_PASSES, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(rows)
+    return Mixture(model.weights_, model.means_, model.precisions_cholesky_)
