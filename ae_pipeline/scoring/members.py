@@ -99,7 +99,7 @@ def fit_members(rows: Array, generator: torch.Generator) -> Members:
                 best = torch.where(better, losses, best)
                 for keep, parameter in zip(kept, parameters, strict=True):
                     keep[better] = parameter[better]
-    kept = [keep.double() for keep in kept]
+    kept = [keep.double().contiguous() for keep in kept]
     found = Members(tuple(kept[:_LAYERS]), tuple(kept[_LAYERS:]), torch.zeros(0), torch.zeros(0))
     residuals = found._residuals(torch.from_numpy(rows))
     means = residuals.mean(1, keepdim=True)
@@ -107,7 +107,8 @@ def fit_members(rows: Array, generator: torch.Generator) -> Members:
     variances, directions = torch.linalg.eigh(centred.mT @ centred / count)
     floor = (_LEAST_VARIANCE * variances.amax(1, keepdim=True)).clamp(min=1e-12)
     whitening = directions / torch.maximum(variances, floor).sqrt().unsqueeze(1)
-    return Members(found.weights, found.biases, means, whitening)
+    # Contiguous as they will be read back: another layout is summed in another order.
+    return Members(found.weights, found.biases, means.contiguous(), whitening.contiguous())
 
 
 def _reconstruct(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) -> Tensor:

@@ -54,4 +54,5 @@ def fit_mixture(rows: Array, seed: int) -> Mixture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows)
-    return Mixture(model.weights_, model.means_, model.precisions_cholesky_)
+    arrays = (model.weights_, model.means_, model.precisions_cholesky_)
+    return Mixture(*map(np.ascontiguousarray, arrays))
