@@ -31,6 +31,9 @@ DATASET = "sensors"
 FIRST_DAY = dt.date(2024, 1, 1)
 DAYS, ROWS_A_DAY = 40, 60
 
+NO_ENSEMBLE = ("columns", "latent", "row")
+"""Evidence of fits whose subject is something else: an ensemble would take most of their time."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -129,7 +132,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
 @pytest.fixture(scope="session")
 def other_bundle(fitted: Fitted) -> ModelBundle:
     """A second model of the same shape on the same days, from another seed."""
-    config = sensor_config(training={**fitted.config.training.model_dump(), "seed": 1, "epochs": 2})
+    config = sensor_config(
+        training={**fitted.config.training.model_dump(), "seed": 1, "epochs": 2},
+        alerts={"budget": 0.01, "evidence": NO_ENSEMBLE},
+    )
     return fit_bundle(config, fitted.columns, fitted.window, fitted.paths)[0]
 
 
@@ -139,6 +145,7 @@ def wider_bundle(fitted: Fitted) -> ModelBundle:
     config = sensor_config(
         model={**fitted.config.model.model_dump(), "latent_dim": 5},
         training={**fitted.config.training.model_dump(), "epochs": 2},
+        alerts={"budget": 0.01, "evidence": NO_ENSEMBLE},
     )
     return fit_bundle(config, fitted.columns, fitted.window, fitted.paths)[0]
 
@@ -160,7 +167,10 @@ FitFrame = Callable[..., tuple[ModelBundle, TrainingResult]]
 
 @pytest.fixture(scope="session")
 def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
-    """Fits a bundle on a frame in memory, as a dataset without event time; its rows are cut 7 : 1 : 2 by a hash."""
+    """Fits a bundle on a frame in memory, as a dataset without event time; its rows are cut 7 : 1 : 2 by a hash.
+
+    There is an ensemble only where the section `alerts` asks for it.
+    """
 
     def fit(
         frame: pl.DataFrame, columns: Sequence[FeatureColumn], **sections: Any
@@ -176,7 +186,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
             "dataset": "frame",
             "identity": ("id",),
             "training": {"epochs": 2, "batch_size": 64, "device": "cpu"},
-            "alerts": {"budget": 0.02},
+            "alerts": {"budget": 0.02, "evidence": NO_ENSEMBLE},
         }
         config = PipelineConfig.model_validate({**settings, **sections})
         content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}

@@ -12,8 +12,8 @@ pytest.importorskip("pyod")
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
-from ae_pipeline.bundle import Contribution
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.detector import Contribution
 from benchmarks import explanations
 from benchmarks.explanations import SINGLE, Answer, Planted, boxes, figures_of, guilty_columns, plant_columns, rank
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ae_pipeline.bundle import ModelBundle, ScoredRows
-from ae_pipeline.config import ColumnType, PipelineConfig
+from ae_pipeline.config import ColumnType, Evidence, PipelineConfig
 from ae_pipeline.errors import ConfigError
 from ae_pipeline.ingestion.contract import ImageShape
 from ae_pipeline.model_config import LossTerm, TrainingConfig
@@ -30,8 +30,14 @@ from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.training import TrainingResult, train
 
+EVERYTHING = {"alerts": {"budget": 0.02, "evidence": tuple(Evidence)}}
+"""Scores rest on an ensemble too, which costs more than such small networks do: one form of each has it."""
+
+WHOLE = {"latent", "ensemble"}
+"""What an explanation may name beside columns."""
+
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": {},
+    "plain": EVERYTHING,
     "variational": {"model": {"variational": True}, "training": {"epochs": 25}},  # draws make it slower to learn
     "denoising": {"training": {"corruption": "gaussian"}},
 }
@@ -224,9 +230,9 @@ class TestShapes:
         assert (scored.score.shape, scored.score.dtype) == ((n,), np.float64)
         assert (scored.p_value.shape, scored.is_anomaly.shape) == ((n,), (n,))
         assert fit.bundle.encode(rows).tobytes() == scored.latents.tobytes()
-        assert fit.bundle.losses(rows).shape == (n, len(fit.bundle.tails.knots))
+        assert fit.bundle.latents_and_losses(rows)[1].shape == (n, len(fit.bundle.tails.knots))
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
-        named = [[part.column for part in parts if part.column != "latent"] for parts in fit.bundle.explain(rows, 99)]
+        named = [[part.column for part in parts if part.column not in WHOLE] for parts in fit.bundle.explain(rows, 99)]
         assert [set(names) for names in named] == [set(fit.bundle.loss.columns if is_table else ("spot", "image"))] * n
         assert fit.bundle.denoise(rows).schema == rows.schema
         assert fit.bundle.denoise(rows).height == n
@@ -364,7 +370,7 @@ class TestLearning:
         assert set(order[: len(planted)].tolist()) == set(planted)
         assert scored.is_anomaly[list(planted)].all()
         for row, place in planted.items():
-            named = [part for part in fit.bundle.explain(rows[row : row + 1])[0] if part.column != "latent"]
+            named = [part for part in fit.bundle.explain(rows[row : row + 1])[0] if part.column not in WHOLE]
             if isinstance(place, str):
                 # Under other losses one odd input may spoil another column more than its own.
                 assert named[0].column == place or LossTerm.LIKELIHOOD not in fit.config.loss
@@ -503,7 +509,7 @@ def test_two_thousand_columns_are_learnt_and_scored(fit_frame):
     assert bundle.encoder.width == 4000
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
-    surprise = bundle.tails(bundle.losses(strange))[:, :2000]  # other evidence stands behind the columns
+    surprise = bundle.tails(bundle.latents_and_losses(strange)[1])[:, :2000]  # other evidence stands behind the columns
     assert np.unravel_index(surprise.argmax(), surprise.shape) == (2, 1234)
 
 

@@ -223,6 +223,19 @@ def count(model: nn.Module) -> int:
 
 
 class TestNetworks:
+    @pytest.mark.parametrize(("width", "latents"), [(1, 1), (2, 1), (3, 1), (5, 2), (15, 7), (16, 8), (17, 8), (400, 8)])
+    def test_latents_that_are_left_out_are_eight_or_half_of_few_inputs(self, width, latents):
+        for settings in (config(hidden=(4,)), config(hidden=(4,), variational=True), config(hidden=(4,), tied=True)):
+            model = build_model(settings, (width,))
+            assert model.latent_dim == latents
+            assert model.encode(torch.zeros(2, width)).shape == (2, latents)
+            assert model(torch.zeros(2, width)).output.shape == (2, width)
+
+    def test_images_have_eight_latents_where_they_are_left_out(self):
+        for architecture in ARCHITECTURES:
+            model = build_model(config("image", architecture=architecture, channels=(4,)), (1, 8, 8))
+            assert model.latent_dim == model.encode(torch.zeros(2, 1, 8, 8)).shape[1] == 8
+
     @pytest.mark.parametrize("variational", [False, True])
     @pytest.mark.parametrize("tied", [False, True])
     def test_dense_has_the_weights_of_its_widths(self, tied, variational):

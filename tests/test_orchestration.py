@@ -46,7 +46,7 @@ ATTRIBUTES = {
     "exclude": ["order_id"],
     "model": {"latent_dim": 2, "hidden": [16]},
     "training": {"validation_days": 4, "calibration_days": 6, "epochs": 3, "batch_size": 128},
-    "alerts": {"budget": 0.01},
+    "alerts": {"budget": 0.01, "evidence": ["columns", "latent", "row"]},
     "retrain": {"min_new_rows": 50},
 }
 
@@ -173,7 +173,7 @@ def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
     latest = running_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
         list(graph.asset_check_keys)
     )
-    assert len(latest) == 11
+    assert len(latest) == 12
     for record in latest.values():
         assert record.evaluation is not None
         assert record.evaluation.passed, record.evaluation.description
@@ -322,7 +322,7 @@ def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are
 
 
 def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
-    config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {"budget": 0.02}})
+    config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
     last = last_training(running_shop.instance, config)
     due = is_training_due(config, features_content(config, running_shop.workspace.paths("orders")), last)
     assert (due.yes, due.words) == (

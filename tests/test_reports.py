@@ -109,9 +109,9 @@ class TestRanking:
         for row in report.strangest:
             surprises = [part.surprise for part in row.contributions]
             assert len(surprises) == 3
-            columns = [part.surprise for part in row.contributions if part.column != "latent"]
+            columns = [part.surprise for part in row.contributions if part.column not in {"latent", "ensemble"}]
             assert columns == sorted(columns, reverse=True)
-            assert "latent" not in [part.column for part in row.contributions[1:]]
+            assert not {"latent", "ensemble"} & {part.column for part in row.contributions[1:]}
 
     def test_a_planted_cause_is_told_with_its_value(self, planted, days, report):
         row = ranked(planted, days[1]).row(by_predicate=pl.col("row_id") == "<b>5</b>", named=True)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ae_pipeline.bundle import combine
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
@@ -164,10 +163,3 @@ class TestTails:
 
     def test_no_rows_have_no_surprise(self):
         assert fit_tails(np.random.default_rng(0).normal(size=(50, 3)))(np.empty((0, 3))).shape == (0, 3)
-
-
-def test_a_rows_score_is_that_of_its_strangest_column_for_one_of_so_many_of_its_latent_or_of_the_whole():
-    surprise = np.array([[0.1, 7.0, 2.0, 1.0], [0.0, 0.5, 0.0, 0.0], [1.0, 4.0, 3.9, 0.1], [1.0, 4.0, 0.1, 3.8]])
-    assert combine(surprise) == pytest.approx([7.0 - np.log(2), 0.0, 3.9, 3.8], rel=1e-15)
-    assert combine(np.array([[3.0, 2.0, 1.0]])).tolist() == [3.0]  # one column has one chance
-    assert combine(np.empty((0, 4))).shape == (0,)

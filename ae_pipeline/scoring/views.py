@@ -60,7 +60,7 @@ def fit_views(matrix: Array, bent: npt.NDArray[np.bool_]) -> Views:
     """Fits both views on encoded training rows, (n, width)."""
     values = _unbend(matrix, bent)
     spread = values.std(axis=0)
-    knots = np.quantile(matrix, np.linspace(0, 1, min(_KNOTS, len(matrix))), axis=0).T
+    knots = np.quantile(matrix, np.linspace(0, 1, min(_KNOTS, len(matrix))), axis=0, method="nearest").T
     return Views(
         bent,
         values.mean(axis=0),
