@@ -75,7 +75,9 @@ class TestFiles:
     def test_a_loaded_bundle_scores_and_explains_the_same_bit_for_bit(self, fitted, saved):
         loaded, rows = ModelBundle.load(saved), fitted.features(fitted.days[-1])
         assert loaded.fingerprint == fitted.bundle.fingerprint
-        for found, expected in zip(loaded.latents_and_losses(rows), fitted.bundle.latents_and_losses(rows), strict=True):
+        for found, expected in zip(
+            loaded.latents_and_losses(rows), fitted.bundle.latents_and_losses(rows), strict=True
+        ):
             assert found.tobytes() == expected.tobytes()
         assert loaded.score(rows).score.tobytes() == fitted.bundle.score(rows).score.tobytes()
         assert loaded.explain(rows.head(5)) == fitted.bundle.explain(rows.head(5))

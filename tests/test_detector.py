@@ -165,7 +165,12 @@ class Second:
         """Of the columns, the latent, the row and the ensemble."""
         passed = self.model(x)
         losses = self.loss.parts(passed, x).numpy()[0]
-        parts = [*losses[:-1], *self.bundle.density(passed.latents.numpy()), losses[-1], *self.bundle.ensemble(x.numpy())]
+        parts = [
+            *losses[:-1],
+            *self.bundle.density(passed.latents.numpy()),
+            losses[-1],
+            *self.bundle.ensemble(x.numpy()),
+        ]
         return self.bundle.tails(np.array([parts]))[0]
 
     @torch.no_grad()
@@ -268,7 +273,9 @@ class TestExplanations:
     def test_the_whole_is_said_where_it_makes_the_score_and_outlasts_the_first_column_and_nowhere_else(self, fitted):
         far = {"load": pl.col("load") * 9, "power": pl.col("power") * 9}
         warm = {"temperature": pl.col("temperature") + 40}
-        rows = pl.concat([head(fitted, 5, **changes) for changes in (far, warm, *({name: CHANGES[name]} for name in CHANGES))])
+        rows = pl.concat(
+            [head(fitted, 5, **changes) for changes in (far, warm, *({name: CHANGES[name]} for name in CHANGES))]
+        )
         rows = rows.filter(fitted.bundle.score(rows).score > 1)
         said = []
         for place, parts in enumerate(fitted.bundle.explain(rows)):

@@ -80,7 +80,11 @@ class TestNormalView:
 
     def test_scores_never_fall_as_values_rise_and_bending_makes_no_difference(self):
         rng = np.random.default_rng(0)
-        for column in (rng.normal(size=3000), rng.integers(0, 4, 3000).astype(float), np.r_[np.zeros(2900), np.ones(100)]):
+        for column in (
+            rng.normal(size=3000),
+            rng.integers(0, 4, 3000).astype(float),
+            np.r_[np.zeros(2900), np.ones(100)],
+        ):
             views = fit_views(column[:, None], STRAIGHT[:1])
             asked = np.sort(np.r_[np.linspace(column.min() - 2, column.max() + 2, 4001), column])[:, None]
             assert (np.diff(views.normal(asked)[:, 0]) >= 0).all()
@@ -442,7 +446,9 @@ def quick(monkeypatch) -> None:
 class TestSizes:
     @pytest.mark.parametrize("n", [0, 1, 15])
     def test_too_few_rows_are_an_error_with_their_number_and_the_least(self, n):
-        words = f"evidence ensemble needs 16 training rows or more, and there are {n}; land more, or name other evidence"
+        words = (
+            f"evidence ensemble needs 16 training rows or more, and there are {n}; land more, or name other evidence"
+        )
         with pytest.raises(TrainingError, match=words):
             fit_ensemble(normal_rows(n, 0), BENT, 0)
 
@@ -462,7 +468,9 @@ class TestSizes:
     def test_columns_that_are_constant_in_training_are_not_looked_at(self):
         rows = normal_rows(100, 0)
         constants = np.full((100, 3), [0.0, 7.5, -1.0], dtype=np.float32)
-        wider = np.concatenate([constants[:, :1], rows[:, :4], constants[:, 1:2], rows[:, 4:], constants[:, 2:]], axis=1)
+        wider = np.concatenate(
+            [constants[:, :1], rows[:, :4], constants[:, 1:2], rows[:, 4:], constants[:, 2:]], axis=1
+        )
         bent = np.array([True, *BENT[:4], True, *BENT[4:], False])
         found = fit_ensemble(wider, bent, 0)
         assert found.varying.tolist() == [1, 2, 3, 4, 6, 7]

@@ -223,7 +223,9 @@ def count(model: nn.Module) -> int:
 
 
 class TestNetworks:
-    @pytest.mark.parametrize(("width", "latents"), [(1, 1), (2, 1), (3, 1), (5, 2), (15, 7), (16, 8), (17, 8), (400, 8)])
+    @pytest.mark.parametrize(
+        ("width", "latents"), [(1, 1), (2, 1), (3, 1), (5, 2), (15, 7), (16, 8), (17, 8), (400, 8)]
+    )
     def test_latents_that_are_left_out_are_eight_or_half_of_few_inputs(self, width, latents):
         for settings in (config(hidden=(4,)), config(hidden=(4,), variational=True), config(hidden=(4,), tied=True)):
             model = build_model(settings, (width,))
