@@ -84,7 +84,7 @@ def calibration_holds(p_values: npt.NDArray[np.float64]) -> Verdict:
     most = MOST_DEPARTURE + 1.63 / math.sqrt(max(len(p_values), 1))
     words = f"the p-values of {len(p_values):,} rows after the calibration days are up to {gap:.3f} from uniform"
     if not len(p_values):
-        words = "no row lies after the calibration days"
+        words = "0 rows lie after the calibration days"
     verdict = "train anew to calibrate on newer days" if gap > most else "the budget means what it says"
     return Verdict("calibration_holds", gap <= most, gap, most, f"{words}; {verdict}")
 
