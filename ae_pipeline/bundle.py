@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -169,10 +168,27 @@ class ModelBundle(Detector):
             train, validation, calibrated = (tuple(days[part]) for part in PARTS)
             cut = (tuple(days["split_by"]), days["only_normal"])
             window = Window(train, validation, calibrated, days["fingerprint"], *cut)
-        except (ConfigError, KeyError, RuntimeError, TypeError, ValidationError) as error:
+            model, loss = model.to(device).eval(), loss.to(device).eval()
+            parts = (encoder, model, loss, config, typical, density, ensemble, tails)
+            bundle = cls(*parts, calibration=calibration, window=window, facts=facts)
+            bundle._check_parts(tensors.keys())
+        except (ConfigError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
-        model, loss = model.to(device).eval(), loss.to(device).eval()
-        return cls(encoder, model, loss, config, typical, density, ensemble, tails, calibration, window, facts)
+        return bundle
+
+    def _check_parts(self, names: Set[str]) -> None:
+        """Checks that all parts are there, no other, and of the shapes that one row needs on its way to a score."""
+        if self.has_ensemble and self.ensemble is None:
+            raise ValueError("its score rests on an ensemble, and it has none")
+        if surplus := sorted(names - self._tensors().keys()):
+            raise ValueError(f"nothing needs its {surplus[0]!r}")
+        latent_dim, ensemble = self.model.latent_dim, self.ensemble
+        if self.density.whitening.shape != (latent_dim, latent_dim):
+            raise ValueError(f"density.whitening is {self.density.whitening.shape} of {latent_dim} latents")
+        if ensemble is not None and ensemble.first.shape != self.typical.shape:
+            raise ValueError(f"ensemble.first has {ensemble.first.shape} columns, and rows {self.typical.shape}")
+        row = torch.from_numpy(self.typical).double().unsqueeze(0).to(next(self.model.parameters()).device)
+        self.tails(self._losses(self._pass(row), row))
 
 
 def library_versions() -> dict[str, str]:

@@ -139,6 +139,14 @@ class AlertsConfig(Section):
         "ensemble (tables: how far the row is from those of training, and from what small autoencoders that only score "
         "make of it).",
     )
+
+    @field_validator("evidence")
+    @classmethod
+    def _evidence_is_named_once(cls, value: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"evidence={[part.value for part in value]} names one twice; name each once")
+        return value
+
     false_discovery_rate: Fraction | None = Field(
         default=None,
         description="A second mark, in reports alone: rows of a day among which this share of false alarms is expected "
@@ -252,6 +260,8 @@ class PipelineConfig(Section):
                     f"columns says that {name!r} is {kind.value}, and images names {column!r} as the one image column; "
                     "name it there and leave it out of columns"
                 )
+        if self.images and self.alerts.evidence == (Evidence.ENSEMBLE,):
+            raise ValueError("evidence=['ensemble'] is for tables; of images name columns, latent or row")
         if column in self.exclude:
             raise ValueError(f"exclude names {column!r}, the images that the model is to look at; leave it out there")
         if column in {*self.identity, self.event_time, *self.training.split_by} - {None}:

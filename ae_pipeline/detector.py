@@ -1,5 +1,6 @@
 """Detector: a fitted network and what its losses mean; says how strange a row is, and why."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -7,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from torch.nn.functional import one_hot
 
 from ae_pipeline.config import Evidence, PipelineConfig
 from ae_pipeline.models.base import Pass
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.network import FittedNetwork
-from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
+from ae_pipeline.preprocessing.table_encoder import BlockKind, Matrix, TableEncoder
 from ae_pipeline.scoring.density import LatentDensity
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.tails import ColumnTails
@@ -22,8 +24,10 @@ Array = npt.NDArray[np.float64]
 _REPAIRS = 4
 """Passes that bring a column from its typical value to the one that fits the rest of the row."""
 
+_SUSPECTS = 24
+"""Columns of a row that are tried at most: explaining it costs the same however many it has."""
 
-_CHANCES = 20
+_CHANCES = 100
 """The share of false alarms that columns, latent and row may each cause beside the ensemble is one in so many."""
 
 
@@ -84,17 +88,29 @@ class Detector(FittedNetwork):
             one, the ensemble's sum, (n, columns + 2 or 3).
         """
         latents = [np.empty((0, self.model.latent_dim))]
-        losses = [np.empty((0, len(self._parts)))]
+        losses = [np.empty((0, self.parts))]
         for _, batch, passed in self._passes(features):
             latents.append(passed.latents.cpu().numpy())
             losses.append(self._losses(passed, batch))
         return np.concatenate(latents), np.concatenate(losses)
 
     @property
-    def _parts(self) -> tuple[str, ...]:
-        """Names what each column of losses and surprises stands for."""
-        whole = (Evidence.LATENT, Evidence.ROW, Evidence.ENSEMBLE) if self.ensemble else (Evidence.LATENT, Evidence.ROW)
-        return (*self.loss.columns, *whole)
+    def has_ensemble(self) -> bool:
+        """Whether the score rests on an ensemble too."""
+        return isinstance(self.encoder, TableEncoder) and Evidence.ENSEMBLE in self.config.alerts.evidence
+
+    @property
+    def _whole(self) -> tuple[Evidence, ...]:
+        """What stands behind the columns in losses and surprises."""
+        return (Evidence.LATENT, Evidence.ROW, *((Evidence.ENSEMBLE,) if self.ensemble else ()))
+
+    @property
+    def parts(self) -> int:
+        """How many columns losses and surprises have."""
+        return len(self.loss.columns) + len(self._whole)
+
+    def _place(self, part: Evidence) -> int:
+        return len(self.loss.columns) + self._whole.index(part)
 
     def combine(self, surprise: Array) -> Array:
         """Makes one score of a row's surprise: the highest of its strangest column and of what it is as a whole.
@@ -110,7 +126,7 @@ class Detector(FittedNetwork):
             Shape (n,).
         """
         evidence, count = self.config.alerts.evidence, len(self.loss.columns)
-        whole = {Evidence(part): surprise[:, place] for place, part in enumerate(self._parts[count:], count)}
+        whole = {part: surprise[:, self._place(part)] for part in self._whole}
         of_all = {Evidence.COLUMNS: surprise[:, :count].max(axis=1, initial=0.0) - np.log(count), **whole}
         found = {part: value for part, value in of_all.items() if part in evidence}
         others = np.log(_CHANCES) if Evidence.ENSEMBLE in found else 0.0
@@ -123,7 +139,7 @@ class Detector(FittedNetwork):
 
         One odd value spoils what the network makes of the others. So each column is tried with the value that fits the
         rest of the row in its place: the one that is to blame takes the others' surprise along. It is mended so before
-        the next is looked for.
+        the next is looked for. Of many columns the strangest are tried.
         Where the score is that of the latent or of the ensemble, and mending the first column leaves more than half of
         it, this is said first: the row is an unusual whole.
 
@@ -140,30 +156,32 @@ class Detector(FittedNetwork):
                 expected, each = self._exact[1].to_scale(passed.output), range(len(batch))
                 images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
                 named, left = [sorted(parts, key=lambda part: -part.surprise) for parts in images], surprise
-            scores = self.combine(surprise)
-            for parts, score, of_row, after, distance in zip(named, scores, surprise, left, far, strict=True):
-                whole = self._of_whole(score, of_row, after, float(distance))
-                explained.append([*whole, *parts][:columns])
+            usual = f"{self.tails.knots[self._place(Evidence.LATENT), -1]:.1f} times at most in 99 %"
+            said = {Evidence.LATENT: [(f"{d:.1f} times the usual distance from those of training", usual) for d in far]}
+            if self.ensemble is not None:
+                said[Evidence.ENSEMBLE] = self.ensemble.governing(batch.cpu().numpy())
+            whole = self._of_whole(surprise, left, said)
+            explained += [[*first, *parts][:columns] for first, parts in zip(whole, named, strict=True)]
         return explained
 
-    def _of_whole(self, score: float, surprise: Array, left: Array, distance: float) -> list[Contribution]:
-        """Names what the row is as a whole where the score is that of it, also with its worst column mended."""
-        found = []
-        for part in (Evidence.LATENT, Evidence.ENSEMBLE):
-            if part not in self.config.alerts.evidence or part not in self._parts:
-                continue
-            place = self._parts.index(part)
-            governs = self.combine(np.where(np.arange(len(surprise)) == place, surprise, 0.0)[np.newaxis])[0] >= score
-            if not governs or left[place] <= surprise[place] / 2:
-                continue
-            usual = self.tails.knots[place, -1]
-            if part == Evidence.LATENT:
-                actual = f"{distance:.1f} times the usual distance from those of training"
-                expected = f"{usual:.1f} times at most in 99 %"
-            else:
-                actual = "farther from training rows than they are from each other"
-                expected = "among them"
-            found.append(Contribution(part.value, float(surprise[place]), actual, expected))
+    def _of_whole(
+        self, surprise: Array, left: Array, said: Mapping[Evidence, Sequence[tuple[str, str]]]
+    ) -> list[list[Contribution]]:
+        """Names what each row is as a whole where the score is that of it, also with its worst column mended.
+
+        Args:
+            surprise: Of the parts, (n, parts).
+            left: The same with the worst column mended.
+            said: What it is and what was expected, by evidence and row.
+        """
+        scores = self.combine(surprise)
+        found: list[list[Contribution]] = [[] for _ in scores]
+        for part in (part for part in said if part in self.config.alerts.evidence):
+            place = self._place(part)
+            alone = self.combine(np.where(np.arange(surprise.shape[1]) == place, surprise, 0.0))
+            governs = (alone >= scores) & (left[:, place] > surprise[:, place] / 2)
+            for i in np.flatnonzero(governs):
+                found[i].append(Contribution(part.value, float(surprise[i, place]), *said[part][int(i)]))
         return found
 
     def _of_columns(
@@ -171,15 +189,17 @@ class Detector(FittedNetwork):
     ) -> tuple[list[list[Contribution]], Array]:
         """Names columns of each row, and gives what surprise, (n, parts), is left once the first is mended."""
         encoder, names = cast("TableEncoder", self.encoder), self.loss.columns
-        counted = np.array([part != Evidence.ROW for part in self._parts])
+        counted = np.arange(self.parts) != self._place(Evidence.ROW)
+        each = np.arange(len(batch))
         explained: list[list[Contribution]] = [[] for _ in range(len(batch))]
         mended, left = np.zeros((len(batch), len(names)), dtype=np.bool_), surprise
         most = np.full(len(batch), np.inf)
         for step in range(min(columns, len(names))):
-            blame = np.empty(mended.shape)
-            for place in range(len(names)):
-                fall = surprise - self._surprise(*self._mend(batch, encoder.groups == place))
-                blame[:, place] = surprise[:, place] + fall[:, counted].sum(axis=1) - fall[:, place]
+            blame = np.full(mended.shape, -np.inf)
+            own = np.where(mended, -np.inf, surprise[:, : len(names)])
+            for place in np.argsort(-own, axis=1, kind="stable")[:, :_SUSPECTS].T:
+                fall = surprise - self._surprise(*self._mend(batch, encoder.groups == place[:, np.newaxis]))
+                blame[each, place] = surprise[each, place] + fall[:, counted].sum(axis=1) - fall[each, place]
             blame[mended] = -np.inf
             best = blame.argmax(axis=1)
             passed, batch = self._mend(batch, encoder.groups == best[:, np.newaxis])
@@ -187,9 +207,9 @@ class Detector(FittedNetwork):
             expected = self._exact[1].to_scale(passed.output).cpu().numpy()
             left = surprise if step == 0 else left
             # Two that hide each other: mended first, the one shows how odd the other is.
-            most = np.minimum(most, blame[np.arange(len(best)), best])
+            most = np.minimum(most, blame[each, best])
+            mended[each, best] = True
             for i, row in enumerate(rows.iter_rows(named=True)):
-                mended[i, best[i]] = True
                 name = names[best[i]]
                 explained[i].append(Contribution(name, float(most[i]), *encoder.describe(row, expected[i], name)))
         return explained, left
@@ -198,7 +218,8 @@ class Detector(FittedNetwork):
         """Puts into a column the value that fits the rest of each row.
 
         From the typical value of training on, what the network gives is its next input (as Rezende et al. 2014 fill
-        in missing values): the mean of all rows seldom goes with this one, and would spoil the other columns anew.
+        in missing values): the mean of all rows seldom goes with this one, and would spoil the other columns anew. Of
+        categories it ends as the likeliest: a row has one, and nothing in between.
 
         Args:
             batch: Encoded rows, (n, width).
@@ -211,12 +232,24 @@ class Detector(FittedNetwork):
         mended = torch.where(places, torch.from_numpy(self.typical).to(batch), batch)
         for _ in range(_REPAIRS):
             mended = torch.where(places, self._exact[1].to_scale(self._pass(mended).output), mended)
+        mended = torch.where(places, self._settled(mended), mended)
         return self._pass(mended), mended
+
+    def _settled(self, x: torch.Tensor) -> torch.Tensor:
+        """Puts the likeliest category in place of the probability of each."""
+        settled = x.clone()
+        for block in cast("TableEncoder", self.encoder).blocks:
+            own = x[:, block.start : block.stop]
+            if block.kind == BlockKind.CATEGORICAL:
+                settled[:, block.start : block.stop] = one_hot(own.argmax(1), block.width).to(x)
+            elif block.kind == BlockKind.BINARY:
+                settled[:, block.start : block.stop] = own.round()
+        return settled
 
     def _of_image(self, surprise: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
         loss = cast("ImageLoss", self._exact[1])
         spots = loss.spots(expected, x)
-        row = self._parts.index(Evidence.ROW)
+        row = self._place(Evidence.ROW)
         usual = [f"{knot:.1f} times at most in 99 %" for knot in self.tails.knots[:, -1]]
         place = "row {}, column {}".format(*loss.strangest_spot(expected, x))
         return [

@@ -81,8 +81,8 @@ def fit_detector(
     Args:
         config: The pipeline's.
         columns: Features that the model may look at.
-        train_rows: Features that the encoder and the weights are fitted on, and with others the ensemble.
-        validation_rows: These others, for early stopping and the tails of the losses.
+        train_rows: Features that the encoder, the weights and the ensemble are fitted on.
+        validation_rows: Features for early stopping, the tails of the losses, and the ensemble, which looks at both.
         report: Called after each epoch.
 
     Raises:

@@ -14,7 +14,7 @@ from ae_pipeline.scoring.calibration import departure
 from ae_pipeline.training import TrainingResult
 
 MOST_DEPARTURE = 0.1
-"""Gap between p-values and the uniform distribution that counts as drift of the calibration."""
+"""Gap between the scores of new days and those of the calibration that counts as drift, beyond what chance makes."""
 
 MIN_SPREAD = 1e-3
 """Spread of a latent column, relative to the widest, below which it counts as collapsed."""
@@ -73,18 +73,19 @@ def latents_not_collapsed(latents: Matrix) -> Verdict:
     )
 
 
-def calibration_holds(p_values: npt.NDArray[np.float64]) -> Verdict:
+def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64]) -> Verdict:
     """Rows after the calibration days score like those of these days, so that the alert budget means what it says.
 
     Args:
-        p_values: Of rows of days after the window of the model, (n,).
+        scores: Of rows of days after the window of the model, (n,).
+        calibrated: Of the rows of the calibration days.
     """
-    gap = departure(p_values)
-    # Of n rows like those of the calibration the gap exceeds 1.63 / √n once in a hundred times (Kolmogorov 1933).
-    most = MOST_DEPARTURE + 1.63 / math.sqrt(max(len(p_values), 1))
-    words = f"the p-values of {len(p_values):,} rows after the calibration days are up to {gap:.3f} from uniform"
-    if not len(p_values):
-        words = "0 rows lie after the calibration days"
+    if not len(scores):
+        return Verdict("calibration_holds", True, 0.0, MOST_DEPARTURE, "0 rows lie after the calibration days")
+    gap = departure(scores, calibrated)
+    # Of rows like those of the calibration the gap exceeds this root once in a hundred times (Smirnov 1939).
+    most = MOST_DEPARTURE + 1.63 * math.sqrt(1 / len(scores) + 1 / len(calibrated))
+    words = f"{len(scores):,} rows after the calibration days: their shares up to any score differ by up to {gap:.3f}"
     verdict = "train anew to calibrate on newer days" if gap > most else "the budget means what it says"
     return Verdict("calibration_holds", gap <= most, gap, most, f"{words}; {verdict}")
 

@@ -163,12 +163,12 @@ class TestFittedParts:
         np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(of_row, by_block.sum(1), rtol=1e-9, atol=1e-9)
 
-    def test_the_score_is_that_of_the_ensemble_or_of_another_part_for_one_in_twenty(self, fitted):
+    def test_the_score_is_that_of_the_ensemble_or_of_another_part_for_one_in_a_hundred(self, fitted):
         rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.columns)
-        odd = rows.with_columns(power=pl.when(pl.int_range(pl.len()) < 9).then(1e9).otherwise("power"))
+        odd = rows.with_columns(load=pl.when(pl.int_range(pl.len()) < 30).then(pl.col("load") + 1).otherwise("load"))
         surprise = fitted.bundle.tails(fitted.bundle.latents_and_losses(odd)[1])
         strangest = surprise[:, :count].max(1) - np.log(count)
-        others = np.column_stack([strangest, surprise[:, count : count + 2]]).max(1) - np.log(20)
+        others = np.column_stack([strangest, surprise[:, count : count + 2]]).max(1) - np.log(100)
         highest = np.maximum(np.maximum(others, surprise[:, count + 2]), 0)
         assert surprise.shape == (60, count + 3)
         assert 0 < (others > surprise[:, -1]).sum() < 60
@@ -254,6 +254,51 @@ class TestRefusals:
     def test_a_missing_tensor_is_named(self, folder, name, said):
         edit_tensors(folder, lambda tensors: tensors.pop(name))
         with pytest.raises(BundleError, match=f"(?s)does not fit together: .*{said}"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize("name", ["ensemble.bogus", "tails.bogus", "model.bogus", "bogus"])
+    def test_a_surplus_tensor_is_named(self, folder, name):
+        edit_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(2)}))
+        with pytest.raises(BundleError, match=f"(?s)does not fit together: .*{name.split('.')[-1]}"):
+            ModelBundle.load(folder)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "typical",
+            "density.whitening",
+            "tails.knots",
+            "tails.excess",
+            "ensemble.first",
+            "ensemble.references",
+            "ensemble.ends",
+            "ensemble.views.spread",
+            "ensemble.mixture.means",
+            "ensemble.members.means",
+            "ensemble.tails.knots",
+        ],
+    )
+    def test_a_tensor_that_is_too_short_is_refused_and_never_scored_with(self, folder, name):
+        edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][..., :-1].contiguous()}))
+        with pytest.raises(BundleError, match="does not fit together: "):
+            ModelBundle.load(folder)
+
+    def test_tails_of_fewer_columns_are_refused_with_both_numbers(self, folder):
+        def cut(tensors: dict[str, torch.Tensor]) -> None:
+            for name in ("tails.knots", "tails.excess"):
+                tensors[name] = tensors[name][:3].contiguous()
+
+        edit_tensors(folder, cut)
+        with pytest.raises(BundleError, match=r"tails are of 3 columns, and losses of \d+; train anew"):
+            ModelBundle.load(folder)
+
+    def test_a_bundle_without_the_ensemble_that_its_score_rests_on_is_refused(self, folder):
+        def strip(tensors: dict[str, torch.Tensor]) -> None:
+            for name in [name for name in tensors if name.startswith("ensemble.")]:
+                del tensors[name]
+
+        edit_tensors(folder, strip)
+        with pytest.raises(BundleError, match="its score rests on an ensemble, and it has none; train anew"):
             ModelBundle.load(folder)
 
     def test_weights_of_another_shape_are_refused(self, folder):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Fitted
 
+from ae_pipeline import detector as detectors
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType, Evidence, PipelineConfig
 from ae_pipeline.detector import Contribution, Detector
@@ -46,20 +47,20 @@ class TestCombination:
         # one column has one chance
         assert detector(1, ensemble=False).combine(np.array([[3.0, 2.0, 1.0]])).tolist() == [3.0]
 
-    def test_beside_the_ensemble_all_else_counts_for_one_in_twenty(self):
+    def test_beside_the_ensemble_all_else_counts_for_one_in_a_hundred(self):
         surprise = np.array(
             [
-                [9.0, 1.0, 2.0, 1.0, 5.0],  # the column: 9 − ln 2 − ln 20 = 5.31
-                [9.0, 1.0, 2.0, 1.0, 5.4],
-                [1.0, 1.0, 8.0, 7.9, 5.0],  # the latent: 8 − ln 20 = 5.004
-                [1.0, 1.0, 7.9, 8.5, 5.0],
-                [8.5, 8.5, 7.9, 7.9, 5.0],
-                [2.0, 2.0, 2.9, 2.9, 0.0],  # of all there is nothing left
+                [9.0, 1.0, 2.0, 1.0, 3.6],  # the column: 9 − ln 2 − ln 100 = 3.70
+                [9.0, 1.0, 2.0, 1.0, 3.8],
+                [1.0, 1.0, 8.0, 7.9, 3.3],  # the latent: 8 − ln 100 = 3.39
+                [1.0, 1.0, 7.9, 8.5, 3.3],
+                [8.5, 8.5, 7.9, 7.9, 3.4],
+                [2.0, 2.0, 4.6, 4.6, 0.0],  # of all there is nothing left
                 [0.0, 0.0, 0.0, 0.0, 0.1],
             ]
         )
-        twenty = np.log(20)
-        expected = [9 - np.log(2) - twenty, 5.4, 8 - twenty, 8.5 - twenty, 5.0, 0.0, 0.1]
+        hundred = np.log(100)
+        expected = [9 - np.log(2) - hundred, 3.8, 8 - hundred, 8.5 - hundred, 3.4, 0.0, 0.1]
         assert detector(2).combine(surprise) == pytest.approx(expected, rel=1e-14)
         assert detector(2).combine(np.empty((0, 5))).shape == (0,)
 
@@ -71,8 +72,8 @@ class TestCombination:
             (("row",), 7.0),
             (("columns", "latent", "row"), 9 - np.log(2)),
             (("ensemble",), 1.0),
-            (("ensemble", "row"), 7 - np.log(20)),
-            (("row", "ensemble", "latent"), 8 - np.log(20)),
+            (("ensemble", "row"), 7 - np.log(100)),
+            (("row", "ensemble", "latent"), 8 - np.log(100)),
         ],
     )
     def test_only_the_evidence_that_is_named_counts_and_only_beside_the_ensemble_for_less(self, evidence, expected):
@@ -80,12 +81,12 @@ class TestCombination:
         assert detector(2, evidence).combine(surprise) == pytest.approx([expected], rel=1e-14)
 
     def test_a_false_alarm_of_each_part_is_as_rare_as_its_share_of_the_budget_says(self):
-        """Of independent surprise e^−s of rows exceed it; a union of one ensemble and three others at one in twenty."""
+        """Of independent surprise e^−s of rows exceed it; of one ensemble and of three others at one in a hundred."""
         rng = np.random.default_rng(0)
         surprise = rng.exponential(size=(400_000, 6))  # three columns, latent, row, ensemble
         for level in (3.0, 5.0):
             alone = np.exp(-level)
-            others = 1 - (1 - np.exp(-level - np.log(60))) ** 3 * (1 - np.exp(-level - np.log(20))) ** 2
+            others = 1 - (1 - np.exp(-level - np.log(300))) ** 3 * (1 - np.exp(-level - np.log(100))) ** 2
             share = (detector(3).combine(surprise) > level).mean()
             expected = 1 - (1 - alone) * (1 - others)
             assert share == pytest.approx(expected, abs=4 * (expected / len(surprise)) ** 0.5)
@@ -175,13 +176,18 @@ class Second:
 
     @torch.no_grad()
     def mend(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """Puts the typical value into a column, and then four times what the network makes of the row there."""
+        """Puts the typical value into a column, then four times what the network makes of the row, and one category."""
         value = torch.from_numpy(self.bundle.typical).double()
-        for _ in range(5):
+        for last in range(5):
             x = x.clone()
             for block in self.bundle.encoder.blocks:
+                own = value[block.start : block.stop]
+                if last == 4 and block.kind == "categorical":
+                    own = (torch.arange(block.width) == own.argmax()).double()
+                elif last == 4 and block.kind == "binary":
+                    own = (own > 0.5).double()
                 if block.column == name:
-                    x[0, block.start : block.stop] = value[block.start : block.stop]
+                    x[0, block.start : block.stop] = own
             value = self.loss.to_scale(self.model(x).output)[0]
         return x
 
@@ -194,7 +200,7 @@ class Second:
     def whole(self, first: str) -> set[str]:
         """The parts that the score is that of, and that mending the first column leaves more than half of."""
         before, left = self.surprise(self.x), self.surprise(self.mend(self.x, first))
-        worth = before - np.log(20)
+        worth = before - np.log(100)
         worth[: self.count] -= np.log(self.count)
         worth[-1] = before[-1]
         governing = {name for name, place in (("latent", self.count), ("ensemble", -1)) if worth[place] == worth.max()}
@@ -284,6 +290,37 @@ class TestExplanations:
             assert said[-1] == Second(fitted.bundle, rows[place]).whole(first)
             assert said[-1] <= {parts[0].column}
         assert 4 <= sum(map(bool, said)) <= len(said) - 4
+
+    @pytest.mark.parametrize("taken", [{"load": "ensemble"}, {"power": "row", "mode": "latent"}])
+    def test_columns_may_be_named_like_evidence(self, fitted, taken):
+        data = pl.concat([fitted.features(day) for day in (*fitted.window.train, *fitted.window.validation)])
+        columns = [dataclasses.replace(column, name=taken.get(column.name, column.name)) for column in fitted.columns]
+        half = data.height // 2
+        rows = data.rename(taken)
+        found, _ = fit_detector(fitted.config, columns, rows.head(half), rows.tail(half))
+        same, _ = fit_detector(fitted.config, fitted.columns, data.head(half), data.tail(half))
+        odd = pl.concat(
+            [head(fitted, 5, **{name: change}) for name, change in CHANGES.items()]
+            + [head(fitted, 5, load=pl.col("load") * 15, power=pl.col("power") * 15)]
+        )
+        assert found.latents_and_scores(odd.rename(taken))[1].tolist() == same.latents_and_scores(odd)[1].tolist()
+        expected = [
+            [dataclasses.replace(part, column=taken.get(part.column, part.column)) for part in parts]
+            for parts in same.explain(odd)
+        ]
+        assert found.explain(odd.rename(taken)) == expected
+
+    def test_of_many_columns_the_strangest_are_tried(self, fitted, monkeypatch):
+        rows = pl.concat([head(fitted, 5, **{name: change}) for name, change in CHANGES.items()])
+        every = fitted.bundle.explain(rows)
+        monkeypatch.setattr(detectors, "_SUSPECTS", 1)
+        surprise = fitted.bundle.tails(fitted.bundle.latents_and_losses(rows)[1])[:, : len(fitted.bundle.columns)]
+        names = [
+            next(part.column for part in parts if part.column not in WHOLE) for parts in fitted.bundle.explain(rows)
+        ]
+        assert names == [fitted.bundle.columns[place] for place in surprise.argmax(axis=1)]
+        monkeypatch.setattr(detectors, "_SUSPECTS", len(fitted.bundle.columns))
+        assert fitted.bundle.explain(rows) == every
 
     @pytest.mark.parametrize("columns", [1, 2, 3])
     def test_no_more_is_named_than_is_asked_for(self, fitted, columns):

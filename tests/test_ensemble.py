@@ -20,6 +20,12 @@ from ae_pipeline.scoring.mixture import fit_mixture
 from ae_pipeline.scoring.neighbours import crowd, nearest
 from ae_pipeline.scoring.views import Views, fit_views
 
+WHAT = (
+    "distance from the nearest training row",
+    "distance from the nearest training row by ranks",
+    "rarity among training rows",
+    "residual of small autoencoders",
+)
 STRAIGHT = np.zeros(3, dtype=bool)
 
 
@@ -30,15 +36,27 @@ def copied(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class TestStandardView:
-    def test_training_rows_have_mean_0_and_deviation_1_also_where_numbers_were_bent(self):
+    def test_it_is_in_units_of_winsorised_spread_also_where_numbers_were_bent(self):
         rng = np.random.default_rng(0)
-        numbers = np.stack([rng.normal(5, 3, 700), rng.standard_t(3, 700), rng.lognormal(0, 1, 700)], 1)
+        numbers = np.stack([rng.normal(5, 3, 801), rng.standard_t(3, 801), rng.lognormal(0, 1, 801)], 1)
         bent = np.array([False, True, True])
         standard = fit_views(np.where(bent, np.arcsinh(numbers), numbers), bent).standard
         found = standard(np.where(bent, np.arcsinh(numbers), numbers))
-        np.testing.assert_allclose(found.mean(0), 0, atol=1e-12)
-        np.testing.assert_allclose(found.std(0), 1, rtol=1e-12)
-        np.testing.assert_allclose(found, (numbers - numbers.mean(0)) / numbers.std(0), atol=1e-10)
+        inner = scipy.stats.mstats.winsorize(numbers, (4 / 801, 4 / 801), axis=0).data  # 0.005 of 800 steps
+        np.testing.assert_allclose(found, (numbers - inner.mean(0)) / inner.std(0), atol=1e-10)
+
+    def test_a_broken_value_leaves_the_others_as_they_are(self):
+        rows = np.random.default_rng(0).normal(size=(3000, 3))
+        broken = rows.copy()
+        broken[7, 1] = 1e6
+        whole, found = fit_views(rows, STRAIGHT).standard(rows), fit_views(broken, STRAIGHT).standard(broken)
+        np.testing.assert_allclose(np.delete(found, 7, axis=0), np.delete(whole, 7, axis=0), atol=0.01)
+
+    def test_a_column_that_varies_in_few_rows_has_the_spread_of_all(self):
+        rows = (np.arange(3000)[:, None] < [[3]]).astype(float)
+        found = fit_views(rows, STRAIGHT[:1]).standard(rows)
+        assert found[0, 0] == pytest.approx(1 / rows.std())
+        assert found[-1, 0] == 0
 
     def test_other_rows_are_measured_by_the_training_rows(self):
         views = fit_views(np.array([[0.0, 0.0, 1.0], [2.0, 4.0, 1.0]]), STRAIGHT)
@@ -143,6 +161,16 @@ class TestNeighbours:
         np.testing.assert_allclose(nearest(rows, rows), expected, rtol=1e-9)
         expected = [crowd(rows[[place]], others, 20)[0] for place, others in enumerate(without)]
         np.testing.assert_allclose(crowd(rows, rows, 20), expected, rtol=1e-9)
+
+    def test_a_twin_is_at_distance_zero_itself_whatever_rounding_leaves(self):
+        # whole numbers far from the origin, most of them more than once
+        rng = np.random.default_rng(0)
+        references = rng.integers(0, 3, (2000, 6)) / 3 + np.array([0.1, 10, 100, 1000, -7, 0])
+        found = nearest(references, references)
+        twins = np.unique(references, axis=0, return_counts=True, return_inverse=True)
+        assert (found == 0).tolist() == (twins[2][twins[1]] > 1).tolist()
+        alone = np.concatenate([nearest(row[None], references) for row in references])
+        np.testing.assert_allclose(found, alone, rtol=1e-6)
 
     def test_of_references_that_equal_a_row_one_alone_is_left_out(self):
         references = np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [6.0, 8.0]])
@@ -423,6 +451,31 @@ class TestSameness:
         rows = normal_rows(200, 3)
         assert ensemble(rows).tobytes() == ensemble(rows.copy()).tobytes() == ensemble(rows.astype(float)).tobytes()
 
+    @pytest.mark.usefixtures("quick")
+    def test_neither_does_where_few_values_recur_and_most_rows_have_twins(self):
+        rows = np.random.default_rng(0).integers(0, 3, (800, 5)).astype(np.float32) / 3
+        found = fit_ensemble(rows, np.zeros(5, dtype=bool), 0)
+        whole = found(rows)
+        alone = np.concatenate([found(row[None]) for row in rows])
+        np.testing.assert_allclose(alone, whole, rtol=1e-5)
+        order = np.random.default_rng(1).permutation(len(rows))
+        np.testing.assert_allclose(found(rows[order]), whole[order], rtol=1e-5)
+
+    @pytest.mark.usefixtures("quick")
+    def test_the_strangest_measure_is_told_with_its_figure(self):
+        rows = normal_rows(400, 0)
+        found = fit_ensemble(rows, BENT, 0)
+        odd = np.concatenate([rows[:50], rows[:50] + 30])
+        measures = found.measures(odd)
+        weighed = found.tails(measures) * WEIGHTS
+        words = found.governing(odd)
+        for said, of_row, nats in zip(words, measures, weighed, strict=True):
+            place = int(nats.argmax())
+            usual = found.tails.knots[place, -1]
+            assert said[0].startswith(f"{of_row[place]:.1f} times the usual {WHAT[place]}")
+            assert said[1] == f"{usual:.1f} times at most in 99 %"
+        assert len({said.split("usual ")[1] for said, _ in words}) >= 3
+
     def test_neither_the_order_of_rows_nor_their_number_makes_a_difference(self, ensemble, contaminated, monkeypatch):
         rows = np.concatenate([normal_rows(300, 3), contaminated[0][:100]])
         expected, order = ensemble(rows), np.random.default_rng(0).permutation(400)
@@ -465,7 +518,7 @@ class TestSizes:
         assert np.isfinite(found(np.concatenate([rows, rows + 1000]))).all()
         assert found(rows + 1000).min() > found(rows).max()
 
-    def test_columns_that_are_constant_in_training_are_not_looked_at(self):
+    def test_columns_that_are_constant_in_training_count_by_how_many_rows_agreed_once_they_vary(self):
         rows = normal_rows(100, 0)
         constants = np.full((100, 3), [0.0, 7.5, -1.0], dtype=np.float32)
         wider = np.concatenate(
@@ -476,8 +529,9 @@ class TestSizes:
         assert found.varying.tolist() == [1, 2, 3, 4, 6, 7]
         expected = fit_ensemble(rows, BENT, 0)(rows)
         assert found(wider).tobytes() == expected.tobytes()
-        wider[:, [0, 5, 8]] = 99
-        assert found(wider).tobytes() == expected.tobytes()
+        wider[:50, 5], wider[50:, [0, 8]] = 99, 99
+        departed = np.repeat([1, 2], 50)
+        np.testing.assert_allclose(found(wider), expected + departed * np.log(102), rtol=1e-14)
 
     @pytest.mark.parametrize(
         ("n", "width", "references"),

@@ -23,10 +23,19 @@ from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.training import train
 
 
-def config(kind: str = "table", training: dict[str, Any] | None = None, **model: Any) -> PipelineConfig:
+def config(
+    kind: str = "table", training: dict[str, Any] | None = None, alerts: dict[str, Any] | None = None, **model: Any
+) -> PipelineConfig:
     images = {"images": {}} if kind == "image" else {}
     return PipelineConfig.model_validate(
-        {"dataset": "shop", "identity": ["id"], **images, "model": model, "training": training or {}}
+        {
+            "dataset": "shop",
+            "identity": ["id"],
+            **images,
+            "model": model,
+            "training": training or {},
+            "alerts": alerts or {},
+        }
     )
 
 
@@ -42,6 +51,14 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     "likelihood and another term": (
         {"loss": {"likelihood": 1, "mse": 0.5}},
         ("goes with no other term", r"loss=\{likelihood: 1, mse: 0.5\}", "; name it alone, or leave it out"),
+    ),
+    "an ensemble alone for images": (
+        {"kind": "image", "alerts": {"evidence": ["ensemble"]}},
+        ("is for tables", r"evidence=\['ensemble'\]", "; of images name columns, latent or row"),
+    ),
+    "evidence named twice": (
+        {"alerts": {"evidence": ["row", "columns", "row"]}},
+        ("names one twice", r"evidence=\['row', 'columns', 'row'\]", "; name each once"),
     ),
     "robust scaling of images": (
         {"kind": "image", "scaling": "robust"},

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+import scipy.stats
 from conftest import Fitted
 
 from ae_pipeline.errors import PublicationError
@@ -105,10 +106,11 @@ class TestRanking:
         for name in ("score", "p_value", "is_anomaly", "model_version", "event_time"):
             assert both[name].equals(both[f"{name}_published"], check_names=False)
 
-    def test_the_three_columns_most_to_blame_stand_in_their_order(self, report):
+    def test_flagged_rows_alone_are_explained_by_the_three_columns_most_to_blame_in_their_order(self, report):
         for row in report.strangest:
             surprises = [part.surprise for part in row.contributions]
-            assert len(surprises) == 3
+            assert len(surprises) == (3 if row.is_anomaly else 0)
+            assert bool(row.because) == row.is_anomaly
             columns = [part.surprise for part in row.contributions if part.column not in {"latent", "ensemble"}]
             assert columns == sorted(columns, reverse=True)
             assert not {"latent", "ensemble"} & {part.column for part in row.contributions[1:]}
@@ -119,6 +121,30 @@ class TestRanking:
         assert f"mode is {SCRIPT}, expected " in row["because"]
         coldest = ranked(planted, days[3]).row(0, named=True)
         assert {part["column"]: part["actual"] for part in coldest["contributions"]}["temperature"] == "-900"
+
+    def test_rows_marked_at_a_false_discovery_rate_are_listed_explained_counted_and_shown(self, planted, days):
+        rate = 0.5
+        assert "◆" not in reported(planted, days).page.read_text()
+        alerts = planted.config.alerts.model_copy(update={"false_discovery_rate": rate})
+        config = planted.config.model_copy(update={"alerts": alerts})
+        marked = reported(replace(planted, bundle=replace(planted.bundle, config=config)), days)
+        table = pl.read_delta(str(planted.paths.latents))
+        count = 0
+        for entry in marked.days:
+            rows = table.filter(pl.col("date").dt.to_string() == entry.day)
+            expected = rows.filter(pl.Series(scipy.stats.false_discovery_control(rows["p_value"].to_numpy()) <= rate))
+            listed = ranked(planted, entry.day)
+            assert set(listed.filter("is_discovery")["row_id"]) == set(expected["row_id"])
+            assert entry.discoveries == expected.height
+            explained = listed.filter(pl.col("contributions").list.len() > 0)
+            assert explained.select(pl.col("is_discovery") | pl.col("is_anomaly")).to_series().all()
+            count += expected.height
+        summary = json.loads(marked.summary.read_text())
+        assert (summary["discoveries"], summary["false_discovery_rate"]) == (count, rate)
+        assert count > 0
+        page = marked.page.read_text()
+        assert page.count("◆</td>") == pl.read_parquet(marked.alerts)["is_discovery"].sum()
+        assert pl.read_delta(str(planted.paths.latents)).equals(table)
 
     def test_no_more_rows_are_ranked_than_the_configuration_allows(self, planted, days):
         alerts = planted.config.alerts.model_copy(update={"report_rows": 4})

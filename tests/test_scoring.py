@@ -1,13 +1,15 @@
 """p-values and tails by hand, against empirical survival and against the beta-binomial law."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from ae_pipeline.errors import TrainingError
-from ae_pipeline.scoring.calibration import calibrate
+from ae_pipeline.promotion import calibration_holds
+from ae_pipeline.scoring.calibration import calibrate, departure, discoveries
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
 
 
@@ -22,7 +24,7 @@ class TestPValues:
 
     def test_where_all_scores_tie_nothing_is_flagged_but_what_scores_higher(self):
         calibration = calibrate(np.full(99, 2.0), 0.01, 1)
-        p_values = calibration.p_values(np.array([2.0, np.nextafter(2, 3)]))
+        p_values = calibration.p_values(np.array([2.0, 2.00001]))
         assert p_values.tolist() == [1.0, 0.01]
         assert calibration.flags(p_values).tolist() == [False, True]
 
@@ -74,6 +76,12 @@ class TestPValues:
 
 
 class TestThreshold:
+    @pytest.mark.parametrize("score", [3.7, -3.7, 1e-3])
+    def test_what_rounding_parts_is_a_tie_and_no_more_is(self, score):
+        calibration = calibrate(np.full(99, score), 0.01, 1)
+        near = score + abs(score) * np.array([-1e-9, 0, 1e-9, 1e-6])
+        assert calibration.p_values(near).tolist() == [1.0, 1.0, 1.0, 0.01]
+
     @pytest.mark.parametrize("budget", [0.01, 0.05, 0.07, 0.14, 0.29, 0.57, 0.58])
     @pytest.mark.parametrize("n", [99, 100, 137, 199, 1499])
     @pytest.mark.parametrize("ties", [False, True])
@@ -81,7 +89,7 @@ class TestThreshold:
         rng = np.random.default_rng(n)
         scores = rng.integers(0, 20, n).astype(float) if ties else rng.normal(size=n)
         calibration = calibrate(scores, budget, 1)
-        asked = np.r_[scores, rng.normal(5, 10, 500), np.nextafter(scores, np.inf), np.nextafter(scores, -np.inf)]
+        asked = np.r_[scores, rng.normal(5, 10, 500), scores + 1e-5, scores - 1e-5]
         np.testing.assert_array_equal(calibration.flags(calibration.p_values(asked)), asked > calibration.threshold)
 
 
@@ -145,7 +153,7 @@ class TestTails:
         assert excess == pytest.approx(beyond.mean(), rel=0.02)
         asked = last + excess * np.array([0, 1, 2, 10, 100])
         expected = -np.log(0.01) + np.array([0, 1, 2, 10, 100])
-        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), asked), expected, rtol=1e-9)
+        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), asked), expected, rtol=2e-6)
         np.testing.assert_allclose(expected, asked / 3, rtol=0.15)  # −ln P of the law they were drawn from
 
     def test_columns_are_fitted_each_on_its_own(self):
@@ -163,3 +171,68 @@ class TestTails:
 
     def test_no_rows_have_no_surprise(self):
         assert fit_tails(np.random.default_rng(0).normal(size=(50, 3)))(np.empty((0, 3))).shape == (0, 3)
+
+
+class TestDiscoveries:
+    @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+    @pytest.mark.parametrize("n", [1, 2, 19, 99, 999])
+    def test_it_marks_what_exact_arithmetic_marks(self, n, rate):
+        rng, exact = np.random.default_rng(n), Fraction(str(rate))
+        marked = 0
+        for rows in (1, 2, 5, 30, 200):
+            ranks = np.minimum(rng.geometric(0.4, rows), n + 1)
+            rising = sorted(ranks.tolist())
+            most = max((k for k in range(1, rows + 1) if Fraction(rising[k - 1], n + 1) <= exact * k / rows), default=0)
+            found = discoveries(ranks / (n + 1), rate)
+            assert found.tolist() == [bool(most) and rank <= rising[most - 1] for rank in ranks]
+            marked += int(found.sum())
+        assert marked or n + 1 <= 1 / rate
+
+    def test_many_rows_at_the_rate_itself_are_all_marked_and_one_above_it_alone_is_not(self):
+        assert discoveries(np.full(10, 0.1), 0.1).all()
+        assert discoveries(np.array([0.1, 0.9]), 0.1).tolist() == [False, False]
+        assert discoveries(np.array([0.05, 0.9]), 0.1).tolist() == [True, False]
+        assert discoveries(np.empty(0), 0.1).shape == (0,)
+
+    def test_the_share_of_false_alarms_among_conformal_marks_keeps_to_the_rate(self):
+        shares = []
+        for seed in range(400):
+            scores = np.random.default_rng(seed).normal(size=2000 + 190 + 10)
+            scores[-10:] += 4.5
+            p_values = calibrate(scores[:2000], 0.01, None).p_values(scores[2000:])
+            marked = discoveries(p_values, 0.2)
+            shares.append(marked[:190].sum() / max(marked.sum(), 1))
+        assert 0.13 < np.mean(shares) < 0.2 + 3 * np.std(shares) / len(shares) ** 0.5
+
+
+class TestDeparture:
+    @pytest.mark.parametrize("decimals", [0, 1, 9])
+    def test_it_is_the_two_sample_statistic_of_kolmogorov_and_smirnov_also_where_scores_tie(self, decimals):
+        rng = np.random.default_rng(decimals)
+        scores, others = rng.normal(size=300).round(decimals), rng.normal(0.3, 2, size=170).round(decimals)
+        expected = scipy.stats.ks_2samp(scores, others, method="asymp").statistic
+        assert departure(scores, others) == pytest.approx(expected, abs=1e-15)
+        assert departure(scores, rng.permutation(scores)) == 0
+        assert departure(scores, others + 100) == 1
+
+
+class TestCalibrationHolds:
+    @pytest.mark.parametrize(("n", "calibrated"), [(50, 50), (1000, 50), (10_000, 100), (3000, 3000)])
+    @pytest.mark.parametrize("values", [0, 1, 3, 1000])
+    def test_rows_like_those_of_the_calibration_raise_no_warning_however_many_tie(self, n, calibrated, values):
+        for seed in range(50):
+            scores = np.random.default_rng(seed).normal(size=n + calibrated)
+            scores = np.floor(values * scipy.stats.norm.cdf(scores)) if values else scores
+            assert calibration_holds(scores[:n], scores[n:]).passed
+
+    def test_rows_that_score_otherwise_raise_one_that_says_by_how_much(self):
+        rng = np.random.default_rng(0)
+        verdict = calibration_holds(rng.normal(0.7, 1, 5000), rng.normal(size=5000))
+        assert not verdict.passed
+        assert verdict.figure == pytest.approx(2 * scipy.stats.norm.cdf(0.35) - 1, abs=0.03)
+        assert verdict.threshold == pytest.approx(0.1 + 1.63 * (2 / 5000) ** 0.5)
+        assert f"differ by up to {verdict.figure:.3f}; train anew" in verdict.words
+
+    def test_without_new_rows_there_is_nothing_to_hold(self):
+        verdict = calibration_holds(np.empty(0), np.arange(10.0))
+        assert (verdict.passed, verdict.words) == (True, "0 rows lie after the calibration days")

@@ -56,7 +56,7 @@ def latents_of(files: Sequence[str], paths: DatasetPaths, latent_dim: int) -> np
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 
 
-def p_values_of(files: Sequence[str], paths: DatasetPaths) -> npt.NDArray[np.float64]:
-    """Reads the p-values of some files of the table, (n,)."""
-    parts = [pl.read_parquet(paths.latents / path, columns=["p_value"])["p_value"].to_numpy() for path in files]
+def scores_of(files: Sequence[str], paths: DatasetPaths) -> npt.NDArray[np.float64]:
+    """Reads the scores of some files of the table, (n,)."""
+    parts = [pl.read_parquet(paths.latents / path, columns=["score"])["score"].to_numpy() for path in files]
     return np.concatenate([np.empty(0), *parts])

@@ -41,6 +41,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 USUAL_LATENT_DIM = 8
+"""Where the configuration names none; half of the encoded inputs where these are fewer than 16."""
 
 
 def check_architecture(config: PipelineConfig) -> Architecture:

@@ -28,7 +28,7 @@ def latent_features(config: PipelineConfig) -> Body:
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from ae_pipeline.latents.publish import publish
-        from ae_pipeline.latents.read import latents_of, p_values_of, rows_published
+        from ae_pipeline.latents.read import latents_of, rows_published, scores_of
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.promotion import calibration_holds, latents_not_collapsed
         from ae_pipeline.storage import read_facts
@@ -43,8 +43,10 @@ def latent_features(config: PipelineConfig) -> Body:
         rows = rows_published([day.day for day in done.days], paths)
         expected = sum(int(read_facts(paths.features(day.day))["rows"]) for day in done.days)
         flagged = sum(day.flagged for day in asked)
-        newer = [day for day in asked if config.is_daily and day.path and day.day > bundle.window.days[-1]]
-        drift = calibration_holds(p_values_of([day.path or "" for day in newer], paths))
+        # The newest days of the table, whichever were asked for: as many as the model was calibrated on.
+        newer = [day.path for day in done.days if config.is_daily and day.path and day.day > bundle.window.days[-1]]
+        recent = scores_of(newer[-len(bundle.window.calibration) :], paths)
+        drift = calibration_holds(recent, bundle.calibration.scores)
         context.log.info(
             f"{rows_on_days(rows, len(done.days), config)} under model version {version.version}, {flagged:,} flagged; "
             + (f"now table version {done.table_version}" if done.committed else "the table stands as it was")

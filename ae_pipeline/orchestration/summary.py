@@ -50,7 +50,7 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines += ["", "The ten strangest rows:"]
         for place, row in enumerate(summary["strangest"][:10], 1):
             lines.append(f"{place:>3}. {row['row_id']}  (score {row['score']:.1f})")
-            lines.append(f"     {row['because']}")
+            lines.append(f"     {row['because'] or 'within the budget, not flagged'}")
     lines += [
         "",
         "Next: `make ui` opens the asset graph and the MLflow runs; open the report in a browser; read the table with",

@@ -37,7 +37,7 @@ class Window:
     Attributes:
         train: Days whose rows the encoder and the weights are fitted on; `ALL_ROWS` for a dataset without event time,
             whose rows are cut by a hash instead.
-        validation: Later days, for early stopping and the tails of the losses.
+        validation: Later days, for early stopping and the tails of the losses; with those before, for the ensemble.
         calibration: The newest days, for p-values.
         fingerprint: Of the content of all these days.
         split_by: Without event time: columns whose values keep rows together in one part; their identity where none.

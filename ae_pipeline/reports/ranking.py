@@ -1,4 +1,4 @@
-"""Ranks and explains the strangest rows of each day, a Parquet file a day."""
+"""Ranks the strangest rows of each day and explains those that are flagged, a Parquet file a day."""
 
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.scoring.calibration import discoveries
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
 
-REPORT_VERSION = "3"
+REPORT_VERSION = "4"
 """Raised when the same scores would give another report."""
 
 _ALWAYS_SHOWN = 10
@@ -107,7 +107,7 @@ def report_days(
     config: PipelineConfig,
     progress: Progress,
 ) -> list[ReportDay]:
-    """Ranks and explains the rows of each day that needs it, and writes a file for each.
+    """Ranks the rows of each day that needs it, explains those that are marked, and writes a file for each.
 
     Args:
         days: To rank.
@@ -212,11 +212,12 @@ def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:
 
 
 def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle) -> None:
+    marked = [draft.top["is_anomaly"] | draft.top["is_discovery"].fill_null(value=False) for draft in drafts]
     # The model's columns alone: days whose features were made under other settings may have others beside them.
-    features = [draft.features.select(bundle.columns) for draft in drafts]
+    features = [draft.features.select(bundle.columns).filter(own) for draft, own in zip(drafts, marked, strict=True)]
     explained = iter(bundle.explain(pl.concat(features)) if drafts else [])
-    for draft in drafts:
-        parts = [next(explained) for _ in range(draft.top.height)]
+    for draft, own in zip(drafts, marked, strict=True):
+        parts: list[list[Contribution]] = [next(explained) if is_marked else [] for is_marked in own]
         ranked = draft.top.with_columns(
             because=pl.Series([_because(row) for row in parts], dtype=pl.String),
             contributions=pl.Series([[asdict(part) for part in row] for row in parts], dtype=_SCHEMA["contributions"]),

@@ -10,6 +10,9 @@ from ae_pipeline.errors import TrainingError
 
 Array = npt.NDArray[np.float64]
 
+_SAME = 1e-7
+"""Share of a score by which another may differ and still tie with it."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -28,8 +31,12 @@ class Calibration:
     budget: float
 
     def p_values(self, scores: Array) -> Array:
-        """Gives (1 + number of calibration rows that score as high) / (n + 1) for each score."""
-        as_high = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
+        """Gives (1 + number of calibration rows that score as high) / (n + 1) for each score.
+
+        Scores that differ by less than a ten-millionth tie: rounding depends on the rows that are scored together, and
+        must not part them.
+        """
+        as_high = len(self.scores) - np.searchsorted(self.scores, scores - _SAME * np.abs(scores), side="left")
         p_values: Array = (1 + as_high) / (len(self.scores) + 1)
         return p_values
 
@@ -50,7 +57,8 @@ def discoveries(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
     """Marks rows of which a share of at most `rate` is expected to be false alarms (Benjamini & Hochberg 1995).
 
     It holds for conformal p-values of one calibration though they depend on each other (Bates et al. 2023). Of m rows
-    at least one p-value must be rate / m or less for any to be marked, which takes about m / rate calibration rows.
+    k are marked when the k-th lowest p-value is rate · k / m or less; no p-value of n calibration rows is below
+    1 / (n + 1), so that fewer than m / (rate · (n + 1)) rows are never marked.
 
     Args:
         p_values: Of all rows that are judged together, (n,).
@@ -60,21 +68,25 @@ def discoveries(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
         Shape (n,).
     """
     rising = np.sort(p_values)
-    within = np.flatnonzero(rising <= rate * np.arange(1, len(rising) + 1) / max(len(rising), 1))
+    # The last bit of a product must not decide where the two are equal.
+    most = rate * (1 + 1e-12) * np.arange(1, len(rising) + 1) / max(len(rising), 1)
+    within = np.flatnonzero(rising <= most)
     return np.asarray(p_values <= (rising[within[-1]] if len(within) else -1.0))
 
 
-def departure(p_values: Array) -> float:
-    """Gives the largest gap between the shares of p-values up to any level and that level (Kolmogorov's distance).
+def departure(scores: Array, others: Array) -> float:
+    """Gives the largest gap between the shares of two sets of scores up to any level (Smirnov's distance).
 
-    0 where rows score like those of the calibration, 1 where all score higher or all lower; a few anomalies among many
-    rows move it by no more than their share. It tells how far time has taken the rows, and not how surely.
+    0 where they are alike, 1 where all of one are higher; a few anomalies among many rows move it by no more than their
+    share. It tells how far time has taken the rows, and not how surely.
+
+    Args:
+        scores: Of one or more rows.
+        others: The same.
     """
-    n = len(p_values)
-    if n == 0:
-        return 0.0
-    rising, places = np.sort(p_values), np.arange(n + 1) / n
-    return float(max((places[1:] - rising).max(), (rising - places[:-1]).max()))
+    levels = np.union1d(scores, others)
+    shares = [np.searchsorted(np.sort(some), levels, side="right") / len(some) for some in (scores, others)]
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def calibrate(scores: Array, budget: float, days: int | None) -> Calibration:

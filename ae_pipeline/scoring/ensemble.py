@@ -18,12 +18,13 @@ from ae_pipeline.scoring.views import Views, fit_views
 
 Array = npt.NDArray[np.float64]
 
-FITTED_ROWS = 20_000
-"""Training rows that are looked at at most, drawn at random: so much tells all measures apart, in bounded time."""
+FITTED_ROWS, _FITTED_CELLS = 20_000, 2**23
+"""Training rows that are looked at at most, drawn at random, and these times columns: so much tells all measures apart,
+in bounded time and memory."""
 
 LEAST_ROWS = 16
 _MOST_REFERENCES, _LEAST_REFERENCES, _REFERENCE_CELLS = 4096, 512, 2**17
-"""References times columns, so that a row costs the same however wide it is."""
+"""References times columns: the wider the rows, the fewer of them, down to the least."""
 
 _CROWD, _FROM = 100, 1024
 _CORE = 0.8
@@ -31,12 +32,18 @@ _CORE = 0.8
 to lose little where nothing does."""
 
 MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "members")
+_WORDS = (
+    "distance from the nearest training row",
+    "distance from the nearest training row by ranks",
+    "rarity among training rows",
+    "residual of small autoencoders",
+)
 WEIGHTS = np.array([1.0, 1.0, 2.0, 1.0])
 """Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
 density of the mixture stands against both."""
 
 _DENSITY = MEASURES.index("mixture")
-_ARRAYS = ("varying", "references", "ends")
+_ARRAYS = ("varying", "first", "seen", "references", "ends")
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,9 @@ class Ensemble:
     in the midst of many others, so that they do not take a crowd of anomalies for normal.
 
     Attributes:
-        varying: Columns of the matrix that vary among the training rows; the others are not looked at.
+        varying: Columns of the matrix that vary among the training rows, all that the measures look at.
+        first: One training row, whose other columns are those of all, (width,).
+        seen: How many training rows there are, ().
         views: The scales.
         references: Training rows, (m, len(varying)), as they are encoded.
         mixture: Of the core, in units of spread.
@@ -58,6 +67,8 @@ class Ensemble:
     """
 
     varying: npt.NDArray[np.int64]
+    first: npt.NDArray[np.float32]
+    seen: npt.NDArray[np.int64]
     views: Views
     references: npt.NDArray[np.float32]
     mixture: Mixture
@@ -69,15 +80,26 @@ class Ensemble:
         """Gives the weighted sum of the measures' surprise for encoded rows, (n, width), nats, (n,).
 
         Were the measures independent and their weights 1, this would be Fisher's way to combine their tail
-        probabilities (1932).
+        probabilities (1932). Each column that never varied in n training rows and does now adds ln(n + 2), by Laplace's
+        rule of succession.
         """
-        total: Array = self.tails(self.measures(matrix)) @ WEIGHTS
+        departed = (matrix[:, self._steady] != self.first[self._steady]).sum(axis=1)
+        total: Array = self.tails(self.measures(matrix)) @ WEIGHTS + departed * np.log(self.seen + 2)
         return total
 
     def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
         """Gives each measure of n rows on its own scale, 1 at the median of the training rows, (n, measures)."""
         measures: Array = (self._raw(matrix) - self.ends[0]) / self.ends[1]
         return measures
+
+    def governing(self, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
+        """Says of each row what the strangest of the measures is, and how high it usually is, for people to read."""
+        measures = self.measures(matrix)
+        weighed, usual = self.tails(measures) * WEIGHTS, self.tails.knots[:, -1]
+        return [
+            (f"{row[place]:.1f} times the usual {_WORDS[place]}", f"{usual[place]:.1f} times at most in 99 %")
+            for row, place in zip(measures, weighed.argmax(axis=1), strict=True)
+        ]
 
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)
@@ -91,6 +113,10 @@ class Ensemble:
                 self.members(standard),
             ]
         )
+
+    @cached_property
+    def _steady(self) -> npt.NDArray[np.int64]:
+        return np.setdiff1d(np.arange(len(self.first)), self.varying)
 
     @cached_property
     def _references(self) -> tuple[Array, Array]:
@@ -140,8 +166,9 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
             "name other evidence under alerts"
         )
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(matrix), generator=generator)[:FITTED_ROWS].numpy()
     varying = np.flatnonzero((matrix != matrix[0]).any(axis=0))
+    most = min(FITTED_ROWS, _FITTED_CELLS // max(len(varying), 1))
+    chosen = torch.randperm(len(matrix), generator=generator)[:most].numpy()
     encoded = matrix[np.ix_(chosen, varying)]
     rows = encoded.astype(np.float64)
     views = fit_views(rows, bent[varying])
@@ -154,7 +181,8 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
     count = min(_MOST_REFERENCES, max(_LEAST_REFERENCES, _REFERENCE_CELLS // len(varying)))
     mixture, members = fit_mixture(core, seed), fit_members(core, generator)
     ends = np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))])
-    unfitted = Ensemble(varying, views, encoded[:count].copy(), mixture, members, ends, ColumnTails.none())
+    first, seen, references = matrix[0].copy(), np.array(len(matrix)), encoded[:count].copy()
+    unfitted = Ensemble(varying, first, seen, views, references, mixture, members, ends, ColumnTails.none())
     raw = unfitted._raw(matrix[chosen])
     # Distances begin at zero; a density has no end, and its scale begins where the training rows are densest.
     ends = np.stack([np.where(np.arange(len(WEIGHTS)) == _DENSITY, raw.min(axis=0), 0.0), ends[1]])

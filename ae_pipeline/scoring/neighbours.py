@@ -1,7 +1,8 @@
 """Distances to training rows.
 
 A row that equals one of the references counts as that one, which is left out: training rows and rows like them are
-held against the same number of others, as if each training row had been left out of its own references.
+held against the same number of others, as if each training row had been left out of its own references. Where more
+than one equals it, it has a twin at distance zero.
 """
 
 from collections.abc import Iterator
@@ -59,5 +60,8 @@ def _squares(rows: Array, references: Array) -> Iterator[Array]:
         squares = np.maximum(both - 2 * block @ references.T, 0.0)
         each, first = np.arange(len(block)), squares.argmin(axis=1)
         same = squares[each, first] <= _SAME * both[each, first]
+        # What rounding leaves of zero depends on how many rows are multiplied at once.
+        twins = squares[same]
+        squares[same] = np.where(twins <= _SAME * both[same], 0.0, twins)
         squares[each[same], first[same]] = np.inf
         yield squares

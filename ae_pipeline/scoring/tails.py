@@ -1,11 +1,15 @@
 """Column losses to tail probabilities: how rarely a loss as high is seen in rows like those of the window."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+
+_SAME = 1e-6
+"""Values that differ by less, relative to the larger, are one: what rounding makes of ties must not part them."""
 
 _TAIL = 0.01
 _KNOTS = 65
@@ -32,15 +36,26 @@ class ColumnTails:
     excess: Array
 
     def __call__(self, losses: Array) -> Array:
-        """Gives surprise of shape (n, columns), nats, for losses of that shape."""
+        """Gives surprise of shape (n, columns), nats, for losses of that shape.
+
+        Raises:
+            ValueError: Losses have another number of columns.
+        """
+        if losses.shape[1] != len(self.knots):
+            raise ValueError(f"tails are of {len(self.knots)} columns, and losses of {losses.shape[1]}")
         surprise = np.empty_like(losses)
-        for column, (knots, excess) in enumerate(zip(self.knots, self.excess, strict=True)):
-            distinct, first = np.unique(knots, return_index=True)
-            over = losses[:, column] - knots[-1]
-            # Of equal knots the first bears the probability of reaching that loss, the last that of exceeding it.
-            within = np.interp(losses[:, column], distinct, self.levels[first])
+        for column, ((distinct, levels), excess) in enumerate(zip(self._rising, self.excess, strict=True)):
+            reached = losses[:, column] - _SAME * np.abs(losses[:, column])
+            over = reached - distinct[-1]
+            within = np.interp(reached, distinct, levels)
             surprise[:, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
         return surprise
+
+    @cached_property
+    def _rising(self) -> list[tuple[Array, Array]]:
+        # Of equal knots the first bears the probability of reaching that loss, the last that of exceeding it.
+        apart = np.diff(self.knots, prepend=-np.inf, axis=1) > _SAME * np.abs(self.knots)
+        return [(knots[first], self.levels[first]) for knots, first in zip(self.knots, apart, strict=True)]
 
     @classmethod
     def none(cls) -> "ColumnTails":

@@ -10,6 +10,10 @@ import torch
 Array = npt.NDArray[np.float64]
 
 _KNOTS = 1001
+_OUTER = 0.005
+"""Share of the rows at either end of a column whose values count as the last before them in mean and spread, so that
+one broken value does not make all others alike."""
+
 _FARTHEST = 1e6
 _LEAST_SPREAD = 1e-6
 
@@ -23,8 +27,8 @@ class Views:
 
     Attributes:
         bent: Which columns of the matrix are asinh of something, (width,).
-        mean: Of the training rows, unbent, (width,).
-        spread: Standard deviation of the same, (width,).
+        mean: Of the training rows, unbent and winsorised, (width,).
+        spread: Standard deviation of the same; of columns that vary in their ends alone, of all rows, (width,).
         knots: Quantiles of the training rows at evenly spaced levels, rising, (width, knots).
         rows: How many rows these were taken from, ().
     """
@@ -59,11 +63,12 @@ class Views:
 def fit_views(matrix: Array, bent: npt.NDArray[np.bool_]) -> Views:
     """Fits both views on encoded training rows, (n, width)."""
     values = _unbend(matrix, bent)
-    spread = values.std(axis=0)
+    inner = np.clip(values, *np.quantile(values, [_OUTER, 1 - _OUTER], axis=0, method="nearest"))
+    spread = np.where(inner.std(axis=0) > _LEAST_SPREAD, inner.std(axis=0), values.std(axis=0))
     knots = np.quantile(matrix, np.linspace(0, 1, min(_KNOTS, len(matrix))), axis=0, method="nearest").T
     return Views(
         bent,
-        values.mean(axis=0),
+        inner.mean(axis=0),
         np.where(spread > _LEAST_SPREAD, spread, 1.0),
         np.ascontiguousarray(knots),
         np.array(len(matrix)),
