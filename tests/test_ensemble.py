@@ -203,26 +203,29 @@ class TestNeighbours:
 
 
 class TestMixture:
-    def test_rarity_is_minus_the_log_density_but_for_a_constant(self):
+    def test_rarity_is_minus_the_mean_log_density_but_for_a_constant(self):
         rng = np.random.default_rng(0)
         rows = np.r_[rng.normal(-2, 0.5, (300, 3)), rng.multivariate_normal([2, 2, 0], np.eye(3) + 0.8, 200)]
         mixture = fit_mixture(rows, 0)
-        assert len(mixture.weights) > 1
-        assert mixture.weights.sum() == pytest.approx(1, rel=1e-12)
-        covariances = [np.linalg.inv(whitening @ whitening.T) for whitening in mixture.whitening]
-        parts = [scipy.stats.multivariate_normal(*given) for given in zip(mixture.means, covariances, strict=True)]
         asked = np.r_[rows, rng.normal(0, 20, (50, 3))]
-        density = np.stack([part.logpdf(asked) for part in parts], 1) + np.log(mixture.weights)
-        expected = -scipy.special.logsumexp(density, axis=1) - 1.5 * np.log(2 * np.pi)
-        np.testing.assert_allclose(mixture(asked), expected, rtol=1e-9, atol=1e-9)
+        expected = []
+        for weights, means, whitenings in zip(mixture.weights, mixture.means, mixture.whitening, strict=True):
+            assert len(weights) > 1
+            assert weights.sum() == pytest.approx(1, rel=1e-12)
+            covariances = [np.linalg.inv(whitening @ whitening.T) for whitening in whitenings]
+            parts = [scipy.stats.multivariate_normal(*given) for given in zip(means, covariances, strict=True)]
+            density = np.stack([part.logpdf(asked) for part in parts], 1) + np.log(weights)
+            expected.append(-scipy.special.logsumexp(density, axis=1) - 1.5 * np.log(2 * np.pi))
+        assert len({tuple(given) for given in expected}) == len(expected) == 3
+        np.testing.assert_allclose(mixture(asked), np.mean(expected, axis=0), rtol=1e-9, atol=1e-9)
 
     @pytest.mark.parametrize(
-        ("n", "width", "components"), [(13, 5, 1), (39, 5, 1), (60, 5, 3), (900, 5, 8), (500, 100, 2), (30, 60, 1)]
+        ("n", "width", "components"), [(13, 5, 1), (49, 5, 1), (75, 5, 3), (900, 5, 8), (500, 100, 2), (30, 60, 1)]
     )
     def test_few_rows_have_few_components_and_are_scored_however_far_a_row_is(self, n, width, components):
         rows = np.random.default_rng(0).normal(size=(n, width))
         mixture = fit_mixture(rows, 0)
-        assert len(mixture.weights) == components
+        assert mixture.weights.shape == (3, components)
         assert mixture(np.full((1, width), 1e6))[0] > mixture(np.full((1, width), 9.0))[0] > mixture(rows).mean()
         assert np.isfinite(mixture(np.r_[rows, np.full((1, width), 1e6)])).all()
 

@@ -38,7 +38,7 @@ _WORDS = (
     "rarity among training rows",
     "residual of small autoencoders",
 )
-WEIGHTS = np.array([1.0, 1.0, 2.0, 1.0])
+WEIGHTS = np.array([1.0, 1.0, 2.5, 1.0])
 """Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
 density of the mixture stands against both."""
 
