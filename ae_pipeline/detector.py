@@ -243,7 +243,7 @@ class Detector(FittedNetwork):
             if block.kind == BlockKind.CATEGORICAL:
                 settled[:, block.start : block.stop] = one_hot(own.argmax(1), block.width).to(x)
             elif block.kind == BlockKind.BINARY:
-                settled[:, block.start : block.stop] = own.round()
+                settled[:, block.start : block.stop] = own.round().clamp(0, 1)
         return settled
 
     def _of_image(self, surprise: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
