@@ -187,8 +187,7 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
     # Distances begin at zero; a density has no end, and its scale begins where the training rows are densest.
     ends = np.stack([np.where(np.arange(len(WEIGHTS)) == _DENSITY, raw.min(axis=0), 0.0), ends[1]])
     ends[1] = _medians(raw - ends[0])
-    scaled = replace(unfitted, ends=ends)
-    return replace(scaled, tails=fit_tails(scaled.measures(matrix[chosen])))
+    return replace(unfitted, ends=ends, tails=fit_tails((raw - ends[0]) / ends[1]))
 
 
 def _medians(measures: Array) -> Array:

@@ -55,6 +55,7 @@ def fit_mixture(rows: Array, seed: int) -> Mixture:
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
     generator = np.random.default_rng(seed)
     count = _FITTED_ROWS if len(rows) > _FITTED_ROWS else max(1, len(rows) * 4 // 5)
@@ -62,7 +63,8 @@ def fit_mixture(rows: Array, seed: int) -> Mixture:
     found = []
     for draw in range(_DRAWS):
         model = GaussianMixture(components, reg_covar=_FLOOR, max_iter=_PASSES, random_state=seed + draw)
-        with warnings.catch_warnings():
+        # Products this small wait longer for a second thread than they take.
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(rows[generator.permutation(len(rows))[:count]])
         found.append((model.weights_, model.means_, model.precisions_cholesky_))

@@ -15,8 +15,8 @@ Array = npt.NDArray[np.float64]
 _SAME = 1e-12
 """Squared distance, as a share of the squared lengths, up to which two rows are one: what rounding leaves of zero."""
 
-_AT_ONCE = 2**22
-"""Distances that are held at once."""
+_AT_ONCE = 2**18
+"""Distances that are held at once: so many stay in a processor's cache."""
 
 
 def nearest(rows: Array, references: Array) -> Array:
@@ -52,16 +52,19 @@ def crowd(rows: Array, references: Array, count: int) -> Array:
 
 def _squares(rows: Array, references: Array) -> Iterator[Array]:
     """Gives squared distances block by block, (rows of the block, m), infinite to the reference that a row equals."""
-    lengths = np.square(references).sum(axis=1)
+    lengths, factors = np.square(references).sum(axis=1), -2 * references.T
     step = max(1, _AT_ONCE // len(references))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        both = np.square(block).sum(axis=1, keepdims=True) + lengths
-        squares = np.maximum(both - 2 * block @ references.T, 0.0)
-        each, first = np.arange(len(block)), squares.argmin(axis=1)
-        same = squares[each, first] <= _SAME * both[each, first]
+        own = np.square(block).sum(axis=1)
+        squares = block @ factors
+        squares += lengths
+        squares += own[:, np.newaxis]
+        np.maximum(squares, 0.0, out=squares)
+        first = squares.argmin(axis=1)
+        same = np.flatnonzero(squares[np.arange(len(block)), first] <= _SAME * (own + lengths[first]))
         # What rounding leaves of zero depends on how many rows are multiplied at once.
         twins = squares[same]
-        squares[same] = np.where(twins <= _SAME * both[same], 0.0, twins)
-        squares[each[same], first[same]] = np.inf
+        squares[same] = np.where(twins <= _SAME * (own[same, np.newaxis] + lengths), 0.0, twins)
+        squares[same, first[same]] = np.inf
         yield squares
