@@ -23,7 +23,9 @@ Cases are not independent: budgets of a seed share their scores, and seeds of a 
 
 `--flights` adds what time makes of the promise: for each month from July to December 2013 the shipped configuration is
 fitted on the window of the days before it, and the share of the month's rows that it flags stands beside the shipped
-budget. A month is not exchangeable with the calibration days before it, so theory promises nothing here.
+budget. A month is not exchangeable with the calibration days before it, so theory promises nothing here. Beside it
+stands what the check `calibration_holds` says at the end of the month, of as many of its last days as were calibrated
+on.
 """
 
 import argparse
@@ -43,6 +45,7 @@ from scipy.stats import betabinom  # type: ignore[import-untyped]
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.preprocessing.features import feature_columns, features_content
 from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.promotion import Verdict, calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks.detection import FloatArray, Table, cap_rows, find_sets, fit_ours, halve_normal, read_set
 from benchmarks.planted_faults import Prepared, prepare
@@ -142,6 +145,7 @@ class Month(NamedTuple):
         budget: As shipped.
         rows: Of the month.
         flagged: Of these.
+        drift: Whether its last days score like those of the calibration.
     """
 
     month: str
@@ -149,6 +153,7 @@ class Month(NamedTuple):
     budget: float
     rows: int
     flagged: int
+    drift: Verdict
 
     def row(self) -> Row:
         """Gives the row of the JSON."""
@@ -159,6 +164,9 @@ class Month(NamedTuple):
             "rows": self.rows,
             "flagged": self.flagged,
             "share": round(self.flagged / self.rows, 6),
+            "gap": round(self.drift.figure, 6),
+            "gap_allowed": round(self.drift.threshold, 6),
+            "calibration_holds": self.drift.passed,
         }
 
 
@@ -226,10 +234,12 @@ def try_month(prepared: Prepared, month: str) -> Month:
     content = {day: content_hash for day, (content_hash, rows) in features_content(config, paths).items() if rows}
     window = cut_window({day: text for day, text in content.items() if day < month}, config)
     bundle, _ = fit_bundle(config, feature_columns(config, prepared.contract), window, paths)
-    days = [pl.read_parquet(paths.features(day)) for day in content if day.startswith(month)]
-    scored = bundle.score(pl.concat(days, how="diagonal"))
+    days = [bundle.score(pl.read_parquet(paths.features(day))) for day in content if day.startswith(month)]
+    rows, flagged = sum(len(day.score) for day in days), sum(int(day.is_anomaly.sum()) for day in days)
+    newest = np.concatenate([day.score for day in days[-len(window.calibration) :]])
+    drift = calibration_holds(newest, bundle.calibration.scores)
     lengths = (len(window.train), len(window.validation), len(window.calibration))
-    return Month(month, lengths, config.alerts.budget, len(scored.score), int(scored.is_anomaly.sum()))
+    return Month(month, lengths, config.alerts.budget, rows, flagged, drift)
 
 
 def try_months(root: Path, months: Sequence[str]) -> list[Month]:
@@ -268,10 +278,14 @@ def describe(cases: Sequence[Case]) -> str:
 def describe_months(found: Sequence[Month]) -> str:
     """Lays out the share of flagged flights by month."""
     lines = [
-        [month, *map(str, days), f"{rows:,}", f"{flagged:,}", f"{flagged / rows:.3%}", f"{budget:.3%}"]
-        for month, days, budget, rows, flagged in found
+        [
+            *(month, *map(str, days), f"{rows:,}", f"{flagged:,}", f"{flagged / rows:.3%}", f"{budget:.3%}"),
+            *(f"{drift.figure:.3f}", f"{drift.threshold:.3f}", "holds" if drift.passed else "warns"),
+        ]
+        for month, days, budget, rows, flagged, drift in found
     ]
-    header = ["flights", "days to train", "validate", "calibrate", "rows", "flagged", "share", "budget"]
+    check = ["gap", "allowed", "calibration_holds"]
+    header = ["flights", "days to train", "validate", "calibrate", "rows", "flagged", "share", "budget", *check]
     return format_table(header, lines)
 
 

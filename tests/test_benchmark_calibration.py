@@ -17,6 +17,7 @@ from conftest import Fitted
 
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.preprocessing.window import Window
+from ae_pipeline.promotion import Verdict, calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks import calibration
 from benchmarks.calibration import Case, Month, count_places, judge, law_of_flags, read_seeds
@@ -24,7 +25,7 @@ from benchmarks.detection import Table
 from benchmarks.planted_faults import Prepared
 
 ROW = {"set", "seed", "budget", "calibration_rows", "test_rows", "flagged", "low", "high", "within", "tied"}
-MONTH_ROW = {"set", "month", "budget", "rows", "flagged", "share"}
+MONTH_ROW = {"set", "month", "budget", "rows", "flagged", "share", "gap", "gap_allowed", "calibration_holds"}
 
 SIMULATIONS = 4_000
 
@@ -110,6 +111,9 @@ def test_a_month_is_scored_by_the_model_of_the_days_before_it(fitted: Fitted, mo
     rows = pl.concat([fitted.features(day) for day in fitted.days if day >= "2024-02-01"])
     assert found.rows == rows.height == 9 * 60
     assert found.flagged == fitted.bundle.score(rows).is_anomaly.sum()
+    newest = fitted.bundle.score(rows.tail(8 * 60)).score
+    assert found.drift == calibration_holds(newest, fitted.bundle.calibration.scores)
+    assert found.drift.words.startswith("480 rows after the calibration days")
 
 
 def test_a_run_writes_a_row_for_each_case_and_month(
@@ -122,7 +126,8 @@ def test_a_run_writes_a_row_for_each_case_and_month(
         return lambda values: values[:, 0]
 
     monkeypatch.setattr(calibration, "fit_ours", fit_ours)
-    monkeypatch.setattr(calibration, "try_months", lambda _, months: [Month(*months, (9, 2, 1), 0.001, 2_000, 3)])
+    drift = Verdict("calibration_holds", False, 0.2, 0.1, "")
+    monkeypatch.setattr(calibration, "try_months", lambda _, of: [Month(*of, (9, 2, 1), 0.001, 2_000, 3, drift)])
     rng = np.random.default_rng(0)
     for name, normal in (("few", 1_999), ("enough", 2_000), ("many", 4_000)):
         np.savez(tmp_path / f"{name}.npz", X=rng.normal(size=(normal + 9, 2)), y=np.arange(normal + 9) < 9)
@@ -138,7 +143,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
     assert all(row.keys() == ROW for row in rows)
     assert all(row["within"] == (row["low"] <= row["flagged"] <= row["high"]) for row in rows)
     assert month.keys() == MONTH_ROW
-    assert (month["set"], month["share"]) == ("flights", 0.0015)
+    assert (month["set"], month["share"], month["calibration_holds"]) == ("flights", 0.0015, False)
     told = capsys.readouterr().out
     assert "few, 0 s: left out, 1,999 normal rows are fewer than 2,000" in told
     assert "of 10 cases are within (goal: 98%)" in told
