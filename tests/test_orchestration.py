@@ -219,6 +219,21 @@ def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(
     assert shop.schedule_says() == "77 rows on 2 new or changed days since the last training"
 
 
+def test_the_check_of_the_calibration_looks_at_all_newer_days_whichever_day_is_published(shop: Shop) -> None:
+    for day in DAYS[:-2]:
+        shop.land(day)
+    assert shop.run("ingest", DAYS[0], DAYS[-3]).success
+    assert shop.run("train").success
+    assert shop.run("publish", DAYS[0], DAYS[-3]).success
+    for day in DAYS[-2:]:
+        shop.land(day)
+        assert shop.run("day", day).success
+    for day in DAYS[-1], DAYS[0]:
+        done = shop.run("publish", day)
+        (found,) = [one for one in done.get_asset_check_evaluations() if one.check_name == "calibration_holds"]
+        assert (found.description or "").startswith(f"{2 * ROWS} rows after the calibration days")
+
+
 def test_materializing_again_with_nothing_new_changes_no_file(shop: Shop) -> None:
     shop.bring_up()
     files = {path: path.stat().st_mtime_ns for path in (shop.root / "data").rglob("*.parquet")}

@@ -28,7 +28,7 @@ def latent_features(config: PipelineConfig) -> Body:
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from ae_pipeline.latents.publish import publish
-        from ae_pipeline.latents.read import latents_of, rows_published, scores_of
+        from ae_pipeline.latents.read import files_by_day, latents_of, rows_published, scores_of
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.promotion import calibration_holds, latents_not_collapsed
         from ae_pipeline.storage import read_facts
@@ -44,7 +44,8 @@ def latent_features(config: PipelineConfig) -> Body:
         expected = sum(int(read_facts(paths.features(day.day))["rows"]) for day in done.days)
         flagged = sum(day.flagged for day in asked)
         # The newest days of the table, whichever were asked for: as many as the model was calibrated on.
-        newer = [day.path for day in done.days if config.is_daily and day.path and day.day > bundle.window.days[-1]]
+        published = sorted(files_by_day(paths).items()) if config.is_daily else []
+        newer = [path for day, path in published if day > bundle.window.days[-1]]
         recent = scores_of(newer[-len(bundle.window.calibration) :], paths)
         drift = calibration_holds(recent, bundle.calibration.scores)
         context.log.info(
