@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,12 +12,22 @@ import polars as pl
 import pytest
 from conftest import Fitted
 from deltalake import DeltaTable
+from deltalake.transaction import AddAction
 
+from ae_pipeline import Latents, read_latents
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.publish import Publication, latent_space_name, publish, stale_days
-from ae_pipeline.latents.read import current_files, latents_of, model_version_of, open_table
+from ae_pipeline.latents.publish import (
+    Publication,
+    expected_path,
+    latent_schema,
+    latent_space_name,
+    publish,
+    score_file,
+    stale_days,
+)
+from ae_pipeline.latents.read import current_files, files_by_day, latents_of, model_version_of, open_table
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
 
@@ -49,6 +60,21 @@ def days(fitted) -> tuple[str, ...]:
 def first(dataset, days) -> Publication:
     """Four days published under version 1."""
     return published(dataset, days)
+
+
+@pytest.fixture
+def undated(fit_frame, tmp_path) -> DatasetPaths:
+    """400 rows without event time, published."""
+    frame = pl.DataFrame({"x": np.random.default_rng(0).normal(size=400)})
+    bundle, _ = fit_frame(frame, [FeatureColumn("x", ColumnType.NUMBER)], model={"latent_dim": 1, "hidden": (4,)})
+    paths = DatasetPaths(tmp_path, "frame")
+    rows = frame.select(
+        row_id=pl.format("r{}", pl.int_range(pl.len())), event_time=pl.lit(None, pl.Datetime("us", "UTC")), x="x"
+    )
+    write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
+    result = publish([ALL_ROWS], paths, bundle, 1, {})
+    assert [(entry.day, entry.rows) for entry in result.days] == [(ALL_ROWS, 400)]
+    return paths
 
 
 class TestContent:
@@ -131,18 +157,10 @@ class TestContent:
         space = latent_space_name(1, dataset.bundle.fingerprint)
         assert (commit["dagster_run"], commit["model_version"], commit["latent_space"]) == ("r1", "1", space)
 
-    def test_rows_without_event_time_are_published_as_one_part(self, fit_frame, tmp_path):
-        frame = pl.DataFrame({"x": np.random.default_rng(0).normal(size=400)})
-        bundle, _ = fit_frame(frame, [FeatureColumn("x", ColumnType.NUMBER)], model={"latent_dim": 1, "hidden": (4,)})
-        paths = DatasetPaths(tmp_path, "frame")
-        rows = frame.select(
-            row_id=pl.format("r{}", pl.int_range(pl.len())), event_time=pl.lit(None, pl.Datetime("us", "UTC")), x="x"
-        )
-        write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
-        result = publish([ALL_ROWS], paths, bundle, 1, {})
-        found = pl.read_delta(str(paths.latents))
-        assert [(entry.day, entry.rows) for entry in result.days] == [(ALL_ROWS, 400)]
-        assert found["row_id"].to_list() == rows["row_id"].to_list()
+    def test_rows_without_event_time_are_published_as_one_part(self, undated):
+        found = pl.read_delta(str(undated.latents))
+        assert list(files_by_day(undated)) == [ALL_ROWS]
+        assert found["row_id"].to_list() == [f"r{place}" for place in range(400)]
         assert found["event_time"].null_count() == found["date"].null_count() == 400
 
     def test_a_root_with_blanks_and_signs_in_its_name_is_published_to(self, fitted, days, tmp_path):
@@ -151,6 +169,91 @@ class TestContent:
         assert len(current_files(dataset.paths)) == 4
         assert not published(dataset, days).committed
         assert model_version_of(dataset.paths) == 1
+
+
+class TestReading:
+    @staticmethod
+    def read(dataset: Fitted, **choice: Any) -> Latents:
+        return read_latents("sensors", data=dataset.paths.root, **choice)
+
+    def test_all_rows_come_in_order_with_their_space_in_every_kind_of_frame(self, dataset, days, first):
+        found, expected = self.read(dataset), table(dataset.paths)
+        assert found.latent_space == latent_space_name(1, dataset.bundle.fingerprint)
+        assert (found.model_version, found.table_version) == (1, first.table_version)
+        assert found.polars()["event_time"].is_sorted()
+        assert found.polars().sort("event_time", "row_id").equals(expected)
+        frame = found.pandas()
+        assert frame["score"].tolist() == found.arrow["score"].to_pylist()
+        assert frame.attrs == {"latent_space": found.latent_space, "model_version": 1, "table_version": 1}
+
+    @pytest.mark.parametrize("kind", ["text", "date", "moment"])
+    def test_start_is_the_first_moment_and_end_the_one_after_the_last(self, dataset, days, first, kind):
+        given = {
+            "text": lambda day: day,
+            "date": dt.date.fromisoformat,
+            "moment": lambda day: dt.datetime.fromisoformat(f"{day}T02:00:00+02:00"),
+        }[kind]
+        found = self.read(dataset, start=given(days[1]), end=given(days[3])).polars()
+        assert found["date"].dt.to_string().unique().sort().to_list() == list(days[1:3])
+        assert found.height == 120
+        assert self.read(dataset, start=given(days[3])).arrow.num_rows == 60
+        assert self.read(dataset, end=given(days[1])).arrow.num_rows == 60
+        assert self.read(dataset, end=given(days[0])).arrow.num_rows == 0
+
+    def test_columns_come_as_named(self, dataset, first):
+        assert self.read(dataset, columns=["score", "z_001"]).arrow.column_names == ["score", "z_001"]
+
+    def test_an_earlier_space_is_read_as_it_last_was(self, dataset, days, first, wider_bundle):
+        published(dataset, dataset.days[:1])
+        old = self.read(dataset)
+        published(dataset, days, wider_bundle, 2)
+        new = self.read(dataset)
+        assert (new.model_version, new.latent_space) == (2, latent_space_name(2, wider_bundle.fingerprint))
+        assert "z_004" in new.arrow.column_names
+        for choice in (1, old.latent_space):
+            again = self.read(dataset, space=choice)
+            assert again.arrow.equals(old.arrow)
+            assert (again.latent_space, again.table_version) == (old.latent_space, old.table_version)
+        published(dataset, days, dataset.bundle, 1)
+        assert self.read(dataset, space=1).table_version == self.read(dataset).table_version == old.table_version + 2
+
+    def test_the_data_folder_may_be_named_by_the_environment(self, dataset, first, monkeypatch):
+        monkeypatch.setenv("AE_PIPELINE_DATA", str(dataset.paths.root))
+        assert read_latents("sensors").arrow.num_rows == 240
+
+    def test_rows_of_two_spaces_are_refused(self, dataset, days, first, other_bundle):
+        # what no publication does: files of another space beside those that are there
+        space = latent_space_name(2, other_bundle.fingerprint)
+        path = expected_path(days[0], "other", other_bundle.fingerprint, space)
+        score_file(other_bundle, 2, dataset.paths.features(days[0]), dataset.paths.latents / path)
+        rows = (dataset.paths.latents / path).stat().st_size
+        delta = DeltaTable(dataset.paths.latents)
+        added = AddAction(path, rows, {}, 0, data_change=True, stats="{}")
+        delta.create_write_transaction([added], "append", latent_schema(3))
+        with pytest.raises(PublicationError, match=rf"mixes the latent spaces v1_\w+ and {space}.*; restore"):
+            self.read(dataset)
+
+    @pytest.mark.parametrize(
+        ("choice", "words"),
+        [
+            ({"space": 7}, r"have no space 7; choose among v1_\w+, or 'current'"),
+            ({"space": "v9_x"}, r"have no space 'v9_x'; choose among v1_\w+"),
+            ({"columns": ["score", "z_9"]}, r"have no column 'z_9'; choose among row_id, event_time"),
+            ({"start": "July"}, r"'July' is no moment of ISO 8601; give a date such as"),
+        ],
+    )
+    def test_what_is_not_there_is_told_with_what_is(self, dataset, first, choice, words):
+        with pytest.raises(PublicationError, match=words):
+            self.read(dataset, **choice)
+
+    def test_a_table_that_is_not_there_is_told(self, dataset):
+        with pytest.raises(PublicationError, match="holds no latent table; publish latents of 'sensors' first"):
+            self.read(dataset)
+
+    def test_rows_without_event_time_cannot_be_chosen_by_it(self, undated):
+        assert read_latents("frame", data=undated.root).arrow["row_id"].to_pylist() == [f"r{i}" for i in range(400)]
+        with pytest.raises(PublicationError, match="have no event time to choose by; leave start and end out"):
+            read_latents("frame", data=undated.root, start="2024-01-01")
 
 
 class TestCommits:

@@ -1,14 +1,150 @@
 """Reads the published latent table."""
 
+import datetime as dt
+import functools
+import operator
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CURRENT = "current"
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Rows of the table, all of one latent space.
+
+    Attributes:
+        arrow: The rows, in the order of event time.
+        latent_space: Whose axes these are; rows of two spaces must not be compared.
+        model_version: Of the registered model that made them.
+        table_version: Of the Delta table that they were read from; it stays as it is.
+    """
+
+    arrow: pa.Table
+    latent_space: str
+    model_version: int
+    table_version: int
+
+    def pandas(self) -> "pd.DataFrame":
+        """Gives the rows as pandas has them, with the space and the versions in `attrs`."""
+        frame: pd.DataFrame = self.arrow.to_pandas()
+        frame.attrs.update(
+            latent_space=self.latent_space, model_version=self.model_version, table_version=self.table_version
+        )
+        return frame
+
+    def polars(self) -> pl.DataFrame:
+        """Gives the rows as polars has them."""
+        return pl.DataFrame(pl.from_arrow(self.arrow))
+
+
+def read_latents(
+    dataset: str,
+    *,
+    start: dt.date | dt.datetime | str | None = None,
+    end: dt.date | dt.datetime | str | None = None,
+    space: str | int = CURRENT,
+    columns: Sequence[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+) -> Latents:
+    """Reads published latents and scores, of one latent space.
+
+    Args:
+        dataset: Its name.
+        start: First event time to read, ISO 8601 or a date; without a time zone it is UTC.
+        end: First event time no longer to read.
+        space: `current`, or an earlier one by its name or by the version of its model: the table as it last was under
+            that model.
+        columns: Which ones; all by default.
+        data: The data folder; by default `AE_PIPELINE_DATA`, or `data` where you are.
+
+    Raises:
+        PublicationError: There is no such table, space, or column, its rows have no event time to choose by, or the
+            rows asked for are of more than one space.
+    """
+    folder = Path(data or os.environ.get("AE_PIPELINE_DATA") or "data").resolve()
+    paths = DatasetPaths(folder, dataset)
+    table, commit = _open_version(paths, space)
+    source = table.to_pyarrow_dataset()
+    names = source.schema.names if columns is None else list(columns)
+    if missing := sorted(set(names) - set(source.schema.names)):
+        raise PublicationError(
+            f"latents of {dataset!r} have no column {missing[0]!r}; choose among {', '.join(source.schema.names)}"
+        )
+    wanted = [
+        compare(pc.field("event_time"), pa.scalar(_moment(moment), pa.timestamp("us", "UTC")))
+        for compare, moment in ((pc.greater_equal, start), (pc.less, end))
+        if moment is not None
+    ]
+    chosen = functools.reduce(operator.and_, wanted) if wanted else None
+    if wanted and ALL_ROWS in files_by_day(paths):
+        raise PublicationError(f"rows of {dataset!r} have no event time to choose by; leave start and end out")
+    # In the order of their paths files are in that of their days, and each has its rows in the order of event time.
+    fragments = sorted(source.get_fragments(chosen), key=lambda fragment: str(fragment.path))
+    ordered = ds.FileSystemDataset(fragments, source.schema, source.format, source.filesystem)
+    rows = ordered.to_table([*names, *({"latent_space", "model_version"} - set(names))], filter=chosen)
+    spaces = {str(name) for name in pc.unique(rows["latent_space"]).to_pylist()}
+    if len(spaces) > 1:
+        raise PublicationError(
+            f"version {table.version()} of {folder / 'latents' / dataset} mixes the latent spaces "
+            f"{' and '.join(sorted(spaces))}, which no publication does; restore an earlier version"
+        )
+    return Latents(rows.select(names), commit.latent_space, commit.model_version, table.version())
+
+
+class _Commit(NamedTuple):
+    table_version: int
+    latent_space: str
+    model_version: int
+
+
+def _open_version(paths: DatasetPaths, space: str | int) -> tuple[DeltaTable, _Commit]:
+    """Opens the table as it is, or as it last was under a space."""
+    table = open_table(paths)
+    commits = [
+        _Commit(entry["version"], entry["latent_space"], int(entry["model_version"]))
+        for entry in (table.history() if table else [])
+        if "latent_space" in entry
+    ]
+    if table is None or not commits:
+        raise PublicationError(f"{paths.latents} holds no latent table; publish latents of {paths.dataset!r} first")
+    if space == CURRENT:
+        return table, commits[0]
+    found = [commit for commit in commits if space in (commit.latent_space, commit.model_version)]
+    if not found:
+        there = ", ".join(dict.fromkeys(commit.latent_space for commit in commits))
+        raise PublicationError(
+            f"latents of {paths.dataset!r} have no space {space!r}; choose among {there}, or {CURRENT!r}"
+        )
+    table.load_as_version(found[0].table_version)
+    return table, found[0]
+
+
+def _moment(given: dt.date | dt.datetime | str) -> dt.datetime:
+    try:
+        moment = dt.datetime.fromisoformat(str(given))
+    except ValueError as error:
+        raise PublicationError(
+            f"{given!r} is no moment of ISO 8601; give a date such as 2013-07-04, or 2013-07-04T10:00:00Z"
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
 def open_table(paths: DatasetPaths) -> DeltaTable | None:
