@@ -152,6 +152,23 @@ class TestContent:
         by_arrow = DeltaTable(dataset.paths.latents).to_pyarrow_table(filters=[("event_time", ">=", noon)])
         assert sorted(scanned["row_id"]) == sorted(by_arrow["row_id"].to_pylist()) == sorted(expected)
 
+    def test_the_list_of_current_files_is_that_of_the_newest_version(self, dataset, days, first, rewrite_day):
+        manifest = dataset.paths.latents / "_symlink_format_manifest" / "manifest"
+
+        def listed() -> list[str]:
+            return sorted(manifest.read_text().split())
+
+        assert listed() == sorted(DeltaTable(dataset.paths.latents).file_uris())
+        before = manifest.read_text()
+        rewrite_day(dataset, days[1], dataset.features(days[1]).head(25))
+        published(dataset, days)
+        assert len(listed()) == 4
+        assert listed() == sorted(DeltaTable(dataset.paths.latents).file_uris())
+        # as a run leaves it that was killed after its commit
+        manifest.write_text(before)
+        published(dataset, days)
+        assert duckdb.sql(f"select count(*) from read_parquet({listed()!r})").fetchall() == [(3 * 60 + 25,)]
+
     def test_a_commit_names_the_runs_that_it_comes_from(self, dataset, first):
         commit = DeltaTable(dataset.paths.latents).history(1)[0]
         space = latent_space_name(1, dataset.bundle.fingerprint)

@@ -16,8 +16,8 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.read import files_by_day, open_table
-from ae_pipeline.storage import DatasetPaths, atomic_write, hash_json, make_folder, read_facts
+from ae_pipeline.latents.read import current_files, files_by_day, open_table
+from ae_pipeline.storage import DatasetPaths, atomic_write, hash_json, make_folder, read_facts, write_text
 
 LATENTS_VERSION = "1"
 """Raised when the same features and model would give another file."""
@@ -139,7 +139,9 @@ def publish(
     origin: Mapping[str, str],
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Publication:
-    """Brings days of the table up to date under a model, in one commit.
+    """Brings days of the table up to date under a model, in one commit, and then the list of its current files.
+
+    That list is Delta's symlink manifest, `_symlink_format_manifest/manifest`, for engines that know Parquet alone.
 
     Rows of two spaces never stand in one version of the table: where it holds rows of another model, all its days are
     scored anew and change over together with those asked for.
@@ -175,6 +177,11 @@ def publish(
             paths, bundle, entering, leaving, {**origin, "model_version": str(model_version), "latent_space": space}
         )
     table = open_table(paths)
+    if table is not None:
+        # Also when nothing was committed: an earlier run may have ended between its commit and this.
+        # DeltaTable.generate() would write one for each folder, and leave those of files that are gone.
+        files = "".join(f"{paths.latents / path}\n" for path in current_files(paths))
+        write_text(paths.latents / "_symlink_format_manifest" / "manifest", files)
     version = table.version() if table is not None else -1
     return Publication(tuple(found), version, space, bool(entering or leaving))
 
