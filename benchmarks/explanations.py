@@ -9,129 +9,33 @@ Textures: AUROC by pixel of the residual map against the box of a defect planted
 """
 
 import argparse
-import datetime as dt
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
 from ae_pipeline.detector import Contribution
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.preprocessing.features import build_features, feature_columns
 from benchmarks import defects, planted_faults
-from benchmarks.faults import FAULTS, Routes
+from benchmarks.column_faults import SINGLE, guilty_columns, plant_columns
 from benchmarks.frames import fit_images, image_frame
 from benchmarks.planted_faults import TOP_SHARE, Prepared
 from benchmarks.report import Row, format_table, write_report
 from benchmarks.textures import DEFECTS, Pixels, Values
 
-PER_KIND = 100
 NAMED = 3
 ALL = "all"
 FLAGGED, TOP = "flagged", "top 1 %"
 FORM = "ae_pipeline ConvAE"
-
-RawRow = dict[str, object]
-"""One raw flight."""
-
-
-class Fault(NamedTuple):
-    """A fault of one raw column.
-
-    Attributes:
-        column: Which.
-        value: What it holds then, given the row and another one.
-        can_befall: Whether it can befall a row, given the other.
-        is_unflown: Whether the carrier must never have flown the route that the row then has.
-    """
-
-    column: str
-    value: Callable[[RawRow, RawRow, np.random.Generator], object]
-    can_befall: Callable[[RawRow, RawRow], bool] = lambda _, __: True
-    is_unflown: bool = False
-
-
-def _known(kind: str, column: str, is_unflown: bool = False) -> Fault:
-    """Takes a fault of `benchmarks.faults` that changes one column."""
-    change, can_befall = FAULTS[kind]
-    return Fault(column, lambda row, other, generator: change(row, other, generator)[column], can_befall, is_unflown)
-
-
-def _of_another(column: str, least: int = 0) -> Fault:
-    """Takes the value of another flight, where numbers differ by as much."""
-
-    def differs(row: RawRow, other: RawRow) -> bool:
-        return abs(_whole(row[column]) - _whole(other[column])) >= least if least else row[column] != other[column]
-
-    return Fault(column, lambda _, other, __: other[column], differs)
-
-
-def _later(column: str, *minutes: int) -> Fault:
-    """Moves a clock by one of several numbers of minutes."""
-
-    def moved(row: RawRow, _: RawRow, generator: np.random.Generator) -> object:
-        hours, rest = divmod(_whole(row[column]), 100)
-        total = (hours * 60 + rest + int(generator.choice(minutes))) % 1440
-        return total // 60 * 100 + total % 60
-
-    return Fault(column, moved)
-
-
-def _whole(value: object) -> int:
-    return int(str(value))
-
-
-def _in_local_time(row: RawRow, _: RawRow, __: np.random.Generator) -> object:
-    time_hour = row["event_time"]
-    if not isinstance(time_hour, dt.datetime):
-        raise TypeError(f"event_time={time_hour!r} is no time")
-    return time_hour - dt.timedelta(hours=5)
-
-
-SINGLE: Mapping[str, Fault] = {
-    "air time in seconds": _known("air time in seconds", "air_time"),
-    "air time of another flight": _known("air time of another flight", "air_time"),
-    "air time lost": Fault("air_time", lambda *_: None),
-    "distance of another route": _known("distance of another route", "distance"),
-    "distance in kilometres": _known("distance in kilometres", "distance"),
-    "distance without its last digit": Fault("distance", lambda row, *_: _whole(row["distance"]) // 10),
-    "arrival before departure": _known("arrival before departure", "arr_time"),
-    "arrival in another time zone": _known("arrival in another time zone", "arr_time"),
-    "arrival time lost": Fault("arr_time", lambda *_: None),
-    "arrival delay with its sign turned": _known("arrival delay with its sign turned", "arr_delay"),
-    "arrival delay of another flight": _of_another("arr_delay", 60),
-    "arrival delay lost": Fault("arr_delay", lambda *_: None),
-    "scheduled arrival in another time zone": _later("sched_arr_time", -240, -180, 180, 240),
-    "departure on a 12-hour clock": _known("departure on a 12-hour clock", "dep_time"),
-    "departure time lost": _known("departure time lost", "dep_time"),
-    "departure delay of another flight": _known("departure delay of another flight", "dep_delay"),
-    "departure delay in seconds": Fault(
-        "dep_delay", lambda row, *_: _whole(row["dep_delay"]) * 60, lambda row, _: abs(_whole(row["dep_delay"])) >= 10
-    ),
-    "departure delay lost": Fault("dep_delay", lambda *_: None),
-    "scheduled departure hours off": _later("sched_dep_time", -180, -120, 120, 180),
-    "carrier that does not fly the route": _known("carrier that does not fly the route", "carrier", is_unflown=True),
-    "destination of another flight": _of_another("dest"),
-    "origin of another flight": _of_another("origin"),
-    "hour in local time instead of UTC": Fault("event_time", _in_local_time),
-}
-"""Each kind of fault that changes one raw column; `event_time` stands for `time_hour`, which it is a copy of."""
-
-FOLLOWING = (
-    frozenset({"sched_arr_time", "arr_delay", "arr_time"}),
-    frozenset({"sched_dep_time", "dep_delay", "dep_time"}),
-)
-"""Columns each of which follows from the others: the scheduled time, the delay, and the time that they add up to."""
 
 
 class Figure(NamedTuple):
@@ -154,20 +58,6 @@ class Figure(NamedTuple):
     rows: int
 
 
-class Planted(NamedTuple):
-    """Copies of flights that took place, in each of which one raw column is faulty.
-
-    Attributes:
-        rows: With the faults.
-        kinds: Of each row's fault.
-        places: Of each row in the frame that it was copied from.
-    """
-
-    rows: pl.DataFrame
-    kinds: list[str]
-    places: list[int]
-
-
 class Answer(NamedTuple):
     """What was said of one planted row.
 
@@ -178,50 +68,6 @@ class Answer(NamedTuple):
 
     kind: str
     named: Sequence[Contribution]
-
-
-def guilty_columns(column: str, config: PipelineConfig) -> frozenset[str]:
-    """Lists the features that are right to blame for a faulty raw column, the column among them."""
-    guilty = {column}
-    for name, expression in config.derive.items():  # in this order one builds on another
-        if guilty & set(pl.sql_expr(expression).meta.root_names()):
-            guilty.add(name)
-    return frozenset(guilty.union(*(together for together in FOLLOWING if column in together)))
-
-
-def plant_columns(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = PER_KIND) -> Planted:
-    """Copies rows of flights that took place, and plants one fault of `SINGLE` into each.
-
-    Args:
-        raw: Raw rows; they stay as they are.
-        routes: Carrier, origin and destination of every flight of the year.
-        seed: Chooses rows and values.
-        per_kind: Rows for each kind.
-    """
-    flew = raw.with_row_index("_place").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
-    parts: list[pl.DataFrame] = []
-    places: list[int] = []
-    for number, fault in enumerate(SINGLE.values()):
-        generator = np.random.default_rng([seed, number])
-        changed: dict[int, object] = {}
-        for place in generator.permutation(flew.height):
-            row = flew.row(int(place), named=True)
-            other = flew.row(int(generator.integers(flew.height)), named=True)
-            if not fault.can_befall(row, other):
-                continue
-            value = fault.value(row, other, generator)
-            faulty = {**row, fault.column: value}
-            flown = (faulty["carrier"], faulty["origin"], faulty["dest"]) in routes
-            if value == row[fault.column] or (fault.is_unflown and flown):
-                continue
-            changed[row["_place"]] = value
-            if len(changed) == per_kind:
-                break
-        values = pl.Series(fault.column, list(changed.values()), dtype=raw.schema[fault.column])
-        parts.append(raw[list(changed)].with_columns(values))
-        places += changed
-    kinds = [kind for kind, part in zip(SINGLE, parts, strict=True) for _ in range(part.height)]
-    return Planted(pl.concat(parts), kinds, places)
 
 
 def rank(named: Sequence[Contribution], guilty: Collection[str], skipped: Collection[str] = ()) -> int | None:

@@ -15,7 +15,8 @@ pytest.importorskip("skimage")
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.detector import Contribution
 from benchmarks import explanations
-from benchmarks.explanations import SINGLE, Answer, Planted, boxes, figures_of, guilty_columns, plant_columns, rank
+from benchmarks.column_faults import SINGLE, Planted, guilty_columns, plant_columns
+from benchmarks.explanations import Answer, boxes, figures_of, rank
 
 ARRIVAL, DEPARTURE = {"sched_arr_time", "arr_delay", "arr_time"}, {"sched_dep_time", "dep_delay", "dep_time"}
 
