@@ -9,6 +9,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Fitted
 from deltalake import DeltaTable
@@ -403,20 +405,47 @@ class TestRefusals:
             published(dataset, dataset.days)
         assert DeltaTable(dataset.paths.latents).version() == first.table_version
 
-    @pytest.mark.parametrize("spoil", ["cut off", "too few rows", "a score that is no number"])
+    @pytest.mark.parametrize(
+        ("spoil", "words"),
+        [
+            ("cut off", "cannot be read"),
+            ("a changed byte", "cannot be read .*CRC"),
+            ("too few rows", "holds 10 rows of v1_.* where the features have 60"),
+            ("of another space", "holds 60 rows of v7_x, where"),
+            ("another type", "has the columns .*score: float, .* not those of the table"),
+            ("a score that is no number", "holds values of 'score' that are not finite"),
+            ("a latent without end", "holds values of 'z_002' that are not finite"),
+        ],
+    )
     def test_a_file_that_is_not_what_its_features_call_for_is_named_and_not_published(
-        self, dataset, days, first, spoil
+        self, dataset, days, first, spoil, words
     ):
         (path,) = (entry.path for entry in first.days if entry.day == days[1])
         target = dataset.paths.latents / path
-        rows = pl.read_parquet(target)
+        rows = pq.read_table(target)
+
+        def put(name: str, values: Any) -> pa.Table:
+            place = rows.schema.get_field_index(name)
+            return rows.set_column(place, pa.field(name, values.type, nullable=False), values)
+
         match spoil:
             case "cut off":
                 target.write_bytes(target.read_bytes()[:500])
+            case "a changed byte":
+                content = bytearray(target.read_bytes())
+                column = pq.ParquetFile(target).metadata.row_group(0).column(4)
+                content[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+                target.write_bytes(content)
             case "too few rows":
-                rows.head(10).write_parquet(target)
+                pq.write_table(rows.slice(0, 10), target)
+            case "of another space":
+                pq.write_table(put("latent_space", pa.array(["v7_x"] * 60)), target)
+            case "another type":
+                pq.write_table(put("score", rows["score"].cast(pa.float32())), target)
+            case "a score that is no number":
+                pq.write_table(put("score", pa.array([float("nan")] * 60)), target)
             case _:
-                rows.with_columns(score=pl.lit(float("nan"))).write_parquet(target)
-        with pytest.raises(PublicationError, match=f"{path}.*remove that file and run again"):
+                pq.write_table(put("z_002", pa.array([float("inf")] * 60, pa.float32())), target)
+        with pytest.raises(PublicationError, match=f"{path} {words}.*remove that file and run again"):
             published(dataset, days)
         assert DeltaTable(dataset.paths.latents).version() == first.table_version

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
 from deltalake.transaction import AddAction, RemoveAction
@@ -19,7 +20,7 @@ from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.read import current_files, files_by_day, open_table
 from ae_pipeline.storage import DatasetPaths, atomic_write, hash_json, make_folder, read_facts, write_text
 
-LATENTS_VERSION = "1"
+LATENTS_VERSION = "2"
 """Raised when the same features and model would give another file."""
 
 _ROW_GROUP = 122_880
@@ -127,6 +128,7 @@ def score_file(bundle: ModelBundle, model_version: int, features: Path, target: 
             row_group_size=_ROW_GROUP,
             use_byte_stream_split=floats,
             use_dictionary=["latent_space", "model_version", "date"],
+            write_page_checksum=True,
             sorting_columns=pq.SortingColumn.from_ordering(schema, [("event_time", "ascending")]),
         )
 
@@ -195,23 +197,40 @@ def _bring_up_to_date(day: str, paths: DatasetPaths, bundle: ModelBundle, model_
     if rows == 0:
         return LatentDay(day, 0, 0, None, False)
     fingerprint = bundle.fingerprint
-    path = expected_path(day, facts["content_hash"], fingerprint, latent_space_name(model_version, fingerprint))
+    space = latent_space_name(model_version, fingerprint)
+    path = expected_path(day, facts["content_hash"], fingerprint, space)
     target = paths.latents / path
     built = not target.exists()
     if built:
         score_file(bundle, model_version, source, target)
+    flagged = _verify(target, rows, latent_schema(bundle.model.latent_dim), space)
+    return LatentDay(day, rows, flagged, path, built)
+
+
+def _verify(target: Path, rows: int, schema: pa.Schema, space: str) -> int:
+    """Reads a file back before it enters the table, and counts its flagged rows.
+
+    Raises:
+        PublicationError: It cannot be read, by its pages' checksums either, or does not hold what it must.
+    """
     remedy = "the table was left as it was: remove that file and run again"
     try:
-        checked = pq.read_table(target, columns=["score", "is_anomaly"])
-    except pa.ArrowException as error:
+        found = pq.read_table(target, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise PublicationError(f"{target} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
-    wrong = int((~np.isfinite(checked["score"].to_numpy())).sum())
-    if checked.num_rows != rows or wrong:
+    if not found.schema.equals(schema):
+        named = ", ".join(f"{field.name}: {field.type}" for field in found.schema)
+        raise PublicationError(f"{target} has the columns {named}, which are not those of the table; {remedy}")
+    floats = [name for name in schema.names if pa.types.is_floating(schema.field(name).type)]
+    wrong = [name for name in floats if not np.isfinite(found[name].to_numpy()).all()]
+    if wrong:
+        raise PublicationError(f"{target} holds values of {wrong[0]!r} that are not finite; {remedy}")
+    if found.num_rows != rows or found["latent_space"].unique().to_pylist() != [space]:
         raise PublicationError(
-            f"{target} holds {checked.num_rows} rows, {wrong} of them with a score that is no number, where the "
-            f"features of {day} have {rows}; {remedy}"
+            f"{target} holds {found.num_rows} rows of {' and '.join(found['latent_space'].unique().to_pylist())}, "
+            f"where the features have {rows} for {space}; {remedy}"
         )
-    return LatentDay(day, rows, int(pa.compute.sum(checked["is_anomaly"]).as_py() or 0), path, built)
+    return int(pc.sum(found["is_anomaly"]).as_py() or 0)
 
 
 def _commit(
