@@ -1,6 +1,8 @@
 """The published table: read back by others' readers, one space in every version, one commit for a run."""
 
+import ast
 import datetime as dt
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from conftest import Fitted
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
+import ae_pipeline
 from ae_pipeline import Latents, read_latents
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
@@ -188,6 +191,25 @@ class TestContent:
         assert len(current_files(dataset.paths)) == 4
         assert not published(dataset, days).committed
         assert model_version_of(dataset.paths) == 1
+
+
+def test_the_lines_of_the_readme_read_all_rows(dataset, first):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### Reading the table")[1].split("### ")[0]
+    (plain, ours) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names: dict[str, Any] = {"ae_pipeline": ae_pipeline}
+    found = []
+    plain = plain.replace("data/latents/flights", str(dataset.paths.latents))
+    ours = ours.replace('("flights"', f'("sensors", data={str(dataset.paths.root)!r}').replace("2013-", "2024-")
+    for code in (plain, ours):
+        for line in ast.parse(code).body:
+            if isinstance(line, ast.Expr):
+                found += [eval(compile(ast.Expression(line.value), "README", "eval"), names)]
+            else:
+                exec(compile(ast.Module([line], []), "README", "exec"), names)
+    assert [len(rows) for rows in found[:4]] == [240] * 4
+    assert found[4] == (first.latent_space, 1, first.table_version)
+    assert names["earlier"].arrow.num_rows == 240
 
 
 class TestReading:
