@@ -235,7 +235,7 @@ class TableEncoder(Section):
             Actual and expected, as text.
         """
         encoding = next(entry for entry in self.columns if entry.name == column)
-        expected = []
+        expected, is_lost = [], False
         for block in self.blocks:
             if block.column != column:
                 continue
@@ -246,13 +246,13 @@ class TableEncoder(Section):
                 case BlockKind.CYCLIC:
                     expected.append(_spoken_cycle(block.part, float(self._turn(block, output[np.newaxis])[0])))
                 case BlockKind.BINARY:
-                    if part[0] > 0.5:
-                        expected.insert(0, "missing;")
+                    is_lost = bool(part[0] > 0.5)
                 case BlockKind.CATEGORICAL:
                     names = (*encoding.vocabulary, OTHER, MISSING)
                     best = np.argsort(-part)[: 2 if part.max() < 0.8 else 1]
                     expected.append(" or ".join(f"{names[i]} ({part[i]:.0%})" for i in best))
-        return _spoken_value(encoding, row[column]), " ".join(expected)
+        words = " ".join(expected)
+        return _spoken_value(encoding, row[column]), f"missing (else {words})" if is_lost else words
 
 
 def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.NDArray[Any], scaling: Scaling) -> None:

@@ -16,7 +16,7 @@ from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.scoring.calibration import discoveries
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
 
-REPORT_VERSION = "4"
+REPORT_VERSION = "5"
 """Raised when the same scores would give another report."""
 
 _ALWAYS_SHOWN = 10
