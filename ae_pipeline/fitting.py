@@ -19,7 +19,7 @@ from ae_pipeline.preprocessing.encoder import fit_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.table_encoder import TableEncoder
 from ae_pipeline.preprocessing.window import Window
-from ae_pipeline.scoring.calibration import calibrate
+from ae_pipeline.scoring.calibration import calibrate, check_budget
 from ae_pipeline.scoring.density import fit_density
 from ae_pipeline.scoring.ensemble import fit_ensemble
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
@@ -52,6 +52,9 @@ def fit_bundle(
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
     """
+    days = len(window.calibration) if config.is_daily else None
+    # Before anything is fitted: what cannot be calibrated need not be trained.
+    check_budget(window.rows("calibration", paths, ["row_id"]).height, config.alerts.budget, days)
     train_rows, validation_rows = window.rows("train", paths), window.rows("validation", paths)
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report)
     facts: dict[str, Any] = {
@@ -64,7 +67,7 @@ def fit_bundle(
     held_out = window.rows("calibration", paths)
     facts["rows"]["calibration"] = held_out.height
     scores = detector.latents_and_scores(held_out)[1]
-    calibration = calibrate(scores, config.alerts.budget, len(window.calibration) if config.is_daily else None)
+    calibration = calibrate(scores, config.alerts.budget, days)
     fitted = {field.name: getattr(detector, field.name) for field in dataclasses.fields(detector)}
     return ModelBundle(**fitted, calibration=calibration, window=window, facts=facts), result
 

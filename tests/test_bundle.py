@@ -17,7 +17,7 @@ from conftest import NO_ENSEMBLE, Fitted, sensor_config
 
 from ae_pipeline import fitting
 from ae_pipeline.bundle import MANIFEST, WEIGHTS, ModelBundle
-from ae_pipeline.errors import BundleError
+from ae_pipeline.errors import BundleError, TrainingError
 from ae_pipeline.fitting import fit_bundle, fit_detector
 from ae_pipeline.preprocessing.window import PARTS
 
@@ -66,6 +66,16 @@ class TestFiles:
         again.save(tmp_path)
         for name in (MANIFEST, WEIGHTS):
             assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
+
+    def test_a_budget_that_the_calibration_days_cannot_tell_is_refused_before_anything_is_fitted(
+        self, fitted, monkeypatch
+    ):
+        monkeypatch.setattr(fitting, "fit_detector", lambda *_: pytest.fail("a training began"))
+        alerts = fitted.config.alerts.model_copy(update={"budget": 0.001})
+        config = fitted.config.model_copy(update={"alerts": alerts})
+        expected = "needs 999 calibration rows, and the 8 calibration days hold 480; set calibration_days to about 17"
+        with pytest.raises(TrainingError, match=expected):
+            fit_bundle(config, fitted.columns, fitted.window, fitted.paths)
 
     def test_saving_what_was_loaded_gives_the_same_bytes(self, saved, tmp_path):
         ModelBundle.load(saved).save(tmp_path)

@@ -100,14 +100,29 @@ def calibrate(scores: Array, budget: float, days: int | None) -> Calibration:
     Raises:
         TrainingError: There are too few rows for the budget.
     """
-    needed = math.ceil(round(1 / budget, 6)) - 1
-    if len(scores) < needed:
-        least = f"the budget to {1 / (len(scores) + 1):.2g} or more"
-        if days is None:
-            held, remedy = f"there are {len(scores):,}", f"land more rows, or set {least}"
-        else:
-            enough = math.ceil(days * needed / max(len(scores), 1))
-            held = f"the {days} calibration days hold {len(scores):,}"
-            remedy = f"set calibration_days to about {enough}, or {least}"
-        raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {held}; {remedy}")
+    check_budget(len(scores), budget, days)
     return Calibration(np.sort(scores), budget)
+
+
+def check_budget(rows: int, budget: float, days: int | None) -> None:
+    """Asks whether so many calibration rows can tell a budget.
+
+    Args:
+        rows: Of the calibration.
+        budget: Share of normal rows that may be flagged.
+        days: How many days these rows span; None where rows have no time.
+
+    Raises:
+        TrainingError: They are too few.
+    """
+    needed = math.ceil(round(1 / budget, 6)) - 1
+    if rows >= needed:
+        return
+    least = f"the budget to {1 / (rows + 1):.2g} or more"
+    if days is None:
+        held, remedy = f"there are {rows:,}", f"land more rows, or set {least}"
+    else:
+        enough = math.ceil(days * needed / max(rows, 1))
+        held = f"the {days} calibration days hold {rows:,}"
+        remedy = f"set calibration_days to about {enough}, or {least}"
+    raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {held}; {remedy}")
