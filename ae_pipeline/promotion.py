@@ -74,7 +74,9 @@ def latents_not_collapsed(latents: Matrix) -> Verdict:
 
 
 def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64]) -> Verdict:
-    """Rows after the calibration days score like those of these days, so that the alert budget means what it says.
+    """Rows after the calibration days score like those of these days, which the alert budget rests on.
+
+    It looks at all scores alike. Of the highest alone, which make alerts, the report's check `alert_budget` tells.
 
     Args:
         scores: Of rows of days after the window of the model, (n,).
@@ -86,7 +88,7 @@ def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[n
     # Of rows like those of the calibration the gap exceeds this root once in a hundred times (Smirnov 1939).
     most = MOST_DEPARTURE + 1.63 * math.sqrt(1 / len(scores) + 1 / len(calibrated))
     words = f"{len(scores):,} rows after the calibration days: their shares up to any score differ by up to {gap:.3f}"
-    verdict = "train anew to calibrate on newer days" if gap > most else "the budget means what it says"
+    verdict = "train anew to calibrate on newer days" if gap > most else "they are alike"
     return Verdict("calibration_holds", gap <= most, gap, most, f"{words}; {verdict}")
 
 
