@@ -204,10 +204,10 @@ class TestRefusals:
         with pytest.raises(BundleError, match=f"{tmp_path / 'nowhere'} is not a model bundle"):
             ModelBundle.load(tmp_path / "nowhere")
 
-    @pytest.mark.parametrize("found", [2, "3", None])
+    @pytest.mark.parametrize("found", [3, "4", None])
     def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
         edit_manifest(folder, lambda manifest: manifest.update(format=found))
-        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 3"):
+        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 4"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])
@@ -253,6 +253,7 @@ class TestRefusals:
             ("tails.excess", "Tails.*'excess'"),
             ("calibration.scores", r"calibration\.scores"),
             ("ensemble.varying", "varying"),
+            ("ensemble.upwards", "upwards"),
             ("ensemble.references", "references"),
             ("ensemble.views.spread", "Views.*'spread'"),
             ("ensemble.mixture.means", "Mixture.*'means'"),
@@ -280,6 +281,7 @@ class TestRefusals:
             "tails.knots",
             "tails.excess",
             "ensemble.first",
+            "ensemble.upwards",
             "ensemble.references",
             "ensemble.ends",
             "ensemble.views.spread",

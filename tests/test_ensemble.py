@@ -15,6 +15,7 @@ from ae_pipeline.scoring import ensemble as ensembles
 from ae_pipeline.scoring import members as networks
 from ae_pipeline.scoring import neighbours
 from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS, Ensemble, fit_ensemble
+from ae_pipeline.scoring.marginals import marginal_tails, skewed_up
 from ae_pipeline.scoring.members import MEMBERS, Members, fit_members
 from ae_pipeline.scoring.mixture import fit_mixture
 from ae_pipeline.scoring.neighbours import crowd, nearest
@@ -25,6 +26,7 @@ WHAT = (
     "distance from the nearest training row by ranks",
     "rarity among training rows",
     "residual of small autoencoders",
+    "distance of its values from the middle, one by one",
 )
 STRAIGHT = np.zeros(3, dtype=bool)
 
@@ -77,6 +79,39 @@ class TestStandardView:
         views.standard(rows)
         views.normal(rows)
         np.testing.assert_array_equal(rows, before)
+
+
+class TestMarginalTails:
+    def test_the_longer_tail_is_that_of_the_skewness(self):
+        rng = np.random.default_rng(0)
+        rows = np.stack([rng.exponential(size=900), -rng.exponential(size=900), rng.lognormal(0, 1, 900)], 1)
+        assert skewed_up((rows - rows.mean(0)) / rows.std(0)).tolist() == [True, False, True]
+
+    def test_a_broken_value_does_not_decide_which_tail_is_longer(self):
+        rows = -np.random.default_rng(0).exponential(size=(900, 1)) + 1
+        rows[3] = 1e6
+        assert scipy.stats.skew(rows[:, 0]) > 0
+        assert skewed_up(rows).tolist() == [False]
+
+    def test_it_is_the_highest_of_three_sums_of_tails(self):
+        scores = np.array([[1.0, 2.0, 0.5], [-1.0, -2.0, -0.5], [2.0, -2.0, 0.0], [-2.0, 2.0, 0.0]])
+        above, below = -scipy.stats.norm.logsf(scores), -scipy.stats.norm.logcdf(scores)
+        # each row's highest sum is another one: upper tails, lower ones, the longer ones, and a tie of the first two
+        longer = above[2, 0] + below[2, 1] + above[2, 2]
+        expected = [above[0].sum(), below[1].sum(), longer, above[3].sum()]
+        np.testing.assert_allclose(marginal_tails(scores, np.array([True, False, True])), expected, rtol=1e-12)
+
+    @pytest.mark.parametrize("far", [8.0, 40.0, 1e6])
+    def test_it_stays_finite_however_far_out_a_value_is(self, far):
+        found = marginal_tails(np.array([[far], [-far]]), np.array([True]))
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, -scipy.stats.norm.logsf(far), rtol=1e-9)
+
+    def test_rows_far_out_in_many_columns_rank_above_those_far_out_in_few(self):
+        rows = np.zeros((3, 10))
+        rows[0], rows[1, :2], rows[2, ::2] = 1.5, 1.5, 1.5
+        found = marginal_tails(rows, np.ones(10, dtype=bool))
+        assert found[0] > found[2] > found[1]
 
 
 class TestNormalView:
@@ -423,8 +458,9 @@ class TestRanking:
             nearest(normal(asked), normal(rows)),
             ensemble.mixture(standard(asked)),
             ensemble.members(standard(asked)),
+            marginal_tails(normal(asked), skewed_up(standard(rows))),
         ]
-        assert MEASURES == ("nearest, as encoded", "nearest, normal scores", "mixture", "members")
+        assert MEASURES == ("nearest, as encoded", "nearest, normal scores", "mixture", "members", "marginal tails")
         expected = (np.column_stack(raw) - ensemble.ends[0]) / ensemble.ends[1]
         np.testing.assert_allclose(ensemble.measures(asked), expected, rtol=1e-9, atol=1e-12)
 

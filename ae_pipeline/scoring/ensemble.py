@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ae_pipeline.errors import TrainingError
+from ae_pipeline.scoring.marginals import marginal_tails, skewed_up
 from ae_pipeline.scoring.members import Members, fit_members
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
 from ae_pipeline.scoring.neighbours import crowd, nearest
@@ -31,19 +32,22 @@ _CORE = 0.8
 """Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
 to lose little where nothing does."""
 
-MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "members")
+MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "members", "marginal tails")
 _WORDS = (
     "distance from the nearest training row",
     "distance from the nearest training row by ranks",
     "rarity among training rows",
     "residual of small autoencoders",
+    "distance of its values from the middle, one by one",
 )
-WEIGHTS = np.array([1.0, 1.0, 2.5, 1.0])
+WEIGHTS = np.array([1.0, 1.0, 2.0, 0.5, 0.75])
 """Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
-density of the mixture stands against both."""
+density of the mixture stands against both. The last two are weak alone and see what the others do not."""
 
-_DENSITY = MEASURES.index("mixture")
-_ARRAYS = ("varying", "first", "seen", "references", "ends")
+_ENDLESS = np.array([name in {"mixture", "marginal tails"} for name in MEASURES])
+"""Measures that do not begin at zero."""
+
+_ARRAYS = ("varying", "first", "seen", "upwards", "references", "ends")
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,15 @@ class Ensemble:
     """Measures of how unusual a row is, each as its tail probability, added up.
 
     They are the distance to the nearest training row on two scales, the density under a mixture of normal
-    distributions, and the residuals of small autoencoders. The last two learn from the core of the training rows, those
-    in the midst of many others, so that they do not take a crowd of anomalies for normal.
+    distributions, the residuals of small autoencoders, and the tails of the columns one by one. Mixture and
+    autoencoders learn from the core of the training rows, those in the midst of many others, so that they do not take a
+    crowd of anomalies for normal.
 
     Attributes:
         varying: Columns of the matrix that vary among the training rows, all that the measures look at.
         first: One training row, whose other columns are those of all, (width,).
         seen: How many training rows there are, ().
+        upwards: Of the columns that vary, whether their longer tail is the upper one, (len(varying),).
         views: The scales.
         references: Training rows, (m, len(varying)), as they are encoded.
         mixture: Of the core, in units of spread.
@@ -69,6 +75,7 @@ class Ensemble:
     varying: npt.NDArray[np.int64]
     first: npt.NDArray[np.float32]
     seen: npt.NDArray[np.int64]
+    upwards: npt.NDArray[np.bool_]
     views: Views
     references: npt.NDArray[np.float32]
     mixture: Mixture
@@ -104,13 +111,15 @@ class Ensemble:
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)
         standard = self.views.standard(rows)
+        scores = self.views.normal(rows)
         encoded, normal = self._references
         return np.column_stack(
             [
                 nearest(rows, encoded),
-                nearest(self.views.normal(rows), normal),
+                nearest(scores, normal),
                 self.mixture(standard),
                 self.members(standard),
+                marginal_tails(scores, self.upwards),
             ]
         )
 
@@ -182,10 +191,11 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
     mixture, members = fit_mixture(core, seed), fit_members(core, generator)
     ends = np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))])
     first, seen, references = matrix[0].copy(), np.array(len(matrix)), encoded[:count].copy()
-    unfitted = Ensemble(varying, first, seen, views, references, mixture, members, ends, ColumnTails.none())
+    none, upwards = ColumnTails.none(), skewed_up(standard)
+    unfitted = Ensemble(varying, first, seen, upwards, views, references, mixture, members, ends, none)
     raw = unfitted._raw(matrix[chosen])
-    # Distances begin at zero; a density has no end, and its scale begins where the training rows are densest.
-    ends = np.stack([np.where(np.arange(len(WEIGHTS)) == _DENSITY, raw.min(axis=0), 0.0), ends[1]])
+    # Distances and residuals begin at zero; the others do not, and their scale begins at the least among training rows.
+    ends = np.stack([np.where(_ENDLESS, raw.min(axis=0), 0.0), ends[1]])
     ends[1] = _medians(raw - ends[0])
     return replace(unfitted, ends=ends, tails=fit_tails((raw - ends[0]) / ends[1]))
 
