@@ -30,7 +30,7 @@ from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.tails import ColumnTails
 from ae_pipeline.storage import atomic_write, hash_json, make_folder
 
-FORMAT = 4
+FORMAT = 5
 """Raised when a bundle of before can no longer be read as it is."""
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"

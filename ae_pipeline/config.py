@@ -166,6 +166,22 @@ class RetrainConfig(Section):
     )
 
 
+class LatentsConfig(Section):
+    """How near a retrained model's latents must come to those in use, to which their axes are aligned."""
+
+    least_explained: Fraction = Field(
+        default=0.9,
+        description="Share of the variance of the latents in use that the best affine map of the new ones explains: "
+        "below it the check latents_compatible warns.",
+    )
+    most_condition: float = Field(
+        default=10_000.0,
+        ge=1,
+        description="Ratio of the greatest to the least stretch of that map, with each axis in units of its spread, "
+        "above which the new axes stay as they were learnt.",
+    )
+
+
 class PipelineConfig(Section):
     """One dataset's chain: raw_data → features → autoencoder → champion → latent_features → anomaly_report."""
 
@@ -210,6 +226,9 @@ class PipelineConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The window and how it is learnt.")
     alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="What counts as an anomaly.")
+    latents: LatentsConfig = Field(
+        default_factory=LatentsConfig, description="When latents of two models are compatible."
+    )
     retrain: RetrainConfig = Field(default_factory=RetrainConfig, description="When to train anew.")
     fresh_hours: int | None = Field(
         default=48,

@@ -204,10 +204,10 @@ class TestRefusals:
         with pytest.raises(BundleError, match=f"{tmp_path / 'nowhere'} is not a model bundle"):
             ModelBundle.load(tmp_path / "nowhere")
 
-    @pytest.mark.parametrize("found", [3, "4", None])
+    @pytest.mark.parametrize("found", [4, "5", None])
     def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
         edit_manifest(folder, lambda manifest: manifest.update(format=found))
-        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 4"):
+        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 5"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])

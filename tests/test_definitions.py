@@ -40,7 +40,7 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
             f"{name}/autoencoder": (
                 [f"{name}/features"],
                 False,
-                ["finite_weights", "latents_not_collapsed", "loss_fell"],
+                ["finite_weights", "latents_compatible", "latents_not_collapsed", "loss_fell"],
             ),
             f"{name}/champion": ([f"{name}/autoencoder"], False, ["can_be_loaded"]),
             f"{name}/latent_features": (

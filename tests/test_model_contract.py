@@ -21,6 +21,8 @@ from ae_pipeline.bundle import ModelBundle, ScoredRows
 from ae_pipeline.config import ColumnType, Evidence, PipelineConfig
 from ae_pipeline.errors import ConfigError
 from ae_pipeline.ingestion.contract import ImageShape
+from ae_pipeline.latents.alignment import turn
+from ae_pipeline.latents.compatibility import AffineMap
 from ae_pipeline.model_config import LossTerm, TrainingConfig
 from ae_pipeline.models import base
 from ae_pipeline.models.base import AutoEncoder
@@ -319,6 +321,32 @@ class TestNumberTypes:
             if not training:
                 for value, wanted in zip(passed, expected, strict=True):
                     torch.testing.assert_close(value.float(), wanted, rtol=close, atol=close)
+
+
+class TestTurnedAxes:
+    def test_latents_follow_the_map_and_neither_outputs_nor_scores_do(self, fit, tmp_path):
+        rng, width = np.random.default_rng(0), fit.bundle.model.latent_dim
+        once, again = (
+            AffineMap(np.eye(width) + 0.3 * rng.normal(size=(width, width)), rng.normal(size=width)) for _ in range(2)
+        )
+        turned = turn(turn(fit.bundle, once), again)
+        rows, x = fit.sample(300, 8), fit.encoded(50, 8)
+        before, after = fit.bundle.score(rows), turned.score(rows)
+        assert turned.reconstruct(rows).tobytes() == fit.bundle.reconstruct(rows).tobytes()
+        assert not np.allclose(after.latents, before.latents, atol=0.1)
+        wanted = again(once(before.latents.astype(np.float64)))
+        np.testing.assert_allclose(after.latents, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        np.testing.assert_allclose(after.score, before.score, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(after.is_anomaly, before.is_anomaly)
+        with torch.inference_mode():
+            z, output, kl = turned.model(x)
+        scale = float(output.abs().max())
+        torch.testing.assert_close(turned.model.encode(x), z, rtol=0, atol=0)
+        torch.testing.assert_close(turned.model.decode(z), output, rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(kl, fit.bundle.model(x)[2], rtol=0, atol=0)
+        turned.save(tmp_path)
+        assert_equal_bytes(ModelBundle.load(tmp_path).score(rows), after)
+        assert turned.fingerprint != fit.bundle.fingerprint
 
 
 class TestSaveAndLoad:

@@ -263,7 +263,8 @@ class TestNetworks:
         inward = 20 * 10 + 10 + 10 * 6 + 6 + 6 * codes + codes
         outward = (0 if tied else 3 * 6 + 6 * 10 + 10 * 20) + 6 + 10 + 20
         assert count(model) == inward + outward
-        assert sum(value.numel() for value in model.state_dict().values()) == inward + outward
+        axes = 3 * 3 + 3  # kept, and not learnt
+        assert sum(value.numel() for value in model.state_dict().values()) == inward + outward + axes
 
     def test_tied_weights_decode_as_the_transpose_of_what_encodes(self):
         model = build_model(config(hidden=(), latent_dim=3, tied=True), (20,), torch.Generator().manual_seed(0))

@@ -173,7 +173,7 @@ def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
     latest = running_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
         list(graph.asset_check_keys)
     )
-    assert len(latest) == 12
+    assert len(latest) == 13
     for record in latest.values():
         assert record.evaluation is not None
         assert record.evaluation.passed, record.evaluation.description
@@ -279,6 +279,8 @@ def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
     monkeypatch.setattr(model_steps, "loss_fell", lambda _: rejected)
     assert shop.run("train").success
     assert shop.metadata("autoencoder")["model_version"] == 2
+    compared = shop.metadata("autoencoder")["latents_beside_version_1"]
+    assert "correlation of z_001 as it was learnt" in str(compared)
     champion = shop.metadata("champion")
     assert (champion["model_version"], champion["promoted"]) == (1, False)
     assert "challenger 2 rejected: validation loss 2.000" in str(champion["decision"])

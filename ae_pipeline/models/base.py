@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ae_pipeline.models.axes import Axes
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -67,16 +69,16 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         self.encoder, self.decoder, self.output = coder.encoder, coder.decoder, output
+        self.axes = Axes(latent_dim)
 
     def encode(self, x: Tensor) -> Tensor:
         """Maps inputs of shape (n, …) to latents of shape (n, latent_dim)."""
-        z: Tensor = self.encoder(x)
+        z: Tensor = self.axes(self._learnt(x))
         return z
 
     def decode(self, z: Tensor) -> Tensor:
         """Maps latents of shape (n, latent_dim) to outputs of the inputs' shape."""
-        output: Tensor = self.output(self.decoder(z))
-        return output
+        return self._decoded(self.axes.back(z))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Pass:  # noqa: ARG002
         """Encodes and decodes.
@@ -85,8 +87,17 @@ class AutoEncoder(nn.Module):
             x: Inputs, (n, …).
             generator: On the inputs' device; draws what a form draws in training.
         """
-        z = self.encode(x)
-        return Pass(z, self.decode(z), x.new_zeros(len(x)))
+        learnt = self._learnt(x)
+        return Pass(self.axes(learnt), self._decoded(learnt), x.new_zeros(len(x)))
+
+    def _learnt(self, x: Tensor) -> Tensor:
+        """Maps inputs to latents before their axes are turned."""
+        learnt: Tensor = self.encoder(x)
+        return learnt
+
+    def _decoded(self, learnt: Tensor) -> Tensor:
+        output: Tensor = self.output(self.decoder(learnt))
+        return output
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

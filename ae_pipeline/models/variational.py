@@ -13,18 +13,15 @@ class VariationalAutoEncoder(AutoEncoder):
     """Encodes to a normal distribution with a diagonal covariance, against a standard normal prior.
 
     In training z is drawn by reparameterisation, z = µ + σ ε (Kingma & Welling 2014, §2.4); in evaluation it is µ.
+    Divergence and draws are of the latents as they were learnt, whatever axes these are told in.
     """
 
     codes_per_latent = 2
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives mean and logarithm of the variance of each latent, both (n, latent_dim)."""
+        """Gives mean and logarithm of the variance of each latent as it was learnt, both (n, latent_dim)."""
         mean, log_variance = self.encoder(x).chunk(2, 1)
         return mean, log_variance.clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Maps inputs of shape (n, …) to the means of their latents, (n, latent_dim)."""
-        return self.posterior(x)[0]
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Pass:
         """Encodes and decodes; in training with a draw of the generator, which is then needed."""
@@ -33,7 +30,10 @@ class VariationalAutoEncoder(AutoEncoder):
         if self.training:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             z = mean + torch.exp(0.5 * log_variance) * noise
-        return Pass(z, self.decode(z), kl_divergence(mean, log_variance))
+        return Pass(self.axes(z), self._decoded(z), kl_divergence(mean, log_variance))
+
+    def _learnt(self, x: Tensor) -> Tensor:
+        return self.posterior(x)[0]
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -10,12 +10,30 @@ from ae_pipeline.orchestration.retraining import settings_hash
 from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, workspace_of
 
 if TYPE_CHECKING:
+    from ae_pipeline.latents.alignment import Alignment
     from ae_pipeline.preprocessing.window import Window
 
 
 def _days_of(window: "Window") -> dict[str, str]:
     parts = {part: getattr(window, part) for part in ("train", "validation", "calibration")}
     return {f"{part}_days": f"{days[0]} to {days[-1]}" for part, days in parts.items()}
+
+
+_COMPARED = {
+    "as_is": "variance of the old latents that the new ones explain as they were learnt",
+    "orthogonal": "… after the best turn",
+    "affine": "… after the best affine map",
+    "condition": "condition of that map",
+    "neighbours": "share of ten nearest rows in common",
+    "score_shift": "greatest gap between shares of rows up to a score",
+}
+
+
+def _compared(alignment: "Alignment") -> dict[str, dg.MetadataValue]:
+    figures, axes = alignment.compatibility.figures(), alignment.compatibility.axes or ()
+    rows = [(_COMPARED[name], f"{value:.4g}") for name, value in figures.items()]
+    rows += [(f"correlation of z_{place:03d} as it was learnt", f"{value:.3f}") for place, value in enumerate(axes)]
+    return {f"latents_beside_version_{alignment.before}": table(["figure", "value"], rows)}
 
 
 def autoencoder(config: PipelineConfig) -> Body:
@@ -41,6 +59,8 @@ def autoencoder(config: PipelineConfig) -> Body:
                 "columns_left_out": table(
                     ["column", "reason"], [(e.column, e.reason) for e in bundle.encoder.left_out]
                 ),
+                "latents": trained.compatible.words,
+                **(_compared(trained.alignment) if trained.alignment else {}),
                 "window_fingerprint": window.fingerprint,
                 # What a schedule compares with: the days as they stood when this training began.
                 "window_content": dg.MetadataValue.json(trained.content),
@@ -58,7 +78,7 @@ def autoencoder(config: PipelineConfig) -> Body:
                     threshold=verdict.threshold,
                     severity=dg.AssetCheckSeverity.WARN,
                 )
-                for verdict in trained.verdicts
+                for verdict in (*trained.verdicts, trained.compatible)
             ],
         )
 

@@ -1,14 +1,19 @@
 """What the model assets do between core, tracking and gate."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import StorageError, TrainingError
+from ae_pipeline.errors import BundleError, StorageError, TrainingError
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.latents.alignment import Alignment, Served, align
 from ae_pipeline.latents.read import current_files, model_version_of
 from ae_pipeline.orchestration.console import Sparingly
 from ae_pipeline.orchestration.stages import how_many
@@ -20,17 +25,32 @@ from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
 from ae_pipeline.training import Epoch, TrainingResult
 
-_GATE = "gate"
+_GATE, _LATENTS = "gate", "latents"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A training and what became of it."""
+    """A training and what became of it.
+
+    Attributes:
+        bundle: The model, its axes turned to those in use where they are compatible.
+        result: Of its training.
+        version: As which it is registered.
+        verdicts: Of the gate.
+        compatible: Whether its latents go on where those in use end; not of the gate.
+        alignment: To the version that serves; None where there is none, or it cannot be compared with.
+        content: Days and their features' hash and rows, as they stood.
+        folder: Of the registered bundle.
+    """
 
     bundle: ModelBundle
     result: TrainingResult
     version: TrackedVersion
     verdicts: tuple[Verdict, ...]
+    compatible: Verdict
+    alignment: Alignment | None
     content: dict[str, tuple[str, int]]
     folder: Path
 
@@ -84,16 +104,16 @@ def train_challenger(
             bundle, result = fit_bundle(config, columns, window, paths, report)
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
             say(f"left out: {', '.join(names)} ({reason})")
-        verdicts = (
-            finite_weights(bundle),
-            loss_fell(result),
-            latents_not_collapsed(bundle.encode(window.rows("validation", paths))),
-        )
+        reference = window.rows("validation", paths)
+        bundle, compatible, alignment = _align_to_champion(config, tracker, bundle, reference)
+        say(compatible.words)
+        verdicts = (finite_weights(bundle), loss_fell(result), latents_not_collapsed(bundle.encode(reference)))
         run.log_metrics(
             {
                 "best_epoch": result.best_epoch,
                 "best_validation_loss": result.best_loss,
                 "score_threshold": bundle.calibration.threshold,
+                **_flat("latents", alignment.compatibility.figures() if alignment else {}),
             }
         )
         run.log_json(
@@ -109,9 +129,35 @@ def train_challenger(
         version = run.register(bundle)
     passed = is_promoted(verdicts)
     broken = "; ".join(verdict.words for verdict in verdicts if not verdict.passed)
-    tracker.tag_version(config.dataset, version.version, {_GATE: "passed" if passed else f"rejected: {broken}"})
+    tags = {_GATE: "passed" if passed else f"rejected: {broken}", _LATENTS: compatible.words}
+    tracker.tag_version(config.dataset, version.version, tags)
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
-    return Trained(bundle, result, version, verdicts, content, tracker.bundle_folder(version))
+    folder = tracker.bundle_folder(version)
+    return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder)
+
+
+def _align_to_champion(
+    config: PipelineConfig, tracker: Tracker, bundle: ModelBundle, rows: pl.DataFrame
+) -> tuple[ModelBundle, Verdict, Alignment | None]:
+    """Turns the latent axes of a new model to those in use, where they are compatible over rows of the window."""
+    rule, least = "latents_compatible", config.latents.least_explained
+    champion = tracker.version(config.dataset, CHAMPION)
+    if champion is None:
+        return bundle, Verdict(rule, True, 1.0, least, "0 versions serve so far; these latents are the first"), None
+    try:
+        before = _served(tracker, champion)
+        first = before.bundle.facts.get("alignment", {}).get("axes_of")
+        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else before
+        bundle, alignment = align(bundle, before, axes, rows, config.latents)
+    except (BundleError, StorageError, TrainingError) as error:
+        words = f"latents of version {champion.version} cannot be compared with: {error}"
+        return bundle, Verdict(rule, False, 0.0, least, words), None
+    bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
+    return bundle, Verdict(rule, alignment.is_compatible, alignment.explained, least, alignment.words), alignment
+
+
+def _served(tracker: Tracker, version: TrackedVersion) -> Served:
+    return Served(version.version, ModelBundle.load(tracker.bundle_folder(version)))
 
 
 def decide(config: PipelineConfig, tracker: Tracker) -> Decision:
@@ -181,5 +227,5 @@ def _parts_in_words(
     return "training on {}, validating on {}, calibrating on {}".format(*sizes)
 
 
-def _flat(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
+def _flat(prefix: str, values: Mapping[str, _T]) -> dict[str, _T]:
     return {f"{prefix}.{key}": value for key, value in values.items()}

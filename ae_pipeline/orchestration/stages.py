@@ -74,6 +74,8 @@ STAGES = {
             "finite_weights": "Every weight of the network is a finite number.",
             "loss_fell": "The validation loss is lower than before the first step.",
             "latents_not_collapsed": _NOT_COLLAPSED,
+            "latents_compatible": "The latents go on where those of the version that serves end: their axes could be "
+            "aligned. Otherwise a warning, and no obstacle to serving.",
         },
     ),
     "champion": Stage(

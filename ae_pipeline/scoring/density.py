@@ -31,6 +31,11 @@ class LatentDensity:
         distance: Array = np.square((latents - self.mean) @ self.whitening).mean(axis=1)
         return distance
 
+    def turned(self, matrix: Array, offset: Array) -> "LatentDensity":
+        """Gives the same distances for latents that an invertible map took to z @ matrix + offset."""
+        whitening = np.linalg.solve(matrix, self.whitening).astype(np.float64)
+        return LatentDensity(self.mean @ matrix + offset, whitening)
+
 
 def fit_density(latents: Array) -> LatentDensity:
     """Fits mean and covariance on the latents of the training rows, (n, latent_dim)."""
