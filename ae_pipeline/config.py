@@ -170,7 +170,7 @@ class LatentsConfig(Section):
     """How near a retrained model's latents must come to those in use, to which their axes are aligned."""
 
     least_explained: Fraction = Field(
-        default=0.9,
+        default=0.75,
         description="Share of the variance of the latents in use that the best affine map of the new ones explains: "
         "below it the check latents_compatible warns.",
     )
