@@ -167,7 +167,14 @@ class RetrainConfig(Section):
 
 
 class LatentsConfig(Section):
-    """How near a retrained model's latents must come to those in use, to which their axes are aligned."""
+    """How long earlier latents stay, and how near a retrained model's must come to those in use to go on with them."""
+
+    retention_days: int = Field(
+        default=90,
+        ge=1,
+        description="Days for which the rows of an earlier version of the table stay readable; after them their files "
+        "are removed.",
+    )
 
     least_explained: Fraction = Field(
         default=0.75,

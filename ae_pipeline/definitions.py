@@ -26,6 +26,7 @@ def defs() -> dg.Definitions:
                     data_folder=os.environ.get("AE_PIPELINE_DATA", str(PROJECT_ROOT / "data")),
                     mlflow_folder=os.environ.get("AE_PIPELINE_MLRUNS", str(PROJECT_ROOT / "mlruns")),
                     tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
+                    tables=os.environ.get("AE_PIPELINE_TABLES"),
                 )
             },
             executor=executor,

@@ -28,10 +28,13 @@ class DatasetPaths:
     Attributes:
         root: The data folder, shared by all datasets.
         dataset: Name of the dataset.
+        tables: Folder, or prefix of an object store, that holds the latent tables of all datasets; `latents` in the
+            data folder by default.
     """
 
     root: Path
     dataset: str
+    tables: str | None = None
 
     @property
     def landing(self) -> Path:
@@ -54,9 +57,9 @@ class DatasetPaths:
         return self.root / "locks" / f"{self.dataset}.lock"
 
     @property
-    def latents(self) -> Path:
-        """The published Delta table."""
-        return self.root / "latents" / self.dataset
+    def latents(self) -> str:
+        """The published Delta table: a folder, or an address of an object store."""
+        return f"{(self.tables or str(self.root / 'latents')).rstrip('/')}/{self.dataset}"
 
     @property
     def reports(self) -> Path:

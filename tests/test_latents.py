@@ -23,15 +23,9 @@ from ae_pipeline import Latents, read_latents
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.publish import (
-    Publication,
-    expected_path,
-    latent_schema,
-    latent_space_name,
-    publish,
-    score_file,
-    stale_days,
-)
+from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.layout import expected_path, latent_schema, latent_space_name, score_file
+from ae_pipeline.latents.publish import Publication, publish, stale_days
 from ae_pipeline.latents.read import current_files, files_by_day, latents_of, model_version_of, open_table
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
@@ -42,7 +36,7 @@ def published(dataset: Fitted, days: Iterable[str], bundle: ModelBundle | None =
 
 
 def table(paths: DatasetPaths, version: int | None = None) -> pl.DataFrame:
-    return pl.read_delta(str(paths.latents), version=version).sort("event_time", "row_id")
+    return pl.read_delta(paths.latents, version=version).sort("event_time", "row_id")
 
 
 def files_of(paths: DatasetPaths, version: int | None = None) -> set[str]:
@@ -115,7 +109,7 @@ class TestContent:
         for entry in first.days:
             scored, rows = (
                 dataset.bundle.score(dataset.features(entry.day)),
-                pl.read_parquet(dataset.paths.latents / entry.path),
+                pl.read_parquet(Path(dataset.paths.latents) / entry.path),
             )
             np.testing.assert_array_equal(rows["score"], scored.score)
             np.testing.assert_array_equal(latents_of([entry.path], dataset.paths, 3), scored.latents)
@@ -123,7 +117,7 @@ class TestContent:
 
     def test_rows_are_in_the_order_of_event_time(self, dataset, first):
         for path in current_files(dataset.paths):
-            assert pl.read_parquet(dataset.paths.latents / path)["event_time"].is_sorted()
+            assert pl.read_parquet(Path(dataset.paths.latents) / path)["event_time"].is_sorted()
 
     def test_a_row_is_an_anomaly_where_its_p_value_lies_within_the_budget(self, dataset):
         published(dataset, dataset.days)
@@ -140,7 +134,7 @@ class TestContent:
         actions = pl.DataFrame(DeltaTable(dataset.paths.latents).get_add_actions(flatten=True))
         assert actions.height == 4
         for action in actions.iter_rows(named=True):
-            path = dataset.paths.latents / action["path"]
+            path = Path(dataset.paths.latents) / action["path"]
             rows = pl.read_parquet(path)
             day = action["path"].split("/")[1]
             assert action["num_records"] == rows.height == 60
@@ -153,12 +147,12 @@ class TestContent:
     def test_a_filter_on_time_reads_the_rows_that_it_should(self, dataset, days, first):
         noon = dt.datetime.fromisoformat(f"{days[1]}T12:00:00Z")
         expected = table(dataset.paths).filter(pl.col("event_time") >= noon)["row_id"].to_list()
-        scanned = pl.scan_delta(str(dataset.paths.latents)).filter(pl.col("event_time") >= noon).collect()
+        scanned = pl.scan_delta(dataset.paths.latents).filter(pl.col("event_time") >= noon).collect()
         by_arrow = DeltaTable(dataset.paths.latents).to_pyarrow_table(filters=[("event_time", ">=", noon)])
         assert sorted(scanned["row_id"]) == sorted(by_arrow["row_id"].to_pylist()) == sorted(expected)
 
     def test_the_list_of_current_files_is_that_of_the_newest_version(self, dataset, days, first, rewrite_day):
-        manifest = dataset.paths.latents / "_symlink_format_manifest" / "manifest"
+        manifest = Path(dataset.paths.latents) / "_symlink_format_manifest" / "manifest"
 
         def listed() -> list[str]:
             return sorted(manifest.read_text().split())
@@ -199,7 +193,7 @@ def test_the_lines_of_the_readme_read_all_rows(dataset, first):
     (plain, ours) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict[str, Any] = {"ae_pipeline": ae_pipeline}
     found = []
-    plain = plain.replace("data/latents/flights", str(dataset.paths.latents))
+    plain = plain.replace("data/latents/flights", dataset.paths.latents)
     ours = ours.replace('("flights"', f'("sensors", data={str(dataset.paths.root)!r}').replace("2013-", "2024-")
     for code in (plain, ours):
         for line in ast.parse(code).body:
@@ -266,8 +260,8 @@ class TestReading:
         # what no publication does: files of another space beside those that are there
         space = latent_space_name(2, other_bundle.fingerprint)
         path = expected_path(days[0], "other", other_bundle.fingerprint, space)
-        score_file(other_bundle, 2, dataset.paths.features(days[0]), dataset.paths.latents / path)
-        rows = (dataset.paths.latents / path).stat().st_size
+        score_file(other_bundle, 2, dataset.paths.features(days[0]), path, TableFiles(dataset.paths.latents))
+        rows = (Path(dataset.paths.latents) / path).stat().st_size
         delta = DeltaTable(dataset.paths.latents)
         added = AddAction(path, rows, {}, 0, data_change=True, stats="{}")
         delta.create_write_transaction([added], "append", latent_schema(3))
@@ -299,13 +293,15 @@ class TestReading:
 
 class TestCommits:
     def test_publishing_again_commits_nothing_and_writes_no_file(self, dataset, days, first):
-        before = {path: (dataset.paths.latents / path).stat().st_mtime_ns for path in current_files(dataset.paths)}
+        before = {
+            path: (Path(dataset.paths.latents) / path).stat().st_mtime_ns for path in current_files(dataset.paths)
+        }
         again = published(dataset, days)
         assert (first.committed, again.committed) == (True, False)
         assert again.table_version == first.table_version
         assert [entry.built for entry in first.days] == [True] * 4
         assert [entry.built for entry in again.days] == [False] * 4
-        assert {path: (dataset.paths.latents / path).stat().st_mtime_ns for path in before} == before
+        assert {path: (Path(dataset.paths.latents) / path).stat().st_mtime_ns for path in before} == before
 
     def test_further_days_join_those_that_are_there_in_one_commit(self, dataset, days, first):
         second = published(dataset, dataset.days[:3])
@@ -443,7 +439,7 @@ class TestRefusals:
         self, dataset, days, first, spoil, words
     ):
         (path,) = (entry.path for entry in first.days if entry.day == days[1])
-        target = dataset.paths.latents / path
+        target = Path(dataset.paths.latents) / path
         rows = pq.read_table(target)
 
         def put(name: str, values: Any) -> pa.Table:

@@ -78,7 +78,7 @@ def report(labelled: Fitted) -> Report:
 
 
 def scores_and_labels(dataset: Fitted, days: tuple[str, ...]) -> pl.DataFrame:
-    table = pl.read_delta(str(dataset.paths.latents)).filter(pl.col("date").dt.to_string().is_in(days))
+    table = pl.read_delta(dataset.paths.latents).filter(pl.col("date").dt.to_string().is_in(days))
     labels = pl.concat([dataset.features(day).select("row_id", LABEL) for day in days])
     return table.join(labels, on="row_id").drop_nulls(LABEL)
 
@@ -113,7 +113,7 @@ class TestOfAReport:
         assert f"all but {labelled.days[0]} to {labelled.days[31]}." in page
 
     def test_days_and_ranked_rows_bear_what_is_known(self, labelled, report):
-        table = pl.read_delta(str(labelled.paths.latents))
+        table = pl.read_delta(labelled.paths.latents)
         known = pl.concat([labelled.features(day).select("row_id", LABEL) for day in labelled.days[-10:]])
         flagged = set(table.filter("is_anomaly")["row_id"])
         assert (report.known_anomalies, report.known_flagged) == (

@@ -153,7 +153,7 @@ def rows_of(figures: list[Figure]) -> pl.DataFrame:
 
 
 def table(dataset: Fitted) -> pl.DataFrame:
-    return pl.read_delta(str(dataset.paths.latents)).sort(["score", "row_id"], descending=[True, False])
+    return pl.read_delta(dataset.paths.latents).sort(["score", "row_id"], descending=[True, False])
 
 
 class TestWhichRows:

@@ -12,7 +12,8 @@ import scipy.stats
 from conftest import Fitted
 
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.publish import latent_space_name, publish
+from ae_pipeline.latents.layout import latent_space_name
+from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import current_files
 from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.reports.plots import loss_curve
@@ -82,7 +83,7 @@ def report(planted, days) -> Report:
 
 class TestRanking:
     def test_every_flagged_row_of_a_day_is_listed_and_the_ten_strangest_where_fewer_are(self, planted, days, report):
-        table = pl.read_delta(str(planted.paths.latents))
+        table = pl.read_delta(planted.paths.latents)
         for entry in report.days:
             rows = table.filter(pl.col("date").dt.to_string() == entry.day)
             flagged = set(rows.filter("is_anomaly")["row_id"])
@@ -100,7 +101,7 @@ class TestRanking:
         assert [row.score for row in report.strangest] == pl.read_parquet(report.alerts)["score"].to_list()
 
     def test_scores_are_those_of_the_table(self, planted, report):
-        table = pl.read_delta(str(planted.paths.latents))
+        table = pl.read_delta(planted.paths.latents)
         both = pl.read_parquet(report.alerts).join(table, on="row_id", suffix="_published")
         assert both.height == pl.read_parquet(report.alerts).height
         for name in ("score", "p_value", "is_anomaly", "model_version", "event_time"):
@@ -128,7 +129,7 @@ class TestRanking:
         alerts = planted.config.alerts.model_copy(update={"false_discovery_rate": rate})
         config = planted.config.model_copy(update={"alerts": alerts})
         marked = reported(replace(planted, bundle=replace(planted.bundle, config=config)), days)
-        table = pl.read_delta(str(planted.paths.latents))
+        table = pl.read_delta(planted.paths.latents)
         count = 0
         for entry in marked.days:
             rows = table.filter(pl.col("date").dt.to_string() == entry.day)
@@ -144,19 +145,19 @@ class TestRanking:
         assert count > 0
         page = marked.page.read_text()
         assert page.count("◆</td>") == pl.read_parquet(marked.alerts)["is_discovery"].sum()
-        assert pl.read_delta(str(planted.paths.latents)).equals(table)
+        assert pl.read_delta(planted.paths.latents).equals(table)
 
     def test_no_more_rows_are_ranked_than_the_configuration_allows(self, planted, days):
         alerts = planted.config.alerts.model_copy(update={"report_rows": 4})
         config = planted.config.model_copy(update={"alerts": alerts})
         few = replace(planted, bundle=replace(planted.bundle, config=config))
-        highest = pl.read_delta(str(planted.paths.latents)).sort("score", descending=True).head(4)
+        highest = pl.read_delta(planted.paths.latents).sort("score", descending=True).head(4)
         assert [row.row_id for row in reported(few, days).strangest] == highest["row_id"].to_list()
 
 
 class TestPage:
     def test_page_summary_and_parquet_give_the_same_figures(self, planted, days, report):
-        table = pl.read_delta(str(planted.paths.latents))
+        table = pl.read_delta(planted.paths.latents)
         rows, flagged = table.height, int(table["is_anomaly"].sum())
         summary = json.loads(report.summary.read_text())
         assert (summary["rows"], summary["flagged"], report.rows, report.flagged) == (rows, flagged, rows, flagged)

@@ -4,7 +4,7 @@ import datetime as dt
 import functools
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,12 +18,16 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CURRENT = "current"
+
+MANIFEST = "_symlink_format_manifest/manifest"
+"""Delta's list of current files, for engines that know Parquet alone."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def read_latents(
     space: str | int = CURRENT,
     columns: Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
+    tables: str | None = None,
 ) -> Latents:
     """Reads published latents and scores, of one latent space.
 
@@ -74,13 +79,15 @@ def read_latents(
             that model.
         columns: Which ones; all by default.
         data: The data folder; by default `AE_PIPELINE_DATA`, or `data` where you are.
+        tables: Folder or prefix of an object store that holds the tables; by default `AE_PIPELINE_TABLES`, or
+            `latents` in the data folder. Credentials come from the environment, as `AWS_ACCESS_KEY_ID`.
 
     Raises:
-        PublicationError: There is no such table, space, or column, its rows have no event time to choose by, or the
-            rows asked for are of more than one space.
+        PublicationError: There is no such table, space, or column, its rows have no event time to choose by, they were
+            collected after their retention, or the rows asked for are of more than one space.
     """
     folder = Path(data or os.environ.get("AE_PIPELINE_DATA") or "data").resolve()
-    paths = DatasetPaths(folder, dataset)
+    paths = DatasetPaths(folder, dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
     table, commit = _open_version(paths, space)
     source = table.to_pyarrow_dataset()
     names = source.schema.names if columns is None else list(columns)
@@ -99,11 +106,17 @@ def read_latents(
     # In the order of their paths files are in that of their days, and each has its rows in the order of event time.
     fragments = sorted(source.get_fragments(chosen), key=lambda fragment: str(fragment.path))
     ordered = ds.FileSystemDataset(fragments, source.schema, source.format, source.filesystem)
-    rows = ordered.to_table([*names, *({"latent_space", "model_version"} - set(names))], filter=chosen)
+    try:
+        rows = ordered.to_table([*names, *({"latent_space", "model_version"} - set(names))], filter=chosen)
+    except FileNotFoundError as error:
+        raise PublicationError(
+            f"version {table.version()} of {paths.latents}, the last of space {commit.latent_space}, was collected "
+            f"after its retention; choose {CURRENT!r}, or a later space"
+        ) from error
     spaces = {str(name) for name in pc.unique(rows["latent_space"]).to_pylist()}
     if len(spaces) > 1:
         raise PublicationError(
-            f"version {table.version()} of {folder / 'latents' / dataset} mixes the latent spaces "
+            f"version {table.version()} of {paths.latents} mixes the latent spaces "
             f"{' and '.join(sorted(spaces))}, which no publication does; restore an earlier version"
         )
     return Latents(rows.select(names), commit.latent_space, commit.model_version, table.version())
@@ -149,21 +162,23 @@ def _moment(given: dt.date | dt.datetime | str) -> dt.datetime:
 
 def open_table(paths: DatasetPaths) -> DeltaTable | None:
     """Opens the table, or gives None where nothing was published yet."""
-    return DeltaTable(paths.latents) if DeltaTable.is_deltatable(str(paths.latents)) else None
+    return TableFiles(paths.latents).open()
 
 
 def current_files(paths: DatasetPaths) -> list[str]:
     """Lists the files of the table as it stands, relative to it."""
     table = open_table(paths)
-    if table is None:
-        return []
-    # From the log itself: file_uris() writes blanks and other signs of the folder's name as %20.
-    return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
+    return live_files(table) if table else []
+
+
+def by_day(files: Iterable[str]) -> dict[str, str]:
+    """Gives the file of each day."""
+    return {path.split("/")[1]: path for path in files}
 
 
 def files_by_day(paths: DatasetPaths) -> dict[str, str]:
     """Gives the file of each published day, relative to the table."""
-    return {path.split("/")[1]: path for path in current_files(paths)}
+    return by_day(current_files(paths))
 
 
 def rows_published(days: Sequence[str], paths: DatasetPaths) -> int:
@@ -175,24 +190,24 @@ def rows_published(days: Sequence[str], paths: DatasetPaths) -> int:
     return sum(rows for path, rows in log.iter_rows() if path.split("/")[1] in wanted)
 
 
-def published_day(path: str, paths: DatasetPaths) -> pl.DataFrame:
+def published_day(path: str, paths: DatasetPaths, columns: list[str] | None = None) -> pl.DataFrame:
     """Reads one file of the table."""
-    return pl.read_parquet(paths.latents / path)
+    return pl.DataFrame(pl.from_arrow(TableFiles(paths.latents).read(path, columns)))
 
 
 def model_version_of(paths: DatasetPaths) -> int:
     """Gives the model version that the table was scored with; all its rows bear the same."""
-    return int(published_day(current_files(paths)[-1], paths)["model_version"][0])
+    return int(published_day(current_files(paths)[-1], paths, ["model_version"])["model_version"][0])
 
 
 def latents_of(files: Sequence[str], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
     """Reads the latents of some files of the table, (n, latent_dim)."""
     names = [f"z_{place:03d}" for place in range(latent_dim)]
-    parts = [pl.read_parquet(paths.latents / path, columns=names).to_numpy() for path in files]
+    parts = [published_day(path, paths, names).to_numpy() for path in files]
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 
 
 def scores_of(files: Sequence[str], paths: DatasetPaths) -> npt.NDArray[np.float64]:
     """Reads the scores of some files of the table, (n,)."""
-    parts = [pl.read_parquet(paths.latents / path, columns=["score"])["score"].to_numpy() for path in files]
+    parts = [published_day(path, paths, ["score"])["score"].to_numpy() for path in files]
     return np.concatenate([np.empty(0), *parts])

@@ -40,7 +40,7 @@ def raw_data(config: PipelineConfig) -> Body:
         if waiting := [day for day in intake.pending_days(config, paths) if day not in set(days)]:
             context.log.info(f"{how_many(len(waiting), 'further day')} to be run on their own: {shortened(waiting)}")
         for day in built:
-            tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day), rows=day.rows)
+            tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day).as_uri(), rows=day.rows)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
         held = intake.ledger.rows_beside(days) + broken
         share = broken / max(held, 1)
@@ -89,7 +89,7 @@ def features(config: PipelineConfig) -> Body:
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
         context.log.info(f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}")
         for day in built:
-            tell_partition(context, config, day.day, day.content_hash, paths.features(day.day), rows=day.rows)
+            tell_partition(context, config, day.day, day.content_hash, paths.features(day.day).as_uri(), rows=day.rows)
         words = f"{rows:,} rows of features, {raw_rows:,} of raw_data"
         return dg.MaterializeResult(
             metadata={

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ae_pipeline.config import PipelineConfig
@@ -12,7 +13,7 @@ from ae_pipeline.storage import hash_json
 
 
 def tell_partition(
-    context: dg.AssetExecutionContext, config: PipelineConfig, day: str, content_hash: str, path: Path, **figures: int
+    context: dg.AssetExecutionContext, config: PipelineConfig, day: str, content_hash: str, uri: str, **figures: int
 ) -> None:
     """Attaches to a partition its own row count, file and content hash; the hash decides what is new.
 
@@ -23,14 +24,12 @@ def tell_partition(
         config: The dataset's; without partitions there is nothing to attach to.
         day: The partition.
         content_hash: Of its rows.
-        path: Its file.
+        uri: Of its file.
         figures: Further counts; `rows` is the partition's row count.
     """
     if config.is_daily:
         facts = {"dagster/partition_row_count" if name == "rows" else name: value for name, value in figures.items()}
-        context.add_asset_metadata(
-            {**facts, "content_hash": content_hash, "dagster/uri": path.as_uri()}, partition_key=day
-        )
+        context.add_asset_metadata({**facts, "content_hash": content_hash, "dagster/uri": uri}, partition_key=day)
 
 
 def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
@@ -40,10 +39,15 @@ def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
 
 def parquet_schema(path: Path) -> dg.TableSchema:
     """Reads the columns of a Parquet file."""
+    return column_schema(pq.read_schema(path))
+
+
+def column_schema(schema: pa.Schema) -> dg.TableSchema:
+    """Tells the columns of a schema."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
-            for field in pq.read_schema(path)
+            for field in schema
         ]
     )
 

@@ -1,12 +1,13 @@
 """latent_features and anomaly_report: what other teams and whoever is on call read."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
-from ae_pipeline.orchestration.metadata import joint_version, parquet_schema, table, tell_partition
+from ae_pipeline.orchestration.metadata import column_schema, joint_version, parquet_schema, table, tell_partition
 from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, rows_on_days, workspace_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def latent_features(config: PipelineConfig) -> Body:
     """Scores the days asked for and publishes them in one commit."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.latents.files import TableFiles
+        from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.latents.publish import publish
         from ae_pipeline.latents.read import files_by_day, latents_of, rows_published, scores_of
         from ae_pipeline.orchestration.model_steps import load_champion
@@ -36,7 +39,7 @@ def latent_features(config: PipelineConfig) -> Body:
         paths, days = paths_of(context, config), set(days_of(context))
         version, bundle = load_champion(config, workspace_of(context).tracker())
         origin = {**origin_of(context), "mlflow_run_id": version.run_id}
-        done = publish(sorted(days), paths, bundle, version.version, origin, Pace(context.log.info))
+        done = publish(sorted(days), paths, bundle, version.version, origin, Pace(context.log.info), config)
         files = [day.path for day in done.days if day.path]
         spread = latents_not_collapsed(latents_of(files[-_LOOKED_AT_FOR_COLLAPSE:], paths, bundle.model.latent_dim))
         asked = [day for day in done.days if day.day in days]
@@ -52,20 +55,22 @@ def latent_features(config: PipelineConfig) -> Body:
             f"{rows_on_days(rows, len(done.days), config)} under model version {version.version}, {flagged:,} flagged; "
             + (f"now table version {done.table_version}" if done.committed else "the table stands as it was")
         )
+        place = TableFiles(paths.latents)
         for day in asked:
-            file = paths.latents / (day.path or "")
-            tell_partition(context, config, day.day, file.stem, file, rows=day.rows, rows_flagged=day.flagged)
+            path = day.path or ""
+            uri = place.address(path)
+            tell_partition(context, config, day.day, Path(path).stem, uri, rows=day.rows, rows_flagged=day.flagged)
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
-                "dagster/uri": paths.latents.as_uri(),
+                "dagster/uri": place.address(),
                 "model_version": version.version,
                 "mlflow_run": version.run_id,
                 "latent_space": done.latent_space,
                 "table_version": done.table_version,
                 "rows_flagged": flagged,
                 "days_scored_now": sum(day.built for day in done.days),
-                **({"dagster/column_schema": parquet_schema(paths.latents / files[-1])} if files else {}),
+                "dagster/column_schema": column_schema(latent_schema(bundle.model.latent_dim)),
             },
             data_version=joint_version(day.path or "" for day in asked),
             check_results=[
@@ -116,7 +121,8 @@ def anomaly_report(config: PipelineConfig) -> Body:
         context.log.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
         for day in report.days:
             file = paths.reports / "days" / f"{day.day}.parquet"
-            tell_partition(context, config, day.day, day.content_hash, file, rows=day.rows, rows_flagged=day.flagged)
+            uri = file.as_uri()
+            tell_partition(context, config, day.day, day.content_hash, uri, rows=day.rows, rows_flagged=day.flagged)
         strangest = [(row.row_id, f"{row.score:.1f}", row.because) for row in report.strangest[:10]]
         but = " that are not known anomalies" if report.labels else ""
         counts = f"{flagged:,} of {rows:,} rows{but} are flagged"

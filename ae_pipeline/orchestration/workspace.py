@@ -20,10 +20,11 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     data_folder: str
     mlflow_folder: str
     tracking_uri: str | None = None
+    tables: str | None = None
 
     def paths(self, dataset: str) -> DatasetPaths:
         """Gives a dataset's paths."""
-        return DatasetPaths(Path(self.data_folder).resolve(), dataset)
+        return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables)
 
     def tracker(self) -> "Tracker":
         """Opens the model store."""

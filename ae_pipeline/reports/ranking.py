@@ -155,7 +155,7 @@ def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFra
 
 def scored_and_known(day: str, path: str, paths: DatasetPaths) -> pl.DataFrame:
     """Reads identity, score and flag of a published day, with `LABEL`: null where nothing is known."""
-    return _with_label(pl.read_parquet(paths.latents / path, columns=["row_id", "score", "is_anomaly"]), day, paths)
+    return _with_label(published_day(path, paths, ["row_id", "score", "is_anomaly"]), day, paths)
 
 
 def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFrame:
