@@ -24,7 +24,8 @@ from ae_pipeline.scoring.density import fit_density
 from ae_pipeline.scoring.ensemble import fit_ensemble
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
 from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.training import Epoch, TrainingResult, choose_device, train
+from ae_pipeline.training import Epoch, TrainingResult, choose_device, evaluate, train
+from ae_pipeline.warm_start import anchor_to, inherit
 
 LEAST_TAIL_ROWS = 500
 """Validation rows that tell the tails of losses; where there are fewer, the training rows are taken with them."""
@@ -36,10 +37,11 @@ def fit_bundle(
     window: Window,
     paths: DatasetPaths,
     report: Callable[[Epoch], None] = lambda _: None,
+    before: ModelBundle | None = None,
 ) -> tuple[ModelBundle, TrainingResult]:
     """Fits everything that a model is.
 
-    On the CPU the same window, configuration and machine give the same bundle, bit for bit.
+    On the CPU the same window, configuration, model before and machine give the same bundle, bit for bit.
 
     Args:
         config: The pipeline's.
@@ -47,16 +49,18 @@ def fit_bundle(
         window: Days for each part.
         paths: Where the features are.
         report: Called after each epoch.
+        before: The model that serves, to go on from as `training.warm_start` and `anchor` say.
 
     Raises:
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
+        BundleError: The rows lack a column that the model before needs.
     """
     days = len(window.calibration) if config.is_daily else None
     # Before anything is fitted: what cannot be calibrated need not be trained.
     check_budget(window.rows("calibration", paths, ["row_id"]).height, config.alerts.budget, days)
     train_rows, validation_rows = window.rows("train", paths), window.rows("validation", paths)
-    detector, result = fit_detector(config, columns, train_rows, validation_rows, report)
+    detector, result = fit_detector(config, columns, train_rows, validation_rows, report, before)
     facts: dict[str, Any] = {
         "versions": library_versions(),
         "rows": {"train": train_rows.height, "validation": validation_rows.height},
@@ -78,6 +82,7 @@ def fit_detector(
     train_rows: pl.DataFrame,
     validation_rows: pl.DataFrame,
     report: Callable[[Epoch], None] = lambda _: None,
+    before: ModelBundle | None = None,
 ) -> tuple[Detector, TrainingResult]:
     """Fits all of a model but its calibration.
 
@@ -87,10 +92,12 @@ def fit_detector(
         train_rows: Features that the encoder, the weights and the ensemble are fitted on.
         validation_rows: Features for early stopping, the tails of the losses, and the ensemble, which looks at both.
         report: Called after each epoch.
+        before: The model that serves, to go on from.
 
     Raises:
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
+        BundleError: The rows lack a column that the model before needs.
     """
     device = choose_device(config.training.device)
     torch.set_num_threads(config.training.threads)
@@ -102,7 +109,13 @@ def fit_detector(
     encoded, validation = (torch.from_numpy(rows).to(device) for rows in (matrix, encoder.encode(validation_rows)))
     groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
     corrupt = build_corruption(config.training, groups, encoder.ends)
-    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt)
+    untrained, anchor = evaluate(model, loss, validation, config.training.beta), None
+    if before is not None:
+        if config.training.warm_start and config.model == before.config.model:
+            inherit(model, loss, encoder, before)
+        anchor = anchor_to(before, train_rows, config, model.latent_dim, untrained)
+    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt, anchor)
+    result = dataclasses.replace(result, first_loss=untrained)
     typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()
     del encoded
     with torch.inference_mode():

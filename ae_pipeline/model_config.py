@@ -176,6 +176,17 @@ class TrainingConfig(Section):
         description="Without event time: columns whose values keep rows together in one of the parts that a training "
         "is cut into, 7 : 1 : 2; the row's identity when left out. Patches are kept together by their file.",
     )
+    warm_start: bool = Field(
+        default=True,
+        description="Retrain from the weights of the version that serves, where the layers are the same; columns and "
+        "categories that it does not know start from drawn weights.",
+    )
+    anchor: float = Field(
+        default=0.1,
+        ge=0,
+        description="Pull of a retrained model's latents to those of the version that serves: what a squared distance "
+        "of one spread weighs, as a share of what that version's training has saved of the loss. 0 lets them go.",
+    )
     patience: int = Field(
         default=5, ge=1, description="Epochs without a better validation loss after which training stops."
     )

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class TrainingResult:
     Attributes:
         epochs: In order.
         best_epoch: Number of the epoch with the lowest validation loss.
-        first_loss: Validation loss before the first step.
+        first_loss: Validation loss before the first step, of weights as they were drawn.
         best_loss: The lowest validation loss.
     """
 
@@ -48,6 +49,32 @@ class TrainingResult:
     best_epoch: int
     first_loss: float
     best_loss: float
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Latents of the training rows that a network is to keep near, so that it goes on where an earlier one ends.
+
+    Backward-compatible training (Shen et al. 2020) keeps what an old classifier makes of new features; this keeps the
+    features.
+
+    Attributes:
+        latents: Of an earlier model, of each training row, (n, latent_dim).
+        weight: Of a squared distance in units of the axis' spread, in units of the loss.
+    """
+
+    latents: Tensor
+    weight: float
+
+    def pull(self, latents: Tensor, chosen: Tensor) -> Tensor:
+        """Gives the mean penalty of the latents of some rows."""
+        wanted = self.latents[chosen.to(self.latents.device)].to(latents)
+        return self.weight * ((latents - wanted) / self._spread.to(latents)).square().sum(1).mean()
+
+    @cached_property
+    def _spread(self) -> Tensor:
+        spread = self.latents.std(0)
+        return spread.clamp(min=max(1e-6 * float(spread.max()), 1e-12))
 
 
 def choose_device(name: str) -> torch.device:
@@ -70,6 +97,7 @@ def train(
     generator: torch.Generator,
     report: Callable[[Epoch], None] = lambda _: None,
     corrupt: Corruption | None = None,
+    anchor: Anchor | None = None,
 ) -> TrainingResult:
     """Fits a model in place on batches of rows in memory, and restores the best epoch's weights.
 
@@ -82,6 +110,7 @@ def train(
         generator: On the CPU; draws the order of rows and all noise.
         report: Called after each epoch.
         corrupt: Noise on the inputs, whose clean form is the target; the validation rows stay clean.
+        anchor: Pulls the latents to those of an earlier model; neither of the losses of an epoch counts it.
 
     Raises:
         TrainingError: There are no rows, or the loss is not finite.
@@ -121,8 +150,10 @@ def train(
             batch = train_rows[chosen]
             inputs = corrupt(batch, noise) if corrupt else batch
             value = loss.objective(model(inputs, noise), batch, beta).mean()
+            # Of the clean rows, and in variational forms of the means: what is published.
+            pulled = value + anchor.pull(model.encode(batch), chosen) if anchor else value
             # Of gradient descent the parts of the one step add up to the gradient over all rows.
-            (value * (len(batch) / len(train_rows)) if full_batch else value).backward()
+            (pulled * (len(batch) / len(train_rows)) if full_batch else pulled).backward()
             if not full_batch:
                 step()
                 optimizer.zero_grad(set_to_none=True)

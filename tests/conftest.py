@@ -173,7 +173,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
     """
 
     def fit(
-        frame: pl.DataFrame, columns: Sequence[FeatureColumn], **sections: Any
+        frame: pl.DataFrame, columns: Sequence[FeatureColumn], before: ModelBundle | None = None, **sections: Any
     ) -> tuple[ModelBundle, TrainingResult]:
         paths = DatasetPaths(tmp_path_factory.mktemp("frame"), "frame")
         rows = frame.select(
@@ -190,7 +190,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
         }
         config = PipelineConfig.model_validate({**settings, **sections})
         content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}
-        return fit_bundle(config, columns, cut_window(content, config), paths)
+        return fit_bundle(config, columns, cut_window(content, config), paths, before=before)
 
     return fit
 

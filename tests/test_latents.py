@@ -2,7 +2,10 @@
 
 import ast
 import datetime as dt
+import json
+import os
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,14 @@ from deltalake.transaction import AddAction
 import ae_pipeline
 from ae_pipeline import Latents, read_latents
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import ColumnType
+from ae_pipeline.config import ColumnType, LatentsConfig, PipelineConfig
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import expected_path, latent_schema, latent_space_name, score_file
 from ae_pipeline.latents.publish import Publication, publish, stale_days
 from ae_pipeline.latents.read import current_files, files_by_day, latents_of, model_version_of, open_table
 from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
 
 
 def published(dataset: Fitted, days: Iterable[str], bundle: ModelBundle | None = None, version: int = 1) -> Publication:
@@ -467,3 +470,112 @@ class TestRefusals:
         with pytest.raises(PublicationError, match=f"{path} {words}.*remove that file and run again"):
             published(dataset, days)
         assert DeltaTable(dataset.paths.latents).version() == first.table_version
+
+
+class TestTwoAtOnce:
+    def test_one_wins_and_the_other_says_so(self, dataset, days, first, other_bundle):
+        def meanwhile(done: int, *_: object) -> None:
+            if done == 1:
+                published(dataset, dataset.days[-5:])
+
+        with pytest.raises(PublicationError, match=r"another publication changed .*sensors meanwhile; .*run it again"):
+            publish(days[:1], dataset.paths, other_bundle, 2, {}, meanwhile)
+        assert_one_space_in_every_version(dataset.paths)
+        assert (model_version_of(dataset.paths), table(dataset.paths).height) == (1, 300)
+        again = published(dataset, days[:1], other_bundle, 2)
+        assert (again.committed, table(dataset.paths).height) == (True, 300)
+
+    def test_of_two_first_ones_one_makes_the_table(self, dataset, days):
+        def meanwhile(done: int, *_: object) -> None:
+            if done == 1:
+                published(dataset, days[:3])
+
+        with pytest.raises(PublicationError, match=r"run it again"):
+            publish(days[:1], dataset.paths, dataset.bundle, 1, {}, meanwhile)
+        assert table(dataset.paths).height == 180
+
+
+def removed_days_ago(dataset: Fitted, count: int) -> None:
+    """Lets the log say that what left the table did so some days ago."""
+    log = sorted((Path(dataset.paths.latents) / "_delta_log").glob("*.json"))
+    for entry in log:
+        lines = [json.loads(line) for line in entry.read_text().splitlines()]
+        for line in lines:
+            if "remove" in line:
+                line["remove"]["deletionTimestamp"] -= count * 86_400_000
+        entry.write_text("\n".join(map(json.dumps, lines)))
+
+
+def with_retention(dataset: Fitted, retention: int) -> PipelineConfig:
+    return dataset.config.model_copy(update={"latents": LatentsConfig(retention_days=retention)})
+
+
+class TestRetention:
+    def spaces(self, dataset: Fitted) -> set[str]:
+        return {path.parent.parent.name for path in Path(dataset.paths.latents).glob("v*/*/*.parquet")}
+
+    def test_the_files_of_an_earlier_space_go_after_the_days_that_the_yaml_says(
+        self, dataset, days, first, other_bundle
+    ):
+        published(dataset, days, other_bundle, 2)
+        removed_days_ago(dataset, 10)
+        config = with_retention(dataset, 11)
+        publish(days, dataset.paths, other_bundle, 2, {}, config=config)
+        assert len(self.spaces(dataset)) == 2
+        assert read_latents("sensors", space=1, data=dataset.paths.root).arrow.num_rows == 240
+        publish(days, dataset.paths, other_bundle, 2, {}, config=with_retention(dataset, 9))
+        assert self.spaces(dataset) == {latent_space_name(2, other_bundle.fingerprint)}
+        assert table(dataset.paths).height == 240
+
+    def test_rows_that_were_collected_are_an_error_that_says_so(self, dataset, days, first, other_bundle):
+        published(dataset, days, other_bundle, 2)
+        removed_days_ago(dataset, 100)
+        publish(days, dataset.paths, other_bundle, 2, {})
+        with pytest.raises(
+            PublicationError, match=r"space v1_\w+, was collected after its retention; choose 'current'"
+        ):
+            read_latents("sensors", space=1, data=dataset.paths.root)
+        assert read_latents("sensors", data=dataset.paths.root).model_version == 2
+
+    def test_what_came_back_is_not_collected(self, dataset, days, first, other_bundle):
+        published(dataset, days, other_bundle, 2)
+        removed_days_ago(dataset, 100)
+        back = published(dataset, days)
+        assert (back.committed, sum(day.built for day in back.days)) == (True, 0)
+        assert table(dataset.paths).height == 240
+        assert model_version_of(dataset.paths) == 1
+
+    def test_the_log_tells_other_tools_the_retention(self, dataset, days, first):
+        configuration = DeltaTable(dataset.paths.latents).metadata().configuration
+        assert configuration["delta.deletedFileRetentionDuration"] == "interval 90 days"
+        publish(days, dataset.paths, dataset.bundle, 1, {}, config=with_retention(dataset, 30))
+        configuration = DeltaTable(dataset.paths.latents).metadata().configuration
+        assert configuration["delta.deletedFileRetentionDuration"] == "interval 30 days"
+        assert configuration["delta.logRetentionDuration"] == "interval 90 days"
+
+    def test_what_never_entered_the_table_is_swept_once_it_is_old(self, dataset, days, first):
+        root = Path(dataset.paths.latents)
+        space = latent_space_name(1, dataset.bundle.fingerprint)
+        old, new, half = (root / space / days[0] / name for name in ("part-old", "part-new", ".part-half.1.tmp"))
+        for path in (old, new, half):
+            path.write_text("left by a killed run")
+        for path in (old, half):
+            os.utime(path, (time.time() - 7200,) * 2)
+        published(dataset, days)
+        assert [path.exists() for path in (old, new, half)] == [False, True, False]
+        assert table(dataset.paths).height == 240
+
+    def test_an_old_file_that_no_commit_knows_is_written_anew(self, dataset, days, first):
+        wanted = expected_path(
+            dataset.days[-5],
+            read_facts(dataset.paths.features(dataset.days[-5]))["content_hash"],
+            dataset.bundle.fingerprint,
+            latent_space_name(1, dataset.bundle.fingerprint),
+        )
+        path = Path(dataset.paths.latents) / wanted
+        path.parent.mkdir(parents=True)
+        path.write_text("half a file")
+        os.utime(path, (time.time() - 7200,) * 2)
+        result = published(dataset, dataset.days[-5:])
+        assert [day.built for day in result.days] == [True, False, False, False, False]
+        assert table(dataset.paths).height == 300

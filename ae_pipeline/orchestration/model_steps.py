@@ -77,6 +77,8 @@ def train_challenger(
     content = features_content(config, paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
+    reference = window.rows("validation", paths)
+    before = _before(config, tracker, reference)
     say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
     with tracker.training(config.dataset, f"{config.dataset} {window.days[-1]}", origin) as run:
         run.log_params(
@@ -101,11 +103,11 @@ def train_challenger(
                     f"validation {epoch.validation_loss:.4g}"
                 )
 
-            bundle, result = fit_bundle(config, columns, window, paths, report)
+            champion = before.champion.bundle if before.champion else None
+            bundle, result = fit_bundle(config, columns, window, paths, report, champion)
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
             say(f"left out: {', '.join(names)} ({reason})")
-        reference = window.rows("validation", paths)
-        bundle, compatible, alignment = _align_to_champion(config, tracker, bundle, reference)
+        bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
         say(compatible.words)
         verdicts = (finite_weights(bundle), loss_fell(result), latents_not_collapsed(bundle.encode(reference)))
         run.log_metrics(
@@ -136,24 +138,49 @@ def train_challenger(
     return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder)
 
 
+@dataclass(frozen=True)
+class _Before:
+    """The version that serves: one to go on from, or in words why there is none."""
+
+    champion: Served | None
+    axes: Served | None
+    version: int | None
+    why_not: str = ""
+
+
+def _before(config: PipelineConfig, tracker: Tracker, rows: pl.DataFrame) -> _Before:
+    champion = tracker.version(config.dataset, CHAMPION)
+    if champion is None:
+        return _Before(None, None, None)
+    try:
+        before = _served(tracker, champion)
+        before.bundle.encode(rows.head(1))
+        first = before.bundle.facts.get("alignment", {}).get("axes_of")
+        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else before
+    except (BundleError, StorageError, TrainingError) as error:
+        return _Before(None, None, champion.version, str(error))
+    return _Before(before, axes, champion.version)
+
+
 def _align_to_champion(
-    config: PipelineConfig, tracker: Tracker, bundle: ModelBundle, rows: pl.DataFrame
+    config: PipelineConfig, before: _Before, bundle: ModelBundle, rows: pl.DataFrame
 ) -> tuple[ModelBundle, Verdict, Alignment | None]:
     """Turns the latent axes of a new model to those in use, where they are compatible over rows of the window."""
     rule, least = "latents_compatible", config.latents.least_explained
-    champion = tracker.version(config.dataset, CHAMPION)
-    if champion is None:
+    if before.version is None:
         return bundle, Verdict(rule, True, 1.0, least, "0 versions serve so far; these latents are the first"), None
+    if before.champion is None or before.axes is None:
+        return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, before.why_not)), None
     try:
-        before = _served(tracker, champion)
-        first = before.bundle.facts.get("alignment", {}).get("axes_of")
-        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else before
-        bundle, alignment = align(bundle, before, axes, rows, config.latents)
-    except (BundleError, StorageError, TrainingError) as error:
-        words = f"latents of version {champion.version} cannot be compared with: {error}"
-        return bundle, Verdict(rule, False, 0.0, least, words), None
+        bundle, alignment = align(bundle, before.champion, before.axes, rows, config.latents)
+    except (BundleError, TrainingError) as error:
+        return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, error)), None
     bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
     return bundle, Verdict(rule, alignment.is_compatible, alignment.explained, least, alignment.words), alignment
+
+
+def _cannot_compare(before: _Before, why: object) -> str:
+    return f"latents of version {before.version} cannot be compared with: {why}"
 
 
 def _served(tracker: Tracker, version: TrackedVersion) -> Served:
