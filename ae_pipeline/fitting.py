@@ -114,7 +114,7 @@ def fit_detector(
         if config.training.warm_start and config.model == before.config.model:
             inherit(model, loss, encoder, before)
         anchor = anchor_to(before, train_rows, config, model.latent_dim, untrained)
-    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt, anchor)
+    result = train(model, loss, encoded, validation, config.training, generator, report, corrupt=corrupt, anchor=anchor)
     result = dataclasses.replace(result, first_loss=untrained)
     typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()
     del encoded

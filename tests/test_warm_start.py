@@ -152,11 +152,12 @@ class TestTraining:
         frame = rows("a", "b", "c")
         wanted = before.encode(frame).astype(np.float64)
         shares = []
-        for anchor in (0.0, 0.1, 1.0):
+        for anchor in (0.0, 0.1, 5.0):  # there are a hundred steps in all
             after = learn(fit_frame, before, warm_start=False, anchor=anchor)[0]
             shares.append(explained(wanted, after.encode(frame).astype(np.float64)))
         assert shares == sorted(shares)
-        assert shares[0] < 0.5 < 0.9 < shares[1]
+        assert shares[0] < 0.3
+        assert shares[2] > 0.9
 
     def test_variational_forms_are_held_by_their_means(self, fit_frame):
         model = {"variational": True}
@@ -190,9 +191,8 @@ class TestAnchor:
 
     def test_there_is_none_where_losses_or_latents_differ_or_nothing_was_saved(self, before):
         frame, high = rows("a", "b", "c"), before.facts["validation_loss"] + 8
-        other = before.config.model_copy(
-            update={"model": before.config.model.model_copy(update={"loss": {"mse": 1.0}})}
-        )
+        model = before.config.model.model_copy(update={"loss": {"mse": 1.0}})
+        other = before.config.model_copy(update={"model": model})
         assert anchor_to(before, frame, before.config, 2, high) is not None
         assert anchor_to(before, frame, other, 2, high) is None
         assert anchor_to(before, frame, before.config, 3, high) is None
