@@ -434,8 +434,8 @@ class TestRefusals:
             ("too few rows", "holds 10 rows of v1_.* where the features have 60"),
             ("of another space", "holds 60 rows of v7_x, where"),
             ("another type", "has the columns .*score: float, .* not those of the table"),
-            ("a score that is no number", "holds values of 'score' that are not finite"),
-            ("a latent without end", "holds values of 'z_002' that are not finite"),
+            ("a score that is no number", "breaks the contract of the table: values_are_finite counts 60 and not 0"),
+            ("a latent without end", "breaks the contract of the table: values_are_finite counts 60 and not 0"),
         ],
     )
     def test_a_file_that_is_not_what_its_features_call_for_is_named_and_not_published(

@@ -18,6 +18,7 @@ from ae_pipeline.latents.compatibility import (
     fit_alignment,
     relative_condition,
 )
+from ae_pipeline.latents.layout import latent_space_name
 
 if TYPE_CHECKING:
     from ae_pipeline.models.axes import Axes
@@ -43,6 +44,7 @@ class Alignment:
     Attributes:
         before: Version of the one before.
         axes_of: Version whose axes the new model was to be turned to: the first of those before that are compatible.
+        axes: Name of these axes: the space of that version.
         compatibility: With the one before, over the same rows and before any alignment.
         explained: Share of the variance of the latents of `axes_of` that the best affine map explains.
         is_aligned: Whether the axes were turned: as near as they come, compatible or not.
@@ -52,18 +54,20 @@ class Alignment:
 
     before: int
     axes_of: int
+    axes: str
     compatibility: Compatibility
     explained: float
     is_aligned: bool
     is_compatible: bool
     words: str
 
-    def facts(self) -> dict[str, float | int | bool | None]:
+    def facts(self) -> dict[str, float | int | bool | str | None]:
         """Gives what a bundle keeps of it, flat."""
         own = {"is_aligned": self.is_aligned, "is_compatible": self.is_compatible, "explained": self.explained}
         # A space that is not compatible is the first with its axes.
         axes_of = self.axes_of if self.is_compatible else None
-        return {"before": self.before, "axes_of": axes_of, **own, **self.compatibility.figures()}
+        axes = self.axes if self.is_compatible else None
+        return {"before": self.before, "axes_of": axes_of, "axes": axes, **own, **self.compatibility.figures()}
 
 
 def align(
@@ -91,20 +95,21 @@ def align(
     """
     (old, old_scores), (new, new_scores) = (_latents_and_scores(model, rows) for model in (before.bundle, bundle))
     found = compare_spaces(old, new, old_scores, new_scores)
+    name = latent_space_name(axes.version, axes.bundle.fingerprint)
     wanted = old if axes.version == before.version else axes.bundle.encode(rows).astype(np.float64)
     share = found.affine if axes.version == before.version else explained_between(wanted, new)
     if wanted.shape[1] != new.shape[1]:
         words = f"{new.shape[1]} latents cannot be aligned to the {wanted.shape[1]} of version {axes.version}"
-        return bundle, Alignment(before.version, axes.version, found, share, False, False, words)
+        return bundle, Alignment(before.version, axes.version, name, found, share, False, False, words)
     affine = fit_alignment(new, wanted)
     words = f"the best affine map explains {share:.1%} of the variance of version {axes.version}'s latents"
     if (condition := relative_condition(affine, new, wanted)) > config.most_condition:
         words = f"{words}; alignment is conditioned {condition:.3g}, and applied up to {config.most_condition:.3g}"
-        return bundle, Alignment(before.version, axes.version, found, share, False, False, words)
+        return bundle, Alignment(before.version, axes.version, name, found, share, False, False, words)
     is_compatible = share >= config.least_explained
     if not is_compatible:
         words = f"{words}; compatible from {config.least_explained:.0%} on"
-    return turn(bundle, affine), Alignment(before.version, axes.version, found, share, True, is_compatible, words)
+    return turn(bundle, affine), Alignment(before.version, axes.version, name, found, share, True, is_compatible, words)
 
 
 def turn(bundle: ModelBundle, affine: AffineMap) -> ModelBundle:

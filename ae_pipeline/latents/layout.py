@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ _ROW_GROUP = 122_880
 def latent_space_name(model_version: int, fingerprint: str) -> str:
     """Names the latent space of a model: its version, and its fingerprint, since another store counts from 1 again."""
     return f"v{model_version}_{fingerprint[:8]}"
+
+
+def axes_name(bundle: ModelBundle, model_version: int) -> str:
+    """Names the axes that a model's latents are told in: the space that had them first."""
+    first: str | None = bundle.facts.get("alignment", {}).get("axes")
+    return first or latent_space_name(model_version, bundle.fingerprint)
 
 
 def latent_schema(latent_dim: int) -> pa.Schema:
@@ -81,7 +88,14 @@ def score_file(bundle: ModelBundle, model_version: int, features: Path, path: st
         )
 
 
-def verify_file(path: str, files: TableFiles, rows: int, schema: pa.Schema, space: str) -> int:
+def verify_file(
+    path: str,
+    files: TableFiles,
+    rows: int,
+    schema: pa.Schema,
+    space: str,
+    broken_rules: Callable[[pl.DataFrame], list[str]],
+) -> int:
     """Reads a file back before it enters the table, and counts its flagged rows.
 
     Args:
@@ -90,11 +104,12 @@ def verify_file(path: str, files: TableFiles, rows: int, schema: pa.Schema, spac
         rows: That its features have.
         schema: Of the table.
         space: Whose rows it is to hold.
+        broken_rules: Holds rows against the contract of the table.
 
     Raises:
         PublicationError: It cannot be read, by its pages' checksums either, or does not hold what it must.
     """
-    remedy, target = "the table was left as it was: remove that file and run again", files.address(path)
+    remedy, target = "the table was left as it was: remove that file and run again", files.full_path(path)
     try:
         found = files.read(path, verify=True)
     except (pa.ArrowException, OSError) as error:
@@ -102,15 +117,13 @@ def verify_file(path: str, files: TableFiles, rows: int, schema: pa.Schema, spac
     if not found.schema.equals(schema):
         named = ", ".join(f"{field.name}: {field.type}" for field in found.schema)
         raise PublicationError(f"{target} has the columns {named}, which are not those of the table; {remedy}")
-    floats = [name for name in schema.names if pa.types.is_floating(schema.field(name).type)]
-    wrong = [name for name in floats if not np.isfinite(found[name].to_numpy()).all()]
-    if wrong:
-        raise PublicationError(f"{target} holds values of {wrong[0]!r} that are not finite; {remedy}")
     if found.num_rows != rows or found["latent_space"].unique().to_pylist() != [space]:
         raise PublicationError(
             f"{target} holds {found.num_rows} rows of {' and '.join(found['latent_space'].unique().to_pylist())}, "
             f"where the features have {rows} for {space}; {remedy}"
         )
+    if broken := broken_rules(pl.DataFrame(pl.from_arrow(found))):
+        raise PublicationError(f"{target} breaks the contract of the table: {'; '.join(broken)}; {remedy}")
     return int(pc.sum(found["is_anomaly"]).as_py() or 0)
 
 

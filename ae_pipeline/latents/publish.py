@@ -4,14 +4,17 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
+from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.data_contract import broken_rules, build_contract, renew
 from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.layout import (
     add_action,
@@ -21,7 +24,7 @@ from ae_pipeline.latents.layout import (
     score_file,
     verify_file,
 )
-from ae_pipeline.latents.read import MANIFEST, by_day, files_by_day
+from ae_pipeline.latents.read import MANIFEST, by_day, files_by_day, last_versions
 from ae_pipeline.latents.retention import collect, retention_properties, set_aside
 from ae_pipeline.storage import DatasetPaths, read_facts
 
@@ -57,12 +60,14 @@ class Publication:
         table_version: Of the Delta table after it.
         latent_space: Whose rows the table holds.
         committed: Whether anything changed.
+        contract: Version of the data contract beside it; None where there is no table yet.
     """
 
     days: tuple[LatentDay, ...]
     table_version: int
     latent_space: str
     committed: bool
+    contract: str | None
 
 
 def stale_days(days: Iterable[str], paths: DatasetPaths, bundle: ModelBundle, model_version: int) -> list[str]:
@@ -117,10 +122,11 @@ def publish(
     committed = before | (set_aside(table) if table else set())
     recent = dt.datetime.now(dt.UTC) - _TRUSTED
     there = {path for path, written in files.written(space).items() if path in committed or written > recent}
+    contract = build_contract(config, bundle, model_version, files)
     found: list[LatentDay] = []
     for done, day in enumerate(wanted):
         progress(done, len(wanted), "days scored")
-        found.append(_bring_up_to_date(day, paths, bundle, model_version, files, there))
+        found.append(_bring_up_to_date(day, paths, bundle, model_version, files, there, contract))
     progress(len(wanted), len(wanted), "days scored")
 
     kept = {entry.path for entry in found if entry.path}
@@ -133,16 +139,23 @@ def publish(
         metadata = {**origin, "model_version": str(model_version), "latent_space": space}
         _commit(table, files, bundle, entering, leaving, metadata)
     if table is None:
-        return Publication(tuple(found), -1, space, changes)
+        return Publication(tuple(found), -1, space, changes, None)
     # Also when nothing was committed: an earlier run may have ended between its commit and this.
     # DeltaTable.generate() would write one for each folder, and leave those of files that are gone.
     files.write_text(MANIFEST, "".join(f"{files.full_path(path)}\n" for path in live_files(table)))
+    contract = renew(contract, files, last_versions(table), dt.datetime.now(dt.UTC))
     collect(table, files, config.latents.retention_days)
-    return Publication(tuple(found), table.version(), space, changes)
+    return Publication(tuple(found), table.version(), space, changes, contract.version)
 
 
 def _bring_up_to_date(
-    day: str, paths: DatasetPaths, bundle: ModelBundle, model_version: int, files: TableFiles, there: set[str]
+    day: str,
+    paths: DatasetPaths,
+    bundle: ModelBundle,
+    model_version: int,
+    files: TableFiles,
+    there: set[str],
+    contract: OpenDataContractStandard,
 ) -> LatentDay:
     source = paths.features(day)
     facts = read_facts(source)
@@ -157,7 +170,9 @@ def _bring_up_to_date(
     built = path not in there
     if built:
         score_file(bundle, model_version, source, path, files)
-    flagged = verify_file(path, files, rows, latent_schema(bundle.model.latent_dim), space)
+    flagged = verify_file(
+        path, files, rows, latent_schema(bundle.model.latent_dim), space, partial(broken_rules, contract)
+    )
     return LatentDay(day, rows, flagged, path, built)
 
 

@@ -131,11 +131,7 @@ class _Commit(NamedTuple):
 def _open_version(paths: DatasetPaths, space: str | int) -> tuple[DeltaTable, _Commit]:
     """Opens the table as it is, or as it last was under a space."""
     table = open_table(paths)
-    commits = [
-        _Commit(entry["version"], entry["latent_space"], int(entry["model_version"]))
-        for entry in (table.history() if table else [])
-        if "latent_space" in entry
-    ]
+    commits = _commits(table) if table else []
     if table is None or not commits:
         raise PublicationError(f"{paths.latents} holds no latent table; publish latents of {paths.dataset!r} first")
     if space == CURRENT:
@@ -148,6 +144,20 @@ def _open_version(paths: DatasetPaths, space: str | int) -> tuple[DeltaTable, _C
         )
     table.load_as_version(found[0].table_version)
     return table, found[0]
+
+
+def _commits(table: DeltaTable) -> list[_Commit]:
+    """Lists publications, the newest first."""
+    return [
+        _Commit(entry["version"], entry["latent_space"], int(entry["model_version"]))
+        for entry in table.history()
+        if "latent_space" in entry
+    ]
+
+
+def last_versions(table: DeltaTable) -> dict[str, int]:
+    """Gives the version of the table that its newest publication in each latent space made."""
+    return {commit.latent_space: commit.table_version for commit in reversed(_commits(table))}
 
 
 def _moment(given: dt.date | dt.datetime | str) -> dt.datetime:

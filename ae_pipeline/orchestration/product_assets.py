@@ -28,6 +28,7 @@ def latent_features(config: PipelineConfig) -> Body:
     """Scores the days asked for and publishes them in one commit."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.latents.data_contract import PAGE
         from ae_pipeline.latents.files import TableFiles
         from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.latents.publish import publish
@@ -68,6 +69,7 @@ def latent_features(config: PipelineConfig) -> Body:
                 "mlflow_run": version.run_id,
                 "latent_space": done.latent_space,
                 "table_version": done.table_version,
+                "contract": f"version {done.contract}, {place.full_path(PAGE)}",
                 "rows_flagged": flagged,
                 "days_scored_now": sum(day.built for day in done.days),
                 "dagster/column_schema": column_schema(latent_schema(bundle.model.latent_dim)),
