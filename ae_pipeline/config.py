@@ -177,7 +177,7 @@ class LatentsConfig(Section):
     )
 
     least_explained: Fraction = Field(
-        default=0.75,
+        default=0.9,
         description="Share of the variance of the latents in use that the best affine map of the new ones explains: "
         "below it the check latents_compatible warns.",
     )

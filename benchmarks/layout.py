@@ -1,0 +1,190 @@
+"""Size and reading times of the published table beside plain `DataFrame.to_parquet` of the same rows.
+
+The flights of 2013 (336,776 rows, 366 days) are encoded into 32 latents and published; the same rows are written by
+pandas with its defaults, as one file and as one file a day, which is what replacing a day in place takes. Read are all
+latents, one latent, and all latents of one week, each the way README shows for the table and plainly for the files.
+Times are medians; whichever way is tried first changes from round to round.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pyarrow.compute as pc
+import torch
+from deltalake import DeltaTable
+
+from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.latents.publish import publish
+from ae_pipeline.latents.read import current_files
+from ae_pipeline.preprocessing.features import feature_columns, features_content
+from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.storage import DatasetPaths
+from benchmarks.planted_faults import prepare
+from benchmarks.report import Row, format_table, write_report
+
+LATENTS = 32
+WEEK = (pd.Timestamp("2013-06-10", tz="UTC"), pd.Timestamp("2013-06-17", tz="UTC"))
+OURS, ONE_FILE, BY_DAY = "published table", "to_parquet, one file", "to_parquet by day"
+
+Z = [f"z_{place:03d}" for place in range(LATENTS)]
+
+Read = Callable[[], int]
+"""Reads something and gives its rows."""
+
+
+def publish_flights(data: Path, root: Path) -> DatasetPaths:
+    """Publishes the flights below a folder under a model of 32 latents, trained for one epoch: layout is what counts."""
+    prepared = prepare(data)
+    model = prepared.config.model.model_copy(update={"latent_dim": LATENTS})
+    training = prepared.config.training.model_copy(update={"epochs": 1})
+    config = prepared.config.model_copy(update={"model": model, "training": training})
+    content = {day: digest for day, (digest, rows) in features_content(config, prepared.paths).items() if rows}
+    bundle, _ = fit_bundle(
+        config, feature_columns(config, prepared.contract), cut_window(content, config), prepared.paths
+    )
+    paths = DatasetPaths(prepared.paths.root, prepared.paths.dataset, str(root))
+    publish(sorted(content), paths, bundle, 1, {})
+    return paths
+
+
+def write_plainly(paths: DatasetPaths, folder: Path) -> tuple[Path, Path]:
+    """Writes the rows of the table as pandas does by itself: one file, and a folder with one a day."""
+    frame = DeltaTable(paths.latents).to_pandas().sort_values(["event_time", "row_id"], ignore_index=True)
+    one, by_day = folder / "all.parquet", folder / "days"
+    frame.to_parquet(one)
+    by_day.mkdir()
+    for day, rows in frame.groupby(frame["event_time"].dt.strftime("%Y-%m-%d")):
+        rows.to_parquet(by_day / f"{day}.parquet")
+    return one, by_day
+
+
+def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, str], Mapping[str, Read]]:
+    """Gives, for what is read with which engine, how each layout is read."""
+    import duckdb
+
+    place, days = paths.latents, str(by_day / "*.parquet")
+    low, high = WEEK
+    within = (pl.col("event_time") >= low.to_pydatetime()) & (pl.col("event_time") < high.to_pydatetime())
+    filters = [("event_time", ">=", low), ("event_time", "<", high)]
+    chosen = (pc.field("event_time") >= low) & (pc.field("event_time") < high)
+    where = f"event_time >= '{low.isoformat()}' and event_time < '{high.isoformat()}'"
+
+    def table() -> DeltaTable:
+        return DeltaTable(place)
+
+    def duck(source: object, columns: Sequence[str], of_week: bool) -> int:
+        relation = duckdb.from_arrow(source) if not isinstance(source, str | list) else duckdb.read_parquet(source)
+        relation = relation.filter(where) if of_week else relation
+        return int(relation.project(", ".join(columns)).to_arrow_table().num_rows)
+
+    found: dict[tuple[str, str], Mapping[str, Read]] = {}
+    for what, columns in (("all latents", Z), ("one latent", Z[:1])):
+        found[what, "pandas"] = {
+            OURS: lambda c=columns: len(pd.read_parquet(table().file_uris(), columns=c)),
+            ONE_FILE: lambda c=columns: len(pd.read_parquet(one, columns=c)),
+            BY_DAY: lambda c=columns: len(pd.read_parquet(by_day, columns=c)),
+        }
+        found[what, "polars"] = {
+            OURS: lambda c=columns: pl.scan_delta(place).select(c).collect().height,
+            ONE_FILE: lambda c=columns: pl.scan_parquet(one).select(c).collect().height,
+            BY_DAY: lambda c=columns: pl.scan_parquet(days).select(c).collect().height,
+        }
+        found[what, "DuckDB"] = {
+            OURS: lambda c=columns: duck(table().file_uris(), c, of_week=False),
+            ONE_FILE: lambda c=columns: duck(str(one), c, of_week=False),
+            BY_DAY: lambda c=columns: duck(days, c, of_week=False),
+        }
+    found["one week", "pandas"] = {
+        OURS: lambda: len(table().to_pyarrow_dataset().to_table(Z, filter=chosen).to_pandas()),
+        ONE_FILE: lambda: len(pd.read_parquet(one, columns=Z, filters=filters)),
+        BY_DAY: lambda: len(pd.read_parquet(by_day, columns=Z, filters=filters)),
+    }
+    found["one week", "polars"] = {
+        OURS: lambda: pl.scan_delta(place).filter(within).select(Z).collect().height,
+        ONE_FILE: lambda: pl.scan_parquet(one).filter(within).select(Z).collect().height,
+        BY_DAY: lambda: pl.scan_parquet(days).filter(within).select(Z).collect().height,
+    }
+    found["one week", "DuckDB"] = {
+        OURS: lambda: duck(table().to_pyarrow_dataset(), Z, of_week=True),
+        ONE_FILE: lambda: duck(str(one), Z, of_week=True),
+        BY_DAY: lambda: duck(days, Z, of_week=True),
+    }
+    return found
+
+
+def measure(ways: Mapping[str, Read], rounds: int) -> dict[str, float]:
+    """Gives the median seconds of each way, after a round that does not count."""
+    if len({read() for read in ways.values()}) != 1:
+        raise ValueError(f"the ways {', '.join(ways)} read different rows")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            started = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def compare(data: Path, rounds: int) -> list[Row]:
+    """Writes all layouts and measures them."""
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        paths = publish_flights(data, root / "tables")
+        one, by_day = write_plainly(paths, root)
+        sizes = {
+            OURS: sum((Path(paths.latents) / path).stat().st_size for path in current_files(paths)),
+            ONE_FILE: one.stat().st_size,
+            BY_DAY: sum(path.stat().st_size for path in by_day.iterdir()),
+        }
+        found += [{"what": "size", "engine": "", "way": way, "MB": round(size / 1e6, 2)} for way, size in sizes.items()]
+        for (what, engine), ways in readers(paths, one, by_day).items():
+            medians = measure(ways, rounds)
+            found += [
+                {"what": what, "engine": engine, "way": way, "ms": round(1000 * value, 2)}
+                for way, value in medians.items()
+            ]
+    return found
+
+
+def describe(found: Sequence[Row]) -> str:
+    """Lays out figures and how many times as much the plain files take."""
+    keys = list(dict.fromkeys((str(row["what"]), str(row["engine"])) for row in found))
+    lines = []
+    for what, engine in keys:
+        values = {
+            str(row["way"]): float(row["MB" if "MB" in row else "ms"])
+            for row in found
+            if (row["what"], row["engine"]) == (what, engine)
+        }
+        unit = "MB" if what == "size" else "ms"
+        cells = [f"{values[way]:,.1f} {unit}" for way in (OURS, ONE_FILE, BY_DAY)]
+        lines.append(
+            [f"{what} {engine}".strip(), *cells, *(f"{values[way] / values[OURS]:.2f} ×" for way in (ONE_FILE, BY_DAY))]
+        )
+    return format_table(["what", OURS, ONE_FILE, BY_DAY, "one file / table", "by day / table"], lines)
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layout", description=__doc__)
+    parser.add_argument("--data", type=Path, help="data folder to keep the prepared flights in")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        found = compare(arguments.data or Path(root), arguments.rounds)
+    write_report(arguments.out, "layout", found, ("deltalake", "duckdb", "pandas", "pyarrow"))
+    print(describe(found))
+
+
+if __name__ == "__main__":
+    main()
