@@ -39,7 +39,7 @@ Read = Callable[[], int]
 
 
 def publish_flights(data: Path, root: Path) -> DatasetPaths:
-    """Publishes the flights below a folder under a model of 32 latents, trained for one epoch: layout is what counts."""
+    """Publishes the flights under a model of 32 latents, trained for one epoch: layout is what counts."""
     prepared = prepare(data)
     model = prepared.config.model.model_copy(update={"latent_dim": LATENTS})
     training = prepared.config.training.model_copy(update={"epochs": 1})
@@ -78,28 +78,32 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
     def table() -> DeltaTable:
         return DeltaTable(place)
 
-    def duck(source: object, columns: Sequence[str], of_week: bool) -> int:
-        relation = duckdb.from_arrow(source) if not isinstance(source, str | list) else duckdb.read_parquet(source)
+    def duck(files: str | list[str], columns: Sequence[str], *, of_week: bool = False) -> int:
+        relation = duckdb.read_parquet(files)
         relation = relation.filter(where) if of_week else relation
         return int(relation.project(", ".join(columns)).to_arrow_table().num_rows)
 
     found: dict[tuple[str, str], Mapping[str, Read]] = {}
-    for what, columns in (("all latents", Z), ("one latent", Z[:1])):
+
+    def add(what: str, columns: list[str]) -> None:
         found[what, "pandas"] = {
-            OURS: lambda c=columns: len(pd.read_parquet(table().file_uris(), columns=c)),
-            ONE_FILE: lambda c=columns: len(pd.read_parquet(one, columns=c)),
-            BY_DAY: lambda c=columns: len(pd.read_parquet(by_day, columns=c)),
+            OURS: lambda: len(pd.read_parquet(table().file_uris(), columns=columns)),  # type: ignore[call-overload]
+            ONE_FILE: lambda: len(pd.read_parquet(one, columns=columns)),
+            BY_DAY: lambda: len(pd.read_parquet(by_day, columns=columns)),
         }
         found[what, "polars"] = {
-            OURS: lambda c=columns: pl.scan_delta(place).select(c).collect().height,
-            ONE_FILE: lambda c=columns: pl.scan_parquet(one).select(c).collect().height,
-            BY_DAY: lambda c=columns: pl.scan_parquet(days).select(c).collect().height,
+            OURS: lambda: pl.scan_delta(place).select(columns).collect().height,
+            ONE_FILE: lambda: pl.scan_parquet(one).select(columns).collect().height,
+            BY_DAY: lambda: pl.scan_parquet(days).select(columns).collect().height,
         }
         found[what, "DuckDB"] = {
-            OURS: lambda c=columns: duck(table().file_uris(), c, of_week=False),
-            ONE_FILE: lambda c=columns: duck(str(one), c, of_week=False),
-            BY_DAY: lambda c=columns: duck(days, c, of_week=False),
+            OURS: lambda: duck(table().file_uris(), columns),
+            ONE_FILE: lambda: duck(str(one), columns),
+            BY_DAY: lambda: duck(days, columns),
         }
+
+    add("all latents", Z)
+    add("one latent", Z[:1])
     found["one week", "pandas"] = {
         OURS: lambda: len(table().to_pyarrow_dataset().to_table(Z, filter=chosen).to_pandas()),
         ONE_FILE: lambda: len(pd.read_parquet(one, columns=Z, filters=filters)),
@@ -111,7 +115,7 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
         BY_DAY: lambda: pl.scan_parquet(days).filter(within).select(Z).collect().height,
     }
     found["one week", "DuckDB"] = {
-        OURS: lambda: duck(table().to_pyarrow_dataset(), Z, of_week=True),
+        OURS: lambda: duck(table().file_uris(), Z, of_week=True),
         ONE_FILE: lambda: duck(str(one), Z, of_week=True),
         BY_DAY: lambda: duck(days, Z, of_week=True),
     }
@@ -166,9 +170,8 @@ def describe(found: Sequence[Row]) -> str:
         }
         unit = "MB" if what == "size" else "ms"
         cells = [f"{values[way]:,.1f} {unit}" for way in (OURS, ONE_FILE, BY_DAY)]
-        lines.append(
-            [f"{what} {engine}".strip(), *cells, *(f"{values[way] / values[OURS]:.2f} ×" for way in (ONE_FILE, BY_DAY))]
-        )
+        ratios = [f"{values[way] / values[OURS]:.2f} ×" for way in (ONE_FILE, BY_DAY)]
+        lines.append([f"{what} {engine}".strip(), *cells, *ratios])
     return format_table(["what", OURS, ONE_FILE, BY_DAY, "one file / table", "by day / table"], lines)
 
 

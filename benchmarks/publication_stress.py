@@ -251,8 +251,12 @@ def try_readers(place: Place, publications: int, reads: int) -> list[Row]:
 def _publish_alone(place: Place, version: int, days: Sequence[str], started: Any, gate: Any, out: Any) -> None:
     bundle = ModelBundle.load(place.bundles[version - 1])
 
-    def progress(done: int, *_: object) -> None:
-        if done == 0 and gate is not None:
+    waited = gate is None
+
+    def progress(*_: object) -> None:
+        nonlocal waited
+        if not waited:
+            waited = True
             gate.wait(30)  # both have looked at the table
 
     started.set()
@@ -321,7 +325,9 @@ def try_kills(place: Place, kills: int) -> list[Row]:
     writer.done(2, days)
     counts: Counter[str] = Counter()
     lost = doubled = 0
-    for number in range(kills):
+    number = 0
+    while counts["killed"] < kills:
+        number += 1
         before = place.ids(sorted(writer.state))
         kind = ("promotion", "new day", "corrected day")[number % 3]
         version, wanted = writer.change(kind)
@@ -348,8 +354,6 @@ def try_kills(place: Place, kills: int) -> list[Row]:
     table = Path(place.paths.latents)
     left = list(table.rglob(".*.tmp"))
     old = time.time() - 7200
-    for path in table.rglob("*.parquet"):
-        os.utime(path, (old, old))
     for path in left:
         os.utime(path, (old, old))
     children.publish(writer.version, [sorted(writer.state)[-1]])

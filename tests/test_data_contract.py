@@ -11,7 +11,6 @@ import duckdb
 import jsonschema
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import Fitted
@@ -24,7 +23,7 @@ from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents import publish as publication
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, broken_rules, read_contract
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.layout import latent_space_name
+from ae_pipeline.latents.layout import latent_space_name, score_day
 from ae_pipeline.latents.publish import publish
 
 
@@ -125,17 +124,12 @@ class TestRules:
         published(dataset)
         before = rows_of(dataset)
 
-        def doubled(bundle: ModelBundle, version: int, features: Path, path: str, files: TableFiles) -> None:
-            score_file(bundle, version, features, path, files)
-            rows = files.read(path)
+        def doubled(bundle: ModelBundle, version: int, features: Path) -> pa.Table:
+            rows = score_day(bundle, version, features)
             names = rows["row_id"].to_pylist()
-            column = pa.array([names[0], *names[:-1]])
-            rows = rows.set_column(0, rows.schema.field(0), column)
-            with files.writing(path) as temporary:
-                pq.write_table(rows, temporary)
+            return rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
 
-        score_file = publication.score_file
-        monkeypatch.setattr(publication, "score_file", doubled)
+        monkeypatch.setattr(publication, "score_day", doubled)
         with pytest.raises(PublicationError, match=r"contract of the table: column .row_id. is unique"):
             publish(dataset.days[-4:], dataset.paths, dataset.bundle, 1, {})
         assert rows_of(dataset).equals(before)

@@ -26,10 +26,20 @@ from ae_pipeline import Latents, read_latents
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType, LatentsConfig, PipelineConfig
 from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents import layout
+from ae_pipeline.latents import publish as publication
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.layout import expected_path, latent_schema, latent_space_name, score_file
+from ae_pipeline.latents.layout import day_key, latent_schema, latent_space_name, score_day, write_file
 from ae_pipeline.latents.publish import Publication, publish, stale_days
-from ae_pipeline.latents.read import current_files, files_by_day, latents_of, model_version_of, open_table
+from ae_pipeline.latents.read import (
+    PublishedDay,
+    current_files,
+    latents_of,
+    model_version_of,
+    open_table,
+    published_days,
+    scores_of,
+)
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
 
@@ -40,6 +50,20 @@ def published(dataset: Fitted, days: Iterable[str], bundle: ModelBundle | None =
 
 def table(paths: DatasetPaths, version: int | None = None) -> pl.DataFrame:
     return pl.read_delta(paths.latents, version=version).sort("event_time", "row_id")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch) -> None:
+    """Each day has a file of its own, as days of many rows have; `TestMonths` is about the others."""
+    monkeypatch.setattr(layout, "ALONE", 1)
+
+
+def files_by_day(paths: DatasetPaths) -> dict[str, str]:
+    return {day: found.path for day, found in published_days(paths).items()}
+
+
+def expected_path(day: str, features_hash: str, fingerprint: str, space: str) -> str:
+    return f"{space}/{day}/part-{day_key(features_hash, fingerprint)}.parquet"
 
 
 def files_of(paths: DatasetPaths, version: int | None = None) -> set[str]:
@@ -115,7 +139,9 @@ class TestContent:
                 pl.read_parquet(Path(dataset.paths.latents) / entry.path),
             )
             np.testing.assert_array_equal(rows["score"], scored.score)
-            np.testing.assert_array_equal(latents_of([entry.path], dataset.paths, 3), scored.latents)
+            np.testing.assert_array_equal(
+                latents_of([PublishedDay(entry.day, entry.path, entry.key)], dataset.paths, 3), scored.latents
+            )
             assert (entry.rows, entry.flagged) == (60, int(scored.is_anomaly.sum()))
 
     def test_rows_are_in_the_order_of_event_time(self, dataset, first):
@@ -263,10 +289,12 @@ class TestReading:
         # what no publication does: files of another space beside those that are there
         space = latent_space_name(2, other_bundle.fingerprint)
         path = expected_path(days[0], "other", other_bundle.fingerprint, space)
-        score_file(other_bundle, 2, dataset.paths.features(days[0]), path, TableFiles(dataset.paths.latents))
-        rows = (Path(dataset.paths.latents) / path).stat().st_size
+        rows = score_day(other_bundle, 2, dataset.paths.features(days[0]))
+        write_file([rows], {days[0]: "other"}, 3, path, TableFiles(dataset.paths.latents))
         delta = DeltaTable(dataset.paths.latents)
-        added = AddAction(path, rows, {}, 0, data_change=True, stats="{}")
+        added = AddAction(
+            path, (Path(dataset.paths.latents) / path).stat().st_size, {}, 0, data_change=True, stats="{}"
+        )
         delta.create_write_transaction([added], "append", latent_schema(3))
         with pytest.raises(PublicationError, match=rf"mixes the latent spaces v1_\w+ and {space}.*; restore"):
             self.read(dataset)
@@ -431,8 +459,8 @@ class TestRefusals:
         [
             ("cut off", "cannot be read"),
             ("a changed byte", "cannot be read .*CRC"),
-            ("too few rows", "holds 10 rows of v1_.* where the features have 60"),
-            ("of another space", "holds 60 rows of v7_x, where"),
+            ("too few rows", "holds 10 rows of 2024-.* where the features have 60"),
+            ("of another space", "holds rows of v7_x, and not of v1_.*"),
             ("another type", "has the columns .*score: float, .* not those of the table"),
             ("a score that is no number", "breaks the contract of the table: values_are_finite counts 60 and not 0"),
             ("a latent without end", "breaks the contract of the table: values_are_finite counts 60 and not 0"),
@@ -579,3 +607,124 @@ class TestRetention:
         result = published(dataset, dataset.days[-5:])
         assert [day.built for day in result.days] == [True, False, False, False, False]
         assert table(dataset.paths).height == 300
+
+
+class TestMonths:
+    """Days with few rows share the file of their month."""
+
+    @pytest.fixture(autouse=True)
+    def together(self, monkeypatch, alone) -> None:
+        monkeypatch.setattr(layout, "ALONE", 20_000)
+
+    def groups(self, dataset: Fitted) -> list[str]:
+        return sorted(path.split("/")[1] for path in current_files(dataset.paths))
+
+    def test_a_table_of_forty_days_has_two_files_and_the_rows_of_forty(self, dataset, monkeypatch, tmp_path):
+        published(dataset, dataset.days)
+        assert self.groups(dataset) == sorted({day[:7] for day in dataset.days})
+        together = read_latents("sensors", data=dataset.paths.root).arrow
+        monkeypatch.setattr(layout, "ALONE", 1)
+        apart = DatasetPaths(dataset.paths.root, "sensors", str(tmp_path / "apart"))
+        publish(dataset.days, apart, dataset.bundle, 1, {})
+        assert len(current_files(apart)) == 40
+        assert together.equals(read_latents("sensors", data=dataset.paths.root, tables=apart.tables).arrow)
+
+    def test_a_new_day_rewrites_the_file_of_its_month_and_scores_no_other_day(self, dataset, monkeypatch):
+        published(dataset, dataset.days[:-1])
+        before = current_files(dataset.paths)
+        scored: list[str] = []
+
+        def spy(bundle: ModelBundle, version: int, features: Path) -> pa.Table:
+            scored.append(features.stem)
+            return score_day(bundle, version, features)
+
+        monkeypatch.setattr(publication, "score_day", spy)
+        result = published(dataset, dataset.days[-1:])
+        assert scored == [dataset.days[-1]]
+        assert [(day.day, day.built) for day in result.days] == [(dataset.days[-1], True)]
+        after = current_files(dataset.paths)
+        assert len(set(before) - set(after)) == len(set(after) - set(before)) == 1
+        assert table(dataset.paths)["row_id"].n_unique() == 2400
+
+    def test_a_corrected_day_replaces_its_rows_alone(self, dataset, rewrite_day):
+        published(dataset, dataset.days)
+        before = table(dataset.paths)
+        rewrite_day(dataset, dataset.days[5], dataset.features(dataset.days[5]).head(7))
+        result = published(dataset, [dataset.days[5]])
+        assert [(day.rows, day.built) for day in result.days] == [(7, True)]
+        after = table(dataset.paths)
+        day = dt.date.fromisoformat(dataset.days[5])
+        assert after.filter(pl.col("date") != day).equals(before.filter(pl.col("date") != day))
+        assert after.filter(pl.col("date") == day).height == 7
+
+    def test_a_day_that_lost_its_rows_leaves_the_file_of_its_month(self, dataset, rewrite_day):
+        published(dataset, dataset.days)
+        rewrite_day(dataset, dataset.days[5], dataset.features(dataset.days[5]).clear())
+        published(dataset, [dataset.days[5]])
+        assert dataset.days[5] not in published_days(dataset.paths)
+        assert table(dataset.paths).height == 2340
+        assert not stale_days(dataset.days, dataset.paths, dataset.bundle, 1)
+
+    def test_a_day_moves_out_of_the_file_of_its_month_once_it_has_many_rows(self, dataset, monkeypatch, rewrite_day):
+        monkeypatch.setattr(layout, "ALONE", 61)
+        published(dataset, dataset.days)
+        big = dataset.days[5]
+        rows = dataset.features(big)
+        more = rows.head(1).with_columns(row_id=pl.lit("one more"))
+        rewrite_day(dataset, big, pl.concat([rows, more]).sort("event_time", "row_id"))
+        published(dataset, [big])
+        assert self.groups(dataset) == sorted({day[:7] for day in dataset.days} | {big})
+        assert table(dataset.paths)["row_id"].n_unique() == 2401
+        # The file of its own stands between those of the months; the rows are in the order of time all the same.
+        found = read_latents("sensors", data=dataset.paths.root, columns=["row_id", "event_time"]).polars()
+        assert found["event_time"].is_sorted()
+        named = read_latents("sensors", data=dataset.paths.root, columns=["row_id"]).polars()
+        assert named["row_id"].equals(found["row_id"])
+        rewrite_day(dataset, big, rows)
+        published(dataset, [big])
+        assert self.groups(dataset) == sorted({day[:7] for day in dataset.days})
+        assert table(dataset.paths).height == 2400
+
+    def test_days_whose_file_is_gone_are_scored_anew(self, dataset):
+        published(dataset, dataset.days)
+        before = table(dataset.paths)
+        lost = current_files(dataset.paths)[0]
+        (Path(dataset.paths.latents) / lost).unlink()
+        layout._keys_in.cache_clear()
+        with pytest.raises(PublicationError, match=r"part-\w+.parquet is gone; .* put back"):
+            published_days(dataset.paths)
+        result = published(dataset, dataset.days[-1:])
+        assert result.committed is False
+        assert {day.day for day in result.days if day.built} == {day for day in dataset.days if day[:7] in lost}
+        assert table(dataset.paths).equals(before)
+
+    def test_a_file_that_cannot_be_read_is_named_before_its_rows_are_copied(self, dataset, rewrite_day):
+        published(dataset, dataset.days)
+        spoilt = Path(dataset.paths.latents) / current_files(dataset.paths)[0]
+        content = bytearray(spoilt.read_bytes())
+        column = pq.ParquetFile(spoilt).metadata.row_group(0).column(4)
+        content[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+        spoilt.write_bytes(content)
+        rewrite_day(dataset, dataset.days[0], dataset.features(dataset.days[0]).head(7))
+        with pytest.raises(PublicationError, match=r"part-\w+.parquet cannot be read .*; remove that file"):
+            published(dataset, [dataset.days[0]])
+        spoilt.unlink()
+        published(dataset, [dataset.days[0]])
+        assert table(dataset.paths).height == 2347
+
+    def test_row_groups_span_days_and_stay_bounded(self, dataset, monkeypatch):
+        monkeypatch.setattr(layout, "_ROW_GROUP", 500)
+        published(dataset, dataset.days)
+        for path in current_files(dataset.paths):
+            metadata = pq.ParquetFile(Path(dataset.paths.latents) / path).metadata
+            sizes = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
+            assert max(sizes) <= 500
+            assert metadata.num_row_groups <= 2 * -(-metadata.num_rows // 500)
+
+    def test_the_scores_of_days_are_those_of_their_rows_alone(self, dataset):
+        published(dataset, dataset.days)
+        found = published_days(dataset.paths)
+        for day in (dataset.days[0], dataset.days[17]):
+            scored = dataset.bundle.score(dataset.features(day))
+            np.testing.assert_array_equal(scores_of([found[day]], dataset.paths), scored.score)
+            np.testing.assert_array_equal(latents_of([found[day]], dataset.paths, 3), scored.latents)

@@ -14,7 +14,7 @@ from conftest import Fitted
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.layout import latent_space_name
 from ae_pipeline.latents.publish import publish
-from ae_pipeline.latents.read import current_files
+from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.reports.plots import loss_curve
 from ae_pipeline.reports.ranking import is_reported
@@ -233,7 +233,7 @@ class TestRebuilding:
         before = times(planted)
         rewrite_day(planted, days[1], planted.features(days[1]).filter(pl.col("row_id") != "<b>5</b>"))
         published(planted, days)
-        files = {path.split("/")[1]: path for path in current_files(planted.paths)}
+        files = published_days(planted.paths)
         current = [is_reported(day, files[day], planted.paths, planted.config) for day in days]
         assert current == [True, False, True, True, True]
         again = reported(planted, days)

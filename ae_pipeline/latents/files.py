@@ -108,9 +108,9 @@ class TableFiles:
         with self.filesystem.open_input_stream(path) as stream:
             return str(stream.read().decode("utf-8"))
 
-    def read(self, path: str, columns: list[str] | None = None, *, verify: bool = False) -> pa.Table:
-        """Reads a Parquet file, its pages held against their checksums where asked."""
-        return pq.read_table(path, columns=columns, filesystem=self.filesystem, page_checksum_verification=verify)
+    def read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Reads a Parquet file, its pages held against their checksums."""
+        return pq.read_table(path, columns=columns, filesystem=self.filesystem, page_checksum_verification=True)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Removes files; those that are not there are passed over."""

@@ -1,26 +1,33 @@
 """The layout of a latent table: names and columns of its files, how one is written and what it is held against."""
 
 import datetime as dt
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.storage import hash_json
+from ae_pipeline.storage import ALL_ROWS, hash_json
 
-LATENTS_VERSION = "2"
+LATENTS_VERSION = "3"
 """Raised when the same features and model would give another file."""
 
+ALONE = 20_000
+"""Rows from which a day has a file of its own; days with fewer share one with the others of their month.
+
+Opening a file costs a reader as much as thousands of rows do, and a corrected day rewrites its file.
+"""
+
 _ROW_GROUP = 122_880
+_DAYS = b"ae_pipeline.days"
 
 
 def latent_space_name(model_version: int, fingerprint: str) -> str:
@@ -51,16 +58,53 @@ def latent_schema(latent_dim: int) -> pa.Schema:
     )
 
 
-def expected_path(day: str, features_hash: str, fingerprint: str, latent_space: str) -> str:
-    """Names the file of a day: the same features under the same model give the same name, so a file there is right."""
-    return f"{latent_space}/{day}/part-{hash_json([LATENTS_VERSION, features_hash, fingerprint])[:16]}.parquet"
+def day_key(features_hash: str, fingerprint: str) -> str:
+    """Names what the rows of a day are made of: the same features under the same model give the same rows."""
+    return hash_json([LATENTS_VERSION, features_hash, fingerprint])[:16]
 
 
-def score_file(bundle: ModelBundle, model_version: int, features: Path, path: str, files: TableFiles) -> None:
-    """Scores one file of features into one file of the table; safe to run twice."""
+def group_of(day: str, rows: int) -> str:
+    """Names the file that a day belongs in: that of its month, or one of its own where it has many rows."""
+    return day if day == ALL_ROWS or rows >= ALONE else day[: len("2013-01")]
+
+
+def file_path(space: str, group: str, keys: Mapping[str, str]) -> str:
+    """Names a file by what it holds, so that a file that is there is right.
+
+    Args:
+        space: Latent space.
+        group: The month or day.
+        keys: `day_key` of each of its days.
+    """
+    name = keys[group] if group in keys else hash_json(sorted(keys.items()))[:16]
+    return f"{space}/{group}/part-{name}.parquet"
+
+
+def keys_of(path: str, files: TableFiles) -> dict[str, str]:
+    """Gives the days of a file of the table, each with its `day_key`."""
+    _, group, name = path.split("/")
+    if group == ALL_ROWS or len(group) > len("2013-01"):
+        return {group: name.removeprefix("part-").removesuffix(".parquet")}
+    return _keys_in(files.place, path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _keys_in(place: str, path: str) -> dict[str, str]:
+    """Reads them from the footer; a file never changes."""
+    try:
+        metadata = pq.read_schema(path, filesystem=TableFiles(place).filesystem).metadata or {}
+    except FileNotFoundError as error:
+        raise PublicationError(
+            f"{place}/{path} is gone; materialize latent_features of any day to have its days put back"
+        ) from error
+    keys: dict[str, str] = json.loads(metadata.get(_DAYS, b"{}"))
+    return keys
+
+
+def score_day(bundle: ModelBundle, model_version: int, features: Path) -> pa.Table:
+    """Scores one file of features, and gives the rows as the table has them."""
     rows = pl.read_parquet(features)
     scored = bundle.score(rows)
-    schema = latent_schema(bundle.model.latent_dim)
     space = latent_space_name(model_version, bundle.fingerprint)
     columns = [
         rows["row_id"].to_arrow().cast(pa.string()),
@@ -73,35 +117,59 @@ def score_file(bundle: ModelBundle, model_version: int, features: Path, path: st
         pa.array(np.full(rows.height, model_version)),
         pa.array([space] * rows.height, pa.string()),
     ]
-    table = pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=latent_schema(bundle.model.latent_dim))
+
+
+def write_file(
+    days: Iterable[pa.Table], keys: Mapping[str, str], latent_dim: int, path: str, files: TableFiles
+) -> None:
+    """Writes the rows of days into one file of the table, a row group at a time; safe to run twice.
+
+    Args:
+        days: Rows of each day, in the order of time.
+        keys: `day_key` of each.
+        latent_dim: Width of the latent space.
+        path: Of the file.
+        files: Of the table.
+    """
+    schema = latent_schema(latent_dim)
     floats = [name for name in schema.names if pa.types.is_floating(schema.field(name).type)]
-    with files.writing(path) as temporary:
-        pq.write_table(
-            table,
+    with (
+        files.writing(path) as temporary,
+        pq.ParquetWriter(
             temporary,
+            schema.with_metadata({_DAYS: json.dumps(dict(keys))}),
             compression="zstd",
-            row_group_size=_ROW_GROUP,
             use_byte_stream_split=floats,
             use_dictionary=["latent_space", "model_version", "date"],
             write_page_checksum=True,
             sorting_columns=pq.SortingColumn.from_ordering(schema, [("event_time", "ascending")]),
-        )
+        ) as writer,
+    ):
+        waiting: list[pa.Table] = []
+        for rows in days:
+            waiting.append(rows)
+            if sum(part.num_rows for part in waiting) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP)
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP)
 
 
 def verify_file(
     path: str,
     files: TableFiles,
-    rows: int,
+    rows: Mapping[str, int],
     schema: pa.Schema,
     space: str,
     broken_rules: Callable[[pl.DataFrame], list[str]],
-) -> int:
-    """Reads a file back before it enters the table, and counts its flagged rows.
+) -> dict[str, int]:
+    """Reads a file back before it enters the table, and counts the flagged rows of its days.
 
     Args:
         path: Of the file.
         files: Of the table.
-        rows: That its features have.
+        rows: That the features have of each day of the file that is published now.
         schema: Of the table.
         space: Whose rows it is to hold.
         broken_rules: Holds rows against the contract of the table.
@@ -111,20 +179,28 @@ def verify_file(
     """
     remedy, target = "the table was left as it was: remove that file and run again", files.full_path(path)
     try:
-        found = files.read(path, verify=True)
+        table = files.read(path)
     except (pa.ArrowException, OSError) as error:
         raise PublicationError(f"{target} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
-    if not found.schema.equals(schema):
-        named = ", ".join(f"{field.name}: {field.type}" for field in found.schema)
+    if not table.schema.equals(schema):
+        named = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
         raise PublicationError(f"{target} has the columns {named}, which are not those of the table; {remedy}")
-    if found.num_rows != rows or found["latent_space"].unique().to_pylist() != [space]:
+    found = pl.DataFrame(pl.from_arrow(table))
+    counted = found.group_by(pl.col("date").dt.to_string().fill_null(ALL_ROWS)).agg(
+        pl.len(), pl.col("is_anomaly").sum()
+    )
+    held = {day: (count, flagged) for day, count, flagged in counted.iter_rows()}
+    spaces = sorted(found["latent_space"].unique().to_list())
+    if wrong := {day: count for day, count in rows.items() if held.get(day, (0, 0))[0] != count}:
+        day, count = next(iter(wrong.items()))
         raise PublicationError(
-            f"{target} holds {found.num_rows} rows of {' and '.join(found['latent_space'].unique().to_pylist())}, "
-            f"where the features have {rows} for {space}; {remedy}"
+            f"{target} holds {held.get(day, (0, 0))[0]} rows of {day}, where the features have {count}; {remedy}"
         )
-    if broken := broken_rules(pl.DataFrame(pl.from_arrow(found))):
+    if spaces != [space]:
+        raise PublicationError(f"{target} holds rows of {' and '.join(spaces)}, and not of {space}; {remedy}")
+    if broken := broken_rules(found):
         raise PublicationError(f"{target} breaks the contract of the table: {'; '.join(broken)}; {remedy}")
-    return int(pc.sum(found["is_anomaly"]).as_py() or 0)
+    return {day: held[day][1] for day in rows}
 
 
 def add_action(path: str, files: TableFiles, now: int) -> AddAction:

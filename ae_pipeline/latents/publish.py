@@ -2,10 +2,11 @@
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
@@ -18,15 +19,21 @@ from ae_pipeline.latents.data_contract import broken_rules, build_contract, rene
 from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.layout import (
     add_action,
-    expected_path,
+    day_key,
+    file_path,
+    group_of,
     latent_schema,
     latent_space_name,
-    score_file,
+    score_day,
     verify_file,
+    write_file,
 )
-from ae_pipeline.latents.read import MANIFEST, by_day, files_by_day, last_versions
+from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
 from ae_pipeline.latents.retention import collect, retention_properties, set_aside
 from ae_pipeline.storage import DatasetPaths, read_facts
+
+Progress = Callable[[int, int, str], None]
+"""Told how much of how much is done, and of what."""
 
 _TRUSTED = dt.timedelta(minutes=30)
 """Age up to which a file that no commit knows is taken as it is; an older one may be swept while it is wanted."""
@@ -40,14 +47,16 @@ class LatentDay:
         day: ISO date, or `ALL_ROWS`.
         rows: Rows in it.
         flagged: Rows within the alert budget.
-        path: Of its file, relative to the table; None for a day without rows.
-        built: Whether the file was written now.
+        path: Of the file that its rows are in, relative to the table; None for a day without rows.
+        key: What they were made of.
+        built: Whether they were scored now.
     """
 
     day: str
     rows: int
     flagged: int
     path: str | None
+    key: str
     built: bool
 
 
@@ -72,13 +81,15 @@ class Publication:
 
 def stale_days(days: Iterable[str], paths: DatasetPaths, bundle: ModelBundle, model_version: int) -> list[str]:
     """Lists days whose rows in the table are not those of their features under this model."""
-    published, fingerprint = files_by_day(paths), bundle.fingerprint
+    published, fingerprint = published_days(paths), bundle.fingerprint
     space = latent_space_name(model_version, fingerprint)
     stale = []
     for day in days:
         if facts := read_facts(paths.features(day)):
-            path = expected_path(day, facts["content_hash"], fingerprint, space) if facts["rows"] != "0" else None
-            stale += [day] if published.get(day) != path else []
+            key = day_key(facts["content_hash"], fingerprint)
+            wanted = f"{space}/{day}/{key}" if facts["rows"] != "0" else None
+            found = published[day].identity if day in published else None
+            stale += [day] if found != wanted else []
     return stale
 
 
@@ -88,7 +99,7 @@ def publish(
     bundle: ModelBundle,
     model_version: int,
     origin: Mapping[str, str],
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
     config: PipelineConfig | None = None,
 ) -> Publication:
     """Brings days of the table up to date under a model, in one commit, and then the list of its current files.
@@ -114,66 +125,119 @@ def publish(
     """
     config, files = config or bundle.config, TableFiles(paths.latents)
     table = files.open()
-    space = latent_space_name(model_version, bundle.fingerprint)
-    held = by_day(live_files(table) if table else [])
-    before = set(held.values())
-    foreign = any(not path.startswith(f"{space}/") for path in before)
-    wanted = sorted({*days, *held}) if foreign else list(days)
-    committed = before | (set_aside(table) if table else set())
-    recent = dt.datetime.now(dt.UTC) - _TRUSTED
-    there = {path for path, written in files.written(space).items() if path in committed or written > recent}
     contract = build_contract(config, bundle, model_version, files)
-    found: list[LatentDay] = []
-    for done, day in enumerate(wanted):
-        progress(done, len(wanted), "days scored")
-        found.append(_bring_up_to_date(day, paths, bundle, model_version, files, there, contract))
-    progress(len(wanted), len(wanted), "days scored")
-
-    kept = {entry.path for entry in found if entry.path}
-    touched = {entry.day for entry in found}
-    leaving = [path for day, path in held.items() if path not in kept and day in touched]
-    entering = sorted(kept - before)
+    writing = _Writing(paths, bundle, model_version, files, contract, table)
+    planned = writing.plan(days)
+    found, space = writing.write(planned, progress), writing.space
+    entering, leaving = sorted(set(planned) - writing.before), sorted(writing.before - set(planned))
     changes = bool(entering or leaving)
     if changes:
         table = table or _create(files, paths, bundle, config)
         metadata = {**origin, "model_version": str(model_version), "latent_space": space}
         _commit(table, files, bundle, entering, leaving, metadata)
     if table is None:
-        return Publication(tuple(found), -1, space, changes, None)
+        return Publication(found, -1, space, changes, None)
     # Also when nothing was committed: an earlier run may have ended between its commit and this.
     # DeltaTable.generate() would write one for each folder, and leave those of files that are gone.
     files.write_text(MANIFEST, "".join(f"{files.full_path(path)}\n" for path in live_files(table)))
     contract = renew(contract, files, last_versions(table), dt.datetime.now(dt.UTC))
     collect(table, files, config.latents.retention_days)
-    return Publication(tuple(found), table.version(), space, changes, contract.version)
+    return Publication(found, table.version(), space, changes, contract.version)
 
 
-def _bring_up_to_date(
-    day: str,
-    paths: DatasetPaths,
-    bundle: ModelBundle,
-    model_version: int,
-    files: TableFiles,
-    there: set[str],
-    contract: OpenDataContractStandard,
-) -> LatentDay:
-    source = paths.features(day)
-    facts = read_facts(source)
-    if not facts:
-        raise PublicationError(f"features of {paths.dataset!r} have no {day}; materialize that partition first")
-    rows = int(facts["rows"])
-    if rows == 0:
-        return LatentDay(day, 0, 0, None, False)
-    fingerprint = bundle.fingerprint
-    space = latent_space_name(model_version, fingerprint)
-    path = expected_path(day, facts["content_hash"], fingerprint, space)
-    built = path not in there
-    if built:
-        score_file(bundle, model_version, source, path, files)
-    flagged = verify_file(
-        path, files, rows, latent_schema(bundle.model.latent_dim), space, partial(broken_rules, contract)
-    )
-    return LatentDay(day, rows, flagged, path, built)
+class _Writing:
+    """The files that a publication writes: which there must be, and their rows."""
+
+    def __init__(
+        self,
+        paths: DatasetPaths,
+        bundle: ModelBundle,
+        model_version: int,
+        files: TableFiles,
+        contract: OpenDataContractStandard,
+        table: DeltaTable | None,
+    ) -> None:
+        self._paths, self._bundle, self._version, self._files = paths, bundle, model_version, files
+        self._schema, self._broken_rules = latent_schema(bundle.model.latent_dim), partial(broken_rules, contract)
+        self.space = latent_space_name(model_version, bundle.fingerprint)
+        written = files.written()
+        self.before = set(live_files(table) if table else ())
+        self.held = days_in(self.before & written.keys(), files)
+        committed = self.before | (set_aside(table) if table else set())
+        recent = dt.datetime.now(dt.UTC) - _TRUSTED
+        self._there = {
+            path
+            for path, when in written.items()
+            if path.startswith(f"{self.space}/") and (path in committed or when > recent)
+        }
+        self._rows: dict[str, int] = {}
+        self._keys: dict[str, str] = {}
+
+    def plan(self, days: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Gives the path of each file that is to stand in the table, and the keys of its days."""
+        foreign = any(not path.startswith(f"{self.space}/") for path in self.before)
+        # Also days whose file has gone: they are scored anew.
+        gone = {path.split("/")[1] for path in self.before} - {day.path.split("/")[1] for day in self.held.values()}
+        lost = {file.stem for group in gone for file in self._paths.features("_").parent.glob(f"{group}*.parquet")}
+        for day in sorted({*days, *lost, *(self.held if foreign else ())}):
+            facts = read_facts(self._paths.features(day))
+            if not facts:
+                raise PublicationError(
+                    f"features of {self._paths.dataset!r} have no {day}; materialize that partition first"
+                )
+            self._rows[day] = int(facts["rows"])
+            self._keys[day] = day_key(facts["content_hash"], self._bundle.fingerprint)
+        groups: dict[str, dict[str, str]] = {}
+        for day in sorted({*self._rows, *self.held}):
+            if day not in self._rows:
+                groups.setdefault(self.held[day].path.split("/")[1], {})[day] = self.held[day].key
+            elif self._rows[day]:
+                groups.setdefault(group_of(day, self._rows[day]), {})[day] = self._keys[day]
+        return {file_path(self.space, group, keys): keys for group, keys in groups.items()}
+
+    def write(self, planned: Mapping[str, Mapping[str, str]], progress: Progress) -> tuple[LatentDay, ...]:
+        """Writes the files that are not there yet, and verifies all that hold a day of this publication."""
+        total = len(self._rows)
+        found = {day: LatentDay(day, 0, 0, None, "", built=False) for day in self._rows}
+        done = 0
+        for path, keys in planned.items():
+            asked = {day: self._rows[day] for day in keys if day in self._rows}
+            built = {day for day in asked if path not in self._there and not self._is_held(day, keys[day])}
+            if path not in self._there:
+                days = self._told(self._days(keys), done, total, progress)
+                write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
+            if asked:
+                flagged = verify_file(path, self._files, asked, self._schema, self.space, self._broken_rules)
+                for day, rows in asked.items():
+                    found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
+            done += len(asked)
+        progress(total, total, "days scored")
+        return tuple(found.values())
+
+    def _told(self, days: Iterable[pa.Table], done: int, total: int, progress: Progress) -> Iterator[pa.Table]:
+        for place, rows in enumerate(days):
+            yield rows
+            progress(min(done + place + 1, total), total, "days scored")
+
+    def _days(self, keys: Mapping[str, str]) -> Iterator[pa.Table]:
+        for day, key in keys.items():
+            if self._is_held(day, key):
+                yield self._copied(self.held[day])
+            else:
+                yield score_day(self._bundle, self._version, self._paths.features(day))
+
+    def _is_held(self, day: str, key: str) -> bool:
+        old = self.held.get(day)
+        return old is not None and old.key == key and old.path in self._there
+
+    def _copied(self, day: PublishedDay) -> pa.Table:
+        try:
+            return read_day(day, self._files)
+        except (pa.ArrowException, OSError) as error:
+            raise PublicationError(
+                f"{self._files.full_path(day.path)} cannot be read ({str(error).splitlines()[0]}); remove that file "
+                "and run again"
+            ) from error
 
 
 def _create(files: TableFiles, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig) -> DeltaTable:

@@ -19,6 +19,7 @@ from deltalake import DeltaTable
 
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles, live_files
+from ae_pipeline.latents.layout import keys_of
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths
 
 if TYPE_CHECKING:
@@ -101,13 +102,15 @@ def read_latents(
         if moment is not None
     ]
     chosen = functools.reduce(operator.and_, wanted) if wanted else None
-    if wanted and ALL_ROWS in files_by_day(paths):
+    if wanted and ALL_ROWS in published_days(paths):
         raise PublicationError(f"rows of {dataset!r} have no event time to choose by; leave start and end out")
-    # In the order of their paths files are in that of their days, and each has its rows in the order of event time.
+    # In the order of their paths files are in that of their days, and each has its rows in the order of event time;
+    # but for a day with a file of its own beside that of its month.
     fragments = sorted(source.get_fragments(chosen), key=lambda fragment: str(fragment.path))
     ordered = ds.FileSystemDataset(fragments, source.schema, source.format, source.filesystem)
+    further = {"latent_space", "model_version", "event_time"} - set(names)
     try:
-        rows = ordered.to_table([*names, *({"latent_space", "model_version"} - set(names))], filter=chosen)
+        rows = ordered.to_table([*names, *further], filter=chosen)
     except FileNotFoundError as error:
         raise PublicationError(
             f"version {table.version()} of {paths.latents}, the last of space {commit.latent_space}, was collected "
@@ -119,6 +122,9 @@ def read_latents(
             f"version {table.version()} of {paths.latents} mixes the latent spaces "
             f"{' and '.join(sorted(spaces))}, which no publication does; restore an earlier version"
         )
+    groups = [str(fragment.path).split("/")[-2] for fragment in fragments]
+    if {group[: len("2013-01")] for group in groups if len(group) > len("2013-01")} & set(groups):
+        rows = rows.sort_by("event_time")
     return Latents(rows.select(names), commit.latent_space, commit.model_version, table.version())
 
 
@@ -181,43 +187,79 @@ def current_files(paths: DatasetPaths) -> list[str]:
     return live_files(table) if table else []
 
 
-def by_day(files: Iterable[str]) -> dict[str, str]:
-    """Gives the file of each day."""
-    return {path.split("/")[1]: path for path in files}
+class PublishedDay(NamedTuple):
+    """A day as the table has it.
+
+    Attributes:
+        day: ISO date, or `ALL_ROWS`.
+        path: Of the file that its rows are in, relative to the table.
+        key: What its rows were made of: with the space another one means other rows.
+    """
+
+    day: str
+    path: str
+    key: str
+
+    @property
+    def identity(self) -> str:
+        """Names these very rows."""
+        return f"{self.path.split('/')[0]}/{self.day}/{self.key}"
 
 
-def files_by_day(paths: DatasetPaths) -> dict[str, str]:
-    """Gives the file of each published day, relative to the table."""
-    return by_day(current_files(paths))
+def days_in(paths: Iterable[str], files: TableFiles) -> dict[str, PublishedDay]:
+    """Lists the days of some files of a table."""
+    keys = {path: keys_of(path, files) for path in paths}
+    found = [PublishedDay(day, path, key) for path, own in keys.items() for day, key in own.items()]
+    return {entry.day: entry for entry in sorted(found)}
+
+
+def published_days(paths: DatasetPaths) -> dict[str, PublishedDay]:
+    """Lists the published days of a dataset."""
+    table = open_table(paths)
+    return days_in(live_files(table), TableFiles(paths.latents)) if table else {}
+
+
+def read_day(day: PublishedDay, files: TableFiles, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the rows of a day."""
+    names = None if columns is None else tuple(columns)
+    if day.path.split("/")[1] == day.day:
+        return files.read(day.path, list(names) if names else None)
+    table = _last_file(files.place, day.path, names and (*names, *({"date"} - set(names))))
+    chosen = table.filter(pc.field("date") == dt.date.fromisoformat(day.day))
+    return chosen.select(names) if names else chosen
+
+
+@functools.lru_cache(maxsize=1)
+def _last_file(place: str, path: str, columns: tuple[str, ...] | None) -> pa.Table:
+    """Reads a file; days are read one after another, and many stand in the same."""
+    return TableFiles(place).read(path, list(columns) if columns else None)
+
+
+def published_day(day: PublishedDay, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Reads the rows of a day."""
+    return pl.DataFrame(pl.from_arrow(read_day(day, TableFiles(paths.latents), columns)))
 
 
 def rows_published(days: Sequence[str], paths: DatasetPaths) -> int:
-    """Counts the rows that the table's log has for some days."""
-    table, wanted = open_table(paths), set(days)
-    if table is None:
-        return 0
-    log = pl.DataFrame(pl.from_arrow(pa.table(table.get_add_actions(flatten=True)))).select("path", "num_records")
-    return sum(rows for path, rows in log.iter_rows() if path.split("/")[1] in wanted)
-
-
-def published_day(path: str, paths: DatasetPaths, columns: list[str] | None = None) -> pl.DataFrame:
-    """Reads one file of the table."""
-    return pl.DataFrame(pl.from_arrow(TableFiles(paths.latents).read(path, columns)))
+    """Counts the rows that the table has of some days."""
+    published = published_days(paths)
+    return sum(published_day(published[day], paths, ["date"]).height for day in sorted(days) if day in published)
 
 
 def model_version_of(paths: DatasetPaths) -> int:
     """Gives the model version that the table was scored with; all its rows bear the same."""
-    return int(published_day(current_files(paths)[-1], paths, ["model_version"])["model_version"][0])
+    found = TableFiles(paths.latents).read(current_files(paths)[-1], ["model_version"])
+    return int(found["model_version"][0].as_py())
 
 
-def latents_of(files: Sequence[str], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
-    """Reads the latents of some files of the table, (n, latent_dim)."""
+def latents_of(days: Iterable[PublishedDay], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
+    """Reads the latents of some days of the table, (n, latent_dim)."""
     names = [f"z_{place:03d}" for place in range(latent_dim)]
-    parts = [published_day(path, paths, names).to_numpy() for path in files]
+    parts = [published_day(day, paths, names).to_numpy() for day in days]
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 
 
-def scores_of(files: Sequence[str], paths: DatasetPaths) -> npt.NDArray[np.float64]:
-    """Reads the scores of some files of the table, (n,)."""
-    parts = [published_day(path, paths, ["score"])["score"].to_numpy() for path in files]
+def scores_of(days: Iterable[PublishedDay], paths: DatasetPaths) -> npt.NDArray[np.float64]:
+    """Reads the scores of some days of the table, (n,)."""
+    parts = [published_day(day, paths, ["score"])["score"].to_numpy() for day in days]
     return np.concatenate([np.empty(0), *parts])

@@ -48,5 +48,10 @@ def collect(table: DeltaTable, files: TableFiles, days: int) -> None:
     files.remove(
         path
         for path, written in files.written().items()
-        if not path.startswith("_") and path not in known and written < before
+        if written < before and (_is_half_written(path) or not (path.startswith("_") or path in known))
     )
+
+
+def _is_half_written(path: str) -> bool:
+    """Whether it is what a killed `atomic_write` left; Delta's own log is left alone."""
+    return path.rpartition("/")[2].startswith(".") and path.endswith(".tmp") and not path.startswith("_delta_log")

@@ -6,7 +6,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.publish import stale_days
-from ae_pipeline.latents.read import files_by_day
+from ae_pipeline.latents.read import published_days
 from ae_pipeline.preprocessing.features import features_content, features_input_hash
 from ae_pipeline.reports.ranking import is_reported
 from ae_pipeline.storage import DatasetPaths, read_facts
@@ -33,7 +33,7 @@ def days_without_report(config: PipelineConfig, paths: DatasetPaths, tracker: Tr
         return []
     bundle = ModelBundle.load(tracker.bundle_folder(champion))
     days = list(features_content(config, paths))
-    published = files_by_day(paths)
+    published = published_days(paths)
     unreported = [day for day in days if not is_reported(day, published.get(day), paths, config)]
     return sorted({*stale_days(days, paths, bundle, champion.version), *unreported})
 

@@ -1,6 +1,5 @@
 """latent_features and anomaly_report: what other teams and whoever is on call read."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from ae_pipeline.reports.labels import Labels
 
 _LOOKED_AT_FOR_COLLAPSE = 31
-"""Newest files of a run whose latents are checked."""
+"""Newest days of a run whose latents are checked."""
 
 _PICTURES, _PICTURE_HEIGHT, _PICTURE_BYTES = 5, 96, 45_000
 """How many rows the materialization shows, how high in pixels, and how long all their addresses may be."""
@@ -32,7 +31,7 @@ def latent_features(config: PipelineConfig) -> Body:
         from ae_pipeline.latents.files import TableFiles
         from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.latents.publish import publish
-        from ae_pipeline.latents.read import files_by_day, latents_of, rows_published, scores_of
+        from ae_pipeline.latents.read import latents_of, published_days, rows_published, scores_of
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.promotion import calibration_holds, latents_not_collapsed
         from ae_pipeline.storage import read_facts
@@ -41,15 +40,15 @@ def latent_features(config: PipelineConfig) -> Body:
         version, bundle = load_champion(config, workspace_of(context).tracker())
         origin = {**origin_of(context), "mlflow_run_id": version.run_id}
         done = publish(sorted(days), paths, bundle, version.version, origin, Pace(context.log.info), config)
-        files = [day.path for day in done.days if day.path]
-        spread = latents_not_collapsed(latents_of(files[-_LOOKED_AT_FOR_COLLAPSE:], paths, bundle.model.latent_dim))
+        published = published_days(paths)
+        looked_at = [published[day.day] for day in done.days if day.rows][-_LOOKED_AT_FOR_COLLAPSE:]
+        spread = latents_not_collapsed(latents_of(looked_at, paths, bundle.model.latent_dim))
         asked = [day for day in done.days if day.day in days]
         rows = rows_published([day.day for day in done.days], paths)
         expected = sum(int(read_facts(paths.features(day.day))["rows"]) for day in done.days)
         flagged = sum(day.flagged for day in asked)
         # The newest days of the table, whichever were asked for: as many as the model was calibrated on.
-        published = sorted(files_by_day(paths).items()) if config.is_daily else []
-        newer = [path for day, path in published if day > bundle.window.days[-1]]
+        newer = [found for day, found in published.items() if config.is_daily and day > bundle.window.days[-1]]
         recent = scores_of(newer[-len(bundle.window.calibration) :], paths)
         drift = calibration_holds(recent, bundle.calibration.scores)
         context.log.info(
@@ -58,9 +57,8 @@ def latent_features(config: PipelineConfig) -> Body:
         )
         place = TableFiles(paths.latents)
         for day in asked:
-            path = day.path or ""
-            uri = place.address(path)
-            tell_partition(context, config, day.day, Path(path).stem, uri, rows=day.rows, rows_flagged=day.flagged)
+            uri = place.address(day.path or "")
+            tell_partition(context, config, day.day, day.key, uri, rows=day.rows, rows_flagged=day.flagged)
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
@@ -74,7 +72,7 @@ def latent_features(config: PipelineConfig) -> Body:
                 "days_scored_now": sum(day.built for day in done.days),
                 "dagster/column_schema": column_schema(latent_schema(bundle.model.latent_dim)),
             },
-            data_version=joint_version(day.path or "" for day in asked),
+            data_version=joint_version(f"{done.latent_space}/{day.key}" for day in asked),
             check_results=[
                 check(
                     context,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.latents.read import files_by_day
+from ae_pipeline.latents.read import PublishedDay, published_days
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
 from ae_pipeline.reports.page import render_page
@@ -86,9 +86,9 @@ def build_report(
     Raises:
         PublicationError: A day has features and is not in the published table.
     """
-    files = files_by_day(paths)
+    files = published_days(paths)
     # A table that has changed its model as a whole takes the report of all its days along.
-    behind = {day for day, path in files.items() if not is_reported(day, path, paths, config)}
+    behind = {day for day, found in files.items() if not is_reported(day, found, paths, config)}
     everything_built = report_days(sorted({*days, *behind}), files, paths, bundle, config, progress)
     built = [day for day in everything_built if day.day in set(days)]
     everything = all_ranked(paths, set(files))
@@ -122,7 +122,7 @@ def _summary(
     config: PipelineConfig,
     model_version: int,
     run_id: str,
-    files: dict[str, str],
+    files: dict[str, PublishedDay],
     strangest: Sequence[RankedRow],
     labels: Labels | None,
 ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _summary(
         "dataset": paths.dataset,
         "model_version": model_version,
         "mlflow_run": run_id,
-        "latent_space": next(iter(files.values())).split("/")[0] if files else None,
+        "latent_space": next(iter(files.values())).path.split("/")[0] if files else None,
         "rows": rows,
         "flagged": flagged,
         "budget": budget,

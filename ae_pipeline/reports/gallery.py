@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale
@@ -45,13 +46,13 @@ class Gallery:
     ordinary: tuple[Panel, ...]
 
 
-def build_gallery(files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBundle) -> Gallery | None:
+def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> Gallery | None:
     """Draws the strangest rows and some ordinary ones; None where rows are no images.
 
     Features are read of the rows that are shown alone, and a few at a time go through the network.
 
     Args:
-        files: File of the table of each published day.
+        files: The published days.
         paths: The dataset's.
         bundle: The model that the table was scored with.
     """
@@ -76,13 +77,13 @@ def build_gallery(files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBu
     return Gallery("patch" if images.patch else "image", scale, tuple(shown[1]), tuple(shown[0]))
 
 
-def _choose(files: Mapping[str, str], paths: DatasetPaths, median: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _choose(files: Mapping[str, PublishedDay], paths: DatasetPaths, median: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Finds the ordinary and the strangest rows of all days, a day at a time, with the day of each in `_DAY`."""
     schema = {"row_id": pl.String, "score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, _DAY: pl.String}
     ordinary, strangest = pl.DataFrame(schema=schema), pl.DataFrame(schema=schema)
     suspicious = pl.col("is_anomaly") | pl.col(LABEL).fill_null(value=False)
     for day in sorted(files):
-        rows = scored_and_known(day, files[day], paths).with_columns(pl.lit(day).alias(_DAY))
+        rows = scored_and_known(files[day], paths).with_columns(pl.lit(day).alias(_DAY))
         strangest = pl.concat([strangest, rows]).sort("score", "row_id", descending=[True, False]).head(STRANGEST)
         ordinary = pl.concat([ordinary, rows.filter(~suspicious)])
         ordinary = ordinary.sort((pl.col("score") - median).abs(), "row_id").head(ORDINARY)

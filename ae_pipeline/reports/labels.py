@@ -9,6 +9,7 @@ import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.preprocessing.window import LABEL, Window, cut_window
 from ae_pipeline.reports.ranking import scored_and_known
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
@@ -85,14 +86,14 @@ def measure(
 
 
 def measure_labels(
-    files: Mapping[str, str], paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
+    files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
 ) -> Labels | None:
     """Holds the scores of all published rows against their labels; None where the settings have no label.
 
     Rows are read day by day; what stays are a score and three bits of each.
 
     Args:
-        files: File of the table of each published day.
+        files: The published days.
         paths: The dataset's.
         bundle: The model that the table was scored with.
         config: Names the label.
@@ -104,7 +105,7 @@ def measure_labels(
     fitted_days = {*window.train, *window.validation} - {ALL_ROWS}
     parts = [pl.DataFrame(schema={"score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, "new": pl.Boolean})]
     for day in sorted(files):
-        rows = scored_and_known(day, files[day], paths)
+        rows = scored_and_known(files[day], paths)
         unseen = ~rows["row_id"].is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
         parts.append(rows.select("score", "is_anomaly", LABEL, unseen.alias("new")))
     rows = pl.concat(parts)

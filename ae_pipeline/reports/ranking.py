@@ -11,7 +11,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.detector import Contribution
 from ae_pipeline.errors import PublicationError
-from ae_pipeline.latents.read import published_day
+from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.scoring.calibration import discoveries
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
@@ -85,9 +85,9 @@ class RankedRow:
     contributions: tuple[Contribution, ...]
 
 
-def is_reported(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfig) -> bool:
-    """Tells whether a day's ranked rows come from this file of the table."""
-    return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(path, config)
+def is_reported(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> bool:
+    """Tells whether a day's ranked rows are those that the table has."""
+    return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(published, config)
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
@@ -101,7 +101,7 @@ def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
 
 def report_days(
     days: Sequence[str],
-    files: Mapping[str, str],
+    files: Mapping[str, PublishedDay],
     paths: DatasetPaths,
     bundle: ModelBundle,
     config: PipelineConfig,
@@ -111,7 +111,7 @@ def report_days(
 
     Args:
         days: To rank.
-        files: File of the table of each published day.
+        files: The published days.
         paths: The dataset's.
         bundle: The model that the table was scored with.
         config: How many rows to rank.
@@ -153,9 +153,9 @@ def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFra
     return row_ids.to_frame("row_id").join(found, on="row_id", maintain_order="left").select(found.columns)
 
 
-def scored_and_known(day: str, path: str, paths: DatasetPaths) -> pl.DataFrame:
+def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
     """Reads identity, score and flag of a published day, with `LABEL`: null where nothing is known."""
-    return _with_label(published_day(path, paths, ["row_id", "score", "is_anomaly"]), day, paths)
+    return _with_label(published_day(day, paths, ["row_id", "score", "is_anomaly"]), day.day, paths)
 
 
 def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFrame:
@@ -165,8 +165,9 @@ def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataF
     return scored.join(file.select("row_id", LABEL).collect(), on="row_id", how="left", maintain_order="left")
 
 
-def _input_hash(path: str | None, config: PipelineConfig) -> str:
-    return hash_json([REPORT_VERSION, path, config.alerts.report_rows, config.alerts.false_discovery_rate])
+def _input_hash(published: PublishedDay | None, config: PipelineConfig) -> str:
+    identity = published.identity if published else None
+    return hash_json([REPORT_VERSION, identity, config.alerts.report_rows, config.alerts.false_discovery_rate])
 
 
 def _day_file(paths: DatasetPaths, day: str) -> Path:
@@ -183,15 +184,15 @@ class _Draft:
     features: pl.DataFrame
 
 
-def _rank(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfig) -> _Draft:
-    if path is None:
+def _rank(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> _Draft:
+    if published is None:
         if int(read_facts(paths.features(day)).get("rows", 0)):
             raise PublicationError(
                 f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first"
             )
         scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_RANKED, LABEL)})
     else:
-        scored = _with_label(published_day(path, paths).select(*_RANKED), day, paths)
+        scored = _with_label(published_day(published, paths, _RANKED), day, paths)
     scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
     marked = scored["is_discovery"].sum()
@@ -203,7 +204,7 @@ def _rank(day: str, path: str | None, paths: DatasetPaths, config: PipelineConfi
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
     facts = {name: str(int(value)) for name, value in counts.items()}
-    return _Draft(day, {"input_hash": _input_hash(path, config), **facts}, top, features)
+    return _Draft(day, {"input_hash": _input_hash(published, config), **facts}, top, features)
 
 
 def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:
