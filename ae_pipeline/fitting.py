@@ -66,6 +66,8 @@ def fit_bundle(
         "rows": {"train": train_rows.height, "validation": validation_rows.height},
         "best_epoch": result.best_epoch,
         "validation_loss": result.best_loss,
+        "is_warm": result.is_warm,
+        "is_anchored": result.is_anchored,
     }
     del train_rows, validation_rows
     held_out = window.rows("calibration", paths)
@@ -109,13 +111,13 @@ def fit_detector(
     encoded, validation = (torch.from_numpy(rows).to(device) for rows in (matrix, encoder.encode(validation_rows)))
     groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
     corrupt = build_corruption(config.training, groups, encoder.ends)
-    untrained, anchor = evaluate(model, loss, validation, config.training.beta), None
+    untrained, anchor, is_warm = evaluate(model, loss, validation, config.training.beta), None, False
     if before is not None:
         if config.training.warm_start and config.model == before.config.model:
-            inherit(model, loss, encoder, before)
+            is_warm = inherit(model, loss, encoder, before)
         anchor = anchor_to(before, train_rows, config, model.latent_dim, untrained)
     result = train(model, loss, encoded, validation, config.training, generator, report, corrupt=corrupt, anchor=anchor)
-    result = dataclasses.replace(result, first_loss=untrained)
+    result = dataclasses.replace(result, first_loss=untrained, is_warm=is_warm, is_anchored=anchor is not None)
     typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()
     del encoded
     with torch.inference_mode():

@@ -43,12 +43,16 @@ class TrainingResult:
         best_epoch: Number of the epoch with the lowest validation loss.
         first_loss: Validation loss before the first step, of weights as they were drawn.
         best_loss: The lowest validation loss.
+        is_warm: Whether it began with the weights of an earlier model.
+        is_anchored: Whether its latents were pulled to those of an earlier model.
     """
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
     first_loss: float
     best_loss: float
+    is_warm: bool = False
+    is_anchored: bool = False
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,7 @@ def try_kills(place: Place, kills: int) -> list[Row]:
         after = place.ids(days)
         process, started, _ = children.publishing(version, wanted)
         started.wait(60)
-        time.sleep(chance.uniform(0, seconds * (1.1 if kind == "promotion" else 0.4)))
+        time.sleep(chance.uniform(0, 1.2 * seconds))
         counts["killed" if process.is_alive() else "ended before"] += 1
         process.kill()
         process.join(60)

@@ -135,6 +135,7 @@ class TestTraining:
         assert result.epochs[0].validation_loss == pytest.approx(served, rel=1e-4)
         assert cold.epochs[0].validation_loss > served + 1
         assert result.first_loss == cold.first_loss
+        assert [(one.is_warm, one.is_anchored) for one in (result, cold)] == [(True, True), (False, False)]
         np.testing.assert_allclose(warm.encode(rows("a")), before.encode(rows("a")), rtol=1e-4, atol=1e-4)
 
     def test_both_settings_off_trains_as_if_nothing_served(self, fit_frame, before):

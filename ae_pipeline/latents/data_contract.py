@@ -115,7 +115,7 @@ def _sla(name: str, value: str | int, unit: str | None = None) -> ServiceLevelAg
 
 def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty]:
     described = {
-        "row_id": f"Identity of the row: {' | '.join(config.identity)}.",
+        "row_id": f"Identity of the row: {', '.join(config.identity)}.",
         "event_time": "When it happened, UTC." if config.is_daily else "Empty: the rows have no time.",
         "date": "Day of it, UTC." if config.is_daily else "Empty: the rows have no time.",
         "score": "Surprise of the row: the higher, the stranger.",

@@ -105,6 +105,8 @@ def train_challenger(
 
             champion = before.champion.bundle if before.champion else None
             bundle, result = fit_bundle(config, columns, window, paths, report, champion)
+        if before.version is not None:
+            say(_going_on(before.version, result))
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
             say(f"left out: {', '.join(names)} ({reason})")
         bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
@@ -177,6 +179,12 @@ def _align_to_champion(
         return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, error)), None
     bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
     return bundle, Verdict(rule, alignment.is_compatible, alignment.explained, least, alignment.words), alignment
+
+
+def _going_on(version: int, result: TrainingResult) -> str:
+    weights = "from the weights" if result.is_warm else "from drawn weights, not those"
+    latents = "its latents were kept near" if result.is_anchored else "its latents were free to differ"
+    return f"it went on {weights} of version {version}; {latents}"
 
 
 def _cannot_compare(before: _Before, why: object) -> str:

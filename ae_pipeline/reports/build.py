@@ -141,6 +141,8 @@ def _summary(
         "expected_alerts": rows * budget,
         "false_discovery_rate": rate,
         "discoveries": sum(day.discoveries for day in by_day) if rate is not None else None,
+        # Beside the version that served when it was trained: figures of `latents.compatibility`.
+        "alignment": bundle.facts.get("alignment"),
         "score_threshold": bundle.calibration.threshold,
         "calibration_rows": len(bundle.calibration.scores),
         "rows_by_part": bundle.facts["rows"],
