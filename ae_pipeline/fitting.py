@@ -54,7 +54,6 @@ def fit_bundle(
     Raises:
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
-        BundleError: The rows lack a column that the model before needs.
     """
     days = len(window.calibration) if config.is_daily else None
     # Before anything is fitted: what cannot be calibrated need not be trained.
@@ -65,6 +64,7 @@ def fit_bundle(
         "versions": library_versions(),
         "rows": {"train": train_rows.height, "validation": validation_rows.height},
         "best_epoch": result.best_epoch,
+        "untrained_loss": result.first_loss,
         "validation_loss": result.best_loss,
         "is_warm": result.is_warm,
         "is_anchored": result.is_anchored,
@@ -99,7 +99,6 @@ def fit_detector(
     Raises:
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
-        BundleError: The rows lack a column that the model before needs.
     """
     device = choose_device(config.training.device)
     torch.set_num_threads(config.training.threads)
@@ -115,7 +114,7 @@ def fit_detector(
     if before is not None:
         if config.training.warm_start and config.model == before.config.model:
             is_warm = inherit(model, loss, encoder, before)
-        anchor = anchor_to(before, train_rows, config, model.latent_dim, untrained)
+        anchor = anchor_to(before, train_rows, config, model.latent_dim)
     result = train(model, loss, encoded, validation, config.training, generator, report, corrupt=corrupt, anchor=anchor)
     result = dataclasses.replace(result, first_loss=untrained, is_warm=is_warm, is_anchored=anchor is not None)
     typical = encoded.mean(0, dtype=torch.float64).float().cpu().numpy()

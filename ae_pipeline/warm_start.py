@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import BundleError
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import LikelihoodLoss, ReconstructionLoss
 from ae_pipeline.network import FittedNetwork
@@ -50,31 +51,30 @@ def inherit(model: AutoEncoder, loss: ReconstructionLoss, encoder: Encoder, befo
     return True
 
 
-def anchor_to(
-    before: ModelBundle, rows: pl.DataFrame, config: PipelineConfig, latent_dim: int, untrained: float
-) -> Anchor | None:
+def anchor_to(before: ModelBundle, rows: pl.DataFrame, config: PipelineConfig, latent_dim: int) -> Anchor | None:
     """Makes the pull to the latents of the model that serves.
+
+    It is measured by what the training of that model has saved of the loss, so that one share fits losses of any unit.
 
     Args:
         before: That model.
         rows: Features to train on.
         config: How strong it is to be.
         latent_dim: Of the new model.
-        untrained: Its validation loss before the first step: from there the loss of the one before was brought down,
-            and by this difference the pull is measured, so that one share fits losses of any unit.
 
     Returns:
-        None where the two have other losses or another number of latents, or nothing is to pull.
-
-    Raises:
-        BundleError: The rows lack a column that the model before needs.
+        None where nothing is to pull, or the model before has another loss, other latents, or columns that are gone.
     """
-    saved = untrained - before.facts["validation_loss"]
+    saved = before.facts.get("untrained_loss", 0.0) - before.facts["validation_loss"]
     if before.config.loss != config.loss or before.model.latent_dim != latent_dim:
         return None
     if saved <= 0 or config.training.anchor == 0:
         return None
-    return Anchor(torch.from_numpy(before.encode(rows)), config.training.anchor * saved)
+    try:
+        latents = before.encode(rows)
+    except BundleError:
+        return None
+    return Anchor(torch.from_numpy(latents), config.training.anchor * saved)
 
 
 _SCALED = {BlockKind.NUMERIC, BlockKind.CYCLIC}

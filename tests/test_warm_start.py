@@ -1,5 +1,6 @@
 """Retraining goes on from the model that serves: its weights, column by column, and the pull to its latents."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,13 @@ class TestWeights:
         assert all(torch.equal(value, before[name]) for name, value in new.model.state_dict().items())
 
 
+def learn_without_y(fit_frame, before=None):
+    training = {"epochs": 1, "batch_size": 32, "device": "cpu", "learning_rate": 1e-12}
+    columns = [column for column in COLUMNS if column.name != "y"]
+    model = {"latent_dim": 2, "hidden": [16]}
+    return fit_frame(rows("a", "b", "c"), columns, before=before, model=model, training=training)[1]
+
+
 def learn(fit_frame, before=None, seed: int = 1, model: dict[str, Any] | None = None, **training: Any):
     given = {"epochs": 8, "batch_size": 32, "device": "cpu", "learning_rate": 0.02, "seed": seed, **training}
     model = {"latent_dim": 2, "hidden": [16], **(model or {})}
@@ -137,6 +145,11 @@ class TestTraining:
         assert result.first_loss == cold.first_loss
         assert [(one.is_warm, one.is_anchored) for one in (result, cold)] == [(True, True), (False, False)]
         np.testing.assert_allclose(warm.encode(rows("a")), before.encode(rows("a")), rtol=1e-4, atol=1e-4)
+
+    def test_a_column_that_is_gone_leaves_the_weights_of_the_others(self, fit_frame, before):
+        warm, cold = (learn_without_y(fit_frame, one) for one in (before, None))
+        assert (warm.is_warm, warm.is_anchored) == (True, False)
+        assert warm.epochs[0].validation_loss < cold.epochs[0].validation_loss
 
     def test_both_settings_off_trains_as_if_nothing_served(self, fit_frame, before):
         off: dict[str, Any] = {"warm_start": False, "anchor": 0.0}
@@ -181,20 +194,22 @@ class TestAnchor:
         assert float(anchor.pull(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))) == 0.0
 
     def test_it_is_a_share_of_what_training_saved(self, before):
-        frame, saved = rows("a", "b", "c"), before.facts["validation_loss"]
-        config = before.config.model_copy(
-            update={"training": before.config.training.model_copy(update={"anchor": 0.25})}
-        )
-        anchor = anchor_to(before, frame, config, 2, saved + 8)
+        frame = rows("a", "b", "c")
+        training = before.config.training.model_copy(update={"anchor": 0.25})
+        anchor = anchor_to(before, frame, before.config.model_copy(update={"training": training}), 2)
         assert anchor is not None
-        assert anchor.weight == pytest.approx(2.0)
+        saved = before.facts["untrained_loss"] - before.facts["validation_loss"]
+        assert saved > 1
+        assert anchor.weight == pytest.approx(0.25 * saved)
         np.testing.assert_array_equal(anchor.latents.numpy(), before.encode(frame))
 
-    def test_there_is_none_where_losses_or_latents_differ_or_nothing_was_saved(self, before):
-        frame, high = rows("a", "b", "c"), before.facts["validation_loss"] + 8
+    def test_there_is_none_where_losses_latents_or_columns_differ_or_nothing_was_saved(self, before):
+        frame = rows("a", "b", "c")
         model = before.config.model.model_copy(update={"loss": {"mse": 1.0}})
         other = before.config.model_copy(update={"model": model})
-        assert anchor_to(before, frame, before.config, 2, high) is not None
-        assert anchor_to(before, frame, other, 2, high) is None
-        assert anchor_to(before, frame, before.config, 3, high) is None
-        assert anchor_to(before, frame, before.config, 2, before.facts["validation_loss"]) is None
+        idle = dataclasses.replace(before, facts={**before.facts, "untrained_loss": before.facts["validation_loss"]})
+        assert anchor_to(before, frame, before.config, 2) is not None
+        assert anchor_to(before, frame, other, 2) is None
+        assert anchor_to(before, frame, before.config, 3) is None
+        assert anchor_to(before, frame.drop("y"), before.config, 2) is None
+        assert anchor_to(idle, frame, before.config, 2) is None

@@ -18,7 +18,7 @@ from ae_pipeline.latents.compatibility import (
     fit_alignment,
     relative_condition,
 )
-from ae_pipeline.latents.layout import latent_space_name
+from ae_pipeline.latents.layout import axes_name
 
 if TYPE_CHECKING:
     from ae_pipeline.models.axes import Axes
@@ -95,7 +95,7 @@ def align(
     """
     (old, old_scores), (new, new_scores) = (_latents_and_scores(model, rows) for model in (before.bundle, bundle))
     found = compare_spaces(old, new, old_scores, new_scores)
-    name = latent_space_name(axes.version, axes.bundle.fingerprint)
+    name = axes_name(axes.bundle, axes.version)
     wanted = old if axes.version == before.version else axes.bundle.encode(rows).astype(np.float64)
     share = found.affine if axes.version == before.version else explained_between(wanted, new)
     if wanted.shape[1] != new.shape[1]:

@@ -77,8 +77,7 @@ def train_challenger(
     content = features_content(config, paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
-    reference = window.rows("validation", paths)
-    before = _before(config, tracker, reference)
+    before = _before(config, tracker)
     say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
     with tracker.training(config.dataset, f"{config.dataset} {window.days[-1]}", origin) as run:
         run.log_params(
@@ -109,6 +108,7 @@ def train_challenger(
             say(_going_on(before.version, result))
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
             say(f"left out: {', '.join(names)} ({reason})")
+        reference = window.rows("validation", paths)
         bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
         say(compatible.words)
         verdicts = (finite_weights(bundle), loss_fell(result), latents_not_collapsed(bundle.encode(reference)))
@@ -150,17 +150,19 @@ class _Before:
     why_not: str = ""
 
 
-def _before(config: PipelineConfig, tracker: Tracker, rows: pl.DataFrame) -> _Before:
+def _before(config: PipelineConfig, tracker: Tracker) -> _Before:
     champion = tracker.version(config.dataset, CHAMPION)
     if champion is None:
         return _Before(None, None, None)
     try:
         before = _served(tracker, champion)
-        before.bundle.encode(rows.head(1))
-        first = before.bundle.facts.get("alignment", {}).get("axes_of")
-        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else before
     except (BundleError, StorageError, TrainingError) as error:
         return _Before(None, None, champion.version, str(error))
+    first = before.bundle.facts.get("alignment", {}).get("axes_of")
+    try:
+        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else before
+    except (BundleError, StorageError, TrainingError):  # deleted, say: the one before is told in the same axes
+        axes = before
     return _Before(before, axes, champion.version)
 
 
