@@ -60,7 +60,9 @@ class DatasetPaths:
     @property
     def latents(self) -> str:
         """The published Delta table: a folder, or an address of an object store."""
-        return f"{(self.tables or str(self.root / 'latents')).rstrip('/')}/{self.dataset}"
+        if self.tables and "://" in self.tables:
+            return f"{self.tables.rstrip('/')}/{self.dataset}"
+        return str((Path(self.tables) if self.tables else self.root / "latents").absolute() / self.dataset)
 
     @property
     def reports(self) -> Path:

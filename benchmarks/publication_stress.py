@@ -353,7 +353,7 @@ def try_kills(place: Place, kills: int) -> list[Row]:
         counts["rows that should not be there"] += len(set(ids) - after)
     table = Path(place.paths.latents)
     left = list(table.rglob(".*.tmp"))
-    old = time.time() - 7200
+    old = time.time() - 2 * 86_400
     for path in left:
         os.utime(path, (old, old))
     children.publish(writer.version, [sorted(writer.state)[-1]])

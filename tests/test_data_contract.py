@@ -93,7 +93,7 @@ class TestRules:
         ("column", "value", "words"),
         [
             ("row_id", None, "column 'row_id' is required and missing in 1 rows"),
-            ("row_id", "twice", "column 'row_id' is unique and repeated in 1 rows"),
+            ("row_id", "twice", "identity_stands_once_a_day counts 1 and not 0"),
             ("p_value", 1.5, "column 'p_value' lies outside .* in 1 rows"),
             ("p_value", -0.1, "column 'p_value' lies outside .* in 1 rows"),
             ("z_001", float("nan"), "values_are_finite counts 1 and not 0"),
@@ -130,7 +130,7 @@ class TestRules:
             return rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
 
         monkeypatch.setattr(publication, "score_day", doubled)
-        with pytest.raises(PublicationError, match=r"contract of the table: column .row_id. is unique"):
+        with pytest.raises(PublicationError, match=r"contract of the table: identity_stands_once_a_day"):
             publish(dataset.days[-4:], dataset.paths, dataset.bundle, 1, {})
         assert rows_of(dataset).equals(before)
 
@@ -167,6 +167,17 @@ class TestVersions:
         assert set(frozen["latent_space"]) == {earlier["latentSpace"]}
         assert f"| {earlier['latentSpace']} |" in str(files.read_text(PAGE))
 
+    def test_another_retention_moves_the_days_that_were_told(self, dataset, other_bundle):
+        published(dataset)
+        published(dataset, other_bundle, 2)
+        assert published(dataset, other_bundle, 2, latents=LatentsConfig(retention_days=7)) == "2.0.1"
+        until = f"{dt.datetime.now(dt.UTC) + dt.timedelta(days=7):%Y-%m-%d}"
+        (earlier,) = told(dataset, "earlierSpaces")
+        text = str(TableFiles(dataset.paths.latents).read_text("_contract/versions/1.0.0.yaml"))
+        old = OpenDataContractStandard.from_string(text)
+        ends = [sla.value for sla in old.slaProperties or [] if sla.property == "endOfLife"]
+        assert (earlier["readableUntil"], ends) == (until, [until])
+
     def test_other_columns_raise_the_first_number(self, dataset, wider_bundle):
         published(dataset)
         after = going_on(wider_bundle, latent_space_name(1, dataset.bundle.fingerprint))
@@ -189,7 +200,8 @@ class TestVersions:
         published(dataset, other_bundle, 2)
         path = Path(dataset.paths.latents) / CONTRACT
         until = told(dataset, "earlierSpaces")[0]["readableUntil"]
-        path.write_text(path.read_text().replace(until, "2020-01-01"))
+        today = told(dataset, "earlierSpaces")[0]["retiredOn"]
+        path.write_text(path.read_text().replace(until, "2020-03-31").replace(today, "2020-01-01"))
         assert published(dataset, other_bundle, 2) == "2.0.1"
         assert told(dataset, "earlierSpaces") is None
 

@@ -513,6 +513,24 @@ class TestTwoAtOnce:
         again = published(dataset, days[:1], other_bundle, 2)
         assert (again.committed, table(dataset.paths).height) == (True, 300)
 
+    def test_one_that_had_nothing_to_change_says_so_too(self, dataset, days, first, other_bundle, monkeypatch):
+        plan = publication._Writing.plan
+
+        def overtaken(*given: Any) -> Any:
+            monkeypatch.setattr(publication._Writing, "plan", plan)
+            published(dataset, days, other_bundle, 2)
+            for path in Path(dataset.paths.latents).glob("v2*/*/*.parquet"):
+                os.utime(path, (time.time() - 2 * 86_400,) * 2)
+            return plan(*given)
+
+        monkeypatch.setattr(publication._Writing, "plan", overtaken)
+        with pytest.raises(PublicationError, match="another publication changed"):
+            published(dataset, days)
+        assert (model_version_of(dataset.paths), table(dataset.paths).height) == (2, 240)
+        manifest = (Path(dataset.paths.latents) / "_symlink_format_manifest" / "manifest").read_text()
+        assert all("/v2_" in line for line in manifest.split())
+        assert read_latents("sensors", data=dataset.paths.root).model_version == 2
+
     def test_of_two_first_ones_one_makes_the_table(self, dataset, days):
         def meanwhile(done: int, *_: object) -> None:
             if done == 1:
@@ -536,6 +554,35 @@ def removed_days_ago(dataset: Fitted, count: int) -> None:
 
 def with_retention(dataset: Fitted, retention: int) -> PipelineConfig:
     return dataset.config.model_copy(update={"latents": LatentsConfig(retention_days=retention)})
+
+
+class TestOtherHands:
+    def test_a_restored_table_is_read_by_what_its_rows_say(self, dataset, days, first, other_bundle):
+        published(dataset, days, other_bundle, 2)
+        DeltaTable(dataset.paths.latents).restore(first.table_version)
+        found = read_latents("sensors", data=dataset.paths.root)
+        assert found.model_version == 1
+        assert found.latent_space == latent_space_name(1, dataset.bundle.fingerprint)
+        assert set(found.polars()["model_version"]) == {1}
+
+    def test_a_table_that_a_tool_has_compacted_is_refused_in_words(self, dataset, days, first):
+        DeltaTable(dataset.paths.latents).optimize.compact()
+        for ask in (lambda: published_days(dataset.paths), lambda: published(dataset, dataset.days[-5:])):
+            with pytest.raises(PublicationError, match="was not written by a publication; restore the version before"):
+                ask()
+        assert read_latents("sensors", data=dataset.paths.root).arrow.num_rows == 240
+
+    def test_a_current_file_that_is_gone_is_named_as_such(self, dataset, days, first):
+        (Path(dataset.paths.latents) / current_files(dataset.paths)[0]).unlink()
+        with pytest.raises(PublicationError, match=r"a file of version 1 .* is gone; materialize latent_features"):
+            read_latents("sensors", data=dataset.paths.root)
+
+    def test_a_relative_folder_is_taken_from_where_one_is(self, dataset, days, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        paths = DatasetPaths(dataset.paths.root, "sensors", "tables")
+        publish(days, paths, dataset.bundle, 1, {})
+        assert paths.latents == str(tmp_path / "tables" / "sensors")
+        assert TableFiles(paths.latents).address().startswith("file:///")
 
 
 class TestRetention:
@@ -584,13 +631,20 @@ class TestRetention:
     def test_what_never_entered_the_table_is_swept_once_it_is_old(self, dataset, days, first):
         root = Path(dataset.paths.latents)
         space = latent_space_name(1, dataset.bundle.fingerprint)
-        old, new, half = (root / space / days[0] / name for name in ("part-old", "part-new", ".part-half.1.tmp"))
+        old, new, half = (
+            root / space / days[0] / name
+            for name in ("part-0123abcd.parquet", "part-4567abcd.parquet", ".part-89ab.parquet.1.tmp")
+        )
         for path in (old, new, half):
             path.write_text("left by a killed run")
-        for path in (old, half):
-            os.utime(path, (time.time() - 7200,) * 2)
+        theirs = root / "archive" / "notes.md"
+        theirs.parent.mkdir()
+        theirs.write_text("of somebody else")
+        for path in (old, half, theirs):
+            os.utime(path, (time.time() - 2 * 86_400,) * 2)
         published(dataset, days)
         assert [path.exists() for path in (old, new, half)] == [False, True, False]
+        assert theirs.exists()
         assert table(dataset.paths).height == 240
 
     def test_an_old_file_that_no_commit_knows_is_written_anew(self, dataset, days, first):
@@ -603,7 +657,7 @@ class TestRetention:
         path = Path(dataset.paths.latents) / wanted
         path.parent.mkdir(parents=True)
         path.write_text("half a file")
-        os.utime(path, (time.time() - 7200,) * 2)
+        os.utime(path, (time.time() - 2 * 86_400,) * 2)
         result = published(dataset, dataset.days[-5:])
         assert [day.built for day in result.days] == [True, False, False, False, False]
         assert table(dataset.paths).height == 300
@@ -685,6 +739,33 @@ class TestMonths:
         assert self.groups(dataset) == sorted({day[:7] for day in dataset.days})
         assert table(dataset.paths).height == 2400
 
+    def test_a_row_that_moved_to_another_day_of_the_month_stands_twice_until_the_day_it_left_is_published(
+        self, dataset, rewrite_day
+    ):
+        published(dataset, dataset.days)
+        left, come = dataset.days[5], dataset.days[9]
+        moved = dataset.features(left).head(1).with_columns(pl.col("event_time") + pl.duration(days=4))
+        rewrite_day(dataset, come, pl.concat([dataset.features(come), moved]).sort("event_time", "row_id"))
+        rewrite_day(dataset, left, dataset.features(left).tail(59))
+        published(dataset, [come])
+        assert (table(dataset.paths).height, table(dataset.paths)["row_id"].n_unique()) == (2401, 2400)
+        published(dataset, [left])
+        assert (table(dataset.paths).height, table(dataset.paths)["row_id"].n_unique()) == (2400, 2400)
+
+    def test_what_a_month_keeps_is_verified_too(self, dataset, monkeypatch, rewrite_day):
+        published(dataset, dataset.days)
+        looked_at: list[str] = []
+
+        def spy(path: str, *given: Any) -> dict[str, int]:
+            looked_at.append(path)
+            return layout.verify_file(path, *given)
+
+        monkeypatch.setattr(publication, "verify_file", spy)
+        rewrite_day(dataset, dataset.days[5], dataset.features(dataset.days[5]).clear())
+        published(dataset, [dataset.days[5]])
+        assert len(looked_at) == 1
+        assert looked_at[0] in current_files(dataset.paths)
+
     def test_days_whose_file_is_gone_are_scored_anew(self, dataset):
         published(dataset, dataset.days)
         before = table(dataset.paths)
@@ -719,7 +800,7 @@ class TestMonths:
             metadata = pq.ParquetFile(Path(dataset.paths.latents) / path).metadata
             sizes = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
             assert max(sizes) <= 500
-            assert metadata.num_row_groups <= 2 * -(-metadata.num_rows // 500)
+            assert metadata.num_row_groups == -(-metadata.num_rows // 500)
 
     def test_the_scores_of_days_are_those_of_their_rows_alone(self, dataset):
         published(dataset, dataset.days)

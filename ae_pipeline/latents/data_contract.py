@@ -126,6 +126,7 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
     }
     units = {"score": "nats", "p_value": "share of rows", "event_time": "microseconds, UTC"}
     limits = {"p_value": {"minimum": 0, "maximum": 1}, "model_version": {"minimum": 1}}
+    key = ["row_id", "date"] if config.is_daily else ["row_id"]
     columns = []
     for field in latent_schema(bundle.model.latent_dim):
         logical, physical = _LOGICAL[str(field.type)]
@@ -136,9 +137,8 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
                 logicalType=logical,
                 physicalType=physical,
                 required=not field.nullable or (config.is_daily and field.name in {"event_time", "date"}),
-                unique=True if field.name == "row_id" else None,
-                primaryKey=True if field.name == "row_id" else None,
-                primaryKeyPosition=1 if field.name == "row_id" else None,
+                primaryKey=True if field.name in key else None,
+                primaryKeyPosition=key.index(field.name) + 1 if field.name in key else None,
                 description=described.get(field.name, "Latent of the row on this axis."),
                 logicalTypeOptions=limits.get(field.name),
                 customProperties=[CustomProperty(property="unit", value=unit)] if unit else None,
@@ -158,23 +158,30 @@ def _rules(bundle: ModelBundle) -> list[DataQuality]:
             "A row is flagged where its p-value lies within the alert budget, and nowhere else.",
             f"is_anomaly <> (p_value <= {budget!r})",
         ),
+        _quality(
+            "identity_stands_once_a_day",
+            "No identity stands twice on a day.",
+            "COUNT(*)",
+            0,
+            of="(SELECT row_id, date FROM ${object} GROUP BY row_id, date HAVING COUNT(*) > 1) AS repeated",
+        ),
         _quality("one_space", "All rows are of one latent space.", "COUNT(DISTINCT latent_space)", 1),
     ]
 
 
 def _rule(name: str, description: str, broken: str) -> DataQuality:
-    return _quality(name, description, "COUNT(*)", 0, f" WHERE {broken}")
+    return _quality(name, description, "COUNT(*)", 0, of=f"${{object}} WHERE {broken}")
 
 
-def _quality(name: str, description: str, counted: str, expected: int, where: str = "") -> DataQuality:
-    query = "SELECT " + counted + " FROM ${object}" + where  # noqa: S608 - of names of our own
+def _quality(name: str, description: str, counted: str, expected: int, of: str = "${object}") -> DataQuality:
+    query = "SELECT " + counted + " FROM " + of  # noqa: S608 - of names of our own
     return DataQuality.model_validate(
         {"name": name, "description": description, "type": "sql", "query": query, "mustBe": expected}
     )
 
 
 def broken_rules(contract: OpenDataContractStandard, rows: pl.DataFrame) -> list[str]:
-    """Holds rows of the table against its contract: required, unique, limits, and the rules of its quality.
+    """Holds rows of the table against its contract: required, limits, and the rules of its quality.
 
     Args:
         contract: Of the table.
@@ -195,7 +202,6 @@ def broken_rules(contract: OpenDataContractStandard, rows: pl.DataFrame) -> list
             outside |= values > limits["maximum"]
         counts = {
             f"column {name!r} is required and missing": values.null_count() if column.required else 0,
-            f"column {name!r} is unique and repeated": values.len() - values.n_unique() if column.unique else 0,
             f"column {name!r} lies outside {limits}": int(outside.sum()),
         }
         broken += [f"{words} in {count:,} rows" for words, count in counts.items() if count]
@@ -232,22 +238,26 @@ def renew(
     before = read_contract(files)
     if before is None:
         return _write(contract, files, "1.0.0", [], now)
-    earlier = [space for space in _told(before, "earlierSpaces", []) if space["readableUntil"] >= f"{now:%Y-%m-%d}"]
+    retention = next(float(str(sla.value)) for sla in contract.slaProperties or [] if sla.property == "retention")
     space, old_space = _told(contract, "latentSpace"), _told(before, "latentSpace")
+    earlier = [entry for entry in _told(before, "earlierSpaces", []) if entry["latentSpace"] != space]
     if space != old_space:
-        days = next(sla.value for sla in contract.slaProperties or [] if sla.property == "retention")
         retired = {
             "latentSpace": old_space,
             "modelVersion": _told(before, "modelVersion"),
             "latentAxes": _told(before, "latentAxes"),
             "contractVersion": before.version,
             "tableVersion": last_versions.get(old_space),
-            "readableUntil": f"{now + dt.timedelta(days=float(str(days))):%Y-%m-%d}",
+            "retiredOn": f"{now:%Y-%m-%d}",
         }
-        earlier = [retired, *(entry for entry in earlier if entry["latentSpace"] not in {space, old_space})]
+        earlier = [retired, *(entry for entry in earlier if entry["latentSpace"] != old_space)]
+    # By the retention as it is now, which is what the files are collected by.
+    earlier = [{**entry, "readableUntil": _days_after(entry["retiredOn"], retention)} for entry in earlier]
+    _tell_ends(files, earlier)
+    earlier = [entry for entry in earlier if entry["readableUntil"] >= f"{now:%Y-%m-%d}"]
     major, minor, patch = map(int, str(before.version).split("."))
     if _shape(contract) != _shape(before) or _told(contract, "latentAxes") != _told(before, "latentAxes"):
-        _retire(before, files, next(entry["readableUntil"] for entry in earlier))
+        _retire(before, files, _days_after(f"{now:%Y-%m-%d}", retention))
         return _write(contract, files, f"{major + 1}.0.0", earlier, now)
     if space != old_space:
         return _write(contract, files, f"{major}.{minor + 1}.0", earlier, now)
@@ -278,10 +288,26 @@ def _with_spaces(contract: OpenDataContractStandard, earlier: list[dict[str, Any
     return contract.model_copy(update={"customProperties": [*(contract.customProperties or []), told]})
 
 
+def _days_after(day: str, days: float) -> str:
+    return f"{dt.date.fromisoformat(day) + dt.timedelta(days=days):%Y-%m-%d}"
+
+
 def _retire(contract: OpenDataContractStandard, files: TableFiles, until: str) -> None:
-    slas = [*(contract.slaProperties or []), _sla("endOfLife", until)]
-    old = contract.model_copy(update={"status": "deprecated", "slaProperties": slas})
-    files.write_text(f"_contract/versions/{contract.version}.yaml", old.to_yaml())
+    slas = [sla for sla in contract.slaProperties or [] if sla.property != "endOfLife"]
+    old = contract.model_copy(update={"status": "deprecated", "slaProperties": [*slas, _sla("endOfLife", until)]})
+    files.write_text(_retired(contract.version), old.to_yaml())
+
+
+def _retired(version: object) -> str:
+    return f"_contract/versions/{version}.yaml"
+
+
+def _tell_ends(files: TableFiles, earlier: list[dict[str, Any]]) -> None:
+    """Mends the last day of contracts that were retired under another retention."""
+    for entry in earlier:
+        text = files.read_text(_retired(entry["contractVersion"]))
+        if text is not None and entry["readableUntil"] not in text:
+            _retire(OpenDataContractStandard.from_string(text), files, entry["readableUntil"])
 
 
 def _write(

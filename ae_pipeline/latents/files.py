@@ -59,9 +59,9 @@ class TableFiles:
         if self.is_folder:
             make_folder(Path(self.place))
 
-    def open(self, version: int | None = None) -> DeltaTable | None:
+    def open(self) -> DeltaTable | None:
         """Opens the table, or gives None where nothing was published yet."""
-        return DeltaTable(self.place, version) if DeltaTable.is_deltatable(self.place) else None
+        return DeltaTable(self.place) if DeltaTable.is_deltatable(self.place) else None
 
     def full_path(self, path: str) -> str:
         """Gives what others open a file by."""

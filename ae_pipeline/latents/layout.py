@@ -3,8 +3,10 @@
 import datetime as dt
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -80,12 +82,48 @@ def file_path(space: str, group: str, keys: Mapping[str, str]) -> str:
     return f"{space}/{group}/part-{name}.parquet"
 
 
+class Parts(NamedTuple):
+    """What the path of a file of the table says.
+
+    Attributes:
+        space: Latent space.
+        group: The month or day that its rows are of, or `ALL_ROWS`.
+        name: `day_key` of its day, or a hash of those of its days.
+    """
+
+    space: str
+    group: str
+    name: str
+
+    @property
+    def is_month(self) -> bool:
+        """Whether days share the file."""
+        return len(self.group) == len("2013-01")
+
+
+_PATH = re.compile(r"(v\d+_\w+)/(\d{4}-\d\d(?:-\d\d)?|" + ALL_ROWS + r")/part-(\w+)\.parquet")
+
+
+def parse_path(path: str) -> Parts | None:
+    """Reads the path of a file of the table; None where no publication wrote it."""
+    found = _PATH.fullmatch(path)
+    return Parts(*found.groups()) if found else None
+
+
 def keys_of(path: str, files: TableFiles) -> dict[str, str]:
-    """Gives the days of a file of the table, each with its `day_key`."""
-    _, group, name = path.split("/")
-    if group == ALL_ROWS or len(group) > len("2013-01"):
-        return {group: name.removeprefix("part-").removesuffix(".parquet")}
-    return _keys_in(files.place, path)
+    """Gives the days of a file of the table, each with its `day_key`.
+
+    Raises:
+        PublicationError: No publication wrote it, or it is gone.
+    """
+    parts = parse_path(path)
+    keys = {} if parts is None else _keys_in(files.place, path) if parts.is_month else {parts.group: parts.name}
+    if not keys:
+        raise PublicationError(
+            f"{files.full_path(path)} stands in the table and was not written by a publication; restore the version "
+            "before it, or move the table away and materialize latent_features of all days"
+        )
+    return keys
 
 
 @functools.lru_cache(maxsize=4096)
@@ -147,19 +185,20 @@ def write_file(
             sorting_columns=pq.SortingColumn.from_ordering(schema, [("event_time", "ascending")]),
         ) as writer,
     ):
-        waiting: list[pa.Table] = []
+        waiting = schema.empty_table()
         for rows in days:
-            waiting.append(rows)
-            if sum(part.num_rows for part in waiting) >= _ROW_GROUP:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP)
-                waiting.clear()
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=_ROW_GROUP)
+            waiting = pa.concat_tables([waiting, rows])
+            while waiting.num_rows >= _ROW_GROUP:
+                writer.write_table(waiting.slice(0, _ROW_GROUP), row_group_size=_ROW_GROUP)
+                waiting = waiting.slice(_ROW_GROUP)
+        if waiting.num_rows:
+            writer.write_table(waiting, row_group_size=_ROW_GROUP)
 
 
 def verify_file(
     path: str,
     files: TableFiles,
+    days: Collection[str],
     rows: Mapping[str, int],
     schema: pa.Schema,
     space: str,
@@ -170,7 +209,8 @@ def verify_file(
     Args:
         path: Of the file.
         files: Of the table.
-        rows: That the features have of each day of the file that is published now.
+        days: That it is to hold.
+        rows: That the features have of those of them that are published now.
         schema: Of the table.
         space: Whose rows it is to hold.
         broken_rules: Holds rows against the contract of the table.
@@ -197,6 +237,8 @@ def verify_file(
         raise PublicationError(
             f"{target} holds {held.get(day, (0, 0))[0]} rows of {day}, where the features have {count}; {remedy}"
         )
+    if further := sorted(held.keys() ^ set(days)):
+        raise PublicationError(f"{target} has or lacks rows of {further[0]}, unlike its name says; {remedy}")
     if spaces != [space]:
         raise PublicationError(f"{target} holds rows of {' and '.join(spaces)}, and not of {space}; {remedy}")
     if broken := broken_rules(found):

@@ -24,18 +24,19 @@ from ae_pipeline.latents.layout import (
     group_of,
     latent_schema,
     latent_space_name,
+    parse_path,
     score_day,
     verify_file,
     write_file,
 )
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
-from ae_pipeline.latents.retention import collect, retention_properties, set_aside
+from ae_pipeline.latents.retention import ABANDONED, collect, retention_properties, set_aside
 from ae_pipeline.storage import DatasetPaths, read_facts
 
 Progress = Callable[[int, int, str], None]
 """Told how much of how much is done, and of what."""
 
-_TRUSTED = dt.timedelta(minutes=30)
+_TRUSTED = ABANDONED / 2
 """Age up to which a file that no commit knows is taken as it is; an older one may be swept while it is wanted."""
 
 
@@ -128,6 +129,7 @@ def publish(
     contract = build_contract(config, bundle, model_version, files)
     writing = _Writing(paths, bundle, model_version, files, contract, table)
     planned = writing.plan(days)
+    opened = table.version() if table else None
     found, space = writing.write(planned, progress), writing.space
     entering, leaving = sorted(set(planned) - writing.before), sorted(writing.before - set(planned))
     changes = bool(entering or leaving)
@@ -135,6 +137,8 @@ def publish(
         table = table or _create(files, paths, bundle, config)
         metadata = {**origin, "model_version": str(model_version), "latent_space": space}
         _commit(table, files, bundle, entering, leaving, metadata)
+    elif (files_now := files.open()) and files_now.version() != opened:
+        raise PublicationError(_too_late(files))
     if table is None:
         return Publication(found, -1, space, changes, None)
     # Also when nothing was committed: an earlier run may have ended between its commit and this.
@@ -177,7 +181,8 @@ class _Writing:
         """Gives the path of each file that is to stand in the table, and the keys of its days."""
         foreign = any(not path.startswith(f"{self.space}/") for path in self.before)
         # Also days whose file has gone: they are scored anew.
-        gone = {path.split("/")[1] for path in self.before} - {day.path.split("/")[1] for day in self.held.values()}
+        there = {day.path for day in self.held.values()}
+        gone = {parts.group for path in self.before - there if (parts := parse_path(path))}
         lost = {file.stem for group in gone for file in self._paths.features("_").parent.glob(f"{group}*.parquet")}
         for day in sorted({*days, *lost, *(self.held if foreign else ())}):
             facts = read_facts(self._paths.features(day))
@@ -190,7 +195,7 @@ class _Writing:
         groups: dict[str, dict[str, str]] = {}
         for day in sorted({*self._rows, *self.held}):
             if day not in self._rows:
-                groups.setdefault(self.held[day].path.split("/")[1], {})[day] = self.held[day].key
+                groups.setdefault(_group(self.held[day]), {})[day] = self.held[day].key
             elif self._rows[day]:
                 groups.setdefault(group_of(day, self._rows[day]), {})[day] = self._keys[day]
         return {file_path(self.space, group, keys): keys for group, keys in groups.items()}
@@ -206,8 +211,8 @@ class _Writing:
             if path not in self._there:
                 days = self._told(self._days(keys), done, total, progress)
                 write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
-            if asked:
-                flagged = verify_file(path, self._files, asked, self._schema, self.space, self._broken_rules)
+            if asked or path not in self.before:
+                flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
                 for day, rows in asked.items():
                     found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
             done += len(asked)
@@ -240,6 +245,11 @@ class _Writing:
             ) from error
 
 
+def _group(day: PublishedDay) -> str:
+    parts = parse_path(day.path)
+    return parts.group if parts else day.day
+
+
 def _create(files: TableFiles, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig) -> DeltaTable:
     files.prepare()
     try:
@@ -265,7 +275,10 @@ def _commit(
 ) -> None:
     schema = latent_schema(bundle.model.latent_dim)
     now = int(time.time() * 1000)
-    actions: list[AddAction | RemoveAction] = [add_action(path, files, now) for path in entering]
+    try:
+        actions: list[AddAction | RemoveAction] = [add_action(path, files, now) for path in entering]
+    except FileNotFoundError as error:
+        raise PublicationError(f"a file of {files.place} went while its rows were scored; run it again") from error
     actions += [RemoveAction(path, data_change=True, deletion_timestamp=now) for path in leaving]
     # Another width means another schema, which only an overwrite may bring; it removes all files that are not added.
     columns: list[str] = [field.name for field in table.schema().fields]

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles, live_files
-from ae_pipeline.latents.layout import keys_of
+from ae_pipeline.latents.layout import keys_of, parse_path
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def read_latents(
             that model.
         columns: Which ones; all by default.
         data: The data folder; by default `AE_PIPELINE_DATA`, or `data` where you are.
-        tables: Folder or prefix of an object store that holds the tables; by default `AE_PIPELINE_TABLES`, or
-            `latents` in the data folder. Credentials come from the environment, as `AWS_ACCESS_KEY_ID`.
+        tables: Folder or prefix of an object store that holds the tables; by default `latents` in the data folder, or
+            without `data` what `AE_PIPELINE_TABLES` says. Credentials come from the environment: `AWS_ACCESS_KEY_ID`.
 
     Raises:
         PublicationError: There is no such table, space, or column, its rows have no event time to choose by, they were
@@ -102,7 +102,9 @@ def read_latents(
         if moment is not None
     ]
     chosen = functools.reduce(operator.and_, wanted) if wanted else None
-    if wanted and ALL_ROWS in published_days(paths):
+    groups = {parts.group for path in live_files(table) if (parts := parse_path(path))}
+    months = {group for group in groups if len(group) == len("2013-01")}
+    if wanted and ALL_ROWS in groups:
         raise PublicationError(f"rows of {dataset!r} have no event time to choose by; leave start and end out")
     # In the order of their paths files are in that of their days, and each has its rows in the order of event time;
     # but for a day with a file of its own beside that of its month.
@@ -112,9 +114,12 @@ def read_latents(
     try:
         rows = ordered.to_table([*names, *further], filter=chosen)
     except FileNotFoundError as error:
+        where = f"version {table.version()} of {paths.latents}"
         raise PublicationError(
-            f"version {table.version()} of {paths.latents}, the last of space {commit.latent_space}, was collected "
-            f"after its retention; choose {CURRENT!r}, or a later space"
+            f"a file of {where} is gone; materialize latent_features of any day to have its days put back"
+            if space == CURRENT
+            else f"{where}, the last of space {commit.latent_space}, was collected after its retention; choose "
+            f"{CURRENT!r}, or a later space"
         ) from error
     spaces = {str(name) for name in pc.unique(rows["latent_space"]).to_pylist()}
     if len(spaces) > 1:
@@ -122,10 +127,13 @@ def read_latents(
             f"version {table.version()} of {paths.latents} mixes the latent spaces "
             f"{' and '.join(sorted(spaces))}, which no publication does; restore an earlier version"
         )
-    groups = [str(fragment.path).split("/")[-2] for fragment in fragments]
-    if {group[: len("2013-01")] for group in groups if len(group) > len("2013-01")} & set(groups):
+    if {group[: len("2013-01")] for group in groups if group not in months} & months:
         rows = rows.sort_by("event_time")
-    return Latents(rows.select(names), commit.latent_space, commit.model_version, table.version())
+    # Of the rows themselves: a table that somebody has restored has no commit of ours.
+    told = rows.slice(0, 1).to_pylist()
+    name = told[0]["latent_space"] if told else commit.latent_space
+    model = told[0]["model_version"] if told else commit.model_version
+    return Latents(rows.select(names), name, model, table.version())
 
 
 class _Commit(NamedTuple):
@@ -220,9 +228,9 @@ def published_days(paths: DatasetPaths) -> dict[str, PublishedDay]:
 
 
 def read_day(day: PublishedDay, files: TableFiles, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads the rows of a day."""
+    """Reads the rows of a day, as Arrow has them."""
     names = None if columns is None else tuple(columns)
-    if day.path.split("/")[1] == day.day:
+    if not (parts := parse_path(day.path)) or not parts.is_month:
         return files.read(day.path, list(names) if names else None)
     table = _last_file(files.place, day.path, names and (*names, *({"date"} - set(names))))
     chosen = table.filter(pc.field("date") == dt.date.fromisoformat(day.day))
@@ -236,7 +244,7 @@ def _last_file(place: str, path: str, columns: tuple[str, ...] | None) -> pa.Tab
 
 
 def published_day(day: PublishedDay, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Reads the rows of a day."""
+    """Reads the rows of a day, as polars has them."""
     return pl.DataFrame(pl.from_arrow(read_day(day, TableFiles(paths.latents), columns)))
 
 

@@ -1,13 +1,18 @@
 """How long earlier versions of a latent table stay readable, and what goes after that."""
 
 import datetime as dt
+import re
 
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
 from ae_pipeline.latents.files import TableFiles, live_files
+from ae_pipeline.latents.layout import parse_path
 
-_ABANDONED = dt.timedelta(hours=1)
+ABANDONED = dt.timedelta(days=1)
 """Age from which a file that no commit knows is one that no publication will commit."""
+
+_OURS = re.compile(r"(v\d+_\w+/[\w-]+|_contract(/versions)?|_symlink_format_manifest)/\.[^/]+\.tmp")
 
 
 def retention_properties(days: int) -> dict[str, str]:
@@ -35,6 +40,24 @@ def collect(table: DeltaTable, files: TableFiles, days: int) -> None:
         files: Its files.
         days: For how long the files of earlier versions stay.
     """
+    # Listed first: what enters the table from here on is no file of this list.
+    written = files.written()
+    try:
+        table.update_incremental()
+        _remove_old(table, days)
+    except CommitFailedError:
+        return  # another publication came between, and the next one collects
+    known = {*live_files(table), *set_aside(table)}
+    before = dt.datetime.now(dt.UTC) - ABANDONED
+    # Only what a publication calls its files: others may keep theirs here.
+    files.remove(
+        path
+        for path, when in written.items()
+        if when < before and path not in known and (parse_path(path) or _OURS.fullmatch(path))
+    )
+
+
+def _remove_old(table: DeltaTable, days: int) -> None:
     wanted = retention_properties(days)
     properties = table.metadata().configuration
     if any(properties.get(name) != value for name, value in wanted.items()):
@@ -43,15 +66,3 @@ def collect(table: DeltaTable, files: TableFiles, days: int) -> None:
     if table.vacuum(24 * days, dry_run=True, enforce_retention_duration=False):
         table.vacuum(24 * days, dry_run=False, enforce_retention_duration=False)
         table.update_incremental()
-    known = {*live_files(table), *set_aside(table)}
-    before = dt.datetime.now(dt.UTC) - _ABANDONED
-    files.remove(
-        path
-        for path, written in files.written().items()
-        if written < before and (_is_half_written(path) or not (path.startswith("_") or path in known))
-    )
-
-
-def _is_half_written(path: str) -> bool:
-    """Whether it is what a killed `atomic_write` left; Delta's own log is left alone."""
-    return path.rpartition("/")[2].startswith(".") and path.endswith(".tmp") and not path.startswith("_delta_log")

@@ -134,7 +134,7 @@ def _summary(
         "dataset": paths.dataset,
         "model_version": model_version,
         "mlflow_run": run_id,
-        "latent_space": next(iter(files.values())).path.split("/")[0] if files else None,
+        "latent_space": next(iter(files.values())).identity.split("/")[0] if files else None,
         "rows": rows,
         "flagged": flagged,
         "budget": budget,
