@@ -21,7 +21,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import LatentsConfig
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents import publish as publication
-from ae_pipeline.latents.data_contract import CONTRACT, PAGE, broken_rules, read_contract
+from ae_pipeline.latents.data_contract import CONTRACT, PAGE, broken_rules, described, read_contract
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import latent_space_name, score_day
 from ae_pipeline.latents.publish import publish
@@ -80,10 +80,16 @@ class TestContent:
             assert duckdb.sql(query).fetchall() == [(rule.mustBe,)], rule.name
         assert rows.num_rows == 180
 
+    def test_screens_tell_what_a_column_is_and_its_unit(self, dataset):
+        published(dataset)
+        words = described(contract_of(dataset))
+        assert words["score"] == "Surprise of the row: the higher, the stranger. In nats."
+        assert all(words.values())
+
     def test_a_page_tells_a_person_the_same(self, dataset):
         published(dataset, description="Readings of sensors.")
         page = (Path(dataset.paths.latents) / PAGE).read_text()
-        for words in ("Readings of sensors.", "contract 1.0.0", "| z_002 | float | axis of the latent space | yes |"):
+        for words in ("Readings of sensors.", "contract 1.0.0", "| z_002 | float | units of its axis | yes |"):
             assert words in page
         assert "None: this is the first." in page
 

@@ -130,7 +130,7 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
     columns = []
     for field in latent_schema(bundle.model.latent_dim):
         logical, physical = _LOGICAL[str(field.type)]
-        unit = units.get(field.name) or ("axis of the latent space" if field.name.startswith("z_") else None)
+        unit = units.get(field.name) or ("units of its axis" if field.name.startswith("z_") else None)
         columns.append(
             SchemaProperty(
                 name=field.name,
@@ -211,6 +211,13 @@ def broken_rules(contract: OpenDataContractStandard, rows: pl.DataFrame) -> list
             if found != rule.mustBe:
                 broken.append(f"{rule.name} counts {found:,} and not {rule.mustBe:,} ({rule.description})")
     return broken
+
+
+def described(contract: OpenDataContractStandard) -> dict[str, str | None]:
+    """Gives what each column of the table is, with its unit."""
+    columns = [column for table in contract.schema_ or [] for column in table.properties or []]
+    words = {str(column.name): (column.description, _unit(column)) for column in columns}
+    return {name: f"{text} In {unit}." if unit else text for name, (text, unit) in words.items()}
 
 
 def read_contract(files: TableFiles) -> OpenDataContractStandard | None:

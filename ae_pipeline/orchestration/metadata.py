@@ -42,11 +42,16 @@ def parquet_schema(path: Path) -> dg.TableSchema:
     return column_schema(pq.read_schema(path))
 
 
-def column_schema(schema: pa.Schema) -> dg.TableSchema:
-    """Tells the columns of a schema."""
+def column_schema(schema: pa.Schema, described: Mapping[str, str | None] | None = None) -> dg.TableSchema:
+    """Tells the columns of a schema, with what each is where that is known."""
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            dg.TableColumn(
+                field.name,
+                str(field.type),
+                description=(described or {}).get(field.name),
+                constraints=dg.TableColumnConstraints(nullable=field.nullable),
+            )
             for field in schema
         ]
     )

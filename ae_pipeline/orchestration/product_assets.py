@@ -27,7 +27,7 @@ def latent_features(config: PipelineConfig) -> Body:
     """Scores the days asked for and publishes them in one commit."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.latents.data_contract import PAGE
+        from ae_pipeline.latents.data_contract import PAGE, build_contract, described
         from ae_pipeline.latents.files import TableFiles
         from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.latents.publish import publish
@@ -56,6 +56,7 @@ def latent_features(config: PipelineConfig) -> Body:
             + (f"now table version {done.table_version}" if done.committed else "the table stands as it was")
         )
         place = TableFiles(paths.latents)
+        contract = build_contract(config, bundle, version.version, place)
         for day in asked:
             uri = place.address(day.path or "")
             tell_partition(context, config, day.day, day.key, uri, rows=day.rows, rows_flagged=day.flagged)
@@ -70,7 +71,7 @@ def latent_features(config: PipelineConfig) -> Body:
                 "contract": f"version {done.contract}, {place.full_path(PAGE)}",
                 "rows_flagged": flagged,
                 "days_scored_now": sum(day.built for day in done.days),
-                "dagster/column_schema": column_schema(latent_schema(bundle.model.latent_dim)),
+                "dagster/column_schema": column_schema(latent_schema(bundle.model.latent_dim), described(contract)),
             },
             data_version=joint_version(f"{done.latent_space}/{day.key}" for day in asked),
             check_results=[
