@@ -23,14 +23,14 @@ from ae_pipeline.errors import BundleError, ConfigError
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.preprocessing.encoder import read_encoder
 from ae_pipeline.preprocessing.table_encoder import Matrix
-from ae_pipeline.preprocessing.window import PARTS, Window
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window
 from ae_pipeline.scoring.calibration import Calibration
 from ae_pipeline.scoring.density import LatentDensity
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.tails import ColumnTails
 from ae_pipeline.storage import atomic_write, hash_json, make_folder
 
-FORMAT = 5
+FORMAT = 6
 """Raised when a bundle of before can no longer be read as it is."""
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -102,7 +102,7 @@ class ModelBundle(Detector):
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": {"rows": len(self.calibration.scores), "threshold": self.calibration.threshold},
             "window": {
-                **{part: list(getattr(self.window, part)) for part in PARTS},
+                **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
                 "fingerprint": self.window.fingerprint,
                 "split_by": list(self.window.split_by),
                 "only_normal": self.window.only_normal,
@@ -167,7 +167,7 @@ class ModelBundle(Detector):
             days, facts = manifest["window"], manifest["facts"]
             train, validation, calibrated = (tuple(days[part]) for part in PARTS)
             cut = (tuple(days["split_by"]), days["only_normal"])
-            window = Window(train, validation, calibrated, days["fingerprint"], *cut)
+            window = Window(train, validation, calibrated, days["fingerprint"], *cut, tuple(days[GATE]))
             model, loss = model.to(device).eval(), loss.to(device).eval()
             parts = (encoder, model, loss, config, typical, density, ensemble, tails)
             bundle = cls(*parts, calibration=calibration, window=window, facts=facts)

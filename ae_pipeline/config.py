@@ -7,7 +7,7 @@ scaffolded file.
 import datetime as dt
 import re
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,15 @@ from ae_pipeline.model_config import (
     TrainingConfig,
     listed,
 )
+from ae_pipeline.service_config import (
+    AlertsConfig,
+    DriftConfig,
+    Evidence,
+    Fraction,
+    GateConfig,
+    LatentsConfig,
+    RetrainConfig,
+)
 
 RESERVED_COLUMNS = frozenset(
     {
@@ -29,8 +38,6 @@ RESERVED_COLUMNS = frozenset(
     }
 )
 """Names that the pipeline gives its own columns."""
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ColumnType(StrEnum):
@@ -115,80 +122,6 @@ class ImagesConfig(Section):
         return self
 
 
-class Evidence(StrEnum):
-    """What can speak for a row being an anomaly."""
-
-    COLUMNS = "columns"
-    LATENT = "latent"
-    ROW = "row"
-    ENSEMBLE = "ensemble"
-
-
-class AlertsConfig(Section):
-    """What counts as an anomaly and how many rows a report shows."""
-
-    budget: Fraction = Field(
-        default=0.001, description="Share of normal rows that may be flagged: 0.001 is one alert in a thousand."
-    )
-    evidence: tuple[Evidence, ...] = Field(
-        default=tuple(Evidence),
-        min_length=1,
-        description="What a score rests on, the strangest of: columns (the strangest one; of an image its strangest "
-        "spot), latent (how far the latent is from those of training), row (the loss of the row as a whole, in "
-        "variational forms with the divergence of its latent: -ELBO at its mean; of an image its residual as a whole), "
-        "ensemble (tables: how far the row is from those of training, and from what small autoencoders that only score "
-        "make of it).",
-    )
-
-    @field_validator("evidence")
-    @classmethod
-    def _evidence_is_named_once(cls, value: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"evidence={[part.value for part in value]} names one twice; name each once")
-        return value
-
-    false_discovery_rate: Fraction | None = Field(
-        default=None,
-        description="A second mark, in reports alone: rows of a day among which this share of false alarms is expected "
-        "(Benjamini & Hochberg 1995). It depends on the other rows of the day; flags in the table always go by budget.",
-    )
-    report_rows: int = Field(default=200, ge=1, description="Rows that the report ranks at most.")
-
-
-class RetrainConfig(Section):
-    """When the schedule trains anew. It is stopped until somebody starts it."""
-
-    cron: str = Field(default="0 3 * * 1", description="Cron expression, UTC.")
-    min_new_rows: int = Field(
-        default=1,
-        ge=1,
-        description="Rows on days that are new or changed since the last training below which a tick skips.",
-    )
-
-
-class LatentsConfig(Section):
-    """How long earlier latents stay, and how near a retrained model's must come to those in use to go on with them."""
-
-    retention_days: int = Field(
-        default=90,
-        ge=1,
-        description="Days for which the rows of an earlier version of the table stay readable; after them their files "
-        "are removed.",
-    )
-
-    least_explained: Fraction = Field(
-        default=0.9,
-        description="Share of the variance of the latents in use that the best affine map of the new ones explains: "
-        "below it the check latents_compatible warns.",
-    )
-    most_condition: float = Field(
-        default=10_000.0,
-        ge=1,
-        description="Ratio of the greatest to the least stretch of that map, with each axis in units of its spread, "
-        "above which the new axes stay as they were learnt.",
-    )
-
-
 class PipelineConfig(Section):
     """One dataset's chain: raw_data → features → autoencoder → champion → latent_features → anomaly_report."""
 
@@ -237,6 +170,8 @@ class PipelineConfig(Section):
         default_factory=LatentsConfig, description="When latents of two models are compatible."
     )
     retrain: RetrainConfig = Field(default_factory=RetrainConfig, description="When to train anew.")
+    gate: GateConfig = Field(default_factory=GateConfig, description="What a challenger must keep to serve.")
+    drift: DriftConfig = Field(default_factory=DriftConfig, description="When a new day counts as drifted.")
     fresh_hours: int | None = Field(
         default=48,
         ge=1,

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch.nn.functional import one_hot
 
-from ae_pipeline.config import Evidence, PipelineConfig
+from ae_pipeline.config import PipelineConfig
 from ae_pipeline.models.base import Pass
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.network import FittedNetwork
@@ -18,6 +18,7 @@ from ae_pipeline.preprocessing.table_encoder import BlockKind, Matrix, TableEnco
 from ae_pipeline.scoring.density import LatentDensity
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.tails import ColumnTails
+from ae_pipeline.service_config import Evidence
 
 Array = npt.NDArray[np.float64]
 

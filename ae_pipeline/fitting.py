@@ -9,7 +9,7 @@ import polars as pl
 import torch
 
 from ae_pipeline.bundle import ModelBundle, library_versions
-from ae_pipeline.config import Evidence, PipelineConfig
+from ae_pipeline.config import PipelineConfig
 from ae_pipeline.detector import Detector
 from ae_pipeline.models.base import Pass, rows_at_once
 from ae_pipeline.models.corruption import build_corruption
@@ -23,6 +23,7 @@ from ae_pipeline.scoring.calibration import calibrate, check_budget
 from ae_pipeline.scoring.density import fit_density
 from ae_pipeline.scoring.ensemble import fit_ensemble
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.service_config import Evidence
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.training import Epoch, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.warm_start import anchor_to, inherit

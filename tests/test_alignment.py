@@ -8,7 +8,6 @@ import pytest
 from conftest import DATASET, NO_ENSEMBLE, Fitted, sensor_config
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import LatentsConfig
 from ae_pipeline.errors import BundleError, TrainingError
 from ae_pipeline.latents.alignment import Served, align
 from ae_pipeline.latents.compatibility import (
@@ -21,6 +20,7 @@ from ae_pipeline.latents.compatibility import (
     relative_condition,
 )
 from ae_pipeline.orchestration.model_steps import Trained, decide, train_challenger
+from ae_pipeline.service_config import LatentsConfig
 from ae_pipeline.tracking import CHAMPION, Tracker
 
 N = 2000

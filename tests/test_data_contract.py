@@ -18,13 +18,13 @@ from deltalake import DeltaTable
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import LatentsConfig
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents import publish as publication
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, broken_rules, described, read_contract
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import latent_space_name, score_day
 from ae_pipeline.latents.publish import publish
+from ae_pipeline.service_config import LatentsConfig
 
 
 def published(dataset: Fitted, bundle: ModelBundle | None = None, version: int = 1, **settings: Any) -> str:

@@ -13,12 +13,13 @@ from conftest import Fitted
 
 from ae_pipeline import detector as detectors
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import ColumnType, Evidence, PipelineConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.detector import Contribution, Detector
 from ae_pipeline.fitting import fit_detector
 from ae_pipeline.ingestion.contract import ImageShape
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.scoring.tails import ColumnTails
+from ae_pipeline.service_config import Evidence
 
 WHOLE = {"latent", "ensemble"}
 

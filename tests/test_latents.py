@@ -24,7 +24,7 @@ from deltalake.transaction import AddAction
 import ae_pipeline
 from ae_pipeline import Latents, read_latents
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import ColumnType, LatentsConfig, PipelineConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents import layout
 from ae_pipeline.latents import publish as publication
@@ -41,6 +41,7 @@ from ae_pipeline.latents.read import (
     scores_of,
 )
 from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.service_config import LatentsConfig
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
 
 

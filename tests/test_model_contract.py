@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ae_pipeline.bundle import ModelBundle, ScoredRows
-from ae_pipeline.config import ColumnType, Evidence, PipelineConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError
 from ae_pipeline.ingestion.contract import ImageShape
 from ae_pipeline.latents.alignment import turn
@@ -30,6 +30,7 @@ from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import ARCHITECTURES, build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.service_config import Evidence
 from ae_pipeline.training import TrainingResult, train
 
 EVERYTHING = {"alerts": {"budget": 0.02, "evidence": tuple(Evidence)}}

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import LatentsConfig
 from ae_pipeline.latents.compatibility import (
     AffineMap,
     Array,
@@ -19,6 +18,7 @@ from ae_pipeline.latents.compatibility import (
     relative_condition,
 )
 from ae_pipeline.latents.layout import axes_name
+from ae_pipeline.service_config import LatentsConfig
 
 if TYPE_CHECKING:
     from ae_pipeline.models.axes import Axes

@@ -1,5 +1,6 @@
 """Autoencoder and champion: the challenger that a training makes, and the version that serves."""
 
+import math
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def _days_of(window: "Window") -> dict[str, str]:
-    parts = {part: getattr(window, part) for part in ("train", "validation", "calibration")}
-    return {f"{part}_days": f"{days[0]} to {days[-1]}" for part, days in parts.items()}
+    parts = {part: getattr(window, part) for part in ("train", "validation", "calibration", "gate")}
+    return {f"{part}_days": f"{days[0]} to {days[-1]}" for part, days in parts.items() if days}
 
 
 _COMPARED = {
@@ -74,7 +75,7 @@ def autoencoder(config: PipelineConfig) -> Body:
                     verdict.rule,
                     verdict.passed,
                     verdict.words,
-                    figure=verdict.figure,
+                    figure=verdict.figure if math.isfinite(verdict.figure) else None,
                     threshold=verdict.threshold,
                     severity=dg.AssetCheckSeverity.WARN,
                 )

@@ -1,7 +1,8 @@
 """What the model assets do between core, tracking and gate."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +19,16 @@ from ae_pipeline.latents.read import current_files, model_version_of
 from ae_pipeline.orchestration.console import Sparingly
 from ae_pipeline.orchestration.stages import how_many
 from ae_pipeline.preprocessing.features import feature_columns, features_content
-from ae_pipeline.preprocessing.window import PARTS, Window, cut_window
-from ae_pipeline.promotion import Verdict, finite_weights, is_promoted, latents_not_collapsed, loss_fell
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window
+from ae_pipeline.promotion import (
+    Verdict,
+    finite_weights,
+    gate_rows,
+    is_promoted,
+    judge,
+    latents_not_collapsed,
+    loss_fell,
+)
 from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
@@ -75,7 +84,7 @@ def train_challenger(
     if not paths.contract.exists():
         raise TrainingError(f"nothing to train on: raw_data and features of {config.dataset!r} were never materialized")
     content = features_content(config, paths)
-    window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config)
+    window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
     before = _before(config, tracker)
     say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
@@ -111,9 +120,16 @@ def train_challenger(
         reference = window.rows("validation", paths)
         bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
         say(compatible.words)
-        verdicts = (finite_weights(bundle), loss_fell(result), latents_not_collapsed(bundle.encode(reference)))
+        verdicts = (
+            finite_weights(bundle),
+            loss_fell(result),
+            latents_not_collapsed(bundle.encode(reference), config.gate.least_alive),
+            *_beside_champion(config, before, bundle, paths),
+        )
+        compared = (*verdicts, compatible) if config.gate.compatible else verdicts
         run.log_metrics(
             {
+                **_figures((*verdicts, compatible)),
                 "best_epoch": result.best_epoch,
                 "best_validation_loss": result.best_loss,
                 "score_threshold": bundle.calibration.threshold,
@@ -122,7 +138,7 @@ def train_challenger(
         )
         run.log_json(
             {
-                "window": {part: list(getattr(window, part)) for part in ("train", "validation", "calibration")},
+                "window": {part: list(getattr(window, part)) for part in (*PARTS, GATE)},
                 "content": content,
             },
             "window.json",
@@ -131,8 +147,8 @@ def train_challenger(
 
         run.log_figure(loss_curve(result, bundle.loss.unit), "loss.png")
         version = run.register(bundle)
-    passed = is_promoted(verdicts)
-    broken = "; ".join(verdict.words for verdict in verdicts if not verdict.passed)
+    passed = is_promoted(compared)
+    broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
     tags = {_GATE: "passed" if passed else f"rejected: {broken}", _LATENTS: compatible.words}
     tracker.tag_version(config.dataset, version.version, tags)
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
@@ -181,6 +197,25 @@ def _align_to_champion(
         return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, error)), None
     bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
     return bundle, Verdict(rule, alignment.is_compatible, alignment.explained, least, alignment.words), alignment
+
+
+def _beside_champion(
+    config: PipelineConfig, before: _Before, bundle: ModelBundle, paths: DatasetPaths
+) -> tuple[Verdict, ...]:
+    """Lets the new model face the version that serves on the gate's rows."""
+    champion = before.champion.bundle if before.champion else None
+    rows = gate_rows(bundle.window, champion.window if champion else None, paths)
+    why_not = before.why_not or "no version serves so far"
+    return judge(bundle, champion, rows, why_not, config.gate)
+
+
+def _figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Gives what MLflow keeps of the gate: figure, threshold and whether it passed, by rule."""
+    found: dict[str, float] = {}
+    for verdict in verdicts:
+        told = {"figure": verdict.figure, "threshold": verdict.threshold, "passed": float(verdict.passed)}
+        found |= {f"gate.{verdict.rule}.{name}": value for name, value in told.items() if math.isfinite(value)}
+    return found
 
 
 def _going_on(version: int, result: TrainingResult) -> str:
@@ -261,7 +296,8 @@ def _parts_in_words(
             sizes.append(how_many(len(days), "day"))
         else:
             sizes.append(f"{how_many(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
-    return "training on {}, validating on {}, calibrating on {}".format(*sizes)
+    words = "training on {}, validating on {}, calibrating on {}".format(*sizes)
+    return f"{words}; the gate keeps the {how_many(len(window.gate), 'day')} after" if config.is_daily else words
 
 
 def _flat(prefix: str, values: Mapping[str, _T]) -> dict[str, _T]:

@@ -38,7 +38,7 @@ def settings_hash(config: PipelineConfig) -> str:
     features.
     """
     settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
-    return hash_json([settings, config.alerts.budget, config.alerts.evidence])
+    return hash_json([settings, config.alerts.budget, config.alerts.evidence, config.gate.days])
 
 
 def last_training(instance: dg.DagsterInstance, config: PipelineConfig) -> LastTraining | None:

@@ -73,9 +73,15 @@ STAGES = {
         {
             "finite_weights": "Every weight of the network is a finite number.",
             "loss_fell": "The validation loss is lower than before the first step.",
-            "latents_not_collapsed": _NOT_COLLAPSED,
+            "latents_not_collapsed": "Enough of the latent columns vary from row to row: gate.least_alive.",
+            "reconstruction_no_worse": "On days that neither was fitted on, its reconstructions are about as near as "
+            "those of the version that serves, in the columns' own units: gate.most_worse.",
+            "calibration_no_worse": "On these days its scores lie about as near to its calibration as those of the "
+            "version that serves to theirs: gate.most_departure.",
+            "planted_faults_found": "It finds about as many faults planted into these days as the version that serves: "
+            "gate.most_lost.",
             "latents_compatible": "The latents go on where those of the version that serves end: their axes could be "
-            "aligned. Otherwise a warning, and no obstacle to serving.",
+            "aligned. Otherwise a warning, and an obstacle to serving where gate.compatible says so.",
         },
     ),
     "champion": Stage(

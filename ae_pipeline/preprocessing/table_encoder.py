@@ -78,6 +78,11 @@ class ColumnEncoding(Section):
         """Whether it is encoded one-hot."""
         return self.type in {ColumnType.CATEGORY, ColumnType.BOOLEAN}
 
+    @property
+    def is_clock(self) -> bool:
+        """Whether its values are minutes after midnight."""
+        return self.type == ColumnType.CLOCK_HHMM
+
 
 class TableEncoder(Section):
     """Maps features to a matrix with statistics of the training window; `fit_table_encoder` makes one.

@@ -11,6 +11,10 @@ from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
 
 PARTS = ("train", "validation", "calibration")
+"""What a model is fitted on."""
+
+GATE = "gate"
+"""What no part of a model is fitted on: there it faces the version that serves."""
 
 LABEL = "is_known_anomaly"
 """Column of features that is true for known anomalies."""
@@ -42,6 +46,7 @@ class Window:
         fingerprint: Of the content of all these days.
         split_by: Without event time: columns whose values keep rows together in one part; their identity where none.
         only_normal: Whether rows that the label calls anomalies are left out of all parts.
+        gate: Days after all these, which belong to the gate; without event time `ALL_ROWS`.
     """
 
     train: tuple[str, ...]
@@ -50,20 +55,23 @@ class Window:
     fingerprint: str
     split_by: tuple[str, ...] = ()
     only_normal: bool = False
+    gate: tuple[str, ...] = ()
 
     @property
     def days(self) -> tuple[str, ...]:
-        """All days, the oldest first."""
+        """All days that a model is fitted on, the oldest first."""
         return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
 
     def rows(self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Reads the features of one of `PARTS`, in the order of time.
+        """Reads the features of one of `PARTS` or of the gate, in the order of time.
 
-        Rows without event time are cut 7 : 1 : 2. By identity a hash alone decides, so that a row stays in its part
-        whatever lands beside it: there are many rows, and chance evens them out. Groups of `split_by` may be few, and a
-        hash alone would now and then leave a part with one of them or none. So they are ranked by their hash, and the
-        ranking is cut. As groups land, one near a cut may change its part from one training to the next; a training is
-        whole in itself and compares with none before it, so that its parts are disjoint is what counts.
+        Rows without event time are cut 14 : 2 : 3 : 1, the last of them for the gate. By identity a hash alone decides,
+        so that a row stays in its part whatever lands beside it: there are many rows, and chance evens them out. Groups
+        of `split_by` may be few, and a hash alone would now and then leave a part with one of them or none. So they are
+        ranked by their hash, and the ranking is cut. As groups land, one near a cut may change its part from one
+        training to the next; a training is whole in itself, so that its parts are disjoint is what counts. The gate
+        lies at the end of the ranking, far from the training part, so that its groups have not been in that of the
+        model before either.
 
         Args:
             part: Which.
@@ -107,33 +115,37 @@ class Window:
 
     def _cut(self, features: pl.DataFrame, part: str, paths: DatasetPaths) -> pl.DataFrame:
         if not self.split_by:
-            tenth = features["row_id"].hash(seed=0) % 10
-            low, high = {"train": (0, 6), "validation": (7, 7), "calibration": (8, 9)}[part]
-            return features.filter(tenth.is_between(low, high))
+            hashes = features["row_id"].hash(seed=0)
+            twentieth = hashes % 10 * 2 + hashes // 10 % 2
+            low, high = {"train": (0, 13), "validation": (14, 15), "calibration": (16, 18), GATE: (19, 19)}[part]
+            return features.filter(twentieth.is_between(low, high))
         group = features.select(self.split_by).hash_rows(seed=0)
         ranking = group.unique().sort()
         count = ranking.len()
-        if count < len(PARTS):
+        if count < len((*PARTS, GATE)):
             raise TrainingError(
-                f"{paths.dataset!r} has {count} groups of rows by {', '.join(self.split_by)}, and train, validation "
-                "and calibration each need one of their own; land more, or choose columns of more values as split_by"
+                f"{paths.dataset!r} has {count} groups of rows by {', '.join(self.split_by)}, and train, validation, "
+                "calibration and gate each need one of their own; land more, or choose columns of more values as "
+                "split_by"
             )
-        validation, calibration = max(1, round(count / 10)), max(1, round(count / 5))
-        train = count - validation - calibration
+        validation, calibration, gate = (max(1, round(count * share)) for share in (0.1, 0.15, 0.05))
+        train = count - validation - calibration - gate
         start, length = {
             "train": (0, train),
             "validation": (train, validation),
             "calibration": (train + validation, calibration),
+            GATE: (count - gate, gate),
         }[part]
         return features.filter(group.is_in(ranking.slice(start, length).implode()))
 
 
-def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
+def cut_window(content: Mapping[str, str], config: PipelineConfig, gate_days: int = 0) -> Window:
     """Cuts the days that have features into the parts of a training window.
 
     Args:
         content: Content hash of each day with rows.
         config: Lengths of the parts, in days of the calendar that have rows.
+        gate_days: The newest days, which are kept for the gate.
 
     Raises:
         TrainingError: There are too few days.
@@ -143,14 +155,17 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
         if ALL_ROWS not in content:
             raise TrainingError(f"features of {config.dataset!r} hold no rows; materialize raw_data and features first")
         whole = (ALL_ROWS,)
-        return Window(whole, whole, whole, hash_json(content), split_columns(config), training.only_normal)
-    days = sorted(content)[-training.window_days :]
+        return Window(whole, whole, whole, hash_json(content), split_columns(config), training.only_normal, whole)
+    newest = sorted(content)
+    last = max(len(newest) - gate_days, 0)
+    days, gate = newest[:last][-training.window_days :], newest[last:]
     held = training.validation_days + training.calibration_days
     if len(days) <= held:
+        kept = f" plus the gate's {gate_days}" if gate_days else ""
         raise TrainingError(
-            f"{config.dataset!r} has {len(days)} days with features, and validation_days={training.validation_days} "
-            f"plus calibration_days={training.calibration_days} leave none to train on; materialize more days, or "
-            "shorten these"
+            f"{config.dataset!r} has {len(newest)} days with features, and validation_days={training.validation_days} "
+            f"plus calibration_days={training.calibration_days}{kept} leave none to train on; materialize more days, "
+            "or shorten these"
         )
     cut = len(days) - held
     validation_end = cut + training.validation_days
@@ -160,4 +175,5 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig) -> Window:
         tuple(days[validation_end:]),
         hash_json([(day, content[day]) for day in days]),
         only_normal=training.only_normal,
+        gate=tuple(gate),
     )
