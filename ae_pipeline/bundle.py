@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import ae_pipeline
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.detector import Detector
+from ae_pipeline.drift import Distribution
 from ae_pipeline.errors import BundleError, ConfigError
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.preprocessing.encoder import read_encoder
@@ -61,11 +62,13 @@ class ModelBundle(Detector):
         calibration: Scores to p-values.
         window: Days it was fitted on.
         facts: Versions of code and libraries, and figures of the training.
+        reference: What days to come are held against to see drift; none without event time.
     """
 
     calibration: Calibration
     window: Window
     facts: Mapping[str, Any]
+    reference: tuple[Distribution, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -108,6 +111,7 @@ class ModelBundle(Detector):
                 "only_normal": self.window.only_normal,
             },
             "facts": dict(self.facts),
+            "reference": [known.model_dump(mode="json") for known in self.reference],
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -170,7 +174,8 @@ class ModelBundle(Detector):
             window = Window(train, validation, calibrated, days["fingerprint"], *cut, tuple(days[GATE]))
             model, loss = model.to(device).eval(), loss.to(device).eval()
             parts = (encoder, model, loss, config, typical, density, ensemble, tails)
-            bundle = cls(*parts, calibration=calibration, window=window, facts=facts)
+            reference = tuple(Distribution.model_validate(known) for known in manifest["reference"])
+            bundle = cls(*parts, calibration=calibration, window=window, facts=facts, reference=reference)
             bundle._check_parts(tensors.keys())
         except (ConfigError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error

@@ -2,14 +2,15 @@
 
 import argparse
 import datetime as dt
+import getpass
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.errors import ConfigError, PipelineError
 from ae_pipeline.storage import ALL_ROWS
@@ -29,13 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ingest what has landed, train if there is enough new, publish and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
+    back = commands.add_parser("rollback", help="let another version of the model serve, its table and reports with it")
+    back.add_argument("dataset", help="a dataset of the defs folder")
+    back.add_argument("version", type=int, help="which version is to serve; `history` lists them")
+    back.add_argument("--why", required=True, help="kept in the history")
+    back.add_argument("--even-if-rejected", action="store_true", help="also a version that the gate has rejected")
+    past = commands.add_parser("history", help="say which versions of the model served, since when and why")
+    past.add_argument("dataset", help="a dataset of the defs folder")
     screens = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, and MLflow's, on 127.0.0.1")
     screens.add_argument("--port", type=int, default=3000, help="of Dagster's web UI")
     screens.add_argument("--mlflow-port", type=int, default=5000, help="of MLflow's")
     chosen = parser.parse_args(arguments)
     _set_environment()
     try:
-        return _run(chosen.dataset) if chosen.command == "run" else _serve(chosen.port, chosen.mlflow_port)
+        match chosen.command:
+            case "run":
+                return _run(chosen.dataset)
+            case "rollback":
+                return _roll_back(chosen.dataset, chosen.version, chosen.why, chosen.even_if_rejected)
+            case "history":
+                return _show_history(chosen.dataset)
+        return _serve(chosen.port, chosen.mlflow_port)
     except PipelineError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -129,23 +144,20 @@ def _run(dataset: str) -> int:
     began = time.monotonic()
     print(f"Bringing {dataset!r} up to date.")
     definitions, workspace, configs, instance = _load()
-    if dataset not in configs:
-        raise ConfigError(
-            f"no dataset {dataset!r} in the defs folder; there are {', '.join(sorted(configs)) or 'none'}"
-        )
-    config, paths = configs[dataset], workspace.paths(dataset)
+    config = _chosen(dataset, configs)
+    paths = workspace.paths(dataset)
     _land_demo(config, workspace)
 
     from ae_pipeline.ingestion.landing import take_in
     from ae_pipeline.orchestration.console import Pace
-    from ae_pipeline.orchestration.pending import days_without_features, days_without_report
+    from ae_pipeline.orchestration.pending import contiguous, days_without_features, days_without_report
 
     worked = False
     say = Pace(lambda words: print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True), seconds=2)
     with workspace.locked(dataset):
         intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), say)
     pending = sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})
-    for days in _contiguous(pending):
+    for days in contiguous(pending):
         _execute(definitions, instance, config, "ingest", days)
         worked = True
 
@@ -167,7 +179,7 @@ def _run(dataset: str) -> int:
         _heading(f"Not training: {due.words}.")
 
     stale = days_without_report(config, paths, tracker)
-    for days in _contiguous(stale):
+    for days in contiguous(stale):
         _execute(definitions, instance, config, "publish", days)
         worked = True
     if not worked:
@@ -179,6 +191,48 @@ def _run(dataset: str) -> int:
     if failure:
         raise failure
     return 0
+
+
+def _chosen(dataset: str, configs: "dict[str, PipelineConfig]") -> "PipelineConfig":
+    if dataset not in configs:
+        raise ConfigError(
+            f"no dataset {dataset!r} in the defs folder; there are {', '.join(sorted(configs)) or 'none'}"
+        )
+    return configs[dataset]
+
+
+def _roll_back(dataset: str, version: int, why: str, even_if_rejected: bool) -> int:
+    definitions, workspace, configs, instance = _load()
+    config = _chosen(dataset, configs)
+
+    from ae_pipeline.orchestration.pending import contiguous, days_without_report
+    from ae_pipeline.orchestration.rollback import RollbackConfig, rollback_config
+
+    asked = RollbackConfig(version=version, why=why, who=_user(), even_if_rejected=even_if_rejected)
+    _execute(definitions, instance, config, "rollback", None, rollback_config(config, asked))
+    for days in contiguous(days_without_report(config, workspace.paths(dataset), workspace.tracker())):
+        _execute(definitions, instance, config, "publish", days)
+    return 0
+
+
+def _show_history(dataset: str) -> int:
+    from ae_pipeline.journal import history
+
+    _, workspace, configs, _ = _load()
+    entries = history(workspace.paths(_chosen(dataset, configs).dataset))
+    for entry in entries:
+        before = "" if entry.before is None else f" in place of version {entry.before}"
+        print(f"{entry.at}  version {entry.version} {entry.change}{before}, by {entry.who}: {entry.why}")
+    if not entries:
+        print(f"No version of {dataset!r} has served so far; `ae-pipeline run {dataset}` trains one.")
+    return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return f"user {os.getuid()}"
 
 
 def _land_demo(config: "PipelineConfig", workspace: "Workspace") -> None:
@@ -197,40 +251,27 @@ def _execute(
     config: "PipelineConfig",
     job: str,
     days: tuple[str, str] | None,
+    run_config: "dict[str, Any] | None" = None,
 ) -> None:
-    from ae_pipeline.orchestration.automation import LOGGERS, job_name
+    from ae_pipeline.orchestration.automation import job_name
+    from ae_pipeline.orchestration.console import LOGGERS
+    from ae_pipeline.orchestration.stages import WHO
+    from ae_pipeline.orchestration.upkeep import range_tags
 
     name = job_name(config, job)
     span = "" if days is None or days[0] == ALL_ROWS else days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
     _heading(f"{name} {span}".strip())
-    tags = {}
+    tags = {WHO: f"{_user()}, by the command line"}
     if span and days:
-        tags = {"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
+        tags |= range_tags(*days)
     result = definitions.resolve_job_def(name).execute_in_process(
-        run_config=LOGGERS, instance=instance, tags=tags, raise_on_error=False
+        run_config=run_config or LOGGERS, instance=instance, tags=tags, raise_on_error=False
     )
     if not result.success:
         failed = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
         told = failed.user_failure_data.description if failed.user_failure_data else None
         reason = told or failed.error_display_string.strip()
         raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
-
-
-def _contiguous(days: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Joins neighbouring days to ranges, each of which one run materializes."""
-    if list(days) == [ALL_ROWS]:
-        yield ALL_ROWS, ALL_ROWS
-        return
-    start = previous = None
-    for day in map(dt.date.fromisoformat, days):
-        if start is None or previous is None:
-            start = day
-        elif day - previous > dt.timedelta(days=1):
-            yield start.isoformat(), previous.isoformat()
-            start = day
-        previous = day
-    if start and previous:
-        yield start.isoformat(), previous.isoformat()
 
 
 def _heading(words: str) -> None:

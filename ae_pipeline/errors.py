@@ -30,3 +30,7 @@ class BundleError(PipelineError):
 
 class PublicationError(PipelineError):
     """The latent table cannot be moved to the state asked for."""
+
+
+class PromotionError(PipelineError):
+    """A version of a model may not serve."""

@@ -9,8 +9,9 @@ import polars as pl
 import torch
 
 from ae_pipeline.bundle import ModelBundle, library_versions
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.detector import Detector
+from ae_pipeline.drift import Distribution, Part, describe_columns, describe_numbers
 from ae_pipeline.models.base import Pass, rows_at_once
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
@@ -18,7 +19,7 @@ from ae_pipeline.network import FittedNetwork
 from ae_pipeline.preprocessing.encoder import fit_encoder
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.table_encoder import TableEncoder
-from ae_pipeline.preprocessing.window import Window
+from ae_pipeline.preprocessing.window import PARTS, Window
 from ae_pipeline.scoring.calibration import calibrate, check_budget
 from ae_pipeline.scoring.density import fit_density
 from ae_pipeline.scoring.ensemble import fit_ensemble
@@ -27,6 +28,9 @@ from ae_pipeline.service_config import Evidence
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.training import Epoch, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.warm_start import anchor_to, inherit
+
+_REFERENCE_ROWS = 20_000
+"""Rows whose latents are remembered."""
 
 LEAST_TAIL_ROWS = 500
 """Validation rows that tell the tails of losses; where there are fewer, the training rows are taken with them."""
@@ -77,6 +81,34 @@ def fit_bundle(
     calibration = calibrate(scores, config.alerts.budget, days)
     fitted = {field.name: getattr(detector, field.name) for field in dataclasses.fields(detector)}
     return ModelBundle(**fitted, calibration=calibration, window=window, facts=facts), result
+
+
+def with_reference(bundle: ModelBundle, columns: Sequence[FeatureColumn], paths: DatasetPaths) -> ModelBundle:
+    """Adds what days to come are held against: columns over the window, scores and latents over its calibration days.
+
+    Of the rows that it has learnt from a model thinks too well. Latents are told in the axes that the bundle has now.
+
+    Args:
+        bundle: A fitted model; one without event time is given back as it is, since no day comes after its rows.
+        columns: Features and their types.
+        paths: Where the features are.
+    """
+    if not bundle.config.is_daily:
+        return bundle
+    seen = [column for column in columns if column.name in bundle.columns and column.type != ColumnType.IMAGE]
+    names = [column.name for column in seen]
+    found: list[Distribution] = []
+    if names:
+        rows = pl.concat([bundle.window.rows(part, paths, names) for part in PARTS], how="diagonal")
+        found += describe_columns(rows, seen)
+        del rows
+    held_out = bundle.window.rows("calibration", paths)
+    if held_out.height > _REFERENCE_ROWS:
+        held_out = held_out[held_out["row_id"].hash(seed=0).arg_sort().head(_REFERENCE_ROWS).sort()]
+    found.append(describe_numbers(Part.SCORE, "score", bundle.calibration.scores))
+    for place, values in enumerate(bundle.encode(held_out).astype(np.float64).T):
+        found.append(describe_numbers(Part.LATENT, f"z_{place:03d}", values))
+    return dataclasses.replace(bundle, reference=tuple(found))
 
 
 def fit_detector(

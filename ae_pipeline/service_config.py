@@ -52,7 +52,7 @@ class AlertsConfig(Section):
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable that holds an address, http or https, to which each alert is "
-        "posted as JSON: a failed run, a rejected challenger, a broken contract, a day over its alert budget, drift. "
+        "posted as JSON: a failed run, a rejected challenger, a broken contract, a day over its alert budget. "
         "The address is a secret and stands in no file. Alerts show in the report with and without it.",
     )
 

@@ -53,6 +53,16 @@ class DatasetPaths:
         return self.root / "staging" / self.dataset / "ledger.json"
 
     @property
+    def history(self) -> Path:
+        """What became of the dataset's models, a line each."""
+        return self.root / "history" / f"{self.dataset}.jsonl"
+
+    @property
+    def alerts(self) -> Path:
+        """What was raised for a person to look at, a line each."""
+        return self.root / "history" / f"{self.dataset}.alerts.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Held by the one run of this dataset."""
         return self.root / "locks" / f"{self.dataset}.lock"

@@ -50,6 +50,9 @@ for _chatty in (
 ):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
+_PLACE = "place"
+"""Tag of a run: where it trained."""
+
 _FLUSH_SECONDS = 5.0
 _SERVED_WITH = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 _SERVING = Path(__file__).with_name("serving.py")
@@ -124,17 +127,22 @@ class Tracker:
             return str(client.create_experiment(dataset, artifact_location=local))
 
     @contextmanager
-    def training(self, dataset: str, name: str, tags: Mapping[str, str]) -> Iterator["TrainingRun"]:
-        """Opens the MLflow run of a training; a retry of one that did not finish, by its tags, continues its run.
+    def training(self, dataset: str, name: str, tags: Mapping[str, str], place: str = "") -> Iterator["TrainingRun"]:
+        """Opens the MLflow run of a training; a retry of one that failed, by its tags, continues its run.
+
+        One that was killed could not say so: it is marked as killed, and what it left half registered is withdrawn.
 
         Args:
             dataset: Names the experiment.
             name: Of the run.
             tags: What tells this training from all others, such as the Dagster run.
+            place: What tells the place where this one trains, one at a time, from others that share the store: a run
+                there that is still called running has been killed.
         """
         experiment = self.experiment(dataset)
+        self._bury(dataset, experiment, place)
         same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        unfinished = f"{same} and attributes.status != 'FINISHED'"
+        unfinished = f"{same} and attributes.status = 'FAILED'"
         found = self.client.search_runs([experiment], unfinished, max_results=1) if same else []
         if found:
             run_id = str(found[0].info.run_id)
@@ -142,7 +150,7 @@ class Tracker:
                 self.client.delete_tag(run_id, "error")
             self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         else:
-            run_id = str(self.client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
+            run_id = str(self.client.create_run(experiment, run_name=name, tags={**tags, _PLACE: place}).info.run_id)
         run = TrainingRun(self, dataset, run_id)
         try:
             yield run
@@ -154,6 +162,17 @@ class Tracker:
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
             raise
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+
+    def _bury(self, dataset: str, experiment: str, place: str) -> None:
+        same = f"tags.`{_PLACE}` = '{place}' and attributes.status = 'RUNNING'"
+        for dead in self.client.search_runs([experiment], same) if place else []:
+            run_id = str(dead.info.run_id)
+            version = self.version_of_run(dataset, run_id)
+            champion = self.version(dataset, CHAMPION)
+            if version and not version.tags and (champion is None or champion.version != version.version):
+                self.client.delete_model_version(dataset, str(version.version))
+            self.client.set_tag(run_id, "error", "its process was killed")
+            self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
 
     def version_of_run(self, dataset: str, run_id: str) -> TrackedVersion | None:
         """Gives the newest version that a run registered, if any."""
@@ -168,6 +187,10 @@ class Tracker:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 return None
             raise
+
+    def versions(self, dataset: str) -> list[TrackedVersion]:
+        """Lists all versions of a model."""
+        return [_tracked(version) for version in self.client.search_model_versions(f"name = '{dataset}'")]
 
     def version_number(self, dataset: str, version: int) -> TrackedVersion:
         """Gives a version by its number.

@@ -236,7 +236,7 @@ class TestRetraining:
         """A first training, which serves."""
         tracker = Tracker(tmp_path_factory.mktemp("served"))
         first = train_challenger(fitted.config, fitted.paths, tracker, {}, lambda _: None)
-        decide(fitted.config, tracker)
+        decide(fitted.config, fitted.paths, tracker, "a test")
         return fitted, tracker, first
 
     @staticmethod
@@ -270,8 +270,8 @@ class TestRetraining:
         assert version.tags["latents"] == trained.compatible.words == trained.alignment.words
 
     def test_axes_are_those_of_the_first_compatible_model_and_not_of_the_last(self, served):
-        fitted, tracker, _ = served
-        rows = fitted.window.rows("validation", fitted.paths)
+        fitted, tracker, first = served
+        rows = first.bundle.window.rows("validation", fitted.paths)
         second = self.retrain(served, latents={"least_explained": 0.01})
         tracker.set_alias(DATASET, CHAMPION, second.version.version)
         third = self.retrain(served, latents={"least_explained": 0.01}, model={"latent_dim": 3, "hidden": (12,)})

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from ae_pipeline.cli import _contiguous
 from ae_pipeline.demo import land_flights
+from ae_pipeline.orchestration.pending import contiguous
 
-DAYS = 66
+DAYS = 73
 ROWS = 30
 
 
@@ -103,4 +103,4 @@ def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
     ],
 )
 def test_neighbouring_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
-    assert list(_contiguous(days)) == ranges
+    assert list(contiguous(days)) == ranges

@@ -435,15 +435,15 @@ class TestStaleDays:
     def test_a_day_is_stale_where_features_or_model_are_not_those_of_the_table(
         self, dataset, days, first, rewrite_day, other_bundle
     ):
-        assert stale_days(days, dataset.paths, dataset.bundle, 1) == []
-        assert stale_days(dataset.days, dataset.paths, dataset.bundle, 1) == list(dataset.days[:-4])
-        assert stale_days(days, dataset.paths, other_bundle, 2) == list(days)
+        assert stale_days(days, dataset.paths, dataset.bundle.fingerprint, 1) == []
+        assert stale_days(dataset.days, dataset.paths, dataset.bundle.fingerprint, 1) == list(dataset.days[:-4])
+        assert stale_days(days, dataset.paths, other_bundle.fingerprint, 2) == list(days)
         rewrite_day(dataset, days[0], dataset.features(days[0]).head(3))
         rewrite_day(dataset, days[1], dataset.features(days[1]).clear())
-        assert stale_days(days, dataset.paths, dataset.bundle, 1) == list(days[:2])
+        assert stale_days(days, dataset.paths, dataset.bundle.fingerprint, 1) == list(days[:2])
         published(dataset, days)
-        assert stale_days(days, dataset.paths, dataset.bundle, 1) == []
-        assert stale_days(["1999-01-01"], dataset.paths, dataset.bundle, 1) == []
+        assert stale_days(days, dataset.paths, dataset.bundle.fingerprint, 1) == []
+        assert stale_days(["1999-01-01"], dataset.paths, dataset.bundle.fingerprint, 1) == []
 
 
 class TestRefusals:
@@ -718,7 +718,7 @@ class TestMonths:
         published(dataset, [dataset.days[5]])
         assert dataset.days[5] not in published_days(dataset.paths)
         assert table(dataset.paths).height == 2340
-        assert not stale_days(dataset.days, dataset.paths, dataset.bundle, 1)
+        assert not stale_days(dataset.days, dataset.paths, dataset.bundle.fingerprint, 1)
 
     def test_a_day_moves_out_of_the_file_of_its_month_once_it_has_many_rows(self, dataset, monkeypatch, rewrite_day):
         monkeypatch.setattr(layout, "ALONE", 61)

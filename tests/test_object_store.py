@@ -113,7 +113,7 @@ def test_a_promotion_is_one_commit_and_the_old_version_stays(remote, other_bundl
     for space, expected in (("current", 2), (1, 1)):
         found = read_latents("sensors", space=space, tables=BUCKET)
         assert (found.model_version, found.arrow.num_rows) == (expected, 120)
-    assert not stale_days(remote.days[-2:], remote.paths, other_bundle, 2)
+    assert not stale_days(remote.days[-2:], remote.paths, other_bundle.fingerprint, 2)
 
 
 def test_of_two_publications_at_once_the_later_one_says_so(remote, other_bundle):

@@ -24,7 +24,8 @@ from ae_pipeline.errors import PipelineError, TrainingError
 from ae_pipeline.model_config import ModelConfig, TrainingConfig
 from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets import build_assets
-from ae_pipeline.orchestration.automation import LOGGERS, next_training
+from ae_pipeline.orchestration.automation import next_training
+from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
 from ae_pipeline.orchestration.summary import summarise
 from ae_pipeline.orchestration.workspace import Workspace

@@ -91,6 +91,34 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
     return found
 
 
+def unread_files(config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> dict[str, tuple[int, int]]:
+    """Lists landed files that are new or have changed since they were read, with their size and time in ns.
+
+    It looks at names, sizes and times alone, and so is cheap enough to be asked again and again.
+
+    Returns:
+        Also none where nothing has landed yet.
+    """
+    try:
+        landed = landed_files(config, paths)
+    except StorageError:
+        return {}
+    known = Ledger.load(paths.ledger).files
+    rules = (
+        rules_in_force(contract_in_force(paths.contract, config), config, today) if paths.contract.exists() else None
+    )
+    stats = {name: path.stat() for name, path in landed.items() if not _is_known(known.get(name), path, rules)}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def known_intake(config: PipelineConfig, paths: DatasetPaths) -> Intake | None:
+    """Gives what reading the landing place came to last; None where it was never read."""
+    if not paths.contract.exists():
+        return None
+    ledger = Ledger.load(paths.ledger)
+    return Intake(ledger, contract_in_force(paths.contract, config), (), _moved(ledger, config, paths))
+
+
 def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool:
     if entry is None or rules is None:
         return False

@@ -80,9 +80,9 @@ class Publication:
     contract: str | None
 
 
-def stale_days(days: Iterable[str], paths: DatasetPaths, bundle: ModelBundle, model_version: int) -> list[str]:
+def stale_days(days: Iterable[str], paths: DatasetPaths, fingerprint: str, model_version: int) -> list[str]:
     """Lists days whose rows in the table are not those of their features under this model."""
-    published, fingerprint = published_days(paths), bundle.fingerprint
+    published = published_days(paths)
     space = latent_space_name(model_version, fingerprint)
     stale = []
     for day in days:
@@ -102,6 +102,7 @@ def publish(
     origin: Mapping[str, str],
     progress: Progress = lambda *_: None,
     config: PipelineConfig | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> Publication:
     """Brings days of the table up to date under a model, in one commit, and then the list of its current files.
 
@@ -119,6 +120,8 @@ def publish(
         origin: Runs that this commit comes from, kept in its metadata.
         progress: Told while it works.
         config: The pipeline's as it is now; as the model was trained under by default.
+        before_commit: Called once all rows are scored and nothing is left to do but the commit, also where there is
+            none to make.
 
     Raises:
         PublicationError: Features of a day are missing, a written file is not what its features call for, or another
@@ -133,6 +136,7 @@ def publish(
     found, space = writing.write(planned, progress), writing.space
     entering, leaving = sorted(set(planned) - writing.before), sorted(writing.before - set(planned))
     changes = bool(entering or leaving)
+    before_commit()
     if changes:
         table = table or _create(files, paths, bundle, config)
         metadata = {**origin, "model_version": str(model_version), "latent_space": space}

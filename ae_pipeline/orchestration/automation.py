@@ -1,12 +1,16 @@
-"""Jobs of a dataset and the schedule that retrains it."""
+"""Jobs of a dataset, the schedule that retrains it, and the sensors that keep its tables up to date."""
 
+import datetime as dt
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.retraining import is_training_due, last_training
-from ae_pipeline.orchestration.stages import asset_key
+from ae_pipeline.orchestration.console import LOGGERS, Pace
+from ae_pipeline.orchestration.rollback import build_rollback_job
+from ae_pipeline.orchestration.stages import DATASET_TAG, asset_key, explained, how_many
+from ae_pipeline.orchestration.upkeep import Answer, drift_work, landed_work, next_training, stale_work
 from ae_pipeline.orchestration.workspace import Workspace
 
 JOBS = {
@@ -24,17 +28,16 @@ JOBS = {
         "All that a new day needs under the model that serves; training is a job of its own.",
     ),
 }
-"""Jobs of each dataset, by the end of their names: stages and what they are for."""
+"""Jobs of each dataset over its assets, by the end of their names: stages and what they are for."""
 
-LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
-"""Run config that chooses our console; without it Dagster prints every event it stores."""
+_TICK_SECONDS = 15
+"""How often the sensors look, where nothing else keeps the daemon."""
 
-_RUNNING = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-]
+_RETRIED = {
+    # A run whose process was killed is run again; what a step's own retry has not mended would only fail anew.
+    "dagster/max_retries": "1",
+    "dagster/retry_on_asset_or_op_failure": "false",
+}
 
 
 def job_name(config: PipelineConfig, job: str) -> str:
@@ -43,18 +46,74 @@ def job_name(config: PipelineConfig, job: str) -> str:
 
 
 def build_automation(config: PipelineConfig) -> dg.Definitions:
-    """Builds jobs and schedule of a dataset."""
-    jobs = [
-        dg.define_asset_job(
+    """Builds jobs, schedule and sensors of a dataset."""
+    jobs = {
+        job: dg.define_asset_job(
             job_name(config, job),
             selection=dg.AssetSelection.assets(*(asset_key(config, stage) for stage in stages)),
             description=words,
-            tags={"ae_pipeline/dataset": config.dataset},
+            tags={DATASET_TAG: config.dataset, **_RETRIED},
             config=LOGGERS,
         )
         for job, (stages, words) in JOBS.items()
+    }
+    intake = _intake_job(config)
+    sensors = [
+        _sensor(
+            config,
+            "landing",
+            landed_work,
+            (intake, jobs["ingest"]),
+            "Reads new and changed landed files, and brings raw_data and features of the days that they change up to "
+            "date. Latents and reports follow by the other sensor.",
+        ),
+        _sensor(
+            config,
+            "rebuild",
+            stale_work,
+            (jobs["publish"],),
+            "Publishes and reports on every day whose rows in the latent table are not those of its features under the "
+            "model that serves: new days, late data, and all days after a promotion or a rollback.",
+        ),
     ]
-    return dg.Definitions(jobs=jobs, schedules=[_retraining_schedule(config)])
+    if config.retrain.drifting_days is not None:
+        sensors.append(
+            _sensor(config, "drift", drift_work, [jobs["train"]], "Trains before its time once the newest days drift.")
+        )
+    return dg.Definitions(
+        jobs=[*jobs.values(), intake, build_rollback_job(config)],
+        schedules=[_retraining_schedule(config)],
+        sensors=[*sensors, _failure_sensor(config)],
+    )
+
+
+def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
+    @dg.op(
+        name=f"{config.dataset}_read_landed",
+        description="Reads every new or changed landed file into its staged copy; the ledger then knows its days.",
+        required_resource_keys={"workspace", f"{config.dataset}_lock"},
+        pool=config.dataset,
+    )
+    def op(context: dg.OpExecutionContext) -> None:
+        from ae_pipeline.ingestion.landing import take_in
+
+        workspace: Workspace = context.resources.workspace
+        with explained():
+            intake = take_in(
+                config, workspace.paths(config.dataset), dt.datetime.now(dt.UTC).date(), Pace(context.log.info)
+            )
+        days = {day for name in intake.read for day in intake.ledger.files[name].days}
+        context.log.info(f"{how_many(len(intake.read), 'file')} read, with rows on {how_many(len(days), 'day')}")
+
+    @dg.job(
+        name=job_name(config, "intake"),
+        description="Reads new and changed landed files; which days they change is known after that.",
+        tags={DATASET_TAG: config.dataset, **_RETRIED},
+    )
+    def job() -> None:
+        op()
+
+    return job
 
 
 def _retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
@@ -74,15 +133,42 @@ def _retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
     return retrain
 
 
-def next_training(
-    config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance
-) -> dg.RunRequest | dg.SkipReason:
-    """Asks for a training where one is due, and otherwise says why not."""
-    running = instance.get_runs(dg.RunsFilter(job_name=job_name(config, "train"), statuses=_RUNNING), limit=1)
-    if running:
-        return dg.SkipReason(f"a training is running: run {running[0].run_id}")
-    from ae_pipeline.preprocessing.features import features_content  # polars, which loading the definitions can spare
+def _sensor(
+    config: PipelineConfig,
+    name: str,
+    look: Callable[[PipelineConfig, Workspace, dg.DagsterInstance], Answer],
+    jobs: Sequence[Any],
+    description: str,
+) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{config.dataset}_{name}",
+        jobs=jobs,
+        minimum_interval_seconds=_TICK_SECONDS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description=description,
+    )
+    def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> Answer:
+        return look(config, workspace, context.instance)
 
-    now = features_content(config, workspace.paths(config.dataset))
-    due = is_training_due(config, now, last_training(instance, config))
-    return dg.RunRequest(tags={"ae_pipeline/reason": due.words}) if due.yes else dg.SkipReason(due.words)
+    return sensor
+
+
+def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
+    # An alert that somebody has to switch on first would be missed by whoever configured a webhook for it.
+    running = dg.DefaultSensorStatus.RUNNING if config.alerts.webhook else dg.DefaultSensorStatus.STOPPED
+
+    @dg.run_failure_sensor(
+        name=f"{config.dataset}_failure",
+        default_status=running,
+        description="Raises an alert for each run of this dataset that has failed: in the report, and by the webhook.",
+    )
+    def sensor(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
+        from ae_pipeline.orchestration.alerts import alert_of, concerns, tell
+
+        if not concerns(context.dagster_run, config):
+            return dg.SkipReason(f"run {context.dagster_run.run_id} is not of {config.dataset!r}")
+        alert = alert_of(context.dagster_run, context.failure_event, context.instance)
+        tell(alert, config, workspace.paths(config.dataset), context.log.warning)
+        return None
+
+    return sensor

@@ -5,11 +5,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dagster as dg
 
 T = TypeVar("T")
+
+LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
+"""Run config that chooses our console; without it Dagster prints every event it stores."""
 
 
 class _Line(logging.Formatter):

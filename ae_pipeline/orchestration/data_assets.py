@@ -1,7 +1,7 @@
 """raw_data and features: from landed files to clean columns of each day."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 def _written(built: Sequence["DayResult"], config: PipelineConfig) -> str:
     written = sum(day.built for day in built)
     return f"{written:,} of them written now" if config.is_daily else "written now" if written else "up to date"
+
+
+def _broken_contract(refused: Mapping[str, str], broken: int, rows: int, config: PipelineConfig) -> str:
+    """Says how landed files break the schema contract; nothing where they keep it."""
+    told = [f"{name} is refused: {reason}" for name, reason in list(refused.items())[:1]]
+    if len(refused) > 1:
+        told.append(f"{len(refused) - 1} further files likewise")
+    if broken / max(rows, 1) > config.max_quarantine_share:
+        told.append(f"{broken:,} of {rows:,} rows are in quarantine, at most {config.max_quarantine_share:.1%} may be")
+    return "; ".join(told)
 
 
 def raw_data(config: PipelineConfig) -> Body:
@@ -41,6 +51,13 @@ def raw_data(config: PipelineConfig) -> Body:
             context.log.info(f"{how_many(len(waiting), 'further day')} to be run on their own: {shortened(waiting)}")
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day).as_uri(), rows=day.rows)
+        reject = _broken_contract(refused, broken, intake.ledger.rows_beside(days) + broken, config)
+        if reject:
+            from ae_pipeline.alerting import Alert, AlertEvent
+            from ae_pipeline.orchestration.alerts import tell
+
+            alert = Alert(AlertEvent.CONTRACT_BROKEN, f"contract {reject}", reject, context.run.run_id)
+            tell(alert, config, paths, context.log.warning)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
         held = intake.ledger.rows_beside(days) + broken
         share = broken / max(held, 1)

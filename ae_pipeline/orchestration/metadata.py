@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.storage import hash_json
+from ae_pipeline.journal import history
+from ae_pipeline.storage import DatasetPaths, hash_json
 
 
 def tell_partition(
@@ -62,6 +63,22 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMet
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     head = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     return dg.MetadataValue.md("\n".join(head + lines) if lines else "none")
+
+
+def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataValue:
+    """Tells what became of the models of a dataset, the newest first."""
+    told = [
+        (
+            entry.at,
+            entry.version,
+            entry.change.value,
+            "" if entry.before is None else entry.before,
+            entry.who,
+            entry.why,
+        )
+        for entry in reversed(history(paths)[-rows:])
+    ]
+    return table(["at (UTC)", "version", "what", "before", "who", "why"], told)
 
 
 def counted(counts: Mapping[str, int], what: str) -> dg.MarkdownMetadataValue:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.metadata import table
+from ae_pipeline.orchestration.metadata import history_table, table
 from ae_pipeline.orchestration.retraining import settings_hash
-from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, workspace_of
+from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, who_asked, workspace_of
 
 if TYPE_CHECKING:
     from ae_pipeline.latents.alignment import Alignment
@@ -90,11 +90,23 @@ def champion(config: PipelineConfig) -> Body:
     """Lets the challenger take over where it passed the gate."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.alerting import Alert, AlertEvent
+        from ae_pipeline.orchestration.alerts import tell
         from ae_pipeline.orchestration.model_steps import decide, load_champion
+        from ae_pipeline.reports.page import refresh_operations
 
-        tracker = workspace_of(context).tracker()
-        decision = decide(config, tracker)
+        tracker, paths = workspace_of(context).tracker(), paths_of(context, config)
+        decision = decide(config, paths, tracker, who_asked(context.run.tags), origin_of(context))
         context.log.info(decision.words)
+        if decision.rejected is not None:
+            rejected = Alert(
+                AlertEvent.CHALLENGER_REJECTED,
+                f"version {decision.rejected}",
+                f"{decision.words}. Look at the checks of autoencoder.",
+                context.run.run_id,
+            )
+            tell(rejected, config, paths, context.log.warning)
+        refresh_operations(paths, config.drift.min_rows)
         version, bundle = load_champion(config, tracker)
         loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"
         return dg.MaterializeResult(
@@ -103,6 +115,7 @@ def champion(config: PipelineConfig) -> Body:
                 "mlflow_run": decision.champion.run_id,
                 "decision": decision.words,
                 "promoted": decision.promoted,
+                "history": history_table(paths),
                 "fingerprint": bundle.fingerprint,
                 "dagster/uri": tracker.bundle_folder(version).as_uri(),
             },

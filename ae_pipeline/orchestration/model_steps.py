@@ -1,7 +1,9 @@
 """What the model assets do between core, tracking and gate."""
 
 import dataclasses
+import json
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ import polars as pl
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import BundleError, StorageError, TrainingError
-from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.fitting import fit_bundle, with_reference
 from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.journal import Change, Entry, history, now, record
 from ae_pipeline.latents.alignment import Alignment, Served, align
 from ae_pipeline.latents.read import current_files, model_version_of
 from ae_pipeline.orchestration.console import Sparingly
@@ -30,11 +33,15 @@ from ae_pipeline.promotion import (
     loss_fell,
 )
 from ae_pipeline.reports.page import by_reason
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage import DatasetPaths, write_text
 from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
 from ae_pipeline.training import Epoch, TrainingResult
 
-_GATE, _LATENTS = "gate", "latents"
+GATE_TAG, _LATENTS, _FIGURES = "gate", "latents", "gate.figures"
+"""Tags of a version: its verdict, what became of its latents, and the gate's figures as JSON."""
+
+DECIDED = "decided"
+"""Tag of a version on which the gate's verdict was acted: what became of it. It is acted on once."""
 
 _T = TypeVar("_T")
 
@@ -66,11 +73,19 @@ class Trained:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which version serves, and why."""
+    """Which version serves, and why.
+
+    Attributes:
+        champion: It.
+        promoted: Whether it does so from now on.
+        words: Why, for a person.
+        rejected: A challenger that does not, and of which this is the first to tell.
+    """
 
     champion: TrackedVersion
     promoted: bool
     words: str
+    rejected: int | None = None
 
 
 def train_challenger(
@@ -88,7 +103,8 @@ def train_challenger(
     columns = feature_columns(config, contract_in_force(paths.contract, config))
     before = _before(config, tracker)
     say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
-    with tracker.training(config.dataset, f"{config.dataset} {window.days[-1]}", origin) as run:
+    name = f"{config.dataset} {window.days[-1]}"
+    with tracker.training(config.dataset, name, origin, place=_place_of(paths)) as run:
         run.log_params(
             {
                 **_flat("model", config.model.model_dump()),
@@ -119,6 +135,7 @@ def train_challenger(
             say(f"left out: {', '.join(names)} ({reason})")
         reference = window.rows("validation", paths)
         bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
+        bundle = with_reference(bundle, columns, paths)
         say(compatible.words)
         verdicts = (
             finite_weights(bundle),
@@ -149,11 +166,22 @@ def train_challenger(
         version = run.register(bundle)
     passed = is_promoted(compared)
     broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
-    tags = {_GATE: "passed" if passed else f"rejected: {broken}", _LATENTS: compatible.words}
+    figures = json.dumps(
+        {name.removeprefix("gate."): value for name, value in _figures((*verdicts, compatible)).items()}
+    )
+    tags = {_LATENTS: compatible.words, _FIGURES: figures, GATE_TAG: "passed" if passed else f"rejected: {broken}"}
     tracker.tag_version(config.dataset, version.version, tags)
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
     folder = tracker.bundle_folder(version)
     return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder)
+
+
+def _place_of(paths: DatasetPaths) -> str:
+    """Names the data folder, of whose dataset one run at a time holds the lock; the name goes where the folder goes."""
+    place = paths.history.with_suffix(".place")
+    if not place.exists():
+        write_text(place, secrets.token_hex(8))
+    return place.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -232,29 +260,62 @@ def _served(tracker: Tracker, version: TrackedVersion) -> Served:
     return Served(version.version, ModelBundle.load(tracker.bundle_folder(version)))
 
 
-def decide(config: PipelineConfig, tracker: Tracker) -> Decision:
-    """Lets the challenger take over where it passed the gate.
+def decide(
+    config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, who: str, runs: Mapping[str, str] | None = None
+) -> Decision:
+    """Lets the challenger take over where it passed the gate, once: a version that was rolled back stays so.
+
+    Args:
+        config: The pipeline's.
+        paths: The dataset's; its history is added to.
+        tracker: The model store.
+        who: On whose behalf this runs, for the history.
+        runs: Runs that this belongs to, for the history.
 
     Raises:
         TrainingError: There is no version that could serve.
     """
     challenger, champion = (tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
+    if challenger is None and champion is not None:
+        return Decision(champion, False, f"no challenger waits; version {champion.version} goes on serving")
     if challenger is None:
         raise TrainingError(f"{config.dataset!r} has no trained model; materialize autoencoder first")
-    if champion is not None and champion.version == challenger.version:
-        return Decision(champion, False, f"version {champion.version} serves already")
-    gate = challenger.tags.get(_GATE, "rejected: it was never judged")
-    if gate == "passed":
-        tracker.set_alias(config.dataset, CHAMPION, challenger.version)
-        before = f" in place of version {champion.version}" if champion else ""
-        return Decision(challenger, True, f"version {challenger.version} passed the gate and serves{before}")
-    if champion is None:
+    gate = challenger.tags.get(GATE_TAG, "rejected: it was never judged")
+    serves = champion is not None and champion.version == challenger.version
+    if DECIDED in challenger.tags and champion is not None:
+        if serves:
+            return Decision(champion, False, f"version {champion.version} serves already")
+        words = f"challenger {challenger.version} was {challenger.tags[DECIDED]} before"
+        return Decision(
+            champion, False, f"{words}; version {champion.version} goes on serving until another is trained"
+        )
+    if champion is None and gate != "passed":
         raise TrainingError(
             f"version {challenger.version} of {config.dataset!r} was {gate}, and there is no other version to serve; "
             "look at the checks of autoencoder and train anew"
         )
+    promoted = gate == "passed" or serves
+    if promoted and not serves:
+        tracker.set_alias(config.dataset, CHAMPION, challenger.version)
+    # A run that ended between the alias and here is told of by the one that comes after it.
+    change = Change.PROMOTED if promoted else Change.REJECTED
+    past = history(paths)
+    if not any((entry.version, entry.change) == (challenger.version, change) for entry in past):
+        served = [entry.version for entry in past if entry.change != Change.REJECTED]
+        before = champion.version if champion and not serves else served[-1] if served else None
+        why = "it passed the gate" if promoted else gate.removeprefix("rejected: ")
+        figures = json.loads(challenger.tags.get(_FIGURES, "{}"))
+        told = {**(runs or {}), "mlflow_run_id": challenger.run_id}
+        record(paths, Entry(now(), change, challenger.version, before, who, why, figures, told))
+    tracker.tag_version(config.dataset, challenger.version, {DECIDED: change.value})
+    if promoted or champion is None:
+        before_it = f" in place of version {champion.version}" if champion and not serves else ""
+        return Decision(challenger, not serves, f"version {challenger.version} passed the gate and serves{before_it}")
     return Decision(
-        champion, False, f"challenger {challenger.version} {gate}; version {champion.version} goes on serving"
+        champion,
+        False,
+        f"challenger {challenger.version} {gate}; version {champion.version} goes on serving",
+        challenger.version,
     )
 
 

@@ -1,5 +1,6 @@
 """latent_features and anomaly_report: what other teams and whoever is on call read."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -7,11 +8,22 @@ import dagster as dg
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import column_schema, joint_version, parquet_schema, table, tell_partition
-from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, rows_on_days, workspace_of
+from ae_pipeline.orchestration.stages import (
+    Body,
+    check,
+    days_of,
+    how_many,
+    origin_of,
+    paths_of,
+    rows_on_days,
+    workspace_of,
+)
 
 if TYPE_CHECKING:
+    from ae_pipeline.reports.drifted import DriftedDay
     from ae_pipeline.reports.gallery import Gallery
     from ae_pipeline.reports.labels import Labels
+    from ae_pipeline.reports.ranking import ReportDay
 
 _LOOKED_AT_FOR_COLLAPSE = 31
 """Newest days of a run whose latents are checked."""
@@ -110,12 +122,21 @@ def anomaly_report(config: PipelineConfig) -> Body:
     """Ranks and explains the strangest rows of the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.orchestration.alerts import tell_over_budget
         from ae_pipeline.orchestration.model_steps import load_version_of_table
         from ae_pipeline.reports.build import build_report
+        from ae_pipeline.reports.ranking import TOLERATED, is_over_budget
 
         paths, days = paths_of(context, config), days_of(context)
         version, bundle = load_version_of_table(config, paths, workspace_of(context).tracker())
-        report = build_report(days, paths, bundle, config, version.version, version.run_id, Pace(context.log.info))
+
+        def tell(ranked: Sequence["ReportDay"]) -> None:
+            tell_over_budget(ranked, bundle, config, paths, context.run.run_id, context.log.warning)
+
+        progress = Pace(context.log.info)
+        report = build_report(days, paths, bundle, config, version.version, version.run_id, progress, tell)
+        asked = [day for day in report.drift if day.day in set(days)]
+        drifted = [day for day in asked if day.effects]
         # Known anomalies are flagged because they should be, and are none of what a budget is for.
         rows, flagged = report.rows - report.known_anomalies, report.flagged - report.known_flagged
         share, budget = flagged / max(rows, 1), bundle.config.alerts.budget
@@ -146,17 +167,40 @@ def anomaly_report(config: PipelineConfig) -> Body:
                 check(
                     context,
                     "alert_budget",
-                    # Three rows are no sign of anything on a quiet day.
-                    flagged <= max(3 * budget * rows, 3),
+                    not is_over_budget(rows, flagged, budget),
                     f"{counts}, {share / budget:.1f} times the budget of {budget:.2%}",
                     figure=share,
-                    threshold=3 * budget,
+                    threshold=TOLERATED * budget,
                     severity=dg.AssetCheckSeverity.WARN,
-                )
+                ),
+                check(
+                    context,
+                    "drift",
+                    not drifted,
+                    _drift_in_words(report.drift, asked),
+                    figure=len(drifted),
+                    threshold=0,
+                    severity=dg.AssetCheckSeverity.WARN,
+                ),
             ],
         )
 
     return body
+
+
+def _drift_in_words(after: Sequence["DriftedDay"], asked: Sequence["DriftedDay"]) -> str:
+    judged, drifted = [day for day in asked if day.is_judged], [day for day in asked if day.effects]
+    if not asked:
+        return f"none of these days lies after the training window; {how_many(len(after), 'day')} of the table do"
+    if not drifted:
+        few = len(asked) - len(judged)
+        return f"{how_many(len(judged), 'day')} after the training window are like it" + (
+            f", {few} have too few rows to tell" if few else ""
+        )
+    return (
+        f"{len(drifted)} of {how_many(len(judged), 'day')} after the training window have drifted; "
+        f"{drifted[-1].day}: {drifted[-1].words}"
+    )
 
 
 def _measured(labels: "Labels") -> dict[str, float]:

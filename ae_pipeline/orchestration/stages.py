@@ -16,6 +16,12 @@ from ae_pipeline.storage import ALL_ROWS, DatasetPaths
 CODE_VERSION = "1"
 """Raised with a stage's own version when its results would change."""
 
+DATASET_TAG = "ae_pipeline/dataset"
+"""Tag of a run: whose it is."""
+
+WHO = "ae_pipeline/who"
+"""Tag of a run: the person who asked for it."""
+
 Body = Callable[[dg.AssetExecutionContext], dg.MaterializeResult[Any]]
 """What an asset does."""
 
@@ -112,7 +118,9 @@ STAGES = {
         "and one page to read: with pictures where rows are images, and measured where a label knows anomalies.",
         {
             "alert_budget": "The share of flagged rows stays within three times the alert budget; known anomalies do "
-            "not count."
+            "not count.",
+            "drift": "Days after the training window are like it: columns, scores and latents, by effect sizes and the "
+            "thresholds of drift. Otherwise a warning.",
         },
     ),
 }
@@ -163,7 +171,7 @@ def build_asset(config: PipelineConfig, stage: str, body: Body) -> dg.AssetsDefi
 
     # Dagster looks for the bare class here: with a type argument it would expect a value to store.
     def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with _explained():
+        with explained():
             return body(context)
 
     asset: dg.AssetsDefinition = dg.asset(**settings)(run)
@@ -171,7 +179,7 @@ def build_asset(config: PipelineConfig, stage: str, body: Body) -> dg.AssetsDefi
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Makes of our own errors failures that are not retried: the same input would fail again."""
     try:
         yield
@@ -200,6 +208,14 @@ def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
     """Runs that a result comes from; a run that Dagster retried counts as the one it retries."""
     run = context.run.root_run_id or context.run.run_id
     return {"dagster_run_id": run, "dagster_asset": context.asset_key.to_user_string()}
+
+
+def who_asked(tags: Mapping[str, str]) -> str:
+    """Says on whose behalf a run works, by its tags."""
+    for tag, kind in (("dagster/schedule_name", "schedule"), ("dagster/sensor_name", "sensor")):
+        if tag in tags:
+            return f"{kind} {tags[tag]}"
+    return tags.get(WHO, "somebody, through Dagster")
 
 
 def check(

@@ -1,7 +1,7 @@
 """The anomaly report: ranked rows of each day with explanations, and one page and one JSON file over all days."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.latents.read import PublishedDay, published_days
+from ae_pipeline.reports.drifted import DriftedDay, measure_drift
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
-from ae_pipeline.reports.page import render_page
+from ae_pipeline.reports.page import render_operations, render_page
 from ae_pipeline.reports.ranking import (
     Progress,
     RankedRow,
@@ -45,6 +46,7 @@ class Report:
         strangest: Highest scores over all days.
         labels: Scores of all days against the labels, None without a label.
         gallery: Pictures of the strangest rows, None where rows are no images.
+        drift: Days after the training window beside it; none without event time.
     """
 
     page: Path
@@ -59,6 +61,7 @@ class Report:
     strangest: tuple[RankedRow, ...]
     labels: Labels | None
     gallery: Gallery | None
+    drift: tuple[DriftedDay, ...]
 
 
 def build_report(
@@ -69,6 +72,7 @@ def build_report(
     model_version: int,
     run_id: str,
     progress: Progress = lambda *_: None,
+    on_ranked: Callable[[Sequence[ReportDay]], None] = lambda _: None,
 ) -> Report:
     """Ranks and explains the strangest rows of days, and rewrites page and summary over all published days.
 
@@ -82,6 +86,7 @@ def build_report(
         model_version: Its version.
         run_id: MLflow run that made it.
         progress: Told while it works.
+        on_ranked: Told the days once their rows are ranked; alerts that it raises are in the page.
 
     Raises:
         PublicationError: A day has features and is not in the published table.
@@ -91,15 +96,20 @@ def build_report(
     behind = {day for day, found in files.items() if not is_reported(day, found, paths, config)}
     everything_built = report_days(sorted({*days, *behind}), files, paths, bundle, config, progress)
     built = [day for day in everything_built if day.day in set(days)]
+    on_ranked(everything_built)
     everything = all_ranked(paths, set(files))
     alerts = paths.reports / "alerts.parquet"
     write_parquet(alerts, everything.to_arrow())
     strangest = tuple(as_rows(everything.head(config.alerts.report_rows)))
     labels = measure_labels(files, paths, bundle, config)
+    drift = measure_drift(files, paths, bundle, config)
     gallery = build_gallery(files, paths, bundle)
-    summary = _summary(paths, bundle, config, model_version, run_id, files, strangest, labels)
+    summary = _summary(paths, bundle, config, model_version, run_id, files, strangest, labels, drift)
     write_text(paths.reports / "summary.json", json.dumps(summary, indent=1, default=str))
-    write_text(paths.reports / "report.html", render_page(summary, strangest, labels, gallery))
+    write_text(
+        paths.reports / "report.html",
+        render_page(summary, strangest, labels, gallery, render_operations(paths, config.drift.min_rows)),
+    )
     return Report(
         page=paths.reports / "report.html",
         summary=paths.reports / "summary.json",
@@ -113,6 +123,7 @@ def build_report(
         strangest=strangest,
         labels=labels,
         gallery=gallery,
+        drift=drift,
     )
 
 
@@ -125,6 +136,7 @@ def _summary(
     files: dict[str, PublishedDay],
     strangest: Sequence[RankedRow],
     labels: Labels | None,
+    drift: Sequence[DriftedDay],
 ) -> dict[str, Any]:
     by_day = [found for day in sorted(files) if (found := reported_day(day, paths))]
     rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
@@ -151,6 +163,9 @@ def _summary(
         "columns": bundle.columns,
         "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
         "labels": asdict(labels) if labels else None,
+        "drift": [
+            {"day": day.day, "rows": day.rows, "is_judged": day.is_judged, "drifted": day.words} for day in drift
+        ],
         "days": [{"day": day.day, "rows": day.rows, "flagged": day.flagged} for day in by_day],
         "strangest": [asdict(row) for row in strangest[:50]],
         "files": {"alerts": "alerts.parquet", "days": "days/", "page": "report.html"},

@@ -43,6 +43,9 @@ _SCHEMA = {
 _RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
 """What a ranked row bears of the published one."""
 
+TOLERATED = 3
+"""Times the alert budget that a day or a run may flag before somebody should look."""
+
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a report is made."""
 
@@ -68,6 +71,17 @@ class ReportDay:
     known_flagged: int
     discoveries: int
     content_hash: str
+
+
+def is_over_budget(rows: int, flagged: int, budget: float) -> bool:
+    """Tells whether far more rows are flagged than the budget allows; three are no sign of anything on a quiet day.
+
+    Args:
+        rows: That are not known anomalies: those should be flagged, and are none of what a budget is for.
+        flagged: Among them.
+        budget: Share of normal rows that may be flagged.
+    """
+    return flagged > max(TOLERATED * budget * rows, 3)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,245 @@
+"""Drift: how far the rows of a day are from those of the training window, as effect sizes.
+
+A p-value would call every difference drift once there are rows enough. Effect sizes say how large it is: the population
+stability index (Siddiqi 2006), the Wasserstein distance in units of spread, and plain shares.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+
+from ae_pipeline.config import ColumnType
+from ae_pipeline.model_config import Section
+from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.service_config import DriftConfig
+
+Array = npt.NDArray[np.float64]
+
+_BINS = 10
+"""Bins of the stability index, of equal shares of the window's rows."""
+
+_NAMED = 30
+"""Categories that are bins of their own, the most frequent ones."""
+
+_KNOWN = 50_000
+"""Categories that are remembered; of a column with more, which ones are new cannot be told."""
+
+_GRID = np.linspace(0.01, 0.99, 99)
+"""Quantiles that the Wasserstein distance is taken over: without the ends, which one wild row would move."""
+
+_NORMAL_IQR, _NORMAL_98 = 1.349, 4.653
+"""Widths of the middle 50 % and 98 % of a normal distribution in standard deviations."""
+
+
+class Part(StrEnum):
+    """What can drift."""
+
+    COLUMN = "column"
+    SCORE = "score"
+    LATENT = "latent"
+
+
+class Distribution(Section):
+    """What is remembered of a column, the score or a latent over the training window.
+
+    Shares are of the rows that have a value; `edges` cut numbers into bins, `names` are the categories with a bin of
+    their own, before one for all others.
+    """
+
+    part: Part
+    name: str
+    rows: int
+    missing: float = 0.0
+    edges: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    quantiles: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+    known: tuple[str, ...] | None = None
+
+    @property
+    def is_category(self) -> bool:
+        """Whether its values name and do not measure."""
+        return not self.quantiles
+
+    @property
+    def spread(self) -> float:
+        """Robust standard deviation; 0 where nearly all values are the same."""
+        middle = self.quantiles[74] - self.quantiles[24]
+        return middle / _NORMAL_IQR if middle else (self.quantiles[-1] - self.quantiles[0]) / _NORMAL_98
+
+
+class Effect(Section):
+    """How far a day is from the window in one respect.
+
+    None stands for what such values do not have.
+    """
+
+    part: Part
+    name: str
+    psi: float = Field(description="Population stability index, less what chance makes of so few rows.")
+    wasserstein: float | None = Field(default=None, description="In units of the window's spread.")
+    new_categories: float | None = Field(default=None, description="Share of rows with a category new since.")
+    missing: float = Field(default=0.0, description="Change of the share of missing values.")
+    is_drift: bool = False
+    words: str = ""
+
+
+def describe_columns(rows: pl.DataFrame, columns: Sequence[FeatureColumn]) -> tuple[Distribution, ...]:
+    """Remembers columns over the rows of a training window; images and times are not looked at.
+
+    Args:
+        rows: Features, n > 0.
+        columns: Those that the model sees.
+    """
+    found = []
+    for column in columns:
+        values = rows[column.name]
+        if column.type == ColumnType.IMAGE or values.dtype.is_temporal():
+            continue
+        if _is_category(values):
+            found.append(_of_categories(column.name, values))
+        else:
+            found.append(describe_numbers(Part.COLUMN, column.name, _numbers(values), values.len()))
+    return tuple(found)
+
+
+def describe_numbers(part: Part, name: str, values: Array, rows: int | None = None) -> Distribution:
+    """Remembers numbers.
+
+    Args:
+        part: What they are.
+        name: Of the column or latent.
+        values: Those that there are, (n,).
+        rows: With those that are missing; n by default.
+    """
+    rows = len(values) if rows is None else rows
+    if not len(values):
+        return Distribution(part=part, name=name, rows=rows, missing=1.0, shares=(1.0,), quantiles=(0.0,) * len(_GRID))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    shares = _counts(values, edges) / len(values)
+    return Distribution(
+        part=part,
+        name=name,
+        rows=rows,
+        missing=1 - len(values) / max(rows, 1),
+        edges=tuple(edges.tolist()),
+        shares=tuple(shares.tolist()),
+        quantiles=tuple(np.quantile(values, _GRID).tolist()),
+    )
+
+
+def _of_categories(name: str, values: pl.Series) -> Distribution:
+    present = values.cast(pl.String).drop_nulls()
+    counts = present.value_counts(sort=True, name="rows").sort("rows", name, descending=[True, False])
+    names = counts[name].head(_NAMED).to_list()
+    shares = (counts["rows"].head(_NAMED) / max(present.len(), 1)).to_list()
+    return Distribution(
+        part=Part.COLUMN,
+        name=name,
+        rows=values.len(),
+        missing=1 - present.len() / max(values.len(), 1),
+        names=tuple(names),
+        shares=(*shares, max(1 - sum(shares), 0.0)),
+        known=tuple(sorted(counts[name])) if counts.height <= _KNOWN else None,
+    )
+
+
+def measure_columns(rows: pl.DataFrame, window: Sequence[Distribution], config: DriftConfig) -> list[Effect]:
+    """Holds the columns of a day against those of the window.
+
+    Args:
+        rows: Features of the day, n > 0; a column that is gone counts as missing everywhere.
+        window: What is remembered; scores and latents among it are passed over.
+        config: The thresholds.
+    """
+    effects = []
+    for known in window:
+        if known.part != Part.COLUMN:
+            continue
+        values = rows[known.name] if known.name in rows.columns else pl.Series(known.name, [None] * rows.height)
+        if known.is_category:
+            effects.append(_judged(_beside_categories(known, values), config))
+        else:
+            effects.append(measure_numbers(known, _numbers(values), rows.height, config))
+    return effects
+
+
+def measure_numbers(known: Distribution, values: Array, rows: int, config: DriftConfig) -> Effect:
+    """Holds numbers against what is remembered of them.
+
+    Args:
+        known: What is remembered.
+        values: Those that there are, (n,).
+        rows: With those that are missing.
+        config: The thresholds.
+    """
+    missing = 1 - len(values) / max(rows, 1) - known.missing
+    if not len(values) or known.missing == 1.0:
+        return _judged(Effect(part=known.part, name=known.name, psi=0.0, wasserstein=0.0, missing=missing), config)
+    psi = _psi(_counts(values, np.asarray(known.edges)), known.shares, known.rows * (1 - known.missing))
+    gap = float(np.abs(np.quantile(values, _GRID) - np.asarray(known.quantiles)).mean())
+    # Where nearly all values were the same, any other is as far as can be.
+    distance = gap / known.spread if known.spread else (0.0 if gap == 0 else 1e9)
+    effect = Effect(part=known.part, name=known.name, psi=psi, wasserstein=distance, missing=missing)
+    return _judged(effect, config)
+
+
+def _beside_categories(known: Distribution, values: pl.Series) -> Effect:
+    present = values.cast(pl.String).drop_nulls()
+    missing = 1 - present.len() / max(values.len(), 1) - known.missing
+    told: Mapping[str, int] = dict(present.value_counts(name="rows").iter_rows())
+    named = np.array([told.get(name, 0) for name in known.names], dtype=float)
+    counts = np.append(named, present.len() - named.sum())
+    psi = _psi(counts, known.shares, known.rows * (1 - known.missing)) if present.len() else 0.0
+    new = None
+    if known.known is not None:
+        new = float((~present.is_in(known.known)).sum()) / max(values.len(), 1)
+    return Effect(part=known.part, name=known.name, psi=psi, new_categories=new, missing=missing)
+
+
+def _psi(counts: Array, shares: Sequence[float], rows: float) -> float:
+    """Gives the index, less its mean where both are drawn from one distribution: bins less one over either count."""
+    expected, total = np.asarray(shares), float(counts.sum())
+    bins = len(expected)
+    if bins < 2 and not counts[1:].any():
+        return 0.0
+    # Half a row in each bin keeps the logarithm of an empty one finite.
+    now = (counts + 0.5) / (total + 0.5 * bins)
+    then = (expected * rows + 0.5) / (rows + 0.5 * bins)
+    index = float(((now - then) * np.log(now / then)).sum())
+    return max(index - (bins - 1) * (1 / total + 1 / max(rows, 1)), 0.0)
+
+
+def _judged(effect: Effect, config: DriftConfig) -> Effect:
+    told = []
+    if effect.psi > config.psi:
+        told.append(f"stability index {effect.psi:.2f}, at most {config.psi:g}")
+    if effect.wasserstein is not None and effect.wasserstein > config.wasserstein:
+        told.append(f"{effect.wasserstein:.2f} spreads away, at most {config.wasserstein:g}")
+    if effect.new_categories is not None and effect.new_categories > config.new_categories:
+        told.append(f"{effect.new_categories:.1%} of rows with new categories, at most {config.new_categories:.1%}")
+    if abs(effect.missing) > config.missing:
+        more = "more" if effect.missing > 0 else "fewer"
+        told.append(f"{abs(effect.missing):.1%} {more} values missing, at most {config.missing:.1%}")
+    return effect.model_copy(update={"is_drift": bool(told), "words": "; ".join(told)})
+
+
+def _counts(values: Array, edges: Array) -> Array:
+    places = np.searchsorted(edges, values, side="right")
+    return np.bincount(places, minlength=len(edges) + 1).astype(float)
+
+
+def _is_category(values: pl.Series) -> bool:
+    return not (values.dtype.is_numeric())
+
+
+def _numbers(values: pl.Series) -> Array:
+    if values.dtype == pl.Null:
+        return np.empty(0)
+    numbers = values.cast(pl.Float64).drop_nulls().to_numpy()
+    found: Array = numbers[np.isfinite(numbers)]
+    return found

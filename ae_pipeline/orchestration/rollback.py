@@ -1,0 +1,221 @@
+"""Rollback: lets another version serve, and moves its table with it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import PromotionError
+from ae_pipeline.orchestration.console import LOGGERS, Pace
+from ae_pipeline.orchestration.metadata import history_table
+from ae_pipeline.orchestration.stages import CODE_VERSION, DATASET_TAG, asset_key, explained, how_many, who_asked
+
+if TYPE_CHECKING:
+    from ae_pipeline.latents.publish import Progress, Publication
+    from ae_pipeline.orchestration.workspace import Workspace
+    from ae_pipeline.storage import DatasetPaths
+    from ae_pipeline.tracking import Tracker
+
+_DATA_VERSION, _CODE_VERSION, _INPUT_VERSION = (
+    f"dagster/{name}" for name in ("data_version", "code_version", "input_data_version")
+)
+
+
+class RollbackConfig(dg.Config):
+    """What a person asks for."""
+
+    version: int = Field(description="Version of the registered model that is to serve.")
+    why: str = Field(description="Kept in the history.")
+    who: str = Field(default="", description="Kept in the history; say who you are.")
+    even_if_rejected: bool = Field(
+        default=False, description="A version that the gate has rejected serves only where this is true."
+    )
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What a rollback came to.
+
+    Attributes:
+        version: Which serves.
+        before: Which did until then; the same where a rollback that was cut short is completed.
+        publication: Of its table.
+        words: The same for a person.
+    """
+
+    version: int
+    before: int | None
+    publication: "Publication"
+    words: str
+
+
+def roll_back(
+    config: PipelineConfig,
+    paths: "DatasetPaths",
+    tracker: "Tracker",
+    asked: RollbackConfig,
+    origin: Mapping[str, str],
+    progress: "Progress" = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> RolledBack:
+    """Lets a version serve: scores all days that it lacks, also those landed since, then moves alias and table.
+
+    Both move at the end, one right after the other, once every row is written and nothing is left to fail but the
+    commit itself. Should that happen, the days are published under the version that serves by whoever publishes next.
+
+    Args:
+        config: The pipeline's.
+        paths: The dataset's.
+        tracker: The model store.
+        asked: Which version, why, and on whose behalf.
+        origin: Runs that this comes from.
+        progress: Told while it works.
+        say: Told what is done.
+
+    Raises:
+        PromotionError: There is no such version, or the gate has rejected it.
+        StorageError: Its bundle is gone.
+        BundleError: Its bundle cannot be read, or not score the features that there are now.
+    """
+    from ae_pipeline.bundle import ModelBundle
+    from ae_pipeline.journal import Change, Entry, now, record
+    from ae_pipeline.latents.publish import publish
+    from ae_pipeline.orchestration.model_steps import DECIDED, GATE_TAG
+    from ae_pipeline.preprocessing.features import features_content
+    from ae_pipeline.tracking import CHALLENGER, CHAMPION
+
+    there = {version.version: version for version in tracker.versions(config.dataset)}
+    if asked.version not in there:
+        raise PromotionError(
+            f"{config.dataset!r} has no version {asked.version} that could serve; choose among "
+            f"{', '.join(map(str, sorted(there))) or 'none: train one first'}"
+        )
+    target = there[asked.version]
+    gate = target.tags.get(GATE_TAG, "rejected: it was never judged")
+    if gate != "passed" and not asked.even_if_rejected:
+        raise PromotionError(
+            f"version {target.version} of {config.dataset!r} was {gate}; choose another, or give even_if_rejected"
+        )
+    bundle = ModelBundle.load(tracker.bundle_folder(target))
+    serving = tracker.version(config.dataset, CHAMPION)
+    before = serving.version if serving else None
+
+    def move() -> None:
+        if before == target.version:
+            return
+        challenger = tracker.version(config.dataset, CHALLENGER)
+        if challenger is not None and DECIDED not in challenger.tags:
+            # One that waits for its decision must not undo this one.
+            tracker.tag_version(config.dataset, challenger.version, {DECIDED: "passed over by a rollback"})
+        tracker.set_alias(config.dataset, CHAMPION, target.version)
+        runs = {**origin, "mlflow_run_id": target.run_id}
+        record(paths, Entry(now(), Change.ROLLED_BACK, target.version, before, asked.who, asked.why, {}, runs))
+        say(f"version {target.version} serves in place of version {before}")
+
+    days = list(features_content(config, paths))
+    facts = {**origin, "mlflow_run_id": target.run_id}
+    done = publish(days, paths, bundle, target.version, facts, progress, config, before_commit=move)
+    built = sum(day.built for day in done.days)
+    words = (
+        f"version {target.version} serves; {how_many(len(done.days), 'day')} of its table, {built:,} scored now, "
+        f"{'in table version ' + str(done.table_version) if done.committed else 'stood so before'}"
+    )
+    return RolledBack(target.version, before, done, words)
+
+
+def build_rollback_job(pipeline: PipelineConfig) -> dg.JobDefinition:
+    """Builds the job that a person starts in the UI, or by `ae-pipeline rollback`."""
+
+    @dg.op(
+        name=op_name(pipeline),
+        description="Lets another version serve: its alias and its table move together.",
+        required_resource_keys={"workspace", f"{pipeline.dataset}_lock"},
+        pool=pipeline.dataset,
+    )
+    def op(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
+        workspace: Workspace = context.resources.workspace
+        paths, tracker = workspace.paths(pipeline.dataset), workspace.tracker()
+        asked = config.model_copy(update={"who": config.who or who_asked(context.run.tags)})
+        origin = {"dagster_run_id": context.run.root_run_id or context.run.run_id}
+        with explained():
+            done = roll_back(pipeline, paths, tracker, asked, origin, Pace(context.log.info), context.log.info)
+        context.log.info(done.words)
+        from ae_pipeline.reports.page import refresh_operations
+
+        refresh_operations(paths, pipeline.drift.min_rows)
+        _tell(context, pipeline, paths, done)
+
+    return _job_of(pipeline, op)
+
+
+def op_name(config: PipelineConfig) -> str:
+    """Names the op, whose config says which version."""
+    return f"{config.dataset}_roll_back"
+
+
+def rollback_config(config: PipelineConfig, asked: RollbackConfig) -> dict[str, Any]:
+    """Gives the run config of a rollback."""
+    return {"ops": {op_name(config): {"config": asked.model_dump()}}, **LOGGERS}
+
+
+def _job_of(config: PipelineConfig, op: dg.OpDefinition) -> dg.JobDefinition:
+    @dg.job(
+        name=f"{config.dataset}_rollback",
+        description="Lets another version of the model serve. Days landed since are added under it first; then alias "
+        "and latent table move together, and the reports follow.",
+        tags={DATASET_TAG: config.dataset},
+        # What the launchpad shows first: there is no version 0, so that nobody rolls back without a choice.
+        config=rollback_config(config, RollbackConfig(version=0, why="")),
+    )
+    def job() -> None:
+        op()
+
+    return job
+
+
+def _tell(context: dg.OpExecutionContext, config: PipelineConfig, paths: "DatasetPaths", done: RolledBack) -> None:
+    """Tells Dagster what the rollback made, as runs of the assets would: versions of the data and of their inputs."""
+    champion, latents, features = (asset_key(config, name) for name in ("champion", "latent_features", "features"))
+    inputs = _versions_of(context.instance, config, asset_key(config, "autoencoder"))
+    facts: dict[str, Any] = {
+        "model_version": done.version,
+        "decision": done.words,
+        "promoted": False,
+        "history": history_table(paths),
+    }
+    tags = _tags(str(done.version), {asset_key(config, "autoencoder"): inputs.get(None, "")})
+    context.log_event(dg.AssetMaterialization(champion, metadata=facts, tags=tags))
+    inputs = _versions_of(context.instance, config, features)
+    for day in done.publication.days:
+        partition = day.day if config.is_daily else None
+        tags = _tags(
+            f"{done.publication.latent_space}/{day.key}",
+            {champion: str(done.version), features: inputs.get(partition, "")},
+        )
+        told = {
+            "dagster/partition_row_count" if partition else "dagster/row_count": day.rows,
+            "rows_flagged": day.flagged,
+            "model_version": done.version,
+            "table_version": done.publication.table_version,
+        }
+        context.log_event(dg.AssetMaterialization(latents, partition=partition, metadata=told, tags=tags))
+
+
+def _tags(version: str, inputs: Mapping[dg.AssetKey, str]) -> dict[str, str]:
+    told = {f"{_INPUT_VERSION}/{key.to_user_string()}": value for key, value in inputs.items() if value}
+    return {_DATA_VERSION: version, f"{_DATA_VERSION}_is_user_provided": "true", _CODE_VERSION: CODE_VERSION, **told}
+
+
+def _versions_of(instance: dg.DagsterInstance, config: PipelineConfig, key: dg.AssetKey) -> dict[str | None, str]:
+    """Gives the newest data version of an asset, by partition; of one without any by None."""
+    if config.is_daily and key == asset_key(config, "features"):
+        found = instance.event_log_storage.get_latest_tags_by_partition(
+            key, dg.DagsterEventType.ASSET_MATERIALIZATION, [_DATA_VERSION]
+        )
+        return {day: tags[_DATA_VERSION] for day, tags in found.items() if _DATA_VERSION in tags}
+    event = instance.get_latest_materialization_event(key)
+    tags = event.asset_materialization.tags if event and event.asset_materialization else None
+    return {None: tags[_DATA_VERSION]} if tags and _DATA_VERSION in tags else {}

@@ -1,0 +1,186 @@
+"""What a dataset needs now: the questions that its sensors ask, each answered by runs or by a reason for none.
+
+They look at the state and not at what has happened. So nothing is lost when a run fails, a version is promoted while
+days are published, or the daemon was down: what is still to be done shows again at the next look.
+"""
+
+import datetime as dt
+import time
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.stages import DATASET_TAG, how_many, shortened
+from ae_pipeline.orchestration.workspace import Workspace
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
+
+REQUEST_TAG = "ae_pipeline/request"
+"""Tag of a run that a sensor asked for: names what was to be done, so that its attempts can be counted."""
+
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 3600.0
+"""Seconds after which what an attempt has not done is tried again: the first time, and at most; each doubles it."""
+
+_SETTLED = 3.0
+"""Seconds since a file was last written after which it is read: before, it may still be growing."""
+
+_SILENT = 120.0
+"""Seconds without an event after which a run that does not hold its dataset's lock has died."""
+
+Answer = list[dg.RunRequest] | dg.SkipReason
+
+
+def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
+    """Asks for new and changed landed files to be read, and for raw_data and features of the days that they change."""
+    if busy := why_busy(config, workspace, instance):
+        return dg.SkipReason(busy)
+    from ae_pipeline.ingestion.landing import unread_files
+    from ae_pipeline.orchestration.pending import days_to_ingest
+
+    paths = workspace.paths(config.dataset)
+    unread = unread_files(config, paths, dt.datetime.now(dt.UTC).date())
+    newest = max((written for _, written in unread.values()), default=0)
+    if unread and time.time() - newest / 1e9 < _SETTLED:
+        return dg.SkipReason(f"{how_many(len(unread), 'new or changed file')}, the newest still being written")
+    if unread:
+        words = f"{how_many(len(unread), 'new or changed file')}: {shortened(sorted(unread))}"
+        return _requests(config, instance, "intake", {"": words}, hash_json(unread))
+    days = days_to_ingest(config, paths)
+    if not days:
+        return dg.SkipReason("nothing new: every landed file is read, and every day has its features")
+    contract = hash_json(paths.contract.read_text(encoding="utf-8"))
+    ledger = hash_json(paths.ledger.read_text(encoding="utf-8") if paths.ledger.exists() else "")
+    return _ranges(config, instance, "ingest", days, hash_json([contract, ledger]))
+
+
+def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
+    """Asks for latents and reports of the days whose rows are not those that the model that serves would give."""
+    if busy := why_busy(config, workspace, instance):
+        return dg.SkipReason(busy)
+    from ae_pipeline.orchestration.pending import days_without_report
+    from ae_pipeline.preprocessing.features import features_content
+    from ae_pipeline.tracking import CHAMPION
+
+    paths, tracker = workspace.paths(config.dataset), workspace.tracker()
+    champion = tracker.version(config.dataset, CHAMPION)
+    if champion is None:
+        return dg.SkipReason("no version serves so far; the first training gives one")
+    days = days_without_report(config, paths, tracker)
+    if not days:
+        return dg.SkipReason(f"every day is published and reported on under version {champion.version}")
+    content = features_content(config, paths)
+    state = hash_json([champion.version, champion.run_id, [content.get(day) for day in days]])
+    return _ranges(config, instance, "publish", days, state)
+
+
+def next_training(
+    config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance
+) -> dg.RunRequest | dg.SkipReason:
+    """Asks for a training where one is due, and otherwise says why not."""
+    filters = dg.RunsFilter(job_name=f"{config.dataset}_train", statuses=ACTIVE)
+    why_busy(config, workspace, instance)  # ends a training whose process has died
+    if running := instance.get_runs(filters, limit=1):
+        return dg.SkipReason(f"a training is running: run {running[0].run_id}")
+    from ae_pipeline.orchestration.retraining import is_training_due, last_training
+    from ae_pipeline.preprocessing.features import features_content  # polars, which loading the definitions can spare
+
+    now = features_content(config, workspace.paths(config.dataset))
+    due = is_training_due(config, now, last_training(instance, config))
+    return dg.RunRequest(tags={"ae_pipeline/reason": due.words}) if due.yes else dg.SkipReason(due.words)
+
+
+def drift_work(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
+    """Asks for a training where the newest days have drifted and enough new rows are there."""
+    from ae_pipeline.reports.drifted import drifting_days
+
+    wanted = config.retrain.drifting_days or 0
+    days = drifting_days(workspace.paths(config.dataset), config.drift.min_rows)
+    if len(days) < wanted:
+        return dg.SkipReason(f"{how_many(len(days), 'day')} in a row have drifted, fewer than drifting_days={wanted}")
+    due = next_training(config, workspace, instance)
+    if isinstance(due, dg.SkipReason):
+        return due
+    words = f"the newest {how_many(len(days), 'day')} have drifted; {due.tags['ae_pipeline/reason']}"
+    return _requests(config, instance, "train", {"": words}, hash_json(days[-1]))
+
+
+def why_busy(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> str | None:
+    """Names the run of a dataset that is under way, if there is one; ends those whose process has died."""
+    filters = dg.RunsFilter(tags={DATASET_TAG: config.dataset}, statuses=ACTIVE)
+    for found in instance.get_run_records(filters):
+        run = found.dagster_run
+        if run.status == dg.DagsterRunStatus.STARTED and _has_died(found, workspace.paths(config.dataset), instance):
+            instance.report_run_failed(run, "its process has ended without a word: it holds no lock any more")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            continue
+        return f"run {run.run_id} of {run.job_name} is under way ({run.status.value.lower()})"
+    return None
+
+
+def _has_died(found: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInstance) -> bool:
+    began = found.start_time or found.create_timestamp.timestamp()
+    if time.time() - began < _SILENT or not paths.lock.exists():
+        return False
+    try:
+        with FileLock(paths.lock).acquire(timeout=0):
+            pass
+    except Timeout:
+        return False
+    newest = instance.get_records_for_run(found.dagster_run.run_id, limit=1, ascending=False).records
+    return not newest or time.time() - newest[0].timestamp > _SILENT
+
+
+def _ranges(config: PipelineConfig, instance: dg.DagsterInstance, job: str, days: Sequence[str], state: str) -> Answer:
+    from ae_pipeline.orchestration.pending import contiguous
+
+    spans: dict[str, Mapping[str, str]] = {}
+    for first, last in contiguous(days):
+        words = "all rows" if first == ALL_ROWS else first if first == last else f"{first} to {last}"
+        spans[words] = range_tags(first, last)
+    return _requests(config, instance, job, {words: words for words in spans}, state, spans)
+
+
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """Gives the tags of a run over days; none where rows have no days."""
+    if first == ALL_ROWS:
+        return {}
+    return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+
+
+def _requests(
+    config: PipelineConfig,
+    instance: dg.DagsterInstance,
+    job: str,
+    parts: Mapping[str, str],
+    state: str,
+    tags: Mapping[str, Mapping[str, str]] | None = None,
+) -> Answer:
+    """Asks for a run of each part, and for one again that has not done what it was to do, after a pause that grows."""
+    wanted, waiting = [], []
+    for part, words in parts.items():
+        key = f"{job} {part} {state}"
+        name = f"{config.dataset}_{job}"
+        earlier = instance.get_run_records(dg.RunsFilter(job_name=name, tags={REQUEST_TAG: key}), limit=20)
+        if earlier:
+            last = earlier[0]
+            ended = last.end_time or last.update_timestamp.timestamp()
+            pause = min(_FIRST_PAUSE * 2 ** (len(earlier) - 1), _LONGEST_PAUSE)
+            if time.time() < ended + pause:
+                again = dt.datetime.fromtimestamp(ended + pause, dt.UTC)
+                run = last.dagster_run
+                waiting.append(
+                    f"{words}: run {run.run_id} ended ({run.status.value.lower()}), again at {again:%H:%M:%S} UTC"
+                )
+                continue
+        more = {REQUEST_TAG: key, "ae_pipeline/reason": words, **(tags or {}).get(part, {})}
+        wanted.append(dg.RunRequest(run_key=f"{key} {len(earlier)}", job_name=name, tags=more))
+    return wanted or dg.SkipReason("; ".join(waiting))

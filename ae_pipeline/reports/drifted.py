@@ -1,0 +1,141 @@
+"""Drift of the days after the training window of the model that serves: one table, a row for each effect of a day."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.drift import Effect, Part, measure_columns, measure_numbers
+from ae_pipeline.latents.read import PublishedDay, published_day
+from ae_pipeline.storage import DatasetPaths, hash_json, write_parquet
+
+_SCHEMA: dict[str, type[pl.DataType]] = {
+    "day": pl.String,
+    "identity": pl.String,
+    "rows": pl.Int64,
+    "part": pl.String,
+    "name": pl.String,
+    "psi": pl.Float64,
+    "wasserstein": pl.Float64,
+    "new_categories": pl.Float64,
+    "missing": pl.Float64,
+    "is_drift": pl.Boolean,
+    "words": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class DriftedDay:
+    """A day after the training window.
+
+    Attributes:
+        day: ISO date.
+        rows: On it.
+        effects: What has drifted, the farthest first; none where the day is like the window.
+        is_judged: Whether it has rows enough to be judged.
+    """
+
+    day: str
+    rows: int
+    effects: tuple[Effect, ...]
+    is_judged: bool
+
+    @property
+    def words(self) -> str:
+        """What has drifted, for a person."""
+        told = [f"{effect.part.value} {effect.name}: {effect.words}" for effect in self.effects[:3]]
+        more = len(self.effects) - len(told)
+        return " · ".join(told) + (f" · and {more} more" if more > 0 else "")
+
+
+def measure_drift(
+    files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
+) -> tuple[DriftedDay, ...]:
+    """Holds every published day after the training window against it, and keeps what came of it in `drift.parquet`.
+
+    Days measured before stay as they are while their rows, the model and the thresholds do.
+
+    Args:
+        files: The published days.
+        paths: The dataset's.
+        bundle: The model that the table was scored with.
+        config: The thresholds.
+
+    Returns:
+        The days after the window, the oldest first; none without event time.
+    """
+    if not bundle.reference:
+        return ()
+    rule = hash_json([config.drift.model_dump(), bundle.fingerprint])
+    wanted = {day: f"{found.identity} {rule}" for day, found in files.items() if day > bundle.window.days[-1]}
+    place = paths.reports / "drift.parquet"
+    empty = pl.DataFrame(schema=_SCHEMA)
+    before = pl.read_parquet(place) if place.exists() else empty
+    known = before.filter(pl.col("identity").is_in(list(wanted.values())))
+    there = set(known["day"])
+    parts = [
+        known,
+        *(_measured(day, wanted[day], files[day], paths, bundle, config) for day in wanted if day not in there),
+    ]
+    everything = pl.concat(parts).sort("day", maintain_order=True)
+    if not everything.equals(before) or not place.exists():
+        write_parquet(place, everything.to_arrow())
+    return drifted_days(everything, config.drift.min_rows)
+
+
+def drifted_days(effects: pl.DataFrame, min_rows: int) -> tuple[DriftedDay, ...]:
+    """Makes days of the rows of `drift.parquet`."""
+    days = []
+    for (day,), part in effects.group_by("day", maintain_order=True):
+        rows = int(part["rows"][0])
+        drifted = part.filter("is_drift").sort("psi", descending=True)
+        found = [Effect.model_validate({name: row[name] for name in Effect.model_fields}) for row in drifted.to_dicts()]
+        days.append(DriftedDay(str(day), rows, tuple(found), rows >= min_rows))
+    return tuple(days)
+
+
+def read_drift(paths: DatasetPaths, min_rows: int) -> tuple[DriftedDay, ...]:
+    """Reads the days after the training window as they were measured last, the oldest first."""
+    place = paths.reports / "drift.parquet"
+    return drifted_days(pl.read_parquet(place), min_rows) if place.exists() else ()
+
+
+def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
+    """Lists the newest days that have drifted without one between them that has not, the newest last."""
+    found: list[str] = []
+    for day in reversed([day for day in read_drift(paths, min_rows) if day.is_judged]):
+        if not day.effects:
+            break
+        found.insert(0, day.day)
+    return found
+
+
+def _measured(
+    day: str, identity: str, found: PublishedDay, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
+) -> pl.DataFrame:
+    rows = pl.read_parquet(
+        paths.features(day), columns=[name for name in bundle.columns if name in _columns(day, paths)]
+    )
+    scored = published_day(found, paths)
+    effects: list[Effect] = []
+    if scored.height >= config.drift.min_rows:
+        effects += measure_columns(rows, bundle.reference, config.drift)
+        numbers: Sequence[Part] = (Part.SCORE, Part.LATENT)
+        effects += [
+            measure_numbers(known, scored[known.name].cast(pl.Float64).to_numpy(), scored.height, config.drift)
+            for known in bundle.reference
+            if known.part in numbers
+        ]
+    # A day that is not judged has a row too, so that it is known to have been looked at.
+    effects = effects or [Effect(part=Part.SCORE, name="score", psi=0.0)]
+    told = [
+        {"day": day, "identity": identity, "rows": scored.height, **effect.model_dump(mode="json")}
+        for effect in effects
+    ]
+    return pl.DataFrame(told, schema=_SCHEMA)
+
+
+def _columns(day: str, paths: DatasetPaths) -> set[str]:
+    return set(pl.read_parquet_schema(paths.features(day)))
