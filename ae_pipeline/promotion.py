@@ -11,7 +11,7 @@ import torch
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.detector import Detector
-from ae_pipeline.errors import BundleError
+from ae_pipeline.errors import BundleError, TrainingError
 from ae_pipeline.faults import plant_faults
 from ae_pipeline.preprocessing.image_encoder import ImageEncoder, pixels
 from ae_pipeline.preprocessing.table_encoder import Matrix
@@ -90,13 +90,17 @@ def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> p
         paths: The dataset's.
 
     Returns:
-        None where all days of the gate lie within the other's window, or the gate has none.
+        The rows; none where all days of the gate lie within the other's window, or the gate has none.
     """
     last = champion.days[-1] if champion else ""
     days = window.gate if window.gate == (ALL_ROWS,) else tuple(day for day in window.gate if day > last)
     if not days:
         return pl.DataFrame()
-    rows = Window(window.train, (), (), "", window.split_by, window.only_normal, days).rows(GATE, paths)
+    own = Window(window.train, (), (), "", window.split_by, window.only_normal, days)
+    try:
+        rows = own.rows(GATE, paths)
+    except TrainingError:  # of few rows without event time, or of days of nothing but anomalies, none may be left
+        return pl.DataFrame()
     if rows.height > _GATE_ROWS:
         drawn = rows["row_id"].hash(seed=1).arg_sort().head(_GATE_ROWS).sort()
         rows = rows[drawn]

@@ -297,11 +297,17 @@ class TestRetraining:
         ids=["threshold", "width"],
     )
     def test_latents_that_are_not_compatible_warn_and_keep_no_model_from_serving(self, served, changes, words):
-        trained = self.retrain(served, **changes)
+        trained = self.retrain(served, gate={"most_worse": 9, "most_lost": 0.9}, **changes)
         assert not trained.compatible.passed
         assert words in trained.compatible.words
         assert trained.alignment.is_compatible is trained.bundle.facts["alignment"]["is_compatible"] is False
         assert served[1].version_number(DATASET, trained.version.version).tags["gate"] == "passed"
+
+    def test_they_do_where_the_gate_asks_for_compatible_ones(self, served):
+        trained = self.retrain(served, gate={"compatible": True}, latents={"least_explained": 0.9999})
+        gate = served[1].version_number(DATASET, trained.version.version).tags["gate"]
+        assert gate.startswith("rejected: latents_compatible: the best affine map explains")
+        assert self.retrain(served, gate={"compatible": True}, latents={"least_explained": 0.01}).compatible.passed
 
     def test_a_model_that_cannot_be_read_any_more_is_named(self, served, monkeypatch):
         monkeypatch.setattr("ae_pipeline.bundle.FORMAT", 99)

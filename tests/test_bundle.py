@@ -207,7 +207,7 @@ class TestRefusals:
     @pytest.mark.parametrize("found", [4, "5", None])
     def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
         edit_manifest(folder, lambda manifest: manifest.update(format=found))
-        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 5"):
+        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 6"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])

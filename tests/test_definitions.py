@@ -17,6 +17,9 @@ IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
 TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
 
 
+JOBS = ("ingest", "train", "publish", "day", "intake", "rollback")
+
+
 @pytest.fixture(scope="module")
 def location() -> dg.Definitions:
     return defs()
@@ -40,7 +43,15 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
             f"{name}/autoencoder": (
                 [f"{name}/features"],
                 False,
-                ["finite_weights", "latents_compatible", "latents_not_collapsed", "loss_fell"],
+                [
+                    "calibration_no_worse",
+                    "finite_weights",
+                    "latents_compatible",
+                    "latents_not_collapsed",
+                    "loss_fell",
+                    "planted_faults_found",
+                    "reconstruction_no_worse",
+                ],
             ),
             f"{name}/champion": ([f"{name}/autoencoder"], False, ["can_be_loaded"]),
             f"{name}/latent_features": (
@@ -48,11 +59,17 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
                 daily,
                 ["calibration_holds", "latents_not_collapsed", "rows_kept"],
             ),
-            f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget"]),
+            f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget", "drift"]),
         }
     assert found == expected
     jobs = {job.name for job in location.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {f"{name}_{job}" for name in IS_DAILY for job in ("ingest", "train", "publish", "day")}
+    assert jobs == {f"{name}_{job}" for name in IS_DAILY for job in JOBS}
+    sensors = {sensor.name: sensor.default_status for sensor in location.sensors or []}
+    assert sensors == {
+        f"{name}_{sensor}": dg.DefaultSensorStatus.STOPPED
+        for name in IS_DAILY
+        for sensor in ("landing", "rebuild", "failure")
+    }
     crons = {}
     for name in IS_DAILY:
         schedule = location.resolve_schedule_def(f"{name}_retrain")

@@ -13,7 +13,7 @@ from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.errors import ConfigError, StorageError, TrainingError
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
 from ae_pipeline.preprocessing.features import FeatureColumn, build_features, build_features_day, feature_columns
-from ae_pipeline.preprocessing.window import PARTS, cut_window
+from ae_pipeline.preprocessing.window import GATE, PARTS, cut_window
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
 
 ROOT = Path("nowhere")
@@ -242,7 +242,7 @@ def parts_of(root: Path, rows: pl.DataFrame, **settings: Any) -> dict[str, pl.Da
     paths = DatasetPaths(root, "d")
     write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
     window = cut_window({ALL_ROWS: "content"}, config)
-    return {part: window.rows(part, paths) for part in PARTS}
+    return {part: window.rows(part, paths) for part in (*PARTS, GATE)}
 
 
 def grouped(groups: int, rows: int) -> pl.DataFrame:
@@ -253,9 +253,15 @@ def grouped(groups: int, rows: int) -> pl.DataFrame:
 
 @pytest.mark.parametrize(
     ("groups", "sizes"),
-    [(3, (1, 1, 1)), (4, (2, 1, 1)), (7, (5, 1, 1)), (10, (7, 1, 2)), (20, (14, 2, 4)), (200, (140, 20, 40))],
+    [
+        (4, (1, 1, 1, 1)),
+        (7, (4, 1, 1, 1)),
+        (10, (6, 1, 2, 1)),
+        (20, (14, 2, 3, 1)),
+        (200, (140, 20, 30, 10)),
+    ],
 )
-def test_groups_are_cut_7_to_1_to_2_and_none_stands_in_two_parts(
+def test_groups_are_cut_14_to_2_to_3_to_1_and_none_stands_in_two_parts(
     tmp_path: Path, groups: int, sizes: tuple[int, ...]
 ) -> None:
     rows = grouped(groups, 5)
@@ -272,15 +278,15 @@ def test_groups_are_cut_7_to_1_to_2_and_none_stands_in_two_parts(
 def test_a_group_is_what_all_columns_of_the_split_say(tmp_path: Path) -> None:
     rows = grouped(10, 10).with_columns(h=pl.Series([n % 2 for n in range(100)]))
     parts = parts_of(tmp_path, rows, training={"split_by": ["g", "h"]})
-    assert [part.select("g", "h").n_unique() for part in parts.values()] == [14, 2, 4]
+    assert [part.select("g", "h").n_unique() for part in parts.values()] == [14, 2, 3, 1]
     assert pl.concat([part.select("g", "h").unique() for part in parts.values()]).is_duplicated().sum() == 0
 
 
 def test_patches_of_an_image_are_kept_together(tmp_path: Path) -> None:
     rows = grouped(10, 9).rename({"g": "file"})
     parts = parts_of(tmp_path, rows, identity=["file", "top", "left"], images={"patch": 8})
-    assert [part["file"].n_unique() for part in parts.values()] == [7, 1, 2]
-    assert [part.height for part in parts.values()] == [63, 9, 18]
+    assert [part["file"].n_unique() for part in parts.values()] == [6, 1, 2, 1]
+    assert [part.height for part in parts.values()] == [54, 9, 18, 9]
 
 
 def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_stay(tmp_path: Path) -> None:
@@ -300,16 +306,16 @@ def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_sta
 def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: Path) -> None:
     rows = grouped(100, 2).with_columns(is_known_anomaly=pl.col("g").str.len_chars() == 3)  # g10 … g99
     parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True, "split_by": ["g"]})
-    assert [part["g"].n_unique() for part in parts.values()] == [7, 1, 2]
+    assert [part["g"].n_unique() for part in parts.values()] == [6, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
         (
-            grouped(2, 50),
+            grouped(3, 50),
             {"training": {"split_by": ["g"]}},
-            "'d' has 2 groups of rows by g, and train, .* each need one of their own; land more, or choose columns",
+            "'d' has 3 groups of rows by g, and train, .* each need one of their own; land more, or choose columns",
         ),
         (grouped(1, 1), {}, "no row is left for the [a-z]+ part of 'd': 1 rows; land more, or change label"),
         (

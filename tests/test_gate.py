@@ -247,8 +247,8 @@ class TestJudge:
 
     def test_without_a_champion_or_rows_nothing_is_compared_and_the_verdicts_say_so(self, fitted, rivals):
         rows = gate_rows(rivals[1].window, None, fitted.paths)
-        for verdict in judge(rivals[1], None, rows, "no version serves so far", GateConfig()):
-            assert (verdict.passed, verdict.words) == (True, "not compared: no version serves so far")
+        for verdict in judge(rivals[1], None, rows, "0 versions serve so far", GateConfig()):
+            assert (verdict.passed, verdict.words) == (True, "not compared: 0 versions serve so far")
         for verdict in judge(rivals[1], rivals[0], pl.DataFrame(), "", GateConfig()):
             assert (verdict.passed, verdict.words) == (
                 True,

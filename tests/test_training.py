@@ -17,7 +17,7 @@ from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
-from ae_pipeline.preprocessing.window import PARTS, cut_window
+from ae_pipeline.preprocessing.window import GATE, PARTS, cut_window
 from ae_pipeline.promotion import finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
 from ae_pipeline.training import TrainingResult, choose_device, evaluate, train
@@ -219,17 +219,17 @@ class TestWindow:
         assert rows["event_time"].is_sorted()
         assert rows.height == 40 * 60
 
-    def test_rows_without_event_time_are_cut_by_identity_into_seven_one_and_two_tenths(self, tmp_path):
+    def test_rows_without_event_time_are_cut_by_identity_14_to_2_to_3_to_1(self, tmp_path):
         undated = PipelineConfig(dataset="d", identity=("id",))
         window, paths = cut_window({ALL_ROWS: "content"}, undated), DatasetPaths(tmp_path, "d")
         names = pl.DataFrame({"row_id": [f"row {place}" for place in range(4000)]})
         write_parquet(paths.features(ALL_ROWS), names.to_arrow())
-        parts = {part: window.rows(part, paths)["row_id"].to_list() for part in PARTS}
+        parts = {part: window.rows(part, paths)["row_id"].to_list() for part in (*PARTS, GATE)}
         assert sorted(itertools.chain(*parts.values())) == sorted(names["row_id"])
-        assert [len(parts[part]) / 4000 for part in PARTS] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+        assert [len(part) / 4000 for part in parts.values()] == pytest.approx([0.7, 0.1, 0.15, 0.05], abs=0.03)
         write_parquet(paths.features(ALL_ROWS), names.reverse().head(3000).to_arrow())
-        for part in PARTS:  # a row stays in its part whatever stands beside it
-            assert set(window.rows(part, paths)["row_id"]) <= set(parts[part])
+        for part, ids in parts.items():  # a row stays in its part whatever stands beside it
+            assert set(window.rows(part, paths)["row_id"]) <= set(ids)
 
     def test_without_features_of_an_undated_dataset_the_error_names_what_to_materialize(self):
         with pytest.raises(TrainingError, match="features of 'd' hold no rows; materialize raw_data and features"):

@@ -30,7 +30,7 @@ JOBS = {
 }
 """Jobs of each dataset over its assets, by the end of their names: stages and what they are for."""
 
-_TICK_SECONDS = 15
+_TICK_SECONDS = 10
 """How often the sensors look, where nothing else keeps the daemon."""
 
 _RETRIED = {

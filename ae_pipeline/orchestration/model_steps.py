@@ -233,7 +233,7 @@ def _beside_champion(
     """Lets the new model face the version that serves on the gate's rows."""
     champion = before.champion.bundle if before.champion else None
     rows = gate_rows(bundle.window, champion.window if champion else None, paths)
-    why_not = before.why_not or "no version serves so far"
+    why_not = before.why_not or "0 versions serve so far"
     return judge(bundle, champion, rows, why_not, config.gate)
 
 
@@ -358,7 +358,8 @@ def _parts_in_words(
         else:
             sizes.append(f"{how_many(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
     words = "training on {}, validating on {}, calibrating on {}".format(*sizes)
-    return f"{words}; the gate keeps the {how_many(len(window.gate), 'day')} after" if config.is_daily else words
+    gate = how_many(len(window.gate), "day") if config.is_daily else f"{gate_rows(window, None, paths).height:,}"
+    return f"{words}; {gate} left to the gate"
 
 
 def _flat(prefix: str, values: Mapping[str, _T]) -> dict[str, _T]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 from pydantic import Field
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from ae_pipeline.orchestration.workspace import Workspace
     from ae_pipeline.storage import DatasetPaths
     from ae_pipeline.tracking import Tracker
-
-_DATA_VERSION, _CODE_VERSION, _INPUT_VERSION = (
-    f"dagster/{name}" for name in ("data_version", "code_version", "input_data_version")
-)
 
 
 class RollbackConfig(dg.Config):
@@ -178,22 +174,25 @@ def _job_of(config: PipelineConfig, op: dg.OpDefinition) -> dg.JobDefinition:
 
 def _tell(context: dg.OpExecutionContext, config: PipelineConfig, paths: "DatasetPaths", done: RolledBack) -> None:
     """Tells Dagster what the rollback made, as runs of the assets would: versions of the data and of their inputs."""
-    champion, latents, features = (asset_key(config, name) for name in ("champion", "latent_features", "features"))
-    inputs = _versions_of(context.instance, config, asset_key(config, "autoencoder"))
+    instance, by_day = context.instance, config.is_daily
+    autoencoder, champion, features, latents = (
+        asset_key(config, name) for name in ("autoencoder", "champion", "features", "latent_features")
+    )
     facts: dict[str, Any] = {
         "model_version": done.version,
         "decision": done.words,
         "promoted": False,
         "history": history_table(paths),
     }
-    tags = _tags(str(done.version), {asset_key(config, "autoencoder"): inputs.get(None, "")})
+    trained = _newest(instance, autoencoder, by_day=False)
+    tags = _tags(str(done.version), {autoencoder: trained.get(None)})
     context.log_event(dg.AssetMaterialization(champion, metadata=facts, tags=tags))
-    inputs = _versions_of(context.instance, config, features)
+    serving, made = _newest(instance, champion, by_day=False), _newest(instance, features, by_day)
     for day in done.publication.days:
-        partition = day.day if config.is_daily else None
+        partition = day.day if by_day else None
         tags = _tags(
             f"{done.publication.latent_space}/{day.key}",
-            {champion: str(done.version), features: inputs.get(partition, "")},
+            {champion: serving.get(None), features: made.get(partition)},
         )
         told = {
             "dagster/partition_row_count" if partition else "dagster/row_count": day.rows,
@@ -204,18 +203,31 @@ def _tell(context: dg.OpExecutionContext, config: PipelineConfig, paths: "Datase
         context.log_event(dg.AssetMaterialization(latents, partition=partition, metadata=told, tags=tags))
 
 
-def _tags(version: str, inputs: Mapping[dg.AssetKey, str]) -> dict[str, str]:
-    told = {f"{_INPUT_VERSION}/{key.to_user_string()}": value for key, value in inputs.items() if value}
-    return {_DATA_VERSION: version, f"{_DATA_VERSION}_is_user_provided": "true", _CODE_VERSION: CODE_VERSION, **told}
+class _Event(NamedTuple):
+    """A materialization: its data version, and its place in the log."""
+
+    version: str
+    place: int
 
 
-def _versions_of(instance: dg.DagsterInstance, config: PipelineConfig, key: dg.AssetKey) -> dict[str | None, str]:
-    """Gives the newest data version of an asset, by partition; of one without any by None."""
-    if config.is_daily and key == asset_key(config, "features"):
-        found = instance.event_log_storage.get_latest_tags_by_partition(
-            key, dg.DagsterEventType.ASSET_MATERIALIZATION, [_DATA_VERSION]
-        )
-        return {day: tags[_DATA_VERSION] for day, tags in found.items() if _DATA_VERSION in tags}
-    event = instance.get_latest_materialization_event(key)
-    tags = event.asset_materialization.tags if event and event.asset_materialization else None
-    return {None: tags[_DATA_VERSION]} if tags and _DATA_VERSION in tags else {}
+def _tags(version: str, inputs: Mapping[dg.AssetKey, _Event | None]) -> dict[str, str]:
+    told = {"dagster/data_version": version, "dagster/data_version_is_user_provided": "true"}
+    told["dagster/code_version"] = CODE_VERSION
+    for key, event in inputs.items():
+        if event is not None:
+            told[f"dagster/input_data_version/{key.to_user_string()}"] = event.version
+            told[f"dagster/input_event_pointer/{key.to_user_string()}"] = str(event.place)
+    return told
+
+
+def _newest(instance: dg.DagsterInstance, key: dg.AssetKey, by_day: bool) -> dict[str | None, _Event]:
+    """Gives the newest materialization of an asset by partition; of one without any by None."""
+    tag = "dagster/data_version"
+    if by_day:
+        log, kind = instance.event_log_storage, dg.DagsterEventType.ASSET_MATERIALIZATION
+        places = log.get_latest_storage_id_by_partition(key, kind)
+        versions = log.get_latest_tags_by_partition(key, kind, [tag])
+        return {day: _Event(versions.get(day, {}).get(tag, ""), place) for day, place in places.items()}
+    records = instance.fetch_materializations(key, limit=1).records
+    made, place = (records[0].asset_materialization, records[0].storage_id) if records else (None, 0)
+    return dict.fromkeys([None], _Event((made.tags or {}).get(tag, ""), place)) if made else {}

@@ -177,9 +177,8 @@ def _requests(
             if time.time() < ended + pause:
                 again = dt.datetime.fromtimestamp(ended + pause, dt.UTC)
                 run = last.dagster_run
-                waiting.append(
-                    f"{words}: run {run.run_id} ended ({run.status.value.lower()}), again at {again:%H:%M:%S} UTC"
-                )
+                told = f"run {run.run_id} ended ({run.status.value.lower()}) and left it undone"
+                waiting.append(f"{words}: {told}; again at {again:%H:%M:%S} UTC")
                 continue
         more = {REQUEST_TAG: key, "ae_pipeline/reason": words, **(tags or {}).get(part, {})}
         wanted.append(dg.RunRequest(run_key=f"{key} {len(earlier)}", job_name=name, tags=more))
