@@ -81,7 +81,7 @@ class Effect(Section):
     part: Part
     name: str
     psi: float = Field(description="Population stability index, less what chance makes of so few rows.")
-    wasserstein: float | None = Field(default=None, description="In units of the window's spread.")
+    wasserstein: float | None = Field(default=None, description="In units of the window's spread, likewise.")
     new_categories: float | None = Field(default=None, description="Share of rows with a category new since.")
     missing: float = Field(default=0.0, description="Change of the share of missing values.")
     is_drift: bool = False
@@ -182,6 +182,7 @@ def measure_numbers(known: Distribution, values: Array, rows: int, config: Drift
         return _judged(Effect(part=known.part, name=known.name, psi=0.0, wasserstein=0.0, missing=missing), config)
     psi = _psi(_counts(values, np.asarray(known.edges)), known.shares, known.rows * (1 - known.missing))
     gap = float(np.abs(np.quantile(values, _GRID) - np.asarray(known.quantiles)).mean())
+    gap = max(gap - _distance_by_chance(known, len(values)), 0.0)
     # Where nearly all values were the same, any other is as far as can be.
     distance = gap / known.spread if known.spread else (0.0 if gap == 0 else 1e9)
     effect = Effect(part=known.part, name=known.name, psi=psi, wasserstein=distance, missing=missing)
@@ -212,6 +213,13 @@ def _psi(counts: Array, shares: Sequence[float], rows: float) -> float:
     then = (expected * rows + 0.5) / (rows + 0.5 * bins)
     index = float(((now - then) * np.log(now / then)).sum())
     return max(index - (bins - 1) * (1 / total + 1 / max(rows, 1)), 0.0)
+
+
+def _distance_by_chance(known: Distribution, rows: int) -> float:
+    """Gives the mean distance of two samples of one distribution, of each of whose shares the error is normal."""
+    steps, middle = np.diff(known.quantiles), (_GRID[1:] + _GRID[:-1]) / 2
+    count = 1 / rows + 1 / max(known.rows * (1 - known.missing), 1)
+    return float((np.sqrt(middle * (1 - middle)) * steps).sum() * np.sqrt(2 / np.pi * count))
 
 
 def _judged(effect: Effect, config: DriftConfig) -> Effect:

@@ -103,7 +103,9 @@ class DriftConfig(Section):
         "so few rows.",
     )
     wasserstein: float = Field(
-        default=0.75, gt=0, description="Wasserstein distance of numbers, in units of their spread in the window."
+        default=0.75,
+        gt=0,
+        description="Wasserstein distance of numbers, in units of their spread in the window, likewise.",
     )
     new_categories: Fraction = Field(default=0.02, description="Share of rows with a category unseen in the window.")
     missing: Fraction = Field(default=0.2, description="Change of the share of missing values, up or down.")

@@ -140,6 +140,12 @@ class Shop:
         assert failed.user_failure_data
         return str(failed.user_failure_data.description)
 
+    def metadata_run(self, stage: str, partition: str) -> str:
+        """Gives the run that materialized a partition last."""
+        records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(["orders", stage]), asset_partitions=[partition])
+        (record,) = self.instance.fetch_materializations(records, limit=1).records
+        return record.run_id
+
     def metadata(self, stage: str, partition: str | None = None) -> dict[str, object]:
         key = dg.AssetKey(["orders", stage])
         records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)

@@ -49,6 +49,11 @@ def first(root: Path) -> str:
     return done.stdout
 
 
+def test_nothing_has_served_before_the_first_run(root: Path) -> None:
+    done = _run(root, "history", "flights")
+    assert done.stdout == "No version of 'flights' has served so far; `ae-pipeline run flights` trains one.\n"
+
+
 def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, first: str) -> None:
     assert f"{DAYS * ROWS:,} in {DAYS} files" in first
     assert "in quarantine    0 (every row keeps the contract)" in first
@@ -104,3 +109,34 @@ def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
 )
 def test_neighbouring_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
     assert list(contiguous(days)) == ranges
+
+
+def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(root: Path, first: str) -> None:
+    late = root / "data" / "landing" / "flights" / "late.csv"
+    settings = {**os.environ, "AE_PIPELINE_DATA": str(root / "data"), "AE_PIPELINE_MLRUNS": str(root / "mlruns")}
+    train = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "ae_pipeline.definitions", "--select"]
+    settings["DAGSTER_HOME"] = str(root / "dagster_home")
+    done = subprocess.run(
+        [*train, "key:flights/autoencoder or key:flights/champion"],
+        capture_output=True,
+        text=True,
+        env=settings,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = _run(root, "rollback", "flights", "1", "--why", "to see that it works")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"version 1 serves; \d+ days of its table, 0 scored now, stood so before", done.stdout)
+    assert not late.exists() or "late" not in done.stdout
+    told = _run(root, "history", "flights").stdout.splitlines()
+    assert re.search(r"version 1 promoted, by .+, by the command line: it passed the gate$", told[0])
+    assert re.search(r"version 2 promoted in place of version 1, by somebody, through Dagster: ", told[1])
+    assert re.search(r"version 1 rolled back in place of version 2, by .+: to see that it works$", told[2])
+    assert len(told) == 3
+
+
+def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str) -> None:
+    done = _run(root, "rollback", "flights", "77", "--why", "a slip")
+    assert done.returncode == 1
+    assert "'flights' has no version 77 that could serve; choose among 1" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -175,6 +175,42 @@ class TestRetry:
         assert tracker.version("kept", CHAMPION) == champion
 
 
+class TestKilled:
+    """Trainings whose process was killed: nothing of them could say so, and their MLflow runs still seem to run."""
+
+    @staticmethod
+    def kill(tracker, dataset, place, bundle=None, tags=()):
+        context = tracker.training(dataset, "killed", {"dagster_run": "dead"}, place)
+        run = context.__enter__()
+        if bundle is not None:
+            version = run.register(bundle)
+            tracker.tag_version(dataset, version.version, dict(tags))
+        return context, run.run_id  # the context is kept, so that it does not end as a process would not have let it
+
+    def test_the_next_training_marks_it_as_killed_and_withdraws_what_was_half_registered(
+        self, tracker, fitted, other_bundle
+    ):
+        _context, dead = self.kill(tracker, "killed", "here", fitted.bundle)
+        with tracker.training("killed", "next", {"dagster_run": "dead"}, "here") as run:
+            version = run.register(other_bundle)
+        status = {found.info.run_id: found.info.status for found in runs_of(tracker, "killed")}
+        assert status == {dead: "KILLED", run.run_id: "FINISHED"}
+        assert [found.version for found in tracker.versions("killed")] == [version.version]
+        assert tracker.client.get_run(dead).data.tags["error"] == "its process was killed"
+
+    def test_a_training_in_another_place_is_left_alone(self, tracker):
+        _context, elsewhere = self.kill(tracker, "shared", "there")
+        with tracker.training("shared", "next", {"dagster_run": "b"}, "here"):
+            pass
+        assert tracker.client.get_run(elsewhere).info.status == "RUNNING"
+
+    def test_a_version_that_was_judged_is_kept(self, tracker, fitted):
+        _context, _ = self.kill(tracker, "judged", "here", fitted.bundle, {"gate": "passed"}.items())
+        with tracker.training("judged", "next", {"dagster_run": "b"}, "here"):
+            pass
+        assert [found.tags["gate"] for found in tracker.versions("judged")] == ["passed"]
+
+
 class TestVersions:
     def test_aliases_name_the_newest_version_and_the_one_that_serves(self, tracker, champion):
         assert tracker.version("served", CHALLENGER).version == champion.version == 1

@@ -48,9 +48,9 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
 
     paths = workspace.paths(config.dataset)
     unread = unread_files(config, paths, dt.datetime.now(dt.UTC).date())
-    newest = max((written for _, written in unread.values()), default=0)
-    if unread and time.time() - newest / 1e9 < _SETTLED:
-        return dg.SkipReason(f"{how_many(len(unread), 'new or changed file')}, the newest still being written")
+    # A file that is read while it grows is read again once it has; only to look for nothing else is too early.
+    if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < _SETTLED:
+        return dg.SkipReason(f"{how_many(len(unread), 'new or changed file')}, still being written")
     if unread:
         words = f"{how_many(len(unread), 'new or changed file')}: {shortened(sorted(unread))}"
         return _requests(config, instance, "intake", {"": words}, hash_json(unread))

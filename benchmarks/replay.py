@@ -1,0 +1,490 @@
+"""2013 anew, in minutes, under the real daemon: what a year of new data, retrainings and mishaps leaves behind.
+
+`dagster dev` runs as a process with the sensors and the schedule of the flights switched on. Files are landed as an
+airport would, much faster, and this program only watches, but for the mishaps: corrupted copies of a hundred days land
+and are put right later, a training process is killed with SIGKILL, and a person rolls the model back through Dagster's
+GraphQL API. At the end the ledger is drawn up: what was landed, what the tables hold, what MLflow and Dagster remember.
+"""
+
+import argparse
+import contextlib
+import csv
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+from filelock import FileLock
+
+from ae_pipeline.demo import land_flights
+from ae_pipeline.journal import history
+from ae_pipeline.latents.read import published_day, published_days
+from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.tracking import CHAMPION, Tracker
+from benchmarks.report import Row, format_table, write_report
+
+DATASET = "flights"
+CHANGES: dict[str, Any] = {
+    "training": {"window_days": 150, "validation_days": 10, "calibration_days": 21, "epochs": 3},
+    "gate": {"days": 5},
+    "retrain": {"cron": "* * * * *", "min_new_rows": 30_000},
+    "alerts": {"budget": 0.001, "evidence": ["columns", "latent", "row"], "webhook": "REPLAY_WEBHOOK"},
+}
+"""What differs from the shipped YAML: a shorter window, a tick a minute, and a webhook."""
+
+_DEFINITIONS = """
+import dagster as dg, json, os
+from ae_pipeline.component import AutoencoderPipeline
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.console import line_logger
+from ae_pipeline.orchestration.workspace import Workspace
+
+config = PipelineConfig.model_validate(json.loads(os.environ["REPLAY_CONFIG"]))
+workspace = Workspace(data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"])
+defs = dg.Definitions.merge(
+    AutoencoderPipeline(config).build_defs(None),
+    dg.Definitions(
+        resources={"workspace": workspace}, executor=dg.in_process_executor, loggers={"console": line_logger}
+    ),
+)
+"""
+
+_SHUFFLED = ("dep_time", "sched_dep_time", "arr_time", "sched_arr_time", "dep_delay", "arr_delay", "air_time", "dest")
+"""Columns that the corrupted copies hold in another order, each in one of its own."""
+
+
+def main() -> int:
+    """Runs the replay, prints its ledger and writes it; gives 1 where it does not balance."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the ledger")
+    parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
+    chosen = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        root = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        replay = stack.enter_context(_replaying(root.resolve()))
+        began = time.monotonic()
+        replay.play()
+        lines = replay.ledger()
+        took = time.monotonic() - began
+    lines.append(Line("wall-clock seconds", f"{took:.0f}", "< 600", took < 600))
+    rows = [(line.what, line.found, line.expected, "yes" if line.holds else "NO") for line in lines]
+    print("\n" + format_table(("ledger", "found", "expected", "holds"), rows))
+    facts: list[Row] = [
+        {"what": line.what, "found": line.found, "expected": line.expected, "holds": line.holds} for line in lines
+    ]
+    write_report(chosen.out, "replay", facts, ("dagster", "mlflow", "deltalake"))
+    return 0 if all(line.holds for line in lines) else 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the ledger."""
+
+    what: str
+    found: str
+    expected: str
+    holds: bool
+
+
+@contextlib.contextmanager
+def _replaying(root: Path) -> Iterator["Replay"]:
+    for name in ("home", "source", "data/landing/flights", "mlruns"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", root / "home")
+    land_flights(root / "source" / "flights")
+    (root / "replay_definitions.py").write_text(_DEFINITIONS, encoding="utf-8")
+    shipped = yaml.safe_load(files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8"))
+    config = {**shipped["attributes"], **CHANGES}
+    port = _free_port()
+    with _webhook() as (address, posted):
+        environment = {
+            **os.environ,
+            "DAGSTER_HOME": str(root / "home"),
+            "AE_PIPELINE_DATA": str(root / "data"),
+            "AE_PIPELINE_MLRUNS": str(root / "mlruns"),
+            "REPLAY_CONFIG": json.dumps(config, default=str),
+            "REPLAY_WEBHOOK": address,
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        os.environ["DAGSTER_HOME"] = environment["DAGSTER_HOME"]
+        command = [Path(sys.executable).parent / "dagster", "dev", "-f", "replay_definitions.py"]
+        with (root / "dagster.log").open("w") as log:
+            process = subprocess.Popen(
+                [*map(str, command), "-h", "127.0.0.1", "-p", str(port)],
+                cwd=root,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                yield Replay(root, Api(port), posted, process)
+            finally:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+@dataclass
+class Replay:
+    """A deployment and what is done to it."""
+
+    root: Path
+    api: "Api"
+    posted: list[dict[str, Any]]
+    process: subprocess.Popen[bytes]
+    landed: set[str] = field(default_factory=set)
+    killed: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def paths(self) -> DatasetPaths:
+        """The dataset's."""
+        return DatasetPaths(self.root / "data", DATASET)
+
+    @property
+    def tracker(self) -> Tracker:
+        """Of a fresh client each time, as another process has changed the store."""
+        return Tracker(self.root / "mlruns")
+
+    @property
+    def source(self) -> list[Path]:
+        """All files of the year."""
+        return sorted((self.root / "source" / "flights").iterdir())
+
+    def say(self, words: str) -> None:
+        """Prints a line with the time since the start."""
+        print(f"{time.monotonic() - self.began:6.1f} s  {words}", flush=True)
+
+    def wait(self, what: str, until: Callable[[], Any], seconds: float = 240) -> Any:
+        """Waits until something is so; tells what was waited for where it never is."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"dagster dev has ended; see {self.root / 'dagster.log'}")
+            if found := until():
+                self.say(what)
+                return found
+            time.sleep(0.5)
+        raise TimeoutError(f"{what}: not within {seconds:.0f} s; see {self.root}")
+
+    def land(self, until: int) -> None:
+        """Lands the days up to a place in the year one after another."""
+        for path in self.source[:until]:
+            if path.name not in self.landed:
+                shutil.copyfile(path, self.paths.landing / f".{path.name}")
+                (self.paths.landing / f".{path.name}").rename(self.paths.landing / path.name)
+                self.landed.add(path.name)
+                time.sleep(0.02)
+        self.say(f"{until} days have landed")
+
+    def corrupt(self, first: int, last: int) -> None:
+        """Lands days again with columns that no longer belong together."""
+        for path in self.source[first:last]:
+            rows = pl.read_csv(path, infer_schema=False)
+            mixed = [rows[name].shuffle(seed=place) for place, name in enumerate(_SHUFFLED)]
+            rows.with_columns(mixed).write_csv(self.paths.landing / path.name)
+        self.say(f"corrupted copies of {last - first} days have landed")
+
+    def mend(self, first: int, last: int) -> None:
+        """Lands days again as they were."""
+        for path in self.source[first:last]:
+            shutil.copyfile(path, self.paths.landing / path.name)
+        self.say(f"{last - first} days have landed again as they were")
+
+    def champion(self) -> int:
+        """Gives the version that serves, 0 for none."""
+        found = self.tracker.version(DATASET, CHAMPION)
+        return found.version if found else 0
+
+    def is_published(self, days: int, version: int) -> bool:
+        """Whether so many days stand in the table, all under a version."""
+        found = published_days(self.paths)
+        return len(found) >= days and {day.path.split("_")[0] for day in found.values()} == {f"v{version}"}
+
+    def features(self) -> int:
+        """Counts days with features."""
+        return len(list(self.paths.features("_").parent.glob("[!.]*.parquet")))
+
+    def is_quiet(self) -> bool:
+        """Whether no run is queued or under way."""
+        return not self.api.runs(["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"])
+
+    def play(self) -> None:
+        """The year."""
+        self.wait("dagster dev answers", self.api.is_up, 90)
+        for name in ("landing", "rebuild", "failure"):
+            self.api.start_sensor(f"{DATASET}_{name}")
+        self.land(90)
+        self.wait("90 days have features", lambda: self.features() == 90 and self.is_quiet())
+        self.api.start_schedule(f"{DATASET}_retrain")
+        self.wait("version 1 serves", lambda: self.champion() == 1)
+        self.wait("90 days are published under it", lambda: self.is_published(90, 1))
+
+        self.land(130)
+        self.wait("version 2 serves", lambda: self.champion() == 2)
+        self.wait("130 days are published under it", lambda: self.is_published(130, 2))
+
+        self.land(170)
+        self.kill_training()
+        self.wait("version 3 serves", lambda: self.champion() == 3)
+        self.wait("170 days are published under it", lambda: self.is_published(170, 3))
+
+        self.corrupt(35, 140)
+        self.wait("a challenger was rejected", lambda: any(e.change == "rejected" for e in history(self.paths)))
+        assert self.champion() == 3, "a poisoned challenger serves"
+        self.mend(35, 140)
+        self.wait("version 5 serves", lambda: self.champion() == 5)
+        self.wait("170 days are published under it", lambda: self.is_published(170, 5))
+
+        # Nobody shall train while a person looks for the version to go back to.
+        self.api.stop_schedule(f"{DATASET}_retrain")
+        self.land(200)
+        self.wait("200 days have features", lambda: self.features() == 200)
+        self.api.launch(
+            f"{DATASET}_rollback",
+            {"ops": {f"{DATASET}_roll_back": {"config": {"version": 3, "why": "a drill", "who": "the replay"}}}},
+        )
+        self.wait("version 3 serves again", lambda: self.champion() == 3)
+        self.land(len(self.source))
+        self.wait("all days have features", lambda: self.features() == len(self.source))
+        self.wait("all days are published under version 3", lambda: self.is_published(len(self.source), 3))
+        self.wait(
+            "nothing is left to do", lambda: self.is_quiet() and self.api.says(f"{DATASET}_rebuild", "every day is")
+        )
+
+    def kill_training(self) -> None:
+        """Kills the process of the next training while it trains."""
+
+        def training() -> tuple[str, int] | None:
+            for run in self.api.runs(["STARTED"]):
+                if run["jobName"] == f"{DATASET}_train":
+                    pid = self.api.process_of(run["runId"])
+                    tracker = self.tracker
+                    live = tracker.client.search_runs([tracker.experiment(DATASET)], "attributes.status = 'RUNNING'")
+                    if pid and live:
+                        return run["runId"], pid
+            return None
+
+        run_id, pid = self.wait("a training is under way", training)
+        os.kill(pid, signal.SIGKILL)
+        self.killed = run_id
+        self.say(f"killed its process, {pid}")
+
+    def ledger(self) -> list[Line]:
+        """Draws up what there is."""
+        lines: list[Line] = []
+
+        def line(what: str, found: object, expected: object, holds: bool | None = None) -> None:
+            lines.append(Line(what, str(found), str(expected), found == expected if holds is None else holds))
+
+        days = published_days(self.paths)
+        line("days landed", len(self.landed), len(self.source))
+        line("days published", len(days), len(self.source))
+        rows = {day: published_day(found, self.paths, ["row_id", "latent_space"]) for day, found in days.items()}
+        spaces = {space for found in rows.values() for space in found["latent_space"].unique()}
+        champion = self.tracker.version(DATASET, CHAMPION)
+        assert champion is not None
+        line("latent spaces among all rows", len(spaces), 1)
+        line("model version of that space", next(iter(spaces)).split("_")[0], f"v{champion.version}")
+        wanted = Counter({path.stem.removeprefix("flights_"): _rows_of(path) for path in self.source})
+        off = sum(rows[day].height != count for day, count in wanted.items() if day in rows) + len(
+            wanted.keys() ^ rows.keys()
+        )
+        line("rows published", sum(found.height for found in rows.values()), sum(wanted.values()))
+        line("days whose row count is not that of their file", off, 0)
+        line("row ids that stand twice", sum(f.height - f["row_id"].n_unique() for f in rows.values()), 0)
+
+        changes = [(entry.version, entry.change.value) for entry in history(self.paths)]
+        line("history", ", ".join(f"{v} {c}" for v, c in changes), EXPECTED_HISTORY)
+        tracker = self.tracker
+        statuses = Counter(run.info.status for run in tracker.client.search_runs([tracker.experiment(DATASET)]))
+        trained = [run for run in self.api.runs(["SUCCESS"]) if run["jobName"] == f"{DATASET}_train"]
+        line("successful trainings", len(trained), 5)
+        line("MLflow runs finished", statuses.pop("FINISHED", 0), len(trained))
+        line("MLflow runs failed or killed", statuses.pop("FAILED", 0) + statuses.pop("KILLED", 0), 1)
+        line("MLflow runs in another state", sum(statuses.values()), 0)
+        line("versions registered", len(self.tracker.versions(DATASET)), len(trained))
+
+        failed = [run["runId"] for run in self.api.runs(["FAILURE", "CANCELED"])]
+        line("Dagster runs that failed", failed == [self.killed] and 1, 1)
+        line("Dagster runs not ended", len(self.api.runs(["QUEUED", "NOT_STARTED", "STARTING", "STARTED"])), 0)
+        skips = Counter(_kind(reason) for reason in self.api.skips(f"{DATASET}_retrain"))
+        for kind in ("nothing new", "fewer than min_new_rows", "a training is running"):
+            line(
+                f"ticks that skipped: {kind}",
+                skips[kind],
+                "≥ 1" if kind == "nothing new" else "any",
+                skips[kind] > 0 or kind != "nothing new",
+            )
+        stray = [path for path in (self.root / "data").rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+        line("temporary files", len(stray), 0)
+        held = 0
+        for lock in (self.root / "data" / "locks").glob("*.lock"):
+            try:
+                FileLock(lock).acquire(timeout=0).lock.release()
+            except TimeoutError:
+                held += 1
+        line("locks held", held, 0)
+        events = Counter(alert["event"] for alert in self.posted)
+        line("alerts posted: rejected challenger", events["challenger_rejected"], 1)
+        line("alerts posted: failed run", events["run_failed"], 1)
+        return lines
+
+
+EXPECTED_HISTORY = "1 promoted, 2 promoted, 3 promoted, 4 rejected, 5 promoted, 3 rolled back"
+
+
+class Api:
+    """Dagster's GraphQL API, as the UI uses it."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"http://127.0.0.1:{port}/graphql"
+        self._place: dict[str, str] = {}
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """Asks, and gives the data."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(self.address, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found = json.load(answer)
+        if "errors" in found:
+            raise RuntimeError(found["errors"])
+        return found["data"]
+
+    def is_up(self) -> bool:
+        """Whether the code location is loaded."""
+        try:
+            found = self.ask("{repositoriesOrError{... on RepositoryConnection{nodes{name location{name}}}}}")
+        except OSError:
+            return False
+        for node in found["repositoriesOrError"].get("nodes", []):
+            self._place = {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
+        return bool(self._place)
+
+    def start_sensor(self, name: str) -> None:
+        """Switches a sensor on."""
+        query = "mutation($s:SensorSelector!){startSensor(sensorSelector:$s){__typename ... on PythonError{message}}}"
+        _expect(self.ask(query, s={**self._place, "sensorName": name}), "Sensor")
+
+    def start_schedule(self, name: str) -> None:
+        """Switches a schedule on."""
+        query = (
+            "mutation($s:ScheduleSelector!){startSchedule(scheduleSelector:$s){__typename ... on PythonError{message}}}"
+        )
+        _expect(self.ask(query, s={**self._place, "scheduleName": name}), "ScheduleStateResult")
+
+    def stop_schedule(self, name: str) -> None:
+        """Switches a schedule off."""
+        state = self._state(name, 1)
+        query = "mutation($i:String!){stopRunningSchedule(id:$i){__typename ... on PythonError{message}}}"
+        _expect(self.ask(query, i=state["id"]), "ScheduleStateResult")
+
+    def launch(self, job: str, config: dict[str, Any]) -> None:
+        """Starts a job."""
+        query = (
+            "mutation($p:ExecutionParams!){launchRun(executionParams:$p){__typename ... on PythonError{message} "
+            "... on RunConfigValidationInvalid{errors{message}}}}"
+        )
+        params = {"selector": {**self._place, "jobName": job}, "runConfigData": config, "mode": "default"}
+        _expect(self.ask(query, p=params), "LaunchRunSuccess")
+
+    def runs(self, statuses: Sequence[str]) -> list[dict[str, Any]]:
+        """Lists runs by status."""
+        query = "query($f:RunsFilter!){runsOrError(filter:$f,limit:500){... on Runs{results{runId jobName status}}}}"
+        found: list[dict[str, Any]] = self.ask(query, f={"statuses": list(statuses)})["runsOrError"]["results"]
+        return found
+
+    def process_of(self, run_id: str) -> int | None:
+        """Gives the process of a run, as its own first event tells."""
+        query = (
+            "query($r:ID!){logsForRun(runId:$r,limit:100){... on EventConnection{events{... on EngineEvent{message}}}}}"
+        )
+        for event in self.ask(query, r=run_id)["logsForRun"]["events"]:
+            if "process (pid: " in (event.get("message") or ""):
+                return int(event["message"].split("(pid: ")[1].split(")")[0])
+        return None
+
+    def says(self, sensor: str, words: str) -> bool:
+        """Whether the newest tick of a sensor skipped with a reason that begins so."""
+        return any(reason.startswith(words) for reason in self._reasons(sensor, 1))
+
+    def skips(self, name: str) -> list[str]:
+        """Lists the reasons of the ticks that skipped."""
+        return self._reasons(name, 200)
+
+    def _reasons(self, name: str, limit: int) -> list[str]:
+        return [tick["skipReason"] for tick in self._state(name, limit)["ticks"] if tick["skipReason"]]
+
+    def _state(self, name: str, limit: int) -> dict[str, Any]:
+        query = (
+            "query($s:InstigationSelector!,$n:Int!){instigationStateOrError(instigationSelector:$s)"
+            "{... on InstigationState{id ticks(limit:$n){status skipReason}}}}"
+        )
+        found: dict[str, Any] = self.ask(query, s={**self._place, "name": name}, n=limit)["instigationStateOrError"]
+        return found
+
+
+def _expect(found: dict[str, Any], kind: str) -> None:
+    (answer,) = found.values()
+    if answer["__typename"] != kind:
+        raise RuntimeError(f"{kind} was expected, and Dagster says {answer}")
+
+
+def _kind(reason: str) -> str:
+    return next(
+        (kind for kind in ("nothing new", "fewer than min_new_rows", "a training is running") if kind in reason), reason
+    )
+
+
+def _rows_of(path: Path) -> int:
+    with path.open(encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.reader(file)) - 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    posted: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keeps quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/alerts", posted
+    finally:
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
