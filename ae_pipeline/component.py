@@ -44,19 +44,25 @@ attributes:
     hidden: [128] # widths of the encoder; the decoder mirrors them
 
   training:
-    # At least validation_days + calibration_days + 1 days with rows are needed; shorten them for less data.
+    # At least validation_days + calibration_days + gate.days + 1 days with rows are needed; shorten them for less data.
     window_days: 365 # the newest days that a training looks at, cut by time:
     validation_days: 21 # … then these, for early stopping
-    calibration_days: 42 # … and the newest ones, for the p-values of the scores
+    calibration_days: 42 # … and then these, for the p-values of the scores
     # only_normal: true # leave the label's known anomalies out of the training
     # corruption: gaussian # learn to take noise away (also masking; salt_and_pepper for images)
 
   alerts:
     budget: 0.001 # one alert in a thousand normal rows
+    # webhook: ORDERS_WEBHOOK # environment variable with an address that alerts are posted to
 
   retrain:
     cron: "0 3 * * 1" # UTC; the schedule is stopped until you start it
     min_new_rows: 1000 # a tick with fewer new rows skips
+    # drifting_days: 3 # train before the next tick once so many of the newest days in a row have drifted
+
+  gate:
+    days: 7 # the newest days, where a new model must keep up with the one that serves before it takes over
+    # most_worse: 0.1 # its reconstruction error may be a tenth greater
 """
 
 
@@ -76,7 +82,7 @@ class AutoencoderPipeline(dg.Component):
     """A dataset's chain from landed files to a published latent table and a report of its strangest rows.
 
     raw_data → features → autoencoder → champion → latent_features → anomaly_report, in a group of the dataset's name,
-    with checks, jobs, and a schedule that retrains.
+    with checks, jobs, a schedule that retrains, and sensors that bring the tables up to date.
     """
 
     def __init__(self, config: PipelineConfig) -> None:

@@ -31,8 +31,8 @@ _KNOWN = 50_000
 _GRID = np.linspace(0.01, 0.99, 99)
 """Quantiles that the Wasserstein distance is taken over: without the ends, which one wild row would move."""
 
-_NORMAL_IQR, _NORMAL_98 = 1.349, 4.653
-"""Widths of the middle 50 % and 98 % of a normal distribution in standard deviations."""
+_NORMAL_SPREAD = 0.9603
+"""Standard deviation of these quantiles of a normal distribution whose own is 1."""
 
 
 class Part(StrEnum):
@@ -67,9 +67,8 @@ class Distribution(Section):
 
     @property
     def spread(self) -> float:
-        """Robust standard deviation; 0 where nearly all values are the same."""
-        middle = self.quantiles[74] - self.quantiles[24]
-        return middle / _NORMAL_IQR if middle else (self.quantiles[-1] - self.quantiles[0]) / _NORMAL_98
+        """Standard deviation without the outer hundredths, as of a normal distribution."""
+        return float(np.std(self.quantiles)) / _NORMAL_SPREAD
 
 
 class Effect(Section):

@@ -17,7 +17,7 @@ from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.reports.plots import loss_curve
-from ae_pipeline.reports.ranking import is_reported
+from ae_pipeline.reports.ranking import is_over_budget, is_reported
 from ae_pipeline.storage import read_facts
 
 SCRIPT = "<script>alert(1)</script>"
@@ -259,3 +259,25 @@ class TestRebuilding:
     def test_a_day_that_is_not_published_is_named(self, planted):
         with pytest.raises(PublicationError, match=f"{planted.days[0]} of 'sensors' is not in the published table"):
             reported(planted, planted.days[:1])
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("rows", "flagged", "over"),
+        [
+            (1000, 3, False),
+            (1000, 6, False),
+            (1000, 7, True),
+            (336_000, 1008, False),
+            (336_000, 1009, True),
+            (0, 0, False),
+        ],
+    )
+    def test_a_day_is_over_it_from_three_times_on_where_that_is_no_chance(self, rows, flagged, over):
+        assert is_over_budget(rows, flagged, 0.001) == over
+
+    @pytest.mark.parametrize("rows", [1, 40, 1000, 20_000])
+    @pytest.mark.parametrize("budget", [0.0001, 0.001, 0.01, 0.05])
+    def test_where_the_budget_holds_a_day_in_a_thousand_is_called_over_it_at_most(self, rows, budget):
+        least = next(flagged for flagged in range(rows + 2) if is_over_budget(rows, flagged, budget) or flagged > rows)
+        assert scipy.stats.binom.sf(least - 1, rows, budget) <= 1e-3

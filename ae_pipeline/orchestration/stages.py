@@ -117,8 +117,8 @@ STAGES = {
         "**The strangest rows and why.** Ranked rows with the columns that made them strange, as Parquet and JSON, "
         "and one page to read: with pictures where rows are images, and measured where a label knows anomalies.",
         {
-            "alert_budget": "The share of flagged rows stays within three times the alert budget; known anomalies do "
-            "not count.",
+            "alert_budget": "The share of flagged rows stays within three times the alert budget, or what chance makes "
+            "of few rows; known anomalies do not count.",
             "drift": "Days after the training window are like it: columns, scores and latents, by effect sizes and the "
             "thresholds of drift. Otherwise a warning.",
         },

@@ -1,6 +1,7 @@
 """Ranks the strangest rows of each day and explains those that are flagged, a Parquet file a day."""
 
 import datetime as dt
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ _RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_vers
 TOLERATED = 3
 """Times the alert budget that a day or a run may flag before somebody should look."""
 
+_BY_CHANCE = 1e-3
+"""How often chance may make a day of as many flagged rows look over its budget."""
+
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a report is made."""
 
@@ -74,14 +78,19 @@ class ReportDay:
 
 
 def is_over_budget(rows: int, flagged: int, budget: float) -> bool:
-    """Tells whether far more rows are flagged than the budget allows; three are no sign of anything on a quiet day.
+    """Tells whether far more rows are flagged than the budget allows, and more than chance makes of so few rows.
+
+    Where the budget holds, chance flags so many at most once in a thousand times (Chernoff's bound).
 
     Args:
         rows: That are not known anomalies: those should be flagged, and are none of what a budget is for.
         flagged: Among them.
         budget: Share of normal rows that may be flagged.
     """
-    return flagged > max(TOLERATED * budget * rows, 3)
+    expected = budget * rows
+    if flagged <= TOLERATED * expected:
+        return False
+    return flagged * (1 + math.log(expected / flagged)) - expected < math.log(_BY_CHANCE)
 
 
 @dataclass(frozen=True)
