@@ -254,6 +254,10 @@ class TestRollback:
         assert twice.why_failed(twice.roll_back(9)) == words
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
 
+    def test_without_a_reason_nothing_is_rolled_back(self, twice):
+        assert twice.why_failed(twice.roll_back(1, why=" ")).startswith("a rollback needs a reason")
+        assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
+
     def test_a_rejected_version_serves_only_where_a_person_insists(self, serving, monkeypatch):
         from ae_pipeline.orchestration import model_steps
         from ae_pipeline.promotion import Verdict

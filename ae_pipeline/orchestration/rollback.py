@@ -72,7 +72,7 @@ def roll_back(
         say: Told what is done.
 
     Raises:
-        PromotionError: There is no such version, or the gate has rejected it.
+        PromotionError: There is no such version, the gate has rejected it, or no reason is given.
         StorageError: Its bundle is gone.
         BundleError: Its bundle cannot be read, or not score the features that there are now.
     """
@@ -83,6 +83,8 @@ def roll_back(
     from ae_pipeline.preprocessing.features import features_content
     from ae_pipeline.tracking import CHALLENGER, CHAMPION
 
+    if not asked.why.strip():
+        raise PromotionError("a rollback needs a reason, which the history keeps; give it as why")
     there = {version.version: version for version in tracker.versions(config.dataset)}
     if asked.version not in there:
         raise PromotionError(

@@ -94,8 +94,9 @@ STAGES = {
         ("autoencoder",),
         False,
         frozenset({"mlflow"}),
-        "**The model version that serves.** The challenger takes over when it keeps every rule of the gate. The data "
-        "version is the model version, so a rejected challenger makes nothing stale.",
+        "**The model version that serves.** The challenger takes over when it keeps every rule of the gate; a person "
+        "goes back to another by the job rollback. The data version is the model version, so a rejected challenger "
+        "makes nothing stale.",
         {"can_be_loaded": "The bundle of the version that serves can be loaded."},
     ),
     "latent_features": Stage(

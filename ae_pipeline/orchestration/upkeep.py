@@ -12,6 +12,7 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.stages import DATASET_TAG, how_many, shortened
 from ae_pipeline.orchestration.workspace import Workspace
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
@@ -95,7 +96,9 @@ def next_training(
 
     now = features_content(config, workspace.paths(config.dataset))
     due = is_training_due(config, now, last_training(instance, config))
-    return dg.RunRequest(tags={"ae_pipeline/reason": due.words}) if due.yes else dg.SkipReason(due.words)
+    if not due.yes:
+        return dg.SkipReason(due.words)
+    return dg.RunRequest(tags={"ae_pipeline/reason": due.words}, run_config=LOGGERS)
 
 
 def drift_work(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
@@ -181,5 +184,6 @@ def _requests(
                 waiting.append(f"{words}: {told}; again at {again:%H:%M:%S} UTC")
                 continue
         more = {REQUEST_TAG: key, "ae_pipeline/reason": words, **(tags or {}).get(part, {})}
-        wanted.append(dg.RunRequest(run_key=f"{key} {len(earlier)}", job_name=name, tags=more))
+        run_key = f"{key} {len(earlier)}"
+        wanted.append(dg.RunRequest(run_key=run_key, job_name=name, tags=more, run_config=LOGGERS))
     return wanted or dg.SkipReason("; ".join(waiting))

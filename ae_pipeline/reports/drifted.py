@@ -45,7 +45,10 @@ class DriftedDay:
     @property
     def words(self) -> str:
         """What has drifted, for a person."""
-        told = [f"{effect.part.value} {effect.name}: {effect.words}" for effect in self.effects[:3]]
+        told = [
+            f"{effect.name if effect.part == Part.SCORE else f'{effect.part.value} {effect.name}'}: {effect.words}"
+            for effect in self.effects[:3]
+        ]
         more = len(self.effects) - len(told)
         return " · ".join(told) + (f" · and {more} more" if more > 0 else "")
 
