@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from ae_pipeline.alerting import alerts_of
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.orchestration.stages import STAGES, asset_key
@@ -34,6 +35,8 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines.append(f"model            {config.dataset} version {champion.version}, MLflow run {champion.run_id}")
     lines.append(f"latent table     {paths.latents}")
     lines.append(f"report           {paths.reports / 'report.html'}")
+    if alerts := alerts_of(paths):
+        lines.append(f"alerts           {len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].words}")
     failed = _failed_checks(config, instance)
     lines.append(f"checks           {'all passed' if not failed else 'FAILED: ' + '; '.join(failed)}")
     if summary_file.exists():

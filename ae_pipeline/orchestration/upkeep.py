@@ -121,7 +121,10 @@ def why_busy(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterI
     filters = dg.RunsFilter(tags={DATASET_TAG: config.dataset}, statuses=ACTIVE)
     for found in instance.get_run_records(filters):
         run = found.dagster_run
-        if run.status == dg.DagsterRunStatus.STARTED and _has_died(found, workspace.paths(config.dataset), instance):
+        # Where runs have machines of their own, their locks tell nothing here.
+        local = instance.is_ephemeral or isinstance(instance.run_launcher, dg.DefaultRunLauncher)
+        started = run.status == dg.DagsterRunStatus.STARTED
+        if local and started and _has_died(found, workspace.paths(config.dataset), instance):
             instance.report_run_failed(run, "its process has ended without a word: it holds no lock any more")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             continue
