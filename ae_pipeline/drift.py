@@ -47,7 +47,8 @@ class Distribution(Section):
     """What is remembered of a column, the score or a latent over the training window.
 
     Shares are of the rows that have a value; `edges` cut numbers into bins, `names` are the categories with a bin of
-    their own, before one for all others.
+    their own, before one for all others. `novelty` is the share of the window's newest rows whose category the rows
+    before them do not know: flight numbers are new every day.
     """
 
     part: Part
@@ -59,6 +60,7 @@ class Distribution(Section):
     quantiles: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     known: tuple[str, ...] | None = None
+    novelty: float = 0.0
 
     @property
     def is_category(self) -> bool:
@@ -81,18 +83,21 @@ class Effect(Section):
     name: str
     psi: float = Field(description="Population stability index, less what chance makes of so few rows.")
     wasserstein: float | None = Field(default=None, description="In units of the window's spread, likewise.")
-    new_categories: float | None = Field(default=None, description="Share of rows with a category new since.")
+    new_categories: float | None = Field(
+        default=None, description="Share of rows with a category new since, less novelty."
+    )
     missing: float = Field(default=0.0, description="Change of the share of missing values.")
     is_drift: bool = False
     words: str = ""
 
 
-def describe_columns(rows: pl.DataFrame, columns: Sequence[FeatureColumn]) -> tuple[Distribution, ...]:
+def describe_columns(rows: pl.DataFrame, columns: Sequence[FeatureColumn], newest: int = 0) -> tuple[Distribution, ...]:
     """Remembers columns over the rows of a training window; images and times are not looked at.
 
     Args:
-        rows: Features, n > 0.
+        rows: Features, n > 0, in the order of time.
         columns: Those that the model sees.
+        newest: How many of the last rows tell how often new categories come.
     """
     found = []
     for column in columns:
@@ -100,7 +105,7 @@ def describe_columns(rows: pl.DataFrame, columns: Sequence[FeatureColumn]) -> tu
         if column.type == ColumnType.IMAGE or values.dtype.is_temporal():
             continue
         if _is_category(values):
-            found.append(_of_categories(column.name, values))
+            found.append(_of_categories(column.name, values, newest))
         else:
             found.append(describe_numbers(Part.COLUMN, column.name, _numbers(values), values.len()))
     return tuple(found)
@@ -131,7 +136,10 @@ def describe_numbers(part: Part, name: str, values: Array, rows: int | None = No
     )
 
 
-def _of_categories(name: str, values: pl.Series) -> Distribution:
+def _of_categories(name: str, values: pl.Series, newest: int) -> Distribution:
+    names_of = values.cast(pl.String)
+    cut = values.len() - newest
+    before, after = names_of[:cut].unique(), names_of[cut:].drop_nulls()
     present = values.cast(pl.String).drop_nulls()
     counts = present.value_counts(sort=True, name="rows").sort("rows", name, descending=[True, False])
     names = counts[name].head(_NAMED).to_list()
@@ -144,6 +152,7 @@ def _of_categories(name: str, values: pl.Series) -> Distribution:
         names=tuple(names),
         shares=(*shares, max(1 - sum(shares), 0.0)),
         known=tuple(sorted(counts[name])) if counts.height <= _KNOWN else None,
+        novelty=float((~after.is_in(before.implode())).sum()) / max(newest, 1) if cut else 0.0,
     )
 
 
@@ -197,7 +206,7 @@ def _beside_categories(known: Distribution, values: pl.Series) -> Effect:
     psi = _psi(counts, known.shares, known.rows * (1 - known.missing)) if present.len() else 0.0
     new = None
     if known.known is not None:
-        new = float((~present.is_in(known.known)).sum()) / max(values.len(), 1)
+        new = float((~present.is_in(known.known)).sum()) / max(values.len(), 1) - known.novelty
     return Effect(part=known.part, name=known.name, psi=psi, new_categories=new, missing=missing)
 
 
@@ -228,7 +237,7 @@ def _judged(effect: Effect, config: DriftConfig) -> Effect:
     if effect.wasserstein is not None and effect.wasserstein > config.wasserstein:
         told.append(f"{effect.wasserstein:.2f} spreads away, at most {config.wasserstein:g}")
     if effect.new_categories is not None and effect.new_categories > config.new_categories:
-        told.append(f"{effect.new_categories:.1%} of rows with new categories, at most {config.new_categories:.1%}")
+        told.append(f"{effect.new_categories:.1%} more rows with new categories, at most {config.new_categories:.1%}")
     if abs(effect.missing) > config.missing:
         more = "more" if effect.missing > 0 else "fewer"
         told.append(f"{abs(effect.missing):.1%} {more} values missing, at most {config.missing:.1%}")

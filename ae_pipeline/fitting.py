@@ -99,9 +99,9 @@ def with_reference(bundle: ModelBundle, columns: Sequence[FeatureColumn], paths:
     names = [column.name for column in seen]
     found: list[Distribution] = []
     if names:
-        rows = pl.concat([bundle.window.rows(part, paths, names) for part in PARTS], how="diagonal")
-        found += describe_columns(rows, seen)
-        del rows
+        parts = [bundle.window.rows(part, paths, names) for part in PARTS]
+        found += describe_columns(pl.concat(parts, how="diagonal"), seen, newest=parts[-1].height)
+        del parts
     held_out = bundle.window.rows("calibration", paths)
     if held_out.height > _REFERENCE_ROWS:
         held_out = held_out[held_out["row_id"].hash(seed=0).arg_sort().head(_REFERENCE_ROWS).sort()]

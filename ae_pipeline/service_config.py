@@ -107,7 +107,11 @@ class DriftConfig(Section):
         gt=0,
         description="Wasserstein distance of numbers, in units of their spread in the window, likewise.",
     )
-    new_categories: Fraction = Field(default=0.02, description="Share of rows with a category unseen in the window.")
+    new_categories: Fraction = Field(
+        default=0.05,
+        description="Share of rows with a category unseen in the window, beyond that of the calibration days with one "
+        "unseen before them.",
+    )
     missing: Fraction = Field(default=0.2, description="Change of the share of missing values, up or down.")
     min_rows: int = Field(default=100, ge=1, description="Rows that a day needs to be judged.")
 

@@ -107,6 +107,14 @@ class TestCategories:
         effect = self.of(*day)
         assert (effect.new_categories, effect.is_drift) == (pytest.approx(new / 100), drifts)
 
+    def test_where_new_ones_come_every_day_more_of_them_are_needed(self):
+        names = pl.Series("c", ["a"] * 800 + [f"new {n}" if n % 5 == 0 else "a" for n in range(200)])
+        known = describe_columns(names.to_frame(), [FeatureColumn("c", ColumnType.CATEGORY)], newest=200)
+        assert known[0].novelty == pytest.approx(0.2)
+        day = pl.DataFrame({"c": ["a"] * 79 + [f"newer {n}" for n in range(21)]})
+        (effect,) = measure_columns(day, known, CONFIG)
+        assert effect.new_categories == pytest.approx(0.01)
+
     def test_a_rare_one_of_the_window_is_not_new(self):
         assert self.of(*["a"] * 50, *["b"] * 40, *["rare"] * 10).new_categories == 0.0
 
@@ -173,7 +181,7 @@ class TestDays:
         assert f"1 of 1 day after the training window have drifted; {DAYS[-3]}: " in str(found.description)
         assert "column country" in str(found.description)
         page = (shop.paths.reports / "report.html").read_text()
-        assert "with new categories, at most 2.0%" in page
+        assert "with new categories, at most 5.0%" in page
         table = pl.read_parquet(shop.paths.reports / "drift.parquet")
         assert set(table["part"]) == {"column", "score", "latent"}
         assert set(table["name"]) == {"items", "country", "price", "score", "z_000", "z_001"}

@@ -4,24 +4,35 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from filelock import FileLock, Timeout
 
 from ae_pipeline.alerting import Alert, AlertEvent, raise_alert
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.stages import DATASET_TAG
 from ae_pipeline.orchestration.upkeep import REQUEST_TAG
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage import DatasetPaths, make_folder
 
 if TYPE_CHECKING:
     from ae_pipeline.reports.ranking import ReportDay
 
 
 def tell(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
-    """Raises an alert, and shows it in the report as it stands."""
+    """Raises an alert, and shows it in the report as it stands; for who holds the dataset's lock."""
     from ae_pipeline.reports.page import refresh_operations
 
     if raise_alert(alert, config, paths, say):
         refresh_operations(paths, config.drift.min_rows)
+
+
+def tell_from_outside(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
+    """Does the same for who does not hold the lock: where a run does, the report waits for the next one to show it."""
+    make_folder(paths.lock.parent)
+    try:
+        with FileLock(paths.lock).acquire(timeout=0):
+            tell(alert, config, paths, say)
+    except Timeout:
+        raise_alert(alert, config, paths, say)
 
 
 def tell_over_budget(

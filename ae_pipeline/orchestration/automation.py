@@ -163,12 +163,12 @@ def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
         description="Raises an alert for each run of this dataset that has failed: in the report, and by the webhook.",
     )
     def sensor(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
-        from ae_pipeline.orchestration.alerts import alert_of, concerns, tell
+        from ae_pipeline.orchestration.alerts import alert_of, concerns, tell_from_outside
 
         if not concerns(context.dagster_run, config):
             return dg.SkipReason(f"run {context.dagster_run.run_id} is not of {config.dataset!r}")
         alert = alert_of(context.dagster_run, context.failure_event, context.instance)
-        tell(alert, config, workspace.paths(config.dataset), context.log.warning)
+        tell_from_outside(alert, config, workspace.paths(config.dataset), context.log.warning)
         return None
 
     return sensor

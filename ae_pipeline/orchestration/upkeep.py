@@ -56,10 +56,12 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
         words = f"{how_many(len(unread), 'new or changed file')}: {shortened(sorted(unread))}"
         return _requests(config, instance, "intake", {"": words}, hash_json(unread))
     days = days_to_ingest(config, paths)
+    if not paths.ledger.exists():
+        return dg.SkipReason("nothing has landed so far")
     if not days:
         return dg.SkipReason("nothing new: every landed file is read, and every day has its features")
     contract = hash_json(paths.contract.read_text(encoding="utf-8"))
-    ledger = hash_json(paths.ledger.read_text(encoding="utf-8") if paths.ledger.exists() else "")
+    ledger = hash_json(paths.ledger.read_text(encoding="utf-8"))
     return _ranges(config, instance, "ingest", days, hash_json([contract, ledger]))
 
 
