@@ -43,7 +43,7 @@ run: $(VENV)/.run
 	@$(BIN)/ae-pipeline run $(DATASET)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 ui: $(VENV)/.run
 	@$(BIN)/ae-pipeline ui

@@ -2,15 +2,20 @@
 
 import datetime as dt
 import itertools
+import json
 import os
 import random
+import shutil
+import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 from dagster.components.testing import create_defs_folder_sandbox
 
 from ae_pipeline.component import AutoencoderPipeline
@@ -85,12 +90,13 @@ class Shop:
             run_config=LOGGERS, instance=self.instance, tags=tags, raise_on_error=False
         )
 
-    def bring_up(self) -> None:
-        for day in DAYS:
+    def bring_up(self, days: Sequence[str] = DAYS) -> None:
+        """Lands days, and takes them the whole way under a first model."""
+        for day in days:
             self.land(day)
-        assert self.run("ingest", DAYS[0], DAYS[-1]).success
+        assert self.run("ingest", days[0], days[-1]).success
         assert self.run("train").success
-        assert self.run("publish", DAYS[0], DAYS[-1]).success
+        assert self.run("publish", days[0], days[-1]).success
 
     @property
     def config(self) -> PipelineConfig:
@@ -181,3 +187,61 @@ def make_shop(root: Path, attributes: dict[str, object] = ATTRIBUTES) -> Iterato
                 loggers={"console": console.line_logger},
             )
             yield Shop(root, dg.Definitions.merge(built, resources), instance)
+
+
+@dataclass
+class _Kept:
+    """A shop as it was once brought up: its files, and what its Dagster remembers."""
+
+    folder: Path
+    instance: dg.DagsterInstance
+
+
+_kept: dict[str, _Kept] = {}
+"""Shops that were brought up, by what they were made of."""
+
+STORE = Path("mlruns", "mlflow.db")
+
+
+def served_shop(
+    folders: pytest.TempPathFactory,
+    attributes: dict[str, object] = ATTRIBUTES,
+    days: Sequence[str] = DAYS,
+    then: Callable[[Shop], None] | None = None,
+) -> Iterator[Shop]:
+    """A shop whose days went the whole way under a first model: once a session, and put back as it was for each test.
+
+    It stays in its place, since the model store and Dagster's events know their files by absolute paths.
+    """
+    name = json.dumps([attributes, days, then and then.__qualname__])
+    if name not in _kept:
+        folder = folders.mktemp("served")
+        instance = dg.DagsterInstance.ephemeral()
+        for shop in make_shop(folder / "now", attributes):
+            shop.bring_up(days)
+            if then:
+                then(shop)
+            _copy_events(shop.instance, instance)
+        shutil.copytree(folder / "now", folder / "kept")
+        _kept[name] = _Kept(folder, instance)
+    kept = _kept[name]
+    _put_back(kept.folder / "now", kept.folder / "kept")
+    for shop in make_shop(kept.folder / "now", attributes):
+        _copy_events(kept.instance, shop.instance)
+        yield shop
+
+
+def _put_back(now: Path, kept: Path) -> None:
+    """Makes a folder what it was, under the model store that this process holds open."""
+    for path in (*now.iterdir(), *(now / STORE.parts[0]).iterdir()):
+        if path.is_dir() and path.name != STORE.parts[0]:
+            shutil.rmtree(path)
+    shutil.copytree(kept, now, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STORE.name))
+    with closing(sqlite3.connect(kept / STORE)) as before, closing(sqlite3.connect(now / STORE)) as store:
+        before.backup(store)
+
+
+def _copy_events(one: dg.DagsterInstance, other: dg.DagsterInstance) -> None:
+    for held, wanted in ((one.event_log_storage, other.event_log_storage), (one.run_storage, other.run_storage)):
+        before, after = (storage._held_conn.connection.driver_connection for storage in (held, wanted))
+        before.backup(after)

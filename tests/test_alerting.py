@@ -18,7 +18,7 @@ from ae_pipeline.orchestration.alerts import alert_of, concerns
 from ae_pipeline.orchestration.stages import DATASET_TAG
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage import DatasetPaths
-from tests.shop import ATTRIBUTES, DAYS, Shop, make_shop, orders_csv
+from tests.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
 
 VARIABLE = "ORDERS_WEBHOOK"
 
@@ -135,15 +135,9 @@ class TestWebhook:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, hook: Hook) -> Iterator[Shop]:
+def shop(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[Shop]:
     alerts = {**ATTRIBUTES["alerts"], "webhook": VARIABLE}  # type: ignore[dict-item]
-    for found in make_shop(tmp_path, {**ATTRIBUTES, "alerts": alerts}):
-        for day in DAYS[:-1]:
-            found.land(day)
-        assert found.run("ingest", DAYS[0], DAYS[-2]).success
-        assert found.run("train").success
-        assert found.run("publish", DAYS[0], DAYS[-2]).success
-        yield found
+    yield from served_shop(tmp_path_factory, {**ATTRIBUTES, "alerts": alerts}, DAYS[:-1])
 
 
 def page_of(shop: Shop) -> str:

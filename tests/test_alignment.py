@@ -19,7 +19,8 @@ from ae_pipeline.latents.compatibility import (
     fit_orthogonal,
     relative_condition,
 )
-from ae_pipeline.orchestration.model_steps import Trained, decide, train_challenger
+from ae_pipeline.orchestration.decision import decide
+from ae_pipeline.orchestration.model_steps import Trained, train_challenger
 from ae_pipeline.service_config import LatentsConfig
 from ae_pipeline.tracking import CHAMPION, Tracker
 

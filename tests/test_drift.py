@@ -1,7 +1,6 @@
 """Drift: effect sizes on both sides of their thresholds, and days through the whole chain."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 import numpy as np
@@ -14,7 +13,7 @@ from ae_pipeline.orchestration.upkeep import drift_work, landed_work, stale_work
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.reports.drifted import drifting_days, read_drift
 from ae_pipeline.service_config import DriftConfig
-from tests.shop import ATTRIBUTES, DAYS, Shop, make_shop, orders_csv
+from tests.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
 
 CONFIG = DriftConfig(psi=0.5, wasserstein=0.75, new_categories=0.02, missing=0.2, min_rows=30)
 
@@ -138,19 +137,13 @@ class TestCategories:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     attributes = {
         **ATTRIBUTES,
         "drift": {"min_rows": 30, "psi": 1.0},
         "retrain": {"min_new_rows": 50, "drifting_days": 2},
     }
-    for found in make_shop(tmp_path, attributes):
-        for day in DAYS[:-3]:
-            found.land(day)
-        assert found.run("ingest", DAYS[0], DAYS[-4]).success
-        assert found.run("train").success
-        assert found.run("publish", DAYS[0], DAYS[-4]).success
-        yield found
+    yield from served_shop(tmp_path_factory, attributes, DAYS[:-3])
 
 
 def drifted_csv(day: str) -> str:

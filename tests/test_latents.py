@@ -219,7 +219,7 @@ class TestContent:
 
 def test_the_lines_of_the_readme_read_all_rows(dataset, first):
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("### Reading the table")[1].split("### ")[0]
+    section = readme.split("### Reading it")[1].split("### ")[0]
     (plain, ours) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict[str, Any] = {"ae_pipeline": ae_pipeline}
     found = []

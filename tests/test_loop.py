@@ -18,14 +18,14 @@ from ae_pipeline.errors import PublicationError
 from ae_pipeline.journal import Change, Entry, add_line, history, lines_of, record
 from ae_pipeline.latents.read import model_version_of, published_days
 from ae_pipeline.orchestration import upkeep
-from ae_pipeline.orchestration.model_steps import DECIDED
+from ae_pipeline.orchestration.decision import DECIDED
 from ae_pipeline.orchestration.pending import days_without_report
 from ae_pipeline.orchestration.stages import DATASET_TAG
 from ae_pipeline.orchestration.upkeep import landed_work, stale_work
 from ae_pipeline.storage import read_facts
 from ae_pipeline.tracking import CHALLENGER, CHAMPION
 from tests.helpers import leftovers
-from tests.shop import DAYS, ROWS, Shop, make_shop, orders_csv
+from tests.shop import DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
 
 ALL = f"{DAYS[0]} to {DAYS[-1]}"
 
@@ -36,23 +36,21 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 @pytest.fixture
-def serving(shop: Shop) -> Shop:
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop all of whose days but the last are published under version 1."""
-    for day in DAYS[:-1]:
-        shop.land(day)
-    assert shop.run("ingest", DAYS[0], DAYS[-2]).success
+    yield from served_shop(tmp_path_factory, days=DAYS[:-1])
+
+
+def train_again(shop: Shop) -> None:
     assert shop.run("train").success
-    assert shop.run("publish", DAYS[0], DAYS[-2]).success
-    return shop
+    assert shop.obey(stale_work) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+    assert shop.workspace.tracker().version("orders", CHAMPION).version == 2
 
 
 @pytest.fixture
-def twice(serving: Shop) -> Shop:
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """The same after a second training, whose version serves and has published all days."""
-    assert serving.run("train").success
-    assert serving.obey(stale_work) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
-    assert serving.workspace.tracker().version("orders", CHAMPION).version == 2
-    return serving
+    yield from served_shop(tmp_path_factory, days=DAYS[:-1], then=train_again)
 
 
 def stale(shop: Shop, stage: str) -> list[str]:
@@ -330,12 +328,12 @@ class TestHistory:
         assert [line["number"] for line in lines_of(place)] == [0, 1, 2]
 
     def test_a_run_that_ended_after_the_alias_moved_is_told_of_by_the_next(self, serving, monkeypatch):
-        from ae_pipeline.orchestration import model_steps
+        from ae_pipeline.orchestration import decision
 
         def fail(*_: object) -> None:
             raise OSError("the power went")
 
-        monkeypatch.setattr(model_steps, "record", fail)
+        monkeypatch.setattr(decision, "record", fail)
         assert not serving.run("train").success
         assert serving.workspace.tracker().version("orders", CHAMPION).version == 2
         monkeypatch.undo()

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
 from deltalake import DeltaTable
+from pydantic import BaseModel
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.cli import _execute, _innermost, _load
 from ae_pipeline.component import AutoencoderPipeline
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PipelineError, TrainingError
-from ae_pipeline.model_config import ModelConfig, TrainingConfig
 from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets import build_assets
 from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
@@ -27,12 +27,18 @@ from ae_pipeline.orchestration.summary import summarise
 from ae_pipeline.preprocessing.features import features_content
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.page import by_reason
-from tests.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv
+from tests.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     yield from make_shop(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop that has been through the whole chain, and that a test may change."""
+    yield from served_shop(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +104,21 @@ def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
     assert shop.schedule_says() == f"a training is running: run {run.run_id}"
 
 
-def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(shop: Shop) -> None:
-    shop.bring_up()
-    table = shop.root / "data" / "latents" / "orders"
+def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(served: Shop) -> None:
+    table = served.root / "data" / "latents" / "orders"
     before = set(DeltaTable(table).file_uris())
-    shop.land(DAYS[3], orders_csv(DAYS[3], rows=ROWS - 1))
-    assert shop.run("day", DAYS[3]).success
+    served.land(DAYS[3], orders_csv(DAYS[3], rows=ROWS - 1))
+    assert served.run("day", DAYS[3]).success
     after = set(DeltaTable(table).file_uris())
     assert len(before - after) == len(after - before) == 1
     assert f"/{DAYS[3][:7]}/" in next(iter(after - before))
     assert pl.read_parquet(list(after)).height == len(DAYS) * ROWS - 1
-    assert shop.schedule_says() == (
+    assert served.schedule_says() == (
         "39 rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
     )
-    shop.land(DAYS[4], orders_csv(DAYS[4], rows=ROWS - 2))
-    assert shop.run("ingest", DAYS[4]).success
-    assert shop.schedule_says() == "77 rows on 2 new or changed days since the last training"
+    served.land(DAYS[4], orders_csv(DAYS[4], rows=ROWS - 2))
+    assert served.run("ingest", DAYS[4]).success
+    assert served.schedule_says() == "77 rows on 2 new or changed days since the last training"
 
 
 def test_the_check_of_the_calibration_looks_at_all_newer_days_whichever_day_is_published(shop: Shop) -> None:
@@ -131,21 +136,19 @@ def test_the_check_of_the_calibration_looks_at_all_newer_days_whichever_day_is_p
         assert (found.description or "").startswith(f"{4 * ROWS} rows after the calibration days")
 
 
-def test_materializing_again_with_nothing_new_changes_no_file(shop: Shop) -> None:
-    shop.bring_up()
-    files = {path: path.stat().st_mtime_ns for path in (shop.root / "data").rglob("*.parquet")}
-    version = DeltaTable(shop.root / "data" / "latents" / "orders").version()
-    assert shop.run("day", DAYS[0], DAYS[-1]).success
-    again = {path: path.stat().st_mtime_ns for path in (shop.root / "data").rglob("*.parquet")}
+def test_materializing_again_with_nothing_new_changes_no_file(served: Shop) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (served.root / "data").rglob("*.parquet")}
+    version = DeltaTable(served.root / "data" / "latents" / "orders").version()
+    assert served.run("day", DAYS[0], DAYS[-1]).success
+    again = {path: path.stat().st_mtime_ns for path in (served.root / "data").rglob("*.parquet")}
     assert {path for path in files if path.name != "alerts.parquet" and files[path] != again.get(path)} == set()
     assert again.keys() == files.keys()
-    assert DeltaTable(shop.root / "data" / "latents" / "orders").version() == version
+    assert DeltaTable(served.root / "data" / "latents" / "orders").version() == version
 
 
-def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_in_place(shop: Shop) -> None:
-    shop.bring_up()
-    shop.land(DAYS[5], orders_csv(DAYS[5]).replace("price", "amount", 1))
-    result = shop.run("ingest", DAYS[5])
+def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_in_place(served: Shop) -> None:
+    served.land(DAYS[5], orders_csv(DAYS[5]).replace("price", "amount", 1))
+    result = served.run("ingest", DAYS[5])
     assert not result.success
     failures = [event for event in result.all_events if event.is_step_failure]
     assert len(failures) == 1
@@ -153,7 +156,7 @@ def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_
     message = str(failures[0].step_failure_data.user_failure_data.description)
     for part in ("lacks 'price'", "has 'amount'", "optional: true"):
         assert part in message
-    assert pl.read_parquet(shop.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
+    assert pl.read_parquet(served.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
 
 
 def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
@@ -166,19 +169,18 @@ def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
 
 
 def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    served: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ae_pipeline.orchestration import model_steps
     from ae_pipeline.promotion import Verdict
 
-    shop.bring_up()
     rejected = Verdict("loss_fell", False, 2.0, 1.0, "validation loss 2.000 nats at epoch 0, 1.000 before it")
     monkeypatch.setattr(model_steps, "loss_fell", lambda _: rejected)
-    assert shop.run("train").success
-    assert shop.metadata("autoencoder")["model_version"] == 2
-    compared = shop.metadata("autoencoder")["latents_beside_version_1"]
+    assert served.run("train").success
+    assert served.metadata("autoencoder")["model_version"] == 2
+    compared = served.metadata("autoencoder")["latents_beside_version_1"]
     assert "correlation of z_001 as it was learnt" in str(compared)
-    champion = shop.metadata("champion")
+    champion = served.metadata("champion")
     assert (champion["model_version"], champion["promoted"]) == (1, False)
     assert "challenger 2 rejected: loss_fell: validation loss 2.000" in str(champion["decision"])
 
@@ -218,15 +220,19 @@ def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path="web_orders")
         text = (folder / "defs.yaml").read_text()
-    offered = re.findall(r"^( +)# (\w+: .*)$", text, flags=re.MULTILINE)
-    depths = {2: PipelineConfig.model_fields, 4: {**ModelConfig.model_fields, **TrainingConfig.model_fields}}
-    for indent, line in offered:
-        for name in yaml.safe_load(line):
-            assert name in depths[len(indent)]
-    names = {line.split(":")[0] for _, line in offered}
-    assert {"images", "label", "variational", "loss", "only_normal", "corruption", "derive"} <= names
+    offered = []
+    section: type[BaseModel] = PipelineConfig
+    for line in text.split("attributes:\n")[1].splitlines():
+        if found := re.match(r"  (\w+):$", line):
+            section = PipelineConfig.model_fields[found[1]].annotation
+        elif found := re.match(r"( +)# (\w+: .*)$", line):
+            offered.append(found[2])
+            fields = (PipelineConfig if found[1] == "  " else section).model_fields
+            assert set(yaml.safe_load(found[2])) <= set(fields), line
+    names = {line.split(":")[0] for line in offered}
+    assert {"images", "label", "variational", "loss", "only_normal", "corruption", "derive", "webhook"} <= names
     attributes = yaml.safe_load(text)["attributes"]
-    settings = {name: setting for _, line in offered for name, setting in yaml.safe_load(line).items()}
+    settings = {name: setting for line in offered for name, setting in yaml.safe_load(line).items()}
     images = {name: settings[name] for name in ("images", "label")}
     model = {**attributes["model"], "architecture": "conv", "variational": True, "loss": settings["loss"]}
     training = {**attributes["training"], "only_normal": True, "corruption": settings["corruption"]}
@@ -450,18 +456,17 @@ def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:
         _execute(shop.defs, shop.instance, config, "publish", (DAYS[0], DAYS[0]))
 
 
-def test_the_summary_stands_after_a_training_that_failed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     from ae_pipeline.orchestration import model_steps
 
     def fail(*_: object) -> None:
         raise TrainingError("the loss is not finite; lower learning_rate")
 
-    shop.bring_up()
     monkeypatch.setattr(model_steps, "fit_bundle", fail)
     config = PipelineConfig.model_validate(ATTRIBUTES)
     with pytest.raises(PipelineError, match="orders_train failed: the loss is not finite; lower learning_rate"):
-        _execute(shop.defs, shop.instance, config, "train", None)
-    text = summarise(config, shop.workspace.paths("orders"), shop.workspace.tracker(), shop.instance)
+        _execute(served.defs, served.instance, config, "train", None)
+    text = summarise(config, served.workspace.paths("orders"), served.workspace.tracker(), served.instance)
     assert "orders version 1" in text
     assert "checks           all passed" in text
 

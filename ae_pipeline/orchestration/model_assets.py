@@ -92,7 +92,8 @@ def champion(config: PipelineConfig) -> Body:
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from ae_pipeline.alerting import Alert, AlertEvent
         from ae_pipeline.orchestration.alerts import tell
-        from ae_pipeline.orchestration.model_steps import decide, load_champion
+        from ae_pipeline.orchestration.decision import decide
+        from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.reports.page import refresh_operations
 
         tracker, paths = workspace_of(context).tracker(), paths_of(context, config)

@@ -79,7 +79,7 @@ def roll_back(
     from ae_pipeline.bundle import ModelBundle
     from ae_pipeline.journal import Change, Entry, now, record
     from ae_pipeline.latents.publish import publish
-    from ae_pipeline.orchestration.model_steps import DECIDED, GATE_TAG
+    from ae_pipeline.orchestration.decision import DECIDED, GATE_TAG
     from ae_pipeline.preprocessing.features import features_content
     from ae_pipeline.tracking import CHALLENGER, CHAMPION
 
