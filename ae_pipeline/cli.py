@@ -150,6 +150,7 @@ def _run(dataset: str) -> int:
 
     from ae_pipeline.ingestion.landing import take_in
     from ae_pipeline.orchestration.console import Pace
+    from ae_pipeline.orchestration.decision import undecided
     from ae_pipeline.orchestration.pending import contiguous, days_without_features, days_without_report
 
     worked = False
@@ -178,6 +179,9 @@ def _run(dataset: str) -> int:
     else:
         _heading(f"Not training: {due.words}.")
 
+    if undecided(config, tracker):
+        _execute(definitions, instance, config, "decide", None)
+        worked = True
     stale = days_without_report(config, paths, tracker)
     for days in contiguous(stale):
         _execute(definitions, instance, config, "publish", days)

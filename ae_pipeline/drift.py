@@ -58,6 +58,7 @@ class Distribution(Section):
     edges: tuple[float, ...] = ()
     shares: tuple[float, ...] = ()
     quantiles: tuple[float, ...] = ()
+    deviation: float = 0.0
     names: tuple[str, ...] = ()
     known: tuple[str, ...] | None = None
     novelty: float = 0.0
@@ -69,8 +70,12 @@ class Distribution(Section):
 
     @property
     def spread(self) -> float:
-        """Standard deviation without the outer hundredths, as of a normal distribution."""
-        return float(np.std(self.quantiles)) / _NORMAL_SPREAD
+        """Standard deviation without the outer hundredths, as of a normal distribution; with them where there is none.
+
+        Of a flag that is set on one row in two hundred all quantiles are the same, and a day with two in a hundred has
+        not drifted beyond all measure.
+        """
+        return float(np.std(self.quantiles)) / _NORMAL_SPREAD or self.deviation
 
 
 class Effect(Section):
@@ -133,6 +138,7 @@ def describe_numbers(part: Part, name: str, values: Array, rows: int | None = No
         edges=tuple(edges.tolist()),
         shares=tuple(shares.tolist()),
         quantiles=tuple(np.quantile(values, _GRID).tolist()),
+        deviation=float(np.std(values)),
     )
 
 
@@ -191,7 +197,7 @@ def measure_numbers(known: Distribution, values: Array, rows: int, config: Drift
     psi = _psi(_counts(values, np.asarray(known.edges)), known.shares, known.rows * (1 - known.missing))
     gap = float(np.abs(np.quantile(values, _GRID) - np.asarray(known.quantiles)).mean())
     gap = max(gap - _distance_by_chance(known, len(values)), 0.0)
-    # Where nearly all values were the same, any other is as far as can be.
+    # Where all values were the same, any other is as far as can be.
     distance = gap / known.spread if known.spread else (0.0 if gap == 0 else 1e9)
     effect = Effect(part=known.part, name=known.name, psi=psi, wasserstein=distance, missing=missing)
     return _judged(effect, config)

@@ -15,7 +15,7 @@ from ae_pipeline.errors import BundleError, TrainingError
 from ae_pipeline.faults import plant_faults
 from ae_pipeline.preprocessing.image_encoder import ImageEncoder, pixels
 from ae_pipeline.preprocessing.table_encoder import Matrix
-from ae_pipeline.preprocessing.window import GATE, Window
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window
 from ae_pipeline.scoring.calibration import departure
 from ae_pipeline.service_config import GateConfig
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths
@@ -90,7 +90,8 @@ def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> p
         paths: The dataset's.
 
     Returns:
-        The rows; none where all days of the gate lie within the other's window, or the gate has none.
+        The rows; none where all days of the gate lie within the other's window, or the gate has none. Without event
+        time those that the other was fitted on are left out: other rows or settings may have cut it elsewhere.
     """
     last = champion.days[-1] if champion else ""
     days = window.gate if window.gate == (ALL_ROWS,) else tuple(day for day in window.gate if day > last)
@@ -101,10 +102,23 @@ def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> p
         rows = own.rows(GATE, paths)
     except TrainingError:  # of few rows without event time, or of days of nothing but anomalies, none may be left
         return pl.DataFrame()
+    if champion and days == (ALL_ROWS,):
+        rows = rows.filter(~pl.col("row_id").is_in(_seen(champion, paths).implode()))
     if rows.height > _GATE_ROWS:
         drawn = rows["row_id"].hash(seed=1).arg_sort().head(_GATE_ROWS).sort()
         rows = rows[drawn]
     return rows
+
+
+def _seen(window: Window, paths: DatasetPaths) -> pl.Series:
+    """Lists the rows of now that a model without event time was fitted on, by its own cut."""
+    found = [pl.Series("row_id", [], pl.String)]
+    for part in PARTS:
+        try:
+            found.append(window.rows(part, paths, ["row_id"])["row_id"])
+        except TrainingError:  # none is left of that part
+            continue
+    return pl.concat(found)
 
 
 def show(bundle: ModelBundle, rows: pl.DataFrame, faulty: pl.DataFrame) -> Shown:
@@ -194,7 +208,7 @@ def judge(
             why_not = str(error)
         else:
             return (
-                reconstruction_no_worse(shown[0].errors, shown[1].errors, spreads(rows), config.most_worse),
+                reconstruction_no_worse(shown[0].errors, shown[1].errors, spreads(rows, champion), config.most_worse),
                 calibration_no_worse(*shown, config.most_departure),
                 planted_faults_found(*shown, config.most_lost),
             )
@@ -204,13 +218,16 @@ def judge(
     )
 
 
-def spreads(rows: pl.DataFrame) -> dict[str, float]:
-    """Gives the standard deviation of each column of numbers, in its unit."""
-    found = {}
+def spreads(rows: pl.DataFrame, champion: ModelBundle) -> dict[str, float]:
+    """Gives the spread of each column of numbers, in its unit: over a model's window, or these rows where it is wider.
+
+    A column may stay the same over all days of the gate, and an error be negligible all the same.
+    """
+    found = {known.name: known.spread for known in champion.reference if not known.is_category}
     for column in rows.select(pl.selectors.numeric()):
         spread = column.cast(pl.Float64).std()
         if isinstance(spread, float):
-            found[column.name] = spread
+            found[column.name] = max(spread, found.get(column.name, 0.0))
     return found
 
 
@@ -296,14 +313,16 @@ def loss_fell(result: TrainingResult) -> Verdict:
 
 
 def latents_not_collapsed(latents: Matrix, least: float = 0.5) -> Verdict:
-    """Enough of the latent columns are finite and vary from row to row.
+    """All latents are finite, and enough of their columns vary from row to row.
 
     Args:
         latents: Of some rows, (n, latent_dim).
         least: Share of the columns that must.
     """
+    if wrong := int((~np.isfinite(latents)).sum()):
+        words = f"{wrong:,} latents are not finite; none may be"
+        return Verdict("latents_not_collapsed", False, 0.0, least, words)
     spread = latents.std(axis=0) if len(latents) else np.zeros(latents.shape[1])
-    spread = np.where(np.isfinite(spread), spread, 0.0)
     alive = float((spread > MIN_SPREAD * max(float(spread.max(initial=0.0)), 1e-12)).mean())
     words = f"{alive:.0%} of {latents.shape[1]} latent columns vary; {'half' if least == 0.5 else f'{least:.0%}'} must"
     return Verdict("latents_not_collapsed", alive >= least, alive, least, words)

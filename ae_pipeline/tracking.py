@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -50,10 +51,15 @@ for _chatty in (
 ):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
+GATE_TAG = "gate"
+"""Tag of a version: the gate's verdict. Its training sets it last; one without it was cut short."""
+
 _PLACE = "place"
 """Tag of a run: where it trained."""
 
 _FLUSH_SECONDS = 5.0
+_DOWNLOADED = 4
+"""Bundles of a model on a tracking server elsewhere that are kept here."""
 _SERVED_WITH = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 _SERVING = Path(__file__).with_name("serving.py")
 # MLflow's datetime refuses times that bear a zone, as those of features do.
@@ -164,13 +170,25 @@ class Tracker:
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
     def _bury(self, dataset: str, experiment: str, place: str) -> None:
-        same = f"tags.`{_PLACE}` = '{place}' and attributes.status = 'RUNNING'"
-        for dead in self.client.search_runs([experiment], same) if place else []:
-            run_id = str(dead.info.run_id)
-            version = self.version_of_run(dataset, run_id)
-            champion = self.version(dataset, CHAMPION)
-            if version and not version.tags and (champion is None or champion.version != version.version):
-                self.client.delete_model_version(dataset, str(version.version))
+        """Withdraws versions of this place that nobody has judged, and marks runs there that were killed as such."""
+        if not place:
+            return
+        own = f"tags.`{_PLACE}` = '{place}' and attributes.status"
+        dead = {str(run.info.run_id) for run in self.client.search_runs([experiment], f"{own} = 'RUNNING'")}
+        champion = self.version(dataset, CHAMPION)
+        for version in self.versions(dataset):
+            if GATE_TAG in version.tags or (champion is not None and champion.version == version.version):
+                continue
+            try:
+                run = self.client.get_run(version.run_id)
+            except MlflowException:  # registered by somebody else
+                continue
+            if run.data.tags.get(_PLACE) != place:
+                continue
+            self.client.delete_model_version(dataset, str(version.version))
+            if run.info.status == "FINISHED":  # killed while it was registered, which ends a run for a moment
+                dead.add(version.run_id)
+        for run_id in dead:
             self.client.set_tag(run_id, "error", "its process was killed")
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
 
@@ -226,12 +244,27 @@ class Tracker:
         if parsed.scheme in {"", "file"}:
             folder = Path(unquote(parsed.path)) / "artifacts" / "bundle"
         else:
-            folder = Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/bundle"))
+            folder = self._downloaded(version, f"{uri}/artifacts/bundle")
         if not folder.is_dir():
             raise StorageError(
                 f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder "
                 "of MLflow's artifacts was moved or emptied: put it back, or train anew"
             )
+        return folder
+
+    def _downloaded(self, version: TrackedVersion, uri: str) -> Path:
+        """Fetches a bundle once: a version never changes. Of each model the few that were fetched last are kept."""
+        place = make_folder(self.root / "downloaded" / version.dataset)
+        folder = place / f"{version.version}-{version.run_id}"
+        if not folder.is_dir():
+            with TemporaryDirectory(dir=place, prefix=".") as temporary:
+                found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
+                with suppress(OSError):  # another process was first
+                    found.rename(folder)
+            os.utime(folder)
+            others = sorted(place.glob("[!.]*"), key=lambda path: path.stat().st_mtime_ns)
+            for old in others[:-_DOWNLOADED]:
+                rmtree(old, ignore_errors=True)
         return folder
 
 

@@ -1,5 +1,6 @@
 """Drift: effect sizes on both sides of their thresholds, and days through the whole chain."""
 
+import datetime as dt
 from collections.abc import Iterator
 
 import dagster as dg
@@ -13,7 +14,7 @@ from ae_pipeline.orchestration.upkeep import drift_work, landed_work, stale_work
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.reports.drifted import drifting_days, read_drift
 from ae_pipeline.service_config import DriftConfig
-from tests.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
+from tests.shop import ATTRIBUTES, DAYS, FIRST, Shop, orders_csv, served_shop
 
 CONFIG = DriftConfig(psi=0.5, wasserstein=0.75, new_categories=0.02, missing=0.2, min_rows=30)
 
@@ -67,6 +68,14 @@ class TestNumbers:
     def test_a_column_of_one_value_drifts_as_soon_as_another_comes(self):
         assert not beside(np.full(1000, 3.0), np.full(100, 3.0)).is_drift
         assert beside(np.full(1000, 3.0), np.full(100, 4.0)).is_drift
+
+    @pytest.mark.parametrize("share", [0.002, 0.005, 0.008])
+    def test_a_flag_that_is_seldom_set_does_not_drift_by_chance(self, share):
+        chance = np.random.default_rng(0)
+        window = (chance.random(50_000) < share).astype(float)
+        days = [(chance.random(rows) < share).astype(float) for rows in (100, 300, 900) for _ in range(200)]
+        assert not any(beside(window, day).is_drift for day in days)
+        assert beside(window, (chance.random(300) < 0.5).astype(float)).is_drift
 
     def test_missing_values_count_as_such(self):
         window = pl.Series("c", [1.0, 2.0, None, 4.0] * 250)
@@ -140,10 +149,15 @@ class TestCategories:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     attributes = {
         **ATTRIBUTES,
+        "end": NEW[-1],
         "drift": {"min_rows": 30, "psi": 1.0},
         "retrain": {"min_new_rows": 50, "drifting_days": 2},
     }
     yield from served_shop(tmp_path_factory, attributes, DAYS[:-3])
+
+
+NEW = [(FIRST + dt.timedelta(days=place)).isoformat() for place in range(len(DAYS) - 3, len(DAYS) + 2)]
+"""Days after those that the shop begins with."""
 
 
 def drifted_csv(day: str) -> str:
@@ -167,11 +181,11 @@ class TestDays:
         assert result(shop).description == "2 days after the training window are like it"
 
     def test_a_drifted_day_warns_and_the_report_says_what_has_drifted(self, shop):
-        shop.land(DAYS[-3], drifted_csv(DAYS[-3]))
-        assert shop.run("day", DAYS[-3]).success
+        shop.land(NEW[0], drifted_csv(NEW[0]))
+        assert shop.run("day", NEW[0]).success
         found = result(shop)
         assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
-        assert f"1 of 1 day after the training window have drifted; {DAYS[-3]}: " in str(found.description)
+        assert f"1 of 1 day after the training window have drifted; {NEW[0]}: " in str(found.description)
         assert "column country" in str(found.description)
         page = (shop.paths.reports / "report.html").read_text()
         assert "with new categories, at most 5.0%" in page
@@ -180,36 +194,44 @@ class TestDays:
         assert set(table["name"]) == {"items", "country", "price", "score", "z_000", "z_001"}
 
     def test_a_day_put_right_is_judged_anew(self, shop):
-        shop.land(DAYS[-3], drifted_csv(DAYS[-3]))
-        assert shop.run("day", DAYS[-3]).success
-        shop.land(DAYS[-3])
-        assert shop.run("day", DAYS[-3]).success
+        shop.land(NEW[0], drifted_csv(NEW[0]))
+        assert shop.run("day", NEW[0]).success
+        shop.land(NEW[0])
+        assert shop.run("day", NEW[0]).success
         assert result(shop).passed
         assert drifting_days(shop.paths, 30) == []
 
     def test_a_day_of_few_rows_is_not_judged(self, shop):
-        shop.land(DAYS[-3], "\n".join(drifted_csv(DAYS[-3]).splitlines()[:11]) + "\n")
-        assert shop.run("day", DAYS[-3]).success
+        shop.land(NEW[0], "\n".join(drifted_csv(NEW[0]).splitlines()[:11]) + "\n")
+        assert shop.run("day", NEW[0]).success
         assert result(shop).description == "0 days after the training window are like it, 1 have too few rows to tell"
 
-    def test_drift_trains_before_its_time_once_enough_days_in_a_row_have_it(self, shop):
+    def test_drift_trains_once_a_training_would_learn_from_enough_drifted_days(self, shop):
         assert shop.asks(drift_work) == "0 days in a row have drifted, fewer than drifting_days=2"
-        for place, day in enumerate(DAYS[-3:-1], 1):
+        said = []
+        for place, day in enumerate(NEW, 1):
             shop.land(day, drifted_csv(day))
             shop.obey(landed_work)
             shop.obey(stale_work)
-            assert drifting_days(shop.paths, 30) == DAYS[-3 : -3 + place]
-        (asked,) = shop.asks(drift_work)
-        assert asked.startswith("orders_train the newest 2 days have drifted; 80 rows on 2 new or changed days")
+            assert drifting_days(shop.paths, 30) == list(NEW[:place])
+            said.append(shop.asks(drift_work))
+        few = "{} days in a row have drifted, and a training would learn from {} of them that the last one did not, "
+        assert said[0] == "1 day in a row have drifted, fewer than drifting_days=2"
+        assert str(said[1]).startswith(few.format(2, 0))
+        assert str(said[2]).startswith(few.format(3, 1))
+        assert said[2].endswith("fewer than drifting_days=2: the newest 2 are the gate's")
+        (asked,) = said[3]
+        assert asked.startswith("orders_train the newest 4 days have drifted; 160 rows on 4 new or changed days")
         assert [sensor.name for sensor in shop.defs.sensors or []].count("orders_drift") == 1
 
-    def test_without_new_rows_drift_trains_nothing(self, shop):
-        for day in DAYS[-3:-1]:
+    def test_what_drift_has_trained_once_it_does_not_train_the_next_day(self, shop):
+        for day in NEW[:4]:
             shop.land(day, drifted_csv(day))
         shop.obey(landed_work)
         shop.obey(stale_work)
-        shop.run("train")
+        assert len(shop.obey(drift_work)) == 1  # whether the challenger was promoted or rejected
         shop.obey(stale_work)
-        assert "in a row have drifted, fewer" in str(shop.asks(drift_work)) or "nothing new" in str(
-            shop.asks(drift_work)
-        )
+        shop.land(NEW[4], drifted_csv(NEW[4]))
+        shop.obey(landed_work)
+        shop.obey(stale_work)
+        assert isinstance(shop.asks(drift_work), str)

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 
 from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.drift import Part, describe_numbers
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.faults import plant_faults
 from ae_pipeline.fitting import fit_bundle
-from ae_pipeline.preprocessing.window import GATE, Window, cut_window
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window
 from ae_pipeline.promotion import (
     Shown,
     calibration_no_worse,
@@ -25,6 +26,7 @@ from ae_pipeline.promotion import (
     reconstruction_errors,
     reconstruction_no_worse,
     show,
+    spreads,
 )
 from ae_pipeline.service_config import GateConfig
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
@@ -101,9 +103,22 @@ class TestRules:
         verdict = latents_not_collapsed(latents, least)
         assert (verdict.passed, verdict.figure, verdict.threshold) == (passes, alive / 4, least)
 
-    def test_latents_that_are_no_numbers_do_not_count_as_varying(self):
-        latents = np.full((50, 4), np.nan, np.float32)
-        assert not latents_not_collapsed(latents).passed
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf])
+    def test_one_latent_that_is_no_number_is_one_too_many(self, wrong):
+        latents = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+        assert latents_not_collapsed(latents).passed
+        latents[7, 2] = wrong
+        verdict = latents_not_collapsed(latents)
+        assert (verdict.passed, verdict.words) == (False, "1 latents are not finite; none may be")
+
+    def test_a_column_that_stays_the_same_over_the_gates_days_has_the_spread_of_the_window(self, fitted, rivals):
+        rows = gate_rows(rivals[1].window, rivals[0].window, fitted.paths).with_columns(load=pl.lit(3.0))
+        with_reference = dataclasses.replace(
+            rivals[0], reference=(describe_numbers(Part.COLUMN, "load", np.linspace(0, 100, 500)),)
+        )
+        assert spreads(rows, rivals[0])["load"] == 0
+        assert spreads(rows, with_reference)["load"] == pytest.approx(29, abs=2)
+        assert spreads(rows, with_reference)["power"] == spreads(rows, rivals[0])["power"] > 0
 
     @pytest.mark.parametrize(("best", "passes"), [(11.9, True), (12.0, False)])
     def test_the_loss_must_have_fallen(self, best, passes):
@@ -158,6 +173,23 @@ class TestRows:
         gate = gate_rows(cut_window({ALL_ROWS: "all"}, config), before, paths)
         assert 140 < gate.height < 260
         assert seen.isdisjoint(gate["row_id"])
+
+    def test_where_other_columns_cut_the_rows_those_that_the_champion_saw_are_left_out(self, tmp_path):
+        from ae_pipeline.config import PipelineConfig
+
+        paths = DatasetPaths(tmp_path, "d")
+        by_site, by_shift = (
+            cut_window({ALL_ROWS: "x"}, PipelineConfig(dataset="d", identity=("id",), training={"split_by": (name,)}))
+            for name in ("site", "shift")
+        )
+        number = np.random.default_rng(0).integers(0, 40, (2, 4000))
+        rows = {"row_id": [f"row {n}" for n in range(4000)], "site": number[0], "shift": number[1]}
+        write_parquet(paths.features(ALL_ROWS), pl.DataFrame(rows).to_arrow())
+        seen = {row for part in PARTS for row in by_site.rows(part, paths)["row_id"]}
+        whole, left = gate_rows(by_shift, None, paths), gate_rows(by_shift, by_site, paths)
+        assert not seen.isdisjoint(whole["row_id"])
+        assert seen.isdisjoint(left["row_id"])
+        assert set(left["row_id"]) == set(whole["row_id"]) - seen != set()
 
     def test_groups_of_the_gate_stay_out_of_the_training_part_as_others_land(self, tmp_path):
         from ae_pipeline.config import PipelineConfig

@@ -12,8 +12,10 @@ from helpers import DAY, HEADER, REMEDY, Dataset, assert_says, frame, leftovers,
 
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PipelineError, SchemaError
+from ae_pipeline.ingestion import landing
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.landing import known_intake
 from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
 
 OTHER_DAY = "2024-03-05"
@@ -389,6 +391,20 @@ def test_an_identity_with_a_new_event_time_leaves_its_old_day(
     intake = shop.take_in()
     assert {day: shop.raw(intake, day).select("id", "price").rows() for day in expected} == expected
     assert count_duplicates(list(expected), shop.paths) == 0
+
+
+def test_which_identities_have_moved_is_read_from_the_rows_once(shop: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.land("0.csv", HEADER + line(1) + line(2))
+    shop.land("1.csv", HEADER + line(1, f"{OTHER_DAY}T09:00:00"))
+    moved = shop.take_in().moved
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the rows are read again")
+
+    monkeypatch.setattr(landing.pl, "scan_parquet", fail)
+    known = known_intake(shop.config, shop.paths)
+    assert known is not None
+    assert known.moved == moved == {DAY: ["1"]}
 
 
 def test_an_identity_that_holds_its_event_time_cannot_move(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The retraining loop: new and late data, rebuilding after a promotion, rollback, and what must not be lost."""
 
 import datetime as dt
+import json
 import os
 import shutil
 import time
@@ -112,6 +113,25 @@ class TestLanding:
         serving.land("broken", orders_csv(DAYS[-1]))  # mended: there is nothing to wait for
         assert serving.obey(landed_work)[1:] == [f"orders_ingest {DAYS[-1]}"]
 
+    def test_however_often_it_was_tried_it_is_tried_again(self, serving, monkeypatch):
+        serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
+        job, keys, now = serving.defs.resolve_job_def("orders_intake"), [], time.time()
+        for attempt in range(25):
+            monkeypatch.setattr(upkeep.time, "time", lambda late=now + 7200 * attempt: late)
+            (request,) = landed_work(serving.config, serving.workspace, serving.instance)
+            keys.append(request.run_key)
+            serving.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.FAILURE)
+        assert len(set(keys)) == 25
+
+    def test_a_landing_place_that_was_swept_after_its_files_were_read_holds_up_nothing(self, serving):
+        path = serving.land(DAYS[-1])
+        (request,) = landed_work(serving.config, serving.workspace, serving.instance)
+        job = serving.defs.resolve_job_def("orders_intake")
+        assert job.execute_in_process(instance=serving.instance, tags=dict(request.tags)).success
+        shutil.rmtree(path.parent)
+        assert serving.obey(landed_work) == [f"orders_ingest {DAYS[-1]}"]
+        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+
     def test_nothing_is_asked_for_while_a_run_is_under_way(self, serving):
         serving.land(DAYS[-1])
         run = serving.instance.create_run_for_job(
@@ -198,6 +218,34 @@ class TestRebuild:
         assert serving.obey(stale_work) == [f"orders_publish {ALL}"]
         assert days_without_report(serving.config, serving.paths, serving.workspace.tracker()) == []
         assert model_version_of(serving.paths) == 2
+
+    def test_a_report_that_was_cut_short_is_made_anew(self, serving, monkeypatch):
+        from ae_pipeline.reports import build
+
+        def fail(*_: object) -> None:
+            raise OSError("the power went")
+
+        serving.land(DAYS[-1])
+        assert serving.run("ingest", DAYS[-1]).success
+        monkeypatch.setattr(build, "measure_labels", fail)
+        assert not serving.run("publish", DAYS[-1]).success
+        monkeypatch.undo()
+        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        summary = json.loads((serving.paths.reports / "summary.json").read_text())
+        assert summary["days"][-1] == {"day": DAYS[-1], "rows": ROWS, "flagged": summary["days"][-1]["flagged"]}
+        assert serving.asks(stale_work) == "every day is published and reported on under version 1"
+
+    def test_a_training_that_was_cut_short_before_its_decision_is_decided(self, serving):
+        assert serving.run_stage("autoencoder").success
+        assert serving.workspace.tracker().version("orders", CHAMPION).version == 1
+        assert serving.obey(stale_work) == [
+            "orders_decide the decision on version 2, whose training was cut short",
+            f"orders_publish {DAYS[0]} to {DAYS[-2]}",
+        ]
+        assert [(entry.version, entry.change) for entry in history(serving.paths)] == [
+            (1, Change.PROMOTED),
+            (2, Change.PROMOTED),
+        ]
 
     def test_days_apart_are_one_run_each(self, serving):
         for day in (DAYS[1], DAYS[2], DAYS[9]):
@@ -303,6 +351,30 @@ class TestRollback:
         assert twice.workspace.tracker().version("orders", CHAMPION).version == model_version_of(twice.paths) == 2
         assert [entry.version for entry in history(twice.paths)] == [1, 2]
 
+    def test_one_that_was_cut_short_after_the_alias_moved_is_told_of_by_the_next(self, twice, monkeypatch):
+        from ae_pipeline import journal
+
+        def fail(*_: object) -> None:
+            raise OSError("the power went")
+
+        monkeypatch.setattr(journal, "record", fail)
+        assert not twice.roll_back(1, who="Ada").success
+        monkeypatch.undo()
+        assert twice.workspace.tracker().version("orders", CHAMPION).version == 1
+        assert twice.roll_back(1, who="Ada", why="floods of alerts").success
+        entries = history(twice.paths)
+        assert [(entry.version, entry.before) for entry in entries] == [(1, None), (2, 1), (1, 2)]
+        assert (entries[-1].who, entries[-1].why) == ("Ada", "floods of alerts")
+        assert "planted_faults_found.figure" in entries[1].figures
+        assert twice.roll_back(1).success  # it serves, and the history says so
+        assert len(history(twice.paths)) == 3
+
+    def test_one_to_a_version_that_waits_for_its_decision_says_so(self, twice):
+        assert twice.run_stage("autoencoder").success
+        assert twice.roll_back(3).success
+        chosen = twice.workspace.tracker().version("orders", CHAMPION)
+        assert (chosen.version, chosen.tags[DECIDED]) == (3, "chosen by a rollback")
+
 
 class TestHistory:
     def test_half_a_line_that_a_power_cut_has_left_is_passed_over(self, tmp_path):
@@ -339,6 +411,25 @@ class TestHistory:
         monkeypatch.undo()
         assert serving.run_stage("champion").success
         assert [(entry.version, entry.before) for entry in history(serving.paths)] == [(1, None), (2, 1)]
+
+    def test_so_it_is_where_another_was_trained_before(self, serving, monkeypatch):
+        from ae_pipeline.orchestration import decision
+
+        def fail(*_: object) -> None:
+            raise OSError("the power went")
+
+        monkeypatch.setattr(decision, "record", fail)
+        assert not serving.run("train").success
+        monkeypatch.undo()
+        assert serving.run("train").success
+        assert [(entry.version, entry.before) for entry in history(serving.paths)] == [(1, None), (2, 1), (3, 2)]
+
+    def test_a_new_model_store_counts_from_1_again_and_is_told_of(self, serving):
+        serving.workspace.tracker().client.delete_registered_model("orders")
+        assert serving.schedule_says() == "the model store holds no version"
+        assert serving.run("train").success
+        told = [(entry.version, entry.before) for entry in history(serving.paths)]
+        assert told == [(1, None), (1, 1)]
 
 
 class TestDays:

@@ -1,7 +1,11 @@
 """The MLflow store: opened by many at once, one run for a training, one version for a run, and no pickle."""
 
+import contextlib
+import dataclasses
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -178,19 +182,33 @@ class TestRetry:
 class TestKilled:
     """Trainings whose process was killed: nothing of them could say so, and their MLflow runs still seem to run."""
 
+    @pytest.fixture(scope="class")
+    def dead(self):
+        """Contexts of trainings that do not end while these tests last, as those of killed processes."""
+        contexts = []
+        yield contexts
+        for context in contexts:
+            with contextlib.suppress(KeyboardInterrupt):
+                context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+    @pytest.fixture
+    def kill(self, dead):
+        return partial(self._kill, dead)
+
     @staticmethod
-    def kill(tracker, dataset, place, bundle=None, tags=()):
+    def _kill(dead, tracker, dataset, place, bundle=None, tags=()):
         context = tracker.training(dataset, "killed", {"dagster_run": "dead"}, place)
         run = context.__enter__()
+        dead.append(context)
         if bundle is not None:
             version = run.register(bundle)
             tracker.tag_version(dataset, version.version, dict(tags))
-        return context, run.run_id  # the context is kept, so that it does not end as a process would not have let it
+        return run.run_id
 
     def test_the_next_training_marks_it_as_killed_and_withdraws_what_was_half_registered(
-        self, tracker, fitted, other_bundle
+        self, tracker, fitted, other_bundle, kill
     ):
-        _context, dead = self.kill(tracker, "killed", "here", fitted.bundle)
+        dead = kill(tracker, "killed", "here", fitted.bundle)
         with tracker.training("killed", "next", {"dagster_run": "dead"}, "here") as run:
             version = run.register(other_bundle)
         status = {found.info.run_id: found.info.status for found in runs_of(tracker, "killed")}
@@ -198,14 +216,27 @@ class TestKilled:
         assert [found.version for found in tracker.versions("killed")] == [version.version]
         assert tracker.client.get_run(dead).data.tags["error"] == "its process was killed"
 
-    def test_a_training_in_another_place_is_left_alone(self, tracker):
-        _context, elsewhere = self.kill(tracker, "shared", "there")
+    @pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+    def test_so_it_does_where_the_process_ended_between_registering_and_the_verdict(
+        self, tracker, fitted, other_bundle, status, kill
+    ):
+        dataset = f"cut short {status}"
+        dead = kill(tracker, dataset, "here", fitted.bundle, {"latents": "compatible"}.items())
+        tracker.client.set_terminated(dead, status)
+        with tracker.training(dataset, "next", {"dagster_run": "another"}, "here") as run:
+            version = run.register(other_bundle)
+        told = {found.info.run_id: found.info.status for found in runs_of(tracker, dataset)}
+        assert told == {dead: "KILLED" if status == "FINISHED" else "FAILED", run.run_id: "FINISHED"}
+        assert [found.version for found in tracker.versions(dataset)] == [version.version]
+
+    def test_a_training_in_another_place_is_left_alone(self, tracker, kill):
+        elsewhere = kill(tracker, "shared", "there")
         with tracker.training("shared", "next", {"dagster_run": "b"}, "here"):
             pass
         assert tracker.client.get_run(elsewhere).info.status == "RUNNING"
 
-    def test_a_version_that_was_judged_is_kept(self, tracker, fitted):
-        _context, _ = self.kill(tracker, "judged", "here", fitted.bundle, {"gate": "passed"}.items())
+    def test_a_version_that_was_judged_is_kept(self, tracker, fitted, kill):
+        kill(tracker, "judged", "here", fitted.bundle, {"gate": "passed"}.items())
         with tracker.training("judged", "next", {"dagster_run": "b"}, "here"):
             pass
         assert [found.tags["gate"] for found in tracker.versions("judged")] == ["passed"]
@@ -242,6 +273,23 @@ class TestVersions:
             tracker.bundle_folder(champion)
         elsewhere.rename(folder)
         assert tracker.bundle_folder(champion) == folder
+
+    def test_a_bundle_elsewhere_is_fetched_once(self, tracker, champion, monkeypatch):
+        here, fetched = tracker.bundle_folder(champion), []
+
+        def fetch(uri: str, dst_path: str) -> str:
+            fetched.append(uri)
+            return shutil.copytree(here, Path(dst_path) / "bundle")
+
+        elsewhere = "mlflow-artifacts:/1/models/m-1/artifacts"
+        monkeypatch.setattr(tracker.client, "get_model_version_download_uri", lambda *_: elsewhere)
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fetch)
+        folders = {tracker.bundle_folder(champion) for _ in range(3)}
+        assert fetched == [f"{elsewhere}/artifacts/bundle"]
+        assert ModelBundle.load(folders.pop()).fingerprint == ModelBundle.load(here).fingerprint
+        for number in range(2, 9):
+            tracker.bundle_folder(dataclasses.replace(champion, version=number))
+        assert len(list((tracker.root / "downloaded" / "served").iterdir())) == 4
 
 
 class TestServing:

@@ -6,6 +6,7 @@ replaces its staged copy, which withdraws its old rows; a file that has since le
 """
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
-from ae_pipeline.storage import DatasetPaths, hash_json, read_facts
+from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_text
 
 _SAMPLED_FILES = 64
 _SAMPLED_ROWS = 20_000
@@ -180,6 +181,10 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
     staged = [entry.staged for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
     if not staged:
         return {}
+    # It takes reading every identity there is, which a look at whether there is something to do cannot afford.
+    found, of = paths.ledger.with_name("moved.json"), hash_json([RAW_VERSION, staged])
+    if found.exists() and (known := json.loads(found.read_text(encoding="utf-8")))["of"] == of:
+        return dict(known["moved"])
     rows = pl.concat(
         [
             pl.scan_parquet(paths.staged(name)).select("row_id", "_day", _order=pl.lit(order))
@@ -188,7 +193,9 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
     )
     newest = pl.col("_day").sort_by("_order", maintain_order=True).last().over("row_id")
     lost = rows.filter(pl.col("_day") != newest).select("row_id", "_day").unique().sort("row_id").collect()
-    return {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day")}
+    moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
+    write_text(found, json.dumps({"of": of, "moved": moved}))
+    return moved
 
 
 def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path]) -> None:

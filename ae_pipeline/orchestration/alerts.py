@@ -1,19 +1,19 @@
 """Alerts of what runs find, and of runs that have failed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from ae_pipeline.alerting import Alert, AlertEvent, raise_alert
+from ae_pipeline.alerting import Alert, AlertEvent, raise_alert, told_of
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.stages import DATASET_TAG
-from ae_pipeline.orchestration.upkeep import REQUEST_TAG
-from ae_pipeline.storage import DatasetPaths, make_folder
+from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG, how_many
+from ae_pipeline.storage import DatasetPaths, hash_json, make_folder
 
 if TYPE_CHECKING:
+    from ae_pipeline.ingestion.ledger import LandedFile, Ledger
     from ae_pipeline.reports.ranking import ReportDay
 
 
@@ -33,6 +33,63 @@ def tell_from_outside(alert: Alert, config: PipelineConfig, paths: DatasetPaths,
             tell(alert, config, paths, say)
     except Timeout:
         raise_alert(alert, config, paths, say)
+
+
+def tell_broken_contract(
+    ledger: "Ledger",
+    days: Collection[str] | None,
+    config: PipelineConfig,
+    paths: DatasetPaths,
+    run_id: str,
+    say: Callable[[str], None],
+    names: Collection[str] = (),
+) -> None:
+    """Raises an alert of landed files that break the schema contract, one of all that none was raised of before.
+
+    Args:
+        ledger: As it stands.
+        days: Files with rows on these are looked at for rows in quarantine; none where there are `names`.
+        config: How many may be.
+        paths: The dataset's.
+        run_id: Dagster run that found it.
+        say: Told what went wrong with the webhook.
+        names: Files to look at instead; a file that is refused as a whole is told of in any case.
+    """
+    known = told_of(paths, AlertEvent.CONTRACT_BROKEN)
+    subjects, told = [], []
+    refused = {
+        name: entry for name, entry in ledger.files.items() if entry.refused and _subject(name, entry) not in known
+    }
+    if refused:
+        name, entry = next(iter(refused.items()))
+        more = f" ({how_many(len(refused) - 1, 'further file')} likewise)" if len(refused) > 1 else ""
+        told.append(f"{name} is refused: {entry.refused}{more}; mend it and land it again")
+        subjects += [_subject(*item) for item in refused.items()]
+    looked_at = {
+        name: entry
+        for name, entry in ledger.files.items()
+        if name in names or (days is not None and (not entry.days or not entry.days.keys().isdisjoint(days)))
+    }
+    broken = {name: sum(entry.quarantined.values()) for name, entry in looked_at.items() if entry.quarantined}
+    rows = sum(entry.rows for entry in looked_at.values()) + sum(broken.values())
+    fresh = [name for name in broken if name not in refused and _subject(name, looked_at[name]) not in known]
+    if fresh and sum(broken.values()) > config.max_quarantine_share * rows:
+        name = max(fresh, key=lambda name: broken[name])
+        rule = max(looked_at[name].quarantined.items(), key=lambda item: item[1])[0]
+        told.append(
+            f"{sum(broken.values()):,} of {rows:,} rows of {how_many(len(looked_at), 'file')} are in quarantine, at "
+            f"most {config.max_quarantine_share:.1%} may be: {broken[name]:,} of {name}, mostly by the rule {rule!r}; "
+            f"look at {paths.quarantined(looked_at[name].rejected_copy or '')}, mend the file and land it again"
+        )
+        subjects += [_subject(name, looked_at[name]) for name in fresh]
+    if subjects:
+        key = f"contract {hash_json(sorted(subjects))}"
+        alert = Alert(AlertEvent.CONTRACT_BROKEN, key, "; ".join(told), run_id, subjects=tuple(subjects))
+        tell(alert, config, paths, say)
+
+
+def _subject(name: str, entry: "LandedFile") -> str:
+    return f"{name} {entry.sha256[:16]}"
 
 
 def tell_over_budget(
@@ -55,7 +112,7 @@ def tell_over_budget(
                 f"{flagged:,} of {rows:,} rows of {day.day} are flagged, {flagged / rows / budget:.1f} times the budget"
             )
             figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
-            alert = Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {flagged}", words, run_id, figures)
+            alert = Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", words, run_id, figures)
             raise_alert(alert, config, paths, say)
 
 
@@ -66,14 +123,24 @@ def concerns(run: dg.DagsterRun, config: PipelineConfig) -> bool:
     return any(key.path[0] == config.dataset for key in run.asset_selection or ())
 
 
-def alert_of(run: dg.DagsterRun, failure: dg.DagsterEvent, instance: dg.DagsterInstance) -> Alert:
-    """Makes one alert of all attempts at the same thing: what failed, and why as far as it is known."""
+def key_of(run: dg.DagsterRun) -> str:
+    """Names what a run was to do, so that all attempts at it are one alert."""
+    return f"run {run.tags.get(REQUEST_TAG) or run.root_run_id or run.run_id}"
+
+
+def reason_of(run: dg.DagsterRun, failure: dg.DagsterEvent, instance: dg.DagsterInstance) -> str:
+    """Says why a run has failed, as far as it is known."""
     steps = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     reasons = [
         f"{data.user_failure_data.description if data.user_failure_data else data.error_display_string.strip()}"
         for entry in steps
         if entry.dagster_event and (data := entry.dagster_event.step_failure_data)
     ]
-    reason = (reasons or [failure.message or "it ended without a word"])[0].strip()
-    cause = run.tags.get(REQUEST_TAG) or run.root_run_id or run.run_id
-    return Alert(AlertEvent.RUN_FAILED, f"run {cause}", f"{run.job_name} failed: {reason[:1000]}", run.run_id)
+    return (reasons or [failure.message or "it ended without a word"])[0].strip()
+
+
+def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert | None:
+    """Makes one alert of all attempts at the same thing; none where it is known already as a broken contract."""
+    if reason in told_of(paths, AlertEvent.CONTRACT_BROKEN):
+        return None
+    return Alert(AlertEvent.RUN_FAILED, key_of(run), f"{run.job_name} failed: {reason[:1000]}", run.run_id)

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.errors import PipelineError, SchemaError
 from ae_pipeline.orchestration.console import LOGGERS, Pace
 from ae_pipeline.orchestration.rollback import build_rollback_job
 from ae_pipeline.orchestration.stages import DATASET_TAG, asset_key, explained, how_many
@@ -22,6 +23,10 @@ JOBS = {
     "publish": (
         ("latent_features", "anomaly_report"),
         "Scores and publishes days under the champion, and reports on them.",
+    ),
+    "decide": (
+        ("champion",),
+        "Lets a trained model take over if it has passed the gate: the end of a training that was cut short.",
     ),
     "day": (
         ("raw_data", "features", "latent_features", "anomaly_report"),
@@ -71,7 +76,7 @@ def build_automation(config: PipelineConfig) -> dg.Definitions:
             config,
             "rebuild",
             stale_work,
-            (jobs["publish"],),
+            (jobs["publish"], jobs["decide"]),
             "Publishes and reports on every day whose rows in the latent table are not those of its features under the "
             "model that serves: new days, late data, and all days after a promotion or a rollback.",
         ),
@@ -95,13 +100,21 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
         pool=config.dataset,
     )
     def op(context: dg.OpExecutionContext) -> None:
+        from ae_pipeline.alerting import Alert, AlertEvent
         from ae_pipeline.ingestion.landing import take_in
+        from ae_pipeline.orchestration.alerts import key_of, tell, tell_broken_contract
 
         workspace: Workspace = context.resources.workspace
+        paths, run = workspace.paths(config.dataset), context.run
         with explained():
-            intake = take_in(
-                config, workspace.paths(config.dataset), dt.datetime.now(dt.UTC).date(), Pace(context.log.info)
-            )
+            try:
+                intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), Pace(context.log.info))
+            except SchemaError as error:
+                subjects = (str(error),)  # the same of each attempt, whichever files land beside it
+                alert = Alert(AlertEvent.CONTRACT_BROKEN, key_of(run), str(error), run.run_id, subjects=subjects)
+                tell(alert, config, paths, context.log.warning)
+                raise
+        tell_broken_contract(intake.ledger, None, config, paths, run.run_id, context.log.warning, intake.read)
         days = {day for name in intake.read for day in intake.ledger.files[name].days}
         context.log.info(f"{how_many(len(intake.read), 'file')} read, with rows on {how_many(len(days), 'day')}")
 
@@ -148,7 +161,16 @@ def _sensor(
         description=description,
     )
     def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> Answer:
-        return look(config, workspace, context.instance)
+        try:
+            return look(config, workspace, context.instance)
+        except PipelineError as error:
+            from ae_pipeline.alerting import Alert, AlertEvent
+            from ae_pipeline.orchestration.alerts import tell_from_outside
+
+            words = f"sensor {config.dataset}_{name} cannot tell what is to be done: {error}"
+            alert = Alert(AlertEvent.RUN_FAILED, f"sensor {name} {error}", words)
+            tell_from_outside(alert, config, workspace.paths(config.dataset), context.log.warning)
+            raise
 
     return sensor
 
@@ -163,12 +185,15 @@ def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
         description="Raises an alert for each run of this dataset that has failed: in the report, and by the webhook.",
     )
     def sensor(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
-        from ae_pipeline.orchestration.alerts import alert_of, concerns, tell_from_outside
+        from ae_pipeline.orchestration.alerts import concerns, failure_alert, reason_of, tell_from_outside
 
-        if not concerns(context.dagster_run, config):
-            return dg.SkipReason(f"run {context.dagster_run.run_id} is not of {config.dataset!r}")
-        alert = alert_of(context.dagster_run, context.failure_event, context.instance)
-        tell_from_outside(alert, config, workspace.paths(config.dataset), context.log.warning)
+        run, paths = context.dagster_run, workspace.paths(config.dataset)
+        if not concerns(run, config):
+            return dg.SkipReason(f"run {run.run_id} is not of {config.dataset!r}")
+        alert = failure_alert(run, reason_of(run, context.failure_event, context.instance), paths)
+        if alert is None:
+            return dg.SkipReason(f"run {run.run_id} failed for a broken contract, of which an alert was raised")
+        tell_from_outside(alert, config, paths, context.log.warning)
         return None
 
     return sensor

@@ -1,7 +1,7 @@
 """raw_data and features: from landed files to clean columns of each day."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -9,7 +9,16 @@ import dagster as dg
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
-from ae_pipeline.orchestration.stages import Body, check, days_of, how_many, paths_of, rows_on_days, shortened
+from ae_pipeline.orchestration.stages import (
+    REQUEST_TAG,
+    Body,
+    check,
+    days_of,
+    how_many,
+    paths_of,
+    rows_on_days,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from ae_pipeline.ingestion.raw import DayResult
@@ -20,25 +29,18 @@ def _written(built: Sequence["DayResult"], config: PipelineConfig) -> str:
     return f"{written:,} of them written now" if config.is_daily else "written now" if written else "up to date"
 
 
-def _broken_contract(refused: Mapping[str, str], broken: int, rows: int, config: PipelineConfig) -> str:
-    """Says how landed files break the schema contract; nothing where they keep it."""
-    told = [f"{name} is refused: {reason}" for name, reason in list(refused.items())[:1]]
-    if len(refused) > 1:
-        told.append(f"{len(refused) - 1} further files likewise")
-    if broken / max(rows, 1) > config.max_quarantine_share:
-        told.append(f"{broken:,} of {rows:,} rows are in quarantine, at most {config.max_quarantine_share:.1%} may be")
-    return "; ".join(told)
-
-
 def raw_data(config: PipelineConfig) -> Body:
     """Reads what has landed and writes the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.ingestion.landing import take_in
+        from ae_pipeline.ingestion.landing import known_intake, take_in
         from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
+        from ae_pipeline.orchestration.alerts import tell_broken_contract
 
         paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
-        intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)
+        # What a sensor asks for was read by the run before; a file that cannot be read must not hold these days up.
+        known = known_intake(config, paths) if REQUEST_TAG in context.run.tags else None
+        intake = known or take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)
         built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
         refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)
         rows, broken = sum(day.rows for day in built), sum(rejected.values())
@@ -51,13 +53,7 @@ def raw_data(config: PipelineConfig) -> Body:
             context.log.info(f"{how_many(len(waiting), 'further day')} to be run on their own: {shortened(waiting)}")
         for day in built:
             tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day).as_uri(), rows=day.rows)
-        reject = _broken_contract(refused, broken, intake.ledger.rows_beside(days) + broken, config)
-        if reject:
-            from ae_pipeline.alerting import Alert, AlertEvent
-            from ae_pipeline.orchestration.alerts import tell
-
-            alert = Alert(AlertEvent.CONTRACT_BROKEN, f"contract {reject}", reject, context.run.run_id)
-            tell(alert, config, paths, context.log.warning)
+        tell_broken_contract(intake.ledger, days, config, paths, context.run.run_id, context.log.warning)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
         held = intake.ledger.rows_beside(days) + broken
         share = broken / max(held, 1)

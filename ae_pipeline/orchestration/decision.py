@@ -1,17 +1,20 @@
 """Which version serves: the gate's verdict on a challenger, acted on once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.journal import Change, Entry, history, now, record
 from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
+from ae_pipeline.tracking import CHALLENGER, CHAMPION, GATE_TAG, TrackedVersion, Tracker
 
-GATE_TAG, FIGURES_TAG = "gate", "gate.figures"
-"""Tags of a version: the gate's verdict, and its figures as JSON."""
+FIGURES_TAG = "gate.figures"
+"""Tag of a version: the gate's figures, as JSON."""
+
+RUN = "mlflow_run_id"
+"""Names a version's run among those of an entry of the history: versions count from 1 again in another model store."""
 
 DECIDED = "decided"
 """Tag of a version on which the gate's verdict was acted: what became of it. It is acted on once."""
@@ -25,17 +28,32 @@ class Decision:
         champion: It.
         promoted: Whether it does so from now on.
         words: Why, for a person.
-        rejected: A challenger that does not, and of which this is the first to tell.
     """
 
     champion: TrackedVersion
     promoted: bool
     words: str
-    rejected: int | None = None
+
+
+def undecided(config: PipelineConfig, tracker: Tracker) -> TrackedVersion | None:
+    """Gives a challenger that was judged and waits for what follows from it: the run that trained it was cut short.
+
+    One that was rejected where no other version serves has nothing to wait for.
+    """
+    challenger = tracker.version(config.dataset, CHALLENGER)
+    if challenger is None or DECIDED in challenger.tags or GATE_TAG not in challenger.tags:
+        return None
+    waits = challenger.tags[GATE_TAG] == "passed" or tracker.version(config.dataset, CHAMPION) is not None
+    return challenger if waits else None
 
 
 def decide(
-    config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, who: str, runs: Mapping[str, str] | None = None
+    config: PipelineConfig,
+    paths: DatasetPaths,
+    tracker: Tracker,
+    who: str,
+    runs: Mapping[str, str] | None = None,
+    on_rejected: Callable[[TrackedVersion, str], None] = lambda *_: None,
 ) -> Decision:
     """Lets the challenger take over where it passed the gate, once: a version that was rolled back stays so.
 
@@ -45,11 +63,18 @@ def decide(
         tracker: The model store.
         who: On whose behalf this runs, for the history.
         runs: Runs that this belongs to, for the history.
+        on_rejected: Told of a challenger that does not serve, and why; again where this is cut short before it is kept
+            that it was decided.
 
     Raises:
         TrainingError: There is no version that could serve.
     """
     challenger, champion = (tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
+    newest = challenger.version if challenger else None
+    if champion is not None and champion.version != newest and DECIDED not in champion.tags:
+        # It took over in a run that was cut short, and another was trained before this was kept.
+        _record(paths, champion, Change.PROMOTED, None, who, runs)
+        tracker.tag_version(config.dataset, champion.version, {DECIDED: Change.PROMOTED.value})
     if challenger is None and champion is not None:
         return Decision(champion, False, f"no challenger waits; version {champion.version} goes on serving")
     if challenger is None:
@@ -71,23 +96,40 @@ def decide(
     promoted = gate == "passed" or serves
     if promoted and not serves:
         tracker.set_alias(config.dataset, CHAMPION, challenger.version)
-    # A run that ended between the alias and here is told of by the one that comes after it.
+    before = champion if champion and not serves else None
     change = Change.PROMOTED if promoted else Change.REJECTED
-    past = history(paths)
-    if not any((entry.version, entry.change) == (challenger.version, change) for entry in past):
-        served = [entry.version for entry in past if entry.change != Change.REJECTED]
-        before = champion.version if champion and not serves else served[-1] if served else None
-        why = "it passed the gate" if promoted else gate.removeprefix("rejected: ")
-        figures = json.loads(challenger.tags.get(FIGURES_TAG, "{}"))
-        told = {**(runs or {}), "mlflow_run_id": challenger.run_id}
-        record(paths, Entry(now(), change, challenger.version, before, who, why, figures, told))
-    tracker.tag_version(config.dataset, challenger.version, {DECIDED: change.value})
-    if promoted or champion is None:
-        before_it = f" in place of version {champion.version}" if champion and not serves else ""
-        return Decision(challenger, not serves, f"version {challenger.version} passed the gate and serves{before_it}")
-    return Decision(
-        champion,
-        False,
-        f"challenger {challenger.version} {gate}; version {champion.version} goes on serving",
-        challenger.version,
+    _record(paths, challenger, change, before, who, runs)
+    words = f"version {challenger.version} passed the gate and serves" + (
+        f" in place of version {before.version}" if before else ""
     )
+    if not promoted and champion is not None:
+        words = f"challenger {challenger.version} {gate}; version {champion.version} goes on serving"
+        on_rejected(challenger, words)
+    tracker.tag_version(config.dataset, challenger.version, {DECIDED: change.value})
+    return Decision(challenger if promoted or champion is None else champion, promoted and not serves, words)
+
+
+def _record(
+    paths: DatasetPaths,
+    version: TrackedVersion,
+    change: Change,
+    before: TrackedVersion | None,
+    who: str,
+    runs: Mapping[str, str] | None,
+) -> None:
+    """Adds to the history what became of a version, unless a run that was cut short after that has done so."""
+    past = history(paths)
+    if any((entry.runs.get(RUN), entry.change) == (version.run_id, change) for entry in past):
+        return
+    served = [entry.version for entry in past if entry.change != Change.REJECTED]
+    replaced = before.version if before else served[-1] if served else None
+    gate = version.tags.get(GATE_TAG, "")
+    why = "it passed the gate" if change == Change.PROMOTED else gate.removeprefix("rejected: ")
+    told = {**(runs or {}), RUN: version.run_id}
+    record(paths, Entry(now(), change, version.version, replaced, who, why, figures_of(version), told))
+
+
+def figures_of(version: TrackedVersion) -> dict[str, float]:
+    """Gives the figures of the gate, by rule, as the version bears them."""
+    found: dict[str, float] = json.loads(version.tags.get(FIGURES_TAG, "{}"))
+    return found

@@ -13,6 +13,7 @@ from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, w
 if TYPE_CHECKING:
     from ae_pipeline.latents.alignment import Alignment
     from ae_pipeline.preprocessing.window import Window
+    from ae_pipeline.tracking import TrackedVersion
 
 
 def _days_of(window: "Window") -> dict[str, str]:
@@ -97,16 +98,15 @@ def champion(config: PipelineConfig) -> Body:
         from ae_pipeline.reports.page import refresh_operations
 
         tracker, paths = workspace_of(context).tracker(), paths_of(context, config)
-        decision = decide(config, paths, tracker, who_asked(context.run.tags), origin_of(context))
+
+        def on_rejected(challenger: "TrackedVersion", words: str) -> None:
+            key = f"version {challenger.version} of run {challenger.run_id}"
+            told = f"{words}. Look at the checks of autoencoder."
+            alert = Alert(AlertEvent.CHALLENGER_REJECTED, key, told, context.run.run_id)
+            tell(alert, config, paths, context.log.warning)
+
+        decision = decide(config, paths, tracker, who_asked(context.run.tags), origin_of(context), on_rejected)
         context.log.info(decision.words)
-        if decision.rejected is not None:
-            rejected = Alert(
-                AlertEvent.CHALLENGER_REJECTED,
-                f"version {decision.rejected}",
-                f"{decision.words}. Look at the checks of autoencoder.",
-                context.run.run_id,
-            )
-            tell(rejected, config, paths, context.log.warning)
         refresh_operations(paths, config.drift.min_rows)
         version, bundle = load_champion(config, tracker)
         loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"

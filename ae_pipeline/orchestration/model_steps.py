@@ -19,7 +19,7 @@ from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.alignment import Alignment, Served, align
 from ae_pipeline.latents.read import current_files, model_version_of
 from ae_pipeline.orchestration.console import Sparingly
-from ae_pipeline.orchestration.decision import FIGURES_TAG, GATE_TAG
+from ae_pipeline.orchestration.decision import FIGURES_TAG
 from ae_pipeline.orchestration.stages import how_many
 from ae_pipeline.preprocessing.features import feature_columns, features_content
 from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window
@@ -34,7 +34,7 @@ from ae_pipeline.promotion import (
 )
 from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage import DatasetPaths, write_text
-from ae_pipeline.tracking import CHAMPION, TrackedVersion, Tracker
+from ae_pipeline.tracking import CHAMPION, GATE_TAG, TrackedVersion, Tracker
 from ae_pipeline.training import Epoch, TrainingResult
 
 _LATENTS = "latents"
@@ -144,13 +144,12 @@ def train_challenger(
 
         run.log_figure(loss_curve(result, bundle.loss.unit), "loss.png")
         version = run.register(bundle)
-    passed = is_promoted(compared)
-    broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
-    figures = json.dumps(
-        {name.removeprefix("gate."): value for name, value in _figures((*verdicts, compatible)).items()}
-    )
-    tags = {_LATENTS: compatible.words, FIGURES_TAG: figures, GATE_TAG: "passed" if passed else f"rejected: {broken}"}
-    tracker.tag_version(config.dataset, version.version, tags)
+        # Within the run: a version without a verdict is what one that was cut short has left.
+        broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
+        figures = {name.removeprefix("gate."): value for name, value in _figures((*verdicts, compatible)).items()}
+        gate = "passed" if is_promoted(compared) else f"rejected: {broken}"
+        tags = {_LATENTS: compatible.words, FIGURES_TAG: json.dumps(figures), GATE_TAG: gate}
+        tracker.tag_version(config.dataset, version.version, tags)
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
     folder = tracker.bundle_folder(version)
     return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder)

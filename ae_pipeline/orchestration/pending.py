@@ -12,7 +12,7 @@ from ae_pipeline.ingestion.landing import known_intake
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.preprocessing.features import features_content, features_input_hash
-from ae_pipeline.reports.ranking import is_reported
+from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
 from ae_pipeline.tracking import CHAMPION, Tracker
 
@@ -63,7 +63,8 @@ def days_without_report(config: PipelineConfig, paths: DatasetPaths, tracker: Tr
     fingerprint = _fingerprint(tracker.bundle_folder(champion))
     days = list(features_content(config, paths))
     published = published_days(paths)
-    unreported = [day for day in days if not is_reported(day, published.get(day), paths, config)]
+    begun = cut_short(paths)
+    unreported = [day for day in days if day in begun or not is_reported(day, published.get(day), paths, config)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
 
 

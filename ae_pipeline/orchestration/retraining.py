@@ -52,6 +52,13 @@ def last_training(instance: dg.DagsterInstance, config: PipelineConfig) -> LastT
     return LastTraining(days, str(metadata["settings"].value))
 
 
+def last_day_learnt(config: PipelineConfig, content: Content) -> str:
+    """Gives the newest day that a training sees of these; those after it are the gate's. Empty where there is none."""
+    days = sorted(day for day, (_, rows) in content.items() if rows)
+    learnt = days[: max(len(days) - config.gate.days, 0)]
+    return learnt[-1] if learnt else ""
+
+
 def is_training_due(config: PipelineConfig, now: Content, last: LastTraining | None) -> Due:
     """Compares what the last training started from with what is there now.
 

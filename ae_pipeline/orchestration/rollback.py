@@ -77,11 +77,11 @@ def roll_back(
         BundleError: Its bundle cannot be read, or not score the features that there are now.
     """
     from ae_pipeline.bundle import ModelBundle
-    from ae_pipeline.journal import Change, Entry, now, record
+    from ae_pipeline.journal import Change, Entry, history, now, record
     from ae_pipeline.latents.publish import publish
-    from ae_pipeline.orchestration.decision import DECIDED, GATE_TAG
+    from ae_pipeline.orchestration.decision import DECIDED, RUN, figures_of
     from ae_pipeline.preprocessing.features import features_content
-    from ae_pipeline.tracking import CHALLENGER, CHAMPION
+    from ae_pipeline.tracking import CHALLENGER, CHAMPION, GATE_TAG
 
     if not asked.why.strip():
         raise PromotionError("a rollback needs a reason, which the history keeps; give it as why")
@@ -102,19 +102,23 @@ def roll_back(
     before = serving.version if serving else None
 
     def move() -> None:
-        if before == target.version:
+        served = [entry for entry in history(paths) if entry.change != Change.REJECTED]
+        # Where the history says otherwise, a rollback was cut short between the alias and its entry: it is told now.
+        if before == target.version and served and served[-1].version == target.version:
             return
         challenger = tracker.version(config.dataset, CHALLENGER)
         if challenger is not None and DECIDED not in challenger.tags:
             # One that waits for its decision must not undo this one.
-            tracker.tag_version(config.dataset, challenger.version, {DECIDED: "passed over by a rollback"})
+            chosen = "chosen" if challenger.version == target.version else "passed over"
+            tracker.tag_version(config.dataset, challenger.version, {DECIDED: f"{chosen} by a rollback"})
         tracker.set_alias(config.dataset, CHAMPION, target.version)
-        runs = {**origin, "mlflow_run_id": target.run_id}
-        record(paths, Entry(now(), Change.ROLLED_BACK, target.version, before, asked.who, asked.why, {}, runs))
-        say(f"version {target.version} serves in place of version {before}")
+        last = before if before != target.version else served[-1].version if served else None
+        figures, runs = figures_of(target), {**origin, RUN: target.run_id}
+        record(paths, Entry(now(), Change.ROLLED_BACK, target.version, last, asked.who, asked.why, figures, runs))
+        say(f"version {target.version} serves in place of version {last}")
 
     days = list(features_content(config, paths))
-    facts = {**origin, "mlflow_run_id": target.run_id}
+    facts = {**origin, RUN: target.run_id}
     done = publish(days, paths, bundle, target.version, facts, progress, config, before_commit=move)
     built = sum(day.built for day in done.days)
     words = (

@@ -19,6 +19,9 @@ CODE_VERSION = "1"
 DATASET_TAG = "ae_pipeline/dataset"
 """Tag of a run: whose it is."""
 
+REQUEST_TAG = "ae_pipeline/request"
+"""Tag of a run that a sensor asked for: names what was to be done, so that its attempts can be counted."""
+
 WHO = "ae_pipeline/who"
 """Tag of a run: the person who asked for it."""
 

@@ -13,12 +13,9 @@ from filelock import FileLock, Timeout
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
-from ae_pipeline.orchestration.stages import DATASET_TAG, how_many, shortened
+from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG, how_many, shortened
 from ae_pipeline.orchestration.workspace import Workspace
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
-
-REQUEST_TAG = "ae_pipeline/request"
-"""Tag of a run that a sensor asked for: names what was to be done, so that its attempts can be counted."""
 
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -37,6 +34,9 @@ _SETTLED = 3.0
 _SILENT = 120.0
 """Seconds without an event after which a run that does not hold its dataset's lock has died."""
 
+_UNSTARTED = 900.0
+"""The same of a run whose process has not started to work yet."""
+
 Answer = list[dg.RunRequest] | dg.SkipReason
 
 
@@ -52,14 +52,18 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
     # A file that is read while it grows is read again once it has; only to look for nothing else is too early.
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < _SETTLED:
         return dg.SkipReason(f"{how_many(len(unread), 'new or changed file')}, still being written")
+    waiting = None
     if unread:
         words = f"{how_many(len(unread), 'new or changed file')}: {shortened(sorted(unread))}"
-        return _requests(config, instance, "intake", {"": words}, hash_json(unread))
-    days = days_to_ingest(config, paths)
+        asked = _requests(config, instance, "intake", {"": words}, hash_json(unread))
+        if not isinstance(asked, dg.SkipReason):
+            return asked
+        waiting = asked  # a file that cannot be read must not hold up the days of those that could
     if not paths.ledger.exists():
-        return dg.SkipReason("nothing has landed so far")
+        return waiting or dg.SkipReason("nothing has landed so far")
+    days = days_to_ingest(config, paths)
     if not days:
-        return dg.SkipReason("nothing new: every landed file is read, and every day has its features")
+        return waiting or dg.SkipReason("nothing new: every landed file is read, and every day has its features")
     contract = hash_json(paths.contract.read_text(encoding="utf-8"))
     ledger = hash_json(paths.ledger.read_text(encoding="utf-8"))
     return _ranges(config, instance, "ingest", days, hash_json([contract, ledger]))
@@ -69,11 +73,15 @@ def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
     """Asks for latents and reports of the days whose rows are not those that the model that serves would give."""
     if busy := why_busy(config, workspace, instance):
         return dg.SkipReason(busy)
+    from ae_pipeline.orchestration.decision import undecided
     from ae_pipeline.orchestration.pending import days_without_report
     from ae_pipeline.preprocessing.features import features_content
     from ae_pipeline.tracking import CHAMPION
 
     paths, tracker = workspace.paths(config.dataset), workspace.tracker()
+    if waiting := undecided(config, tracker):
+        words = f"the decision on version {waiting.version}, whose training was cut short"
+        return _requests(config, instance, "decide", {"": words}, waiting.run_id)
     champion = tracker.version(config.dataset, CHAMPION)
     if champion is None:
         return dg.SkipReason("no version serves so far; the first training gives one")
@@ -93,24 +101,49 @@ def next_training(
     why_busy(config, workspace, instance)  # ends a training whose process has died
     if running := instance.get_runs(filters, limit=1):
         return dg.SkipReason(f"a training is running: run {running[0].run_id}")
-    from ae_pipeline.orchestration.retraining import is_training_due, last_training
+    from ae_pipeline.orchestration.retraining import Due, is_training_due, last_training
     from ae_pipeline.preprocessing.features import features_content  # polars, which loading the definitions can spare
 
-    now = features_content(config, workspace.paths(config.dataset))
-    due = is_training_due(config, now, last_training(instance, config))
+    now, last = features_content(config, workspace.paths(config.dataset)), last_training(instance, config)
+    due = is_training_due(config, now, last)
+    if not due.yes and last is not None and _is_empty(config, workspace):
+        due = Due(True, "the model store holds no version")
     if not due.yes:
         return dg.SkipReason(due.words)
     return dg.RunRequest(tags={"ae_pipeline/reason": due.words}, run_config=LOGGERS)
 
 
+def _is_empty(config: PipelineConfig, workspace: Workspace) -> bool:
+    from ae_pipeline.tracking import CHALLENGER, CHAMPION
+
+    tracker = workspace.tracker()
+    return not any(tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
+
+
 def drift_work(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
-    """Asks for a training where the newest days have drifted and enough new rows are there."""
+    """Asks for a training where it would learn from enough drifted days that the last one did not see.
+
+    The gate's days are the newest, and no training sees them: one that began with the first drifted day would change
+    nothing, nor would another a day later.
+    """
+    from ae_pipeline.orchestration.retraining import last_day_learnt, last_training
+    from ae_pipeline.preprocessing.features import features_content
     from ae_pipeline.reports.drifted import drifting_days
 
-    wanted = config.retrain.drifting_days or 0
-    days = drifting_days(workspace.paths(config.dataset), config.drift.min_rows)
+    wanted, paths = config.retrain.drifting_days or 0, workspace.paths(config.dataset)
+    days = drifting_days(paths, config.drift.min_rows)
     if len(days) < wanted:
         return dg.SkipReason(f"{how_many(len(days), 'day')} in a row have drifted, fewer than drifting_days={wanted}")
+    last = last_training(instance, config)
+    since = last_day_learnt(config, last.content) if last else ""
+    until = last_day_learnt(config, features_content(config, paths))
+    learnt = [day for day in days if since < day <= until]
+    if len(learnt) < wanted:
+        return dg.SkipReason(
+            f"{how_many(len(days), 'day')} in a row have drifted, and a training would learn from {len(learnt)} of "
+            f"them that the last one did not, fewer than drifting_days={wanted}: the newest {config.gate.days} are the "
+            "gate's"
+        )
     due = next_training(config, workspace, instance)
     if isinstance(due, dg.SkipReason):
         return due
@@ -125,8 +158,8 @@ def why_busy(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterI
         run = found.dagster_run
         # Where runs have machines of their own, their locks tell nothing here.
         local = instance.is_ephemeral or isinstance(instance.run_launcher, dg.DefaultRunLauncher)
-        started = run.status == dg.DagsterRunStatus.STARTED
-        if local and started and _has_died(found, workspace.paths(config.dataset), instance):
+        queued = run.status == dg.DagsterRunStatus.QUEUED
+        if local and not queued and _has_died(found, workspace.paths(config.dataset), instance):
             instance.report_run_failed(run, "its process has ended without a word: it holds no lock any more")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             continue
@@ -136,7 +169,8 @@ def why_busy(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterI
 
 def _has_died(found: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInstance) -> bool:
     began = found.start_time or found.create_timestamp.timestamp()
-    if time.time() - began < _SILENT or not paths.lock.exists():
+    silent = _SILENT if found.dagster_run.status == dg.DagsterRunStatus.STARTED else _UNSTARTED
+    if time.time() - began < silent or not paths.lock.exists():
         return False
     try:
         with FileLock(paths.lock).acquire(timeout=0):
@@ -144,7 +178,7 @@ def _has_died(found: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInst
     except Timeout:
         return False
     newest = instance.get_records_for_run(found.dagster_run.run_id, limit=1, ascending=False).records
-    return not newest or time.time() - newest[0].timestamp > _SILENT
+    return not newest or time.time() - newest[0].timestamp > silent
 
 
 def _ranges(config: PipelineConfig, instance: dg.DagsterInstance, job: str, days: Sequence[str], state: str) -> Answer:
@@ -189,6 +223,7 @@ def _requests(
                 waiting.append(f"{words}: {told}; again at {again:%H:%M:%S} UTC")
                 continue
         more = {REQUEST_TAG: key, "ae_pipeline/reason": words, **(tags or {}).get(part, {})}
-        run_key = f"{key} {len(earlier)}"
+        # Dagster drops a request whose key it has seen, so each attempt has one of its own.
+        run_key = f"{key} after {earlier[0].dagster_run.run_id if earlier else 'none'}"
         wanted.append(dg.RunRequest(run_key=run_key, job_name=name, tags=more, run_config=LOGGERS))
     return wanted or dg.SkipReason("; ".join(waiting))

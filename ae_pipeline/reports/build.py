@@ -14,11 +14,13 @@ from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
 from ae_pipeline.reports.page import render_operations, render_page
 from ae_pipeline.reports.ranking import (
+    UNFINISHED,
     Progress,
     RankedRow,
     ReportDay,
     all_ranked,
     as_rows,
+    cut_short,
     is_reported,
     report_days,
     reported_day,
@@ -94,6 +96,9 @@ def build_report(
     files = published_days(paths)
     # A table that has changed its model as a whole takes the report of all its days along.
     behind = {day for day, found in files.items() if not is_reported(day, found, paths, config)}
+    behind |= cut_short(paths) & files.keys()
+    unfinished = paths.reports / UNFINISHED
+    write_text(unfinished, json.dumps(sorted({*days, *behind})))
     everything_built = report_days(sorted({*days, *behind}), files, paths, bundle, config, progress)
     built = [day for day in everything_built if day.day in set(days)]
     on_ranked(everything_built)
@@ -110,6 +115,7 @@ def build_report(
         paths.reports / "report.html",
         render_page(summary, strangest, labels, gallery, render_operations(paths, config.drift.min_rows)),
     )
+    unfinished.unlink()
     return Report(
         page=paths.reports / "report.html",
         summary=paths.reports / "summary.json",

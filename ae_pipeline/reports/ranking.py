@@ -1,6 +1,7 @@
 """Ranks the strangest rows of each day and explains those that are flagged, a Parquet file a day."""
 
 import datetime as dt
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,9 @@ _SCHEMA = {
         pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
     ),
 }
+
+UNFINISHED = "unfinished.json"
+"""Beside a report while it is made: its days."""
 
 _RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
 """What a ranked row bears of the published one."""
@@ -111,6 +115,12 @@ class RankedRow:
 def is_reported(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> bool:
     """Tells whether a day's ranked rows are those that the table has."""
     return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(published, config)
+
+
+def cut_short(paths: DatasetPaths) -> set[str]:
+    """Lists the days of a report that was begun and not ended: their rows may be ranked, and the rest lacks them."""
+    place = paths.reports / UNFINISHED
+    return set(json.loads(place.read_text(encoding="utf-8"))) if place.exists() else set()
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
