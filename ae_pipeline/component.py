@@ -58,7 +58,7 @@ attributes:
   retrain:
     cron: "0 3 * * 1" # UTC; the schedule is stopped until you start it
     min_new_rows: 1000 # a tick with fewer new rows skips
-    # drifting_days: 3 # train before the next tick once so many of the newest days in a row have drifted
+    # drifting_days: 3 # train before the next tick once so many drifted days are there to learn from
 
   gate:
     days: 7 # the newest days, where a new model must keep up with the one that serves before it takes over

@@ -128,8 +128,9 @@ class RetrainConfig(Section):
     drifting_days: int | None = Field(
         default=None,
         ge=1,
-        description="Train before the next tick once so many of the newest days in a row have drifted, if min_new_rows "
-        "are there; a sensor of its own does so. Never when left out.",
+        description="Train before the next tick once so many drifted days in a row are there that the last training "
+        "has not seen, not counting the newest gate.days, which no training sees, and if min_new_rows are there; a "
+        "sensor of its own does so. Never when left out.",
     )
 
 
