@@ -14,6 +14,7 @@ from ae_pipeline.config import PipelineConfig
 from ae_pipeline.models.base import Pass
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.network import FittedNetwork
+from ae_pipeline.parallel import spread
 from ae_pipeline.preprocessing.table_encoder import BlockKind, Matrix, TableEncoder
 from ae_pipeline.scoring.density import LatentDensity
 from ae_pipeline.scoring.ensemble import Ensemble
@@ -75,8 +76,14 @@ class Detector(FittedNetwork):
         Raises:
             BundleError: A column is missing or of another type.
         """
-        latents, losses = self.latents_and_losses(features)
-        return latents.astype(np.float32), self.combine(self.tails(losses))
+
+        def scored(rows: pl.DataFrame) -> tuple[Matrix, Array]:
+            latents, losses = self._latents_and_losses(rows)
+            return latents.astype(np.float32), self.combine(self.tails(losses))
+
+        none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
+        latents, scores = zip(none, *spread(scored, self._slices(features)), strict=True)
+        return np.concatenate(latents), np.concatenate(scores)
 
     def latents_and_losses(self, features: pl.DataFrame) -> tuple[Array, Array]:
         """Gives what scores are made of, with the latents, (n, latent_dim), float64.
@@ -88,12 +95,14 @@ class Detector(FittedNetwork):
             Latents, and the loss of each of `loss.columns`, the latent's distance, the row's loss and, where there is
             one, the ensemble's sum, (n, columns + 2 or 3).
         """
-        latents = [np.empty((0, self.model.latent_dim))]
-        losses = [np.empty((0, self.parts))]
-        for _, batch, passed in self._passes(features):
-            latents.append(passed.latents.cpu().numpy())
-            losses.append(self._losses(passed, batch))
+        none = np.empty((0, self.model.latent_dim)), np.empty((0, self.parts))
+        latents, losses = zip(none, *spread(self._latents_and_losses, self._slices(features)), strict=True)
         return np.concatenate(latents), np.concatenate(losses)
+
+    def _latents_and_losses(self, rows: pl.DataFrame) -> tuple[Array, Array]:
+        batch = self._encoded(rows)
+        passed = self._pass(batch)
+        return passed.latents.cpu().numpy(), self._losses(passed, batch)
 
     @property
     def has_ensemble(self) -> bool:

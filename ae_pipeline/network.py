@@ -14,6 +14,7 @@ import torch
 from ae_pipeline.models.base import AutoEncoder, Pass, rows_at_once
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.parallel import spread
 from ae_pipeline.preprocessing.encoder import Encoder
 from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
 
@@ -50,16 +51,26 @@ class FittedNetwork:
 
     def encode(self, features: pl.DataFrame) -> Matrix:
         """Maps n rows of features to latents, (n, latent_dim), float32."""
-        parts = [np.empty((0, self.model.latent_dim), np.float32)]
-        with torch.inference_mode():
-            parts += [self._exact[0].encode(batch).float().cpu().numpy() for _, batch in self._batches(features)]
-        return np.concatenate(parts)
+        network = self._exact[0]
+
+        @torch.inference_mode()
+        def latents(rows: pl.DataFrame) -> Matrix:
+            found: Matrix = network.encode(self._encoded(rows)).float().cpu().numpy()
+            return found
+
+        return np.concatenate(
+            [np.empty((0, self.model.latent_dim), np.float32), *spread(latents, self._slices(features))]
+        )
 
     def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
         """Gives what the network makes of n rows, on the scale of the encoded inputs, (n, …)."""
-        passes = (passed for *_, passed in self._passes(features))
-        expected = [self._exact[1].to_scale(passed.output).cpu().numpy() for passed in passes]
-        return np.concatenate([np.empty((0, *self.encoder.shape)), *expected])
+        loss = self._exact[1]
+
+        def expected(rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+            found: npt.NDArray[np.float64] = loss.to_scale(self._pass(self._encoded(rows)).output).cpu().numpy()
+            return found
+
+        return np.concatenate([np.empty((0, *self.encoder.shape)), *spread(expected, self._slices(features))])
 
     def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
         """Puts what the network makes of n rows in place of their fitted columns, in the columns' own terms.
@@ -96,14 +107,17 @@ class FittedNetwork:
         model, loss = copy.deepcopy(self.model), copy.deepcopy(self.loss)
         return model.double().eval().requires_grad_(False), loss.double().eval().requires_grad_(False)
 
-    def _batches(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor]]:
+    def _slices(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        return features.iter_slices(rows_at_once(self.encoder.shape))
+
+    def _encoded(self, rows: pl.DataFrame) -> torch.Tensor:
         device = next(self.model.parameters()).device
-        for part in features.iter_slices(rows_at_once(self.encoder.shape)):
-            yield part, torch.from_numpy(self.encoder.encode(part)).to(device).double()
+        return torch.from_numpy(self.encoder.encode(rows)).to(device).double()
 
     def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:
         """Rows, the same encoded, and what the network makes of them, batch by batch."""
-        for rows, batch in self._batches(features):
+        for rows in self._slices(features):
+            batch = self._encoded(rows)
             yield rows, batch, self._pass(batch)
 
     def _pass(self, batch: torch.Tensor) -> Pass:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ class TestRules:
         published(dataset)
         before = rows_of(dataset)
 
-        def doubled(bundle: ModelBundle, version: int, features: Path) -> pa.Table:
-            rows = score_day(bundle, version, features)
-            names = rows["row_id"].to_pylist()
-            return rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
+        def doubled(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
+            for rows in score_day(bundle, version, features):
+                names = rows["row_id"].to_pylist()
+                yield rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
 
         monkeypatch.setattr(publication, "score_day", doubled)
         with pytest.raises(PublicationError, match=r"contract of the table: identity_stands_once_a_day"):

@@ -17,7 +17,7 @@ IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
 TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
 
 
-JOBS = ("ingest", "train", "publish", "day", "intake", "rollback")
+JOBS = ("decide", "ingest", "train", "publish", "day", "intake", "rollback")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +290,7 @@ class TestReading:
         # what no publication does: files of another space beside those that are there
         space = latent_space_name(2, other_bundle.fingerprint)
         path = expected_path(days[0], "other", other_bundle.fingerprint, space)
-        rows = score_day(other_bundle, 2, dataset.paths.features(days[0]))
+        rows = pa.concat_tables(score_day(other_bundle, 2, dataset.paths.features(days[0])))
         write_file([rows], {days[0]: "other"}, 3, path, TableFiles(dataset.paths.latents))
         delta = DeltaTable(dataset.paths.latents)
         added = AddAction(
@@ -689,7 +689,7 @@ class TestMonths:
         before = current_files(dataset.paths)
         scored: list[str] = []
 
-        def spy(bundle: ModelBundle, version: int, features: Path) -> pa.Table:
+        def spy(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
             scored.append(features.stem)
             return score_day(bundle, version, features)
 

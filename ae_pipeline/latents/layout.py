@@ -4,7 +4,7 @@ import datetime as dt
 import functools
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from deltalake.transaction import AddAction
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.parallel import ahead
 from ae_pipeline.storage import ALL_ROWS, hash_json
 
 LATENTS_VERSION = "3"
@@ -139,9 +140,13 @@ def _keys_in(place: str, path: str) -> dict[str, str]:
     return keys
 
 
-def score_day(bundle: ModelBundle, model_version: int, features: Path) -> pa.Table:
-    """Scores one file of features, and gives the rows as the table has them."""
-    rows = pl.read_parquet(features)
+def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterator[pa.Table]:
+    """Scores one file of features, and gives the rows as the table has them, a row group at a time."""
+    for batch in ahead(pq.ParquetFile(features).iter_batches(_ROW_GROUP)):
+        yield _scored(bundle, model_version, pl.DataFrame(batch))
+
+
+def _scored(bundle: ModelBundle, model_version: int, rows: pl.DataFrame) -> pa.Table:
     scored = bundle.score(rows)
     space = latent_space_name(model_version, bundle.fingerprint)
     columns = [
@@ -164,7 +169,7 @@ def write_file(
     """Writes the rows of days into one file of the table, a row group at a time; safe to run twice.
 
     Args:
-        days: Rows of each day, in the order of time.
+        days: Rows of the days, in the order of time.
         keys: `day_key` of each.
         latent_dim: Width of the latent space.
         path: Of the file.

@@ -31,6 +31,7 @@ from ae_pipeline.latents.layout import (
 )
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
 from ae_pipeline.latents.retention import ABANDONED, collect, retention_properties, set_aside
+from ae_pipeline.parallel import ahead
 from ae_pipeline.storage import DatasetPaths, read_facts
 
 Progress = Callable[[int, int, str], None]
@@ -213,27 +214,36 @@ class _Writing:
             asked = {day: self._rows[day] for day in keys if day in self._rows}
             built = {day for day in asked if path not in self._there and not self._is_held(day, keys[day])}
             if path not in self._there:
-                days = self._told(self._days(keys), done, total, progress)
+                days = self._told(ahead(self._days(keys)), done, total, progress)
                 write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
             if asked or path not in self.before:
                 flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
                 for day, rows in asked.items():
                     found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
             done += len(asked)
-        progress(total, total, "days scored")
+            progress(done, total, "days scored")
+        if done < total:  # the rest have no rows
+            progress(total, total, "days scored")
         return tuple(found.values())
 
-    def _told(self, days: Iterable[pa.Table], done: int, total: int, progress: Progress) -> Iterator[pa.Table]:
-        for place, rows in enumerate(days):
+    def _told(
+        self, days: Iterable[tuple[int, pa.Table]], done: int, total: int, progress: Progress
+    ) -> Iterator[pa.Table]:
+        ended = 0
+        for place, rows in days:
+            if place > ended:
+                ended = place
+                progress(min(done + ended, total), total, "days scored")
             yield rows
-            progress(min(done + place + 1, total), total, "days scored")
 
-    def _days(self, keys: Mapping[str, str]) -> Iterator[pa.Table]:
-        for day, key in keys.items():
+    def _days(self, keys: Mapping[str, str]) -> Iterator[tuple[int, pa.Table]]:
+        """Gives the rows of days, each part with the number of days before its own."""
+        for place, (day, key) in enumerate(keys.items()):
             if self._is_held(day, key):
-                yield self._copied(self.held[day])
+                yield place, self._copied(self.held[day])
             else:
-                yield score_day(self._bundle, self._version, self._paths.features(day))
+                for rows in score_day(self._bundle, self._version, self._paths.features(day)):
+                    yield place, rows
 
     def _is_held(self, day: str, key: str) -> bool:
         old = self.held.get(day)
