@@ -151,7 +151,7 @@ def train(
         order = torch.randperm(len(train_rows), generator=generator).to(device)
         optimizer.zero_grad(set_to_none=True)
         for chosen in order.split(config.batch_size):
-            batch = train_rows[chosen]
+            batch = train_rows.index_select(0, chosen)
             inputs = corrupt(batch, noise) if corrupt else batch
             value = loss.objective(model(inputs, noise), batch, beta).mean()
             # Of the clean rows, and in variational forms of the means: what is published.

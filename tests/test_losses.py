@@ -16,7 +16,14 @@ from ae_pipeline.config import ColumnType
 from ae_pipeline.model_config import LossTerm, Scaling
 from ae_pipeline.models.base import Pass
 from ae_pipeline.models.image_loss import ImageLoss, ssim
-from ae_pipeline.models.losses import MIN_LOG_SCALE, LikelihoodLoss, ReconstructionLoss, TermsLoss, least_losses
+from ae_pipeline.models.losses import (
+    MIN_LOG_SCALE,
+    LikelihoodLoss,
+    ReconstructionLoss,
+    TermsLoss,
+    _Present,
+    least_losses,
+)
 from ae_pipeline.models.variational import MAX_LOG_VARIANCE, kl_divergence
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.table_encoder import Block, BlockKind, TableEncoder
@@ -182,6 +189,7 @@ def loss_of_first(loss: LikelihoodLoss, output: torch.Tensor, x: torch.Tensor) -
     """Mean loss of the first block alone; its indicator says that nothing is missing."""
     del loss._order[1:]
     loss._numeric[0] = loss._numeric[0].model_copy(update={"present": None})
+    loss._numbers_there = _Present(loss._numeric)
     return loss(output, x[:, :1]).mean()
 
 

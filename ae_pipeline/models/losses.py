@@ -124,6 +124,7 @@ class LikelihoodLoss(ReconstructionLoss):
             *(block.width for block in self._categorical),
         ]
         self.log_scale = nn.Parameter(torch.full((len(self._numeric) + len(self._cyclic),), -1.0))
+        self._numbers_there, self._cycles_there = _Present(self._numeric), _Present(self._cyclic)
 
         self.register_buffer("_sums", _sums(self._order, self.columns), persistent=False)
 
@@ -146,8 +147,8 @@ class LikelihoodLoss(ReconstructionLoss):
         squares = (values - x_values).square()  # (n, numeric)
         squares_cyclic = (cycles - x_cycles).square().unflatten(1, (-1, 2)).sum(2)  # (n, cyclic)
         parts = [
-            _student_t(squares, log_scale, 1) * _present(self._numeric, x),
-            _student_t(squares_cyclic, log_scale_cyclic, 2) * _present(self._cyclic, x),
+            _student_t(squares, log_scale, 1) * self._numbers_there(x),
+            _student_t(squares_cyclic, log_scale_cyclic, 2) * self._cycles_there(x),
             functional.binary_cross_entropy_with_logits(binary, x_binary, reduction="none"),
         ]
         for logits, target in zip(codes, x_codes, strict=True):
@@ -186,14 +187,25 @@ def _student_t(squares: Tensor, log_scale: Tensor, dimensions: int) -> Tensor:
     return 0.5 * (_FREEDOM + dimensions) * torch.log1p(standardised / _FREEDOM) + dimensions * log_scale
 
 
-def _present(blocks: Sequence[Block], x: Tensor) -> Tensor:
-    """1 where a block's value is there, (n, blocks)."""
-    present = torch.ones(len(x), len(blocks), device=x.device, dtype=x.dtype)
-    flagged = [(place, block.present) for place, block in enumerate(blocks) if block.present is not None]
-    if flagged:
-        places, columns = zip(*flagged, strict=True)
-        present[:, list(places)] -= x[:, list(columns)]
-    return present
+class _Present(nn.Module):
+    """1 where a block's value is there, and 0 where it is missing."""
+
+    _places: Tensor
+    _flags: Tensor
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        flagged = [(place, block.present) for place, block in enumerate(blocks) if block.present is not None]
+        self._blocks = len(blocks)
+        self.register_buffer("_places", torch.tensor([place for place, _ in flagged], dtype=torch.long), False)
+        self.register_buffer("_flags", torch.tensor([column for _, column in flagged], dtype=torch.long), False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps encoded inputs, (n, width), to (n, blocks)."""
+        there = 1 - x.index_select(1, self._flags)
+        if len(self._places) == self._blocks:
+            return there
+        return x.new_ones(len(x), self._blocks).index_copy(1, self._places, there)
 
 
 def _sums(blocks: Sequence[Block], columns: Sequence[str]) -> Tensor:
@@ -231,6 +243,7 @@ class TermsLoss(ReconstructionLoss):
         self.kl_share = 1.0 / self._width
         block_of = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([block.width for block in blocks]))
         self.register_buffer("_block_of", block_of, persistent=False)
+        self._there = _Present(self._blocks)
         self.register_buffer("_sums", _sums(self._blocks, self.columns), persistent=False)
         self.register_buffer("usual", torch.ones(len(self.columns) + 1))
 
@@ -261,5 +274,7 @@ class TermsLoss(ReconstructionLoss):
         return self._by_block(above, x) @ self._sums
 
     def _by_block(self, losses: Tensor, x: Tensor) -> Tensor:
-        blocks = losses.new_zeros(len(losses), len(self._blocks)).index_add(1, self._block_of, losses)
-        return blocks / self._width * _present(self._blocks, x)
+        if len(self._blocks) < self._width:
+            losses = losses.new_zeros(len(losses), len(self._blocks)).index_add(1, self._block_of, losses)
+        there: Tensor = self._there(x)
+        return losses / self._width * there
