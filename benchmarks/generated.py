@@ -1,0 +1,78 @@
+"""Rows made for measuring speed: numbers that a few hidden ones explain, in daily files of features."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import ColumnType, PipelineConfig
+from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.storage import DatasetPaths, write_parquet
+
+DATASET, FIRST = "generated", dt.date(2024, 1, 1)
+DAY_ROWS = 100_000
+HIDDEN = 6
+"""Numbers behind each row."""
+
+
+def config(evidence: Sequence[str]) -> PipelineConfig:
+    """Gives the settings of a dataset whose rows are these: as shipped, but for short parts of the window."""
+    return PipelineConfig.model_validate(
+        {
+            "dataset": DATASET,
+            "identity": ["row_id"],
+            "event_time": "event_time",
+            "start": FIRST.isoformat(),
+            "exclude": ["event_time"],
+            "training": {"validation_days": 1, "calibration_days": 1, "epochs": 3},
+            "gate": {"days": 0},
+            "alerts": {"evidence": list(evidence)},
+        }
+    )
+
+
+def features_of(columns: int) -> list[FeatureColumn]:
+    """Lists the columns that a model looks at."""
+    return [FeatureColumn(f"c{place:03d}", ColumnType.NUMBER) for place in range(columns)]
+
+
+def numbers(rows: int, columns: int, seed: int) -> npt.NDArray[np.float64]:
+    """Draws rows, (rows, columns); the same seed gives the same."""
+    chance = np.random.default_rng(seed)
+    weights = np.random.default_rng(99).normal(size=(HIDDEN, columns))
+    hidden = chance.normal(size=(rows, HIDDEN))
+    found: npt.NDArray[np.float64] = np.tanh(hidden @ weights) + 0.1 * chance.normal(size=(rows, columns))
+    return found
+
+
+def day_of(place: int) -> str:
+    """Names the day at a place."""
+    return (FIRST + dt.timedelta(days=place)).isoformat()
+
+
+def write_day(paths: DatasetPaths, place: int, columns: int, rows: int = DAY_ROWS) -> str:
+    """Writes the features of a day, and names it."""
+    day, values = day_of(place), numbers(rows, columns, place)
+    midnight = dt.datetime.combine(FIRST + dt.timedelta(days=place), dt.time(), dt.UTC)
+    moments = np.sort(np.random.default_rng(place).integers(0, 86_400_000_000, rows))
+    frame = pl.DataFrame(
+        {
+            "row_id": [f"{day}-{row:07d}" for row in range(rows)],
+            "event_time": pl.Series(moments).cast(pl.Duration("us")) + midnight,
+            **{column.name: values[:, at] for at, column in enumerate(features_of(columns))},
+        }
+    ).with_columns(pl.col("event_time").cast(pl.Datetime("us", "UTC")))
+    write_parquet(paths.features(day), frame.to_arrow(), {"input_hash": day})
+    return day
+
+
+def fitted(paths: DatasetPaths, columns: int, evidence: Sequence[str]) -> ModelBundle:
+    """Fits a model on the first three days, which must be there."""
+    settings = config(evidence)
+    window = cut_window({day_of(place): "generated" for place in range(3)}, settings)
+    return fit_bundle(settings, features_of(columns), window, paths)[0]

@@ -1,0 +1,362 @@
+"""How fast training and extraction are, as ratios to what else there is, in one run.
+
+**Training**: rows a second that go through a network of the same widths in batches of the same size for as many epochs,
+on the same encoded matrix in memory. The ceiling is a bare loop over batches drawn by `torch.randperm`, which neither
+looks at validation rows nor keeps the best weights; a loop over PyTorch's DataLoader is what a tutorial has; PyOD and
+scikit-learn are called as their users call them. Then the time to the validation loss that PyOD's defaults come to.
+
+**Extraction**: daily files of features on disk to the published table: read, encoded, scored, written, read back and
+held against the table's contract, committed. Beside it (a) pyarrow reading the same files and writing them again,
+without any model, and (b) PyOD's `decision_function` on the values of the same rows, in memory already. Once with plain
+scoring (columns, latent and row) and once with all evidence; then what the parts of that take.
+
+Medians of as many rounds as are asked for; in each round everybody has a turn.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow.parquet as pq
+import torch
+from pyod.models.auto_encoder import AutoEncoder
+from sklearn.neural_network import MLPRegressor
+from torch import nn
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.layout import score_day, write_file
+from ae_pipeline.latents.publish import publish
+from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.parallel import spread
+from ae_pipeline.preprocessing.encoder import fit_encoder
+from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.training import Epoch, train
+from benchmarks import generated
+from benchmarks.report import Row, format_table, write_report
+
+OURS = "ae_pipeline"
+PLAIN, ALL = ("columns", "latent", "row"), ("columns", "latent", "row", "ensemble")
+
+_BATCH, _EPOCHS, _HIDDEN, _LATENTS = 1024, 3, 128, 8
+_TRAINED_ROWS, _VALIDATION_ROWS, _COLUMNS = 100_000, 10_000, 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure.
+
+    Attributes:
+        table: Which it belongs in.
+        method: Whose it is.
+        metric: In what it is measured.
+        value: The median.
+        rows: Of the data.
+        columns: Of the data.
+    """
+
+    table: str
+    method: str
+    metric: str
+    value: float
+    rows: int
+    columns: int
+
+
+def main() -> int:
+    """Measures, prints the tables and writes all figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="of the extraction")
+    chosen = parser.parse_args()
+    found = measure_training(chosen.rounds)
+    for rows in chosen.rows:
+        found += measure_extraction(rows, chosen.rounds)
+    for table in dict.fromkeys(each.table for each in found):
+        print(f"\n{table}\n\n{_table([each for each in found if each.table == table])}", flush=True)
+    facts: list[Row] = [{**vars(each), "value": round(each.value, 6)} for each in found]
+    write_report(chosen.out, "speed", facts, ("pyod", "pyarrow", "scikit-learn", "deltalake"))
+    return 0
+
+
+def _table(found: Sequence[Measured]) -> str:
+    metrics = list(dict.fromkeys(each.metric for each in found))
+    by_method: dict[str, dict[str, float]] = {}
+    for each in found:
+        by_method.setdefault(each.method, {})[each.metric] = each.value
+    lines = [[method, *(_spoken(has.get(metric)) for metric in metrics)] for method, has in by_method.items()]
+    return format_table(("method", *metrics), lines)
+
+
+def _spoken(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def medians(rounds: int, turns: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Gives the median of what each turn measures; in each round everybody has one, in the same order."""
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            taken[name].append(turn())
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+# Training
+
+
+def measure_training(rounds: int) -> list[Measured]:
+    """Measures training beside others."""
+    rows = generated.numbers(_TRAINED_ROWS + _VALIDATION_ROWS, _COLUMNS, seed=0)
+    frame = pl.DataFrame({column.name: rows[:, at] for at, column in enumerate(generated.features_of(_COLUMNS))})
+    settings = _settings(_BATCH, _EPOCHS, (_HIDDEN,), _LATENTS)
+    encoder = fit_encoder(settings, frame.head(_TRAINED_ROWS), generated.features_of(_COLUMNS))
+    matrix = encoder.encode(frame)
+    train_rows, validation = torch.from_numpy(matrix[:_TRAINED_ROWS]), torch.from_numpy(matrix[_TRAINED_ROWS:])
+    width = matrix.shape[1]
+    torch.set_num_threads(settings.training.threads)  # for everybody: small networks run fastest so
+
+    def ours() -> object:
+        generator = torch.Generator().manual_seed(0)
+        model, loss = build_model(settings, encoder.shape, generator), build_loss(settings, encoder)
+        return train(model, loss, train_rows, validation, settings.training, generator)
+
+    turns: dict[str, Callable[[], object]] = {
+        OURS: ours,
+        "bare loop in memory (ceiling)": lambda: _bare_loop(train_rows),
+        "loop over a DataLoader": lambda: _loader_loop(train_rows),
+        "PyOD AutoEncoder": lambda: _pyod(batch_size=_BATCH, epoch_num=_EPOCHS).fit(train_rows.numpy()),
+        "scikit-learn MLPRegressor": lambda: _regressor().fit(train_rows.numpy(), train_rows.numpy()),
+    }
+    taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in turns.items()})  # type: ignore[misc]
+    layers = f"{width}–{_HIDDEN}–{_LATENTS}–{_HIDDEN}–{width}"
+    table = f"training: {_TRAINED_ROWS:,} rows, layers {layers}, batch {_BATCH}, {_EPOCHS} epochs"
+    found = []
+    for name, seconds in taken.items():
+        given = (table, name, _TRAINED_ROWS, width)
+        found.append(_measured(*given, metric="rows/s", value=_TRAINED_ROWS * _EPOCHS / seconds))
+        found.append(_measured(*given, metric="ours / theirs", value=seconds / taken[OURS]))
+    return found + _to_equal_loss(rounds, train_rows.numpy(), validation.numpy())
+
+
+def _measured(table: str, method: str, rows: int, columns: int, metric: str, value: float) -> Measured:
+    return Measured(table, method, metric, value, rows, columns)
+
+
+def _settings(batch: int, epochs: int, hidden: Sequence[int], latents: int) -> Any:
+    found = generated.config(PLAIN)
+    model = found.model.model_copy(
+        update={"hidden": tuple(hidden), "latent_dim": latents, "loss": {"mse": 1.0}, "scaling": "standard"}
+    )
+    training = {"batch_size": batch, "epochs": epochs, "patience": epochs, "optimizer": "adam", "weight_decay": 0.0}
+    data = found.model_dump(mode="json")
+    return type(found).model_validate(
+        {**data, "model": model.model_dump(mode="json"), "training": {**data["training"], **training}}
+    )
+
+
+def _network(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Linear(width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _LATENTS)),
+        *(nn.Linear(_LATENTS, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, width)),
+    )
+
+
+def _bare_loop(rows: torch.Tensor) -> None:
+    model = _network(rows.shape[1])
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    for _ in range(_EPOCHS):
+        for chosen in torch.randperm(len(rows)).split(_BATCH):
+            batch = rows[chosen]
+            optimizer.zero_grad(set_to_none=True)
+            nn.functional.mse_loss(model(batch), batch).backward()
+            optimizer.step()
+
+
+def _loader_loop(rows: torch.Tensor) -> None:
+    model = _network(rows.shape[1])
+    optimizer = torch.optim.Adam(model.parameters())
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows), batch_size=_BATCH, shuffle=True)
+    for _ in range(_EPOCHS):
+        for (batch,) in loader:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(batch), batch).backward()
+            optimizer.step()
+
+
+def _pyod(**settings: Any) -> AutoEncoder:
+    given = {"hidden_neuron_list": [_HIDDEN, _LATENTS], "batch_norm": False, "dropout_rate": 0.0, "verbose": 0}
+    return AutoEncoder(**{**given, **settings})
+
+
+def _regressor() -> MLPRegressor:
+    layers = (_HIDDEN, _LATENTS, _HIDDEN)
+    return MLPRegressor(layers, batch_size=_BATCH, max_iter=_EPOCHS, random_state=0, tol=0.0)
+
+
+def _to_equal_loss(rounds: int, rows: npt.NDArray[np.float32], validation: npt.NDArray[np.float32]) -> list[Measured]:
+    """Measures the time that ours takes to the validation loss that PyOD's defaults come to, on fewer rows."""
+    rows, validation = rows[:20_000], validation[:5_000]
+    varying = rows.std(axis=0) > 0
+    spread_of = np.where(varying, rows.std(axis=0), 1.0)
+    rows, validation = ((part - rows.mean(axis=0)) / spread_of for part in (rows, validation))
+    table = f"time to the validation loss of PyOD's defaults: {len(rows):,} rows × {rows.shape[1]}"
+    reached: dict[str, list[float]] = {OURS: [], "PyOD AutoEncoder, defaults": []}
+    for seed in range(rounds):
+        peer = AutoEncoder(verbose=0, preprocessing=False, random_state=seed)
+        theirs = _seconds(lambda peer=peer: peer.fit(rows))  # type: ignore[misc]
+        wanted = float(np.square(peer.decision_function(validation)).mean() / rows.shape[1])
+        reached["PyOD AutoEncoder, defaults"].append(theirs)
+        reached[OURS].append(_until(wanted, rows, validation, seed))
+    taken = {name: statistics.median(values) for name, values in reached.items()}
+    found = []
+    for name, seconds in taken.items():
+        given = (table, name, len(rows), rows.shape[1])
+        found.append(_measured(*given, metric="seconds", value=seconds))
+        found.append(_measured(*given, metric="theirs / ours", value=seconds / taken[OURS]))
+    return found
+
+
+class _ReachedError(Exception):
+    """The loss is as low as was asked for."""
+
+
+def _until(wanted: float, rows: npt.NDArray[np.float32], validation: npt.NDArray[np.float32], seed: int) -> float:
+    """Trains PyOD's default widths by our own means until a validation loss; gives the seconds."""
+    frame = pl.DataFrame({column.name: rows[:, at] for at, column in enumerate(generated.features_of(_COLUMNS))})
+    settings = _settings(128, 30, (64,), 32)
+    encoder = fit_encoder(settings, frame, generated.features_of(_COLUMNS))
+
+    def report(epoch: Epoch) -> None:
+        if epoch.validation_loss <= wanted:
+            raise _ReachedError
+
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    model, loss = build_model(settings, encoder.shape, generator), build_loss(settings, encoder)
+    try:
+        train(model, loss, torch.from_numpy(rows), torch.from_numpy(validation), settings.training, generator, report)
+    except _ReachedError:
+        return time.perf_counter() - began
+    return float("inf")
+
+
+# Extraction
+
+
+def measure_extraction(rows: int, rounds: int) -> list[Measured]:
+    """Measures features on disk to the published table, beside others."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = DatasetPaths(Path(folder), generated.DATASET)
+        count = max(3, rows // generated.DAY_ROWS)
+        days = [generated.write_day(paths, place, _COLUMNS) for place in range(count)]
+        rows = count * generated.DAY_ROWS
+        bundles = {PLAIN: generated.fitted(paths, _COLUMNS, PLAIN), ALL: generated.fitted(paths, _COLUMNS, ALL)}
+        peer = AutoEncoder(verbose=0, batch_size=1024, epoch_num=2).fit(generated.numbers(20_000, _COLUMNS, 1))
+        # The peer has its rows in memory: a part of them, whose time goes by their number.
+        part = generated.numbers(min(rows, 1_000_000), _COLUMNS, 2)
+        names = {
+            f"{OURS}, plain scoring": lambda: _published(days, paths, bundles[PLAIN]),
+            f"{OURS}, all evidence": lambda: _published(days, paths, bundles[ALL]),
+            "(a) pyarrow, read and written again": lambda: _copied(days, paths),
+            "(b) PyOD decision_function, in memory": lambda: (
+                _seconds(lambda: peer.decision_function(part)) * (rows / len(part))
+            ),
+            "(b) the same, in batches of 8,192": lambda: (
+                _seconds(lambda: peer.decision_function(part, batch_size=8192)) * (rows / len(part))
+            ),
+        }
+        taken = medians(rounds, names)
+        table = f"extraction: {rows:,} rows × {_COLUMNS}, from features on disk to the published table"
+        copied = taken["(a) pyarrow, read and written again"]
+        found = []
+        for name, seconds in taken.items():
+            given = (table, name, rows, _COLUMNS)
+            found.append(_measured(*given, metric="s", value=seconds))
+            found.append(_measured(*given, metric="rows/s", value=rows / seconds))
+            found.append(_measured(*given, metric="× (a)", value=seconds / copied))
+        return found + _parts(days, paths, bundles[ALL], rounds)
+
+
+def _published(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle) -> float:
+    shutil.rmtree(paths.latents, ignore_errors=True)
+    return _seconds(lambda: publish(days, paths, bundle, 1, {}))
+
+
+def _copied(days: Sequence[str], paths: DatasetPaths) -> float:
+    def copy() -> None:
+        for day in days:
+            table = pq.read_table(paths.features(day))
+            pq.write_table(table, paths.root / "copy.parquet", compression="zstd", row_group_size=122_880)
+
+    return _seconds(copy)
+
+
+def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds: int) -> list[Measured]:
+    """Measures what the parts of an extraction take of one day, each on its own, on all cores where it is spread."""
+    day = paths.features(days[0])
+    rows = pl.read_parquet(day)
+    slices = list(bundle._slices(rows))
+    encoded = [bundle._encoded(part) for part in slices]
+    passed = [bundle._pass(batch) for batch in encoded]
+    pairs = list(zip(passed, encoded, strict=True))
+    losses = bundle.latents_and_losses(rows)[1]
+    tables = list(score_day(bundle, 1, day))
+    ensemble = bundle.ensemble
+    assert ensemble is not None
+    wide = [batch.numpy()[:, ensemble.varying].astype(np.float64) for batch in encoded]
+    standard = [ensemble.views.standard(part) for part in wide]
+    files = TableFiles(str(paths.root / "parts"))
+    path = f"v1_parts/{days[0]}/part-0.parquet"
+
+    def over(work: Callable[[Any], object], items: Sequence[Any]) -> Callable[[], object]:
+        return lambda: list(spread(work, items))
+
+    loss = bundle._exact[1]
+    turns = {
+        "reading": lambda: pl.read_parquet(day),
+        "encoding": over(bundle._encoded, slices),
+        "network": over(bundle._pass, encoded),
+        "losses by column": over(lambda pair: loss.parts(*pair), pairs),
+        "place of the latent": over(lambda one: bundle.density(one.latents.numpy()), passed),
+        "ensemble: nearest as encoded": over(lambda part: _nearest(part, ensemble, 0), wide),
+        "ensemble: nearest by ranks": over(lambda part: _nearest(ensemble.views.normal(part), ensemble, 1), wide),
+        "ensemble: mixture": over(ensemble.mixture, standard),
+        "ensemble: members": over(ensemble.members, standard),
+        "tails to surprise": lambda: bundle.tails(losses),
+        "writing": lambda: write_file(tables, {days[0]: "0"}, bundle.model.latent_dim, path, files),
+    }
+    taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in turns.items()})  # type: ignore[misc]
+    table = f"parts of an extraction with all evidence, {rows.height:,} rows, each on its own"
+    found = []
+    for name, seconds in taken.items():
+        given = (table, name, rows.height, _COLUMNS)
+        found.append(_measured(*given, metric="s per million rows", value=seconds * 1e6 / rows.height))
+    return found
+
+
+def _nearest(rows: npt.NDArray[np.float64], ensemble: Any, view: int) -> object:
+    from ae_pipeline.scoring.neighbours import nearest
+
+    return nearest(rows, ensemble._references[view])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
