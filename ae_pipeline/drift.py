@@ -31,6 +31,9 @@ _KNOWN = 50_000
 _GRID = np.linspace(0.01, 0.99, 99)
 """Quantiles that the Wasserstein distance is taken over: without the ends, which one wild row would move."""
 
+_USUAL = 0.95
+"""Share of the window's days within whose effects a day counts as usual."""
+
 _NORMAL_SPREAD = 0.9603
 """Standard deviation of these quantiles of a normal distribution whose own is 1."""
 
@@ -48,7 +51,8 @@ class Distribution(Section):
 
     Shares are of the rows that have a value; `edges` cut numbers into bins, `names` are the categories with a bin of
     their own, before one for all others. `novelty` is the share of the window's newest rows whose category the rows
-    before them do not know: flight numbers are new every day.
+    before them do not know: flight numbers are new every day. The usual index and distance are those that all but one
+    in twenty days of the window stay within: a Monday is never like a whole year, and that is no drift.
     """
 
     part: Part
@@ -62,6 +66,8 @@ class Distribution(Section):
     names: tuple[str, ...] = ()
     known: tuple[str, ...] | None = None
     novelty: float = 0.0
+    usual_psi: float = 0.0
+    usual_distance: float = 0.0
 
     @property
     def is_category(self) -> bool:
@@ -86,7 +92,9 @@ class Effect(Section):
 
     part: Part
     name: str
-    psi: float = Field(description="Population stability index, less what chance makes of so few rows.")
+    psi: float = Field(
+        description="Population stability index, less what chance makes of so few rows and what is usual of a day."
+    )
     wasserstein: float | None = Field(default=None, description="In units of the window's spread, likewise.")
     new_categories: float | None = Field(
         default=None, description="Share of rows with a category new since, less novelty."
@@ -162,6 +170,22 @@ def _of_categories(name: str, values: pl.Series, newest: int) -> Distribution:
     )
 
 
+def with_usual(known: Distribution, days: Sequence[Effect]) -> Distribution:
+    """Adds what is usual of single days of the window.
+
+    Args:
+        known: What is remembered of the window, without that.
+        days: Effects of its days beside it, in the same respect.
+    """
+    if not days:
+        return known
+    psi, distance = (
+        float(np.quantile([value or 0.0 for value in values], _USUAL))
+        for values in ([day.psi for day in days], [day.wasserstein for day in days])
+    )
+    return known.model_copy(update={"usual_psi": psi, "usual_distance": distance})
+
+
 def measure_columns(rows: pl.DataFrame, window: Sequence[Distribution], config: DriftConfig) -> list[Effect]:
     """Holds the columns of a day against those of the window.
 
@@ -199,6 +223,7 @@ def measure_numbers(known: Distribution, values: Array, rows: int, config: Drift
     gap = max(gap - _distance_by_chance(known, len(values)), 0.0)
     # Where all values were the same, any other is as far as can be.
     distance = gap / known.spread if known.spread else (0.0 if gap == 0 else 1e9)
+    psi, distance = max(psi - known.usual_psi, 0.0), max(distance - known.usual_distance, 0.0)
     effect = Effect(part=known.part, name=known.name, psi=psi, wasserstein=distance, missing=missing)
     return _judged(effect, config)
 
@@ -213,6 +238,7 @@ def _beside_categories(known: Distribution, values: pl.Series) -> Effect:
     new = None
     if known.known is not None:
         new = float((~present.is_in(known.known)).sum()) / max(values.len(), 1) - known.novelty
+    psi = max(psi - known.usual_psi, 0.0)
     return Effect(part=known.part, name=known.name, psi=psi, new_categories=new, missing=missing)
 
 

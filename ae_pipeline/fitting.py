@@ -1,17 +1,27 @@
 """From a window of features to a ModelBundle: encoder, network, tails and calibration, each on its own days."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 
 from ae_pipeline.bundle import ModelBundle, library_versions
 from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.detector import Detector
-from ae_pipeline.drift import Distribution, Part, describe_columns, describe_numbers
+from ae_pipeline.drift import (
+    Distribution,
+    Effect,
+    Part,
+    describe_columns,
+    describe_numbers,
+    measure_columns,
+    measure_numbers,
+    with_usual,
+)
 from ae_pipeline.models.base import Pass, rows_at_once
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
@@ -24,13 +34,16 @@ from ae_pipeline.scoring.calibration import calibrate, check_budget
 from ae_pipeline.scoring.density import fit_density
 from ae_pipeline.scoring.ensemble import fit_ensemble
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
-from ae_pipeline.service_config import Evidence
+from ae_pipeline.service_config import DriftConfig, Evidence
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.training import Epoch, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.warm_start import anchor_to, inherit
 
 _REFERENCE_ROWS = 20_000
 """Rows whose latents are remembered."""
+
+_LEAST_DAY_ROWS = 20
+"""Rows that a day needs to tell what is usual of one."""
 
 LEAST_TAIL_ROWS = 500
 """Validation rows that tell the tails of losses; where there are fewer, the training rows are taken with them."""
@@ -105,10 +118,32 @@ def with_reference(bundle: ModelBundle, columns: Sequence[FeatureColumn], paths:
     held_out = bundle.window.rows("calibration", paths)
     if held_out.height > _REFERENCE_ROWS:
         held_out = held_out[held_out["row_id"].hash(seed=0).arg_sort().head(_REFERENCE_ROWS).sort()]
-    found.append(describe_numbers(Part.SCORE, "score", bundle.calibration.scores))
-    for place, values in enumerate(bundle.encode(held_out).astype(np.float64).T):
+    latents = bundle.encode(held_out).astype(np.float64)
+    for place, values in enumerate(latents.T):
         found.append(describe_numbers(Part.LATENT, f"z_{place:03d}", values))
+    usual: dict[tuple[Part, str], list[Effect]] = {}
+    for effect in _effects_of_days(found, held_out, latents, bundle.config.drift):
+        usual.setdefault((effect.part, effect.name), []).append(effect)
+    found = [with_usual(known, usual.get((known.part, known.name), ())) for known in found]
+    found.append(describe_numbers(Part.SCORE, "score", bundle.calibration.scores))
     return dataclasses.replace(bundle, reference=tuple(found))
+
+
+def _effects_of_days(
+    known: Sequence[Distribution], rows: pl.DataFrame, latents: npt.NDArray[np.float64], config: DriftConfig
+) -> Iterator[Effect]:
+    """Measures each day of some rows beside what is remembered of the window; days of few rows are left out."""
+    days = rows["event_time"].dt.date()
+    for day in days.unique().sort():
+        own = days == day
+        if own.sum() < _LEAST_DAY_ROWS:
+            continue
+        yield from measure_columns(rows.filter(own), known, config)
+        its_latents = latents[own.to_numpy()]
+        for distribution in known:
+            if distribution.part == Part.LATENT:
+                values = its_latents[:, int(distribution.name.removeprefix("z_"))]
+                yield measure_numbers(distribution, values, len(values), config)
 
 
 def fit_detector(

@@ -9,7 +9,16 @@ import polars as pl
 import pytest
 
 from ae_pipeline.config import ColumnType
-from ae_pipeline.drift import Distribution, Part, describe_columns, describe_numbers, measure_columns, measure_numbers
+from ae_pipeline.drift import (
+    Distribution,
+    Part,
+    describe_columns,
+    describe_numbers,
+    measure_columns,
+    measure_numbers,
+    with_usual,
+)
+from ae_pipeline.fitting import with_reference
 from ae_pipeline.orchestration.upkeep import drift_work, landed_work, stale_work
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.reports.drifted import drifting_days, read_drift
@@ -96,6 +105,46 @@ class TestNumbers:
     def test_infinite_values_are_passed_over(self):
         day = pl.Series("c", [float("inf"), float("nan"), *numbers(1, 500).tolist()])
         assert not column(pl.Series("c", numbers(0, 5000)), day).is_drift
+
+
+class TestUsual:
+    """Days that differ from one another, as Mondays from Sundays do, and are all of the window."""
+
+    DAYS = tuple(numbers(seed, 400, shift=seed % 7) for seed in range(42))
+
+    def known(self) -> Distribution:
+        window = describe_numbers(Part.LATENT, "z_000", np.concatenate(self.DAYS))
+        return with_usual(window, [measure_numbers(window, day, len(day), DriftConfig()) for day in self.DAYS])
+
+    def test_a_day_like_one_of_them_has_not_drifted(self):
+        known = self.known()
+        plain = known.model_copy(update={"usual_psi": 0.0, "usual_distance": 0.0})
+        for place in range(7):
+            day = numbers(100 + place, 400, shift=place)
+            assert not measure_numbers(known, day, 400, DriftConfig()).is_drift
+        assert measure_numbers(plain, numbers(100, 400, shift=0), 400, DriftConfig()).is_drift
+
+    def test_a_day_unlike_all_of_them_has(self):
+        assert measure_numbers(self.known(), numbers(100, 400, shift=12), 400, DriftConfig()).is_drift
+
+    def test_one_wild_day_of_the_window_does_not_make_its_like_usual(self):
+        wild = numbers(1, 400, shift=30)
+        window = describe_numbers(Part.LATENT, "z_000", np.concatenate([*self.DAYS, wild]))
+        days = [measure_numbers(window, day, len(day), DriftConfig()) for day in (*self.DAYS, wild)]
+        assert measure_numbers(with_usual(window, days), numbers(2, 400, shift=30), 400, DriftConfig()).is_drift
+
+    def test_without_days_nothing_is_usual(self):
+        window = describe_numbers(Part.LATENT, "z_000", np.concatenate(self.DAYS))
+        assert with_usual(window, []) == window
+
+    def test_it_is_told_of_columns_and_latents_and_goes_with_the_bundle(self, fitted):
+        found = {
+            (known.part, known.name): known
+            for known in with_reference(fitted.bundle, fitted.columns, fitted.paths).reference
+        }
+        assert found[Part.LATENT, "z_000"].usual_psi > 0
+        assert found[Part.COLUMN, "load"].usual_distance >= 0
+        assert found[Part.SCORE, "score"].usual_psi == 0
 
 
 class TestCategories:
