@@ -5,9 +5,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -72,21 +73,22 @@ class _Limits:
     """One thread for each product of matrices while anybody is at work, and as many as before after that."""
 
     def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
-        self._limiter: Any = None
+        self._lock, self._users, self._limits = threading.Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._limiter = _controller().limit(limits=1, user_api="blas")
+                _keeper().submit(self._limit).result()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0 and self._limiter is not None:
-                self._limiter.restore_original_limits()
-                self._limiter = None
+            if self._users == 0:
+                _keeper().submit(self._limits.close).result()
+
+    def _limit(self) -> None:
+        self._limits.enter_context(_controller().limit(limits=1, user_api="blas"))
 
 
 _alone = _Limits()
@@ -95,6 +97,12 @@ _alone = _Limits()
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all libraries that are loaded, which takes milliseconds
+
+
+@lru_cache(maxsize=1)
+def _keeper() -> ThreadPoolExecutor:
+    """The thread that sets limits and takes them back: of several, only one at a time is listened to."""
+    return ThreadPoolExecutor(1, thread_name_prefix="limits")
 
 
 @lru_cache(maxsize=1)

@@ -34,6 +34,7 @@ from sklearn.neural_network import MLPRegressor
 from torch import nn
 
 from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import PipelineConfig
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day, write_file
 from ae_pipeline.latents.publish import publish
@@ -159,16 +160,11 @@ def _measured(table: str, method: str, rows: int, columns: int, metric: str, val
     return Measured(table, method, metric, value, rows, columns)
 
 
-def _settings(batch: int, epochs: int, hidden: Sequence[int], latents: int) -> Any:
-    found = generated.config(PLAIN)
-    model = found.model.model_copy(
-        update={"hidden": tuple(hidden), "latent_dim": latents, "loss": {"mse": 1.0}, "scaling": "standard"}
-    )
-    training = {"batch_size": batch, "epochs": epochs, "patience": epochs, "optimizer": "adam", "weight_decay": 0.0}
-    data = found.model_dump(mode="json")
-    return type(found).model_validate(
-        {**data, "model": model.model_dump(mode="json"), "training": {**data["training"], **training}}
-    )
+def _settings(batch: int, epochs: int, hidden: Sequence[int], latents: int) -> PipelineConfig:
+    given = generated.config(PLAIN).model_dump(mode="json")
+    given["model"] |= {"hidden": list(hidden), "latent_dim": latents, "loss": {"mse": 1.0}, "scaling": "standard"}
+    given["training"] |= {"batch_size": batch, "epochs": epochs, "patience": epochs, "optimizer": "adam"}
+    return PipelineConfig.model_validate(given)
 
 
 def _network(width: int) -> nn.Sequential:
@@ -208,7 +204,7 @@ def _pyod(**settings: Any) -> AutoEncoder:
 
 def _regressor() -> MLPRegressor:
     layers = (_HIDDEN, _LATENTS, _HIDDEN)
-    return MLPRegressor(layers, batch_size=_BATCH, max_iter=_EPOCHS, random_state=0, tol=0.0)
+    return MLPRegressor(hidden_layer_sizes=layers, batch_size=_BATCH, max_iter=_EPOCHS, random_state=0, tol=0.0)
 
 
 def _to_equal_loss(rounds: int, rows: npt.NDArray[np.float32], validation: npt.NDArray[np.float32]) -> list[Measured]:

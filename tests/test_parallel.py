@@ -2,10 +2,12 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ae_pipeline import parallel
 from ae_pipeline.parallel import ahead, spread
@@ -34,6 +36,19 @@ class TestSpread:
         assert list(spread(lambda _: torch.get_num_threads(), range(5))) == [1] * 5
         assert list(spread(lambda _: torch.get_num_threads(), range(1))) == [1]
         assert torch.get_num_threads() == before
+
+    def test_products_of_matrices_keep_to_one_thread_whoever_asks(self):
+        def blas_threads(_: int) -> set[int]:
+            return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+        np.ones((4, 4)) @ np.ones((4, 4))
+        before = blas_threads(0)
+        with threadpool_limits(limits=2, user_api="blas"):
+            pass  # this thread has set limits before
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(lambda: list(spread(blas_threads, range(3)))).result() == [{1}] * 3
+        assert list(spread(blas_threads, range(3))) == [{1}] * 3
+        assert blas_threads(0) == before
 
     def test_few_pieces_are_begun_before_they_are_asked_for(self):
         begun: list[int] = []

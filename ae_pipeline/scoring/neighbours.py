@@ -29,7 +29,15 @@ def nearest(rows: Array, references: Array) -> Array:
     Returns:
         Shape (n,).
     """
-    return np.concatenate([np.empty(0), *(np.sqrt(block.min(axis=1)) for block in _squares(rows, references))])
+    found = [np.empty(0)]
+    for block, own, lengths in _products(rows, references):
+        # To all of a row's squares its own length is added at last, so the least of them is known before.
+        first = block.argmin(axis=1)
+        least = np.maximum(block[np.arange(len(block)), first] + own, 0.0)
+        same = np.flatnonzero(least <= _SAME * (own + lengths[first]))
+        least[same] = _without_itself(block[same] + own[same, np.newaxis], own[same], lengths, first[same]).min(axis=1)
+        found.append(np.sqrt(least))
+    return np.concatenate(found)
 
 
 def crowd(rows: Array, references: Array, count: int) -> Array:
@@ -52,19 +60,28 @@ def crowd(rows: Array, references: Array, count: int) -> Array:
 
 def _squares(rows: Array, references: Array) -> Iterator[Array]:
     """Gives squared distances block by block, (rows of the block, m), infinite to the reference that a row equals."""
+    for products, own, lengths in _products(rows, references):
+        squares = np.maximum(products + own[:, np.newaxis], 0.0)
+        first = squares.argmin(axis=1)
+        same = np.flatnonzero(squares[np.arange(len(squares)), first] <= _SAME * (own + lengths[first]))
+        squares[same] = _without_itself(squares[same], own[same], lengths, first[same])
+        yield squares
+
+
+def _products(rows: Array, references: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """Gives squared distances less the rows' own squared lengths, block by block, with these and the references'."""
     lengths, factors = np.square(references).sum(axis=1), -2 * references.T
     step = max(1, _AT_ONCE // len(references))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        own = np.square(block).sum(axis=1)
-        squares = block @ factors
-        squares += lengths
-        squares += own[:, np.newaxis]
-        np.maximum(squares, 0.0, out=squares)
-        first = squares.argmin(axis=1)
-        same = np.flatnonzero(squares[np.arange(len(block)), first] <= _SAME * (own + lengths[first]))
-        # What rounding leaves of zero depends on how many rows are multiplied at once.
-        twins = squares[same]
-        squares[same] = np.where(twins <= _SAME * (own[same, np.newaxis] + lengths), 0.0, twins)
-        squares[same, first[same]] = np.inf
-        yield squares
+        products = block @ factors
+        products += lengths
+        yield products, np.square(block).sum(axis=1), lengths
+
+
+def _without_itself(squares: Array, own: Array, lengths: Array, first: npt.NDArray[np.intp]) -> Array:
+    """Leaves out of the squared distances of rows that equal a reference that one; another equal one is at zero."""
+    # What rounding leaves of zero depends on how many rows are multiplied at once.
+    squares = np.where(squares <= _SAME * (own[:, np.newaxis] + lengths), 0.0, squares)
+    squares[np.arange(len(squares)), first] = np.inf
+    return squares
