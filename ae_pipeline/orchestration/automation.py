@@ -1,6 +1,7 @@
 """Jobs of a dataset, the schedule that retrains it, and the sensors that keep its tables up to date."""
 
 import datetime as dt
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from ae_pipeline.orchestration.rollback import build_rollback_job
 from ae_pipeline.orchestration.stages import DATASET_TAG, asset_key, explained, how_many
 from ae_pipeline.orchestration.upkeep import Answer, drift_work, landed_work, next_training, stale_work
 from ae_pipeline.orchestration.workspace import Workspace
+
+# Dagster copies a failure sensor by a parameter of its own that it calls beta: nobody here has a choice.
+warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `SensorDefinition.__init__` is currently")
 
 JOBS = {
     "ingest": (("raw_data", "features"), "Reads what has landed and prepares it, for a range of days."),
