@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
@@ -210,11 +212,14 @@ class _Writing:
         total = len(self._rows)
         found = {day: LatentDay(day, 0, 0, None, "", built=False) for day in self._rows}
         done = 0
+        missing = {path: keys for path, keys in planned.items() if path not in self._there}
+        # The next file is scored while one is written and verified.
+        coming = groupby(ahead(self._tables(missing)), key=itemgetter(0))
         for path, keys in planned.items():
             asked = {day: self._rows[day] for day in keys if day in self._rows}
             built = {day for day in asked if path not in self._there and not self._is_held(day, keys[day])}
-            if path not in self._there:
-                days = self._told(ahead(self._days(keys)), done, total, progress)
+            if path in missing:
+                days = self._told(next(coming)[1], done, total, progress)
                 write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
             if asked or path not in self.before:
                 flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
@@ -227,23 +232,24 @@ class _Writing:
         return tuple(found.values())
 
     def _told(
-        self, days: Iterable[tuple[int, pa.Table]], done: int, total: int, progress: Progress
+        self, days: Iterable[tuple[str, int, pa.Table]], done: int, total: int, progress: Progress
     ) -> Iterator[pa.Table]:
         ended = 0
-        for place, rows in days:
+        for _, place, rows in days:
             if place > ended:
                 ended = place
                 progress(min(done + ended, total), total, "days scored")
             yield rows
 
-    def _days(self, keys: Mapping[str, str]) -> Iterator[tuple[int, pa.Table]]:
-        """Gives the rows of days, each part with the number of days before its own."""
-        for place, (day, key) in enumerate(keys.items()):
-            if self._is_held(day, key):
-                yield place, self._copied(self.held[day])
-            else:
-                for rows in score_day(self._bundle, self._version, self._paths.features(day)):
-                    yield place, rows
+    def _tables(self, files: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, int, pa.Table]]:
+        """Gives the rows of files, each part with its file and the number of days before its own there."""
+        for path, keys in files.items():
+            for place, (day, key) in enumerate(keys.items()):
+                if self._is_held(day, key):
+                    yield path, place, self._copied(self.held[day])
+                else:
+                    for rows in score_day(self._bundle, self._version, self._paths.features(day)):
+                        yield path, place, rows
 
     def _is_held(self, day: str, key: str) -> bool:
         old = self.held.get(day)
