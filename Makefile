@@ -19,6 +19,7 @@ help:
 	@echo "make run    set up, land the demo data, and bring $(DATASET) up to date (DATASET=name for another: $(DEMOS))"
 	@echo "make test   set up and run the tests"
 	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on 127.0.0.1:5000"
+	@echo "make bench  measure speed, planted faults and models beside what else there is, into benchmarks/results"
 	@echo "make check  formatter, linter, type checker, import contracts, tests"
 	@echo "make setup  the virtual environment alone        make clean  remove it and what runs have made (not what you landed)"
 
@@ -56,6 +57,7 @@ check: $(VENV)/.dev
 	@$(MAKE) --no-print-directory test
 
 bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed.json
 	$(BIN)/python -m benchmarks.planted_faults --out benchmarks/results/planted_faults.json
 	$(BIN)/python -m benchmarks.models --out benchmarks/results/models.json
 
