@@ -5,6 +5,7 @@ import datetime as dt
 import getpass
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ae_pipeline.errors import ConfigError, PipelineError
+from ae_pipeline.errors import ConfigError, PipelineError, SchemaError
 from ae_pipeline.storage import ALL_ROWS
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from ae_pipeline.config import PipelineConfig
+    from ae_pipeline.ingestion.landing import Intake
     from ae_pipeline.orchestration.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +70,11 @@ def _set_environment() -> None:
 def _serve(port: int, mlflow_port: int) -> int:
     """Starts both servers and Dagster's daemon, and ends them together."""
     _, workspace, _, _ = _load()
+    for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
+        if not _is_free(taken) and not (option == "--mlflow-port" and workspace.tracking_uri):
+            raise ConfigError(
+                f"port {taken} of 127.0.0.1 is taken; end what listens there, or choose another: {option}"
+            )
     # Both servers open the store as they start; a fresh one must be made by one process alone.
     uri = workspace.tracker().open()
     binaries = Path(sys.executable).parent
@@ -92,6 +99,17 @@ def _serve(port: int, mlflow_port: int) -> int:
             except subprocess.TimeoutExpired:
                 process.kill()
     return next((process.returncode for process in running if process.returncode), 0)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As the servers do: a port whose last connections are still being closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"], "dg.DagsterInstance"]:
@@ -148,25 +166,21 @@ def _run(dataset: str) -> int:
     paths = workspace.paths(dataset)
     _land_demo(config, workspace)
 
-    from ae_pipeline.ingestion.landing import take_in
-    from ae_pipeline.orchestration.console import Pace
     from ae_pipeline.orchestration.decision import undecided
     from ae_pipeline.orchestration.pending import contiguous, days_without_features, days_without_report
+    from ae_pipeline.orchestration.stages import READ_TAG
 
     worked = False
-    say = Pace(lambda words: print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True), seconds=2)
-    with workspace.locked(dataset):
-        intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), say)
+    intake, failure = _read_landed(config, workspace)
     pending = sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})
     for days in contiguous(pending):
-        _execute(definitions, instance, config, "ingest", days)
+        _execute(definitions, instance, config, "ingest", days, tags={READ_TAG: "by the command line"})
         worked = True
 
     tracker = workspace.tracker()
     due = is_training_due(config, features_content(config, paths), last_training(instance, config))
     if not due.yes and tracker.version(dataset, CHAMPION) is None:
         due = Due(True, "the model store has no version that serves")
-    failure: PipelineError | None = None
     if due.yes:
         _heading(f"Training: {due.words}.")
         worked = True
@@ -197,6 +211,30 @@ def _run(dataset: str) -> int:
     return 0
 
 
+def _read_landed(config: "PipelineConfig", workspace: "Workspace") -> "tuple[Intake, PipelineError | None]":
+    """Reads what has landed; a file with other columns holds up no other, and is told of now and at the end."""
+    from ae_pipeline.alerting import Alert, AlertEvent
+    from ae_pipeline.ingestion.landing import known_intake, take_in
+    from ae_pipeline.orchestration.alerts import tell
+    from ae_pipeline.orchestration.console import Pace
+
+    def tell_person(words: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True)
+
+    paths, pace = workspace.paths(config.dataset), Pace(tell_person, seconds=2)
+    with workspace.locked(config.dataset):
+        try:
+            return take_in(config, paths, dt.datetime.now(dt.UTC).date(), pace), None
+        except SchemaError as error:
+            known = known_intake(config, paths)
+            if known is None:
+                raise
+            tell_person(str(error))
+            alert = Alert(AlertEvent.CONTRACT_BROKEN, f"columns {error}", str(error), subjects=(str(error),))
+            tell(alert, config, paths, tell_person)
+            return known, error
+
+
 def _chosen(dataset: str, configs: "dict[str, PipelineConfig]") -> "PipelineConfig":
     if dataset not in configs:
         raise ConfigError(
@@ -220,12 +258,13 @@ def _roll_back(dataset: str, version: int, why: str, even_if_rejected: bool) -> 
 
 
 def _show_history(dataset: str) -> int:
-    from ae_pipeline.journal import history
+    from ae_pipeline.journal import Change, history
 
     _, workspace, configs, _ = _load()
     entries = history(workspace.paths(_chosen(dataset, configs).dataset))
     for entry in entries:
-        before = "" if entry.before is None else f" in place of version {entry.before}"
+        word = "beside" if entry.change == Change.REJECTED else "in place of"
+        before = "" if entry.before is None else f" {word} version {entry.before}"
         print(f"{entry.at}  version {entry.version} {entry.change}{before}, by {entry.who}: {entry.why}")
     if not entries:
         print(f"No version of {dataset!r} has served so far; `ae-pipeline run {dataset}` trains one.")
@@ -256,6 +295,7 @@ def _execute(
     job: str,
     days: tuple[str, str] | None,
     run_config: "dict[str, Any] | None" = None,
+    tags: "dict[str, str] | None" = None,
 ) -> None:
     from ae_pipeline.orchestration.automation import job_name
     from ae_pipeline.orchestration.console import LOGGERS
@@ -265,7 +305,7 @@ def _execute(
     name = job_name(config, job)
     span = "" if days is None or days[0] == ALL_ROWS else days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
     _heading(f"{name} {span}".strip())
-    tags = {WHO: f"{_user()}, by the command line"}
+    tags = {WHO: f"{_user()}, by the command line", **(tags or {})}
     if span and days:
         tags |= range_tags(*days)
     result = definitions.resolve_job_def(name).execute_in_process(
@@ -274,8 +314,19 @@ def _execute(
     if not result.success:
         failed = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
         told = failed.user_failure_data.description if failed.user_failure_data else None
-        reason = told or failed.error_display_string.strip()
+        reason = (told or failed.error_display_string).strip()
+        _alert(definitions, config, result.dagster_run, reason)
         raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
+
+
+def _alert(definitions: "dg.Definitions", config: "PipelineConfig", run: "dg.DagsterRun", reason: str) -> None:
+    """Tells of a failed run as the sensor does, which sees runs of the daemon alone."""
+    from ae_pipeline.orchestration.alerts import failure_alert, tell_from_outside
+
+    workspace: Workspace = (definitions.resources or {})["workspace"]
+    paths = workspace.paths(config.dataset)
+    if alert := failure_alert(run, reason, paths):
+        tell_from_outside(alert, config, paths, lambda words: print(words, file=sys.stderr))
 
 
 def _heading(words: str) -> None:

@@ -10,15 +10,12 @@ import polars as pl
 import torch
 
 from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.detector import Detector
-from ae_pipeline.errors import BundleError, TrainingError
+from ae_pipeline.errors import BundleError
 from ae_pipeline.faults import plant_faults
-from ae_pipeline.preprocessing.image_encoder import ImageEncoder, pixels
+from ae_pipeline.gate import COMMON, Errors, Shown, show, spreads
 from ae_pipeline.preprocessing.table_encoder import Matrix
-from ae_pipeline.preprocessing.window import GATE, PARTS, Window
-from ae_pipeline.scoring.calibration import departure
+from ae_pipeline.scoring.calibration import departure, departure_by_chance
 from ae_pipeline.service_config import GateConfig
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths
 from ae_pipeline.training import TrainingResult
 
 MOST_DEPARTURE = 0.1
@@ -27,20 +24,8 @@ MOST_DEPARTURE = 0.1
 MIN_SPREAD = 1e-3
 """Spread of a latent column, relative to the widest, below which it counts as collapsed."""
 
-_GATE_ROWS = 20_000
-"""Rows of the gate's days that are looked at, at most: many enough for shares of a hundredth."""
-
-_COMMON = 0.99
-"""A planted fault is found when it scores higher than this share of the gate's rows."""
-
-_TRIMMED = 0.95
-"""Share of a column's errors that their mean is taken of, without the greatest: a wild value is no fault of a model."""
-
 _NEGLIGIBLE = 0.01
 """An error is told from none from this share of a column's spread on, and of categories from this share of rows on."""
-
-Errors = dict[str, float]
-"""Reconstruction error of each column, in its unit; of a category the share of rows that are wrong."""
 
 
 @dataclass(frozen=True)
@@ -60,124 +45,6 @@ class Verdict:
     figure: float
     threshold: float
     words: str
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a model shows on the gate's rows.
-
-    Attributes:
-        errors: Of its reconstructions.
-        departure: Of its scores from those of its calibration.
-        chance: What chance alone makes of a departure, once in a hundred times.
-        found: Share of planted faults that it finds; NaN where none could be planted.
-        faults: How many were planted.
-    """
-
-    errors: Errors
-    departure: float
-    chance: float
-    found: float
-    faults: int
-
-
-def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> pl.DataFrame:
-    """Reads the rows that neither of two models was fitted on, up to 20,000 of them, drawn by a hash of the identity.
-
-    Args:
-        window: Of the challenger.
-        champion: Of the version that serves; its own gate's days may have come before.
-        paths: The dataset's.
-
-    Returns:
-        The rows; none where all days of the gate lie within the other's window, or the gate has none. Without event
-        time those that the other was fitted on are left out: other rows or settings may have cut it elsewhere.
-    """
-    last = champion.days[-1] if champion else ""
-    days = window.gate if window.gate == (ALL_ROWS,) else tuple(day for day in window.gate if day > last)
-    if not days:
-        return pl.DataFrame()
-    own = Window(window.train, (), (), "", window.split_by, window.only_normal, days)
-    try:
-        rows = own.rows(GATE, paths)
-    except TrainingError:  # of few rows without event time, or of days of nothing but anomalies, none may be left
-        return pl.DataFrame()
-    if champion and days == (ALL_ROWS,):
-        rows = rows.filter(~pl.col("row_id").is_in(_seen(champion, paths).implode()))
-    if rows.height > _GATE_ROWS:
-        drawn = rows["row_id"].hash(seed=1).arg_sort().head(_GATE_ROWS).sort()
-        rows = rows[drawn]
-    return rows
-
-
-def _seen(window: Window, paths: DatasetPaths) -> pl.Series:
-    """Lists the rows of now that a model without event time was fitted on, by its own cut."""
-    found = [pl.Series("row_id", [], pl.String)]
-    for part in PARTS:
-        try:
-            found.append(window.rows(part, paths, ["row_id"])["row_id"])
-        except TrainingError:  # none is left of that part
-            continue
-    return pl.concat(found)
-
-
-def show(bundle: ModelBundle, rows: pl.DataFrame, faulty: pl.DataFrame) -> Shown:
-    """Measures a model on the gate's rows.
-
-    Args:
-        bundle: The model.
-        rows: Of `gate_rows`, n > 0.
-        faulty: Of `plant_faults`; the same for both models.
-
-    Raises:
-        BundleError: The rows lack a column that the model needs.
-    """
-    scores = bundle.latents_and_scores(rows)[1]
-    found = float("nan")
-    if faulty.height:
-        mark = np.quantile(scores, _COMMON)
-        found = float((bundle.latents_and_scores(faulty)[1] > mark).mean())
-    calibrated = bundle.calibration.scores
-    return Shown(
-        reconstruction_errors(bundle, rows),
-        departure(scores, calibrated),
-        _chance(len(scores), len(calibrated)),
-        found,
-        faulty.height,
-    )
-
-
-def reconstruction_errors(detector: Detector, rows: pl.DataFrame) -> Errors:
-    """Measures how far a model's reconstructions are off, column by column, in the columns' own units.
-
-    Of a number or a clock (minutes, the short way round) the mean distance, without the greatest twentieth; of a
-    category the share of rows where another one is likelier; of images the mean distance of pixels. A value that is
-    missing, or of which the model says so, is no part of it.
-
-    Args:
-        detector: The model.
-        rows: Features, n > 0.
-    """
-    expected = detector.encoder.decode(detector.reconstruct(rows), rows)
-    if isinstance(detector.encoder, ImageEncoder):
-        name, shape = detector.encoder.name, detector.encoder.image
-        images, shown = (pixels(frame[name], shape).astype(np.float64) for frame in (rows, expected))
-        return {name: float(np.abs(images - shown).mean())}
-    errors: Errors = {}
-    for column in detector.encoder.columns:
-        actual, made = rows[column.name], expected[column.name]
-        if actual.dtype.is_temporal():
-            continue  # its parts are not decoded
-        if column.is_category:
-            errors[column.name] = float(actual.ne_missing(made).to_numpy().mean())
-            continue
-        gap = np.abs((actual.cast(pl.Float64) - made.cast(pl.Float64)).drop_nulls().drop_nans().to_numpy())
-        if column.is_clock:
-            gap = np.minimum(gap % 1440, 1440 - gap % 1440)
-        kept = np.sort(gap)[: math.ceil(_TRIMMED * len(gap))]
-        if len(kept):
-            errors[column.name] = float(kept.mean())
-    return errors
 
 
 def judge(
@@ -216,19 +83,6 @@ def judge(
         Verdict(rule, True, float("nan"), limit, f"not compared: {why_not}")
         for rule, limit in zip(rules, limits, strict=True)
     )
-
-
-def spreads(rows: pl.DataFrame, champion: ModelBundle) -> dict[str, float]:
-    """Gives the spread of each column of numbers, in its unit: over a model's window, or these rows where it is wider.
-
-    A column may stay the same over all days of the gate, and an error be negligible all the same.
-    """
-    found = {known.name: known.spread for known in champion.reference if not known.is_category}
-    for column in rows.select(pl.selectors.numeric()):
-        spread = column.cast(pl.Float64).std()
-        if isinstance(spread, float):
-            found[column.name] = max(spread, found.get(column.name, 0.0))
-    return found
 
 
 def reconstruction_no_worse(
@@ -289,7 +143,7 @@ def planted_faults_found(challenger: Shown, champion: Shown, most_lost: float) -
         return Verdict(rule, True, float("nan"), 0.0, "not compared: no column has two values to plant a fault with")
     least = max(champion.found - most_lost, 0.0)
     words = (
-        f"{challenger.found:.1%} of {challenger.faults} planted faults score higher than {_COMMON:.0%} of the rows, at "
+        f"{challenger.found:.1%} of {challenger.faults} planted faults score higher than {COMMON:.0%} of the rows, at "
         f"least {least:.1%} must; the version that serves finds {champion.found:.1%}"
     )
     return Verdict(rule, challenger.found >= least, challenger.found, least, words)
@@ -340,7 +194,7 @@ def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[n
     if not len(scores):
         return Verdict("calibration_holds", True, 0.0, MOST_DEPARTURE, "0 rows lie after the calibration days")
     gap = departure(scores, calibrated)
-    most = MOST_DEPARTURE + _chance(len(scores), len(calibrated))
+    most = MOST_DEPARTURE + departure_by_chance(len(scores), len(calibrated))
     words = f"{len(scores):,} rows after the calibration days: their shares up to any score differ by up to {gap:.3f}"
     verdict = "train anew to calibrate on newer days" if gap > most else "they are alike"
     return Verdict("calibration_holds", gap <= most, gap, most, f"{words}; {verdict}")
@@ -349,8 +203,3 @@ def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[n
 def is_promoted(verdicts: Sequence[Verdict]) -> bool:
     """A challenger serves when it keeps every rule."""
     return all(verdict.passed for verdict in verdicts)
-
-
-def _chance(rows: int, others: int) -> float:
-    """Gap that two samples of one distribution exceed once in a hundred times (Smirnov 1939)."""
-    return 1.63 * math.sqrt(1 / rows + 1 / others)

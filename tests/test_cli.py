@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+from ae_pipeline.alerting import alerts_of
 from ae_pipeline.demo import land_flights
 from ae_pipeline.orchestration.pending import contiguous
+from ae_pipeline.storage import DatasetPaths
 
 DAYS = 73
 ROWS = 30
@@ -91,6 +94,33 @@ def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) ->
     assert pl.read_parquet(table.file_uris()).height == DAYS * ROWS + 1
 
 
+def test_a_file_with_other_columns_is_told_of_and_holds_up_no_other(root: Path, first: str) -> None:
+    landing = root / "data" / "landing" / "flights"
+    lines = (landing / "flights_2013-01-09.csv").read_text().splitlines(keepends=True)
+    cells = lines[1].split(",")
+    cells[10] = "9998"
+    (landing / "good.csv").write_text(lines[0] + ",".join(cells))
+    (landing / "bad.csv").write_text("carrier,flight\nUA,1\n")
+    done = _run(root, "run", "flights")
+    (landing / "bad.csv").unlink()
+    assert done.returncode == 1
+    assert "SchemaError: the columns of 'flights' have changed: bad.csv lacks" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "flights_ingest 2013-01-09" in done.stdout
+    assert "flights_publish 2013-01-09" in done.stdout
+    assert [alert.event for alert in alerts_of(DatasetPaths(root / "data", "flights"))] == ["contract_broken"]
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = _run(root, "ui", "--port", str(port))
+    assert done.returncode == 1
+    assert f"ConfigError: port {port} of 127.0.0.1 is taken; end what listens there, or choose another: --port" in (
+        done.stderr
+    )
+
+
 def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
     done = _run(root, "run", "orders")
     assert done.returncode == 1
@@ -147,3 +177,5 @@ def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str
     assert done.returncode == 1
     assert "'flights' has no version 77 that could serve; choose among 1" in done.stderr
     assert "Traceback" not in done.stderr
+    raised = alerts_of(DatasetPaths(root / "data", "flights"))[-1]
+    assert raised.words.startswith("flights_rollback failed: 'flights' has no version 77")

@@ -12,21 +12,17 @@ from ae_pipeline.drift import Part, describe_numbers
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.faults import plant_faults
 from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.gate import Shown, gate_rows, reconstruction_errors, show, spreads
 from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window
 from ae_pipeline.promotion import (
-    Shown,
     calibration_no_worse,
     finite_weights,
-    gate_rows,
     is_promoted,
     judge,
     latents_not_collapsed,
     loss_fell,
     planted_faults_found,
-    reconstruction_errors,
     reconstruction_no_worse,
-    show,
-    spreads,
 )
 from ae_pipeline.service_config import GateConfig
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet

@@ -136,7 +136,9 @@ def reason_of(run: dg.DagsterRun, failure: dg.DagsterEvent, instance: dg.Dagster
         for entry in steps
         if entry.dagster_event and (data := entry.dagster_event.step_failure_data)
     ]
-    return (reasons or [failure.message or "it ended without a word"])[0].strip()
+    told = (reasons or [failure.message or "it ended without a word"])[0].strip()
+    # What Dagster says of a process that is gone tells nobody that it was killed.
+    return "its process was killed, or has died" if "outside the execution context" in told else told
 
 
 def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert | None:

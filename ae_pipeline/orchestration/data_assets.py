@@ -10,7 +10,7 @@ from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
 from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
 from ae_pipeline.orchestration.stages import (
-    REQUEST_TAG,
+    READ_TAG,
     Body,
     check,
     days_of,
@@ -38,8 +38,8 @@ def raw_data(config: PipelineConfig) -> Body:
         from ae_pipeline.orchestration.alerts import tell_broken_contract
 
         paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
-        # What a sensor asks for was read by the run before; a file that cannot be read must not hold these days up.
-        known = known_intake(config, paths) if REQUEST_TAG in context.run.tags else None
+        # A file that cannot be read must not hold up the days of those that were.
+        known = known_intake(config, paths) if READ_TAG in context.run.tags else None
         intake = known or take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)
         built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
         refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)

@@ -15,6 +15,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import BundleError, StorageError, TrainingError
 from ae_pipeline.fitting import fit_bundle, with_reference
+from ae_pipeline.gate import gate_rows
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.alignment import Alignment, Served, align
 from ae_pipeline.latents.read import current_files, model_version_of
@@ -26,7 +27,6 @@ from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window
 from ae_pipeline.promotion import (
     Verdict,
     finite_weights,
-    gate_rows,
     is_promoted,
     judge,
     latents_not_collapsed,

@@ -22,6 +22,9 @@ DATASET_TAG = "ae_pipeline/dataset"
 REQUEST_TAG = "ae_pipeline/request"
 """Tag of a run that a sensor asked for: names what was to be done, so that its attempts can be counted."""
 
+READ_TAG = "ae_pipeline/read"
+"""Tag of a run before which what has landed was read."""
+
 WHO = "ae_pipeline/who"
 """Tag of a run: the person who asked for it."""
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
-from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG, how_many, shortened
+from ae_pipeline.orchestration.stages import DATASET_TAG, READ_TAG, REQUEST_TAG, how_many, shortened
 from ae_pipeline.orchestration.workspace import Workspace
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
 
@@ -66,7 +66,7 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
         return waiting or dg.SkipReason("nothing new: every landed file is read, and every day has its features")
     contract = hash_json(paths.contract.read_text(encoding="utf-8"))
     ledger = hash_json(paths.ledger.read_text(encoding="utf-8"))
-    return _ranges(config, instance, "ingest", days, hash_json([contract, ledger]))
+    return _ranges(config, instance, "ingest", days, hash_json([contract, ledger]), {READ_TAG: "by a run of its own"})
 
 
 def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
@@ -181,13 +181,20 @@ def _has_died(found: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInst
     return not newest or time.time() - newest[0].timestamp > silent
 
 
-def _ranges(config: PipelineConfig, instance: dg.DagsterInstance, job: str, days: Sequence[str], state: str) -> Answer:
+def _ranges(
+    config: PipelineConfig,
+    instance: dg.DagsterInstance,
+    job: str,
+    days: Sequence[str],
+    state: str,
+    tags: Mapping[str, str] | None = None,
+) -> Answer:
     from ae_pipeline.orchestration.pending import contiguous
 
     spans: dict[str, Mapping[str, str]] = {}
     for first, last in contiguous(days):
         words = "all rows" if first == ALL_ROWS else first if first == last else f"{first} to {last}"
-        spans[words] = range_tags(first, last)
+        spans[words] = {**range_tags(first, last), **(tags or {})}
     return _requests(config, instance, job, {words: words for words in spans}, state, spans)
 
 

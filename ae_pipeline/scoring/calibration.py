@@ -126,3 +126,8 @@ def check_budget(rows: int, budget: float, days: int | None) -> None:
         held = f"the {days} calibration days hold {rows:,}"
         remedy = f"set calibration_days to about {enough}, or {least}"
     raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {held}; {remedy}")
+
+
+def departure_by_chance(rows: int, others: int) -> float:
+    """Gives the gap that two samples of one distribution exceed once in a hundred times (Smirnov 1939)."""
+    return 1.63 * math.sqrt(1 / rows + 1 / others)
