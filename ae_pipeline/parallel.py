@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
@@ -58,8 +58,8 @@ def spread(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             torch.set_num_threads(before)
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """Makes the next item on a thread of its own while one is at work on the last."""
+def ahead(items: Iterable[T]) -> Generator[T]:
+    """Makes the next item on a thread of its own while one is at work on the last; closed, it waits for that thread."""
     made = iter(items)
     end = object()
     with ThreadPoolExecutor(1) as maker:

@@ -322,7 +322,7 @@ class TestEvents:
         monkeypatch.setenv(VARIABLE, hook.address)
         for run in shop.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             shop.instance.report_run_canceled(run)
-        assert shop.obey(stale_work) == ["orders_decide the decision on version 2, whose training was cut short"]
+        assert shop.obey(stale_work) == ["orders_decide the decision on version 2, which waits for it"]
         assert [posted["event"] for posted in hook.posted] == ["challenger_rejected"]
         assert [entry.version for entry in history(shop.paths)] == [1, 2]
 

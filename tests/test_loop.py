@@ -15,7 +15,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 from deltalake import DeltaTable
 
-from ae_pipeline.errors import PublicationError
+from ae_pipeline.errors import PublicationError, StorageError
 from ae_pipeline.journal import Change, Entry, add_line, history, lines_of, record
 from ae_pipeline.latents.read import model_version_of, published_days
 from ae_pipeline.orchestration import upkeep
@@ -239,13 +239,31 @@ class TestRebuild:
         assert serving.run_stage("autoencoder").success
         assert serving.workspace.tracker().version("orders", CHAMPION).version == 1
         assert serving.obey(stale_work) == [
-            "orders_decide the decision on version 2, whose training was cut short",
+            "orders_decide the decision on version 2, which waits for it",
             f"orders_publish {DAYS[0]} to {DAYS[-2]}",
         ]
         assert [(entry.version, entry.change) for entry in history(serving.paths)] == [
             (1, Change.PROMOTED),
             (2, Change.PROMOTED),
         ]
+
+    def test_a_decision_that_fails_holds_up_no_day(self, serving, monkeypatch):
+        from ae_pipeline.orchestration import decision
+
+        def fail(*_: object) -> None:
+            raise StorageError("no space left")
+
+        assert serving.run_stage("autoencoder").success
+        (request,) = stale_work(serving.config, serving.workspace, serving.instance)
+        monkeypatch.setattr(decision, "record", fail)
+        job, tags = serving.defs.resolve_job_def("orders_decide"), dict(request.tags)
+        monkeypatch.setattr("ae_pipeline.tracking.Tracker.set_alias", fail)
+        assert not job.execute_in_process(instance=serving.instance, tags=tags, raise_on_error=False).success
+        monkeypatch.undo()
+        serving.land(DAYS[-1])
+        serving.obey(landed_work)
+        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert model_version_of(serving.paths) == 1
 
     def test_days_apart_are_one_run_each(self, serving):
         for day in (DAYS[1], DAYS[2], DAYS[9]):

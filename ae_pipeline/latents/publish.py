@@ -3,6 +3,7 @@
 import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -214,19 +215,20 @@ class _Writing:
         done = 0
         missing = {path: keys for path, keys in planned.items() if path not in self._there}
         # The next file is scored while one is written and verified.
-        coming = groupby(ahead(self._tables(missing)), key=itemgetter(0))
-        for path, keys in planned.items():
-            asked = {day: self._rows[day] for day in keys if day in self._rows}
-            built = {day for day in asked if path not in self._there and not self._is_held(day, keys[day])}
-            if path in missing:
-                days = self._told(next(coming)[1], done, total, progress)
-                write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
-            if asked or path not in self.before:
-                flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
-                for day, rows in asked.items():
-                    found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
-            done += len(asked)
-            progress(done, total, "days scored")
+        with closing(ahead(self._tables(missing))) as tables:
+            coming = groupby(tables, key=itemgetter(0))
+            for path, keys in planned.items():
+                asked = {day: self._rows[day] for day in keys if day in self._rows}
+                built = {day for day in asked if path not in self._there and not self._is_held(day, keys[day])}
+                if path in missing:
+                    days = self._told(next(coming)[1], done, total, progress)
+                    write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
+                if asked or path not in self.before:
+                    flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
+                    for day, rows in asked.items():
+                        found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
+                done += len(asked)
+                progress(done, total, "days scored")
         if done < total:  # the rest have no rows
             progress(total, total, "days scored")
         return tuple(found.values())

@@ -80,8 +80,10 @@ def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
 
     paths, tracker = workspace.paths(config.dataset), workspace.tracker()
     if waiting := undecided(config, tracker):
-        words = f"the decision on version {waiting.version}, whose training was cut short"
-        return _requests(config, instance, "decide", {"": words}, waiting.run_id)
+        words = f"the decision on version {waiting.version}, which waits for it"
+        asked = _requests(config, instance, "decide", {"": words}, waiting.run_id)
+        if not isinstance(asked, dg.SkipReason):
+            return asked  # otherwise it has failed, which must not hold up the days under the version that serves
     champion = tracker.version(config.dataset, CHAMPION)
     if champion is None:
         return dg.SkipReason("no version serves so far; the first training gives one")
