@@ -1,7 +1,8 @@
 """Detector: a fitted network and what its losses mean; says how strange a row is, and why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -84,6 +85,19 @@ class Detector(FittedNetwork):
         none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
         latents, scores = zip(none, *spread(scored, self._slices(features)), strict=True)
         return np.concatenate(latents), np.concatenate(scores)
+
+    def scores(self, batches: Iterable[pl.DataFrame]) -> Array:
+        """Gives the scores of many rows, nats, (n,), of which few are in memory at a time.
+
+        Raises:
+            BundleError: A column is missing or of another type.
+        """
+
+        def scored(rows: pl.DataFrame) -> Array:
+            return self.combine(self.tails(self._latents_and_losses(rows)[1]))
+
+        slices = chain.from_iterable(map(self._slices, batches))
+        return np.concatenate([np.empty(0), *spread(scored, slices)])
 
     def latents_and_losses(self, features: pl.DataFrame) -> tuple[Array, Array]:
         """Gives what scores are made of, with the latents, (n, latent_dim), float64.

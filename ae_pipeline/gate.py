@@ -10,7 +10,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.detector import Detector
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.preprocessing.image_encoder import ImageEncoder, pixels
-from ae_pipeline.preprocessing.window import GATE, PARTS, Window
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window, thin
 from ae_pipeline.scoring.calibration import departure, departure_by_chance
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths
 
@@ -64,15 +64,12 @@ def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> p
         return pl.DataFrame()
     own = Window(window.train, (), (), "", window.split_by, window.only_normal, days)
     try:
-        rows = own.rows(GATE, paths)
+        rows = own.rows(GATE, paths, most=2 * _GATE_ROWS)
     except TrainingError:  # of few rows without event time, or of days of nothing but anomalies, none may be left
         return pl.DataFrame()
     if champion and days == (ALL_ROWS,):
         rows = rows.filter(~pl.col("row_id").is_in(_seen(champion, paths).implode()))
-    if rows.height > _GATE_ROWS:
-        drawn = rows["row_id"].hash(seed=1).arg_sort().head(_GATE_ROWS).sort()
-        rows = rows[drawn]
-    return rows
+    return thin(rows, _GATE_ROWS, seed=1)
 
 
 def _seen(window: Window, paths: DatasetPaths) -> pl.Series:

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -195,6 +195,12 @@ class TrainingConfig(Section):
         default=1,
         ge=1,
         description="CPU threads of torch. Small networks run fastest on one: a step is too little work to share.",
+    )
+    memory_budget: ByteSize | None = Field(
+        default=None,
+        ge=2**20,
+        description="Memory for the rows of a training, such as 4GiB; a quarter of the machine's when left out. Rows "
+        "that go beyond it are learnt from in blocks from disk, and what else is fitted sees a sample of them.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

@@ -68,6 +68,11 @@ class DatasetPaths:
         return self.root / "locks" / f"{self.dataset}.lock"
 
     @property
+    def scratch(self) -> Path:
+        """Where a training puts what does not fit into memory, in files that go with it."""
+        return self.root / "scratch"
+
+    @property
     def latents(self) -> str:
         """The published Delta table: a folder, or an address of an object store."""
         if self.tables and "://" in self.tables:
@@ -108,7 +113,7 @@ def make_folder(path: Path) -> Path:
         blocking = next(p for p in (path, *path.parents) if p.exists() and not p.is_dir())
         raise StorageError(f"{blocking} is a file where a folder must be; move it away") from error
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     return path
 
 
@@ -129,7 +134,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -185,7 +190,8 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _explained(error: OSError, path: Path) -> OSError | StorageError:
+def explained(error: OSError, path: Path) -> OSError | StorageError:
+    """Makes an error that says what to do of one that writing at `path` gave."""
     if error.errno in _NO_SPACE:
         return StorageError(
             f"no space left while writing {path}; nothing was changed there: free some space and run again"

@@ -15,6 +15,7 @@ from ae_pipeline.model_config import TrainingConfig
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.training_rows import InMemory, TrainingRows
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class TrainingResult:
         best_loss: The lowest validation loss.
         is_warm: Whether it began with the weights of an earlier model.
         is_anchored: Whether its latents were pulled to those of an earlier model.
+        is_streamed: Whether it learnt from disk, since the rows went beyond the memory budget.
     """
 
     epochs: tuple[Epoch, ...]
@@ -53,6 +55,7 @@ class TrainingResult:
     best_loss: float
     is_warm: bool = False
     is_anchored: bool = False
+    is_streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,16 @@ class Anchor:
     features.
 
     Attributes:
-        latents: Of an earlier model, of each training row, (n, latent_dim).
+        latents: Of an earlier model, of the training rows or a sample of them, (n, latent_dim).
         weight: Of a squared distance in units of the axis' spread, in units of the loss.
     """
 
     latents: Tensor
     weight: float
 
-    def pull(self, latents: Tensor, chosen: Tensor) -> Tensor:
-        """Gives the mean penalty of the latents of some rows."""
-        wanted = self.latents[chosen.to(self.latents.device)].to(latents)
-        return self.weight * ((latents - wanted) / self._spread.to(latents)).square().sum(1).mean()
+    def pull(self, latents: Tensor, wanted: Tensor) -> Tensor:
+        """Gives the mean penalty of the latents of some rows, which those of the earlier model are wanted for."""
+        return self.weight * ((latents - wanted.to(latents)) / self._spread.to(latents)).square().sum(1).mean()
 
     @cached_property
     def _spread(self) -> Tensor:
@@ -95,7 +97,7 @@ def choose_device(name: str) -> torch.device:
 def train(
     model: AutoEncoder,
     loss: ReconstructionLoss,
-    train_rows: Tensor,
+    train_rows: Tensor | TrainingRows,
     validation_rows: Tensor,
     config: TrainingConfig,
     generator: torch.Generator,
@@ -103,13 +105,13 @@ def train(
     corrupt: Corruption | None = None,
     anchor: Anchor | None = None,
 ) -> TrainingResult:
-    """Fits a model in place on batches of rows in memory, and restores the best epoch's weights.
+    """Fits a model in place on batches of rows, and restores the best epoch's weights.
 
     Args:
         model: On the device to use.
         loss: On the same device; its scales are learnt too, where it has any.
-        train_rows: Encoded rows, (n, …), on the same device.
-        validation_rows: Likewise; they steer early stopping and nothing else.
+        train_rows: Encoded rows, (n, …), on the same device; what is not in memory gives the anchor's latents along.
+        validation_rows: Encoded rows, (n, …), on the same device; they steer early stopping and nothing else.
         config: Optimiser, epochs, batch size, step sizes, and β of variational forms.
         generator: On the CPU; draws the order of rows and all noise.
         report: Called after each epoch.
@@ -119,11 +121,9 @@ def train(
     Raises:
         TrainingError: There are no rows, or the loss is not finite.
     """
-    for name, rows in (("training", train_rows), ("validation", validation_rows)):
-        if len(rows) == 0:
-            raise TrainingError(
-                f"there are no {name} rows; land more days, or make the {name} part of the window longer"
-            )
+    if isinstance(train_rows, Tensor):
+        train_rows = InMemory(train_rows, anchor.latents if anchor else None)
+    _check_rows(training=len(train_rows), validation=len(validation_rows))
     device = train_rows.device
     noise = torch.Generator(device).manual_seed(generator.initial_seed() + 1)
     parameters = [*model.parameters(), *loss.parameters()]
@@ -148,14 +148,14 @@ def train(
         model.train()
         beta = config.beta * min(1.0, number / max(1, config.beta_warmup))
         total = torch.zeros((), device=device)
-        order = torch.randperm(len(train_rows), generator=generator).to(device)
         optimizer.zero_grad(set_to_none=True)
-        for chosen in order.split(config.batch_size):
-            batch = train_rows.index_select(0, chosen)
+        for batch, wanted in train_rows.shuffled(config.batch_size, generator):
             inputs = corrupt(batch, noise) if corrupt else batch
             value = loss.objective(model(inputs, noise), batch, beta).mean()
+            pulled = value
             # Of the clean rows, and in variational forms of the means: what is published.
-            pulled = value + anchor.pull(model.encode(batch), chosen) if anchor else value
+            if anchor is not None and wanted is not None:
+                pulled = value + anchor.pull(model.encode(batch), wanted)
             # Of gradient descent the parts of the one step add up to the gradient over all rows.
             (pulled * (len(batch) / len(train_rows)) if full_batch else pulled).backward()
             if not full_batch:
@@ -183,6 +183,14 @@ def train(
     loss.load_state_dict(kept[1])
     model.eval()
     return TrainingResult(tuple(epochs), best_epoch, first, best)
+
+
+def _check_rows(**counts: int) -> None:
+    for name, count in counts.items():
+        if count == 0:
+            raise TrainingError(
+                f"there are no {name} rows; land more days, or make the {name} part of the window longer"
+            )
 
 
 @torch.no_grad()

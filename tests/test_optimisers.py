@@ -481,7 +481,7 @@ class TestCorruption:
         caught: dict[str, Any] = {}
 
         def spy(*given: Any, **named: Any) -> TrainingResult:
-            caught.update(rows=given[2], corrupt=named.get("corrupt", given[-1]))
+            caught.update(rows=next(given[2].shuffled(800, generator(0))).rows, corrupt=named.get("corrupt", given[-1]))
             return train(*given, **named)
 
         monkeypatch.setattr(fitting, "train", spy)

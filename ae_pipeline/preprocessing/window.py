@@ -1,9 +1,11 @@
 """Which days a training learns from, stops on and calibrates on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
@@ -18,6 +20,12 @@ GATE = "gate"
 
 LABEL = "is_known_anomaly"
 """Column of features that is true for known anomalies."""
+
+_AT_ONCE = 65_536
+"""Rows that are read at once where they are not wanted all at once."""
+
+_DRAWN = 2
+"""Seed of the hash that a part is thinned by; that of its cut is another, so that the one says nothing of the other."""
 
 
 def split_columns(config: PipelineConfig) -> tuple[str, ...]:
@@ -62,7 +70,9 @@ class Window:
         """All days that a model is fitted on, the oldest first."""
         return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
 
-    def rows(self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    def rows(
+        self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None, most: int | None = None
+    ) -> pl.DataFrame:
         """Reads the features of one of `PARTS` or of the gate, in the order of time.
 
         Rows without event time are cut 14 : 2 : 3 : 1, the last of them for the gate. By identity a hash alone decides,
@@ -77,34 +87,73 @@ class Window:
             part: Which.
             paths: Where the features are.
             columns: The columns to give, all when left out; images are not read where they are not asked for.
+            most: About how many rows to give, drawn by a hash of their identity where there are more.
 
         Raises:
             TrainingError: No row is left for the part, or the features lack a column that this takes.
         """
-        days: tuple[str, ...] = getattr(self, part)
-        each = [pl.scan_parquet(paths.features(day)) for day in days]
-        self._check_columns({day: scan.collect_schema().names() for day, scan in zip(days, each, strict=True)}, paths)
-        scanned = pl.concat(each, how="diagonal")
-        if columns is not None:
-            scanned = scanned.select(*dict.fromkeys(("row_id", *columns, *self._cut_by)))
-        features = scanned.collect()
-        all_rows = features.height
-        if self.only_normal:
-            features = features.filter(~pl.col(LABEL).fill_null(value=False))
-        found = features if days != (ALL_ROWS,) else self._cut(features, part, paths)
+        count = self.count(part, paths) if most is not None else 0
+        if most is None or count <= most:
+            found = pl.concat(self.batches(part, paths, columns, at_once=None))
+        else:
+            wanted = None if columns is None else ("row_id", *columns)
+            batches = [drawn(rows, most / count) for rows in self.batches(part, paths, wanted)]
+            found = pl.concat(batches, how="diagonal")
+            found = found if columns is None else found.select(columns)
         if found.is_empty():
-            normal = f", of which {features.height:,} are not known anomalies" if self.only_normal else ""
-            raise TrainingError(
-                f"no row is left for the {part} part of {paths.dataset!r}: {all_rows:,} rows{normal}; land more, or "
-                "change label, only_normal or the days of training in the YAML"
-            )
-        return found if columns is None else found.select(columns)
+            raise TrainingError(self._nothing_left(part, paths))
+        return found
+
+    def count(self, part: str, paths: DatasetPaths) -> int:
+        """Counts the rows of a part.
+
+        Raises:
+            TrainingError: The features lack a column that this takes.
+        """
+        days: tuple[str, ...] = getattr(self, part)
+        if days == (ALL_ROWS,) or self.only_normal:
+            return sum(rows.height for rows in self.batches(part, paths, ["row_id"]))
+        return sum(pq.read_metadata(paths.features(day)).num_rows for day in days)
+
+    def batches(
+        self,
+        part: str,
+        paths: DatasetPaths,
+        columns: Sequence[str] | None = None,
+        at_once: int | None = _AT_ONCE,
+    ) -> Iterator[pl.DataFrame]:
+        """Reads the same rows as `rows` in the same order, some at a time, so that memory does not grow with them.
+
+        Args:
+            part: Which.
+            paths: Where the features are.
+            columns: The columns to give, all when left out.
+            at_once: How many to read at once, about; all when None.
+
+        Raises:
+            TrainingError: The features lack a column that this takes.
+        """
+        days: tuple[str, ...] = getattr(self, part)
+        self._check_columns(days, paths)
+        groups = self._ranked(part, paths) if days == (ALL_ROWS,) and self.split_by else None
+        for scanned in _scans([paths.features(day) for day in days], at_once):
+            wanted = scanned
+            if columns is not None:
+                wanted = scanned.select(*dict.fromkeys(("row_id", *columns, *self._cut_by)))
+            found = self._normal(wanted).collect()
+            if days == (ALL_ROWS,):
+                found = found.filter(self._cut(found, part) if groups is None else self._group(found).is_in(groups))
+            yield found if columns is None else found.select(dict.fromkeys(columns).keys())
 
     @property
     def _cut_by(self) -> tuple[str, ...]:
         return (*self.split_by, *([LABEL] if self.only_normal else []))
 
-    def _check_columns(self, names: Mapping[str, Sequence[str]], paths: DatasetPaths) -> None:
+    def _normal(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        return rows.filter(~pl.col(LABEL).fill_null(value=False)) if self.only_normal else rows
+
+    def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> None:
+        names = {day: pq.read_schema(paths.features(day)).names for day in days}
         needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._cut_by)
         for day, columns in names.items():
             if missing := sorted(needed - set(columns)):
@@ -113,14 +162,29 @@ class Window:
                     "settings than the rest; materialize features of all days first"
                 )
 
-    def _cut(self, features: pl.DataFrame, part: str, paths: DatasetPaths) -> pl.DataFrame:
-        if not self.split_by:
-            hashes = features["row_id"].hash(seed=0)
-            twentieth = hashes % 10 * 2 + hashes // 10 % 2
-            low, high = {"train": (0, 13), "validation": (14, 15), "calibration": (16, 18), GATE: (19, 19)}[part]
-            return features.filter(twentieth.is_between(low, high))
-        group = features.select(self.split_by).hash_rows(seed=0)
-        ranking = group.unique().sort()
+    def _nothing_left(self, part: str, paths: DatasetPaths) -> str:
+        all_rows = pl.concat([pl.scan_parquet(paths.features(day)) for day in getattr(self, part)], how="diagonal")
+        count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._normal(all_rows)))
+        normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
+        return (
+            f"no row is left for the {part} part of {paths.dataset!r}: {count:,} rows{normal}; land more, or change "
+            "label, only_normal or the days of training in the YAML"
+        )
+
+    def _cut(self, features: pl.DataFrame, part: str) -> pl.Series:
+        """Marks the rows of a part by the hash of their identity."""
+        hashes = features["row_id"].hash(seed=0)
+        twentieth = hashes % 10 * 2 + hashes // 10 % 2
+        low, high = {"train": (0, 13), "validation": (14, 15), "calibration": (16, 18), GATE: (19, 19)}[part]
+        return twentieth.is_between(low, high)
+
+    def _group(self, features: pl.DataFrame) -> pl.Series:
+        return features.select(self.split_by).hash_rows(seed=0)
+
+    def _ranked(self, part: str, paths: DatasetPaths) -> pl.Series:
+        """Gives the groups of `split_by` that belong to a part, by their hash."""
+        there = pl.scan_parquet(paths.features(ALL_ROWS)).select(*dict.fromkeys(self._cut_by))
+        ranking = self._group(self._normal(there).unique().collect(engine="streaming")).unique().sort()
         count = ranking.len()
         if count < len((*PARTS, GATE)):
             raise TrainingError(
@@ -136,7 +200,44 @@ class Window:
             "calibration": (train + validation, calibration),
             GATE: (count - gate, gate),
         }[part]
-        return features.filter(group.is_in(ranking.slice(start, length).implode()))
+        return ranking.slice(start, length).implode()
+
+
+def drawn(rows: pl.DataFrame, share: float) -> pl.DataFrame:
+    """Draws about a share of some rows by a hash of their identity, whatever stands beside them."""
+    return rows if share >= 1 else rows.filter(pl.col("row_id").hash(seed=_DRAWN) <= int(share * (2**64 - 1)))
+
+
+def thin(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
+    """Draws so many rows, in their order, by a hash of their identity; gives all where there are no more.
+
+    Args:
+        rows: With `row_id`.
+        most: How many.
+        seed: Of the hash; another one draws others.
+    """
+    if rows.height <= most:
+        return rows
+    return rows[rows["row_id"].hash(seed=seed).arg_sort().head(most).sort()]
+
+
+def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:
+    """Scans files in their order, several small ones together and large ones in pieces."""
+    together: list[pl.LazyFrame] = []
+    rows = 0
+    for file in files:
+        scanned = pl.scan_parquet(file)
+        height = pq.read_metadata(file).num_rows if at_once is not None else 0
+        if at_once is not None and together and rows + height > at_once:
+            yield pl.concat(together, how="diagonal")
+            together, rows = [], 0
+        if at_once is not None and height > at_once:
+            yield from (scanned.slice(start, at_once) for start in range(0, height, at_once))
+        else:
+            together.append(scanned)
+            rows += height
+    if together:
+        yield pl.concat(together, how="diagonal")
 
 
 def cut_window(content: Mapping[str, str], config: PipelineConfig, gate_days: int = 0) -> Window:
