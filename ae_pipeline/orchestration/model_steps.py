@@ -40,6 +40,9 @@ from ae_pipeline.training import Epoch, TrainingResult
 _LATENTS = "latents"
 """Tag of a version: what became of its latents."""
 
+_COMPARED_ROWS = 100_000
+"""Validation rows over which latents are compared, at most."""
+
 _T = TypeVar("_T")
 
 
@@ -113,7 +116,9 @@ def train_challenger(
             say(_going_on(before.version, result))
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
             say(f"left out: {', '.join(names)} ({reason})")
-        reference = window.rows("validation", paths)
+        if result.is_streamed:
+            say(_streamed_in_words(bundle))
+        reference = window.rows("validation", paths, most=_COMPARED_ROWS)
         bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
         bundle = with_reference(bundle, columns, paths)
         say(compatible.words)
@@ -225,6 +230,14 @@ def _figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return found
 
 
+def _streamed_in_words(bundle: ModelBundle) -> str:
+    rows, seen = bundle.facts["rows"], bundle.facts["rows_looked_at"]
+    words = f"its {rows['train']:,} rows go beyond the memory budget, so it learnt from them in blocks from disk"
+    if seen["train"] == rows["train"]:
+        return words
+    return f"{words}; statistics are those of {seen['train']:,} of them and {seen['validation']:,} of validation"
+
+
 def _going_on(version: int, result: TrainingResult) -> str:
     weights = "from the weights" if result.is_warm else "from drawn weights, not those"
     latents = "its latents were kept near" if result.is_anchored else "its latents were free to differ"
@@ -272,7 +285,7 @@ def _parts_in_words(
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)
         if not config.is_daily:
-            sizes.append(f"{window.rows(part, paths, ['row_id']).height:,}{'' if sizes else ' rows'}")
+            sizes.append(f"{window.count(part, paths):,}{'' if sizes else ' rows'}")
         elif window.only_normal:  # how many of their rows are left out is known when they are read
             sizes.append(how_many(len(days), "day"))
         else:
