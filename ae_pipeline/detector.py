@@ -171,22 +171,28 @@ class Detector(FittedNetwork):
             features: The rows, few of them.
             columns: How many to name at most.
         """
-        explained: list[list[Contribution]] = []
-        for rows, batch, passed in self._passes(features):
-            surprise, far = self._surprise(passed, batch), self.density(passed.latents.cpu().numpy())
-            if isinstance(self.encoder, TableEncoder):
-                named, left = self._of_columns(rows, batch, surprise, columns)
-            else:
-                expected, each = self._exact[1].to_scale(passed.output), range(len(batch))
-                images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
-                named, left = [sorted(parts, key=lambda part: -part.surprise) for parts in images], surprise
-            usual = f"{self.tails.knots[self._place(Evidence.LATENT), -1]:.1f} times at most in 99 %"
-            said = {Evidence.LATENT: [(f"{d:.1f} times the usual distance from those of training", usual) for d in far]}
-            if self.ensemble is not None:
-                said[Evidence.ENSEMBLE] = self.ensemble.governing(batch.cpu().numpy())
-            whole = self._of_whole(surprise, left, said)
-            explained += [[*first, *parts][:columns] for first, parts in zip(whole, named, strict=True)]
-        return explained
+
+        def explained(rows: pl.DataFrame) -> list[list[Contribution]]:
+            return self._explained(rows, columns)
+
+        return [row for part in spread(explained, self._few(features)) for row in part]
+
+    def _explained(self, rows: pl.DataFrame, columns: int) -> list[list[Contribution]]:
+        batch = self._encoded(rows)
+        passed = self._pass(batch)
+        surprise, far = self._surprise(passed, batch), self.density(passed.latents.cpu().numpy())
+        if isinstance(self.encoder, TableEncoder):
+            named, left = self._of_columns(rows, batch, surprise, columns)
+        else:
+            expected, each = self._exact[1].to_scale(passed.output), range(len(batch))
+            images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
+            named, left = [sorted(parts, key=lambda part: -part.surprise) for parts in images], surprise
+        usual = f"{self.tails.knots[self._place(Evidence.LATENT), -1]:.1f} times at most in 99 %"
+        said = {Evidence.LATENT: [(f"{d:.1f} times the usual distance from those of training", usual) for d in far]}
+        if self.ensemble is not None:
+            said[Evidence.ENSEMBLE] = self.ensemble.governing(batch.cpu().numpy())
+        whole = self._of_whole(surprise, left, said)
+        return [[*first, *parts][:columns] for first, parts in zip(whole, named, strict=True)]
 
     def _of_whole(
         self, surprise: Array, left: Array, said: Mapping[Evidence, Sequence[tuple[str, str]]]

@@ -18,6 +18,9 @@ from ae_pipeline.parallel import spread
 from ae_pipeline.preprocessing.encoder import Encoder
 from ae_pipeline.preprocessing.table_encoder import Matrix, TableEncoder
 
+_LOOKED_INTO = 1024
+"""Rows that are explained or drawn at once, at most."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -91,7 +94,8 @@ class FittedNetwork:
         channels, height, width = self.encoder.shape
         shown = [[np.empty((0, height, width, channels))] * 2]
         residuals = [np.empty((0, height, width))]
-        for _, x, (_, output, _) in self._passes(features):
+        for x in map(self._encoded, self._few(features)):
+            output = self._pass(x).output
             shown.append([self.encoder.to_unit(images.cpu().numpy()) for images in (x, output)])
             residuals.append(loss.spots(output, x, to_the_edge=True).cpu().numpy())
         images, reconstructions = (np.concatenate(part) for part in zip(*shown, strict=True))
@@ -114,11 +118,9 @@ class FittedNetwork:
         device = next(self.model.parameters()).device
         return torch.from_numpy(self.encoder.encode(rows)).to(device).double()
 
-    def _passes(self, features: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, torch.Tensor, Pass]]:
-        """Rows, the same encoded, and what the network makes of them, batch by batch."""
-        for rows in self._slices(features):
-            batch = self._encoded(rows)
-            yield rows, batch, self._pass(batch)
+    def _few(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Cuts rows so that much can be tried on each."""
+        return features.iter_slices(min(rows_at_once(self.encoder.shape), _LOOKED_INTO))
 
     def _pass(self, batch: torch.Tensor) -> Pass:
         with torch.inference_mode():

@@ -55,19 +55,24 @@ def day_of(place: int) -> str:
     return (FIRST + dt.timedelta(days=place)).isoformat()
 
 
-def write_day(paths: DatasetPaths, place: int, columns: int, rows: int = DAY_ROWS) -> str:
-    """Writes the features of a day, and names it."""
+def day_rows(place: int, columns: int, rows: int = DAY_ROWS) -> pl.DataFrame:
+    """Makes the features of a day."""
     day, values = day_of(place), numbers(rows, columns, place)
     midnight = dt.datetime.combine(FIRST + dt.timedelta(days=place), dt.time(), dt.UTC)
     moments = np.sort(np.random.default_rng(place).integers(0, 86_400_000_000, rows))
-    frame = pl.DataFrame(
+    return pl.DataFrame(
         {
             "row_id": [f"{day}-{row:07d}" for row in range(rows)],
             "event_time": pl.Series(moments).cast(pl.Duration("us")) + midnight,
             **{column.name: values[:, at] for at, column in enumerate(features_of(columns))},
         }
     ).with_columns(pl.col("event_time").cast(pl.Datetime("us", "UTC")))
-    write_parquet(paths.features(day), frame.to_arrow(), {"input_hash": day})
+
+
+def write_day(paths: DatasetPaths, place: int, columns: int, rows: int = DAY_ROWS) -> str:
+    """Writes the features of a day, and names it."""
+    day = day_of(place)
+    write_parquet(paths.features(day), day_rows(place, columns, rows).to_arrow(), {"input_hash": day})
     return day
 
 

@@ -17,6 +17,7 @@ from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import SchemaError, StorageError
 from ae_pipeline.ingestion.batch import RAW_VERSION, Batch, Rules, rules_in_force
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
+from ae_pipeline.ingestion.identities import by_identity
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
@@ -178,21 +179,18 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
     """Finds identities that a newer file has moved to another day; none can where event time is part of them."""
     if config.event_time is None or config.event_time in config.identity:
         return {}
-    staged = [entry.staged for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
+    files = [entry for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
+    staged = [str(entry.staged) for entry in files]
     if not staged:
         return {}
     # It takes reading every identity there is, which a look at whether there is something to do cannot afford.
     found, of = paths.ledger.with_name("moved.json"), hash_json([RAW_VERSION, staged])
     if found.exists() and (known := json.loads(found.read_text(encoding="utf-8")))["of"] == of:
         return dict(known["moved"])
-    rows = pl.concat(
-        [
-            pl.scan_parquet(paths.staged(name)).select("row_id", "_day", _order=pl.lit(order))
-            for order, name in enumerate(staged)
-        ]
-    )
-    newest = pl.col("_day").sort_by("_order", maintain_order=True).last().over("row_id")
-    lost = rows.filter(pl.col("_day") != newest).select("row_id", "_day").unique().sort("row_id").collect()
+    rows = (pl.read_parquet(paths.staged(name), columns=["row_id", "_day"]) for name in staged)
+    newest = pl.col("_day").last().over("row_id")  # the newest file comes last
+    parts = by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
+    lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in parts]).sort("row_id")
     moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
     write_text(found, json.dumps({"of": of, "moved": moved}))
     return moved

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ae_pipeline.errors import SchemaError
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.identities import by_identity
 from ae_pipeline.ingestion.landing import Intake
 from ae_pipeline.storage import DatasetPaths, read_facts, write_parquet
 
@@ -87,5 +89,6 @@ def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
     there = [path for day in days if (path := paths.raw(day)).exists()]
     if not there:
         return 0
-    rows = pl.scan_parquet(there).select(doubled=pl.len() - pl.col("row_id").n_unique())
-    return int(rows.collect()["doubled"][0])
+    rows = sum(pq.read_metadata(path).num_rows for path in there)
+    batches = (pl.read_parquet(path, columns=["row_id"], glob=False) for path in there)
+    return sum(part.height - part["row_id"].n_unique() for part in by_identity(batches, rows, paths.scratch))

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+import math
 import operator
 import os
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CURRENT = "current"
+
+_LOOKED_AT = 20_000
+"""Rows of a day that are enough to tell how its latents and scores are spread."""
 
 MANIFEST = "_symlink_format_manifest/manifest"
 """Delta's list of current files, for engines that know Parquet alone."""
@@ -261,13 +265,17 @@ def model_version_of(paths: DatasetPaths) -> int:
 
 
 def latents_of(days: Iterable[PublishedDay], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
-    """Reads the latents of some days of the table, (n, latent_dim)."""
+    """Reads latents of some days of the table, (n, latent_dim): of long days 20,000 rows at most, evenly spaced."""
     names = [f"z_{place:03d}" for place in range(latent_dim)]
-    parts = [published_day(day, paths, names).to_numpy() for day in days]
+    parts = [_thinned(published_day(day, paths, names)).to_numpy() for day in days]
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 
 
 def scores_of(days: Iterable[PublishedDay], paths: DatasetPaths) -> npt.NDArray[np.float64]:
-    """Reads the scores of some days of the table, (n,)."""
-    parts = [published_day(day, paths, ["score"])["score"].to_numpy() for day in days]
+    """Reads scores of some days of the table, (n,): of long days 20,000 rows at most, evenly spaced."""
+    parts = [_thinned(published_day(day, paths, ["score"]))["score"].to_numpy() for day in days]
     return np.concatenate([np.empty(0), *parts])
+
+
+def _thinned(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.gather_every(max(1, math.ceil(rows.height / _LOOKED_AT)))
