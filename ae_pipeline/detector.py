@@ -80,7 +80,7 @@ class Detector(FittedNetwork):
 
         def scored(rows: pl.DataFrame) -> tuple[Matrix, Array]:
             latents, losses = self._latents_and_losses(rows)
-            return latents.astype(np.float32), self.combine(self.tails(losses))
+            return latents.astype(np.float32), self._score(losses)
 
         none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
         latents, scores = zip(none, *spread(scored, self._slices(features)), strict=True)
@@ -94,7 +94,7 @@ class Detector(FittedNetwork):
         """
 
         def scored(rows: pl.DataFrame) -> Array:
-            return self.combine(self.tails(self._latents_and_losses(rows)[1]))
+            return self._score(self._latents_and_losses(rows)[1])
 
         slices = chain.from_iterable(map(self._slices, batches))
         return np.concatenate([np.empty(0), *spread(scored, slices)])
@@ -157,6 +157,14 @@ class Detector(FittedNetwork):
         weighed = [value - others * (part != Evidence.ENSEMBLE) for part, value in found.items()]
         highest: Array = np.max(weighed, axis=0, initial=0.0)
         return highest
+
+    def _score(self, losses: Array) -> Array:
+        """Makes scores of losses, of which only what can raise a score above 0 is looked at."""
+        evidence = self.config.alerts.evidence
+        others = np.log(_CHANCES) if self.ensemble is not None and Evidence.ENSEMBLE in evidence else 0.0
+        columns = np.log(max(len(self.loss.columns), 1)) + others if Evidence.COLUMNS in evidence else np.inf
+        least = np.where(np.arange(self.parts) < len(self.loss.columns), columns, 0.0)
+        return self.combine(self.tails(losses, least))
 
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
         """Says for each row what made it strange, the strangest first: columns, or the spot and the whole of an image.

@@ -35,20 +35,28 @@ class ColumnTails:
     levels: Array
     excess: Array
 
-    def __call__(self, losses: Array) -> Array:
+    def __call__(self, losses: Array, least: Array | None = None) -> Array:
         """Gives surprise of shape (n, columns), nats, for losses of that shape.
+
+        Args:
+            losses: Shape (n, columns).
+            least: Surprise of each column up to which it makes no difference and is given as 0, (columns,).
 
         Raises:
             ValueError: Losses have another number of columns.
         """
         if losses.shape[1] != len(self.knots):
             raise ValueError(f"tails are of {len(self.knots)} columns, and losses of {losses.shape[1]}")
-        surprise = np.empty_like(losses)
+        surprise = np.zeros_like(losses)
         for column, ((distinct, levels), excess) in enumerate(zip(self._rising, self.excess, strict=True)):
             reached = losses[:, column] - _SAME * np.abs(losses[:, column])
-            over = reached - distinct[-1]
-            within = np.interp(reached, distinct, levels)
-            surprise[:, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
+            told: npt.NDArray[np.intp] | slice = slice(None)
+            if least is not None and least[column] > 0:
+                # Only of the knots before, which nothing beyond that surprise lies within.
+                told = np.flatnonzero(reached > distinct[np.searchsorted(levels, least[column], side="right") - 1])
+            over = reached[told] - distinct[-1]
+            within = np.interp(reached[told], distinct, levels)
+            surprise[told, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
         return surprise
 
     @cached_property
