@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -34,7 +35,8 @@ def environment(root: Path) -> dict[str, str]:
     own = {"DAGSTER_HOME": "home", "AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns"}
     for name in own.values():
         (root / name).mkdir(parents=True, exist_ok=True)
-    quiet = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DAGSTER_DISABLE_TELEMETRY": "true"}
+    shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", root / "home")
+    quiet = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return {**os.environ, **quiet, **{name: str(root / folder) for name, folder in own.items()}}
 
 

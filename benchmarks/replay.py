@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -77,7 +77,7 @@ def main() -> int:
     chosen = parser.parse_args()
     with contextlib.ExitStack() as stack:
         root = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        replay = stack.enter_context(_replaying(root.resolve()))
+        replay = stack.enter_context(replaying(root.resolve(), CHANGES))
         began = time.monotonic()
         replay.play()
         lines = replay.ledger()
@@ -103,14 +103,20 @@ class Line:
 
 
 @contextlib.contextmanager
-def _replaying(root: Path) -> Iterator["Replay"]:
+def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
+    """Starts `dagster dev` on the flights, and ends it.
+
+    Args:
+        root: Folder of the deployment.
+        changes: Sections that differ from the shipped YAML.
+    """
     for name in ("home", "source", "data/landing/flights", "mlruns"):
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", root / "home")
     land_flights(root / "source" / "flights")
     (root / "replay_definitions.py").write_text(_DEFINITIONS, encoding="utf-8")
     shipped = yaml.safe_load(files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8"))
-    config = {**shipped["attributes"], **CHANGES}
+    config = {**shipped["attributes"], **changes}
     port = _free_port()
     with _webhook() as (address, posted):
         environment = {
@@ -408,7 +414,10 @@ class Api:
 
     def runs(self, statuses: Sequence[str]) -> list[dict[str, Any]]:
         """Lists runs by status."""
-        query = "query($f:RunsFilter!){runsOrError(filter:$f,limit:500){... on Runs{results{runId jobName status}}}}"
+        query = (
+            "query($f:RunsFilter!){runsOrError(filter:$f,limit:500){... on Runs{results"
+            "{runId jobName status creationTime startTime endTime}}}}"
+        )
         found: list[dict[str, Any]] = self.ask(query, f={"statuses": list(statuses)})["runsOrError"]["results"]
         return found
 

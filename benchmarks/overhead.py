@@ -1,0 +1,206 @@
+"""What Dagster and MLflow cost: `make run` beside its two floors, and one new day through the daemon, part by part.
+
+**`make run`**: the command line brings the flights up to date from nothing, in a process of its own. The first floor is
+the same work called without Dagster and MLflow, in a process of its own; the second one the same graph with the same
+partitions and empty bodies under Dagster, with a fresh MLflow store that is opened once.
+
+**One day**: `dagster dev` with its daemon and the sensors that ship. Days are brought up to date, then one more lands;
+told is when its run was asked for, when its process began to work, when it ended, and so on to the report.
+"""
+
+import datetime as dt
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from benchmarks.deployment import environment
+from benchmarks.figures import Measured
+
+if TYPE_CHECKING:
+    from ae_pipeline.config import PipelineConfig
+    from benchmarks.replay import Replay
+
+FLIGHTS = "flights"
+_WHOLE, _WORK, _EMPTY = (
+    "make run, after installation",
+    "pure work, no Dagster or MLflow",
+    "empty graph and MLflow store",
+)
+_FIRST_DAYS = 90
+
+
+def measure_run(rounds: int) -> list[Measured]:
+    """Measures `make run` beside its floors."""
+    taken: dict[str, list[float]] = {_WHOLE: [], _WORK: [], _EMPTY: []}
+    rows = 0
+    for _ in range(1 + rounds):
+        for name, command in (
+            (_WHOLE, ("-m", "ae_pipeline.cli", "run", FLIGHTS)),
+            (_WORK, ("-m", "benchmarks.overhead", "work")),
+            (_EMPTY, ("-m", "benchmarks.overhead", "empty")),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                rows = _told(name, Path(folder), command, taken) or rows
+    seconds = {name: statistics.median(values[1:]) for name, values in taken.items()}
+    floors = seconds[_WORK] + seconds[_EMPTY]
+    table = "make run beside its floors: flights, 365 days"
+    found = [Measured(table, name, "s", value, rows, 19) for name, value in seconds.items()]
+    return [*found, Measured(table, _WHOLE, "× the floors together", seconds[_WHOLE] / floors, rows, 19)]
+
+
+def _told(name: str, root: Path, command: Sequence[str], taken: dict[str, list[float]]) -> int:
+    began = time.perf_counter()
+    found = subprocess.run(
+        [sys.executable, *command], env=environment(root), capture_output=True, text=True, check=False
+    )
+    taken[name].append(time.perf_counter() - began)
+    if found.returncode:
+        raise RuntimeError(f"{name} failed:\n{found.stdout}\n{found.stderr}")
+    print(f"{taken[name][-1]:8.1f} s  {name}", flush=True)
+    last = found.stdout.splitlines()[-1]
+    return int(last) if last.isdigit() else 0
+
+
+def _work() -> int:
+    """Does what a first run does, by the functions that its assets call; gives the number of rows."""
+    from ae_pipeline.bundle import ModelBundle
+    from ae_pipeline.demo import DEMOS
+    from ae_pipeline.fitting import fit_bundle, with_reference
+    from ae_pipeline.gate import gate_rows
+    from ae_pipeline.ingestion.landing import take_in
+    from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
+    from ae_pipeline.latents.publish import publish
+    from ae_pipeline.preprocessing.features import build_features_day, feature_columns
+    from ae_pipeline.preprocessing.window import cut_window
+    from ae_pipeline.promotion import judge, latents_not_collapsed
+    from ae_pipeline.reports.build import build_report
+    from ae_pipeline.storage import DatasetPaths
+
+    config = _shipped()
+    paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
+    DEMOS[FLIGHTS](paths.landing)
+    intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), lambda *_: None)
+    days = intake.ledger.days
+    built = [build_raw_day(day, intake, paths) for day in days]
+    count_duplicates(days, paths)
+    content = {day: build_features_day(day, config, intake.contract, paths).content_hash for day in days}
+    columns = feature_columns(config, intake.contract)
+    window = cut_window(content, config, config.gate.days)
+    bundle, _ = fit_bundle(config, columns, window, paths)
+    bundle = with_reference(bundle, columns, paths)
+    latents_not_collapsed(bundle.encode(window.rows("validation", paths)))
+    judge(bundle, None, gate_rows(window, None, paths), "none serves", config.gate)
+    bundle.save(paths.root / "bundle")
+    bundle = ModelBundle.load(paths.root / "bundle")
+    publish(days, paths, bundle, 1, {})
+    build_report(days, paths, bundle, config, 1, "none")
+    return sum(day.rows for day in built)
+
+
+def _shipped() -> Any:
+    import yaml
+
+    import ae_pipeline
+    from ae_pipeline.config import PipelineConfig
+
+    file = Path(ae_pipeline.__file__).parent / "defs" / FLIGHTS / "defs.yaml"
+    return PipelineConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["attributes"])
+
+
+def _empty() -> None:
+    """Runs the same jobs over the same partitions, with bodies that do nothing."""
+    import dagster as dg
+
+    from ae_pipeline import cli
+    from ae_pipeline.orchestration import assets, stages
+
+    def body_of(stage: str) -> Callable[["PipelineConfig"], stages.Body]:
+        def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+            checks = [stages.check(context, name, True, "nothing was done") for name in stages.STAGES[stage].checks]
+            return dg.MaterializeResult(check_results=checks)
+
+        def make(config: "PipelineConfig") -> stages.Body:  # noqa: ARG001
+            return body
+
+        return make
+
+    assets._BODIES = {stage: body_of(stage) for stage in assets._BODIES}
+    definitions, workspace, configs, instance = cli._load()
+    workspace.tracker().open()
+    config = configs[FLIGHTS]
+    days = ("2013-01-01", "2013-12-31")
+    for job, span in (("ingest", days), ("train", None), ("publish", days)):
+        cli._execute(definitions, instance, config, job, span)
+
+
+def measure_day(rounds: int) -> list[Measured]:
+    """Measures one new day through the daemon, several times."""
+    from benchmarks.replay import replaying
+
+    changes = {"training": {"window_days": 90, "validation_days": 10, "calibration_days": 21, "epochs": 3}}
+    taken: dict[str, list[float]] = {}
+    rows = []
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        replay = stack.enter_context(replaying(Path(folder).resolve(), changes))
+        _bring_up(replay)
+        for place in range(_FIRST_DAYS, _FIRST_DAYS + rounds):
+            rows.append(_rows_of(replay.source[place]))
+            for part, seconds in _one_day(replay, place).items():
+                taken.setdefault(part, []).append(seconds)
+    table = f"one new day of flights through the daemon, after {_FIRST_DAYS} days"
+    count = int(statistics.median(rows))
+    return [Measured(table, part, "s", statistics.median(values), count, 19) for part, values in taken.items()]
+
+
+def _bring_up(replay: "Replay") -> None:
+    replay.wait("dagster dev answers", replay.api.is_up, 90)
+    for name in ("landing", "rebuild"):
+        replay.api.start_sensor(f"{FLIGHTS}_{name}")
+    replay.land(_FIRST_DAYS)
+    replay.wait("its days have features", lambda: replay.features() == _FIRST_DAYS and replay.is_quiet())
+    replay.api.launch(f"{FLIGHTS}_train", {})
+    replay.wait("version 1 serves", lambda: replay.champion() == 1)
+    replay.wait("its days are published", lambda: replay.is_published(_FIRST_DAYS, 1) and _is_idle(replay))
+
+
+def _is_idle(replay: "Replay") -> bool:
+    return replay.is_quiet() and replay.api.says(f"{FLIGHTS}_rebuild", "every day is")
+
+
+def _one_day(replay: "Replay", place: int) -> dict[str, float]:
+    day = replay.paths.reports / "days" / f"{dt.date(2013, 1, 1) + dt.timedelta(days=place)}.parquet"
+    landed = time.time()
+    replay.land(place + 1)
+    replay.wait("its report is there", lambda: day.exists() and _is_idle(replay))
+    runs = {run["jobName"]: run for run in replay.api.runs(["SUCCESS"]) if run["creationTime"] >= landed}
+    ingest, publish = (runs[f"{FLIGHTS}_{job}"] for job in ("ingest", "publish"))
+    return {
+        "file landed, until its run is asked for": ingest["creationTime"] - landed,
+        "until the process of that run works": ingest["startTime"] - ingest["creationTime"],
+        "raw_data and features": ingest["endTime"] - ingest["startTime"],
+        "until the next run is asked for": publish["creationTime"] - ingest["endTime"],
+        "until the process of the next run works": publish["startTime"] - publish["creationTime"],
+        "latent_features and anomaly_report": publish["endTime"] - publish["startTime"],
+        "in all": publish["endTime"] - landed,
+    }
+
+
+def _rows_of(path: Path) -> int:
+    return len(pl.read_csv(path, columns=[0], infer_schema=False))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "work":
+        print(_work())
+    else:
+        _empty()
