@@ -18,6 +18,11 @@ from ae_pipeline.errors import StorageError
 ALL_ROWS = "all"
 """What stands for the day of a dataset without event time."""
 
+ROW_GROUP = 122_880
+"""Rows of a row group at most: many enough for the codec, few enough to be read in pieces."""
+
+_LEAST_TOGETHER, _CELLS_TOGETHER = 1024, 2**22
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _METADATA_PREFIX = b"ae_pipeline."
 
@@ -140,6 +145,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def rows_together(columns: int) -> int:
+    """Says how many rows of so many columns are read, written and held together: fewer of wide ones."""
+    return max(_LEAST_TOGETHER, min(ROW_GROUP, _CELLS_TOGETHER // max(columns, 1)))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step."""
     with atomic_write(path) as temporary:
@@ -161,7 +171,7 @@ def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = No
     footer = {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})}
     table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=122_880)
+        pq.write_table(table, temporary, compression="zstd", row_group_size=rows_together(table.num_columns))
     return content_hash
 
 

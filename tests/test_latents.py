@@ -795,7 +795,7 @@ class TestMonths:
         assert table(dataset.paths).height == 2347
 
     def test_row_groups_span_days_and_stay_bounded(self, dataset, monkeypatch):
-        monkeypatch.setattr(layout, "_ROW_GROUP", 500)
+        monkeypatch.setattr(layout, "ROW_GROUP", 500)
         published(dataset, dataset.days)
         for path in current_files(dataset.paths):
             metadata = pq.ParquetFile(Path(dataset.paths.latents) / path).metadata

@@ -22,7 +22,7 @@ RAW_VERSION = "1"
 IMAGE_FACT = "image."
 """Begins the fact in a staged copy's footer that says what the images of a column are."""
 
-_BATCH_ROWS = 50_000
+_BATCH_ROWS, _BATCH_CELLS = 50_000, 2**21
 _BATCH_IMAGE_BYTES = 64 << 20
 
 
@@ -53,7 +53,7 @@ class Batch:
         self._contract, self._config, self._paths, self._today = contract, config, paths, today
         self._rules = rules_in_force(contract, config, today)
         self._waiting: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
-        self._rows, self._image_bytes = 0, 0
+        self._rows, self._cells, self._image_bytes = 0, 0, 0
 
     @property
     def _image_dtype(self) -> str | None:
@@ -63,8 +63,9 @@ class Batch:
 
     @property
     def is_full(self) -> bool:
-        """Whether enough rows wait to be worth a pass, or as many bytes of images as memory should hold."""
-        return self._rows >= _BATCH_ROWS or self._image_bytes >= _BATCH_IMAGE_BYTES
+        """Whether enough rows wait to be worth a pass, or as much as memory should hold."""
+        waiting = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
+        return any(held >= most for held, most in waiting)
 
     def add(self, name: str, path: Path, before: LandedFile | None) -> LandedFile | None:
         """Reads a file; gives its ledger entry if that is settled already, and otherwise lets its rows wait.
@@ -88,6 +89,7 @@ class Batch:
         check_columns([column for column in file.rows.columns if column not in PLACE], self._contract, name)
         self._waiting[name] = (file, seen, before)
         self._rows += file.rows.height
+        self._cells += file.rows.height * file.rows.width
         if self._config.images and file.rows.schema.get(self._config.images.column) == IMAGE_STRUCT:
             sizes = file.rows[self._config.images.column].struct.field("data").bin.size()
             self._image_bytes += int(sizes.sum() or 0)
@@ -109,7 +111,7 @@ class Batch:
                 found = FileRows(rows.get((name,), result.rows.clear()), rejected.get((name,), result.rejected.clear()))
                 entries[name] = self._stage_file(name, found)
         self._waiting.clear()
-        self._rows, self._image_bytes = 0, 0
+        self._rows, self._cells, self._image_bytes = 0, 0, 0
         return entries
 
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:

@@ -18,7 +18,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.parallel import ahead
-from ae_pipeline.storage import ALL_ROWS, hash_json
+from ae_pipeline.storage import ALL_ROWS, ROW_GROUP, hash_json, rows_together
 
 LATENTS_VERSION = "3"
 """Raised when the same features and model would give another file."""
@@ -29,7 +29,6 @@ ALONE = 20_000
 Opening a file costs a reader as much as thousands of rows do, and a corrected day rewrites its file.
 """
 
-_ROW_GROUP = 122_880
 _DAYS = b"ae_pipeline.days"
 
 
@@ -142,7 +141,9 @@ def _keys_in(place: str, path: str) -> dict[str, str]:
 
 def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterator[pa.Table]:
     """Scores one file of features, and gives the rows as the table has them, a row group at a time."""
-    for batch in ahead(pq.ParquetFile(features).iter_batches(_ROW_GROUP)):
+    # What is buffered before it is read grows with the file.
+    file = pq.ParquetFile(features, pre_buffer=False)
+    for batch in ahead(file.iter_batches(rows_together(file.metadata.num_columns))):
         yield _scored(bundle, model_version, pl.DataFrame(batch))
 
 
@@ -193,11 +194,11 @@ def write_file(
         waiting = schema.empty_table()
         for rows in days:
             waiting = pa.concat_tables([waiting, rows])
-            while waiting.num_rows >= _ROW_GROUP:
-                writer.write_table(waiting.slice(0, _ROW_GROUP), row_group_size=_ROW_GROUP)
-                waiting = waiting.slice(_ROW_GROUP)
+            while waiting.num_rows >= ROW_GROUP:
+                writer.write_table(waiting.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                waiting = waiting.slice(ROW_GROUP)
         if waiting.num_rows:
-            writer.write_table(waiting, row_group_size=_ROW_GROUP)
+            writer.write_table(waiting, row_group_size=ROW_GROUP)
 
 
 def verify_file(

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Activations between the layers, by the name that the configuration has for them."""
 
 
-_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**24
+_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**21
 
 
 class Pass(NamedTuple):

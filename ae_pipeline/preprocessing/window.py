@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json, rows_together
 
 PARTS = ("train", "validation", "calibration")
 """What a model is fitted on."""
@@ -20,9 +20,6 @@ GATE = "gate"
 
 LABEL = "is_known_anomaly"
 """Column of features that is true for known anomalies."""
-
-_AT_ONCE = 65_536
-"""Rows that are read at once where they are not wanted all at once."""
 
 _DRAWN = 2
 """Seed of the hash that a part is thinned by; that of its cut is another, so that the one says nothing of the other."""
@@ -120,7 +117,7 @@ class Window:
         part: str,
         paths: DatasetPaths,
         columns: Sequence[str] | None = None,
-        at_once: int | None = _AT_ONCE,
+        at_once: int | None = 0,
     ) -> Iterator[pl.DataFrame]:
         """Reads the same rows as `rows` in the same order, some at a time, so that memory does not grow with them.
 
@@ -128,13 +125,15 @@ class Window:
             part: Which.
             paths: Where the features are.
             columns: The columns to give, all when left out.
-            at_once: How many to read at once, about; all when None.
+            at_once: How many to read at once, about; all when None, and by default as many as are held together.
 
         Raises:
             TrainingError: The features lack a column that this takes.
         """
         days: tuple[str, ...] = getattr(self, part)
-        self._check_columns(days, paths)
+        width = self._check_columns(days, paths)
+        if at_once == 0:
+            at_once = rows_together(width if columns is None else len(columns))
         groups = self._ranked(part, paths) if days == (ALL_ROWS,) and self.split_by else None
         for scanned in _scans([paths.features(day) for day in days], at_once):
             wanted = scanned
@@ -152,7 +151,8 @@ class Window:
     def _normal(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         return rows.filter(~pl.col(LABEL).fill_null(value=False)) if self.only_normal else rows
 
-    def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> None:
+    def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> int:
+        """Checks that all days have the same columns, and counts these."""
         names = {day: pq.read_schema(paths.features(day)).names for day in days}
         needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._cut_by)
         for day, columns in names.items():
@@ -161,6 +161,7 @@ class Window:
                     f"features of {paths.dataset!r} lack column {missing[0]!r} on {day}: they were made under other "
                     "settings than the rest; materialize features of all days first"
                 )
+        return len(needed)
 
     def _nothing_left(self, part: str, paths: DatasetPaths) -> str:
         all_rows = pl.concat([pl.scan_parquet(paths.features(day)) for day in getattr(self, part)], how="diagonal")

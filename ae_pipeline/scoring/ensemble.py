@@ -27,6 +27,9 @@ LEAST_ROWS = 16
 _MOST_REFERENCES, _LEAST_REFERENCES, _REFERENCE_CELLS = 4096, 512, 2**17
 """References times columns: the wider the rows, the fewer of them, down to the least."""
 
+_MOST_DIRECTIONS = 512
+"""Columns whose covariances are looked at."""
+
 _CROWD, _FROM = 100, 1024
 _CORE = 0.8
 """Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
@@ -65,6 +68,8 @@ class Ensemble:
         seen: How many training rows there are, ().
         upwards: Of the columns that vary, whether their longer tail is the upper one, (len(varying),).
         views: The scales.
+        directions: Random ones that mixture and autoencoders look along where very many columns vary, (len(varying),
+            directions); None where they look at the columns themselves.
         references: Training rows, (m, len(varying)), as they are encoded.
         mixture: Of the core, in units of spread.
         members: Autoencoders that only score.
@@ -82,6 +87,7 @@ class Ensemble:
     members: Members
     ends: Array
     tails: ColumnTails
+    directions: npt.NDArray[np.float32] | None = None
 
     def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
         """Gives the weighted sum of the measures' surprise for encoded rows, (n, width), nats, (n,).
@@ -110,7 +116,7 @@ class Ensemble:
 
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)
-        standard = self.views.standard(rows)
+        standard = _along(self.directions, self.views.standard(rows))
         scores = self.views.normal(rows)
         encoded, normal = self._references
         return np.column_stack(
@@ -135,6 +141,7 @@ class Ensemble:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Gives what to keep, by name."""
         own = {name: getattr(self, name) for name in _ARRAYS}
+        own |= {} if self.directions is None else {"directions": self.directions}
         parts = {part: getattr(self, part).arrays() for part in ("views", "mixture", "members", "tails")}
         return own | {f"{part}.{name}": value for part, found in parts.items() for name, value in found.items()}
 
@@ -154,6 +161,7 @@ class Ensemble:
             mixture=Mixture(**under("mixture.")),
             members=Members.from_arrays(under("members.")),
             tails=ColumnTails(**under("tails.")),
+            directions=arrays.get("directions"),
             **{name: arrays[name] for name in _ARRAYS},
         )
 
@@ -186,18 +194,36 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
     alone = np.column_stack(crowds)
     alone /= _medians(alone)
     strange = fit_tails(alone)(alone).sum(axis=1)
-    core = standard[strange <= np.quantile(strange, _CORE)]
+    directions = _draw_directions(len(varying), seed)
+    core = _along(directions, standard[strange <= np.quantile(strange, _CORE)])
     count = min(_MOST_REFERENCES, max(_LEAST_REFERENCES, _REFERENCE_CELLS // len(varying)))
     mixture, members = fit_mixture(core, seed), fit_members(core, generator)
     ends = np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))])
     first, seen, references = matrix[0].copy(), np.array(len(matrix)), encoded[:count].copy()
     none, upwards = ColumnTails.none(), skewed_up(standard)
-    unfitted = Ensemble(varying, first, seen, upwards, views, references, mixture, members, ends, none)
+    unfitted = Ensemble(varying, first, seen, upwards, views, references, mixture, members, ends, none, directions)
     raw = unfitted._raw(matrix[chosen])
     # Distances and residuals begin at zero; the others do not, and their scale begins at the least among training rows.
     ends = np.stack([np.where(_ENDLESS, raw.min(axis=0), 0.0), ends[1]])
     ends[1] = _medians(raw - ends[0])
     return replace(unfitted, ends=ends, tails=fit_tails((raw - ends[0]) / ends[1]))
+
+
+def _draw_directions(width: int, seed: int) -> npt.NDArray[np.float32] | None:
+    """Draws the directions that wide rows are looked at along, None where rows are not that wide.
+
+    Distances stay about what they are (Johnson & Lindenstrauss 1984). Covariances of so many columns would take memory
+    by their square, and time by their cube.
+    """
+    if width <= _MOST_DIRECTIONS:
+        return None
+    drawn = np.random.default_rng(seed).standard_normal((width, _MOST_DIRECTIONS), dtype=np.float32)
+    scaled: npt.NDArray[np.float32] = drawn / np.float32(np.sqrt(width))
+    return scaled
+
+
+def _along(directions: npt.NDArray[np.float32] | None, rows: Array) -> Array:
+    return rows if directions is None else rows @ directions.astype(np.float64)
 
 
 def _medians(measures: Array) -> Array:
