@@ -10,17 +10,20 @@ held against the table's contract, committed. Beside it (a) pyarrow reading the 
 without any model, and (b) PyOD's `decision_function` on the values of the same rows, in memory already. Once with plain
 scoring (columns, latent and row) and once with all evidence; then what the parts of that take.
 
-Medians of as many rounds as are asked for; in each round everybody has a turn.
+**Growth, wide rows, `make run` and one day**: see `growth.py` and `overhead.py`.
+
+Medians of as many rounds as are asked for; in each round everybody has a turn. What takes minutes is measured once: ten
+million rows, growth and wide rows.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,34 +47,19 @@ from ae_pipeline.preprocessing.encoder import fit_encoder
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.training import Epoch, train
 from benchmarks import generated
-from benchmarks.report import Row, format_table, write_report
+from benchmarks.figures import Measured, as_table
+from benchmarks.growth import measure_growth, measure_wide
+from benchmarks.overhead import measure_day, measure_run
+from benchmarks.report import Row, write_report
 
 OURS = "ae_pipeline"
 PLAIN, ALL = ("columns", "latent", "row"), ("columns", "latent", "row", "ensemble")
 
 _BATCH, _EPOCHS, _HIDDEN, _LATENTS = 1024, 3, 128, 8
+_TABLES = ("training", "extraction", "growth", "wide", "run", "day")
+_GROWTH = [300_000, 1_000_000, 3_000_000, 10_000_000]
+_MANY = 5_000_000
 _TRAINED_ROWS, _VALIDATION_ROWS, _COLUMNS = 100_000, 10_000, 32
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One figure.
-
-    Attributes:
-        table: Which it belongs in.
-        method: Whose it is.
-        metric: In what it is measured.
-        value: The median.
-        rows: Of the data.
-        columns: Of the data.
-    """
-
-    table: str
-    method: str
-    metric: str
-    value: float
-    rows: int
-    columns: int
 
 
 def main() -> int:
@@ -79,41 +67,54 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="of the extraction")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="of the extraction")
+    parser.add_argument("--growth", type=int, nargs="+", default=_GROWTH, help="rows at which growth is measured")
+    parser.add_argument("--tables", nargs="+", choices=_TABLES, default=_TABLES, help="which to measure")
     chosen = parser.parse_args()
-    found = measure_training(chosen.rounds)
-    for rows in chosen.rows:
-        found += measure_extraction(rows, chosen.rounds)
-    for table in dict.fromkeys(each.table for each in found):
-        print(f"\n{table}\n\n{_table([each for each in found if each.table == table])}", flush=True)
-    facts: list[Row] = [{**vars(each), "value": round(each.value, 6)} for each in found]
-    write_report(chosen.out, "speed", facts, ("pyod", "pyarrow", "scikit-learn", "deltalake"))
+    found: list[Measured] = []
+    for table in chosen.tables:
+        found += _measure_table(table, chosen)
+        _write(chosen.out, found)
+    for title in dict.fromkeys(each.table for each in found):
+        print(f"\n{title}\n\n{as_table([each for each in found if each.table == title])}", flush=True)
     return 0
 
 
-def _table(found: Sequence[Measured]) -> str:
-    metrics = list(dict.fromkeys(each.metric for each in found))
-    by_method: dict[str, dict[str, float]] = {}
-    for each in found:
-        by_method.setdefault(each.method, {})[each.metric] = each.value
-    lines = [[method, *(_spoken(has.get(metric)) for metric in metrics)] for method, has in by_method.items()]
-    return format_table(("method", *metrics), lines)
+def _measure_table(table: str, chosen: argparse.Namespace) -> list[Measured]:
+    match table:
+        case "training":
+            return measure_training(chosen.rounds)
+        case "extraction":
+            return [each for rows in chosen.rows for each in measure_extraction(rows, chosen.rounds)]
+        case "run":
+            return measure_run(chosen.rounds)
+        case "day":
+            return measure_day(chosen.rounds)
+        case "wide":
+            return measure_wide()
+    return measure_growth(chosen.growth, 1, _COLUMNS)
 
 
-def _spoken(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+def _write(path: Path, found: Sequence[Measured]) -> None:
+    """Writes all figures so far; of those of before the tables that are measured now are replaced."""
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    anew = {each.table for each in found}
+    kept: list[Row] = [row for row in before if row["table"] not in anew]
+    facts: list[Row] = [{**vars(each), "value": round(each.value, 6)} for each in found]
+    packages = ("dagster", "deltalake", "mlflow", "pyarrow", "pyod", "scikit-learn")
+    write_report(path, "speed", [*kept, *facts], packages)
 
 
-def medians(rounds: int, turns: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+def medians(rounds: int, turns: Mapping[str, Callable[[], float]], uncounted: int = 1) -> dict[str, float]:
     """Gives the median of what each turn measures; in each round everybody has one, in the same order.
 
     A round before the first is not counted: what is imported when it is first used belongs to no method.
     """
     taken: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(1 + rounds):
+    for _ in range(uncounted + rounds):
         for name, turn in turns.items():
             taken[name].append(turn())
-    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+    return {name: statistics.median(values[uncounted:]) for name, values in taken.items()}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -285,7 +286,8 @@ def measure_extraction(rows: int, rounds: int) -> list[Measured]:
                 _seconds(lambda: peer.decision_function(part, batch_size=8192)) * (rows / len(part))
             ),
         }
-        taken = medians(rounds, names)
+        # So many rows that one round takes minutes are measured once.
+        taken = medians(rounds, names) if rows < _MANY else medians(1, names, uncounted=0)
         table = f"extraction: {rows:,} rows × {_COLUMNS}, from features on disk to the published table"
         copied = taken["(a) pyarrow, read and written again"]
         found = []
@@ -294,7 +296,7 @@ def measure_extraction(rows: int, rounds: int) -> list[Measured]:
             found.append(_measured(*given, metric="s", value=seconds))
             found.append(_measured(*given, metric="rows/s", value=rows / seconds))
             found.append(_measured(*given, metric="× (a)", value=seconds / copied))
-        return found + _parts(days, paths, bundles[ALL], rounds)
+        return found + (_parts(days, paths, bundles[ALL], rounds) if rows < _MANY else [])
 
 
 def _published(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle) -> float:

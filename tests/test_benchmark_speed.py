@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("pyod")
 
 from ae_pipeline.storage import DatasetPaths, read_facts
-from benchmarks import generated, speed
+from benchmarks import figures, generated, speed
 
 
 def test_medians_leave_the_first_round_out_and_give_everybody_a_turn_in_each() -> None:
@@ -24,11 +24,11 @@ def test_medians_leave_the_first_round_out_and_give_everybody_a_turn_in_each() -
 
 def test_a_table_has_a_line_for_each_method_and_a_column_for_each_metric() -> None:
     found = [
-        speed.Measured("t", "ours", "rows/s", 123456.0, 10, 2),
-        speed.Measured("t", "ours", "× (a)", 1.5, 10, 2),
-        speed.Measured("t", "theirs", "rows/s", 0.25, 10, 2),
+        figures.Measured("t", "ours", "rows/s", 123456.0, 10, 2),
+        figures.Measured("t", "ours", "× (a)", 1.5, 10, 2),
+        figures.Measured("t", "theirs", "rows/s", 0.25, 10, 2),
     ]
-    assert speed._table(found).splitlines() == [
+    assert figures.as_table(found).splitlines() == [
         "| method |  rows/s | × (a) |",
         "| ------ | ------: | ----: |",
         "| ours   | 123,456 |   1.5 |",

@@ -600,3 +600,38 @@ class TestSizes:
             arrays = fit_ensemble(rows, BENT[:2], 0).arrays()
             sizes.append({name: value.shape for name, value in arrays.items()})
         assert sizes[0] == sizes[1]
+
+
+class TestVeryWideRows:
+    @pytest.fixture(scope="class")
+    def rows(self):
+        rng = np.random.default_rng(0)
+        hidden = rng.normal(size=(1500, 6)) @ np.random.default_rng(9).normal(size=(6, 700))
+        return (np.tanh(hidden) + 0.1 * rng.normal(size=hidden.shape)).astype(np.float32)
+
+    @pytest.fixture(scope="class")
+    def found(self, rows):
+        return fit_ensemble(rows[:1000], np.zeros(700, dtype=bool), 0)
+
+    def test_covariances_are_those_along_few_directions(self, found):
+        assert found.directions.shape == (700, ensembles._MOST_DIRECTIONS)
+        assert found.mixture.whitening.shape[-1] == found.members.whitening.shape[-1] == ensembles._MOST_DIRECTIONS
+
+    def test_directions_keep_distances_about_as_they_are(self, found, rows):
+        standard = found.views.standard(rows.astype(np.float64))
+        along = ensembles._along(found.directions, standard)
+        scale = np.sqrt(ensembles._MOST_DIRECTIONS / 700)
+        ratios = np.linalg.norm(along[:50] - along[50:100], axis=1) / np.linalg.norm(
+            standard[:50] - standard[50:100], axis=1
+        )
+        assert ratios == pytest.approx(np.full(50, scale), rel=0.2)
+
+    def test_rows_whose_columns_no_longer_belong_together_rank_above_others(self, found, rows):
+        fresh = rows[1000:]
+        mixed = np.stack([np.random.default_rng(k).permutation(column) for k, column in enumerate(fresh.T)], 1)
+        scores = found(np.concatenate([fresh, mixed]))
+        assert roc_auc_score(np.repeat([0, 1], 500), scores) > 0.95
+
+    def test_it_is_read_back_with_its_directions(self, found, rows):
+        again = Ensemble.from_arrays(copied(found.arrays()))
+        assert again(rows[1000:]).tobytes() == found(rows[1000:]).tobytes()

@@ -12,7 +12,7 @@ from helpers import DAY, HEADER, REMEDY, Dataset, assert_says, frame, leftovers,
 
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import PipelineError, SchemaError
-from ae_pipeline.ingestion import landing
+from ae_pipeline.ingestion import identities, landing
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.landing import known_intake
@@ -391,6 +391,22 @@ def test_an_identity_with_a_new_event_time_leaves_its_old_day(
     intake = shop.take_in()
     assert {day: shop.raw(intake, day).select("id", "price").rows() for day in expected} == expected
     assert count_duplicates(list(expected), shop.paths) == 0
+
+
+def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
+    shop: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_AT_ONCE", 2)
+    shop.land("0.csv", HEADER + "".join(line(n) for n in range(1, 8)))
+    shop.land("1.csv", HEADER + line(3, f"{OTHER_DAY}T09:00:00") + line(5, f"{OTHER_DAY}T09:00:00") + line(9))
+    intake = shop.take_in()
+    assert {day: sorted(ids) for day, ids in intake.moved.items()} == {DAY: ["3", "5"]}
+    rows = {day: shop.raw(intake, day)["row_id"].to_list() for day in (DAY, OTHER_DAY)}
+    assert rows == {DAY: ["1", "2", "4", "6", "7", "9"], OTHER_DAY: ["3", "5"]}
+    assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 0
+    again = pl.read_parquet(shop.paths.raw(DAY))
+    again.head(4).write_parquet(shop.paths.raw(OTHER_DAY))
+    assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 4
 
 
 def test_which_identities_have_moved_is_read_from_the_rows_once(shop: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,3 +236,17 @@ class TestCalibrationHolds:
     def test_without_new_rows_there_is_nothing_to_hold(self):
         verdict = calibration_holds(np.empty(0), np.arange(10.0))
         assert (verdict.passed, verdict.words) == (True, "0 rows lie after the calibration days")
+
+
+class TestWhatMakesADifference:
+    def test_surprise_up_to_the_least_is_left_out_and_the_rest_stays_as_it_is(self):
+        rng = np.random.default_rng(0)
+        tails = fit_tails(rng.exponential(size=(4000, 3)))
+        losses = np.vstack([rng.exponential(size=(2000, 3)) * 2, tails.knots.T[:20]])
+        least = np.array([0.0, 1.5, np.inf])
+        whole, part = tails(losses), tails(losses, least)
+        np.testing.assert_array_equal(part[:, 0], whole[:, 0])
+        above = whole[:, 1] > 1.5
+        np.testing.assert_array_equal(part[above, 1], whole[above, 1])
+        assert (part[~above, 1] <= whole[~above, 1]).all()
+        assert (part[:, 1] == 0).mean() > 0.5
