@@ -7,6 +7,7 @@ replaces its staged copy, which withdraws its old rows; a file that has since le
 
 import datetime as dt
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_text
 
-_SAMPLED_FILES = 64
-_SAMPLED_ROWS = 20_000
+_SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**23
+"""What types are inferred from, at most: so many files, and so many rows times columns of all of them."""
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a stage works."""
@@ -198,8 +199,7 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
 
 def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path]) -> None:
     names = list(landed)
-    step = max(1, len(names) // _SAMPLED_FILES)
-    chosen = names[::step]
+    chosen = names[:: math.ceil(len(names) / _SAMPLED_FILES)]
     samples: list[pl.DataFrame] = []
     refused = ""
     for name in chosen:
@@ -213,7 +213,9 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
         # What images are is looked at here, and not their bytes, which would fill the memory.
         images = [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
         bare = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
-        samples.append(file.rows.drop(*PLACE).head(_SAMPLED_ROWS).with_columns(*bare))
+        # Spread over the file and taken out of it: the first rows would keep all others in memory.
+        step = math.ceil(file.rows.height * max(file.rows.width, 1) * len(chosen) / _SAMPLED_CELLS)
+        samples.append(file.rows.drop(*PLACE).gather_every(max(step, 1)).with_columns(*bare))
     filled = [sample for sample in samples if sample.height]
     if not filled:
         raise SchemaError(
