@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     back.add_argument("--even-if-rejected", action="store_true", help="also a version that the gate has rejected")
     past = commands.add_parser("history", help="say which versions of the model served, since when and why")
     past.add_argument("dataset", help="a dataset of the defs folder")
+    page = commands.add_parser("page", help="make the page of one day of the report, and say where it is")
+    page.add_argument("dataset", help="a dataset of the defs folder")
+    page.add_argument("day", help="ISO date, such as 2013-02-08")
     screens = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, and MLflow's, on 127.0.0.1")
     screens.add_argument("--port", type=int, default=3000, help="of Dagster's web UI")
     screens.add_argument("--mlflow-port", type=int, default=5000, help="of MLflow's")
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _roll_back(chosen.dataset, chosen.version, chosen.why, chosen.even_if_rejected)
             case "history":
                 return _show_history(chosen.dataset)
+            case "page":
+                return _make_page(chosen.dataset, chosen.day)
         return _serve(chosen.port, chosen.mlflow_port)
     except PipelineError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -268,6 +273,19 @@ def _show_history(dataset: str) -> int:
         print(f"{entry.at}  version {entry.version} {entry.change}{before}, by {entry.who}: {entry.why}")
     if not entries:
         print(f"No version of {dataset!r} has served so far; `ae-pipeline run {dataset}` trains one.")
+    return 0
+
+
+def _make_page(dataset: str, day: str) -> int:
+    from ae_pipeline.orchestration.model_steps import load_version_of_table
+    from ae_pipeline.reports.build import day_page
+
+    _, workspace, configs, _ = _load()
+    config = _chosen(dataset, configs)
+    paths = workspace.paths(dataset)
+    with workspace.locked(dataset, print):
+        version, bundle = load_version_of_table(config, paths, workspace.tracker())
+        print(day_page(day, paths, bundle, config, version.version))
     return 0
 
 

@@ -103,6 +103,7 @@ def fit_bundle(
         "versions": library_versions(),
         "rows": counts,
         "rows_looked_at": {"train": train_rows.height, "validation": validation_rows.height},
+        "epochs": [dataclasses.asdict(epoch) for epoch in result.epochs],
         "best_epoch": result.best_epoch,
         "untrained_loss": result.first_loss,
         "validation_loss": result.best_loss,

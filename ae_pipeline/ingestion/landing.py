@@ -26,7 +26,7 @@ from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_text
 
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**23
-"""What types are inferred from, at most: so many files, and so many rows times columns of all of them."""
+"""What types are inferred from: so many files, or up to twice as many, and so many rows times columns of them all."""
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a stage works."""
@@ -199,7 +199,7 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
 
 def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path]) -> None:
     names = list(landed)
-    chosen = names[:: math.ceil(len(names) / _SAMPLED_FILES)]
+    chosen = names[:: max(1, len(names) // _SAMPLED_FILES)]
     samples: list[pl.DataFrame] = []
     refused = ""
     for name in chosen:

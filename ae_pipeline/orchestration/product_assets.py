@@ -135,7 +135,8 @@ def anomaly_report(config: PipelineConfig) -> Body:
 
         progress = Pace(context.log.info)
         report = build_report(days, paths, bundle, config, version.version, version.run_id, progress, tell)
-        asked = [day for day in report.drift if day.day in set(days)]
+        after = [day for day in report.drift if day.is_after]
+        asked = [day for day in after if day.day in set(days)]
         drifted = [day for day in asked if day.effects]
         # Known anomalies are flagged because they should be, and are none of what a budget is for.
         rows, flagged = report.rows - report.known_anomalies, report.flagged - report.known_flagged
@@ -177,7 +178,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
                     context,
                     "drift",
                     not drifted,
-                    _drift_in_words(report.drift, asked),
+                    _drift_in_words(after, asked),
                     figure=len(drifted),
                     threshold=0,
                     severity=dg.AssetCheckSeverity.WARN,

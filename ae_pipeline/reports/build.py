@@ -1,18 +1,19 @@
 """The anomaly report: ranked rows of each day with explanations, and one page and one JSON file over all days."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.latents.read import PublishedDay, published_days
-from ae_pipeline.reports.drifted import DriftedDay, measure_drift
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.read import published_days
+from ae_pipeline.reports.drifted import DriftedDay, measure_drift, read_all_days
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
-from ae_pipeline.reports.page import render_operations, render_page
+from ae_pipeline.reports.page import render_day, render_operations, render_page
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
     Progress,
@@ -22,13 +23,14 @@ from ae_pipeline.reports.ranking import (
     as_rows,
     cut_short,
     is_reported,
+    ranked_day,
     report_days,
     reported_day,
 )
+from ae_pipeline.reports.summary import Summary, row_facts, schema_text
+from ae_pipeline.reports.verdict import as_facts
+from ae_pipeline.reports.view import Published, Shown
 from ae_pipeline.storage import DatasetPaths, write_parquet, write_text
-
-SUMMARY_FORMAT = 1
-"""Of summary.json; raised when a reader of before would stumble."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,22 @@ def build_report(
     labels = measure_labels(files, paths, bundle, config)
     drift = measure_drift(files, paths, bundle, config)
     gallery = build_gallery(files, paths, bundle)
-    summary = _summary(paths, bundle, config, model_version, run_id, files, strangest, labels, drift)
-    write_text(paths.reports / "summary.json", json.dumps(summary, indent=1, default=str))
-    write_text(
-        paths.reports / "report.html",
-        render_page(summary, strangest, labels, gallery, render_operations(paths, config.drift.min_rows)),
-    )
+    entries = {day: found for day in sorted(files) if (found := reported_day(day, paths))}
+    published = Published(files, paths, bundle, config, model_version, entries, drift)
+    # Days that were asked for alone have a page, and keep it up to date.
+    asked = set(days) if len(days) == 1 and config.is_daily else set()
+    for day in sorted(asked | {day.day for day in everything_built if published.page_of(day.day).exists()}):
+        write_day_page(day, published, labels)
+    page = paths.reports / "report.html"
+    shown = published.show(published.newest, strangest, page)
+    summary = _summary(published, run_id, shown, labels)
+    write_text(paths.reports / "summary.json", summary.text())
+    write_text(paths.reports / "summary.schema.json", schema_text())
+    operations = render_operations(paths, config.drift.min_rows)
+    write_text(page, render_page(summary.model_dump(), shown, published.index(page), labels, gallery, operations))
     unfinished.unlink()
     return Report(
-        page=paths.reports / "report.html",
+        page=page,
         summary=paths.reports / "summary.json",
         alerts=alerts,
         days=tuple(built),
@@ -133,46 +142,110 @@ def build_report(
     )
 
 
-def _summary(
-    paths: DatasetPaths,
-    bundle: ModelBundle,
-    config: PipelineConfig,
-    model_version: int,
-    run_id: str,
-    files: dict[str, PublishedDay],
-    strangest: Sequence[RankedRow],
-    labels: Labels | None,
-    drift: Sequence[DriftedDay],
-) -> dict[str, Any]:
-    by_day = [found for day in sorted(files) if (found := reported_day(day, paths))]
+def day_page(day: str, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig, model_version: int) -> Path:
+    """Makes the page of a day that is in the report already.
+
+    Args:
+        day: ISO date.
+        paths: The dataset's.
+        bundle: The model that the table was scored with.
+        config: The pipeline's.
+        model_version: Its version.
+
+    Raises:
+        PublicationError: The report knows no rows of that day.
+    """
+    files = published_days(paths)
+    entries = {one: found for one in sorted(files) if (found := reported_day(one, paths))}
+    drift = read_all_days(paths, config.drift.min_rows)
+    published = Published(files, paths, bundle, config, model_version, entries, drift)
+    labels = measure_labels(files, paths, bundle, config)
+    page = write_day_page(day, published, labels) if is_reported(day, files.get(day), paths, config) else None
+    if page is None:
+        raise PublicationError(
+            f"the report of {paths.dataset!r} has no rows of {day} as the table has them; materialize that partition "
+            "of anomaly_report, or name another day"
+        )
+    return page
+
+
+def write_day_page(day: str, published: Published, labels: Labels | None) -> Path | None:
+    """Writes the page of one day, or removes it where the day has no rows any more.
+
+    Args:
+        day: ISO date.
+        published: The table and its ranked days.
+        labels: Whether rows are known as anomalies or not.
+
+    Returns:
+        Where it is.
+    """
+    page, paths = published.page_of(day), published.paths
+    entry = published.entries.get(day)
+    if entry is None or not entry.rows:
+        page.unlink(missing_ok=True)
+        return None
+    rows = tuple(as_rows(ranked_day(day, paths).head(published.config.alerts.report_rows)))
+    shown = published.show(day, rows, page)
+    write_text(page, render_day(paths.dataset, shown, os.path.relpath(paths.features(day), page.parent), labels))
+    return page
+
+
+def _summary(published: Published, run_id: str, shown: Shown, labels: Labels | None) -> Summary:
+    paths, bundle, config = published.paths, published.bundle, published.config
+    by_day = list(published.entries.values())
     rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
     budget, rate = bundle.config.alerts.budget, config.alerts.false_discovery_rate
-    return {
-        "format": SUMMARY_FORMAT,
-        "dataset": paths.dataset,
-        "model_version": model_version,
-        "mlflow_run": run_id,
-        "latent_space": next(iter(files.values())).identity.split("/")[0] if files else None,
-        "rows": rows,
-        "flagged": flagged,
-        "budget": budget,
-        "expected_alerts": rows * budget,
-        "false_discovery_rate": rate,
-        "discoveries": sum(day.discoveries for day in by_day) if rate is not None else None,
-        # Beside the version that served when it was trained: figures of `latents.compatibility`.
-        "alignment": bundle.facts.get("alignment"),
-        "score_threshold": bundle.calibration.threshold,
-        "calibration_rows": len(bundle.calibration.scores),
-        "rows_by_part": bundle.facts["rows"],
-        "train_days": [bundle.window.train[0], bundle.window.train[-1]],
-        "calibration_days": [bundle.window.calibration[0], bundle.window.calibration[-1]],
-        "columns": bundle.columns,
-        "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
-        "labels": asdict(labels) if labels else None,
-        "drift": [
-            {"day": day.day, "rows": day.rows, "is_judged": day.is_judged, "drifted": day.words} for day in drift
-        ],
-        "days": [{"day": day.day, "rows": day.rows, "flagged": day.flagged} for day in by_day],
-        "strangest": [asdict(row) for row in strangest[:50]],
-        "files": {"alerts": "alerts.parquet", "days": "days/", "page": "report.html"},
-    }
+    return Summary.model_validate(
+        {
+            "dataset": paths.dataset,
+            "model_version": published.model_version,
+            "mlflow_run": run_id,
+            "latent_space": next((day.identity.split("/")[0] for day in published.files.values()), None),
+            "rows": rows,
+            "flagged": flagged,
+            "budget": budget,
+            "expected_alerts": rows * budget,
+            "false_discovery_rate": rate,
+            "discoveries": sum(day.discoveries for day in by_day) if rate is not None else None,
+            "verdict": as_facts(shown.verdict) if shown.verdict else None,
+            "groups": [
+                {
+                    "columns": list(group.columns),
+                    "words": group.words,
+                    "rows": len(group.rows),
+                    "highest_score": group.rows[0].score,
+                    "days": list(group.days),
+                }
+                for group in shown.groups
+            ],
+            # Beside the version that served when it was trained: figures of `latents.compatibility`.
+            "alignment": bundle.facts.get("alignment"),
+            "score_threshold": bundle.calibration.threshold,
+            "calibration_rows": len(bundle.calibration.scores),
+            "rows_by_part": bundle.facts["rows"],
+            "train_days": [bundle.window.train[0], bundle.window.train[-1]],
+            "calibration_days": [bundle.window.calibration[0], bundle.window.calibration[-1]],
+            "columns": bundle.columns,
+            "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
+            "labels": asdict(labels) if labels else None,
+            "drift": [
+                {
+                    "day": day.day,
+                    "rows": day.rows,
+                    "is_after": day.is_after,
+                    "is_judged": day.is_judged,
+                    "drifted": day.words,
+                }
+                for day in published.drift
+            ],
+            "days": [{"day": day.day, "rows": day.rows, "flagged": day.flagged} for day in by_day],
+            "strangest": [row_facts(row) for row in shown.strangest[:50]],
+            "files": {
+                "alerts": "alerts.parquet",
+                "days": "days/",
+                "page": "report.html",
+                "schema": "summary.schema.json",
+            },
+        }
+    )

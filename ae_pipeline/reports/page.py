@@ -1,7 +1,8 @@
-"""The page of a report: one HTML file that needs nothing beside it."""
+"""The pages of a report: HTML files that need nothing beside them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from importlib.resources import files
 from typing import Any
 
 import jinja2
@@ -9,10 +10,11 @@ import markupsafe
 
 from ae_pipeline.alerting import alerts_of
 from ae_pipeline.journal import history
+from ae_pipeline.reports.charts import scripts
 from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.ranking import RankedRow
+from ae_pipeline.reports.view import Shown, most_worth_a_look
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_text
 
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
@@ -24,38 +26,62 @@ _PICTURE_WIDTH, _PICTURE_HEIGHT = 160, 160
 
 def render_page(
     summary: Mapping[str, Any],
-    strangest: Sequence[RankedRow],
+    shown: Shown,
+    index: Sequence[Mapping[str, Any]],
     labels: Labels | None,
     gallery: Gallery | None,
     operations: str = "",
 ) -> str:
-    """Gives the page as HTML.
+    """Gives the page over all days as HTML.
 
     Args:
         summary: What summary.json holds.
-        strangest: Rows to list.
+        shown: Verdict of the newest day, rows, causes and charts.
+        index: All days.
         labels: Scores against labels, where there are any.
         gallery: Pictures, where rows are images.
         operations: Of `render_operations`.
     """
-    days = summary["days"]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            summary=summary,
-            strangest=strangest,
-            labels=labels,
-            gallery=gallery,
-            daily=summary["train_days"][0] != ALL_ROWS,
-            worst=sorted(days, key=lambda entry: (-entry["flagged"], entry["day"]))[:10],
-            highest=max([1, *(entry["flagged"] for entry in days)]),
-            share=summary["flagged"] / max(summary["rows"], 1),
-            left_out=by_reason(summary["columns_left_out"]),
-            space=(_PICTURE_WIDTH, _PICTURE_HEIGHT),
-            operations=markupsafe.Markup(operations),  # noqa: S704 (our own template has made it)
-        )
+    return _render(
+        "report.html.j2",
+        shown,
+        summary=summary,
+        labels=labels,
+        gallery=gallery,
+        daily=summary["train_days"][0] != ALL_ROWS,
+        index_all=index,
+        index=most_worth_a_look(index),
+        highest=max([1, *(entry["flagged"] for entry in index)]),
+        share=summary["flagged"] / max(summary["rows"], 1),
+        left_out=by_reason(summary["columns_left_out"]),
+        space=(_PICTURE_WIDTH, _PICTURE_HEIGHT),
+        operations=markupsafe.Markup(operations),  # noqa: S704 (our own template has made it)
     )
+
+
+def render_day(dataset: str, shown: Shown, features: str, labels: Labels | None) -> str:
+    """Gives the page of one day as HTML.
+
+    Args:
+        dataset: Its name.
+        shown: Verdict of the day, rows, causes and charts.
+        features: Where its features are, beside the page.
+        labels: Whether rows are known as anomalies or not.
+    """
+    return _render("day.html.j2", shown, dataset=dataset, features=features, labels=labels)
+
+
+def _render(template: str, shown: Shown, **given: Any) -> str:
+    own = {field.name: getattr(shown, field.name) for field in fields(shown)}
+    read = files("ae_pipeline").joinpath("reports")
+    own_text = {name: read.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    # Our own files and a library's, which must not be escaped.
+    plain = {name: markupsafe.Markup(text) for name, text in (*own_text.items(), ("vega", _vega(shown)))}  # noqa: S704
+    return _environment().get_template(template).render(**own, **plain, **given)
+
+
+def _vega(shown: Shown) -> str:
+    return scripts() if shown.charts else ""
 
 
 def render_operations(paths: DatasetPaths, min_rows: int) -> str:
@@ -80,6 +106,8 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ae_pipeline", "reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    # Within a script element only its own end and a comment's beginning mean anything; JSON may escape both.
+    environment.filters["in_script"] = lambda text: markupsafe.Markup(text.replace("<", "\\u003c"))  # noqa: S704
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
 

@@ -173,6 +173,11 @@ def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 
+def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
+    """Reads the ranked rows of a day, the strangest first."""
+    return pl.read_parquet(_day_file(paths, day))
+
+
 def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
     """Gives ranked rows one by one."""
     for row in ranked.drop("model_version").iter_rows(named=True):

@@ -1,0 +1,110 @@
+"""Where rows lie in the latent space: a map of two directions that stays as it is from day to day, and who is near."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.latents.read import PublishedDay, published_day
+from ae_pipeline.storage import DatasetPaths
+
+Array = npt.NDArray[np.float64]
+
+REFERENCE_ROWS, SHOWN_ROWS = 4000, 1000
+"""Rows that others are held against, and rows that one map shows of either, at most."""
+
+NEIGHBOURS = 3
+
+
+def projection(bundle: ModelBundle) -> Array:
+    """Gives the two directions in which the latents of the training rows vary most, scaled by their spread.
+
+    They are a part of the model: the map of every day under it has the same axes.
+
+    Returns:
+        Shape (latent_dim, 2 or 1); its first column is the widest direction.
+    """
+    # Ascending variance, as eigh gives it; each with its largest entry positive, since a sign means nothing.
+    widest = bundle.density.whitening[:, ::-1][:, :2]
+    signs = np.sign(widest[np.abs(widest).argmax(axis=0), np.arange(widest.shape[1])])
+    directions: Array = widest * signs
+    return directions
+
+
+def places(latents: Array, bundle: ModelBundle) -> Array:
+    """Puts latents, (n, latent_dim), on the map, (n, 2)."""
+    found = (latents - bundle.density.mean) @ projection(bundle)
+    flat: Array = found if found.shape[1] == 2 else np.column_stack([found, np.zeros(len(found))])
+    return flat
+
+
+def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
+    """Reads rows of the calibration days that were not flagged, up to `REFERENCE_ROWS`, evenly spaced.
+
+    Args:
+        files: The published days.
+        paths: The dataset's.
+        bundle: The model that the table was scored with.
+    """
+    days = [files[day] for day in bundle.window.calibration if day in files]
+    each = max(1, REFERENCE_ROWS // max(len(days), 1))
+    parts = [
+        _thinned(published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly")), each) for day in days
+    ]
+    return pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(columns_of(bundle), pl.Null))
+
+
+def shown_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """Takes as many rows as a map shows: all that are flagged, and others evenly spaced."""
+    flagged, others = rows.filter("is_anomaly"), rows.filter(~pl.col("is_anomaly"))
+    flagged = flagged.sort("score", "row_id", descending=[True, False]).head(SHOWN_ROWS // 2)
+    return pl.concat([_thinned(others, SHOWN_ROWS - flagged.height), flagged])
+
+
+def columns_of(bundle: ModelBundle) -> list[str]:
+    """Names the columns of the latent table that a map needs."""
+    return [
+        "row_id",
+        "event_time",
+        "score",
+        "is_anomaly",
+        *(f"z_{place:03d}" for place in range(bundle.model.latent_dim)),
+    ]
+
+
+def latents_in(rows: pl.DataFrame) -> Array:
+    """Gives the latents of rows of the table, (n, latent_dim), float64."""
+    return rows.select(pl.col("^z_[0-9]+$").cast(pl.Float64)).to_numpy()
+
+
+def near(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle) -> dict[str, list[tuple[str, float]]]:
+    """Names for each row the ordinary ones that are nearest in the latent space.
+
+    Args:
+        rows: Of the table.
+        reference: Of `reference_rows`.
+        bundle: Whose latents they are.
+
+    Returns:
+        By `row_id`: identities, and distances in units of the training rows' spread.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    if not rows.height or not reference.height:
+        return {}
+    white, others = ((latents_in(part) - bundle.density.mean) @ bundle.density.whitening for part in (rows, reference))
+    count = min(NEIGHBOURS + 1, len(others))
+    distances, at = NearestNeighbors(n_neighbors=count).fit(others).kneighbors(white)
+    names = reference["row_id"].to_list()
+    found: dict[str, list[tuple[str, float]]] = {}
+    for row_id, far, nearest in zip(rows["row_id"], distances, at, strict=True):
+        told = [(names[place], float(distance)) for place, distance in zip(nearest, far, strict=True)]
+        found[row_id] = [(name, distance) for name, distance in told if name != row_id][:NEIGHBOURS]
+    return found
+
+
+def _thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
+    places: Sequence[int] = np.linspace(0, rows.height - 1, min(max(most, 0), rows.height)).astype(int).tolist()
+    return rows[places]

@@ -1,0 +1,270 @@
+"""What a page shows: verdict, causes, rows with their neighbours, charts; of one day, or of all days."""
+
+import datetime as dt
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config import PipelineConfig
+from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.journal import Change, history
+from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
+from ae_pipeline.reports.charts import (
+    Chart,
+    calibration_chart,
+    drift_chart,
+    latent_chart,
+    loss_chart,
+    score_chart,
+)
+from ae_pipeline.reports.drifted import DriftedDay
+from ae_pipeline.reports.groups import Group, group_rows
+from ae_pipeline.reports.latent_map import columns_of, near, reference_rows
+from ae_pipeline.reports.ranking import RankedRow, ReportDay, is_over_budget
+from ae_pipeline.reports.verdict import Deviation, Verdict, deviations_of, judge_day
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+
+_TREND = 30
+"""Days of the trend."""
+
+_INDEX = 20
+"""Days that the index lists, about."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows beside its own lists.
+
+    Attributes:
+        verdict: Of the day; None where there is none.
+        recent: The days up to it: rows, flagged, what the budget would have, whether they are over it.
+        model: Version, since when it serves, up to when it has learnt, and how many days before the day that is.
+        drift_words: In few words, and in more.
+        rejected: Rows in quarantine of the files that the day's rows came from.
+        strangest: Rows that are listed.
+        groups: Of them, those that are explained.
+        group_of: Place of each row's group from 1, as text, by row_id.
+        nearest: Ordinary rows near each, with their distances, by row_id.
+        links: Where features and page of a row's day are, beside this page.
+        charts: In their order.
+    """
+
+    verdict: Verdict | None
+    recent: Sequence[Mapping[str, Any]]
+    model: Mapping[str, Any]
+    drift_words: tuple[str, str]
+    rejected: int
+    strangest: Sequence[RankedRow]
+    groups: Sequence[Group]
+    group_of: Mapping[str, str]
+    nearest: Mapping[str, Sequence[tuple[str, float]]]
+    links: Callable[[RankedRow], Mapping[str, str | None] | None]
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published table with what was made of it, from which pages are drawn.
+
+    Attributes:
+        files: The published days.
+        paths: The dataset's.
+        bundle: The model that the table was scored with.
+        config: The settings of now.
+        model_version: Its version.
+        entries: Ranked days, by day.
+        drift: Days beside the training window.
+    """
+
+    files: Mapping[str, PublishedDay]
+    paths: DatasetPaths
+    bundle: ModelBundle
+    config: PipelineConfig
+    model_version: int
+    entries: Mapping[str, ReportDay]
+    drift: Sequence[DriftedDay] = field(default=())
+
+    @property
+    def newest(self) -> str | None:
+        """The newest day with rows."""
+        return max((day for day, entry in self.entries.items() if entry.rows), default=None)
+
+    @cached_property
+    def drift_of(self) -> dict[str, DriftedDay]:
+        """Days beside the training window, by day."""
+        return {day.day: day for day in self.drift}
+
+    @cached_property
+    def reference(self) -> pl.DataFrame:
+        """Ordinary rows of the calibration days."""
+        return reference_rows(self.files, self.paths, self.bundle)
+
+    def page_of(self, day: str) -> Path:
+        """Where the page of a day is, if it has one."""
+        return self.paths.reports / "days" / f"{day}.html"
+
+    def deviations(self, day: str) -> tuple[Deviation, ...]:
+        """Says how a day as a whole is unlike the training window."""
+        drift = self.drift_of.get(day)
+        if drift is None or not drift.effects:
+            return ()
+        features = pl.read_parquet(self.paths.features(day), glob=False)
+        return deviations_of(drift, features, self.bundle, self.config.drift)
+
+    def verdict(self, day: str) -> Verdict:
+        """Judges a day."""
+        before = {other: entry.rows for other, entry in self.entries.items() if other < day}
+        budget = self.bundle.config.alerts.budget
+        return judge_day(self.entries[day], before, self.drift_of.get(day), self.deviations(day), budget)
+
+    def index(self, page: Path) -> list[dict[str, Any]]:
+        """Lists all days with what somebody should know of each, the oldest first."""
+        budget, found = self.bundle.config.alerts.budget, []
+        for day in sorted(self.entries):
+            entry, drift, words = self.entries[day], self.drift_of.get(day), []
+            rows, flagged = entry.rows - entry.known_anomalies, entry.flagged - entry.known_flagged
+            if is_over_budget(rows, flagged, budget):
+                words.append("over the alert budget")
+            if drift and drift.effects:
+                words += [each.words for each in self.deviations(day)] or [drift.words]
+            link = os.path.relpath(self.page_of(day), page.parent) if self.page_of(day).exists() else None
+            found.append(
+                {"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": "; ".join(words), "page": link}
+            )
+        return found
+
+    def show(self, day: str | None, strangest: Sequence[RankedRow], page: Path) -> Shown:
+        """Gathers what a page shows.
+
+        Args:
+            day: Whose verdict stands at its top.
+            strangest: Rows to list.
+            page: Where it will be.
+        """
+        groups = group_rows(strangest)
+        group_of = {row.row_id: str(place) for place, group in enumerate(groups, 1) for row in group.rows}
+        return Shown(
+            self.verdict(day) if day else None,
+            self._recent(day),
+            self._model(day),
+            self._drift_words(day),
+            self._rejected(day),
+            strangest,
+            groups,
+            group_of,
+            self._nearest(strangest),
+            lambda row: self._link(row, page),
+            self._charts(day) if day else (),
+        )
+
+    def _recent(self, day: str | None) -> list[dict[str, Any]]:
+        budget = self.bundle.config.alerts.budget
+        return [
+            {
+                "day": entry.day,
+                "rows": entry.rows,
+                "flagged": entry.flagged,
+                "expected": budget * entry.rows,
+                "is_over": is_over_budget(entry.rows, entry.flagged, budget),
+            }
+            for other, entry in sorted(self.entries.items())
+            if day and other <= day
+        ][-_TREND:]
+
+    def _model(self, day: str | None) -> dict[str, Any]:
+        served = [
+            entry
+            for entry in history(self.paths)
+            if entry.version == self.model_version and entry.change in {Change.PROMOTED, Change.ROLLED_BACK}
+        ]
+        learnt_to = self.bundle.window.days[-1]
+        behind = None
+        if day and self.config.is_daily and day > learnt_to:
+            behind = (dt.date.fromisoformat(day) - dt.date.fromisoformat(learnt_to)).days
+        return {
+            "version": self.model_version,
+            "learnt_to": learnt_to if learnt_to != ALL_ROWS else "the rows of its training",
+            "days_behind": behind,
+            "since": served[-1].at if served else None,
+        }
+
+    def _drift_words(self, day: str | None) -> tuple[str, str]:
+        drift = self.drift_of.get(day or "")
+        if drift is None:
+            return "not known", "rows without event time have no days to compare"
+        if not drift.is_judged:
+            return "not known", "too few rows to hold the day against the training window"
+        where = (
+            "" if drift.is_after else "; the model has learnt from this day, so that only its columns were looked at"
+        )
+        if drift.effects:
+            count = len(drift.effects)
+            return "drifted", f"{count} {'figure' if count == 1 else 'figures'} beyond their thresholds{where}"
+        return "like the training window", f"no column, latent or score beyond its threshold{where}"
+
+    def _rejected(self, day: str | None) -> int:
+        files = Ledger.load(self.paths.ledger).files.values() if self.paths.ledger.exists() else ()
+        return sum(sum(entry.quarantined.values()) for entry in files if day in entry.days)
+
+    def _nearest(self, rows: Sequence[RankedRow]) -> dict[str, list[tuple[str, float]]]:
+        wanted: dict[str, list[str]] = {}
+        for row in rows:
+            wanted.setdefault(self._day_of(row), []).append(row.row_id)
+        found = []
+        for day in sorted(wanted.keys() & self.files.keys()):
+            of_day = published_day(self.files[day], self.paths, columns_of(self.bundle))
+            found.append(of_day.filter(pl.col("row_id").is_in(wanted[day])))
+        return near(pl.concat(found), self.reference, self.bundle) if found else {}
+
+    def _day_of(self, row: RankedRow) -> str:
+        return row.event_time.date().isoformat() if self.config.is_daily and row.event_time else ALL_ROWS
+
+    def _link(self, row: RankedRow, page: Path) -> dict[str, str | None]:
+        day = self._day_of(row)
+        own, features = self.page_of(day), self.paths.features(day)
+        there = own.exists() and own != page
+        return {
+            "day": day,
+            "features": os.path.relpath(features, page.parent),
+            "page": os.path.relpath(own, page.parent) if there else None,
+        }
+
+    def _charts(self, day: str) -> list[Chart]:
+        bundle = self.bundle
+        rows = published_day(self.files[day], self.paths, columns_of(bundle))
+        name = day if self.config.is_daily else "all rows"
+        charts = [
+            latent_chart(rows, self.reference, bundle, name),
+            score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name),
+            self._calibration(day),
+        ]
+        if epochs := bundle.facts.get("epochs"):
+            charts.append(loss_chart(epochs, bundle.facts["best_epoch"], bundle.loss.unit))
+        place = self.paths.reports / "drift.parquet"
+        if place.exists():
+            effects = pl.read_parquet(place).filter(pl.col("day") <= day)
+            charts += [chart] if (chart := drift_chart(effects, self.config.drift)) else []
+        return charts
+
+    def _calibration(self, day: str) -> Chart:
+        after = [found for other, found in self.files.items() if self.bundle.window.days[-1] < other <= day]
+        whose, days = "after the training window", after[-len(self.bundle.window.calibration) :]
+        if not self.config.is_daily or not days:
+            whose, days = "of the published table, on which the model was fitted too", list(self.files.values())[-60:]
+        p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
+        return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")
+
+
+def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Takes the days that the index lists: the newest with words, then those with the most flagged rows."""
+    told = sorted((entry for entry in index if entry["words"]), key=lambda entry: entry["day"], reverse=True)
+    others = [entry for entry in index if not entry["words"] and entry["flagged"]]
+    others.sort(key=lambda entry: (-entry["flagged"], entry["day"]))
+    return [*told[:_INDEX], *others[: max(_INDEX // 3, _INDEX - len(told))]]
