@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -148,6 +149,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def rows_together(columns: int) -> int:
     """Says how many rows of so many columns are read, written and held together: fewer of wide ones."""
     return max(_LEAST_TOGETHER, min(ROW_GROUP, _CELLS_TOGETHER // max(columns, 1)))
+
+
+def apart(rows: pl.DataFrame) -> pl.DataFrame:
+    """Copies rows that were chosen among many: texts are views, and few would keep the bytes of all others."""
+    return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()), schema=rows.schema)
 
 
 def write_text(path: Path, text: str) -> None:

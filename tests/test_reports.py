@@ -1,11 +1,13 @@
 """The anomaly report: what it ranks, what it says, and that page, JSON and Parquet give the same figures."""
 
+import html
 import html.parser
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+import jsonschema
 import polars as pl
 import pytest
 import scipy.stats
@@ -52,7 +54,12 @@ class Text(html.parser.HTMLParser):
         self.tags.append(tag)
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.tags[-1:] not in (["script"], ["style"]):
+            self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"script", "style"}:
+            self.tags.append(f"/{tag}")
 
 
 @pytest.fixture
@@ -174,12 +181,15 @@ class TestPage:
         assert f"the tallest bar is {max(by_day['flagged'])} rows" in page
         assert f"a score of {planted.bundle.calibration.threshold:.2f} nats" in page
         assert "version 3, MLflow run run-of-mlflow" in page
-        shown = [float(score) for score in re.findall(r"\n(\d+\.\d)(?: ⚑)?\n", page)][: len(report.strangest)]
-        assert shown == [pytest.approx(row.score, abs=0.051) for row in report.strangest]
+        bodies = re.findall(r'<tbody id="row-\d+" data-score="([^"]+)" data-row="([^"]*)"', report.page.read_text())
+        assert [(float(score), html.unescape(name)) for score, name in bodies] == [
+            (row.score, row.row_id) for row in report.strangest
+        ]
 
     def test_the_summary_says_what_stands_behind_the_scores(self, planted, report):
         summary = json.loads(report.summary.read_text())
-        assert summary["format"] == 1
+        assert summary["format"] == 2
+        jsonschema.validate(summary, json.loads(report.summary.with_name("summary.schema.json").read_text()))
         assert (summary["model_version"], summary["latent_space"], summary["budget"]) == (
             3,
             latent_space_name(3, planted.bundle.fingerprint),
@@ -196,8 +206,10 @@ class TestPage:
         page = report.page.read_text()
         parsed = Text(page)
         assert SCRIPT not in page
-        assert "script" not in parsed.tags
-        assert "b" not in parsed.tags
+        assert "<b>5</b>" not in page
+        specs = page.count('-spec">')
+        assert specs >= 4
+        assert parsed.tags.count("script") == specs + 1  # a specification for each chart, and what draws them
         assert f"mode is {SCRIPT}" in parsed.text
         assert "<b>5</b>" in parsed.text
 

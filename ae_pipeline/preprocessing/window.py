@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json, rows_together
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, hash_json, rows_together
 
 PARTS = ("train", "validation", "calibration")
 """What a model is fitted on."""
@@ -206,7 +206,7 @@ class Window:
 
 def drawn(rows: pl.DataFrame, share: float) -> pl.DataFrame:
     """Draws about a share of some rows by a hash of their identity, whatever stands beside them."""
-    return rows if share >= 1 else rows.filter(pl.col("row_id").hash(seed=_DRAWN) <= int(share * (2**64 - 1)))
+    return rows if share >= 1 else apart(rows.filter(pl.col("row_id").hash(seed=_DRAWN) <= int(share * (2**64 - 1))))
 
 
 def thin(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
@@ -219,7 +219,7 @@ def thin(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
     """
     if rows.height <= most:
         return rows
-    return rows[rows["row_id"].hash(seed=seed).arg_sort().head(most).sort()]
+    return apart(rows[rows["row_id"].hash(seed=seed).arg_sort().head(most).sort()])
 
 
 def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:

@@ -8,7 +8,7 @@ import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage import DatasetPaths, apart
 
 Array = npt.NDArray[np.float64]
 
@@ -107,4 +107,4 @@ def near(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle) -> di
 
 def _thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
     places: Sequence[int] = np.linspace(0, rows.height - 1, min(max(most, 0), rows.height)).astype(int).tolist()
-    return rows[places]
+    return apart(rows[places])

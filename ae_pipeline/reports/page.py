@@ -15,7 +15,7 @@ from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.view import Shown, most_worth_a_look
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_text
+from ae_pipeline.storage import DatasetPaths, write_text
 
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
 """Around the part of the page that changes without a new report."""
@@ -48,7 +48,6 @@ def render_page(
         summary=summary,
         labels=labels,
         gallery=gallery,
-        daily=summary["train_days"][0] != ALL_ROWS,
         index_all=index,
         index=most_worth_a_look(index),
         highest=max([1, *(entry["flagged"] for entry in index)]),

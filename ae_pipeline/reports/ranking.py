@@ -16,7 +16,7 @@ from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.scoring.calibration import discoveries
-from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_parquet
+from ae_pipeline.storage import DatasetPaths, apart, hash_json, read_facts, write_parquet
 
 REPORT_VERSION = "5"
 """Raised when the same scores would give another report."""
@@ -242,7 +242,7 @@ def _rank(day: str, published: PublishedDay | None, paths: DatasetPaths, config:
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
     facts = {name: str(int(value)) for name, value in counts.items()}
-    return _Draft(day, {"input_hash": _input_hash(published, config), **facts}, top, features)
+    return _Draft(day, {"input_hash": _input_hash(published, config), **facts}, apart(top), apart(features))
 
 
 def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 import datetime as dt
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Shown:
     """What a page shows beside its own lists.
 
     Attributes:
+        daily: Whether rows have days.
         verdict: Of the day; None where there is none.
         recent: The days up to it: rows, flagged, what the budget would have, whether they are over it.
         model: Version, since when it serves, up to when it has learnt, and how many days before the day that is.
@@ -56,6 +57,7 @@ class Shown:
         charts: In their order.
     """
 
+    daily: bool
     verdict: Verdict | None
     recent: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
@@ -65,7 +67,7 @@ class Shown:
     groups: Sequence[Group]
     group_of: Mapping[str, str]
     nearest: Mapping[str, Sequence[tuple[str, float]]]
-    links: Callable[[RankedRow], Mapping[str, str | None] | None]
+    links: Callable[[RankedRow], Mapping[str, str | bool | None] | None]
     charts: Sequence[Chart]
 
 
@@ -122,7 +124,8 @@ class Published:
         """Judges a day."""
         before = {other: entry.rows for other, entry in self.entries.items() if other < day}
         budget = self.bundle.config.alerts.budget
-        return judge_day(self.entries[day], before, self.drift_of.get(day), self.deviations(day), budget)
+        found = judge_day(self.entries[day], before, self.drift_of.get(day), self.deviations(day), budget)
+        return found if self.config.is_daily else replace(found, day="all rows")
 
     def index(self, page: Path) -> list[dict[str, Any]]:
         """Lists all days with what somebody should know of each, the oldest first."""
@@ -151,6 +154,7 @@ class Published:
         groups = group_rows(strangest)
         group_of = {row.row_id: str(place) for place, group in enumerate(groups, 1) for row in group.rows}
         return Shown(
+            self.config.is_daily,
             self.verdict(day) if day else None,
             self._recent(day),
             self._model(day),
@@ -226,12 +230,13 @@ class Published:
     def _day_of(self, row: RankedRow) -> str:
         return row.event_time.date().isoformat() if self.config.is_daily and row.event_time else ALL_ROWS
 
-    def _link(self, row: RankedRow, page: Path) -> dict[str, str | None]:
+    def _link(self, row: RankedRow, page: Path) -> dict[str, str | bool | None]:
         day = self._day_of(row)
         own, features = self.page_of(day), self.paths.features(day)
         there = own.exists() and own != page
         return {
             "day": day,
+            "daily": self.config.is_daily,
             "features": os.path.relpath(features, page.parent),
             "page": os.path.relpath(own, page.parent) if there else None,
         }

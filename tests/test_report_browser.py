@@ -1,0 +1,166 @@
+"""The pages as a person meets them, in Chromium: no error, no request, all by mouse and by keyboard, for everybody."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from test_reports import SCRIPT, published, reported
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="pages are not tried in a browser: install Debian's package chromium"
+)
+
+LARGEST, FIRST_PAINT = 2_000_000, 1000
+"""Bytes of a page, and milliseconds."""
+
+
+@pytest.fixture(scope="module")
+def pages(fitted, tmp_path_factory) -> dict[str, Path]:
+    """A report over five days with strange rows on the second, and the page of that day."""
+    dataset = fitted.at(tmp_path_factory.mktemp("browser") / "data")
+    days = dataset.days[-5:]
+    rows = dataset.features(days[1]).with_row_index("i")
+    strange = rows.with_columns(
+        mode=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("mode"),
+        row_id=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("row_id"),
+        load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
+    )
+    from ae_pipeline.storage import write_parquet
+
+    write_parquet(dataset.paths.features(days[1]), strange.drop("i").to_arrow(), {"input_hash": "changed"})
+    published(dataset, days)
+    reported(dataset, days)
+    report = reported(dataset, [days[1]])
+    return {"window": report.page, "day": dataset.paths.reports / "days" / f"{days[1]}.html"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """A page that is open, and what went wrong on it."""
+
+    def __init__(self, browser: "playwright.Browser", path: Path, scheme: str = "light", width: int = 1280) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.wrong: list[str] = []
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self._note(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector(".chart svg")
+
+    def _note(self, address: str) -> None:
+        if not address.startswith(("file:", "data:")):
+            self.wrong.append(f"asked for {address}")
+
+    def shown(self) -> list[str]:
+        return self.page.eval_on_selector_all("#rows > tbody:not([hidden])", "all => all.map(one => one.dataset.row)")
+
+
+@pytest.fixture(params=["window", "day"])
+def visit(request, browser, pages) -> Iterator[Visit]:
+    found = Visit(browser, pages[request.param])
+    yield found
+    found.page.close()
+
+
+def test_it_opens_at_once_without_an_error_or_a_request_and_is_small(visit, pages):
+    painted = visit.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert painted < FIRST_PAINT
+    assert visit.page.locator(".chart svg").count() == visit.page.locator(".chart").count() >= 4
+    assert visit.wrong == []
+    assert max(page.stat().st_size for page in pages.values()) < LARGEST
+
+
+def test_text_of_the_data_is_shown_and_not_run(visit):
+    assert SCRIPT in visit.page.inner_text("#rows")
+    assert visit.wrong == []
+
+
+def test_rows_are_sorted_by_mouse_and_by_keyboard(visit):
+    first = visit.shown()
+    assert len(first) > 10
+    visit.page.click("th button[data-key=row]")
+    assert visit.shown() == sorted(first, reverse=True)
+    visit.page.focus("th button[data-key=row]")
+    visit.page.keyboard.press("Enter")
+    assert visit.shown() == sorted(first)
+    assert visit.page.get_attribute("th:has(button[data-key=row])", "aria-sort") == "ascending"
+    visit.page.click("th button[data-key=score]")
+    assert visit.shown() == first
+
+
+def test_rows_are_searched_and_filtered(visit):
+    everything = visit.shown()
+    visit.page.fill("#search", "<SCRIPT>alert")
+    assert visit.shown() == [SCRIPT]
+    visit.page.fill("#search", "")
+    visit.page.focus("#flagged")
+    visit.page.keyboard.press("Space")
+    flagged = visit.shown()
+    assert 0 < len(flagged) < len(everything)
+    assert f"{len(flagged)} of {len(everything)} rows shown" in visit.page.inner_text("#shown")
+
+
+def test_a_row_is_opened_to_its_explanation_by_mouse_and_by_keyboard(visit):
+    button = visit.page.locator("#rows .open").first
+    detail = visit.page.locator(f"#{button.get_attribute('aria-controls')}")
+    assert not detail.is_visible()
+    button.click()
+    assert detail.is_visible()
+    for words in ("actual", "expected", "surprise, nats", "Nearest ordinary rows", "row_id ="):
+        assert words in detail.inner_text()
+    assert detail.locator(".meter").count() == 3
+    button.press("Enter")
+    assert not detail.is_visible()
+
+
+def test_a_cause_shows_its_rows_alone_and_the_others_come_back(visit):
+    everything = visit.shown()
+    pick = visit.page.locator(".pick").first
+    count = int(visit.page.locator("tr:has(.pick) td").first.inner_text())
+    pick.click()
+    assert len(visit.shown()) == count
+    visit.page.click("#all")
+    assert visit.shown() == everything
+
+
+def test_a_link_to_a_row_opens_it(browser, pages):
+    page = browser.new_page()
+    page.goto(f"{pages['day'].as_uri()}#row-2")
+    assert page.locator("#detail-2").is_visible()
+    assert not page.locator("#detail-1").is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["window", "day"])
+def test_nothing_hinders_people_in_either_theme(browser, pages, name, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    visit = Visit(browser, pages[name], scheme)
+    visit.page.locator("#rows .open").first.click()
+    found = [
+        f"{one['impact']}: {one['id']}: {one['nodes'][0]['html'][:200]}"
+        for one in Axe().run(visit.page).response["violations"]
+        if one["impact"] in {"serious", "critical"}
+    ]
+    assert found == []
+    visit.page.close()
+
+
+def test_it_fits_a_phone(browser, pages):
+    visit = Visit(browser, pages["window"], width=380)
+    wide = visit.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 380
+    visit.page.close()

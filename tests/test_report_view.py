@@ -1,0 +1,226 @@
+"""What the pages say: verdicts of days, causes of alerts, ordinary neighbours, and pages of single days."""
+
+import dataclasses
+import datetime as dt
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from test_reports import Text, published, reported
+
+from ae_pipeline.detector import Contribution
+from ae_pipeline.drift import Effect, Part
+from ae_pipeline.errors import PublicationError
+from ae_pipeline.latents.read import published_days
+from ae_pipeline.reports.build import day_page
+from ae_pipeline.reports.charts import calibration_chart, score_chart
+from ae_pipeline.reports.drifted import DriftedDay, drifting_days, read_all_days, read_drift
+from ae_pipeline.reports.groups import cause, group_rows
+from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
+from ae_pipeline.reports.ranking import RankedRow, ReportDay
+from ae_pipeline.reports.verdict import Deviation, deviations_of, judge_day
+from ae_pipeline.reports.view import most_worth_a_look
+
+
+def row(name: str, score: float, *parts: tuple[str, float, str], day: int = 1) -> RankedRow:
+    given = tuple(Contribution(column, surprise, actual, "usual") for column, surprise, actual in parts)
+    at = dt.datetime(2024, 1, day, tzinfo=dt.UTC)
+    return RankedRow(name, at, score, 0.001, True, None, None, "because", given)
+
+
+class TestCauses:
+    def test_rows_strange_by_the_same_columns_are_one_line_with_what_they_have_in_common(self):
+        rows = [
+            row("a", 30.0, ("load", 20.0, "9"), ("mode", 8.0, "off"), day=3),
+            row("b", 20.0, ("mode", 9.0, "off"), ("load", 12.0, "7"), ("power", 1.0, "2"), day=1),
+            row("c", 10.0, ("power", 9.0, "0")),
+        ]
+        first, second = group_rows(rows)
+        assert [one.row_id for one in first.rows] == ["a", "b"]
+        assert first.columns == ("load", "mode")
+        assert first.words == "load, mode is off"
+        assert first.days == ("2024-01-01", "2024-01-03")
+        assert (second.words, len(second.rows)) == ("power is 0", 1)
+
+    def test_a_column_that_adds_little_is_no_part_of_the_cause(self):
+        assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 2.9, "1"))) == ("x",)
+        assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 3.0, "1"))) == ("x", "y")
+
+    def test_rows_without_an_explanation_belong_to_no_cause(self):
+        assert group_rows([row("a", 1.0)]) == []
+
+
+def entry(rows: int, flagged: int = 0, day: str = "2024-03-01", known: int = 0) -> ReportDay:
+    return ReportDay(day, rows, flagged, known, known, 0, "hash")
+
+
+def weeks(rows: int) -> dict[str, int]:
+    return {(dt.date(2024, 3, 1) - dt.timedelta(weeks=week)).isoformat(): rows for week in range(1, 5)}
+
+
+class TestVerdict:
+    def test_a_day_within_its_budget_of_as_many_rows_as_usual_is_nothing_unusual(self):
+        found = judge_day(entry(1000, 1), weeks(990), None, (), 0.001)
+        assert not found.is_wrong
+        assert found.words.startswith("nothing unusual: 1 of 1,000 rows flagged")
+        assert found.completeness == pytest.approx(1000 / 990)
+
+    @pytest.mark.parametrize(
+        ("given", "before", "deviations", "words"),
+        [
+            (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
+            (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
+            (entry(1000), {}, (Deviation(("x",), "x is odd"),), "the day as a whole is unlike the training window"),
+        ],
+    )
+    def test_whatever_is_wrong_is_said(self, given, before, deviations, words):
+        found = judge_day(given, before, None, deviations, 0.001)
+        assert found.is_wrong
+        assert found.words == words
+
+    def test_known_anomalies_are_none_of_what_the_budget_is_for(self):
+        assert not judge_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
+
+    def test_two_weeks_before_tell_what_is_usual_and_one_does_not(self):
+        two = dict(list(weeks(1000).items())[:2])
+        assert judge_day(entry(10), two, None, (), 0.001).usual_rows == 1000
+        assert judge_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
+
+    def test_columns_that_lack_their_values_together_are_one_deviation(self, fitted):
+        day = fitted.features(fitted.days[-1])
+        hit = pl.int_range(pl.len()) < 30
+        gone = day.with_columns(
+            load=pl.when(hit).then(None).otherwise("load"), power=pl.when(hit).then(None).otherwise("power")
+        )
+        effects = tuple(
+            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+            for name in ("load", "power")
+        )
+        drift = DriftedDay("2024-02-09", True, 60, effects, True)
+        (found,) = deviations_of(drift, gone, fitted.bundle, fitted.config.drift)
+        assert set(found.columns) == {"load", "power"}
+        assert found.rows == 30
+        assert found.words.startswith("load and power are missing in 30 rows, 50%, usually 0.0%")
+
+    def test_numbers_are_told_beside_what_is_usual(self, fitted):
+        day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
+        effect = Effect(
+            part=Part.COLUMN, name="load", psi=3.0, is_drift=True, words="stability index 3.00, at most 0.5"
+        )
+        drift = DriftedDay("2024-02-09", True, 60, (effect,), True)
+        (found,) = deviations_of(drift, day, fitted.bundle, fitted.config.drift)
+        usual = next(known for known in fitted.bundle.reference if known.name == "load").quantiles[49]
+        assert found.words == f"load is 77 in the middle, usually {usual:.4g} (stability index 3.00, at most 0.5)"
+
+
+class TestMap:
+    @pytest.fixture
+    def table(self, dataset, fitted):
+        published(dataset, dataset.days)
+        return pl.read_delta(dataset.paths.latents).sort("row_id")
+
+    def test_its_axes_are_the_widest_directions_of_the_training_latents(self, fitted):
+        rows = fitted.window.rows("train", fitted.paths)
+        at = places(fitted.bundle.encode(rows).astype(np.float64), fitted.bundle)
+        np.testing.assert_allclose(at.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(np.cov(at.T, bias=True), np.eye(2), atol=1e-4)
+        directions = projection(fitted.bundle)
+        assert (directions[np.abs(directions).argmax(axis=0), [0, 1]] > 0).all()
+
+    def test_ordinary_neighbours_are_the_nearest_and_never_the_row_itself(self, dataset, fitted, table):
+        reference = reference_rows(published_days(dataset.paths), dataset.paths, fitted.bundle)
+        assert not reference["is_anomaly"].any()
+        rows = table.filter(pl.col("row_id").is_in(reference["row_id"].head(5).implode()))
+        found = near(rows, reference, fitted.bundle)
+        white = latents_in(reference) @ fitted.bundle.density.whitening
+        for one in rows.iter_rows(named=True):
+            own = latents_in(rows.filter(pl.col("row_id") == one["row_id"])) @ fitted.bundle.density.whitening
+            far = np.sqrt(np.square(white - own).sum(1))
+            expected = sorted(zip(far, reference["row_id"], strict=True))[1:4]
+            assert [name for name, _ in found[one["row_id"]]] == [name for _, name in expected]
+            assert [distance for _, distance in found[one["row_id"]]] == pytest.approx([far for far, _ in expected])
+
+
+class TestCharts:
+    def test_score_bars_are_shares_and_count_what_lies_beyond_the_threshold(self):
+        chart = score_chart(np.array([0.5, 0.5, 9.0]), np.linspace(0, 8, 100), 7.0, "2024-01-01")
+        spec = json.loads(chart.spec)
+        values = next(layer["data"]["values"] for layer in spec["layer"] if len(layer["data"]["values"]) > 1)
+        for whose in ("2024-01-01", "calibration"):
+            assert sum(value["share"] for value in values if value["rows"] == whose) == pytest.approx(1)
+        assert chart.words.endswith("are flagged: 1.")
+
+    def test_calibrated_p_values_lie_on_the_line(self):
+        p_values = np.arange(1, 10_001) / 10_000
+        spec = json.loads(calibration_chart(p_values, "10,000 rows.").spec)
+        points = max((layer["data"]["values"] for layer in spec["layer"]), key=len)
+        for point in points:
+            assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
+
+
+class TestDays:
+    @pytest.fixture
+    def report(self, dataset, rewrite_day):
+        days = dataset.days[-12:]
+        odd = dataset.features(days[4]).with_columns(
+            load=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("load")
+        )
+        rewrite_day(dataset, days[4], odd)
+        published(dataset, days)
+        config = dataset.bundle.config
+        drift = config.drift.model_copy(update={"min_rows": 30})
+        self.config = config.model_copy(update={"drift": drift})
+        dataset = dataclasses.replace(dataset, bundle=dataclasses.replace(dataset.bundle, config=self.config))
+        return dataset, days, reported(dataset, days)
+
+    def test_days_within_the_window_are_judged_by_their_columns_and_train_nothing(self, report):
+        dataset, days, _ = report
+        found = {day.day: day for day in read_all_days(dataset.paths, 30)}
+        assert set(found) == set(days)
+        odd = found[days[4]]
+        assert not odd.is_after
+        assert {effect.name for effect in odd.effects} == {"load"}
+        assert not any(
+            effect.part != Part.COLUMN for day in found.values() for effect in day.effects if not day.is_after
+        )
+        assert read_drift(dataset.paths, 30) == ()
+        assert drifting_days(dataset.paths, 30) == []
+
+    def test_the_page_over_all_days_says_which_one_to_look_at(self, report):
+        _, days, built = report
+        text = Text(built.page.read_text()).text
+        assert f"{days[4]}" in text
+        assert "load is missing in 40 rows, 67%, usually 0.0%" in text
+
+    def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
+        dataset, days, _ = report
+        pages = dataset.paths.reports / "days"
+        assert not list(pages.glob("*.html"))
+        reported(dataset, [days[4]])
+        page = pages / f"{days[4]}.html"
+        before = Text(page.read_text()).text
+        assert "the day as a whole is unlike the training window" in before
+        assert "load is missing in 40 rows" in before
+        rewrite_day(dataset, days[4], dataset.features(days[4]).with_columns(load=pl.lit(0.1)))
+        published(dataset, days)
+        again = Text(reported(dataset, days).page.read_text()).text
+        assert "load is missing" not in Text(page.read_text()).text
+        assert "load is missing" not in again
+        assert f'href="days/{days[4]}.html"' in (dataset.paths.reports / "report.html").read_text()
+
+    def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
+        dataset, days, _ = report
+        page = day_page(days[2], dataset.paths, dataset.bundle, self.config, 3)
+        assert page == dataset.paths.reports / "days" / f"{days[2]}.html"
+        assert f"sensors on {days[2]}" in Text(page.read_text()).text
+        with pytest.raises(
+            PublicationError, match="the report of 'sensors' has no rows of 2019-01-01 as the table has"
+        ):
+            day_page("2019-01-01", dataset.paths, dataset.bundle, self.config, 3)
+
+    def test_the_index_has_days_with_words_first_and_then_those_with_most_alerts(self):
+        index = [{"day": f"d{n}", "flagged": n % 7, "words": "odd" if n in {3, 5} else ""} for n in range(20)]
+        found = [one["day"] for one in most_worth_a_look(index)]
+        assert found[:4] == ["d5", "d3", "d13", "d6"]
+        assert "d7" not in found, "a day without words and alerts is not worth a look"
