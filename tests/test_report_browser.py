@@ -89,7 +89,7 @@ def test_text_of_the_data_is_shown_and_not_run(visit):
 
 def test_rows_are_sorted_by_mouse_and_by_keyboard(visit):
     first = visit.shown()
-    assert len(first) > 10
+    assert len(first) >= 10
     visit.page.click("th button[data-key=row]")
     assert visit.shown() == sorted(first, reverse=True)
     visit.page.focus("th button[data-key=row]")

@@ -12,6 +12,7 @@ from test_reports import Text, published, reported
 from ae_pipeline.detector import Contribution
 from ae_pipeline.drift import Effect, Part
 from ae_pipeline.errors import PublicationError
+from ae_pipeline.fitting import with_reference
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import day_page
 from ae_pipeline.reports.charts import calibration_chart, score_chart
@@ -21,6 +22,12 @@ from ae_pipeline.reports.latent_map import latents_in, near, places, projection,
 from ae_pipeline.reports.ranking import RankedRow, ReportDay
 from ae_pipeline.reports.verdict import Deviation, deviations_of, judge_day
 from ae_pipeline.reports.view import most_worth_a_look
+
+
+@pytest.fixture(scope="module")
+def bundle(fitted):
+    """The fitted model with what days are held against."""
+    return with_reference(fitted.bundle, fitted.columns, fitted.paths)
 
 
 def row(name: str, score: float, *parts: tuple[str, float, str], day: int = 1) -> RankedRow:
@@ -63,7 +70,7 @@ class TestVerdict:
     def test_a_day_within_its_budget_of_as_many_rows_as_usual_is_nothing_unusual(self):
         found = judge_day(entry(1000, 1), weeks(990), None, (), 0.001)
         assert not found.is_wrong
-        assert found.words.startswith("nothing unusual: 1 of 1,000 rows flagged")
+        assert found.words.startswith("nothing unusual: 1 of 1,000 rows are flagged, and the budget has 1.0")
         assert found.completeness == pytest.approx(1000 / 990)
 
     @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ class TestVerdict:
         assert judge_day(entry(10), two, None, (), 0.001).usual_rows == 1000
         assert judge_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
 
-    def test_columns_that_lack_their_values_together_are_one_deviation(self, fitted):
+    def test_columns_that_lack_their_values_together_are_one_deviation(self, fitted, bundle):
         day = fitted.features(fitted.days[-1])
         hit = pl.int_range(pl.len()) < 30
         gone = day.with_columns(
@@ -98,19 +105,19 @@ class TestVerdict:
             for name in ("load", "power")
         )
         drift = DriftedDay("2024-02-09", True, 60, effects, True)
-        (found,) = deviations_of(drift, gone, fitted.bundle, fitted.config.drift)
+        (found,) = deviations_of(drift, gone, bundle, fitted.config.drift)
         assert set(found.columns) == {"load", "power"}
         assert found.rows == 30
         assert found.words.startswith("load and power are missing in 30 rows, 50%, usually 0.0%")
 
-    def test_numbers_are_told_beside_what_is_usual(self, fitted):
+    def test_numbers_are_told_beside_what_is_usual(self, fitted, bundle):
         day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
         effect = Effect(
             part=Part.COLUMN, name="load", psi=3.0, is_drift=True, words="stability index 3.00, at most 0.5"
         )
         drift = DriftedDay("2024-02-09", True, 60, (effect,), True)
-        (found,) = deviations_of(drift, day, fitted.bundle, fitted.config.drift)
-        usual = next(known for known in fitted.bundle.reference if known.name == "load").quantiles[49]
+        (found,) = deviations_of(drift, day, bundle, fitted.config.drift)
+        usual = next(known for known in bundle.reference if known.name == "load").quantiles[49]
         assert found.words == f"load is 77 in the middle, usually {usual:.4g} (stability index 3.00, at most 0.5)"
 
 
@@ -161,17 +168,18 @@ class TestCharts:
 
 class TestDays:
     @pytest.fixture
-    def report(self, dataset, rewrite_day):
+    def report(self, dataset, bundle, rewrite_day):
         days = dataset.days[-12:]
         odd = dataset.features(days[4]).with_columns(
             load=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("load")
         )
         rewrite_day(dataset, days[4], odd)
+        dataset = dataclasses.replace(dataset, bundle=bundle)
         published(dataset, days)
-        config = dataset.bundle.config
+        config = bundle.config
         drift = config.drift.model_copy(update={"min_rows": 30})
         self.config = config.model_copy(update={"drift": drift})
-        dataset = dataclasses.replace(dataset, bundle=dataclasses.replace(dataset.bundle, config=self.config))
+        dataset = dataclasses.replace(dataset, bundle=dataclasses.replace(bundle, config=self.config))
         return dataset, days, reported(dataset, days)
 
     def test_days_within_the_window_are_judged_by_their_columns_and_train_nothing(self, report):

@@ -19,8 +19,8 @@ from ae_pipeline.storage import DatasetPaths
 STRANGEST, ORDINARY = 50, 6
 """Rows that are shown at most."""
 
-_PAGE_BYTES = 1_000_000
-"""Of all pictures together, so that a page opens fast whatever the images are."""
+_PAGE_BYTES = 400_000
+"""Of all pictures together, so that a page with its charts stays below two megabytes whatever the images are."""
 
 _LONGEST_SIDE = 128
 """Pixels of a picture; larger images are shrunk."""

@@ -43,7 +43,10 @@ class DayVerdict(Section):
     words: str
     rows: int
     flagged: int
-    expected: float = Field(description="Flagged rows that the budget would have.")
+    known: int = Field(description="Of the flagged rows, known anomalies.")
+    expected: float = Field(
+        description="Flagged rows that the budget would have, of those that are no known anomalies."
+    )
     usual_rows: int | None = Field(description="Median of the same weekday in the weeks before.")
     deviations: list[DayDeviation]
 

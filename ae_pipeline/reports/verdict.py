@@ -52,7 +52,8 @@ class Verdict:
         words: Why, or that nothing is.
         rows: On that day.
         flagged: Of them.
-        expected: Flagged rows that the budget would have.
+        known: Of these, known anomalies.
+        expected: Flagged rows that the budget would have, of those that are no known anomalies.
         usual_rows: Median of the same weekday in the weeks before; None where there are none.
         deviations: The day as a whole.
     """
@@ -62,6 +63,7 @@ class Verdict:
     words: str
     rows: int
     flagged: int
+    known: int
     expected: float
     usual_rows: int | None
     deviations: tuple[Deviation, ...]
@@ -97,12 +99,24 @@ def judge_day(
         wrong.append("the day as a whole is unlike the training window")
     if usual and entry.rows < _FEW * usual:
         wrong.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
-    if not wrong:
-        judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against it"
-        wrong_words = f"nothing unusual: {flagged:,} of {rows:,} rows flagged, about as many as the budget has{judged}"
-        return Verdict(entry.day, False, wrong_words, entry.rows, entry.flagged, budget * rows, usual, ())
-    words = "; ".join(wrong)
-    return Verdict(entry.day, True, words, entry.rows, entry.flagged, budget * rows, usual, tuple(deviations))
+    judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against the window"
+    but = " that are not known anomalies" if entry.known_anomalies else ""
+    calm = f"nothing unusual: {flagged:,} of {rows:,} rows{but} are flagged, and the budget has {_few(budget * rows)}"
+    return Verdict(
+        entry.day,
+        bool(wrong),
+        "; ".join(wrong) or f"{calm}{judged}",
+        entry.rows,
+        entry.flagged,
+        entry.known_flagged,
+        budget * rows,
+        usual,
+        tuple(deviations),
+    )
+
+
+def _few(count: float) -> str:
+    return f"{count:,.0f}" if count >= 10 else f"{count:.1f}"
 
 
 def _usual_rows(day: str, before: Mapping[str, int]) -> int | None:
@@ -199,6 +213,7 @@ def as_facts(verdict: Verdict) -> dict[str, Any]:
         "words": verdict.words,
         "rows": verdict.rows,
         "flagged": verdict.flagged,
+        "known": verdict.known,
         "expected": verdict.expected,
         "usual_rows": verdict.usual_rows,
         "deviations": [
