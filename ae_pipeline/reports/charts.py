@@ -162,7 +162,7 @@ def latent_chart(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundl
         .encode(
             x=x,
             y=y,
-            color=alt.Color("score:Q", title="score, nats", scale=alt.Scale(range=_RISING)),
+            color=alt.Color("score:Q", title="score, nats", scale=alt.Scale(range=_RISING, interpolate="rgb")),
             size=alt.condition("datum.flagged", alt.value(90), alt.value(22)),
             shape=alt.condition("datum.flagged", alt.value("triangle-up"), alt.value("circle")),
             tooltip=["row:N", "score:Q", "flagged:N"],
