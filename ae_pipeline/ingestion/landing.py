@@ -25,7 +25,7 @@ from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
 from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_text
 
-_SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**23
+_SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 """What types are inferred from: so many files, or up to twice as many, and so many rows times columns of them all."""
 
 Progress = Callable[[int, int, str], None]

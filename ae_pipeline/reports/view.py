@@ -29,7 +29,7 @@ from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, near, reference_rows
 from ae_pipeline.reports.ranking import RankedRow, ReportDay, is_over_budget
 from ae_pipeline.reports.verdict import Deviation, Verdict, deviations_of, judge_day
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
 
 _TREND = 30
 """Days of the trend."""
@@ -224,7 +224,7 @@ class Published:
         found = []
         for day in sorted(wanted.keys() & self.files.keys()):
             of_day = published_day(self.files[day], self.paths, columns_of(self.bundle))
-            found.append(of_day.filter(pl.col("row_id").is_in(wanted[day])))
+            found.append(apart(of_day.filter(pl.col("row_id").is_in(wanted[day]))))
         return near(pl.concat(found), self.reference, self.bundle) if found else {}
 
     def _day_of(self, row: RankedRow) -> str:
