@@ -20,6 +20,9 @@ from ae_pipeline.storage import DatasetPaths, write_text
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
 """Around the part of the page that changes without a new report."""
 
+_YEAR = 366
+"""Days that are drawn as bars."""
+
 _PICTURE_WIDTH, _PICTURE_HEIGHT = 160, 160
 """Space for a picture, CSS pixels."""
 
@@ -48,9 +51,9 @@ def render_page(
         summary=summary,
         labels=labels,
         gallery=gallery,
-        index_all=index,
+        last_year=index[-_YEAR:],
         index=most_worth_a_look(index),
-        highest=max([1, *(entry["flagged"] for entry in index)]),
+        highest=max([1, *(entry["flagged"] for entry in index[-_YEAR:])]),
         share=summary["flagged"] / max(summary["rows"], 1),
         left_out=by_reason(summary["columns_left_out"]),
         space=(_PICTURE_WIDTH, _PICTURE_HEIGHT),
