@@ -153,7 +153,7 @@ class TestCharts:
     def test_score_bars_are_shares_and_count_what_lies_beyond_the_threshold(self):
         chart = score_chart(np.array([0.5, 0.5, 9.0]), np.linspace(0, 8, 100), 7.0, "2024-01-01")
         spec = json.loads(chart.spec)
-        values = next(layer["data"]["values"] for layer in spec["layer"] if len(layer["data"]["values"]) > 1)
+        values = max(spec["datasets"].values(), key=len)
         for whose in ("2024-01-01", "calibration"):
             assert sum(value["share"] for value in values if value["rows"] == whose) == pytest.approx(1)
         assert chart.words.endswith("are flagged: 1.")
@@ -161,7 +161,7 @@ class TestCharts:
     def test_calibrated_p_values_lie_on_the_line(self):
         p_values = np.arange(1, 10_001) / 10_000
         spec = json.loads(calibration_chart(p_values, "10,000 rows.").spec)
-        points = max((layer["data"]["values"] for layer in spec["layer"]), key=len)
+        points = max(spec["datasets"].values(), key=len)
         for point in points:
             assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
 

@@ -155,6 +155,8 @@ def day_page(day: str, paths: DatasetPaths, bundle: ModelBundle, config: Pipelin
     Raises:
         PublicationError: The report knows no rows of that day.
     """
+    if not config.is_daily:
+        raise PublicationError(f"rows of {paths.dataset!r} have no days, so there is one page of them all: report.html")
     files = published_days(paths)
     entries = {one: found for one in sorted(files) if (found := reported_day(one, paths))}
     drift = read_all_days(paths, config.drift.min_rows)

@@ -4,6 +4,8 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import polars as pl
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.reports.latent_map import latents_in, places, shown_rows
 from ae_pipeline.service_config import DriftConfig
+from ae_pipeline.storage import write_text
 
 if TYPE_CHECKING:
     import altair as alt
@@ -47,6 +50,8 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
     """Shows how the scores of a day lie beside those of the calibration, and where rows are flagged from."""
     import altair as alt
 
+    data = _Data()
+
     highest = float(max(calibration.max(initial=0.0), of_day.max(initial=0.0), threshold * 1.1))
     edges = np.linspace(0.0, highest, _BINS + 1)
     bars = []
@@ -58,7 +63,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
             if share
         ]
     base = (
-        alt.Chart(_data(bars))
+        alt.Chart(data(bars))
         .mark_bar(opacity=0.6)
         .encode(
             x=alt.X("from:Q", title="score, nats", bin="binned"),
@@ -73,18 +78,20 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
             tooltip=[alt.Tooltip("rows:N"), alt.Tooltip("from:Q", format=".2f"), alt.Tooltip("share:Q", format=".3%")],
         )
     )
-    rule = alt.Chart(_data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(x="at:Q")
+    rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(x="at:Q")
     above = int((of_day > threshold).sum())
     words = (
         f"Scores of {len(of_day):,} rows of {day} beside {len(calibration):,} of the calibration. Rows beyond "
         f"{threshold:.2f} nats, the dashed line, are flagged: {above:,}."
     )
-    return _chart("scores", "Scores", words, base + rule)
+    return _chart("scores", "Scores", words, base + rule, data)
 
 
 def calibration_chart(p_values: Array, words: str) -> Chart:
     """Shows which share of rows would be flagged at each budget: on the line where the budget means what it says."""
     import altair as alt
+
+    data = _Data()
 
     rows = np.sort(p_values)
     least = 1 / max(len(rows), 10)
@@ -93,7 +100,7 @@ def calibration_chart(p_values: Array, words: str) -> Chart:
     points = [{"budget": float(b), "share": float(s)} for b, s in zip(budgets, shares, strict=True) if s > 0]
     scale = alt.Scale(type="log", domain=[float(least), 0.5], clamp=True)
     line = (
-        alt.Chart(_data(points))
+        alt.Chart(data(points))
         .mark_line(color=_SOFT, point={"size": 18, "color": _SOFT})
         .encode(
             x=alt.X("budget:Q", title="budget", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
@@ -104,13 +111,17 @@ def calibration_chart(p_values: Array, words: str) -> Chart:
         )
     )
     ends = [{"budget": float(least), "share": float(least)}, {"budget": 0.5, "share": 0.5}]
-    ideal = alt.Chart(_data(ends)).mark_line(color=_GREY, strokeDash=[4, 3]).encode(x="budget:Q", y="share:Q")
-    return _chart("calibration", "Calibration", f"{words} On the dashed line a budget flags its share.", ideal + line)
+    ideal = alt.Chart(data(ends)).mark_line(color=_GREY, strokeDash=[4, 3]).encode(x="budget:Q", y="share:Q")
+    return _chart(
+        "calibration", "Calibration", f"{words} On the dashed line a budget flags its share.", ideal + line, data
+    )
 
 
 def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str) -> Chart:
     """Shows training and validation loss by epoch, and the epoch that was kept."""
     import altair as alt
+
+    data = _Data()
 
     points = [
         {"epoch": epoch["number"], "loss": epoch[name], "of": words}
@@ -118,7 +129,7 @@ def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str
         for name, words in (("train_loss", "training"), ("validation_loss", "validation"))
     ]
     lines = (
-        alt.Chart(_data(points))
+        alt.Chart(data(points))
         .mark_line(point={"size": 25})
         .encode(
             x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1)),
@@ -129,14 +140,16 @@ def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str
             tooltip=["of:N", "epoch:Q", alt.Tooltip("loss:Q", format=".4g")],
         )
     )
-    kept = alt.Chart(_data([{"epoch": best_epoch}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(x="epoch:Q")
+    kept = alt.Chart(data([{"epoch": best_epoch}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(x="epoch:Q")
     words = f"Loss by epoch; weights of epoch {best_epoch} of {len(epochs)} were kept."
-    return _chart("loss", "Training", words, lines + kept)
+    return _chart("loss", "Training", words, lines + kept, data)
 
 
 def latent_chart(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle, day: str) -> Chart:
     """Shows a day's rows over ordinary ones in the two widest directions of the latent space."""
     import altair as alt
+
+    data = _Data()
 
     def points(some: pl.DataFrame) -> list[dict[str, Any]]:
         at = places(latents_in(some), bundle)
@@ -155,9 +168,9 @@ def latent_chart(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundl
 
     own, others = shown_rows(rows), shown_rows(reference)
     x, y = (alt.X("x:Q", title="widest direction, spreads"), alt.Y("y:Q", title="second one"))
-    below = alt.Chart(_data(points(others))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
+    below = alt.Chart(data(points(others))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
     above = (
-        alt.Chart(_data(points(own)))
+        alt.Chart(data(points(own)))
         .mark_point(filled=True)
         .encode(
             x=x,
@@ -172,12 +185,14 @@ def latent_chart(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundl
         f"{own.height:,} rows of {day}, coloured by score, flagged ones as triangles, over {others.height:,} ordinary "
         "rows of the calibration in grey. The axes are the model's and stay the same from day to day."
     )
-    return _chart("latents", "Latent space", words, below + above)
+    return _chart("latents", "Latent space", words, below + above, data)
 
 
 def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
     """Shows how far the columns of each day are from the training window, None where nothing was measured."""
     import altair as alt
+
+    data = _Data()
 
     columns = effects.filter(pl.col("part") == "column")
     if not columns.height:
@@ -203,7 +218,7 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
     ]
     scale = alt.Scale(domain=[0, 1, 2], range=["#88888822", "#f0a04b", "#b3261e"], clamp=True)
     chart = (
-        alt.Chart(_data(values))
+        alt.Chart(data(values))
         .mark_rect()
         .encode(
             x=alt.X("day:O", title=None, axis=alt.Axis(labelOverlap=True)),
@@ -216,20 +231,27 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
         "How far each column of each day is from the training window, in times of the threshold that it is farthest "
         "beyond or comes nearest to: from 1 on it counts as drifted."
     )
-    return _chart("drift", "Columns beside the training window", words, chart)
+    return _chart("drift", "Columns beside the training window", words, chart, data)
 
 
 _CALIBRATED = "calibration"
 
 
-def _data(values: Sequence[Mapping[str, Any]]) -> "alt.Data":
-    import altair as alt
+class _Data:
+    """The values of a chart, put into its specification at last: Altair would check each of them against its schema."""
 
-    found: alt.Data = alt.Data(values=list(values))  # type: ignore[no-untyped-call]
-    return found
+    def __init__(self) -> None:
+        self.sets: dict[str, list[Mapping[str, Any]]] = {}
+
+    def __call__(self, values: Sequence[Mapping[str, Any]]) -> "alt.NamedData":
+        import altair as alt
+
+        name = f"values_{len(self.sets)}"  # Vega-Lite calls its own data_0 and so on
+        self.sets[name] = list(values)
+        return alt.NamedData(name=name)
 
 
-def _chart(name: str, title: str, words: str, chart: "alt.TopLevelMixin") -> Chart:
+def _chart(name: str, title: str, words: str, chart: "alt.TopLevelMixin", data: _Data) -> Chart:
     spec = chart.properties(width="container", height=260).to_dict()
     axis = {"domainColor": "#8888", "tickColor": "#8888", "gridColor": "#8883"}
     spec["config"] = {
@@ -238,13 +260,23 @@ def _chart(name: str, title: str, words: str, chart: "alt.TopLevelMixin") -> Cha
         "background": "transparent",
         "font": "system-ui, sans-serif",
     }
+    spec["datasets"] = data.sets
     return Chart(name, title, words, json.dumps(spec, separators=(",", ":")))
 
 
 @functools.lru_cache(maxsize=1)
-def scripts() -> str:
-    """Gives Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`."""
+def scripts(folder: Path) -> str:
+    """Gives Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`.
+
+    Args:
+        folder: Where it is kept, since putting it together takes a second or two.
+    """
+    kept = folder / f".vega-{version('vl-convert-python')}.js"
+    if kept.exists():
+        return kept.read_text(encoding="utf-8")
     import vl_convert
 
     bundle: Any = vl_convert.javascript_bundle
-    return str(bundle())
+    text = str(bundle())
+    write_text(kept, text)
+    return text

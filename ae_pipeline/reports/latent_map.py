@@ -53,7 +53,7 @@ def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundl
     parts = [
         _thinned(published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly")), each) for day in days
     ]
-    return pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(columns_of(bundle), pl.Null))
+    return pl.concat(parts) if parts else pl.DataFrame(schema=_schema(bundle))
 
 
 def shown_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -72,6 +72,16 @@ def columns_of(bundle: ModelBundle) -> list[str]:
         "is_anomaly",
         *(f"z_{place:03d}" for place in range(bundle.model.latent_dim)),
     ]
+
+
+def _schema(bundle: ModelBundle) -> dict[str, pl.DataType]:
+    own = {
+        "row_id": pl.String(),
+        "event_time": pl.Datetime("us", "UTC"),
+        "score": pl.Float64(),
+        "is_anomaly": pl.Boolean(),
+    }
+    return {name: own.get(name, pl.Float32()) for name in columns_of(bundle)}
 
 
 def latents_in(rows: pl.DataFrame) -> Array:

@@ -15,7 +15,7 @@ from ae_pipeline.reports.ranking import ReportDay, is_over_budget
 from ae_pipeline.service_config import DriftConfig
 
 _ALIKE = 0.03
-"""Shares of missing values that differ by less belong to one cause."""
+"""Columns that lack their values in the same rows, but for this share of all rows, belong to one cause."""
 
 _WEEKS = 8
 """Same weekdays before a day that tell how many rows it usually has."""
@@ -95,8 +95,9 @@ def judge_day(
     wrong = []
     if is_over_budget(rows, flagged, budget):
         wrong.append(f"{flagged:,} rows are flagged, {flagged / max(budget * rows, 1e-9):.0f} times the budget")
-    if deviations:
-        wrong.append("the day as a whole is unlike the training window")
+    if deviations or (drift and drift.effects):
+        words = "" if deviations else f" ({drift.words})" if drift else ""
+        wrong.append(f"the day as a whole is unlike the training window{words}")
     if usual and entry.rows < _FEW * usual:
         wrong.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
     judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against the window"
@@ -148,7 +149,7 @@ def deviations_of(
     found = []
     while missing:
         first = missing[0]
-        alike = [effect for effect in missing if abs(effect.missing - first.missing) <= _ALIKE]
+        alike = [effect for effect in missing if effect is first or _together(first, effect, features)]
         missing = [effect for effect in missing if effect not in alike]
         found.append(_of_missing([effect.name for effect in alike], features, known))
     told = {name for deviation in found for name in deviation.columns}
@@ -159,6 +160,14 @@ def deviations_of(
         if effect.name not in told
     ]
     return tuple(found)
+
+
+def _together(one: Effect, other: Effect, features: pl.DataFrame) -> bool:
+    """Whether two columns lack their values in the same rows, but for few."""
+    if not {one.name, other.name} <= set(features.columns):
+        return one.missing == other.missing
+    apart = features.select((pl.col(one.name).is_null() != pl.col(other.name).is_null()).mean()).item()
+    return float(apart or 0.0) <= _ALIKE
 
 
 def _of_missing(names: Sequence[str], features: pl.DataFrame, known: Mapping[str, Distribution]) -> Deviation:

@@ -53,7 +53,7 @@ class ColumnTails:
             told: npt.NDArray[np.intp] | slice = slice(None)
             if least is not None and least[column] > 0:
                 # Only of the knots before, which nothing beyond that surprise lies within.
-                told = np.flatnonzero(reached > distinct[np.searchsorted(levels, least[column], side="right") - 1])
+                told = np.flatnonzero(~(reached <= distinct[np.searchsorted(levels, least[column], side="right") - 1]))
             over = reached[told] - distinct[-1]
             within = np.interp(reached[told], distinct, levels)
             surprise[told, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
