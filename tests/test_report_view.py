@@ -110,6 +110,27 @@ class TestVerdict:
         assert found.rows == 30
         assert found.words.startswith("load and power are missing in 30 rows, 50%, usually 0.0%")
 
+    def test_columns_that_lack_their_values_in_different_rows_are_told_apart(self, fitted, bundle):
+        place = pl.int_range(pl.len())
+        gone = fitted.features(fitted.days[-1]).with_columns(
+            load=pl.when(place < 30).then(None).otherwise("load"),
+            power=pl.when(place >= 30).then(None).otherwise("power"),
+        )
+        effects = tuple(
+            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+            for name in ("load", "power")
+        )
+        found = deviations_of(DriftedDay("d", True, 60, effects, True), gone, bundle, fitted.config.drift)
+        assert [(each.columns, each.rows) for each in found] == [(("load",), 30), (("power",), 30)]
+
+    def test_a_day_of_which_only_the_scores_have_drifted_is_wrong_too(self):
+        effect = Effect(
+            part=Part.SCORE, name="score", psi=2.0, is_drift=True, words="stability index 2.00, at most 0.5"
+        )
+        found = judge_day(entry(1000), {}, DriftedDay("2024-03-01", True, 1000, (effect,), True), (), 0.001)
+        assert found.is_wrong
+        assert "score: stability index 2.00" in found.words
+
     def test_numbers_are_told_beside_what_is_usual(self, fitted, bundle):
         day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
         effect = Effect(
@@ -216,6 +237,12 @@ class TestDays:
         assert "load is missing" not in Text(page.read_text()).text
         assert "load is missing" not in again
         assert f'href="days/{days[4]}.html"' in (dataset.paths.reports / "report.html").read_text()
+
+    def test_a_report_can_be_made_where_no_calibration_day_is_published(self, dataset, bundle):
+        dataset = dataclasses.replace(dataset, bundle=bundle)
+        published(dataset, dataset.days[:1])
+        text = Text(reported(dataset, dataset.days[:1]).page.read_text()).text
+        assert "over 0 ordinary rows" in text
 
     def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
         dataset, days, _ = report

@@ -250,3 +250,7 @@ class TestWhatMakesADifference:
         np.testing.assert_array_equal(part[above, 1], whole[above, 1])
         assert (part[~above, 1] <= whole[~above, 1]).all()
         assert (part[:, 1] == 0).mean() > 0.5
+
+    def test_a_loss_that_is_no_number_is_not_taken_for_ordinary(self):
+        tails = fit_tails(np.random.default_rng(0).exponential(size=(4000, 1)))
+        assert np.isnan(tails(np.array([[np.nan]]), np.array([2.0]))).all()
