@@ -154,7 +154,10 @@ def with_reference(bundle: ModelBundle, columns: Sequence[FeatureColumn], paths:
     found: list[Distribution] = []
     if names:
         most = _most_rows(bundle.window, paths, _share(bundle.config))
-        parts = [bundle.window.rows(part, paths, names, most) for part in PARTS]
+        counts = {part: bundle.window.count(part, paths) for part in PARTS}
+        # One share of all parts: as many of each would weigh its newest days as heavily as the many before them.
+        share = min(most / max(sum(counts.values()), 1), 1.0)
+        parts = [bundle.window.rows(part, paths, names, math.ceil(share * count)) for part, count in counts.items()]
         found += describe_columns(pl.concat(parts, how="diagonal"), seen, newest=parts[-1].height)
         del parts
     held_out = thin(bundle.window.rows("calibration", paths, most=2 * _REFERENCE_ROWS), _REFERENCE_ROWS, seed=0)

@@ -23,7 +23,7 @@ _WEEKS = 8
 _PART_OF_DAY = 18
 """Hours; rows that are spread over more are spread over the day."""
 
-_FEW = 0.8
+_COMPLETE = 0.8
 """Share of the usual number of rows below which a day looks incomplete."""
 
 
@@ -98,7 +98,7 @@ def judge_day(
     if deviations or (drift and drift.effects):
         words = "" if deviations else f" ({drift.words})" if drift else ""
         wrong.append(f"the day as a whole is unlike the training window{words}")
-    if usual and entry.rows < _FEW * usual:
+    if usual and entry.rows < _COMPLETE * usual:
         wrong.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
     judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against the window"
     but = " that are not known anomalies" if entry.known_anomalies else ""

@@ -13,6 +13,7 @@ import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.drift import Part
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.journal import Change, history
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
@@ -119,7 +120,12 @@ class Published:
         drift = self.drift_of.get(day)
         if drift is None or not drift.effects:
             return ()
-        features = pl.read_parquet(self.paths.features(day), glob=False)
+        columns = {effect.name for effect in drift.effects if effect.part == Part.COLUMN}
+        if not columns:
+            return ()
+        file = pl.scan_parquet(self.paths.features(day), glob=False)
+        there = [name for name in file.collect_schema().names() if name in columns or name == "event_time"]
+        features = file.select(there).collect()
         return deviations_of(drift, features, self.bundle, self.config.drift)
 
     def verdict(self, day: str) -> Verdict:
@@ -131,18 +137,13 @@ class Published:
 
     def index(self, page: Path) -> list[dict[str, Any]]:
         """Lists all days with what somebody should know of each, the oldest first."""
-        budget, found = self.bundle.config.alerts.budget, []
+        found = []
         for day in sorted(self.entries):
-            entry, drift, words = self.entries[day], self.drift_of.get(day), []
-            rows, flagged = entry.rows - entry.known_anomalies, entry.flagged - entry.known_flagged
-            if is_over_budget(rows, flagged, budget):
-                words.append("over the alert budget")
-            if drift and drift.effects:
-                words += [each.words for each in self.deviations(day)] or [drift.words]
+            entry, verdict = self.entries[day], self.verdict(day)
+            told = "; ".join(each.words for each in verdict.deviations)
+            words = f"{verdict.words}{': ' if told else ''}{told}" if verdict.is_wrong else ""
             link = os.path.relpath(self.page_of(day), page.parent) if self.page_of(day).exists() else None
-            found.append(
-                {"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": "; ".join(words), "page": link}
-            )
+            found.append({"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": words, "page": link})
         return found
 
     def show(self, day: str | None, strangest: Sequence[RankedRow], page: Path) -> Shown:
@@ -178,8 +179,10 @@ class Published:
                 "day": entry.day,
                 "rows": entry.rows,
                 "flagged": entry.flagged,
-                "expected": budget * entry.rows,
-                "is_over": is_over_budget(entry.rows, entry.flagged, budget),
+                "expected": budget * (entry.rows - entry.known_anomalies),
+                "is_over": is_over_budget(
+                    entry.rows - entry.known_anomalies, entry.flagged - entry.known_flagged, budget
+                ),
             }
             for other, entry in sorted(self.entries.items())
             if day and other <= day
@@ -265,7 +268,8 @@ class Published:
         after = [found for other, found in self.files.items() if self.bundle.window.days[-1] < other <= day]
         whose, days = "after the training window", after[-len(self.bundle.window.calibration) :]
         if not self.config.is_daily or not days:
-            whose, days = "of the published table, on which the model was fitted too", list(self.files.values())[-60:]
+            whose = "of the calibration days themselves" if self.config.is_daily else "of all, also of the training"
+            days = [self.files[other] for other in self.bundle.window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")
 
