@@ -1,6 +1,5 @@
 """Training rows that do not fit into memory: packed, dealt to blocks on disk, sampled, and learnt from all the same."""
 
-import datetime as dt
 import os
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import pytest
 import torch
 from conftest import NO_ENSEMBLE
 
-from ae_pipeline import memory
+from ae_pipeline import fitting, memory
 from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import StorageError, TrainingError
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.packing import Packing
 from ae_pipeline.preprocessing.table_fitting import fit_table_encoder
-from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window, drawn, thin
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window, drawn, thin
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
 from ae_pipeline.training_rows import InMemory, OnDisk, blocks_for
 
@@ -314,11 +313,27 @@ class TestMemory:
         assert make_config(training={"memory_budget": "64MiB"}).training.memory_budget == 64 * 2**20
 
 
-def test_days_of_a_window_in_time_are_streamed_too(fitted):
-    config = fitted.config.model_copy(
-        update={"training": fitted.config.training.model_copy(update={"memory_budget": 2**20})}
-    )
-    window = cut_window(dict.fromkeys(fitted.days, "x"), config)
-    assert [dt.date.fromisoformat(day) for day in window.days] == sorted(map(dt.date.fromisoformat, window.days))
-    first = next(window.batches("train", fitted.paths, at_once=150))
+def test_a_window_in_time_is_learnt_from_disk_too_and_its_reference_weighs_its_parts_as_they_are(fitted, monkeypatch):
+    monkeypatch.setattr(fitting, "_LEAST_LOOKED_AT", 300)
+    monkeypatch.setattr(fitting, "_share", lambda _: 20_000)
+    first = next(fitted.window.batches("train", fitted.paths, at_once=150))
     assert first["event_time"].dt.date().n_unique() == 2, "small days are read together"
+    bundle, result = fitting.fit_bundle(fitted.config, fitted.columns, fitted.window, fitted.paths)
+    assert result.is_streamed
+    rows = bundle.facts["rows"]
+    assert rows == fitted.bundle.facts["rows"]
+    assert bundle.facts["rows_looked_at"]["train"] < rows["train"] / 2
+    assert len(bundle.calibration.scores) == rows["calibration"]
+    drawn_of: dict[str, int] = {}
+    read = Window.rows
+
+    def spy(self, part, paths, columns=None, most=None):
+        found = read(self, part, paths, columns, most)
+        drawn_of.setdefault(part, found.height)
+        return found
+
+    monkeypatch.setattr(Window, "rows", spy)
+    fitting.with_reference(bundle, fitted.columns, fitted.paths)
+    shares = [drawn_of[part] / rows[part] for part in PARTS]
+    assert max(shares) < 0.5
+    assert max(shares) - min(shares) < 0.12
