@@ -79,6 +79,11 @@ class DatasetPaths:
         return self.root / "scratch"
 
     @property
+    def cache(self) -> Path:
+        """What can be made anew at any time and takes a while."""
+        return self.root / "cache"
+
+    @property
     def latents(self) -> str:
         """The published Delta table: a folder, or an address of an object store."""
         if self.tables and "://" in self.tables:

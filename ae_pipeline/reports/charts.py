@@ -269,9 +269,9 @@ def scripts(folder: Path) -> str:
     """Gives Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`.
 
     Args:
-        folder: Where it is kept, since putting it together takes a second or two.
+        folder: Where it stays, since putting it together takes a second or two.
     """
-    kept = folder / f".vega-{version('vl-convert-python')}.js"
+    kept = folder / f"vega-{version('vl-convert-python')}.js"
     if kept.exists():
         return kept.read_text(encoding="utf-8")
     import vl_convert

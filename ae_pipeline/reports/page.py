@@ -83,7 +83,7 @@ def _render(template: str, shown: Shown, **given: Any) -> str:
 
 
 def _vega(shown: Shown) -> str:
-    return scripts(shown.kept) if shown.charts else ""
+    return scripts(shown.cache) if shown.charts else ""
 
 
 def render_operations(paths: DatasetPaths, min_rows: int) -> str:

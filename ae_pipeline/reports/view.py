@@ -56,7 +56,7 @@ class Shown:
         nearest: Ordinary rows near each, with their distances, by row_id.
         links: Where features and page of a row's day are, beside this page.
         charts: In their order.
-        kept: Folder for what pages have in common.
+        cache: Folder for what pages have in common.
     """
 
     daily: bool
@@ -71,7 +71,7 @@ class Shown:
     nearest: Mapping[str, Sequence[tuple[str, float]]]
     links: Callable[[RankedRow], Mapping[str, str | bool | None] | None]
     charts: Sequence[Chart]
-    kept: Path
+    cache: Path
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Published:
             self._nearest(strangest),
             lambda row: self._link(row, page),
             self._charts(day) if day else (),
-            self.paths.reports.parent,
+            self.paths.cache,
         )
 
     def _recent(self, day: str | None) -> list[dict[str, Any]]:
