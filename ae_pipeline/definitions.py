@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 
 from ae_pipeline.orchestration.console import line_logger
-from ae_pipeline.orchestration.workspace import Workspace
+from ae_pipeline.orchestration.workspace import DAGSTER_URL, DATA_URL, Workspace
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +27,9 @@ def defs() -> dg.Definitions:
                     mlflow_folder=os.environ.get("AE_PIPELINE_MLRUNS", str(PROJECT_ROOT / "mlruns")),
                     tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
                     tables=os.environ.get("AE_PIPELINE_TABLES"),
+                    dagster_url=os.environ.get("AE_PIPELINE_DAGSTER_URL", DAGSTER_URL),
+                    mlflow_url=os.environ.get("AE_PIPELINE_MLFLOW_URL"),
+                    data_url=os.environ.get("AE_PIPELINE_DATA_URL", DATA_URL),
                 )
             },
             executor=executor,

@@ -36,7 +36,8 @@ from ae_pipeline.demo import land_flights
 from ae_pipeline.journal import history
 from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.tracking import CHAMPION, Tracker
+from ae_pipeline.tracking import CHAMPION
+from ae_pipeline.tracking.store import Tracker
 from benchmarks.report import Row, format_table, write_report
 
 DATASET = "flights"

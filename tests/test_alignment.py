@@ -22,7 +22,8 @@ from ae_pipeline.latents.compatibility import (
 from ae_pipeline.orchestration.decision import decide
 from ae_pipeline.orchestration.model_steps import Trained, train_challenger
 from ae_pipeline.service_config import LatentsConfig
-from ae_pipeline.tracking import CHAMPION, Tracker
+from ae_pipeline.tracking import CHAMPION
+from ae_pipeline.tracking.store import Tracker
 
 N = 2000
 

@@ -257,7 +257,7 @@ class TestRebuild:
         (request,) = stale_work(serving.config, serving.workspace, serving.instance)
         monkeypatch.setattr(decision, "record", fail)
         job, tags = serving.defs.resolve_job_def("orders_decide"), dict(request.tags)
-        monkeypatch.setattr("ae_pipeline.tracking.Tracker.set_alias", fail)
+        monkeypatch.setattr("ae_pipeline.tracking.store.Tracker.set_alias", fail)
         assert not job.execute_in_process(instance=serving.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
         serving.land(DAYS[-1])

@@ -27,6 +27,7 @@ from ae_pipeline.orchestration.summary import summarise
 from ae_pipeline.preprocessing.features import features_content
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.page import by_reason
+from ae_pipeline.tracking import CHAMPION
 from tests.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
 
 
@@ -69,6 +70,43 @@ def test_every_partition_of_a_range_run_is_materialized_with_its_own_facts(runni
     assert raw["dagster/row_count"] == len(DAYS) * ROWS
     assert str(raw["dagster/uri"]).startswith("file://")
     assert {column.name for column in raw["dagster/column_schema"].columns} >= {"order_id", "price", "row_id"}  # type: ignore[attr-defined]
+
+
+def test_materializations_show_plots_rows_and_links(running_shop: Shop) -> None:
+    workspace, version = running_shop.workspace, running_shop.workspace.tracker().version("orders", CHAMPION)
+    assert version
+    trained, published, told = (
+        running_shop.metadata(stage, partition)
+        for stage, partition in (("autoencoder", None), ("latent_features", DAYS[-1]), ("anomaly_report", DAYS[-1]))
+    )
+    experiment = workspace.tracker().experiment("orders")
+    assert trained["mlflow"] == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{version.run_id}"
+    assert told["mlflow"] == published["mlflow"] == "http://127.0.0.1:5000/#/models/orders/versions/1"
+    assert told["report"] == "http://127.0.0.1:3001/reports/orders/report.html"
+    pictures = [trained[f"{name}_plot"] for name in ("loss", "scores", "latents", "calibration")]
+    for picture in (*pictures, published["latents_plot"], told["scores_plot"], told["latents_plot"]):
+        assert re.match(r"!\[[A-Z][a-z ]+\]\(data:image/png;base64,[\w+/=]{1000,}\)\n\n\S", str(picture))
+    # A run over a range stores its metadata once for each partition: pictures are those of the newest alone.
+    assert not {"latents_plot", "scores_plot", "verdict"} & running_shop.metadata("anomaly_report", DAYS[0]).keys()
+    assert str(trained["model_card"]).startswith("# orders, model version 1")
+    assert str(told["verdict"]).startswith(f"**{DAYS[-1]}: ")
+    ranked = pl.read_parquet(running_shop.paths.reports / "days" / f"{DAYS[-1]}.parquet").head(10)
+    shown = [line.split(" | ") for line in str(told["strangest_rows"]).splitlines()[2:]]
+    assert [line[0].removeprefix("| ") for line in shown] == ranked["row_id"].to_list()
+    assert [line[1] for line in shown] == [f"{score:.1f}" for score in ranked["score"]]
+
+
+def test_the_run_of_a_training_carries_its_plots_card_and_a_link_back(running_shop: Shop) -> None:
+    tracker = running_shop.workspace.tracker()
+    version = tracker.version("orders", CHAMPION)
+    assert version
+    run = tracker.client.get_run(version.run_id)
+    artifacts = {entry.path for entry in tracker.client.list_artifacts(version.run_id)}
+    assert artifacts >= {"loss.png", "scores.png", "latents.png", "calibration.png", "model_card.md", "window.json"}
+    note = run.data.tags["mlflow.note.content"]
+    assert f"(http://127.0.0.1:3000/runs/{run.data.tags['dagster_run_id']})" in note
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "orders"
 
 
 def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:

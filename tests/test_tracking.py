@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -13,18 +14,19 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import Fitted
-from matplotlib.figure import Figure
+from PIL import Image
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import BundleError, StorageError
-from ae_pipeline.tracking import CHALLENGER, CHAMPION, TrackedVersion, Tracker
+from ae_pipeline.tracking import CHALLENGER, CHAMPION
+from ae_pipeline.tracking.store import TrackedVersion, Tracker
 from ae_pipeline.training import Epoch
 
 # The interpreter forks after the imports, which take seconds; the store is opened by four processes at one moment.
 _OPEN_BY_FOUR = """
 import os, sys
 from pathlib import Path
-from ae_pipeline.tracking import Tracker
+from ae_pipeline.tracking.store import Tracker
 
 start_read, start_write = os.pipe()
 children = []
@@ -83,7 +85,7 @@ class TestRuns:
             for number in (1, 2, 3):
                 run.log_epoch(Epoch(number, 9.0 / number, 10.0 / number, 0.01))
             run.log_json({"days": ["2024-01-01"]}, "window.json")
-            run.log_figure(Figure(), "loss.png")
+            run.log_picture(Image.new("RGB", (4, 3)), "loss.png")
             run.log_metrics({"best_epoch": 3})
         (found,) = runs_of(tracker, "whole")
         assert (found.info.run_id, found.info.run_name, found.info.status) == (
@@ -131,6 +133,28 @@ class TestRuns:
         with tracker.training("two", "untold", {}), tracker.training("two", "untold", {}):
             pass
         assert len(runs_of(tracker, "two")) == 4
+
+
+class TestDescription:
+    def test_run_and_version_are_described_and_the_run_names_what_it_learnt_from(self, tracker, fitted):
+        bundle, rows = fitted.bundle, fitted.bundle.facts["rows"]
+        with tracker.training("described", "d", {"dagster_run": "e"}) as run:
+            run.log_data("sensors", fitted.window.fingerprint, "file:///features", rows, bundle)
+            version = run.register(bundle)
+            run.describe(version, "# in short" + "x" * 6000, "# in full")
+        (found,) = runs_of(tracker, "described")
+        (used,) = found.inputs.dataset_inputs
+        assert used.dataset.name == "sensors"
+        assert used.dataset.digest == fitted.window.fingerprint[:36]
+        assert json.loads(used.dataset.source) == {"uri": "file:///features"}
+        assert json.loads(used.dataset.profile)["num_rows"] == sum(rows.values())
+        columns = json.loads(used.dataset.schema)["mlflow_colspec"]
+        assert [column["name"] for column in columns] == bundle.columns
+        assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "training"}
+        note = found.data.tags["mlflow.note.content"]
+        assert note.startswith("# in short")
+        assert tracker.client.get_model_version("described", str(version.version)).description == note
+        assert mlflow.artifacts.load_text(f"{found.info.artifact_uri}/model_card.md") == "# in full"
 
 
 class TestRetry:

@@ -23,7 +23,7 @@ from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
-from ae_pipeline.storage import DatasetPaths, hash_json, read_facts, write_text
+from ae_pipeline.storage import DatasetPaths, apart, hash_json, read_facts, write_text
 
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 """What types are inferred from: so many files, or up to twice as many, and so many rows times columns of them all."""
@@ -215,7 +215,7 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
         bare = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
         # Spread over the file and taken out of it: the first rows would keep all others in memory.
         step = math.ceil(file.rows.height * max(file.rows.width, 1) * len(chosen) / _SAMPLED_CELLS)
-        samples.append(file.rows.drop(*PLACE).gather_every(max(step, 1)).with_columns(*bare))
+        samples.append(apart(file.rows.drop(*PLACE).gather_every(max(step, 1)).with_columns(*bare)))
     filled = [sample for sample in samples if sample.height]
     if not filled:
         raise SchemaError(

@@ -8,7 +8,8 @@ from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.journal import Change, Entry, history, now, record
 from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.tracking import CHALLENGER, CHAMPION, GATE_TAG, TrackedVersion, Tracker
+from ae_pipeline.tracking import CHALLENGER, CHAMPION, GATE_TAG
+from ae_pipeline.tracking.store import TrackedVersion, Tracker
 
 FIGURES_TAG = "gate.figures"
 """Tag of a version: the gate's figures, as JSON."""

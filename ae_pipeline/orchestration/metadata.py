@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.journal import history
 from ae_pipeline.storage import DatasetPaths, hash_json
+
+if TYPE_CHECKING:
+    from ae_pipeline.reports.charts import Chart
 
 
 def tell_partition(
@@ -31,6 +34,21 @@ def tell_partition(
     if config.is_daily:
         facts = {"dagster/partition_row_count" if name == "rows" else name: value for name, value in figures.items()}
         context.add_asset_metadata({**facts, "content_hash": content_hash, "dagster/uri": uri}, partition_key=day)
+
+
+def tell_newest(
+    context: dg.AssetExecutionContext, config: PipelineConfig, day: str | None, metadata: Mapping[str, Any]
+) -> None:
+    """Attaches what a person looks at to the newest partition of a run: Dagster would store it once for each of them.
+
+    Args:
+        context: Of the asset.
+        config: The dataset's.
+        day: The partition, None where the run has none with rows.
+        metadata: Plots, tables and links.
+    """
+    if day is not None:
+        context.add_asset_metadata(metadata, partition_key=day if config.is_daily else None)
 
 
 def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
@@ -63,6 +81,14 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMet
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     head = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     return dg.MetadataValue.md("\n".join(head + lines) if lines else "none")
+
+
+def plot(chart: "Chart") -> dg.MarkdownMetadataValue:
+    """Makes a chart a picture with its words below."""
+    from ae_pipeline.reports.pictures import as_address
+    from ae_pipeline.reports.plots import drawn
+
+    return dg.MetadataValue.md(f"![{chart.title}]({as_address(drawn(chart))})\n\n{chart.words}")
 
 
 def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataValue:

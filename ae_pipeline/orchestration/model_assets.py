@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.metadata import history_table, table
+from ae_pipeline.orchestration.metadata import history_table, plot, table
 from ae_pipeline.orchestration.retraining import settings_hash
 from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, who_asked, workspace_of
 
 if TYPE_CHECKING:
     from ae_pipeline.latents.alignment import Alignment
     from ae_pipeline.preprocessing.window import Window
-    from ae_pipeline.tracking import TrackedVersion
+    from ae_pipeline.tracking.store import TrackedVersion
 
 
 def _days_of(window: "Window") -> dict[str, str]:
@@ -44,14 +44,18 @@ def autoencoder(config: PipelineConfig) -> Body:
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from ae_pipeline.orchestration.model_steps import train_challenger
 
-        trained = train_challenger(
-            config, paths_of(context, config), workspace_of(context).tracker(), origin_of(context), context.log.info
-        )
+        workspace, paths = workspace_of(context), paths_of(context, config)
+        links = {"The Dagster run that made it": workspace.page_of_run(context.run.run_id)}
+        trained = train_challenger(config, paths, workspace.tracker(), origin_of(context), links, context.log.info)
         bundle, window = trained.bundle, trained.bundle.window
+        plots = {f"{chart.name}_plot": plot(chart) for chart in trained.charts}
         return dg.MaterializeResult(
             metadata={
                 "model_version": trained.version.version,
                 "mlflow_run": trained.version.run_id,
+                "mlflow": dg.MetadataValue.url(workspace.page_of_training(config.dataset, trained.version.run_id)),
+                **plots,
+                "model_card": dg.MetadataValue.md(trained.card),
                 **(_days_of(window) if config.is_daily else {}),
                 "rows": dg.MetadataValue.json(bundle.facts["rows"]),
                 "epochs": len(trained.result.epochs),
@@ -97,7 +101,8 @@ def champion(config: PipelineConfig) -> Body:
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.reports.page import refresh_operations
 
-        tracker, paths = workspace_of(context).tracker(), paths_of(context, config)
+        workspace, paths = workspace_of(context), paths_of(context, config)
+        tracker = workspace.tracker()
 
         def on_rejected(challenger: "TrackedVersion", words: str) -> None:
             key = f"version {challenger.version} of run {challenger.run_id}"
@@ -114,6 +119,7 @@ def champion(config: PipelineConfig) -> Body:
             metadata={
                 "model_version": decision.champion.version,
                 "mlflow_run": decision.champion.run_id,
+                "mlflow": dg.MetadataValue.url(workspace.page_of_version(config.dataset, decision.champion.version)),
                 "decision": decision.words,
                 "promoted": decision.promoted,
                 "history": history_table(paths),

@@ -23,7 +23,7 @@ from ae_pipeline.orchestration.console import Sparingly
 from ae_pipeline.orchestration.decision import FIGURES_TAG
 from ae_pipeline.orchestration.stages import how_many
 from ae_pipeline.preprocessing.features import feature_columns, features_content
-from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window
+from ae_pipeline.preprocessing.window import GATE, PARTS, Window, cut_window, thin
 from ae_pipeline.promotion import (
     Verdict,
     finite_weights,
@@ -32,16 +32,20 @@ from ae_pipeline.promotion import (
     latents_not_collapsed,
     loss_fell,
 )
+from ae_pipeline.reports.charts import Chart
+from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.page import by_reason
+from ae_pipeline.reports.plots import drawn
 from ae_pipeline.storage import DatasetPaths, write_text
-from ae_pipeline.tracking import CHAMPION, GATE_TAG, TrackedVersion, Tracker
+from ae_pipeline.tracking import CHAMPION, GATE_TAG
+from ae_pipeline.tracking.store import TrackedVersion, Tracker
 from ae_pipeline.training import Epoch, TrainingResult
 
 _LATENTS = "latents"
 """Tag of a version: what became of its latents."""
 
-_COMPARED_ROWS = 100_000
-"""Validation rows over which latents are compared, at most."""
+_COMPARED_ROWS, _DRAWN_ROWS = 100_000, 4_000
+"""Validation rows over which latents are compared, and rows that plots are drawn of, at most."""
 
 _T = TypeVar("_T")
 
@@ -59,6 +63,8 @@ class Trained:
         alignment: To the version that serves; None where there is none, or it cannot be compared with.
         content: Days and their features' hash and rows, as they stood.
         folder: Of the registered bundle.
+        charts: Of the model.
+        card: What it is, Markdown.
     """
 
     bundle: ModelBundle
@@ -69,6 +75,8 @@ class Trained:
     alignment: Alignment | None
     content: dict[str, tuple[str, int]]
     folder: Path
+    charts: Sequence[Chart]
+    card: str
 
 
 def train_challenger(
@@ -76,15 +84,26 @@ def train_challenger(
     paths: DatasetPaths,
     tracker: Tracker,
     origin: Mapping[str, str],
+    links: Mapping[str, str],
     say: Callable[[str], None],
 ) -> Trained:
-    """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger."""
+    """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger.
+
+    Args:
+        config: The pipeline's.
+        paths: The dataset's.
+        tracker: The model store.
+        origin: Tags that tell this training from all others.
+        links: Addresses that belong on the model card, by what is there.
+        say: Told what happens.
+    """
     if not paths.contract.exists():
         raise TrainingError(f"nothing to train on: raw_data and features of {config.dataset!r} were never materialized")
     content = features_content(config, paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
     before = _before(config, tracker)
+    champion = before.champion.bundle if before.champion else None
     say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
     name = f"{config.dataset} {window.days[-1]}"
     with tracker.training(config.dataset, name, origin, place=_place_of(paths)) as run:
@@ -110,7 +129,6 @@ def train_challenger(
                     f"validation {epoch.validation_loss:.4g}"
                 )
 
-            champion = before.champion.bundle if before.champion else None
             bundle, result = fit_bundle(config, columns, window, paths, report, champion)
         if before.version is not None:
             say(_going_on(before.version, result))
@@ -122,11 +140,13 @@ def train_challenger(
         bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
         bundle = with_reference(bundle, columns, paths)
         say(compatible.words)
+        unseen = gate_rows(bundle.window, champion.window if champion else None, paths)
+        why_not = before.why_not or "0 versions serve so far"
         verdicts = (
             finite_weights(bundle),
             loss_fell(result),
             latents_not_collapsed(bundle.encode(reference), config.gate.least_alive),
-            *_beside_champion(config, before, bundle, paths),
+            *judge(bundle, champion, unseen, why_not, config.gate),
         )
         compared = (*verdicts, compatible) if config.gate.compatible else verdicts
         run.log_metrics(
@@ -145,19 +165,23 @@ def train_challenger(
             },
             "window.json",
         )
-        from ae_pipeline.reports.plots import loss_curve
-
-        run.log_figure(loss_curve(result, bundle.loss.unit), "loss.png")
+        place = paths.features(window.days[-1]).parent.as_uri()
+        run.log_data(config.dataset, window.fingerprint, place, bundle.facts["rows"], bundle)
+        charts = training_charts(bundle, thin(reference, _DRAWN_ROWS, seed=0), thin(unseen, _DRAWN_ROWS, seed=0))
+        for chart in charts:
+            run.log_picture(drawn(chart), f"{chart.name}.png")
         version = run.register(bundle)
         # Within the run: a version without a verdict is what one that was cut short has left.
         broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
         figures = {name.removeprefix("gate."): value for name, value in _figures((*verdicts, compatible)).items()}
         gate = "passed" if is_promoted(compared) else f"rejected: {broken}"
         tags = {_LATENTS: compatible.words, FIGURES_TAG: json.dumps(figures), GATE_TAG: gate}
+        card = model_card(bundle, version.version, (*verdicts, compatible), gate, links)
+        run.describe(version, head_of(card), card)
         tracker.tag_version(config.dataset, version.version, tags)
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
     folder = tracker.bundle_folder(version)
-    return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder)
+    return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder, charts, card)
 
 
 def _place_of(paths: DatasetPaths) -> str:
@@ -209,16 +233,6 @@ def _align_to_champion(
         return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, error)), None
     bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
     return bundle, Verdict(rule, alignment.is_compatible, alignment.explained, least, alignment.words), alignment
-
-
-def _beside_champion(
-    config: PipelineConfig, before: _Before, bundle: ModelBundle, paths: DatasetPaths
-) -> tuple[Verdict, ...]:
-    """Lets the new model face the version that serves on the gate's rows."""
-    champion = before.champion.bundle if before.champion else None
-    rows = gate_rows(bundle.window, champion.window if champion else None, paths)
-    why_not = before.why_not or "0 versions serve so far"
-    return judge(bundle, champion, rows, why_not, config.gate)
 
 
 def _figures(verdicts: Sequence[Verdict]) -> dict[str, float]:

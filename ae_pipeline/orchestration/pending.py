@@ -14,7 +14,8 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.preprocessing.features import features_content, features_input_hash
 from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
-from ae_pipeline.tracking import CHAMPION, Tracker
+from ae_pipeline.tracking import CHAMPION
+from ae_pipeline.tracking.store import Tracker
 
 
 def days_to_ingest(config: PipelineConfig, paths: DatasetPaths) -> list[str]:

@@ -7,7 +7,15 @@ import dagster as dg
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.orchestration.console import Pace
-from ae_pipeline.orchestration.metadata import column_schema, joint_version, parquet_schema, table, tell_partition
+from ae_pipeline.orchestration.metadata import (
+    column_schema,
+    joint_version,
+    parquet_schema,
+    plot,
+    table,
+    tell_newest,
+    tell_partition,
+)
 from ae_pipeline.orchestration.stages import (
     Body,
     check,
@@ -24,12 +32,16 @@ if TYPE_CHECKING:
     from ae_pipeline.reports.gallery import Gallery
     from ae_pipeline.reports.labels import Labels
     from ae_pipeline.reports.ranking import ReportDay
+    from ae_pipeline.reports.verdict import Verdict
 
 _LOOKED_AT_FOR_COLLAPSE = 31
 """Newest days of a run whose latents are checked."""
 
 _PICTURES, _PICTURE_HEIGHT, _PICTURE_BYTES = 5, 96, 45_000
 """How many rows the materialization shows, how high in pixels, and how long all their addresses may be."""
+
+_PLOTTED, _TOLD_ROWS = {"scores", "latents"}, 10
+"""Charts and strangest rows of the newest day that the materialization shows."""
 
 _FEW_ROWS = 30
 """Fewer say nothing of how widely latents vary."""
@@ -46,10 +58,11 @@ def latent_features(config: PipelineConfig) -> Body:
         from ae_pipeline.latents.read import latents_of, published_days, rows_published, scores_of
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.promotion import calibration_holds, latents_not_collapsed
+        from ae_pipeline.reports.view import map_of_day
         from ae_pipeline.storage import read_facts
 
-        paths, days = paths_of(context, config), set(days_of(context))
-        version, bundle = load_champion(config, workspace_of(context).tracker())
+        workspace, paths, days = workspace_of(context), paths_of(context, config), set(days_of(context))
+        version, bundle = load_champion(config, workspace.tracker())
         origin = {**origin_of(context), "mlflow_run_id": version.run_id}
         done = publish(sorted(days), paths, bundle, version.version, origin, Pace(context.log.info), config)
         published = published_days(paths)
@@ -72,12 +85,16 @@ def latent_features(config: PipelineConfig) -> Body:
         for day in asked:
             uri = place.address(day.path or "")
             tell_partition(context, config, day.day, day.key, uri, rows=day.rows, rows_flagged=day.flagged)
+        newest = max((day.day for day in asked if day.rows), default=None)
+        if newest:
+            tell_newest(context, config, newest, {"latents_plot": plot(map_of_day(newest, published, paths, bundle))})
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
                 "dagster/uri": place.address(),
                 "model_version": version.version,
                 "mlflow_run": version.run_id,
+                "mlflow": dg.MetadataValue.url(workspace.page_of_version(config.dataset, version.version)),
                 "latent_space": done.latent_space,
                 "table_version": done.table_version,
                 "contract": f"version {done.contract}, {place.full_path(PAGE)}",
@@ -127,8 +144,8 @@ def anomaly_report(config: PipelineConfig) -> Body:
         from ae_pipeline.reports.build import build_report
         from ae_pipeline.reports.ranking import TOLERATED, is_over_budget
 
-        paths, days = paths_of(context, config), days_of(context)
-        version, bundle = load_version_of_table(config, paths, workspace_of(context).tracker())
+        workspace, paths, days = workspace_of(context), paths_of(context, config), days_of(context)
+        version, bundle = load_version_of_table(config, paths, workspace.tracker())
 
         def tell(ranked: Sequence["ReportDay"]) -> None:
             tell_over_budget(ranked, bundle, config, paths, context.run.run_id, context.log.warning)
@@ -146,7 +163,18 @@ def anomaly_report(config: PipelineConfig) -> Body:
             file = paths.reports / "days" / f"{day.day}.parquet"
             uri = file.as_uri()
             tell_partition(context, config, day.day, day.content_hash, uri, rows=day.rows, rows_flagged=day.flagged)
-        strangest = [(row.row_id, f"{row.score:.1f}", row.because) for row in report.strangest[:10]]
+        strangest = [(row.row_id, f"{row.score:.1f}", f"{row.p_value:.2g}", row.because) for row in report.strangest]
+        tell_newest(
+            context,
+            config,
+            report.newest,
+            {
+                **({"verdict": _verdict_in_words(report.verdict)} if report.verdict else {}),
+                **({"day": dg.MetadataValue.url(workspace.page_of_file(report.day_page))} if report.day_page else {}),
+                **{f"{chart.name}_plot": plot(chart) for chart in report.charts if chart.name in _PLOTTED},
+                "strangest_rows": table(["row", "score", "p-value", "because"], strangest[:_TOLD_ROWS]),
+            },
+        )
         but = " that are not known anomalies" if report.labels else ""
         counts = f"{flagged:,} of {rows:,} rows{but} are flagged"
         return dg.MaterializeResult(
@@ -154,12 +182,13 @@ def anomaly_report(config: PipelineConfig) -> Body:
                 "dagster/row_count": report.listed,
                 "dagster/uri": report.page.as_uri(),
                 "dagster/column_schema": parquet_schema(report.alerts),
+                "report": dg.MetadataValue.url(workspace.page_of_file(report.page)),
+                "mlflow": dg.MetadataValue.url(workspace.page_of_version(config.dataset, version.version)),
                 "page": dg.MetadataValue.path(str(report.page)),
                 "summary": dg.MetadataValue.path(str(report.summary)),
                 "alerts": dg.MetadataValue.path(str(report.alerts)),
                 "rows_scored": report.rows,
                 "rows_flagged": report.flagged,
-                "strangest_of_all_days": table(["row", "score", "because"], strangest),
                 **(_measured(report.labels) if report.labels else {}),
                 **({"pictures": _pictures(report.gallery)} if report.gallery else {}),
             },
@@ -187,6 +216,11 @@ def anomaly_report(config: PipelineConfig) -> Body:
         )
 
     return body
+
+
+def _verdict_in_words(verdict: "Verdict") -> dg.MarkdownMetadataValue:
+    lines = [f"**{verdict.day}: {verdict.words}**", *(f"- {each.words}" for each in verdict.deviations)]
+    return dg.MetadataValue.md("\n".join(lines))
 
 
 def _drift_in_words(after: Sequence["DriftedDay"], asked: Sequence["DriftedDay"]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ae_pipeline.latents.publish import Progress, Publication
     from ae_pipeline.orchestration.workspace import Workspace
     from ae_pipeline.storage import DatasetPaths
-    from ae_pipeline.tracking import Tracker
+    from ae_pipeline.tracking.store import Tracker
 
 
 class RollbackConfig(dg.Config):

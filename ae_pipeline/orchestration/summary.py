@@ -10,7 +10,8 @@ from ae_pipeline.config import PipelineConfig
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.orchestration.stages import STAGES, asset_key
 from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.tracking import CHAMPION, Tracker
+from ae_pipeline.tracking import CHAMPION
+from ae_pipeline.tracking.store import Tracker
 
 
 def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, instance: dg.DagsterInstance) -> str:

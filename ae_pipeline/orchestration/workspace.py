@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import dagster as dg
 from filelock import FileLock, Timeout
@@ -11,16 +12,32 @@ from filelock import FileLock, Timeout
 from ae_pipeline.storage import DatasetPaths, make_folder
 
 if TYPE_CHECKING:
-    from ae_pipeline.tracking import Tracker
+    from ae_pipeline.tracking.store import Tracker
+
+DAGSTER_URL, MLFLOW_URL, DATA_URL = (f"http://127.0.0.1:{port}" for port in (3000, 5000, 3001))
+"""Where `ae-pipeline ui` serves them by default."""
 
 
 class Workspace(dg.ConfigurableResource["Workspace"]):
-    """Data folder and model store."""
+    """Data folder and model store, and where people find the screens that show them.
+
+    Attributes:
+        data_folder: What runs write.
+        mlflow_folder: Store of runs and models.
+        tracking_uri: An MLflow server instead.
+        tables: Folder or object store of the published tables instead.
+        dagster_url: Of Dagster's web UI.
+        mlflow_url: Of MLflow's, where it is not the server's.
+        data_url: Where the data folder is served.
+    """
 
     data_folder: str
     mlflow_folder: str
     tracking_uri: str | None = None
     tables: str | None = None
+    dagster_url: str = DAGSTER_URL
+    mlflow_url: str | None = None
+    data_url: str = DATA_URL
 
     def paths(self, dataset: str) -> DatasetPaths:
         """Gives a dataset's paths."""
@@ -28,9 +45,31 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def tracker(self) -> "Tracker":
         """Opens the model store."""
-        from ae_pipeline.tracking import Tracker
+        from ae_pipeline.tracking.store import Tracker
 
         return Tracker(Path(self.mlflow_folder).resolve(), self.tracking_uri)
+
+    def page_of_run(self, run_id: str) -> str:
+        """Gives the address of a run in Dagster's web UI."""
+        return f"{self.dagster_url.rstrip('/')}/runs/{run_id}"
+
+    def page_of_training(self, dataset: str, mlflow_run: str) -> str:
+        """Gives the address of a training's run in MLflow's UI."""
+        return f"{self._mlflow}/#/experiments/{self.tracker().experiment(dataset)}/runs/{mlflow_run}"
+
+    def page_of_version(self, dataset: str, version: int) -> str:
+        """Gives the address of a model version in MLflow's UI."""
+        return f"{self._mlflow}/#/models/{quote(dataset)}/versions/{version}"
+
+    def page_of_file(self, path: Path) -> str:
+        """Gives the address of a file of the data folder, which a browser may open from another page."""
+        place = path.resolve().relative_to(Path(self.data_folder).resolve())
+        return f"{self.data_url.rstrip('/')}/{quote(place.as_posix())}"
+
+    @property
+    def _mlflow(self) -> str:
+        server = self.tracking_uri if (self.tracking_uri or "").startswith("http") else None
+        return (self.mlflow_url or server or MLFLOW_URL).rstrip("/")
 
     @contextmanager
     def locked(self, dataset: str, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:

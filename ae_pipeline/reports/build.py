@@ -10,6 +10,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.read import published_days
+from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.drifted import DriftedDay, measure_drift, read_all_days
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
@@ -28,7 +29,7 @@ from ae_pipeline.reports.ranking import (
     reported_day,
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
-from ae_pipeline.reports.verdict import as_facts
+from ae_pipeline.reports.verdict import Verdict, as_facts
 from ae_pipeline.reports.view import Published, Shown
 from ae_pipeline.storage import DatasetPaths, write_parquet, write_text
 
@@ -47,7 +48,12 @@ class Report:
         flagged: Flagged ones among them.
         known_anomalies: Rows on these days that the label calls anomalies; none without a label.
         known_flagged: Flagged ones among these.
-        strangest: Highest scores over all days.
+        newest: The newest day of this run that has rows, None where none has.
+        day_page: Its page, None where it has none.
+        verdict: On it.
+        charts: Of it.
+        strangest: Ranked rows of it.
+        strangest_of_all: Highest scores over all days.
         labels: Scores of all days against the labels, None without a label.
         gallery: Pictures of the strangest rows, None where rows are no images.
         drift: Days after the training window beside it; none without event time.
@@ -62,7 +68,12 @@ class Report:
     flagged: int
     known_anomalies: int
     known_flagged: int
+    newest: str | None
+    day_page: Path | None
+    verdict: Verdict | None
+    charts: Sequence[Chart]
     strangest: tuple[RankedRow, ...]
+    strangest_of_all: tuple[RankedRow, ...]
     labels: Labels | None
     gallery: Gallery | None
     drift: tuple[DriftedDay, ...]
@@ -125,6 +136,8 @@ def build_report(
     operations = render_operations(paths, config.drift.min_rows)
     write_text(page, render_page(summary.model_dump(), shown, published.index(page), labels, gallery, operations))
     unfinished.unlink()
+    newest = max((day.day for day in built if day.rows), default=None)
+    same = shown.verdict is not None and newest == published.newest
     return Report(
         page=page,
         summary=paths.reports / "summary.json",
@@ -135,7 +148,12 @@ def build_report(
         flagged=sum(day.flagged for day in built),
         known_anomalies=sum(day.known_anomalies for day in built),
         known_flagged=sum(day.known_flagged for day in built),
-        strangest=strangest,
+        newest=newest,
+        day_page=own if newest and (own := published.page_of(newest)).exists() else None,
+        verdict=shown.verdict if same else published.verdict(newest) if newest else None,
+        charts=shown.charts if same else published.charts(newest) if newest else (),
+        strangest=tuple(as_rows(ranked_day(newest, paths))) if newest else (),
+        strangest_of_all=strangest,
         labels=labels,
         gallery=gallery,
         drift=drift,

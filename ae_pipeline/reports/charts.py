@@ -145,7 +145,9 @@ def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str
     return _chart("loss", "Training", words, lines + kept, data)
 
 
-def latent_chart(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle, day: str) -> Chart:
+def latent_chart(
+    rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle, day: str, whose: str = "the calibration"
+) -> Chart:
     """Shows a day's rows over ordinary ones in the two widest directions of the latent space."""
     import altair as alt
 
@@ -183,7 +185,7 @@ def latent_chart(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundl
     )
     words = (
         f"{own.height:,} rows of {day}, coloured by score, flagged ones as triangles, over {others.height:,} ordinary "
-        "rows of the calibration in grey. The axes are the model's and stay the same from day to day."
+        f"rows of {whose} in grey. The axes are the model's and stay the same from day to day."
     )
     return _chart("latents", "Latent space", words, below + above, data)
 

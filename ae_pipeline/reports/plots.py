@@ -1,29 +1,26 @@
-"""Plots that travel with a training or stand in a report."""
+"""Charts as pictures, for screens that show no scripts: Dagster's and MLflow's."""
 
-from typing import TYPE_CHECKING
+import io
+import json
+from typing import Any
 
-from ae_pipeline.training import TrainingResult
+from PIL import Image
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ae_pipeline.reports.charts import Chart
+
+_WIDTH, _HEIGHT = 440, 240
+"""Of the plot without its axes, pixels."""
+
+_SHADES = 64
+"""Colours that a picture keeps: an event of Dagster holds it, and there is one a day."""
 
 
-def loss_curve(result: TrainingResult, unit: str) -> "Figure":
-    """Plots training and validation loss by epoch, with the epoch whose weights were kept.
+def drawn(chart: Chart) -> Image.Image:
+    """Draws a chart on white."""
+    import vl_convert
 
-    Args:
-        result: Of the training.
-        unit: Of the loss, in words.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    numbers = [epoch.number for epoch in result.epochs]
-    axes.plot(numbers, [epoch.train_loss for epoch in result.epochs], label="training (during the epoch, with its β)")
-    axes.plot(numbers, [epoch.validation_loss for epoch in result.epochs], label="validation (after it)")
-    axes.axvline(result.best_epoch, color="grey", linestyle=":", label=f"kept: epoch {result.best_epoch}")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"loss, {unit}")
-    axes.legend()
-    return figure
+    spec: dict[str, Any] = json.loads(chart.spec)
+    spec |= {"width": _WIDTH, "height": _HEIGHT, "title": chart.title, "padding": 8}
+    spec["config"] = {**spec["config"], "background": "white", "font": "sans-serif"}
+    picture = vl_convert.vegalite_to_png(spec)
+    return Image.open(io.BytesIO(picture)).convert("RGB").quantize(_SHADES, dither=Image.Dither.NONE)

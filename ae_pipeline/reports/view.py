@@ -168,7 +168,7 @@ class Published:
             group_of,
             self._nearest(strangest),
             lambda row: self._link(row, page),
-            self._charts(day) if day else (),
+            self.charts(day) if day else (),
             self.paths.cache,
         )
 
@@ -247,10 +247,11 @@ class Published:
             "page": os.path.relpath(own, page.parent) if there else None,
         }
 
-    def _charts(self, day: str) -> list[Chart]:
+    def charts(self, day: str) -> list[Chart]:
+        """Draws what a day looks like, and what tells whether the model can be trusted."""
         bundle = self.bundle
         rows = published_day(self.files[day], self.paths, columns_of(bundle))
-        name = day if self.config.is_daily else "all rows"
+        name = _named(day)
         charts = [
             latent_chart(rows, self.reference, bundle, name),
             score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name),
@@ -272,6 +273,16 @@ class Published:
             days = [self.files[other] for other in self.bundle.window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")
+
+
+def map_of_day(day: str, files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> Chart:
+    """Shows a published day's rows over ordinary ones in the latent space."""
+    rows = published_day(files[day], paths, columns_of(bundle))
+    return latent_chart(rows, reference_rows(files, paths, bundle), bundle, _named(day))
+
+
+def _named(day: str) -> str:
+    return day if day != ALL_ROWS else "all rows"
 
 
 def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

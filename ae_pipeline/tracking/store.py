@@ -1,78 +1,32 @@
-"""MLflow: one run for each training, and the registry of versions. The only importer of mlflow beside serving.py."""
+"""The store: experiments, runs, and versions of models by number and alias."""
 
-import logging
 import os
-import time
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
-from io import StringIO
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")  # no run may wait for a network
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import RunStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.types.schema import AnyType
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import ColumnType
 from ae_pipeline.errors import StorageError
 from ae_pipeline.storage import make_folder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from ae_pipeline.training import Epoch
-
-CHALLENGER, CHAMPION = "challenger", "champion"
-"""Aliases in the registry: the newest trained version, and the one that serves."""
-
-for _chatty in (
-    "mlflow.store.db.utils",
-    "mlflow.tracking._model_registry.client",
-    "mlflow.utils.requirements_utils",
-    "alembic",
-):
-    logging.getLogger(_chatty).setLevel(logging.ERROR)
-
-GATE_TAG = "gate"
-"""Tag of a version: the gate's verdict. Its training sets it last; one without it was cut short."""
+from ae_pipeline.tracking import CHAMPION, GATE_TAG
+from ae_pipeline.tracking.training_run import TrainingRun
 
 _PLACE = "place"
 """Tag of a run: where it trained."""
 
-_FLUSH_SECONDS = 5.0
 _DOWNLOADED = 4
 """Bundles of a model on a tracking server elsewhere that are kept here."""
-_SERVED_WITH = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
-_SERVING = Path(__file__).with_name("serving.py")
-# MLflow's datetime refuses times that bear a zone, as those of features do.
-_ANY = AnyType()  # type: ignore[no-untyped-call]
-_TYPES: dict[ColumnType, DataType | AnyType] = {
-    ColumnType.INTEGER: DataType.double,  # pandas makes floats of whole numbers with gaps
-    ColumnType.NUMBER: DataType.double,
-    ColumnType.CLOCK_HHMM: DataType.double,
-    ColumnType.BOOLEAN: DataType.boolean,
-    ColumnType.TIMESTAMP: _ANY,
-    ColumnType.DATE: _ANY,
-    ColumnType.IMAGE: DataType.binary,
-}
 
 
 @dataclass(frozen=True)
@@ -133,7 +87,7 @@ class Tracker:
             return str(client.create_experiment(dataset, artifact_location=local))
 
     @contextmanager
-    def training(self, dataset: str, name: str, tags: Mapping[str, str], place: str = "") -> Iterator["TrainingRun"]:
+    def training(self, dataset: str, name: str, tags: Mapping[str, str], place: str = "") -> Iterator[TrainingRun]:
         """Opens the MLflow run of a training; a retry of one that failed, by its tags, continues its run.
 
         One that was killed could not say so: it is marked as killed, and what it left half registered is withdrawn.
@@ -266,111 +220,6 @@ class Tracker:
             for old in others[:-_DOWNLOADED]:
                 rmtree(old, ignore_errors=True)
         return folder
-
-
-class TrainingRun:
-    """One open MLflow run."""
-
-    def __init__(self, tracker: Tracker, dataset: str, run_id: str) -> None:
-        self.tracker, self.dataset, self.run_id = tracker, dataset, run_id
-        self._waiting: list[Metric] = []
-        self._flushed = time.monotonic()
-
-    def log_params(self, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> None:
-        """Logs parameters and tags in one call."""
-        self.tracker.client.log_batch(
-            self.run_id,
-            params=[Param(key, str(value)[:6000]) for key, value in params.items()],
-            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
-        )
-
-    def log_epoch(self, epoch: "Epoch") -> None:
-        """Logs an epoch's figures, several epochs at a time where they are short."""
-        self.log_metrics(
-            {
-                "train_loss": epoch.train_loss,
-                "validation_loss": epoch.validation_loss,
-                "learning_rate": epoch.learning_rate,
-            },
-            epoch.number,
-        )
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Keeps metrics for the next flush."""
-        now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
-
-    def flush(self) -> None:
-        """Writes the metrics that wait."""
-        for start in range(0, len(self._waiting), 900):  # the store takes 1,000 at a time
-            self.tracker.client.log_batch(self.run_id, metrics=self._waiting[start : start + 900])
-        self._waiting.clear()
-        self._flushed = time.monotonic()
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        """Logs a plot."""
-        self.tracker.client.log_figure(self.run_id, figure, name)
-
-    def log_json(self, value: Any, name: str) -> None:
-        """Logs a JSON file."""
-        self.tracker.client.log_dict(self.run_id, value, name)
-
-    def register(self, bundle: ModelBundle) -> TrackedVersion:
-        """Logs the bundle as a pyfunc model without pickle and registers it as the challenger.
-
-        A version that this run has registered before is withdrawn after that, so that a retry does not leave two; the
-        one that serves never is.
-        """
-        self.flush()
-        before = self.tracker.version_of_run(self.dataset, self.run_id)
-        nested = mlflow.active_run() is not None
-        # What it registers MLflow prints past its loggers, and what goes wrong it raises.
-        quiet = redirect_stderr(StringIO())
-        with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), quiet:
-            bundle.save(Path(folder) / "bundle")
-            # The signature is given, so the example that MLflow would like to infer it from is not needed.
-            warnings.filterwarnings("ignore", message=".*input example was not provided.*")
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(_SERVING),
-                artifacts={"bundle": str(Path(folder) / "bundle")},
-                signature=_signature(bundle),
-                # The package travels with the model: its name on a public index may be somebody else's.
-                code_paths=[str(_SERVING.parent)],
-                pip_requirements=[f"{name}=={metadata.version(name)}" for name in _SERVED_WITH],
-                registered_model_name=self.dataset,
-            )
-        registered = self.tracker.version_of_run(self.dataset, self.run_id)
-        if registered is None:
-            raise StorageError(
-                f"MLflow has not registered the model of run {self.run_id}; look at its log and run again"
-            )
-        self.tracker.set_alias(self.dataset, CHALLENGER, registered.version)
-        champion = self.tracker.version(self.dataset, CHAMPION)
-        if before and before.version not in {registered.version, champion.version if champion else None}:
-            self.tracker.client.delete_model_version(self.dataset, str(before.version))
-        # Registering has closed the run; it ends when the training does.
-        self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        return registered
-
-
-def _signature(bundle: ModelBundle) -> ModelSignature:
-    inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False)
-        for column in bundle.encoder.columns
-    ]
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.float, f"z_{place:03d}") for place in range(bundle.model.latent_dim)
-    ]
-    outputs += [
-        ColSpec(DataType.double, "score"),
-        ColSpec(DataType.double, "p_value"),
-        ColSpec(DataType.boolean, "is_anomaly"),
-    ]
-    use = ParamSchema([ParamSpec("use", DataType.string, "score")])
-    return ModelSignature(Schema(inputs), Schema(outputs), use)
 
 
 def _tracked(version: ModelVersion) -> TrackedVersion:
