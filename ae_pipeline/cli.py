@@ -4,9 +4,6 @@ import argparse
 import datetime as dt
 import getpass
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.errors import ConfigError, PipelineError, SchemaError
+from ae_pipeline.screens import Ports, serve
 from ae_pipeline.storage import ALL_ROWS
 
 if TYPE_CHECKING:
@@ -42,9 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = commands.add_parser("page", help="make the page of one day of the report, and say where it is")
     page.add_argument("dataset", help="a dataset of the defs folder")
     page.add_argument("day", help="ISO date, such as 2013-02-08")
-    screens = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, and MLflow's, on 127.0.0.1")
+    screens = commands.add_parser(
+        "ui", help="serve Dagster's web UI with its daemon, MLflow's and reports on 127.0.0.1"
+    )
     screens.add_argument("--port", type=int, default=3000, help="of Dagster's web UI")
     screens.add_argument("--mlflow-port", type=int, default=5000, help="of MLflow's")
+    screens.add_argument("--data-port", type=int, default=3001, help="of the data folder, where reports are")
     chosen = parser.parse_args(arguments)
     _set_environment()
     try:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _show_history(chosen.dataset)
             case "page":
                 return _make_page(chosen.dataset, chosen.day)
-        return _serve(chosen.port, chosen.mlflow_port)
+        return _show_screens(Ports(chosen.port, chosen.mlflow_port, chosen.data_port))
     except PipelineError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -65,56 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _show_screens(ports: Ports) -> int:
+    _, workspace, configs, _ = _load()
+    return serve(ports, workspace, list(configs))
+
+
 def _set_environment() -> None:
     os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster"))
     # Threads that spin while they wait slow a busy machine down twentyfold; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # a worker pool for what is not used here
-
-
-def _serve(port: int, mlflow_port: int) -> int:
-    """Starts both servers and Dagster's daemon, and ends them together."""
-    _, workspace, _, _ = _load()
-    for taken, option in ((port, "--port"), (mlflow_port, "--mlflow-port")):
-        if not _is_free(taken) and not (option == "--mlflow-port" and workspace.tracking_uri):
-            raise ConfigError(
-                f"port {taken} of 127.0.0.1 is taken; end what listens there, or choose another: {option}"
-            )
-    # Both servers open the store as they start; a fresh one must be made by one process alone.
-    uri = workspace.tracker().open()
-    binaries = Path(sys.executable).parent
-    dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", port]
-    mlflow = [binaries / "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", mlflow_port]
-    models = workspace.tracking_uri or f"http://127.0.0.1:{mlflow_port}"
-    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   {models}\nCtrl-C ends what was started.", flush=True)
-    # `dg` warns where the environment that it runs in was not activated.
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
-    commands = [dagster] if workspace.tracking_uri else [dagster, mlflow]
-    running = [subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in commands]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        while all(process.poll() is None for process in running):
-            time.sleep(0.5)
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-    return next((process.returncode for process in running if process.returncode), 0)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As the servers do: a port whose last connections are still being closed is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"], "dg.DagsterInstance"]:

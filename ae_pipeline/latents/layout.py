@@ -144,15 +144,17 @@ def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterat
     # What is buffered before it is read grows with the file.
     file = pq.ParquetFile(features, pre_buffer=False)
     for batch in ahead(file.iter_batches(rows_together(file.metadata.num_columns))):
-        yield _scored(bundle, model_version, pl.DataFrame(batch))
+        yield _scored(bundle, model_version, batch)
 
 
-def _scored(bundle: ModelBundle, model_version: int, rows: pl.DataFrame) -> pa.Table:
+def _scored(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch) -> pa.Table:
+    rows = pl.DataFrame(batch)
     scored = bundle.score(rows)
     space = latent_space_name(model_version, bundle.fingerprint)
     columns = [
-        rows["row_id"].to_arrow().cast(pa.string()),
-        rows["event_time"].to_arrow().cast(pa.timestamp("us", "UTC")),
+        # Of the batch itself: a column that went through polars would keep all others of its batch in memory.
+        batch["row_id"].cast(pa.string()),
+        batch["event_time"].cast(pa.timestamp("us", "UTC")),
         rows["event_time"].dt.date().to_arrow(),
         *(pa.array(np.ascontiguousarray(scored.latents[:, place])) for place in range(bundle.model.latent_dim)),
         pa.array(scored.score),

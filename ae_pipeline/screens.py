@@ -1,0 +1,127 @@
+"""The screens: Dagster's web UI with its daemon, MLflow's, and the data folder, all on 127.0.0.1."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ae_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ae_pipeline.orchestration.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where each screen listens on 127.0.0.1.
+
+    Attributes:
+        dagster: Dagster's web UI.
+        mlflow: MLflow's.
+        data: The data folder, for browsers do not follow links from a page of a server to a file.
+    """
+
+    dagster: int
+    mlflow: int
+    data: int
+
+
+_OPTIONS = {"dagster": "--port", "mlflow": "--mlflow-port", "data": "--data-port"}
+
+
+def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
+    """Starts all screens, says where they are, and ends them together.
+
+    Args:
+        ports: Where they listen.
+        workspace: What they show.
+        datasets: Whose reports are named.
+
+    Raises:
+        ConfigError: A port is taken.
+    """
+    for name in (field.name for field in fields(ports)):
+        taken = getattr(ports, name)
+        if not _is_free(taken) and not (name == "mlflow" and workspace.tracking_uri):
+            raise ConfigError(
+                f"port {taken} of 127.0.0.1 is taken; end what listens there, or choose another: {_OPTIONS[name]}"
+            )
+    # Both servers open the store as they start; a fresh one must be made by one process alone.
+    uri = workspace.tracker().open()
+    own = {field.name: f"http://127.0.0.1:{getattr(ports, field.name)}" for field in fields(ports)}
+    own["mlflow"] = workspace.tracking_uri or own["mlflow"]
+    addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", own[name]) for name in own}
+    binaries = Path(sys.executable).parent
+    dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", ports.dagster]
+    mlflow = [binaries / "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", ports.mlflow]
+    for line in _places(addresses, workspace, datasets):
+        print(line, flush=True)
+    # `dg` warns where the environment that it runs in was not activated.
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    commands = [dagster] if workspace.tracking_uri else [dagster, mlflow]
+    running = [subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in commands]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ThreadingHTTPServer(("127.0.0.1", ports.data), partial(_Data, directory=workspace.data_folder)) as files:
+            threading.Thread(target=files.serve_forever, daemon=True).start()
+            while all(process.poll() is None for process in running):
+                time.sleep(0.5)
+            files.shutdown()
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    return next((process.returncode for process in running if process.returncode), 0)
+
+
+def _places(addresses: dict[str, str], workspace: "Workspace", datasets: Sequence[str]) -> list[str]:
+    """Says where to look: at what was made, where anything was."""
+    pages = {name: page for name in datasets if (page := workspace.paths(name).reports / "report.html").exists()}
+    group = next(iter(pages), None)
+    graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else ""
+    lines = [f"Dagster  {addresses['dagster']}{graph}", f"MLflow   {addresses['mlflow']}"]
+    here = workspace.model_copy(update={"data_url": addresses["data"]})
+    lines += [f"Report   {here.page_of_file(page)}" for page in pages.values()]
+    if not pages:
+        lines.append("Nothing was made so far: `make run`, or materialize the assets of a dataset in Dagster.")
+    return [*lines, "Ctrl-C ends what was started."]
+
+
+class _Data(SimpleHTTPRequestHandler):
+    """Gives files to browsers of this machine, and to no page of elsewhere that has its name lead here."""
+
+    def send_head(self) -> Any:
+        if self.headers.get("Host", "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
+            self.send_error(HTTPStatus.FORBIDDEN)
+            return None
+        return super().send_head()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As the servers do: a port whose last connections are still being closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
