@@ -90,7 +90,7 @@ def test_materializations_show_plots_rows_and_links(running_shop: Shop) -> None:
     assert not {"latents_plot", "scores_plot", "verdict"} & running_shop.metadata("anomaly_report", DAYS[0]).keys()
     assert str(trained["model_card"]).startswith("# orders, model version 1")
     assert str(told["verdict"]).startswith(f"**{DAYS[-1]}: ")
-    ranked = pl.read_parquet(running_shop.paths.reports / "days" / f"{DAYS[-1]}.parquet").head(10)
+    ranked = pl.read_parquet(running_shop.paths.reports / "alerts.parquet").head(10)
     shown = [line.split(" | ") for line in str(told["strangest_rows"]).splitlines()[2:]]
     assert [line[0].removeprefix("| ") for line in shown] == ranked["row_id"].to_list()
     assert [line[1] for line in shown] == [f"{score:.1f}" for score in ranked["score"]]

@@ -104,7 +104,7 @@ class TestRanking:
         for day in days:
             assert ranked(planted, day)["score"].is_sorted(descending=True)
         assert pl.read_parquet(report.alerts)["score"].is_sorted(descending=True)
-        assert [row.score for row in report.strangest_of_all] == pl.read_parquet(report.alerts)["score"].to_list()
+        assert [row.score for row in report.strangest] == pl.read_parquet(report.alerts)["score"].to_list()
 
     def test_scores_are_those_of_the_table(self, planted, report):
         table = pl.read_delta(planted.paths.latents)
@@ -114,7 +114,7 @@ class TestRanking:
             assert both[name].equals(both[f"{name}_published"], check_names=False)
 
     def test_flagged_rows_alone_are_explained_by_the_three_columns_most_to_blame_in_their_order(self, report):
-        for row in report.strangest_of_all:
+        for row in report.strangest:
             surprises = [part.surprise for part in row.contributions]
             assert len(surprises) == (3 if row.is_anomaly else 0)
             assert bool(row.because) == row.is_anomaly
@@ -158,7 +158,7 @@ class TestRanking:
         config = planted.config.model_copy(update={"alerts": alerts})
         few = replace(planted, bundle=replace(planted.bundle, config=config))
         highest = pl.read_delta(planted.paths.latents).sort("score", descending=True).head(4)
-        assert [row.row_id for row in reported(few, days).strangest_of_all] == highest["row_id"].to_list()
+        assert [row.row_id for row in reported(few, days).strangest] == highest["row_id"].to_list()
 
 
 class TestPage:
@@ -182,7 +182,7 @@ class TestPage:
         assert "version 3, MLflow run run-of-mlflow" in page
         bodies = re.findall(r'<tbody id="row-\d+" data-score="([^"]+)" data-row="([^"]*)"', report.page.read_text())
         assert [(float(score), html.unescape(name)) for score, name in bodies] == [
-            (row.score, row.row_id) for row in report.strangest_of_all
+            (row.score, row.row_id) for row in report.strangest
         ]
 
     def test_the_summary_says_what_stands_behind_the_scores(self, planted, report):
@@ -199,7 +199,7 @@ class TestPage:
         assert summary["train_days"] == [planted.days[0], planted.days[25]]
         assert summary["calibration_days"] == [planted.days[-8], planted.days[-1]]
         assert set(summary["columns_left_out"]) == {"serial", "site"}
-        assert [row["row_id"] for row in summary["strangest"]] == [row.row_id for row in report.strangest_of_all]
+        assert [row["row_id"] for row in summary["strangest"]] == [row.row_id for row in report.strangest]
 
     def test_values_are_text_on_the_page_and_never_markup(self, report):
         page = report.page.read_text()

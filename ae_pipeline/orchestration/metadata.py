@@ -56,9 +56,9 @@ def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
     return dg.DataVersion(hash_json(list(hashes)))
 
 
-def parquet_schema(path: Path) -> dg.TableSchema:
-    """Reads the columns of a Parquet file."""
-    return column_schema(pq.read_schema(path))
+def parquet_schema(path: Path, described: Mapping[str, str | None] | None = None) -> dg.TableSchema:
+    """Reads the columns of a Parquet file, with what each is where that is known."""
+    return column_schema(pq.read_schema(path), described)
 
 
 def column_schema(schema: pa.Schema, described: Mapping[str, str | None] | None = None) -> dg.TableSchema:

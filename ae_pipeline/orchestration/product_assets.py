@@ -142,7 +142,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
         from ae_pipeline.orchestration.alerts import tell_over_budget
         from ae_pipeline.orchestration.model_steps import load_version_of_table
         from ae_pipeline.reports.build import build_report
-        from ae_pipeline.reports.ranking import TOLERATED, is_over_budget
+        from ae_pipeline.reports.ranking import DESCRIBED, TOLERATED, is_over_budget
 
         workspace, paths, days = workspace_of(context), paths_of(context, config), days_of(context)
         version, bundle = load_version_of_table(config, paths, workspace.tracker())
@@ -181,7 +181,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
             metadata={
                 "dagster/row_count": report.listed,
                 "dagster/uri": report.page.as_uri(),
-                "dagster/column_schema": parquet_schema(report.alerts),
+                "dagster/column_schema": parquet_schema(report.alerts, DESCRIBED),
                 "report": dg.MetadataValue.url(workspace.page_of_file(report.page)),
                 "mlflow": dg.MetadataValue.url(workspace.page_of_version(config.dataset, version.version)),
                 "page": dg.MetadataValue.path(str(report.page)),

@@ -60,7 +60,9 @@ STAGES = {
         frozenset({"polars", "parquet"}),
         "**Rows as they landed, made safe.** Files are read against the dataset's schema contract: typed, "
         "deduplicated by identity (the newest file wins), and rows that break a rule go to quarantine with a reason. "
-        "One Parquet file a day.",
+        "One Parquet file a day.\n\n"
+        "*To correct a day, land its file again.* Why a row was rejected stands in `data/quarantine/<dataset>/`; why a "
+        "whole file was, in the metadata `files_refused`.",
         {
             "schema": "Every landed file can be read and has the columns of the schema contract.",
             "identity_unique": "No identity stands twice among the rows of the run.",
@@ -72,7 +74,9 @@ STAGES = {
         True,
         frozenset({"polars", "parquet"}),
         "**Cleaned and derived columns that depend on no model.** Clocks in minutes, tidy text, derived columns; row "
-        "for row what raw_data has. One Parquet file a day.",
+        "for row what raw_data has. One Parquet file a day.\n\n"
+        "Which columns there are says the contract in `data/contracts/`; which are derived or left out, `derive` and "
+        "`exclude` in the dataset's `defs.yaml`.",
         {"rows_kept": "Features have row for row what raw_data has."},
     ),
     "autoencoder": Stage(
@@ -81,7 +85,10 @@ STAGES = {
         frozenset({"pytorch", "mlflow"}),
         "**A trained model, the challenger.** Fitted on a window of features that is cut by time into training, "
         "validation and calibration days; recorded as one MLflow run and one registered version. New days do not make "
-        "it stale: a schedule or a person trains anew.",
+        "it stale: a schedule or a person trains anew.\n\n"
+        "Of the metadata `loss_plot` shows whether it has learnt, `calibration_plot` whether the alert budget holds on "
+        "rows that no part of it has seen, and `model_card` all else. A broken rule below is a warning: the version is "
+        "registered and does not serve.",
         {
             "finite_weights": "Every weight of the network is a finite number.",
             "loss_fell": "The validation loss is lower than before the first step.",
@@ -102,7 +109,8 @@ STAGES = {
         frozenset({"mlflow"}),
         "**The model version that serves.** The challenger takes over when it keeps every rule of the gate; a person "
         "goes back to another by the job rollback. The data version is the model version, so a rejected challenger "
-        "makes nothing stale.",
+        "makes nothing stale.\n\n"
+        "The metadata `history` tells which version served since when, who decided and why.",
         {"can_be_loaded": "The bundle of the version that serves can be loaded."},
     ),
     "latent_features": Stage(
@@ -110,7 +118,10 @@ STAGES = {
         True,
         frozenset({"pytorch", "deltalake"}),
         "**The published table.** Latent columns z_000 …, score, p-value and flag of every row under the champion: a "
-        "Delta Lake table of plain Parquet files that changes in one commit.",
+        "Delta Lake table of plain Parquet files that changes in one commit.\n\n"
+        "Read it with `polars.scan_delta` or `pandas.read_parquet(deltalake.DeltaTable(…).file_uris())`; what readers may "
+        "rely on stands in its `_contract/contract.md`. Latents of two versions are never in it at once, and compare "
+        "only where the contract's major version is the same.",
         {
             "rows_kept": "The table has row for row what features have.",
             "latents_not_collapsed": _NOT_COLLAPSED,
@@ -122,7 +133,9 @@ STAGES = {
         True,
         frozenset({"parquet", "html"}),
         "**The strangest rows and why.** Ranked rows with the columns that made them strange, as Parquet and JSON, "
-        "and one page to read: with pictures where rows are images, and measured where a label knows anomalies.",
+        "and one page to read: with pictures where rows are images, and measured where a label knows anomalies.\n\n"
+        "**Start here in the morning:** the metadata `verdict` says whether anything is wrong on the newest day of the "
+        "run, `report` opens the page. Other systems read `alerts.parquet` and `summary.json`.",
         {
             "alert_budget": "The share of flagged rows stays within three times the alert budget, or what chance makes "
             "of few rows; known anomalies do not count.",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import polars as pl
+
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import PublicationError
@@ -52,8 +54,7 @@ class Report:
         day_page: Its page, None where it has none.
         verdict: On it.
         charts: Of it.
-        strangest: Ranked rows of it.
-        strangest_of_all: Highest scores over all days.
+        strangest: Highest scores over the days of this run.
         labels: Scores of all days against the labels, None without a label.
         gallery: Pictures of the strangest rows, None where rows are no images.
         drift: Days after the training window beside it; none without event time.
@@ -73,7 +74,6 @@ class Report:
     verdict: Verdict | None
     charts: Sequence[Chart]
     strangest: tuple[RankedRow, ...]
-    strangest_of_all: tuple[RankedRow, ...]
     labels: Labels | None
     gallery: Gallery | None
     drift: tuple[DriftedDay, ...]
@@ -125,8 +125,8 @@ def build_report(
     entries = {day: found for day in sorted(files) if (found := reported_day(day, paths))}
     published = Published(files, paths, bundle, config, model_version, entries, drift)
     # Days that were asked for alone have a page, and keep it up to date.
-    asked = set(days) if len(days) == 1 and config.is_daily else set()
-    for day in sorted(asked | {day.day for day in everything_built if published.page_of(day.day).exists()}):
+    alone = set(days) if len(days) == 1 and config.is_daily else set()
+    for day in sorted(alone | {day.day for day in everything_built if published.page_of(day.day).exists()}):
         write_day_page(day, published, labels)
     page = paths.reports / "report.html"
     shown = published.show(published.newest, strangest, page)
@@ -137,6 +137,8 @@ def build_report(
     write_text(page, render_page(summary.model_dump(), shown, published.index(page), labels, gallery, operations))
     unfinished.unlink()
     newest = max((day.day for day in built if day.rows), default=None)
+    asked = pl.col("event_time").dt.date().cast(pl.String).is_in([day.day for day in built])
+    of_run = everything.filter(asked) if config.is_daily else everything
     same = shown.verdict is not None and newest == published.newest
     return Report(
         page=page,
@@ -152,8 +154,7 @@ def build_report(
         day_page=own if newest and (own := published.page_of(newest)).exists() else None,
         verdict=shown.verdict if same else published.verdict(newest) if newest else None,
         charts=shown.charts if same else published.charts(newest) if newest else (),
-        strangest=tuple(as_rows(ranked_day(newest, paths))) if newest else (),
-        strangest_of_all=strangest,
+        strangest=tuple(as_rows(of_run.head(config.alerts.report_rows))),
         labels=labels,
         gallery=gallery,
         drift=drift,

@@ -42,6 +42,20 @@ _SCHEMA = {
     ),
 }
 
+DESCRIBED = {
+    "row_id": "Identity of the row, as in the latent table.",
+    "event_time": "When it happened, UTC; null without event time.",
+    "score": "Surprise, nats; the higher, the stranger.",
+    "p_value": "Share of rows like those of the calibration that score as high.",
+    "is_anomaly": "Whether it is flagged: its p-value lies within the alert budget.",
+    "is_discovery": "Whether it is also one at the false discovery rate; null without one.",
+    LABEL: "What the label says of it; null without one.",
+    "model_version": "That scored it.",
+    "because": "What made it strange, in words; empty where it is not flagged.",
+    "contributions": "The same by column, the largest first: surprise in nats, actual and expected value.",
+}
+"""Columns of the ranked rows."""
+
 UNFINISHED = "unfinished.json"
 """Beside a report while it is made: its days."""
 

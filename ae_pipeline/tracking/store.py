@@ -25,6 +25,9 @@ from ae_pipeline.tracking.training_run import TrainingRun
 _PLACE = "place"
 """Tag of a run: where it trained."""
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment: MLflow's UI opens it as model training, and not as GenAI."""
+
 _DOWNLOADED = 4
 """Bundles of a model on a tracking server elsewhere that are kept here."""
 
@@ -84,7 +87,7 @@ class Tracker:
                 return str(found.experiment_id)
             # A tracking server elsewhere keeps artifacts where it chooses; only there can others read them.
             local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None
-            return str(client.create_experiment(dataset, artifact_location=local))
+            return str(client.create_experiment(dataset, artifact_location=local, tags=_KIND))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], place: str = "") -> Iterator[TrainingRun]:
