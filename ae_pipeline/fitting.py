@@ -102,7 +102,7 @@ def fit_bundle(
     facts: dict[str, Any] = {
         "versions": library_versions(),
         "rows": counts,
-        "rows_looked_at": {"train": train_rows.height, "validation": validation_rows.height},
+        "rows_looked_at": {"train": train_rows.height, "validation": result.validation_rows},
         "epochs": [dataclasses.asdict(epoch) for epoch in result.epochs],
         "best_epoch": result.best_epoch,
         "untrained_loss": result.first_loss,

@@ -52,16 +52,17 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     Raises:
         ConfigError: A port is taken.
     """
+    tracker = workspace.tracker()
     for name in (field.name for field in fields(ports)):
         taken = getattr(ports, name)
-        if not _is_free(taken) and not (name == "mlflow" and workspace.tracking_uri):
+        if not _is_free(taken) and not (name == "mlflow" and tracker.is_remote):
             raise ConfigError(
                 f"port {taken} of 127.0.0.1 is taken; end what listens there, or choose another: {_OPTIONS[name]}"
             )
     # Both servers open the store as they start; a fresh one must be made by one process alone.
-    uri = workspace.tracker().open()
+    uri = tracker.open()
     own = {field.name: f"http://127.0.0.1:{getattr(ports, field.name)}" for field in fields(ports)}
-    own["mlflow"] = workspace.tracking_uri or own["mlflow"]
+    own["mlflow"] = tracker.uri if tracker.is_remote else own["mlflow"]
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", own[name]) for name in own}
     binaries = Path(sys.executable).parent
     dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", ports.dagster]
@@ -69,8 +70,10 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     for line in _places(addresses, workspace, datasets):
         print(line, flush=True)
     # `dg` warns where the environment that it runs in was not activated.
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
-    commands = [dagster] if workspace.tracking_uri else [dagster, mlflow]
+    # MLflow's own servers warn of a library of theirs.
+    warnings = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:starlette.middleware.wsgi".lstrip(",")
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONWARNINGS": warnings}
+    commands = [dagster] if tracker.is_remote else [dagster, mlflow]
     running = [subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in commands]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ ALL_ROWS = "all"
 ROW_GROUP = 122_880
 """Rows of a row group at most: many enough for the codec, few enough to be read in pieces."""
 
-_LEAST_TOGETHER, _CELLS_TOGETHER = 1024, 2**22
+_LEAST_TOGETHER, _CELLS_TOGETHER, _BYTES_TOGETHER = 1024, 2**22, 2**25
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _METADATA_PREFIX = b"ae_pipeline."
@@ -151,9 +151,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def rows_together(columns: int) -> int:
-    """Says how many rows of so many columns are read, written and held together: fewer of wide ones."""
-    return max(_LEAST_TOGETHER, min(ROW_GROUP, _CELLS_TOGETHER // max(columns, 1)))
+def rows_together(columns: int, row_bytes: float = 0.0) -> int:
+    """Says how many rows are read, written and held together: fewer of wide ones, and of images.
+
+    Args:
+        columns: How many they have.
+        row_bytes: What one takes, where that is known.
+    """
+    by_columns = max(_LEAST_TOGETHER, min(ROW_GROUP, _CELLS_TOGETHER // max(columns, 1)))
+    return max(1, min(by_columns, int(_BYTES_TOGETHER / max(row_bytes, 1.0))))
+
+
+def bytes_of_row(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
+    """Says what a row of a Parquet file takes as it was written, before it was compressed.
+
+    Args:
+        metadata: Of the file.
+        columns: Of which columns, all when left out.
+    """
+    chunks = (
+        metadata.row_group(group).column(place)
+        for group in range(metadata.num_row_groups)
+        for place in range(metadata.num_columns)
+    )
+    wanted = (c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns)
+    held: int = sum(chunk.total_uncompressed_size for chunk in wanted)
+    return held / max(int(metadata.num_rows), 1)
 
 
 def apart(rows: pl.DataFrame) -> pl.DataFrame:
@@ -181,8 +204,9 @@ def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = No
     content_hash = hash_table(table)
     footer = {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})}
     table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
+    together = rows_together(table.num_columns, table.nbytes / max(table.num_rows, 1))
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=rows_together(table.num_columns))
+        pq.write_table(table, temporary, compression="zstd", row_group_size=together)
     return content_hash
 
 

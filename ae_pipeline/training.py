@@ -47,6 +47,7 @@ class TrainingResult:
         is_warm: Whether it began with the weights of an earlier model.
         is_anchored: Whether its latents were pulled to those of an earlier model.
         is_streamed: Whether it learnt from disk, since the rows went beyond the memory budget.
+        validation_rows: How many rows it stopped on.
     """
 
     epochs: tuple[Epoch, ...]
@@ -56,6 +57,7 @@ class TrainingResult:
     is_warm: bool = False
     is_anchored: bool = False
     is_streamed: bool = False
+    validation_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def train(
     model.load_state_dict(kept[0])
     loss.load_state_dict(kept[1])
     model.eval()
-    return TrainingResult(tuple(epochs), best_epoch, first, best)
+    return TrainingResult(tuple(epochs), best_epoch, first, best, validation_rows=len(validation_rows))
 
 
 def _check_rows(**counts: int) -> None:

@@ -1,37 +1,102 @@
-"""Makes the screenshots of the report again, from the flights that `make run` has brought up.
+"""Makes the screenshots of README again, from the flights that `make run` has brought up.
 
 Run it after that, with Debian's package chromium: .venv/bin/python docs/screenshots.py
 """
 
 import shutil
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
+
+from ae_pipeline.definitions import PROJECT_ROOT
+from ae_pipeline.orchestration.workspace import Workspace
+from ae_pipeline.tracking import CHAMPION
 
 DOCS = Path(__file__).parent
-REPORTS = DOCS.parent / "data" / "reports" / "flights"
-PAGES = {"day.png": REPORTS / "days" / "2013-02-08.html"}
-"""The day is that of a blizzard: `ae-pipeline page flights 2013-02-08` makes its page."""
+DATASET, DAY = "flights", "2013-02-08"
+"""The day is that of a blizzard."""
 
 
 def main() -> int:
-    """Opens each page and keeps what stands at its top."""
+    """Starts the screens, and keeps what each shows."""
+    program = str(Path(sys.executable).with_name("ae-pipeline"))
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if missing := [page for page in PAGES.values() if not page.exists()]:
-        sys.exit(f"{missing[0]} is not there; `make run` and `ae-pipeline page flights 2013-02-08` make it")
     if chromium is None:
         sys.exit("there is no chromium; install it")
-    with sync_playwright() as driver:
+    workspace = Workspace(data_folder=str(PROJECT_ROOT / "data"), mlflow_folder=str(PROJECT_ROOT / "mlruns"))
+    served = workspace.tracker().version(DATASET, CHAMPION)
+    if served is None:
+        sys.exit(f"nothing serves for {DATASET!r} so far; `make run` trains a model")
+    subprocess.run([program, "page", DATASET, DAY], check=True)  # noqa: S603 (our own program)
+    with _screens(program) as (dagster, mlflow, data), sync_playwright() as driver:
+        here = workspace.model_copy(update={"dagster_url": dagster, "mlflow_url": mlflow, "data_url": data})
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, path in PAGES.items():
-            page = browser.new_page(viewport={"width": 1200, "height": 1250}, color_scheme="light")
-            page.goto(path.as_uri())
-            page.wait_for_selector(".chart svg")
-            page.wait_for_timeout(500)
-            page.screenshot(path=DOCS / name)
+        graph = _page(browser, f"{dagster}/locations/ae_pipeline/asset-groups/{DATASET}/lineage", 2300, 560)
+        _keep(graph, "asset_graph.png", {"x": 250, "y": 170, "width": 1960, "height": 330})  # without the menus
+        asset = _page(browser, f"{dagster}/assets/{DATASET}/autoencoder?view=overview", 1500, 1000)
+        asset.get_by_text("[Show Markdown]").nth(1).click()
+        _keep(asset, "asset.png")
+        run = _page(browser, here.page_of_training(DATASET, served.run_id), 1500, 1000)
+        run.get_by_role("button", name="Close", exact=False).first.click()  # an assistant that is not set up
+        _keep(run, "mlflow.png")
+        report = _page(
+            browser, here.page_of_file(workspace.paths(DATASET).reports / "days" / f"{DAY}.html"), 1200, 1250
+        )
+        report.wait_for_selector(".chart svg")
+        _keep(report, "day.png")
         browser.close()
     return 0
+
+
+@contextmanager
+def _screens(program: str) -> Iterator[tuple[str, str, str]]:
+    """Serves Dagster, MLflow and the data folder on free ports."""
+    ports = [_free_port() for _ in range(3)]
+    options = [f"{name}={port}" for name, port in zip(("--port", "--mlflow-port", "--data-port"), ports, strict=True)]
+    screens = subprocess.Popen([program, "ui", *options])  # noqa: S603 (our own program)
+    addresses = [f"http://127.0.0.1:{port}" for port in ports]
+    try:
+        for address in addresses:
+            _wait_for(address)
+        yield addresses[0], addresses[1], addresses[2]
+    finally:
+        screens.terminate()
+        screens.wait(timeout=60)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _wait_for(address: str) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(address, timeout=10).close()  # noqa: S310 (our own server)
+        except OSError:
+            time.sleep(1)
+        else:
+            return
+    sys.exit(f"nothing answers at {address}")
+
+
+def _page(browser: Browser, address: str, width: int, height: int) -> Page:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+    page.goto(address)
+    page.wait_for_timeout(10_000)  # both go on loading for as long as they are open
+    return page
+
+
+def _keep(page: Page, name: str, clip: FloatRect | None = None) -> None:
+    page.wait_for_timeout(1500)
+    page.screenshot(path=DOCS / name, clip=clip)
 
 
 if __name__ == "__main__":

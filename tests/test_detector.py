@@ -38,6 +38,24 @@ def detector(columns: int, evidence: tuple[str, ...] = tuple(Evidence), *, ensem
     )
 
 
+class TestScore:
+    @pytest.mark.parametrize(
+        "evidence", [tuple(Evidence), ("columns", "latent", "row"), ("latent", "ensemble"), ("row",), ("columns",)]
+    )
+    def test_what_is_left_out_on_the_way_changes_no_score(self, fitted, evidence):
+        """Tails are looked up only where they can raise a score."""
+        rows = pl.concat([fitted.features(day) for day in fitted.days[-3:]])
+        odd = rows.with_columns(load=pl.col("load") * 3, power=pl.lit(None, pl.Float64)).head(40)
+        rows = pl.concat([rows, odd.cast(rows.schema)])
+        alerts = fitted.config.alerts.model_copy(update={"evidence": tuple(map(Evidence, evidence))})
+        config = fitted.bundle.config.model_copy(update={"alerts": alerts})
+        bundle = dataclasses.replace(fitted.bundle, config=config)
+        whole = bundle.combine(bundle.tails(bundle.latents_and_losses(rows)[1]))
+        assert (whole > 0).any()
+        assert bundle.latents_and_scores(rows)[1].tolist() == whole.tolist()
+        assert bundle.scores([rows]).tolist() == whole.tolist()
+
+
 class TestCombination:
     def test_without_an_ensemble_the_strangest_column_for_one_of_so_many_stands_beside_latent_and_row(self):
         # two columns, the latent, the row

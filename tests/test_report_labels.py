@@ -11,9 +11,11 @@ from conftest import Fitted
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_reports import Text, published, reported
 
+from ae_pipeline.latents.read import published_days
 from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.labels import measure
+from ae_pipeline.reports.latent_map import reference_rows
 
 
 def drawn(seed: int, n: int, distinct: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,6 +83,15 @@ def scores_and_labels(dataset: Fitted, days: tuple[str, ...]) -> pl.DataFrame:
     table = pl.read_delta(dataset.paths.latents).filter(pl.col("date").dt.to_string().is_in(days))
     labels = pl.concat([dataset.features(day).select("row_id", LABEL) for day in days])
     return table.join(labels, on="row_id").drop_nulls(LABEL)
+
+
+def test_known_anomalies_are_no_ordinary_rows_though_they_are_not_flagged(labelled):
+    ordinary = reference_rows(published_days(labelled.paths), labelled.paths, labelled.bundle)
+    rows = scores_and_labels(labelled, labelled.window.calibration)
+    assert rows.filter(~pl.col("is_anomaly") & pl.col(LABEL)).height > 0
+    known = rows.filter(pl.col(LABEL))["row_id"].implode()
+    assert ordinary.height > 100
+    assert not ordinary["row_id"].is_in(known).any()
 
 
 class TestOfAReport:

@@ -22,11 +22,13 @@ from test_reports import Text, published, reported
 from ae_pipeline.config import ColumnType, PipelineConfig
 from ae_pipeline.fitting import fit_bundle
 from ae_pipeline.ingestion.contract import ImageShape
+from ae_pipeline.latents.read import published_days
 from ae_pipeline.orchestration import product_assets
 from ae_pipeline.preprocessing.features import FeatureColumn
 from ae_pipeline.preprocessing.window import LABEL, cut_window
 from ae_pipeline.reports import gallery
 from ae_pipeline.reports.build import Report
+from ae_pipeline.reports.latent_map import reference_rows
 from ae_pipeline.reports.pictures import Drawing, Panel, Scale
 from ae_pipeline.reports.ranking import features_of
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
@@ -89,6 +91,13 @@ def own_album(album, tmp_path) -> Fitted:
     write_parquet(own.paths.features(ALL_ROWS), album_rows().to_arrow())
     published(own, [ALL_ROWS])
     return own
+
+
+def test_of_rows_without_a_day_only_those_of_the_calibration_are_ordinary(album):
+    ordinary = reference_rows(published_days(album.paths), album.paths, album.bundle)["row_id"].to_list()
+    calibrated = album.bundle.window.rows("calibration", album.paths, ["row_id"])["row_id"].to_list()
+    assert set(ordinary) < set(calibrated)
+    assert len(ordinary) > len(calibrated) / 2
 
 
 @dataclass

@@ -13,6 +13,7 @@ from ae_pipeline.detector import Contribution
 from ae_pipeline.drift import Effect, Part
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.fitting import with_reference
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import day_page
 from ae_pipeline.reports.charts import calibration_chart, score_chart
@@ -243,6 +244,29 @@ class TestDays:
         published(dataset, dataset.days[:1])
         text = Text(reported(dataset, dataset.days[:1]).page.read_text()).text
         assert "over 0 ordinary rows" in text
+
+    def test_days_without_rows_after_the_newest_are_told_at_the_top(self, report, rewrite_day):
+        dataset, days, built = report
+        assert "no row has come" not in Text(built.page.read_text()).text
+        rewrite_day(dataset, "2024-12-31", dataset.features(days[-1]).clear())
+        again = reported(dataset, days)
+        assert f"2024-12-31; on {days[-1]} " in Text(again.page.read_text()).text
+        assert json.loads(again.summary.read_text())["verdict"]["is_wrong"]
+        page = day_page(days[2], dataset.paths, dataset.bundle, self.config, 3)
+        assert "no row has come" not in Text(page.read_text()).text
+
+    def test_files_that_give_no_row_are_counted_beside_the_rows_in_quarantine(self, report):
+        dataset, days, _ = report
+        assert "no row at all" not in Text(reported(dataset, days).page.read_text()).text
+        known = LandedFile(1, 1, "", 1, "", None)
+        refused, rejected = (
+            dataclasses.replace(known, refused="no header"),
+            dataclasses.replace(known, quarantined={"missing identity": 3}),
+        )
+        good = dataclasses.replace(known, staged="c", rows=5, days={days[-1]: 5}, quarantined={"missing identity": 2})
+        Ledger({"a.csv": refused, "b.csv": rejected, "c.csv": good}).save(dataset.paths.ledger)
+        text = Text(reported(dataset, days).page.read_text()).text
+        assert "2 rows of its files are in quarantine; 2 landed files give no row at all" in text
 
     def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
         dataset, days, _ = report

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import NO_ENSEMBLE
@@ -170,6 +171,17 @@ class TestBatches:
             seen += rows["row_id"].to_list()
         there = table.filter(~pl.col("is_known_anomaly").fill_null(value=False)) if only_normal else table
         assert sorted(seen) == sorted(there["row_id"])
+
+    def test_of_images_as_few_are_read_at_once_as_their_bytes_say(self, tmp_path, monkeypatch):
+        paths = DatasetPaths(tmp_path, "pictures")
+        images = [bytes([number]) * 10_000 for number in range(50)]
+        rows = pl.DataFrame({"row_id": [str(number) for number in range(50)], "image": images})
+        monkeypatch.setattr("ae_pipeline.storage._BYTES_TOGETHER", 100_000)
+        write_parquet(paths.features("2024-01-01"), rows.to_arrow())
+        window = Window(("2024-01-01",), (), (), "")
+        assert pq.read_metadata(paths.features("2024-01-01")).num_row_groups == 6
+        assert {batch.height for batch in window.batches("train", paths)} == {9, 5}
+        assert [batch.height for batch in window.batches("train", paths, ["row_id"])] == [50]
 
     def test_a_sample_is_the_same_each_time_in_the_order_of_time_and_from_everywhere(self, fitted):
         rows = fitted.window.rows("train", fitted.paths)

@@ -18,7 +18,7 @@ from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.parallel import ahead
-from ae_pipeline.storage import ALL_ROWS, ROW_GROUP, hash_json, rows_together
+from ae_pipeline.storage import ALL_ROWS, ROW_GROUP, bytes_of_row, hash_json, rows_together
 
 LATENTS_VERSION = "3"
 """Raised when the same features and model would give another file."""
@@ -143,7 +143,7 @@ def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterat
     """Scores one file of features, and gives the rows as the table has them, a row group at a time."""
     # What is buffered before it is read grows with the file.
     file = pq.ParquetFile(features, pre_buffer=False)
-    for batch in ahead(file.iter_batches(rows_together(file.metadata.num_columns))):
+    for batch in ahead(file.iter_batches(rows_together(file.metadata.num_columns, bytes_of_row(file.metadata)))):
         yield _scored(bundle, model_version, batch)
 
 

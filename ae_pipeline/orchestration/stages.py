@@ -119,9 +119,9 @@ STAGES = {
         frozenset({"pytorch", "deltalake"}),
         "**The published table.** Latent columns z_000 …, score, p-value and flag of every row under the champion: a "
         "Delta Lake table of plain Parquet files that changes in one commit.\n\n"
-        "Read it with `polars.scan_delta` or `pandas.read_parquet(deltalake.DeltaTable(…).file_uris())`; what readers may "
-        "rely on stands in its `_contract/contract.md`. Latents of two versions are never in it at once, and compare "
-        "only where the contract's major version is the same.",
+        "Read it with `polars.scan_delta` or `pandas.read_parquet(deltalake.DeltaTable(…).file_uris())`; what readers "
+        "may rely on stands in its `_contract/contract.md`. Latents of two versions are never in it at once, and "
+        "compare only where the contract's major version is the same.",
         {
             "rows_kept": "The table has row for row what features have.",
             "latents_not_collapsed": _NOT_COLLAPSED,

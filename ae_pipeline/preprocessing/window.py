@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.errors import TrainingError
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, hash_json, rows_together
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, bytes_of_row, hash_json, rows_together
 
 PARTS = ("train", "validation", "calibration")
 """What a model is fitted on."""
@@ -133,7 +133,8 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         width = self._check_columns(days, paths)
         if at_once == 0:
-            at_once = rows_together(width if columns is None else len(columns))
+            row_bytes = bytes_of_row(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
+            at_once = rows_together(width if columns is None else len(columns), row_bytes)
         groups = self._ranked(part, paths) if days == (ALL_ROWS,) and self.split_by else None
         for scanned in _scans([paths.features(day) for day in days], at_once):
             wanted = scanned

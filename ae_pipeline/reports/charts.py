@@ -70,11 +70,17 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
             x2="to:Q",
             y=alt.Y(
                 "share:Q",
-                title="share of rows (symmetric log)",
+                title="share of rows",
                 stack=None,
+                axis=alt.Axis(values=[0, 1e-4, 1e-3, 1e-2, 1e-1], format="~%"),
                 scale=alt.Scale(type="symlog", constant=1e-4),
             ),
-            color=alt.Color("rows:N", title=None, scale=alt.Scale(domain=[_CALIBRATED, day], range=[_GREY, _SOFT])),
+            color=alt.Color(
+                "rows:N",
+                title=None,
+                scale=alt.Scale(domain=[_CALIBRATED, day], range=[_GREY, _SOFT]),
+                legend=alt.Legend(orient="top"),
+            ),
             tooltip=[alt.Tooltip("rows:N"), alt.Tooltip("from:Q", format=".2f"), alt.Tooltip("share:Q", format=".3%")],
         )
     )
@@ -135,7 +141,10 @@ def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str
             x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1)),
             y=alt.Y("loss:Q", title=f"loss, {unit}", scale=alt.Scale(zero=False)),
             color=alt.Color(
-                "of:N", title=None, scale=alt.Scale(domain=["training", "validation"], range=[_GREY, _SOFT])
+                "of:N",
+                title=None,
+                scale=alt.Scale(domain=["training", "validation"], range=[_GREY, _SOFT]),
+                legend=alt.Legend(orient="top"),
             ),
             tooltip=["of:N", "epoch:Q", alt.Tooltip("loss:Q", format=".4g")],
         )

@@ -7,8 +7,10 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.errors import TrainingError
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.storage import DatasetPaths, apart
+from ae_pipeline.preprocessing.window import LABEL
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
 
 Array = npt.NDArray[np.float64]
 
@@ -41,7 +43,7 @@ def places(latents: Array, bundle: ModelBundle) -> Array:
 
 
 def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
-    """Reads rows of the calibration days that were not flagged, up to `REFERENCE_ROWS`, evenly spaced.
+    """Reads calibration rows that are neither flagged nor known anomalies, up to `REFERENCE_ROWS`, evenly spaced.
 
     Args:
         files: The published days.
@@ -50,10 +52,25 @@ def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundl
     """
     days = [files[day] for day in bundle.window.calibration if day in files]
     each = max(1, REFERENCE_ROWS // max(len(days), 1))
-    parts = [
-        _thinned(published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly")), each) for day in days
-    ]
+    parts = [_thinned(_ordinary(day, paths, bundle), each) for day in days]
     return pl.concat(parts) if parts else pl.DataFrame(schema=_schema(bundle))
+
+
+def _ordinary(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
+    rows = published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly"))
+    features = pl.scan_parquet(paths.features(day.day), glob=False)
+    marks = [LABEL] if LABEL in features.collect_schema() else []
+    if day.day == ALL_ROWS:
+        try:
+            known = bundle.window.rows("calibration", paths, ["row_id", *marks])
+        except TrainingError:  # none is left of these rows
+            return rows.clear()
+    elif marks:
+        known = features.select("row_id", *marks).collect()
+    else:
+        return rows
+    kept = known.filter(~pl.col(LABEL).fill_null(value=False)) if marks else known
+    return rows.filter(pl.col("row_id").is_in(kept["row_id"].implode()))
 
 
 def shown_rows(rows: pl.DataFrame) -> pl.DataFrame:

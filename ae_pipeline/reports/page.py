@@ -1,5 +1,6 @@
 """The pages of a report: HTML files that need nothing beside them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.resources import files
@@ -110,6 +111,8 @@ def _environment() -> jinja2.Environment:
     )
     # Within a script element only its own end and a comment's beginning mean anything; JSON may escape both.
     environment.filters["in_script"] = lambda text: markupsafe.Markup(text.replace("<", "\\u003c"))  # noqa: S704
+    # A link to a row must lead to it also when others stand above it.
+    environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
 

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import polars as pl
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.drift import Part
-from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.journal import Change, history
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
 from ae_pipeline.reports.charts import (
@@ -30,7 +30,7 @@ from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, near, reference_rows
 from ae_pipeline.reports.ranking import RankedRow, ReportDay, is_over_budget
 from ae_pipeline.reports.verdict import Deviation, Verdict, deviations_of, judge_day
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, read_facts
 
 _TREND = 30
 """Days of the trend."""
@@ -50,6 +50,7 @@ class Shown:
         model: Version, since when it serves, up to when it has learnt, and how many days before the day that is.
         drift_words: In few words, and in more.
         rejected: Rows in quarantine of the files that the day's rows came from.
+        unused: Landed files that cannot be used, or of which no row can.
         strangest: Rows that are listed.
         groups: Of them, those that are explained.
         group_of: Place of each row's group from 1, as text, by row_id.
@@ -65,6 +66,7 @@ class Shown:
     model: Mapping[str, Any]
     drift_words: tuple[str, str]
     rejected: int
+    unused: int
     strangest: Sequence[RankedRow]
     groups: Sequence[Group]
     group_of: Mapping[str, str]
@@ -135,6 +137,18 @@ class Published:
         found = judge_day(self.entries[day], before, self.drift_of.get(day), self.deviations(day), budget)
         return found if self.config.is_daily else replace(found, day="all rows")
 
+    def _verdict_at_top(self, day: str) -> Verdict:
+        """Judges a day, and says where days without a row have come after the newest."""
+        verdict = self.verdict(day)
+        if not self.config.is_daily or day != self.newest:
+            return verdict
+        later = [path.stem for path in self.paths.features("_").parent.glob("*.parquet") if path.stem > day]
+        if not (empty := sorted(one for one in later if read_facts(self.paths.features(one)).get("rows") == "0")):
+            return verdict
+        none_came = f"no row has come for {' and '.join(empty[-2:])}"
+        words = f"{verdict.words}; {none_came}" if verdict.is_wrong else f"{none_came}; on {day} {verdict.words}"
+        return replace(verdict, is_wrong=True, words=words)
+
     def index(self, page: Path) -> list[dict[str, Any]]:
         """Lists all days with what somebody should know of each, the oldest first."""
         found = []
@@ -158,11 +172,12 @@ class Published:
         group_of = {row.row_id: str(place) for place, group in enumerate(groups, 1) for row in group.rows}
         return Shown(
             self.config.is_daily,
-            self.verdict(day) if day else None,
+            self._verdict_at_top(day) if day else None,
             self._recent(day),
             self._model(day),
             self._drift_words(day),
             self._rejected(day),
+            sum(bool(entry.refused) or not entry.days for entry in self._landed),
             strangest,
             groups,
             group_of,
@@ -219,9 +234,12 @@ class Published:
             return "drifted", f"{count} {'figure' if count == 1 else 'figures'} beyond their thresholds{where}"
         return "like the training window", f"no column, latent or score beyond its threshold{where}"
 
+    @cached_property
+    def _landed(self) -> Collection[LandedFile]:
+        return Ledger.load(self.paths.ledger).files.values() if self.paths.ledger.exists() else ()
+
     def _rejected(self, day: str | None) -> int:
-        files = Ledger.load(self.paths.ledger).files.values() if self.paths.ledger.exists() else ()
-        return sum(sum(entry.quarantined.values()) for entry in files if day in entry.days)
+        return sum(sum(entry.quarantined.values()) for entry in self._landed if day in entry.days)
 
     def _nearest(self, rows: Sequence[RankedRow]) -> dict[str, list[tuple[str, float]]]:
         wanted: dict[str, list[str]] = {}

@@ -1,6 +1,7 @@
 """The store: experiments, runs, and versions of models by number and alias."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Tracker:
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.root = root
-        self.is_remote = uri is not None
+        # A database, such as MLflow itself names to processes that this one starts, keeps its artifacts here.
+        self.is_remote = uri is not None and not re.match("(sqlite|mysql|postgresql|mssql)", uri)
         self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
 
     @cached_property
