@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make run    set up, land the demo data, and bring $(DATASET) up to date (DATASET=name for another: $(DEMOS))"
 	@echo "make test   set up and run the tests"
-	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on 127.0.0.1:5000"
+	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on :5000, reports on :3001"
 	@echo "make bench  measure speed, planted faults and models beside what else there is, into benchmarks/results"
 	@echo "make check  formatter, linter, type checker, import contracts, tests"
 	@echo "make setup  the virtual environment alone        make clean  remove it and what runs have made (not what you landed)"

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from http import HTTPStatus
@@ -62,26 +63,28 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     # Both servers open the store as they start; a fresh one must be made by one process alone.
     uri = tracker.open()
     own = {field.name: f"http://127.0.0.1:{getattr(ports, field.name)}" for field in fields(ports)}
-    own["mlflow"] = tracker.uri if tracker.is_remote else own["mlflow"]
+    if tracker.is_remote:
+        own["mlflow"] = tracker.web_url or own["mlflow"]
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", own[name]) for name in own}
     binaries = Path(sys.executable).parent
     dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", ports.dagster]
-    mlflow = [binaries / "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", ports.mlflow]
-    for line in _places(addresses, workspace, datasets):
+    mlflow = [binaries / "mlflow", "server", "--host", "127.0.0.1", "--port", ports.mlflow]
+    for line in places(addresses, workspace, datasets):
         print(line, flush=True)
     # `dg` warns where the environment that it runs in was not activated.
     # MLflow's own servers warn of a library of theirs.
     warnings = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:starlette.middleware.wsgi".lstrip(",")
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONWARNINGS": warnings}
+    if not tracker.is_remote:  # not as an argument, which everybody on this machine may read: it may bear a password
+        environment["MLFLOW_BACKEND_STORE_URI"] = uri
     commands = [dagster] if tracker.is_remote else [dagster, mlflow]
-    running = [subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment) for command in commands]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running: list[subprocess.Popen[bytes]] = []
     try:
-        with ThreadingHTTPServer(("127.0.0.1", ports.data), partial(_Data, directory=workspace.data_folder)) as files:
-            threading.Thread(target=files.serve_forever, daemon=True).start()
+        with serving(Path(workspace.data_folder), ports.data):
+            running.extend(subprocess.Popen([str(w) for w in words], cwd=ROOT, env=environment) for words in commands)
             while all(process.poll() is None for process in running):
                 time.sleep(0.5)
-            files.shutdown()
     finally:
         for process in running:
             process.send_signal(signal.SIGINT)
@@ -93,8 +96,25 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     return next((process.returncode for process in running if process.returncode), 0)
 
 
-def _places(addresses: dict[str, str], workspace: "Workspace", datasets: Sequence[str]) -> list[str]:
-    """Says where to look: at what was made, where anything was."""
+@contextmanager
+def serving(folder: Path, port: int) -> Iterator[None]:
+    """Serves a folder on a thread of its own."""
+    with ThreadingHTTPServer(("127.0.0.1", port), partial(Files, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+
+
+def places(addresses: Mapping[str, str], workspace: "Workspace", datasets: Sequence[str]) -> list[str]:
+    """Says where to look: at what was made, where anything was.
+
+    Args:
+        addresses: Of the screens, by the names of `Ports`.
+        workspace: What they show.
+        datasets: Whose reports are named.
+    """
     pages = {name: page for name in datasets if (page := workspace.paths(name).reports / "report.html").exists()}
     group = next(iter(pages), None)
     graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else ""
@@ -106,14 +126,24 @@ def _places(addresses: dict[str, str], workspace: "Workspace", datasets: Sequenc
     return [*lines, "Ctrl-C ends what was started."]
 
 
-class _Data(SimpleHTTPRequestHandler):
-    """Gives files to browsers of this machine, and to no page of elsewhere that has its name lead here."""
+class Files(SimpleHTTPRequestHandler):
+    """Gives files to browsers of this machine, and to no page of elsewhere that has its name lead here.
+
+    A page runs its own scripts and reads no other file: who lands files may land a page.
+    """
 
     def send_head(self) -> Any:
+        """Refuses whoever calls this machine by another name."""
         if self.headers.get("Host", "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
             self.send_error(HTTPStatus.FORBIDDEN)
             return None
         return super().send_head()
+
+    def end_headers(self) -> None:
+        """Locks each page in by itself."""
+        self.send_header("Content-Security-Policy", "sandbox allow-scripts allow-downloads allow-popups")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        super().end_headers()
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""

@@ -163,7 +163,7 @@ def rows_together(columns: int, row_bytes: float = 0.0) -> int:
 
 
 def bytes_of_row(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
-    """Says what a row of a Parquet file takes as it was written, before it was compressed.
+    """Says what a row of a Parquet file takes as it was written, before it was compressed; texts that repeat take more.
 
     Args:
         metadata: Of the file.

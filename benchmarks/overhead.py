@@ -4,12 +4,17 @@
 the same work called without Dagster and MLflow, in a process of its own; the second one the same graph with the same
 partitions and empty bodies under Dagster, with a fresh MLflow store that is opened once.
 
+**Pages**: what the report of a year takes once its days are scored: all of it, with the ranking and explanation of
+rows; the page over all days once these are ranked; and the page of one day.
+
 **One day**: `dagster dev` with its daemon and the sensors that ship. Days are brought up to date, then one more lands;
 told is when its run was asked for, when its process began to work, when it ended, and so on to the report.
 """
 
 import datetime as dt
+import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,6 +59,43 @@ def measure_run(rounds: int) -> list[Measured]:
     table = "make run beside its floors: flights, 365 days"
     found = [Measured(table, name, "s", value, rows, 19) for name, value in seconds.items()]
     return [*found, Measured(table, _WHOLE, "× the floors together", seconds[_WHOLE] / floors, rows, 19)]
+
+
+def measure_pages(rounds: int) -> list[Measured]:
+    """Measures what pages of a year take beyond the scoring."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.overhead", "pages", str(rounds)]
+        found = subprocess.run(command, env=environment(Path(folder)), capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise RuntimeError(f"pages failed:\n{found.stdout}\n{found.stderr}")
+    told = json.loads(found.stdout.splitlines()[-1])
+    table = "pages of flights, 365 days, beyond the scoring"
+    return [Measured(table, name, "s", seconds, told["rows"], 19) for name, seconds in told["seconds"].items()]
+
+
+def _pages(rounds: int) -> str:
+    """Does what a first run does, and makes its pages again and again."""
+    from ae_pipeline.bundle import ModelBundle
+    from ae_pipeline.reports.build import build_report, day_page
+    from ae_pipeline.storage import DatasetPaths
+
+    rows, config = _work(), _shipped()
+    paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
+    bundle = ModelBundle.load(paths.root / "bundle")
+    days = sorted(path.stem for path in (paths.reports / "days").glob("*.parquet"))
+    taken: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], object]) -> None:
+        began = time.perf_counter()
+        work()
+        taken.setdefault(name, []).append(time.perf_counter() - began)
+
+    for _ in range(rounds):
+        shutil.rmtree(paths.reports)
+        timed("all of the report", lambda: build_report(days, paths, bundle, config, 1, "none"))
+        timed("the page over all days", lambda: build_report(days, paths, bundle, config, 1, "none"))
+        timed("the page of a day", lambda: day_page("2013-02-08", paths, bundle, config, 1))
+    return json.dumps({"rows": rows, "seconds": {name: statistics.median(found) for name, found in taken.items()}})
 
 
 def _told(name: str, root: Path, command: Sequence[str], taken: dict[str, list[float]]) -> int:
@@ -199,5 +241,7 @@ def _rows_of(path: Path) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "work":
         print(_work())
+    elif sys.argv[1] == "pages":
+        print(_pages(int(sys.argv[2])))
     else:
         _empty()

@@ -10,7 +10,7 @@ held against the table's contract, committed. Beside it (a) pyarrow reading the 
 without any model, and (b) PyOD's `decision_function` on the values of the same rows, in memory already. Once with plain
 scoring (columns, latent and row) and once with all evidence; then what the parts of that take.
 
-**Growth, wide rows, `make run` and one day**: see `growth.py` and `overhead.py`.
+**Growth, wide rows, `make run`, pages and one day**: see `growth.py` and `overhead.py`.
 
 Medians of as many rounds as are asked for; in each round everybody has a turn. What takes minutes is measured once: ten
 million rows, growth and wide rows.
@@ -49,14 +49,14 @@ from ae_pipeline.training import Epoch, train
 from benchmarks import generated
 from benchmarks.figures import Measured, as_table
 from benchmarks.growth import measure_growth, measure_wide
-from benchmarks.overhead import measure_day, measure_run
+from benchmarks.overhead import measure_day, measure_pages, measure_run
 from benchmarks.report import Row, write_report
 
 OURS = "ae_pipeline"
 PLAIN, ALL = ("columns", "latent", "row"), ("columns", "latent", "row", "ensemble")
 
 _BATCH, _EPOCHS, _HIDDEN, _LATENTS = 1024, 3, 128, 8
-_TABLES = ("training", "extraction", "growth", "wide", "run", "day")
+_TABLES = ("training", "extraction", "growth", "wide", "run", "pages", "day")
 _GROWTH = [300_000, 1_000_000, 3_000_000, 10_000_000]
 _MANY = 5_000_000
 _TRAINED_ROWS, _VALIDATION_ROWS, _COLUMNS = 100_000, 10_000, 32
@@ -88,6 +88,8 @@ def _measure_table(table: str, chosen: argparse.Namespace) -> list[Measured]:
             return [each for rows in chosen.rows for each in measure_extraction(rows, chosen.rounds)]
         case "run":
             return measure_run(chosen.rounds)
+        case "pages":
+            return measure_pages(chosen.rounds)
         case "day":
             return measure_day(chosen.rounds)
         case "wide":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -72,7 +73,7 @@ class TestCard:
     @pytest.fixture(scope="class")
     def card(self, fitted, verdicts) -> str:
         links = {"The Dagster run": "http://127.0.0.1:3000/runs/abc"}
-        return model_card(fitted.bundle, 7, verdicts, "rejected: planted_faults_found: finds few", links)
+        return model_card(fitted.bundle, 7, verdicts, "rejected: planted_faults_found: finds few", 120, links)
 
     def test_it_tells_window_columns_training_metrics_calibration_and_limits(self, fitted, card):
         bundle, window = fitted.bundle, fitted.window
@@ -81,7 +82,8 @@ class TestCard:
         rows = bundle.facts["rows"]
         days = f"{window.train[0]} | {window.train[-1]} | {len(window.train)} | {rows['train']:,}"
         assert f"| train | {days} |" in card
-        assert all(f"`{name}`" in card for name in bundle.columns)
+        assert all(f" {name}" in card for name in bundle.columns)
+        assert "| gate |  |  |  | 120 |" in card
         assert f"epoch {fitted.result.best_epoch} of {len(fitted.result.epochs)} was kept" in card
         assert f"{len(bundle.calibration.scores):,} calibration rows" in card
         assert bundle.fingerprint in card
@@ -90,9 +92,21 @@ class TestCard:
         assert "| loss_fell | validation loss 1.5, 2.5 before | 2.5 | yes |" in card
         assert "| planted_faults_found | finds \\| few | 0.9 | no |" in card
 
+    def test_names_of_the_data_are_shown_and_not_read_as_markdown(self, fitted, verdicts):
+        encoder = fitted.bundle.encoder
+        name = "a`![x](http://evil/x.png)`\n\n# Forged <b>heading</b>"
+        odd = encoder.columns[0].model_copy(update={"name": name})
+        bundle = dataclasses.replace(
+            fitted.bundle, encoder=encoder.model_copy(update={"columns": (odd, *encoder.columns[1:])})
+        )
+        card = model_card(bundle, 7, verdicts, "passed", 0, {})
+        assert [line for line in card.splitlines() if line.startswith("# ")] == ["# sensors, model version 7"]
+        assert "\\!\\[x\\](http://evil/x.png)\\`" in card
+        assert "<b>" not in card.replace("\\<", "")
+
     def test_its_head_is_short_and_links_back(self, card):
         head = head_of(card)
-        assert head.startswith("# sensors, model version 7") or "model version 7" in head.splitlines()[0]
+        assert head.startswith("# sensors, model version 7\n")
         assert "- [The Dagster run](http://127.0.0.1:3000/runs/abc)" in head
         assert "rejected: planted_faults_found" in head
         assert "## " not in head
@@ -106,6 +120,6 @@ class TestCard:
             for column in encoder.columns
         )
         bundle = dataclasses.replace(fitted.bundle, encoder=encoder.model_copy(update={"columns": many}))
-        card = model_card(bundle, 7, verdicts, "passed", {})
-        assert " more" in card
+        card = model_card(bundle, 7, verdicts, "passed", 0, {})
+        assert re.search(r"and [\d,]+ more$", card, re.MULTILINE)
         assert len(card) < 20_000

@@ -84,16 +84,16 @@ def test_materializations_show_plots_rows_and_links(running_shop: Shop) -> None:
     assert told["mlflow"] == published["mlflow"] == "http://127.0.0.1:5000/#/models/orders/versions/1"
     assert told["report"] == "http://127.0.0.1:3001/reports/orders/report.html"
     pictures = [trained[f"{name}_plot"] for name in ("loss", "scores", "latents", "calibration")]
-    for picture in (*pictures, published["latents_plot"], told["scores_plot"], told["latents_plot"]):
+    for picture in (*pictures, told["scores_plot"], told["latents_plot"]):
         assert re.match(r"!\[[A-Z][a-z ]+\]\(data:image/png;base64,[\w+/=]{1000,}\)\n\n\S", str(picture))
     # A run over a range stores its metadata once for each partition: pictures are those of the newest alone.
     assert not {"latents_plot", "scores_plot", "verdict"} & running_shop.metadata("anomaly_report", DAYS[0]).keys()
     assert str(trained["model_card"]).startswith("# orders, model version 1")
-    assert str(told["verdict"]).startswith(f"**{DAYS[-1]}: ")
+    assert str(told["verdict"]).startswith(f"**{DAYS[-1]}**: ")
     ranked = pl.read_parquet(running_shop.paths.reports / "alerts.parquet").head(10)
-    shown = [line.split(" | ") for line in str(told["strangest_rows"]).splitlines()[2:]]
+    shown = [line.split(" | ") for line in str(told["strangest_rows_of_run"]).splitlines()[2:]]
     assert [line[0].removeprefix("| ") for line in shown] == ranked["row_id"].to_list()
-    assert [line[1] for line in shown] == [f"{score:.1f}" for score in ranked["score"]]
+    assert [line[2] for line in shown] == [f"{score:.1f}" for score in ranked["score"]]
 
 
 def test_the_run_of_a_training_carries_its_plots_card_and_a_link_back(running_shop: Shop) -> None:

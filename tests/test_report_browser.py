@@ -1,12 +1,19 @@
 """The pages as a person meets them, in Chromium: no error, no request, all by mouse and by keyboard, for everybody."""
 
+import datetime as dt
+import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from test_reports import SCRIPT, published, reported
+
+from ae_pipeline.reports.build import day_page
+from ae_pipeline.storage import write_parquet
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,13 +36,36 @@ def pages(fitted, tmp_path_factory) -> dict[str, Path]:
         row_id=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("row_id"),
         load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
     )
-    from ae_pipeline.storage import write_parquet
-
     write_parquet(dataset.paths.features(days[1]), strange.drop("i").to_arrow(), {"input_hash": "changed"})
     published(dataset, days)
     reported(dataset, days)
     report = reported(dataset, [days[1]])
     return {"window": report.page, "day": dataset.paths.reports / "days" / f"{days[1]}.html"}
+
+
+@pytest.fixture(scope="module")
+def year(fitted, other_bundle, tmp_path_factory) -> dict[str, Path]:
+    """A report over 336,720 rows of 366 days, some of which are strange, and the page of its newest day."""
+    dataset = fitted.at(tmp_path_factory.mktemp("year") / "data")
+    # One without an ensemble: what a page shows does not depend on it, and it would take a minute.
+    dataset = replace(dataset, config=other_bundle.config, bundle=other_bundle)
+    known = pl.concat(map(dataset.features, dataset.days))
+    chance = np.random.default_rng(0)
+    days = [(dataset.config.end + dt.timedelta(days=place + 1)).isoformat() for place in range(366)]
+    for place, day in enumerate(days):
+        rows = known[chance.integers(0, known.height, 920).tolist()]
+        strange = pl.when(pl.int_range(920) < place % 5).then(-pl.col("load") * 9).otherwise("load")
+        moved = rows.with_columns(
+            row_id=pl.format("{}/{}", pl.lit(day), pl.int_range(920)),
+            event_time=pl.lit(day).str.to_datetime(time_unit="us", time_zone="UTC")
+            + pl.duration(minutes=pl.int_range(920)),
+            load=strange,
+        )
+        write_parquet(dataset.paths.features(day), moved.to_arrow(), {"input_hash": day})
+    published(dataset, days)
+    report = reported(dataset, days)
+    page = day_page(days[-1], dataset.paths, dataset.bundle, dataset.config, 3)
+    return {"window": report.page, "day": page}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +110,50 @@ def test_it_opens_at_once_without_an_error_or_a_request_and_is_small(visit, page
     assert visit.page.locator(".chart svg").count() == visit.page.locator(".chart").count() >= 4
     assert visit.wrong == []
     assert max(page.stat().st_size for page in pages.values()) < LARGEST
+
+
+@pytest.mark.parametrize("name", ["window", "day"])
+def test_a_year_of_rows_makes_no_larger_or_slower_page(browser, year, name):
+    folder = year["window"].parent
+    assert json.loads((folder / "summary.json").read_text())["rows"] == 336_720
+    visit = Visit(browser, year[name])
+    assert visit.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < FIRST_PAINT
+    assert visit.wrong == []
+    assert year[name].stat().st_size < LARGEST
+    visit.page.close()
+
+
+def test_numbers_of_all_alerts_are_those_of_the_parquet_file(browser, pages):
+    """Also what stands in the explanation of each."""
+    visit = Visit(browser, pages["day"])
+    alerts = pl.read_parquet(pages["day"].with_suffix(".parquet")).filter("is_anomaly")
+    assert alerts.height >= 8
+    for alert in alerts.iter_rows(named=True):
+        body = visit.page.locator(f"#rows > tbody[data-row='{alert['row_id']}']")
+        cells = [text.strip() for text in body.locator("tr").first.locator("td").all_inner_texts()]
+        assert cells == [f"{alert['score']:.1f} ⚑", alert["row_id"], f"{alert['p_value']:.2g}", alert["because"]]
+        assert float(body.get_attribute("data-score") or "") == alert["score"]
+        assert float(body.get_attribute("data-p") or "") == alert["p_value"]
+        body.locator(".open").click()
+        told = [row.locator("td").all_inner_texts()[:4] for row in body.locator(".detail tbody tr").all()]
+        parts = alert["contributions"]
+        assert told == [[p["column"], p["actual"], p["expected"], f"{p['surprise']:.1f}"] for p in parts]
+    assert f"{alerts.height} of 60 rows" in visit.page.inner_text(".card >> nth=0")
+    visit.page.close()
+
+
+def test_numbers_over_all_days_are_those_of_the_json_file(browser, pages):
+    visit = Visit(browser, pages["window"])
+    summary = json.loads(pages["window"].with_name("summary.json").read_text())
+    shown = visit.page.eval_on_selector_all(
+        "#rows > tbody", "all => all.map(one => [one.dataset.row, +one.dataset.score])"
+    )
+    assert shown[:50] == [[row["row_id"], row["score"]] for row in summary["strangest"]]
+    verdict = summary["verdict"]
+    assert f"{verdict['flagged']} of {verdict['rows']} rows" in visit.page.inner_text(".card >> nth=0")
+    assert verdict["words"] in visit.page.inner_text(".verdict")
+    assert f"{summary['rows']:,}" in visit.page.inner_text("body")
+    visit.page.close()
 
 
 def test_text_of_the_data_is_shown_and_not_run(visit):

@@ -29,6 +29,7 @@ from ae_pipeline.preprocessing.window import LABEL, cut_window
 from ae_pipeline.reports import gallery
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.latent_map import reference_rows
+from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.pictures import Drawing, Panel, Scale
 from ae_pipeline.reports.ranking import features_of
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts, write_parquet
@@ -350,7 +351,7 @@ class TestBesideThePage:
         assert heads == "| row | score | image, reconstruction, residual map |"
         assert len(text) < 50_000
         assert [row.split(" | ")[0] for row in rows] == [
-            f"| {row_id}" for row_id in table(album)["row_id"].head(len(rows))
+            f"| {escaped(row_id)}" for row_id in table(album)["row_id"].head(len(rows))
         ]
         assert 3 <= len(rows) <= 5
         panel = report.gallery.strangest[0]

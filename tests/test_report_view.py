@@ -259,14 +259,15 @@ class TestDays:
         dataset, days, _ = report
         assert "no row at all" not in Text(reported(dataset, days).page.read_text()).text
         known = LandedFile(1, 1, "", 1, "", None)
-        refused, rejected = (
-            dataclasses.replace(known, refused="no header"),
-            dataclasses.replace(known, quarantined={"missing identity": 3}),
-        )
-        good = dataclasses.replace(known, staged="c", rows=5, days={days[-1]: 5}, quarantined={"missing identity": 2})
-        Ledger({"a.csv": refused, "b.csv": rejected, "c.csv": good}).save(dataset.paths.ledger)
+        refused = dataclasses.replace(known, refused="no header")
+        stands = dataclasses.replace(known, refused="no header", staged="d", rows=5, days={days[0]: 5})
+        rejected = dataclasses.replace(known, quarantined={"missing identity": 3})
+        rows = {"rows": 5, "days": {days[-1]: 5}, "quarantined": {"missing identity": 2}}
+        good = dataclasses.replace(known, staged="c", **rows)
+        Ledger({"a.csv": refused, "b.csv": rejected, "c.csv": good, "d.csv": stands}).save(dataset.paths.ledger)
         text = Text(reported(dataset, days).page.read_text()).text
-        assert "2 rows of its files are in quarantine; 2 landed files give no row at all" in text
+        assert "2 rows of its files are in quarantine; of all landed files 2 give no row at all" in text
+        assert "of 1 landed file the newest version cannot be used, and the one before stands" in text
 
     def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
         dataset, days, _ = report

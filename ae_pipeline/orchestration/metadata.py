@@ -37,18 +37,17 @@ def tell_partition(
 
 
 def tell_newest(
-    context: dg.AssetExecutionContext, config: PipelineConfig, day: str | None, metadata: Mapping[str, Any]
+    context: dg.AssetExecutionContext, config: PipelineConfig, day: str, metadata: Mapping[str, Any]
 ) -> None:
-    """Attaches what a person looks at to the newest partition of a run: Dagster would store it once for each of them.
+    """Attaches what a person looks at to one partition of a run: Dagster would store it once for each of them.
 
     Args:
         context: Of the asset.
         config: The dataset's.
-        day: The partition, None where the run has none with rows.
+        day: The partition.
         metadata: Plots, tables and links.
     """
-    if day is not None:
-        context.add_asset_metadata(metadata, partition_key=day if config.is_daily else None)
+    context.add_asset_metadata(metadata, partition_key=day if config.is_daily else None)
 
 
 def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
@@ -78,9 +77,9 @@ def column_schema(schema: pa.Schema, described: Mapping[str, str | None] | None 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMetadataValue:
     """Makes a Markdown table, or the word none."""
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
-    head = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    return dg.MetadataValue.md("\n".join(head + lines) if lines else "none")
+    from ae_pipeline.reports.markdown import markdown_table
+
+    return dg.MetadataValue.md(markdown_table(heads, rows))
 
 
 def plot(chart: "Chart") -> dg.MarkdownMetadataValue:

@@ -165,20 +165,21 @@ def train_challenger(
             },
             "window.json",
         )
-        place = paths.features(window.days[-1]).parent.as_uri()
-        run.log_data(config.dataset, window.fingerprint, place, bundle.facts["rows"], bundle)
-        charts = training_charts(bundle, thin(reference, _DRAWN_ROWS, seed=0), thin(unseen, _DRAWN_ROWS, seed=0))
-        for chart in charts:
-            run.log_picture(drawn(chart), f"{chart.name}.png")
         version = run.register(bundle)
         # Within the run: a version without a verdict is what one that was cut short has left.
         broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
         figures = {name.removeprefix("gate."): value for name, value in _figures((*verdicts, compatible)).items()}
         gate = "passed" if is_promoted(compared) else f"rejected: {broken}"
         tags = {_LATENTS: compatible.words, FIGURES_TAG: json.dumps(figures), GATE_TAG: gate}
-        card = model_card(bundle, version.version, (*verdicts, compatible), gate, links)
-        run.describe(version, head_of(card), card)
         tracker.tag_version(config.dataset, version.version, tags)
+        # From here on nothing of the model is lost, whatever becomes of its description.
+        place = paths.features(window.days[-1]).parent.as_uri()
+        run.log_data(config.dataset, window.fingerprint, place, bundle.facts["rows"], bundle)
+        card = model_card(bundle, version.version, (*verdicts, compatible), gate, unseen.height, links)
+        run.describe(version, head_of(card), card)
+        charts = training_charts(bundle, thin(reference, _DRAWN_ROWS, seed=0), thin(unseen, _DRAWN_ROWS, seed=0))
+        for chart in charts:
+            run.log_picture(drawn(chart), f"{chart.name}.png")
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
     folder = tracker.bundle_folder(version)
     return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder, charts, card)

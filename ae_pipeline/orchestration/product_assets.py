@@ -41,7 +41,7 @@ _PICTURES, _PICTURE_HEIGHT, _PICTURE_BYTES = 5, 96, 45_000
 """How many rows the materialization shows, how high in pixels, and how long all their addresses may be."""
 
 _PLOTTED, _TOLD_ROWS = {"scores", "latents"}, 10
-"""Charts and strangest rows of the newest day that the materialization shows."""
+"""Charts of the newest day and strangest rows of the run that the materialization shows."""
 
 _FEW_ROWS = 30
 """Fewer say nothing of how widely latents vary."""
@@ -58,7 +58,6 @@ def latent_features(config: PipelineConfig) -> Body:
         from ae_pipeline.latents.read import latents_of, published_days, rows_published, scores_of
         from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.promotion import calibration_holds, latents_not_collapsed
-        from ae_pipeline.reports.view import map_of_day
         from ae_pipeline.storage import read_facts
 
         workspace, paths, days = workspace_of(context), paths_of(context, config), set(days_of(context))
@@ -85,9 +84,6 @@ def latent_features(config: PipelineConfig) -> Body:
         for day in asked:
             uri = place.address(day.path or "")
             tell_partition(context, config, day.day, day.key, uri, rows=day.rows, rows_flagged=day.flagged)
-        newest = max((day.day for day in asked if day.rows), default=None)
-        if newest:
-            tell_newest(context, config, newest, {"latents_plot": plot(map_of_day(newest, published, paths, bundle))})
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
@@ -163,16 +159,21 @@ def anomaly_report(config: PipelineConfig) -> Body:
             file = paths.reports / "days" / f"{day.day}.parquet"
             uri = file.as_uri()
             tell_partition(context, config, day.day, day.content_hash, uri, rows=day.rows, rows_flagged=day.flagged)
-        strangest = [(row.row_id, f"{row.score:.1f}", f"{row.p_value:.2g}", row.because) for row in report.strangest]
+        strangest = [
+            (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.because)
+            for row in report.strangest[:_TOLD_ROWS]
+        ]
+        heads = ["row", "event time", "score", "p-value", "because"]
         tell_newest(
             context,
             config,
-            report.newest,
+            report.newest or days[-1],
             {
                 **({"verdict": _verdict_in_words(report.verdict)} if report.verdict else {}),
                 **({"day": dg.MetadataValue.url(workspace.page_of_file(report.day_page))} if report.day_page else {}),
                 **{f"{chart.name}_plot": plot(chart) for chart in report.charts if chart.name in _PLOTTED},
-                "strangest_rows": table(["row", "score", "p-value", "because"], strangest[:_TOLD_ROWS]),
+                "strangest_rows_of_run": table(heads, strangest),
+                **({"pictures": _pictures(report.gallery)} if report.gallery else {}),
             },
         )
         but = " that are not known anomalies" if report.labels else ""
@@ -190,7 +191,6 @@ def anomaly_report(config: PipelineConfig) -> Body:
                 "rows_scored": report.rows,
                 "rows_flagged": report.flagged,
                 **(_measured(report.labels) if report.labels else {}),
-                **({"pictures": _pictures(report.gallery)} if report.gallery else {}),
             },
             data_version=joint_version(day.content_hash for day in report.days),
             check_results=[
@@ -219,7 +219,9 @@ def anomaly_report(config: PipelineConfig) -> Body:
 
 
 def _verdict_in_words(verdict: "Verdict") -> dg.MarkdownMetadataValue:
-    lines = [f"**{verdict.day}: {verdict.words}**", *(f"- {each.words}" for each in verdict.deviations)]
+    from ae_pipeline.reports.markdown import escaped
+
+    lines = [f"**{verdict.day}**: {escaped(verdict.words)}", *(f"- {escaped(d.words)}" for d in verdict.deviations)]
     return dg.MetadataValue.md("\n".join(lines))
 
 
@@ -254,6 +256,7 @@ def _measured(labels: "Labels") -> dict[str, float]:
 
 def _pictures(gallery: "Gallery") -> dg.MarkdownMetadataValue:
     """Shows the strangest rows, as many as fit beside the rest of an event."""
+    from ae_pipeline.reports.markdown import Markdown, escaped
     from ae_pipeline.reports.pictures import as_address
 
     left, rows = _PICTURE_BYTES, []
@@ -262,5 +265,5 @@ def _pictures(gallery: "Gallery") -> dg.MarkdownMetadataValue:
         left -= len(address)
         if left < 0:
             break
-        rows.append((panel.row_id, f"{panel.score:.1f}", f"![of {panel.row_id}]({address})"))
+        rows.append((panel.row_id, f"{panel.score:.1f}", Markdown(f"![of {escaped(panel.row_id)}]({address})")))
     return table(["row", "score", f"{gallery.noun}, reconstruction, residual map"], rows)

@@ -63,13 +63,12 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def page_of_file(self, path: Path) -> str:
         """Gives the address of a file of the data folder, which a browser may open from another page."""
-        place = path.resolve().relative_to(Path(self.data_folder).resolve())
+        place = path.relative_to(Path(self.data_folder).resolve())  # as `paths` gives it; folders may be links
         return f"{self.data_url.rstrip('/')}/{quote(place.as_posix())}"
 
     @property
     def _mlflow(self) -> str:
-        server = self.tracking_uri if (self.tracking_uri or "").startswith("http") else None
-        return (self.mlflow_url or server or MLFLOW_URL).rstrip("/")
+        return (self.mlflow_url or self.tracker().web_url or MLFLOW_URL).rstrip("/")
 
     @contextmanager
     def locked(self, dataset: str, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:

@@ -52,7 +52,7 @@ class Report:
         known_flagged: Flagged ones among these.
         newest: The newest day of this run that has rows, None where none has.
         day_page: Its page, None where it has none.
-        verdict: On it.
+        verdict: On it; where there is none on the newest day of the table.
         charts: Of it.
         strangest: Highest scores over the days of this run.
         labels: Scores of all days against the labels, None without a label.
@@ -152,7 +152,7 @@ def build_report(
         known_flagged=sum(day.known_flagged for day in built),
         newest=newest,
         day_page=own if newest and (own := published.page_of(newest)).exists() else None,
-        verdict=shown.verdict if same else published.verdict(newest) if newest else None,
+        verdict=published.verdict(newest) if newest and not same else shown.verdict,
         charts=shown.charts if same else published.charts(newest) if newest else (),
         strangest=tuple(as_rows(of_run.head(config.alerts.report_rows))),
         labels=labels,

@@ -179,7 +179,6 @@ def latent_chart(
 
     own, others = shown_rows(rows), shown_rows(reference)
     x, y = (alt.X("x:Q", title="widest direction, spreads"), alt.Y("y:Q", title="second one"))
-    below = alt.Chart(data(points(others))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
     above = (
         alt.Chart(data(points(own)))
         .mark_point(filled=True)
@@ -196,6 +195,9 @@ def latent_chart(
         f"{own.height:,} rows of {day}, coloured by score, flagged ones as triangles, over {others.height:,} ordinary "
         f"rows of {whose} in grey. The axes are the model's and stay the same from day to day."
     )
+    if not others.height:  # an axis of no value has no end
+        return _chart("latents", "Latent space", words, above, data)
+    below = alt.Chart(data(points(others))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
     return _chart("latents", "Latent space", words, below + above, data)
 
 

@@ -62,7 +62,7 @@ def _ordinary(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl
     marks = [LABEL] if LABEL in features.collect_schema() else []
     if day.day == ALL_ROWS:
         try:
-            known = bundle.window.rows("calibration", paths, ["row_id", *marks])
+            known = bundle.window.rows("calibration", paths, ["row_id", *marks], most=2 * REFERENCE_ROWS)
         except TrainingError:  # none is left of these rows
             return rows.clear()
     elif marks:

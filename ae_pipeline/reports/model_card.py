@@ -11,6 +11,7 @@ import polars as pl
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.preprocessing.window import GATE, PARTS
 from ae_pipeline.reports.charts import Chart, calibration_chart, latent_chart, loss_chart, score_chart
+from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage import ALL_ROWS
 
@@ -52,7 +53,12 @@ def _scored(bundle: ModelBundle, features: pl.DataFrame) -> pl.DataFrame:
 
 
 def model_card(
-    bundle: ModelBundle, version: int, verdicts: Sequence["Verdict"], gate: str, links: Mapping[str, str]
+    bundle: ModelBundle,
+    version: int,
+    verdicts: Sequence["Verdict"],
+    gate: str,
+    gate_rows: int,
+    links: Mapping[str, str],
 ) -> str:
     """Tells what a model is, what it has learnt from, how good it is, and what it is not for.
 
@@ -61,13 +67,14 @@ def model_card(
         version: As which it is registered.
         verdicts: Of the gate, and of the latents.
         gate: What they came to.
+        gate_rows: Rows that they rest on.
         links: Where to look further: addresses by what is there.
     """
     config, window, facts = bundle.config, bundle.window, bundle.facts
+    counts = {**facts["rows"], GATE: gate_rows}
     parts = {
-        part: {"days": days, "rows": facts["rows"].get(part)}
+        part: {"days": [day for day in getattr(window, part) if day != ALL_ROWS], "rows": counts[part]}
         for part in (*PARTS, GATE)
-        if (days := [day for day in getattr(window, part) if day != ALL_ROWS]) or part in facts["rows"]
     }
     return _template().render(
         config=config,
@@ -97,13 +104,13 @@ def head_of(card: str) -> str:
 def _by_type(bundle: ModelBundle) -> dict[str, str]:
     columns = sorted(bundle.encoder.columns, key=lambda column: str(column.type))
     return {
-        str(kind): _named([f"`{column.name}`" for column in some])
+        str(kind): _named([escaped(column.name) for column in some])
         for kind, some in groupby(columns, key=lambda column: column.type)
     }
 
 
 def _left_out(bundle: ModelBundle) -> dict[str, list[str]]:
-    return by_reason({f"`{entry.column}`": entry.reason for entry in bundle.encoder.left_out})
+    return by_reason({escaped(entry.column): entry.reason for entry in bundle.encoder.left_out})
 
 
 def _named(names: Sequence[str]) -> str:
@@ -114,11 +121,16 @@ def _named(names: Sequence[str]) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ae_pipeline", "reports"),
-        autoescape=False,  # noqa: S701 (Markdown; who shows it makes it safe)
+        autoescape=False,  # noqa: S701 (Markdown, whose values are escaped as such)
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    told: dict[str, Any] = {"count": "{:,}".format, "short": "{:.4g}".format, "percent": "{:.3%}".format}
+    told: dict[str, Any] = {
+        "shown": escaped,
+        "count": "{:,}".format,
+        "short": "{:.4g}".format,
+        "percent": "{:.3%}".format,
+    }
     environment.filters |= told
     return environment.get_template("model_card.md.j2")

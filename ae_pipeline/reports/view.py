@@ -50,7 +50,7 @@ class Shown:
         model: Version, since when it serves, up to when it has learnt, and how many days before the day that is.
         drift_words: In few words, and in more.
         rejected: Rows in quarantine of the files that the day's rows came from.
-        unused: Landed files that cannot be used, or of which no row can.
+        unused: How many of all landed files give no row, and how many stand in for a newer version that cannot be used.
         strangest: Rows that are listed.
         groups: Of them, those that are explained.
         group_of: Place of each row's group from 1, as text, by row_id.
@@ -66,7 +66,7 @@ class Shown:
     model: Mapping[str, Any]
     drift_words: tuple[str, str]
     rejected: int
-    unused: int
+    unused: tuple[int, int]
     strangest: Sequence[RankedRow]
     groups: Sequence[Group]
     group_of: Mapping[str, str]
@@ -145,7 +145,7 @@ class Published:
         later = [path.stem for path in self.paths.features("_").parent.glob("*.parquet") if path.stem > day]
         if not (empty := sorted(one for one in later if read_facts(self.paths.features(one)).get("rows") == "0")):
             return verdict
-        none_came = f"no row has come for {' and '.join(empty[-2:])}"
+        none_came = f"no row has come for {empty[0]}" + (f" to {empty[-1]}" if len(empty) > 1 else "")
         words = f"{verdict.words}; {none_came}" if verdict.is_wrong else f"{none_came}; on {day} {verdict.words}"
         return replace(verdict, is_wrong=True, words=words)
 
@@ -177,7 +177,10 @@ class Published:
             self._model(day),
             self._drift_words(day),
             self._rejected(day),
-            sum(bool(entry.refused) or not entry.days for entry in self._landed),
+            (
+                sum(not entry.days for entry in self._landed),
+                sum(bool(entry.refused and entry.days) for entry in self._landed),
+            ),
             strangest,
             groups,
             group_of,
@@ -291,12 +294,6 @@ class Published:
             days = [self.files[other] for other in self.bundle.window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")
-
-
-def map_of_day(day: str, files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> Chart:
-    """Shows a published day's rows over ordinary ones in the latent space."""
-    rows = published_day(files[day], paths, columns_of(bundle))
-    return latent_chart(rows, reference_rows(files, paths, bundle), bundle, _named(day))
 
 
 def _named(day: str) -> str:

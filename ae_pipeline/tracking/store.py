@@ -64,6 +64,14 @@ class Tracker:
         self.is_remote = uri is not None and not re.match("(sqlite|mysql|postgresql|mssql)", uri)
         self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
 
+    @property
+    def web_url(self) -> str | None:
+        """Where a server elsewhere shows its UI, without the password that its address may bear; None where unknown."""
+        parsed = urlparse(self.uri)
+        if parsed.scheme not in {"http", "https"}:
+            return None
+        return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
     @cached_property
     def client(self) -> MlflowClient:
         """The client; opening a fresh sqlite store from several processes at once would corrupt it, hence the lock."""
@@ -86,6 +94,8 @@ class Tracker:
         with FileLock(self.root / ".mlflow.lock"):
             found = client.get_experiment_by_name(dataset)
             if found is not None:
+                if not found.tags.keys() & _KIND.keys():  # made before it had one
+                    client.set_experiment_tag(found.experiment_id, *next(iter(_KIND.items())))
                 return str(found.experiment_id)
             # A tracking server elsewhere keeps artifacts where it chooses; only there can others read them.
             local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None

@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunS
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
+from mlflow.utils.validation import MAX_DATASET_SCHEMA_SIZE
 
 import ae_pipeline
 from ae_pipeline.bundle import ModelBundle
@@ -109,8 +110,8 @@ class TrainingRun:
         profile = json.dumps(
             {"num_rows": sum(rows.values()), **{f"{part}_rows": count for part, count in rows.items()}}
         )
-        # The store takes no longer ones; what is cut off here stands in window.json.
-        data = Dataset(name, digest[:36], "local", json.dumps({"uri": place}), schema[:65_000], profile)
+        told = schema if len(schema) <= MAX_DATASET_SCHEMA_SIZE else None  # the signature has it too
+        data = Dataset(name, digest[:36], "local", json.dumps({"uri": place}), told, profile)
         self.tracker.client.log_inputs(
             self.run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
         )
