@@ -180,7 +180,7 @@ class TestPage:
         assert f"the tallest bar is {max(by_day['flagged'])} rows" in page
         assert f"a score of {planted.bundle.calibration.threshold:.2f} nats" in page
         assert "version 3, MLflow run run-of-mlflow" in page
-        bodies = re.findall(r'<tbody id="row-\d+" data-score="([^"]+)" data-row="([^"]*)"', report.page.read_text())
+        bodies = re.findall(r'<tbody id="row-\w+" data-score="([^"]+)" data-row="([^"]*)"', report.page.read_text())
         assert [(float(score), html.unescape(name)) for score, name in bodies] == [
             (row.score, row.row_id) for row in report.strangest
         ]
