@@ -39,7 +39,7 @@ def main() -> int:
         here = workspace.model_copy(update={"dagster_url": dagster, "mlflow_url": mlflow, "data_url": data})
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         graph = _page(browser, f"{dagster}/locations/ae_pipeline/asset-groups/{DATASET}/lineage", 2300, 560)
-        _keep(graph, "asset_graph.png", {"x": 250, "y": 170, "width": 1960, "height": 330})  # without the menus
+        _keep(graph, "asset_graph.png", {"x": 300, "y": 190, "width": 1950, "height": 290})  # without the menus
         asset = _page(browser, f"{dagster}/assets/{DATASET}/autoencoder?view=overview", 1500, 1000)
         asset.get_by_text("[Show Markdown]").nth(1).click()
         _keep(asset, "asset.png")

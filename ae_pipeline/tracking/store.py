@@ -26,9 +26,6 @@ from ae_pipeline.tracking.training_run import TrainingRun
 _PLACE = "place"
 """Tag of a run: where it trained."""
 
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment: MLflow's UI opens it as model training, and not as GenAI."""
-
 _DOWNLOADED = 4
 """Bundles of a model on a tracking server elsewhere that are kept here."""
 
@@ -94,12 +91,10 @@ class Tracker:
         with FileLock(self.root / ".mlflow.lock"):
             found = client.get_experiment_by_name(dataset)
             if found is not None:
-                if not found.tags.keys() & _KIND.keys():  # made before it had one
-                    client.set_experiment_tag(found.experiment_id, *next(iter(_KIND.items())))
                 return str(found.experiment_id)
             # A tracking server elsewhere keeps artifacts where it chooses; only there can others read them.
             local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None
-            return str(client.create_experiment(dataset, artifact_location=local, tags=_KIND))
+            return str(client.create_experiment(dataset, artifact_location=local))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], place: str = "") -> Iterator[TrainingRun]:
