@@ -230,11 +230,12 @@ class Published:
         if not drift.is_judged:
             return "not known", "too few rows to hold the day against the training window"
         where = (
-            "" if drift.is_after else "; the model has learnt from this day, so that only its columns were looked at"
+            "" if drift.is_after else "; the model has learnt from this day, and only columns are compared on such days"
         )
         if drift.effects:
             count = len(drift.effects)
-            return "drifted", f"{count} {'figure' if count == 1 else 'figures'} beyond their thresholds{where}"
+            noun = "column" if all(effect.part == Part.COLUMN for effect in drift.effects) else "figure"
+            return "drifted", f"{count} {noun if count == 1 else f'{noun}s'} beyond the threshold{where}"
         return "like the training window", f"no column, latent or score beyond its threshold{where}"
 
     @cached_property
