@@ -136,9 +136,8 @@ def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
 def _measured(
     day: str, identity: str, found: PublishedDay, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
 ) -> pl.DataFrame:
-    rows = pl.read_parquet(
-        paths.features(day), columns=[name for name in bundle.columns if name in _columns(day, paths)]
-    )
+    there = pl.read_parquet_schema(paths.features(day)).keys()  # once: of wide rows it takes long to read
+    rows = pl.read_parquet(paths.features(day), columns=[name for name in bundle.columns if name in there])
     is_after = day > bundle.window.days[-1]
     effects: list[Effect] = []
     if rows.height >= config.drift.min_rows:
@@ -157,7 +156,3 @@ def _measured(
         for effect in effects
     ]
     return pl.DataFrame(told, schema=_SCHEMA)
-
-
-def _columns(day: str, paths: DatasetPaths) -> set[str]:
-    return set(pl.read_parquet_schema(paths.features(day)))
