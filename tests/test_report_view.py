@@ -17,11 +17,12 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import day_page
 from ae_pipeline.reports.charts import calibration_chart, score_chart
+from ae_pipeline.reports.deviations import Deviation
 from ae_pipeline.reports.drifted import DriftedDay, drifting_days, read_all_days, read_drift
 from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
 from ae_pipeline.reports.ranking import RankedRow, ReportDay
-from ae_pipeline.reports.verdict import Deviation, deviations_of, judge_day
+from ae_pipeline.reports.verdict import judge_day
 from ae_pipeline.reports.view import most_worth_a_look
 
 
@@ -79,13 +80,27 @@ class TestVerdict:
         [
             (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
             (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
-            (entry(1000), {}, (Deviation(("x",), "x is odd"),), "the day as a whole is unlike the training window"),
+            (entry(1000), {}, (Deviation(("x",), "x is odd"),), "x is odd"),
+            (
+                entry(1000, 30),
+                {},
+                tuple(Deviation((name,), f"{name} is odd") for name in "xyz"),
+                "30 rows are flagged, 30 times the budget; x is odd, and the day is unusual in 2 more ways",
+            ),
         ],
     )
     def test_whatever_is_wrong_is_said(self, given, before, deviations, words):
         found = judge_day(given, before, None, deviations, 0.001)
         assert found.is_wrong
         assert found.words == words
+
+    def test_a_day_that_is_unusual_without_an_unusual_row_is_said_to_be_so(self):
+        odd = (Deviation(("x",), "x is odd"),)
+        assert judge_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
+            "The day as a whole is unusual, not single rows: 2 of 1,000 are flagged, and the budget has 1.0."
+        )
+        assert not judge_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
+        assert not judge_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
 
     def test_known_anomalies_are_none_of_what_the_budget_is_for(self):
         assert not judge_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
@@ -95,35 +110,6 @@ class TestVerdict:
         assert judge_day(entry(10), two, None, (), 0.001).usual_rows == 1000
         assert judge_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
 
-    def test_columns_that_lack_their_values_together_are_one_deviation(self, fitted, bundle):
-        day = fitted.features(fitted.days[-1])
-        hit = pl.int_range(pl.len()) < 30
-        gone = day.with_columns(
-            load=pl.when(hit).then(None).otherwise("load"), power=pl.when(hit).then(None).otherwise("power")
-        )
-        effects = tuple(
-            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
-            for name in ("load", "power")
-        )
-        drift = DriftedDay("2024-02-09", True, 60, effects, True)
-        (found,) = deviations_of(drift, gone, bundle, fitted.config.drift)
-        assert set(found.columns) == {"load", "power"}
-        assert found.rows == 30
-        assert found.words.startswith("load and power are missing in 30 rows, 50%, usually 0.0%")
-
-    def test_columns_that_lack_their_values_in_different_rows_are_told_apart(self, fitted, bundle):
-        place = pl.int_range(pl.len())
-        gone = fitted.features(fitted.days[-1]).with_columns(
-            load=pl.when(place < 30).then(None).otherwise("load"),
-            power=pl.when(place >= 30).then(None).otherwise("power"),
-        )
-        effects = tuple(
-            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
-            for name in ("load", "power")
-        )
-        found = deviations_of(DriftedDay("d", True, 60, effects, True), gone, bundle, fitted.config.drift)
-        assert [(each.columns, each.rows) for each in found] == [(("load",), 30), (("power",), 30)]
-
     def test_a_day_of_which_only_the_scores_have_drifted_is_wrong_too(self):
         effect = Effect(
             part=Part.SCORE, name="score", psi=2.0, is_drift=True, words="stability index 2.00, at most 0.5"
@@ -131,16 +117,6 @@ class TestVerdict:
         found = judge_day(entry(1000), {}, DriftedDay("2024-03-01", True, 1000, (effect,), True), (), 0.001)
         assert found.is_wrong
         assert "score: stability index 2.00" in found.words
-
-    def test_numbers_are_told_beside_what_is_usual(self, fitted, bundle):
-        day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
-        effect = Effect(
-            part=Part.COLUMN, name="load", psi=3.0, is_drift=True, words="stability index 3.00, at most 0.5"
-        )
-        drift = DriftedDay("2024-02-09", True, 60, (effect,), True)
-        (found,) = deviations_of(drift, day, bundle, fitted.config.drift)
-        usual = next(known for known in bundle.reference if known.name == "load").quantiles[49]
-        assert found.words == f"load is 77 in the middle, usually {usual:.4g} (stability index 3.00, at most 0.5)"
 
 
 class TestMap:
@@ -221,7 +197,7 @@ class TestDays:
         _, days, built = report
         text = Text(built.page.read_text()).text
         assert f"{days[4]}" in text
-        assert "load is missing in 40 rows, 67%, usually 0.0%" in text
+        assert "67% of rows (40) lack load, usually 0.0%" in text
 
     def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
         dataset, days, _ = report
@@ -230,8 +206,7 @@ class TestDays:
         reported(dataset, [days[4]])
         page = pages / f"{days[4]}.html"
         before = Text(page.read_text()).text
-        assert "the day as a whole is unlike the training window" in before
-        assert "load is missing in 40 rows" in before
+        assert "67% of rows (40) lack load, usually 0.0%" in before
         rewrite_day(dataset, days[4], dataset.features(days[4]).with_columns(load=pl.lit(0.1)))
         published(dataset, days)
         again = Text(reported(dataset, days).page.read_text()).text

@@ -175,7 +175,8 @@ class TestPage:
         page = Text(report.page.read_text()).text
         assert f"sensors: {flagged} of {rows} rows flagged" in page
         assert (
-            f"{100 * flagged / rows:.2f} % of the rows, against a budget of 1.00 %, which means about\n3 alerts" in page
+            f"{flagged / rows:.2%} of the rows are flagged, against a budget of 1.00%, which means about\n3 alerts"
+            in page
         )
         assert f"the tallest bar is {max(by_day['flagged'])} rows" in page
         assert f"a score of {planted.bundle.calibration.threshold:.2f} nats" in page
@@ -187,7 +188,7 @@ class TestPage:
 
     def test_the_summary_says_what_stands_behind_the_scores(self, planted, report):
         summary = json.loads(report.summary.read_text())
-        assert summary["format"] == 2
+        assert summary["format"] == 3
         jsonschema.validate(summary, json.loads(report.summary.with_name("summary.schema.json").read_text()))
         assert (summary["model_version"], summary["latent_space"], summary["budget"]) == (
             3,

@@ -221,8 +221,10 @@ def anomaly_report(config: PipelineConfig) -> Body:
 def _verdict_in_words(verdict: "Verdict") -> dg.MarkdownMetadataValue:
     from ae_pipeline.reports.markdown import escaped
 
-    lines = [f"**{verdict.day}**: {escaped(verdict.words)}", *(f"- {escaped(d.words)}" for d in verdict.deviations)]
-    return dg.MetadataValue.md("\n".join(lines))
+    first, rest = verdict.deviations[:1], verdict.deviations[1:]
+    also = [*(split for each in first for split in each.splits), *(each.words for each in rest)]
+    lines = [f"**{verdict.day}**: {escaped(verdict.words)}", escaped(verdict.aside), *(f"- {escaped(w)}" for w in also)]
+    return dg.MetadataValue.md("\n".join(line for line in lines if line))
 
 
 def _drift_in_words(after: Sequence["DriftedDay"], asked: Sequence["DriftedDay"]) -> str:

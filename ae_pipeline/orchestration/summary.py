@@ -54,7 +54,8 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines += ["", "The ten strangest rows:"]
         for place, row in enumerate(summary["strangest"][:10], 1):
             lines.append(f"{place:>3}. {row['row_id']}  (score {row['score']:.1f})")
-            lines.append(f"     {row['because'] or 'within the budget, not flagged'}")
+            unmarked = "" if row["is_anomaly"] or row["is_discovery"] else "not flagged; most unusual: "
+            lines.append(f"     {unmarked}{row['because']}")
     lines += [
         "",
         "Next: `make ui` opens the asset graph and the MLflow runs; open the report in a browser; read the table with",

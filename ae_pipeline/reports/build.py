@@ -1,7 +1,6 @@
 """The anomaly report: ranked rows of each day with explanations, and one page and one JSON file over all days."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,7 +133,9 @@ def build_report(
     write_text(paths.reports / "summary.json", summary.text())
     write_text(paths.reports / "summary.schema.json", schema_text())
     operations = render_operations(paths, config.drift.min_rows)
-    write_text(page, render_page(summary.model_dump(), shown, published.index(page), labels, gallery, operations))
+    features = published.features_of(published.newest, page)
+    index = published.index(page)
+    write_text(page, render_page(summary.model_dump(), shown, index, labels, gallery, features, operations))
     unfinished.unlink()
     newest = max((day.day for day in built if day.rows), default=None)
     asked = pl.col("event_time").dt.date().cast(pl.String).is_in([day.day for day in built])
@@ -208,7 +209,8 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
         return None
     rows = tuple(as_rows(ranked_day(day, paths).head(published.config.alerts.report_rows)))
     shown = published.show(day, rows, page)
-    write_text(page, render_day(paths.dataset, shown, os.path.relpath(paths.features(day), page.parent), labels))
+    alerts = (published.bundle.config.alerts.budget, published.config.alerts.false_discovery_rate)
+    write_text(page, render_day(paths.dataset, shown, published.features_of(day, page), labels, *alerts))
     return page
 
 

@@ -230,21 +230,24 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
         for row in told.filter(pl.col("name").is_in(names.implode())).iter_rows(named=True)
     ]
     scale = alt.Scale(domain=[0, 1, 2], range=["#88888822", "#f0a04b", "#b3261e"], clamp=True)
+    capped = alt.Legend(values=[0, 1, 2], labelExpr="datum.value == 2 ? '2 or more' : datum.label")
     chart = (
         alt.Chart(data(values))
         .mark_rect()
         .encode(
-            x=alt.X("day:O", title=None, axis=alt.Axis(labelOverlap=True)),
+            x=alt.X(
+                "day:T", timeUnit="utcyearmonthdate", title=None, axis=alt.Axis(format="%-d %b", labelOverlap=True)
+            ),
             y=alt.Y("column:N", title=None, sort=names.to_list()),
-            color=alt.Color("times:Q", title="× threshold", scale=scale),
-            tooltip=["day:O", "column:N", "times:Q", "words:N"],
+            color=alt.Color("times:Q", title="× threshold", scale=scale, legend=capped),
+            tooltip=[alt.Tooltip("day:T", format="%Y-%m-%d"), "column:N", "times:Q", "words:N"],
         )
     )
     words = (
-        "How far each column of each day is from the training window, in times of the threshold that it is farthest "
-        "beyond or comes nearest to: from 1 on it counts as drifted."
+        f"How far each column is from the days that the model learnt from, up to {days[-1]}, in times of the "
+        "threshold that it is farthest beyond or comes nearest to: from 1 on it counts as drifted."
     )
-    return _chart("drift", "Columns beside the training window", words, chart, data)
+    return _chart("drift", "Drift of the columns", words, chart, data)
 
 
 _CALIBRATED = "calibration"

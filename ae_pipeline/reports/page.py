@@ -34,6 +34,7 @@ def render_page(
     index: Sequence[Mapping[str, Any]],
     labels: Labels | None,
     gallery: Gallery | None,
+    features: str,
     operations: str = "",
 ) -> str:
     """Gives the page over all days as HTML.
@@ -44,6 +45,7 @@ def render_page(
         index: All days.
         labels: Scores against labels, where there are any.
         gallery: Pictures, where rows are images.
+        features: Where those of the verdict's day are, beside the page.
         operations: Of `render_operations`.
     """
     return _render(
@@ -57,12 +59,17 @@ def render_page(
         highest=max([1, *(entry["flagged"] for entry in index[-_YEAR:])]),
         share=summary["flagged"] / max(summary["rows"], 1),
         left_out=by_reason(summary["columns_left_out"]),
+        features=features,
+        budget=summary["budget"],
+        rate=summary["false_discovery_rate"],
         space=(_PICTURE_WIDTH, _PICTURE_HEIGHT),
         operations=markupsafe.Markup(operations),  # noqa: S704 (our own template has made it)
     )
 
 
-def render_day(dataset: str, shown: Shown, features: str, labels: Labels | None) -> str:
+def render_day(
+    dataset: str, shown: Shown, features: str, labels: Labels | None, budget: float, rate: float | None
+) -> str:
     """Gives the page of one day as HTML.
 
     Args:
@@ -70,8 +77,11 @@ def render_day(dataset: str, shown: Shown, features: str, labels: Labels | None)
         shown: Verdict of the day, rows, causes and charts.
         features: Where its features are, beside the page.
         labels: Whether rows are known as anomalies or not.
+        budget: That the model was calibrated for.
+        rate: Of false discoveries, where rows are marked by it.
     """
-    return _render("day.html.j2", shown, dataset=dataset, features=features, labels=labels)
+    given = {"dataset": dataset, "features": features, "labels": labels, "budget": budget, "rate": rate}
+    return _render("day.html.j2", shown, **given)
 
 
 def _render(template: str, shown: Shown, **given: Any) -> str:

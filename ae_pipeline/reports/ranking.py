@@ -272,12 +272,13 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
     for draft, own in zip(drafts, marked, strict=True):
         parts: list[list[Contribution]] = [next(explained) if is_marked else [] for is_marked in own]
         ranked = draft.top.with_columns(
-            because=pl.Series([_because(row) for row in parts], dtype=pl.String),
+            because=pl.Series([because(row) for row in parts], dtype=pl.String),
             contributions=pl.Series([[asdict(part) for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )
         write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), draft.facts)
 
 
-def _because(parts: Sequence[Contribution]) -> str:
+def because(parts: Sequence[Contribution]) -> str:
+    """Says in one line what made a row strange: its strongest parts, and those that are rare on their own beside."""
     telling = [part for part in parts if part.surprise >= max(4.6, 0.3 * parts[0].surprise)] or parts[:1]
     return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in telling)

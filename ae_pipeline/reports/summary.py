@@ -33,6 +33,8 @@ class DayDeviation(Section):
     columns: list[str]
     words: str
     rows: int = Field(description="That show it, where they can be told.")
+    where: str = Field(description="SQL condition that finds them in the day's features; empty where none does.")
+    splits: list[str] = Field(description="In which parts of the day's rows most of them lie, in words.")
 
 
 class DayVerdict(Section):
@@ -41,6 +43,7 @@ class DayVerdict(Section):
     day: str
     is_wrong: bool = Field(description="Whether somebody should look.")
     words: str
+    aside: str = Field(description="What else somebody must know to understand the words; may be empty.")
     rows: int
     flagged: int
     known: int = Field(description="Of the flagged rows, known anomalies.")
@@ -87,7 +90,7 @@ class StrangeRow(Section):
 class Summary(Section):
     """Everything that the report says, without the pictures."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     dataset: str
     model_version: int
     mlflow_run: str

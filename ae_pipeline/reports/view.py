@@ -25,18 +25,25 @@ from ae_pipeline.reports.charts import (
     loss_chart,
     score_chart,
 )
+from ae_pipeline.reports.deviations import Deviation, deviations_of
 from ae_pipeline.reports.drifted import DriftedDay
 from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, near, reference_rows
-from ae_pipeline.reports.ranking import RankedRow, ReportDay, is_over_budget
-from ae_pipeline.reports.verdict import Deviation, Verdict, deviations_of, judge_day
+from ae_pipeline.reports.ranking import RankedRow, ReportDay, because, features_of, is_over_budget
+from ae_pipeline.reports.verdict import Verdict, judge_day
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, read_facts
+
+_SOON = dt.timedelta(days=7)
+"""After a day: a model that serves only later has not scored it when it was new."""
 
 _TREND = 30
 """Days of the trend."""
 
 _INDEX = 20
 """Days that the index lists, about."""
+
+_TOLD = 20
+"""Rows that are not flagged and are explained none the less."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,11 @@ class Shown:
         daily: Whether rows have days.
         verdict: Of the day; None where there is none.
         recent: The days up to it: rows, flagged, what the budget would have, whether they are over it.
-        model: Version, since when it serves, up to when it has learnt, and how many days before the day that is.
+        model: Version, since when it serves, whether that is long after the day, up to when it has learnt, and how many
+            days before the day that is.
         drift_words: In few words, and in more.
+        values: Share of the model's values that are there on the day, and in the training window; None where that is
+            not known.
         rejected: Rows in quarantine of the files that the day's rows came from.
         unused: How many of all landed files give no row, and how many stand in for a newer version that cannot be used.
         strangest: Rows that are listed.
@@ -65,6 +75,7 @@ class Shown:
     recent: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
     drift_words: tuple[str, str]
+    values: tuple[float, float] | None
     rejected: int
     unused: tuple[int, int]
     strangest: Sequence[RankedRow]
@@ -117,6 +128,10 @@ class Published:
         """Where the page of a day is, if it has one."""
         return self.paths.reports / "days" / f"{day}.html"
 
+    def features_of(self, day: str | None, page: Path) -> str:
+        """Says where the features of a day are, beside a page; nothing without a day."""
+        return os.path.relpath(self.paths.features(day), page.parent) if day else ""
+
     def deviations(self, day: str) -> tuple[Deviation, ...]:
         """Says how a day as a whole is unlike the training window."""
         drift = self.drift_of.get(day)
@@ -126,6 +141,8 @@ class Published:
         if not columns:
             return ()
         file = pl.scan_parquet(self.paths.features(day), glob=False)
+        # Beside them the time and the categories, which tell where in the day the rows lie that show it.
+        columns |= {known.name for known in self.bundle.reference if known.part == Part.COLUMN and known.is_category}
         there = [name for name in file.collect_schema().names() if name in columns or name == "event_time"]
         features = file.select(there).collect()
         return deviations_of(drift, features, self.bundle, self.config.drift)
@@ -154,8 +171,7 @@ class Published:
         found = []
         for day in sorted(self.entries):
             entry, verdict = self.entries[day], self.verdict(day)
-            told = "; ".join(each.words for each in verdict.deviations)
-            words = f"{verdict.words}{': ' if told else ''}{told}" if verdict.is_wrong else ""
+            words = verdict.words if verdict.is_wrong else ""
             link = os.path.relpath(self.page_of(day), page.parent) if self.page_of(day).exists() else None
             found.append({"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": words, "page": link})
         return found
@@ -176,12 +192,13 @@ class Published:
             self._recent(day),
             self._model(day),
             self._drift_words(day),
+            self._values(day),
             self._rejected(day),
             (
                 sum(not entry.days for entry in self._landed),
                 sum(bool(entry.refused and entry.days) for entry in self._landed),
             ),
-            strangest,
+            self._told(strangest),
             groups,
             group_of,
             self._nearest(strangest),
@@ -213,14 +230,18 @@ class Published:
             if entry.version == self.model_version and entry.change in {Change.PROMOTED, Change.ROLLED_BACK}
         ]
         learnt_to = self.bundle.window.days[-1]
-        behind = None
-        if day and self.config.is_daily and day > learnt_to:
-            behind = (dt.date.fromisoformat(day) - dt.date.fromisoformat(learnt_to)).days
+        since = served[-1].at[:10] if served else None
+        behind, is_later = None, False
+        if day and self.config.is_daily:
+            own = dt.date.fromisoformat(day)
+            behind = (own - dt.date.fromisoformat(learnt_to)).days if day > learnt_to else None
+            is_later = since is not None and dt.date.fromisoformat(since) > own + _SOON
         return {
             "version": self.model_version,
             "learnt_to": learnt_to if learnt_to != ALL_ROWS else "the rows of its training",
             "days_behind": behind,
-            "since": served[-1].at if served else None,
+            "since": since,
+            "is_later": is_later,
         }
 
     def _drift_words(self, day: str | None) -> tuple[str, str]:
@@ -235,8 +256,36 @@ class Published:
         if drift.effects:
             count = len(drift.effects)
             noun = "column" if all(effect.part == Part.COLUMN for effect in drift.effects) else "figure"
-            return "drifted", f"{count} {noun if count == 1 else f'{noun}s'} beyond the threshold{where}"
-        return "like the training window", f"no column, latent or score beyond its threshold{where}"
+            return "drifted", f"{count} {noun if count == 1 else f'{noun}s'} far from the training window{where}"
+        return "none", f"no column, latent or score far from the training window{where}"
+
+    def _values(self, day: str | None) -> tuple[float, float] | None:
+        known = {entry.name: entry.missing for entry in self.bundle.reference if entry.part == Part.COLUMN}
+        if day is None or not known:
+            return None
+        file = pl.scan_parquet(self.paths.features(day), glob=False)
+        there = [name for name in file.collect_schema().names() if name in known]
+        missing = file.select(pl.col(there).null_count(), pl.len().alias("")).collect().row(0)
+        rows = missing[-1]
+        gone = sum(missing[:-1]) + rows * (len(known) - len(there))
+        return 1 - gone / max(rows * len(known), 1), 1 - sum(known.values()) / len(known)
+
+    def _told(self, strangest: Sequence[RankedRow]) -> list[RankedRow]:
+        """Explains the first rows that are not flagged too, which the ranked files do not."""
+        silent = [row for row in strangest if not row.contributions][:_TOLD]
+        by_day: dict[str, list[str]] = {}
+        for row in silent:
+            by_day.setdefault(self._day_of(row), []).append(row.row_id)
+        found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
+        rows = pl.concat([part.select("row_id", *self.bundle.columns) for part in found]) if found else pl.DataFrame()
+        parts = self.bundle.explain(rows.select(self.bundle.columns)) if rows.height else []
+        explained = dict(zip(rows["row_id"], parts, strict=True)) if rows.height else {}
+        return [
+            replace(row, contributions=tuple(told), because=because(told))
+            if (told := explained.get(row.row_id))
+            else row
+            for row in strangest
+        ]
 
     @cached_property
     def _landed(self) -> Collection[LandedFile]:
@@ -260,12 +309,12 @@ class Published:
 
     def _link(self, row: RankedRow, page: Path) -> dict[str, str | bool | None]:
         day = self._day_of(row)
-        own, features = self.page_of(day), self.paths.features(day)
+        own = self.page_of(day)
         there = own.exists() and own != page
         return {
             "day": day,
             "daily": self.config.is_daily,
-            "features": os.path.relpath(features, page.parent),
+            "features": self.features_of(day, page),
             "page": os.path.relpath(own, page.parent) if there else None,
         }
 
@@ -275,23 +324,25 @@ class Published:
         rows = published_day(self.files[day], self.paths, columns_of(bundle))
         name = _named(day)
         charts = [
-            latent_chart(rows, self.reference, bundle, name),
             score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name),
-            self._calibration(day),
+            latent_chart(rows, self.reference, bundle, name),
         ]
-        if epochs := bundle.facts.get("epochs"):
-            charts.append(loss_chart(epochs, bundle.facts["best_epoch"], bundle.loss.unit))
         place = self.paths.reports / "drift.parquet"
         if place.exists():
             effects = pl.read_parquet(place).filter(pl.col("day") <= day)
             charts += [chart] if (chart := drift_chart(effects, self.config.drift)) else []
+        charts.append(self._calibration(day))
+        if epochs := bundle.facts.get("epochs"):
+            charts.append(loss_chart(epochs, bundle.facts["best_epoch"], bundle.loss.unit))
         return charts
 
     def _calibration(self, day: str) -> Chart:
         after = [found for other, found in self.files.items() if self.bundle.window.days[-1] < other <= day]
         whose, days = "after the training window", after[-len(self.bundle.window.calibration) :]
-        if not self.config.is_daily or not days:
-            whose = "of the calibration days themselves" if self.config.is_daily else "of all, also of the training"
+        if not self.config.is_daily:
+            whose, days = "of all, also of the training", list(self.files.values())
+        elif not days:
+            whose = "of the calibration days themselves: near the line by their making. Days after them are the test"
             days = [self.files[other] for other in self.bundle.window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")

@@ -1,0 +1,153 @@
+"""What is said of a day that is unusual as a whole: how, when, in which of its rows."""
+
+import dataclasses
+import datetime as dt
+
+import polars as pl
+import pytest
+
+from ae_pipeline.config import ColumnType
+from ae_pipeline.drift import Effect, Part, describe_columns
+from ae_pipeline.fitting import with_reference
+from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.reports.deviations import deviations_of
+from ae_pipeline.reports.drifted import DriftedDay
+from ae_pipeline.service_config import DriftConfig
+
+
+@pytest.fixture(scope="module")
+def bundle(fitted):
+    """The fitted model with what days are held against."""
+    return with_reference(fitted.bundle, fitted.columns, fitted.paths)
+
+
+class TestColumns:
+    def test_columns_that_lack_their_values_together_are_one_deviation(self, fitted, bundle):
+        day = fitted.features(fitted.days[-1])
+        hit = pl.int_range(pl.len()) < 30
+        gone = day.with_columns(
+            load=pl.when(hit).then(None).otherwise("load"), power=pl.when(hit).then(None).otherwise("power")
+        )
+        effects = tuple(
+            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+            for name in ("load", "power")
+        )
+        drift = DriftedDay("2024-02-09", True, 60, effects, True)
+        (found,) = deviations_of(drift, gone, bundle, fitted.config.drift)
+        assert set(found.columns) == {"load", "power"}
+        assert found.rows == 30
+        assert found.words.startswith("50% of rows (30) lack load and power, usually 0.0%")
+        context = pl.SQLContext(day=gone)
+        hit_ids = context.execute(f"SELECT row_id FROM day WHERE {found.where}", eager=True)["row_id"]
+        assert set(hit_ids) == set(day["row_id"].head(30))
+
+    def test_columns_that_lack_their_values_in_different_rows_are_told_apart(self, fitted, bundle):
+        place = pl.int_range(pl.len())
+        gone = fitted.features(fitted.days[-1]).with_columns(
+            load=pl.when(place < 30).then(None).otherwise("load"),
+            power=pl.when(place >= 30).then(None).otherwise("power"),
+        )
+        effects = tuple(
+            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+            for name in ("load", "power")
+        )
+        found = deviations_of(DriftedDay("d", True, 60, effects, True), gone, bundle, fitted.config.drift)
+        assert [(each.columns, each.rows) for each in found] == [(("load",), 30), (("power",), 30)]
+
+    def test_numbers_are_told_beside_what_is_usual(self, fitted, bundle):
+        day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
+        effect = Effect(
+            part=Part.COLUMN, name="load", psi=3.0, is_drift=True, words="stability index 3.00, at most 0.5"
+        )
+        drift = DriftedDay("2024-02-09", True, 60, (effect,), True)
+        (found,) = deviations_of(drift, day, bundle, fitted.config.drift)
+        usual = next(known for known in bundle.reference if known.name == "load").quantiles[49]
+        assert found.words == f"the median of load is 77, usually {usual:.4g} (stability index 3.00, at most 0.5)"
+
+    def test_a_name_with_quotes_can_be_asked_for(self, bundle):
+        name = 'load "A" in %'
+        window = pl.DataFrame({name: [float(n) for n in range(100)]})
+        known = dataclasses.replace(
+            bundle, reference=describe_columns(window, [FeatureColumn(name, ColumnType.NUMBER)])
+        )
+        day = pl.DataFrame({"row_id": ["a", "b", "c", "d"], name: [None, 1.0, None, None]})
+        (found,) = deviations_of(lacking(name), day, known, DriftConfig())
+        assert pl.SQLContext(day=day).execute(f"SELECT row_id FROM day WHERE {found.where}", eager=True).rows() == [
+            ("a",),
+            ("c",),
+            ("d",),
+        ]
+
+    def test_a_column_that_is_gone_is_said_to_be(self, fitted, bundle):
+        (found,) = deviations_of(lacking("load"), day_rows().drop("load"), bundle, fitted.config.drift)
+        assert found.words == "no row has load, which 0.0% usually lack"
+        assert (found.rows, found.where, found.hours) == (240, "", ())
+
+    @pytest.mark.parametrize(
+        ("modes", "words"),
+        [
+            (["run"] * 90 + ["idle"] * 90 + ["brandnew"] * 60, "brandnew is 25.0% of rows, and is new"),
+            (["run"] * 60 + ["idle"] * 180, "idle is 75.0% of rows, usually"),
+        ],
+    )
+    def test_of_a_category_the_value_is_named_whose_share_changed_the_most(self, fitted, bundle, modes, words):
+        effect = Effect(
+            part=Part.COLUMN, name="mode", psi=1.0, is_drift=True, words="stability index 1.00, at most 0.5"
+        )
+        day = day_rows().with_columns(mode=pl.Series(modes))
+        (found,) = deviations_of(DriftedDay("d", True, 240, (effect,), True), day, bundle, fitted.config.drift)
+        assert words in found.words
+        assert found.words.endswith("(stability index 1.00, at most 0.5)")
+
+
+class TestWhere:
+    @pytest.mark.parametrize(
+        ("hit", "words"),
+        [
+            (pl.col("hour").is_between(6, 14), "nearly every one from 06:00 to 14:59 UTC"),
+            (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), "most of them between 06:00 and 14:59 UTC"),
+            (pl.col("of_hour") < 5, "all over the day"),
+        ],
+    )
+    def test_the_hours_are_told(self, fitted, bundle, hit, words):
+        day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert found.words.endswith(f", {words}")
+        counts = day.group_by("hour").agg(pl.col("load").null_count(), pl.len()).sort("hour")
+        assert found.hours == tuple(counts.select("load", "len").rows())
+
+    def test_hours_without_a_row_are_no_gap(self, fitted, bundle):
+        day = day_rows().filter(~pl.col("hour").is_between(8, 10))
+        day = day.with_columns(load=pl.when(pl.col("hour").is_between(6, 14)).then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert found.words.endswith(", nearly every one from 06:00 to 14:59 UTC")
+        assert found.hours[9] == (0, 0)
+
+    def test_parts_of_the_rows_are_named_that_lack_more_than_their_share(self, fitted, bundle):
+        day = day_rows().with_columns(load=pl.when(pl.col("mode") == "run").then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert found.splits == ("by mode, most of all run 100% (120 of 120)",)
+
+    def test_where_all_parts_lack_the_same_share_none_is_named(self, fitted, bundle):
+        day = day_rows().with_columns(load=pl.when(pl.col("of_hour") < 4).then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert found.splits == ()
+
+
+def day_rows() -> pl.DataFrame:
+    """Ten rows in each hour of a day, in two modes by turns, which goes with neither the hour nor half of it."""
+    rows = pl.DataFrame({"at": range(240)}).with_columns(hour=pl.col("at") // 10, of_hour=pl.col("at") % 10)
+    begin = dt.datetime(2024, 2, 9, tzinfo=dt.UTC)
+    return rows.select(
+        row_id=pl.col("at").cast(pl.String),
+        event_time=begin + pl.duration(hours="hour", minutes=pl.col("of_hour") * 6),
+        load=pl.col("at").cast(pl.Float64),
+        mode=pl.when(pl.col("at") % 2 == 0).then(pl.lit("idle")).otherwise(pl.lit("run")),
+        hour="hour",
+        of_hour="of_hour",
+    )
+
+
+def lacking(name: str) -> DriftedDay:
+    effect = Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+    return DriftedDay("2024-02-09", True, 240, (effect,), True)
