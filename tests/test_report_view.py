@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime as dt
+import html
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,7 @@ from ae_pipeline.drift import Effect, Part
 from ae_pipeline.errors import PublicationError
 from ae_pipeline.fitting import with_reference
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
+from ae_pipeline.journal import Change, Entry, record
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import day_page
 from ae_pipeline.reports.charts import calibration_chart, score_chart
@@ -199,6 +202,55 @@ class TestDays:
         assert f"{days[4]}" in text
         assert "67% of rows (40) lack load, usually 0.0%" in text
 
+    def test_rows_that_are_not_flagged_are_explained_on_pages_and_in_no_file(self, report):
+        dataset, _, built = report
+        ranked = pl.read_parquet(built.alerts)
+        silent = ranked.filter(~pl.col("is_anomaly"))
+        assert silent.height >= 20
+        assert silent["contributions"].list.len().max() == 0
+        told = [row for row in built.strangest if not row.is_anomaly and row.contributions]
+        assert [row.row_id for row in told] == silent["row_id"].head(20).to_list()
+        first = told[0]
+        features = dataset.features(first.event_time.date().isoformat()).filter(pl.col("row_id") == first.row_id)
+        (expected,) = dataset.bundle.explain(features)
+        assert [(part.column, part.actual) for part in first.contributions] == [(p.column, p.actual) for p in expected]
+        assert [part.surprise for part in first.contributions] == pytest.approx([part.surprise for part in expected])
+        text = Text(built.page.read_text()).text
+        assert text.count("not flagged; most unusual: ") == 20
+        assert "Of the rows that are not flagged the strangest 20 are explained." in text
+        assert text.count(first.reason) >= 1
+
+    def test_completeness_counts_rows_and_values(self, report):
+        dataset, days, _ = report
+        page = Text(day_page(days[4], dataset.paths, dataset.bundle, self.config, 3).read_text()).text
+        features = dataset.features(days[4]).select(
+            known.name for known in dataset.bundle.reference if known.part == "column"
+        )
+        there = 1 - features.null_count().sum_horizontal()[0] / (features.height * features.width)
+        assert f"{there:.0%} of values" in page
+        usual = 1 - np.mean([known.missing for known in dataset.bundle.reference if known.part == "column"])
+        assert f"usually {usual:.0%} of the values are there" in page
+
+    def test_the_page_of_a_day_says_when_and_how_to_find_the_rows(self, report):
+        dataset, days, _ = report
+        page = day_page(days[4], dataset.paths, dataset.bundle, self.config, 3)
+        day = dataset.features(days[4])
+        hours = day["event_time"].dt.hour().n_unique()
+        assert page.read_text().count('class="there"') == hours
+        query = re.search(r"SELECT \* FROM '(.+?)' WHERE (.+?)</code>", page.read_text())
+        rows = pl.read_parquet(page.parent / query[1])
+        found = pl.SQLContext(day=rows).execute(f"SELECT row_id FROM day WHERE {html.unescape(query[2])}", eager=True)
+        assert set(found["row_id"]) == set(day.filter(pl.col("load").is_null())["row_id"])
+
+    def test_a_day_that_was_scored_long_after_it_was_new_is_said_to_be(self, report):
+        dataset, days, _ = report
+        assert "in hindsight" not in self._with_model_of(dataset, days[0], f"{days[0]}T12:00:00+00:00")
+        assert "has scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
+
+    def _with_model_of(self, dataset, day: str, at: str) -> str:
+        record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, before=None, who="us", why="tested"))
+        return Text(day_page(day, dataset.paths, dataset.bundle, self.config, 3).read_text()).text
+
     def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
         dataset, days, _ = report
         pages = dataset.paths.reports / "days"
@@ -210,8 +262,8 @@ class TestDays:
         rewrite_day(dataset, days[4], dataset.features(days[4]).with_columns(load=pl.lit(0.1)))
         published(dataset, days)
         again = Text(reported(dataset, days).page.read_text()).text
-        assert "load is missing" not in Text(page.read_text()).text
-        assert "load is missing" not in again
+        assert "lack load" not in Text(page.read_text()).text
+        assert "lack load" not in again
         assert f'href="days/{days[4]}.html"' in (dataset.paths.reports / "report.html").read_text()
 
     def test_a_report_can_be_made_where_no_calibration_day_is_published(self, dataset, bundle):

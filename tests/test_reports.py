@@ -18,7 +18,7 @@ from ae_pipeline.latents.layout import latent_space_name
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import Report, build_report
-from ae_pipeline.reports.ranking import is_over_budget, is_reported
+from ae_pipeline.reports.ranking import as_rows, is_over_budget, is_reported
 from ae_pipeline.storage import read_facts
 
 SCRIPT = "<script>alert(1)</script>"
@@ -114,7 +114,7 @@ class TestRanking:
             assert both[name].equals(both[f"{name}_published"], check_names=False)
 
     def test_flagged_rows_alone_are_explained_by_the_three_columns_most_to_blame_in_their_order(self, report):
-        for row in report.strangest:
+        for row in as_rows(pl.read_parquet(report.alerts)):
             surprises = [part.surprise for part in row.contributions]
             assert len(surprises) == (3 if row.is_anomaly else 0)
             assert bool(row.because) == row.is_anomaly

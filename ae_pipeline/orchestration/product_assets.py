@@ -160,7 +160,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
             uri = file.as_uri()
             tell_partition(context, config, day.day, day.content_hash, uri, rows=day.rows, rows_flagged=day.flagged)
         strangest = [
-            (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.because)
+            (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.reason)
             for row in report.strangest[:_TOLD_ROWS]
         ]
         heads = ["row", "event time", "score", "p-value", "because"]

@@ -155,7 +155,7 @@ def build_report(
         day_page=own if newest and (own := published.page_of(newest)).exists() else None,
         verdict=published.verdict(newest) if newest and not same else shown.verdict,
         charts=shown.charts if same else published.charts(newest) if newest else (),
-        strangest=tuple(as_rows(of_run.head(config.alerts.report_rows))),
+        strangest=published.explained(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
         labels=labels,
         gallery=gallery,
         drift=drift,

@@ -15,7 +15,7 @@ from ae_pipeline.reports.charts import scripts
 from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.view import Shown, most_worth_a_look
+from ae_pipeline.reports.view import MOST_TOLD, Shown, most_worth_a_look
 from ae_pipeline.storage import DatasetPaths, write_text
 
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
@@ -90,7 +90,7 @@ def _render(template: str, shown: Shown, **given: Any) -> str:
     own_text = {name: read.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     # Our own files and a library's, which must not be escaped.
     plain = {name: markupsafe.Markup(text) for name, text in (*own_text.items(), ("vega", _vega(shown)))}  # noqa: S704
-    return _environment().get_template(template).render(**own, **plain, **given)
+    return _environment().get_template(template).render(**own, **plain, most_told=MOST_TOLD, **given)
 
 
 def _vega(shown: Shown) -> str:

@@ -113,7 +113,7 @@ def is_over_budget(rows: int, flagged: int, budget: float) -> bool:
 
 @dataclass(frozen=True)
 class RankedRow:
-    """A row of the report."""
+    """A row of the report; one that is not marked has contributions only where somebody asked for them."""
 
     row_id: str
     event_time: dt.datetime | None
@@ -124,6 +124,13 @@ class RankedRow:
     is_known_anomaly: bool | None
     because: str
     contributions: tuple[Contribution, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why it stands out, and whether that is enough to be flagged."""
+        if self.is_anomaly or self.is_discovery:
+            return self.because
+        return f"not flagged; most unusual: {self.because}" if self.because else "not flagged"
 
 
 def is_reported(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> bool:

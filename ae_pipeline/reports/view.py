@@ -13,6 +13,7 @@ import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
+from ae_pipeline.detector import Contribution
 from ae_pipeline.drift import Part
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.journal import Change, history
@@ -42,7 +43,7 @@ _TREND = 30
 _INDEX = 20
 """Days that the index lists, about."""
 
-_TOLD = 20
+MOST_TOLD = 20
 """Rows that are not flagged and are explained none the less."""
 
 
@@ -118,6 +119,11 @@ class Published:
     def drift_of(self) -> dict[str, DriftedDay]:
         """Days beside the training window, by day."""
         return {day.day: day for day in self.drift}
+
+    @cached_property
+    def _told(self) -> dict[str, tuple[Contribution, ...]]:
+        """Explanations of rows that are not flagged, since several pages list the same ones."""
+        return {}
 
     @cached_property
     def reference(self) -> pl.DataFrame:
@@ -198,7 +204,7 @@ class Published:
                 sum(not entry.days for entry in self._landed),
                 sum(bool(entry.refused and entry.days) for entry in self._landed),
             ),
-            self._told(strangest),
+            self.explained(strangest),
             groups,
             group_of,
             self._nearest(strangest),
@@ -270,22 +276,27 @@ class Published:
         gone = sum(missing[:-1]) + rows * (len(known) - len(there))
         return 1 - gone / max(rows * len(known), 1), 1 - sum(known.values()) / len(known)
 
-    def _told(self, strangest: Sequence[RankedRow]) -> list[RankedRow]:
-        """Explains the first rows that are not flagged too, which the ranked files do not."""
-        silent = [row for row in strangest if not row.contributions][:_TOLD]
+    def explained(self, strangest: Sequence[RankedRow]) -> tuple[RankedRow, ...]:
+        """Explains the first rows that are not flagged too, which the ranked files do not.
+
+        Args:
+            strangest: Ranked rows, those that are flagged explained.
+        """
         by_day: dict[str, list[str]] = {}
-        for row in silent:
-            by_day.setdefault(self._day_of(row), []).append(row.row_id)
-        found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
-        rows = pl.concat([part.select("row_id", *self.bundle.columns) for part in found]) if found else pl.DataFrame()
-        parts = self.bundle.explain(rows.select(self.bundle.columns)) if rows.height else []
-        explained = dict(zip(rows["row_id"], parts, strict=True)) if rows.height else {}
-        return [
-            replace(row, contributions=tuple(told), because=because(told))
-            if (told := explained.get(row.row_id))
+        for row in [row for row in strangest if not row.contributions][:MOST_TOLD]:
+            if row.row_id not in self._told:
+                by_day.setdefault(self._day_of(row), []).append(row.row_id)
+        if by_day:
+            found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
+            rows = pl.concat([part.select("row_id", *self.bundle.columns) for part in found])
+            parts = self.bundle.explain(rows.select(self.bundle.columns))
+            self._told.update(zip(rows["row_id"], map(tuple, parts), strict=True))
+        return tuple(
+            replace(row, contributions=told, because=because(told))
+            if not row.contributions and (told := self._told.get(row.row_id))
             else row
             for row in strangest
-        ]
+        )
 
     @cached_property
     def _landed(self) -> Collection[LandedFile]:
