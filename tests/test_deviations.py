@@ -3,14 +3,16 @@
 import dataclasses
 import datetime as dt
 
+import numpy as np
 import polars as pl
 import pytest
 
+from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import ColumnType
 from ae_pipeline.drift import Effect, Part, describe_columns
 from ae_pipeline.fitting import with_reference
 from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.reports.deviations import deviations_of
+from ae_pipeline.reports.deviations import DETAILED, deviations_of
 from ae_pipeline.reports.drifted import DriftedDay
 from ae_pipeline.service_config import DriftConfig
 
@@ -66,10 +68,7 @@ class TestColumns:
 
     def test_a_name_with_quotes_can_be_asked_for(self, bundle):
         name = 'load "A" in %'
-        window = pl.DataFrame({name: [float(n) for n in range(100)]})
-        known = dataclasses.replace(
-            bundle, reference=describe_columns(window, [FeatureColumn(name, ColumnType.NUMBER)])
-        )
+        known = remembered(bundle, pl.DataFrame({name: [float(n) for n in range(100)]}))
         day = pl.DataFrame({"row_id": ["a", "b", "c", "d"], name: [None, 1.0, None, None]})
         (found,) = deviations_of(lacking(name), day, known, DriftConfig())
         assert pl.SQLContext(day=day).execute(f"SELECT row_id FROM day WHERE {found.where}", eager=True).rows() == [
@@ -78,16 +77,55 @@ class TestColumns:
             ("d",),
         ]
 
-    def test_a_column_that_is_gone_is_said_to_be(self, fitted, bundle):
+    def test_of_a_column_that_is_gone_no_row_has_a_value(self, fitted, bundle):
         (found,) = deviations_of(lacking("load"), day_rows().drop("load"), bundle, fitted.config.drift)
-        assert found.words == "no row has load, which 0.0% usually lack"
-        assert (found.rows, found.where, found.hours) == (240, "", ())
+        assert found.words == "100% of rows (240) lack load, usually 0.0%"
+        assert (found.rows, found.where) == (240, "")
+
+    def test_a_column_that_is_gone_is_apart_from_one_that_lacks_some_values(self, fitted, bundle):
+        day = day_rows().drop("load").with_columns(power=pl.when(pl.col("of_hour") < 5).then(None).otherwise(1.0))
+        found = deviations_of(lacking("load", "power"), day, bundle, fitted.config.drift)
+        assert [(each.columns, each.rows) for each in found] == [(("load",), 240), (("power",), 120)]
+
+    def test_columns_that_usually_lack_different_shares_are_told_apart(self, bundle):
+        window = pl.DataFrame({"a": [float(n) for n in range(100)], "b": [None, 1.0] * 50})
+        known = remembered(bundle, window)
+        day = pl.DataFrame({"a": [None] * 20, "b": [None] * 20}, schema={"a": pl.Float64, "b": pl.Float64})
+        found = deviations_of(lacking("a", "b"), day, known, DriftConfig())
+        assert [each.words for each in found] == [
+            "100% of rows (20) lack a, usually 0.0%",
+            "100% of rows (20) lack b, usually 50.0%",
+        ]
+
+    def test_fewer_missing_values_than_usual_are_told_last_and_as_what_is_there(self, bundle):
+        window = pl.DataFrame({"a": [None, 1.0] * 50, "b": [float(n) for n in range(100)]})
+        day = pl.DataFrame({"a": [1.0] * 16 + [None] * 4, "b": [1.0] * 10 + [None] * 10})
+        fewer = Effect(part=Part.COLUMN, name="a", psi=9.0, missing=-0.3, is_drift=True, words="fewer missing")
+        more = lacking("b").effects
+        drift = DriftedDay("d", True, 20, (fewer, *more), True)
+        first, second = deviations_of(drift, day, remembered(bundle, window), DriftConfig())
+        assert first.columns == ("b",)
+        assert second.words == "80% of rows (16) have a, usually 50.0%"
+        assert (second.rows, second.where, second.splits) == (16, '"a" IS NOT NULL', ())
+
+    def test_of_many_deviations_the_first_ones_are_told_in_detail(self, bundle):
+        names = [f"c{n}" for n in range(DETAILED + 2)]
+        window = pl.DataFrame({name: [float(n) for n in range(100)] for name in names})
+        places = pl.int_range(240)
+        # Each lacks its values in rows of its own.
+        day = day_rows().select(
+            "event_time",
+            *(pl.when(places // 30 == n).then(None).otherwise(1.0).alias(name) for n, name in enumerate(names)),
+        )
+        found = deviations_of(lacking(*names), day, remembered(bundle, window), DriftConfig())
+        assert [bool(each.hours) for each in found] == [True] * DETAILED + [False] * 2
+        assert all(each.where and "UTC" in each.words for each in found)
 
     @pytest.mark.parametrize(
         ("modes", "words"),
         [
-            (["run"] * 90 + ["idle"] * 90 + ["brandnew"] * 60, "brandnew is 25.0% of rows, and is new"),
-            (["run"] * 60 + ["idle"] * 180, "idle is 75.0% of rows, usually"),
+            (["run"] * 90 + ["idle"] * 90 + ["brandnew"] * 60, "brandnew is 25.0% of its values, and is new"),
+            (["run"] * 60 + ["idle"] * 180, "idle is 75.0% of its values, usually"),
         ],
     )
     def test_of_a_category_the_value_is_named_whose_share_changed_the_most(self, fitted, bundle, modes, words):
@@ -104,23 +142,36 @@ class TestWhere:
     @pytest.mark.parametrize(
         ("hit", "words"),
         [
-            (pl.col("hour").is_between(6, 14), "nearly every one from 06:00 to 14:59 UTC"),
-            (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), "most of them between 06:00 and 14:59 UTC"),
-            (pl.col("of_hour") < 5, "all over the day"),
+            (pl.col("hour").is_between(6, 14), ", among them nearly all from 06:00 to 14:59 UTC"),
+            (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), ", most of them from 06:00 to 14:59 UTC"),
+            (pl.col("of_hour") < 5, ", all over the day"),
+            # Two nights on one day of UTC, and nothing between.
+            ((pl.col("hour") < 3) | (pl.col("hour") > 21), ""),
+            # A few hours of which all lack it, while most of those that do are elsewhere.
+            ((pl.col("hour").is_in([6, 7])) | (pl.col("of_hour") < 2), ", all over the day"),
         ],
     )
     def test_the_hours_are_told(self, fitted, bundle, hit, words):
         day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.words.endswith(f", {words}")
+        assert found.words.endswith(f"usually 0.0%{words}")
         counts = day.group_by("hour").agg(pl.col("load").null_count(), pl.len()).sort("hour")
         assert found.hours == tuple(counts.select("load", "len").rows())
+
+    def test_hours_tell_nothing_where_all_rows_lack_it_or_rows_come_in_those_hours_alone(self, fitted, bundle):
+        everything = day_rows().with_columns(load=pl.lit(None, pl.Float64))
+        (found,) = deviations_of(lacking("load"), everything, bundle, fitted.config.drift)
+        assert found.words == "100% of rows (240) lack load, usually 0.0%"
+        noon = day_rows().filter(pl.col("hour").is_between(9, 12))
+        noon = noon.with_columns(load=pl.when(pl.col("of_hour") < 3).then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), noon, bundle, fitted.config.drift)
+        assert found.words == "30% of rows (12) lack load, usually 0.0%, all over the day"
 
     def test_hours_without_a_row_are_no_gap(self, fitted, bundle):
         day = day_rows().filter(~pl.col("hour").is_between(8, 10))
         day = day.with_columns(load=pl.when(pl.col("hour").is_between(6, 14)).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.words.endswith(", nearly every one from 06:00 to 14:59 UTC")
+        assert found.words.endswith(", among them nearly all from 06:00 to 14:59 UTC")
         assert found.hours[9] == (0, 0)
 
     def test_parts_of_the_rows_are_named_that_lack_more_than_their_share(self, fitted, bundle):
@@ -130,6 +181,38 @@ class TestWhere:
 
     def test_where_all_parts_lack_the_same_share_none_is_named(self, fitted, bundle):
         day = day_rows().with_columns(load=pl.when(pl.col("of_hour") < 4).then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert found.splits == ()
+
+    def test_what_chance_makes_of_many_values_names_none(self, bundle):
+        window = pl.DataFrame({"a": [float(n) for n in range(100)], "place": [f"p{n % 90}" for n in range(100)]})
+        known = remembered(bundle, window)
+        named = 0
+        for seed in range(50):
+            rng = np.random.default_rng(seed)
+            places = rng.zipf(1.6, 750) % 90
+            values = pl.Series(np.where(rng.random(750) < 0.35, np.nan, 1.0)).fill_nan(None)
+            day = pl.DataFrame({"a": values, "place": [f"p{n}" for n in places]})
+            (found,) = deviations_of(lacking("a"), day, known, DriftConfig())
+            named += bool(found.splits)
+        assert named <= 1
+
+    def test_one_of_many_values_that_lacks_more_is_named(self, bundle):
+        window = pl.DataFrame({"a": [float(n) for n in range(100)], "place": [f"p{n % 90}" for n in range(100)]})
+        rng = np.random.default_rng(0)
+        places = rng.integers(0, 30, 750)
+        gone = (rng.random(750) < 0.2) | (places == 7)
+        values = pl.Series(np.where(gone, np.nan, 1.0)).fill_nan(None)
+        day = pl.DataFrame({"a": values, "place": [f"p{n}" for n in places]})
+        (found,) = deviations_of(lacking("a"), day, remembered(bundle, window), DriftConfig())
+        of_place = int((places == 7).sum())
+        assert found.splits[0].startswith(f"by place, most of all p7 100% ({of_place} of {of_place})")
+
+    def test_rows_without_a_value_are_no_part(self, fitted, bundle):
+        hit = pl.col("of_hour") < 5
+        day = day_rows().with_columns(
+            load=pl.when(hit).then(None).otherwise("load"), mode=pl.when(hit).then(None).otherwise("mode")
+        )
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
         assert found.splits == ()
 
@@ -148,6 +231,15 @@ def day_rows() -> pl.DataFrame:
     )
 
 
-def lacking(name: str) -> DriftedDay:
-    effect = Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
-    return DriftedDay("2024-02-09", True, 240, (effect,), True)
+def lacking(*names: str) -> DriftedDay:
+    effects = (
+        Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing") for name in names
+    )
+    return DriftedDay("2024-02-09", True, 240, tuple(effects), True)
+
+
+def remembered(bundle: ModelBundle, window: pl.DataFrame) -> ModelBundle:
+    """The model as if it had learnt from other columns; texts are categories."""
+    kinds = {pl.String: ColumnType.CATEGORY, pl.Float64: ColumnType.NUMBER}
+    columns = [FeatureColumn(name, kinds[type(window[name].dtype)]) for name in window.columns]
+    return dataclasses.replace(bundle, reference=describe_columns(window, columns))

@@ -399,3 +399,5 @@ class TestLabelsWithoutEventTime:
         assert f"{sizes[0]} rows, validated on {sizes[1]} others" in page
         assert f"calibrated on {sizes[2]} others" in page.replace("calibrated on", "calibrated on ").replace("  ", " ")
         assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Strangest rows")[0])
+        assert re.search(r"Quarantine\s*0 rows\s*of the landed files", page)
+        assert "Completeness" not in page

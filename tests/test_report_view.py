@@ -24,9 +24,9 @@ from ae_pipeline.reports.deviations import Deviation
 from ae_pipeline.reports.drifted import DriftedDay, drifting_days, read_all_days, read_drift
 from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
-from ae_pipeline.reports.ranking import RankedRow, ReportDay
+from ae_pipeline.reports.ranking import RankedRow, ReportDay, reported_day
 from ae_pipeline.reports.verdict import judge_day
-from ae_pipeline.reports.view import most_worth_a_look
+from ae_pipeline.reports.view import Published, most_worth_a_look
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,12 @@ class TestVerdict:
     def test_a_day_that_is_unusual_without_an_unusual_row_is_said_to_be_so(self):
         odd = (Deviation(("x",), "x is odd"),)
         assert judge_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, not single rows: 2 of 1,000 are flagged, and the budget has 1.0."
+            "The day as a whole is unusual, single rows no more than chance makes of the budget: 2 of 1,000 rows are "
+            "flagged, and the budget has 1.0."
+        )
+        assert judge_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
+            "The day as a whole is unusual, not single rows: 0 of 970 rows that are not known anomalies are flagged, "
+            "and the budget has 1.0."
         )
         assert not judge_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
         assert not judge_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
@@ -218,7 +223,30 @@ class TestDays:
         text = Text(built.page.read_text()).text
         assert text.count("not flagged; most unusual: ") == 20
         assert "Of the rows that are not flagged the strangest 20 are explained." in text
-        assert text.count(first.reason) >= 1
+        assert first.reason in text
+
+    def test_pages_of_days_that_were_made_before_explain_no_further_rows_over_all_days(self, report):
+        dataset, days, _ = report
+        before = json.loads((dataset.paths.reports / "summary.json").read_text())["strangest"]
+        for day in days[-3:]:
+            day_page(day, dataset.paths, dataset.bundle, self.config, 3)
+        again = reported(dataset, days)
+        assert json.loads(again.summary.read_text())["strangest"] == before
+        assert Text(again.page.read_text()).text.count("not flagged; most unusual: ") == 20
+
+    def test_days_whose_features_were_made_under_other_settings_are_listed_unexplained(self, report):
+        dataset, days, built = report
+        silent = next(row for row in built.strangest if not row.is_anomaly)
+        day = silent.event_time.date().isoformat()
+        path = dataset.paths.features(day)
+        pl.read_parquet(path).drop("load").write_parquet(path)
+        entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
+        files = published_days(dataset.paths)
+        published = Published(files, dataset.paths, dataset.bundle, self.config, 3, entries, ())
+        bare = [dataclasses.replace(row, contributions=(), because="") for row in built.strangest]
+        told = published.explained(bare)
+        assert {row.event_time.date().isoformat() for row in told if row.contributions}.isdisjoint({day})
+        assert any(row.contributions for row in told)
 
     def test_completeness_counts_rows_and_values(self, report):
         dataset, days, _ = report
@@ -245,6 +273,9 @@ class TestDays:
     def test_a_day_that_was_scored_long_after_it_was_new_is_said_to_be(self, report):
         dataset, days, _ = report
         assert "in hindsight" not in self._with_model_of(dataset, days[0], f"{days[0]}T12:00:00+00:00")
+        # That it serves again since a rollback is no hindsight.
+        assert "in hindsight" not in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
+        dataset.paths.history.unlink()
         assert "has scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
 
     def _with_model_of(self, dataset, day: str, at: str) -> str:

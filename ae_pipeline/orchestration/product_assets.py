@@ -223,8 +223,9 @@ def _verdict_in_words(verdict: "Verdict") -> dg.MarkdownMetadataValue:
 
     first, rest = verdict.deviations[:1], verdict.deviations[1:]
     also = [*(split for each in first for split in each.splits), *(each.words for each in rest)]
-    lines = [f"**{verdict.day}**: {escaped(verdict.words)}", escaped(verdict.aside), *(f"- {escaped(w)}" for w in also)]
-    return dg.MetadataValue.md("\n".join(line for line in lines if line))
+    points = "\n".join(f"- {escaped(words)}" for words in also)
+    parts = [f"**{verdict.day}**: {escaped(verdict.words)}.", escaped(verdict.aside), points]
+    return dg.MetadataValue.md("\n\n".join(part for part in parts if part))
 
 
 def _drift_in_words(after: Sequence["DriftedDay"], asked: Sequence["DriftedDay"]) -> str:

@@ -9,6 +9,7 @@ from ae_pipeline.alerting import alerts_of
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.orchestration.stages import STAGES, asset_key
+from ae_pipeline.reports.ranking import reason_of
 from ae_pipeline.storage import DatasetPaths
 from ae_pipeline.tracking import CHAMPION
 from ae_pipeline.tracking.store import Tracker
@@ -54,8 +55,8 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines += ["", "The ten strangest rows:"]
         for place, row in enumerate(summary["strangest"][:10], 1):
             lines.append(f"{place:>3}. {row['row_id']}  (score {row['score']:.1f})")
-            unmarked = "" if row["is_anomaly"] or row["is_discovery"] else "not flagged; most unusual: "
-            lines.append(f"     {unmarked}{row['because']}")
+            is_marked = row["is_anomaly"] or bool(row["is_discovery"])
+            lines.append(f"     {reason_of(row['because'], is_marked=is_marked)}")
     lines += [
         "",
         "Next: `make ui` opens the asset graph and the MLflow runs; open the report in a browser; read the table with",

@@ -133,7 +133,7 @@ def build_report(
     write_text(paths.reports / "summary.json", summary.text())
     write_text(paths.reports / "summary.schema.json", schema_text())
     operations = render_operations(paths, config.drift.min_rows)
-    features = published.features_of(published.newest, page)
+    features = published.features_beside(page, published.newest)
     index = published.index(page)
     write_text(page, render_page(summary.model_dump(), shown, index, labels, gallery, features, operations))
     unfinished.unlink()
@@ -210,7 +210,7 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
     rows = tuple(as_rows(ranked_day(day, paths).head(published.config.alerts.report_rows)))
     shown = published.show(day, rows, page)
     alerts = (published.bundle.config.alerts.budget, published.config.alerts.false_discovery_rate)
-    write_text(page, render_day(paths.dataset, shown, published.features_of(day, page), labels, *alerts))
+    write_text(page, render_day(paths.dataset, shown, published.features_beside(page, day), labels, *alerts))
     return page
 
 

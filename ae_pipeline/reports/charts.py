@@ -223,6 +223,7 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
     values = [
         {
             "day": row["day"],
+            "date": row["day"],  # as it stands: Vega would tell a time in the reader's time zone
             "column": row["name"],
             "times": round(row["excess"], 3),
             "words": row["words"] or "like the window",
@@ -240,12 +241,12 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
             ),
             y=alt.Y("column:N", title=None, sort=names.to_list()),
             color=alt.Color("times:Q", title="× threshold", scale=scale, legend=capped),
-            tooltip=[alt.Tooltip("day:T", format="%Y-%m-%d"), "column:N", "times:Q", "words:N"],
+            tooltip=[alt.Tooltip("date:N", title="day"), "column:N", "times:Q", "words:N"],
         )
     )
     words = (
-        f"How far each column is from the days that the model learnt from, up to {days[-1]}, in times of the "
-        "threshold that it is farthest beyond or comes nearest to: from 1 on it counts as drifted."
+        f"How far each column is from the days that the model learnt from, on each day up to {days[-1]}, in times of "
+        "the threshold that it is farthest beyond or comes nearest to: from 1 on it counts as drifted."
     )
     return _chart("drift", "Drift of the columns", words, chart, data)
 

@@ -1,7 +1,9 @@
 """How a day as a whole is unlike the days that the model learnt from, in the columns' own terms."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +17,29 @@ from ae_pipeline.service_config import DriftConfig
 _ALIKE = 0.03
 """Columns that lack their values in the same rows, but for this share of all rows, belong to one cause."""
 
-_PART_OF_DAY = 18
-"""Hours; rows that are spread over more are spread over the day."""
+_USUALLY_ALIKE = 0.1
+"""Neither do columns belong together of which one usually lacks so many more."""
 
-_NEARLY_ALL = 0.95
+_NEARLY_ALL = 0.9
 """Share of an hour's rows."""
 
-_ASSOCIATED = 0.15
-"""Cramér's V from which a column goes with what is missing."""
+_IN_FULL_HOURS = 0.75
+"""Share of the rows that lie in hours of which nearly all rows are hit."""
+
+_MOST, _DENSE = 0.9, 0.8
+"""Share of the rows that lie in the hours that are named, and the most of all rows that may, in times of that."""
+
+_ALL_OVER = 0.75
+"""Share of the hours with rows."""
+
+_ASSOCIATED, _DEVIATIONS = 0.15, 4
+"""Cramér's V from which a column goes with what is missing, and how far chi-squared must lie beyond its mean."""
 
 _VALUES, _SPLIT_ROWS, _SPLIT_COLUMNS, _SPLIT_VALUES = 100, 10, 3, 3
 """Of a column that rows are split by the most values, of a part the fewest rows; columns that are told, and parts."""
+
+DETAILED = 5
+"""Deviations of a day whose hours and parts are told."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Deviation:
         columns: That deviate together.
         words: How.
         rows: That show it, where they can be told; 0 otherwise.
-        where: What finds them in the day's features, as an SQL condition; empty where they cannot be told.
+        where: What finds them in the day's features, as an SQL condition; empty where none does.
         hours: Of each hour, UTC, how many rows show it and how many there are; empty where they cannot be told.
         splits: In which parts of the day's rows most of them lie, a sentence for each column that tells.
     """
@@ -54,9 +68,11 @@ def deviations_of(
 ) -> tuple[Deviation, ...]:
     """Says in the columns' own terms how a day as a whole is unlike the training window.
 
+    First what lacks more values than usual, then what has other values, then what lacks fewer.
+
     Args:
         drift: How far it is.
-        features: Its rows.
+        features: Its rows: the columns that have drifted, and those whose values may tell in which rows.
         bundle: What it was held against.
         config: The thresholds.
     """
@@ -64,56 +80,67 @@ def deviations_of(
         return ()
     known = {entry.name: entry for entry in bundle.reference if entry.part == Part.COLUMN}
     columns = [effect for effect in drift.effects if effect.part == Part.COLUMN and effect.name in known]
-    missing = sorted((e for e in columns if abs(e.missing) > config.missing), key=lambda e: -e.missing)
-    found = []
-    while missing:
-        first = missing[0]
-        alike = [effect for effect in missing if effect is first or _together(first, effect, features)]
-        missing = [effect for effect in missing if effect not in alike]
-        found.append(_of_missing([effect.name for effect in alike], features, known))
+    left = sorted((e for e in columns if e.missing > config.missing), key=lambda effect: -effect.missing)
+    found: list[Deviation] = []
+    while left:
+        names = [e.name for e in left if _together(left[0].name, e.name, features, known)]
+        left = [effect for effect in left if effect.name not in names]
+        found.append(_of_missing(names, features, known, in_detail=len(found) < DETAILED))
     told = {name for deviation in found for name in deviation.columns}
+    fewer = [effect.name for effect in columns if effect.missing < -config.missing]
     clocks = {column.name for column in bundle.encoder.columns if column.is_clock}
     found += [
         _of_values(effect, features, known[effect.name], _clock if effect.name in clocks else _number)
         for effect in columns
-        if effect.name not in told
+        if effect.name not in {*told, *fewer}
     ]
-    return tuple(found)
+    return (*found, *(_of_present(name, features, known[name]) for name in fewer))
 
 
-def _together(one: Effect, other: Effect, features: pl.DataFrame) -> bool:
-    """Whether two columns lack their values in the same rows, but for few."""
-    if not {one.name, other.name} <= set(features.columns):
-        return one.missing == other.missing
-    apart = features.select((pl.col(one.name).is_null() != pl.col(other.name).is_null()).mean()).item()
-    return float(apart or 0.0) <= _ALIKE
+def _lacking(name: str, features: pl.DataFrame) -> pl.Series:
+    """Says of each row whether it has no value; of a column that is gone no row has one."""
+    return features[name].is_null() if name in features.columns else pl.repeat(True, features.height, eager=True)
 
 
-def _of_missing(names: Sequence[str], features: pl.DataFrame, known: Mapping[str, Distribution]) -> Deviation:
+def _together(one: str, other: str, features: pl.DataFrame, known: Mapping[str, Distribution]) -> bool:
+    """Whether two columns lack their values in the same rows, but for few, and usually lack about as many."""
+    apart = (_lacking(one, features) != _lacking(other, features)).mean()
+    usually = abs(known[one].missing - known[other].missing)
+    return float(apart or 0.0) <= _ALIKE and usually <= _USUALLY_ALIKE  # type: ignore[arg-type]
+
+
+def _of_missing(
+    names: Sequence[str], features: pl.DataFrame, known: Mapping[str, Distribution], *, in_detail: bool
+) -> Deviation:
+    hit = reduce(operator.and_, (_lacking(name, features) for name in names))
+    rows, usual = int(hit.sum()), float(np.mean([known[name].missing for name in names]))
+    words = f"{rows / max(features.height, 1):.0%} of rows ({rows:,}) lack {_listed(names)}, usually {usual:.1%}"
     there = [name for name in names if name in features.columns]
-    usual = float(np.mean([known[name].missing for name in names]))
-    if not there:
-        words = f"no row has {_listed(names)}, which {usual:.1%} usually lack"
-        return Deviation(tuple(names), words, features.height)
-    hit = features.select(pl.all_horizontal(pl.col(there).is_null()).alias("hit")).to_series()
-    rows, share = int(hit.sum()), float(hit.sum()) / max(features.height, 1)
-    words = f"{share:.0%} of rows ({rows:,}) lack {_listed(names)}, usually {usual:.1%}"
-    categories = [name for name, entry in known.items() if entry.is_category and name in features.columns]
     hours = _hours(features, hit)
+    categories = [
+        name for name, entry in known.items() if entry.is_category and name in features.columns and name not in names
+    ]
     return Deviation(
         tuple(names),
         words + _when(hours),
         rows,
         " AND ".join(f"{_quoted(name)} IS NULL" for name in there),
-        hours,
-        _splits(features.select(name for name in categories if name not in there), hit),
+        hours if in_detail else (),
+        _splits(features.select(categories), hit) if in_detail else (),
     )
 
 
+def _of_present(name: str, features: pl.DataFrame, known: Distribution) -> Deviation:
+    rows = int((~_lacking(name, features)).sum())
+    share = rows / max(features.height, 1)
+    words = f"{share:.0%} of rows ({rows:,}) have {name}, usually {1 - known.missing:.1%}"
+    return Deviation((name,), words, rows, f"{_quoted(name)} IS NOT NULL")
+
+
 def _when(hours: Sequence[tuple[int, int]]) -> str:
-    """Says of which hours nearly all rows are hit, or between which nine tenths of those lie that are."""
-    total = sum(hit for hit, _ in hours)
-    if not total:
+    """Says of which hours nearly all rows are hit, or in which hours most of those lie that are."""
+    total, rows_of_day = sum(hit for hit, _ in hours), sum(rows for _, rows in hours)
+    if not total or total >= _NEARLY_ALL * rows_of_day:
         return ""
     runs: list[list[int]] = [[]]
     for hour, (hit, rows) in enumerate(hours):
@@ -122,13 +149,15 @@ def _when(hours: Sequence[tuple[int, int]]) -> str:
         elif rows:
             runs.append([])
     most = max(runs, key=lambda run: sum(hours[hour][0] for hour in run))
-    if len(most) > 1 and sum(hours[hour][0] for hour in most) > total / 2:
-        return f", nearly every one from {most[0]:02d}:00 to {most[-1]:02d}:59 UTC"
-    reached = np.cumsum([hit for hit, _ in hours]) / total
-    first, last = (int(np.searchsorted(reached, level)) for level in (0.05, 0.95))
-    if last - first > _PART_OF_DAY:
-        return ", all over the day"
-    return f", most of them between {first:02d}:00 and {last:02d}:59 UTC"
+    if len(most) > 1 and sum(hours[hour][0] for hour in most) >= _IN_FULL_HOURS * total:
+        return f", among them nearly all from {most[0]:02d}:00 to {most[-1]:02d}:59 UTC"
+    spans = [(last - first, first, last) for first in range(24) for last in range(first, 24)]
+    _, first, last = min(s for s in spans if sum(hit for hit, _ in hours[s[1] : s[2] + 1]) >= _MOST * total)
+    inside = sum(rows for _, rows in hours[first : last + 1]) / rows_of_day
+    if inside <= _DENSE * _MOST:
+        return f", most of them from {first:02d}:00 to {last:02d}:59 UTC"
+    with_hits = sum(hit > 0 for hit, _ in hours) / sum(rows > 0 for _, rows in hours)
+    return ", all over the day" if with_hits >= _ALL_OVER else ""
 
 
 def _hours(features: pl.DataFrame, hit: pl.Series) -> tuple[tuple[int, int], ...]:
@@ -137,14 +166,15 @@ def _hours(features: pl.DataFrame, hit: pl.Series) -> tuple[tuple[int, int], ...
     by_hour = pl.DataFrame({"hour": features["event_time"].dt.hour(), "hit": hit}).drop_nulls()
     counts = by_hour.group_by("hour").agg(pl.col("hit").sum(), pl.len())
     found = {hour: (affected, rows) for hour, affected, rows in counts.iter_rows()}
-    return tuple(found.get(hour, (0, 0)) for hour in range(24))
+    return tuple(found.get(hour, (0, 0)) for hour in range(24)) if found else ()
 
 
 def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
     """Says of which values these rows are more than their share, the most telling columns first."""
     told = []
     for values in categories.cast(pl.String).iter_columns():
-        parts = pl.DataFrame({"value": values, "hit": hit}).group_by("value").agg(pl.col("hit").sum(), pl.len())
+        rows_of = pl.DataFrame({"value": values, "hit": hit}).drop_nulls()
+        parts = rows_of.group_by("value").agg(pl.col("hit").sum(), pl.len())
         if not 1 < parts.height <= _VALUES:
             continue
         association = _cramers_v(parts["hit"].to_numpy(), parts["len"].to_numpy())
@@ -158,13 +188,18 @@ def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
 
 
 def _cramers_v(hits: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> float:
-    """Gives how far being hit goes with a value, from 0 to 1: the root of chi-squared over n, of a table of 2 × k."""
-    share = hits.sum() / rows.sum()
+    """Gives how far being hit goes with a value, from 0 to 1, less what chance makes of so many values (Bergsma 2013).
+
+    It is 0 where chance alone may have made it.
+    """
+    share, freedom, count = hits.sum() / rows.sum(), len(rows) - 1, int(rows.sum())
     if share in {0.0, 1.0}:
         return 0.0
     expected = share * rows
-    chi_squared = (np.square(hits - expected) * (1 / expected + 1 / (rows - expected))).sum()
-    return float(np.sqrt(chi_squared / rows.sum()))
+    chi_squared = float((np.square(hits - expected) * (1 / expected + 1 / (rows - expected))).sum())
+    if chi_squared < freedom + _DEVIATIONS * np.sqrt(2 * freedom):
+        return 0.0
+    return float(np.sqrt(max(chi_squared / count - freedom / (count - 1), 0.0)))
 
 
 def _of_values(effect: Effect, features: pl.DataFrame, known: Distribution, speak: Callable[[float], str]) -> Deviation:
@@ -179,20 +214,17 @@ def _of_values(effect: Effect, features: pl.DataFrame, known: Distribution, spea
 
 
 def _of_categories(values: pl.Series, known: Distribution) -> str:
-    """Names the value whose share of the rows has changed the most."""
+    """Names the value whose share has changed the most, of the rows that have one."""
     counts = dict(values.cast(pl.String).value_counts(name="rows").iter_rows())
     now = {str(name): rows / values.len() for name, rows in counts.items()}
     usual = dict(zip(known.names, known.shares[:-1], strict=True))
     # Of a value without a name of its own only a new one's usual share is known, 0.
-    told = {name: usual.get(name) for name in (*usual, *now)}
-    told |= {name: 0.0 for name in now if name not in usual and known.known is not None and name not in known.known}
-    changes = {name: abs(now.get(name, 0.0) - share) for name, share in told.items() if share is not None}
-    if not changes:
+    usual |= {name: 0.0 for name in now if name not in usual and known.known is not None and name not in known.known}
+    if not usual:
         return "other values than usual"
-    most = max(changes, key=lambda name: (changes[name], name))
-    before = told[most]
-    was = f"usually {before:.1%}" if before else "and is new"
-    return f"{most} is {now.get(most, 0.0):.1%} of rows, {was}"
+    most = max(usual, key=lambda name: (abs(now.get(name, 0.0) - usual[name]), name))
+    was = f"usually {usual[most]:.1%}" if usual[most] else "and is new"
+    return f"{most} is {now.get(most, 0.0):.1%} of its values, {was}"
 
 
 def _quoted(name: str) -> str:

@@ -12,6 +12,7 @@ import markupsafe
 from ae_pipeline.alerting import alerts_of
 from ae_pipeline.journal import history
 from ae_pipeline.reports.charts import scripts
+from ae_pipeline.reports.deviations import DETAILED
 from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
@@ -23,6 +24,9 @@ _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
 
 _YEAR = 366
 """Days that are drawn as bars."""
+
+_MOST = {"most_told": MOST_TOLD, "detailed": DETAILED, "listed": 30}
+"""Rows that are explained though not flagged; deviations of a day that are shown in full, and in a line."""
 
 _PICTURE_WIDTH, _PICTURE_HEIGHT = 160, 160
 """Space for a picture, CSS pixels."""
@@ -90,7 +94,7 @@ def _render(template: str, shown: Shown, **given: Any) -> str:
     own_text = {name: read.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     # Our own files and a library's, which must not be escaped.
     plain = {name: markupsafe.Markup(text) for name, text in (*own_text.items(), ("vega", _vega(shown)))}  # noqa: S704
-    return _environment().get_template(template).render(**own, **plain, most_told=MOST_TOLD, **given)
+    return _environment().get_template(template).render(**own, **plain, **_MOST, **given)
 
 
 def _vega(shown: Shown) -> str:

@@ -128,9 +128,14 @@ class RankedRow:
     @property
     def reason(self) -> str:
         """Why it stands out, and whether that is enough to be flagged."""
-        if self.is_anomaly or self.is_discovery:
-            return self.because
-        return f"not flagged; most unusual: {self.because}" if self.because else "not flagged"
+        return reason_of(self.because, is_marked=self.is_anomaly or bool(self.is_discovery))
+
+
+def reason_of(because: str, *, is_marked: bool) -> str:
+    """Says why a row stands out, and that it is not marked where it is not; then it may have no reason."""
+    if is_marked:
+        return because
+    return f"not flagged; most unusual: {because}" if because else "not flagged"
 
 
 def is_reported(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> bool:

@@ -63,7 +63,7 @@ class Shown:
         rejected: Rows in quarantine of the files that the day's rows came from.
         unused: How many of all landed files give no row, and how many stand in for a newer version that cannot be used.
         strangest: Rows that are listed.
-        groups: Of them, those that are explained.
+        groups: Of them, those that are flagged or discoveries, by what made them strange.
         group_of: Place of each row's group from 1, as text, by row_id.
         nearest: Ordinary rows near each, with their distances, by row_id.
         links: Where features and page of a row's day are, beside this page.
@@ -134,30 +134,32 @@ class Published:
         """Where the page of a day is, if it has one."""
         return self.paths.reports / "days" / f"{day}.html"
 
-    def features_of(self, day: str | None, page: Path) -> str:
+    def features_beside(self, page: Path, day: str | None) -> str:
         """Says where the features of a day are, beside a page; nothing without a day."""
         return os.path.relpath(self.paths.features(day), page.parent) if day else ""
 
-    def deviations(self, day: str) -> tuple[Deviation, ...]:
-        """Says how a day as a whole is unlike the training window."""
+    def deviations(self, day: str, *, in_detail: bool = True) -> tuple[Deviation, ...]:
+        """Says how a day as a whole is unlike the training window, in detail also in which parts of its rows."""
         drift = self.drift_of.get(day)
         if drift is None or not drift.effects:
             return ()
         columns = {effect.name for effect in drift.effects if effect.part == Part.COLUMN}
         if not columns:
             return ()
+        if in_detail and any(effect.missing > self.config.drift.missing for effect in drift.effects):
+            columns |= {
+                known.name for known in self.bundle.reference if known.part == Part.COLUMN and known.is_category
+            }
         file = pl.scan_parquet(self.paths.features(day), glob=False)
-        # Beside them the time and the categories, which tell where in the day the rows lie that show it.
-        columns |= {known.name for known in self.bundle.reference if known.part == Part.COLUMN and known.is_category}
         there = [name for name in file.collect_schema().names() if name in columns or name == "event_time"]
         features = file.select(there).collect()
         return deviations_of(drift, features, self.bundle, self.config.drift)
 
-    def verdict(self, day: str) -> Verdict:
+    def verdict(self, day: str, *, in_detail: bool = True) -> Verdict:
         """Judges a day."""
         before = {other: entry.rows for other, entry in self.entries.items() if other < day}
-        budget = self.bundle.config.alerts.budget
-        found = judge_day(self.entries[day], before, self.drift_of.get(day), self.deviations(day), budget)
+        budget, deviations = self.bundle.config.alerts.budget, self.deviations(day, in_detail=in_detail)
+        found = judge_day(self.entries[day], before, self.drift_of.get(day), deviations, budget)
         return found if self.config.is_daily else replace(found, day="all rows")
 
     def _verdict_at_top(self, day: str) -> Verdict:
@@ -176,7 +178,7 @@ class Published:
         """Lists all days with what somebody should know of each, the oldest first."""
         found = []
         for day in sorted(self.entries):
-            entry, verdict = self.entries[day], self.verdict(day)
+            entry, verdict = self.entries[day], self.verdict(day, in_detail=False)
             words = verdict.words if verdict.is_wrong else ""
             link = os.path.relpath(self.page_of(day), page.parent) if self.page_of(day).exists() else None
             found.append({"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": words, "page": link})
@@ -241,7 +243,7 @@ class Published:
         if day and self.config.is_daily:
             own = dt.date.fromisoformat(day)
             behind = (own - dt.date.fromisoformat(learnt_to)).days if day > learnt_to else None
-            is_later = since is not None and dt.date.fromisoformat(since) > own + _SOON
+            is_later = bool(served) and dt.date.fromisoformat(served[0].at[:10]) > own + _SOON
         return {
             "version": self.model_version,
             "learnt_to": learnt_to if learnt_to != ALL_ROWS else "the rows of its training",
@@ -271,9 +273,9 @@ class Published:
             return None
         file = pl.scan_parquet(self.paths.features(day), glob=False)
         there = [name for name in file.collect_schema().names() if name in known]
-        missing = file.select(pl.col(there).null_count(), pl.len().alias("")).collect().row(0)
-        rows = missing[-1]
-        gone = sum(missing[:-1]) + rows * (len(known) - len(there))
+        rows = int(file.select(pl.len()).collect().item())
+        missing = file.select(pl.col(there).null_count()).collect(engine="streaming").rows() if there else [()]
+        gone = sum(missing[0]) + rows * (len(known) - len(there))
         return 1 - gone / max(rows * len(known), 1), 1 - sum(known.values()) / len(known)
 
     def explained(self, strangest: Sequence[RankedRow]) -> tuple[RankedRow, ...]:
@@ -282,18 +284,23 @@ class Published:
         Args:
             strangest: Ranked rows, those that are flagged explained.
         """
+        silent = [row for row in strangest if not row.contributions][:MOST_TOLD]
         by_day: dict[str, list[str]] = {}
-        for row in [row for row in strangest if not row.contributions][:MOST_TOLD]:
+        for row in silent:
             if row.row_id not in self._told:
                 by_day.setdefault(self._day_of(row), []).append(row.row_id)
-        if by_day:
-            found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
-            rows = pl.concat([part.select("row_id", *self.bundle.columns) for part in found])
-            parts = self.bundle.explain(rows.select(self.bundle.columns))
-            self._told.update(zip(rows["row_id"], map(tuple, parts), strict=True))
+        found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
+        wanted = ["row_id", *self.bundle.columns]
+        # Days whose features were made under other settings are scored anew before long.
+        usable = [apart(part.select(wanted)) for part in found if set(wanted) <= set(part.columns)]
+        if usable:
+            rows = pl.concat(usable, how="vertical_relaxed")
+            explained = self.bundle.explain(rows.select(self.bundle.columns))
+            self._told.update(zip(rows["row_id"], map(tuple, explained), strict=True))
+        told = {row.row_id: parts for row in silent if (parts := self._told.get(row.row_id))}
         return tuple(
-            replace(row, contributions=told, because=because(told))
-            if not row.contributions and (told := self._told.get(row.row_id))
+            replace(row, contributions=told[row.row_id], because=because(told[row.row_id]))
+            if row.row_id in told
             else row
             for row in strangest
         )
@@ -325,7 +332,7 @@ class Published:
         return {
             "day": day,
             "daily": self.config.is_daily,
-            "features": self.features_of(day, page),
+            "features": self.features_beside(page, day),
             "page": os.path.relpath(own, page.parent) if there else None,
         }
 
