@@ -23,7 +23,7 @@ _USUALLY_ALIKE = 0.1
 _NEARLY_ALL = 0.9
 """Share of an hour's rows."""
 
-_IN_FULL_HOURS = 0.75
+_IN_FULL_HOURS = 2 / 3
 """Share of the rows that lie in hours of which nearly all rows are hit."""
 
 _MOST, _DENSE = 0.9, 0.8
