@@ -24,7 +24,7 @@ from ae_pipeline.reports.deviations import Deviation
 from ae_pipeline.reports.drifted import DriftedDay, drifting_days, read_all_days, read_drift
 from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
-from ae_pipeline.reports.ranking import RankedRow, ReportDay, reported_day
+from ae_pipeline.reports.ranking import RankedRow, ReportDay, as_rows, ranked_day, reported_day
 from ae_pipeline.reports.verdict import judge_day
 from ae_pipeline.reports.view import Published, most_worth_a_look
 
@@ -75,7 +75,7 @@ class TestVerdict:
     def test_a_day_within_its_budget_of_as_many_rows_as_usual_is_nothing_unusual(self):
         found = judge_day(entry(1000, 1), weeks(990), None, (), 0.001)
         assert not found.is_wrong
-        assert found.words.startswith("nothing unusual: 1 of 1,000 rows are flagged, and the budget has 1.0")
+        assert found.words.startswith("nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0")
         assert found.completeness == pytest.approx(1000 / 990)
 
     @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ class TestVerdict:
         odd = (Deviation(("x",), "x is odd"),)
         assert judge_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
             "The day as a whole is unusual, single rows no more than chance makes of the budget: 2 of 1,000 rows are "
-            "flagged, and the budget has 1.0."
+            "flagged, and the alert budget allows 1.0."
         )
         assert judge_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
             "The day as a whole is unusual, not single rows: 0 of 970 rows that are not known anomalies are flagged, "
-            "and the budget has 1.0."
+            "and the alert budget allows 1.0."
         )
         assert not judge_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
         assert not judge_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
@@ -269,6 +269,45 @@ class TestDays:
         rows = pl.read_parquet(page.parent / query[1])
         found = pl.SQLContext(day=rows).execute(f"SELECT row_id FROM day WHERE {html.unescape(query[2])}", eager=True)
         assert set(found["row_id"]) == set(day.filter(pl.col("load").is_null())["row_id"])
+
+    def test_the_page_of_a_day_lists_the_rows_and_leads_to_the_days_beside_it(self, report):
+        dataset, days, _ = report
+        for day in (days[2], days[6], days[4]):
+            page = day_page(day, dataset.paths, dataset.bundle, self.config, 3)
+        day, told = dataset.features(days[4]), page.read_text()
+        listed = re.findall(r"<li><code>(.+?)</code>", told)
+        assert set(listed) == set(day.filter(pl.col("load").is_null())["row_id"])
+        assert f'<a href="{days[2]}.html">' in told
+        assert f'<a href="{days[6]}.html">' in told
+
+    def test_a_row_shows_all_its_values(self, report):
+        dataset, days, _ = report
+        page = Text(day_page(days[4], dataset.paths, dataset.bundle, self.config, 3).read_text()).text
+        row = next(as_rows(ranked_day(days[4], dataset.paths)))
+        values = dataset.features(days[4]).row(by_predicate=pl.col("row_id") == row.row_id, named=True)
+        told = re.search(r"The row: (.*?)\.\n", page[page.index(row.row_id) :], re.DOTALL)[1]
+        shown = dict(part.split(" ", 1) for part in told.split(", "))
+        assert set(shown) == set(values) - {"row_id"}
+        assert shown["mode"] == values["mode"]
+        assert shown["load"] == "missing"
+        assert shown["event_time"] == f"{values['event_time']:%Y-%m-%d %H:%M}"
+        assert shown["scheduled"] == f"{int(values['scheduled']) // 60:02d}:{int(values['scheduled']) % 60:02d}"
+
+    def test_the_page_says_how_the_model_does_on_days_that_it_has_not_seen(self, report):
+        dataset, days, built = report
+        assert "No row after the training is published" in Text(built.page.read_text()).text
+        files = published_days(dataset.paths)
+        entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
+        window = dataclasses.replace(dataset.bundle.window, calibration=(days[3],))
+        earlier = dataclasses.replace(dataset.bundle, window=window)
+        published = Published(files, dataset.paths, earlier, self.config, 3, entries, ())
+        after = [entries[day] for day in days if days[3] < day <= days[9]]
+        rows, flagged = sum(day.rows for day in after), sum(day.flagged for day in after)
+        assert flagged
+        assert published.show(days[9], (), built.page).trust == (
+            f"On the 6 days after its training it flags {flagged} of {rows} rows, {flagged / rows:.2%}; "
+            f"the budget is {dataset.bundle.config.alerts.budget:.2%}."
+        )
 
     def test_a_day_that_was_scored_long_after_it_was_new_is_said_to_be(self, report):
         dataset, days, _ = report

@@ -239,7 +239,7 @@ class TableEncoder(Section):
         Returns:
             Actual and expected, as text.
         """
-        encoding = next(entry for entry in self.columns if entry.name == column)
+        encoding = self._encoding(column)
         expected, is_lost = [], False
         for block in self.blocks:
             if block.column != column:
@@ -258,6 +258,13 @@ class TableEncoder(Section):
                     expected.append(" or ".join(f"{names[i]} ({part[i]:.0%})" for i in best))
         words = " ".join(expected)
         return _spoken_value(encoding, row[column]), f"missing (else {words})" if is_lost else words
+
+    def speak(self, column: str, value: Any) -> str:
+        """Puts a value of a column that the model sees in the column's own terms."""
+        return _spoken_value(self._encoding(column), value)
+
+    def _encoding(self, column: str) -> ColumnEncoding:
+        return next(entry for entry in self.columns if entry.name == column)
 
 
 def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.NDArray[Any], scaling: Scaling) -> None:

@@ -210,7 +210,8 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
     rows = tuple(as_rows(ranked_day(day, paths).head(published.config.alerts.report_rows)))
     shown = published.show(day, rows, page)
     alerts = (published.bundle.config.alerts.budget, published.config.alerts.false_discovery_rate)
-    write_text(page, render_day(paths.dataset, shown, published.features_beside(page, day), labels, *alerts))
+    features, beside = published.features_beside(page, day), published.pages_beside(day)
+    write_text(page, render_day(paths.dataset, shown, features, labels, *alerts, beside))
     return page
 
 

@@ -38,6 +38,12 @@ _ASSOCIATED, _DEVIATIONS = 0.15, 4
 _VALUES, _SPLIT_ROWS, _SPLIT_COLUMNS, _SPLIT_VALUES = 100, 10, 3, 3
 """Of a column that rows are split by the most values, of a part the fewest rows; columns that are told, and parts."""
 
+_EVEN_ROWS = 50
+"""Rows from which on it is said that they lie evenly over all values."""
+
+_LISTED = 500
+"""Rows that are listed by their identity."""
+
 DETAILED = 5
 """Deviations of a day whose hours and parts are told."""
 
@@ -53,6 +59,7 @@ class Deviation:
         where: What finds them in the day's features, as an SQL condition; empty where none does.
         hours: Of each hour, UTC, how many rows show it and how many there are; empty where they cannot be told.
         splits: In which parts of the day's rows most of them lie, a sentence for each column that tells.
+        row_ids: Of the first of these rows.
     """
 
     columns: tuple[str, ...]
@@ -61,6 +68,7 @@ class Deviation:
     where: str = ""
     hours: tuple[tuple[int, int], ...] = ()
     splits: tuple[str, ...] = ()
+    row_ids: tuple[str, ...] = ()
 
 
 def deviations_of(
@@ -72,7 +80,8 @@ def deviations_of(
 
     Args:
         drift: How far it is.
-        features: Its rows: the columns that have drifted, and those whose values may tell in which rows.
+        features: Its rows: the columns that have drifted, and beside them what may tell which rows deviate: `row_id`,
+            `event_time`, categories.
         bundle: What it was held against.
         config: The thresholds.
     """
@@ -127,6 +136,7 @@ def _of_missing(
         " AND ".join(f"{_quoted(name)} IS NULL" for name in there),
         hours if in_detail else (),
         _splits(features.select(categories), hit) if in_detail else (),
+        tuple(features["row_id"].filter(hit).head(_LISTED)) if in_detail and "row_id" in features.columns else (),
     )
 
 
@@ -171,7 +181,7 @@ def _hours(features: pl.DataFrame, hit: pl.Series) -> tuple[tuple[int, int], ...
 
 def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
     """Says of which values these rows are more than their share, the most telling columns first."""
-    told = []
+    told, even = [], []
     for values in categories.cast(pl.String).iter_columns():
         rows_of = pl.DataFrame({"value": values, "hit": hit}).drop_nulls()
         parts = rows_of.group_by("value").agg(pl.col("hit").sum(), pl.len())
@@ -184,6 +194,10 @@ def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
         if association >= _ASSOCIATED and most.height:
             shares = ", ".join(f"{value} {n / rows:.0%} ({n:,} of {rows:,})" for value, n, rows in most.iter_rows())
             told.append((association, f"by {values.name}, most of all {shares}"))
+        elif association < _ASSOCIATED and rows_of["hit"].sum() >= max(_EVEN_ROWS, _NEARLY_ALL * hit.sum()):
+            even.append(values.name)
+    if even and not told:
+        return (f"about evenly over {_listed(even[:_SPLIT_COLUMNS])}",)
     return tuple(words for _, words in sorted(told, reverse=True)[:_SPLIT_COLUMNS])
 
 

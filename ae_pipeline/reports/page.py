@@ -72,7 +72,13 @@ def render_page(
 
 
 def render_day(
-    dataset: str, shown: Shown, features: str, labels: Labels | None, budget: float, rate: float | None
+    dataset: str,
+    shown: Shown,
+    features: str,
+    labels: Labels | None,
+    budget: float,
+    rate: float | None,
+    beside: tuple[str | None, str | None],
 ) -> str:
     """Gives the page of one day as HTML.
 
@@ -83,8 +89,16 @@ def render_day(
         labels: Whether rows are known as anomalies or not.
         budget: That the model was calibrated for.
         rate: Of false discoveries, where rows are marked by it.
+        beside: The days before and after it that have a page.
     """
-    given = {"dataset": dataset, "features": features, "labels": labels, "budget": budget, "rate": rate}
+    given = {
+        "dataset": dataset,
+        "features": features,
+        "labels": labels,
+        "budget": budget,
+        "rate": rate,
+        "beside": beside,
+    }
     return _render("day.html.j2", shown, **given)
 
 

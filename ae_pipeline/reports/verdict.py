@@ -81,18 +81,17 @@ def judge_day(
     elif drift and drift.effects:
         wrong.append(f"the day as a whole is unlike those that the model learnt from ({drift.words})")
     but = " that are not known anomalies" if entry.known_anomalies else ""
+    counts = f"{flagged:,} of {rows:,} rows{but} are flagged, and the alert budget allows {_few(budget * rows)}"
     if wrong and not is_over:
         calm = "not single rows" if flagged <= budget * rows else "single rows no more than chance makes of the budget"
-        counts = f"{flagged:,} of {rows:,} rows{but} are flagged, and the budget has {_few(budget * rows)}"
         aside = f"The day as a whole is unusual, {calm}: {counts}."
     if usual and entry.rows < _COMPLETE * usual:
         wrong.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
     judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against the window"
-    calm = f"nothing unusual: {flagged:,} of {rows:,} rows{but} are flagged, and the budget has {_few(budget * rows)}"
     return Verdict(
         entry.day,
         bool(wrong),
-        "; ".join(wrong) or f"{calm}{judged}",
+        "; ".join(wrong) or f"nothing unusual: {counts}{judged}",
         aside,
         entry.rows,
         entry.flagged,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,8 @@ from ae_pipeline.drift import Part
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.journal import Change, history
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
+from ae_pipeline.preprocessing.table_encoder import TableEncoder
+from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.charts import (
     Chart,
     calibration_chart,
@@ -43,6 +45,9 @@ _TREND = 30
 _INDEX = 20
 """Days that the index lists, about."""
 
+_VALUES, _LONGEST = 40, 60
+"""Columns of a row whose values are shown, and their longest text."""
+
 MOST_TOLD = 20
 """Rows that are not flagged and are explained none the less."""
 
@@ -66,6 +71,8 @@ class Shown:
         groups: Of them, those that are flagged or discoveries, by what made them strange.
         group_of: Place of each row's group from 1, as text, by row_id.
         nearest: Ordinary rows near each, with their distances, by row_id.
+        told: Their columns and values, by row_id.
+        trust: How the model has done on rows that it has not seen, for a person; may be empty.
         links: Where features and page of a row's day are, beside this page.
         charts: In their order.
         cache: Folder for what pages have in common.
@@ -83,6 +90,8 @@ class Shown:
     groups: Sequence[Group]
     group_of: Mapping[str, str]
     nearest: Mapping[str, Sequence[tuple[str, float]]]
+    told: Mapping[str, Sequence[tuple[str, str]]]
+    trust: str
     links: Callable[[RankedRow], Mapping[str, str | bool | None] | None]
     charts: Sequence[Chart]
     cache: Path
@@ -134,6 +143,12 @@ class Published:
         """Where the page of a day is, if it has one."""
         return self.paths.reports / "days" / f"{day}.html"
 
+    def pages_beside(self, day: str) -> tuple[str | None, str | None]:
+        """Names the next days before and after a day that have a page."""
+        others = [other for other in self.entries if self.page_of(other).exists()]
+        before, after = [other for other in others if other < day], [other for other in others if other > day]
+        return max(before, default=None), min(after, default=None)
+
     def features_beside(self, page: Path, day: str | None) -> str:
         """Says where the features of a day are, beside a page; nothing without a day."""
         return os.path.relpath(self.paths.features(day), page.parent) if day else ""
@@ -146,6 +161,7 @@ class Published:
         columns = {effect.name for effect in drift.effects if effect.part == Part.COLUMN}
         if not columns:
             return ()
+        columns.add("row_id")
         if in_detail and any(effect.missing > self.config.drift.missing for effect in drift.effects):
             columns |= {
                 known.name for known in self.bundle.reference if known.part == Part.COLUMN and known.is_category
@@ -210,6 +226,8 @@ class Published:
             groups,
             group_of,
             self._nearest(strangest),
+            self._values_of(strangest),
+            self._trust(day),
             lambda row: self._link(row, page),
             self.charts(day) if day else (),
             self.paths.cache,
@@ -259,7 +277,7 @@ class Published:
         if not drift.is_judged:
             return "not known", "too few rows to hold the day against the training window"
         where = (
-            "" if drift.is_after else "; the model has learnt from this day, and only columns are compared on such days"
+            "" if drift.is_after else "; the training has seen this day, so that scores and latents are not compared"
         )
         if drift.effects:
             count = len(drift.effects)
@@ -277,6 +295,42 @@ class Published:
         missing = file.select(pl.col(there).null_count()).collect(engine="streaming").rows() if there else [()]
         gone = sum(missing[0]) + rows * (len(known) - len(there))
         return 1 - gone / max(rows * len(known), 1), 1 - sum(known.values()) / len(known)
+
+    def _trust(self, day: str | None) -> str:
+        if not self.config.is_daily or day is None:
+            return ""
+        learnt_to, budget = self.bundle.window.days[-1], self.bundle.config.alerts.budget
+        after = [entry for other, entry in self.entries.items() if learnt_to < other <= day and entry.rows]
+        rows = sum(entry.rows - entry.known_anomalies for entry in after)
+        flagged = sum(entry.flagged - entry.known_flagged for entry in after)
+        if not rows:
+            return "No row after the training is published: how it does on what it has not seen is not known."
+        days = "On the day" if len(after) == 1 else f"On the {len(after)} days"
+        but = " that are not known anomalies" if any(entry.known_anomalies for entry in after) else ""
+        counts = f"{flagged:,} of {rows:,} rows{but}, {flagged / rows:.2%}"
+        return f"{days} after its training it flags {counts}; the budget is {budget:.2%}."
+
+    def _values_of(self, rows: Sequence[RankedRow]) -> dict[str, list[tuple[str, str]]]:
+        by_day: dict[str, list[str]] = {}
+        for row in rows:
+            by_day.setdefault(self._day_of(row), []).append(row.row_id)
+        seen = set(self.bundle.columns) if isinstance(self.bundle.encoder, TableEncoder) else set()
+        told = {}
+        for day, row_ids in by_day.items():
+            found = features_of(pl.Series(row_ids), day, self.paths)
+            plain = [name for name, dtype in found.schema.items() if not dtype.is_nested() and dtype != pl.Binary]
+            wanted = [name for name in plain if name not in {"row_id", LABEL}][:_VALUES]
+            for row_id, values in zip(found["row_id"], found.select(wanted).iter_rows(), strict=True):
+                told[row_id] = [
+                    (name, self._spoken(name, value, seen)) for name, value in zip(wanted, values, strict=True)
+                ]
+        return told
+
+    def _spoken(self, name: str, value: Any, seen: Collection[str]) -> str:
+        if isinstance(value, dt.datetime):
+            return f"{value:%Y-%m-%d %H:%M}"
+        text = cast("TableEncoder", self.bundle.encoder).speak(name, value) if name in seen else str(value)
+        return "missing" if value is None else text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
     def explained(self, strangest: Sequence[RankedRow]) -> tuple[RankedRow, ...]:
         """Explains the first rows that are not flagged too, which the ranked files do not.
