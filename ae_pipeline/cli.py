@@ -90,7 +90,8 @@ def _load() -> tuple["dg.Definitions", "Workspace", dict[str, "PipelineConfig"],
         definitions = defs()
     except Exception as error:
         # Dagster wraps a mistake in a YAML and a defect of the code alike; only of the first is a line enough.
-        if not any(isinstance(each, ValidationError | YAMLError | dg.DagsterError) for each in _chain(error)):
+        told = (ValidationError, YAMLError, dg.DagsterError, PipelineError)
+        if not any(isinstance(each, told) for each in _chain(error)):
             raise
         raise ConfigError(_innermost(error)) from error
     tree = definitions.component_tree

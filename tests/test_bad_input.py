@@ -213,6 +213,19 @@ def test_a_missing_column_stops_with_the_remedy_after_all_other_files_are_read(s
     assert shop.ids() == [1, 2, 3, 8, 9]
 
 
+@pytest.mark.parametrize(("gone", "header"), [("id", "time,price,city"), ("time", "id,price,city")])
+def test_a_file_without_identity_or_event_time_is_not_told_to_make_it_optional(
+    shop: Dataset, gone: str, header: str
+) -> None:
+    shop.land("b.csv", f"{header}\n8,1.5,Oslo\n")
+    with pytest.raises(SchemaError) as caught:
+        shop.take_in()
+    assert_says(
+        str(caught.value), f"b.csv lacks '{gone}'", f"Without '{gone}' its rows cannot be", "land the file anew"
+    )
+    assert "optional" not in str(caught.value)
+
+
 def test_a_new_column_stops_with_the_remedy_and_following_it_reads_files_with_and_without(shop: Dataset) -> None:
     shop.land("b.csv", HEADER.replace("\n", ",size\n") + line(8).replace("\n", ",4\n"))
     with pytest.raises(SchemaError) as caught:

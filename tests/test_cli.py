@@ -13,7 +13,9 @@ import pytest
 from deltalake import DeltaTable
 
 from ae_pipeline.alerting import alerts_of
+from ae_pipeline.cli import _load
 from ae_pipeline.demo import land_flights
+from ae_pipeline.errors import ConfigError
 from ae_pipeline.orchestration.pending import contiguous
 from ae_pipeline.storage import DatasetPaths
 
@@ -51,6 +53,15 @@ def first(root: Path) -> str:
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_a_setting_that_names_nothing_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise RuntimeError("Dagster's component tree") from ConfigError("architecture='convv' is none of dense, conv")
+
+    monkeypatch.setattr("ae_pipeline.definitions.defs", load)
+    with pytest.raises(ConfigError, match=r"^the defs folder cannot be loaded: architecture='convv' is none of"):
+        _load()
 
 
 def test_nothing_has_served_before_the_first_run(root: Path) -> None:

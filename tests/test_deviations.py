@@ -142,7 +142,7 @@ class TestWhere:
     @pytest.mark.parametrize(
         ("hit", "words"),
         [
-            (pl.col("hour").is_between(6, 14), ", among them nearly all from 06:00 to 14:59 UTC"),
+            (pl.col("hour").is_between(6, 14), ", among them nearly every row from 06:00 to 14:59 UTC"),
             (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), ", most of them from 06:00 to 14:59 UTC"),
             (pl.col("of_hour") < 5, ", all over the day"),
             # Two nights on one day of UTC, and nothing between.
@@ -167,11 +167,19 @@ class TestWhere:
         (found,) = deviations_of(lacking("load"), noon, bundle, fitted.config.drift)
         assert found.words == "30% of rows (12) lack load, usually 0.0%, all over the day"
 
+    def test_an_hour_beside_the_span_in_which_hardly_fewer_lack_it_belongs_to_it(self, fitted, bundle):
+        hit = pl.col("hour").is_between(9, 16) & (pl.col("of_hour") < 6) | (pl.col("hour") == 17) & (
+            pl.col("of_hour") < 3
+        )
+        day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
+        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert found.words.endswith(", most of them from 09:00 to 17:59 UTC")
+
     def test_hours_without_a_row_are_no_gap(self, fitted, bundle):
         day = day_rows().filter(~pl.col("hour").is_between(8, 10))
         day = day.with_columns(load=pl.when(pl.col("hour").is_between(6, 14)).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.words.endswith(", among them nearly all from 06:00 to 14:59 UTC")
+        assert found.words.endswith(", among them nearly every row from 06:00 to 14:59 UTC")
         assert found.hours[9] == (0, 0)
 
     def test_parts_of_the_rows_are_named_that_lack_more_than_their_share(self, fitted, bundle):

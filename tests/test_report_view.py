@@ -26,7 +26,7 @@ from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
 from ae_pipeline.reports.ranking import RankedRow, ReportDay, as_rows, ranked_day, reported_day
 from ae_pipeline.reports.verdict import judge_day
-from ae_pipeline.reports.view import Published, most_worth_a_look
+from ae_pipeline.reports.view import Published, most_worth_a_look, with_causes
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +280,25 @@ class TestDays:
         assert f'<a href="{days[2]}.html">' in told
         assert f'<a href="{days[6]}.html">' in told
 
+    def test_causes_of_a_day_say_where_in_it_they_lie(self, report):
+        dataset, days, _ = report
+        page = day_page(days[4], dataset.paths, dataset.bundle, self.config, 3)
+        hit = dataset.features(days[4])["load"].is_null()
+        hours = dataset.features(days[4])["event_time"].dt.hour().filter(hit)
+        assert hours.max() < 23
+        text = Text(page.read_text()).text
+        causes = text[text.index("Causes") : text.index("Strangest rows")]
+        assert "load is missing" in causes
+        assert re.search(r"nearly every row from \d\d:00 to \d\d:59 UTC", causes)
+
+    def test_listed_days_without_words_say_what_their_flagged_rows_are_strange_by(self, report):
+        dataset, days, _ = report
+        index = [{"day": days[4], "flagged": 40, "words": ""}, {"day": days[5], "flagged": 0, "words": "odd"}]
+        first, second = with_causes(index, dataset.paths)
+        groups = group_rows(as_rows(ranked_day(days[4], dataset.paths)))
+        assert first["words"] == "; ".join(group.words for group in groups[:3])
+        assert second["words"] == "odd"
+
     def test_a_row_shows_all_its_values(self, report):
         dataset, days, _ = report
         page = Text(day_page(days[4], dataset.paths, dataset.bundle, self.config, 3).read_text()).text
@@ -371,10 +390,11 @@ class TestDays:
         page = day_page(days[2], dataset.paths, dataset.bundle, self.config, 3)
         assert page == dataset.paths.reports / "days" / f"{days[2]}.html"
         assert f"sensors on {days[2]}" in Text(page.read_text()).text
-        with pytest.raises(
-            PublicationError, match="the report of 'sensors' has no rows of 2019-01-01 as the table has"
-        ):
-            day_page("2019-01-01", dataset.paths, dataset.bundle, self.config, 3)
+        assert f'<a href="days/{days[2]}.html">{days[2]}</a>' in (dataset.paths.reports / "report.html").read_text()
+        for other in ("2019-01-01", "yesterday", "2024-13-01"):
+            told = f"'{other}' has no report; of 'sensors' those from {days[0]} to {days[-1]} do, ISO dates"
+            with pytest.raises(PublicationError, match=told):
+                day_page(other, dataset.paths, dataset.bundle, self.config, 3)
 
     def test_the_index_has_days_with_words_first_and_then_those_with_most_alerts(self):
         index = [{"day": f"d{n}", "flagged": n % 7, "words": "odd" if n in {3, 5} else ""} for n in range(20)]

@@ -177,7 +177,7 @@ _N = 200
         (
             [f"n{i}" for i in range(_N)],
             ColumnType.CATEGORY,
-            "an identifier: 200 values, of which the 0 commonest cover 0% of the rows",
+            "an identifier: 200 values, all of them rare",
         ),
         (
             ["plane"] * 100 + [f"n{i}" for i in range(100)],

@@ -86,7 +86,8 @@ class Batch:
             file = read_file(name, data, self._config.images, self._image_dtype)
         except UnreadableFileError as error:
             return _refused(seen, before, str(error))
-        check_columns([column for column in file.rows.columns if column not in PLACE], self._contract, name)
+        keys = {*self._config.identity, *([self._config.event_time] if self._config.event_time else [])}
+        check_columns([column for column in file.rows.columns if column not in PLACE], self._contract, name, keys)
         self._waiting[name] = (file, seen, before)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width

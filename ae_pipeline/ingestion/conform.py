@@ -1,6 +1,7 @@
 """Holds rows of landed files against the schema contract: typed rows on one side, broken ones with reasons beside."""
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import polars as pl
@@ -28,8 +29,14 @@ _TYPED = "\0"
 """Stands before a column's name for its typed values; a landed column's name cannot hold it."""
 
 
-def check_columns(names: list[str], contract: SchemaContract, source: str) -> None:
+def check_columns(names: list[str], contract: SchemaContract, source: str, keys: Collection[str] = ()) -> None:
     """Compares a file's columns with the contract's.
+
+    Args:
+        names: The file's.
+        contract: What it is held against.
+        source: The file.
+        keys: Columns that no row can do without: what identifies it and places it in time.
 
     Raises:
         SchemaError: A column is missing or new.
@@ -40,11 +47,17 @@ def check_columns(names: list[str], contract: SchemaContract, source: str) -> No
         return
     found = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
     found += [f"has {', '.join(map(repr, new))}, unknown so far"] if new else []
+    changed = f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(found)}"
+    if lost := [name for name in missing if name in keys]:
+        raise SchemaError(
+            f"{changed}. Without {lost[0]!r} its rows cannot be told apart or placed in time: land the file anew with "
+            "that column, or name another identity or event time in the dataset's YAML"
+        )
     remedy = [f"mark {missing[0]!r} there as 'optional: true'"] if missing else []
     remedy += [f"add '{new[0]}: {{type: …, optional: true}}' there"] if new else []
     raise SchemaError(
-        f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(found)}. If this is meant, declare "
-        f"it in the schema contract ({' and '.join(remedy)}) and run again; if not, land the file anew"
+        f"{changed}. If this is meant, declare it in the schema contract ({' and '.join(remedy)}) and run again; "
+        "if not, land the file anew"
     )
 
 

@@ -46,6 +46,8 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
         lines.append(
             f"flagged          {summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
         )
+        if verdict := summary.get("verdict"):
+            lines.append(f"newest day       {verdict['day']}: {verdict['words']}")
         if labels := summary.get("labels"):
             lines.append(f"known anomalies  {_measured(labels)}")
         if left_out := summary["columns_left_out"]:

@@ -78,10 +78,8 @@ def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> t
             )
             cover = common["count"].sum() / there.len()
             if cover < MIN_CATEGORY_COVER:
-                return None, (
-                    f"an identifier: {distinct:,} values, of which the {common.height:,} commonest cover "
-                    f"{cover:.0%} of the rows"
-                )
+                few = f"of which the {common.height:,} commonest cover {cover:.0%} of the rows"
+                return None, f"an identifier: {distinct:,} values, {few if cover else 'all of them rare'}"
             return plain.model_copy(update={"vocabulary": tuple(common["text"].to_list())}), ""
         case _:
             return plain, ""

@@ -31,7 +31,7 @@ from ae_pipeline.reports.ranking import (
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
 from ae_pipeline.reports.verdict import Verdict, as_facts
-from ae_pipeline.reports.view import Published, Shown
+from ae_pipeline.reports.view import Published, Shown, most_worth_a_look, with_causes
 from ae_pipeline.storage import DatasetPaths, write_parquet, write_text
 
 
@@ -135,7 +135,8 @@ def build_report(
     operations = render_operations(paths, config.drift.min_rows)
     features = published.features_beside(page, published.newest)
     index = published.index(page)
-    write_text(page, render_page(summary.model_dump(), shown, index, labels, gallery, features, operations))
+    listed = with_causes(most_worth_a_look(index), paths) if config.is_daily else ()
+    write_text(page, render_page(summary.model_dump(), shown, index, listed, labels, gallery, features, operations))
     unfinished.unlink()
     newest = max((day.day for day in built if day.rows), default=None)
     asked = pl.col("event_time").dt.date().cast(pl.String).is_in([day.day for day in built])
@@ -178,6 +179,9 @@ def day_page(day: str, paths: DatasetPaths, bundle: ModelBundle, config: Pipelin
     if not config.is_daily:
         raise PublicationError(f"rows of {paths.dataset!r} have no days, so there is one page of them all: report.html")
     files = published_days(paths)
+    if not files or not min(files) <= day <= max(files):
+        there = f"those from {min(files)} to {max(files)} do" if files else "none does so far"
+        raise PublicationError(f"{day!r} has no report; of {paths.dataset!r} {there}, ISO dates; name one of them")
     entries = {one: found for one in sorted(files) if (found := reported_day(one, paths))}
     drift = read_all_days(paths, config.drift.min_rows)
     published = Published(files, paths, bundle, config, model_version, entries, drift)
@@ -188,7 +192,17 @@ def day_page(day: str, paths: DatasetPaths, bundle: ModelBundle, config: Pipelin
             f"the report of {paths.dataset!r} has no rows of {day} as the table has them; materialize that partition "
             "of anomaly_report, or name another day"
         )
+    _link(day, page, paths.reports / "report.html")
     return page
+
+
+def _link(day: str, page: Path, report: Path) -> None:
+    """Makes the day a link where the page over all days lists it."""
+    if report.exists():
+        plain, linked = f'<td class="d">{day}</td>', f'<td class="d"><a href="days/{page.name}">{day}</a></td>'
+        before = report.read_text(encoding="utf-8")
+        if (after := before.replace(plain, linked, 1)) != before:
+            write_text(report, after)
 
 
 def write_day_page(day: str, published: Published, labels: Labels | None) -> Path | None:

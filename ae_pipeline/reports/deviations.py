@@ -29,6 +29,9 @@ _IN_FULL_HOURS = 2 / 3
 _MOST, _DENSE = 0.9, 0.8
 """Share of the rows that lie in the hours that are named, and the most of all rows that may, in times of that."""
 
+_STILL = 0.4
+"""Times the share of rows that are hit in a span of hours: from here on an hour beside it belongs to it."""
+
 _ALL_OVER = 0.75
 """Share of the hours with rows."""
 
@@ -160,14 +163,43 @@ def _when(hours: Sequence[tuple[int, int]]) -> str:
             runs.append([])
     most = max(runs, key=lambda run: sum(hours[hour][0] for hour in run))
     if len(most) > 1 and sum(hours[hour][0] for hour in most) >= _IN_FULL_HOURS * total:
-        return f", among them nearly all from {most[0]:02d}:00 to {most[-1]:02d}:59 UTC"
+        return f", among them nearly every row from {most[0]:02d}:00 to {most[-1]:02d}:59 UTC"
     spans = [(last - first, first, last) for first in range(24) for last in range(first, 24)]
     _, first, last = min(s for s in spans if sum(hit for hit, _ in hours[s[1] : s[2] + 1]) >= _MOST * total)
+    first, last = _widened(hours, first, last)
     inside = sum(rows for _, rows in hours[first : last + 1]) / rows_of_day
     if inside <= _DENSE * _MOST:
         return f", most of them from {first:02d}:00 to {last:02d}:59 UTC"
     with_hits = sum(hit > 0 for hit, _ in hours) / sum(rows > 0 for _, rows in hours)
     return ", all over the day" if with_hits >= _ALL_OVER else ""
+
+
+def _widened(hours: Sequence[tuple[int, int]], first: int, last: int) -> tuple[int, int]:
+    """Takes hours beside a span into it of which hardly fewer rows are hit: nine tenths may end within a fault."""
+    inside = hours[first : last + 1]
+    enough = _STILL * (sum(hit for hit, _ in inside) / sum(rows for _, rows in inside))
+    while first > 0 and hours[first - 1][1] and hours[first - 1][0] >= enough * hours[first - 1][1]:
+        first -= 1
+    while last < len(hours) - 1 and hours[last + 1][1] and hours[last + 1][0] >= enough * hours[last + 1][1]:
+        last += 1
+    return first, last
+
+
+def whereabouts(features: pl.DataFrame, hit: pl.Series, categories: Sequence[str]) -> tuple[str, ...]:
+    """Says in which hours and parts of a day's rows some of them lie.
+
+    Args:
+        features: The day's, with `event_time` where rows have it.
+        hit: Which rows are meant, as long.
+        categories: Columns of the features that part the rows.
+
+    Returns:
+        A sentence each; none where they are too few to tell.
+    """
+    if hit.sum() < _SPLIT_ROWS:
+        return ()
+    when = _when(_hours(features, hit)).removeprefix(", ")
+    return (*([when] if when else []), *_splits(features.select(categories), hit))
 
 
 def _hours(features: pl.DataFrame, hit: pl.Series) -> tuple[tuple[int, int], ...]:
@@ -181,7 +213,7 @@ def _hours(features: pl.DataFrame, hit: pl.Series) -> tuple[tuple[int, int], ...
 
 def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
     """Says of which values these rows are more than their share, the most telling columns first."""
-    told, even = [], []
+    told, even, count = [], [], int(hit.sum())
     for values in categories.cast(pl.String).iter_columns():
         rows_of = pl.DataFrame({"value": values, "hit": hit}).drop_nulls()
         parts = rows_of.group_by("value").agg(pl.col("hit").sum(), pl.len())
@@ -194,7 +226,7 @@ def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
         if association >= _ASSOCIATED and most.height:
             shares = ", ".join(f"{value} {n / rows:.0%} ({n:,} of {rows:,})" for value, n, rows in most.iter_rows())
             told.append((association, f"by {values.name}, most of all {shares}"))
-        elif association < _ASSOCIATED and rows_of["hit"].sum() >= max(_EVEN_ROWS, _NEARLY_ALL * hit.sum()):
+        elif association < _ASSOCIATED and int(rows_of["hit"].sum()) >= max(_EVEN_ROWS, _NEARLY_ALL * count):
             even.append(values.name)
     if even and not told:
         return (f"about evenly over {_listed(even[:_SPLIT_COLUMNS])}",)

@@ -22,12 +22,14 @@ class Group:
         rows: The strangest first.
         days: On which they are, ISO dates, the oldest first; none without event time.
         words: What they have in common, for a person.
+        where: In which hours and parts of the day's rows they lie, a sentence each; of single days alone.
     """
 
     columns: tuple[str, ...]
     rows: tuple[RankedRow, ...]
     days: tuple[str, ...]
     words: str
+    where: tuple[str, ...] = ()
 
 
 def group_rows(rows: Iterable[RankedRow]) -> list[Group]:

@@ -16,7 +16,7 @@ from ae_pipeline.reports.deviations import DETAILED
 from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.view import MOST_TOLD, Shown, most_worth_a_look
+from ae_pipeline.reports.view import MOST_TOLD, Shown
 from ae_pipeline.storage import DatasetPaths, write_text
 
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
@@ -36,6 +36,7 @@ def render_page(
     summary: Mapping[str, Any],
     shown: Shown,
     index: Sequence[Mapping[str, Any]],
+    listed: Sequence[Mapping[str, Any]],
     labels: Labels | None,
     gallery: Gallery | None,
     features: str,
@@ -47,6 +48,7 @@ def render_page(
         summary: What summary.json holds.
         shown: Verdict of the newest day, rows, causes and charts.
         index: All days.
+        listed: Those of them that are most worth a look.
         labels: Scores against labels, where there are any.
         gallery: Pictures, where rows are images.
         features: Where those of the verdict's day are, beside the page.
@@ -59,7 +61,7 @@ def render_page(
         labels=labels,
         gallery=gallery,
         last_year=index[-_YEAR:],
-        index=most_worth_a_look(index),
+        index=listed,
         highest=max([1, *(entry["flagged"] for entry in index[-_YEAR:])]),
         share=summary["flagged"] / max(summary["rows"], 1),
         left_out=by_reason(summary["columns_left_out"]),

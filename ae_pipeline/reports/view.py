@@ -28,11 +28,19 @@ from ae_pipeline.reports.charts import (
     loss_chart,
     score_chart,
 )
-from ae_pipeline.reports.deviations import Deviation, deviations_of
+from ae_pipeline.reports.deviations import DETAILED, Deviation, deviations_of, whereabouts
 from ae_pipeline.reports.drifted import DriftedDay
 from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, near, reference_rows
-from ae_pipeline.reports.ranking import RankedRow, ReportDay, because, features_of, is_over_budget
+from ae_pipeline.reports.ranking import (
+    RankedRow,
+    ReportDay,
+    as_rows,
+    because,
+    features_of,
+    is_over_budget,
+    ranked_day,
+)
 from ae_pipeline.reports.verdict import Verdict, judge_day
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, read_facts
 
@@ -209,6 +217,8 @@ class Published:
             page: Where it will be.
         """
         groups = group_rows(strangest)
+        if day and page == self.page_of(day):
+            groups = self._located(groups, day)
         group_of = {row.row_id: str(place) for place, group in enumerate(groups, 1) for row in group.rows}
         return Shown(
             self.config.is_daily,
@@ -232,6 +242,19 @@ class Published:
             self.charts(day) if day else (),
             self.paths.cache,
         )
+
+    def _located(self, groups: Sequence[Group], day: str) -> list[Group]:
+        """Says of the largest groups of a day where in it they lie."""
+        known = {entry.name for entry in self.bundle.reference if entry.part == Part.COLUMN and entry.is_category}
+        file = pl.scan_parquet(self.paths.features(day), glob=False)
+        there = [name for name in file.collect_schema().names() if name in known or name in {"row_id", "event_time"}]
+        features = file.select(there).collect()
+        found = []
+        for group in groups[:DETAILED]:
+            hit = features["row_id"].is_in([row.row_id for row in group.rows])
+            parts = [name for name in there if name in known and name not in group.columns]
+            found.append(replace(group, where=whereabouts(features, hit, parts)))
+        return [*found, *groups[DETAILED:]]
 
     def _recent(self, day: str | None) -> list[dict[str, Any]]:
         budget = self.bundle.config.alerts.budget
@@ -282,7 +305,10 @@ class Published:
         if drift.effects:
             count = len(drift.effects)
             noun = "column" if all(effect.part == Part.COLUMN for effect in drift.effects) else "figure"
-            return "drifted", f"{count} {noun if count == 1 else f'{noun}s'} far from the training window{where}"
+            names = ", ".join(dict.fromkeys(effect.name for effect in drift.effects[:3]))
+            more = f" and {count - 3} more" if count > 3 else ""
+            told = f"{count} {noun if count == 1 else f'{noun}s'} far from the training window, {names}{more}"
+            return "drifted", f"{told}{where}"
         return "none", f"no column, latent or score far from the training window{where}"
 
     def _values(self, day: str | None) -> tuple[float, float] | None:
@@ -418,6 +444,15 @@ class Published:
             days = [self.files[other] for other in self.bundle.window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")
+
+
+def with_causes(index: Sequence[Mapping[str, Any]], paths: DatasetPaths) -> list[Mapping[str, Any]]:
+    """Says of listed days that have no words what their flagged rows are strange by."""
+    told: list[Mapping[str, Any]] = []
+    for entry in index:
+        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths)))
+        told.append({**entry, "words": entry["words"] or "; ".join(cause.words for cause in causes[:3])})
+    return told
 
 
 def _named(day: str) -> str:
