@@ -68,7 +68,8 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", own[name]) for name in own}
     binaries = Path(sys.executable).parent
     dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", ports.dagster]
-    mlflow = [binaries / "mlflow", "server", "--host", "127.0.0.1", "--port", ports.mlflow]
+    quiet = ["--uvicorn-opts", "--log-level=warning"]  # a line for each picture and script that a page asks for
+    mlflow = [binaries / "mlflow", "server", "--host", "127.0.0.1", "--port", ports.mlflow, *quiet]
     for line in places(addresses, workspace, datasets):
         print(line, flush=True)
     # `dg` warns where the environment that it runs in was not activated.
