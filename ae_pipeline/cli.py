@@ -4,6 +4,7 @@ import argparse
 import datetime as dt
 import getpass
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -117,7 +118,8 @@ def _innermost(error: BaseException) -> str:
     chain = _chain(error)
     # Dagster adds file and line to what pydantic says of a key.
     error = next((each for each in reversed(chain) if ".yaml:" in str(each)), chain[-1])
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\s*\[type=\w+, input_value=(.*), input_type=\w+\]", r", not \1", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "errors.pydantic.dev" not in line]
     return f"the defs folder cannot be loaded: {' '.join(lines[:6])}; mend it, `dg check defs` tells more"
 
 
@@ -168,7 +170,8 @@ def _run(dataset: str) -> int:
         _execute(definitions, instance, config, "publish", days)
         worked = True
     if not worked:
-        _heading("Nothing to do: every landed file is read, every day is published under the model that serves.")
+        read = "every other landed file is read" if failure else "every landed file is read"
+        _heading(f"Nothing to do: {read}, every day is published under the model that serves.")
     from ae_pipeline.orchestration.summary import summarise
 
     print(summarise(config, paths, tracker, instance))

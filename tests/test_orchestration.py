@@ -517,3 +517,11 @@ def test_a_mistake_in_a_yaml_is_told_in_a_line() -> None:
         "the defs folder cannot be loaded: attributes.trainning at defs.yaml:26 Extra inputs are not permitted; "
         "mend it, `dg check defs` tells more"
     )
+    error.__cause__ = ValueError(
+        "attributes.alerts.budget at defs.yaml:41\n  Input should be less than 1 [type=less_than, input_value=2, "
+        "input_type=int]\n    For further information visit https://errors.pydantic.dev/2.13/v/less_than"
+    )
+    assert _innermost(error) == (
+        "the defs folder cannot be loaded: attributes.alerts.budget at defs.yaml:41 Input should be less than 1, "
+        "not 2; mend it, `dg check defs` tells more"
+    )
