@@ -24,9 +24,10 @@ from ae_pipeline.reports.deviations import Deviation
 from ae_pipeline.reports.drifted import DriftedDay, drifting_days, read_all_days, read_drift
 from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
+from ae_pipeline.reports.listed import with_causes
 from ae_pipeline.reports.ranking import RankedRow, ReportDay, as_rows, ranked_day, reported_day
 from ae_pipeline.reports.verdict import judge_day
-from ae_pipeline.reports.view import Published, most_worth_a_look, with_causes
+from ae_pipeline.reports.view import Published, most_worth_a_look
 
 
 @pytest.fixture(scope="module")
@@ -239,14 +240,15 @@ class TestDays:
         silent = next(row for row in built.strangest if not row.is_anomaly)
         day = silent.event_time.date().isoformat()
         path = dataset.paths.features(day)
-        pl.read_parquet(path).drop("load").write_parquet(path)
+        pl.read_parquet(path).drop("load").with_columns(power=pl.lit("n/a")).write_parquet(path)
         entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
         files = published_days(dataset.paths)
         published = Published(files, dataset.paths, dataset.bundle, self.config, 3, entries, ())
         bare = [dataclasses.replace(row, contributions=(), because="") for row in built.strangest]
-        told = published.explained(bare)
+        told = published.listed.explained(bare)
         assert {row.event_time.date().isoformat() for row in told if row.contributions}.isdisjoint({day})
         assert any(row.contributions for row in told)
+        assert ("power", "n/a") in published.listed.values(bare)[silent.row_id]
 
     def test_completeness_counts_rows_and_values(self, report):
         dataset, days, _ = report

@@ -15,6 +15,7 @@ from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.drifted import DriftedDay, measure_drift, read_all_days
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.labels import Labels, measure_labels
+from ae_pipeline.reports.listed import with_causes
 from ae_pipeline.reports.page import render_day, render_operations, render_page
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
@@ -31,7 +32,7 @@ from ae_pipeline.reports.ranking import (
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
 from ae_pipeline.reports.verdict import Verdict, as_facts
-from ae_pipeline.reports.view import Published, Shown, most_worth_a_look, with_causes
+from ae_pipeline.reports.view import Published, Shown, most_worth_a_look
 from ae_pipeline.storage import DatasetPaths, write_parquet, write_text
 
 
@@ -156,7 +157,7 @@ def build_report(
         day_page=own if newest and (own := published.page_of(newest)).exists() else None,
         verdict=published.verdict(newest) if newest and not same else shown.verdict,
         charts=shown.charts if same else published.charts(newest) if newest else (),
-        strangest=published.explained(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
+        strangest=published.listed.explained(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
         labels=labels,
         gallery=gallery,
         drift=drift,

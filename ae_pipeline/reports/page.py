@@ -16,7 +16,8 @@ from ae_pipeline.reports.deviations import DETAILED
 from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.view import MOST_TOLD, Shown
+from ae_pipeline.reports.listed import MOST_TOLD
+from ae_pipeline.reports.view import Shown
 from ae_pipeline.storage import DatasetPaths, write_text
 
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"

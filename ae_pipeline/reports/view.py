@@ -6,20 +6,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ae_pipeline.bundle import ModelBundle
 from ae_pipeline.config import PipelineConfig
-from ae_pipeline.detector import Contribution
 from ae_pipeline.drift import Part
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.journal import Change, history
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
-from ae_pipeline.preprocessing.table_encoder import TableEncoder
-from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.charts import (
     Chart,
     calibration_chart,
@@ -31,18 +28,15 @@ from ae_pipeline.reports.charts import (
 from ae_pipeline.reports.deviations import DETAILED, Deviation, deviations_of, whereabouts
 from ae_pipeline.reports.drifted import DriftedDay
 from ae_pipeline.reports.groups import Group, group_rows
-from ae_pipeline.reports.latent_map import columns_of, near, reference_rows
+from ae_pipeline.reports.latent_map import columns_of, reference_rows
+from ae_pipeline.reports.listed import ListedRows
 from ae_pipeline.reports.ranking import (
     RankedRow,
     ReportDay,
-    as_rows,
-    because,
-    features_of,
     is_over_budget,
-    ranked_day,
 )
 from ae_pipeline.reports.verdict import Verdict, judge_day
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart, read_facts
+from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
 
 _SOON = dt.timedelta(days=7)
 """After a day: a model that serves only later has not scored it when it was new."""
@@ -52,12 +46,6 @@ _TREND = 30
 
 _INDEX = 20
 """Days that the index lists, about."""
-
-_VALUES, _LONGEST = 40, 60
-"""Columns of a row whose values are shown, and their longest text."""
-
-MOST_TOLD = 20
-"""Rows that are not flagged and are explained none the less."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +126,14 @@ class Published:
         return {day.day: day for day in self.drift}
 
     @cached_property
-    def _told(self) -> dict[str, tuple[Contribution, ...]]:
-        """Explanations of rows that are not flagged, since several pages list the same ones."""
-        return {}
-
-    @cached_property
     def reference(self) -> pl.DataFrame:
         """Ordinary rows of the calibration days."""
         return reference_rows(self.files, self.paths, self.bundle)
+
+    @cached_property
+    def listed(self) -> ListedRows:
+        """What is told of single rows."""
+        return ListedRows(self.files, self.paths, self.bundle, self.config, self.reference)
 
     def page_of(self, day: str) -> Path:
         """Where the page of a day is, if it has one."""
@@ -232,11 +220,11 @@ class Published:
                 sum(not entry.days for entry in self._landed),
                 sum(bool(entry.refused and entry.days) for entry in self._landed),
             ),
-            self.explained(strangest),
+            self.listed.explained(strangest),
             groups,
             group_of,
-            self._nearest(strangest),
-            self._values_of(strangest),
+            self.listed.nearest(strangest),
+            self.listed.values(strangest),
             self._trust(day),
             lambda row: self._link(row, page),
             self.charts(day) if day else (),
@@ -336,55 +324,6 @@ class Published:
         counts = f"{flagged:,} of {rows:,} rows{but}, {flagged / rows:.2%}"
         return f"{days} after its training it flags {counts}; the budget is {budget:.2%}."
 
-    def _values_of(self, rows: Sequence[RankedRow]) -> dict[str, list[tuple[str, str]]]:
-        by_day: dict[str, list[str]] = {}
-        for row in rows:
-            by_day.setdefault(self._day_of(row), []).append(row.row_id)
-        seen = set(self.bundle.columns) if isinstance(self.bundle.encoder, TableEncoder) else set()
-        told = {}
-        for day, row_ids in by_day.items():
-            found = features_of(pl.Series(row_ids), day, self.paths)
-            plain = [name for name, dtype in found.schema.items() if not dtype.is_nested() and dtype != pl.Binary]
-            wanted = [name for name in plain if name not in {"row_id", LABEL}][:_VALUES]
-            for row_id, values in zip(found["row_id"], found.select(wanted).iter_rows(), strict=True):
-                told[row_id] = [
-                    (name, self._spoken(name, value, seen)) for name, value in zip(wanted, values, strict=True)
-                ]
-        return told
-
-    def _spoken(self, name: str, value: Any, seen: Collection[str]) -> str:
-        if isinstance(value, dt.datetime):
-            return f"{value:%Y-%m-%d %H:%M}"
-        text = cast("TableEncoder", self.bundle.encoder).speak(name, value) if name in seen else str(value)
-        return "missing" if value is None else text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-    def explained(self, strangest: Sequence[RankedRow]) -> tuple[RankedRow, ...]:
-        """Explains the first rows that are not flagged too, which the ranked files do not.
-
-        Args:
-            strangest: Ranked rows, those that are flagged explained.
-        """
-        silent = [row for row in strangest if not row.contributions][:MOST_TOLD]
-        by_day: dict[str, list[str]] = {}
-        for row in silent:
-            if row.row_id not in self._told:
-                by_day.setdefault(self._day_of(row), []).append(row.row_id)
-        found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
-        wanted = ["row_id", *self.bundle.columns]
-        # Days whose features were made under other settings are scored anew before long.
-        usable = [apart(part.select(wanted)) for part in found if set(wanted) <= set(part.columns)]
-        if usable:
-            rows = pl.concat(usable, how="vertical_relaxed")
-            explained = self.bundle.explain(rows.select(self.bundle.columns))
-            self._told.update(zip(rows["row_id"], map(tuple, explained), strict=True))
-        told = {row.row_id: parts for row in silent if (parts := self._told.get(row.row_id))}
-        return tuple(
-            replace(row, contributions=told[row.row_id], because=because(told[row.row_id]))
-            if row.row_id in told
-            else row
-            for row in strangest
-        )
-
     @cached_property
     def _landed(self) -> Collection[LandedFile]:
         return Ledger.load(self.paths.ledger).files.values() if self.paths.ledger.exists() else ()
@@ -392,21 +331,8 @@ class Published:
     def _rejected(self, day: str | None) -> int:
         return sum(sum(entry.quarantined.values()) for entry in self._landed if day in entry.days)
 
-    def _nearest(self, rows: Sequence[RankedRow]) -> dict[str, list[tuple[str, float]]]:
-        wanted: dict[str, list[str]] = {}
-        for row in rows:
-            wanted.setdefault(self._day_of(row), []).append(row.row_id)
-        found = []
-        for day in sorted(wanted.keys() & self.files.keys()):
-            of_day = published_day(self.files[day], self.paths, columns_of(self.bundle))
-            found.append(apart(of_day.filter(pl.col("row_id").is_in(wanted[day]))))
-        return near(pl.concat(found), self.reference, self.bundle) if found else {}
-
-    def _day_of(self, row: RankedRow) -> str:
-        return row.event_time.date().isoformat() if self.config.is_daily and row.event_time else ALL_ROWS
-
     def _link(self, row: RankedRow, page: Path) -> dict[str, str | bool | None]:
-        day = self._day_of(row)
+        day = self.listed.day_of(row)
         own = self.page_of(day)
         there = own.exists() and own != page
         return {
@@ -444,15 +370,6 @@ class Published:
             days = [self.files[other] for other in self.bundle.window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(days, self.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {whose}.")
-
-
-def with_causes(index: Sequence[Mapping[str, Any]], paths: DatasetPaths) -> list[Mapping[str, Any]]:
-    """Says of listed days that have no words what their flagged rows are strange by."""
-    told: list[Mapping[str, Any]] = []
-    for entry in index:
-        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths)))
-        told.append({**entry, "words": entry["words"] or "; ".join(cause.words for cause in causes[:3])})
-    return told
 
 
 def _named(day: str) -> str:
