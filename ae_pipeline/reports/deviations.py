@@ -44,10 +44,10 @@ _VALUES, _SPLIT_ROWS, _SPLIT_COLUMNS, _SPLIT_VALUES = 100, 10, 3, 3
 _EVEN_ROWS = 50
 """Rows from which on it is said that they lie evenly over all values."""
 
-_LISTED = 500
-"""Rows that are listed by their identity."""
+_LISTED = (500, 100, 100, 100, 100)
+"""Rows that are listed by their identity, of each deviation that is told in detail."""
 
-DETAILED = 5
+DETAILED = len(_LISTED)
 """Deviations of a day whose hours and parts are told."""
 
 
@@ -97,7 +97,8 @@ def deviations_of(
     while left:
         names = [e.name for e in left if _together(left[0].name, e.name, features, known)]
         left = [effect for effect in left if effect.name not in names]
-        found.append(_of_missing(names, features, known, in_detail=len(found) < DETAILED))
+        listed = _LISTED[len(found)] if len(found) < DETAILED else 0
+        found.append(_of_missing(names, features, known, listed))
     told = {name for deviation in found for name in deviation.columns}
     fewer = [effect.name for effect in columns if effect.missing < -config.missing]
     clocks = {column.name for column in bundle.encoder.columns if column.is_clock}
@@ -122,7 +123,7 @@ def _together(one: str, other: str, features: pl.DataFrame, known: Mapping[str, 
 
 
 def _of_missing(
-    names: Sequence[str], features: pl.DataFrame, known: Mapping[str, Distribution], *, in_detail: bool
+    names: Sequence[str], features: pl.DataFrame, known: Mapping[str, Distribution], listed: int
 ) -> Deviation:
     hit = reduce(operator.and_, (_lacking(name, features) for name in names))
     rows, usual = int(hit.sum()), float(np.mean([known[name].missing for name in names]))
@@ -137,9 +138,9 @@ def _of_missing(
         words + _when(hours),
         rows,
         " AND ".join(f"{_quoted(name)} IS NULL" for name in there),
-        hours if in_detail else (),
-        _splits(features.select(categories), hit) if in_detail else (),
-        tuple(features["row_id"].filter(hit).head(_LISTED)) if in_detail and "row_id" in features.columns else (),
+        hours if listed else (),
+        _splits(features.select(categories), hit) if listed else (),
+        tuple(features["row_id"].filter(hit).head(listed)) if "row_id" in features.columns else (),
     )
 
 

@@ -19,8 +19,8 @@ from ae_pipeline.reports.latent_map import columns_of, near
 from ae_pipeline.reports.ranking import RankedRow, as_rows, because, features_of, ranked_day
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
 
-_VALUES, _LONGEST = 40, 60
-"""Columns of a row whose values are shown, and their longest text."""
+_VALUES, _LONGEST = 20, 40
+"""Columns of a row whose values are shown, and their longest text: two hundred rows are to stay below 400 kB."""
 
 MOST_TOLD = 20
 """Rows that are not flagged and are explained none the less."""
