@@ -23,11 +23,11 @@ from ae_pipeline.reports.charts import calibration_chart, score_chart
 from ae_pipeline.reports.deviations import Deviation
 from ae_pipeline.reports.drifted import DriftedDay, drifting_days, read_all_days, read_drift
 from ae_pipeline.reports.groups import cause, group_rows
+from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
-from ae_pipeline.reports.listed import with_causes
 from ae_pipeline.reports.ranking import RankedRow, ReportDay, as_rows, ranked_day, reported_day
 from ae_pipeline.reports.verdict import judge_day
-from ae_pipeline.reports.view import Published, most_worth_a_look
+from ae_pipeline.reports.view import Published
 
 
 @pytest.fixture(scope="module")

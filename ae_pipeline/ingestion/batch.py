@@ -10,7 +10,7 @@ import polars as pl
 
 from ae_pipeline.config import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.contract import SchemaContract, keys_of
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers import read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, FileRows, UnreadableFileError
@@ -86,8 +86,8 @@ class Batch:
             file = read_file(name, data, self._config.images, self._image_dtype)
         except UnreadableFileError as error:
             return _refused(seen, before, str(error))
-        keys = {*self._config.identity, *([self._config.event_time] if self._config.event_time else [])}
-        check_columns([column for column in file.rows.columns if column not in PLACE], self._contract, name, keys)
+        columns = [column for column in file.rows.columns if column not in PLACE]
+        check_columns(columns, self._contract, name, keys_of(self._contract, self._config))
         self._waiting[name] = (file, seen, before)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width

@@ -29,14 +29,14 @@ _TYPED = "\0"
 """Stands before a column's name for its typed values; a landed column's name cannot hold it."""
 
 
-def check_columns(names: list[str], contract: SchemaContract, source: str, keys: Collection[str] = ()) -> None:
+def check_columns(names: list[str], contract: SchemaContract, source: str, keys: Collection[str]) -> None:
     """Compares a file's columns with the contract's.
 
     Args:
         names: The file's.
         contract: What it is held against.
         source: The file.
-        keys: Columns that no row can do without: what identifies it and places it in time.
+        keys: Columns that no row can do without.
 
     Raises:
         SchemaError: A column is missing or new.
@@ -50,8 +50,8 @@ def check_columns(names: list[str], contract: SchemaContract, source: str, keys:
     changed = f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(found)}"
     if lost := [name for name in missing if name in keys]:
         raise SchemaError(
-            f"{changed}. Without {lost[0]!r} its rows cannot be told apart or placed in time: land the file anew with "
-            "that column, or name another identity or event time in the dataset's YAML"
+            f"{changed}. Without {lost[0]!r} its rows cannot be told apart, placed in time or looked at: land the file "
+            "anew with that column, or name another identity, event time or image column in the dataset's YAML"
         )
     remedy = [f"mark {missing[0]!r} there as 'optional: true'"] if missing else []
     remedy += [f"add '{new[0]}: {{type: …, optional: true}}' there"] if new else []

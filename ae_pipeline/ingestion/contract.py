@@ -176,7 +176,7 @@ def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
     contract = load_contract(path)
     check_names(list(contract.columns), config)
     _check_images(contract, config, path)
-    keys = {*config.identity, *contract.images, *([config.event_time] if config.event_time else [])}
+    keys = keys_of(contract, config)
     if config.event_time and contract.columns[config.event_time].type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
         raise SchemaError(
             f"event_time={config.event_time!r} of {config.dataset!r} is "
@@ -186,6 +186,11 @@ def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
     always = {"required": True, "optional": False}
     rules = {name: rule.model_copy(update=always) if name in keys else rule for name, rule in contract.columns.items()}
     return contract.model_copy(update={"columns": rules})
+
+
+def keys_of(contract: SchemaContract, config: PipelineConfig) -> set[str]:
+    """Names the columns that no row can do without: identity, event time, images."""
+    return {*config.identity, *contract.images, *([config.event_time] if config.event_time else [])}
 
 
 def _check_images(contract: SchemaContract, config: PipelineConfig, path: Path) -> None:

@@ -14,8 +14,8 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.drifted import DriftedDay, measure_drift, read_all_days
 from ae_pipeline.reports.gallery import Gallery, build_gallery
+from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
-from ae_pipeline.reports.listed import with_causes
 from ae_pipeline.reports.page import render_day, render_operations, render_page
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
@@ -32,7 +32,7 @@ from ae_pipeline.reports.ranking import (
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
 from ae_pipeline.reports.verdict import Verdict, as_facts
-from ae_pipeline.reports.view import Published, Shown, most_worth_a_look
+from ae_pipeline.reports.view import Published, Shown
 from ae_pipeline.storage import DatasetPaths, write_parquet, write_text
 
 

@@ -14,9 +14,8 @@ from ae_pipeline.detector import Contribution
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.preprocessing.table_encoder import TableEncoder
 from ae_pipeline.preprocessing.window import LABEL
-from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.latent_map import columns_of, near
-from ae_pipeline.reports.ranking import RankedRow, as_rows, because, features_of, ranked_day
+from ae_pipeline.reports.ranking import RankedRow, because, features_of
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
 
 _VALUES, _LONGEST = 20, 40
@@ -112,12 +111,3 @@ class ListedRows:
     def day_of(self, row: RankedRow) -> str:
         """Names the day that has a row."""
         return row.event_time.date().isoformat() if self.config.is_daily and row.event_time else ALL_ROWS
-
-
-def with_causes(index: Sequence[Mapping[str, Any]], paths: DatasetPaths) -> list[Mapping[str, Any]]:
-    """Says of listed days that have no words what their flagged rows are strange by."""
-    told: list[Mapping[str, Any]] = []
-    for entry in index:
-        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths)))
-        told.append({**entry, "words": entry["words"] or "; ".join(cause.words for cause in causes[:3])})
-    return told

@@ -30,11 +30,7 @@ from ae_pipeline.reports.drifted import DriftedDay
 from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
 from ae_pipeline.reports.listed import ListedRows
-from ae_pipeline.reports.ranking import (
-    RankedRow,
-    ReportDay,
-    is_over_budget,
-)
+from ae_pipeline.reports.ranking import RankedRow, ReportDay, is_over_budget
 from ae_pipeline.reports.verdict import Verdict, judge_day
 from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
 
@@ -43,9 +39,6 @@ _SOON = dt.timedelta(days=7)
 
 _TREND = 30
 """Days of the trend."""
-
-_INDEX = 20
-"""Days that the index lists, about."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +124,11 @@ class Published:
         return reference_rows(self.files, self.paths, self.bundle)
 
     @cached_property
+    def _categories(self) -> set[str]:
+        """Columns whose values part the rows of a day."""
+        return {entry.name for entry in self.bundle.reference if entry.part == Part.COLUMN and entry.is_category}
+
+    @cached_property
     def listed(self) -> ListedRows:
         """What is told of single rows."""
         return ListedRows(self.files, self.paths, self.bundle, self.config, self.reference)
@@ -157,11 +155,8 @@ class Published:
         columns = {effect.name for effect in drift.effects if effect.part == Part.COLUMN}
         if not columns:
             return ()
-        columns.add("row_id")
         if in_detail and any(effect.missing > self.config.drift.missing for effect in drift.effects):
-            columns |= {
-                known.name for known in self.bundle.reference if known.part == Part.COLUMN and known.is_category
-            }
+            columns |= {"row_id", *self._categories}
         file = pl.scan_parquet(self.paths.features(day), glob=False)
         there = [name for name in file.collect_schema().names() if name in columns or name == "event_time"]
         features = file.select(there).collect()
@@ -205,7 +200,7 @@ class Published:
             page: Where it will be.
         """
         groups = group_rows(strangest)
-        if day and page == self.page_of(day):
+        if groups and day and page == self.page_of(day):
             groups = self._located(groups, day)
         group_of = {row.row_id: str(place) for place, group in enumerate(groups, 1) for row in group.rows}
         return Shown(
@@ -233,7 +228,7 @@ class Published:
 
     def _located(self, groups: Sequence[Group], day: str) -> list[Group]:
         """Says of the largest groups of a day where in it they lie."""
-        known = {entry.name for entry in self.bundle.reference if entry.part == Part.COLUMN and entry.is_category}
+        known = self._categories
         file = pl.scan_parquet(self.paths.features(day), glob=False)
         there = [name for name in file.collect_schema().names() if name in known or name in {"row_id", "event_time"}]
         features = file.select(there).collect()
@@ -374,11 +369,3 @@ class Published:
 
 def _named(day: str) -> str:
     return day if day != ALL_ROWS else "all rows"
-
-
-def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Takes the days that the index lists: the newest with words, then those with the most flagged rows."""
-    told = sorted((entry for entry in index if entry["words"]), key=lambda entry: entry["day"], reverse=True)
-    others = [entry for entry in index if not entry["words"] and entry["flagged"]]
-    others.sort(key=lambda entry: (-entry["flagged"], entry["day"]))
-    return [*told[:_INDEX], *others[: max(_INDEX // 3, _INDEX - len(told))]]
