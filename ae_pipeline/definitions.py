@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 
 from ae_pipeline.orchestration.console import line_logger
-from ae_pipeline.orchestration.workspace import DAGSTER_URL, DATA_URL, Workspace
+from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, Workspace
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 

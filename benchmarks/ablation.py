@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ae_pipeline.detector import Detector
+from ae_pipeline.config.service import Evidence
+from ae_pipeline.detector.detector import Detector
 from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS
-from ae_pipeline.service_config import Evidence
 from benchmarks.detection import (
     PROTOCOLS,
     FloatArray,

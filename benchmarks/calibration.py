@@ -42,11 +42,11 @@ import polars as pl
 import torch
 from scipy.stats import betabinom  # type: ignore[import-untyped]
 
-from ae_pipeline.fitting import fit_bundle
-from ae_pipeline.preprocessing.features import feature_columns, features_content
-from ae_pipeline.preprocessing.window import cut_window
-from ae_pipeline.promotion import Verdict, calibration_holds
+from ae_pipeline.features.build import feature_columns, features_content
+from ae_pipeline.features.split import cut_window
+from ae_pipeline.gate.rules import Verdict, calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
+from ae_pipeline.training.fit import fit_bundle
 from benchmarks.detection import FloatArray, Table, cap_rows, find_sets, fit_ours, halve_normal, read_set
 from benchmarks.planted_faults import Prepared, prepare
 from benchmarks.report import Row, format_table, write_report

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
 from benchmarks.faults import FAULTS, Routes
 
 PER_KIND = 100

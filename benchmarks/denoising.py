@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
-from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.detector.bundle import ModelBundle
 from benchmarks.frames import fit_images, image_frame, images_of
 from benchmarks.measures import Measure
 from benchmarks.textures import TEST, TRAINING, TUNING, cut_side_by_side, cut_tiles, photograph

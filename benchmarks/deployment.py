@@ -72,12 +72,12 @@ def _most_held() -> float:
 def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: str) -> Measure:
     import dagster as dg
 
-    from ae_pipeline.component import AutoencoderPipeline
-    from ae_pipeline.config import PipelineConfig
+    from ae_pipeline.config.pipeline import PipelineConfig
     from ae_pipeline.orchestration.automation import job_name
+    from ae_pipeline.orchestration.component import AutoencoderPipeline
     from ae_pipeline.orchestration.console import LOGGERS, line_logger
+    from ae_pipeline.orchestration.resources import Workspace
     from ae_pipeline.orchestration.upkeep import range_tags
-    from ae_pipeline.orchestration.workspace import Workspace
 
     config = PipelineConfig.model_validate(attributes)
     workspace = Workspace(data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"])

@@ -43,11 +43,11 @@ from pyod.models.vae import VAE
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from ae_pipeline.config import ColumnType, PipelineConfig
-from ae_pipeline.detector import Detector
-from ae_pipeline.errors import PipelineError
-from ae_pipeline.fitting import fit_detector
-from ae_pipeline.preprocessing.features import FeatureColumn
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.detector import Detector
+from ae_pipeline.training.fit import fit_detector
 from benchmarks.report import Row, format_table, write_report
 
 FloatArray = npt.NDArray[np.float64]

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.detector import Contribution
-from ae_pipeline.fitting import fit_bundle
-from ae_pipeline.preprocessing.features import build_features, feature_columns
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.features.build import build_features, feature_columns
+from ae_pipeline.training.fit import fit_bundle
 from benchmarks import defects, planted_faults
 from benchmarks.column_faults import SINGLE, guilty_columns, plant_columns
 from benchmarks.frames import fit_images, image_frame

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import ColumnType, PipelineConfig
-from ae_pipeline.fitting import fit_bundle
-from ae_pipeline.ingestion.contract import ImageShape
-from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.preprocessing.window import cut_window
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, write_parquet
+from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import cut_window
+from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+from ae_pipeline.training.fit import fit_bundle
 
 IMAGE = "image"
 

@@ -37,13 +37,13 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.fitting import fit_bundle
-from ae_pipeline.latents.alignment import Served, align, turn
-from ae_pipeline.latents.compatibility import fit_orthogonal
-from ae_pipeline.preprocessing.features import feature_columns, features_content
-from ae_pipeline.preprocessing.window import cut_window
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.build import feature_columns, features_content
+from ae_pipeline.features.split import cut_window
+from ae_pipeline.latent_space.alignment import Served, align, turn
+from ae_pipeline.latent_space.compatibility import fit_orthogonal
+from ae_pipeline.training.fit import fit_bundle
 from benchmarks.planted_faults import Prepared, prepare
 from benchmarks.report import Row, format_table, write_report
 

@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 import torch
 from deltalake import DeltaTable
 
-from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.features.build import feature_columns, features_content
+from ae_pipeline.features.split import cut_window
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import current_files
-from ae_pipeline.preprocessing.features import feature_columns, features_content
-from ae_pipeline.preprocessing.window import cut_window
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.training.fit import fit_bundle
 from benchmarks.planted_faults import prepare
 from benchmarks.report import Row, format_table, write_report
 

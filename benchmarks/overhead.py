@@ -75,9 +75,9 @@ def measure_pages(rounds: int) -> list[Measured]:
 
 def _pages(rounds: int) -> str:
     """Does what a first run does, and makes its pages again and again."""
-    from ae_pipeline.bundle import ModelBundle
+    from ae_pipeline.detector.bundle import ModelBundle
     from ae_pipeline.reports.build import build_report, day_page
-    from ae_pipeline.storage import DatasetPaths
+    from ae_pipeline.storage.paths import DatasetPaths
 
     rows, config = _work(), _shipped()
     paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
@@ -113,18 +113,18 @@ def _told(name: str, root: Path, command: Sequence[str], taken: dict[str, list[f
 
 def _work() -> int:
     """Does what a first run does, by the functions that its assets call; gives the number of rows."""
-    from ae_pipeline.bundle import ModelBundle
-    from ae_pipeline.demo import DEMOS
-    from ae_pipeline.fitting import fit_bundle, with_reference
-    from ae_pipeline.gate import gate_rows
+    from ae_pipeline.cli.demo import DEMOS
+    from ae_pipeline.detector.bundle import ModelBundle
+    from ae_pipeline.features.build import build_features_day, feature_columns
+    from ae_pipeline.features.split import cut_window
+    from ae_pipeline.gate.evaluation import gate_rows
+    from ae_pipeline.gate.rules import judge, latents_not_collapsed
     from ae_pipeline.ingestion.landing import take_in
     from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
     from ae_pipeline.latents.publish import publish
-    from ae_pipeline.preprocessing.features import build_features_day, feature_columns
-    from ae_pipeline.preprocessing.window import cut_window
-    from ae_pipeline.promotion import judge, latents_not_collapsed
     from ae_pipeline.reports.build import build_report
-    from ae_pipeline.storage import DatasetPaths
+    from ae_pipeline.storage.paths import DatasetPaths
+    from ae_pipeline.training.fit import fit_bundle, with_reference
 
     config = _shipped()
     paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
@@ -151,7 +151,7 @@ def _shipped() -> Any:
     import yaml
 
     import ae_pipeline
-    from ae_pipeline.config import PipelineConfig
+    from ae_pipeline.config.pipeline import PipelineConfig
 
     file = Path(ae_pipeline.__file__).parent / "defs" / FLIGHTS / "defs.yaml"
     return PipelineConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["attributes"])
@@ -161,7 +161,7 @@ def _empty() -> None:
     """Runs the same jobs over the same partitions, with bodies that do nothing."""
     import dagster as dg
 
-    from ae_pipeline import cli
+    from ae_pipeline.cli import main as cli
     from ae_pipeline.orchestration import assets, stages
 
     def body_of(stage: str) -> Callable[[Any], stages.Body]:

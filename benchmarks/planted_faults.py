@@ -30,15 +30,15 @@ from pyod.models.auto_encoder import AutoEncoder
 from pyod.models.iforest import IForest
 from pyod.models.knn import KNN
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.demo import land_flights
-from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.cli.demo import land_flights
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.build import build_features, build_features_day, feature_columns
+from ae_pipeline.features.split import Window, cut_window
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.landing import take_in
 from ae_pipeline.ingestion.raw import build_raw_day
-from ae_pipeline.preprocessing.features import build_features, build_features_day, feature_columns
-from ae_pipeline.preprocessing.window import Window, cut_window
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.training.fit import fit_bundle
 from benchmarks.faults import FAULTS, Routes, plant
 from benchmarks.report import Row, format_table, write_report
 

@@ -28,15 +28,16 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import ColumnType, PipelineConfig
-from ae_pipeline.errors import PublicationError
-from ae_pipeline.fitting import fit_bundle
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import cut_window
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import read_latents
-from ae_pipeline.preprocessing.features import FeatureColumn
-from ae_pipeline.preprocessing.window import cut_window
-from ae_pipeline.storage import DatasetPaths, read_facts, write_parquet
+from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.training.fit import fit_bundle
 from benchmarks.report import Row, format_table, write_report
 
 DATASET, FIRST_DAY, COLUMNS = "stress", dt.date(2024, 1, 1), ("a", "b", "c", "d")
@@ -277,7 +278,7 @@ class _Children:
 
     def __init__(self, place: Place) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["ae_pipeline.latents.publish", "ae_pipeline.fitting"])
+        self._context.set_forkserver_preload(["ae_pipeline.latents.publish", "ae_pipeline.training.fit"])
         self.place = place
 
     def publishing(self, version: int, days: Sequence[str], gate: Any = None) -> tuple[Any, Any, Any]:

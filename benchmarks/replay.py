@@ -32,12 +32,12 @@ import polars as pl
 import yaml
 from filelock import FileLock
 
-from ae_pipeline.demo import land_flights
-from ae_pipeline.journal import history
+from ae_pipeline.cli.demo import land_flights
 from ae_pipeline.latents.read import published_day, published_days
-from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.tracking import CHAMPION
-from ae_pipeline.tracking.store import Tracker
+from ae_pipeline.registry.history import history
+from ae_pipeline.registry.names import CHAMPION
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.storage.paths import DatasetPaths
 from benchmarks.report import Row, format_table, write_report
 
 DATASET = "flights"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ae_pipeline.storage import write_text
+from ae_pipeline.storage.files import write_text
 
 Row = Mapping[str, str | int | float]
 """One result, flat."""

@@ -17,13 +17,14 @@ from pyod.models.auto_encoder import AutoEncoder
 from pyod.models.vae import VAE
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.demo import land_shuttle
+from ae_pipeline.cli.demo import land_shuttle
+from ae_pipeline.config.columns import FeatureColumn
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.build import build_features, feature_columns
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.landing import take_in
 from ae_pipeline.ingestion.raw import build_raw_day
-from ae_pipeline.preprocessing.features import FeatureColumn, build_features, feature_columns
-from ae_pipeline.preprocessing.window import LABEL
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from benchmarks.frames import fit_frame
 from benchmarks.measures import Measure
 

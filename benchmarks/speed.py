@@ -36,16 +36,16 @@ from pyod.models.auto_encoder import AutoEncoder
 from sklearn.neural_network import MLPRegressor
 from torch import nn
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.common.parallel import spread
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.encoding.encoder import fit_encoder
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day, write_file
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.models.factory import build_loss, build_model
-from ae_pipeline.parallel import spread
-from ae_pipeline.preprocessing.encoder import fit_encoder
-from ae_pipeline.storage import DatasetPaths
-from ae_pipeline.training import Epoch, train
+from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.training.loop import Epoch, train
 from benchmarks import generated
 from benchmarks.figures import Measured, as_table
 from benchmarks.growth import measure_growth, measure_wide
@@ -359,7 +359,7 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
 
 
 def _nearest(rows: npt.NDArray[np.float64], ensemble: Any, view: int) -> object:
-    from ae_pipeline.scoring.neighbours import nearest
+    from ae_pipeline.scoring.neighbors import nearest
 
     return nearest(rows, ensemble._references[view])
 

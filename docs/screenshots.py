@@ -16,8 +16,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
 from ae_pipeline.definitions import PROJECT_ROOT
-from ae_pipeline.orchestration.workspace import Workspace
-from ae_pipeline.tracking import CHAMPION
+from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.registry.names import CHAMPION
 
 DOCS = Path(__file__).parent
 DATASET, DAY = "flights", "2013-02-08"

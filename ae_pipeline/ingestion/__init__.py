@@ -1,1 +1,1 @@
-"""From landed files to typed rows."""
+"""Landed files to typed, deduplicated raw rows."""

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, keys_of
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers import read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, FileRows, UnreadableFileError
-from ae_pipeline.storage import DatasetPaths, hash_json, write_parquet
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
 
 RAW_VERSION = "1"
 """Raised when the same files would give other raw rows."""

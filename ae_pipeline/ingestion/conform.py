@@ -6,18 +6,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ae_pipeline.config import ColumnType, PipelineConfig
-from ae_pipeline.errors import SchemaError
-from ae_pipeline.ingestion.contract import (
-    POLARS_TYPES,
-    ColumnRule,
-    SchemaContract,
-    finite_numbers,
-    parse_text,
-    whole_numbers,
-)
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
+from ae_pipeline.ingestion.parse import finite_numbers, parse_text, whole_numbers
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, REJECTED_SCHEMA, FileRows, image_words
-from ae_pipeline.storage import ALL_ROWS
+from ae_pipeline.storage.paths import ALL_ROWS
 
 ROW_COLUMNS = ("row_id", "event_time", "_day")
 """Columns that conforming adds: identity as one text, event time (UTC, µs), and the day that the row belongs to."""

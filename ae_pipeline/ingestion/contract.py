@@ -1,18 +1,19 @@
 """The schema contract of a dataset: inferred once from what landed, then frozen in a YAML file that people edit."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import polars as pl
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ae_pipeline.config import ColumnType, PipelineConfig
-from ae_pipeline.errors import SchemaError
-from ae_pipeline.model_config import Section
-from ae_pipeline.storage import hash_json, write_text
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.config.columns import ColumnType, ImageShape
+from ae_pipeline.config.model import Section
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.hashing import hash_json
 
 POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {
     ColumnType.INTEGER: pl.Int64(),
@@ -29,28 +30,6 @@ POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {
 
 An image is the raw bytes of its height × width × channels values: row by row, channels last, little endian.
 """
-
-TIMESTAMP_FORMATS = (
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M",
-    "%Y-%m-%d %H:%M",
-)
-"""Text forms of a timestamp that are recognised; any other stands in the contract as `format`."""
-
-
-class ImageShape(Section):
-    """What every image of a column is: height × width × channels values of one type."""
-
-    height: int = Field(ge=1, description="Pixels from top to bottom.")
-    width: int = Field(ge=1, description="Pixels from left to right.")
-    channels: int = Field(ge=1, description="Values of a pixel: 1 for grey, 3 for RGB.")
-    dtype: Literal["uint8", "uint16", "float32"] = Field(description="Type of a value.")
-
-    def __str__(self) -> str:
-        return f"{self.height}×{self.width}×{self.channels} {self.dtype}"
 
 
 class ColumnRule(Section):
@@ -212,45 +191,3 @@ def _check_images(contract: SchemaContract, config: PipelineConfig, path: Path) 
             f"patch={patch} of images gives {config.dataset!r} rows of {patch}×{patch} pixels, and the schema contract "
             f"says {contract.images[wanted]}; change one of them, or {anew}"
         )
-
-
-def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
-    """Reads text as a contract's type; what cannot be read becomes null.
-
-    Args:
-        text: String values without surrounding blanks.
-        rule: Type and format.
-    """
-    match rule.type:
-        case ColumnType.INTEGER | ColumnType.CLOCK_HHMM:
-            whole = text.cast(pl.Int64, strict=False)
-            return pl.coalesce(whole, whole_numbers(text.cast(pl.Float64, strict=False)))
-        case ColumnType.NUMBER:
-            return finite_numbers(text.cast(pl.Float64, strict=False))
-        case ColumnType.BOOLEAN:
-            lower = text.str.to_lowercase()
-            said = pl.when(lower.is_in(["true", "t", "yes"])).then(statement=True)
-            return said.when(lower.is_in(["false", "f", "no"])).then(statement=False)
-        case ColumnType.DATE:
-            return text.str.to_date(rule.format or "%Y-%m-%d", strict=False)
-        case ColumnType.TIMESTAMP:
-            if rule.format is None:
-                tries = [rule.model_copy(update={"format": form}) for form in TIMESTAMP_FORMATS]
-                return pl.coalesce([parse_text(text, known) for known in tries])
-            form = rule.format
-            if re.search("%#?:*z|%\\+", form):
-                return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
-            return text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone("UTC")
-        case _:
-            return text
-
-
-def whole_numbers(value: pl.Expr) -> pl.Expr:
-    """Makes integers of floats that are whole, as files with gaps write them (517.0); all others become null."""
-    is_whole = (value == value.floor()) & (value.abs() < 2**53)
-    return pl.when(is_whole).then(value).cast(pl.Int64)
-
-
-def finite_numbers(value: pl.Expr) -> pl.Expr:
-    """Makes null of what is infinite or not a number."""
-    return pl.when(value.is_finite()).then(value)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, UnreadableFileError, first_line
+from ae_pipeline.common.text import first_line
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, UnreadableFileError
 
 _FORMATS = ("PNG", "JPEG")
 # All that Pillow's readers are known to raise on bytes that are no whole image.

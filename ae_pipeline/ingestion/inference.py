@@ -5,16 +5,11 @@ from typing import Any
 
 import polars as pl
 
-from ae_pipeline.config import RESERVED_COLUMNS, ColumnType, PipelineConfig
-from ae_pipeline.errors import SchemaError
-from ae_pipeline.ingestion.contract import (
-    TIMESTAMP_FORMATS,
-    ColumnRule,
-    ImageShape,
-    SchemaContract,
-    check_names,
-    parse_text,
-)
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.ingestion.contract import ColumnRule, SchemaContract, check_names
+from ae_pipeline.ingestion.parse import TIMESTAMP_FORMATS, parse_text
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT
 
 _WORDS_FOR_MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-")

@@ -14,16 +14,19 @@ from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import SchemaError, StorageError
+from ae_pipeline.common.errors import SchemaError, StorageError
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, Batch, Rules, rules_in_force
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
-from ae_pipeline.ingestion.identities import by_identity
+from ae_pipeline.ingestion.deduplicate import by_identity
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
-from ae_pipeline.storage import DatasetPaths, apart, hash_json, read_facts, write_text
+from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.parquet import apart, read_facts
+from ae_pipeline.storage.paths import DatasetPaths
 
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 """What types are inferred from: so many files, or up to twice as many, and so many rows times columns of them all."""

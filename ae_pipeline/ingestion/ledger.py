@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ae_pipeline.errors import StorageError
-from ae_pipeline.storage import write_text
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.storage.files import write_text
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from ae_pipeline.errors import SchemaError
+from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
-from ae_pipeline.ingestion.identities import by_identity
+from ae_pipeline.ingestion.deduplicate import by_identity
 from ae_pipeline.ingestion.landing import Intake
-from ae_pipeline.storage import DatasetPaths, read_facts, write_parquet
+from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ae_pipeline.config import ImagesConfig
-from ae_pipeline.ingestion.images import (
-    UnreadableImageError,
-    decode_image,
-    image_struct,
-    read_image_column,
-)
+from ae_pipeline.common.text import first_line
+from ae_pipeline.config.pipeline import ImagesConfig
+from ae_pipeline.ingestion.images import UnreadableImageError, decode_image, image_struct, read_image_column
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches
-from ae_pipeline.ingestion.rows import (
-    IMAGE_STRUCT,
-    PLACE,
-    REJECTED_SCHEMA,
-    FileRows,
-    UnreadableFileError,
-    first_line,
-    image_words,
-)
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, REJECTED_SCHEMA, FileRows, UnreadableFileError, image_words
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 

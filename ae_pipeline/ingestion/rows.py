@@ -44,8 +44,3 @@ def image_words(image: pl.Expr) -> pl.Expr:
     """Says what an image is, such as `32×32×1 uint8`."""
     fields = (image.struct.field(name) for name in ("height", "width", "channels", "dtype"))
     return pl.format("{}×{}×{} {}", *fields)
-
-
-def first_line(error: Exception) -> str:
-    """Shortens an error to what fits into a reason."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -19,10 +19,11 @@ from open_data_contract_standard.model import (
     TeamMember,
 )
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.latent_space.names import axes_name, latent_space_name
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.layout import axes_name, latent_schema, latent_space_name
+from ae_pipeline.latents.layout import latent_schema
 
 CONTRACT, PAGE = "_contract/contract.yaml", "_contract/contract.md"
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from pyarrow import fs
 
-from ae_pipeline.storage import atomic_write, make_folder
+from ae_pipeline.storage.files import atomic_write, make_folder
 
 
 def live_files(table: DeltaTable) -> list[str]:

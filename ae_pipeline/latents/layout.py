@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.errors import PublicationError
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.parallel import ahead
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.parallel import ahead
-from ae_pipeline.storage import ALL_ROWS, ROW_GROUP, bytes_of_row, hash_json, rows_together
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.parquet import ROW_GROUP, bytes_of_row, rows_together
+from ae_pipeline.storage.paths import ALL_ROWS
 
 LATENTS_VERSION = "3"
 """Raised when the same features and model would give another file."""
@@ -30,17 +33,6 @@ Opening a file costs a reader as much as thousands of rows do, and a corrected d
 """
 
 _DAYS = b"ae_pipeline.days"
-
-
-def latent_space_name(model_version: int, fingerprint: str) -> str:
-    """Names the latent space of a model: its version, and its fingerprint, since another store counts from 1 again."""
-    return f"v{model_version}_{fingerprint[:8]}"
-
-
-def axes_name(bundle: ModelBundle, model_version: int) -> str:
-    """Names the axes that a model's latents are told in: the space that had them first."""
-    first: str | None = bundle.facts.get("alignment", {}).get("axes")
-    return first or latent_space_name(model_version, bundle.fingerprint)
 
 
 def latent_schema(latent_dim: int) -> pa.Schema:

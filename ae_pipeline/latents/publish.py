@@ -15,9 +15,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import PublicationError
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.parallel import ahead
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.data_contract import broken_rules, build_contract, renew
 from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.layout import (
@@ -26,7 +28,6 @@ from ae_pipeline.latents.layout import (
     file_path,
     group_of,
     latent_schema,
-    latent_space_name,
     parse_path,
     score_day,
     verify_file,
@@ -34,8 +35,8 @@ from ae_pipeline.latents.layout import (
 )
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
 from ae_pipeline.latents.retention import ABANDONED, collect, retention_properties, set_aside
-from ae_pipeline.parallel import ahead
-from ae_pipeline.storage import DatasetPaths, read_facts
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import DatasetPaths
 
 Progress = Callable[[int, int, str], None]
 """Told how much of how much is done, and of what."""

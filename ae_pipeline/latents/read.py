@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from ae_pipeline.errors import PublicationError
+from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.layout import keys_of, parse_path
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ import math
 
 from torch import nn
 
-from ae_pipeline.errors import ConfigError
-from ae_pipeline.model_config import ModelConfig
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.config.model import ModelConfig
 from ae_pipeline.models.base import ACTIVATIONS, Coder
 from ae_pipeline.models.dense import stack
 

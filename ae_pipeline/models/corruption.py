@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ae_pipeline.model_config import TrainingConfig
+from ae_pipeline.config.model import TrainingConfig
 
 Corruption = Callable[[Tensor, torch.Generator], Tensor]
 """Makes noisy inputs of clean ones, (n, …), with draws of a generator on their device."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ae_pipeline.model_config import ModelConfig
+from ae_pipeline.config.model import ModelConfig
 from ae_pipeline.models.base import ACTIVATIONS, Coder
 
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import ConfigError
-from ae_pipeline.model_config import LossTerm, Output
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.config.model import LossTerm, Output
+from ae_pipeline.config.pipeline import PipelineConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from ae_pipeline.encoding.encoder import Encoder
     from ae_pipeline.models.base import AutoEncoder
     from ae_pipeline.models.losses import ReconstructionLoss
-    from ae_pipeline.preprocessing.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def build_model(
 
 def build_loss(config: PipelineConfig, encoder: "Encoder") -> "ReconstructionLoss":
     """Builds the configured reconstruction loss for what an encoder gives."""
+    from ae_pipeline.encoding.image_encoder import ImageEncoder
     from ae_pipeline.models.image_loss import ImageLoss
     from ae_pipeline.models.losses import LikelihoodLoss, TermsLoss
-    from ae_pipeline.preprocessing.image_encoder import ImageEncoder
 
     terms, delta = config.loss, config.model.huber_delta
     if isinstance(encoder, ImageEncoder):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ae_pipeline.model_config import LossTerm
+from ae_pipeline.config.model import LossTerm
 from ae_pipeline.models.base import Pass
 from ae_pipeline.models.losses import ReconstructionLoss, element_losses
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ae_pipeline.model_config import LossTerm
+from ae_pipeline.config.model import LossTerm
+from ae_pipeline.encoding.table_encoder import Block, BlockKind
 from ae_pipeline.models.base import Pass
-from ae_pipeline.preprocessing.table_encoder import Block, BlockKind
 
 
 class ReconstructionLoss(nn.Module, ABC):

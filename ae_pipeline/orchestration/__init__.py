@@ -1,1 +1,1 @@
-"""The Dagster shell around the core."""
+"""Dagster definitions of a dataset."""

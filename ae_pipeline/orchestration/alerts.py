@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from ae_pipeline.alerting import Alert, AlertEvent, raise_alert, told_of
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG, how_many
-from ae_pipeline.storage import DatasetPaths, hash_json, make_folder
+from ae_pipeline.common.text import how_many
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, raise_alert, told_of
+from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG
+from ae_pipeline.storage.files import make_folder
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.paths import DatasetPaths
 
 if TYPE_CHECKING:
     from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-    from ae_pipeline.reports.ranking import ReportDay
+    from ae_pipeline.monitoring.budget import ReportDay
 
 
 def tell(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
@@ -101,7 +104,7 @@ def tell_over_budget(
     say: Callable[[str], None],
 ) -> None:
     """Raises an alert of each day that is over its alert budget; of days that the model was fitted on, none."""
-    from ae_pipeline.reports.ranking import is_over_budget
+    from ae_pipeline.monitoring.budget import is_over_budget
 
     budget = bundle.config.alerts.budget
     for day in days:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.data_assets import features, raw_data
 from ae_pipeline.orchestration.model_assets import autoencoder, champion
 from ae_pipeline.orchestration.product_assets import anomaly_report, latent_features

@@ -7,13 +7,15 @@ from typing import Any
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import PipelineError, SchemaError
-from ae_pipeline.orchestration.console import LOGGERS, Pace
+from ae_pipeline.common.errors import PipelineError, SchemaError
+from ae_pipeline.common.progress import Pace
+from ae_pipeline.common.text import how_many
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.rollback import build_rollback_job
-from ae_pipeline.orchestration.stages import DATASET_TAG, asset_key, explained, how_many
+from ae_pipeline.orchestration.stages import DATASET_TAG, asset_key, explained
 from ae_pipeline.orchestration.upkeep import Answer, drift_work, landed_work, next_training, stale_work
-from ae_pipeline.orchestration.workspace import Workspace
 
 # Dagster copies a failure sensor by a parameter of its own that it calls beta: nobody here has a choice.
 warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `SensorDefinition.__init__` is currently")
@@ -104,8 +106,8 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
         pool=config.dataset,
     )
     def op(context: dg.OpExecutionContext) -> None:
-        from ae_pipeline.alerting import Alert, AlertEvent
         from ae_pipeline.ingestion.landing import take_in
+        from ae_pipeline.monitoring.alerts import Alert, AlertEvent
         from ae_pipeline.orchestration.alerts import key_of, tell, tell_broken_contract
 
         workspace: Workspace = context.resources.workspace
@@ -168,7 +170,7 @@ def _sensor(
         try:
             return look(config, workspace, context.instance)
         except PipelineError as error:
-            from ae_pipeline.alerting import Alert, AlertEvent
+            from ae_pipeline.monitoring.alerts import Alert, AlertEvent
             from ae_pipeline.orchestration.alerts import tell_from_outside
 
             words = f"sensor {config.dataset}_{name} cannot tell what is to be done: {error}"

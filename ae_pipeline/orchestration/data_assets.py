@@ -6,19 +6,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.console import Pace
+from ae_pipeline.common.progress import Pace
+from ae_pipeline.common.text import how_many, shortened
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
-from ae_pipeline.orchestration.stages import (
-    READ_TAG,
-    Body,
-    check,
-    days_of,
-    how_many,
-    paths_of,
-    rows_on_days,
-    shortened,
-)
+from ae_pipeline.orchestration.stages import READ_TAG, Body, check, days_of, paths_of, rows_on_days
 
 if TYPE_CHECKING:
     from ae_pipeline.ingestion.raw import DayResult
@@ -92,9 +84,9 @@ def features(config: PipelineConfig) -> Body:
     """Cleans and derives columns of the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.features.build import build_features_day
         from ae_pipeline.ingestion.contract import contract_in_force
-        from ae_pipeline.preprocessing.features import build_features_day
-        from ae_pipeline.storage import read_facts
+        from ae_pipeline.storage.parquet import read_facts
 
         paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
         contract = contract_in_force(paths.contract, config)

@@ -8,9 +8,10 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.journal import history
-from ae_pipeline.storage import DatasetPaths, hash_json
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.registry.history import history
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.paths import DatasetPaths
 
 if TYPE_CHECKING:
     from ae_pipeline.reports.charts import Chart

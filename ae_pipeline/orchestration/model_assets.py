@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.metadata import history_table, plot, table
 from ae_pipeline.orchestration.retraining import settings_hash
 from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, who_asked, workspace_of
 
 if TYPE_CHECKING:
-    from ae_pipeline.latents.alignment import Alignment
-    from ae_pipeline.preprocessing.window import Window
-    from ae_pipeline.tracking.store import TrackedVersion
+    from ae_pipeline.features.split import Window
+    from ae_pipeline.latent_space.alignment import Alignment
+    from ae_pipeline.registry.store import TrackedVersion
 
 
 def _days_of(window: "Window") -> dict[str, str]:
@@ -42,7 +42,7 @@ def autoencoder(config: PipelineConfig) -> Body:
     """Trains on the newest window."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.orchestration.model_steps import train_challenger
+        from ae_pipeline.lifecycle.train import train_challenger
 
         workspace, paths = workspace_of(context), paths_of(context, config)
         links = {"The Dagster run that made it": workspace.page_of_run(context.run.run_id)}
@@ -95,10 +95,10 @@ def champion(config: PipelineConfig) -> Body:
     """Lets the challenger take over where it passed the gate."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.alerting import Alert, AlertEvent
+        from ae_pipeline.lifecycle.promote import decide
+        from ae_pipeline.lifecycle.train import load_champion
+        from ae_pipeline.monitoring.alerts import Alert, AlertEvent
         from ae_pipeline.orchestration.alerts import tell
-        from ae_pipeline.orchestration.decision import decide
-        from ae_pipeline.orchestration.model_steps import load_champion
         from ae_pipeline.reports.page import refresh_operations
 
         workspace, paths = workspace_of(context), paths_of(context, config)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.console import Pace
+from ae_pipeline.common.progress import Pace
+from ae_pipeline.common.text import how_many
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.metadata import (
     column_schema,
     joint_version,
@@ -16,23 +17,14 @@ from ae_pipeline.orchestration.metadata import (
     tell_newest,
     tell_partition,
 )
-from ae_pipeline.orchestration.stages import (
-    Body,
-    check,
-    days_of,
-    how_many,
-    origin_of,
-    paths_of,
-    rows_on_days,
-    workspace_of,
-)
+from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, rows_on_days, workspace_of
 
 if TYPE_CHECKING:
-    from ae_pipeline.reports.drifted import DriftedDay
+    from ae_pipeline.monitoring.budget import ReportDay
+    from ae_pipeline.monitoring.daily_drift import DriftedDay
+    from ae_pipeline.monitoring.day_assessment import Verdict
     from ae_pipeline.reports.gallery import Gallery
     from ae_pipeline.reports.labels import Labels
-    from ae_pipeline.reports.ranking import ReportDay
-    from ae_pipeline.reports.verdict import Verdict
 
 _LOOKED_AT_FOR_COLLAPSE = 31
 """Newest days of a run whose latents are checked."""
@@ -51,14 +43,14 @@ def latent_features(config: PipelineConfig) -> Body:
     """Scores the days asked for and publishes them in one commit."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
         from ae_pipeline.latents.data_contract import PAGE, build_contract, described
         from ae_pipeline.latents.files import TableFiles
         from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.latents.publish import publish
         from ae_pipeline.latents.read import latents_of, published_days, rows_published, scores_of
-        from ae_pipeline.orchestration.model_steps import load_champion
-        from ae_pipeline.promotion import calibration_holds, latents_not_collapsed
-        from ae_pipeline.storage import read_facts
+        from ae_pipeline.lifecycle.train import load_champion
+        from ae_pipeline.storage.parquet import read_facts
 
         workspace, paths, days = workspace_of(context), paths_of(context, config), set(days_of(context))
         version, bundle = load_champion(config, workspace.tracker())
@@ -135,10 +127,11 @@ def anomaly_report(config: PipelineConfig) -> Body:
     """Ranks and explains the strangest rows of the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from ae_pipeline.lifecycle.train import load_version_of_table
+        from ae_pipeline.monitoring.budget import TOLERATED, is_over_budget
         from ae_pipeline.orchestration.alerts import tell_over_budget
-        from ae_pipeline.orchestration.model_steps import load_version_of_table
         from ae_pipeline.reports.build import build_report
-        from ae_pipeline.reports.ranking import DESCRIBED, TOLERATED, is_over_budget
+        from ae_pipeline.reports.ranking import DESCRIBED
 
         workspace, paths, days = workspace_of(context), paths_of(context, config), days_of(context)
         version, bundle = load_version_of_table(config, paths, workspace.tracker())

@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.orchestration.stages import asset_key, how_many
-from ae_pipeline.storage import hash_json
+from ae_pipeline.common.text import how_many
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.stages import asset_key
+from ae_pipeline.storage.hashing import hash_json
 
 Content = Mapping[str, tuple[str, int]]
 """Content hash and rows of each day of features."""

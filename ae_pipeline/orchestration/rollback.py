@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dagster as dg
 from pydantic import Field
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import PromotionError
-from ae_pipeline.orchestration.console import LOGGERS, Pace
+from ae_pipeline.common.errors import PromotionError
+from ae_pipeline.common.progress import Pace
+from ae_pipeline.common.text import how_many
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.metadata import history_table
-from ae_pipeline.orchestration.stages import CODE_VERSION, DATASET_TAG, asset_key, explained, how_many, who_asked
+from ae_pipeline.orchestration.stages import CODE_VERSION, DATASET_TAG, asset_key, explained, who_asked
 
 if TYPE_CHECKING:
     from ae_pipeline.latents.publish import Progress, Publication
-    from ae_pipeline.orchestration.workspace import Workspace
-    from ae_pipeline.storage import DatasetPaths
-    from ae_pipeline.tracking.store import Tracker
+    from ae_pipeline.orchestration.resources import Workspace
+    from ae_pipeline.registry.store import Tracker
+    from ae_pipeline.storage.paths import DatasetPaths
 
 
 class RollbackConfig(dg.Config):
@@ -76,12 +78,13 @@ def roll_back(
         StorageError: Its bundle is gone.
         BundleError: Its bundle cannot be read, or not score the features that there are now.
     """
-    from ae_pipeline.bundle import ModelBundle
-    from ae_pipeline.journal import Change, Entry, history, now, record
+    from ae_pipeline.common.timestamps import now
+    from ae_pipeline.detector.bundle import ModelBundle
+    from ae_pipeline.features.build import features_content
     from ae_pipeline.latents.publish import publish
-    from ae_pipeline.orchestration.decision import DECIDED, RUN, figures_of
-    from ae_pipeline.preprocessing.features import features_content
-    from ae_pipeline.tracking import CHALLENGER, CHAMPION, GATE_TAG
+    from ae_pipeline.lifecycle.promote import DECIDED, RUN, figures_of
+    from ae_pipeline.registry.history import Change, Entry, history, record
+    from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 
     if not asked.why.strip():
         raise PromotionError("a rollback needs a reason, which the history keeps; give it as why")

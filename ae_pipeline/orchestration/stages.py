@@ -1,17 +1,18 @@
 """The stages of a dataset: names, keys, checks, partitions, and what all their assets have in common."""
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import PipelineError
-from ae_pipeline.orchestration.workspace import Workspace
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.text import how_many
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 CODE_VERSION = "1"
 """Raised with a stage's own version when its results would change."""
@@ -273,13 +274,3 @@ def check(
 def rows_on_days(rows: int, days: int, config: PipelineConfig) -> str:
     """Says how many rows, and on how many days where the dataset has any."""
     return f"{rows:,} rows on {how_many(days, 'day')}" if config.is_daily else f"{rows:,} rows"
-
-
-def how_many(count: int, noun: str) -> str:
-    """Counts something whose plural ends in s."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def shortened(days: Sequence[str]) -> str:
-    """Names days, the middle of a long list left out."""
-    return ", ".join(days) if len(days) <= 4 else f"{days[0]}, {days[1]} … {days[-1]}"

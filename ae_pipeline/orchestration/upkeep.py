@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.common.text import how_many, shortened
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
-from ae_pipeline.orchestration.stages import DATASET_TAG, READ_TAG, REQUEST_TAG, how_many, shortened
-from ae_pipeline.orchestration.workspace import Workspace
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, hash_json
+from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.orchestration.stages import DATASET_TAG, READ_TAG, REQUEST_TAG
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -45,7 +47,7 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
     if busy := why_busy(config, workspace, instance):
         return dg.SkipReason(busy)
     from ae_pipeline.ingestion.landing import unread_files
-    from ae_pipeline.orchestration.pending import days_to_ingest
+    from ae_pipeline.lifecycle.pending import days_to_ingest
 
     paths = workspace.paths(config.dataset)
     unread = unread_files(config, paths, dt.datetime.now(dt.UTC).date())
@@ -73,10 +75,10 @@ def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
     """Asks for latents and reports of the days whose rows are not those that the model that serves would give."""
     if busy := why_busy(config, workspace, instance):
         return dg.SkipReason(busy)
-    from ae_pipeline.orchestration.decision import undecided
-    from ae_pipeline.orchestration.pending import days_without_report
-    from ae_pipeline.preprocessing.features import features_content
-    from ae_pipeline.tracking import CHAMPION
+    from ae_pipeline.features.build import features_content
+    from ae_pipeline.lifecycle.pending import days_without_report
+    from ae_pipeline.lifecycle.promote import undecided
+    from ae_pipeline.registry.names import CHAMPION
 
     paths, tracker = workspace.paths(config.dataset), workspace.tracker()
     if waiting := undecided(config, tracker):
@@ -103,8 +105,8 @@ def next_training(
     why_busy(config, workspace, instance)  # ends a training whose process has died
     if running := instance.get_runs(filters, limit=1):
         return dg.SkipReason(f"a training is running: run {running[0].run_id}")
+    from ae_pipeline.features.build import features_content  # polars, which loading the definitions can spare
     from ae_pipeline.orchestration.retraining import Due, is_training_due, last_training
-    from ae_pipeline.preprocessing.features import features_content  # polars, which loading the definitions can spare
 
     now, last = features_content(config, workspace.paths(config.dataset)), last_training(instance, config)
     due = is_training_due(config, now, last)
@@ -116,7 +118,7 @@ def next_training(
 
 
 def _is_empty(config: PipelineConfig, workspace: Workspace) -> bool:
-    from ae_pipeline.tracking import CHALLENGER, CHAMPION
+    from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 
     tracker = workspace.tracker()
     return not any(tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
@@ -128,9 +130,9 @@ def drift_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
     The gate's days are the newest, and no training sees them: one that began with the first drifted day would change
     nothing, nor would another a day later.
     """
+    from ae_pipeline.features.build import features_content
+    from ae_pipeline.monitoring.daily_drift import drifting_days
     from ae_pipeline.orchestration.retraining import last_day_learnt, last_training
-    from ae_pipeline.preprocessing.features import features_content
-    from ae_pipeline.reports.drifted import drifting_days
 
     wanted, paths = config.retrain.drifting_days or 0, workspace.paths(config.dataset)
     days = drifting_days(paths, config.drift.min_rows)
@@ -191,7 +193,7 @@ def _ranges(
     state: str,
     tags: Mapping[str, str] | None = None,
 ) -> Answer:
-    from ae_pipeline.orchestration.pending import contiguous
+    from ae_pipeline.lifecycle.pending import contiguous
 
     spans: dict[str, Mapping[str, str]] = {}
     for first, last in contiguous(days):

@@ -1,1 +1,1 @@
-"""What people read."""
+"""The anomaly report."""

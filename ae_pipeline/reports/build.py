@@ -7,12 +7,14 @@ from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.errors import PublicationError
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import published_days
+from ae_pipeline.monitoring.budget import ReportDay
+from ae_pipeline.monitoring.daily_drift import DriftedDay, measure_drift, read_all_days
+from ae_pipeline.monitoring.day_assessment import Verdict, as_facts
 from ae_pipeline.reports.charts import Chart
-from ae_pipeline.reports.drifted import DriftedDay, measure_drift, read_all_days
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
@@ -21,7 +23,6 @@ from ae_pipeline.reports.ranking import (
     UNFINISHED,
     Progress,
     RankedRow,
-    ReportDay,
     all_ranked,
     as_rows,
     cut_short,
@@ -31,9 +32,10 @@ from ae_pipeline.reports.ranking import (
     reported_day,
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
-from ae_pipeline.reports.verdict import Verdict, as_facts
 from ae_pipeline.reports.view import Published, Shown
-from ae_pipeline.storage import DatasetPaths, write_parquet, write_text
+from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.config.service import DriftConfig
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.reports.latent_map import latents_in, places, shown_rows
-from ae_pipeline.service_config import DriftConfig
-from ae_pipeline.storage import write_text
+from ae_pipeline.storage.files import write_text
 
 if TYPE_CHECKING:
     import altair as alt

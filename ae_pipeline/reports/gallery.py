@@ -8,13 +8,13 @@ from typing import cast
 import numpy as np
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.models.image_loss import ImageLoss
-from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale
 from ae_pipeline.reports.ranking import features_of, scored_and_known
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage.paths import DatasetPaths
 
 STRANGEST, ORDINARY = 50, 6
 """Rows that are shown at most."""

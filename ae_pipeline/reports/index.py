@@ -5,7 +5,7 @@ from typing import Any
 
 from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.ranking import as_rows, ranked_day
-from ae_pipeline.storage import DatasetPaths
+from ae_pipeline.storage.paths import DatasetPaths
 
 _INDEX = 20
 """Days that the index lists, about."""

@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import LABEL, Window, cut_window
 from ae_pipeline.latents.read import PublishedDay
-from ae_pipeline.preprocessing.window import LABEL, Window, cut_window
 from ae_pipeline.reports.ranking import scored_and_known
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 _UNSEEN = "that neither the network nor the tails of its losses were fitted on"
 

@@ -6,11 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.errors import TrainingError
+from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.preprocessing.window import LABEL
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
+from ae_pipeline.storage.parquet import apart
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 Array = npt.NDArray[np.float64]
 

@@ -8,15 +8,16 @@ from typing import Any, cast
 
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.detector import Contribution
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.encoding.table_encoder import TableEncoder
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.preprocessing.table_encoder import TableEncoder
-from ae_pipeline.preprocessing.window import LABEL
 from ae_pipeline.reports.latent_map import columns_of, near
 from ae_pipeline.reports.ranking import RankedRow, because, features_of
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, apart
+from ae_pipeline.storage.parquet import apart
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 _VALUES, _LONGEST = 20, 40
 """Columns of a row whose values are shown, and their longest text: two hundred rows are to stay below 400 kB."""

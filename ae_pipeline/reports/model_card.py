@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.preprocessing.window import GATE, PARTS
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import GATE, PARTS
 from ae_pipeline.reports.charts import Chart, calibration_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.page import by_reason
-from ae_pipeline.storage import ALL_ROWS
+from ae_pipeline.storage.paths import ALL_ROWS
 
 if TYPE_CHECKING:
-    from ae_pipeline.promotion import Verdict
+    from ae_pipeline.gate.rules import Verdict
 
 _NAMED = 60
 """Columns of a kind that a card names, at most."""

@@ -9,16 +9,17 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from ae_pipeline.alerting import alerts_of
-from ae_pipeline.journal import history
+from ae_pipeline.monitoring.alerts import alerts_of
+from ae_pipeline.monitoring.daily_drift import read_drift
+from ae_pipeline.monitoring.deviations import DETAILED
+from ae_pipeline.registry.history import history
 from ae_pipeline.reports.charts import scripts
-from ae_pipeline.reports.deviations import DETAILED
-from ae_pipeline.reports.drifted import read_drift
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.listed import MOST_TOLD
 from ae_pipeline.reports.view import Shown
-from ae_pipeline.storage import DatasetPaths, write_text
+from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.paths import DatasetPaths
 
 _BEGIN, _END = "<!-- operations -->", "<!-- end of operations -->"
 """Around the part of the page that changes without a new report."""

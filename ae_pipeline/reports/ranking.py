@@ -2,21 +2,23 @@
 
 import datetime as dt
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.detector import Contribution
-from ae_pipeline.errors import PublicationError
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.preprocessing.window import LABEL
+from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.scoring.calibration import discoveries
-from ae_pipeline.storage import DatasetPaths, apart, hash_json, read_facts, write_parquet
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.parquet import apart, read_facts, write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
 
 REPORT_VERSION = "5"
 """Raised when the same scores would give another report."""
@@ -62,53 +64,9 @@ UNFINISHED = "unfinished.json"
 _RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
 """What a ranked row bears of the published one."""
 
-TOLERATED = 3
-"""Times the alert budget that a day or a run may flag before somebody should look."""
-
-_BY_CHANCE = 1e-3
-"""How often chance may make a day of as many flagged rows look over its budget."""
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, what) while a report is made."""
-
-
-@dataclass(frozen=True)
-class ReportDay:
-    """A day's ranked rows.
-
-    Attributes:
-        day: ISO date, or `ALL_ROWS`.
-        rows: Rows scored.
-        flagged: Rows within the alert budget.
-        known_anomalies: Rows that the label calls anomalies.
-        known_flagged: Flagged ones among these.
-        discoveries: Rows marked at the false discovery rate; 0 without one.
-        content_hash: Of the ranked rows.
-    """
-
-    day: str
-    rows: int
-    flagged: int
-    known_anomalies: int
-    known_flagged: int
-    discoveries: int
-    content_hash: str
-
-
-def is_over_budget(rows: int, flagged: int, budget: float) -> bool:
-    """Tells whether far more rows are flagged than the budget allows, and more than chance makes of so few rows.
-
-    Where the budget holds, chance flags so many at most once in a thousand times (Chernoff's bound).
-
-    Args:
-        rows: That are not known anomalies: those should be flagged, and are none of what a budget is for.
-        flagged: Among them.
-        budget: Share of normal rows that may be flagged.
-    """
-    expected = budget * rows
-    if flagged <= TOLERATED * expected:
-        return False
-    return flagged * (1 + math.log(expected / flagged)) - expected < math.log(_BY_CHANCE)
 
 
 @dataclass(frozen=True)

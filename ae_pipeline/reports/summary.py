@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ae_pipeline.model_config import Section
+from ae_pipeline.config.model import Section
 
 
 class DayCount(Section):

@@ -11,28 +11,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ae_pipeline.bundle import ModelBundle
-from ae_pipeline.config import PipelineConfig
-from ae_pipeline.drift import Part
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-from ae_pipeline.journal import Change, history
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
-from ae_pipeline.reports.charts import (
-    Chart,
-    calibration_chart,
-    drift_chart,
-    latent_chart,
-    loss_chart,
-    score_chart,
-)
-from ae_pipeline.reports.deviations import DETAILED, Deviation, deviations_of, whereabouts
-from ae_pipeline.reports.drifted import DriftedDay
+from ae_pipeline.monitoring.budget import ReportDay, is_over_budget
+from ae_pipeline.monitoring.daily_drift import DriftedDay
+from ae_pipeline.monitoring.day_assessment import Verdict, judge_day
+from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of, whereabouts
+from ae_pipeline.registry.history import Change, history
+from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
 from ae_pipeline.reports.listed import ListedRows
-from ae_pipeline.reports.ranking import RankedRow, ReportDay, is_over_budget
-from ae_pipeline.reports.verdict import Verdict, judge_day
-from ae_pipeline.storage import ALL_ROWS, DatasetPaths, read_facts
+from ae_pipeline.reports.ranking import RankedRow
+from ae_pipeline.scoring.drift import Part
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 _SOON = dt.timedelta(days=7)
 """After a day: a model that serves only later has not scored it when it was new."""

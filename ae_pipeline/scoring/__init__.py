@@ -1,1 +1,1 @@
-"""From losses to scores and p-values."""
+"""Losses to anomaly scores and p-values."""

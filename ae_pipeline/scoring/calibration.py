@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ae_pipeline.errors import TrainingError
+from ae_pipeline.common.errors import TrainingError
 
 Array = npt.NDArray[np.float64]
 

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ae_pipeline.errors import TrainingError
-from ae_pipeline.scoring.marginals import marginal_tails, skewed_up
-from ae_pipeline.scoring.members import Members, fit_members
+from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.scoring.denoising_ensemble import Members, fit_members
+from ae_pipeline.scoring.ecod import marginal_tails, skewed_up
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
-from ae_pipeline.scoring.neighbours import crowd, nearest
+from ae_pipeline.scoring.neighbors import crowd, nearest
+from ae_pipeline.scoring.scalings import Views, fit_views
 from ae_pipeline.scoring.tails import ColumnTails, fit_tails
-from ae_pipeline.scoring.views import Views, fit_views
 
 Array = npt.NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""Code without knowledge of the pipeline: errors, threads, text, progress."""

@@ -1,0 +1,1 @@
+"""A trained network, its anomaly scores, and the bundle that stores both."""

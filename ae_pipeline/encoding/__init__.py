@@ -1,0 +1,1 @@
+"""Features to the tensors that a network reads, and back."""

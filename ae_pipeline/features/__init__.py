@@ -1,0 +1,1 @@
+"""Features of each day, and their split into training parts."""

@@ -1,0 +1,1 @@
+"""Evaluation of a challenger before it may serve."""

@@ -1,0 +1,1 @@
+"""Comparison and alignment of latent spaces."""

@@ -1,0 +1,136 @@
+"""Turns the latent axes of a retrained model to those of the one before, so that what was built on them goes on."""
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from ae_pipeline.config.service import LatentsConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.latent_space.compatibility import (
+    AffineMap,
+    Array,
+    Compatibility,
+    compare_spaces,
+    explained_between,
+    fit_alignment,
+    relative_condition,
+)
+from ae_pipeline.latent_space.names import axes_name
+
+if TYPE_CHECKING:
+    from ae_pipeline.models.latent_transform import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A registered model.
+
+    Attributes:
+        version: Its number.
+        bundle: The model.
+    """
+
+    version: int
+    bundle: ModelBundle
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """How the latent space of a new model stands to that of the one before.
+
+    Attributes:
+        before: Version of the one before.
+        axes_of: Version whose axes the new model was to be turned to: the first of those before that are compatible.
+        axes: Name of these axes: the space of that version.
+        compatibility: With the one before, over the same rows and before any alignment.
+        explained: Share of the variance of the latents of `axes_of` that the best affine map explains.
+        is_aligned: Whether the axes were turned: as near as they come, compatible or not.
+        is_compatible: Whether what was built on these axes may go on with the new latents.
+        words: The verdict as a sentence.
+    """
+
+    before: int
+    axes_of: int
+    axes: str
+    compatibility: Compatibility
+    explained: float
+    is_aligned: bool
+    is_compatible: bool
+    words: str
+
+    def facts(self) -> dict[str, float | int | bool | str | None]:
+        """Gives what a bundle keeps of it, flat."""
+        own = {"is_aligned": self.is_aligned, "is_compatible": self.is_compatible, "explained": self.explained}
+        # A space that is not compatible is the first with its axes.
+        axes_of = self.axes_of if self.is_compatible else None
+        axes = self.axes if self.is_compatible else None
+        return {"before": self.before, "axes_of": axes_of, "axes": axes, **own, **self.compatibility.figures()}
+
+
+def align(
+    bundle: ModelBundle, before: Served, axes: Served, rows: pl.DataFrame, config: LatentsConfig
+) -> tuple[ModelBundle, Alignment]:
+    """Aligns a new model to axes in use, by the best turn between the whitened spaces over rows that all can encode.
+
+    These are the axes of the first model that the one before is compatible with, and not of the one before: what maps
+    miss would add up from one retraining to the next. Reconstructions stay what they are to the bit, and scores but for
+    rounding.
+
+    Args:
+        bundle: The new model.
+        before: The one that serves, to compare with.
+        axes: The first with the axes in use; may be the same.
+        rows: Features of the reference window.
+        config: From which figures on spaces count as compatible.
+
+    Returns:
+        The new model, its axes turned as near to those in use as they come, and the verdict.
+
+    Raises:
+        BundleError: The rows lack a column that one of the models needs.
+        TrainingError: There are too few rows.
+    """
+    (old, old_scores), (new, new_scores) = (_latents_and_scores(model, rows) for model in (before.bundle, bundle))
+    found = compare_spaces(old, new, old_scores, new_scores)
+    name = axes_name(axes.bundle, axes.version)
+    wanted = old if axes.version == before.version else axes.bundle.encode(rows).astype(np.float64)
+    share = found.affine if axes.version == before.version else explained_between(wanted, new)
+    if wanted.shape[1] != new.shape[1]:
+        words = f"{new.shape[1]} latents cannot be aligned to the {wanted.shape[1]} of version {axes.version}"
+        return bundle, Alignment(before.version, axes.version, name, found, share, False, False, words)
+    affine = fit_alignment(new, wanted)
+    words = f"the best affine map explains {share:.1%} of the variance of version {axes.version}'s latents"
+    if (condition := relative_condition(affine, new, wanted)) > config.most_condition:
+        words = f"{words}; alignment is conditioned {condition:.3g}, and applied up to {config.most_condition:.3g}"
+        return bundle, Alignment(before.version, axes.version, name, found, share, False, False, words)
+    is_compatible = share >= config.least_explained
+    if not is_compatible:
+        words = f"{words}; compatible from {config.least_explained:.0%} on"
+    return turn(bundle, affine), Alignment(before.version, axes.version, name, found, share, True, is_compatible, words)
+
+
+def turn(bundle: ModelBundle, affine: AffineMap) -> ModelBundle:
+    """Gives the same model with its latents told in other axes."""
+    import torch
+
+    model = copy.deepcopy(bundle.model)
+    axes = model.axes
+    before = _as_kept(axes)
+    axes.turn(*(torch.from_numpy(part).to(axes.matrix.device) for part in (affine.matrix, affine.offset)))
+    after = _as_kept(axes)
+    # Of the map as the network keeps it, rounded: distances must stay what they are in these very axes.
+    matrix = np.linalg.solve(before.matrix, after.matrix).astype(np.float64)
+    density = bundle.density.turned(matrix, after.offset - before.offset @ matrix)
+    return dataclasses.replace(bundle, model=model, density=density)
+
+
+def _as_kept(axes: "Axes") -> AffineMap:
+    return AffineMap(*(part.detach().cpu().double().numpy() for part in (axes.matrix, axes.offset)))
+
+
+def _latents_and_scores(bundle: ModelBundle, rows: pl.DataFrame) -> tuple[Array, Array]:
+    latents, scores = bundle.latents_and_scores(rows)
+    return latents.astype(np.float64), scores

@@ -1,0 +1,1 @@
+"""What a dataset needs next, and the steps that do it."""

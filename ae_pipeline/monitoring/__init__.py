@@ -1,0 +1,1 @@
+"""Daily drift, day assessments, and alerts."""

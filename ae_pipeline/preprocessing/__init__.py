@@ -1,1 +1,0 @@
-"""From raw rows to features, and from features to a matrix."""

@@ -1,0 +1,7 @@
+"""Aliases and tags of the model registry."""
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+"""Aliases in the registry: the newest trained version, and the version that serves."""
+
+GATE_TAG = "gate"
+"""Version tag with the gate's result. A training sets it last, so a version without it was interrupted."""

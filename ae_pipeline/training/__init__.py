@@ -1,0 +1,1 @@
+"""Training of a model on a window of features."""

@@ -1,0 +1,168 @@
+"""The benchmark of explanations: who is guilty, what it plants, and how it counts."""
+
+import datetime as dt
+from importlib.resources import files
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+pytest.importorskip("pyod")
+pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.detector import Contribution
+from benchmarks import explanations
+from benchmarks.column_faults import SINGLE, Planted, guilty_columns, plant_columns
+from benchmarks.explanations import Answer, boxes, figures_of, rank
+
+ARRIVAL, DEPARTURE = {"sched_arr_time", "arr_delay", "arr_time"}, {"sched_dep_time", "dep_delay", "dep_time"}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> PipelineConfig:
+    text = files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8")
+    return PipelineConfig.model_validate(yaml.safe_load(text)["attributes"])
+
+
+@pytest.fixture(scope="module")
+def raw() -> pl.DataFrame:
+    """Flights as they stand in raw rows, without sense but for their types and ranges."""
+    rng = np.random.default_rng(0)
+    n = 400
+
+    def clocks() -> np.ndarray:
+        return rng.integers(0, 24, n) * 100 + rng.integers(0, 60, n)
+
+    return pl.DataFrame(
+        {
+            **{f"{word}{way}_time": clocks() for word in ("", "sched_") for way in ("dep", "arr")},
+            **{f"{way}_delay": rng.integers(-200, 200, n) for way in ("dep", "arr")},
+            "carrier": rng.choice(["AA", "UA", "DL"], n),
+            "origin": rng.choice(["EWR", "JFK", "LGA"], n),
+            "dest": rng.choice(["BOS", "LAX", "MIA", "ORD"], n),
+            "tailnum": pl.Series(rng.choice(["N1", "N2"], n)).set(pl.Series(rng.random(n) < 0.1), None),
+            "air_time": rng.integers(30, 400, n),
+            "distance": rng.integers(100, 2500, n),
+            "event_time": [dt.datetime(2013, 12, 1, tzinfo=dt.UTC) + dt.timedelta(hours=i) for i in range(n)],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def planted(raw: pl.DataFrame) -> Planted:
+    return plant_columns(raw, {("AA", "EWR", "BOS")}, seed=3, per_kind=5)
+
+
+@pytest.mark.parametrize(
+    ("column", "guilty"),
+    [
+        *((column, ARRIVAL) for column in sorted(ARRIVAL)),
+        *((column, DEPARTURE) for column in sorted(DEPARTURE)),
+        *((column, {column}) for column in ("air_time", "distance", "origin", "dest", "carrier", "event_time")),
+    ],
+)
+def test_guilty_are_a_column_what_it_adds_up_with_and_what_is_derived_from_it(
+    shipped: PipelineConfig, column: str, guilty: set[str]
+) -> None:
+    found = guilty_columns(column, shipped)
+    assert found - shipped.derive.keys() == guilty
+    names = {name: pl.sql_expr(text).meta.root_names() for name, text in shipped.derive.items()}
+    assert {name for name, roots in names.items() if column in roots} <= found
+
+
+def test_what_is_derived_from_the_faulty_column_is_guilty_and_what_is_derived_from_its_fellows_is_not(
+    shipped: PipelineConfig,
+) -> None:
+    derive = {"speed": "distance / air_time", "pace": "1 / speed", "caught_up": "dep_delay - arr_delay"}
+    config = shipped.model_copy(update={"derive": derive})
+    assert guilty_columns("distance", config) == {"distance", "speed", "pace"}
+    assert guilty_columns("arr_delay", config) == {*ARRIVAL, "caught_up"}
+    assert guilty_columns("arr_time", config) == ARRIVAL
+
+
+def test_every_planted_column_is_one_that_the_model_may_look_at(shipped: PipelineConfig) -> None:
+    assert not {fault.column for fault in SINGLE.values()} & set(shipped.exclude)
+
+
+def test_a_planted_row_differs_from_its_original_in_its_faulty_column_alone(
+    raw: pl.DataFrame, planted: Planted
+) -> None:
+    assert planted.kinds == [kind for kind in SINGLE for _ in range(5)]
+    assert planted.rows.schema == raw.schema
+    for row, kind, place in zip(planted.rows.iter_rows(named=True), planted.kinds, planted.places, strict=True):
+        original = raw.row(place, named=True)
+        assert {name for name in raw.columns if row[name] != original[name]} == {SINGLE[kind].column}
+
+
+def test_planting_is_deterministic_and_spares_flights_that_did_not_take_place(
+    raw: pl.DataFrame, planted: Planted
+) -> None:
+    again, other = (plant_columns(raw, {("AA", "EWR", "BOS")}, seed, 5) for seed in (3, 4))
+    assert again.rows.equals(planted.rows)
+    assert not other.rows.equals(planted.rows)
+    assert planted.rows["tailnum"].null_count() == 0
+
+
+def test_a_carrier_is_planted_only_where_it_never_flew(raw: pl.DataFrame) -> None:
+    routes = {(carrier, *ends) for carrier in ("AA", "UA") for ends in raw.select("origin", "dest").iter_rows()}
+    rows, kinds, _ = plant_columns(raw, routes, seed=3, per_kind=5)
+    chosen = pl.Series(kinds) == "carrier that does not fly the route"
+    assert rows.filter(chosen)["carrier"].to_list() == ["DL"] * 5
+
+
+def named(*columns: str) -> list[Contribution]:
+    return [Contribution(column, 9.0 - place, "", "") for place, column in enumerate(columns)]
+
+
+def test_a_rank_is_that_of_the_first_guilty_column_and_skipping_latent_moves_it_up() -> None:
+    parts = named("latent", "dest", "arr_delay", "arr_time")
+    assert rank(parts, {"dest"}) == 2
+    assert rank(parts, ARRIVAL) == 3
+    assert rank(parts, ARRIVAL, {"latent"}) == 2
+    assert rank(parts, {"carrier"}) is None
+    assert rank([], {"carrier"}) is None
+
+
+def test_shares_and_what_was_named_instead_are_counted_over_all_kinds_and_by_kind() -> None:
+    far, late = "distance in kilometres", "arrival time lost"
+    guilty = {far: {"distance"}, late: ARRIVAL, "air time lost": {"air_time"}}
+    answers = [
+        Answer(far, named("distance", "dest", "origin", "latent")),
+        Answer(far, named("latent", "dest", "origin", "distance")),
+        Answer(late, named("arr_delay", "dest", "origin")),
+        Answer(late, named("dest", "origin", "carrier", "arr_time")),
+    ]
+    found = {(figure.kind, figure.metric): figure for figure in figures_of(answers, guilty, 7, "flagged")}
+    assert {figure.seed for figure in found.values()} == {7}
+    shares = {key: (figure.value, figure.rows) for key, figure in found.items()}
+    assert shares["all", "flagged: first"] == (0.5, 4)
+    assert shares["all", "flagged: itself first"] == (0.25, 4)
+    assert shares["all", "flagged: top 3"] == (0.5, 4)  # the fourth that is named does not count
+    assert shares["all", "flagged: top 3, latent skipped"] == (0.75, 4)
+    assert shares[far, "flagged: first, latent skipped"] == (0.5, 2)
+    assert shares[far, "flagged: first was latent"] == (1, 2)
+    assert shares[late, "flagged: first was dest"] == (1, 2)
+    assert not any(kind == "air time lost" for kind, _ in shares)
+    table = explanations.describe(list(found.values()))
+    assert "| distance in kilometres       |        latent 1 |" in table
+
+
+def test_a_box_is_as_large_as_what_differs_and_maps_are_held_against_it() -> None:
+    clean = np.full((3, 6, 6), 100, np.uint8)
+    planted = clean.copy()
+    planted[0, 1, 2] = planted[0, 3, 3] = 0
+    planted[1, 5, 5] = 0
+    marked = boxes(planted, clean)
+    expected = np.zeros_like(marked)
+    expected[0, 1:4, 2:4] = expected[1, 5, 5] = True
+    np.testing.assert_array_equal(marked, expected)
+    # Within each patch the map tells the box; on a common scale the second box lies below the first background.
+    residual = marked + np.array([10.0, 0.0, 0.0])[:, np.newaxis, np.newaxis]
+    figures = explanations.figures_of_maps({"dead block": (residual, marked)}, 0)
+    found = {(figure.kind, figure.metric): figure.value for figure in figures}
+    assert found["all", "AUROC by pixel, mean of patches"] == 1
+    pairs = 6 * (30 + 35) + 35  # the box of the first patch against all others, that of the second against its own
+    assert found["dead block", "AUROC by pixel, pooled"] == pytest.approx(pairs / (7 * 65))

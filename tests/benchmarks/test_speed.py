@@ -1,0 +1,71 @@
+"""What the benchmark of speed rests on: medians without the first round, and data that is the same each time."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+pytest.importorskip("pyod")
+
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import DatasetPaths
+from benchmarks import figures, generated, speed
+
+
+def test_medians_leave_the_first_round_out_and_give_everybody_a_turn_in_each() -> None:
+    order: list[str] = []
+    values = {"a": iter([100.0, 1.0, 3.0, 2.0]), "b": iter([7.0, 9.0, 8.0, 10.0])}
+
+    def turn(name: str) -> float:
+        order.append(name)
+        return next(values[name])
+
+    assert speed.medians(3, {name: lambda name=name: turn(name) for name in values}) == {"a": 2.0, "b": 9.0}
+    assert order == ["a", "b"] * 4
+
+
+def test_a_table_has_a_line_for_each_method_and_a_column_for_each_metric() -> None:
+    found = [
+        figures.Measured("t", "ours", "rows/s", 123456.0, 10, 2),
+        figures.Measured("t", "ours", "× (a)", 1.5, 10, 2),
+        figures.Measured("t", "theirs", "rows/s", 0.25, 10, 2),
+    ]
+    assert figures.as_table(found).splitlines() == [
+        "| method |  rows/s | × (a) |",
+        "| ------ | ------: | ----: |",
+        "| ours   | 123,456 |   1.5 |",
+        "| theirs |    0.25 |       |",
+    ]
+
+
+@pytest.fixture
+def paths(tmp_path) -> DatasetPaths:
+    return DatasetPaths(tmp_path, generated.DATASET)
+
+
+def test_a_day_of_generated_features_is_the_same_each_time_and_lies_on_its_day(paths) -> None:
+    assert generated.write_day(paths, 3, 5, rows=200) == "2024-01-04"
+    before = read_facts(paths.features("2024-01-04"))
+    generated.write_day(paths, 3, 5, rows=200)
+    assert read_facts(paths.features("2024-01-04")) == before
+    rows = pl.read_parquet(paths.features("2024-01-04"))
+    assert rows["event_time"].dt.date().dt.to_string().unique().to_list() == ["2024-01-04"]
+    assert rows["event_time"].is_sorted()
+    assert rows["row_id"].n_unique() == rows.height == 200
+    assert [name for name in rows.columns if name.startswith("c")] == [f"c{place:03d}" for place in range(5)]
+
+
+def test_generated_numbers_are_explained_by_few() -> None:
+    values = generated.numbers(2000, 32, seed=0)
+    spectrum = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2
+    assert spectrum[: 3 * generated.HIDDEN].sum() / spectrum.sum() > 0.85
+
+
+def test_a_model_of_generated_days_scores_and_publishes_them(paths) -> None:
+    days = [generated.write_day(paths, place, 4, rows=1500) for place in range(3)]
+    bundle = generated.fitted(paths, 4, speed.PLAIN)
+    assert speed._published(days, paths, bundle) > 0
+    assert speed._published(days, paths, bundle) > 0  # anew each time
+    table = pl.read_delta(paths.latents)
+    assert table.height == 4500
+    assert speed._copied(days, paths) > 0
+    assert pl.read_parquet(paths.root / "copy.parquet").equals(pl.read_parquet(paths.features(days[-1])))

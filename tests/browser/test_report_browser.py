@@ -1,0 +1,252 @@
+"""The pages as a person meets them, in Chromium: no error, no request, all by mouse and by keyboard, for everybody."""
+
+import datetime as dt
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.reports.build import day_page
+from ae_pipeline.storage.parquet import write_parquet
+from tests.support.reports import SCRIPT, published, reported
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="pages are not tried in a browser: install Debian's package chromium"
+)
+
+LARGEST, FIRST_PAINT = 2_000_000, 1000
+"""Bytes of a page, and milliseconds."""
+
+
+@pytest.fixture(scope="module")
+def pages(fitted, tmp_path_factory) -> dict[str, Path]:
+    """A report over five days with strange rows on the second, and the page of that day."""
+    dataset = fitted.at(tmp_path_factory.mktemp("browser") / "data")
+    days = dataset.days[-5:]
+    rows = dataset.features(days[1]).with_row_index("i")
+    strange = rows.with_columns(
+        mode=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("mode"),
+        row_id=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("row_id"),
+        load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
+    )
+    write_parquet(dataset.paths.features(days[1]), strange.drop("i").to_arrow(), {"input_hash": "changed"})
+    published(dataset, days)
+    reported(dataset, days)
+    report = reported(dataset, [days[1]])
+    return {"window": report.page, "day": dataset.paths.reports / "days" / f"{days[1]}.html"}
+
+
+@pytest.fixture(scope="module")
+def year(fitted, other_bundle, tmp_path_factory) -> dict[str, Path]:
+    """A report over 336,720 rows of 366 days, some of which are strange, and the page of its newest day."""
+    dataset = fitted.at(tmp_path_factory.mktemp("year") / "data")
+    # One without an ensemble: what a page shows does not depend on it, and it would take a minute.
+    dataset = replace(dataset, config=other_bundle.config, bundle=other_bundle)
+    known = pl.concat(map(dataset.features, dataset.days))
+    chance = np.random.default_rng(0)
+    days = [(dataset.config.end + dt.timedelta(days=place + 1)).isoformat() for place in range(366)]
+    for place, day in enumerate(days):
+        rows = known[chance.integers(0, known.height, 920).tolist()]
+        strange = pl.when(pl.int_range(920) < place % 5).then(-pl.col("load") * 9).otherwise("load")
+        moved = rows.with_columns(
+            row_id=pl.format("{}/{}", pl.lit(day), pl.int_range(920)),
+            event_time=pl.lit(day).str.to_datetime(time_unit="us", time_zone="UTC")
+            + pl.duration(minutes=pl.int_range(920)),
+            load=strange,
+        )
+        write_parquet(dataset.paths.features(day), moved.to_arrow(), {"input_hash": day})
+    published(dataset, days)
+    report = reported(dataset, days)
+    page = day_page(days[-1], dataset.paths, dataset.bundle, dataset.config, 3)
+    return {"window": report.page, "day": page}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """A page that is open, and what went wrong on it."""
+
+    def __init__(self, browser: "playwright.Browser", path: Path, scheme: str = "light", width: int = 1280) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.wrong: list[str] = []
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self._note(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector(".chart svg")
+
+    def _note(self, address: str) -> None:
+        if not address.startswith(("file:", "data:")):
+            self.wrong.append(f"asked for {address}")
+
+    def first_paint(self) -> float:
+        """Gives the fastest of up to three loads, milliseconds: beside other tests the machine is busy."""
+        found: list[float] = []
+        while len(found) < 3 and min(found, default=FIRST_PAINT) >= FIRST_PAINT:
+            if found:
+                self.page.reload()
+                self.page.wait_for_selector(".chart svg")
+            found.append(self.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        return min(found)
+
+    def shown(self) -> list[str]:
+        return self.page.eval_on_selector_all("#rows > tbody:not([hidden])", "all => all.map(one => one.dataset.row)")
+
+
+@pytest.fixture(params=["window", "day"])
+def visit(request, browser, pages) -> Iterator[Visit]:
+    found = Visit(browser, pages[request.param])
+    yield found
+    found.page.close()
+
+
+def test_it_opens_at_once_without_an_error_or_a_request_and_is_small(visit, pages):
+    assert visit.first_paint() < FIRST_PAINT
+    assert visit.page.locator(".chart svg").count() == visit.page.locator(".chart").count() >= 4
+    assert visit.wrong == []
+    assert max(page.stat().st_size for page in pages.values()) < LARGEST
+
+
+@pytest.mark.parametrize("name", ["window", "day"])
+def test_a_year_of_rows_makes_no_larger_or_slower_page(browser, year, name):
+    folder = year["window"].parent
+    assert json.loads((folder / "summary.json").read_text())["rows"] == 336_720
+    visit = Visit(browser, year[name])
+    assert visit.first_paint() < FIRST_PAINT
+    assert visit.wrong == []
+    assert year[name].stat().st_size < LARGEST
+    visit.page.close()
+
+
+def test_numbers_of_all_alerts_are_those_of_the_parquet_file(browser, pages):
+    """Also what stands in the explanation of each."""
+    visit = Visit(browser, pages["day"])
+    alerts = pl.read_parquet(pages["day"].with_suffix(".parquet")).filter("is_anomaly")
+    assert alerts.height >= 8
+    for alert in alerts.iter_rows(named=True):
+        body = visit.page.locator(f"#rows > tbody[data-row='{alert['row_id']}']")
+        cells = [text.strip() for text in body.locator("tr").first.locator("td").all_inner_texts()]
+        assert cells == [f"{alert['score']:.1f} ⚑", alert["row_id"], f"{alert['p_value']:.2g}", alert["because"]]
+        assert float(body.get_attribute("data-score") or "") == alert["score"]
+        assert float(body.get_attribute("data-p") or "") == alert["p_value"]
+        body.locator(".open").click()
+        told = [row.locator("td").all_inner_texts()[:4] for row in body.locator(".detail tbody tr").all()]
+        parts = alert["contributions"]
+        assert told == [[p["column"], p["actual"], p["expected"], f"{p['surprise']:.1f}"] for p in parts]
+    assert f"{alerts.height} of 60 rows" in visit.page.inner_text(".card >> nth=0")
+    visit.page.close()
+
+
+def test_numbers_over_all_days_are_those_of_the_json_file(browser, pages):
+    visit = Visit(browser, pages["window"])
+    summary = json.loads(pages["window"].with_name("summary.json").read_text())
+    shown = visit.page.eval_on_selector_all(
+        "#rows > tbody", "all => all.map(one => [one.dataset.row, +one.dataset.score])"
+    )
+    assert shown[:50] == [[row["row_id"], row["score"]] for row in summary["strangest"]]
+    verdict = summary["verdict"]
+    assert f"{verdict['flagged']} of {verdict['rows']} rows" in visit.page.inner_text(".card >> nth=0")
+    assert verdict["words"] in visit.page.inner_text(".verdict")
+    assert f"{summary['rows']:,}" in visit.page.inner_text("body")
+    visit.page.close()
+
+
+def test_text_of_the_data_is_shown_and_not_run(visit):
+    assert SCRIPT in visit.page.inner_text("#rows")
+    assert visit.wrong == []
+
+
+def test_rows_are_sorted_by_mouse_and_by_keyboard(visit):
+    first = visit.shown()
+    assert len(first) >= 10
+    visit.page.click("th button[data-key=row]")
+    assert visit.shown() == sorted(first, reverse=True)
+    visit.page.focus("th button[data-key=row]")
+    visit.page.keyboard.press("Enter")
+    assert visit.shown() == sorted(first)
+    assert visit.page.get_attribute("th:has(button[data-key=row])", "aria-sort") == "ascending"
+    visit.page.click("th button[data-key=score]")
+    assert visit.shown() == first
+
+
+def test_rows_are_searched_and_filtered(visit):
+    everything = visit.shown()
+    visit.page.fill("#search", "<SCRIPT>alert")
+    assert visit.shown() == [SCRIPT]
+    visit.page.fill("#search", "")
+    visit.page.focus("#flagged")
+    visit.page.keyboard.press("Space")
+    flagged = visit.shown()
+    assert 0 < len(flagged) < len(everything)
+    assert f"{len(flagged)} of {len(everything)} rows shown" in visit.page.inner_text("#shown")
+
+
+def test_a_row_is_opened_to_its_explanation_by_mouse_and_by_keyboard(visit):
+    button = visit.page.locator("#rows .open").first
+    detail = visit.page.locator(f"#{button.get_attribute('aria-controls')}")
+    assert not detail.is_visible()
+    button.click()
+    assert detail.is_visible()
+    for words in ("actual", "expected", "surprise, nats", "Nearest ordinary rows", "row_id ="):
+        assert words in detail.inner_text()
+    assert detail.locator(".meter").count() == 3
+    button.press("Enter")
+    assert not detail.is_visible()
+
+
+def test_a_cause_shows_its_rows_alone_and_the_others_come_back(visit):
+    everything = visit.shown()
+    pick = visit.page.locator(".pick").first
+    count = int(visit.page.locator("tr:has(.pick) td").first.inner_text())
+    pick.click()
+    assert len(visit.shown()) == count
+    visit.page.click("#all")
+    assert visit.shown() == everything
+
+
+def test_a_link_to_a_row_opens_it(browser, pages):
+    page = browser.new_page()
+    page.goto(pages["day"].as_uri())
+    link = page.locator("#rows > tbody").nth(1).get_attribute("id")
+    page.goto("about:blank")
+    page.goto(f"{pages['day'].as_uri()}#{link}")
+    assert page.locator("#detail-2").is_visible()
+    assert not page.locator("#detail-1").is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["window", "day"])
+def test_nothing_hinders_people_in_either_theme(browser, pages, name, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    visit = Visit(browser, pages[name], scheme)
+    visit.page.locator("#rows .open").first.click()
+    found = [
+        f"{one['impact']}: {one['id']}: {one['nodes'][0]['html'][:200]}"
+        for one in Axe().run(visit.page).response["violations"]
+        if one["impact"] in {"serious", "critical"}
+    ]
+    assert found == []
+    visit.page.close()
+
+
+def test_it_fits_a_phone(browser, pages):
+    visit = Visit(browser, pages["window"], width=380)
+    wide = visit.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 380
+    visit.page.close()

@@ -1,0 +1,192 @@
+"""`ae-pipeline run` as a person calls it: a sample of the flights, then the same again, then a late file."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable
+
+from ae_pipeline.cli.demo import land_flights
+from ae_pipeline.cli.main import _load
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.lifecycle.pending import contiguous
+from ae_pipeline.monitoring.alerts import alerts_of
+from ae_pipeline.storage.paths import DatasetPaths
+
+DAYS = 73
+ROWS = 30
+
+
+def _run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    home = root / "dagster_home"
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "AE_PIPELINE_DATA": str(root / "data"),
+        "AE_PIPELINE_MLRUNS": str(root / "mlruns"),
+    }
+    command = [sys.executable, "-m", "ae_pipeline.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    landing = root / "data" / "landing" / "flights"
+    assert land_flights(landing) == 366
+    for place, path in enumerate(sorted(landing.iterdir())):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[: ROWS + 1])) if place < DAYS else path.unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def first(root: Path) -> str:
+    done = _run(root, "run", "flights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_setting_that_names_nothing_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise RuntimeError("Dagster's component tree") from ConfigError("architecture='convv' is none of dense, conv")
+
+    monkeypatch.setattr("ae_pipeline.definitions.defs", load)
+    with pytest.raises(ConfigError, match=r"^the defs folder cannot be loaded: architecture='convv' is none of"):
+        _load()
+
+
+def test_nothing_has_served_before_the_first_run(root: Path) -> None:
+    done = _run(root, "history", "flights")
+    assert done.stdout == "No version of 'flights' has served so far; `ae-pipeline run flights` trains one.\n"
+
+
+def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, first: str) -> None:
+    assert f"{DAYS * ROWS:,} in {DAYS} files" in first
+    assert "in quarantine    0 (every row keeps the contract)" in first
+    assert re.search(r"model            flights version 1, MLflow run [0-9a-f]{32}", first)
+    assert f"latent table     {root / 'data' / 'latents' / 'flights'}" in first
+    assert f"report           {root / 'data' / 'reports' / 'flights' / 'report.html'}" in first
+    assert len(re.findall(r"^ +\d+\. .*\(score ", first, flags=re.MULTILINE)) == 10
+    assert len(re.findall(r"^     .+ expected .+$", first, flags=re.MULTILINE)) == 10
+    assert "make ui" in first
+    assert "epoch 1 of 6" in first
+
+
+def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
+    done = _run(root, "run", "flights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"nothing new: all {DAYS} days are as the last training found them" in done.stdout
+    assert "Nothing to do: every landed file is read" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == before
+
+
+def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) -> None:
+    landing = root / "data" / "landing" / "flights"
+    source = landing / "flights_2013-01-05.csv"
+    lines = source.read_text().splitlines(keepends=True)
+    cells = lines[1].split(",")
+    cells[10] = "9999"  # another flight number, so another flight
+    (landing / "late.csv").write_text(lines[0] + ",".join(cells))
+    done = _run(root, "run", "flights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "flights_ingest 2013-01-05" in done.stdout
+    assert "1 new or changed day since the last training, fewer than min_new_rows=1,000" in done.stdout
+    table = DeltaTable(root / "data" / "latents" / "flights")
+    assert pl.read_parquet(table.file_uris()).height == DAYS * ROWS + 1
+
+
+def test_a_file_with_other_columns_is_told_of_and_holds_up_no_other(root: Path, first: str) -> None:
+    landing = root / "data" / "landing" / "flights"
+    lines = (landing / "flights_2013-01-09.csv").read_text().splitlines(keepends=True)
+    cells = lines[1].split(",")
+    cells[10] = "9998"
+    (landing / "good.csv").write_text(lines[0] + ",".join(cells))
+    (landing / "bad.csv").write_text("carrier,flight\nUA,1\n")
+    done = _run(root, "run", "flights")
+    (landing / "bad.csv").unlink()
+    assert done.returncode == 1
+    assert "SchemaError: the columns of 'flights' have changed: bad.csv lacks" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "flights_ingest 2013-01-09" in done.stdout
+    assert "flights_publish 2013-01-09" in done.stdout
+    assert [alert.event for alert in alerts_of(DatasetPaths(root / "data", "flights"))] == ["contract_broken"]
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = _run(root, "ui", "--port", str(port))
+    assert done.returncode == 1
+    assert f"ConfigError: port {port} of 127.0.0.1 is taken; end what listens there, or choose another: --port" in (
+        done.stderr
+    )
+
+
+def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
+    done = _run(root, "run", "orders")
+    assert done.returncode == 1
+    assert "ConfigError: no dataset 'orders' in the defs folder; there are flights, shuttle, textures" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("days", "ranges"),
+    [
+        ([], []),
+        (["all"], [("all", "all")]),
+        (["2024-02-28"], [("2024-02-28", "2024-02-28")]),
+        (["2024-02-28", "2024-02-29", "2024-03-01"], [("2024-02-28", "2024-03-01")]),
+        (["2024-01-01", "2024-01-03"], [("2024-01-01", "2024-01-01"), ("2024-01-03", "2024-01-03")]),
+    ],
+)
+def test_neighbouring_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
+    assert list(contiguous(days)) == ranges
+
+
+def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(root: Path, first: str) -> None:
+    settings = {**os.environ, "AE_PIPELINE_DATA": str(root / "data"), "AE_PIPELINE_MLRUNS": str(root / "mlruns")}
+    train = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "ae_pipeline.definitions", "--select"]
+    settings["DAGSTER_HOME"] = str(root / "dagster_home")
+    done = subprocess.run(
+        [*train, "key:flights/autoencoder or key:flights/champion"],
+        capture_output=True,
+        text=True,
+        env=settings,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _run(root, "run", "flights").returncode == 0
+    table = DeltaTable(root / "data" / "latents" / "flights")
+    assert set(pl.read_delta(table)["model_version"]) == {2}
+    done = _run(root, "rollback", "flights", "1", "--why", "to see that it works")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"version 1 serves; \d+ days of its table, 0 scored now, in table version \d+", done.stdout)
+    assert re.search(r"flights_publish .*anomaly_report .* rows flagged", done.stdout, re.DOTALL)
+    table.update_incremental()
+    assert set(pl.read_delta(table)["model_version"]) == {1}
+    summary = json.loads((root / "data" / "reports" / "flights" / "summary.json").read_text())
+    assert summary["model_version"] == 1
+    told = _run(root, "history", "flights").stdout.splitlines()
+    assert re.search(r"version 1 promoted, by .+, by the command line: it passed the gate$", told[0])
+    assert re.search(r"version 2 promoted in place of version 1, by somebody, through Dagster: ", told[1])
+    assert re.search(r"version 1 rolled back in place of version 2, by .+: to see that it works$", told[2])
+    assert len(told) == 3
+
+
+def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str) -> None:
+    done = _run(root, "rollback", "flights", "77", "--why", "a slip")
+    assert done.returncode == 1
+    assert "'flights' has no version 77 that could serve; choose among 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    raised = alerts_of(DatasetPaths(root / "data", "flights"))[-1]
+    assert raised.words.startswith("flights_rollback failed: 'flights' has no version 77")

@@ -1,0 +1,152 @@
+"""The code location: what it holds, what loading it costs, and what the commands of Dagster's users make of it."""
+
+import datetime as dt
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ae_pipeline.cli.demo import DEMOS
+from ae_pipeline.definitions import PROJECT_ROOT, defs
+
+BINARIES = Path(sys.executable).parent
+IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
+TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
+
+
+JOBS = ("decide", "ingest", "train", "publish", "day", "intake", "rollback")
+
+
+@pytest.fixture(scope="module")
+def location() -> dg.Definitions:
+    return defs()
+
+
+def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(location: dg.Definitions) -> None:
+    graph = location.resolve_asset_graph()
+    found = {
+        node.key.to_user_string(): (
+            sorted(parent.to_user_string() for parent in node.parent_keys),
+            node.is_partitioned,
+            sorted(check.name for check in node.check_keys),
+        )
+        for node in graph.asset_nodes
+    }
+    expected: dict[str, object] = {}
+    for name, daily in IS_DAILY.items():
+        expected |= {
+            f"{name}/raw_data": ([], daily, ["identity_unique", "quarantine_share", "schema"]),
+            f"{name}/features": ([f"{name}/raw_data"], daily, ["rows_kept"]),
+            f"{name}/autoencoder": (
+                [f"{name}/features"],
+                False,
+                [
+                    "calibration_no_worse",
+                    "finite_weights",
+                    "latents_compatible",
+                    "latents_not_collapsed",
+                    "loss_fell",
+                    "planted_faults_found",
+                    "reconstruction_no_worse",
+                ],
+            ),
+            f"{name}/champion": ([f"{name}/autoencoder"], False, ["can_be_loaded"]),
+            f"{name}/latent_features": (
+                [f"{name}/champion", f"{name}/features"],
+                daily,
+                ["calibration_holds", "latents_not_collapsed", "rows_kept"],
+            ),
+            f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget", "drift"]),
+        }
+    assert found == expected
+    jobs = {job.name for job in location.resolve_all_job_defs() if not job.name.startswith("__")}
+    assert jobs == {f"{name}_{job}" for name in IS_DAILY for job in JOBS}
+    sensors = {sensor.name: sensor.default_status for sensor in location.sensors or []}
+    assert sensors == {
+        f"{name}_{sensor}": dg.DefaultSensorStatus.STOPPED
+        for name in IS_DAILY
+        for sensor in ("landing", "rebuild", "failure")
+    }
+    crons = {}
+    for name in IS_DAILY:
+        schedule = location.resolve_schedule_def(f"{name}_retrain")
+        assert schedule.execution_timezone == "UTC"
+        assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+        crons[name] = schedule.cron_schedule
+    assert crons == {"flights": "0 3 * * 1", "textures": "0 4 * * 1", "shuttle": "0 5 * * 1"}
+
+
+def test_flights_have_a_partition_for_each_of_their_366_days(location: dg.Definitions) -> None:
+    keys = location.resolve_asset_graph().get(dg.AssetKey(["flights", "raw_data"])).partitions_def.get_partition_keys()
+    assert (len(keys), keys[0], keys[-1]) == (366, "2013-01-01", "2014-01-01")
+
+
+def test_every_asset_has_group_owner_kinds_description_pool_and_code_version(location: dg.Definitions) -> None:
+    for asset in location.assets or []:
+        assert isinstance(asset, dg.AssetsDefinition)
+        (spec,) = asset.specs
+        dataset = spec.key.path[0]
+        assert spec.group_name == dataset
+        assert list(spec.owners) == [f"team:{TEAMS[dataset]}"]
+        assert len(spec.kinds) >= 1
+        assert "A row is " in (spec.description or "")
+        assert asset.op.pool == dataset
+        assert spec.code_version == "1"
+        assert asset.op.retry_policy is not None
+
+
+def test_the_latent_table_goes_stale_after_fresh_hours(location: dg.Definitions) -> None:
+    policy = location.resolve_asset_graph().get(dg.AssetKey(["flights", "latent_features"])).freshness_policy
+    assert policy == dg.FreshnessPolicy.time_window(fail_window=dt.timedelta(hours=48))
+
+
+def test_loading_the_definitions_imports_neither_torch_nor_mlflow() -> None:
+    code = (
+        "import sys; from ae_pipeline.definitions import defs; defs();"
+        "print([name for name in ('torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _dg(tmp_path: Path, *words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess[str]:
+    home = tmp_path / "dagster_home"
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "PATH": path, "VIRTUAL_ENV": str(BINARIES.parent)}
+    command = [str(BINARIES / "dg"), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_dg_check_defs_passes(tmp_path: Path) -> None:
+    done = _dg(tmp_path, "check", "defs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All component YAML validated successfully" in done.stdout + done.stderr
+
+
+def test_dg_list_defs_shows_the_six_assets_of_each_dataset(tmp_path: Path) -> None:
+    done = _dg(tmp_path, "list", "defs", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("raw_data", "features", "autoencoder", "champion", "latent_features", "anomaly_report"):
+        assert all(f"{name}/{stage}" in done.stdout for name in IS_DAILY)
+
+
+def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
+    import tomllib
+
+    import yaml
+
+    workspace = yaml.safe_load((PROJECT_ROOT / "workspace.yaml").read_text())
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    (entry,) = workspace["load_from"]
+    assert entry["python_module"]["location_name"] == project["code_location_name"]
+    assert entry["python_module"]["module_name"] == f"{project['root_module']}.definitions"
+
+
+def test_make_lands_and_cleans_the_demo_datasets_that_there_are() -> None:
+    (line,) = [line for line in (PROJECT_ROOT / "Makefile").read_text().splitlines() if line.startswith("DEMOS := ")]
+    assert line.split()[2:] == list(DEMOS) == list(IS_DAILY)

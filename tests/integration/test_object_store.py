@@ -1,0 +1,143 @@
+"""The published table in an object store: a server that speaks S3 over HTTP on this machine."""
+
+import http.client
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from ae_pipeline import read_latents
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.publish import publish, stale_days
+from ae_pipeline.latents.read import MANIFEST, current_files
+from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.sensors import Fitted
+
+BUCKET = "s3://latents"
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _ask(port: int, method: str, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    """The port of a running server."""
+    port = _free_port()
+    command = shutil.which("moto_server", path=str(Path(sys.executable).parent))
+    assert command, "moto_server is not there; install the extra dev"
+    process = subprocess.Popen(
+        [command, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(120):
+            try:
+                _ask(port, "GET", "/moto-api/")
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def store(server, monkeypatch) -> str:
+    """An empty bucket, and the environment that leads to it."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server}",
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert _ask(server, "POST", "/moto-api/reset") == 200
+    assert _ask(server, "PUT", f"/{BUCKET.removeprefix('s3://')}") == 200
+    return BUCKET
+
+
+@pytest.fixture
+def remote(dataset, store) -> Fitted:
+    """The dataset, its tables in the object store."""
+    return replace(dataset, paths=DatasetPaths(dataset.paths.root, dataset.paths.dataset, store))
+
+
+def test_a_table_there_holds_what_one_in_a_folder_holds(dataset, remote):
+    days = dataset.days[-3:]
+    for paths in (dataset.paths, remote.paths):
+        publish(days, paths, dataset.bundle, 1, {})
+    assert current_files(remote.paths) == current_files(dataset.paths)
+    here, there = (read_latents("sensors", data=dataset.paths.root, tables=tables) for tables in (None, BUCKET))
+    assert there.arrow.equals(here.arrow)
+    assert there.arrow.num_rows == 3 * 60
+    assert there.latent_space == here.latent_space
+
+
+def test_readers_without_this_project_find_it(remote):
+    publish(remote.days[-2:], remote.paths, remote.bundle, 1, {})
+    table = DeltaTable(f"{BUCKET}/sensors")
+    assert pa.table(table.to_pyarrow_dataset().to_table()).num_rows == 120
+    assert pl.scan_delta(f"{BUCKET}/sensors").select(pl.len()).collect().item() == 120
+    manifest = TableFiles(remote.paths.latents).read_text(MANIFEST)
+    assert manifest is not None
+    assert sorted(manifest.split()) == sorted(table.file_uris())
+
+
+def test_a_promotion_is_one_commit_and_the_old_version_stays(remote, other_bundle):
+    first = publish(remote.days[-2:], remote.paths, remote.bundle, 1, {})
+    second = publish(remote.days[-1:], remote.paths, other_bundle, 2, {})
+    assert second.table_version == first.table_version + 1
+    for space, expected in (("current", 2), (1, 1)):
+        found = read_latents("sensors", space=space, tables=BUCKET)
+        assert (found.model_version, found.arrow.num_rows) == (expected, 120)
+    assert not stale_days(remote.days[-2:], remote.paths, other_bundle.fingerprint, 2)
+
+
+def test_of_two_publications_at_once_the_later_one_says_so(remote, other_bundle):
+    publish(remote.days[-2:], remote.paths, remote.bundle, 1, {})
+
+    def meanwhile(done: int, *_: object) -> None:
+        if done == 1:
+            publish(remote.days[-3:], remote.paths, remote.bundle, 1, {})
+
+    with pytest.raises(PublicationError, match=r"another publication changed s3://.*; .*run it again"):
+        publish(remote.days[-1:], remote.paths, other_bundle, 2, {}, meanwhile)
+    found = read_latents("sensors", tables=BUCKET)
+    assert (found.model_version, found.arrow.num_rows) == (1, 180)
+
+
+def test_a_writing_that_fails_leaves_nothing(remote, store):
+    files = TableFiles(remote.paths.latents)
+
+    def fail() -> None:
+        with files.writing("v1/day/part.parquet") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail()
+    assert not files.has("v1/day/part.parquet")
+    assert files.written() == {}

@@ -1,0 +1,530 @@
+"""A second dataset, by a YAML and a folder of CSV files alone, through the whole chain."""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+import yaml
+from dagster.components.testing import create_defs_folder_sandbox
+from deltalake import DeltaTable
+from pydantic import BaseModel
+from sklearn.metrics import roc_auc_score
+
+from ae_pipeline.cli.main import _execute, _innermost, _load
+from ae_pipeline.cli.summary import summarise
+from ae_pipeline.common import progress
+from ae_pipeline.common.errors import PipelineError, TrainingError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.build import features_content
+from ae_pipeline.features.split import LABEL
+from ae_pipeline.orchestration.assets import build_assets
+from ae_pipeline.orchestration.component import AutoencoderPipeline
+from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
+from ae_pipeline.registry.names import CHAMPION
+from ae_pipeline.reports.page import by_reason
+from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    yield from make_shop(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop that has been through the whole chain, and that a test may change."""
+    yield from served_shop(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def running_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop that has been through the whole chain; tests that share it only look."""
+    for shop in make_shop(tmp_path_factory.mktemp("shop")):
+        shop.bring_up()
+        yield shop
+
+
+def test_a_second_dataset_is_a_second_yaml_and_no_code(running_shop: Shop) -> None:
+    table = DeltaTable(running_shop.root / "data" / "latents" / "orders")
+    rows = pl.read_parquet(table.file_uris())
+    assert rows.height == len(DAYS) * ROWS
+    assert rows["date"].n_unique() == len(DAYS)
+    assert {"row_id", "z_000", "z_001", "score", "p_value", "is_anomaly"} <= set(rows.columns)
+    assert (running_shop.root / "data" / "reports" / "orders" / "report.html").read_text().count("orders") > 0
+
+
+def test_every_partition_of_a_range_run_is_materialized_with_its_own_facts(running_shop: Shop) -> None:
+    for stage in ("raw_data", "features", "latent_features", "anomaly_report"):
+        done = running_shop.instance.get_materialized_partitions(dg.AssetKey(["orders", stage]))
+        assert done == set(DAYS)
+        hashes = {day: running_shop.metadata(stage, day)["content_hash"] for day in DAYS[:5]}
+        assert len(set(hashes.values())) == 5
+        assert running_shop.metadata(stage, DAYS[0])["dagster/partition_row_count"] == ROWS
+    raw = running_shop.metadata("raw_data")
+    assert raw["dagster/row_count"] == len(DAYS) * ROWS
+    assert str(raw["dagster/uri"]).startswith("file://")
+    assert {column.name for column in raw["dagster/column_schema"].columns} >= {"order_id", "price", "row_id"}  # type: ignore[attr-defined]
+
+
+def test_materializations_show_plots_rows_and_links(running_shop: Shop) -> None:
+    workspace, version = running_shop.workspace, running_shop.workspace.tracker().version("orders", CHAMPION)
+    assert version
+    trained, published, told = (
+        running_shop.metadata(stage, partition)
+        for stage, partition in (("autoencoder", None), ("latent_features", DAYS[-1]), ("anomaly_report", DAYS[-1]))
+    )
+    experiment = workspace.tracker().experiment("orders")
+    assert trained["mlflow"] == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{version.run_id}"
+    assert told["mlflow"] == published["mlflow"] == "http://127.0.0.1:5000/#/models/orders/versions/1"
+    assert told["report"] == "http://127.0.0.1:3001/reports/orders/report.html"
+    pictures = [trained[f"{name}_plot"] for name in ("loss", "scores", "latents", "calibration")]
+    for picture in (*pictures, told["scores_plot"], told["latents_plot"]):
+        assert re.match(r"!\[[A-Z][a-z ]+\]\(data:image/png;base64,[\w+/=]{1000,}\)\n\n\S", str(picture))
+    # A run over a range stores its metadata once for each partition: pictures are those of the newest alone.
+    assert not {"latents_plot", "scores_plot", "verdict"} & running_shop.metadata("anomaly_report", DAYS[0]).keys()
+    assert str(trained["model_card"]).startswith("# orders, model version 1")
+    assert str(told["verdict"]).startswith(f"**{DAYS[-1]}**: ")
+    ranked = pl.read_parquet(running_shop.paths.reports / "alerts.parquet").head(10)
+    shown = [line.split(" | ") for line in str(told["strangest_rows_of_run"]).splitlines()[2:]]
+    assert [line[0].removeprefix("| ") for line in shown] == ranked["row_id"].to_list()
+    assert [line[2] for line in shown] == [f"{score:.1f}" for score in ranked["score"]]
+
+
+def test_the_run_of_a_training_carries_its_plots_card_and_a_link_back(running_shop: Shop) -> None:
+    tracker = running_shop.workspace.tracker()
+    version = tracker.version("orders", CHAMPION)
+    assert version
+    run = tracker.client.get_run(version.run_id)
+    artifacts = {entry.path for entry in tracker.client.list_artifacts(version.run_id)}
+    assert artifacts >= {"loss.png", "scores.png", "latents.png", "calibration.png", "model_card.md", "window.json"}
+    note = run.data.tags["mlflow.note.content"]
+    assert f"(http://127.0.0.1:3000/runs/{run.data.tags['dagster_run_id']})" in note
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "orders"
+
+
+def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
+    graph = running_shop.defs.resolve_asset_graph()
+    latest = running_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        list(graph.asset_check_keys)
+    )
+    assert len(latest) == 17
+    for record in latest.values():
+        assert record.evaluation is not None
+        assert record.evaluation.passed, record.evaluation.description
+        assert any(character.isdigit() for character in record.evaluation.description or "")
+
+
+def test_champion_bears_the_model_version_as_its_data_version(running_shop: Shop) -> None:
+    event = running_shop.instance.get_latest_materialization_event(dg.AssetKey(["orders", "champion"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert (event.asset_materialization.tags or {})["dagster/data_version"] == "1"
+
+
+def test_the_schedule_trains_once_and_then_skips_with_a_reason(running_shop: Shop) -> None:
+    assert running_shop.schedule_says() == "nothing new: all 24 days are as the last training found them"
+
+
+def test_the_schedule_skips_while_there_are_no_features(shop: Shop) -> None:
+    assert "there are no features yet" in shop.schedule_says()
+
+
+def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
+    run = dg.DagsterRun(job_name="orders_train", status=dg.DagsterRunStatus.STARTED)
+    shop.instance.add_run(run)
+    assert shop.schedule_says() == f"a training is running: run {run.run_id}"
+
+
+def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(served: Shop) -> None:
+    table = served.root / "data" / "latents" / "orders"
+    before = set(DeltaTable(table).file_uris())
+    served.land(DAYS[3], orders_csv(DAYS[3], rows=ROWS - 1))
+    assert served.run("day", DAYS[3]).success
+    after = set(DeltaTable(table).file_uris())
+    assert len(before - after) == len(after - before) == 1
+    assert f"/{DAYS[3][:7]}/" in next(iter(after - before))
+    assert pl.read_parquet(list(after)).height == len(DAYS) * ROWS - 1
+    assert served.schedule_says() == (
+        "39 rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
+    )
+    served.land(DAYS[4], orders_csv(DAYS[4], rows=ROWS - 2))
+    assert served.run("ingest", DAYS[4]).success
+    assert served.schedule_says() == "77 rows on 2 new or changed days since the last training"
+
+
+def test_the_check_of_the_calibration_looks_at_all_newer_days_whichever_day_is_published(shop: Shop) -> None:
+    for day in DAYS[:-2]:
+        shop.land(day)
+    assert shop.run("ingest", DAYS[0], DAYS[-3]).success
+    assert shop.run("train").success
+    assert shop.run("publish", DAYS[0], DAYS[-3]).success
+    for day in DAYS[-2:]:
+        shop.land(day)
+        assert shop.run("day", day).success
+    for day in DAYS[-1], DAYS[0]:
+        done = shop.run("publish", day)
+        (found,) = [one for one in done.get_asset_check_evaluations() if one.check_name == "calibration_holds"]
+        assert (found.description or "").startswith(f"{4 * ROWS} rows after the calibration days")
+
+
+def test_materializing_again_with_nothing_new_changes_no_file(served: Shop) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (served.root / "data").rglob("*.parquet")}
+    version = DeltaTable(served.root / "data" / "latents" / "orders").version()
+    assert served.run("day", DAYS[0], DAYS[-1]).success
+    again = {path: path.stat().st_mtime_ns for path in (served.root / "data").rglob("*.parquet")}
+    assert {path for path in files if path.name != "alerts.parquet" and files[path] != again.get(path)} == set()
+    assert again.keys() == files.keys()
+    assert DeltaTable(served.root / "data" / "latents" / "orders").version() == version
+
+
+def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_in_place(served: Shop) -> None:
+    served.land(DAYS[5], orders_csv(DAYS[5]).replace("price", "amount", 1))
+    result = served.run("ingest", DAYS[5])
+    assert not result.success
+    failures = [event for event in result.all_events if event.is_step_failure]
+    assert len(failures) == 1
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    message = str(failures[0].step_failure_data.user_failure_data.description)
+    for part in ("lacks 'price'", "has 'amount'", "optional: true"):
+        assert part in message
+    assert pl.read_parquet(served.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
+
+
+def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
+    shop.land(DAYS[0])
+    assert shop.run("ingest", DAYS[0]).success
+    result = shop.run("publish", DAYS[0])
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    description = failure.step_failure_data.user_failure_data.description
+    assert description == "'orders' has no champion; materialize autoencoder and champion first"
+
+
+def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
+    served: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ae_pipeline.gate.rules import Verdict
+    from ae_pipeline.lifecycle import train as model_steps
+
+    rejected = Verdict("loss_fell", False, 2.0, 1.0, "validation loss 2.000 nats at epoch 0, 1.000 before it")
+    monkeypatch.setattr(model_steps, "loss_fell", lambda _: rejected)
+    assert served.run("train").success
+    assert served.metadata("autoencoder")["model_version"] == 2
+    compared = served.metadata("autoencoder")["latents_beside_version_1"]
+    assert "correlation of z_001 as it was learnt" in str(compared)
+    champion = served.metadata("champion")
+    assert (champion["model_version"], champion["promoted"]) == (1, False)
+    assert "challenger 2 rejected: loss_fell: validation loss 2.000" in str(champion["decision"])
+
+
+def test_a_yaml_with_an_unknown_key_is_told_where_it_stands() -> None:
+    attributes = {**ATTRIBUTES, "identiy": ["order_id"]}
+    with create_defs_folder_sandbox() as sandbox:
+        sandbox.scaffold_component(
+            component_cls=AutoencoderPipeline,
+            defs_path="orders",
+            defs_yaml_contents={
+                "type": "ae_pipeline.orchestration.component.AutoencoderPipeline",
+                "attributes": attributes,
+            },
+        )
+        with pytest.raises(Exception, match="orders") as caught, sandbox.build_all_defs():
+            pass
+    told, error = "", caught.value
+    while error:
+        told, error = told + str(error), error.__cause__ or error.__context__
+    assert "defs.yaml" in told
+    assert "attributes.identiy" in told
+    assert "Extra inputs are not permitted" in told
+
+
+def test_the_scaffolded_yaml_is_complete_commented_and_valid() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path="web_orders")
+        text = (folder / "defs.yaml").read_text()
+        assert text.count("#") > 10
+        assert yaml.safe_load(text)["attributes"]["dataset"] == "web_orders"
+        with sandbox.load_component_and_build_defs(folder) as (component, _):
+            assert isinstance(component, AutoencoderPipeline)
+            keys = {asset.key.to_user_string() for asset in build_assets(component.config)}
+    assert len(keys) == 6
+    assert "web_orders/latent_features" in keys
+
+
+def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path="web_orders")
+        text = (folder / "defs.yaml").read_text()
+    offered = []
+    section: type[BaseModel] = PipelineConfig
+    for line in text.split("attributes:\n")[1].splitlines():
+        if found := re.match(r"  (\w+):$", line):
+            section = PipelineConfig.model_fields[found[1]].annotation
+        elif found := re.match(r"( +)# (\w+: .*)$", line):
+            offered.append(found[2])
+            fields = (PipelineConfig if found[1] == "  " else section).model_fields
+            assert set(yaml.safe_load(found[2])) <= set(fields), line
+    names = {line.split(":")[0] for line in offered}
+    assert {"images", "label", "variational", "loss", "only_normal", "corruption", "derive", "webhook"} <= names
+    attributes = yaml.safe_load(text)["attributes"]
+    settings = {name: setting for line in offered for name, setting in yaml.safe_load(line).items()}
+    images = {name: settings[name] for name in ("images", "label")}
+    model = {**attributes["model"], "architecture": "conv", "variational": True, "loss": settings["loss"]}
+    training = {**attributes["training"], "only_normal": True, "corruption": settings["corruption"]}
+    identity = ["file", "top", "left"]
+    given = {**attributes, **images, "model": model, "training": training, "identity": identity}
+    assert PipelineConfig.model_validate(given).images.patch == 32
+
+
+def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
+    config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
+    last = last_training(running_shop.instance, config)
+    due = is_training_due(config, features_content(config, running_shop.workspace.paths("orders")), last)
+    assert (due.yes, due.words) == (
+        True,
+        "the settings of model, training, alert budget or columns have changed since the last training",
+    )
+
+
+def test_how_many_rows_a_report_lists_is_no_reason_to_train() -> None:
+    config = PipelineConfig.model_validate(ATTRIBUTES)
+    longer = config.model_copy(update={"alerts": config.alerts.model_copy(update={"report_rows": 7})})
+    assert settings_hash(longer) == settings_hash(config)
+
+
+def test_a_defect_of_the_code_is_not_taken_for_a_mistake_in_a_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ae_pipeline.definitions
+
+    def broken() -> None:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(ae_pipeline.definitions, "defs", broken)
+    with pytest.raises(AttributeError, match="a defect"):
+        _load()
+
+
+def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(tmp_path: Path) -> None:
+    daily = ("event_time", "start", "end", "training")
+    attributes = {key: value for key, value in ATTRIBUTES.items() if key not in daily}
+    attributes["training"] = {"epochs": 2, "batch_size": 128}
+    for shop in make_shop(tmp_path, attributes):
+        for day in DAYS:
+            shop.land(day)
+        assert shop.run("ingest").success
+        assert shop.run("train").success
+        assert shop.run("publish").success
+        rows = pl.read_parquet(DeltaTable(tmp_path / "data" / "latents" / "orders").file_uris())
+        assert rows.height == len(DAYS) * ROWS
+        assert rows["event_time"].null_count() == rows.height
+
+
+FRAUDS = 4
+"""Of each day, beside the orders that are none."""
+
+
+def orders_with_fraud(day: str) -> str:
+    """CSV of a day's orders, the last of them known frauds: their price follows from nothing."""
+    head, *lines = orders_csv(day, ROWS + FRAUDS).splitlines()
+    marked = [f"{line},0" for line in lines[:ROWS]]
+    marked += [",".join([*line.split(",")[:-1], str(900 + 50 * place), "1"]) for place, line in enumerate(lines[ROWS:])]
+    return "\n".join([f"{head},fraud", *marked]) + "\n"
+
+
+@dataclass
+class Told:
+    """A dataset without event time whose frauds are known, and what running it printed."""
+
+    shop: Shop
+    config: PipelineConfig
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    attributes = {
+        **{key: value for key, value in ATTRIBUTES.items() if key not in {"event_time", "start", "end"}},
+        "exclude": ["order_id", "created_at"],
+        "label": "fraud = 1",
+        "training": {"epochs": 20, "batch_size": 128, "learning_rate": 0.01, "only_normal": True},
+        "alerts": {"budget": 0.02},
+    }
+    out, err = io.StringIO(), io.StringIO()
+    for shop in make_shop(tmp_path_factory.mktemp("fraud"), attributes):
+        for day in DAYS:
+            shop.land(day, orders_with_fraud(day))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert all(shop.run(job).success for job in ("ingest", "train", "publish"))
+        yield Told(shop, PipelineConfig.model_validate(attributes), out.getvalue(), err.getvalue())
+
+
+def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told) -> None:
+    rows = len(DAYS) * (ROWS + FRAUDS)
+    assert f"raw_data         {rows:,} rows, written now; 0 rows in quarantine" in told.out
+    assert f"features         {rows:,} rows, written now\n" in told.out
+    sizes = told.shop.metadata("autoencoder")["rows"]
+    gate = len(DAYS) * ROWS - sum(sizes.values())  # type: ignore[attr-defined]
+    parts = "training on {train} rows, validating on {validation}, calibrating on {calibration}".format(**sizes)  # type: ignore[arg-type]
+    assert f"{parts}; {gate} left to the gate\n" in told.out
+    assert gate > 0
+    assert f"{rows:,} rows under model version 1, " in told.out
+    assert not re.search(r"\bdays?\b|\ball\b", told.out)
+    assert not {"train_days", "validation_days", "calibration_days"} & told.shop.metadata("autoencoder").keys()
+    last = last_training(told.shop.instance, told.config)
+    found = features_content(told.config, told.shop.workspace.paths("orders"))
+    assert is_training_due(told.config, found, last).words == (
+        f"nothing new: all {rows:,} rows are as the last training found them"
+    )
+    changed = {"all": ("changed", 30)}
+    assert is_training_due(told.config, changed, last).words == (
+        "30 rows with new or changed ones since the last training, fewer than min_new_rows=50"
+    )
+
+
+def test_a_training_prints_its_first_and_last_epoch_and_what_mlflow_registers_once(told: Told) -> None:
+    epochs = [int(number) for number in re.findall(r"epoch (\d+) of 20: loss", told.out)]
+    done = told.shop.metadata("autoencoder")["epochs"]
+    assert (epochs[0], epochs[-1]) == (1, done)
+    assert len(epochs) < 10
+    (run,) = told.shop.workspace.tracker().client.search_runs(
+        [told.shop.workspace.tracker().experiment("orders")], max_results=2
+    )
+    history = told.shop.workspace.tracker().client.get_metric_history(run.info.run_id, "validation_loss")
+    assert [metric.step for metric in history] == list(range(1, int(str(done)) + 1))
+    assert told.out.count("registered as version 1") == 1
+    assert "egistered model" not in told.out + told.err
+    assert "Created version" not in told.out + told.err
+
+
+def test_columns_that_are_left_out_for_one_reason_are_named_together() -> None:
+    left_out = {"a": "one value alone", "b": "too many categories", "c": "one value alone"}
+    assert by_reason(left_out) == {"one value alone": ["a", "c"], "too many categories": ["b"]}
+
+
+def test_known_anomalies_do_not_use_up_the_alert_budget(told: Told) -> None:
+    table = pl.read_parquet(DeltaTable(told.shop.root / "data" / "latents" / "orders").file_uris())
+    features = pl.read_parquet(told.shop.root / "data" / "features" / "orders" / "all.parquet")
+    rows = table.join(features.select("row_id", LABEL), on="row_id")
+    normal, frauds = rows.filter(~pl.col(LABEL)), rows.filter(LABEL)
+    flagged = int(normal["is_anomaly"].sum())
+    assert rows["is_anomaly"].sum() > 3 * 0.02 * rows.height  # or the check could not have failed
+    keys = [dg.AssetCheckKey(dg.AssetKey(["orders", "anomaly_report"]), "alert_budget")]
+    (record,) = told.shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys).values()
+    assert record.evaluation is not None
+    assert record.evaluation.passed
+    assert record.evaluation.description == (
+        f"{flagged} of 960 rows that are not known anomalies are flagged, {flagged / 960 / 0.02:.1f} times the budget "
+        "of 2.00%"
+    )
+    metadata = told.shop.metadata("anomaly_report")
+    assert (metadata["known_anomalies"], metadata["known_anomalies_flagged"], metadata["normal_rows_flagged"]) == (
+        *(96, frauds["is_anomaly"].sum()),
+        flagged,
+    )
+    auroc = roc_auc_score(rows[LABEL].to_numpy(), rows["score"].to_numpy())
+    assert metadata["auroc"] == pytest.approx(auroc, abs=1e-12)
+    assert {"average_precision", "auroc_held_out", "average_precision_held_out"} <= metadata.keys()
+    assert LABEL not in table.columns
+    text = summarise(
+        told.config, told.shop.workspace.paths("orders"), told.shop.workspace.tracker(), told.shop.instance
+    )
+    assert (
+        f"known anomalies  {frauds['is_anomaly'].sum()} of 96 flagged, {flagged} of 960 normal rows; AUROC {auroc:.4f}"
+        in text
+    )
+    assert "checks           all passed" in text
+
+
+class Clock:
+    """Stands in for time, and stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("lines", "step", "said"),
+    [
+        (0, 1.0, []),
+        (1, 1.0, [0]),
+        (2, 0.0, [0, 1]),
+        (7, 0.0, [0, 6]),
+        (7, 0.7, [0, 3, 6]),
+        (8, 0.7, [0, 3, 6, 7]),
+        (4, 2.0, [0, 1, 2, 3]),
+    ],
+)
+def test_of_many_lines_the_first_and_the_last_are_said_and_between_them_one_every_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, lines: int, step: float, said: list[int]
+) -> None:
+    clock, heard = Clock(), list[str]()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    with progress.Sparingly(heard.append) as say:
+        for place in range(lines):
+            say(str(place))
+            clock.now += step
+    assert heard == [str(place) for place in said]
+
+
+def test_the_last_line_before_an_error_is_said() -> None:
+    heard: list[str] = []
+
+    def fail() -> None:
+        with progress.Sparingly(heard.append) as say:
+            for epoch in range(3):
+                say(f"epoch {epoch}")
+            raise TrainingError("the loss is not finite; lower learning_rate")
+
+    with pytest.raises(TrainingError, match="not finite"):
+        fail()
+    assert heard == ["epoch 0", "epoch 2"]
+
+
+def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:
+    config = PipelineConfig.model_validate(ATTRIBUTES)
+    shop.land(DAYS[0])
+    assert shop.run("ingest", DAYS[0]).success
+    with pytest.raises(PipelineError, match="orders_publish failed: 'orders' has no champion; materialize autoencoder"):
+        _execute(shop.defs, shop.instance, config, "publish", (DAYS[0], DAYS[0]))
+
+
+def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ae_pipeline.lifecycle import train as model_steps
+
+    def fail(*_: object) -> None:
+        raise TrainingError("the loss is not finite; lower learning_rate")
+
+    monkeypatch.setattr(model_steps, "fit_bundle", fail)
+    config = PipelineConfig.model_validate(ATTRIBUTES)
+    with pytest.raises(PipelineError, match="orders_train failed: the loss is not finite; lower learning_rate"):
+        _execute(served.defs, served.instance, config, "train", None)
+    text = summarise(config, served.workspace.paths("orders"), served.workspace.tracker(), served.instance)
+    assert "orders version 1" in text
+    assert "checks           all passed" in text
+
+
+def test_a_mistake_in_a_yaml_is_told_in_a_line() -> None:
+    error = RuntimeError("outer")
+    error.__cause__ = ValueError("attributes.trainning at defs.yaml:26\n  Extra inputs are not permitted")
+    told = _innermost(error)
+    assert told == (
+        "the defs folder cannot be loaded: attributes.trainning at defs.yaml:26 Extra inputs are not permitted; "
+        "mend it, `dg check defs` tells more"
+    )
+    error.__cause__ = ValueError(
+        "attributes.alerts.budget at defs.yaml:41\n  Input should be less than 1 [type=less_than, input_value=2, "
+        "input_type=int]\n    For further information visit https://errors.pydantic.dev/2.13/v/less_than"
+    )
+    assert _innermost(error) == (
+        "the defs folder cannot be loaded: attributes.alerts.budget at defs.yaml:41 Input should be less than 1, "
+        "not 2; mend it, `dg check defs` tells more"
+    )

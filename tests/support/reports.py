@@ -1,0 +1,39 @@
+"""Publishes and reports a fitted dataset, and reads the text of a page."""
+
+import html.parser
+from collections.abc import Iterable
+
+from ae_pipeline.latents.publish import publish
+from ae_pipeline.reports.build import Report, build_report
+from tests.support.sensors import Fitted
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def published(dataset: Fitted, days: Iterable[str]) -> None:
+    publish(list(days), dataset.paths, dataset.bundle, 3, {})
+
+
+def reported(dataset: Fitted, days: Iterable[str]) -> Report:
+    return build_report(list(days), dataset.paths, dataset.bundle, dataset.bundle.config, 3, "run-of-mlflow")
+
+
+class Text(html.parser.HTMLParser):
+    """Collects the tags of a page and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] not in (["script"], ["style"]):
+            self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"script", "style"}:
+            self.tags.append(f"/{tag}")

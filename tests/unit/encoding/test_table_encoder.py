@@ -1,0 +1,296 @@
+"""The encoder against numpy quantiles and hand-made codes."""
+
+import datetime as dt
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.common.errors import BundleError, TrainingError
+from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.encoding.table_fitting import fit_table_encoder
+
+
+def number(name: str) -> FeatureColumn:
+    return FeatureColumn(name, ColumnType.NUMBER)
+
+
+def category(name: str) -> FeatureColumn:
+    return FeatureColumn(name, ColumnType.CATEGORY)
+
+
+def block_of(encoder: TableEncoder, column: str, kind: BlockKind, part: str | None = None) -> Block:
+    return next(b for b in encoder.blocks if b.column == column and b.kind == kind and part in {None, b.part})
+
+
+def part_of(
+    encoder: TableEncoder, features: pl.DataFrame, column: str, kind: BlockKind, part: str | None = None
+) -> np.ndarray:
+    block = block_of(encoder, column, kind, part)
+    return encoder.encode(features)[:, block.start : block.stop]
+
+
+def reason_for(encoder: TableEncoder, column: str) -> str:
+    return next(entry.reason for entry in encoder.left_out if entry.column == column)
+
+
+@pytest.fixture
+def heavy() -> pl.DataFrame:
+    """A heavy-tailed column with gaps."""
+    values = np.random.default_rng(0).standard_t(2, 500) * 7 + 100
+    return pl.DataFrame({"x": pl.Series(values).set(pl.Series(np.arange(500) % 10 == 3), None)})
+
+
+def test_a_number_becomes_the_asinh_of_its_distance_from_the_median_in_robust_deviations(heavy):
+    encoder = fit_table_encoder(heavy, [number("x")])
+    there = heavy["x"].drop_nulls().to_numpy()
+    low, median, high = np.quantile(there, [0.25, 0.5, 0.75])
+    expected = np.arcsinh((there - median) / ((high - low) / 1.349))
+    encoded = part_of(encoder, heavy, "x", BlockKind.NUMERIC)[heavy["x"].is_not_null().to_numpy(), 0]
+    np.testing.assert_allclose(encoded, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_missing_number_becomes_zero_and_raises_its_indicator(heavy, missing):
+    encoder = fit_table_encoder(heavy, [number("x")])
+    rows = pl.DataFrame({"x": [90.0, missing, 110.0]}, schema={"x": pl.Float64})
+    matrix = encoder.encode(rows)
+    value, flag = block_of(encoder, "x", BlockKind.NUMERIC), block_of(encoder, "x", BlockKind.BINARY)
+    assert value.present == flag.start
+    assert matrix[1, value.start] == 0
+    assert matrix[:, flag.start].tolist() == [0, 1, 0]
+
+
+def test_where_half_the_values_are_equal_the_standard_deviation_takes_the_place_of_the_quartiles():
+    values = np.r_[np.zeros(90), np.full(10, 30.0)]
+    encoder = fit_table_encoder(pl.DataFrame({"x": values}), [number("x")])
+    assert (encoder.columns[0].center, encoder.columns[0].scale) == (0.0, pytest.approx(values.std()))
+
+
+def test_a_constant_with_gaps_stays_since_its_gaps_can_tell_something():
+    encoder = fit_table_encoder(pl.DataFrame({"x": [5.0, None, 5.0, 5.0]}), [number("x")])
+    np.testing.assert_array_equal(
+        encoder.encode(pl.DataFrame({"x": [5.0, None, 6.0]}))[:, 0], np.float32([0, 0, np.arcsinh(1)])
+    )
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308])
+def test_the_largest_floats_are_encoded_as_finite_numbers(value):
+    tight = pl.DataFrame({"x": np.linspace(0, 1e-6, 50)})
+    encoder = fit_table_encoder(tight, [number("x")])
+    assert np.isfinite(encoder.encode(pl.DataFrame({"x": [value]}))).all()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "sine", "cosine"), [(0, 0, 1), (360, 1, 0), (720, 0, -1), (1080, -1, 0), (180, 0.5**0.5, 0.5**0.5)]
+)
+def test_a_clock_becomes_a_point_on_the_circle_of_a_day(minutes, sine, cosine):
+    clocks = pl.DataFrame({"at": [0.0, 360.0, 720.0, None]})
+    encoder = fit_table_encoder(clocks, [FeatureColumn("at", ColumnType.CLOCK_HHMM)])
+    rows = pl.DataFrame({"at": [float(minutes), None]})
+    encoded = part_of(encoder, rows, "at", BlockKind.CYCLIC, "time_of_day")
+    np.testing.assert_allclose(encoded, [[sine, cosine], [0, 0]], atol=1e-6)
+    assert part_of(encoder, rows, "at", BlockKind.BINARY)[:, 0].tolist() == [0, 1]
+
+
+def test_a_timestamp_becomes_its_time_of_day_and_its_weekday():
+    moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 3, 18), None]  # a Monday and a Wednesday
+    rows = pl.DataFrame({"t": moments}, schema={"t": pl.Datetime("us", "UTC")})
+    encoder = fit_table_encoder(rows, [FeatureColumn("t", ColumnType.TIMESTAMP)])
+    day = part_of(encoder, rows, "t", BlockKind.CYCLIC, "time_of_day")
+    week = part_of(encoder, rows, "t", BlockKind.CYCLIC, "weekday")
+    turn = 2 * math.pi * 2 / 7
+    np.testing.assert_allclose(day, [[1, 0], [-1, 0], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(week, [[0, 1], [math.sin(turn), math.cos(turn)], [0, 0]], atol=1e-6)
+
+
+def test_a_date_becomes_its_weekday():
+    rows = pl.DataFrame({"d": [dt.date(2024, 1, 1), dt.date(2024, 1, 7)]})  # Monday, Sunday
+    encoder = fit_table_encoder(rows, [FeatureColumn("d", ColumnType.DATE)])
+    turn = 2 * math.pi * 6 / 7
+    np.testing.assert_allclose(
+        part_of(encoder, rows, "d", BlockKind.CYCLIC), [[0, 1], [math.sin(turn), math.cos(turn)]], atol=1e-6
+    )
+
+
+def test_event_time_has_no_indicator_since_it_is_never_missing():
+    rows = pl.DataFrame({"event_time": [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]})
+    encoder = fit_table_encoder(rows, [FeatureColumn("event_time", ColumnType.TIMESTAMP)])
+    assert [(block.kind, block.present) for block in encoder.blocks] == [(BlockKind.CYCLIC, None)] * 2
+
+
+def test_a_category_becomes_a_one_hot_code_with_places_for_other_and_missing_values():
+    train = pl.DataFrame({"c": ["b"] * 3 + ["a"] * 3 + ["c"] * 4 + [None]})
+    encoder = fit_table_encoder(train, [category("c")])
+    assert encoder.columns[0].vocabulary == ("c", "a", "b")  # the commonest first, then by name
+    codes = encoder.encode(pl.DataFrame({"c": ["a", "never seen", None, "c", "b"]}))
+    np.testing.assert_array_equal(
+        codes, [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+    )
+
+
+def test_a_boolean_becomes_a_one_hot_code():
+    encoder = fit_table_encoder(
+        pl.DataFrame({"f": [True, False, True, None]}), [FeatureColumn("f", ColumnType.BOOLEAN)]
+    )
+    codes = encoder.encode(pl.DataFrame({"f": [True, False, None]}))
+    np.testing.assert_array_equal(codes, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(("times", "is_known"), [(4, False), (5, True)])
+def test_a_category_of_fewer_than_five_rows_counts_as_other(times, is_known):
+    train = pl.DataFrame({"c": ["common"] * (1000 - times) + ["rare"] * times})
+    encoder = fit_table_encoder(train, [category("c")])
+    assert ("rare" in encoder.columns[0].vocabulary) is is_known
+    assert encoder.encode(pl.DataFrame({"c": ["rare"]}))[0].tolist() == ([0, 1, 0, 0] if is_known else [0, 1, 0])
+
+
+def test_a_vocabulary_holds_the_1024_commonest_values_at_most():
+    train = pl.DataFrame({"c": [f"v{place:04d}" for place in range(1100) for _ in range(8)]})
+    encoder = fit_table_encoder(train, [category("c")])
+    assert encoder.width == 1024 + 2
+
+
+@pytest.mark.parametrize("name", ["count", "value", "part", "len", "literal"])
+@pytest.mark.parametrize("kind", [ColumnType.CATEGORY, ColumnType.NUMBER])
+def test_a_column_may_bear_any_name(name, kind):
+    values = ["1", "2", "1", "3"] if kind == ColumnType.CATEGORY else [1.0, 2.0, 1.0, 3.0]
+    rows = pl.DataFrame({name: values})
+    encoder = fit_table_encoder(rows, [FeatureColumn(name, kind)])
+    assert encoder.encode(rows).shape == (4, 5 if kind == ColumnType.CATEGORY else 2)
+
+
+_N = 200
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "reason"),
+    [
+        ([7.0] * _N, ColumnType.NUMBER, "its only value in the training window is 7.0"),
+        (["x"] * _N, ColumnType.CATEGORY, "its only value in the training window is x"),
+        ([None] * _N, ColumnType.NUMBER, "all its values are missing in the training window"),
+        ([math.nan] * _N, ColumnType.NUMBER, "all its values are missing in the training window"),
+        ([float(i) for i in range(_N)], ColumnType.INTEGER, "an identifier: its 200 values are all distinct"),
+        (
+            [f"n{i}" for i in range(_N)],
+            ColumnType.CATEGORY,
+            "an identifier: 200 values, all of them rare",
+        ),
+        (
+            ["plane"] * 100 + [f"n{i}" for i in range(100)],
+            ColumnType.CATEGORY,
+            "an identifier: 101 values, of which the 1 commonest cover 50% of the rows",
+        ),
+        ([float(i % 17) for i in range(_N)], ColumnType.NUMBER, "a copy of 'kept'"),
+    ],
+)
+def test_a_column_that_tells_nothing_is_left_out_with_the_reason(values, kind, reason):
+    rows = pl.DataFrame({"kept": [float(i % 17) for i in range(_N)], "column": values}, strict=False)
+    encoder = fit_table_encoder(rows, [number("kept"), FeatureColumn("column", kind)])
+    assert [column.name for column in encoder.columns] == ["kept"]
+    assert reason_for(encoder, "column") == reason
+
+
+def test_all_distinct_numbers_that_are_not_whole_are_no_identifier():
+    rows = pl.DataFrame({"x": np.random.default_rng(0).normal(size=500)})
+    assert fit_table_encoder(rows, [number("x")]).left_out == ()
+
+
+def test_columns_of_the_same_values_in_another_order_are_no_copies():
+    values = np.random.default_rng(0).normal(size=50)
+    encoder = fit_table_encoder(pl.DataFrame({"a": values, "b": values[::-1]}), [number("a"), number("b")])
+    assert [column.name for column in encoder.columns] == ["a", "b"]
+
+
+def test_where_no_column_is_left_the_error_gives_every_reason():
+    with pytest.raises(TrainingError, match=r"no column is left to learn from: a: its only .* is 1\.0; b: all its"):
+        fit_table_encoder(pl.DataFrame({"a": [1.0, 1.0], "b": [None, None]}), [number("a"), number("b")])
+
+
+def test_a_row_is_encoded_the_same_whatever_rows_stand_beside_it(fitted):
+    rows = fitted.features(fitted.days[-1])
+    strange = rows.with_columns(load=pl.lit(1e9), mode=pl.lit("new"), temperature=pl.lit(None, pl.Float64))
+    encoder = fitted.bundle.encoder
+    alone, together = encoder.encode(rows), encoder.encode(pl.concat([rows, strange]))
+    np.testing.assert_array_equal(together[: rows.height], alone)
+    np.testing.assert_array_equal(encoder.encode(rows.head(1)), alone[:1])
+
+
+def test_the_statistics_are_those_of_the_training_days_alone(fitted):
+    train = pl.concat([fitted.features(day) for day in fitted.window.train])
+    for column in fitted.bundle.encoder.columns:
+        if column.type == ColumnType.NUMBER:
+            low, median, high = np.quantile(train[column.name].drop_nulls().to_numpy(), [0.25, 0.5, 0.75])
+            assert (column.center, column.scale) == (pytest.approx(median), pytest.approx((high - low) / 1.349))
+    assert {entry.column: entry.reason.split(":")[0] for entry in fitted.bundle.encoder.left_out} == {
+        "serial": "an identifier",
+        "site": "its only value in the training window is north",
+    }
+
+
+def test_numbers_of_any_width_are_encoded_alike():
+    values = [1.5, -2.25, 1024.0, 0.125, None]
+    wide, narrow = (pl.DataFrame({"x": values}, schema={"x": kind}) for kind in (pl.Float64, pl.Float32))
+    encoder = fit_table_encoder(wide, [number("x")])
+    np.testing.assert_array_equal(encoder.encode(narrow), encoder.encode(wide))
+
+
+def test_no_rows_give_a_matrix_of_no_rows(fitted):
+    empty = fitted.features(fitted.days[0]).clear()
+    assert fitted.bundle.encoder.encode(empty).shape == (0, fitted.bundle.encoder.width)
+
+
+def test_a_missing_column_is_named_beside_those_that_are_needed(fitted):
+    rows = fitted.features(fitted.days[0]).drop("temperature")
+    with pytest.raises(BundleError, match=r"lack column 'temperature'.*it needs load, power, temperature"):
+        fitted.bundle.encoder.encode(rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("load", "not a number"), ("event_time", "2024-01-01"), ("load", [1.0])]
+)
+def test_a_column_of_another_type_is_named_with_what_it_holds(fitted, column, values):
+    rows = fitted.features(fitted.days[0]).head(2).with_columns(pl.Series(column, [values] * 2))
+    with pytest.raises(BundleError, match=f"column '{column}' holds (String|List).*cannot be read as"):
+        fitted.bundle.encoder.encode(rows)
+
+
+def described(value: object, kind: ColumnType, train: list[object], part: list[float]) -> tuple[str, str]:
+    """What a single column says of a value when the network gave `part`, block by block."""
+    encoder = fit_table_encoder(pl.DataFrame({"x": train}), [FeatureColumn("x", kind)])
+    return encoder.describe({"x": value}, np.asarray(part, np.float32), "x")
+
+
+_NUMBERS = [10.0, 20.0, 30.0, 40.0, 50.0]  # median 30, quartiles 20 and 40
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "train", "part", "actual", "expected"),
+    [
+        (55.5, ColumnType.NUMBER, _NUMBERS, [0, 0], "55.5", "30"),
+        (1234.6, ColumnType.NUMBER, _NUMBERS, [math.asinh(1.349), 0.1], "1235", "50"),
+        (None, ColumnType.NUMBER, _NUMBERS, [0, 0.9], "missing", "missing (else 30)"),
+        (math.nan, ColumnType.NUMBER, _NUMBERS, [0, 0.2], "missing", "30"),
+        (1065.0, ColumnType.CLOCK_HHMM, [0.0, 700.0], [1, 0, 0], "17:45", "06:00"),
+        (0.0, ColumnType.CLOCK_HHMM, [0.0, 700.0], [-1e-9, 1, 0], "00:00", "00:00"),
+        ("a", ColumnType.CATEGORY, ["a", "a", "b"], [0.05, 0.9, 0.02, 0.03], "a", "b (90%)"),
+        ("z", ColumnType.CATEGORY, ["a", "a", "b"], [0.3, 0.1, 0.6, 0.0], "z", "<other> (60%) or a (30%)"),
+        (None, ColumnType.CATEGORY, ["a", "a", "b"], [0.1, 0.05, 0.0, 0.85], "missing", "<missing> (85%)"),
+        (True, ColumnType.BOOLEAN, [True, False], [0.95, 0.05, 0, 0], "true", "false (95%)"),
+    ],
+)
+def test_actual_and_expected_are_said_in_the_columns_own_terms(value, kind, train, part, actual, expected):
+    assert described(value, kind, train, part) == (actual, expected)
+
+
+def test_a_timestamp_is_described_by_clock_and_weekday():
+    moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]
+    encoder = fit_table_encoder(
+        pl.DataFrame({"event_time": moments}), [FeatureColumn("event_time", ColumnType.TIMESTAMP)]
+    )
+    turn = 2 * math.pi * 5 / 7
+    output = np.float32([0, -1, math.sin(turn), math.cos(turn)])
+    row = {"event_time": dt.datetime(2024, 1, 3, 17, 45)}
+    assert encoder.describe(row, output, "event_time") == ("17:45 Wed", "12:00 Sat")

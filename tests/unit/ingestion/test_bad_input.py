@@ -1,0 +1,665 @@
+"""What goes wrong in the field: nothing good is lost, nothing half-written stays, and the message helps."""
+
+import datetime as dt
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from ae_pipeline.common.errors import SchemaError, StorageError, TrainingError
+from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.encoding.table_fitting import fit_table_encoder
+from ae_pipeline.features.build import build_features_day
+from ae_pipeline.ingestion.raw import build_raw_day
+from tests.support.datasets import (
+    DAY,
+    HEADER,
+    REMEDY,
+    Dataset,
+    assert_says,
+    frame,
+    leftovers,
+    line,
+    make_dataset,
+    parquet,
+)
+
+YAML = {"dataset": "shop", "identity": ["id"], "event_time": "time", "start": "2024-01-01"}
+GOOD = HEADER + line(1) + line(2) + line(3)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Dataset]:
+    """A dataset with a contract and the good rows 1, 2 and 3; whatever a test lands beside them, they stay."""
+    dataset = make_dataset(tmp_path)
+    dataset.land("good.csv", GOOD)
+    assert dataset.ids() == [1, 2, 3]
+    yield dataset
+    kept = pl.read_parquet(dataset.paths.raw(DAY))["id"].to_list()
+    assert {1, 2, 3} <= set(kept), f"good rows are lost: {kept}"
+    assert leftovers(tmp_path) == []
+
+
+# The YAML
+
+WRONG_YAML = [
+    pytest.param({"identitty": ["id"]}, ["identitty", "Extra inputs are not permitted", r"\['id'\]"], id="unknown key"),
+    pytest.param(
+        {"model": {"latent_dims": 4}}, [r"model\.latent_dims", "Extra inputs .*input_value=4"], id="unknown in"
+    ),
+    pytest.param({"training": {"epochs": "many"}}, [r"training\.epochs", "valid integer", "'many'"], id="wrong type"),
+    pytest.param(
+        {"columns": {"n": "float"}}, [r"columns\.n", "should be 'integer', 'number'", "'float'"], id="no type"
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG_YAML)
+def test_a_wrong_word_in_the_settings_is_named(wrong: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PipelineConfig.model_validate({**YAML, **wrong})
+    assert_says(str(caught.value), *said)
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG_YAML)
+def test_dagster_says_file_and_line_of_a_wrong_word_in_the_yaml(wrong: dict[str, Any], said: list[str]) -> None:
+    from dagster.components.core.component_tree import ComponentTreeException
+    from dagster.components.testing import create_defs_folder_sandbox
+
+    from ae_pipeline.orchestration.component import AutoencoderPipeline
+
+    content = {"type": "ae_pipeline.orchestration.component.AutoencoderPipeline", "attributes": {**YAML, **wrong}}
+    with create_defs_folder_sandbox() as sandbox:
+        path = sandbox.scaffold_component(
+            component_cls=AutoencoderPipeline, defs_path="shop", defs_yaml_contents=content
+        )
+        with pytest.raises(ComponentTreeException) as caught, sandbox.load_component_and_build_defs(defs_path=path):
+            pass
+    assert_says(str(caught.value.__cause__), *said, r"shop/defs\.yaml:\d+")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dataset": "My Shop"}, "dataset='My Shop' is not a plain name; use lower-case letters"),
+        ({"start": None}, "event_time='time' needs start: the first day"),
+        ({"end": "2023-12-31"}, "end=2023-12-31 lies before start=2024-01-01; give the last day"),
+        ({"event_time": None}, "start=2024-01-01 needs event_time: the column"),
+        ({"training": {"window_days": 9, "validation_days": 4, "calibration_days": 5}}, "window_days=9 .*; make the"),
+        ({"derive": {"score": "1"}}, "column name 'score' is the pipeline's own; choose another"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_explained(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PipelineConfig.model_validate({**YAML, **wrong})
+
+
+# Files
+
+
+def truncated(content: bytes) -> bytes:
+    """Cuts a file off before its last quarter."""
+    return content[: len(content) * 3 // 4]
+
+
+UNREADABLE = [
+    pytest.param("b.csv", b"", r"^the file is empty \(0 bytes\); land it again", id="empty"),
+    pytest.param("b.parquet", b"", r"^the file is empty \(0 bytes\); land it again", id="empty parquet"),
+    pytest.param(
+        "b.parquet", truncated(parquet(frame(8, 9))), r"not a whole Parquet.*; .*land it again", id="truncated"
+    ),
+    pytest.param("b.parquet", b"PAR1", r"not a whole Parquet .* 4 bytes.*; .*land it again", id="four bytes"),
+    pytest.param("b.csv", GOOD.encode("utf-16"), "UTF-16; land it as UTF-8", id="UTF-16"),
+    pytest.param("b.csv", b"\xfe\xff" + GOOD.encode("utf-16-be"), "UTF-16; land it as UTF-8", id="UTF-16, big end"),
+    pytest.param("b.csv", GOOD.encode("utf-16-le"), "UTF-16; land it as UTF-8", id="UTF-16 without a mark"),
+    pytest.param("b.csv", "id,time,price,cit\xe9\n".encode("latin-1"), "not UTF-8.*; .*land", id="header not UTF-8"),
+    pytest.param("b.csv", b"\n" + GOOD.encode(), r"first line is no header .*; begin the file", id="no header"),
+    pytest.param("b.csv", b"id,time,id,city\n1,2,3,4\n", "names column 'id' twice; give each", id="twice"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), UNREADABLE)
+def test_an_unreadable_file_is_refused_with_a_reason_and_the_rest_is_read(
+    shop: Dataset, name: str, content: bytes, message: str
+) -> None:
+    shop.land(name, content)
+    shop.land("c.csv", HEADER + line(10))
+    entry = shop.file(name)
+    assert_says(entry.refused, message)
+    assert (entry.rows, entry.staged, entry.days) == (0, None, {})
+    assert shop.ids() == [1, 2, 3, 10]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), UNREADABLE)
+def test_a_first_landing_of_which_nothing_can_be_read_says_why(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    shop = make_dataset(tmp_path)
+    shop.land(name, content)
+    with pytest.raises(SchemaError) as caught:
+        shop.take_in()
+    assert_says(str(caught.value), "none of the 1 landed files of 'shop'", name, message.removeprefix("^"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [shop.paths.landing / name]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), UNREADABLE)
+def test_a_good_file_replaced_by_an_unreadable_one_keeps_its_rows_until_it_is_mended(
+    shop: Dataset, name: str, content: bytes, message: str
+) -> None:
+    rows = frame(8, 9)
+    shop.land(name, parquet(rows) if name.endswith(".parquet") else rows.write_csv())
+    assert shop.ids() == [1, 2, 3, 8, 9]
+    shop.land(name, content)
+    assert_says(shop.file(name).refused, message)
+    assert shop.ids() == [1, 2, 3, 8, 9]
+    rows = frame(7)
+    shop.land(name, parquet(rows) if name.endswith(".parquet") else rows.write_csv())
+    assert shop.file(name).refused is None
+    assert shop.ids() == [1, 2, 3, 7]
+
+
+def test_a_truncated_parquet_file_is_refused_at_whatever_byte_it_ends(shop: Dataset) -> None:
+    whole = parquet(frame(8, 9))
+    for size in range(1, len(whole), len(whole) // 16):
+        shop.land("b.parquet", whole[:size])
+        assert_says(shop.file("b.parquet").refused, "not a whole Parquet file .*; .*land it again")
+    shop.land("b.parquet", whole)
+    assert shop.ids() == [1, 2, 3, 8, 9]
+
+
+def test_a_parquet_file_that_names_a_column_twice_is_refused_with_that_reason(shop: Dataset) -> None:
+    path = shop.land("b.parquet", b"")
+    pq.write_table(pa.table([[1], [2]], names=["id", "id"]), path)
+    assert_says(shop.file("b.parquet").refused, "names column 'id' twice; give each column a name of its own")
+    assert shop.ids() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("values", [[[1, 2], [3]], [b"\xff", b"a"]], ids=["lists", "bytes"])
+def test_a_parquet_column_that_is_neither_number_text_nor_time_is_refused(shop: Dataset, values: list[Any]) -> None:
+    shop.land("b.parquet", parquet(frame(8, 9, city=values)))
+    assert_says(shop.file("b.parquet").refused, "'city'", "List|Binary", REMEDY)
+    assert shop.ids() == [1, 2, 3]
+
+
+def test_a_header_alone_is_a_file_of_no_rows(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER)
+    entry = shop.file("b.csv")
+    assert (entry.rows, entry.refused, entry.quarantined) == (0, None, {})
+    assert shop.ids() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [HEADER, HEADER.strip(), HEADER + "\n\n"])
+def test_a_first_landing_of_headers_alone_is_explained_and_leaves_no_contract(tmp_path: Path, content: str) -> None:
+    shop = make_dataset(tmp_path)
+    shop.land("a.csv", content)
+    message = (
+        "none of the 1 landed files of 'shop' holds a row .*no schema contract can be inferred; land one that does"
+    )
+    with pytest.raises(SchemaError, match=message):
+        shop.take_in()
+    assert not shop.paths.contract.exists()
+
+
+def test_a_missing_column_stops_with_the_remedy_after_all_other_files_are_read(shop: Dataset) -> None:
+    shop.land("b.csv", "id,time,price\n8,2024-03-01T10:00:00,1.5\n")
+    shop.land("c.csv", HEADER + line(9))
+    with pytest.raises(SchemaError) as caught:
+        shop.take_in()
+    assert_says(
+        str(caught.value),
+        "the columns of 'shop' have changed: b.csv lacks 'city'",
+        "declare it in the schema contract",
+        "mark 'city' there as 'optional: true'",
+        "if not, land the file anew",
+    )
+    shop.edit_contract("city: {type: text}", "city: {type: text, optional: true}")
+    assert shop.ids() == [1, 2, 3, 8, 9]
+
+
+@pytest.mark.parametrize(("gone", "header"), [("id", "time,price,city"), ("time", "id,price,city")])
+def test_a_file_without_identity_or_event_time_is_not_told_to_make_it_optional(
+    shop: Dataset, gone: str, header: str
+) -> None:
+    shop.land("b.csv", f"{header}\n8,1.5,Oslo\n")
+    with pytest.raises(SchemaError) as caught:
+        shop.take_in()
+    assert_says(
+        str(caught.value), f"b.csv lacks '{gone}'", f"Without '{gone}' its rows cannot be", "land the file anew"
+    )
+    assert "optional" not in str(caught.value)
+
+
+def test_a_new_column_stops_with_the_remedy_and_following_it_reads_files_with_and_without(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER.replace("\n", ",size\n") + line(8).replace("\n", ",4\n"))
+    with pytest.raises(SchemaError) as caught:
+        shop.take_in()
+    assert_says(str(caught.value), "b.csv has 'size', unknown so far", r"add 'size: \{type: …, optional: true\}' there")
+    shop.edit_contract("city: {type: text}", "city: {type: text}\n  size: {type: integer, optional: true}")
+    shop.land("c.csv", HEADER + line(9))
+    assert shop.rows("id", "size") == [(1, None), (2, None), (3, None), (8, 4), (9, None)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "good_after"),
+    [
+        ('8,2024-03-01T10:00:00,1.5,"Oslo\n', [9, 10]),
+        ('8,2024-03-01T10:00:00,1.5,Os"lo\n', [9, 10]),
+        ('8,2024-03-01T10:00:00,a"b,"Oslo\n', [9, 10]),
+        ('8,2024-03-01T10:00:00,1.5,"Os\nlo"\n', [9, 10]),
+    ],
+    ids=["opened", "inside", "inside and opened", "over two lines"],
+)
+def test_a_broken_quote_costs_its_own_line_and_no_other(shop: Dataset, broken: str, good_after: list[int]) -> None:
+    shop.land("b.csv", HEADER + line(7) + broken + line(9) + line(10))
+    assert shop.ids() == [1, 2, 3, 7, *good_after]
+    assert {row[:3] for row in shop.quarantine()} <= {("b.csv", 3, "quote"), ("b.csv", 4, "quote")}
+    assert_says(shop.quarantine()[0][3], "a quote is opened and not closed on its line", REMEDY)
+
+
+def test_quotes_closed_on_their_line_are_read(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line(7, city='"Oslo, Vest"') + line(8, city='"the ""old"" town"') + line(9, city='""'))
+    assert shop.rows("id", "city")[3:] == [(7, "Oslo, Vest"), (8, 'the "old" town'), (9, None)]
+    assert shop.quarantine() == []
+
+
+def test_a_line_that_is_not_utf8_is_quarantined_and_the_other_lines_are_read(shop: Dataset) -> None:
+    shop.land("b.csv", (HEADER + line(8, city="Tromsø")).encode() + line(9, city="Tromsø").encode("latin-1"))
+    assert shop.rows("id", "city")[3:] == [(8, "Tromsø")]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["b.csv", 3, "encoding"]
+    assert_says(reason, "the line is not UTF-8 text; land the file in one encoding")
+
+
+@pytest.mark.parametrize(("values", "count"), [("8,2024-03-01T10:00:00", 2), ("8,2024-03-01T10:00:00,1,2,3,4", 6)])
+def test_a_row_of_too_few_or_too_many_values_is_quarantined(shop: Dataset, values: str, count: int) -> None:
+    shop.land("b.csv", HEADER + line(7) + values + "\n\n" + line(9))
+    assert shop.ids() == [1, 2, 3, 7, 9]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["b.csv", 3, "columns"]
+    assert_says(reason, f"the line has {count} values where the header names 4 columns", REMEDY)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CR LF", "CR"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with a mark"])
+def test_any_line_end_and_a_byte_order_mark_are_read(shop: Dataset, end: str, mark: str) -> None:
+    shop.land("b.csv", mark + (HEADER + line(8) + line(9)).replace("\n", end))
+    assert shop.ids() == [1, 2, 3, 8, 9]
+
+
+# Values
+
+
+def test_a_column_that_turns_from_number_to_text_is_quarantined_with_its_value(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line(8, price="dear") + line(9, price=2))
+    assert shop.ids() == [1, 2, 3, 9]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["b.csv", 2, "price: number"]
+    assert_says(reason, "price = dear is not a finite number", REMEDY)
+
+
+@pytest.mark.parametrize("content", [HEADER + line(8, price="dear"), parquet(frame(8, price=["dear"]))])
+def test_a_file_of_which_no_row_keeps_the_contract_is_refused_with_the_first_reason(
+    shop: Dataset, content: str | bytes
+) -> None:
+    name = "b.csv" if isinstance(content, str) else "b.parquet"
+    shop.land(name, content)
+    refused = shop.file(name).refused
+    assert_says(refused, "none of its 1 rows keeps the contract; the first one: price = dear is not a finite", REMEDY)
+    assert shop.ids() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "Infinity", "1e999"])
+def test_an_infinite_value_in_a_csv_is_quarantined_even_in_the_first_file(tmp_path: Path, value: str) -> None:
+    shop = make_dataset(tmp_path)
+    shop.land("a.csv", GOOD + line(4, price=value))
+    assert shop.take_in().contract.columns["price"].type == ColumnType.NUMBER
+    assert shop.ids() == [1, 2, 3]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["a.csv", 5, "price: number"]
+    assert_says(reason, f"price = {value} is not a finite number", REMEDY)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_an_infinite_value_in_a_parquet_file_is_quarantined_and_nan_is_missing(shop: Dataset, value: float) -> None:
+    shop.land("b.parquet", parquet(frame(7, 8, 9, price=[float("nan"), value, 2.0])))
+    assert shop.rows("id", "price")[3:] == [(7, None), (9, 2.0)]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["b.parquet", 2, "price: number"]
+    assert_says(reason, f"price = {value} is not a finite number", REMEDY)
+
+
+@pytest.mark.parametrize(
+    "content", [HEADER + line(8, price="") + line(9, price=""), parquet(frame(8, 9, price=[None] * 2))]
+)
+def test_a_column_without_any_value_is_read_as_missing(shop: Dataset, content: str | bytes) -> None:
+    shop.land("b.csv" if isinstance(content, str) else "b.parquet", content)
+    assert shop.rows("id", "price")[3:] == [(8, None), (9, None)]
+    assert shop.quarantine() == []
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_the_encoder_leaves_out_a_column_without_any_value(missing: float | None) -> None:
+    features = pl.DataFrame(
+        {"a": [missing] * 8, "b": [float(n) for n in range(8)]}, schema=dict.fromkeys("ab", pl.Float64)
+    )
+    encoder = fit_table_encoder(
+        features, [FeatureColumn("a", ColumnType.NUMBER), FeatureColumn("b", ColumnType.NUMBER)]
+    )
+    assert [column.name for column in encoder.columns] == ["b"]
+    assert [(entry.column, entry.reason) for entry in encoder.left_out] == [
+        ("a", "all its values are missing in the training window")
+    ]
+
+
+def test_an_encoder_without_any_column_to_learn_from_is_explained() -> None:
+    features = pl.DataFrame({"a": [None] * 8, "b": [2.0] * 8}, schema=dict.fromkeys("ab", pl.Float64))
+    with pytest.raises(TrainingError) as caught:
+        fit_table_encoder(features, [FeatureColumn("a", ColumnType.NUMBER), FeatureColumn("b", ColumnType.NUMBER)])
+    assert_says(
+        str(caught.value),
+        "no column is left to learn from",
+        "a: all its values are missing in the training window",
+        r"b: its only value in the training window is 2\.0",
+        REMEDY,
+    )
+
+
+@pytest.mark.parametrize("time", ["2023-12-31T23:59:59", "2025-01-01T00:00:00", "1970-01-01T00:00:00"])
+def test_an_event_time_out_of_range_is_quarantined(shop: Dataset, time: str) -> None:
+    shop.land("b.csv", HEADER + line(7, "2024-01-01T00:00:00") + line(8, time) + line(9, "2024-12-31T23:59:59"))
+    assert shop.ids() == [1, 2, 3, 7, 9]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["b.csv", 3, "time: after the last day" if time > "2024-12-31" else "time: before start"]
+    assert_says(reason, f"time = {time} lies outside 2024-01-01 to 2024-12-31", REMEDY)
+
+
+def test_an_event_time_after_today_is_quarantined_where_the_span_is_open(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, end=None)
+    shop.land("a.csv", GOOD + line(4, "2024-03-03T00:00:00"))
+    assert shop.take_in(dt.date(2024, 3, 2)).ledger.files["a.csv"].rows == 3
+    assert_says(shop.quarantine()[0][3], "time = 2024-03-03T00:00:00 lies outside 2024-01-01 to 2024-03-02")
+
+
+@pytest.mark.parametrize("column", ["id", "time"])
+def test_a_row_without_identity_or_event_time_is_quarantined(shop: Dataset, column: str) -> None:
+    shop.land("b.csv", HEADER + (line("") if column == "id" else line(8, "")) + line(9))
+    assert shop.ids() == [1, 2, 3, 9]
+    ((*place, reason),) = shop.quarantine()
+    assert place == ["b.csv", 2, f"{column}: required"]
+    assert_says(reason, f"{column} is missing, and required", REMEDY)
+
+
+# Identities
+
+
+def test_of_an_identity_twice_in_a_file_the_last_row_stands(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line(8, price=1) + line(9) + line(8, price=2))
+    assert shop.rows("id", "price")[3:] == [(8, 2.0), (9, 1.5)]
+    assert build_raw_day(DAY, shop.take_in(), shop.paths).superseded == 1
+
+
+@pytest.mark.parametrize("newest", ["a.csv", "z.csv"])
+def test_of_an_identity_in_two_files_the_row_of_the_newest_file_stands(shop: Dataset, newest: str) -> None:
+    for name in ("a.csv", "z.csv"):
+        path = shop.land(name, HEADER + line(8, city=name))
+        seconds = 1_800_000_000 + (name == newest)
+        os.utime(path, (seconds, seconds))
+    assert shop.rows("id", "city")[3:] == [(8, newest)]
+
+
+def test_a_file_landed_again_under_its_name_withdraws_its_old_rows(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line(8) + line(9, "2024-03-02T10:00:00"))
+    assert shop.ids() == [1, 2, 3, 8, 9]
+    shop.land("b.csv", HEADER + line(8, price=7))
+    intake = shop.take_in()
+    assert intake.pending_days(shop.config, shop.paths) == [DAY, "2024-03-02"]
+    assert shop.raw(intake).select("id", "price").rows() == [(1, 1.5), (2, 1.5), (3, 1.5), (8, 7.0)]
+    assert shop.raw(intake, "2024-03-02").height == 0
+
+
+def test_identical_content_landed_again_doubles_nothing_and_writes_nothing(shop: Dataset) -> None:
+    before = build_raw_day(DAY, shop.take_in(), shop.paths).content_hash
+    shop.land("good.csv", GOOD)
+    touched = shop.take_in()
+    assert touched.pending_days(shop.config, shop.paths) == []
+    shop.land("copy.csv", GOOD)
+    after = build_raw_day(DAY, shop.take_in(), shop.paths)
+    assert (after.rows, after.superseded, after.content_hash) == (3, 3, before)
+
+
+# Days
+
+
+@pytest.mark.parametrize(
+    ("lines", "days"),
+    [
+        (["2013-03-10T01:59:59-05:00", "2013-03-10T03:00:00-04:00", "2013-03-10T20:00:00-04:00"], [2, 1]),
+        (["2013-11-03T01:30:00-04:00", "2013-11-03T01:30:00-05:00", "2013-11-03T19:00:00-05:00"], [2, 1]),
+    ],
+    ids=["2013-03-10", "2013-11-03"],
+)
+def test_days_on_which_clocks_change_are_whole_utc_days(tmp_path: Path, lines: list[str], days: list[int]) -> None:
+    shop = make_dataset(tmp_path, identity=["time"], start="2013-01-01", end="2013-12-31")
+    shop.land("a.csv", HEADER + "".join(line(1, time) for time in lines))
+    intake = shop.take_in()
+    moments = [dt.datetime.fromisoformat(time).astimezone(dt.UTC) for time in lines]
+    assert list(intake.ledger.files["a.csv"].days.values()) == days
+    assert intake.ledger.days == sorted({moment.date().isoformat() for moment in moments})
+    assert sorted(row[0] for row in shop.rows("event_time")) == sorted(moments)
+
+
+@pytest.mark.parametrize("day", ["2013-03-10", "2013-11-03"])
+def test_a_day_on_which_clocks_change_holds_24_utc_hours(tmp_path: Path, day: str) -> None:
+    shop = make_dataset(tmp_path, start="2013-01-01", end="2013-12-31")
+    shop.land("a.csv", HEADER + "".join(line(hour, f"{day}T{hour:02d}:30:00Z") for hour in range(24)))
+    intake = shop.take_in()
+    assert intake.ledger.files["a.csv"].days == {day: 24}
+    assert shop.raw(intake, day)["event_time"].dt.hour().to_list() == list(range(24))
+
+
+def test_a_leap_day_is_a_day_and_in_other_years_it_is_none(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line(8, "2024-02-29T23:59:59.999999") + line(9, "2023-02-29T10:00:00"))
+    intake = shop.take_in()
+    assert intake.ledger.files["b.csv"].days == {"2024-02-29": 1}
+    moment = dt.datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=dt.UTC)
+    assert shop.raw(intake, "2024-02-29")["event_time"].to_list() == [moment]
+    assert_says(shop.quarantine()[0][3], "time = 2023-02-29T10:00:00 is not a timestamp", REMEDY)
+
+
+@pytest.mark.parametrize(("day", "rows"), [("2024-05-01", 1), ("2024-05-02", 0)])
+def test_a_day_of_one_row_and_a_day_of_none_have_all_columns_and_types(shop: Dataset, day: str, rows: int) -> None:
+    shop.land("b.csv", HEADER + line(8, "2024-05-01T10:00:00"))
+    intake = shop.take_in()
+    full = shop.raw(intake)
+    built = build_raw_day(day, intake, shop.paths)
+    features = build_features_day(day, shop.config, intake.contract, shop.paths)
+    build_features_day(DAY, shop.config, intake.contract, shop.paths)
+    assert (built.rows, features.rows) == (rows, rows)
+    assert pl.read_parquet(shop.paths.raw(day)).schema == full.schema
+    assert pl.read_parquet_schema(shop.paths.features(day)) == pl.read_parquet_schema(shop.paths.features(DAY))
+
+
+# Folders and disks
+
+
+def test_a_folder_without_files_is_explained(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path)
+    shop.land("readme.txt", "nothing")
+    with pytest.raises(StorageError) as caught:
+        shop.take_in()
+    assert_says(
+        str(caught.value), "no files have landed for 'shop'", str(shop.paths.landing), r"'\*\*/\*'; put some there"
+    )
+
+
+def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, source={"path": "not/here"})
+    with pytest.raises(StorageError) as caught:
+        shop.take_in()
+    assert_says(str(caught.value), "no files have landed for 'shop'", "not/here does not exist", "; put CSV or Parquet")
+
+
+def test_a_file_where_the_landing_folder_should_be_is_explained(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path)
+    shop.paths.landing.parent.mkdir()
+    shop.paths.landing.write_text("I am no folder")
+    with pytest.raises(StorageError) as caught:
+        shop.take_in()
+    assert_says(str(caught.value), f"{shop.paths.landing} is a file where the folder of .*shop.* must be; move it away")
+    assert shop.paths.landing.read_text() == "I am no folder"
+
+
+def test_a_file_where_the_data_folder_should_be_is_explained(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.write_text("I am no folder")
+    shop = make_dataset(root, source={"path": str(tmp_path / "landing")})
+    shop.land("a.csv", GOOD)
+    with pytest.raises(StorageError) as caught:
+        shop.take_in()
+    assert_says(str(caught.value), f"{root} is a file where a folder must be; move it away")
+    assert root.read_text() == "I am no folder"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip(
+            "a small disk needs the right to mount one: what a run does on a full disk, and after it, is missed"
+        )
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no byte on a disk."""
+    filler = disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(b"x" * 1_000_000)
+    return filler
+
+
+def test_a_full_disk_stops_with_a_message_and_everything_as_it_was(small_disk: Path, tmp_path: Path) -> None:
+    shop = make_dataset(small_disk, source={"path": str(tmp_path / "landing")})
+    shop.land("good.csv", GOOD)
+    assert shop.ids() == [1, 2, 3]
+    kept = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    shop.land("b.csv", HEADER + "".join(line(number, city=f"{hash((number, 1)):x}") for number in range(4, 400)))
+
+    filler = fill(small_disk)
+    with pytest.raises(
+        StorageError, match=r"no space left while writing .*; nothing was changed there: free some space"
+    ):
+        shop.take_in()
+    filler.unlink()
+    assert {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()} == kept
+
+    intake = shop.take_in()
+    filler = fill(small_disk)
+    with pytest.raises(StorageError, match=rf"no space left while writing .*{DAY}\.parquet; nothing was changed"):
+        build_raw_day(DAY, intake, shop.paths)
+    assert shop.paths.raw(DAY).read_bytes() == kept[shop.paths.raw(DAY)]
+    assert leftovers(small_disk) == []
+    filler.unlink()
+    assert shop.ids() == list(range(1, 400))
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="files have no size limit there: a write that fails midway is missed"
+)
+def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np, pyarrow as pa
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.storage.parquet import write_parquet
+path = Path(sys.argv[1])
+write_parquet(path, pa.table({"n": [1, 2, 3]}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    write_parquet(path, pa.table({"n": np.random.default_rng(0).random(20_000)}))
+except StorageError as error:
+    print(error)
+"""
+    path = tmp_path / "day.parquet"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert_says(done.stdout, f"no space left while writing {path}; nothing was changed there: free some space")
+    assert pl.read_parquet(path)["n"].to_list() == [1, 2, 3]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["day.parquet"]
+
+
+def test_rows_without_an_identity_are_quarantined_though_the_contract_does_not_ask_for_one(shop: Dataset) -> None:
+    shop.declare(
+        id={"type": "integer", "optional": True},
+        time={"type": "timestamp"},
+        price={"type": "number"},
+        city={"type": "text"},
+    )
+    shop.land("b.csv", HEADER + line(4) + ",2024-03-01T00:00:00,1.5,Oslo\n" * 2)
+    assert shop.ids() == [1, 2, 3, 4]
+    assert [rule for *_, rule, _ in shop.quarantine()] == ["id: required"] * 2
+
+
+def test_a_file_of_broken_rows_alone_is_refused_and_its_rows_are_kept_in_quarantine(shop: Dataset) -> None:
+    shop.land("b.csv", HEADER + line("x") + line("y"))
+    intake = shop.take_in()
+    assert list(intake.ledger.refused) == ["b.csv"]
+    assert intake.ledger.quarantined() == {"id: integer": 2}
+    assert [row for _, row, *_ in shop.quarantine()] == [2, 3]
+
+
+def test_a_broken_ledger_is_explained(shop: Dataset) -> None:
+    shop.take_in()
+    shop.paths.ledger.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"the ledger .* cannot be read .*; put it back, or remove"):
+        shop.take_in()
+
+
+def test_a_lost_ledger_does_not_take_rows_of_swept_files_along(shop: Dataset) -> None:
+    shop.take_in()
+    shop.paths.ledger.unlink()
+    with pytest.raises(StorageError, match=r"is gone, and rows of files that have left .*; put it back, or remove"):
+        shop.take_in()
+    assert list(shop.paths.ledger.parent.glob("files/*.parquet"))
+
+
+@pytest.mark.parametrize("name", ["_day", "_source_file", "_row_number"])
+def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: Dataset, name: str) -> None:
+    shop.land("b.csv", HEADER.replace("city", name) + line(9))
+    if name == "_day":
+        with pytest.raises(SchemaError, match="has '_day', unknown so far"):
+            shop.take_in()
+    else:
+        assert_says(
+            shop.take_in().ledger.refused["b.csv"], f"column '{name}' bears a name of the pipeline's own", REMEDY
+        )
+
+
+def test_a_few_broken_rows_among_many_files_are_quarantined(shop: Dataset) -> None:
+    for place in range(60):
+        bad = line(f"x{place}") if place in {7, 21, 40} else ""
+        shop.land(f"many/{place:02d}.csv", HEADER + line(100 + place) + bad)
+    assert len(shop.ids()) == 63
+    assert [rule for *_, rule, _ in shop.quarantine()] == ["id: integer"] * 3
+
+
+def test_a_refused_file_that_is_taken_away_is_forgotten(shop: Dataset) -> None:
+    broken = shop.land("b.csv", b"")
+    assert list(shop.take_in().ledger.refused) == ["b.csv"]
+    broken.unlink()
+    assert shop.take_in().ledger.refused == {}
+    assert shop.ids() == [1, 2, 3]

@@ -1,0 +1,523 @@
+"""From landed files to raw rows: the contract, the ledger, and which row wins."""
+
+import datetime as dt
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from ae_pipeline.common.errors import PipelineError, SchemaError
+from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.ingestion import deduplicate as identities
+from ae_pipeline.ingestion import landing
+from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.landing import known_intake
+from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
+from tests.support.datasets import (
+    DAY,
+    HEADER,
+    REMEDY,
+    Dataset,
+    assert_says,
+    frame,
+    leftovers,
+    line,
+    make_dataset,
+    parquet,
+)
+
+OTHER_DAY = "2024-03-05"
+
+
+def read_with(dataset: Dataset, **settings: Any) -> Dataset:
+    """The same folders under other settings."""
+    return replace(dataset, config=make_dataset(dataset.paths.root, **settings).config)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Dataset:
+    """An empty dataset."""
+    return make_dataset(tmp_path)
+
+
+# The contract
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "missing"),
+    [
+        (["1", "-2", "+30"], "integer", ()),
+        (["1", "2.5", "1e3"], "number", ()),
+        (["0.5", "-0.25", "0"], "number", ()),
+        (["007", "12"], "text", ()),
+        (["007.5", "12"], "text", ()),
+        (["true", "F", "no"], "boolean", ()),
+        (["2024-02-29", "2024-03-01"], "date", ()),
+        (["2023-02-29", "2024-03-01"], "text", ()),
+        (["2024-03-01T10:00:00", "2024-03-01T10:00:00.5"], "timestamp", ()),
+        (["2024-03-01 10:00", "2024-03-01 23:59"], "timestamp", ()),
+        (["2024-03-01T10:00:00Z", "2024-03-01T10:00:00+02:00"], "timestamp", ()),
+        (["NA", "3", ""], "integer", ("NA",)),
+        (["-", "null", "2.5"], "number", ("-", "null")),
+        (["N/A", "2024-03-01"], "date", ("N/A",)),
+        (["NA", "red"], "text", ()),
+        (["", ""], "text", ()),
+        ([" 4", "5 "], "integer", ()),
+    ],
+)
+def test_a_columns_type_is_inferred_from_all_its_values(
+    shop: Dataset, texts: list[str], kind: str, missing: tuple[str, ...]
+) -> None:
+    sample = pl.DataFrame({"id": "1", "time": "2024-03-01T10:00:00", "x": texts})
+    rule = infer_contract([sample], shop.config).columns["x"]
+    assert (rule.type, rule.null_values, rule.required, rule.optional) == (ColumnType(kind), missing, False, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (pl.Series([1, 2]), "integer"),
+        (pl.Series([1.0, 2.5]), "number"),
+        (pl.Series([True, False]), "boolean"),
+        (pl.Series([dt.date(2024, 3, 1)] * 2), "date"),
+        (pl.Series([dt.datetime(2024, 3, 1)] * 2), "timestamp"),
+        (pl.Series(["a", "b"], dtype=pl.Categorical()), "text"),
+    ],
+)
+def test_a_typed_column_keeps_its_type(shop: Dataset, values: pl.Series, kind: str) -> None:
+    contract = infer_contract([frame(1, 2, x=values)], shop.config)
+    assert contract.columns["x"].type == ColumnType(kind)
+
+
+def test_the_configuration_says_what_values_cannot_show(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, columns={"due": "clock_hhmm", "branch": "category"})
+    sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "due": ["1745", "NA"], "branch": ["12", "13"]})
+    rules = infer_contract([sample], shop.config).columns
+    assert [rules[name].type for name in ("due", "branch")] == [ColumnType.CLOCK_HHMM, ColumnType.CATEGORY]
+    assert rules["due"].null_values == ("NA",)
+
+
+def test_identity_and_event_time_are_required_and_a_column_that_some_files_lack_is_optional(shop: Dataset) -> None:
+    first = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "x": "1"})
+    rules = infer_contract([first, first.drop("x").with_columns(y=pl.lit("2"))], shop.config).columns
+    assert {name: (rule.required, rule.optional) for name, rule in rules.items()} == {
+        "id": (True, False),
+        "time": (True, False),
+        "x": (False, True),
+        "y": (False, True),
+    }
+
+
+def test_a_word_that_means_missing_among_numbers_means_it_among_texts_too(shop: Dataset) -> None:
+    sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "n": ["NA", "1"], "t": ["NA", "red"], "u": ["a", "b"]})
+    rules = infer_contract([sample], shop.config).columns
+    assert {name: rules[name].null_values for name in "ntu"} == {"n": ("NA",), "t": ("NA",), "u": ()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "message"),
+    [
+        ({"identity": ["key"]}, {}, r"'shop' names column 'key', which no landed file has; the files have id, time$"),
+        ({"exclude": ["old"]}, {}, r"'shop' names column 'old', which no landed file has; the files have id, time$"),
+        ({}, {"score": "1"}, r"column 'score' of 'shop' bears a name that the pipeline .* own columns; rename it"),
+        ({"event_time": "id"}, {}, r"event_time='id' of 'shop' holds integer values such as '1', not .*; name another"),
+    ],
+)
+def test_a_contract_that_cannot_be_inferred_is_explained(
+    tmp_path: Path, settings: dict[str, Any], columns: dict[str, str], message: str
+) -> None:
+    sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", **columns})
+    with pytest.raises(SchemaError, match=message):
+        infer_contract([sample], make_dataset(tmp_path, **settings).config)
+
+
+def test_csv_and_parquet_files_side_by_side_infer_the_types_that_each_alone_would(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.land("b.parquet", parquet(frame(2)))
+    types = {name: rule.type.value for name, rule in shop.take_in().contract.columns.items()}
+    assert types == {"id": "integer", "time": "timestamp", "price": "number", "city": "text"}
+
+
+def test_a_parquet_column_without_any_value_leaves_the_type_to_the_other_files(shop: Dataset) -> None:
+    shop.land("a.parquet", parquet(frame(1, price=[None])))
+    shop.land("b.parquet", parquet(frame(2)))
+    assert shop.take_in().contract.columns["price"].type == ColumnType.NUMBER
+    assert shop.rows("id", "price") == [(1, None), (2, 1.5)]
+
+
+def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_what_it_is(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1) + line(2))
+    in_force = shop.take_in().contract
+    assert load_contract(shop.paths.contract) == in_force
+    text = shop.paths.contract.read_text(encoding="utf-8")
+    assert text.startswith("# Schema contract of 'shop', inferred once from 2 rows of 1 file")
+    assert "  id: {type: integer, required: true}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("price: {type: number", "price: {type: numeric", r"at columns\.price\.type: .*'number'.* got 'numeric'; mend"),
+        ("price: {type: number", "price: {type: number, min: 2", r"at columns\.price\.min: Extra .* got 2; mend"),
+        ("price: {type: number}", "price: {type: number", r"(?s)is not YAML: .*line \d+.*; mend it, or move it away"),
+    ],
+)
+def test_a_contract_edited_wrongly_is_explained(shop: Dataset, old: str, new: str, message: str) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.take_in()
+    shop.edit_contract(old, new)
+    with pytest.raises(SchemaError, match=message):
+        shop.take_in()
+
+
+def test_a_contract_whose_event_time_is_no_time_is_explained(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.take_in()
+    shop.edit_contract("time: {type: timestamp, required: true, format: '%Y-%m-%dT%H:%M:%S%.f'}", "time: {type: text}")
+    with pytest.raises(SchemaError) as caught:
+        shop.take_in()
+    assert_says(str(caught.value), "time", "text", REMEDY)
+
+
+def test_an_edited_contract_reads_the_landed_files_again(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1, price=1) + line(2, price=2))
+    assert shop.ids() == [1, 2]
+    shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
+    assert shop.take_in().read == ("a.csv",)
+    assert shop.ids() == [2]
+    assert [(row, rule) for _, row, rule, _ in shop.quarantine()] == [(2, "price: minimum")]
+    shop.edit_contract(", minimum: 2", "")
+    assert shop.ids() == [1, 2]
+    assert shop.quarantine() == []
+
+
+def test_an_edit_that_no_row_of_a_file_keeps_withdraws_them_all_until_it_is_taken_back(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1, price=1))
+    shop.land("b.csv", HEADER + line(2, price=2))
+    assert shop.ids() == [1, 2]
+    shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
+    assert_says(shop.file("a.csv").refused, "price = 1 is below the minimum 2", REMEDY)
+    assert shop.ids() == [2]
+    shop.edit_contract(", minimum: 2", "")
+    assert shop.ids() == [1, 2]
+
+
+def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: Dataset) -> None:
+    gone = shop.land("a.csv", HEADER + line(1, price=1))
+    assert shop.rows("price") == [(1,)]
+    gone.unlink()
+    shop.edit_contract("price: {type: integer}", "price: {type: number}")
+    shop.land("b.csv", HEADER + line(2, price=2.5))
+    assert shop.rows("id", "price") == [(1, 1.0), (2, 2.5)]
+
+
+# Rows against the contract
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad", "reason"),
+    [
+        ({"type": "integer"}, {"7": 7, "7.0": 7, "007": 7, "": None}, "7.5", "x = 7.5 is not a whole number"),
+        ({"type": "number"}, {"1e3": 1000.0, " 2 ": 2.0, "nan": None}, "2,5", 'x = "?2,5"? is not a finite number'),
+        ({"type": "boolean"}, {"YES": True, "f": False}, "2", "x = 2 is not true or false"),
+        ({"type": "clock_hhmm"}, {"0": 0, "1745": 1745, "2400": 2400}, "1260", "x = 1260 is not a clock such as 1745"),
+        ({"type": "clock_hhmm"}, {"2359": 2359}, "2401", "x = 2401 is not a clock such as 1745"),
+        ({"type": "clock_hhmm"}, {"59": 59}, "-5", "x = -5 is not a clock such as 1745"),
+        ({"type": "date", "format": "%d.%m.%Y"}, {"29.02.2024": dt.date(2024, 2, 29)}, "29.02.2023", "not a date"),
+        ({"type": "text", "required": True}, {"a": "a"}, "  ", "x is missing, and required"),
+        ({"type": "number", "minimum": 0}, {"0": 0.0}, "-0.5", "x = -0.5 is below the minimum 0"),
+        ({"type": "integer", "maximum": 9}, {"9": 9}, "10", "x = 10 is above the maximum 9"),
+        ({"type": "category", "allowed": ["a", "b"]}, {"b": "b"}, "c", "x = c is none of a, b"),
+        ({"type": "integer", "null_values": ["-9"]}, {"-9": None, "9": 9}, "--", "x = -- is not a whole number"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_sends_its_row_to_quarantine_and_no_other(
+    shop: Dataset, rule: dict[str, Any], good: dict[str, Any], bad: str, reason: str
+) -> None:
+    shop.declare(id={"type": "integer"}, time={"type": "timestamp", "format": "%Y-%m-%dT%H:%M:%S"}, x=rule)
+    texts = [bad, *good]
+    lines = [f'{number},{DAY}T10:00:00,"{text}"\n' for number, text in enumerate(texts)]
+    shop.land("a.csv", "id,time,x\n" + "".join(lines))
+    assert shop.rows("id", "x") == list(enumerate(good.values(), start=1))
+    ((source, number, _, told),) = shop.quarantine()
+    assert (source, number) == ("a.csv", 2)
+    assert_says(told, reason, REMEDY)
+
+
+@pytest.mark.parametrize("written", [f"{DAY}T10:00:00", f"{DAY} 10:00:00", f"{DAY}T10:00:00Z", f"{DAY} 10:00"])
+def test_a_timestamp_declared_without_a_format_is_read_in_every_usual_one(shop: Dataset, written: str) -> None:
+    shop.declare(id={"type": "integer"}, time={"type": "timestamp"})
+    shop.land("a.csv", f"id,time\n1,{written}\n")
+    assert shop.file("a.csv").refused is None
+    assert shop.rows("event_time") == [(dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC),)]
+
+
+def test_the_same_rows_give_the_same_table_from_csv_and_from_parquet(tmp_path: Path) -> None:
+    rows = frame(1, 2, 3, price=[1.5, None, -2.0], city=["Oslo", None, "Bergen"])
+    tables = []
+    for suffix, content in ((".csv", rows.write_csv()), (".parquet", parquet(rows))):
+        shop = make_dataset(tmp_path / suffix)
+        shop.land(f"a{suffix}", content)
+        tables.append(shop.raw(shop.take_in()))
+    assert tables[0].equals(tables[1])
+    assert tables[0].schema == tables[1].schema
+    assert tables[0]["price"].to_list() == [1.5, None, -2.0]
+
+
+def test_a_category_of_whole_numbers_is_the_same_whether_a_file_holds_text_integers_or_floats(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, columns={"price": "category"})
+    shop.land("a.csv", HEADER + line(1, price=517))
+    shop.take_in()
+    shop.land("b.parquet", parquet(frame(2, price=[517])))
+    shop.land("c.parquet", parquet(frame(3, 4, price=[517.0, None])))
+    assert shop.rows("id", "price") == [(1, "517"), (2, "517"), (3, "517"), (4, None)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_id", "_price", "price_", "{price}", "a price", "|"],
+)
+def test_a_column_may_bear_any_name_that_is_not_reserved(shop: Dataset, name: str) -> None:
+    shop.land("a.csv", HEADER.replace("city", name) + line(1))
+    assert shop.rows("id", "price", name) == [(1, 1.5, "Oslo")]
+
+
+def test_the_event_time_column_may_be_called_event_time(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, event_time="event_time")
+    shop.land("a.csv", HEADER.replace("time", "event_time") + line(1))
+    assert shop.rows("id", "event_time") == [(1, dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC))]
+
+
+def test_different_identities_have_different_row_ids(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, identity=["a", "b"])
+    pairs = [("x|y", "z"), ("x", "y|z"), ("x\\", "y|z"), ("x|y\\", "z"), ("x\\|y", "z"), ("x\\", "|y|z")]
+    shop.land("a.csv", "a,b,time\n" + "".join(f"{a},{b},{DAY}T10:00:00\n" for a, b in pairs))
+    assert sorted(shop.rows("a", "b")) == sorted(pairs)
+
+
+# Landing again and again
+
+
+def test_a_file_is_read_once_and_a_day_is_written_once(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    first = shop.take_in()
+    assert (first.read, first.pending_days(shop.config, shop.paths)) == (("a.csv",), [DAY])
+    assert build_raw_day(DAY, first, shop.paths).built
+    second = shop.take_in()
+    assert (second.read, second.pending_days(shop.config, shop.paths)) == ((), [])
+    assert not build_raw_day(DAY, second, shop.paths).built
+
+
+def test_only_new_and_rewritten_files_are_read(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.land("b.csv", HEADER + line(2))
+    assert shop.take_in().read == ("a.csv", "b.csv")
+    assert shop.take_in().read == ()
+    shop.land("b.csv", HEADER + line(3))
+    shop.land("deeper/c.csv", HEADER + line(4))
+    assert shop.take_in().read == ("b.csv", "deeper/c.csv")
+
+
+@pytest.mark.parametrize("name", [".a.csv", "_a.csv", "a.csv.tmp", "a.txt"])
+def test_files_that_are_still_being_written_or_of_another_kind_are_not_read(shop: Dataset, name: str) -> None:
+    shop.land("good.csv", HEADER + line(1))
+    shop.land(name, HEADER + line(2))
+    assert shop.ids() == [1]
+
+
+def test_an_ending_in_capitals_is_read_too(shop: Dataset) -> None:
+    shop.land("A.CSV", HEADER + line(1))
+    shop.land("B.PARQUET", parquet(frame(2)))
+    assert shop.ids() == [1, 2]
+
+
+def test_of_an_identity_the_row_of_the_newest_file_stands(shop: Dataset) -> None:
+    shop.land("z.csv", HEADER + line(1, price=1.5) + line(2, price=2.5))
+    shop.land("a.csv", HEADER + line(1, price=9.5))
+    assert shop.rows("id", "price") == [(1, 9.5), (2, 2.5)]
+    assert build_raw_day(DAY, shop.take_in(), shop.paths).superseded == 1
+
+
+def test_a_late_file_changes_its_own_day_and_leaves_the_others(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.land("b.csv", HEADER + line(2, time=f"{OTHER_DAY}T10:00:00"))
+    assert shop.ids() == [1, 2]
+    before = shop.paths.raw(OTHER_DAY).read_bytes()
+    shop.land("late.csv", HEADER + line(3))
+    intake = shop.take_in()
+    assert intake.pending_days(shop.config, shop.paths) == [DAY]
+    assert shop.raw(intake)["id"].to_list() == [1, 3]
+    assert shop.paths.raw(OTHER_DAY).read_bytes() == before
+
+
+def test_a_file_that_has_left_the_landing_place_keeps_its_rows(shop: Dataset) -> None:
+    gone = shop.land("a.csv", HEADER + line(1))
+    shop.land("b.csv", HEADER + line(2))
+    assert shop.ids() == [1, 2]
+    gone.unlink()
+    assert shop.ids() == [1, 2]
+
+
+def test_rows_are_the_same_in_whatever_order_files_are_read(tmp_path: Path) -> None:
+    hashes = []
+    for case, names in {"one": ["a", "b", "c"], "two": ["c", "b", "a"]}.items():
+        shop = make_dataset(tmp_path / case)
+        for name in names:
+            age = 100 + ord(name)
+            shop.land(f"{name}.csv", HEADER + line(1, price=age) + line(ord(name)), at=age)
+            if case == "two":
+                shop.take_in()
+        hashes.append(build_raw_day(DAY, shop.take_in(), shop.paths).content_hash)
+    assert hashes[0] == hashes[1]
+
+
+def test_rows_without_event_time_stand_in_one_table(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, event_time=None, start=None, end=None)
+    shop.land("a.csv", HEADER + line(1) + line(2, time="1999-01-01T00:00:00"))
+    intake = shop.take_in()
+    assert intake.ledger.days == ["all"]
+    assert shop.raw(intake, "all").select("id", "event_time").rows() == [(1, None), (2, None)]
+
+
+@pytest.mark.parametrize(
+    ("landings", "expected"),
+    [
+        ([[(1, OTHER_DAY, 100)]], {DAY: [(2, 1.0)], OTHER_DAY: [(1, 100.0)]}),
+        ([[(1, OTHER_DAY, 100)], [(1, DAY, 101)]], {DAY: [(1, 101.0), (2, 1.0)], OTHER_DAY: []}),
+        ([[(1, OTHER_DAY, 5), (1, "2024-03-03", 6)]], {DAY: [(2, 1.0)], OTHER_DAY: [], "2024-03-03": [(1, 6.0)]}),
+    ],
+    ids=["moved", "moved and back", "moved twice in one file"],
+)
+def test_an_identity_with_a_new_event_time_leaves_its_old_day(
+    shop: Dataset, landings: list[list[tuple[int, str, int]]], expected: dict[str, list[tuple[int, float]]]
+) -> None:
+    shop.land("0.csv", HEADER + line(1, price="1.0") + line(2, price="1.0"))
+    shop.ids()
+    for count, rows in enumerate(landings, start=1):
+        shop.land(f"{count}.csv", HEADER + "".join(line(n, f"{day}T09:00:00", price) for n, day, price in rows))
+        shop.ids()
+    intake = shop.take_in()
+    assert {day: shop.raw(intake, day).select("id", "price").rows() for day in expected} == expected
+    assert count_duplicates(list(expected), shop.paths) == 0
+
+
+def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
+    shop: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_AT_ONCE", 2)
+    shop.land("0.csv", HEADER + "".join(line(n) for n in range(1, 8)))
+    shop.land("1.csv", HEADER + line(3, f"{OTHER_DAY}T09:00:00") + line(5, f"{OTHER_DAY}T09:00:00") + line(9))
+    intake = shop.take_in()
+    assert {day: sorted(ids) for day, ids in intake.moved.items()} == {DAY: ["3", "5"]}
+    rows = {day: shop.raw(intake, day)["row_id"].to_list() for day in (DAY, OTHER_DAY)}
+    assert rows == {DAY: ["1", "2", "4", "6", "7", "9"], OTHER_DAY: ["3", "5"]}
+    assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 0
+    again = pl.read_parquet(shop.paths.raw(DAY))
+    again.head(4).write_parquet(shop.paths.raw(OTHER_DAY))
+    assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 4
+
+
+def test_which_identities_have_moved_is_read_from_the_rows_once(shop: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.land("0.csv", HEADER + line(1) + line(2))
+    shop.land("1.csv", HEADER + line(1, f"{OTHER_DAY}T09:00:00"))
+    moved = shop.take_in().moved
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the rows are read again")
+
+    monkeypatch.setattr(landing.pl, "scan_parquet", fail)
+    known = known_intake(shop.config, shop.paths)
+    assert known is not None
+    assert known.moved == moved == {DAY: ["1"]}
+
+
+def test_an_identity_that_holds_its_event_time_cannot_move(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, identity=["id", "time"])
+    shop.land("a.csv", HEADER + line(1))
+    shop.land("b.csv", HEADER + line(1, time=f"{OTHER_DAY}T10:00:00"))
+    assert shop.rows("row_id") == [(f"1|{DAY}T10:00:00Z",), (f"1|{OTHER_DAY}T10:00:00Z",)]
+
+
+# Settings that change after the first landing
+
+
+def test_another_identity_names_rows_anew(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1) + line(1, city="Bergen"))
+    assert shop.rows("row_id") == [("1",)]
+    assert read_with(shop, identity=["id", "city"]).rows("row_id") == [("1|Bergen",), ("1|Oslo",)]
+
+
+def test_a_wider_span_takes_rows_out_of_quarantine(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1) + line(2, time="2025-02-01T10:00:00"))
+    assert shop.ids() == [1]
+    wider = read_with(shop, end="2025-12-31")
+    assert wider.ids() == [1, 2]
+    assert wider.quarantine() == []
+
+
+def test_a_row_of_tomorrow_is_taken_in_tomorrow(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, end=None)
+    shop.land("a.csv", HEADER + line(1) + line(2, time="2024-03-02T10:00:00"))
+    shop.take_in(dt.date(2024, 3, 1))
+    assert [rule for *_, rule, _ in shop.quarantine()] == ["time: after the last day"]
+    assert shop.take_in(dt.date(2024, 3, 2)).ledger.days == [DAY, "2024-03-02"]
+    assert shop.quarantine() == []
+
+
+@pytest.mark.parametrize("settings", [{"identity": ["idd"]}, {"event_time": "tyme"}, {"exclude": ["old"]}])
+def test_a_name_misspelt_after_the_first_landing_is_explained_too(shop: Dataset, settings: dict[str, Any]) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.take_in()
+    shop.land("b.csv", HEADER + line(2))
+    with pytest.raises(PipelineError, match=r"'shop' names column '(idd|tyme|old)'.*have id, time, price, city"):
+        read_with(shop, **settings).take_in()
+
+
+# The ledger
+
+
+def test_the_ledger_knows_files_days_and_rules_broken(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1) + line(2, time=f"{OTHER_DAY}T10:00:00"))
+    shop.take_in()
+    shop.land("b.csv", HEADER + line(3) + line("x") + line("y") + line(4, price="dear"))
+    ledger = shop.take_in().ledger
+    assert {name: entry.days for name, entry in ledger.files.items()} == {
+        "a.csv": {DAY: 1, OTHER_DAY: 1},
+        "b.csv": {DAY: 1},
+    }
+    assert [name for name, _ in ledger.sources(DAY)] == ["a.csv", "b.csv"]
+    assert list(ledger.quarantined().items()) == [("id: integer", 2), ("price: number", 1)]
+    assert (ledger.quarantined([OTHER_DAY]), ledger.refused) == ({}, {})
+    saved = json.loads(shop.paths.ledger.read_text(encoding="utf-8"))
+    assert {name: (entry["rows"], entry["refused"]) for name, entry in saved.items()} == {
+        "a.csv": (2, None),
+        "b.csv": (1, None),
+    }
+
+
+def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1) + line(2))
+    shop.take_in()
+    folder = shop.paths.staged("_").parent
+    old = list(folder.iterdir())
+    (folder / ".half.parquet.1.tmp").write_bytes(b"PAR1")
+    shop.land("a.csv", HEADER + line(1) + line("x"))
+    shop.take_in()
+    assert len(list(folder.iterdir())) == 1
+    assert not {*folder.iterdir()} & {*old}
+    assert leftovers(shop.paths.root) == []
+
+
+def test_files_of_other_columns_do_not_keep_the_rest_from_being_read(shop: Dataset) -> None:
+    shop.land("a.csv", HEADER + line(1))
+    shop.take_in()
+    shop.land("b.csv", "id,time,price\n2,2024-03-01T10:00:00,1.5\n")
+    shop.land("c.csv", HEADER.replace("\n", ",size\n") + "3,2024-03-01T10:00:00,1.5,Oslo,XL\n")
+    shop.land("d.csv", HEADER + line(4))
+    with pytest.raises(SchemaError, match=r"b\.csv lacks 'city'.*\(1 further files likewise\)"):
+        shop.take_in()
+    assert sorted(json.loads(shop.paths.ledger.read_text(encoding="utf-8"))) == ["a.csv", "d.csv"]

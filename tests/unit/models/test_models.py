@@ -1,0 +1,316 @@
+"""Which settings make a network, what those that do not are told, and what the networks are made of."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
+from ae_pipeline.config.model import LossTerm, Output, Scaling
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.encoding.encoder import fit_encoder
+from ae_pipeline.models.factory import ARCHITECTURES, build_loss, build_model, check_architecture
+from ae_pipeline.models.losses import LikelihoodLoss
+from ae_pipeline.training.loop import train
+from tests.support.datasets import assert_says
+
+
+def config(
+    kind: str = "table", training: dict[str, Any] | None = None, alerts: dict[str, Any] | None = None, **model: Any
+) -> PipelineConfig:
+    images = {"images": {}} if kind == "image" else {}
+    return PipelineConfig.model_validate(
+        {
+            "dataset": "shop",
+            "identity": ["id"],
+            **images,
+            "model": model,
+            "training": training or {},
+            "alerts": alerts or {},
+        }
+    )
+
+
+REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
+    "ssim of tables": (
+        {"loss": {"mse": 0.8, "ssim": 0.2}},
+        ("ssim compares images, and 'shop' has none", r"loss=\{mse: 0.8, ssim: 0.2\}", "; choose mse, mae or huber"),
+    ),
+    "likelihood of images": (
+        {"kind": "image", "loss": {"likelihood": 1}},
+        ("for the columns of tables", r"loss=\{likelihood: 1\}", "; choose mse, mae, huber, bce or ssim"),
+    ),
+    "likelihood and another term": (
+        {"loss": {"likelihood": 1, "mse": 0.5}},
+        ("goes with no other term", r"loss=\{likelihood: 1, mse: 0.5\}", "; name it alone, or leave it out"),
+    ),
+    "an ensemble alone for images": (
+        {"kind": "image", "alerts": {"evidence": ["ensemble"]}},
+        ("is for tables", r"evidence=\['ensemble'\]", "; of images name columns, latent or row"),
+    ),
+    "evidence named twice": (
+        {"alerts": {"evidence": ["row", "columns", "row"]}},
+        ("names one twice", r"evidence=\['row', 'columns', 'row'\]", "; name each once"),
+    ),
+    "robust scaling of images": (
+        {"kind": "image", "scaling": "robust"},
+        ("for the numbers of tables", "scaling='robust'", "; choose unit, symmetric or standard"),
+    ),
+    "sigmoid under the likelihood": (
+        {"scaling": "unit", "output": "sigmoid"},
+        ("cannot give the logits that likelihood needs", "output='sigmoid'", "; choose linear"),
+    ),
+    "tanh on the unit scale": (
+        {"loss": {"mse": 1}, "scaling": "unit", "output": "tanh"},
+        ("cannot reach inputs of scaling='unit'", "output='tanh'", "; choose linear or sigmoid"),
+    ),
+    "sigmoid on the symmetric scale": (
+        {"kind": "image", "scaling": "symmetric", "output": "sigmoid"},
+        ("cannot reach inputs of scaling='symmetric'", "output='sigmoid'", "; choose linear or tanh"),
+    ),
+    "tanh on a scale without ends": (
+        {"loss": {"mse": 1}, "scaling": "standard", "output": "tanh"},
+        ("scaling='standard', which have no ends", "output='tanh'", "; choose linear, or scaling unit or symmetric"),
+    ),
+    "sigmoid on the scale by default": (
+        {"loss": {"mae": 1}, "output": "sigmoid"},
+        ("scaling='robust', which have no ends", "output='sigmoid'", "; choose linear, or scaling unit or symmetric"),
+    ),
+    "bce of another scale": (
+        {"loss": {"bce": 1}},
+        (r"loss=\{bce: 1\}", "got 'robust' and 'linear'", "bce needs scaling='unit' and output='sigmoid'"),
+    ),
+    "bce of a linear output": (
+        {"kind": "image", "loss": {"bce": 1, "mse": 1}, "output": "linear"},
+        (r"loss=\{bce: 1, mse: 1\}", "got 'unit' and 'linear'", "bce needs scaling='unit' and output='sigmoid'"),
+    ),
+    "salt and pepper without ends": (
+        {"training": {"corruption": "salt_and_pepper"}},
+        ("needs a scale with ends", "got scaling='robust'", "; choose unit or symmetric"),
+    ),
+    "a share above one": (
+        {"scaling": "unit", "training": {"corruption": "masking", "corruption_level": 1.5}},
+        ("is no share of the entries, as masking needs", "corruption_level=1.5", "; choose one below 1"),
+    ),
+}
+
+NOT_BUILT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, str, str]]] = {
+    "tied weights of conv": (
+        {"kind": "image", "architecture": "conv", "tied": True},
+        (1, 8, 8),
+        ("tied=true goes with architecture dense", "got 'conv'", "; leave it out"),
+    ),
+    "an architecture that there is not": (
+        {"architecture": "transformer"},
+        (12,),
+        ("is none of dense, conv", "architecture='transformer'", "; choose one of them"),
+    ),
+    "conv on a table": (
+        {"architecture": "conv"},
+        (12,),
+        ("reads images, and 'shop' has no section images", "architecture='conv'", "; add it, or choose dense"),
+    ),
+    "more levels than there are halves": (
+        {"kind": "image", "architecture": "conv", "channels": (4, 4, 4, 4, 4)},
+        (1, 9, 12),
+        ("images of 9×12 are a single pixel after 4", "channels names 5 levels", "; name at most 4"),
+    ),
+    "latents as many as inputs": (
+        {"latent_dim": 12},
+        (12,),
+        ("not smaller than the 12 encoded inputs", "latent_dim=12", "; choose 1–11, or set corruption"),
+    ),
+    "latents as many as pixels": (
+        {"kind": "image", "latent_dim": 40},
+        (3, 3, 4),
+        ("not smaller than the 36 encoded inputs", "latent_dim=40", "; choose 1–35, or set corruption"),
+    ),
+}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("settings", "words"), REFUSED.values(), ids=REFUSED.keys())
+    def test_the_configuration_says_what_does_not_go_together(self, settings, words):
+        with pytest.raises(ValidationError) as caught:
+            config(**settings)
+        (error,) = caught.value.errors()
+        assert_says(error["msg"], *words)
+
+    @pytest.mark.parametrize(("settings", "shape", "words"), NOT_BUILT.values(), ids=NOT_BUILT.keys())
+    def test_the_factory_says_why_there_is_no_network(self, settings, shape, words):
+        with pytest.raises(ConfigError) as caught:
+            build_model(config(**settings), shape)
+        assert_says(str(caught.value), *words)
+
+    @pytest.mark.parametrize("name", ["dense", "conv"])
+    def test_an_architecture_is_checked_before_there_are_data(self, name):
+        assert check_architecture(config("image", architecture=name)) is ARCHITECTURES[name]
+        for settings in (config(architecture="transformer"), config(architecture="conv")):
+            with pytest.raises(ConfigError, match="architecture="):
+                check_architecture(settings)
+
+    def test_as_many_levels_as_there_are_halves_are_built(self):
+        settings = config("image", architecture="conv", channels=(4, 4, 4, 4), latent_dim=2)
+        assert build_model(settings, (1, 9, 12))(torch.zeros(2, 1, 9, 12)).output.shape == (2, 1, 9, 12)
+
+    def test_a_share_counts_for_noise_that_strikes_alone(self):
+        assert config(training={"corruption": "gaussian", "corruption_level": 1.5}).training.corruption_level == 1.5
+
+
+OUTPUTS = {"robust": {"linear"}, "standard": {"linear"}, "unit": {"linear", "sigmoid"}, "symmetric": {"linear", "tanh"}}
+"""The outputs that can reach the inputs of each scaling, by its range."""
+
+
+def goes_together(kind: str, scaling: str, output: str, term: str) -> bool:
+    """The rules of the manual, written anew."""
+    fits_kind = {"likelihood": kind == "table", "ssim": kind == "image"}.get(term, True)
+    fits_kind &= kind == "table" or scaling != "robust"
+    fits_term = {"likelihood": output == "linear", "bce": (scaling, output) == ("unit", "sigmoid")}.get(term, True)
+    return fits_kind and fits_term and output in OUTPUTS[scaling]
+
+
+class TestCombinations:
+    def rows(self, kind: str) -> tuple[pl.DataFrame, tuple[FeatureColumn, ...]]:
+        rng = np.random.default_rng(0)
+        if kind == "image":
+            images = rng.integers(0, 256, (24, 7, 9, 3)).astype(np.uint8)
+            shape = ImageShape(height=7, width=9, channels=3, dtype="uint8")
+            column = pl.Series([image.tobytes() for image in images], dtype=pl.Binary)
+            return pl.DataFrame({"image": column}), (FeatureColumn("image", ColumnType.IMAGE, shape),)
+        there = pl.Series(rng.normal(size=24)).set(pl.Series(rng.random(24) < 0.2), None)
+        frame = pl.DataFrame({"x": there, "at": rng.integers(0, 1440, 24).astype(float), "c": ["a", "b"] * 12})
+        types = {"x": ColumnType.NUMBER, "at": ColumnType.CLOCK_HHMM, "c": ColumnType.CATEGORY}
+        return frame, tuple(FeatureColumn(name, kind) for name, kind in types.items())
+
+    @pytest.mark.parametrize("kind", ["table", "image"])
+    @pytest.mark.parametrize("term", LossTerm)
+    def test_what_goes_together_is_learnt_and_all_else_is_refused(self, kind, term):
+        accepted, (frame, columns) = set(), self.rows(kind)
+        for scaling, output in itertools.product(Scaling, Output):
+            try:
+                settings = config(
+                    kind,
+                    {"epochs": 1, "batch_size": 5, "device": "cpu"},
+                    loss={term: 1.0},
+                    scaling=scaling,
+                    output=output,
+                    latent_dim=2,
+                    hidden=(6,),
+                )
+            except ValidationError:
+                continue
+            accepted.add((scaling.value, output.value))
+            encoder = fit_encoder(settings, frame, columns)
+            model, loss = build_model(settings, encoder.shape, torch.Generator()), build_loss(settings, encoder)
+            x = torch.from_numpy(encoder.encode(frame))
+            result = train(model, loss, x, x, settings.training, torch.Generator().manual_seed(0))
+            assert math.isfinite(result.epochs[0].validation_loss)
+            assert isinstance(loss, LikelihoodLoss) == (term == LossTerm.LIKELIHOOD)
+        every = itertools.product(map(str, Scaling), map(str, Output))
+        assert accepted == {pair for pair in every if goes_together(kind, *pair, term.value)}
+
+    @pytest.mark.parametrize(
+        ("settings", "loss", "scaling", "output"),
+        [
+            ({}, {"likelihood": 1.0}, "robust", "linear"),
+            ({"scaling": "unit"}, {"likelihood": 1.0}, "unit", "linear"),
+            ({"loss": {"mse": 2.0}}, {"mse": 2.0}, "robust", "linear"),
+            ({"loss": {"bce": 1.0}, "scaling": "unit"}, {"bce": 1.0}, "unit", "sigmoid"),
+            ({"kind": "image"}, {"mse": 1.0}, "unit", "sigmoid"),
+            ({"kind": "image", "scaling": "symmetric"}, {"mse": 1.0}, "symmetric", "tanh"),
+            ({"kind": "image", "scaling": "standard"}, {"mse": 1.0}, "standard", "linear"),
+            ({"kind": "image", "output": "linear"}, {"mse": 1.0}, "unit", "linear"),
+        ],
+    )
+    def test_what_is_left_out_is_chosen_to_fit(self, settings, loss, scaling, output):
+        chosen = config(**settings)
+        assert (chosen.loss, chosen.scaling, chosen.output) == (loss, scaling, output)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class TestNetworks:
+    @pytest.mark.parametrize(
+        ("width", "latents"), [(1, 1), (2, 1), (3, 1), (5, 2), (15, 7), (16, 8), (17, 8), (400, 8)]
+    )
+    def test_latents_that_are_left_out_are_eight_or_half_of_few_inputs(self, width, latents):
+        for settings in (config(hidden=(4,)), config(hidden=(4,), variational=True), config(hidden=(4,), tied=True)):
+            model = build_model(settings, (width,))
+            assert model.latent_dim == latents
+            assert model.encode(torch.zeros(2, width)).shape == (2, latents)
+            assert model(torch.zeros(2, width)).output.shape == (2, width)
+
+    def test_images_have_eight_latents_where_they_are_left_out(self):
+        for architecture in ARCHITECTURES:
+            model = build_model(config("image", architecture=architecture, channels=(4,)), (1, 8, 8))
+            assert model.latent_dim == model.encode(torch.zeros(2, 1, 8, 8)).shape[1] == 8
+
+    @pytest.mark.parametrize("variational", [False, True])
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_dense_has_the_weights_of_its_widths(self, tied, variational):
+        model = build_model(config(hidden=(10, 6), latent_dim=3, tied=tied, variational=variational), (20,))
+        codes = 6 if variational else 3
+        inward = 20 * 10 + 10 + 10 * 6 + 6 + 6 * codes + codes
+        outward = (0 if tied else 3 * 6 + 6 * 10 + 10 * 20) + 6 + 10 + 20
+        assert count(model) == inward + outward
+        axes = 3 * 3 + 3  # kept, and not learnt
+        assert sum(value.numel() for value in model.state_dict().values()) == inward + outward + axes
+
+    def test_tied_weights_decode_as_the_transpose_of_what_encodes(self):
+        model = build_model(config(hidden=(), latent_dim=3, tied=True), (20,), torch.Generator().manual_seed(0))
+        weight = model.encoder[0].weight.detach()
+        x = torch.randn(5, 20, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(model(x).output, x @ weight.T @ weight)
+
+    def test_of_tied_variational_networks_the_means_alone_are_decoded_by_their_weights(self):
+        settings = config(hidden=(), latent_dim=3, tied=True, variational=True)
+        model = build_model(settings, (20,), torch.Generator().manual_seed(0))
+        weight, z = model.encoder[0].weight.detach(), torch.eye(3)
+        assert weight.shape == (6, 20)
+        torch.testing.assert_close(model.decode(z), weight[:3])
+
+    @pytest.mark.parametrize(("down", "up"), [("stride", "transpose"), ("pool", "upsample")])
+    def test_conv_halves_and_doubles_by_the_layers_that_are_configured(self, down, up):
+        settings = config("image", architecture="conv", channels=(4, 6), hidden=(9,), latent_dim=2, down=down, up=up)
+        model = build_model(settings, (3, 9, 14))
+        maps = 6 * 3 * 4  # 9×14 → 5×7 → 3×4
+        dense = maps * 9 + 9 + 9 * 2 + 2 + 2 * 9 + 9 + 9 * maps + maps
+        assert count(model) == 3 * 4 * 9 + 4 + 4 * 6 * 9 + 6 + dense + 6 * 4 * 9 + 4 + 4 * 3 * 9 + 3
+        kinds = [type(layer) for layer in model.modules()]
+        assert kinds.count(nn.MaxPool2d) == kinds.count(nn.Upsample) == (2 if down == "pool" else 0)
+        assert kinds.count(nn.ConvTranspose2d) == (2 if up == "transpose" else 0)
+
+    @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"])
+    def test_the_activation_stands_between_layers_and_not_behind_the_last(self, name):
+        wanted = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.GELU: "gelu", nn.SiLU: "silu"}
+        wanted |= {nn.Tanh: "tanh"}
+        for kind, between in (("dense", 4), ("conv", 6)):
+            settings = config("image", architecture=kind, hidden=(9, 7), channels=(4,), latent_dim=2, activation=name)
+            model = build_model(settings, (1, 8, 8))
+            names = [wanted.get(type(layer)) for layer in model.modules()]
+            assert names.count(name) == between
+            z = model.encode(torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+            assert isinstance(model.encoder[-1][-1], nn.Linear)
+            assert z.shape == (500, 2)
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+    def test_the_weights_drawn_keep_the_size_of_what_passes(self, architecture, activation):
+        # Kaiming's bound, √(6 / inputs), keeps variances under ReLU (He et al. 2015, eq. 10); 0.7 of it, halves them
+        # from layer to layer: six layers leave an eighth of a deviation, where ill-chosen bounds leave 1e-3 or 1e3.
+        settings = config("image", architecture=architecture, hidden=(64, 64), activation=activation, latent_dim=16)
+        model = build_model(settings, (3, 16, 16), torch.Generator().manual_seed(0))
+        x = torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            codes, output = model.encode(x), model.decoder(torch.randn(200, 16, generator=torch.Generator()))
+        assert 0.02 < codes.std() < 2
+        assert 0.02 < output.std() < 2

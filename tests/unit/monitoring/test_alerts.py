@@ -1,0 +1,369 @@
+"""Alerts: posted to a real HTTP server on loopback, kept beside the data, and shown in the report."""
+
+import contextlib
+import html
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.monitoring import alerts as alerting
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerts_of, raise_alert
+from ae_pipeline.orchestration.alerts import concerns, failure_alert, reason_of
+from ae_pipeline.orchestration.stages import DATASET_TAG
+from ae_pipeline.registry.history import history
+from ae_pipeline.reports.page import refresh_operations
+from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
+
+VARIABLE = "ORDERS_WEBHOOK"
+
+
+@dataclass
+class Hook:
+    """A webhook that takes what is posted, or answers with another status."""
+
+    address: str = ""
+    status: int = 204
+    posted: list[dict[str, Any]] = field(default_factory=list)
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
+    found = Hook()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.headers["Content-Type"] == "application/json"
+            if found.status < 300:
+                found.posted.append(body)
+            self.send_response(found.status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keeps quiet."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found.address = f"http://127.0.0.1:{server.server_port}/orders?token=secret"
+    monkeypatch.setenv(VARIABLE, found.address)
+    monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
+    yield found
+    server.shutdown()
+
+
+@pytest.fixture
+def config() -> PipelineConfig:
+    return PipelineConfig(dataset="orders", identity=("id",), alerts={"webhook": VARIABLE})
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> DatasetPaths:
+    return DatasetPaths(tmp_path, "orders")
+
+
+def _mumble(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            connection.recv(65536)
+            connection.sendall(b"hello\n")
+            connection.close()
+
+
+def alert(key: str = "budget 2024-02-10", words: str = "9 of 40 rows of 2024-02-10 are flagged") -> Alert:
+    return Alert(AlertEvent.OVER_BUDGET, key, words, "run-1", {"rows": 40.0})
+
+
+class TestWebhook:
+    def test_an_alert_is_posted_as_json_that_chat_programs_can_show(self, hook, config, paths):
+        assert raise_alert(alert(), config, paths, pytest.fail)
+        (posted,) = hook.posted
+        assert posted["text"] == "orders: 9 of 40 rows of 2024-02-10 are flagged"
+        assert {name: posted[name] for name in ("dataset", "event", "key", "run_id", "figures")} == {
+            "dataset": "orders",
+            "event": "over_budget",
+            "key": "budget 2024-02-10",
+            "run_id": "run-1",
+            "figures": {"rows": 40.0},
+        }
+        assert [found.delivered for found in alerts_of(paths)] == [True]
+
+    def test_an_alert_of_the_same_key_is_raised_once(self, hook, config, paths):
+        assert raise_alert(alert(), config, paths)
+        assert not raise_alert(alert(words="told in other words"), config, paths)
+        assert len(hook.posted) == len(alerts_of(paths)) == 1
+
+    def test_what_the_webhook_did_not_take_is_kept_and_posted_with_the_next(self, hook, config, paths):
+        said: list[str] = []
+        hook.status = 500
+        assert raise_alert(alert("a"), config, paths, said.append)
+        assert said == [
+            "the webhook in ORDERS_WEBHOOK did not take an alert (HTTP status 500); "
+            "it is posted again after the next one"
+        ]
+        assert [found.delivered for found in alerts_of(paths)] == [False]
+        hook.status = 200
+        assert raise_alert(alert("b"), config, paths, pytest.fail)
+        assert [posted["key"] for posted in hook.posted] == ["b", "a"]
+        assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", True), ("b", True)]
+        assert raise_alert(alert("c"), config, paths)
+        assert len(hook.posted) == 3
+
+    @pytest.mark.parametrize("address", ["", "file:///etc/passwd", "not an address"])
+    def test_an_address_that_is_none_is_told_without_showing_it(self, config, paths, monkeypatch, address):
+        said: list[str] = []
+        monkeypatch.setenv(VARIABLE, address)
+        assert raise_alert(alert(), config, paths, said.append)
+        assert said == [
+            "alerts.webhook names ORDERS_WEBHOOK, which holds no address; set it to one that begins with http:// or "
+            "https://"
+        ]
+
+    @pytest.mark.parametrize("path", ["[", "[::1/hook", "/to ken=secret", ":port/secret", "/secret\n"])
+    def test_an_odd_address_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch, path):
+        said: list[str] = []
+        monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
+        monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:9{path}".replace(":9[", "["))
+        assert raise_alert(alert(), config, paths, said.append)
+        assert len(said) == 1
+        assert "secret" not in said[0] + paths.alerts.read_text()
+        assert [found.delivered for found in alerts_of(paths)] == [False]
+
+    def test_a_server_that_does_not_speak_http_stops_nothing(self, config, paths, monkeypatch):
+        said: list[str] = []
+        monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=_mumble, args=(server,), daemon=True).start()
+            monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{server.getsockname()[1]}/hook")
+            assert raise_alert(alert(), config, paths, said.append)
+        assert len(said) == len(alerts_of(paths)) == 1
+
+    def test_an_alert_is_kept_before_it_is_posted(self, config, paths, hook, monkeypatch):
+        def die(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(alerting, "post", die)
+        with pytest.raises(KeyboardInterrupt):
+            raise_alert(alert("a"), config, paths)
+        assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", False)]
+        monkeypatch.undo()
+        monkeypatch.setenv(VARIABLE, hook.address)
+        assert raise_alert(alert("b"), config, paths)
+        assert [posted["key"] for posted in hook.posted] == ["b", "a"]
+
+    def test_an_alert_with_subjects_is_new_where_one_of_them_is(self, config, paths, hook):
+        for key, subjects, is_new in (("1", ("a", "b"), True), ("2", ("b",), False), ("3", ("b", "c"), True)):
+            told = Alert(AlertEvent.CONTRACT_BROKEN, key, "files are broken", subjects=subjects)
+            assert raise_alert(told, config, paths) == is_new
+        assert len(hook.posted) == 2
+
+    def test_a_server_that_is_not_there_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch):
+        said: list[str] = []
+        monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
+        monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret")
+        assert raise_alert(alert(), config, paths, said.append)
+        assert "Connection refused" in said[0]
+        assert "secret" not in said[0] + paths.alerts.read_text()
+
+    def test_without_a_webhook_alerts_are_kept_all_the_same(self, paths):
+        bare = PipelineConfig(dataset="orders", identity=("id",))
+        assert raise_alert(alert(), bare, paths, pytest.fail)
+        assert [found.delivered for found in alerts_of(paths)] == [None]
+
+    def test_an_address_does_not_belong_into_the_yaml(self):
+        with pytest.raises(ValueError, match="webhook"):
+            PipelineConfig(dataset="orders", identity=("id",), alerts={"webhook": "https://chat.example/secret"})
+
+
+@pytest.fixture
+def shop(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[Shop]:
+    alerts = {**ATTRIBUTES["alerts"], "webhook": VARIABLE}  # type: ignore[dict-item]
+    yield from served_shop(tmp_path_factory, {**ATTRIBUTES, "alerts": alerts}, DAYS[:-1])
+
+
+def page_of(shop: Shop) -> str:
+    return (shop.paths.reports / "report.html").read_text()
+
+
+def tell_of_failure(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
+    """Lets the failure sensor look at a run that has failed, as the daemon would."""
+    (sensor,) = [sensor for sensor in shop.defs.sensors or [] if sensor.name == "orders_failure"]
+    context = dg.build_run_status_sensor_context(
+        "orders_failure",
+        dagster_event=done.get_run_failure_event(),
+        dagster_instance=shop.instance,
+        dagster_run=done.dagster_run,
+        resources={"workspace": shop.workspace},
+    ).for_run_failure()
+    sensor(context)
+
+
+class TestEvents:
+    def test_a_good_start_raises_none(self, shop, hook):
+        assert hook.posted == []
+        assert "<h2>Alerts</h2>" not in page_of(shop)
+
+    def test_a_new_day_over_its_budget_does_and_stands_in_its_report(self, shop, hook):
+        shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
+        assert shop.run("day", DAYS[-1]).success
+        (posted,) = hook.posted
+        assert (posted["event"], posted["run_id"]) == ("over_budget", shop.metadata_run("anomaly_report", DAYS[-1]))
+        assert posted["figures"]["flagged"] > 3
+        assert posted["figures"]["rows"] == 40
+        assert posted["text"].split("orders: ")[1] in page_of(shop)
+        assert "took it" in page_of(shop)
+        assert shop.run("publish", DAYS[-1]).success  # reported on again: no news
+        assert len(hook.posted) == 1
+
+    def test_days_that_the_model_was_fitted_on_raise_none(self, shop, hook):
+        shop.land(DAYS[3], orders_csv(DAYS[3]).replace(",DE,", ",DE,9999"))
+        assert shop.run("day", DAYS[3]).success
+        assert hook.posted == []
+
+    def test_one_that_was_cut_short_while_it_was_told_comes_with_the_next_look(self, shop, hook, monkeypatch):
+        from ae_pipeline.orchestration.upkeep import stale_work
+        from ae_pipeline.reports import build
+
+        def fail(*_: object) -> None:
+            raise OSError("the power went")
+
+        shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
+        assert shop.run("ingest", DAYS[-1]).success
+        monkeypatch.setattr(build, "all_ranked", fail)
+        monkeypatch.setattr("ae_pipeline.orchestration.alerts.tell_over_budget", fail)
+        assert not shop.run("publish", DAYS[-1]).success
+        monkeypatch.undo()
+        monkeypatch.setenv(VARIABLE, hook.address)
+        assert hook.posted == []
+        assert shop.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert [posted["event"] for posted in hook.posted] == ["over_budget"]
+        summary = json.loads((shop.paths.reports / "summary.json").read_text())
+        assert summary["days"][-1]["day"] == DAYS[-1]
+        assert not list(shop.paths.reports.glob("unfinished*"))
+
+    def test_a_broken_contract_does_once(self, shop, hook):
+        broken = orders_csv(DAYS[-1]).replace(",DE,", ",DE,many")
+        shop.land(DAYS[-1], broken)
+        assert shop.run("ingest", DAYS[-1]).success
+        (posted,) = hook.posted
+        assert posted["event"] == "contract_broken"
+        assert "rows of 1 file are in quarantine, at most 1.0% may be" in posted["text"]
+        for part in (f"orders_{DAYS[-1]}.csv", "by the rule 'price: ", "data/quarantine/orders/", "land it again"):
+            assert part in posted["text"]
+        assert html.unescape(page_of(shop)).count(posted["text"].split("orders: ")[1]) == 1
+        assert shop.run("ingest", DAYS[-1]).success
+        assert len(hook.posted) == 1
+        shop.land(DAYS[-2], orders_csv(DAYS[-2]).replace(",FR,", ",FR,few"))  # as many rows, and other ones
+        assert shop.run("ingest", DAYS[-2]).success
+        assert f"orders_{DAYS[-2]}.csv" in hook.posted[1]["text"]
+
+    def test_a_file_of_which_no_row_can_be_used_does(self, shop, hook):
+        from ae_pipeline.orchestration.upkeep import landed_work
+
+        shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(f"{DAYS[-1]}T", "someday "))
+        assert [asked.split()[0] for asked in shop.obey(landed_work)] == ["orders_intake"]
+        (posted,) = hook.posted
+        assert posted["event"] == "contract_broken"
+        assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows keeps the contract" in posted["text"]
+
+    def test_changed_columns_do_and_hold_up_no_other_day(self, shop, hook):
+        from ae_pipeline.orchestration.upkeep import landed_work, stale_work
+
+        shop.land("bad", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
+        shop.land(DAYS[-1])
+        job = shop.defs.resolve_job_def("orders_intake")
+        for _ in range(2):  # first with the good file beside it
+            (request,) = landed_work(shop.config, shop.workspace, shop.instance)
+            done = job.execute_in_process(instance=shop.instance, tags=dict(request.tags), raise_on_error=False)
+            assert not done.success
+            tell_of_failure(shop, done)
+        (posted,) = hook.posted
+        assert posted["event"] == "contract_broken"
+        assert "orders_bad.csv" in posted["text"]
+        assert shop.obey(landed_work) == [f"orders_ingest {DAYS[-1]}"]
+        assert "left it undone" in shop.asks(landed_work)
+        assert shop.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert len(hook.posted) == 1
+
+    def test_a_rejected_challenger_does(self, shop, hook, monkeypatch):
+        from ae_pipeline.gate.rules import Verdict
+        from ae_pipeline.lifecycle import train as model_steps
+
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: Verdict("loss_fell", False, 2.0, 1.0, "it rose"))
+        assert shop.run("train").success
+        (posted,) = hook.posted
+        assert posted["event"] == "challenger_rejected"
+        assert "challenger 2 rejected: loss_fell: it rose; version 1 goes on serving" in posted["text"]
+        assert "challenger 2 rejected" in page_of(shop)
+
+    def test_a_rejection_that_was_cut_short_before_it_was_told_does(self, shop, hook, monkeypatch):
+        from ae_pipeline.gate.rules import Verdict
+        from ae_pipeline.lifecycle import train as model_steps
+        from ae_pipeline.orchestration import alerts
+        from ae_pipeline.orchestration.upkeep import stale_work
+
+        def fail(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: Verdict("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(alerts, "raise_alert", fail)
+        assert not shop.run("train").success
+        monkeypatch.undo()
+        monkeypatch.setenv(VARIABLE, hook.address)
+        for run in shop.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+            shop.instance.report_run_canceled(run)
+        assert shop.obey(stale_work) == ["orders_decide the decision on version 2, which waits for it"]
+        assert [posted["event"] for posted in hook.posted] == ["challenger_rejected"]
+        assert [entry.version for entry in history(shop.paths)] == [1, 2]
+
+    def test_a_failed_run_does_once_for_all_its_attempts(self, shop, hook, monkeypatch):
+        def fail(*_: object) -> None:
+            raise StorageError("no space left while writing orders.parquet; free some space and run again")
+
+        monkeypatch.setattr("ae_pipeline.ingestion.landing.take_in", fail)
+        for _ in range(2):
+            job = shop.defs.resolve_job_def("orders_intake")
+            tags = {"ae_pipeline/request": "intake x", DATASET_TAG: "orders"}
+            done = job.execute_in_process(instance=shop.instance, tags=tags, raise_on_error=False)
+            tell_of_failure(shop, done)
+        (posted,) = hook.posted
+        assert posted["event"] == "run_failed"
+        assert posted["text"].startswith("orders: orders_intake failed: ")
+        assert "free some space" in posted["text"]
+        assert "orders_intake failed" in page_of(shop)
+
+    def test_only_runs_of_the_dataset_concern_it(self, shop):
+        job = shop.defs.resolve_job_def("orders_train")
+        chosen = frozenset({dg.AssetKey(["orders", "champion"])})  # by a person, without a tag
+        run = shop.instance.create_run_for_job(job, asset_selection=chosen)
+        assert concerns(run, shop.config)
+        other = shop.instance.create_run_for_job(job, tags={DATASET_TAG: "flights"})
+        assert not concerns(other, shop.config)
+        failure = dg.DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, "orders_train", message="killed")
+        found = failure_alert(run, reason_of(run, failure, shop.instance), shop.paths)
+        assert found is not None
+        assert found.words == "orders_train failed: killed"
+
+    def test_the_failure_sensor_runs_where_there_is_a_webhook(self, shop):
+        status = {sensor.name: sensor.default_status for sensor in shop.defs.sensors or []}
+        assert status["orders_failure"] == dg.DefaultSensorStatus.RUNNING
+        assert status["orders_landing"] == status["orders_rebuild"] == dg.DefaultSensorStatus.STOPPED
+
+
+def test_a_page_of_another_time_is_left_alone(paths: DatasetPaths) -> None:
+    refresh_operations(paths, 100)
+    paths.reports.mkdir(parents=True)
+    (paths.reports / "report.html").write_text("<h1>no place for it</h1>")
+    refresh_operations(paths, 100)
+    assert (paths.reports / "report.html").read_text() == "<h1>no place for it</h1>"

@@ -1,0 +1,125 @@
+"""What a training tells of its model: plots drawn as pictures, and a model card."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.gate.rules import Verdict
+from ae_pipeline.reports.charts import loss_chart
+from ae_pipeline.reports.model_card import head_of, model_card, training_charts
+from ae_pipeline.reports.pictures import as_address
+from ae_pipeline.reports.plots import drawn
+
+
+@pytest.fixture(scope="module")
+def parts(fitted) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of validation days and of a day after the window."""
+    return pl.concat(map(fitted.features, fitted.window.validation)), fitted.features(fitted.days[-1])
+
+
+def values(chart) -> list[list[dict[str, object]]]:
+    return list(json.loads(chart.spec)["datasets"].values())
+
+
+class TestCharts:
+    def test_the_loss_chart_shows_every_epoch_and_marks_the_one_kept(self, fitted):
+        epochs, result = fitted.bundle.facts["epochs"], fitted.result
+        lines, kept = values(loss_chart(epochs, result.best_epoch, "nats"))
+        shown = [(point["epoch"], point["loss"]) for point in lines if point["of"] == "validation"]
+        assert shown == [(epoch.number, epoch.validation_loss) for epoch in result.epochs]
+        assert kept == [{"epoch": result.best_epoch}]
+
+    def test_a_training_shows_rows_that_no_part_of_the_model_has_seen(self, fitted, parts):
+        validation, unseen = parts
+        charts = {chart.name: chart for chart in training_charts(fitted.bundle, validation, unseen)}
+        assert list(charts) == ["loss", "scores", "latents", "calibration"]
+        scored = fitted.bundle.score(unseen)
+        own, others = sorted(values(charts["latents"]), key=len)
+        assert [point["score"] for point in own] == pytest.approx(np.round(scored.score, 2).tolist())
+        assert len(others) == validation.height - fitted.bundle.score(validation).is_anomaly.sum()
+        bars = values(charts["scores"])[0]
+        assert sum(bar["share"] for bar in bars if bar["rows"] == "the gate") == pytest.approx(1.0)
+        assert f"{unseen.height:,} rows of the gate" in charts["calibration"].words
+
+    def test_without_rows_for_the_gate_those_of_the_validation_are_shown_and_no_calibration(self, fitted, parts):
+        validation = parts[0]
+        charts = {chart.name: chart for chart in training_charts(fitted.bundle, validation, pl.DataFrame())}
+        assert list(charts) == ["loss", "scores", "latents"]
+        assert f"{validation.height:,} rows of the validation" in charts["scores"].words
+
+    def test_a_chart_is_drawn_as_a_small_picture_that_shows_its_marks(self, fitted, parts):
+        for chart in training_charts(fitted.bundle, *parts):
+            picture = drawn(chart)
+            assert picture.width > 400
+            assert picture.height > 240
+            drawn_pixels = np.asarray(picture.convert("L"))
+            assert (drawn_pixels == 255).mean() > 0.5  # on white
+            assert (drawn_pixels < 200).mean() > 0.005
+            assert len(as_address(picture)) < 40_000
+
+
+class TestCard:
+    @pytest.fixture(scope="class")
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return (
+            Verdict("loss_fell", True, 1.5, 2.5, "validation loss 1.5, 2.5 before"),
+            Verdict("planted_faults_found", False, float("nan"), 0.9, "finds | few"),
+        )
+
+    @pytest.fixture(scope="class")
+    def card(self, fitted, verdicts) -> str:
+        links = {"The Dagster run": "http://127.0.0.1:3000/runs/abc"}
+        return model_card(fitted.bundle, 7, verdicts, "rejected: planted_faults_found: finds few", 120, links)
+
+    def test_it_tells_window_columns_training_metrics_calibration_and_limits(self, fitted, card):
+        bundle, window = fitted.bundle, fitted.window
+        sections = [line for line in card.splitlines() if line.startswith("## ")]
+        assert sections == ["## Data", "## Columns", "## Training", "## Metrics", "## Calibration", "## Limits"]
+        rows = bundle.facts["rows"]
+        days = f"{window.train[0]} | {window.train[-1]} | {len(window.train)} | {rows['train']:,}"
+        assert f"| train | {days} |" in card
+        assert all(f" {name}" in card for name in bundle.columns)
+        assert "| gate |  |  |  | 120 |" in card
+        assert f"epoch {fitted.result.best_epoch} of {len(fitted.result.epochs)} was kept" in card
+        assert f"{len(bundle.calibration.scores):,} calibration rows" in card
+        assert bundle.fingerprint in card
+
+    def test_a_rule_is_told_with_what_was_found_and_its_threshold(self, card):
+        assert "| loss_fell | validation loss 1.5, 2.5 before | 2.5 | yes |" in card
+        assert "| planted_faults_found | finds \\| few | 0.9 | no |" in card
+
+    def test_names_of_the_data_are_shown_and_not_read_as_markdown(self, fitted, verdicts):
+        encoder = fitted.bundle.encoder
+        name = "a`![x](http://evil/x.png)`\n\n# Forged <b>heading</b>"
+        odd = encoder.columns[0].model_copy(update={"name": name})
+        bundle = dataclasses.replace(
+            fitted.bundle, encoder=encoder.model_copy(update={"columns": (odd, *encoder.columns[1:])})
+        )
+        card = model_card(bundle, 7, verdicts, "passed", 0, {})
+        assert [line for line in card.splitlines() if line.startswith("# ")] == ["# sensors, model version 7"]
+        assert "\\!\\[x\\](http://evil/x.png)\\`" in card
+        assert "<b>" not in card.replace("\\<", "")
+
+    def test_its_head_is_short_and_links_back(self, card):
+        head = head_of(card)
+        assert head.startswith("# sensors, model version 7\n")
+        assert "- [The Dagster run](http://127.0.0.1:3000/runs/abc)" in head
+        assert "rejected: planted_faults_found" in head
+        assert "## " not in head
+        assert len(head) < 2000
+
+    def test_of_very_many_columns_it_names_some_and_counts_the_rest(self, fitted, verdicts):
+        encoder = fitted.bundle.encoder
+        many = tuple(
+            column.model_copy(update={"name": f"{column.name} {place}"})
+            for place in range(200)
+            for column in encoder.columns
+        )
+        bundle = dataclasses.replace(fitted.bundle, encoder=encoder.model_copy(update={"columns": many}))
+        card = model_card(bundle, 7, verdicts, "passed", 0, {})
+        assert re.search(r"and [\d,]+ more$", card, re.MULTILINE)
+        assert len(card) < 20_000

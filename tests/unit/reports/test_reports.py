@@ -1,0 +1,256 @@
+"""The anomaly report: what it ranks, what it says, and that page, JSON and Parquet give the same figures."""
+
+import html
+import html.parser
+import json
+import re
+from dataclasses import replace
+
+import jsonschema
+import polars as pl
+import pytest
+import scipy.stats
+
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.latent_space.names import latent_space_name
+from ae_pipeline.latents.read import published_days
+from ae_pipeline.monitoring.budget import is_over_budget
+from ae_pipeline.reports.build import Report
+from ae_pipeline.reports.ranking import as_rows, is_reported
+from ae_pipeline.storage.parquet import read_facts
+from tests.support.reports import SCRIPT, Text, published, reported
+from tests.support.sensors import Fitted
+
+
+def ranked(dataset: Fitted, day: str) -> pl.DataFrame:
+    return pl.read_parquet(dataset.paths.reports / "days" / f"{day}.parquet")
+
+
+def times(dataset: Fitted) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in (dataset.paths.reports / "days").glob("*.parquet")}
+
+
+@pytest.fixture
+def days(fitted) -> tuple[str, ...]:
+    return fitted.days[-5:]
+
+
+@pytest.fixture
+def planted(dataset, days, rewrite_day) -> Fitted:
+    """Five days published, with strange rows on the second and the fourth."""
+    second, fourth = (dataset.features(day).with_row_index("i") for day in (days[1], days[3]))
+    second = second.with_columns(
+        mode=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("mode"),
+        row_id=pl.when(pl.col("i") == 5).then(pl.lit("<b>5</b>")).otherwise("row_id"),
+        load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
+    )
+    fourth = fourth.with_columns(temperature=pl.when(pl.col("i") == 0).then(-900.5).otherwise("temperature"))
+    rewrite_day(dataset, days[1], second.drop("i"))
+    rewrite_day(dataset, days[3], fourth.drop("i"))
+    published(dataset, days)
+    return dataset
+
+
+@pytest.fixture
+def report(planted, days) -> Report:
+    return reported(planted, days)
+
+
+class TestRanking:
+    def test_every_flagged_row_of_a_day_is_listed_and_the_ten_strangest_where_fewer_are(self, planted, days, report):
+        table = pl.read_delta(planted.paths.latents)
+        for entry in report.days:
+            rows = table.filter(pl.col("date").dt.to_string() == entry.day)
+            flagged = set(rows.filter("is_anomaly")["row_id"])
+            strangest = set(rows.sort("score", descending=True).head(10)["row_id"])
+            listed = ranked(planted, entry.day)
+            assert set(listed["row_id"]) == flagged | strangest
+            assert (entry.rows, entry.flagged) == (60, len(flagged))
+            assert set(listed.filter("is_anomaly")["row_id"]) == flagged
+        assert report.days[1].flagged >= 8
+
+    def test_rows_stand_in_the_order_of_their_score(self, planted, days, report):
+        for day in days:
+            assert ranked(planted, day)["score"].is_sorted(descending=True)
+        assert pl.read_parquet(report.alerts)["score"].is_sorted(descending=True)
+        assert [row.score for row in report.strangest] == pl.read_parquet(report.alerts)["score"].to_list()
+
+    def test_scores_are_those_of_the_table(self, planted, report):
+        table = pl.read_delta(planted.paths.latents)
+        both = pl.read_parquet(report.alerts).join(table, on="row_id", suffix="_published")
+        assert both.height == pl.read_parquet(report.alerts).height
+        for name in ("score", "p_value", "is_anomaly", "model_version", "event_time"):
+            assert both[name].equals(both[f"{name}_published"], check_names=False)
+
+    def test_flagged_rows_alone_are_explained_by_the_three_columns_most_to_blame_in_their_order(self, report):
+        for row in as_rows(pl.read_parquet(report.alerts)):
+            surprises = [part.surprise for part in row.contributions]
+            assert len(surprises) == (3 if row.is_anomaly else 0)
+            assert bool(row.because) == row.is_anomaly
+            columns = [part.surprise for part in row.contributions if part.column not in {"latent", "ensemble"}]
+            assert columns == sorted(columns, reverse=True)
+            assert not {"latent", "ensemble"} & {part.column for part in row.contributions[1:]}
+
+    def test_a_planted_cause_is_told_with_its_value(self, planted, days, report):
+        row = ranked(planted, days[1]).row(by_predicate=pl.col("row_id") == "<b>5</b>", named=True)
+        assert {part["column"]: part["actual"] for part in row["contributions"]}["mode"] == SCRIPT
+        assert f"mode is {SCRIPT}, expected " in row["because"]
+        coldest = ranked(planted, days[3]).row(0, named=True)
+        assert {part["column"]: part["actual"] for part in coldest["contributions"]}["temperature"] == "-900"
+
+    def test_rows_marked_at_a_false_discovery_rate_are_listed_explained_counted_and_shown(self, planted, days):
+        rate = 0.5
+        assert "◆" not in reported(planted, days).page.read_text()
+        alerts = planted.config.alerts.model_copy(update={"false_discovery_rate": rate})
+        config = planted.config.model_copy(update={"alerts": alerts})
+        marked = reported(replace(planted, bundle=replace(planted.bundle, config=config)), days)
+        table = pl.read_delta(planted.paths.latents)
+        count = 0
+        for entry in marked.days:
+            rows = table.filter(pl.col("date").dt.to_string() == entry.day)
+            expected = rows.filter(pl.Series(scipy.stats.false_discovery_control(rows["p_value"].to_numpy()) <= rate))
+            listed = ranked(planted, entry.day)
+            assert set(listed.filter("is_discovery")["row_id"]) == set(expected["row_id"])
+            assert entry.discoveries == expected.height
+            explained = listed.filter(pl.col("contributions").list.len() > 0)
+            assert explained.select(pl.col("is_discovery") | pl.col("is_anomaly")).to_series().all()
+            count += expected.height
+        summary = json.loads(marked.summary.read_text())
+        assert (summary["discoveries"], summary["false_discovery_rate"]) == (count, rate)
+        assert count > 0
+        page = marked.page.read_text()
+        assert page.count("◆</td>") == pl.read_parquet(marked.alerts)["is_discovery"].sum()
+        assert pl.read_delta(planted.paths.latents).equals(table)
+
+    def test_no_more_rows_are_ranked_than_the_configuration_allows(self, planted, days):
+        alerts = planted.config.alerts.model_copy(update={"report_rows": 4})
+        config = planted.config.model_copy(update={"alerts": alerts})
+        few = replace(planted, bundle=replace(planted.bundle, config=config))
+        highest = pl.read_delta(planted.paths.latents).sort("score", descending=True).head(4)
+        assert [row.row_id for row in reported(few, days).strangest] == highest["row_id"].to_list()
+
+
+class TestPage:
+    def test_page_summary_and_parquet_give_the_same_figures(self, planted, days, report):
+        table = pl.read_delta(planted.paths.latents)
+        rows, flagged = table.height, int(table["is_anomaly"].sum())
+        summary = json.loads(report.summary.read_text())
+        assert (summary["rows"], summary["flagged"], report.rows, report.flagged) == (rows, flagged, rows, flagged)
+        assert int(pl.read_parquet(report.alerts)["is_anomaly"].sum()) == flagged
+        by_day = table.group_by("date").agg(rows=pl.len(), flagged=pl.col("is_anomaly").sum()).sort("date")
+        assert [tuple(entry.values()) for entry in summary["days"]] == [
+            (str(day), count, hits) for day, count, hits in by_day.iter_rows()
+        ]
+        page = Text(report.page.read_text()).text
+        assert f"sensors: {flagged} of {rows} rows flagged" in page
+        assert (
+            f"{flagged / rows:.2%} of the rows are flagged, against a budget of 1.00%, which means about\n3 alerts"
+            in page
+        )
+        assert f"the tallest bar is {max(by_day['flagged'])} rows" in page
+        assert f"a score of {planted.bundle.calibration.threshold:.2f} nats" in page
+        assert "version 3, MLflow run run-of-mlflow" in page
+        bodies = re.findall(r'<tbody id="row-\w+" data-score="([^"]+)" data-row="([^"]*)"', report.page.read_text())
+        assert [(float(score), html.unescape(name)) for score, name in bodies] == [
+            (row.score, row.row_id) for row in report.strangest
+        ]
+
+    def test_the_summary_says_what_stands_behind_the_scores(self, planted, report):
+        summary = json.loads(report.summary.read_text())
+        assert summary["format"] == 3
+        jsonschema.validate(summary, json.loads(report.summary.with_name("summary.schema.json").read_text()))
+        assert (summary["model_version"], summary["latent_space"], summary["budget"]) == (
+            3,
+            latent_space_name(3, planted.bundle.fingerprint),
+            0.01,
+        )
+        assert summary["expected_alerts"] == pytest.approx(3.0)
+        assert summary["calibration_rows"] == 480
+        assert summary["train_days"] == [planted.days[0], planted.days[25]]
+        assert summary["calibration_days"] == [planted.days[-8], planted.days[-1]]
+        assert set(summary["columns_left_out"]) == {"serial", "site"}
+        assert [row["row_id"] for row in summary["strangest"]] == [row.row_id for row in report.strangest]
+
+    def test_values_are_text_on_the_page_and_never_markup(self, report):
+        page = report.page.read_text()
+        parsed = Text(page)
+        assert SCRIPT not in page
+        assert "<b>5</b>" not in page
+        specs = page.count('-spec">')
+        assert specs >= 4
+        assert parsed.tags.count("script") == specs + 1  # a specification for each chart, and what draws them
+        assert f"mode is {SCRIPT}" in parsed.text
+        assert "<b>5</b>" in parsed.text
+
+    def test_a_report_over_one_day_takes_published_days_along_that_have_none(self, planted, days):
+        report = reported(planted, days[:1])
+        summary = json.loads(report.summary.read_text())
+        assert [entry.day for entry in report.days] == [days[0]]
+        assert [entry["day"] for entry in summary["days"]] == sorted(days)
+        assert pl.read_parquet(report.alerts)["model_version"].unique().to_list() == [3]
+        assert "0 alerts" not in Text(report.page.read_text()).text or summary["expected_alerts"] < 0.5
+
+
+class TestRebuilding:
+    def test_a_second_build_rewrites_no_day_and_gives_the_same_files(self, planted, days, report):
+        before, page, summary = times(planted), report.page.read_bytes(), report.summary.read_bytes()
+        again = reported(planted, days)
+        assert times(planted) == before
+        assert [day.content_hash for day in again.days] == [day.content_hash for day in report.days]
+        assert again.days == report.days
+        assert (again.page.read_bytes(), again.summary.read_bytes()) == (page, summary)
+
+    def test_a_day_is_rebuilt_when_its_file_of_the_table_changes_and_no_other_is(
+        self, planted, days, report, rewrite_day
+    ):
+        before = times(planted)
+        rewrite_day(planted, days[1], planted.features(days[1]).filter(pl.col("row_id") != "<b>5</b>"))
+        published(planted, days)
+        files = published_days(planted.paths)
+        current = [is_reported(day, files[day], planted.paths, planted.config) for day in days]
+        assert current == [True, False, True, True, True]
+        again = reported(planted, days)
+        assert {day for day in days if times(planted)[day] != before[day]} == {days[1]}
+        assert again.days[1].rows == 59
+        assert "<b>5</b>" not in Text(again.page.read_text()).text
+        assert is_reported(days[1], files[days[1]], planted.paths, planted.config)
+
+    def test_days_reported_before_stay_on_the_page(self, planted, days):
+        reported(planted, days[:3])
+        report = reported(planted, days[3:])
+        assert [day.day for day in report.days] == list(days[3:])
+        assert [entry["day"] for entry in json.loads(report.summary.read_text())["days"]] == list(days)
+
+    def test_a_day_that_left_the_table_leaves_the_report(self, planted, days, report, rewrite_day):
+        rewrite_day(planted, days[1], planted.features(days[1]).clear())
+        published(planted, days)
+        again = reported(planted, days)
+        assert (again.days[1].rows, again.days[1].flagged) == (0, 0)
+        assert days[1] not in {entry["day"] for entry in json.loads(again.summary.read_text())["days"]}
+        assert read_facts(planted.paths.reports / "days" / f"{days[1]}.parquet")["rows"] == "0"
+
+    def test_a_day_that_is_not_published_is_named(self, planted):
+        with pytest.raises(PublicationError, match=f"{planted.days[0]} of 'sensors' is not in the published table"):
+            reported(planted, planted.days[:1])
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("rows", "flagged", "over"),
+        [
+            (1000, 3, False),
+            (1000, 6, False),
+            (1000, 7, True),
+            (336_000, 1008, False),
+            (336_000, 1009, True),
+            (0, 0, False),
+        ],
+    )
+    def test_a_day_is_over_it_from_three_times_on_where_that_is_no_chance(self, rows, flagged, over):
+        assert is_over_budget(rows, flagged, 0.001) == over
+
+    @pytest.mark.parametrize("rows", [1, 40, 1000, 20_000])
+    @pytest.mark.parametrize("budget", [0.0001, 0.001, 0.01, 0.05])
+    def test_where_the_budget_holds_a_day_in_a_thousand_is_called_over_it_at_most(self, rows, budget):
+        least = next(flagged for flagged in range(rows + 2) if is_over_budget(rows, flagged, budget) or flagged > rows)
+        assert scipy.stats.binom.sf(least - 1, rows, budget) <= 1e-3

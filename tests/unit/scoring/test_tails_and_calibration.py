@@ -1,0 +1,256 @@
+"""p-values and tails by hand, against empirical survival and against the beta-binomial law."""
+
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.gate.rules import calibration_holds
+from ae_pipeline.scoring.calibration import calibrate, departure, discoveries
+from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+
+
+class TestPValues:
+    @pytest.mark.parametrize(
+        ("score", "p_value"),
+        [(0, 1), (1, 1), (1.5, 4 / 5), (2, 4 / 5), (2.5, 2 / 5), (3, 2 / 5), (3.1, 1 / 5), (99, 1 / 5)],
+    )
+    def test_a_p_value_counts_the_calibration_rows_that_score_as_high(self, score, p_value):
+        calibration = calibrate(np.array([3.0, 2.0, 1.0, 2.0]), 0.5, 1)
+        assert calibration.p_values(np.array([score])) == [p_value]
+
+    def test_where_all_scores_tie_nothing_is_flagged_but_what_scores_higher(self):
+        calibration = calibrate(np.full(99, 2.0), 0.01, 1)
+        p_values = calibration.p_values(np.array([2.0, 2.00001]))
+        assert p_values.tolist() == [1.0, 0.01]
+        assert calibration.flags(p_values).tolist() == [False, True]
+
+    @pytest.mark.parametrize("budget", [0.3, 0.05, 0.01])
+    def test_the_share_of_exchangeable_rows_flagged_follows_the_beta_binomial_law(self, budget):
+        n, m, seeds = 250, 400, 300
+        law = scipy.stats.betabinom(m, k := int(budget * (n + 1)), n + 1 - k)
+        counts = []
+        for seed in range(seeds):
+            scores = np.random.default_rng(seed).normal(size=n + m)
+            calibration = calibrate(scores[:n], budget, 1)
+            counts.append(int(calibration.flags(calibration.p_values(scores[n:])).sum()))
+        low, high = law.interval(0.9)
+        inside = sum(low <= count <= high for count in counts)
+        share = law.cdf(high) - law.cdf(low - 1)
+        assert scipy.stats.binom.cdf(inside, seeds, share) > 1e-3
+        assert np.mean(counts) == pytest.approx(law.mean(), abs=4 * law.std() / seeds**0.5)
+        assert law.mean() / m <= budget
+
+    @pytest.mark.parametrize(
+        ("rows", "budget", "days", "needed", "enough"),
+        [(50, 0.001, 5, 999, 100), (98, 0.01, 7, 99, 8), (0, 0.1, 2, 9, 18)],
+    )
+    def test_a_budget_that_the_calibration_cannot_resolve_is_an_error_with_the_days_it_takes(
+        self, rows, budget, days, needed, enough
+    ):
+        words = (
+            f"alerts.budget={budget} needs {needed} calibration rows, and the {days} calibration days hold {rows}; "
+            f"set calibration_days to about {enough}, or the budget to "
+        )
+        with pytest.raises(TrainingError, match=re.escape(words)):
+            calibrate(np.arange(rows, dtype=float), budget, days)
+
+    @pytest.mark.parametrize("budget", [0.001, 0.01, 0.07, 0.1, 0.29, 1 / 3, 0.5, 0.9])
+    def test_the_fewest_rows_that_are_accepted_can_flag_and_one_fewer_could_not(self, budget):
+        rows = next(n for n in range(2000) if 1 / (n + 1) <= budget * (1 + 1e-12))
+        calibration = calibrate(np.arange(rows, dtype=float), budget, 1)
+        assert calibration.flags(calibration.p_values(np.array([1e9]))).all()
+        assert 1 / rows > budget
+        with pytest.raises(TrainingError):
+            calibrate(np.arange(rows - 1, dtype=float), budget, 1)
+
+    def test_the_budget_that_the_error_proposes_is_accepted(self):
+        scores = np.arange(50, dtype=float)
+        with pytest.raises(TrainingError) as caught:
+            calibrate(scores, 0.001, 5)
+        proposed = float(re.search(r"the budget to (\S+) or more", str(caught.value))[1])
+        assert len(calibrate(scores, proposed, 5).scores) == 50
+
+
+class TestThreshold:
+    @pytest.mark.parametrize("score", [3.7, -3.7, 1e-3])
+    def test_what_rounding_parts_is_a_tie_and_no_more_is(self, score):
+        calibration = calibrate(np.full(99, score), 0.01, 1)
+        near = score + abs(score) * np.array([-1e-9, 0, 1e-9, 1e-6])
+        assert calibration.p_values(near).tolist() == [1.0, 1.0, 1.0, 0.01]
+
+    @pytest.mark.parametrize("budget", [0.01, 0.05, 0.07, 0.14, 0.29, 0.57, 0.58])
+    @pytest.mark.parametrize("n", [99, 100, 137, 199, 1499])
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_a_row_is_flagged_where_and_only_where_it_scores_above_the_threshold(self, budget, n, ties):
+        rng = np.random.default_rng(n)
+        scores = rng.integers(0, 20, n).astype(float) if ties else rng.normal(size=n)
+        calibration = calibrate(scores, budget, 1)
+        asked = np.r_[scores, rng.normal(5, 10, 500), scores + 1e-5, scores - 1e-5]
+        np.testing.assert_array_equal(calibration.flags(calibration.p_values(asked)), asked > calibration.threshold)
+
+
+def surprise_of(tails: ColumnTails, values: np.ndarray) -> np.ndarray:
+    return tails(np.asarray(values, float)[:, None])[:, 0]
+
+
+SAMPLES = {
+    "normal": lambda rng: rng.normal(size=20_000),
+    "exponential": lambda rng: rng.exponential(size=20_000),
+    "heavy": lambda rng: rng.standard_t(2, size=20_000),
+    "discrete": lambda rng: rng.integers(0, 4, 20_000).astype(float),
+    "mostly one value": lambda rng: np.where(rng.random(20_000) < 0.9, -1.0, rng.normal(size=20_000)),
+    "one value": lambda rng: np.full(20_000, 0.7),
+    "two values, one of them rare": lambda rng: (rng.random(20_000) < 0.002).astype(float),
+}
+
+
+@pytest.fixture(params=SAMPLES.values(), ids=SAMPLES.keys())
+def sample(request) -> np.ndarray:
+    return request.param(np.random.default_rng(0))
+
+
+class TestTails:
+    def test_surprise_never_falls_as_the_loss_rises(self, sample):
+        asked = np.linspace(sample.min() - 3, sample.max() + 30, 4001)
+        surprise = surprise_of(fit_tails(sample[:, None]), asked)
+        assert (np.diff(surprise) >= 0).all()
+        assert surprise[0] == 0
+        assert np.isfinite(surprise).all()
+
+    @pytest.mark.parametrize("name", ["normal", "exponential", "heavy"])
+    def test_surprise_is_the_logarithm_of_the_empirical_survival(self, name):
+        losses = SAMPLES[name](np.random.default_rng(0))
+        asked = np.quantile(losses, np.linspace(0, 0.99, 200))
+        survival = (losses[None] >= asked[:, None]).mean(1)
+        surprise = surprise_of(fit_tails(losses[:, None]), asked)
+        # A knot stands every 0.072 nats; only before the first, where a tail may be long, do lines between them show.
+        np.testing.assert_allclose(surprise, -np.log(survival), atol=0.072)
+        np.testing.assert_allclose(surprise[survival < 0.9], -np.log(survival[survival < 0.9]), atol=0.01)
+
+    def test_a_value_that_ties_bears_the_share_of_rows_that_reach_it(self):
+        losses = SAMPLES["discrete"](np.random.default_rng(0))
+        survival = [(losses >= value).mean() for value in range(4)]
+        # a knot stands every 0.072 nats
+        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), np.arange(4)), -np.log(survival), atol=0.075)
+
+    def test_a_loss_of_one_value_surprises_nobody(self):
+        assert surprise_of(fit_tails(np.full((500, 1), 0.7)), np.array([0.7, 0.6])).tolist() == [0, 0]
+
+    def test_a_value_that_one_row_in_five_hundred_reaches_is_as_surprising_as_that(self):
+        losses = SAMPLES["two values, one of them rare"](np.random.default_rng(0))
+        assert surprise_of(fit_tails(losses[:, None]), np.array([1.0]))[0] >= -np.log(0.01)
+
+    def test_beyond_the_99th_percentile_it_rises_by_one_for_each_mean_excess(self):
+        losses = SAMPLES["exponential"](np.random.default_rng(0)) * 3
+        earlier, last = np.quantile(losses, [0.9, 0.99])
+        beyond = losses[losses > last] - last
+        # The slope before it counts as ten rows more.
+        excess = (beyond.sum() + 10 * (last - earlier) / np.log(10)) / (len(beyond) + 10)
+        assert excess == pytest.approx(beyond.mean(), rel=0.02)
+        asked = last + excess * np.array([0, 1, 2, 10, 100])
+        expected = -np.log(0.01) + np.array([0, 1, 2, 10, 100])
+        np.testing.assert_allclose(surprise_of(fit_tails(losses[:, None]), asked), expected, rtol=2e-6)
+        np.testing.assert_allclose(expected, asked / 3, rtol=0.15)  # −ln P of the law they were drawn from
+
+    def test_columns_are_fitted_each_on_its_own(self):
+        rng = np.random.default_rng(1)
+        losses = np.stack([sample(rng) for sample in SAMPLES.values()], 1)
+        together = fit_tails(losses)(losses[:500])
+        for place in range(losses.shape[1]):
+            alone = surprise_of(fit_tails(losses[:, [place]]), losses[:500, place])
+            np.testing.assert_allclose(together[:, place], alone, rtol=1e-12)
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_a_handful_of_rows_gives_tails_that_are_finite(self, n):
+        tails = fit_tails(np.arange(n, dtype=float)[:, None])
+        assert np.isfinite(surprise_of(tails, np.array([-1.0, 0.0, 0.5, 100.0]))).all()
+
+    def test_no_rows_have_no_surprise(self):
+        assert fit_tails(np.random.default_rng(0).normal(size=(50, 3)))(np.empty((0, 3))).shape == (0, 3)
+
+
+class TestDiscoveries:
+    @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+    @pytest.mark.parametrize("n", [1, 2, 19, 99, 999])
+    def test_it_marks_what_exact_arithmetic_marks(self, n, rate):
+        rng, exact = np.random.default_rng(n), Fraction(str(rate))
+        marked = 0
+        for rows in (1, 2, 5, 30, 200):
+            ranks = np.minimum(rng.geometric(0.4, rows), n + 1)
+            rising = sorted(ranks.tolist())
+            most = max((k for k in range(1, rows + 1) if Fraction(rising[k - 1], n + 1) <= exact * k / rows), default=0)
+            found = discoveries(ranks / (n + 1), rate)
+            assert found.tolist() == [bool(most) and rank <= rising[most - 1] for rank in ranks]
+            marked += int(found.sum())
+        assert marked or n + 1 <= 1 / rate
+
+    def test_many_rows_at_the_rate_itself_are_all_marked_and_one_above_it_alone_is_not(self):
+        assert discoveries(np.full(10, 0.1), 0.1).all()
+        assert discoveries(np.array([0.1, 0.9]), 0.1).tolist() == [False, False]
+        assert discoveries(np.array([0.05, 0.9]), 0.1).tolist() == [True, False]
+        assert discoveries(np.empty(0), 0.1).shape == (0,)
+
+    def test_the_share_of_false_alarms_among_conformal_marks_keeps_to_the_rate(self):
+        shares = []
+        for seed in range(400):
+            scores = np.random.default_rng(seed).normal(size=2000 + 190 + 10)
+            scores[-10:] += 4.5
+            p_values = calibrate(scores[:2000], 0.01, None).p_values(scores[2000:])
+            marked = discoveries(p_values, 0.2)
+            shares.append(marked[:190].sum() / max(marked.sum(), 1))
+        assert 0.13 < np.mean(shares) < 0.2 + 3 * np.std(shares) / len(shares) ** 0.5
+
+
+class TestDeparture:
+    @pytest.mark.parametrize("decimals", [0, 1, 9])
+    def test_it_is_the_two_sample_statistic_of_kolmogorov_and_smirnov_also_where_scores_tie(self, decimals):
+        rng = np.random.default_rng(decimals)
+        scores, others = rng.normal(size=300).round(decimals), rng.normal(0.3, 2, size=170).round(decimals)
+        expected = scipy.stats.ks_2samp(scores, others, method="asymp").statistic
+        assert departure(scores, others) == pytest.approx(expected, abs=1e-15)
+        assert departure(scores, rng.permutation(scores)) == 0
+        assert departure(scores, others + 100) == 1
+
+
+class TestCalibrationHolds:
+    @pytest.mark.parametrize(("n", "calibrated"), [(50, 50), (1000, 50), (10_000, 100), (3000, 3000)])
+    @pytest.mark.parametrize("values", [0, 1, 3, 1000])
+    def test_rows_like_those_of_the_calibration_raise_no_warning_however_many_tie(self, n, calibrated, values):
+        for seed in range(50):
+            scores = np.random.default_rng(seed).normal(size=n + calibrated)
+            scores = np.floor(values * scipy.stats.norm.cdf(scores)) if values else scores
+            assert calibration_holds(scores[:n], scores[n:]).passed
+
+    def test_rows_that_score_otherwise_raise_one_that_says_by_how_much(self):
+        rng = np.random.default_rng(0)
+        verdict = calibration_holds(rng.normal(0.7, 1, 5000), rng.normal(size=5000))
+        assert not verdict.passed
+        assert verdict.figure == pytest.approx(2 * scipy.stats.norm.cdf(0.35) - 1, abs=0.03)
+        assert verdict.threshold == pytest.approx(0.1 + 1.63 * (2 / 5000) ** 0.5)
+        assert f"differ by up to {verdict.figure:.3f}; train anew" in verdict.words
+
+    def test_without_new_rows_there_is_nothing_to_hold(self):
+        verdict = calibration_holds(np.empty(0), np.arange(10.0))
+        assert (verdict.passed, verdict.words) == (True, "0 rows lie after the calibration days")
+
+
+class TestWhatMakesADifference:
+    def test_surprise_up_to_the_least_is_left_out_and_the_rest_stays_as_it_is(self):
+        rng = np.random.default_rng(0)
+        tails = fit_tails(rng.exponential(size=(4000, 3)))
+        losses = np.vstack([rng.exponential(size=(2000, 3)) * 2, tails.knots.T[:20]])
+        least = np.array([0.0, 1.5, np.inf])
+        whole, part = tails(losses), tails(losses, least)
+        np.testing.assert_array_equal(part[:, 0], whole[:, 0])
+        above = whole[:, 1] > 1.5
+        np.testing.assert_array_equal(part[above, 1], whole[above, 1])
+        assert (part[~above, 1] <= whole[~above, 1]).all()
+        assert (part[:, 1] == 0).mean() > 0.5
+
+    def test_a_loss_that_is_no_number_is_not_taken_for_ordinary(self):
+        tails = fit_tails(np.random.default_rng(0).exponential(size=(4000, 1)))
+        assert np.isnan(tails(np.array([[np.nan]]), np.array([2.0]))).all()
