@@ -34,19 +34,19 @@ WHOLE = "as shipped"
 def variants(detector: Detector, rows: FloatArray) -> Iterator[tuple[str, FloatArray]]:
     """Scores rows, (n, columns), by the whole and by parts of it."""
     frame = frame_of(rows)
-    surprise = detector.tails(detector.latents_and_losses(frame)[1])
-    yield WHOLE, detector.combine(surprise)
+    surprisal = detector.tails(detector.latents_and_losses(frame)[1])
+    yield WHOLE, detector.combine(surprisal)
     for part in Evidence:
         alerts = detector.config.alerts.model_copy(update={"evidence": (part,)})
         config = detector.config.model_copy(update={"alerts": alerts})
-        yield f"evidence {part.value} alone", replace(detector, config=config).combine(surprise)
+        yield f"evidence {part.value} alone", replace(detector, config=config).combine(surprisal)
     if detector.ensemble is None:
         return
     each = detector.ensemble.tails(detector.ensemble.measures(detector.encoder.encode(frame)))
-    for place, name in enumerate(MEASURES):
-        yield f"ensemble without {name}", np.delete(each, place, axis=1) @ np.delete(WEIGHTS, place)
-    for place, name in enumerate(MEASURES):
-        yield f"{name} alone", each[:, place]
+    for index, name in enumerate(MEASURES):
+        yield f"ensemble without {name}", np.delete(each, index, axis=1) @ np.delete(WEIGHTS, index)
+    for index, name in enumerate(MEASURES):
+        yield f"{name} alone", each[:, index]
     yield "ensemble, weights alike", each.sum(axis=1)
     yield "ensemble, highest of the measures", each.max(axis=1)
 

@@ -44,7 +44,7 @@ from scipy.stats import betabinom  # type: ignore[import-untyped]
 
 from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window
-from ae_pipeline.gate.rules import Verdict, calibration_holds
+from ae_pipeline.gate.rules import GateResult, calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks.detection import FloatArray, Table, cap_rows, find_sets, fit_ours, halve_normal, read_set
@@ -153,7 +153,7 @@ class Month(NamedTuple):
     budget: float
     rows: int
     flagged: int
-    drift: Verdict
+    drift: GateResult
 
     def row(self) -> Row:
         """Gives the row of the JSON."""
@@ -189,7 +189,7 @@ def law_of_flags(test_rows: int, calibration_rows: int, places: int) -> Law:
     return Law(low, high, float(law.cdf(high) - law.cdf(low - 1)), places / (calibration_rows + 1))
 
 
-def judge(name: str, seed: int, held_out: FloatArray, test: FloatArray) -> Iterator[Case]:
+def compare(name: str, seed: int, held_out: FloatArray, test: FloatArray) -> Iterator[Case]:
     """Calibrates for each budget that the held-out scores can resolve, and counts flagged test scores."""
     n = len(held_out)
     for budget in BUDGETS:
@@ -219,7 +219,7 @@ def try_set(whole: Table, seeds: Sequence[int]) -> list[Case]:
             continue
         train, held_out, test = split_normal(table, seed)
         scores = fit_ours(train, seed)(np.concatenate([held_out, test]))
-        cases += judge(table.name, seed, scores[: len(held_out)], scores[len(held_out) :])
+        cases += compare(table.name, seed, scores[: len(held_out)], scores[len(held_out) :])
     if cases:
         said = f"{sum(case.is_within for case in cases)} of {len(cases)} cases within"
     else:

@@ -143,8 +143,8 @@ def plant_columns(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = 
     for number, fault in enumerate(SINGLE.values()):
         generator = np.random.default_rng([seed, number])
         changed: dict[int, object] = {}
-        for place in generator.permutation(flew.height):
-            row = flew.row(int(place), named=True)
+        for index in generator.permutation(flew.height):
+            row = flew.row(int(index), named=True)
             other = flew.row(int(generator.integers(flew.height)), named=True)
             if not fault.can_befall(row, other):
                 continue

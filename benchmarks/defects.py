@@ -82,16 +82,16 @@ class Setting:
         return {task: auroc(clean, scores) for task, scores in strange.items()}
 
 
-def prepare(seed: int, learn: slice = TRAINING, judge: slice = TEST, stride: int = STRIDE) -> Setting:
+def prepare(seed: int, learn: slice = TRAINING, compare: slice = TEST, stride: int = STRIDE) -> Setting:
     """Cuts patches and plants defects.
 
     Args:
         seed: Of the planting.
         learn: Rows of the brick to learn from.
-        judge: Rows of brick, grass and gravel to be judged by.
+        compare: Rows of brick, grass and gravel to be judged by.
         stride: Pixels from one training patch to the next; of the judging ones it is 16.
     """
-    rows = {texture: photograph(texture)[judge] for texture in TEXTURES}
+    rows = {texture: photograph(texture)[compare] for texture in TEXTURES}
     training, tiles = cut_tiles(photograph("brick")[learn], stride)
     clean = cut(rows["brick"], 16)
     strange = {kind: plant(clean, kind, rows.get(kind.split()[0]), seed) for kind in DEFECTS}

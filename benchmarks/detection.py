@@ -170,7 +170,7 @@ def fit_detector_on(train: FloatArray, seed: int) -> Detector:
 
 def frame_of(values: FloatArray) -> pl.DataFrame:
     """Lays numbers out as features, (n, columns)."""
-    return pl.DataFrame({f"x{place:03}": values[:, place] for place in range(values.shape[1])})
+    return pl.DataFrame({f"x{index:03}": values[:, index] for index in range(values.shape[1])})
 
 
 def fit_peer(make: Callable[[int], Any], train: FloatArray, seed: int) -> Fitted:

@@ -25,7 +25,7 @@ Images = npt.NDArray[np.float32]
 Encode = Callable[[Images], npt.NDArray[np.floating]]
 
 WIDTHS = (8, 16)
-NEIGHBOURS = 12
+NEIGHBORS = 12
 TEST_SHARE = 0.3
 
 MODEL: Mapping[str, Any] = {"architecture": "dense", "hidden": [512], "tied": True, "activation": "leaky_relu"}
@@ -51,14 +51,14 @@ def fit_pca(images: Images, width: int, seed: int) -> Encode:
     return lambda rows: np.asarray(fitted.transform(rows.reshape(len(rows), -1)))
 
 
-def judge(encode: Encode, train: tuple[Images, Any], test: tuple[Images, Any]) -> dict[str, float]:
+def compare(encode: Encode, train: tuple[Images, Any], test: tuple[Images, Any]) -> dict[str, float]:
     """Measures latents, given images and digits of both splits."""
     latents, held_out = encode(train[0]), encode(test[0])
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(latents, train[1])
     flat = test[0].reshape(len(test[0]), -1)
     return {
         "probe accuracy": float(probe.score(held_out, test[1])),
-        "trustworthiness": float(trustworthiness(flat, held_out, n_neighbors=NEIGHBOURS)),
+        "trustworthiness": float(trustworthiness(flat, held_out, n_neighbors=NEIGHBORS)),
     }
 
 
@@ -78,5 +78,5 @@ def measure(seeds: Sequence[int]) -> Iterator[Measure]:
         train, test = split(seed)
         for width in WIDTHS:
             for method, fit in methods.items():
-                for metric, value in judge(fit(train[0], width, seed), train, test).items():
+                for metric, value in compare(fit(train[0], width, seed), train, test).items():
                     yield Measure(f"digits, {width} latents", method, metric, value, seed)

@@ -79,7 +79,7 @@ def rank(named: Sequence[Contribution], guilty: Collection[str], skipped: Collec
         skipped: What takes no place.
     """
     columns = [part.column for part in named if part.column not in skipped]
-    return next((place for place, column in enumerate(columns, 1) if column in guilty), None)
+    return next((index for index, column in enumerate(columns, 1) if column in guilty), None)
 
 
 def figures_of(answers: Sequence[Answer], guilty: Mapping[str, Collection[str]], seed: int, line: str) -> list[Figure]:
@@ -100,11 +100,11 @@ def figures_of(answers: Sequence[Answer], guilty: Mapping[str, Collection[str]],
             continue
         itself = sum(answer.named[0].column == SINGLE[answer.kind].column for answer in chosen)
         found.append(Figure("flights", kind, seed, f"{line}: itself first", itself / len(chosen), len(chosen)))
-        for words, skipped in (("", ()), (", latent skipped", ("latent",))):
+        for message, skipped in (("", ()), (", latent skipped", ("latent",))):
             ranks = [rank(answer.named, guilty[answer.kind], skipped) for answer in chosen]
             for metric, least in (("first", 1), (f"top {NAMED}", NAMED)):
-                hits = sum(place is not None and place <= least for place in ranks)
-                name = f"{line}: {metric}{words}"
+                hits = sum(index is not None and index <= least for index in ranks)
+                name = f"{line}: {metric}{message}"
                 found.append(Figure("flights", kind, seed, name, hits / len(chosen), len(chosen)))
         instead = Counter(a.named[0].column for a in chosen if rank(a.named, guilty[a.kind]) != 1)
         found += [
@@ -133,14 +133,14 @@ def judge_flights(bundle: ModelBundle, prepared: Prepared, seed: int) -> list[Fi
     either = np.flatnonzero(np.any(list(reached.values()), axis=0)).tolist()
     # One more than counts, so that as many are left where `latent` takes no place.
     explained = bundle.explain(features[either], NAMED + 1)
-    answers = {place: Answer(planted.kinds[place], parts) for place, parts in zip(either, explained, strict=True)}
+    answers = {index: Answer(planted.kinds[index], parts) for index, parts in zip(either, explained, strict=True)}
     guilty = {kind: guilty_columns(fault.column, config) for kind, fault in SINGLE.items()}
     found: list[Figure] = []
     for line, has_reached in reached.items():
         for kind in (ALL, *SINGLE):
             of_kind = has_reached[[kind in {ALL, other} for other in planted.kinds]]
             found.append(Figure("flights", kind, seed, f"{line}: share", float(of_kind.mean()), len(of_kind)))
-        found += figures_of([answers[place] for place in np.flatnonzero(has_reached).tolist()], guilty, seed, line)
+        found += figures_of([answers[index] for index in np.flatnonzero(has_reached).tolist()], guilty, seed, line)
     return found
 
 

@@ -131,8 +131,8 @@ def plant(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = 10) -> t
     rows = raw.to_dict()
     for column in columns:
         values = rows[column].to_list()
-        for place, change in changes.items():
+        for index, change in changes.items():
             if column in change:
-                values[place] = change[column]
+                values[index] = change[column]
         rows[column] = pl.Series(column, values, dtype=raw.schema[column])
     return pl.DataFrame(rows), pl.Series("fault", kinds, dtype=pl.String)

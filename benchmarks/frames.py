@@ -29,7 +29,7 @@ def image_frame(images: npt.NDArray[Any], group: Sequence[str] | None = None) ->
     """
     stored = np.ascontiguousarray(images.astype(images.dtype.newbyteorder("<")))
     binary = pl.Series(IMAGE, [image.tobytes() for image in stored], dtype=pl.Binary)
-    names = [f"r{place}" for place in range(len(images))]
+    names = [f"r{index}" for index in range(len(images))]
     return pl.DataFrame({"row_id": names, "file": names if group is None else list(group), IMAGE: binary})
 
 

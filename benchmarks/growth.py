@@ -65,27 +65,27 @@ class Data:
         """Lands a Parquet file a day, and names the days."""
         folder = root / "data" / "landing" / generated.DATASET
         folder.mkdir(parents=True)
-        for place in range(days):
-            rows = self.day(place).rename({"row_id": "id", "event_time": "at"})
-            rows.write_parquet(folder / f"{generated.day_of(place)}.parquet")
-        return [generated.day_of(place) for place in range(days)]
+        for index in range(days):
+            rows = self.day(index).rename({"row_id": "id", "event_time": "at"})
+            rows.write_parquet(folder / f"{generated.day_of(index)}.parquet")
+        return [generated.day_of(index) for index in range(days)]
 
 
 def narrow(columns: int) -> Data:
     """Numbers, in daily files of 100,000 rows."""
-    return Data(lambda place: generated.day_rows(place, columns), generated.DAY_ROWS, columns, BUDGET)
+    return Data(lambda index: generated.day_rows(index, columns), generated.DAY_ROWS, columns, BUDGET)
 
 
 def wide(columns: int) -> Data:
     """Numbers, in daily files of 10,000 rows."""
-    return Data(lambda place: generated.day_rows(place, columns, 10_000), 10_000, columns, WIDE_BUDGET)
+    return Data(lambda index: generated.day_rows(index, columns, 10_000), 10_000, columns, WIDE_BUDGET)
 
 
 def many_categories(columns: int) -> Data:
     """Numbers and a column of 1,000 categories that goes with one of them, in daily files of 10,000 rows."""
 
-    def day(place: int) -> pl.DataFrame:
-        rows = generated.day_rows(place, columns - 1, 10_000)
+    def day(index: int) -> pl.DataFrame:
+        rows = generated.day_rows(index, columns - 1, 10_000)
         rank = (np.argsort(np.argsort(rows["c000"].to_numpy())) * CATEGORIES // rows.height).tolist()
         return rows.with_columns(kind=pl.Series([f"kind {number:03d}" for number in rank]))
 
@@ -114,13 +114,13 @@ def measure_growth(rows: Sequence[int], rounds: int, columns: int) -> list[Measu
 def measure_wide() -> list[Measured]:
     """Measures all stages on wide rows, once each."""
     told = []
-    for words, data in (
+    for message, data in (
         ("2,000 columns of numbers", wide(2000)),
         (f"8 columns of numbers and one of {CATEGORIES:,} categories", many_categories(9)),
     ):
         rows = (30_000, 100_000)
         found = _measure(data, rows, 1)
-        table = f"wide rows: {words}, memory_budget {WIDE_BUDGET}"
+        table = f"wide rows: {message}, memory_budget {WIDE_BUDGET}"
         for stage in STAGES:
             for count in rows:
                 (one,) = found[stage, count]
@@ -139,8 +139,8 @@ def _measure(data: Data, rows: Sequence[int], rounds: int) -> dict[tuple[str, in
                 for stage in STAGES:
                     measure = run_stage(Path(folder), data.attributes, stage, days)
                     found.setdefault((stage, count), []).append(measure)
-                    words = f"{measure.seconds:8.1f} s {measure.mebibytes:7,.0f} MiB"
-                    print(f"{words}  {stage} of {count:,} rows × {data.columns:,}", flush=True)
+                    message = f"{measure.seconds:8.1f} s {measure.mebibytes:7,.0f} MiB"
+                    print(f"{message}  {stage} of {count:,} rows × {data.columns:,}", flush=True)
     return found
 
 

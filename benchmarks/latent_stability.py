@@ -41,7 +41,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window
-from ae_pipeline.latent_space.alignment import Served, align, turn
+from ae_pipeline.latent_space.alignment import Served, align, transform_latents
 from ae_pipeline.latent_space.compatibility import fit_orthogonal
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks.planted_faults import Prepared, prepare
@@ -84,7 +84,7 @@ class Month:
     month: str
     seed: int
     values: dict[str, float]
-    explained: float
+    explained_variance: float
     condition: float
     loss: float
     is_compatible: bool
@@ -113,14 +113,14 @@ class Flights:
         self.content = {day: digest for day, (digest, rows) in content.items() if rows}
 
     def fit(
-        self, month: str, seed: int, before: ModelBundle | None = None, way: Mapping[str, object] | None = None
+        self, month: str, seed: int, previous: ModelBundle | None = None, way: Mapping[str, object] | None = None
     ) -> ModelBundle:
         """Trains on the window of the days before a month."""
         training = self.config.training.model_copy(update={"seed": seed, **(way or {})})
         config = self.config.model_copy(update={"training": training})
         columns = [column for column in feature_columns(config, self.prepared.contract) if column.name not in UNSEEN]
         window = cut_window({day: text for day, text in self.content.items() if day < month}, config)
-        return fit_bundle(config, columns, window, self.prepared.paths, before=before)[0]
+        return fit_bundle(config, columns, window, self.prepared.paths, previous=previous)[0]
 
     def rows(self, days: Sequence[str]) -> pl.DataFrame:
         """Features of some days whose flights arrived."""
@@ -151,14 +151,14 @@ def follow(flights: Flights, champion: ModelBundle, way: str, seed: int, months:
     first_rows = flights.rows(flights.days_before(FIRST))
     downstream = fit_downstream(champion, first_rows)
     found: list[Month] = []
-    first = before = Served(0, champion)
-    for place, month in enumerate(months, 1):
+    first = previous = Served(0, champion)
+    for index, month in enumerate(months, 1):
         started = time.perf_counter()
-        retrained = flights.fit(month, seed * 100 + place, before.bundle, WAYS[way])
+        retrained = flights.fit(month, seed * 100 + index, previous.bundle, WAYS[way])
         reference = retrained.window.rows("validation", flights.prepared.paths)
-        aligned, alignment = align(retrained, before, first, reference, flights.config.latents)
+        aligned, alignment = align(retrained, previous, first, reference, flights.config.latents)
         new, old = (model.encode(reference).astype(np.float64) for model in (retrained, champion))
-        orthogonal = turn(retrained, fit_orthogonal(new, old))
+        orthogonal = transform_latents(retrained, fit_orthogonal(new, old))
         newer = flights.rows(flights.days_before(month)[-NEWER_DAYS:])
         asked = flights.rows(flights.days_of(month))
         values = {
@@ -170,10 +170,12 @@ def follow(flights: Flights, champion: ModelBundle, way: str, seed: int, months:
         }
         condition = alignment.compatibility.condition
         loss = retrained.facts["validation_loss"]
-        found.append(Month(way, month, seed, values, alignment.explained, condition, loss, alignment.is_compatible))
+        found.append(
+            Month(way, month, seed, values, alignment.explained_variance, condition, loss, alignment.is_compatible)
+        )
         said = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
         print(f"{way}, {month}, seed {seed}, {time.perf_counter() - started:.0f} s: {said}", flush=True)
-        before = Served(place, aligned)
+        previous = Served(index, aligned)
     return found
 
 
@@ -184,20 +186,20 @@ def describe(found: Sequence[Month]) -> str:
         [
             *(month.way, month.month, str(month.seed)),
             *(f"{month.values[reading]:.3f}" for reading in readings),
-            *(f"{month.lost:+.3f}", f"{month.explained:.1%}", f"{month.condition:.0f}", f"{month.loss:.2f}"),
+            *(f"{month.lost:+.3f}", f"{month.explained_variance:.1%}", f"{month.condition:.0f}", f"{month.loss:.2f}"),
             "compatible" if month.is_compatible else "not",
         ]
         for month in found
     ]
     heads = ["retrained", "month", "seed", *readings, "lost", "explained", "condition", "loss", "verdict"]
-    words = [format_table(heads, lines), ""]
+    message = [format_table(heads, lines), ""]
     for way in dict.fromkeys(month.way for month in found):
         lost = [month.lost for month in found if month.way == way]
         kept = sum(value <= MOST_LOST for value in lost)
-        words.append(
+        message.append(
             f"{way}: aligned loses at most {MOST_LOST} in {kept} of {len(lost)} months, and {max(lost):.3f} at worst"
         )
-    return "\n".join(words)
+    return "\n".join(message)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ LATENTS = 32
 WEEK = (pd.Timestamp("2013-06-10", tz="UTC"), pd.Timestamp("2013-06-17", tz="UTC"))
 OURS, ONE_FILE, BY_DAY = "published table", "to_parquet, one file", "to_parquet by day"
 
-Z = [f"z_{place:03d}" for place in range(LATENTS)]
+Z = [f"z_{index:03d}" for index in range(LATENTS)]
 
 Read = Callable[[], int]
 """Reads something and gives its rows."""
@@ -68,7 +68,7 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
     """Gives, for what is read with which engine, how each layout is read."""
     import duckdb
 
-    place, days = paths.latents, str(by_day / "*.parquet")
+    index, days = paths.latents, str(by_day / "*.parquet")
     low, high = WEEK
     within = (pl.col("event_time") >= low.to_pydatetime()) & (pl.col("event_time") < high.to_pydatetime())
     filters = [("event_time", ">=", low), ("event_time", "<", high)]
@@ -76,7 +76,7 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
     where = f"event_time >= '{low.isoformat()}' and event_time < '{high.isoformat()}'"
 
     def table() -> DeltaTable:
-        return DeltaTable(place)
+        return DeltaTable(index)
 
     def duck(files: str | list[str], columns: Sequence[str], *, of_week: bool = False) -> int:
         relation = duckdb.read_parquet(files)
@@ -92,7 +92,7 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
             BY_DAY: lambda: len(pd.read_parquet(by_day, columns=columns)),
         }
         found[what, "polars"] = {
-            OURS: lambda: pl.scan_delta(place).select(columns).collect().height,
+            OURS: lambda: pl.scan_delta(index).select(columns).collect().height,
             ONE_FILE: lambda: pl.scan_parquet(one).select(columns).collect().height,
             BY_DAY: lambda: pl.scan_parquet(days).select(columns).collect().height,
         }
@@ -110,7 +110,7 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
         BY_DAY: lambda: len(pd.read_parquet(by_day, columns=Z, filters=filters)),
     }
     found["one week", "polars"] = {
-        OURS: lambda: pl.scan_delta(place).filter(within).select(Z).collect().height,
+        OURS: lambda: pl.scan_delta(index).filter(within).select(Z).collect().height,
         ONE_FILE: lambda: pl.scan_parquet(one).filter(within).select(Z).collect().height,
         BY_DAY: lambda: pl.scan_parquet(days).filter(within).select(Z).collect().height,
     }

@@ -78,5 +78,5 @@ def to_tables(measures: Sequence[Measure]) -> str:
 
 def _spoken(mean: Mean, metric: str) -> str:
     digits = 2 if metric.endswith("dB") else 4 if metric == "trustworthiness" else 3
-    spread = f" ± {mean.deviation:.{digits}f}" if mean.seeds > 1 else ""
-    return f"{mean.value:.{digits}f}{spread}"
+    parallel_map = f" ± {mean.deviation:.{digits}f}" if mean.seeds > 1 else ""
+    return f"{mean.value:.{digits}f}{parallel_map}"

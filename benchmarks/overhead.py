@@ -118,8 +118,8 @@ def _work() -> int:
     from ae_pipeline.features.build import build_features_day, feature_columns
     from ae_pipeline.features.split import cut_window
     from ae_pipeline.gate.evaluation import gate_rows
-    from ae_pipeline.gate.rules import judge, latents_not_collapsed
-    from ae_pipeline.ingestion.landing import take_in
+    from ae_pipeline.gate.rules import compare, latents_not_collapsed
+    from ae_pipeline.ingestion.landing import ingest
     from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
     from ae_pipeline.latents.publish import publish
     from ae_pipeline.reports.build import build_report
@@ -129,7 +129,7 @@ def _work() -> int:
     config = _shipped()
     paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
     DEMOS[FLIGHTS](paths.landing)
-    intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), lambda *_: None)
+    intake = ingest(config, paths, dt.datetime.now(dt.UTC).date(), lambda *_: None)
     days = intake.ledger.days
     built = [build_raw_day(day, intake, paths) for day in days]
     count_duplicates(days, paths)
@@ -139,7 +139,7 @@ def _work() -> int:
     bundle, _ = fit_bundle(config, columns, window, paths)
     bundle = with_reference(bundle, columns, paths)
     latents_not_collapsed(bundle.encode(window.rows("validation", paths)))
-    judge(bundle, None, gate_rows(window, None, paths), "none serves", config.gate)
+    compare(bundle, None, gate_rows(window, None, paths), "none serves", config.gate)
     bundle.save(paths.root / "bundle")
     bundle = ModelBundle.load(paths.root / "bundle")
     publish(days, paths, bundle, 1, {})
@@ -192,9 +192,9 @@ def measure_day(rounds: int) -> list[Measured]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         replay = stack.enter_context(replaying(Path(folder).resolve(), changes))
         _bring_up(replay)
-        for place in range(_FIRST_DAYS, _FIRST_DAYS + rounds):
-            rows.append(_rows_of(replay.source[place]))
-            for part, seconds in _one_day(replay, place).items():
+        for index in range(_FIRST_DAYS, _FIRST_DAYS + rounds):
+            rows.append(_rows_of(replay.source[index]))
+            for part, seconds in _one_day(replay, index).items():
                 taken.setdefault(part, []).append(seconds)
     table = f"one new day of flights through the daemon, after {_FIRST_DAYS} days"
     count = int(statistics.median(rows))
@@ -216,10 +216,10 @@ def _is_idle(replay: "Replay") -> bool:
     return replay.is_quiet() and replay.api.says(f"{FLIGHTS}_rebuild", "every day is")
 
 
-def _one_day(replay: "Replay", place: int) -> dict[str, float]:
-    day = replay.paths.reports / "days" / f"{dt.date(2013, 1, 1) + dt.timedelta(days=place)}.parquet"
+def _one_day(replay: "Replay", index: int) -> dict[str, float]:
+    day = replay.paths.reports / "days" / f"{dt.date(2013, 1, 1) + dt.timedelta(days=index)}.parquet"
     landed = time.time()
-    replay.land(place + 1)
+    replay.land(index + 1)
     replay.wait("its report is there", lambda: day.exists() and _is_idle(replay))
     runs = {run["jobName"]: run for run in replay.api.runs(["SUCCESS"]) if run["creationTime"] >= landed}
     ingest, publish = (runs[f"{FLIGHTS}_{job}"] for job in ("ingest", "publish"))

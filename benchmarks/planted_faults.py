@@ -35,7 +35,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.build import build_features, build_features_day, feature_columns
 from ae_pipeline.features.split import Window, cut_window
 from ae_pipeline.ingestion.contract import SchemaContract
-from ae_pipeline.ingestion.landing import take_in
+from ae_pipeline.ingestion.landing import ingest
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -147,7 +147,7 @@ def prepare(root: Path) -> Prepared:
     paths = DatasetPaths(root, config.dataset)
     if not paths.landing.exists():
         land_flights(paths.landing)
-    intake = take_in(config, paths, dt.date.today(), lambda *_: None)
+    intake = ingest(config, paths, dt.date.today(), lambda *_: None)
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)
     built = [build_features_day(day, config, intake.contract, paths) for day in intake.ledger.days]

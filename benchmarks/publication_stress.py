@@ -77,8 +77,8 @@ class Place:
         values = {name: rng.normal(size=rows) for name in COLUMNS}
         frame = pl.DataFrame(
             {
-                "row_id": [f"{day}|{place}|{seed}" for place in range(rows)],
-                "event_time": [start + dt.timedelta(minutes=place) for place in range(rows)],
+                "row_id": [f"{day}|{index}|{seed}" for index in range(rows)],
+                "event_time": [start + dt.timedelta(minutes=index) for index in range(rows)],
                 **values,
             },
             schema_overrides={"event_time": pl.Datetime("us", "UTC")},
@@ -92,7 +92,7 @@ class Place:
 
 def make(root: Path) -> Place:
     """Writes forty days of features and trains the two models on them."""
-    place = Place(root, (root / "model_1", root / "model_2"))
+    index = Place(root, (root / "model_1", root / "model_2"))
     config = PipelineConfig.model_validate(
         {
             "dataset": DATASET,
@@ -106,13 +106,13 @@ def make(root: Path) -> Place:
     )
     days = [day_of(number) for number in range(40)]
     for number, day in enumerate(days):
-        place.write_day(day, FEWEST_ROWS, number)
-    content = {day: read_facts(place.paths.features(day))["content_hash"] for day in days}
+        index.write_day(day, FEWEST_ROWS, number)
+    content = {day: read_facts(index.paths.features(day))["content_hash"] for day in days}
     columns = [FeatureColumn(name, ColumnType.NUMBER) for name in COLUMNS]
-    for seed, folder in enumerate(place.bundles):
+    for seed, folder in enumerate(index.bundles):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
-        fit_bundle(seeded, columns, cut_window(content, seeded), place.paths)[0].save(folder)
-    return place
+        fit_bundle(seeded, columns, cut_window(content, seeded), index.paths)[0].save(folder)
+    return index
 
 
 def day_of(number: int) -> str:
@@ -128,9 +128,9 @@ class Writer:
         seed: Of the changes.
     """
 
-    def __init__(self, place: Place, seed: int) -> None:
-        self.place, self._random = place, random.Random(seed)
-        self.bundles = [ModelBundle.load(folder) for folder in place.bundles]
+    def __init__(self, index: Place, seed: int) -> None:
+        self.location, self._random = index, random.Random(seed)
+        self.bundles = [ModelBundle.load(folder) for folder in index.bundles]
         self.version, self.state, self._seed = 1, State(), 1000
 
     def change(self, kind: str) -> tuple[int, list[str]]:
@@ -139,30 +139,30 @@ class Writer:
             return 3 - self.version, [sorted(self.state)[-1]]
         day = day_of(len(self.state)) if kind == "new day" else self._random.choice(sorted(self.state))
         self._seed += 1
-        self.place.write_day(day, self._random.randint(FEWEST_ROWS, MOST_ROWS), self._seed)
+        self.location.write_day(day, self._random.randint(FEWEST_ROWS, MOST_ROWS), self._seed)
         return self.version, [day]
 
     def publish(self, version: int, days: Sequence[str], progress: Callable[..., None] = lambda *_: None) -> int:
         """Publishes, and gives the version of the table."""
-        done = publish(days, self.place.paths, self.bundles[version - 1], version, {}, progress)
+        done = publish(days, self.location.paths, self.bundles[version - 1], version, {}, progress)
         return done.table_version
 
     def done(self, version: int, days: Sequence[str]) -> None:
         """Notes that a publication went well."""
         self.version = version
         for day in days:
-            self.state[day] = int(read_facts(self.place.paths.features(day))["rows"])
+            self.state[day] = int(read_facts(self.location.paths.features(day))["rows"])
 
 
-def _read(reader: str, place: Place) -> tuple[int, int, int, str]:
+def _read(reader: str, index: Place) -> tuple[int, int, int, str]:
     """Reads the table once: its version, its rows, how many spaces they are of, and one of these."""
     from deltalake import DeltaTable
 
     if reader == "read_latents":
-        found = read_latents(DATASET, data=place.root, columns=["row_id", "latent_space"])
+        found = read_latents(DATASET, data=index.root, columns=["row_id", "latent_space"])
         spaces = pa.compute.unique(found.arrow["latent_space"]).to_pylist()
         return found.table_version, found.arrow.num_rows, len(spaces), str(spaces[0])
-    table = DeltaTable(place.paths.latents)
+    table = DeltaTable(index.paths.latents)
     uris = table.file_uris()
     if reader == "polars":
         frame = pl.scan_delta(table).select("row_id", "latent_space").collect()
@@ -182,11 +182,11 @@ def _read(reader: str, place: Place) -> tuple[int, int, int, str]:
     return table.version(), count, distinct, space
 
 
-def _keep_reading(reader: str, place: Place, stop: Any, total: Any, out: Path) -> None:
+def _keep_reading(reader: str, index: Place, stop: Any, total: Any, out: Path) -> None:
     lines = []
     while not stop.is_set():
         try:
-            lines.append(["read", *_read(reader, place)])
+            lines.append(["read", *_read(reader, index)])
         except Exception as error:  # noqa: BLE001 - whatever a reader meets is a failed read, and is counted
             lines.append(["failed", type(error).__name__, str(error)[:200], 0, ""])
         with total.get_lock():
@@ -194,17 +194,17 @@ def _keep_reading(reader: str, place: Place, stop: Any, total: Any, out: Path) -
     out.write_text(json.dumps(lines))
 
 
-def try_readers(place: Place, publications: int, reads: int) -> list[Row]:
+def try_readers(index: Place, publications: int, reads: int) -> list[Row]:
     """Publishes while others read."""
     context = multiprocessing.get_context("spawn")
-    writer = Writer(place, 0)
+    writer = Writer(index, 0)
     for number in range(5):
         writer.done(1, [day_of(number)])
     expected = {writer.publish(1, sorted(writer.state)): (sum(writer.state.values()), 1)}
     stop, total = context.Event(), context.Value("l", 0)
-    outs = {reader: place.root / f"{reader}.json" for reader in READERS}
+    outs = {reader: index.root / f"{reader}.json" for reader in READERS}
     processes = [
-        context.Process(target=_keep_reading, args=(reader, place, stop, total, out)) for reader, out in outs.items()
+        context.Process(target=_keep_reading, args=(reader, index, stop, total, out)) for reader, out in outs.items()
     ]
     for process in processes:
         process.start()
@@ -249,8 +249,8 @@ def try_readers(place: Place, publications: int, reads: int) -> list[Row]:
     return rows
 
 
-def _publish_alone(place: Place, version: int, days: Sequence[str], started: Any, gate: Any, out: Any) -> None:
-    bundle = ModelBundle.load(place.bundles[version - 1])
+def _publish_alone(index: Place, version: int, days: Sequence[str], started: Any, gate: Any, out: Any) -> None:
+    bundle = ModelBundle.load(index.bundles[version - 1])
 
     waited = gate is None
 
@@ -262,41 +262,41 @@ def _publish_alone(place: Place, version: int, days: Sequence[str], started: Any
 
     started.set()
     try:
-        publish(days, place.paths, bundle, version, {}, progress)
+        publish(days, index.paths, bundle, version, {}, progress)
         out.put("published")
     except PublicationError as error:
         out.put(str(error))
 
 
-def _look(place: Place, out: Any) -> None:
-    found = read_latents(DATASET, data=place.root, columns=["row_id"])
+def _look(index: Place, out: Any) -> None:
+    found = read_latents(DATASET, data=index.root, columns=["row_id"])
     out.put((found.model_version, found.arrow["row_id"].to_pylist()))
 
 
 class _Children:
     """Processes that have imported everything and share no threads with this one."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, index: Place) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["ae_pipeline.latents.publish", "ae_pipeline.training.fit"])
-        self.place = place
+        self.location = index
 
     def publishing(self, version: int, days: Sequence[str], gate: Any = None) -> tuple[Any, Any, Any]:
         started, out = self._context.Event(), self._context.Queue()
-        arguments = (self.place, version, list(days), started, gate, out)
+        arguments = (self.location, version, list(days), started, gate, out)
         process = self._context.Process(target=_publish_alone, args=arguments)
         process.start()
         return process, started, out
 
     def publish(self, version: int, days: Sequence[str]) -> str:
         process, _, out = self.publishing(version, days)
-        words: str = out.get(timeout=60)
+        message: str = out.get(timeout=60)
         process.join(60)
-        return words
+        return message
 
     def look(self) -> tuple[int, list[str]]:
         out = self._context.Queue()
-        process = self._context.Process(target=_look, args=(self.place, out))
+        process = self._context.Process(target=_look, args=(self.location, out))
         process.start()
         found: tuple[int, list[str]] = out.get(timeout=60)
         process.join(60)
@@ -309,16 +309,16 @@ class _Children:
 def _lasting(children: _Children, version: int, days: Sequence[str]) -> float:
     process, started, out = children.publishing(version, days)
     started.wait(60)
-    before = time.perf_counter()
+    previous = time.perf_counter()
     out.get(timeout=60)
-    seconds = time.perf_counter() - before
+    seconds = time.perf_counter() - previous
     process.join(60)
     return seconds
 
 
-def try_kills(place: Place, kills: int) -> list[Row]:
+def try_kills(index: Place, kills: int) -> list[Row]:
     """Kills publications at random moments."""
-    children, writer, chance = _Children(place), Writer(place, 1), random.Random(2)
+    children, writer, rng = _Children(index), Writer(index, 1), random.Random(2)
     days = [day_of(number) for number in range(12)]
     children.publish(1, days)
     writer.done(1, days)
@@ -329,30 +329,30 @@ def try_kills(place: Place, kills: int) -> list[Row]:
     number = 0
     while counts["killed"] < kills:
         number += 1
-        before = place.ids(sorted(writer.state))
+        previous = index.ids(sorted(writer.state))
         kind = ("promotion", "new day", "corrected day")[number % 3]
         version, wanted = writer.change(kind)
         days = sorted({*writer.state, *wanted})
-        after = place.ids(days)
+        after = index.ids(days)
         process, started, _ = children.publishing(version, wanted)
         started.wait(60)
-        time.sleep(chance.uniform(0, 1.2 * seconds))
+        time.sleep(rng.uniform(0, 1.2 * seconds))
         counts["killed" if process.is_alive() else "ended before"] += 1
         process.kill()
         process.join(60)
         serves, ids = children.look()
-        if len(ids) == len(set(ids)) and (serves, set(ids)) in ((writer.version, before), (version, after)):
+        if len(ids) == len(set(ids)) and (serves, set(ids)) in ((writer.version, previous), (version, after)):
             counts["as after" if (serves, set(ids)) == (version, after) else "as before"] += 1
         else:
             counts["not whole"] += 1
-        words = children.publish(version, wanted)
+        message = children.publish(version, wanted)
         writer.done(version, wanted)
         serves, ids = children.look()
-        counts["completed by the next run"] += (words, serves) == ("published", version)
+        counts["completed by the next run"] += (message, serves) == ("published", version)
         lost += len(after - set(ids))
         doubled += len(ids) - len(set(ids))
         counts["rows that should not be there"] += len(set(ids) - after)
-    table = Path(place.paths.latents)
+    table = Path(index.paths.latents)
     left = list(table.rglob(".*.tmp"))
     old = time.time() - 2 * 86_400
     for path in left:
@@ -373,9 +373,9 @@ def try_kills(place: Place, kills: int) -> list[Row]:
     ]
 
 
-def try_races(place: Place, races: int) -> list[Row]:
+def try_races(index: Place, races: int) -> list[Row]:
     """Lets two publish at once, both having looked at the same version of the table."""
-    children, writer = _Children(place), Writer(place, 3)
+    children, writer = _Children(index), Writer(index, 3)
     days = [day_of(number) for number in range(8)]
     children.publish(1, days)
     writer.done(1, days)
@@ -385,19 +385,19 @@ def try_races(place: Place, races: int) -> list[Row]:
         promoted = (3 - writer.version, days[-1:])
         gate = children.barrier()
         started = [children.publishing(*given, gate) for given in (promoted, corrected)]
-        words = [out.get(timeout=60) for _, _, out in started]
+        message = [out.get(timeout=60) for _, _, out in started]
         for process, _, _ in started:
             process.join(60)
-        won = [given for given, said in zip((promoted, corrected), words, strict=True) if said == "published"]
+        won = [given for given, said in zip((promoted, corrected), message, strict=True) if said == "published"]
         counts["won by one"] += len(won) == 1
         counts["won by the promotion"] += won == [promoted]
-        counts["said so"] += sum("another publication changed" in said and "run it again" in said for said in words)
+        counts["said so"] += sum("another publication changed" in said and "run it again" in said for said in message)
         # The loser tries again, as it was told to; a promotion that came first has the correction with it.
         version = promoted[0] if won == [promoted] else writer.version
         children.publish(version, corrected[1])
         writer.done(version, corrected[1])
         serves, ids = children.look()
-        whole = serves == version and len(ids) == len(set(ids)) and set(ids) == place.ids(days)
+        whole = serves == version and len(ids) == len(set(ids)) and set(ids) == index.ids(days)
         counts["not whole"] += not whole
     return [{"trial": "races", "races": races, **{name.replace(" ", "_"): count for name, count in counts.items()}}]
 
@@ -408,12 +408,12 @@ def describe(found: Sequence[Row]) -> str:
     heads = ["reader", "reads", "failed", "mixed", "wrong", "versions_seen"]
     lines = [[str(row[head]) for head in heads] for row in readers]
     lines.append(["all", *(str(sum(int(row[head]) for row in readers)) for head in heads[1:-1]), ""])
-    words = [format_table([head.replace("_", " ") for head in heads], lines)]
+    message = [format_table([head.replace("_", " ") for head in heads], lines)]
     for row in found:
         if row["trial"] != "readers":
             told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name != "trial")
-            words.append(f"{row['trial']}: {told}")
-    return "\n\n".join(words)
+            message.append(f"{row['trial']}: {told}")
+    return "\n\n".join(message)
 
 
 def main() -> None:

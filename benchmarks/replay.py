@@ -176,9 +176,9 @@ class Replay:
         """All files of the year."""
         return sorted((self.root / "source" / "flights").iterdir())
 
-    def say(self, words: str) -> None:
+    def say(self, message: str) -> None:
         """Prints a line with the time since the start."""
-        print(f"{time.monotonic() - self.began:6.1f} s  {words}", flush=True)
+        print(f"{time.monotonic() - self.began:6.1f} s  {message}", flush=True)
 
     def wait(self, what: str, until: Callable[[], Any], seconds: float = 240) -> Any:
         """Waits until something is so; tells what was waited for where it never is."""
@@ -206,7 +206,7 @@ class Replay:
         """Lands days again with columns that no longer belong together."""
         for path in self.source[first:last]:
             rows = pl.read_csv(path, infer_schema=False)
-            mixed = [rows[name].shuffle(seed=place) for place, name in enumerate(_SHUFFLED)]
+            mixed = [rows[name].shuffle(seed=index) for index, name in enumerate(_SHUFFLED)]
             rows.with_columns(mixed).write_csv(self.paths.landing / path.name)
         self.say(f"corrupted copies of {last - first} days have landed")
 
@@ -432,9 +432,9 @@ class Api:
                 return int(event["message"].split("(pid: ")[1].split(")")[0])
         return None
 
-    def says(self, sensor: str, words: str) -> bool:
+    def says(self, sensor: str, message: str) -> bool:
         """Whether the newest tick of a sensor skipped with a reason that begins so."""
-        return any(reason.startswith(words) for reason in self._reasons(sensor, 1))
+        return any(reason.startswith(message) for reason in self._reasons(sensor, 1))
 
     def skips(self, name: str) -> list[str]:
         """Lists the reasons of the ticks that skipped."""

@@ -36,7 +36,7 @@ from pyod.models.auto_encoder import AutoEncoder
 from sklearn.neural_network import MLPRegressor
 from torch import nn
 
-from ae_pipeline.common.parallel import spread
+from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.encoder import fit_encoder
@@ -99,9 +99,9 @@ def _measure_table(table: str, chosen: argparse.Namespace) -> list[Measured]:
 
 def _write(path: Path, found: Sequence[Measured]) -> None:
     """Writes all figures so far; of those of before the tables that are measured now are replaced."""
-    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    previous = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     anew = {each.table for each in found}
-    kept: list[Row] = [row for row in before if row["table"] not in anew]
+    kept: list[Row] = [row for row in previous if row["table"] not in anew]
     facts: list[Row] = [{**vars(each), "value": round(each.value, 6)} for each in found]
     packages = ("dagster", "deltalake", "mlflow", "pyarrow", "pyod", "scikit-learn")
     write_report(path, "speed", [*kept, *facts], packages)
@@ -268,7 +268,7 @@ def measure_extraction(rows: int, rounds: int) -> list[Measured]:
     with tempfile.TemporaryDirectory() as folder:
         paths = DatasetPaths(Path(folder), generated.DATASET)
         count = max(3, rows // generated.DAY_ROWS)
-        days = [generated.write_day(paths, place, _COLUMNS) for place in range(count)]
+        days = [generated.write_day(paths, index, _COLUMNS) for index in range(count)]
         rows = count * generated.DAY_ROWS
         bundles = {PLAIN: generated.fitted(paths, _COLUMNS, PLAIN), ALL: generated.fitted(paths, _COLUMNS, ALL)}
         peer = AutoEncoder(verbose=0, batch_size=1024, epoch_num=2).fit(generated.numbers(20_000, _COLUMNS, 1))
@@ -328,12 +328,12 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
     ensemble = bundle.ensemble
     assert ensemble is not None
     wide = [batch.numpy()[:, ensemble.varying].astype(np.float64) for batch in encoded]
-    standard = [ensemble.views.standard(part) for part in wide]
+    standard = [ensemble.scalings.standard(part) for part in wide]
     files = TableFiles(str(paths.root / "parts"))
     path = f"v1_parts/{days[0]}/part-0.parquet"
 
     def over(work: Callable[[Any], object], items: Sequence[Any]) -> Callable[[], object]:
-        return lambda: list(spread(work, items))
+        return lambda: list(parallel_map(work, items))
 
     loss = bundle._exact[1]
     turns = {
@@ -341,11 +341,11 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
         "encoding": over(bundle._encoded, slices),
         "network": over(bundle._pass, encoded),
         "losses by column": over(lambda pair: loss.parts(*pair), pairs),
-        "place of the latent": over(lambda one: bundle.density(one.latents.numpy()), passed),
+        "place of the latent": over(lambda one: bundle.mahalanobis(one.latents.numpy()), passed),
         "ensemble: nearest as encoded": over(lambda part: _nearest(part, ensemble, 0), wide),
-        "ensemble: nearest by ranks": over(lambda part: _nearest(ensemble.views.normal(part), ensemble, 1), wide),
+        "ensemble: nearest by ranks": over(lambda part: _nearest(ensemble.scalings.normal(part), ensemble, 1), wide),
         "ensemble: mixture": over(ensemble.mixture, standard),
-        "ensemble: members": over(ensemble.members, standard),
+        "ensemble: members": over(ensemble.denoising_ensemble, standard),
         "tails to surprise": lambda: bundle.tails(losses),
         "writing": lambda: write_file(tables, {days[0]: "0"}, bundle.model.latent_dim, path, files),
     }

@@ -21,7 +21,7 @@ TRAINING, TEST = slice(0, 320), slice(320, 512)
 LEARNING, TUNING = slice(0, 256), slice(256, 320)
 """Rows of the training region that settings are tried out on: learnt from, and judged by."""
 
-SPOT = 8
+RESIDUAL_PATCH = 8
 """Pixels of a side of a planted defect, and of the length of a scratch."""
 
 SCRATCH = 2.0
@@ -50,7 +50,7 @@ def cut_tiles(region: npt.NDArray[Kind], stride: int, patch: int = PATCH) -> tup
     """
     tiles = cut_side_by_side(region, TILE)
     found = [cut(tile, stride, patch) for tile in tiles]
-    names = [f"tile {place}" for place, patches in enumerate(found) for _ in patches]
+    names = [f"tile {index}" for index, patches in enumerate(found) for _ in patches]
     return np.concatenate(found), names
 
 
@@ -75,8 +75,8 @@ def plant(patches: Pixels, kind: str, material: Pixels | None, seed: int) -> Pix
     generator = np.random.default_rng([seed, DEFECTS.index(kind)])
     planted = patches.astype(np.float64)
     for patch in planted:
-        top, left = (int(generator.integers(size - SPOT + 1)) for size in patch.shape)
-        spot = patch[top : top + SPOT, left : left + SPOT]
+        top, left = (int(generator.integers(size - RESIDUAL_PATCH + 1)) for size in patch.shape)
+        spot = patch[top : top + RESIDUAL_PATCH, left : left + RESIDUAL_PATCH]
         mean, deviation = patch.mean(), patch.std()
         if kind == "scratch":
             spot[_line(generator)] += generator.choice([-1.0, 1.0]) * SCRATCH * deviation
@@ -89,14 +89,14 @@ def plant(patches: Pixels, kind: str, material: Pixels | None, seed: int) -> Pix
 
 def _square(material: Pixels, generator: np.random.Generator) -> Values:
     """Takes a square of the material, of mean 0 and deviation 1."""
-    top, left = (int(generator.integers(size - SPOT + 1)) for size in material.shape)
-    square = material[top : top + SPOT, left : left + SPOT].astype(np.float64)
+    top, left = (int(generator.integers(size - RESIDUAL_PATCH + 1)) for size in material.shape)
+    square = material[top : top + RESIDUAL_PATCH, left : left + RESIDUAL_PATCH].astype(np.float64)
     scaled: Values = (square - square.mean()) / max(square.std(), 1e-9)
     return scaled
 
 
 def _line(generator: np.random.Generator) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Places of a line in a spot: level, upright, or along one of its diagonals."""
-    along, across = np.arange(SPOT), np.full(SPOT, SPOT // 2)
+    along, across = np.arange(RESIDUAL_PATCH), np.full(RESIDUAL_PATCH, RESIDUAL_PATCH // 2)
     lines = ((across, along), (along, across), (along, along), (along, along[::-1]))
     return lines[int(generator.integers(len(lines)))]

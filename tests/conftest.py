@@ -19,7 +19,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.features.split import cut_window
 from ae_pipeline.ingestion.contract import load_contract
-from ae_pipeline.ingestion.landing import take_in
+from ae_pipeline.ingestion.landing import ingest
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -35,9 +35,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     paths = DatasetPaths(tmp_path_factory.mktemp("data"), DATASET)
     paths.landing.mkdir(parents=True)
     rows = sensor_rows()
-    for place, part in enumerate(rows.iter_slices(10 * ROWS_A_DAY)):
-        part.write_csv(paths.landing / f"part_{place}.csv")
-    intake = take_in(config, paths, dt.date(2025, 1, 1), lambda *_: None)
+    for index, part in enumerate(rows.iter_slices(10 * ROWS_A_DAY)):
+        part.write_csv(paths.landing / f"part_{index}.csv")
+    intake = ingest(config, paths, dt.date(2025, 1, 1), lambda *_: None)
     content = {}
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)
@@ -92,7 +92,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
     """
 
     def fit(
-        frame: pl.DataFrame, columns: Sequence[FeatureColumn], before: ModelBundle | None = None, **sections: Any
+        frame: pl.DataFrame, columns: Sequence[FeatureColumn], previous: ModelBundle | None = None, **sections: Any
     ) -> tuple[ModelBundle, TrainingResult]:
         paths = DatasetPaths(tmp_path_factory.mktemp("frame"), "frame")
         rows = frame.select(
@@ -109,7 +109,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
         }
         config = PipelineConfig.model_validate({**settings, **sections})
         content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}
-        return fit_bundle(config, columns, cut_window(content, config), paths, before=before)
+        return fit_bundle(config, columns, cut_window(content, config), paths, previous=previous)
 
     return fit
 

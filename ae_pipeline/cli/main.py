@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from ae_pipeline.config.pipeline import PipelineConfig
-    from ae_pipeline.ingestion.landing import Intake
+    from ae_pipeline.ingestion.landing import IngestResult
     from ae_pipeline.orchestration.resources import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def _run(dataset: str) -> int:
     _land_demo(config, workspace)
 
     from ae_pipeline.lifecycle.pending import contiguous, days_without_features, days_without_report
-    from ae_pipeline.lifecycle.promote import undecided
+    from ae_pipeline.lifecycle.promote import undecided_challenger
     from ae_pipeline.orchestration.stages import READ_TAG
 
     worked = False
@@ -151,7 +151,7 @@ def _run(dataset: str) -> int:
     if not due.yes and tracker.version(dataset, CHAMPION) is None:
         due = Due(True, "the model store has no version that serves")
     if due.yes:
-        _heading(f"Training: {due.words}.")
+        _heading(f"Training: {due.message}.")
         worked = True
         try:
             _execute(definitions, instance, config, "train", None)
@@ -160,9 +160,9 @@ def _run(dataset: str) -> int:
                 raise
             failure = error  # the version that serves goes on serving, also for the new days
     else:
-        _heading(f"Not training: {due.words}.")
+        _heading(f"Not training: {due.message}.")
 
-    if undecided(config, tracker):
+    if undecided_challenger(config, tracker):
         _execute(definitions, instance, config, "decide", None)
         worked = True
     stale = days_without_report(config, paths, tracker)
@@ -172,31 +172,31 @@ def _run(dataset: str) -> int:
     if not worked:
         read = "every other landed file is read" if failure else "every landed file is read"
         _heading(f"Nothing to do: {read}, every day is published under the model that serves.")
-    from ae_pipeline.cli.summary import summarise
+    from ae_pipeline.cli.summary import summarize
 
-    print(summarise(config, paths, tracker, instance))
+    print(summarize(config, paths, tracker, instance))
     print(f"Took {time.monotonic() - began:.0f} s.")
     if failure:
         raise failure
     return 0
 
 
-def _read_landed(config: "PipelineConfig", workspace: "Workspace") -> "tuple[Intake, PipelineError | None]":
+def _read_landed(config: "PipelineConfig", workspace: "Workspace") -> "tuple[IngestResult, PipelineError | None]":
     """Reads what has landed; a file with other columns holds up no other, and is told of now and at the end."""
-    from ae_pipeline.common.progress import Pace
-    from ae_pipeline.ingestion.landing import known_intake, take_in
+    from ae_pipeline.common.progress import ProgressLogger
+    from ae_pipeline.ingestion.landing import ingest, last_ingest
     from ae_pipeline.monitoring.alerts import Alert, AlertEvent
     from ae_pipeline.orchestration.alerts import tell
 
-    def tell_person(words: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {words}", flush=True)
+    def tell_person(message: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {message}", flush=True)
 
-    paths, pace = workspace.paths(config.dataset), Pace(tell_person, seconds=2)
+    paths, pace = workspace.paths(config.dataset), ProgressLogger(tell_person, seconds=2)
     with workspace.locked(config.dataset):
         try:
-            return take_in(config, paths, dt.datetime.now(dt.UTC).date(), pace), None
+            return ingest(config, paths, dt.datetime.now(dt.UTC).date(), pace), None
         except SchemaError as error:
-            known = known_intake(config, paths)
+            known = last_ingest(config, paths)
             if known is None:
                 raise
             tell_person(str(error))
@@ -234,8 +234,8 @@ def _show_history(dataset: str) -> int:
     entries = history(workspace.paths(_chosen(dataset, configs).dataset))
     for entry in entries:
         word = "beside" if entry.change == Change.REJECTED else "in place of"
-        before = "" if entry.before is None else f" {word} version {entry.before}"
-        print(f"{entry.at}  version {entry.version} {entry.change}{before}, by {entry.who}: {entry.why}")
+        previous = "" if entry.previous is None else f" {word} version {entry.previous}"
+        print(f"{entry.at}  version {entry.version} {entry.change}{previous}, by {entry.who}: {entry.why}")
     if not entries:
         print(f"No version of {dataset!r} has served so far; `ae-pipeline run {dataset}` trains one.")
     return 0
@@ -304,16 +304,16 @@ def _execute(
 
 def _alert(definitions: "dg.Definitions", config: "PipelineConfig", run: "dg.DagsterRun", reason: str) -> None:
     """Tells of a failed run as the sensor does, which sees runs of the daemon alone."""
-    from ae_pipeline.orchestration.alerts import failure_alert, tell_from_outside
+    from ae_pipeline.orchestration.alerts import failure_alert, raise_alert_unlocked
 
     workspace: Workspace = (definitions.resources or {})["workspace"]
     paths = workspace.paths(config.dataset)
     if alert := failure_alert(run, reason, paths):
-        tell_from_outside(alert, config, paths, lambda words: print(words, file=sys.stderr))
+        raise_alert_unlocked(alert, config, paths, lambda message: print(message, file=sys.stderr))
 
 
-def _heading(words: str) -> None:
-    print(f"\n{words}", flush=True)
+def _heading(message: str) -> None:
+    print(f"\n{message}", flush=True)
 
 
 if __name__ == "__main__":

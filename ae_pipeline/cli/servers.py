@@ -83,7 +83,9 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     running: list[subprocess.Popen[bytes]] = []
     try:
         with serving(Path(workspace.data_folder), ports.data):
-            running.extend(subprocess.Popen([str(w) for w in words], cwd=ROOT, env=environment) for words in commands)
+            running.extend(
+                subprocess.Popen([str(w) for w in message], cwd=ROOT, env=environment) for message in commands
+            )
             while all(process.poll() is None for process in running):
                 time.sleep(0.5)
     finally:

@@ -15,7 +15,7 @@ from ae_pipeline.reports.ranking import reason_of
 from ae_pipeline.storage.paths import DatasetPaths
 
 
-def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, instance: dg.DagsterInstance) -> str:
+def summarize(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, instance: dg.DagsterInstance) -> str:
     """Says what there is now: rows, model, table, report, the strangest rows, and what to do next."""
     ledger = Ledger.load(paths.ledger)
     files = list(ledger.files.values())
@@ -38,7 +38,7 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
     lines.append(f"latent table     {paths.latents}")
     lines.append(f"report           {paths.reports / 'report.html'}")
     if alerts := alerts_of(paths):
-        lines.append(f"alerts           {len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].words}")
+        lines.append(f"alerts           {len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].message}")
     failed = _failed_checks(config, instance)
     lines.append(f"checks           {'all passed' if not failed else 'FAILED: ' + '; '.join(failed)}")
     if summary_file.exists():
@@ -55,8 +55,8 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
                 f"left out         {', '.join(left_out)} (columns that the model does not see; why: summary.json)"
             )
         lines += ["", "The ten strangest rows:"]
-        for place, row in enumerate(summary["strangest"][:10], 1):
-            lines.append(f"{place:>3}. {row['row_id']}  (score {row['score']:.1f})")
+        for index, row in enumerate(summary["strangest"][:10], 1):
+            lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:.1f})")
             is_marked = row["is_anomaly"] or bool(row["is_discovery"])
             lines.append(f"     {reason_of(row['because'], is_marked=is_marked)}")
     lines += [
@@ -70,15 +70,15 @@ def summarise(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, ins
 
 def _measured(labels: dict[str, Any]) -> str:
     whole, held_out = labels["all_rows"], labels["held_out"]
-    words = (
+    message = (
         f"{whole['anomalies_flagged']:,} of {whole['anomalies']:,} flagged, "
         f"{whole['normal_flagged']:,} of {whole['rows'] - whole['anomalies']:,} normal rows"
     )
     if whole["auroc"] is not None:
-        words += f"; AUROC {whole['auroc']:.4f}, average precision {whole['average_precision']:.4f}"
+        message += f"; AUROC {whole['auroc']:.4f}, average precision {whole['average_precision']:.4f}"
     if held_out and held_out["auroc"] is not None:
-        words += f"; held out {held_out['auroc']:.4f} and {held_out['average_precision']:.4f}"
-    return words
+        message += f"; held out {held_out['auroc']:.4f} and {held_out['average_precision']:.4f}"
+    return message
 
 
 def _failed_checks(config: PipelineConfig, instance: dg.DagsterInstance) -> list[str]:

@@ -24,7 +24,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def spread(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def parallel_map(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Does some work on each item, on as many threads as there are cores; gives the results in the items' order.
 
     Each piece is computed by one thread, whatever the number of cores, so that its result does not depend on them. Few
@@ -41,7 +41,7 @@ def spread(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
     left = iter(items)
     first = list(islice(left, 2))
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     with _alone:
         try:
             if len(first) < 2 or cores() == 1:
@@ -55,10 +55,10 @@ def spread(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(previous)
 
 
-def ahead(items: Iterable[T]) -> Generator[T]:
+def prefetch(items: Iterable[T]) -> Generator[T]:
     """Makes the next item on a thread of its own while one is at work on the last; closed, it waits for that thread."""
     made = iter(items)
     end = object()

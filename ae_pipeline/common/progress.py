@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Sparingly:
+class ThrottledLogger:
     """Logs the first and the last of many lines, and between them at most one every few seconds.
 
     Used as a context, since only at its end is it known which line was the last.
@@ -24,7 +24,7 @@ class Sparingly:
         if time.monotonic() - self._last >= self._seconds:
             self._tell()
 
-    def __enter__(self) -> "Sparingly":
+    def __enter__(self) -> "ThrottledLogger":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,7 +36,7 @@ class Sparingly:
         self._withheld, self._last = None, time.monotonic()
 
 
-class Pace:
+class ProgressLogger:
     """A progress callback that logs at most every few seconds, and nothing of work that takes less."""
 
     def __init__(self, log: Callable[[str], None], seconds: float = 3.0) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 
-def how_many(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """Counts something whose plural ends in s."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def shortened(days: Sequence[str]) -> str:
+def abbreviate(days: Sequence[str]) -> str:
     """Names days, the middle of a long list left out."""
     return ", ".join(days) if len(days) <= 4 else f"{days[0]}, {days[1]} … {days[-1]}"
 

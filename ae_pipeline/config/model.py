@@ -1,15 +1,38 @@
 """The words of the YAML about the network and its training."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
+from ae_pipeline.common.deprecation import warn_deprecated
+
 
 class Section(BaseModel):
-    """A part of the YAML: frozen, and strict about its keys."""
+    """A section of the YAML: frozen, and strict about its keys.
+
+    Attributes:
+        renamed_keys: Deprecated keys of the section, each with the key that replaces it.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_renamed_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or cls.renamed_keys.keys().isdisjoint(values):
+            return values
+        accepted = dict(values)
+        for old in cls.renamed_keys.keys() & values.keys():
+            new = cls.renamed_keys[old]
+            if new in values:
+                raise ValueError(f"{old}={values[old]!r} and {new}={values[new]!r} name one setting; keep {new}")
+            warn_deprecated(old, new, f"section {cls.__name__.removesuffix('Config').lower()} of the YAML")
+            accepted[new] = accepted.pop(old)
+        return accepted
 
 
 class LossTerm(StrEnum):
@@ -110,7 +133,7 @@ class ModelConfig(Section):
     def _likelihood_is_alone(cls, value: dict[LossTerm, float]) -> dict[LossTerm, float]:
         if LossTerm.LIKELIHOOD in value and len(value) > 1:
             raise ValueError(
-                f"loss={listed(value)}: likelihood goes with no other term; name it alone, or leave it out"
+                f"loss={format_loss(value)}: likelihood goes with no other term; name it alone, or leave it out"
             )
         return value
 
@@ -217,6 +240,6 @@ class TrainingConfig(Section):
         return self
 
 
-def listed(loss: dict[LossTerm, float]) -> str:
+def format_loss(loss: dict[LossTerm, float]) -> str:
     """Writes a loss as it stands in the YAML."""
     return "{" + ", ".join(f"{term.value}: {weight:g}" for term, weight in loss.items()) + "}"

@@ -11,7 +11,16 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType
-from ae_pipeline.config.model import OUTPUT_OF, LossTerm, ModelConfig, Output, Scaling, Section, TrainingConfig, listed
+from ae_pipeline.config.model import (
+    OUTPUT_OF,
+    LossTerm,
+    ModelConfig,
+    Output,
+    Scaling,
+    Section,
+    TrainingConfig,
+    format_loss,
+)
 from ae_pipeline.config.service import (
     AlertsConfig,
     DriftConfig,
@@ -209,11 +218,13 @@ class PipelineConfig(Section):
 
     def _check_model(self) -> None:
         loss, scaling, output = self.loss, self.scaling, self.output
-        words = f"loss={listed(loss)}"
+        message = f"loss={format_loss(loss)}"
         if self.images is None and LossTerm.SSIM in loss:
-            raise ValueError(f"{words}: ssim compares images, and {self.dataset!r} has none; choose mse, mae or huber")
+            raise ValueError(
+                f"{message}: ssim compares images, and {self.dataset!r} has none; choose mse, mae or huber"
+            )
         if self.images is not None and LossTerm.LIKELIHOOD in loss:
-            raise ValueError(f"{words}: likelihood is for the columns of tables; choose mse, mae, huber, bce or ssim")
+            raise ValueError(f"{message}: likelihood is for the columns of tables; choose mse, mae, huber, bce or ssim")
         if self.images is not None and scaling == Scaling.ROBUST:
             raise ValueError("scaling='robust' is for the numbers of tables; choose unit, symmetric or standard")
         if output != Output.LINEAR and LossTerm.LIKELIHOOD in loss:
@@ -228,7 +239,7 @@ class PipelineConfig(Section):
             )
         if LossTerm.BCE in loss and (scaling != Scaling.UNIT or output != Output.SIGMOID):
             raise ValueError(
-                f"{words}: bce needs scaling='unit' and output='sigmoid', got {scaling.value!r} and "
+                f"{message}: bce needs scaling='unit' and output='sigmoid', got {scaling.value!r} and "
                 f"{output.value!r}; choose these, or another loss"
             )
         if self.training.corruption == "salt_and_pepper" and scaling not in {Scaling.UNIT, Scaling.SYMMETRIC}:

@@ -1,7 +1,8 @@
 """The words of the YAML about what a model is held to while it serves: alerts, gate, retraining, drift, latents."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -60,6 +61,13 @@ class AlertsConfig(Section):
 class GateConfig(Section):
     """What a challenger must keep beside the version that serves, on days that neither was fitted on."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "most_worse": "max_error_increase",
+        "most_departure": "max_ks_distance",
+        "most_lost": "max_recall_drop",
+        "least_alive": "min_active_latents",
+    }
+
     days: int = Field(
         default=7,
         ge=0,
@@ -67,23 +75,23 @@ class GateConfig(Section):
         "compared on them. Without event time a twentieth of the rows, whatever stands here; with 0 days nothing is "
         "compared.",
     )
-    most_worse: float = Field(
+    max_error_increase: float = Field(
         default=0.1,
         ge=0,
         description="By how much of the other's the challenger's reconstruction error may be greater: the geometric "
         "mean over columns, each in its own unit.",
     )
-    most_departure: Fraction = Field(
+    max_ks_distance: Fraction = Field(
         default=0.1,
         description="Gap between the scores of the gate's rows and those of the calibration, over all levels of the "
         "score, that a challenger may show, beyond what chance makes; or that of the version that serves.",
     )
-    most_lost: Fraction = Field(
+    max_recall_drop: Fraction = Field(
         default=0.1,
         description="How much smaller than the other's the challenger's share of found faults may be: values planted "
         "into the gate's rows that must then score higher than 99 % of these.",
     )
-    least_alive: Fraction = Field(
+    min_active_latents: Fraction = Field(
         default=0.5, description="Share of the latent columns that must vary from row to row."
     )
     compatible: bool = Field(
@@ -137,6 +145,11 @@ class RetrainConfig(Section):
 class LatentsConfig(Section):
     """How long earlier latents stay, and how near a retrained model's must come to those in use to go on with them."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "least_explained": "min_explained_variance",
+        "most_condition": "max_condition_number",
+    }
+
     retention_days: int = Field(
         default=90,
         ge=1,
@@ -144,12 +157,12 @@ class LatentsConfig(Section):
         "are removed.",
     )
 
-    least_explained: Fraction = Field(
+    min_explained_variance: Fraction = Field(
         default=0.9,
         description="Share of the variance of the latents in use that the best affine map of the new ones explains: "
         "below it the check latents_compatible warns.",
     )
-    most_condition: float = Field(
+    max_condition_number: float = Field(
         default=10_000.0,
         ge=1,
         description="Ratio of the greatest to the least stretch of that map, with each axis in units of its spread, "

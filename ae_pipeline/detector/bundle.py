@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import ae_pipeline
+from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector import legacy_bundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.encoder import read_encoder
 from ae_pipeline.encoding.table_encoder import Matrix
@@ -27,13 +29,13 @@ from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.scoring.calibration import Calibration
 from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.ensemble import Ensemble
-from ae_pipeline.scoring.mahalanobis import LatentDensity
-from ae_pipeline.scoring.tails import ColumnTails
+from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
+from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.storage.files import atomic_write, make_folder
 from ae_pipeline.storage.hashing import hash_json
 
-FORMAT = 6
-"""Raised when a bundle of before can no longer be read as it is."""
+FORMAT = 7
+"""Format that `save` writes. `load` also reads the format before it, with a warning."""
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
 
@@ -64,12 +66,14 @@ class ModelBundle(Detector):
         window: Days it was fitted on.
         facts: Versions of code and libraries, and figures of the training.
         reference: What days to come are held against to see drift; none without event time.
+        stored_fingerprint: Fingerprint of the files of a bundle of the format before; None for the present format.
     """
 
     calibration: Calibration
     window: Window
     facts: Mapping[str, Any]
     reference: tuple[Distribution, ...] = ()
+    stored_fingerprint: str | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -79,7 +83,7 @@ class ModelBundle(Detector):
     @cached_property
     def fingerprint(self) -> str:
         """Names this model: the same weights, statistics and calibration give the same text."""
-        return hash_json([self._manifest(), {name: _digest(value) for name, value in self._tensors().items()}])
+        return self.stored_fingerprint or _fingerprint(self._manifest(), self._tensors())
 
     def score(self, features: pl.DataFrame) -> ScoredRows:
         """Scores n rows; the same rows in the same batches give the same bytes.
@@ -119,9 +123,9 @@ class ModelBundle(Detector):
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         statistics = {
-            "typical": self.typical,
-            "density.mean": self.density.mean,
-            "density.whitening": self.density.whitening,
+            "mean_input": self.mean_input,
+            "mahalanobis.mean": self.mahalanobis.mean,
+            "mahalanobis.whitening": self.mahalanobis.whitening,
             "calibration.scores": self.calibration.scores,
             **{f"tails.{name}": value for name, value in self.tails.arrays().items()},
             **{f"ensemble.{name}": value for name, value in (self.ensemble.arrays() if self.ensemble else {}).items()},
@@ -152,10 +156,16 @@ class ModelBundle(Detector):
             raise BundleError(f"the bundle in {folder} cannot be read ({error}); train anew") from error
         if not isinstance(manifest, dict):
             raise BundleError(f"the bundle in {folder} cannot be read ({MANIFEST} holds no JSON object); train anew")
-        if manifest.get("format") != FORMAT:
+        stored_fingerprint = None
+        if manifest.get("format") == legacy_bundle.FORMAT:
+            warn_deprecated(f"format {legacy_bundle.FORMAT}", f"format {FORMAT}", f"the bundle {folder}")
+            stored_fingerprint = _fingerprint(manifest, tensors)
+            tensors = legacy_bundle.upgrade_tensors(tensors)
+        elif manifest.get("format") != FORMAT:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, and this version of ae_pipeline "
-                f"reads format {FORMAT}; train anew, or use the version that wrote it"
+                f"reads formats {legacy_bundle.FORMAT} and {FORMAT}; train a new model, or use the version "
+                "that wrote it"
             )
         try:
             config = PipelineConfig.model_validate(manifest["config"])
@@ -163,9 +173,11 @@ class ModelBundle(Detector):
             model, loss = build_model(config, encoder.shape), build_loss(config, encoder)
             model.load_state_dict(_under("model.", tensors))
             loss.load_state_dict(_under("loss.", tensors))
-            typical = tensors["typical"].numpy()
-            density = LatentDensity(*(tensors[f"density.{name}"].numpy() for name in ("mean", "whitening")))
-            tails = ColumnTails(**_arrays_under("tails.", tensors))
+            mean_input = tensors["mean_input"].numpy()
+            mahalanobis = MahalanobisDistance(
+                *(tensors[f"mahalanobis.{name}"].numpy() for name in ("mean", "whitening"))
+            )
+            tails = TailCalibrator(**_arrays_under("tails.", tensors))
             ensemble_arrays = _arrays_under("ensemble.", tensors)
             ensemble = Ensemble.from_arrays(ensemble_arrays) if ensemble_arrays else None
             calibration = Calibration(tensors["calibration.scores"].numpy(), config.alerts.budget)
@@ -174,9 +186,16 @@ class ModelBundle(Detector):
             cut = (tuple(days["split_by"]), days["only_normal"])
             window = Window(train, validation, calibrated, days["fingerprint"], *cut, tuple(days[GATE]))
             model, loss = model.to(device).eval(), loss.to(device).eval()
-            parts = (encoder, model, loss, config, typical, density, ensemble, tails)
+            parts = (encoder, model, loss, config, mean_input, mahalanobis, ensemble, tails)
             reference = tuple(Distribution.model_validate(known) for known in manifest["reference"])
-            bundle = cls(*parts, calibration=calibration, window=window, facts=facts, reference=reference)
+            bundle = cls(
+                *parts,
+                calibration=calibration,
+                window=window,
+                facts=facts,
+                reference=reference,
+                stored_fingerprint=stored_fingerprint,
+            )
             bundle._check_parts(tensors.keys())
         except (ConfigError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BundleError(f"the bundle in {folder} does not fit together: {error}; train anew") from error
@@ -189,11 +208,11 @@ class ModelBundle(Detector):
         if surplus := sorted(names - self._tensors().keys()):
             raise ValueError(f"nothing needs its {surplus[0]!r}")
         latent_dim, ensemble = self.model.latent_dim, self.ensemble
-        if self.density.whitening.shape != (latent_dim, latent_dim):
-            raise ValueError(f"density.whitening is {self.density.whitening.shape} of {latent_dim} latents")
-        if ensemble is not None and ensemble.first.shape != self.typical.shape:
-            raise ValueError(f"ensemble.first has {ensemble.first.shape} columns, and rows {self.typical.shape}")
-        row = torch.from_numpy(self.typical).double().unsqueeze(0).to(next(self.model.parameters()).device)
+        if self.mahalanobis.whitening.shape != (latent_dim, latent_dim):
+            raise ValueError(f"mahalanobis.whitening is {self.mahalanobis.whitening.shape} of {latent_dim} latents")
+        if ensemble is not None and ensemble.first.shape != self.mean_input.shape:
+            raise ValueError(f"ensemble.first has {ensemble.first.shape} columns, and rows {self.mean_input.shape}")
+        row = torch.from_numpy(self.mean_input).double().unsqueeze(0).to(next(self.model.parameters()).device)
         self.tails(self._losses(self._pass(row), row))
 
 
@@ -214,6 +233,10 @@ def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 def _arrays_under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
     return {name: value.numpy() for name, value in _under(prefix, tensors).items()}
+
+
+def _fingerprint(manifest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    return hash_json([manifest, {name: _digest(value) for name, value in tensors.items()}])
 
 
 def _digest(tensor: torch.Tensor) -> str:

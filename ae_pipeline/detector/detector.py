@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +11,16 @@ import polars as pl
 import torch
 from torch.nn.functional import one_hot
 
-from ae_pipeline.common.parallel import spread
+from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.table_encoder import BlockKind, Matrix, TableEncoder
-from ae_pipeline.models.base import Pass
+from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.scoring.ensemble import Ensemble
-from ae_pipeline.scoring.mahalanobis import LatentDensity
-from ae_pipeline.scoring.tails import ColumnTails
+from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
+from ae_pipeline.scoring.tails import TailCalibrator
 
 Array = npt.NDArray[np.float64]
 
@@ -41,16 +41,25 @@ class Contribution:
     Attributes:
         column: Of the features; of images `image`, the whole, or `spot`, its strangest window; or `latent` or
             `ensemble`, where the row is strange as a whole.
-        surprise: Of a column its own, and by how much that of all else falls with a fitting value in its place, once
+        surprisal: Of a column its own, and by how much that of all else falls with a fitting value in its place, once
             the columns before it are mended; otherwise −ln of the share of rows that are as strange there. Nats.
         actual: Its value.
         expected: What the model makes of the row otherwise.
     """
 
     column: str
-    surprise: float
+    surprisal: float
     actual: str
     expected: str
+
+    def record(self) -> dict[str, str | float]:
+        """Return the contribution as files store it, with the surprisal under its key of format 3, `surprise`."""
+        return {"column": self.column, "surprise": self.surprisal, "actual": self.actual, "expected": self.expected}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Contribution":
+        """Return the contribution that `record` stored."""
+        return cls(record["column"], record["surprise"], record["actual"], record["expected"])
 
 
 @dataclass(frozen=True)
@@ -59,17 +68,17 @@ class Detector(FittedNetwork):
 
     Attributes:
         config: Under which it was fitted.
-        typical: Mean of the encoded training rows, (…).
-        density: How far latents lie from those of the training rows.
+        mean_input: Mean of the encoded training rows, (…).
+        mahalanobis: How far latents lie from those of the training rows.
         ensemble: Further measures of how unusual a row is; None for images.
         tails: From losses and distances to surprise, for each of `loss.columns`, then latent, row and ensemble.
     """
 
     config: PipelineConfig
-    typical: Matrix
-    density: LatentDensity
+    mean_input: Matrix
+    mahalanobis: MahalanobisDistance
     ensemble: Ensemble | None
-    tails: ColumnTails
+    tails: TailCalibrator
 
     def latents_and_scores(self, features: pl.DataFrame) -> tuple[Matrix, Array]:
         """Gives latents, (n, latent_dim), float32, and scores, nats, (n,): see `combine`; the higher, the stranger.
@@ -83,7 +92,7 @@ class Detector(FittedNetwork):
             return latents.astype(np.float32), self._score(losses)
 
         none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
-        latents, scores = zip(none, *spread(scored, self._slices(features)), strict=True)
+        latents, scores = zip(none, *parallel_map(scored, self._slices(features)), strict=True)
         return np.concatenate(latents), np.concatenate(scores)
 
     def scores(self, batches: Iterable[pl.DataFrame]) -> Array:
@@ -97,7 +106,7 @@ class Detector(FittedNetwork):
             return self._score(self._latents_and_losses(rows)[1])
 
         slices = chain.from_iterable(map(self._slices, batches))
-        return np.concatenate([np.empty(0), *spread(scored, slices)])
+        return np.concatenate([np.empty(0), *parallel_map(scored, slices)])
 
     def latents_and_losses(self, features: pl.DataFrame) -> tuple[Array, Array]:
         """Gives what scores are made of, with the latents, (n, latent_dim), float64.
@@ -110,7 +119,7 @@ class Detector(FittedNetwork):
             one, the ensemble's sum, (n, columns + 2 or 3).
         """
         none = np.empty((0, self.model.latent_dim)), np.empty((0, self.parts))
-        latents, losses = zip(none, *spread(self._latents_and_losses, self._slices(features)), strict=True)
+        latents, losses = zip(none, *parallel_map(self._latents_and_losses, self._slices(features)), strict=True)
         return np.concatenate(latents), np.concatenate(losses)
 
     def _latents_and_losses(self, rows: pl.DataFrame) -> tuple[Array, Array]:
@@ -136,7 +145,7 @@ class Detector(FittedNetwork):
     def _place(self, part: Evidence) -> int:
         return len(self.loss.columns) + self._whole.index(part)
 
-    def combine(self, surprise: Array) -> Array:
+    def combine(self, surprisal: Array) -> Array:
         """Makes one score of a row's surprise: the highest of its strangest column and of what it is as a whole.
 
         Of k columns the strangest is held against k chances to be strange, so that all are on one scale (Bonferroni).
@@ -144,14 +153,14 @@ class Detector(FittedNetwork):
         2006): over many datasets it ranks best, and they tell what it cannot see, such as a single impossible value.
 
         Args:
-            surprise: Of each of the parts, nats, (n, parts).
+            surprisal: Of each of the parts, nats, (n, parts).
 
         Returns:
             Shape (n,).
         """
         evidence, count = self.config.alerts.evidence, len(self.loss.columns)
-        whole = {part: surprise[:, self._place(part)] for part in self._whole}
-        of_all = {Evidence.COLUMNS: surprise[:, :count].max(axis=1, initial=0.0) - np.log(count), **whole}
+        whole = {part: surprisal[:, self._place(part)] for part in self._whole}
+        of_all = {Evidence.COLUMNS: surprisal[:, :count].max(axis=1, initial=0.0) - np.log(count), **whole}
         found = {part: value for part, value in of_all.items() if part in evidence}
         others = np.log(_CHANCES) if Evidence.ENSEMBLE in found else 0.0
         weighed = [value - others * (part != Evidence.ENSEMBLE) for part, value in found.items()]
@@ -180,79 +189,79 @@ class Detector(FittedNetwork):
             columns: How many to name at most.
         """
 
-        def explained(rows: pl.DataFrame) -> list[list[Contribution]]:
+        def explanations(rows: pl.DataFrame) -> list[list[Contribution]]:
             return self._explained(rows, columns)
 
-        return [row for part in spread(explained, self._few(features)) for row in part]
+        return [row for part in parallel_map(explanations, self._few(features)) for row in part]
 
     def _explained(self, rows: pl.DataFrame, columns: int) -> list[list[Contribution]]:
         batch = self._encoded(rows)
         passed = self._pass(batch)
-        surprise, far = self._surprise(passed, batch), self.density(passed.latents.cpu().numpy())
+        surprisal, far = self._surprisal(passed, batch), self.mahalanobis(passed.latents.cpu().numpy())
         if isinstance(self.encoder, TableEncoder):
-            named, left = self._of_columns(rows, batch, surprise, columns)
+            named, left = self._of_columns(rows, batch, surprisal, columns)
         else:
             expected, each = self._exact[1].to_scale(passed.output), range(len(batch))
-            images = [self._of_image(surprise[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
-            named, left = [sorted(parts, key=lambda part: -part.surprise) for parts in images], surprise
-        usual = f"{self.tails.knots[self._place(Evidence.LATENT), -1]:.1f} times at most in 99 %"
+            images = [self._of_image(surprisal[i], expected[i : i + 1], batch[i : i + 1]) for i in each]
+            named, left = [sorted(parts, key=lambda part: -part.surprisal) for parts in images], surprisal
+        usual = f"{self.tails.quantiles[self._place(Evidence.LATENT), -1]:.1f} times at most in 99 %"
         said = {Evidence.LATENT: [(f"{d:.1f} times the usual distance from those of training", usual) for d in far]}
         if self.ensemble is not None:
             said[Evidence.ENSEMBLE] = self.ensemble.governing(batch.cpu().numpy())
-        whole = self._of_whole(surprise, left, said)
+        whole = self._of_whole(surprisal, left, said)
         return [[*first, *parts][:columns] for first, parts in zip(whole, named, strict=True)]
 
     def _of_whole(
-        self, surprise: Array, left: Array, said: Mapping[Evidence, Sequence[tuple[str, str]]]
+        self, surprisal: Array, left: Array, said: Mapping[Evidence, Sequence[tuple[str, str]]]
     ) -> list[list[Contribution]]:
         """Names what each row is as a whole where the score is that of it, also with its worst column mended.
 
         Args:
-            surprise: Of the parts, (n, parts).
+            surprisal: Of the parts, (n, parts).
             left: The same with the worst column mended.
             said: What it is and what was expected, by evidence and row.
         """
-        scores = self.combine(surprise)
+        scores = self.combine(surprisal)
         found: list[list[Contribution]] = [[] for _ in scores]
         for part in (part for part in said if part in self.config.alerts.evidence):
-            place = self._place(part)
-            alone = self.combine(np.where(np.arange(surprise.shape[1]) == place, surprise, 0.0))
-            governs = (alone >= scores) & (left[:, place] > surprise[:, place] / 2)
+            index = self._place(part)
+            alone = self.combine(np.where(np.arange(surprisal.shape[1]) == index, surprisal, 0.0))
+            governs = (alone >= scores) & (left[:, index] > surprisal[:, index] / 2)
             for i in np.flatnonzero(governs):
-                found[i].append(Contribution(part.value, float(surprise[i, place]), *said[part][int(i)]))
+                found[i].append(Contribution(part.value, float(surprisal[i, index]), *said[part][int(i)]))
         return found
 
     def _of_columns(
-        self, rows: pl.DataFrame, batch: torch.Tensor, surprise: Array, columns: int
+        self, rows: pl.DataFrame, batch: torch.Tensor, surprisal: Array, columns: int
     ) -> tuple[list[list[Contribution]], Array]:
         """Names columns of each row, and gives what surprise, (n, parts), is left once the first is mended."""
         encoder, names = cast("TableEncoder", self.encoder), self.loss.columns
         counted = np.arange(self.parts) != self._place(Evidence.ROW)
         each = np.arange(len(batch))
-        explained: list[list[Contribution]] = [[] for _ in range(len(batch))]
-        mended, left = np.zeros((len(batch), len(names)), dtype=np.bool_), surprise
+        explanations: list[list[Contribution]] = [[] for _ in range(len(batch))]
+        mended, left = np.zeros((len(batch), len(names)), dtype=np.bool_), surprisal
         most = np.full(len(batch), np.inf)
         for step in range(min(columns, len(names))):
             blame = np.full(mended.shape, -np.inf)
-            own = np.where(mended, -np.inf, surprise[:, : len(names)])
-            for place in np.argsort(-own, axis=1, kind="stable")[:, :_SUSPECTS].T:
-                fall = surprise - self._surprise(*self._mend(batch, encoder.groups == place[:, np.newaxis]))
-                blame[each, place] = surprise[each, place] + fall[:, counted].sum(axis=1) - fall[each, place]
+            own = np.where(mended, -np.inf, surprisal[:, : len(names)])
+            for index in np.argsort(-own, axis=1, kind="stable")[:, :_SUSPECTS].T:
+                fall = surprisal - self._surprisal(*self._mend(batch, encoder.groups == index[:, np.newaxis]))
+                blame[each, index] = surprisal[each, index] + fall[:, counted].sum(axis=1) - fall[each, index]
             blame[mended] = -np.inf
             best = blame.argmax(axis=1)
             passed, batch = self._mend(batch, encoder.groups == best[:, np.newaxis])
-            surprise = self._surprise(passed, batch)
+            surprisal = self._surprisal(passed, batch)
             expected = self._exact[1].to_scale(passed.output).cpu().numpy()
-            left = surprise if step == 0 else left
+            left = surprisal if step == 0 else left
             # Two that hide each other: mended first, the one shows how odd the other is.
             most = np.minimum(most, blame[each, best])
             mended[each, best] = True
             for i, row in enumerate(rows.iter_rows(named=True)):
                 name = names[best[i]]
-                explained[i].append(Contribution(name, float(most[i]), *encoder.describe(row, expected[i], name)))
-        return explained, left
+                explanations[i].append(Contribution(name, float(most[i]), *encoder.describe(row, expected[i], name)))
+        return explanations, left
 
-    def _mend(self, batch: torch.Tensor, own: npt.NDArray[np.bool_]) -> tuple[Pass, torch.Tensor]:
+    def _mend(self, batch: torch.Tensor, own: npt.NDArray[np.bool_]) -> tuple[AutoEncoderOutput, torch.Tensor]:
         """Puts into a column the value that fits the rest of each row.
 
         From the typical value of training on, what the network gives is its next input (as Rezende et al. 2014 fill
@@ -267,7 +276,7 @@ class Detector(FittedNetwork):
             What the network makes of the mended rows, and these.
         """
         places = torch.from_numpy(own).to(batch.device)
-        mended = torch.where(places, torch.from_numpy(self.typical).to(batch), batch)
+        mended = torch.where(places, torch.from_numpy(self.mean_input).to(batch), batch)
         for _ in range(_REPAIRS):
             mended = torch.where(places, self._exact[1].to_scale(self._pass(mended).output), mended)
         mended = torch.where(places, self._settled(mended), mended)
@@ -284,26 +293,28 @@ class Detector(FittedNetwork):
                 settled[:, block.start : block.stop] = own.round().clamp(0, 1)
         return settled
 
-    def _of_image(self, surprise: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
+    def _of_image(self, surprisal: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
         loss = cast("ImageLoss", self._exact[1])
-        spots = loss.spots(expected, x)
+        patch_scores = loss.patch_scores(expected, x)
         row = self._place(Evidence.ROW)
-        usual = [f"{knot:.1f} times at most in 99 %" for knot in self.tails.knots[:, -1]]
-        place = "row {}, column {}".format(*loss.strangest_spot(expected, x))
+        usual = [f"{quantile:.1f} times at most in 99 %" for quantile in self.tails.quantiles[:, -1]]
+        index = "row {}, column {}".format(*loss.highest_patch(expected, x))
         return [
             Contribution(
-                "spot", float(surprise[0]), f"{spots.max():.1f} times the usual residual at {place}", usual[0]
+                "spot", float(surprisal[0]), f"{patch_scores.max():.1f} times the usual residual at {index}", usual[0]
             ),
-            Contribution("image", float(surprise[row]), f"{spots.mean():.1f} times the usual residual", usual[row]),
+            Contribution(
+                "image", float(surprisal[row]), f"{patch_scores.mean():.1f} times the usual residual", usual[row]
+            ),
         ]
 
-    def _surprise(self, passed: Pass, x: torch.Tensor) -> Array:
+    def _surprisal(self, passed: AutoEncoderOutput, x: torch.Tensor) -> Array:
         """Gives the surprise of each part, (n, parts), for a pass and its inputs."""
         return self.tails(self._losses(passed, x))
 
-    def _losses(self, passed: Pass, x: torch.Tensor) -> Array:
+    def _losses(self, passed: AutoEncoderOutput, x: torch.Tensor) -> Array:
         losses = self._exact[1].parts(passed, x).cpu().numpy()
-        parts = [losses[:, :-1], self.density(passed.latents.cpu().numpy()), losses[:, -1]]
+        parts = [losses[:, :-1], self.mahalanobis(passed.latents.cpu().numpy()), losses[:, -1]]
         if self.ensemble is not None:
             parts.append(self.ensemble(x.cpu().numpy()))
         return np.column_stack(parts)

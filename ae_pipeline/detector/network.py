@@ -11,10 +11,10 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ae_pipeline.common.parallel import spread
+from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
-from ae_pipeline.models.base import AutoEncoder, Pass, rows_at_once
+from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
 
@@ -62,7 +62,7 @@ class FittedNetwork:
             return found
 
         return np.concatenate(
-            [np.empty((0, self.model.latent_dim), np.float32), *spread(latents, self._slices(features))]
+            [np.empty((0, self.model.latent_dim), np.float32), *parallel_map(latents, self._slices(features))]
         )
 
     def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
@@ -73,7 +73,7 @@ class FittedNetwork:
             found: npt.NDArray[np.float64] = loss.to_scale(self._pass(self._encoded(rows)).output).cpu().numpy()
             return found
 
-        return np.concatenate([np.empty((0, *self.encoder.shape)), *spread(expected, self._slices(features))])
+        return np.concatenate([np.empty((0, *self.encoder.shape)), *parallel_map(expected, self._slices(features))])
 
     def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
         """Puts what the network makes of n rows in place of their fitted columns, in the columns' own terms.
@@ -97,7 +97,7 @@ class FittedNetwork:
         for x in map(self._encoded, self._few(features)):
             output = self._pass(x).output
             shown.append([self.encoder.to_unit(images.cpu().numpy()) for images in (x, output)])
-            residuals.append(loss.spots(output, x, to_the_edge=True).cpu().numpy())
+            residuals.append(loss.patch_scores(output, x, to_the_edge=True).cpu().numpy())
         images, reconstructions = (np.concatenate(part) for part in zip(*shown, strict=True))
         return Pictures(images, reconstructions, np.concatenate(residuals))
 
@@ -122,7 +122,7 @@ class FittedNetwork:
         """Cuts rows so that much can be tried on each."""
         return features.iter_slices(min(rows_at_once(self.encoder.shape), _LOOKED_INTO))
 
-    def _pass(self, batch: torch.Tensor) -> Pass:
+    def _pass(self, batch: torch.Tensor) -> AutoEncoderOutput:
         with torch.inference_mode():
-            passed: Pass = self._exact[0](batch)
+            passed: AutoEncoderOutput = self._exact[0](batch)
         return passed

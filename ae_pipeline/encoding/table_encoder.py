@@ -123,12 +123,12 @@ class TableEncoder(Section):
         return groups
 
     @property
-    def bent(self) -> npt.NDArray[np.bool_]:
+    def asinh_mask(self) -> npt.NDArray[np.bool_]:
         """Which matrix columns are asinh of a number, (width,)."""
-        bent = np.zeros(self.width, dtype=np.bool_)
+        asinh_mask = np.zeros(self.width, dtype=np.bool_)
         for block in self.blocks:
-            bent[block.start : block.stop] = block.kind == BlockKind.NUMERIC and self.scaling == Scaling.ROBUST
-        return bent
+            asinh_mask[block.start : block.stop] = block.kind == BlockKind.NUMERIC and self.scaling == Scaling.ROBUST
+        return asinh_mask
 
     @cached_property
     def _blocks_of(self) -> dict[str, list[Block]]:
@@ -255,8 +255,8 @@ class TableEncoder(Section):
                     names = (*encoding.vocabulary, OTHER, MISSING)
                     best = np.argsort(-part)[: 2 if part.max() < 0.8 else 1]
                     expected.append(" or ".join(f"{names[i]} ({part[i]:.0%})" for i in best))
-        words = " ".join(expected)
-        return _spoken_value(encoding, row[column]), f"missing (else {words})" if is_lost else words
+        message = " ".join(expected)
+        return _spoken_value(encoding, row[column]), f"missing (else {message})" if is_lost else message
 
     def speak(self, column: str, value: Any) -> str:
         """Puts a value of a column that the model sees in the column's own terms."""
@@ -273,8 +273,8 @@ def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.N
             with np.errstate(over="ignore"):
                 scaled = (numbers - encoding.center) / encoding.scale
             scaled = np.nan_to_num(scaled, nan=middle)  # what is infinite: the largest float
-            bent = np.arcsinh(scaled) if scaling == Scaling.ROBUST else np.clip(scaled, -_FARTHEST, _FARTHEST)
-            matrix[:, block.start] = bent
+            asinh_mask = np.arcsinh(scaled) if scaling == Scaling.ROBUST else np.clip(scaled, -_FARTHEST, _FARTHEST)
+            matrix[:, block.start] = asinh_mask
         case BlockKind.CYCLIC:
             days, minutes = np.divmod(numbers, MINUTES_PER_DAY)
             # The first of January 1970, day 0, was a Thursday.

@@ -11,7 +11,7 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import apart, bytes_of_row, rows_together
+from ae_pipeline.storage.parquet import bytes_of_row, detach, rows_together
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
@@ -96,7 +96,7 @@ class Window:
             found = pl.concat(self.batches(part, paths, columns, at_once=None))
         else:
             wanted = None if columns is None else ("row_id", *columns)
-            batches = [drawn(rows, most / count) for rows in self.batches(part, paths, wanted)]
+            batches = [sample_by_hash(rows, most / count) for rows in self.batches(part, paths, wanted)]
             found = pl.concat(batches, how="diagonal")
             found = found if columns is None else found.select(columns)
         if found.is_empty():
@@ -207,12 +207,12 @@ class Window:
         return ranking.slice(start, length).implode()
 
 
-def drawn(rows: pl.DataFrame, share: float) -> pl.DataFrame:
+def sample_by_hash(rows: pl.DataFrame, share: float) -> pl.DataFrame:
     """Draws about a share of some rows by a hash of their identity, whatever stands beside them."""
-    return rows if share >= 1 else apart(rows.filter(pl.col("row_id").hash(seed=_DRAWN) <= int(share * (2**64 - 1))))
+    return rows if share >= 1 else detach(rows.filter(pl.col("row_id").hash(seed=_DRAWN) <= int(share * (2**64 - 1))))
 
 
-def thin(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
+def sample_rows(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
     """Draws so many rows, in their order, by a hash of their identity; gives all where there are no more.
 
     Args:
@@ -222,7 +222,7 @@ def thin(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
     """
     if rows.height <= most:
         return rows
-    return apart(rows[rows["row_id"].hash(seed=seed).arg_sort().head(most).sort()])
+    return detach(rows[rows["row_id"].hash(seed=seed).arg_sort().head(most).sort()])
 
 
 def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:

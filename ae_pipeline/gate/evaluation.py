@@ -10,8 +10,8 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.image_encoder import ImageEncoder, pixels
-from ae_pipeline.features.split import GATE, PARTS, Window, thin
-from ae_pipeline.scoring.calibration import departure, departure_by_chance
+from ae_pipeline.features.split import GATE, PARTS, Window, sample_rows
+from ae_pipeline.scoring.calibration import ks_critical_value, ks_distance
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 COMMON = 0.99
@@ -28,20 +28,20 @@ Errors = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Shown:
+class GateMetrics:
     """What a model shows on the gate's rows.
 
     Attributes:
         errors: Of its reconstructions.
-        departure: Of its scores from those of its calibration.
-        chance: What chance alone makes of a departure, once in a hundred times.
+        ks_distance: Of its scores from those of its calibration.
+        ks_critical_value: What chance alone makes of a departure, once in a hundred times.
         found: Share of planted faults that it finds; NaN where none could be planted.
         faults: How many were planted.
     """
 
     errors: Errors
-    departure: float
-    chance: float
+    ks_distance: float
+    ks_critical_value: float
     found: float
     faults: int
 
@@ -69,7 +69,7 @@ def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> p
         return pl.DataFrame()
     if champion and days == (ALL_ROWS,):
         rows = rows.filter(~pl.col("row_id").is_in(_seen(champion, paths).implode()))
-    return thin(rows, _GATE_ROWS, seed=1)
+    return sample_rows(rows, _GATE_ROWS, seed=1)
 
 
 def _seen(window: Window, paths: DatasetPaths) -> pl.Series:
@@ -83,7 +83,7 @@ def _seen(window: Window, paths: DatasetPaths) -> pl.Series:
     return pl.concat(found)
 
 
-def show(bundle: ModelBundle, rows: pl.DataFrame, faulty: pl.DataFrame) -> Shown:
+def show(bundle: ModelBundle, rows: pl.DataFrame, faulty: pl.DataFrame) -> GateMetrics:
     """Measures a model on the gate's rows.
 
     Args:
@@ -100,10 +100,10 @@ def show(bundle: ModelBundle, rows: pl.DataFrame, faulty: pl.DataFrame) -> Shown
         mark = np.quantile(scores, COMMON)
         found = float((bundle.latents_and_scores(faulty)[1] > mark).mean())
     calibrated = bundle.calibration.scores
-    return Shown(
+    return GateMetrics(
         reconstruction_errors(bundle, rows),
-        departure(scores, calibrated),
-        departure_by_chance(len(scores), len(calibrated)),
+        ks_distance(scores, calibrated),
+        ks_critical_value(len(scores), len(calibrated)),
         found,
         faulty.height,
     )
@@ -142,14 +142,14 @@ def reconstruction_errors(detector: Detector, rows: pl.DataFrame) -> Errors:
     return errors
 
 
-def spreads(rows: pl.DataFrame, champion: ModelBundle) -> dict[str, float]:
+def column_scales(rows: pl.DataFrame, champion: ModelBundle) -> dict[str, float]:
     """Gives the spread of each column of numbers, in its unit: over a model's window, or these rows where it is wider.
 
     A column may stay the same over all days of the gate, and an error be negligible all the same.
     """
-    found = {known.name: known.spread for known in champion.reference if not known.is_category}
+    found = {known.name: known.std for known in champion.reference if not known.is_category}
     for column in rows.select(pl.selectors.numeric()):
-        spread = column.cast(pl.Float64).std()
-        if isinstance(spread, float):
-            found[column.name] = max(spread, found.get(column.name, 0.0))
+        std = column.cast(pl.Float64).std()
+        if isinstance(std, float):
+            found[column.name] = max(std, found.get(column.name, 0.0))
     return found

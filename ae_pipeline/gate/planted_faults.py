@@ -33,17 +33,15 @@ def plant_faults(rows: pl.DataFrame, encoder: Encoder, seed: int = 0, count: int
     Returns:
         Up to `count` rows; none where no column has two values.
     """
-    chance = np.random.default_rng(seed)
-    chosen = np.sort(chance.choice(rows.height, min(count, rows.height), replace=False))
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(rows.height, min(count, rows.height), replace=False))
     picked = rows[chosen]
     if isinstance(encoder, ImageEncoder):
-        return _spotted(picked, encoder, chance)
-    return _swapped(picked, rows, encoder, chance)
+        return _spotted(picked, encoder, rng)
+    return _swapped(picked, rows, encoder, rng)
 
 
-def _swapped(
-    picked: pl.DataFrame, rows: pl.DataFrame, encoder: TableEncoder, chance: np.random.Generator
-) -> pl.DataFrame:
+def _swapped(picked: pl.DataFrame, rows: pl.DataFrame, encoder: TableEncoder, rng: np.random.Generator) -> pl.DataFrame:
     names = [
         column.name
         for column in encoder.columns
@@ -51,17 +49,17 @@ def _swapped(
     ]
     if not names or picked.is_empty():
         return picked.clear()
-    columns, far = chance.integers(0, len(names), picked.height), chance.random(picked.height) < 0.5
+    columns, far = rng.integers(0, len(names), picked.height), rng.random(picked.height) < 0.5
     faulty = []
-    for place, name in enumerate(names):
-        own = picked.filter(pl.Series(columns == place))
+    for index, name in enumerate(names):
+        own = picked.filter(pl.Series(columns == index))
         values = rows[name]
-        others = values.drop_nulls().sample(own.height, with_replacement=True, seed=int(chance.integers(2**31)))
+        others = values.drop_nulls().sample(own.height, with_replacement=True, seed=int(rng.integers(2**31)))
         if values.dtype.is_float() or values.dtype.is_integer():
             numbers = values.cast(pl.Float64)
             low, high = (float(numbers.quantile(share) or 0.0) for share in (0.01, 0.99))
             beyond = pl.Series(name, [high + _FAR * ((high - low) or abs(high) or 1.0)] * own.height)
-            here = pl.Series(far[columns == place])
+            here = pl.Series(far[columns == index])
             others = beyond.zip_with(here, others.cast(pl.Float64))
             others = (others.round() if values.dtype.is_integer() else others).cast(values.dtype, strict=False)
         same = own[name].eq_missing(others)
@@ -69,11 +67,11 @@ def _swapped(
     return pl.concat(faulty)
 
 
-def _spotted(picked: pl.DataFrame, encoder: ImageEncoder, chance: np.random.Generator) -> pl.DataFrame:
+def _spotted(picked: pl.DataFrame, encoder: ImageEncoder, rng: np.random.Generator) -> pl.DataFrame:
     images = pixels(picked[encoder.name], encoder.image).copy()
     height, width = max(1, encoder.image.height // _SPOT), max(1, encoder.image.width // _SPOT)
-    tops = chance.integers(0, encoder.image.height - height + 1, len(images))
-    lefts = chance.integers(0, encoder.image.width - width + 1, len(images))
+    tops = rng.integers(0, encoder.image.height - height + 1, len(images))
+    lefts = rng.integers(0, encoder.image.width - width + 1, len(images))
     middle = (encoder.low + encoder.high) / 2
     for image, top, left in zip(images, tops, lefts, strict=True):
         spot = image[top : top + height, left : left + width]

@@ -13,15 +13,15 @@ from ae_pipeline.common.errors import BundleError
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.table_encoder import Matrix
-from ae_pipeline.gate.evaluation import COMMON, Errors, Shown, show, spreads
+from ae_pipeline.gate.evaluation import COMMON, Errors, GateMetrics, column_scales, show
 from ae_pipeline.gate.planted_faults import plant_faults
-from ae_pipeline.scoring.calibration import departure, departure_by_chance
+from ae_pipeline.scoring.calibration import ks_critical_value, ks_distance
 from ae_pipeline.training.loop import TrainingResult
 
-MOST_DEPARTURE = 0.1
+MAX_KS_DISTANCE = 0.1
 """Gap between the scores of new days and those of the calibration that counts as drift, beyond what chance makes."""
 
-MIN_SPREAD = 1e-3
+MIN_RELATIVE_STD = 1e-3
 """Spread of a latent column, relative to the widest, below which it counts as collapsed."""
 
 _NEGLIGIBLE = 0.01
@@ -29,7 +29,7 @@ _NEGLIGIBLE = 0.01
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """One rule of the gate and how a challenger fared.
 
     Attributes:
@@ -37,19 +37,19 @@ class Verdict:
         passed: Whether it is kept.
         figure: What was measured.
         threshold: What it was held against.
-        words: The same as a sentence.
+        message: The same as a sentence.
     """
 
     rule: str
     passed: bool
     figure: float
     threshold: float
-    words: str
+    message: str
 
 
-def judge(
+def compare(
     challenger: ModelBundle, champion: ModelBundle | None, rows: pl.DataFrame, why_not: str, config: GateConfig
-) -> tuple[Verdict, ...]:
+) -> tuple[GateResult, ...]:
     """Lets a challenger face the version that serves on rows that neither was fitted on.
 
     Args:
@@ -63,7 +63,7 @@ def judge(
         Verdicts of reconstruction, calibration and planted faults. Where nothing can be compared they pass, and say so.
     """
     rules = ("reconstruction_no_worse", "calibration_no_worse", "planted_faults_found")
-    limits = (1 + config.most_worse, config.most_departure, 0.0)
+    limits = (1 + config.max_error_increase, config.max_ks_distance, 0.0)
     if rows.is_empty():
         why_not = "no row lies after the days that both were fitted on"
     elif champion is not None:
@@ -75,19 +75,21 @@ def judge(
             why_not = str(error)
         else:
             return (
-                reconstruction_no_worse(shown[0].errors, shown[1].errors, spreads(rows, champion), config.most_worse),
-                calibration_no_worse(*shown, config.most_departure),
-                planted_faults_found(*shown, config.most_lost),
+                reconstruction_no_worse(
+                    shown[0].errors, shown[1].errors, column_scales(rows, champion), config.max_error_increase
+                ),
+                calibration_no_worse(*shown, config.max_ks_distance),
+                planted_faults_found(*shown, config.max_recall_drop),
             )
     return tuple(
-        Verdict(rule, True, float("nan"), limit, f"not compared: {why_not}")
+        GateResult(rule, True, float("nan"), limit, f"not compared: {why_not}")
         for rule, limit in zip(rules, limits, strict=True)
     )
 
 
 def reconstruction_no_worse(
-    challenger: Errors, champion: Errors, spread: dict[str, float], most_worse: float
-) -> Verdict:
+    challenger: Errors, champion: Errors, std: dict[str, float], max_error_increase: float
+) -> GateResult:
     """The challenger reconstructs the columns that both see about as well as the version that serves, or better.
 
     Each column's error is divided by the other's, which takes the unit away; the geometric mean of these quotients
@@ -96,68 +98,68 @@ def reconstruction_no_worse(
     Args:
         challenger: Its errors.
         champion: Errors of the version that serves.
-        spread: Of columns of numbers, by which negligible errors are told.
-        most_worse: Share by which the mean may exceed 1.
+        std: Of columns of numbers, by which negligible errors are told.
+        max_error_increase: Share by which the mean may exceed 1.
     """
-    rule, most = "reconstruction_no_worse", 1 + most_worse
+    rule, most = "reconstruction_no_worse", 1 + max_error_increase
     shared = sorted(challenger.keys() & champion.keys())
     if not shared:
-        return Verdict(rule, True, float("nan"), most, "not compared: the two models see no column in common")
-    floors = {name: _NEGLIGIBLE * spread.get(name, 1.0) + 1e-300 for name in shared}
+        return GateResult(rule, True, float("nan"), most, "not compared: the two models see no column in common")
+    floors = {name: _NEGLIGIBLE * std.get(name, 1.0) + 1e-300 for name in shared}
     quotients = {name: (challenger[name] + floors[name]) / (champion[name] + floors[name]) for name in shared}
     figure = math.exp(sum(map(math.log, quotients.values())) / len(quotients))
     worst = max(quotients, key=lambda name: quotients[name])
-    words = (
+    message = (
         f"over {len(shared)} columns its error is {figure:.3f} times that of the version that serves, at most "
         f"{most:g} allowed; the worst is {worst} with {challenger[worst]:.4g} where the other has {champion[worst]:.4g}"
     )
-    return Verdict(rule, figure <= most, figure, most, words)
+    return GateResult(rule, figure <= most, figure, most, message)
 
 
-def calibration_no_worse(challenger: Shown, champion: Shown, most_departure: float) -> Verdict:
+def calibration_no_worse(challenger: GateMetrics, champion: GateMetrics, max_ks_distance: float) -> GateResult:
     """The challenger's scores of the gate's rows lie as near to its calibration as the threshold or the other's do.
 
     Args:
         challenger: What it shows.
         champion: What the version that serves shows, which the same days may have taken from its calibration too.
-        most_departure: Gap that is allowed whatever the other shows.
+        max_ks_distance: Gap that is allowed whatever the other shows.
     """
-    most = max(most_departure, champion.departure) + challenger.chance
-    words = (
-        f"shares of rows up to any score differ from those of its calibration by up to {challenger.departure:.3f}, at "
-        f"most {most:.3f} allowed; those of the version that serves by {champion.departure:.3f}"
+    most = max(max_ks_distance, champion.ks_distance) + challenger.ks_critical_value
+    message = (
+        f"shares of rows up to any score differ from those of its calibration by up to {challenger.ks_distance:.3f}, "
+        f"at most {most:.3f} allowed; those of the version that serves by {champion.ks_distance:.3f}"
     )
-    return Verdict("calibration_no_worse", challenger.departure <= most, challenger.departure, most, words)
+    return GateResult("calibration_no_worse", challenger.ks_distance <= most, challenger.ks_distance, most, message)
 
 
-def planted_faults_found(challenger: Shown, champion: Shown, most_lost: float) -> Verdict:
+def planted_faults_found(challenger: GateMetrics, champion: GateMetrics, max_recall_drop: float) -> GateResult:
     """The challenger finds about as many planted faults as the version that serves, or more.
 
     Args:
         challenger: What it shows.
         champion: What the version that serves shows of the same faults.
-        most_lost: By how much its share may be smaller.
+        max_recall_drop: By how much its share may be smaller.
     """
     rule = "planted_faults_found"
     if not challenger.faults:
-        return Verdict(rule, True, float("nan"), 0.0, "not compared: no column has two values to plant a fault with")
-    least = max(champion.found - most_lost, 0.0)
-    words = (
+        return GateResult(rule, True, float("nan"), 0.0, "not compared: no column has two values to plant a fault with")
+    least = max(champion.found - max_recall_drop, 0.0)
+    message = (
         f"{challenger.found:.1%} of {challenger.faults} planted faults score higher than {COMMON:.0%} of the rows, at "
         f"least {least:.1%} must; the version that serves finds {champion.found:.1%}"
     )
-    return Verdict(rule, challenger.found >= least, challenger.found, least, words)
+    return GateResult(rule, challenger.found >= least, challenger.found, least, message)
 
 
-def finite_weights(bundle: ModelBundle) -> Verdict:
+def finite_weights(bundle: ModelBundle) -> GateResult:
     """Every weight of the network is a finite number."""
     wrong = sum(int((~torch.isfinite(value)).sum()) for value in bundle.model.state_dict().values())
-    return Verdict("finite_weights", wrong == 0, wrong, 0, f"{wrong:,} weights are not finite; none may be")
+    return GateResult("finite_weights", wrong == 0, wrong, 0, f"{wrong:,} weights are not finite; none may be")
 
 
-def loss_fell(result: TrainingResult) -> Verdict:
+def loss_fell(result: TrainingResult) -> GateResult:
     """The validation loss is lower than before the first step."""
-    return Verdict(
+    return GateResult(
         "loss_fell",
         result.best_loss < result.first_loss,
         result.best_loss,
@@ -166,7 +168,7 @@ def loss_fell(result: TrainingResult) -> Verdict:
     )
 
 
-def latents_not_collapsed(latents: Matrix, least: float = 0.5) -> Verdict:
+def latents_not_collapsed(latents: Matrix, least: float = 0.5) -> GateResult:
     """All latents are finite, and enough of their columns vary from row to row.
 
     Args:
@@ -174,15 +176,17 @@ def latents_not_collapsed(latents: Matrix, least: float = 0.5) -> Verdict:
         least: Share of the columns that must.
     """
     if wrong := int((~np.isfinite(latents)).sum()):
-        words = f"{wrong:,} latents are not finite; none may be"
-        return Verdict("latents_not_collapsed", False, 0.0, least, words)
-    spread = latents.std(axis=0) if len(latents) else np.zeros(latents.shape[1])
-    alive = float((spread > MIN_SPREAD * max(float(spread.max(initial=0.0)), 1e-12)).mean())
-    words = f"{alive:.0%} of {latents.shape[1]} latent columns vary; {'half' if least == 0.5 else f'{least:.0%}'} must"
-    return Verdict("latents_not_collapsed", alive >= least, alive, least, words)
+        message = f"{wrong:,} latents are not finite; none may be"
+        return GateResult("latents_not_collapsed", False, 0.0, least, message)
+    std = latents.std(axis=0) if len(latents) else np.zeros(latents.shape[1])
+    alive = float((std > MIN_RELATIVE_STD * max(float(std.max(initial=0.0)), 1e-12)).mean())
+    message = (
+        f"{alive:.0%} of {latents.shape[1]} latent columns vary; {'half' if least == 0.5 else f'{least:.0%}'} must"
+    )
+    return GateResult("latents_not_collapsed", alive >= least, alive, least, message)
 
 
-def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64]) -> Verdict:
+def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64]) -> GateResult:
     """Rows after the calibration days score like those of these days, which the alert budget rests on.
 
     It looks at all scores alike. Of the highest alone, which make alerts, the report's check `alert_budget` tells.
@@ -192,14 +196,14 @@ def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[n
         calibrated: Of the rows of the calibration days.
     """
     if not len(scores):
-        return Verdict("calibration_holds", True, 0.0, MOST_DEPARTURE, "0 rows lie after the calibration days")
-    gap = departure(scores, calibrated)
-    most = MOST_DEPARTURE + departure_by_chance(len(scores), len(calibrated))
-    words = f"{len(scores):,} rows after the calibration days: their shares up to any score differ by up to {gap:.3f}"
-    verdict = "train anew to calibrate on newer days" if gap > most else "they are alike"
-    return Verdict("calibration_holds", gap <= most, gap, most, f"{words}; {verdict}")
+        return GateResult("calibration_holds", True, 0.0, MAX_KS_DISTANCE, "0 rows lie after the calibration days")
+    gap = ks_distance(scores, calibrated)
+    most = MAX_KS_DISTANCE + ks_critical_value(len(scores), len(calibrated))
+    message = f"{len(scores):,} rows after the calibration days: their shares up to any score differ by up to {gap:.3f}"
+    result = "train anew to calibrate on newer days" if gap > most else "they are alike"
+    return GateResult("calibration_holds", gap <= most, gap, most, f"{message}; {result}")
 
 
-def is_promoted(verdicts: Sequence[Verdict]) -> bool:
+def is_promoted(results: Sequence[GateResult]) -> bool:
     """A challenger serves when it keeps every rule."""
-    return all(verdict.passed for verdict in verdicts)
+    return all(result.passed for result in results)

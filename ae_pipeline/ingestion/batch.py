@@ -48,7 +48,7 @@ def rules_in_force(contract: SchemaContract, config: PipelineConfig, today: dt.d
     return Rules(lasting, hash_json([lasting, config.end or today]))
 
 
-class Batch:
+class StagingBatch:
     """Holds files against the contract many at a time, since a pass costs the same for 10 rows as for 10,000."""
 
     def __init__(self, contract: SchemaContract, config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> None:
@@ -69,7 +69,7 @@ class Batch:
         waiting = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
         return any(held >= most for held, most in waiting)
 
-    def add(self, name: str, path: Path, before: LandedFile | None) -> LandedFile | None:
+    def add(self, name: str, path: Path, previous: LandedFile | None) -> LandedFile | None:
         """Reads a file; gives its ledger entry if that is settled already, and otherwise lets its rows wait.
 
         Raises:
@@ -78,19 +78,19 @@ class Batch:
         stat = path.stat()
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        again = before is not None and before.sha256 == digest
-        landed = before.landed_ns if before and again else stat.st_mtime_ns
+        again = previous is not None and previous.sha256 == digest
+        landed = previous.landed_ns if previous and again else stat.st_mtime_ns
         seen = LandedFile(stat.st_size, stat.st_mtime_ns, digest, landed, self._rules.lasting, None)
         held = {self._rules.lasting, self._rules.until_last_day}
-        if before and again and before.contract in held:
-            return replace(before, size=seen.size, modified_ns=seen.modified_ns)
+        if previous and again and previous.contract in held:
+            return replace(previous, size=seen.size, modified_ns=seen.modified_ns)
         try:
             file = read_file(name, data, self._config.images, self._image_dtype)
         except UnreadableFileError as error:
-            return _refused(seen, before, str(error))
+            return _refused(seen, previous, str(error))
         columns = [column for column in file.rows.columns if column not in PLACE]
         check_columns(columns, self._contract, name, keys_of(self._contract, self._config))
-        self._waiting[name] = (file, seen, before)
+        self._waiting[name] = (file, seen, previous)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width
         if self._config.images and file.rows.schema.get(self._config.images.column) == IMAGE_STRUCT:
@@ -118,7 +118,7 @@ class Batch:
         return entries
 
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:
-        _, seen, before = self._waiting[name]
+        _, seen, previous = self._waiting[name]
         if file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
             seen = replace(seen, contract=self._rules.until_last_day)
         copy = hash_json([name, seen.sha256, seen.contract])
@@ -129,7 +129,7 @@ class Batch:
         if file.rows.is_empty() and file.rejected.height:
             first = file.rejected["reason"][0]
             return _refused(
-                seen, before, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}"
+                seen, previous, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}"
             )
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
         write_parquet(self._paths.staged(copy), file.rows.to_arrow(), shapes)
@@ -142,11 +142,11 @@ class Batch:
         )
 
 
-def _refused(seen: LandedFile, before: LandedFile | None, reason: str) -> LandedFile:
+def _refused(seen: LandedFile, previous: LandedFile | None, reason: str) -> LandedFile:
     """The entry of a file that cannot be used: what an earlier version of it gave stands.
 
     The same content that breaks rules edited since is no other version: what it gave under the old ones is withdrawn.
     """
-    if before is None or (before.sha256 == seen.sha256 and before.refused is None):
+    if previous is None or (previous.sha256 == seen.sha256 and previous.refused is None):
         return replace(seen, refused=reason)
-    return replace(seen, staged=before.staged, rows=before.rows, days=before.days, refused=reason)
+    return replace(seen, staged=previous.staged, rows=previous.rows, days=previous.days, refused=reason)

@@ -183,8 +183,8 @@ def _broken_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule
         return [_Rule(f"{name}: shape", image_words(present) != str(rule.shape), told)]
     shown = present.cast(pl.String, strict=False).str.slice(0, 80)
 
-    def broken(what: str, condition: pl.Expr, words: str) -> _Rule:
-        told = pl.format(f"{_literal(name)} = {{}} {_literal(words)}{remedy}", shown)
+    def broken(what: str, condition: pl.Expr, message: str) -> _Rule:
+        told = pl.format(f"{_literal(name)} = {{}} {_literal(message)}{remedy}", shown)
         return _Rule(f"{name}: {what}", condition, told)
 
     rules = []
@@ -204,8 +204,8 @@ def _broken_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule
     if rule.maximum is not None:
         rules.append(broken("maximum", value > rule.maximum, f"is above the maximum {rule.maximum:g}"))
     if rule.allowed is not None:
-        words = f"is none of {', '.join(rule.allowed)[:120]}"
-        rules.append(broken("allowed", ~value.cast(pl.String).is_in(rule.allowed), words))
+        message = f"is none of {', '.join(rule.allowed)[:120]}"
+        rules.append(broken("allowed", ~value.cast(pl.String).is_in(rule.allowed), message))
     return rules
 
 
@@ -218,10 +218,10 @@ def _broken_times(name: str, config: PipelineConfig, today: dt.date) -> list[_Ru
     last = config.end or today
     remedy = "mend it at the source, or widen start and end in the YAML"
     shown, day = pl.col(name).cast(pl.String), pl.col(_TYPED + name).cast(pl.Date)
-    words = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}; {remedy}", shown)
+    message = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}; {remedy}", shown)
     return [
-        _Rule(f"{name}: before start", day < pl.lit(config.start), words),
-        _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), words),
+        _Rule(f"{name}: before start", day < pl.lit(config.start), message),
+        _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), message),
     ]
 
 

@@ -106,9 +106,9 @@ def load_contract(path: Path) -> SchemaContract:
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        index = ".".join(str(part) for part in first["loc"])
         raise SchemaError(
-            f"the schema contract {path} breaks a rule at {place}: {first['msg']}, got "
+            f"the schema contract {path} breaks a rule at {index}: {first['msg']}, got "
             f"{first['input']!r}; mend it, or move it away to have one inferred anew"
         ) from error
 

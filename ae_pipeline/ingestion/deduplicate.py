@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from ae_pipeline.storage.files import explained, make_folder
+from ae_pipeline.storage.files import make_folder, translate_os_error
 
 _AT_ONCE = 200_000
 """Rows that are held at once, about."""
@@ -47,12 +47,12 @@ def by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Path) -> Ite
                 table = batch.to_arrow(compat_level=pl.CompatLevel.oldest())
                 writers = writers or [pa.ipc.new_stream(file, table.schema) for file in files]
                 own = (batch["row_id"].hash(seed=0) % parts).to_numpy()
-                for place, writer in enumerate(writers):
-                    writer.write_table(table.filter(pa.array(own == place)))
+                for index, writer in enumerate(writers):
+                    writer.write_table(table.filter(pa.array(own == index)))
             for writer in writers:
                 writer.close()
         except OSError as error:
-            raise explained(error, folder) from error
+            raise translate_os_error(error, folder) from error
         for file in files if writers else ():
             file.seek(0)
             yield pl.DataFrame(pa.ipc.open_stream(file).read_all())

@@ -75,14 +75,14 @@ def _infer_image(columns: Sequence[pl.Series], config: PipelineConfig) -> Column
 
 def _with_words_for_missing(rules: dict[str, ColumnRule], samples: Sequence[pl.DataFrame]) -> dict[str, ColumnRule]:
     """Carries the words that mean missing among numbers over to text: who writes NA for one writes it for the other."""
-    words = {word for rule in rules.values() for word in rule.null_values}
-    if not words:
+    message = {word for rule in rules.values() for word in rule.null_values}
+    if not message:
         return rules
     found = dict(rules)
     for name, rule in rules.items():
         if rule.type in {ColumnType.TEXT, ColumnType.CATEGORY} and not rule.required:
             here = [
-                word for word in sorted(words) if any((s[name] == word).any() for s in samples if name in s.columns)
+                word for word in sorted(message) if any((s[name] == word).any() for s in samples if name in s.columns)
             ]
             found[name] = rule.model_copy(update={"null_values": tuple(here)})
     return found
@@ -126,15 +126,15 @@ def _type_of(dtypes: Sequence[pl.DataType]) -> ColumnType:
 
 
 def _infer_from_text(texts: pl.Series, given: ColumnType | None) -> ColumnRule:
-    words = texts.is_in(_WORDS_FOR_MISSING)
+    message = texts.is_in(_WORDS_FOR_MISSING)
     # An infinite number is a number all the same: its row goes to quarantine, its column does not turn into text.
     words_or_infinite = (
-        words
+        message
         | texts.str.contains(r"(?i)^[+-]?inf(inity)?$")
         | texts.cast(pl.Float64, strict=False).is_infinite().fill_null(value=False)
     )
-    said = tuple(sorted(texts.filter(words)))
-    for candidate, used in ((texts, ()), (texts.filter(~words), said), (texts.filter(~words_or_infinite), said)):
+    said = tuple(sorted(texts.filter(message)))
+    for candidate, used in ((texts, ()), (texts.filter(~message), said), (texts.filter(~words_or_infinite), said)):
         if candidate.is_empty():
             continue
         rule = _rule_that_all_fit(candidate, given)

@@ -16,7 +16,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.batch import RAW_VERSION, Batch, Rules, rules_in_force
+from ae_pipeline.ingestion.batch import RAW_VERSION, Rules, StagingBatch, rules_in_force
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
 from ae_pipeline.ingestion.deduplicate import by_identity
 from ae_pipeline.ingestion.inference import infer_contract
@@ -25,7 +25,7 @@ from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import apart, read_facts
+from ae_pipeline.storage.parquet import detach, read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
@@ -36,7 +36,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Intake:
+class IngestResult:
     """What reading the landing place came to.
 
     Attributes:
@@ -117,12 +117,12 @@ def unread_files(config: PipelineConfig, paths: DatasetPaths, today: dt.date) ->
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def known_intake(config: PipelineConfig, paths: DatasetPaths) -> Intake | None:
+def last_ingest(config: PipelineConfig, paths: DatasetPaths) -> IngestResult | None:
     """Gives what reading the landing place came to last; None where it was never read."""
     if not paths.contract.exists():
         return None
     ledger = Ledger.load(paths.ledger)
-    return Intake(ledger, contract_in_force(paths.contract, config), (), _moved(ledger, config, paths))
+    return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved(ledger, config, paths))
 
 
 def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool:
@@ -133,7 +133,7 @@ def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool
     return held and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress: Progress) -> Intake:
+def ingest(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress: Progress) -> IngestResult:
     """Reads every new or changed landed file into its staged copy and quarantine, and brings the ledger up to date.
 
     A contract is inferred where there is none. Whatever fails, files already read stay read.
@@ -146,13 +146,15 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
     if not paths.contract.exists():
         _infer(config, paths, landed)
     contract = contract_in_force(paths.contract, config)
-    before = Ledger.load(paths.ledger)
+    previous = Ledger.load(paths.ledger)
     rules = rules_in_force(contract, config, today)
-    new = [name for name, path in landed.items() if not _is_known(before.files.get(name), path, rules)]
+    new = [name for name, path in landed.items() if not _is_known(previous.files.get(name), path, rules)]
     # A refused file that has left and gave no rows leaves nothing to remember.
-    files = {name: entry for name, entry in before.files.items() if name in landed or not entry.refused or entry.staged}
+    files = {
+        name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
+    }
     changed_columns = []
-    batch = Batch(contract, config, paths, today)
+    batch = StagingBatch(contract, config, paths, today)
     try:
         for done, name in enumerate(new):
             progress(done, len(new), "files read")
@@ -167,7 +169,7 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
         files.update(batch.stage())
     finally:
         ledger = Ledger(files)
-        if files != before.files:
+        if files != previous.files:
             ledger.save(paths.ledger)
         _sweep(ledger, paths)
     if new:
@@ -175,8 +177,8 @@ def take_in(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progres
     if changed_columns:
         more = f" ({len(changed_columns) - 1} further files likewise)" if len(changed_columns) > 1 else ""
         raise SchemaError(f"{changed_columns[0]}{more}") from changed_columns[0]
-    changed = tuple(name for name in new if files[name] != before.files.get(name))
-    return Intake(ledger, contract, changed, _moved(ledger, config, paths))
+    changed = tuple(name for name in new if files[name] != previous.files.get(name))
+    return IngestResult(ledger, contract, changed, _moved(ledger, config, paths))
 
 
 def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[str, list[str]]:
@@ -218,7 +220,7 @@ def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path])
         bare = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
         # Spread over the file and taken out of it: the first rows would keep all others in memory.
         step = math.ceil(file.rows.height * max(file.rows.width, 1) * len(chosen) / _SAMPLED_CELLS)
-        samples.append(apart(file.rows.drop(*PLACE).gather_every(max(step, 1)).with_columns(*bare)))
+        samples.append(detach(file.rows.drop(*PLACE).gather_every(max(step, 1)).with_columns(*bare)))
     filled = [sample for sample in samples if sample.height]
     if not filled:
         raise SchemaError(

@@ -48,16 +48,16 @@ def cut_patches(rows: pl.DataFrame, column: str, patch: int, stride: int) -> tup
         else:
             pixels = np.frombuffer(b"".join(alike["data"].to_list()), kind).reshape(-1, height, width, channels)
             top, left = (grid.ravel() for grid in np.meshgrid(tops, lefts, indexing="ij"))
-            place = {
+            index = {
                 "_place": np.repeat(alike["_place"].to_numpy(), count),
                 "top": np.tile(top, alike.height),
                 "left": np.tile(left, alike.height),
             }
             shape = {"height": patch, "width": patch, "channels": channels, "dtype": pl.lit(dtype)}
             cut = pl.struct(data=pl.lit(_patches(pixels, patch, stride)), **shape).cast(IMAGE_STRUCT)
-            parts.append(pl.DataFrame(place).with_columns(cut.alias(column)))
+            parts.append(pl.DataFrame(index).with_columns(cut.alias(column)))
             continue
-        refused += [(place, why) for place in alike["_place"]]
+        refused += [(index, why) for index in alike["_place"]]
     patches = pl.concat(parts).sort("_place", maintain_order=True)
     beside = rows.drop(column)[patches["_place"]]
     found = pl.concat([beside, patches.drop("_place")], how="horizontal")

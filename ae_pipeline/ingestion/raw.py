@@ -11,7 +11,7 @@ from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import by_identity
-from ae_pipeline.ingestion.landing import Intake
+from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -35,7 +35,7 @@ class DayResult:
     superseded: int = 0
 
 
-def build_raw_day(day: str, intake: Intake, paths: DatasetPaths) -> DayResult:
+def build_raw_day(day: str, intake: IngestResult, paths: DatasetPaths) -> DayResult:
     """Writes the raw rows of a day, unless they are up to date.
 
     Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity

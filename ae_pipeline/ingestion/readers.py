@@ -88,7 +88,7 @@ def _in_patches(file: FileRows, images: ImagesConfig) -> FileRows:
     patch = images.patch or 0
     rows, refused = cut_patches(file.rows, images.column, patch, images.stride or patch)
     reasons = pl.Series([f"{images.column}: {why}" for _, why in refused], dtype=pl.String)
-    lost = _rejected(file.rows[[place for place, _ in refused]], images.column, "patches", reasons)
+    lost = _rejected(file.rows[[index for index, _ in refused]], images.column, "patches", reasons)
     return FileRows(rows, pl.concat([file.rejected, lost]).sort("row_number"))
 
 
@@ -116,8 +116,8 @@ def _read_parquet(data: bytes, images: ImagesConfig | None, dtype: str | None) -
     found = None
     if images and images.column in table.column_names:
         found = read_image_column(table[images.column], images.column, dtype)
-        place = table.column_names.index(images.column)
-        table = table.set_column(place, images.column, pa.nulls(table.num_rows))
+        index = table.column_names.index(images.column)
+        table = table.set_column(index, images.column, pa.nulls(table.num_rows))
     frame = pl.DataFrame(pl.from_arrow(table))
     for name, kind in frame.schema.items():
         if kind.is_nested() or kind in {pl.Binary(), pl.Object()}:
@@ -204,7 +204,7 @@ def _without_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]
         )
         .then(pl.lit("quote")),
     )
-    words = {
+    message = {
         "encoding": "the line is not UTF-8 text; land the file in one encoding",
         "quote": "a quote is opened and not closed on its line; double a quote inside a value; a record is one line",
     }
@@ -212,7 +212,7 @@ def _without_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]
         pl.lit(None, dtype=pl.String).alias("source_file"),
         "row_number",
         "rule",
-        reason=pl.col("rule").replace_strict(words, return_dtype=pl.String),
+        reason=pl.col("rule").replace_strict(message, return_dtype=pl.String),
         record="text",
     )
     blank = pl.lit("," * (width - 1))

@@ -14,14 +14,14 @@ from ae_pipeline.latent_space.compatibility import (
     Array,
     Compatibility,
     compare_spaces,
-    explained_between,
+    cross_validated_variance,
     fit_alignment,
     relative_condition,
 )
 from ae_pipeline.latent_space.names import axes_name
 
 if TYPE_CHECKING:
-    from ae_pipeline.models.latent_transform import Axes
+    from ae_pipeline.models.latent_transform import LatentTransform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,36 +42,36 @@ class Alignment:
     """How the latent space of a new model stands to that of the one before.
 
     Attributes:
-        before: Version of the one before.
+        previous: Version of the one before.
         axes_of: Version whose axes the new model was to be turned to: the first of those before that are compatible.
         axes: Name of these axes: the space of that version.
         compatibility: With the one before, over the same rows and before any alignment.
-        explained: Share of the variance of the latents of `axes_of` that the best affine map explains.
+        explained_variance: Share of the variance of the latents of `axes_of` that the best affine map explains.
         is_aligned: Whether the axes were turned: as near as they come, compatible or not.
         is_compatible: Whether what was built on these axes may go on with the new latents.
-        words: The verdict as a sentence.
+        message: The verdict as a sentence.
     """
 
-    before: int
+    previous: int
     axes_of: int
     axes: str
     compatibility: Compatibility
-    explained: float
+    explained_variance: float
     is_aligned: bool
     is_compatible: bool
-    words: str
+    message: str
 
     def facts(self) -> dict[str, float | int | bool | str | None]:
         """Gives what a bundle keeps of it, flat."""
-        own = {"is_aligned": self.is_aligned, "is_compatible": self.is_compatible, "explained": self.explained}
+        own = {"is_aligned": self.is_aligned, "is_compatible": self.is_compatible, "explained": self.explained_variance}
         # A space that is not compatible is the first with its axes.
         axes_of = self.axes_of if self.is_compatible else None
         axes = self.axes if self.is_compatible else None
-        return {"before": self.before, "axes_of": axes_of, "axes": axes, **own, **self.compatibility.figures()}
+        return {"before": self.previous, "axes_of": axes_of, "axes": axes, **own, **self.compatibility.figures()}
 
 
 def align(
-    bundle: ModelBundle, before: Served, axes: Served, rows: pl.DataFrame, config: LatentsConfig
+    bundle: ModelBundle, previous: Served, axes: Served, rows: pl.DataFrame, config: LatentsConfig
 ) -> tuple[ModelBundle, Alignment]:
     """Aligns a new model to axes in use, by the best turn between the whitened spaces over rows that all can encode.
 
@@ -81,7 +81,7 @@ def align(
 
     Args:
         bundle: The new model.
-        before: The one that serves, to compare with.
+        previous: The one that serves, to compare with.
         axes: The first with the axes in use; may be the same.
         rows: Features of the reference window.
         config: From which figures on spaces count as compatible.
@@ -93,41 +93,45 @@ def align(
         BundleError: The rows lack a column that one of the models needs.
         TrainingError: There are too few rows.
     """
-    (old, old_scores), (new, new_scores) = (_latents_and_scores(model, rows) for model in (before.bundle, bundle))
+    (old, old_scores), (new, new_scores) = (_latents_and_scores(model, rows) for model in (previous.bundle, bundle))
     found = compare_spaces(old, new, old_scores, new_scores)
     name = axes_name(axes.bundle, axes.version)
-    wanted = old if axes.version == before.version else axes.bundle.encode(rows).astype(np.float64)
-    share = found.affine if axes.version == before.version else explained_between(wanted, new)
+    wanted = old if axes.version == previous.version else axes.bundle.encode(rows).astype(np.float64)
+    share = found.affine if axes.version == previous.version else cross_validated_variance(wanted, new)
     if wanted.shape[1] != new.shape[1]:
-        words = f"{new.shape[1]} latents cannot be aligned to the {wanted.shape[1]} of version {axes.version}"
-        return bundle, Alignment(before.version, axes.version, name, found, share, False, False, words)
+        message = f"{new.shape[1]} latents cannot be aligned to the {wanted.shape[1]} of version {axes.version}"
+        return bundle, Alignment(previous.version, axes.version, name, found, share, False, False, message)
     affine = fit_alignment(new, wanted)
-    words = f"the best affine map explains {share:.1%} of the variance of version {axes.version}'s latents"
-    if (condition := relative_condition(affine, new, wanted)) > config.most_condition:
-        words = f"{words}; alignment is conditioned {condition:.3g}, and applied up to {config.most_condition:.3g}"
-        return bundle, Alignment(before.version, axes.version, name, found, share, False, False, words)
-    is_compatible = share >= config.least_explained
+    message = f"the best affine map explains {share:.1%} of the variance of version {axes.version}'s latents"
+    if (condition := relative_condition(affine, new, wanted)) > config.max_condition_number:
+        message = (
+            f"{message}; alignment is conditioned {condition:.3g}, and applied up to {config.max_condition_number:.3g}"
+        )
+        return bundle, Alignment(previous.version, axes.version, name, found, share, False, False, message)
+    is_compatible = share >= config.min_explained_variance
     if not is_compatible:
-        words = f"{words}; compatible from {config.least_explained:.0%} on"
-    return turn(bundle, affine), Alignment(before.version, axes.version, name, found, share, True, is_compatible, words)
+        message = f"{message}; compatible from {config.min_explained_variance:.0%} on"
+    return transform_latents(bundle, affine), Alignment(
+        previous.version, axes.version, name, found, share, True, is_compatible, message
+    )
 
 
-def turn(bundle: ModelBundle, affine: AffineMap) -> ModelBundle:
+def transform_latents(bundle: ModelBundle, affine: AffineMap) -> ModelBundle:
     """Gives the same model with its latents told in other axes."""
     import torch
 
     model = copy.deepcopy(bundle.model)
-    axes = model.axes
-    before = _as_kept(axes)
-    axes.turn(*(torch.from_numpy(part).to(axes.matrix.device) for part in (affine.matrix, affine.offset)))
+    axes = model.latent_transform
+    previous = _as_kept(axes)
+    axes.compose(*(torch.from_numpy(part).to(axes.matrix.device) for part in (affine.matrix, affine.offset)))
     after = _as_kept(axes)
     # Of the map as the network keeps it, rounded: distances must stay what they are in these very axes.
-    matrix = np.linalg.solve(before.matrix, after.matrix).astype(np.float64)
-    density = bundle.density.turned(matrix, after.offset - before.offset @ matrix)
-    return dataclasses.replace(bundle, model=model, density=density)
+    matrix = np.linalg.solve(previous.matrix, after.matrix).astype(np.float64)
+    mahalanobis = bundle.mahalanobis.transformed(matrix, after.offset - previous.offset @ matrix)
+    return dataclasses.replace(bundle, model=model, mahalanobis=mahalanobis)
 
 
-def _as_kept(axes: "Axes") -> AffineMap:
+def _as_kept(axes: "LatentTransform") -> AffineMap:
     return AffineMap(*(part.detach().cpu().double().numpy() for part in (axes.matrix, axes.offset)))
 
 

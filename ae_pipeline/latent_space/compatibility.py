@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ae_pipeline.common.errors import TrainingError
-from ae_pipeline.scoring.calibration import departure
+from ae_pipeline.scoring.calibration import ks_distance
 
 Array = npt.NDArray[np.float64]
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 LEAST_ROWS = 50
 """Rows that tell of a map between spaces, a half of them to fit it and a half to hold it against."""
 
@@ -66,7 +66,7 @@ class Compatibility:
     orthogonal: float | None
     affine: float
     condition: float
-    neighbours: float
+    neighbors: float
     axes: tuple[float, ...] | None
     score_shift: float
 
@@ -77,7 +77,7 @@ class Compatibility:
             "orthogonal": self.orthogonal,
             "affine": self.affine,
             "condition": self.condition,
-            "neighbours": self.neighbours,
+            "neighbours": self.neighbors,
             "score_shift": self.score_shift,
         }
         return {name: value for name, value in named.items() if value is not None}
@@ -103,23 +103,23 @@ def compare_spaces(old: Array, new: Array, old_scores: Array, new_scores: Array)
     is_as_wide = old.shape[1] == new.shape[1]
     return Compatibility(
         rows=len(old),
-        as_is=explained(old, new) if is_as_wide else None,
-        orthogonal=explained_between(old, new, fit_orthogonal) if is_as_wide else None,
-        affine=explained_between(old, new),
+        as_is=explained_variance(old, new) if is_as_wide else None,
+        orthogonal=cross_validated_variance(old, new, fit_orthogonal) if is_as_wide else None,
+        affine=cross_validated_variance(old, new),
         condition=relative_condition(fit_affine(new, old), new, old),
-        neighbours=_overlap(old, new),
+        neighbors=_overlap(old, new),
         axes=tuple(_correlation(*pair) for pair in zip(old.T, new.T, strict=True)) if is_as_wide else None,
-        score_shift=departure(new_scores, old_scores),
+        score_shift=ks_distance(new_scores, old_scores),
     )
 
 
-def explained(wanted: Array, mapped: Array) -> float:
+def explained_variance(wanted: Array, mapped: Array) -> float:
     """Gives the share of the variance of latents, over all axes, that others of the same rows explain."""
     rest, whole = np.square(wanted - mapped).sum(), np.square(wanted - wanted.mean(axis=0)).sum()
     return float(1 - rest / whole) if whole > 0 else float(rest == 0)
 
 
-def explained_between(wanted: Array, latents: Array, fit: Fit | None = None) -> float:
+def cross_validated_variance(wanted: Array, latents: Array, fit: Fit | None = None) -> float:
     """Gives the share of the variance of latents that a map of others explains on every other row.
 
     Args:
@@ -128,7 +128,7 @@ def explained_between(wanted: Array, latents: Array, fit: Fit | None = None) -> 
         fit: Fits the map, on the rows between; `fit_affine` by default.
     """
     affine = (fit or fit_affine)(latents[::2], wanted[::2])
-    return explained(wanted[1::2], affine(latents[1::2]))
+    return explained_variance(wanted[1::2], affine(latents[1::2]))
 
 
 def fit_orthogonal(source: Array, target: Array) -> AffineMap:
@@ -144,10 +144,10 @@ def fit_affine(source: Array, target: Array) -> AffineMap:
     It is a ridge regression on axes in units of spread, with a penalty that matters for directions that hardly vary.
     """
     middle, aim = source.mean(axis=0), target.mean(axis=0)
-    spread = _spread(source)
-    scaled = (source - middle) / spread
+    std = _spread(source)
+    scaled = (source - middle) / std
     gram = scaled.T @ scaled / len(scaled) + _RIDGE * np.eye(scaled.shape[1])
-    matrix: Array = np.linalg.solve(gram, scaled.T @ (target - aim) / len(scaled)) / spread[:, np.newaxis]
+    matrix: Array = np.linalg.solve(gram, scaled.T @ (target - aim) / len(scaled)) / std[:, np.newaxis]
     return AffineMap(matrix, aim - middle @ matrix)
 
 
@@ -167,8 +167,8 @@ def fit_alignment(source: Array, target: Array) -> AffineMap:
 def _whitening(latents: Array) -> tuple[Array, Array]:
     """Gives the matrix that makes the covariance the identity, and its inverse."""
     variances, directions = np.linalg.eigh(np.cov(latents, rowvar=False, bias=True).reshape([latents.shape[1]] * 2))
-    spread = np.sqrt(np.maximum(variances, _RIDGE * max(float(variances[-1]), 1e-12)))
-    return directions / spread, (directions * spread).T
+    std = np.sqrt(np.maximum(variances, _RIDGE * max(float(variances[-1]), 1e-12)))
+    return directions / std, (directions * std).T
 
 
 def relative_condition(affine: AffineMap, source: Array, target: Array) -> float:
@@ -178,9 +178,9 @@ def relative_condition(affine: AffineMap, source: Array, target: Array) -> float
 
 
 def _spread(latents: Array) -> Array:
-    spread = latents.std(axis=0)
-    widest = float(spread.max(initial=0.0)) or 1.0
-    floored: Array = np.maximum(spread, 1e-6 * widest)
+    std = latents.std(axis=0)
+    widest = float(std.max(initial=0.0)) or 1.0
+    floored: Array = np.maximum(std, 1e-6 * widest)
     return floored
 
 
@@ -189,11 +189,11 @@ def _overlap(old: Array, new: Array) -> float:
 
     step = -(-len(old) // _MOST_ROWS)
     near = [
-        NearestNeighbors(n_neighbors=NEIGHBOURS).fit(latents).kneighbors(return_distance=False)
+        NearestNeighbors(n_neighbors=NEIGHBORS).fit(latents).kneighbors(return_distance=False)
         for latents in (old[::step] / _spread(old), new[::step] / _spread(new))
     ]
     shared = [len(np.intersect1d(*pair)) for pair in zip(*near, strict=True)]
-    return float(np.mean(shared) / NEIGHBOURS)
+    return float(np.mean(shared) / NEIGHBORS)
 
 
 def _correlation(one: Array, other: Array) -> float:

@@ -55,7 +55,7 @@ def build_contract(
     name, space = f"{config.dataset}_latents", latent_space_name(model_version, bundle.fingerprint)
     teams = [owner.removeprefix("team:") for owner in config.owners if owner.startswith("team:")]
     people = [owner for owner in config.owners if not owner.startswith("team:")]
-    reader = f"deltalake.DeltaTable({files.place!r})"
+    reader = f"deltalake.DeltaTable({files.location!r})"
     return OpenDataContractStandard(
         apiVersion=_STANDARD,
         kind="DataContract",
@@ -106,8 +106,8 @@ def build_contract(
 
 def _server(files: TableFiles) -> Server:
     if files.is_folder:
-        return Server(server="table", type="local", format="delta", path=files.place)
-    return Server(server="table", type=files.place.split(":")[0], format="delta", location=files.place)
+        return Server(server="table", type="local", format="delta", path=files.location)
+    return Server(server="table", type=files.location.split(":")[0], format="delta", location=files.location)
 
 
 def _sla(name: str, value: str | int, unit: str | None = None) -> ServiceLevelAgreementProperty:
@@ -205,7 +205,7 @@ def broken_rules(contract: OpenDataContractStandard, rows: pl.DataFrame) -> list
             f"column {name!r} is required and missing": values.null_count() if column.required else 0,
             f"column {name!r} lies outside {limits}": int(outside.sum()),
         }
-        broken += [f"{words} in {count:,} rows" for words, count in counts.items() if count]
+        broken += [f"{message} in {count:,} rows" for message, count in counts.items() if count]
     with pl.SQLContext(rows=rows) as context:
         for rule in table.quality or []:
             found = context.execute(str(rule.query).replace("${object}", "rows"), eager=True).item()
@@ -217,8 +217,8 @@ def broken_rules(contract: OpenDataContractStandard, rows: pl.DataFrame) -> list
 def described(contract: OpenDataContractStandard) -> dict[str, str | None]:
     """Gives what each column of the table is, with its unit."""
     columns = [column for table in contract.schema_ or [] for column in table.properties or []]
-    words = {str(column.name): (column.description, _unit(column)) for column in columns}
-    return {name: f"{text} In {unit}." if unit else text for name, (text, unit) in words.items()}
+    message = {str(column.name): (column.description, _unit(column)) for column in columns}
+    return {name: f"{text} In {unit}." if unit else text for name, (text, unit) in message.items()}
 
 
 def read_contract(files: TableFiles) -> OpenDataContractStandard | None:
@@ -243,18 +243,18 @@ def renew(
         last_versions: Newest version of the table in each latent space.
         now: The time, UTC.
     """
-    before = read_contract(files)
-    if before is None:
+    previous = read_contract(files)
+    if previous is None:
         return _write(contract, files, "1.0.0", [], now)
     retention = next(float(str(sla.value)) for sla in contract.slaProperties or [] if sla.property == "retention")
-    space, old_space = _told(contract, "latentSpace"), _told(before, "latentSpace")
-    earlier = [entry for entry in _told(before, "earlierSpaces", []) if entry["latentSpace"] != space]
+    space, old_space = _told(contract, "latentSpace"), _told(previous, "latentSpace")
+    earlier = [entry for entry in _told(previous, "earlierSpaces", []) if entry["latentSpace"] != space]
     if space != old_space:
         retired = {
             "latentSpace": old_space,
-            "modelVersion": _told(before, "modelVersion"),
-            "latentAxes": _told(before, "latentAxes"),
-            "contractVersion": before.version,
+            "modelVersion": _told(previous, "modelVersion"),
+            "latentAxes": _told(previous, "latentAxes"),
+            "contractVersion": previous.version,
             "tableVersion": last_versions.get(old_space),
             "retiredOn": f"{now:%Y-%m-%d}",
         }
@@ -263,15 +263,15 @@ def renew(
     earlier = [{**entry, "readableUntil": _days_after(entry["retiredOn"], retention)} for entry in earlier]
     _tell_ends(files, earlier)
     earlier = [entry for entry in earlier if entry["readableUntil"] >= f"{now:%Y-%m-%d}"]
-    major, minor, patch = map(int, str(before.version).split("."))
-    if _shape(contract) != _shape(before) or _told(contract, "latentAxes") != _told(before, "latentAxes"):
-        _retire(before, files, _days_after(f"{now:%Y-%m-%d}", retention))
+    major, minor, patch = map(int, str(previous.version).split("."))
+    if _shape(contract) != _shape(previous) or _told(contract, "latentAxes") != _told(previous, "latentAxes"):
+        _retire(previous, files, _days_after(f"{now:%Y-%m-%d}", retention))
         return _write(contract, files, f"{major + 1}.0.0", earlier, now)
     if space != old_space:
         return _write(contract, files, f"{major}.{minor + 1}.0", earlier, now)
-    if _text(_with_spaces(contract, earlier)) != _text(before):
+    if _text(_with_spaces(contract, earlier)) != _text(previous):
         return _write(contract, files, f"{major}.{minor}.{patch + 1}", earlier, now)
-    return before
+    return previous
 
 
 def _told(contract: OpenDataContractStandard, name: str, default: Any = None) -> Any:

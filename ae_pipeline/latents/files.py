@@ -30,25 +30,25 @@ class TableFiles:
     whole or not at all.
 
     Args:
-        place: A folder, or an address such as s3://bucket/latents/flights.
+        index: A folder, or an address such as s3://bucket/latents/flights.
     """
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, location: str) -> None:
+        self.location = location
 
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder of this machine."""
-        return not re.match(r"[a-z][a-z0-9+.-]*://", self.place)
+        return not re.match(r"[a-z][a-z0-9+.-]*://", self.location)
 
     @cached_property
     def filesystem(self) -> fs.FileSystem:
         """The place as pyarrow sees it."""
         if self.is_folder:
-            return fs.SubTreeFileSystem(self.place, fs.LocalFileSystem())
+            return fs.SubTreeFileSystem(self.location, fs.LocalFileSystem())
         from deltalake.fs import DeltaStorageHandler
 
-        return fs.PyFileSystem(DeltaStorageHandler(self.place))
+        return fs.PyFileSystem(DeltaStorageHandler(self.location))
 
     def prepare(self) -> None:
         """Makes the folder, where it is one.
@@ -57,19 +57,19 @@ class TableFiles:
             StorageError: A file stands in its way.
         """
         if self.is_folder:
-            make_folder(Path(self.place))
+            make_folder(Path(self.location))
 
     def open(self) -> DeltaTable | None:
         """Opens the table, or gives None where nothing was published yet."""
-        return DeltaTable(self.place) if DeltaTable.is_deltatable(self.place) else None
+        return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
 
     def full_path(self, path: str) -> str:
         """Gives what others open a file by."""
-        return f"{self.place}/{path}"
+        return f"{self.location}/{path}"
 
     def address(self, path: str = "") -> str:
         """Gives the address of a file, or of the table itself."""
-        return (Path(self.place) / path).as_uri() if self.is_folder else self.full_path(path).rstrip("/")
+        return (Path(self.location) / path).as_uri() if self.is_folder else self.full_path(path).rstrip("/")
 
     def has(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -88,7 +88,7 @@ class TableFiles:
             StorageError: The disk is full, or the place cannot be written.
         """
         if self.is_folder:
-            with atomic_write(Path(self.place) / path) as temporary:
+            with atomic_write(Path(self.location) / path) as temporary:
                 yield temporary
             return
         with tempfile.TemporaryDirectory() as folder:

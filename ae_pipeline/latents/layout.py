@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.common.parallel import ahead
+from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
@@ -42,7 +42,7 @@ def latent_schema(latent_dim: int) -> pa.Schema:
             pa.field("row_id", pa.string(), nullable=False),
             pa.field("event_time", pa.timestamp("us", "UTC")),
             pa.field("date", pa.date32()),
-            *(pa.field(f"z_{place:03d}", pa.float32(), nullable=False) for place in range(latent_dim)),
+            *(pa.field(f"z_{index:03d}", pa.float32(), nullable=False) for index in range(latent_dim)),
             pa.field("score", pa.float64(), nullable=False),
             pa.field("p_value", pa.float64(), nullable=False),
             pa.field("is_anomaly", pa.bool_(), nullable=False),
@@ -109,7 +109,7 @@ def keys_of(path: str, files: TableFiles) -> dict[str, str]:
         PublicationError: No publication wrote it, or it is gone.
     """
     parts = parse_path(path)
-    keys = {} if parts is None else _keys_in(files.place, path) if parts.is_month else {parts.group: parts.name}
+    keys = {} if parts is None else _keys_in(files.location, path) if parts.is_month else {parts.group: parts.name}
     if not keys:
         raise PublicationError(
             f"{files.full_path(path)} stands in the table and was not written by a publication; restore the version "
@@ -119,13 +119,13 @@ def keys_of(path: str, files: TableFiles) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _keys_in(place: str, path: str) -> dict[str, str]:
+def _keys_in(index: str, path: str) -> dict[str, str]:
     """Reads them from the footer; a file never changes."""
     try:
-        metadata = pq.read_schema(path, filesystem=TableFiles(place).filesystem).metadata or {}
+        metadata = pq.read_schema(path, filesystem=TableFiles(index).filesystem).metadata or {}
     except FileNotFoundError as error:
         raise PublicationError(
-            f"{place}/{path} is gone; materialize latent_features of any day to have its days put back"
+            f"{index}/{path} is gone; materialize latent_features of any day to have its days put back"
         ) from error
     keys: dict[str, str] = json.loads(metadata.get(_DAYS, b"{}"))
     return keys
@@ -135,7 +135,7 @@ def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterat
     """Scores one file of features, and gives the rows as the table has them, a row group at a time."""
     # What is buffered before it is read grows with the file.
     file = pq.ParquetFile(features, pre_buffer=False)
-    for batch in ahead(file.iter_batches(rows_together(file.metadata.num_columns, bytes_of_row(file.metadata)))):
+    for batch in prefetch(file.iter_batches(rows_together(file.metadata.num_columns, bytes_of_row(file.metadata)))):
         yield _scored(bundle, model_version, batch)
 
 
@@ -148,7 +148,7 @@ def _scored(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch) -> p
         batch["row_id"].cast(pa.string()),
         batch["event_time"].cast(pa.timestamp("us", "UTC")),
         rows["event_time"].dt.date().to_arrow(),
-        *(pa.array(np.ascontiguousarray(scored.latents[:, place])) for place in range(bundle.model.latent_dim)),
+        *(pa.array(np.ascontiguousarray(scored.latents[:, index])) for index in range(bundle.model.latent_dim)),
         pa.array(scored.score),
         pa.array(scored.p_value),
         pa.array(scored.is_anomaly),

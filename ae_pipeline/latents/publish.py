@@ -16,7 +16,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.common.parallel import ahead
+from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
@@ -139,7 +139,7 @@ def publish(
     planned = writing.plan(days)
     opened = table.version() if table else None
     found, space = writing.write(planned, progress), writing.space
-    entering, leaving = sorted(set(planned) - writing.before), sorted(writing.before - set(planned))
+    entering, leaving = sorted(set(planned) - writing.previous), sorted(writing.previous - set(planned))
     changes = bool(entering or leaving)
     before_commit()
     if changes:
@@ -174,9 +174,9 @@ class _Writing:
         self._schema, self._broken_rules = latent_schema(bundle.model.latent_dim), partial(broken_rules, contract)
         self.space = latent_space_name(model_version, bundle.fingerprint)
         written = files.written()
-        self.before = set(live_files(table) if table else ())
-        self.held = days_in(self.before & written.keys(), files)
-        committed = self.before | (set_aside(table) if table else set())
+        self.previous = set(live_files(table) if table else ())
+        self.held = days_in(self.previous & written.keys(), files)
+        committed = self.previous | (set_aside(table) if table else set())
         recent = dt.datetime.now(dt.UTC) - _TRUSTED
         self._there = {
             path
@@ -188,10 +188,10 @@ class _Writing:
 
     def plan(self, days: Sequence[str]) -> dict[str, dict[str, str]]:
         """Gives the path of each file that is to stand in the table, and the keys of its days."""
-        foreign = any(not path.startswith(f"{self.space}/") for path in self.before)
+        foreign = any(not path.startswith(f"{self.space}/") for path in self.previous)
         # Also days whose file has gone: they are scored anew.
         there = {day.path for day in self.held.values()}
-        gone = {parts.group for path in self.before - there if (parts := parse_path(path))}
+        gone = {parts.group for path in self.previous - there if (parts := parse_path(path))}
         lost = {file.stem for group in gone for file in self._paths.features("_").parent.glob(f"{group}*.parquet")}
         for day in sorted({*days, *lost, *(self.held if foreign else ())}):
             facts = read_facts(self._paths.features(day))
@@ -216,7 +216,7 @@ class _Writing:
         done = 0
         missing = {path: keys for path, keys in planned.items() if path not in self._there}
         # The next file is scored while one is written and verified.
-        with closing(ahead(self._tables(missing))) as tables:
+        with closing(prefetch(self._tables(missing))) as tables:
             coming = groupby(tables, key=itemgetter(0))
             for path, keys in planned.items():
                 asked = {day: self._rows[day] for day in keys if day in self._rows}
@@ -224,7 +224,7 @@ class _Writing:
                 if path in missing:
                     days = self._told(next(coming)[1], done, total, progress)
                     write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
-                if asked or path not in self.before:
+                if asked or path not in self.previous:
                     flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
                     for day, rows in asked.items():
                         found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
@@ -238,21 +238,21 @@ class _Writing:
         self, days: Iterable[tuple[str, int, pa.Table]], done: int, total: int, progress: Progress
     ) -> Iterator[pa.Table]:
         ended = 0
-        for _, place, rows in days:
-            if place > ended:
-                ended = place
+        for _, index, rows in days:
+            if index > ended:
+                ended = index
                 progress(min(done + ended, total), total, "days scored")
             yield rows
 
     def _tables(self, files: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, int, pa.Table]]:
         """Gives the rows of files, each part with its file and the number of days before its own there."""
         for path, keys in files.items():
-            for place, (day, key) in enumerate(keys.items()):
+            for index, (day, key) in enumerate(keys.items()):
                 if self._is_held(day, key):
-                    yield path, place, self._copied(self.held[day])
+                    yield path, index, self._copied(self.held[day])
                 else:
                     for rows in score_day(self._bundle, self._version, self._paths.features(day)):
-                        yield path, place, rows
+                        yield path, index, rows
 
     def _is_held(self, day: str, key: str) -> bool:
         old = self.held.get(day)
@@ -277,7 +277,7 @@ def _create(files: TableFiles, paths: DatasetPaths, bundle: ModelBundle, config:
     files.prepare()
     try:
         return DeltaTable.create(
-            files.place,
+            files.location,
             latent_schema(bundle.model.latent_dim),
             name=f"{paths.dataset}_latents",
             configuration=retention_properties(config.latents.retention_days),
@@ -301,7 +301,7 @@ def _commit(
     try:
         actions: list[AddAction | RemoveAction] = [add_action(path, files, now) for path in entering]
     except FileNotFoundError as error:
-        raise PublicationError(f"a file of {files.place} went while its rows were scored; run it again") from error
+        raise PublicationError(f"a file of {files.location} went while its rows were scored; run it again") from error
     actions += [RemoveAction(path, data_change=True, deletion_timestamp=now) for path in leaving]
     # Another width means another schema, which only an overwrite may bring; it removes all files that are not added.
     columns: list[str] = [field.name for field in table.schema().fields]
@@ -318,4 +318,4 @@ def _commit(
 
 
 def _too_late(files: TableFiles) -> str:
-    return f"another publication changed {files.place} meanwhile; this one changed nothing there: run it again"
+    return f"another publication changed {files.location} meanwhile; this one changed nothing there: run it again"

@@ -236,15 +236,15 @@ def read_day(day: PublishedDay, files: TableFiles, columns: Sequence[str] | None
     names = None if columns is None else tuple(columns)
     if not (parts := parse_path(day.path)) or not parts.is_month:
         return files.read(day.path, list(names) if names else None)
-    table = _last_file(files.place, day.path, names and (*names, *({"date"} - set(names))))
+    table = _last_file(files.location, day.path, names and (*names, *({"date"} - set(names))))
     chosen = table.filter(pc.field("date") == dt.date.fromisoformat(day.day))
     return chosen.select(names) if names else chosen
 
 
 @functools.lru_cache(maxsize=1)
-def _last_file(place: str, path: str, columns: tuple[str, ...] | None) -> pa.Table:
+def _last_file(index: str, path: str, columns: tuple[str, ...] | None) -> pa.Table:
     """Reads a file; days are read one after another, and many stand in the same."""
-    return TableFiles(place).read(path, list(columns) if columns else None)
+    return TableFiles(index).read(path, list(columns) if columns else None)
 
 
 def published_day(day: PublishedDay, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -266,7 +266,7 @@ def model_version_of(paths: DatasetPaths) -> int:
 
 def latents_of(days: Iterable[PublishedDay], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
     """Reads latents of some days of the table, (n, latent_dim): of long days 20,000 rows at most, evenly spaced."""
-    names = [f"z_{place:03d}" for place in range(latent_dim)]
+    names = [f"z_{index:03d}" for index in range(latent_dim)]
     parts = [_thinned(published_day(day, paths, names)).to_numpy() for day in days]
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 

@@ -48,12 +48,12 @@ def collect(table: DeltaTable, files: TableFiles, days: int) -> None:
     except CommitFailedError:
         return  # another publication came between, and the next one collects
     known = {*live_files(table), *set_aside(table)}
-    before = dt.datetime.now(dt.UTC) - ABANDONED
+    previous = dt.datetime.now(dt.UTC) - ABANDONED
     # Only what a publication calls its files: others may keep theirs here.
     files.remove(
         path
         for path, when in written.items()
-        if when < before and path not in known and (parse_path(path) or _OURS.fullmatch(path))
+        if when < previous and path not in known and (parse_path(path) or _OURS.fullmatch(path))
     )
 
 

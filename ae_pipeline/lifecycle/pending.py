@@ -9,7 +9,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
 from ae_pipeline.ingestion.contract import contract_in_force
-from ae_pipeline.ingestion.landing import known_intake
+from ae_pipeline.ingestion.landing import last_ingest
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.registry.names import CHAMPION
@@ -21,7 +21,7 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 def days_to_ingest(config: PipelineConfig, paths: DatasetPaths) -> list[str]:
     """Lists days whose raw rows or features are not what the files read so far give."""
-    intake = known_intake(config, paths)
+    intake = last_ingest(config, paths)
     if intake is None:
         return []
     return sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})

@@ -29,15 +29,15 @@ class Decision:
     Attributes:
         champion: It.
         promoted: Whether it does so from now on.
-        words: Why, for a person.
+        message: Why, for a person.
     """
 
     champion: TrackedVersion
     promoted: bool
-    words: str
+    message: str
 
 
-def undecided(config: PipelineConfig, tracker: Tracker) -> TrackedVersion | None:
+def undecided_challenger(config: PipelineConfig, tracker: Tracker) -> TrackedVersion | None:
     """Gives a challenger that was judged and waits for what follows from it: the run that trained it was cut short.
 
     One that was rejected where no other version serves has nothing to wait for.
@@ -86,9 +86,9 @@ def decide(
     if DECIDED in challenger.tags and champion is not None:
         if serves:
             return Decision(champion, False, f"version {champion.version} serves already")
-        words = f"challenger {challenger.version} was {challenger.tags[DECIDED]} before"
+        message = f"challenger {challenger.version} was {challenger.tags[DECIDED]} before"
         return Decision(
-            champion, False, f"{words}; version {champion.version} goes on serving until another is trained"
+            champion, False, f"{message}; version {champion.version} goes on serving until another is trained"
         )
     if champion is None and gate != "passed":
         raise TrainingError(
@@ -98,24 +98,24 @@ def decide(
     promoted = gate == "passed" or serves
     if promoted and not serves:
         tracker.set_alias(config.dataset, CHAMPION, challenger.version)
-    before = champion if champion and not serves else None
+    previous = champion if champion and not serves else None
     change = Change.PROMOTED if promoted else Change.REJECTED
-    _record(paths, challenger, change, before, who, runs)
-    words = f"version {challenger.version} passed the gate and serves" + (
-        f" in place of version {before.version}" if before else ""
+    _record(paths, challenger, change, previous, who, runs)
+    message = f"version {challenger.version} passed the gate and serves" + (
+        f" in place of version {previous.version}" if previous else ""
     )
     if not promoted and champion is not None:
-        words = f"challenger {challenger.version} {gate}; version {champion.version} goes on serving"
-        on_rejected(challenger, words)
+        message = f"challenger {challenger.version} {gate}; version {champion.version} goes on serving"
+        on_rejected(challenger, message)
     tracker.tag_version(config.dataset, challenger.version, {DECIDED: change.value})
-    return Decision(challenger if promoted or champion is None else champion, promoted and not serves, words)
+    return Decision(challenger if promoted or champion is None else champion, promoted and not serves, message)
 
 
 def _record(
     paths: DatasetPaths,
     version: TrackedVersion,
     change: Change,
-    before: TrackedVersion | None,
+    previous: TrackedVersion | None,
     who: str,
     runs: Mapping[str, str] | None,
 ) -> None:
@@ -124,7 +124,7 @@ def _record(
     if any((entry.runs.get(RUN), entry.change) == (version.run_id, change) for entry in past):
         return
     served = [entry.version for entry in past if entry.change != Change.REJECTED]
-    replaced = before.version if before else served[-1] if served else None
+    replaced = previous.version if previous else served[-1] if served else None
     gate = version.tags.get(GATE_TAG, "")
     why = "it passed the gate" if change == Change.PROMOTED else gate.removeprefix("rejected: ")
     told = {**(runs or {}), RUN: version.run_id}

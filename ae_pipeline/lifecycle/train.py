@@ -12,14 +12,14 @@ from typing import TypeVar
 import polars as pl
 
 from ae_pipeline.common.errors import BundleError, StorageError, TrainingError
-from ae_pipeline.common.progress import Sparingly
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.progress import ThrottledLogger
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import feature_columns, features_content
-from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, thin
+from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, sample_rows
 from ae_pipeline.gate.evaluation import gate_rows
-from ae_pipeline.gate.rules import Verdict, finite_weights, is_promoted, judge, latents_not_collapsed, loss_fell
+from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment, Served, align
 from ae_pipeline.latents.read import current_files, model_version_of
@@ -29,7 +29,7 @@ from ae_pipeline.registry.store import TrackedVersion, Tracker
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.page import by_reason
-from ae_pipeline.reports.plots import drawn
+from ae_pipeline.reports.render import render_png
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle, with_reference
@@ -52,7 +52,7 @@ class Trained:
         bundle: The model, its axes turned to those in use where they are compatible.
         result: Of its training.
         version: As which it is registered.
-        verdicts: Of the gate.
+        results: Of the gate.
         compatible: Whether its latents go on where those in use end; not of the gate.
         alignment: To the version that serves; None where there is none, or it cannot be compared with.
         content: Days and their features' hash and rows, as they stood.
@@ -64,8 +64,8 @@ class Trained:
     bundle: ModelBundle
     result: TrainingResult
     version: TrackedVersion
-    verdicts: tuple[Verdict, ...]
-    compatible: Verdict
+    results: tuple[GateResult, ...]
+    compatible: GateResult
     alignment: Alignment | None
     content: dict[str, tuple[str, int]]
     folder: Path
@@ -96,11 +96,11 @@ def train_challenger(
     content = features_content(config, paths)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
-    before = _before(config, tracker)
-    champion = before.champion.bundle if before.champion else None
+    previous = _before(config, tracker)
+    champion = previous.champion.bundle if previous.champion else None
     say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
     name = f"{config.dataset} {window.days[-1]}"
-    with tracker.training(config.dataset, name, origin, place=_place_of(paths)) as run:
+    with tracker.training(config.dataset, name, origin, location=_location_of(paths)) as run:
         run.log_params(
             {
                 **_flat("model", config.model.model_dump()),
@@ -114,7 +114,7 @@ def train_challenger(
             },
         )
 
-        with Sparingly(say) as say_sparingly:
+        with ThrottledLogger(say) as say_sparingly:
 
             def report(epoch: Epoch) -> None:
                 run.log_epoch(epoch)
@@ -124,28 +124,28 @@ def train_challenger(
                 )
 
             bundle, result = fit_bundle(config, columns, window, paths, report, champion)
-        if before.version is not None:
-            say(_going_on(before.version, result))
+        if previous.version is not None:
+            say(_going_on(previous.version, result))
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
             say(f"left out: {', '.join(names)} ({reason})")
         if result.is_streamed:
             say(_streamed_in_words(bundle))
         reference = window.rows("validation", paths, most=_COMPARED_ROWS)
-        bundle, compatible, alignment = _align_to_champion(config, before, bundle, reference)
+        bundle, compatible, alignment = _align_to_champion(config, previous, bundle, reference)
         bundle = with_reference(bundle, columns, paths)
-        say(compatible.words)
+        say(compatible.message)
         unseen = gate_rows(bundle.window, champion.window if champion else None, paths)
-        why_not = before.why_not or "0 versions serve so far"
-        verdicts = (
+        why_not = previous.why_not or "0 versions serve so far"
+        results = (
             finite_weights(bundle),
             loss_fell(result),
-            latents_not_collapsed(bundle.encode(reference), config.gate.least_alive),
-            *judge(bundle, champion, unseen, why_not, config.gate),
+            latents_not_collapsed(bundle.encode(reference), config.gate.min_active_latents),
+            *compare(bundle, champion, unseen, why_not, config.gate),
         )
-        compared = (*verdicts, compatible) if config.gate.compatible else verdicts
+        compared = (*results, compatible) if config.gate.compatible else results
         run.log_metrics(
             {
-                **_figures((*verdicts, compatible)),
+                **_figures((*results, compatible)),
                 "best_epoch": result.best_epoch,
                 "best_validation_loss": result.best_loss,
                 "score_threshold": bundle.calibration.threshold,
@@ -161,30 +161,32 @@ def train_challenger(
         )
         version = run.register(bundle)
         # Within the run: a version without a verdict is what one that was cut short has left.
-        broken = "; ".join(f"{verdict.rule}: {verdict.words}" for verdict in compared if not verdict.passed)
-        figures = {name.removeprefix("gate."): value for name, value in _figures((*verdicts, compatible)).items()}
+        broken = "; ".join(f"{result.rule}: {result.message}" for result in compared if not result.passed)
+        figures = {name.removeprefix("gate."): value for name, value in _figures((*results, compatible)).items()}
         gate = "passed" if is_promoted(compared) else f"rejected: {broken}"
-        tags = {_LATENTS: compatible.words, FIGURES_TAG: json.dumps(figures), GATE_TAG: gate}
+        tags = {_LATENTS: compatible.message, FIGURES_TAG: json.dumps(figures), GATE_TAG: gate}
         tracker.tag_version(config.dataset, version.version, tags)
         # From here on nothing of the model is lost, whatever becomes of its description.
-        place = paths.features(window.days[-1]).parent.as_uri()
-        run.log_data(config.dataset, window.fingerprint, place, bundle.facts["rows"], bundle)
-        card = model_card(bundle, version.version, (*verdicts, compatible), gate, unseen.height, links)
+        location = paths.features(window.days[-1]).parent.as_uri()
+        run.log_data(config.dataset, window.fingerprint, location, bundle.facts["rows"], bundle)
+        card = model_card(bundle, version.version, (*results, compatible), gate, unseen.height, links)
         run.describe(version, head_of(card), card)
-        charts = training_charts(bundle, thin(reference, _DRAWN_ROWS, seed=0), thin(unseen, _DRAWN_ROWS, seed=0))
+        charts = training_charts(
+            bundle, sample_rows(reference, _DRAWN_ROWS, seed=0), sample_rows(unseen, _DRAWN_ROWS, seed=0)
+        )
         for chart in charts:
-            run.log_picture(drawn(chart), f"{chart.name}.png")
+            run.log_picture(render_png(chart), f"{chart.name}.png")
     say(f"registered as version {version.version}, MLflow run {version.run_id}")
     folder = tracker.bundle_folder(version)
-    return Trained(bundle, result, version, verdicts, compatible, alignment, content, folder, charts, card)
+    return Trained(bundle, result, version, results, compatible, alignment, content, folder, charts, card)
 
 
-def _place_of(paths: DatasetPaths) -> str:
+def _location_of(paths: DatasetPaths) -> str:
     """Names the data folder, of whose dataset one run at a time holds the lock; the name goes where the folder goes."""
-    place = paths.history.with_suffix(".place")
-    if not place.exists():
-        write_text(place, secrets.token_hex(8))
-    return place.read_text(encoding="utf-8")
+    location = paths.history.with_suffix(".place")
+    if not location.exists():
+        write_text(location, secrets.token_hex(8))
+    return location.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -202,49 +204,53 @@ def _before(config: PipelineConfig, tracker: Tracker) -> _Before:
     if champion is None:
         return _Before(None, None, None)
     try:
-        before = _served(tracker, champion)
+        previous = _served(tracker, champion)
     except (BundleError, StorageError, TrainingError) as error:
         return _Before(None, None, champion.version, str(error))
-    first = before.bundle.facts.get("alignment", {}).get("axes_of")
+    first = previous.bundle.facts.get("alignment", {}).get("axes_of")
     try:
-        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else before
+        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else previous
     except (BundleError, StorageError, TrainingError):  # deleted, say: the one before is told in the same axes
-        axes = before
-    return _Before(before, axes, champion.version)
+        axes = previous
+    return _Before(previous, axes, champion.version)
 
 
 def _align_to_champion(
-    config: PipelineConfig, before: _Before, bundle: ModelBundle, rows: pl.DataFrame
-) -> tuple[ModelBundle, Verdict, Alignment | None]:
+    config: PipelineConfig, previous: _Before, bundle: ModelBundle, rows: pl.DataFrame
+) -> tuple[ModelBundle, GateResult, Alignment | None]:
     """Turns the latent axes of a new model to those in use, where they are compatible over rows of the window."""
-    rule, least = "latents_compatible", config.latents.least_explained
-    if before.version is None:
-        return bundle, Verdict(rule, True, 1.0, least, "0 versions serve so far; these latents are the first"), None
-    if before.champion is None or before.axes is None:
-        return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, before.why_not)), None
+    rule, least = "latents_compatible", config.latents.min_explained_variance
+    if previous.version is None:
+        return bundle, GateResult(rule, True, 1.0, least, "0 versions serve so far; these latents are the first"), None
+    if previous.champion is None or previous.axes is None:
+        return bundle, GateResult(rule, False, 0.0, least, _cannot_compare(previous, previous.why_not)), None
     try:
-        bundle, alignment = align(bundle, before.champion, before.axes, rows, config.latents)
+        bundle, alignment = align(bundle, previous.champion, previous.axes, rows, config.latents)
     except (BundleError, TrainingError) as error:
-        return bundle, Verdict(rule, False, 0.0, least, _cannot_compare(before, error)), None
+        return bundle, GateResult(rule, False, 0.0, least, _cannot_compare(previous, error)), None
     bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
-    return bundle, Verdict(rule, alignment.is_compatible, alignment.explained, least, alignment.words), alignment
+    return (
+        bundle,
+        GateResult(rule, alignment.is_compatible, alignment.explained_variance, least, alignment.message),
+        alignment,
+    )
 
 
-def _figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
+def _figures(results: Sequence[GateResult]) -> dict[str, float]:
     """Gives what MLflow keeps of the gate: figure, threshold and whether it passed, by rule."""
     found: dict[str, float] = {}
-    for verdict in verdicts:
-        told = {"figure": verdict.figure, "threshold": verdict.threshold, "passed": float(verdict.passed)}
-        found |= {f"gate.{verdict.rule}.{name}": value for name, value in told.items() if math.isfinite(value)}
+    for result in results:
+        told = {"figure": result.figure, "threshold": result.threshold, "passed": float(result.passed)}
+        found |= {f"gate.{result.rule}.{name}": value for name, value in told.items() if math.isfinite(value)}
     return found
 
 
 def _streamed_in_words(bundle: ModelBundle) -> str:
     rows, seen = bundle.facts["rows"], bundle.facts["rows_looked_at"]
-    words = f"its {rows['train']:,} rows go beyond the memory budget, so it learnt from them in blocks from disk"
+    message = f"its {rows['train']:,} rows go beyond the memory budget, so it learnt from them in blocks from disk"
     if seen["train"] == rows["train"]:
-        return words
-    return f"{words}; statistics are those of {seen['train']:,} of them and {seen['validation']:,} of validation"
+        return message
+    return f"{message}; statistics are those of {seen['train']:,} of them and {seen['validation']:,} of validation"
 
 
 def _going_on(version: int, result: TrainingResult) -> str:
@@ -253,8 +259,8 @@ def _going_on(version: int, result: TrainingResult) -> str:
     return f"it went on {weights} of version {version}; {latents}"
 
 
-def _cannot_compare(before: _Before, why: object) -> str:
-    return f"latents of version {before.version} cannot be compared with: {why}"
+def _cannot_compare(previous: _Before, why: object) -> str:
+    return f"latents of version {previous.version} cannot be compared with: {why}"
 
 
 def _served(tracker: Tracker, version: TrackedVersion) -> Served:
@@ -296,12 +302,12 @@ def _parts_in_words(
         if not config.is_daily:
             sizes.append(f"{window.count(part, paths):,}{'' if sizes else ' rows'}")
         elif window.only_normal:  # how many of their rows are left out is known when they are read
-            sizes.append(how_many(len(days), "day"))
+            sizes.append(pluralize(len(days), "day"))
         else:
-            sizes.append(f"{how_many(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
-    words = "training on {}, validating on {}, calibrating on {}".format(*sizes)
-    gate = how_many(len(window.gate), "day") if config.is_daily else f"{gate_rows(window, None, paths).height:,}"
-    return f"{words}; {gate} left to the gate"
+            sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
+    message = "training on {}, validating on {}, calibrating on {}".format(*sizes)
+    gate = pluralize(len(window.gate), "day") if config.is_daily else f"{gate_rows(window, None, paths).height:,}"
+    return f"{message}; {gate} left to the gate"
 
 
 def _flat(prefix: str, values: Mapping[str, _T]) -> dict[str, _T]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ae_pipeline.models.latent_transform import Axes
+from ae_pipeline.models.latent_transform import LatentTransform
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 _ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**21
 
 
-class Pass(NamedTuple):
+class AutoEncoderOutput(NamedTuple):
     """What a network makes of n rows.
 
     Attributes:
@@ -37,7 +37,7 @@ class Pass(NamedTuple):
     kl: Tensor
 
 
-class Coder(NamedTuple):
+class EncoderDecoder(NamedTuple):
     """The two halves that an architecture builds, whatever the form they serve.
 
     Attributes:
@@ -65,22 +65,22 @@ class AutoEncoder(nn.Module):
     codes_per_latent = 1
     """Numbers that the encoder gives for each latent."""
 
-    def __init__(self, coder: Coder, latent_dim: int, output: nn.Module) -> None:
+    def __init__(self, halves: EncoderDecoder, latent_dim: int, output: nn.Module) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.encoder, self.decoder, self.output = coder.encoder, coder.decoder, output
-        self.axes = Axes(latent_dim)
+        self.encoder, self.decoder, self.output = halves.encoder, halves.decoder, output
+        self.latent_transform = LatentTransform(latent_dim)
 
     def encode(self, x: Tensor) -> Tensor:
         """Maps inputs of shape (n, …) to latents of shape (n, latent_dim)."""
-        z: Tensor = self.axes(self._learnt(x))
+        z: Tensor = self.latent_transform(self._learnt(x))
         return z
 
     def decode(self, z: Tensor) -> Tensor:
         """Maps latents of shape (n, latent_dim) to outputs of the inputs' shape."""
-        return self._decoded(self.axes.back(z))
+        return self._decoded(self.latent_transform.back(z))
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Pass:  # noqa: ARG002
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:  # noqa: ARG002
         """Encodes and decodes.
 
         Args:
@@ -88,7 +88,7 @@ class AutoEncoder(nn.Module):
             generator: On the inputs' device; draws what a form draws in training.
         """
         learnt = self._learnt(x)
-        return Pass(self.axes(learnt), self._decoded(learnt), x.new_zeros(len(x)))
+        return AutoEncoderOutput(self.latent_transform(learnt), self._decoded(learnt), x.new_zeros(len(x)))
 
     def _learnt(self, x: Tensor) -> Tensor:
         """Maps inputs to latents before their axes are turned."""
@@ -106,7 +106,7 @@ def rows_at_once(shape: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
+def initialize(module: nn.Module, generator: torch.Generator) -> None:
     """Draws the weights of all layers from one generator: Kaiming-uniform (He et al. 2015), zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):

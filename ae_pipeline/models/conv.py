@@ -7,13 +7,13 @@ from torch import nn
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.model import ModelConfig
-from ae_pipeline.models.base import ACTIVATIONS, Coder
+from ae_pipeline.models.base import ACTIVATIONS, EncoderDecoder
 from ae_pipeline.models.dense import stack
 
 _Size = tuple[int, int]
 
 
-def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> Coder:
+def build_encoder_decoder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> EncoderDecoder:
     """Image → levels of half the size and more channels → codes, and from the latents the same way back.
 
     Sizes that are odd are rounded up on the way down, and met again exactly on the way up.
@@ -41,7 +41,7 @@ def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents
     up: list[nn.Module] = []
     for level in range(len(sizes) - 1, 0, -1):
         up += [ACTIVATIONS[config.activation](), *_up(config, channels[level], channels[level - 1], sizes[level - 1])]
-    return Coder(
+    return EncoderDecoder(
         nn.Sequential(*down, nn.Flatten(), inward),
         nn.Sequential(outward, nn.Unflatten(1, last), *up),
     )

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ae_pipeline.config.model import ModelConfig
-from ae_pipeline.models.base import ACTIVATIONS, Coder
+from ae_pipeline.models.base import ACTIVATIONS, EncoderDecoder
 
 
-def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> Coder:
+def build_encoder_decoder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> EncoderDecoder:
     """Width → hidden → … → codes, and from the latents the same way back; the last layer of each half is linear.
 
     Args:
@@ -31,8 +31,8 @@ def build_coder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents
         back = [nn.Linear(*widths) for widths in itertools.pairwise([latents, *hidden[::-1], width])]
     encoder, decoder = stack(layers, config.activation), stack(back, config.activation)
     if len(shape) == 1:
-        return Coder(encoder, decoder)
-    return Coder(nn.Sequential(nn.Flatten(), encoder), nn.Sequential(decoder, nn.Unflatten(1, shape)))
+        return EncoderDecoder(encoder, decoder)
+    return EncoderDecoder(nn.Sequential(nn.Flatten(), encoder), nn.Sequential(decoder, nn.Unflatten(1, shape)))
 
 
 def stack(layers: Sequence[nn.Module], activation: str) -> nn.Sequential:

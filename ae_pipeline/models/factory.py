@@ -80,7 +80,7 @@ def build_model(
     """
     from torch import nn
 
-    from ae_pipeline.models.base import AutoEncoder, initialise
+    from ae_pipeline.models.base import AutoEncoder, initialize
     from ae_pipeline.models.variational import VariationalAutoEncoder
 
     architecture, settings = check_architecture(config), config.model
@@ -93,12 +93,12 @@ def build_model(
             "or set corruption"
         )
     form = VariationalAutoEncoder if settings.variational else AutoEncoder
-    build_coder = importlib.import_module(architecture.module).build_coder
-    coder = build_coder(settings, shape, form.codes_per_latent * latent_dim, latent_dim)
+    build_encoder_decoder = importlib.import_module(architecture.module).build_encoder_decoder
+    halves = build_encoder_decoder(settings, shape, form.codes_per_latent * latent_dim, latent_dim)
     output = {Output.LINEAR: nn.Identity, Output.SIGMOID: nn.Sigmoid, Output.TANH: nn.Tanh}[config.output]
-    model = form(coder, latent_dim, output())
+    model = form(halves, latent_dim, output())
     if generator is not None:
-        initialise(model, generator)
+        initialize(model, generator)
     return model
 
 

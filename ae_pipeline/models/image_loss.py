@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ae_pipeline.config.model import LossTerm
-from ae_pipeline.models.base import Pass
+from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.losses import ReconstructionLoss, element_losses
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
-SPOT = 5
+RESIDUAL_PATCH = 5
 """Height and width of the window that residuals are looked at through, pixels."""
 
 _FITTED_AT_ONCE = 2**22
@@ -89,7 +89,7 @@ class ImageLoss(ReconstructionLoss):
         channels, height, width = shape
         self.kl_share = 1.0 / math.prod(shape)
         self._span, self._terms, self._delta = span, dict(terms), huber_delta
-        self.window = (min(SPOT, height), min(SPOT, width))
+        self.window = (min(RESIDUAL_PATCH, height), min(RESIDUAL_PATCH, width))
         pixels = channels * math.prod(self.window)
         self.register_buffer("residual_mean", torch.zeros(pixels))
         self.register_buffer("whitening", torch.eye(pixels))
@@ -102,7 +102,7 @@ class ImageLoss(ReconstructionLoss):
         return loss.unsqueeze(1)
 
     @torch.no_grad()
-    def fit_scores(self, passed: Pass, x: Tensor) -> None:
+    def fit_scores(self, passed: AutoEncoderOutput, x: Tensor) -> None:
         """Fits mean and covariance of the residual's pixels in a window, wherever in the image it lies."""
         count, total, products = 0, torch.zeros_like(self.residual_mean, dtype=torch.float64), None
         at_once = max(1, _FITTED_AT_ONCE // (len(self.residual_mean) * x.shape[2] * x.shape[3]))
@@ -118,7 +118,7 @@ class ImageLoss(ReconstructionLoss):
         self.residual_mean.copy_(mean)
         self.whitening.copy_((directions / variances.clamp(min=floor).sqrt() / len(variances) ** 0.5).T)
 
-    def spots(self, output: Tensor, x: Tensor, to_the_edge: bool = False) -> Tensor:
+    def patch_scores(self, output: Tensor, x: Tensor, to_the_edge: bool = False) -> Tensor:
         """Gives the squared distance of the residual in each window that lies in the image, (n, rows, columns).
 
         It is 1 on average where images are like those that it was fitted on.
@@ -129,28 +129,28 @@ class ImageLoss(ReconstructionLoss):
             to_the_edge: Repeat the distances at the edge, so that the map is as large as the image.
         """
         kernels = self.whitening.unflatten(1, (x.shape[1], *self.window))
-        spots = functional.conv2d(output - x, kernels, -self.whitening @ self.residual_mean).square().sum(1)
+        patch_scores = functional.conv2d(output - x, kernels, -self.whitening @ self.residual_mean).square().sum(1)
         if not to_the_edge:
-            return spots
+            return patch_scores
         height, width = self.window
         edges = ((width - 1) // 2, width // 2, (height - 1) // 2, height // 2)
-        return functional.pad(spots.unsqueeze(1), edges, mode="replicate").squeeze(1)
+        return functional.pad(patch_scores.unsqueeze(1), edges, mode="replicate").squeeze(1)
 
-    def strangest_spot(self, output: Tensor, x: Tensor) -> tuple[int, int]:
+    def highest_patch(self, output: Tensor, x: Tensor) -> tuple[int, int]:
         """Gives row and column of the middle of one image's strangest window; both tensors hold that image alone."""
-        spots = self.spots(output, x)
-        top, left = divmod(int(spots.argmax()), spots.shape[2])
+        patch_scores = self.patch_scores(output, x)
+        top, left = divmod(int(patch_scores.argmax()), patch_scores.shape[2])
         return top + (self.window[0] - 1) // 2, left + (self.window[1] - 1) // 2
 
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
         """Gives the distance of each image's strangest window, (n, 1)."""
-        return self.spots(output, x).amax((1, 2)).unsqueeze(1)
+        return self.patch_scores(output, x).amax((1, 2)).unsqueeze(1)
 
-    def parts(self, passed: Pass, x: Tensor) -> Tensor:
+    def parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
         """Gives the distance of each image's strangest window and the mean over all of them, (n, 2).
 
         Both go by the residual alone: the terms of the loss, and the divergence of a variational form, say how it is
         trained.
         """
-        spots = self.spots(passed.output, x)
-        return torch.stack([spots.amax((1, 2)), spots.mean((1, 2))], 1)
+        patch_scores = self.patch_scores(passed.output, x)
+        return torch.stack([patch_scores.amax((1, 2)), patch_scores.mean((1, 2))], 1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Axes(nn.Module):
+class LatentTransform(nn.Module):
     """An invertible affine layer between the latents that a network learnt and those that it publishes.
 
     It is the identity until `turn`. What a network learns and reconstructs does not depend on it, and so it goes with
@@ -32,7 +32,7 @@ class Axes(nn.Module):
         learnt: Tensor = torch.linalg.solve(self.matrix, published - self.offset, left=False)
         return learnt
 
-    def turn(self, matrix: Tensor, offset: Tensor) -> None:
+    def compose(self, matrix: Tensor, offset: Tensor) -> None:
         """Lets a map follow that takes published latents z to z @ matrix + offset.
 
         Args:

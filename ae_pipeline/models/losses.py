@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ae_pipeline.config.model import LossTerm
 from ae_pipeline.encoding.table_encoder import Block, BlockKind
-from ae_pipeline.models.base import Pass
+from ae_pipeline.models.base import AutoEncoderOutput
 
 
 class ReconstructionLoss(nn.Module, ABC):
@@ -34,7 +34,7 @@ class ReconstructionLoss(nn.Module, ABC):
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
         """Gives what scores are attributed to, (n, columns); the higher, the worse the reconstruction."""
 
-    def parts(self, passed: Pass, x: Tensor) -> Tensor:
+    def parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
         """Gives what scores are made of: the loss of each column, and last of the row as a whole, (n, columns + 1).
 
         The whole of a table's row has its divergence from the prior: what a variational form reconstructs well only by
@@ -44,14 +44,14 @@ class ReconstructionLoss(nn.Module, ABC):
         whole = columns.sum(1) + self.kl_share * passed.kl
         return torch.cat([columns, whole.unsqueeze(1)], 1)
 
-    def fit_scores(self, passed: Pass, x: Tensor) -> None:
+    def fit_scores(self, passed: AutoEncoderOutput, x: Tensor) -> None:
         """Fits what `by_column` and `parts` need on inputs held out of training; a likelihood needs nothing."""
 
     def to_scale(self, output: Tensor) -> Tensor:
         """Turns outputs into what the network expects on the scale of the inputs, (n, …)."""
         return output
 
-    def objective(self, passed: Pass, x: Tensor, beta: float) -> Tensor:
+    def objective(self, passed: AutoEncoderOutput, x: Tensor, beta: float) -> Tensor:
         """Gives what training minimises, (n,): reconstruction and β times the divergence from the prior."""
         row: Tensor = self(passed.output, x).sum(1)
         return row + beta * self.kl_share * passed.kl if beta else row
@@ -183,8 +183,8 @@ _FREEDOM = 3.0
 
 def _student_t(squares: Tensor, log_scale: Tensor, dimensions: int) -> Tensor:
     """Negative log density of a multivariate t up to a constant, (n, blocks)."""
-    standardised = squares * torch.exp(-2 * log_scale)
-    return 0.5 * (_FREEDOM + dimensions) * torch.log1p(standardised / _FREEDOM) + dimensions * log_scale
+    standardized = squares * torch.exp(-2 * log_scale)
+    return 0.5 * (_FREEDOM + dimensions) * torch.log1p(standardized / _FREEDOM) + dimensions * log_scale
 
 
 class _Present(nn.Module):
@@ -195,9 +195,9 @@ class _Present(nn.Module):
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
-        flagged = [(place, block.present) for place, block in enumerate(blocks) if block.present is not None]
+        flagged = [(index, block.present) for index, block in enumerate(blocks) if block.present is not None]
         self._blocks = len(blocks)
-        self.register_buffer("_places", torch.tensor([place for place, _ in flagged], dtype=torch.long), False)
+        self.register_buffer("_places", torch.tensor([index for index, _ in flagged], dtype=torch.long), False)
         self.register_buffer("_flags", torch.tensor([column for _, column in flagged], dtype=torch.long), False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,8 +211,8 @@ class _Present(nn.Module):
 def _sums(blocks: Sequence[Block], columns: Sequence[str]) -> Tensor:
     """Matrix of zeros and ones, (blocks, columns), that adds up the blocks of each column."""
     sums = torch.zeros(len(blocks), len(columns))
-    for place, block in enumerate(blocks):
-        sums[place, columns.index(block.column)] = 1.0
+    for index, block in enumerate(blocks):
+        sums[index, columns.index(block.column)] = 1.0
     return sums
 
 
@@ -255,17 +255,17 @@ class TermsLoss(ReconstructionLoss):
         """Gives the loss of each column above that of a perfect reconstruction, as a multiple of the usual one."""
         return self._above(output, x) / self.usual[:-1]
 
-    def parts(self, passed: Pass, x: Tensor) -> Tensor:
+    def parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
         """Gives the same for each column and for the row with its divergence from the prior, (n, columns + 1)."""
         return self._parts(passed, x) / self.usual
 
     @torch.no_grad()
-    def fit_scores(self, passed: Pass, x: Tensor) -> None:
+    def fit_scores(self, passed: AutoEncoderOutput, x: Tensor) -> None:
         """Fits what is usual: means over rows, of no column less than a thousandth of what the columns have."""
         usual = self._parts(passed, x).mean(0)
         self.usual.copy_(usual.clamp(min=max(1e-3 * float(usual[:-1].mean()), 1e-12)))
 
-    def _parts(self, passed: Pass, x: Tensor) -> Tensor:
+    def _parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
         columns = self._above(passed.output, x)
         return torch.cat([columns, (columns.sum(1) + self.kl_share * passed.kl).unsqueeze(1)], 1)
 

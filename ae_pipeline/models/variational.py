@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ae_pipeline.models.base import AutoEncoder, Pass
+from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 
 MAX_LOG_VARIANCE = 10.0
 """Logarithms of variances are held within ± this, so that no draw and no divergence overflows."""
@@ -23,14 +23,14 @@ class VariationalAutoEncoder(AutoEncoder):
         mean, log_variance = self.encoder(x).chunk(2, 1)
         return mean, log_variance.clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Pass:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:
         """Encodes and decodes; in training with a draw of the generator, which is then needed."""
         mean, log_variance = self.posterior(x)
         z = mean
         if self.training:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             z = mean + torch.exp(0.5 * log_variance) * noise
-        return Pass(self.axes(z), self._decoded(z), kl_divergence(mean, log_variance))
+        return AutoEncoderOutput(self.latent_transform(z), self._decoded(z), kl_divergence(mean, log_variance))
 
     def _learnt(self, x: Tensor) -> Tensor:
         return self.posterior(x)[0]

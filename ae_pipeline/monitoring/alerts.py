@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -41,7 +42,7 @@ class Alert:
     Attributes:
         event: What kind.
         key: Names it: an alert of the same key is raised once.
-        words: What happened, and what to do.
+        message: What happened, and what to do.
         run_id: Dagster run that found it.
         figures: What was measured.
         subjects: What it is about, by name and content; where given, an alert is new if one of them is, whatever its
@@ -52,24 +53,33 @@ class Alert:
 
     event: AlertEvent
     key: str
-    words: str
+    message: str
     run_id: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
     subjects: tuple[str, ...] = ()
     at: str = field(default_factory=now)
     delivered: bool | None = None
 
+    def record(self) -> dict[str, Any]:
+        """Return the alert as files and webhooks have it: the message is under the key `words`."""
+        values = asdict(self)
+        return {"words" if name == "message" else name: value for name, value in values.items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Alert":
+        """Return the alert that `record` stored."""
+        values = {"message" if name == "words" else name: value for name, value in record.items()}
+        subjects = tuple(record.get("subjects", ()))
+        return cls(**{**values, "event": AlertEvent(record["event"]), "subjects": subjects})
+
 
 def alerts_of(paths: DatasetPaths) -> list[Alert]:
     """Reads the alerts that were raised, the oldest first."""
-    found = {}
-    for line in lines_of(paths.alerts):
-        told = {**line, "event": AlertEvent(line["event"]), "subjects": tuple(line.get("subjects", ()))}
-        found[line["key"]] = Alert(**told)
+    found = {line["key"]: Alert.from_record(line) for line in lines_of(paths.alerts)}
     return list(found.values())
 
 
-def told_of(paths: DatasetPaths, event: AlertEvent) -> set[str]:
+def alerted_subjects(paths: DatasetPaths, event: AlertEvent) -> set[str]:
     """Gives the subjects of all alerts of a kind."""
     return {subject for alert in alerts_of(paths) if alert.event == event for subject in alert.subjects}
 
@@ -91,20 +101,20 @@ def raise_alert(
     Returns:
         Whether it is new.
     """
-    before = alerts_of(paths)
-    if any(earlier.key == alert.key for earlier in before):
+    previous = alerts_of(paths)
+    if any(earlier.key == alert.key for earlier in previous):
         return False
-    if alert.subjects and told_of(paths, alert.event).issuperset(alert.subjects):
+    if alert.subjects and alerted_subjects(paths, alert.event).issuperset(alert.subjects):
         return False
-    kept = {**asdict(alert), "delivered": False if config.alerts.webhook else None}
+    kept = {**alert.record(), "delivered": False if config.alerts.webhook else None}
     add_line(paths.alerts, kept)
     if not post(alert, config, say):
         return True
     add_line(paths.alerts, {**kept, "delivered": True})
-    for waiting in [earlier for earlier in before if earlier.delivered is False][:_WAITING]:
+    for waiting in [earlier for earlier in previous if earlier.delivered is False][:_WAITING]:
         if not post(waiting, config, say, attempts=1):
             break
-        add_line(paths.alerts, {**asdict(waiting), "delivered": True})
+        add_line(paths.alerts, {**waiting.record(), "delivered": True})
     return True
 
 
@@ -120,7 +130,7 @@ def post(alert: Alert, config: PipelineConfig, say: Callable[[str], None], attem
         )
         return False
     # What chat programs show is called text.
-    body = {"text": f"{config.dataset}: {alert.words}", "dataset": config.dataset, **asdict(alert)}
+    body = {"text": f"{config.dataset}: {alert.message}", "dataset": config.dataset, **alert.record()}
     for inward in ("delivered", "subjects"):
         del body[inward]
     request = urllib.request.Request(  # noqa: S310

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-TOLERATED = 3
+TOLERATED_FACTOR = 3
 """Times the alert budget that a day or a run may flag before somebody should look."""
 
 
@@ -21,7 +21,7 @@ class ReportDay:
         flagged: Rows within the alert budget.
         known_anomalies: Rows that the label calls anomalies.
         known_flagged: Flagged ones among these.
-        discoveries: Rows marked at the false discovery rate; 0 without one.
+        discovery_count: Rows marked at the false discovery rate; 0 without one.
         content_hash: Of the ranked rows.
     """
 
@@ -30,7 +30,7 @@ class ReportDay:
     flagged: int
     known_anomalies: int
     known_flagged: int
-    discoveries: int
+    discovery_count: int
     content_hash: str
 
 
@@ -45,6 +45,6 @@ def is_over_budget(rows: int, flagged: int, budget: float) -> bool:
         budget: Share of normal rows that may be flagged.
     """
     expected = budget * rows
-    if flagged <= TOLERATED * expected:
+    if flagged <= TOLERATED_FACTOR * expected:
         return False
     return flagged * (1 + math.log(expected / flagged)) - expected < math.log(_BY_CHANCE)

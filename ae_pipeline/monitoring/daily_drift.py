@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
-from ae_pipeline.common.parallel import spread
+from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import PublishedDay, published_day
@@ -34,7 +35,7 @@ _SCHEMA: dict[str, type[pl.DataType]] = {
 
 
 @dataclass(frozen=True)
-class DriftedDay:
+class DayDrift:
     """A day beside the training window.
 
     Attributes:
@@ -53,10 +54,10 @@ class DriftedDay:
     is_judged: bool
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """What has drifted, for a person."""
         told = [
-            f"{effect.name if effect.part == Part.SCORE else f'{effect.part.value} {effect.name}'}: {effect.words}"
+            f"{effect.name if effect.part == Part.SCORE else f'{effect.part.value} {effect.name}'}: {effect.message}"
             for effect in self.effects[:3]
         ]
         more = len(self.effects) - len(told)
@@ -65,7 +66,7 @@ class DriftedDay:
 
 def measure_drift(
     files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
-) -> tuple[DriftedDay, ...]:
+) -> tuple[DayDrift, ...]:
     """Holds every published day against the training window, and keeps what came of it in `drift.parquet`.
 
     Days measured before stay as they are while their rows, the model and the thresholds do.
@@ -83,44 +84,44 @@ def measure_drift(
         return ()
     rule = hash_json([_VERSION, config.drift.model_dump(), bundle.fingerprint])
     wanted = {day: f"{found.identity} {rule}" for day, found in files.items()}
-    place = paths.reports / "drift.parquet"
+    path = paths.reports / "drift.parquet"
     empty = pl.DataFrame(schema=_SCHEMA)
-    before = pl.read_parquet(place) if place.exists() else empty
-    before = before if before.schema == empty.schema else empty
-    known = before.filter(pl.col("identity").is_in(list(wanted.values())))
+    previous = pl.read_parquet(path) if path.exists() else empty
+    previous = previous if previous.schema == empty.schema else empty
+    known = previous.filter(pl.col("identity").is_in(list(wanted.values())))
     there = set(known["day"])
 
     def measured(day: str) -> pl.DataFrame:
         return _measured(day, wanted[day], files[day], paths, bundle, config)
 
-    parts = [known, *spread(measured, [day for day in sorted(wanted) if day not in there])]
+    parts = [known, *parallel_map(measured, [day for day in sorted(wanted) if day not in there])]
     everything = pl.concat(parts).sort("day", maintain_order=True)
-    if not everything.equals(before) or not place.exists():
-        write_parquet(place, everything.to_arrow())
-    return drifted_days(everything, config.drift.min_rows)
+    if not everything.equals(previous) or not path.exists():
+        write_parquet(path, everything.to_arrow())
+    return day_drifts(everything, config.drift.min_rows)
 
 
-def drifted_days(effects: pl.DataFrame, min_rows: int) -> tuple[DriftedDay, ...]:
+def day_drifts(effects: pl.DataFrame, min_rows: int) -> tuple[DayDrift, ...]:
     """Makes days of the rows of `drift.parquet`."""
     days = []
     for (day,), part in effects.group_by("day", maintain_order=True):
         rows = int(part["rows"][0])
         drifted = part.filter("is_drift").sort("psi", descending=True)
-        found = [Effect.model_validate({name: row[name] for name in Effect.model_fields}) for row in drifted.to_dicts()]
-        days.append(DriftedDay(str(day), bool(part["is_after"][0]), rows, tuple(found), rows >= min_rows))
+        found = [_effect(row) for row in drifted.to_dicts()]
+        days.append(DayDrift(str(day), bool(part["is_after"][0]), rows, tuple(found), rows >= min_rows))
     return tuple(days)
 
 
-def read_all_days(paths: DatasetPaths, min_rows: int) -> tuple[DriftedDay, ...]:
+def read_all_days(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
     """Reads all days as they were measured last, the oldest first."""
-    place = paths.reports / "drift.parquet"
-    effects = pl.read_parquet(place) if place.exists() else pl.DataFrame(schema=_SCHEMA)
+    path = paths.reports / "drift.parquet"
+    effects = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=_SCHEMA)
     # A table of before knows the days after the window alone.
     effects = effects if "is_after" in effects.columns else effects.with_columns(is_after=pl.lit(value=True))
-    return drifted_days(effects, min_rows)
+    return day_drifts(effects, min_rows)
 
 
-def read_drift(paths: DatasetPaths, min_rows: int) -> tuple[DriftedDay, ...]:
+def read_drift(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
     """Reads the days after the training window as they were measured last, the oldest first."""
     return tuple(day for day in read_all_days(paths, min_rows) if day.is_after)
 
@@ -154,7 +155,18 @@ def _measured(
     # A day that is not judged has a row too, so that it is known to have been looked at.
     effects = effects or [Effect(part=Part.SCORE, name="score", psi=0.0)]
     told = [
-        {"day": day, "identity": identity, "is_after": is_after, "rows": rows.height, **effect.model_dump(mode="json")}
+        {"day": day, "identity": identity, "is_after": is_after, "rows": rows.height, **_record(effect)}
         for effect in effects
     ]
     return pl.DataFrame(told, schema=_SCHEMA)
+
+
+def _record(effect: Effect) -> dict[str, Any]:
+    """Return an effect as `drift.parquet` stores it: the message is in the column `words`."""
+    return {**effect.model_dump(mode="json", exclude={"message"}), "words": effect.message}
+
+
+def _effect(row: Mapping[str, Any]) -> Effect:
+    """Return the effect of a row of `drift.parquet`."""
+    values = {name: row[name] for name in Effect.model_fields if name != "message"}
+    return Effect.model_validate({**values, "message": row["words"]})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ae_pipeline.monitoring.budget import ReportDay, is_over_budget
-from ae_pipeline.monitoring.daily_drift import DriftedDay
+from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import Deviation
 
 _WEEKS = 8
@@ -19,13 +19,13 @@ _COMPLETE = 0.8
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DayAssessment:
     """Of a day.
 
     Attributes:
         day: ISO date.
         is_wrong: Whether somebody should look.
-        words: Why, or that nothing is.
+        message: Why, or that nothing is.
         aside: What else somebody must know to understand the words; may be empty.
         rows: On that day.
         flagged: Of them.
@@ -37,7 +37,7 @@ class Verdict:
 
     day: str
     is_wrong: bool
-    words: str
+    message: str
     aside: str
     rows: int
     flagged: int
@@ -52,24 +52,24 @@ class Verdict:
         return self.rows / self.usual_rows if self.usual_rows else None
 
 
-def judge_day(
+def assess_day(
     entry: ReportDay,
-    before: Mapping[str, int],
-    drift: DriftedDay | None,
+    previous: Mapping[str, int],
+    drift: DayDrift | None,
     deviations: Sequence[Deviation],
     budget: float,
-) -> Verdict:
+) -> DayAssessment:
     """Judges a day.
 
     Args:
         entry: Its ranked rows.
-        before: Rows of the days before it, by day.
+        previous: Rows of the days before it, by day.
         drift: How far it is from the training window, where that was measured.
         deviations: The same in words.
         budget: Share of rows that may be flagged.
     """
     rows, flagged = entry.rows - entry.known_anomalies, entry.flagged - entry.known_flagged
-    usual = _usual_rows(entry.day, before)
+    usual = _usual_rows(entry.day, previous)
     wrong, aside = [], ""
     is_over = is_over_budget(rows, flagged, budget)
     if is_over:
@@ -77,9 +77,9 @@ def judge_day(
     if deviations:
         more = len(deviations) - 1
         also = f", and the day is unusual in {more} more {'way' if more == 1 else 'ways'}" if more else ""
-        wrong.append(deviations[0].words + also)
+        wrong.append(deviations[0].message + also)
     elif drift and drift.effects:
-        wrong.append(f"the day as a whole is unlike those that the model learnt from ({drift.words})")
+        wrong.append(f"the day as a whole is unlike those that the model learnt from ({drift.message})")
     but = " that are not known anomalies" if entry.known_anomalies else ""
     counts = f"{flagged:,} of {rows:,} rows{but} are flagged, and the alert budget allows {_few(budget * rows)}"
     if wrong and not is_over:
@@ -88,7 +88,7 @@ def judge_day(
     if usual and entry.rows < _COMPLETE * usual:
         wrong.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
     judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against the window"
-    return Verdict(
+    return DayAssessment(
         entry.day,
         bool(wrong),
         "; ".join(wrong) or f"nothing unusual: {counts}{judged}",
@@ -106,22 +106,22 @@ def _few(count: float) -> str:
     return f"{count:,.0f}" if count >= 10 else f"{count:.1f}"
 
 
-def _usual_rows(day: str, before: Mapping[str, int]) -> int | None:
+def _usual_rows(day: str, previous: Mapping[str, int]) -> int | None:
     try:
         date = dt.date.fromisoformat(day)
     except ValueError:  # rows without event time
         return None
     weeks = [(date - dt.timedelta(weeks=number)).isoformat() for number in range(1, _WEEKS + 1)]
-    known = [before[week] for week in weeks if week in before]
+    known = [previous[week] for week in weeks if week in previous]
     return int(np.median(known)) if len(known) >= 2 else None
 
 
-def as_facts(verdict: Verdict) -> dict[str, Any]:
+def assessment_json(verdict: DayAssessment) -> dict[str, Any]:
     """Gives what summary.json keeps of a verdict."""
     return {
         "day": verdict.day,
         "is_wrong": verdict.is_wrong,
-        "words": verdict.words,
+        "words": verdict.message,
         "aside": verdict.aside,
         "rows": verdict.rows,
         "flagged": verdict.flagged,
@@ -131,7 +131,7 @@ def as_facts(verdict: Verdict) -> dict[str, Any]:
         "deviations": [
             {
                 "columns": list(each.columns),
-                "words": each.words,
+                "words": each.message,
                 "rows": each.rows,
                 "where": each.where,
                 "splits": list(each.splits),

@@ -11,7 +11,7 @@ import polars as pl
 
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.monitoring.daily_drift import DriftedDay
+from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.scoring.drift import Distribution, Effect, Part
 
 _ALIKE = 0.03
@@ -57,7 +57,7 @@ class Deviation:
 
     Attributes:
         columns: That deviate together.
-        words: How.
+        message: How.
         rows: That show it, where they can be told; 0 otherwise.
         where: What finds them in the day's features, as an SQL condition; empty where none does.
         hours: Of each hour, UTC, how many rows show it and how many there are; empty where they cannot be told.
@@ -66,7 +66,7 @@ class Deviation:
     """
 
     columns: tuple[str, ...]
-    words: str
+    message: str
     rows: int = 0
     where: str = ""
     hours: tuple[tuple[int, int], ...] = ()
@@ -75,7 +75,7 @@ class Deviation:
 
 
 def deviations_of(
-    drift: DriftedDay | None, features: pl.DataFrame, bundle: ModelBundle, config: DriftConfig
+    drift: DayDrift | None, features: pl.DataFrame, bundle: ModelBundle, config: DriftConfig
 ) -> tuple[Deviation, ...]:
     """Says in the columns' own terms how a day as a whole is unlike the training window.
 
@@ -117,9 +117,9 @@ def _lacking(name: str, features: pl.DataFrame) -> pl.Series:
 
 def _together(one: str, other: str, features: pl.DataFrame, known: Mapping[str, Distribution]) -> bool:
     """Whether two columns lack their values in the same rows, but for few, and usually lack about as many."""
-    apart = (_lacking(one, features) != _lacking(other, features)).mean()
+    detach = (_lacking(one, features) != _lacking(other, features)).mean()
     usually = abs(known[one].missing - known[other].missing)
-    return float(apart or 0.0) <= _ALIKE and usually <= _USUALLY_ALIKE  # type: ignore[arg-type]
+    return float(detach or 0.0) <= _ALIKE and usually <= _USUALLY_ALIKE  # type: ignore[arg-type]
 
 
 def _of_missing(
@@ -127,7 +127,7 @@ def _of_missing(
 ) -> Deviation:
     hit = reduce(operator.and_, (_lacking(name, features) for name in names))
     rows, usual = int(hit.sum()), float(np.mean([known[name].missing for name in names]))
-    words = f"{rows / max(features.height, 1):.0%} of rows ({rows:,}) lack {_listed(names)}, usually {usual:.1%}"
+    message = f"{rows / max(features.height, 1):.0%} of rows ({rows:,}) lack {_listed(names)}, usually {usual:.1%}"
     there = [name for name in names if name in features.columns]
     hours = _hours(features, hit)
     categories = [
@@ -135,7 +135,7 @@ def _of_missing(
     ]
     return Deviation(
         tuple(names),
-        words + _when(hours),
+        message + _when(hours),
         rows,
         " AND ".join(f"{_quoted(name)} IS NULL" for name in there),
         hours if listed else (),
@@ -147,8 +147,8 @@ def _of_missing(
 def _of_present(name: str, features: pl.DataFrame, known: Distribution) -> Deviation:
     rows = int((~_lacking(name, features)).sum())
     share = rows / max(features.height, 1)
-    words = f"{share:.0%} of rows ({rows:,}) have {name}, usually {1 - known.missing:.1%}"
-    return Deviation((name,), words, rows, f"{_quoted(name)} IS NOT NULL")
+    message = f"{share:.0%} of rows ({rows:,}) have {name}, usually {1 - known.missing:.1%}"
+    return Deviation((name,), message, rows, f"{_quoted(name)} IS NOT NULL")
 
 
 def _when(hours: Sequence[tuple[int, int]]) -> str:
@@ -231,7 +231,7 @@ def _splits(categories: pl.DataFrame, hit: pl.Series) -> tuple[str, ...]:
             even.append(values.name)
     if even and not told:
         return (f"about evenly over {_listed(even[:_SPLIT_COLUMNS])}",)
-    return tuple(words for _, words in sorted(told, reverse=True)[:_SPLIT_COLUMNS])
+    return tuple(message for _, message in sorted(told, reverse=True)[:_SPLIT_COLUMNS])
 
 
 def _cramers_v(hits: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> float:
@@ -252,12 +252,12 @@ def _cramers_v(hits: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> floa
 def _of_values(effect: Effect, features: pl.DataFrame, known: Distribution, speak: Callable[[float], str]) -> Deviation:
     values = features[effect.name].drop_nulls() if effect.name in features.columns else pl.Series([], dtype=pl.Float64)
     if known.is_category and values.len():
-        return Deviation((effect.name,), f"{effect.name}: {_of_categories(values, known)} ({effect.words})")
+        return Deviation((effect.name,), f"{effect.name}: {_of_categories(values, known)} ({effect.message})")
     if not values.len() or not values.dtype.is_numeric():
-        return Deviation((effect.name,), f"{effect.name}: {effect.words}")
+        return Deviation((effect.name,), f"{effect.name}: {effect.message}")
     middle, usual = float(np.median(values.to_numpy())), known.quantiles[len(known.quantiles) // 2]
-    words = f"the median of {effect.name} is {speak(middle)}, usually {speak(usual)} ({effect.words})"
-    return Deviation((effect.name,), words)
+    message = f"the median of {effect.name} is {speak(middle)}, usually {speak(usual)} ({effect.message})"
+    return Deviation((effect.name,), message)
 
 
 def _of_categories(values: pl.Series, known: Distribution) -> str:

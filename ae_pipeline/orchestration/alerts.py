@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.monitoring.alerts import Alert, AlertEvent, raise_alert, told_of
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, raise_alert
 from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.hashing import hash_json
@@ -28,7 +28,7 @@ def tell(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callabl
         refresh_operations(paths, config.drift.min_rows)
 
 
-def tell_from_outside(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
+def raise_alert_unlocked(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
     """Does the same for who does not hold the lock: where a run does, the report waits for the next one to show it."""
     make_folder(paths.lock.parent)
     try:
@@ -38,7 +38,7 @@ def tell_from_outside(alert: Alert, config: PipelineConfig, paths: DatasetPaths,
         raise_alert(alert, config, paths, say)
 
 
-def tell_broken_contract(
+def alert_broken_contract(
     ledger: "Ledger",
     days: Collection[str] | None,
     config: PipelineConfig,
@@ -58,14 +58,14 @@ def tell_broken_contract(
         say: Told what went wrong with the webhook.
         names: Files to look at instead; a file that is refused as a whole is told of in any case.
     """
-    known = told_of(paths, AlertEvent.CONTRACT_BROKEN)
+    known = alerted_subjects(paths, AlertEvent.CONTRACT_BROKEN)
     subjects, told = [], []
     refused = {
         name: entry for name, entry in ledger.files.items() if entry.refused and _subject(name, entry) not in known
     }
     if refused:
         name, entry = next(iter(refused.items()))
-        more = f" ({how_many(len(refused) - 1, 'further file')} likewise)" if len(refused) > 1 else ""
+        more = f" ({pluralize(len(refused) - 1, 'further file')} likewise)" if len(refused) > 1 else ""
         told.append(f"{name} is refused: {entry.refused}{more}; mend it and land it again")
         subjects += [_subject(*item) for item in refused.items()]
     looked_at = {
@@ -80,7 +80,7 @@ def tell_broken_contract(
         name = max(fresh, key=lambda name: broken[name])
         rule = max(looked_at[name].quarantined.items(), key=lambda item: item[1])[0]
         told.append(
-            f"{sum(broken.values()):,} of {rows:,} rows of {how_many(len(looked_at), 'file')} are in quarantine, at "
+            f"{sum(broken.values()):,} of {rows:,} rows of {pluralize(len(looked_at), 'file')} are in quarantine, at "
             f"most {config.max_quarantine_share:.1%} may be: {broken[name]:,} of {name}, mostly by the rule {rule!r}; "
             f"look at {paths.quarantined(looked_at[name].rejected_copy or '')}, mend the file and land it again"
         )
@@ -95,7 +95,7 @@ def _subject(name: str, entry: "LandedFile") -> str:
     return f"{name} {entry.sha256[:16]}"
 
 
-def tell_over_budget(
+def alert_over_budget(
     days: "Sequence[ReportDay]",
     bundle: ModelBundle,
     config: PipelineConfig,
@@ -111,11 +111,11 @@ def tell_over_budget(
         rows, flagged = day.rows - day.known_anomalies, day.flagged - day.known_flagged
         is_new = not config.is_daily or day.day > bundle.window.days[-1]
         if is_new and is_over_budget(rows, flagged, budget):
-            words = (
+            message = (
                 f"{flagged:,} of {rows:,} rows of {day.day} are flagged, {flagged / rows / budget:.1f} times the budget"
             )
             figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
-            alert = Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", words, run_id, figures)
+            alert = Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", message, run_id, figures)
             raise_alert(alert, config, paths, say)
 
 
@@ -146,6 +146,6 @@ def reason_of(run: dg.DagsterRun, failure: dg.DagsterEvent, instance: dg.Dagster
 
 def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert | None:
     """Makes one alert of all attempts at the same thing; none where it is known already as a broken contract."""
-    if reason in told_of(paths, AlertEvent.CONTRACT_BROKEN):
+    if reason in alerted_subjects(paths, AlertEvent.CONTRACT_BROKEN):
         return None
     return Alert(AlertEvent.RUN_FAILED, key_of(run), f"{run.job_name} failed: {reason[:1000]}", run.run_id)

@@ -8,13 +8,13 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError, SchemaError
-from ae_pipeline.common.progress import Pace
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.rollback import build_rollback_job
-from ae_pipeline.orchestration.stages import DATASET_TAG, asset_key, explained
+from ae_pipeline.orchestration.stages import DATASET_TAG, as_dagster_failure, asset_key
 from ae_pipeline.orchestration.upkeep import Answer, drift_work, landed_work, next_training, stale_work
 
 # Dagster copies a failure sensor by a parameter of its own that it calls beta: nobody here has a choice.
@@ -62,11 +62,11 @@ def build_automation(config: PipelineConfig) -> dg.Definitions:
         job: dg.define_asset_job(
             job_name(config, job),
             selection=dg.AssetSelection.assets(*(asset_key(config, stage) for stage in stages)),
-            description=words,
+            description=message,
             tags={DATASET_TAG: config.dataset, **_RETRIED},
             config=LOGGERS,
         )
-        for job, (stages, words) in JOBS.items()
+        for job, (stages, message) in JOBS.items()
     }
     intake = _intake_job(config)
     sensors = [
@@ -106,23 +106,23 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
         pool=config.dataset,
     )
     def op(context: dg.OpExecutionContext) -> None:
-        from ae_pipeline.ingestion.landing import take_in
+        from ae_pipeline.ingestion.landing import ingest
         from ae_pipeline.monitoring.alerts import Alert, AlertEvent
-        from ae_pipeline.orchestration.alerts import key_of, tell, tell_broken_contract
+        from ae_pipeline.orchestration.alerts import alert_broken_contract, key_of, tell
 
         workspace: Workspace = context.resources.workspace
         paths, run = workspace.paths(config.dataset), context.run
-        with explained():
+        with as_dagster_failure():
             try:
-                intake = take_in(config, paths, dt.datetime.now(dt.UTC).date(), Pace(context.log.info))
+                intake = ingest(config, paths, dt.datetime.now(dt.UTC).date(), ProgressLogger(context.log.info))
             except SchemaError as error:
                 subjects = (str(error),)  # the same of each attempt, whichever files land beside it
                 alert = Alert(AlertEvent.CONTRACT_BROKEN, key_of(run), str(error), run.run_id, subjects=subjects)
                 tell(alert, config, paths, context.log.warning)
                 raise
-        tell_broken_contract(intake.ledger, None, config, paths, run.run_id, context.log.warning, intake.read)
+        alert_broken_contract(intake.ledger, None, config, paths, run.run_id, context.log.warning, intake.read)
         days = {day for name in intake.read for day in intake.ledger.files[name].days}
-        context.log.info(f"{how_many(len(intake.read), 'file')} read, with rows on {how_many(len(days), 'day')}")
+        context.log.info(f"{pluralize(len(intake.read), 'file')} read, with rows on {pluralize(len(days), 'day')}")
 
     @dg.job(
         name=job_name(config, "intake"),
@@ -171,11 +171,11 @@ def _sensor(
             return look(config, workspace, context.instance)
         except PipelineError as error:
             from ae_pipeline.monitoring.alerts import Alert, AlertEvent
-            from ae_pipeline.orchestration.alerts import tell_from_outside
+            from ae_pipeline.orchestration.alerts import raise_alert_unlocked
 
-            words = f"sensor {config.dataset}_{name} cannot tell what is to be done: {error}"
-            alert = Alert(AlertEvent.RUN_FAILED, f"sensor {name} {error}", words)
-            tell_from_outside(alert, config, workspace.paths(config.dataset), context.log.warning)
+            message = f"sensor {config.dataset}_{name} cannot tell what is to be done: {error}"
+            alert = Alert(AlertEvent.RUN_FAILED, f"sensor {name} {error}", message)
+            raise_alert_unlocked(alert, config, workspace.paths(config.dataset), context.log.warning)
             raise
 
     return sensor
@@ -191,7 +191,7 @@ def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
         description="Raises an alert for each run of this dataset that has failed: in the report, and by the webhook.",
     )
     def sensor(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
-        from ae_pipeline.orchestration.alerts import concerns, failure_alert, reason_of, tell_from_outside
+        from ae_pipeline.orchestration.alerts import concerns, failure_alert, raise_alert_unlocked, reason_of
 
         run, paths = context.dagster_run, workspace.paths(config.dataset)
         if not concerns(run, config):
@@ -199,7 +199,7 @@ def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
         alert = failure_alert(run, reason_of(run, context.failure_event, context.instance), paths)
         if alert is None:
             return dg.SkipReason(f"run {run.run_id} failed for a broken contract, of which an alert was raised")
-        tell_from_outside(alert, config, paths, context.log.warning)
+        raise_alert_unlocked(alert, config, paths, context.log.warning)
         return None
 
     return sensor

@@ -62,7 +62,7 @@ attributes:
 
   gate:
     days: 7 # the newest days, where a new model must keep up with the one that serves before it takes over
-    # most_worse: 0.1 # its reconstruction error may be a tenth greater
+    # max_error_increase: 0.1 # its reconstruction error may be a tenth greater
 """
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ae_pipeline.common.progress import Pace
-from ae_pipeline.common.text import how_many, shortened
+from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.orchestration.metadata import counted, joint_version, parquet_schema, table, tell_partition
+from ae_pipeline.orchestration.metadata import add_partition_metadata, counted, joint_version, parquet_schema, table
 from ae_pipeline.orchestration.stages import READ_TAG, Body, check, days_of, paths_of, rows_on_days
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ def raw_data(config: PipelineConfig) -> Body:
     """Reads what has landed and writes the days asked for."""
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from ae_pipeline.ingestion.landing import known_intake, take_in
+        from ae_pipeline.ingestion.landing import ingest, last_ingest
         from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
-        from ae_pipeline.orchestration.alerts import tell_broken_contract
+        from ae_pipeline.orchestration.alerts import alert_broken_contract
 
-        paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
+        paths, days, progress = paths_of(context, config), days_of(context), ProgressLogger(context.log.info)
         # A file that cannot be read must not hold up the days of those that were.
-        known = known_intake(config, paths) if READ_TAG in context.run.tags else None
-        intake = known or take_in(config, paths, dt.datetime.now(dt.UTC).date(), progress)
+        known = last_ingest(config, paths) if READ_TAG in context.run.tags else None
+        intake = known or ingest(config, paths, dt.datetime.now(dt.UTC).date(), progress)
         built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
         refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)
         rows, broken = sum(day.rows for day in built), sum(rejected.values())
@@ -42,10 +42,12 @@ def raw_data(config: PipelineConfig) -> Body:
             f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}; {broken:,} rows in quarantine"
         )
         if waiting := [day for day in intake.pending_days(config, paths) if day not in set(days)]:
-            context.log.info(f"{how_many(len(waiting), 'further day')} to be run on their own: {shortened(waiting)}")
+            context.log.info(f"{pluralize(len(waiting), 'further day')} to be run on their own: {abbreviate(waiting)}")
         for day in built:
-            tell_partition(context, config, day.day, day.content_hash, paths.raw(day.day).as_uri(), rows=day.rows)
-        tell_broken_contract(intake.ledger, days, config, paths, context.run.run_id, context.log.warning)
+            add_partition_metadata(
+                context, config, day.day, day.content_hash, paths.raw(day.day).as_uri(), rows=day.rows
+            )
+        alert_broken_contract(intake.ledger, days, config, paths, context.run.run_id, context.log.warning)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
         held = intake.ledger.rows_beside(days) + broken
         share = broken / max(held, 1)
@@ -88,14 +90,16 @@ def features(config: PipelineConfig) -> Body:
         from ae_pipeline.ingestion.contract import contract_in_force
         from ae_pipeline.storage.parquet import read_facts
 
-        paths, days, progress = paths_of(context, config), days_of(context), Pace(context.log.info)
+        paths, days, progress = paths_of(context, config), days_of(context), ProgressLogger(context.log.info)
         contract = contract_in_force(paths.contract, config)
         built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
         context.log.info(f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}")
         for day in built:
-            tell_partition(context, config, day.day, day.content_hash, paths.features(day.day).as_uri(), rows=day.rows)
-        words = f"{rows:,} rows of features, {raw_rows:,} of raw_data"
+            add_partition_metadata(
+                context, config, day.day, day.content_hash, paths.features(day.day).as_uri(), rows=day.rows
+            )
+        message = f"{rows:,} rows of features, {raw_rows:,} of raw_data"
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
@@ -104,7 +108,7 @@ def features(config: PipelineConfig) -> Body:
             },
             data_version=joint_version(day.content_hash for day in built),
             check_results=[
-                check(context, "rows_kept", rows == raw_rows, words, figure=rows, threshold=raw_rows),
+                check(context, "rows_kept", rows == raw_rows, message, figure=rows, threshold=raw_rows),
             ],
         )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ae_pipeline.reports.charts import Chart
 
 
-def tell_partition(
+def add_partition_metadata(
     context: dg.AssetExecutionContext, config: PipelineConfig, day: str, content_hash: str, uri: str, **figures: int
 ) -> None:
     """Attaches to a partition its own row count, file and content hash; the hash decides what is new.
@@ -37,7 +37,7 @@ def tell_partition(
         context.add_asset_metadata({**facts, "content_hash": content_hash, "dagster/uri": uri}, partition_key=day)
 
 
-def tell_newest(
+def add_latest_metadata(
     context: dg.AssetExecutionContext, config: PipelineConfig, day: str, metadata: Mapping[str, Any]
 ) -> None:
     """Attaches what a person looks at to one partition of a run: Dagster would store it once for each of them.
@@ -86,9 +86,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMet
 def plot(chart: "Chart") -> dg.MarkdownMetadataValue:
     """Makes a chart a picture with its words below."""
     from ae_pipeline.reports.pictures import as_address
-    from ae_pipeline.reports.plots import drawn
+    from ae_pipeline.reports.render import render_png
 
-    return dg.MetadataValue.md(f"![{chart.title}]({as_address(drawn(chart))})\n\n{chart.words}")
+    return dg.MetadataValue.md(f"![{chart.title}]({as_address(render_png(chart))})\n\n{chart.message}")
 
 
 def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataValue:
@@ -98,7 +98,7 @@ def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataVal
             entry.at,
             entry.version,
             entry.change.value,
-            "" if entry.before is None else entry.before,
+            "" if entry.previous is None else entry.previous,
             entry.who,
             entry.why,
         )

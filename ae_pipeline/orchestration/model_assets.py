@@ -34,8 +34,8 @@ _COMPARED = {
 def _compared(alignment: "Alignment") -> dict[str, dg.MetadataValue]:
     figures, axes = alignment.compatibility.figures(), alignment.compatibility.axes or ()
     rows = [(_COMPARED[name], f"{value:.4g}") for name, value in figures.items()]
-    rows += [(f"correlation of z_{place:03d} as it was learnt", f"{value:.3f}") for place, value in enumerate(axes)]
-    return {f"latents_beside_version_{alignment.before}": table(["figure", "value"], rows)}
+    rows += [(f"correlation of z_{index:03d} as it was learnt", f"{value:.3f}") for index, value in enumerate(axes)]
+    return {f"latents_beside_version_{alignment.previous}": table(["figure", "value"], rows)}
 
 
 def autoencoder(config: PipelineConfig) -> Body:
@@ -65,7 +65,7 @@ def autoencoder(config: PipelineConfig) -> Body:
                 "columns_left_out": table(
                     ["column", "reason"], [(e.column, e.reason) for e in bundle.encoder.left_out]
                 ),
-                "latents": trained.compatible.words,
+                "latents": trained.compatible.message,
                 **(_compared(trained.alignment) if trained.alignment else {}),
                 "window_fingerprint": window.fingerprint,
                 # What a schedule compares with: the days as they stood when this training began.
@@ -77,14 +77,14 @@ def autoencoder(config: PipelineConfig) -> Body:
             check_results=[
                 check(
                     context,
-                    verdict.rule,
-                    verdict.passed,
-                    verdict.words,
-                    figure=verdict.figure if math.isfinite(verdict.figure) else None,
-                    threshold=verdict.threshold,
+                    result.rule,
+                    result.passed,
+                    result.message,
+                    figure=result.figure if math.isfinite(result.figure) else None,
+                    threshold=result.threshold,
                     severity=dg.AssetCheckSeverity.WARN,
                 )
-                for verdict in (*trained.verdicts, trained.compatible)
+                for result in (*trained.results, trained.compatible)
             ],
         )
 
@@ -104,14 +104,14 @@ def champion(config: PipelineConfig) -> Body:
         workspace, paths = workspace_of(context), paths_of(context, config)
         tracker = workspace.tracker()
 
-        def on_rejected(challenger: "TrackedVersion", words: str) -> None:
+        def on_rejected(challenger: "TrackedVersion", message: str) -> None:
             key = f"version {challenger.version} of run {challenger.run_id}"
-            told = f"{words}. Look at the checks of autoencoder."
+            told = f"{message}. Look at the checks of autoencoder."
             alert = Alert(AlertEvent.CHALLENGER_REJECTED, key, told, context.run.run_id)
             tell(alert, config, paths, context.log.warning)
 
         decision = decide(config, paths, tracker, who_asked(context.run.tags), origin_of(context), on_rejected)
-        context.log.info(decision.words)
+        context.log.info(decision.message)
         refresh_operations(paths, config.drift.min_rows)
         version, bundle = load_champion(config, tracker)
         loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"
@@ -120,7 +120,7 @@ def champion(config: PipelineConfig) -> Body:
                 "model_version": decision.champion.version,
                 "mlflow_run": decision.champion.run_id,
                 "mlflow": dg.MetadataValue.url(workspace.page_of_version(config.dataset, decision.champion.version)),
-                "decision": decision.words,
+                "decision": decision.message,
                 "promoted": decision.promoted,
                 "history": history_table(paths),
                 "fingerprint": bundle.fingerprint,

@@ -5,24 +5,24 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ae_pipeline.common.progress import Pace
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.metadata import (
+    add_latest_metadata,
+    add_partition_metadata,
     column_schema,
     joint_version,
     parquet_schema,
     plot,
     table,
-    tell_newest,
-    tell_partition,
 )
 from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, rows_on_days, workspace_of
 
 if TYPE_CHECKING:
     from ae_pipeline.monitoring.budget import ReportDay
-    from ae_pipeline.monitoring.daily_drift import DriftedDay
-    from ae_pipeline.monitoring.day_assessment import Verdict
+    from ae_pipeline.monitoring.daily_drift import DayDrift
+    from ae_pipeline.monitoring.day_assessment import DayAssessment
     from ae_pipeline.reports.gallery import Gallery
     from ae_pipeline.reports.labels import Labels
 
@@ -55,10 +55,10 @@ def latent_features(config: PipelineConfig) -> Body:
         workspace, paths, days = workspace_of(context), paths_of(context, config), set(days_of(context))
         version, bundle = load_champion(config, workspace.tracker())
         origin = {**origin_of(context), "mlflow_run_id": version.run_id}
-        done = publish(sorted(days), paths, bundle, version.version, origin, Pace(context.log.info), config)
+        done = publish(sorted(days), paths, bundle, version.version, origin, ProgressLogger(context.log.info), config)
         published = published_days(paths)
         looked_at = [published[day.day] for day in done.days if day.rows][-_LOOKED_AT_FOR_COLLAPSE:]
-        spread = latents_not_collapsed(latents_of(looked_at, paths, bundle.model.latent_dim))
+        std = latents_not_collapsed(latents_of(looked_at, paths, bundle.model.latent_dim))
         asked = [day for day in done.days if day.day in days]
         rows = rows_published([day.day for day in done.days], paths)
         expected = sum(int(read_facts(paths.features(day.day))["rows"]) for day in done.days)
@@ -71,21 +71,21 @@ def latent_features(config: PipelineConfig) -> Body:
             f"{rows_on_days(rows, len(done.days), config)} under model version {version.version}, {flagged:,} flagged; "
             + (f"now table version {done.table_version}" if done.committed else "the table stands as it was")
         )
-        place = TableFiles(paths.latents)
-        contract = build_contract(config, bundle, version.version, place)
+        files = TableFiles(paths.latents)
+        contract = build_contract(config, bundle, version.version, files)
         for day in asked:
-            uri = place.address(day.path or "")
-            tell_partition(context, config, day.day, day.key, uri, rows=day.rows, rows_flagged=day.flagged)
+            uri = files.address(day.path or "")
+            add_partition_metadata(context, config, day.day, day.key, uri, rows=day.rows, rows_flagged=day.flagged)
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows,
-                "dagster/uri": place.address(),
+                "dagster/uri": files.address(),
                 "model_version": version.version,
                 "mlflow_run": version.run_id,
                 "mlflow": dg.MetadataValue.url(workspace.page_of_version(config.dataset, version.version)),
                 "latent_space": done.latent_space,
                 "table_version": done.table_version,
-                "contract": f"version {done.contract}, {place.full_path(PAGE)}",
+                "contract": f"version {done.contract}, {files.full_path(PAGE)}",
                 "rows_of_run_flagged": flagged,
                 "days_scored_now": sum(day.built for day in done.days),
                 "dagster/column_schema": column_schema(latent_schema(bundle.model.latent_dim), described(contract)),
@@ -102,17 +102,17 @@ def latent_features(config: PipelineConfig) -> Body:
                 ),
                 check(
                     context,
-                    spread.rule,
-                    spread.passed or rows < _FEW_ROWS,
-                    spread.words,
-                    figure=spread.figure,
-                    threshold=spread.threshold,
+                    std.rule,
+                    std.passed or rows < _FEW_ROWS,
+                    std.message,
+                    figure=std.figure,
+                    threshold=std.threshold,
                 ),
                 check(
                     context,
                     drift.rule,
                     drift.passed,
-                    drift.words,
+                    drift.message,
                     figure=drift.figure,
                     threshold=drift.threshold,
                     severity=dg.AssetCheckSeverity.WARN,
@@ -128,8 +128,8 @@ def anomaly_report(config: PipelineConfig) -> Body:
 
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from ae_pipeline.lifecycle.train import load_version_of_table
-        from ae_pipeline.monitoring.budget import TOLERATED, is_over_budget
-        from ae_pipeline.orchestration.alerts import tell_over_budget
+        from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, is_over_budget
+        from ae_pipeline.orchestration.alerts import alert_over_budget
         from ae_pipeline.reports.build import build_report
         from ae_pipeline.reports.ranking import DESCRIBED
 
@@ -137,9 +137,9 @@ def anomaly_report(config: PipelineConfig) -> Body:
         version, bundle = load_version_of_table(config, paths, workspace.tracker())
 
         def tell(ranked: Sequence["ReportDay"]) -> None:
-            tell_over_budget(ranked, bundle, config, paths, context.run.run_id, context.log.warning)
+            alert_over_budget(ranked, bundle, config, paths, context.run.run_id, context.log.warning)
 
-        progress = Pace(context.log.info)
+        progress = ProgressLogger(context.log.info)
         report = build_report(days, paths, bundle, config, version.version, version.run_id, progress, tell)
         after = [day for day in report.drift if day.is_after]
         asked = [day for day in after if day.day in set(days)]
@@ -151,13 +151,15 @@ def anomaly_report(config: PipelineConfig) -> Body:
         for day in report.days:
             file = paths.reports / "days" / f"{day.day}.parquet"
             uri = file.as_uri()
-            tell_partition(context, config, day.day, day.content_hash, uri, rows=day.rows, rows_flagged=day.flagged)
+            add_partition_metadata(
+                context, config, day.day, day.content_hash, uri, rows=day.rows, rows_flagged=day.flagged
+            )
         strangest = [
             (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.reason)
             for row in report.strangest[:_TOLD_ROWS]
         ]
         heads = ["row", "event time", "score", "p-value", "because"]
-        tell_newest(
+        add_latest_metadata(
             context,
             config,
             report.newest or days[-1],
@@ -193,7 +195,7 @@ def anomaly_report(config: PipelineConfig) -> Body:
                     not is_over_budget(rows, flagged, budget),
                     f"{counts}, {share / budget:.1f} times the budget of {budget:.2%}",
                     figure=share,
-                    threshold=TOLERATED * budget,
+                    threshold=TOLERATED_FACTOR * budget,
                     severity=dg.AssetCheckSeverity.WARN,
                 ),
                 check(
@@ -211,28 +213,28 @@ def anomaly_report(config: PipelineConfig) -> Body:
     return body
 
 
-def _verdict_in_words(verdict: "Verdict") -> dg.MarkdownMetadataValue:
+def _verdict_in_words(verdict: "DayAssessment") -> dg.MarkdownMetadataValue:
     from ae_pipeline.reports.markdown import escaped
 
     first, rest = verdict.deviations[:1], verdict.deviations[1:]
-    also = [*(split for each in first for split in each.splits), *(each.words for each in rest)]
-    points = "\n".join(f"- {escaped(words)}" for words in also)
-    parts = [f"**{verdict.day}**: {escaped(verdict.words)}.", escaped(verdict.aside), points]
+    also = [*(split for each in first for split in each.splits), *(each.message for each in rest)]
+    points = "\n".join(f"- {escaped(message)}" for message in also)
+    parts = [f"**{verdict.day}**: {escaped(verdict.message)}.", escaped(verdict.aside), points]
     return dg.MetadataValue.md("\n\n".join(part for part in parts if part))
 
 
-def _drift_in_words(after: Sequence["DriftedDay"], asked: Sequence["DriftedDay"]) -> str:
+def _drift_in_words(after: Sequence["DayDrift"], asked: Sequence["DayDrift"]) -> str:
     judged, drifted = [day for day in asked if day.is_judged], [day for day in asked if day.effects]
     if not asked:
-        return f"none of these days lies after the training window; {how_many(len(after), 'day')} of the table do"
+        return f"none of these days lies after the training window; {pluralize(len(after), 'day')} of the table do"
     if not drifted:
         few = len(asked) - len(judged)
-        return f"{how_many(len(judged), 'day')} after the training window are like it" + (
+        return f"{pluralize(len(judged), 'day')} after the training window are like it" + (
             f", {few} have too few rows to tell" if few else ""
         )
     return (
-        f"{len(drifted)} of {how_many(len(judged), 'day')} after the training window have drifted; "
-        f"{drifted[-1].day}: {drifted[-1].words}"
+        f"{len(drifted)} of {pluralize(len(judged), 'day')} after the training window have drifted; "
+        f"{drifted[-1].day}: {drifted[-1].message}"
     )
 
 

@@ -64,8 +64,8 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def page_of_file(self, path: Path) -> str:
         """Gives the address of a file of the data folder, which a browser may open from another page."""
-        place = path.relative_to(Path(self.data_folder).resolve())  # as `paths` gives it; folders may be links
-        return f"{self.data_url.rstrip('/')}/{quote(place.as_posix())}"
+        relative = path.relative_to(Path(self.data_folder).resolve())  # as `paths` gives it; folders may be links
+        return f"{self.data_url.rstrip('/')}/{quote(relative.as_posix())}"
 
     @property
     def _mlflow(self) -> str:

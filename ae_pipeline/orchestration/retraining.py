@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import dagster as dg
 
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.stages import asset_key
 from ae_pipeline.storage.hashing import hash_json
@@ -20,7 +20,7 @@ class Due:
     """Whether to train, and why in words for a person."""
 
     yes: bool
-    words: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,12 @@ def is_training_due(config: PipelineConfig, now: Content, last: LastTraining | N
     changed = [day for day, (digest, _) in now.items() if day not in last.content or last.content[day][0] != digest]
     rows = sum(now[day][1] for day in changed)
     if not changed:
-        everything = how_many(len(now), "day") if config.is_daily else f"{sum(rows for _, rows in now.values()):,} rows"
+        everything = (
+            pluralize(len(now), "day") if config.is_daily else f"{sum(rows for _, rows in now.values()):,} rows"
+        )
         return Due(False, f"nothing new: all {everything} are as the last training found them")
-    where = f"on {how_many(len(changed), 'new or changed day')}" if config.is_daily else "with new or changed ones"
-    words = f"{rows:,} rows {where} since the last training"
+    where = f"on {pluralize(len(changed), 'new or changed day')}" if config.is_daily else "with new or changed ones"
+    message = f"{rows:,} rows {where} since the last training"
     if rows < config.retrain.min_new_rows:
-        return Due(False, f"{words}, fewer than min_new_rows={config.retrain.min_new_rows:,}")
-    return Due(True, words)
+        return Due(False, f"{message}, fewer than min_new_rows={config.retrain.min_new_rows:,}")
+    return Due(True, message)

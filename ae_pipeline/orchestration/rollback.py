@@ -8,12 +8,12 @@ import dagster as dg
 from pydantic import Field
 
 from ae_pipeline.common.errors import PromotionError
-from ae_pipeline.common.progress import Pace
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.metadata import history_table
-from ae_pipeline.orchestration.stages import CODE_VERSION, DATASET_TAG, asset_key, explained, who_asked
+from ae_pipeline.orchestration.stages import CODE_VERSION, DATASET_TAG, as_dagster_failure, asset_key, who_asked
 
 if TYPE_CHECKING:
     from ae_pipeline.latents.publish import Progress, Publication
@@ -39,15 +39,15 @@ class RolledBack:
 
     Attributes:
         version: Which serves.
-        before: Which did until then; the same where a rollback that was cut short is completed.
+        previous: Which did until then; the same where a rollback that was cut short is completed.
         publication: Of its table.
-        words: The same for a person.
+        message: The same for a person.
     """
 
     version: int
-    before: int | None
+    previous: int | None
     publication: "Publication"
-    words: str
+    message: str
 
 
 def roll_back(
@@ -102,12 +102,12 @@ def roll_back(
         )
     bundle = ModelBundle.load(tracker.bundle_folder(target))
     serving = tracker.version(config.dataset, CHAMPION)
-    before = serving.version if serving else None
+    previous = serving.version if serving else None
 
     def move() -> None:
         served = [entry for entry in history(paths) if entry.change != Change.REJECTED]
         # Where the history says otherwise, a rollback was cut short between the alias and its entry: it is told now.
-        if before == target.version and served and served[-1].version == target.version:
+        if previous == target.version and served and served[-1].version == target.version:
             return
         challenger = tracker.version(config.dataset, CHALLENGER)
         if challenger is not None and DECIDED not in challenger.tags:
@@ -115,7 +115,7 @@ def roll_back(
             chosen = "chosen" if challenger.version == target.version else "passed over"
             tracker.tag_version(config.dataset, challenger.version, {DECIDED: f"{chosen} by a rollback"})
         tracker.set_alias(config.dataset, CHAMPION, target.version)
-        last = before if before != target.version else served[-1].version if served else None
+        last = previous if previous != target.version else served[-1].version if served else None
         figures, runs = figures_of(target), {**origin, RUN: target.run_id}
         record(paths, Entry(now(), Change.ROLLED_BACK, target.version, last, asked.who, asked.why, figures, runs))
         say(f"version {target.version} serves in place of version {last}")
@@ -124,11 +124,11 @@ def roll_back(
     facts = {**origin, RUN: target.run_id}
     done = publish(days, paths, bundle, target.version, facts, progress, config, before_commit=move)
     built = sum(day.built for day in done.days)
-    words = (
-        f"version {target.version} serves; {how_many(len(done.days), 'day')} of its table, {built:,} scored now, "
+    message = (
+        f"version {target.version} serves; {pluralize(len(done.days), 'day')} of its table, {built:,} scored now, "
         f"{'in table version ' + str(done.table_version) if done.committed else 'stood so before'}"
     )
-    return RolledBack(target.version, before, done, words)
+    return RolledBack(target.version, previous, done, message)
 
 
 def build_rollback_job(pipeline: PipelineConfig) -> dg.JobDefinition:
@@ -145,9 +145,11 @@ def build_rollback_job(pipeline: PipelineConfig) -> dg.JobDefinition:
         paths, tracker = workspace.paths(pipeline.dataset), workspace.tracker()
         asked = config.model_copy(update={"who": config.who or who_asked(context.run.tags)})
         origin = {"dagster_run_id": context.run.root_run_id or context.run.run_id}
-        with explained():
-            done = roll_back(pipeline, paths, tracker, asked, origin, Pace(context.log.info), context.log.info)
-        context.log.info(done.words)
+        with as_dagster_failure():
+            done = roll_back(
+                pipeline, paths, tracker, asked, origin, ProgressLogger(context.log.info), context.log.info
+            )
+        context.log.info(done.message)
         from ae_pipeline.reports.page import refresh_operations
 
         refresh_operations(paths, pipeline.drift.min_rows)
@@ -189,7 +191,7 @@ def _tell(context: dg.OpExecutionContext, config: PipelineConfig, paths: "Datase
     )
     facts: dict[str, Any] = {
         "model_version": done.version,
-        "decision": done.words,
+        "decision": done.message,
         "promoted": False,
         "history": history_table(paths),
     }
@@ -216,7 +218,7 @@ class _Event(NamedTuple):
     """A materialization: its data version, and its place in the log."""
 
     version: str
-    place: int
+    storage_id: int
 
 
 def _tags(version: str, inputs: Mapping[dg.AssetKey, _Event | None]) -> dict[str, str]:
@@ -225,7 +227,7 @@ def _tags(version: str, inputs: Mapping[dg.AssetKey, _Event | None]) -> dict[str
     for key, event in inputs.items():
         if event is not None:
             told[f"dagster/input_data_version/{key.to_user_string()}"] = event.version
-            told[f"dagster/input_event_pointer/{key.to_user_string()}"] = str(event.place)
+            told[f"dagster/input_event_pointer/{key.to_user_string()}"] = str(event.storage_id)
     return told
 
 
@@ -236,7 +238,7 @@ def _newest(instance: dg.DagsterInstance, key: dg.AssetKey, by_day: bool) -> dic
         log, kind = instance.event_log_storage, dg.DagsterEventType.ASSET_MATERIALIZATION
         places = log.get_latest_storage_id_by_partition(key, kind)
         versions = log.get_latest_tags_by_partition(key, kind, [tag])
-        return {day: _Event(versions.get(day, {}).get(tag, ""), place) for day, place in places.items()}
+        return {day: _Event(versions.get(day, {}).get(tag, ""), storage_id) for day, storage_id in places.items()}
     records = instance.fetch_materializations(key, limit=1).records
-    made, place = (records[0].asset_materialization, records[0].storage_id) if records else (None, 0)
-    return dict.fromkeys([None], _Event((made.tags or {}).get(tag, ""), place)) if made else {}
+    made, storage_id = (records[0].asset_materialization, records[0].storage_id) if records else (None, 0)
+    return dict.fromkeys([None], _Event((made.tags or {}).get(tag, ""), storage_id)) if made else {}

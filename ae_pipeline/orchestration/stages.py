@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
-from ae_pipeline.common.text import how_many
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -93,13 +93,13 @@ STAGES = {
         {
             "finite_weights": "Every weight of the network is a finite number.",
             "loss_fell": "The validation loss is lower than before the first step.",
-            "latents_not_collapsed": "Enough of the latent columns vary from row to row: gate.least_alive.",
+            "latents_not_collapsed": "Enough of the latent columns vary from row to row: gate.min_active_latents.",
             "reconstruction_no_worse": "On days that neither was fitted on, its reconstructions are about as near as "
-            "those of the version that serves, in the columns' own units: gate.most_worse.",
+            "those of the version that serves, in the columns' own units: gate.max_error_increase.",
             "calibration_no_worse": "On these days its scores lie about as near to its calibration as those of the "
-            "version that serves to theirs: gate.most_departure.",
+            "version that serves to theirs: gate.max_ks_distance.",
             "planted_faults_found": "It finds about as many faults planted into these days as the version that serves: "
-            "gate.most_lost.",
+            "gate.max_recall_drop.",
             "latents_compatible": "The latents go on where those of the version that serves end: their axes could be "
             "aligned. Otherwise a warning, and an obstacle to serving where gate.compatible says so.",
         },
@@ -192,7 +192,7 @@ def build_asset(config: PipelineConfig, stage: str, body: Body) -> dg.AssetsDefi
 
     # Dagster looks for the bare class here: with a type argument it would expect a value to store.
     def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with explained():
+        with as_dagster_failure():
             return body(context)
 
     asset: dg.AssetsDefinition = dg.asset(**settings)(run)
@@ -200,7 +200,7 @@ def build_asset(config: PipelineConfig, stage: str, body: Body) -> dg.AssetsDefi
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def as_dagster_failure() -> Iterator[None]:
     """Makes of our own errors failures that are not retried: the same input would fail again."""
     try:
         yield
@@ -243,7 +243,7 @@ def check(
     context: dg.AssetExecutionContext,
     name: str,
     passed: bool,
-    words: str,
+    message: str,
     *,
     figure: float | None = None,
     threshold: float | None = None,
@@ -255,7 +255,7 @@ def check(
         context: Of the asset.
         name: Of the check.
         passed: Whether the rule is kept.
-        words: What was found.
+        message: What was found.
         figure: What was measured.
         threshold: What it was held against.
         severity: How a broken rule shows; none of them stops the run, since good rows must go on.
@@ -266,11 +266,11 @@ def check(
         check_name=name,
         passed=bool(passed),
         severity=severity,
-        description=words,
+        description=message,
         metadata=figures,
     )
 
 
 def rows_on_days(rows: int, days: int, config: PipelineConfig) -> str:
     """Says how many rows, and on how many days where the dataset has any."""
-    return f"{rows:,} rows on {how_many(days, 'day')}" if config.is_daily else f"{rows:,} rows"
+    return f"{rows:,} rows on {pluralize(days, 'day')}" if config.is_daily else f"{rows:,} rows"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from ae_pipeline.common.text import how_many, shortened
+from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.resources import Workspace
@@ -53,11 +53,11 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
     unread = unread_files(config, paths, dt.datetime.now(dt.UTC).date())
     # A file that is read while it grows is read again once it has; only to look for nothing else is too early.
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < _SETTLED:
-        return dg.SkipReason(f"{how_many(len(unread), 'new or changed file')}, still being written")
+        return dg.SkipReason(f"{pluralize(len(unread), 'new or changed file')}, still being written")
     waiting = None
     if unread:
-        words = f"{how_many(len(unread), 'new or changed file')}: {shortened(sorted(unread))}"
-        asked = _requests(config, instance, "intake", {"": words}, hash_json(unread))
+        message = f"{pluralize(len(unread), 'new or changed file')}: {abbreviate(sorted(unread))}"
+        asked = _requests(config, instance, "intake", {"": message}, hash_json(unread))
         if not isinstance(asked, dg.SkipReason):
             return asked
         waiting = asked  # a file that cannot be read must not hold up the days of those that could
@@ -77,13 +77,13 @@ def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
         return dg.SkipReason(busy)
     from ae_pipeline.features.build import features_content
     from ae_pipeline.lifecycle.pending import days_without_report
-    from ae_pipeline.lifecycle.promote import undecided
+    from ae_pipeline.lifecycle.promote import undecided_challenger
     from ae_pipeline.registry.names import CHAMPION
 
     paths, tracker = workspace.paths(config.dataset), workspace.tracker()
-    if waiting := undecided(config, tracker):
-        words = f"the decision on version {waiting.version}, which waits for it"
-        asked = _requests(config, instance, "decide", {"": words}, waiting.run_id)
+    if waiting := undecided_challenger(config, tracker):
+        message = f"the decision on version {waiting.version}, which waits for it"
+        asked = _requests(config, instance, "decide", {"": message}, waiting.run_id)
         if not isinstance(asked, dg.SkipReason):
             return asked  # otherwise it has failed, which must not hold up the days under the version that serves
     champion = tracker.version(config.dataset, CHAMPION)
@@ -113,8 +113,8 @@ def next_training(
     if not due.yes and last is not None and _is_empty(config, workspace):
         due = Due(True, "the model store holds no version")
     if not due.yes:
-        return dg.SkipReason(due.words)
-    return dg.RunRequest(tags={"ae_pipeline/reason": due.words}, run_config=LOGGERS)
+        return dg.SkipReason(due.message)
+    return dg.RunRequest(tags={"ae_pipeline/reason": due.message}, run_config=LOGGERS)
 
 
 def _is_empty(config: PipelineConfig, workspace: Workspace) -> bool:
@@ -137,22 +137,22 @@ def drift_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
     wanted, paths = config.retrain.drifting_days or 0, workspace.paths(config.dataset)
     days = drifting_days(paths, config.drift.min_rows)
     if len(days) < wanted:
-        return dg.SkipReason(f"{how_many(len(days), 'day')} in a row have drifted, fewer than drifting_days={wanted}")
+        return dg.SkipReason(f"{pluralize(len(days), 'day')} in a row have drifted, fewer than drifting_days={wanted}")
     last = last_training(instance, config)
     since = last_day_learnt(config, last.content) if last else ""
     until = last_day_learnt(config, features_content(config, paths))
     learnt = [day for day in days if since < day <= until]
     if len(learnt) < wanted:
         return dg.SkipReason(
-            f"{how_many(len(days), 'day')} in a row have drifted, and a training would learn from {len(learnt)} of "
+            f"{pluralize(len(days), 'day')} in a row have drifted, and a training would learn from {len(learnt)} of "
             f"them that the last one did not, fewer than drifting_days={wanted}: the newest {config.gate.days} are the "
             "gate's"
         )
     due = next_training(config, workspace, instance)
     if isinstance(due, dg.SkipReason):
         return due
-    words = f"the newest {how_many(len(days), 'day')} have drifted; {due.tags['ae_pipeline/reason']}"
-    return _requests(config, instance, "train", {"": words}, hash_json(days[-1]))
+    message = f"the newest {pluralize(len(days), 'day')} have drifted; {due.tags['ae_pipeline/reason']}"
+    return _requests(config, instance, "train", {"": message}, hash_json(days[-1]))
 
 
 def why_busy(config: PipelineConfig, workspace: Workspace, instance: dg.DagsterInstance) -> str | None:
@@ -197,9 +197,9 @@ def _ranges(
 
     spans: dict[str, Mapping[str, str]] = {}
     for first, last in contiguous(days):
-        words = "all rows" if first == ALL_ROWS else first if first == last else f"{first} to {last}"
-        spans[words] = {**range_tags(first, last), **(tags or {})}
-    return _requests(config, instance, job, {words: words for words in spans}, state, spans)
+        message = "all rows" if first == ALL_ROWS else first if first == last else f"{first} to {last}"
+        spans[message] = {**range_tags(first, last), **(tags or {})}
+    return _requests(config, instance, job, {message: message for message in spans}, state, spans)
 
 
 def range_tags(first: str, last: str) -> dict[str, str]:
@@ -219,7 +219,7 @@ def _requests(
 ) -> Answer:
     """Asks for a run of each part, and for one again that has not done what it was to do, after a pause that grows."""
     wanted, waiting = [], []
-    for part, words in parts.items():
+    for part, message in parts.items():
         key = f"{job} {part} {state}"
         name = f"{config.dataset}_{job}"
         earlier = instance.get_run_records(dg.RunsFilter(job_name=name, tags={REQUEST_TAG: key}), limit=20)
@@ -231,9 +231,9 @@ def _requests(
                 again = dt.datetime.fromtimestamp(ended + pause, dt.UTC)
                 run = last.dagster_run
                 told = f"run {run.run_id} ended ({run.status.value.lower()}) and left it undone"
-                waiting.append(f"{words}: {told}; again at {again:%H:%M:%S} UTC")
+                waiting.append(f"{message}: {told}; again at {again:%H:%M:%S} UTC")
                 continue
-        more = {REQUEST_TAG: key, "ae_pipeline/reason": words, **(tags or {}).get(part, {})}
+        more = {REQUEST_TAG: key, "ae_pipeline/reason": message, **(tags or {}).get(part, {})}
         # Dagster drops a request whose key it has seen, so each attempt has one of its own.
         run_key = f"{key} after {earlier[0].dagster_run.run_id if earlier else 'none'}"
         wanted.append(dg.RunRequest(run_key=run_key, job_name=name, tags=more, run_config=LOGGERS))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
@@ -24,7 +25,7 @@ class Entry:
         at: When, ISO 8601, UTC.
         change: What happened.
         version: Which version it happened to: the one that serves from then on, or that was rejected.
-        before: The one that served until then, if any.
+        previous: The one that served until then, if any.
         who: A person, a schedule or a sensor.
         why: In words.
         figures: Of the gate, by rule.
@@ -34,7 +35,7 @@ class Entry:
     at: str
     change: Change
     version: int
-    before: int | None
+    previous: int | None
     who: str
     why: str
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -43,9 +44,16 @@ class Entry:
 
 def record(paths: DatasetPaths, entry: Entry) -> None:
     """Adds an entry to the history."""
-    add_line(paths.history, asdict(entry))
+    values = asdict(entry)
+    add_line(paths.history, {"before" if name == "previous" else name: value for name, value in values.items()})
 
 
 def history(paths: DatasetPaths) -> list[Entry]:
     """Reads the history, the oldest entry first."""
-    return [Entry(**{**line, "change": Change(line["change"])}) for line in lines_of(paths.history)]
+    return [_entry(line) for line in lines_of(paths.history)]
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    """Return the entry of a line, which has the previous version under the key `before`."""
+    values = {"previous" if name == "before" else name: value for name, value in line.items()}
+    return Entry(**{**values, "change": Change(line["change"])})

@@ -46,7 +46,7 @@ class BundleModel(PythonModel):
         if use == "denoise":
             return self.bundle.denoise(features).to_pandas().set_index(model_input.index)
         scored = self.bundle.score(features)
-        columns: dict[str, Any] = {f"z_{place:03d}": values for place, values in enumerate(scored.latents.T)}
+        columns: dict[str, Any] = {f"z_{location:03d}": values for location, values in enumerate(scored.latents.T)}
         columns |= {"score": scored.score, "p_value": scored.p_value, "is_anomaly": scored.is_anomaly}
         return pd.DataFrame(columns, index=model_input.index)
 

@@ -23,7 +23,7 @@ from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.storage.files import make_folder
 
-_PLACE = "place"
+_LOCATION = "place"
 """Tag of a run: where it trained."""
 
 _DOWNLOADED = 4
@@ -97,7 +97,7 @@ class Tracker:
             return str(client.create_experiment(dataset, artifact_location=local))
 
     @contextmanager
-    def training(self, dataset: str, name: str, tags: Mapping[str, str], place: str = "") -> Iterator[TrainingRun]:
+    def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:
         """Opens the MLflow run of a training; a retry of one that failed, by its tags, continues its run.
 
         One that was killed could not say so: it is marked as killed, and what it left half registered is withdrawn.
@@ -106,11 +106,11 @@ class Tracker:
             dataset: Names the experiment.
             name: Of the run.
             tags: What tells this training from all others, such as the Dagster run.
-            place: What tells the place where this one trains, one at a time, from others that share the store: a run
+            location: What tells the place where this one trains, one at a time, from others that share the store: a run
                 there that is still called running has been killed.
         """
         experiment = self.experiment(dataset)
-        self._bury(dataset, experiment, place)
+        self._bury(dataset, experiment, location)
         same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         unfinished = f"{same} and attributes.status = 'FAILED'"
         found = self.client.search_runs([experiment], unfinished, max_results=1) if same else []
@@ -120,7 +120,9 @@ class Tracker:
                 self.client.delete_tag(run_id, "error")
             self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         else:
-            run_id = str(self.client.create_run(experiment, run_name=name, tags={**tags, _PLACE: place}).info.run_id)
+            run_id = str(
+                self.client.create_run(experiment, run_name=name, tags={**tags, _LOCATION: location}).info.run_id
+            )
         run = TrainingRun(self, dataset, run_id)
         try:
             yield run
@@ -133,11 +135,11 @@ class Tracker:
             raise
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
-    def _bury(self, dataset: str, experiment: str, place: str) -> None:
+    def _bury(self, dataset: str, experiment: str, location: str) -> None:
         """Withdraws versions of this place that nobody has judged, and marks runs there that were killed as such."""
-        if not place:
+        if not location:
             return
-        own = f"tags.`{_PLACE}` = '{place}' and attributes.status"
+        own = f"tags.`{_LOCATION}` = '{location}' and attributes.status"
         dead = {str(run.info.run_id) for run in self.client.search_runs([experiment], f"{own} = 'RUNNING'")}
         champion = self.version(dataset, CHAMPION)
         for version in self.versions(dataset):
@@ -147,7 +149,7 @@ class Tracker:
                 run = self.client.get_run(version.run_id)
             except MlflowException:  # registered by somebody else
                 continue
-            if run.data.tags.get(_PLACE) != place:
+            if run.data.tags.get(_LOCATION) != location:
                 continue
             self.client.delete_model_version(dataset, str(version.version))
             if run.info.status == "FINISHED":  # killed while it was registered, which ends a run for a moment
@@ -218,15 +220,15 @@ class Tracker:
 
     def _downloaded(self, version: TrackedVersion, uri: str) -> Path:
         """Fetches a bundle once: a version never changes. Of each model the few that were fetched last are kept."""
-        place = make_folder(self.root / "downloaded" / version.dataset)
-        folder = place / f"{version.version}-{version.run_id}"
+        location = make_folder(self.root / "downloaded" / version.dataset)
+        folder = location / f"{version.version}-{version.run_id}"
         if not folder.is_dir():
-            with TemporaryDirectory(dir=place, prefix=".") as temporary:
+            with TemporaryDirectory(dir=location, prefix=".") as temporary:
                 found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
                 with suppress(OSError):  # another process was first
                     found.rename(folder)
             os.utime(folder)
-            others = sorted(place.glob("[!.]*"), key=lambda path: path.stat().st_mtime_ns)
+            others = sorted(location.glob("[!.]*"), key=lambda path: path.stat().st_mtime_ns)
             for old in others[:-_DOWNLOADED]:
                 rmtree(old, ignore_errors=True)
         return folder

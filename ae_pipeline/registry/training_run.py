@@ -97,13 +97,13 @@ class TrainingRun:
             picture.save(Path(folder) / name, "PNG", optimize=True)
             self.tracker.client.log_artifact(self.run_id, str(Path(folder) / name))
 
-    def log_data(self, name: str, digest: str, place: str, rows: Mapping[str, int], bundle: ModelBundle) -> None:
+    def log_data(self, name: str, digest: str, location: str, rows: Mapping[str, int], bundle: ModelBundle) -> None:
         """Logs what was learnt from as the run's input.
 
         Args:
             name: Of the dataset.
             digest: Names the window and its content.
-            place: Address of the folder that holds it.
+            location: Address of the folder that holds it.
             rows: By part of the window.
             bundle: Whose columns it has.
         """
@@ -112,7 +112,7 @@ class TrainingRun:
             {"num_rows": sum(rows.values()), **{f"{part}_rows": count for part, count in rows.items()}}
         )
         told = schema if len(schema) <= MAX_DATASET_SCHEMA_SIZE else None  # the signature has it too
-        data = Dataset(name, digest[:36], "local", json.dumps({"uri": place}), told, profile)
+        data = Dataset(name, digest[:36], "local", json.dumps({"uri": location}), told, profile)
         self.tracker.client.log_inputs(
             self.run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
         )
@@ -141,7 +141,7 @@ class TrainingRun:
         one that serves never is.
         """
         self.flush()
-        before = self.tracker.version_of_run(self.dataset, self.run_id)
+        previous = self.tracker.version_of_run(self.dataset, self.run_id)
         nested = mlflow.active_run() is not None
         # What it registers MLflow prints past its loggers, and what goes wrong it raises.
         quiet = redirect_stderr(StringIO())
@@ -166,8 +166,8 @@ class TrainingRun:
             )
         self.tracker.set_alias(self.dataset, CHALLENGER, registered.version)
         champion = self.tracker.version(self.dataset, CHAMPION)
-        if before and before.version not in {registered.version, champion.version if champion else None}:
-            self.tracker.client.delete_model_version(self.dataset, str(before.version))
+        if previous and previous.version not in {registered.version, champion.version if champion else None}:
+            self.tracker.client.delete_model_version(self.dataset, str(previous.version))
         # Registering has closed the run; it ends when the training does.
         self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return registered
@@ -183,7 +183,7 @@ def _inputs(bundle: ModelBundle) -> Schema:
 
 def _signature(bundle: ModelBundle) -> ModelSignature:
     outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.float, f"z_{place:03d}") for place in range(bundle.model.latent_dim)
+        ColSpec(DataType.float, f"z_{location:03d}") for location in range(bundle.model.latent_dim)
     ]
     outputs += [
         ColSpec(DataType.double, "score"),

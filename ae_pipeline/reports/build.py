@@ -12,8 +12,8 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
-from ae_pipeline.monitoring.daily_drift import DriftedDay, measure_drift, read_all_days
-from ae_pipeline.monitoring.day_assessment import Verdict, as_facts
+from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift, read_all_days
+from ae_pipeline.monitoring.day_assessment import DayAssessment, assessment_json
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
@@ -32,7 +32,7 @@ from ae_pipeline.reports.ranking import (
     reported_day,
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
-from ae_pipeline.reports.view import Published, Shown
+from ae_pipeline.reports.view import PageContext, Published
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
@@ -73,12 +73,12 @@ class Report:
     known_flagged: int
     newest: str | None
     day_page: Path | None
-    verdict: Verdict | None
+    verdict: DayAssessment | None
     charts: Sequence[Chart]
     strangest: tuple[RankedRow, ...]
     labels: Labels | None
     gallery: Gallery | None
-    drift: tuple[DriftedDay, ...]
+    drift: tuple[DayDrift, ...]
 
 
 def build_report(
@@ -159,7 +159,7 @@ def build_report(
         day_page=own if newest and (own := published.page_of(newest)).exists() else None,
         verdict=published.verdict(newest) if newest and not same else shown.verdict,
         charts=shown.charts if same else published.charts(newest) if newest else (),
-        strangest=published.listed.explained(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
+        strangest=published.listed.explanations(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
         labels=labels,
         gallery=gallery,
         drift=drift,
@@ -203,8 +203,8 @@ def _link(day: str, page: Path, report: Path) -> None:
     """Makes the day a link where the page over all days lists it."""
     if report.exists():
         plain, linked = f'<td class="d">{day}</td>', f'<td class="d"><a href="days/{page.name}">{day}</a></td>'
-        before = report.read_text(encoding="utf-8")
-        if (after := before.replace(plain, linked, 1)) != before:
+        previous = report.read_text(encoding="utf-8")
+        if (after := previous.replace(plain, linked, 1)) != previous:
             write_text(report, after)
 
 
@@ -232,7 +232,7 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
     return page
 
 
-def _summary(published: Published, run_id: str, shown: Shown, labels: Labels | None) -> Summary:
+def _summary(published: Published, run_id: str, shown: PageContext, labels: Labels | None) -> Summary:
     paths, bundle, config = published.paths, published.bundle, published.config
     by_day = list(published.entries.values())
     rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
@@ -248,12 +248,12 @@ def _summary(published: Published, run_id: str, shown: Shown, labels: Labels | N
             "budget": budget,
             "expected_alerts": rows * budget,
             "false_discovery_rate": rate,
-            "discoveries": sum(day.discoveries for day in by_day) if rate is not None else None,
-            "verdict": as_facts(shown.verdict) if shown.verdict else None,
+            "discoveries": sum(day.discovery_count for day in by_day) if rate is not None else None,
+            "verdict": assessment_json(shown.verdict) if shown.verdict else None,
             "groups": [
                 {
                     "columns": list(group.columns),
-                    "words": group.words,
+                    "words": group.message,
                     "rows": len(group.rows),
                     "highest_score": group.rows[0].score,
                     "days": list(group.days),
@@ -276,7 +276,7 @@ def _summary(published: Published, run_id: str, shown: Shown, labels: Labels | N
                     "rows": day.rows,
                     "is_after": day.is_after,
                     "is_judged": day.is_judged,
-                    "drifted": day.words,
+                    "drifted": day.message,
                 }
                 for day in published.drift
             ],

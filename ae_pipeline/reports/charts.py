@@ -36,13 +36,13 @@ class Chart:
     Attributes:
         name: Identifies it on its page.
         title: Above it.
-        words: What it shows, also for those who do not see it.
+        message: What it shows, also for those who do not see it.
         spec: Vega-Lite, JSON.
     """
 
     name: str
     title: str
-    words: str
+    message: str
     spec: str
 
 
@@ -86,14 +86,14 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
     )
     rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(x="at:Q")
     above = int((of_day > threshold).sum())
-    words = (
+    message = (
         f"Scores of {len(of_day):,} rows of {day} beside {len(calibration):,} of the calibration. Rows beyond "
         f"{threshold:.2f} nats, the dashed line, are flagged: {above:,}."
     )
-    return _chart("scores", "Scores", words, base + rule, data)
+    return _chart("scores", "Scores", message, base + rule, data)
 
 
-def calibration_chart(p_values: Array, words: str) -> Chart:
+def calibration_chart(p_values: Array, message: str) -> Chart:
     """Shows which share of rows would be flagged at each budget: on the line where the budget means what it says."""
     import altair as alt
 
@@ -119,7 +119,7 @@ def calibration_chart(p_values: Array, words: str) -> Chart:
     ends = [{"budget": float(least), "share": float(least)}, {"budget": 0.5, "share": 0.5}]
     ideal = alt.Chart(data(ends)).mark_line(color=_GREY, strokeDash=[4, 3]).encode(x="budget:Q", y="share:Q")
     return _chart(
-        "calibration", "Calibration", f"{words} On the dashed line a budget flags its share.", ideal + line, data
+        "calibration", "Calibration", f"{message} On the dashed line a budget flags its share.", ideal + line, data
     )
 
 
@@ -130,9 +130,9 @@ def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str
     data = _Data()
 
     points = [
-        {"epoch": epoch["number"], "loss": epoch[name], "of": words}
+        {"epoch": epoch["number"], "loss": epoch[name], "of": message}
         for epoch in epochs
-        for name, words in (("train_loss", "training"), ("validation_loss", "validation"))
+        for name, message in (("train_loss", "training"), ("validation_loss", "validation"))
     ]
     lines = (
         alt.Chart(data(points))
@@ -150,8 +150,8 @@ def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str
         )
     )
     kept = alt.Chart(data([{"epoch": best_epoch}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(x="epoch:Q")
-    words = f"Loss by epoch; weights of epoch {best_epoch} of {len(epochs)} were kept."
-    return _chart("loss", "Training", words, lines + kept, data)
+    message = f"Loss by epoch; weights of epoch {best_epoch} of {len(epochs)} were kept."
+    return _chart("loss", "Training", message, lines + kept, data)
 
 
 def latent_chart(
@@ -191,14 +191,14 @@ def latent_chart(
             tooltip=["row:N", "score:Q", "flagged:N"],
         )
     )
-    words = (
+    message = (
         f"{own.height:,} rows of {day}, coloured by score, flagged ones as triangles, over {others.height:,} ordinary "
         f"rows of {whose} in grey. The axes are the model's and stay the same from day to day."
     )
     if not others.height:  # an axis of no value has no end
-        return _chart("latents", "Latent space", words, above, data)
+        return _chart("latents", "Latent space", message, above, data)
     below = alt.Chart(data(points(others))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
-    return _chart("latents", "Latent space", words, below + above, data)
+    return _chart("latents", "Latent space", message, below + above, data)
 
 
 def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
@@ -244,11 +244,11 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
             tooltip=[alt.Tooltip("date:N", title="day"), "column:N", "times:Q", "words:N"],
         )
     )
-    words = (
+    message = (
         f"How far each column is from the days that the model learnt from, on each day up to {days[-1]}, in times of "
         "the threshold that it is farthest beyond or comes nearest to: from 1 on it counts as drifted."
     )
-    return _chart("drift", "Drift of the columns", words, chart, data)
+    return _chart("drift", "Drift of the columns", message, chart, data)
 
 
 _CALIBRATED = "calibration"
@@ -268,7 +268,7 @@ class _Data:
         return alt.NamedData(name=name)
 
 
-def _chart(name: str, title: str, words: str, chart: "alt.TopLevelMixin", data: _Data) -> Chart:
+def _chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data: _Data) -> Chart:
     spec = chart.properties(width="container", height=260).to_dict()
     axis = {"domainColor": "#8888", "tickColor": "#8888", "gridColor": "#8883"}
     spec["config"] = {
@@ -278,7 +278,7 @@ def _chart(name: str, title: str, words: str, chart: "alt.TopLevelMixin", data: 
         "font": "system-ui, sans-serif",
     }
     spec["datasets"] = data.sets
-    return Chart(name, title, words, json.dumps(spec, separators=(",", ":")))
+    return Chart(name, title, message, json.dumps(spec, separators=(",", ":")))
 
 
 @functools.lru_cache(maxsize=1)

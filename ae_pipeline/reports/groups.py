@@ -21,14 +21,14 @@ class Group:
         columns: That made them strange, in the order of the alphabet.
         rows: The strangest first.
         days: On which they are, ISO dates, the oldest first; none without event time.
-        words: What they have in common, for a person.
+        message: What they have in common, for a person.
         where: In which hours and parts of the day's rows they lie, a sentence each; of single days alone.
     """
 
     columns: tuple[str, ...]
     rows: tuple[RankedRow, ...]
     days: tuple[str, ...]
-    words: str
+    message: str
     where: tuple[str, ...] = ()
 
 
@@ -48,8 +48,8 @@ def group_rows(rows: Iterable[RankedRow]) -> list[Group]:
 
 def cause(row: RankedRow) -> tuple[str, ...]:
     """Names the columns that a row is strange by: those that contribute about as much as the strongest."""
-    most = max(part.surprise for part in row.contributions)
-    return tuple(sorted({part.column for part in row.contributions if part.surprise >= _SHARE * most}))
+    most = max(part.surprisal for part in row.contributions)
+    return tuple(sorted({part.column for part in row.contributions if part.surprisal >= _SHARE * most}))
 
 
 def _group(columns: tuple[str, ...], rows: Sequence[RankedRow]) -> Group:

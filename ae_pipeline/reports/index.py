@@ -24,5 +24,5 @@ def with_causes(index: Sequence[Mapping[str, Any]], paths: DatasetPaths) -> list
     told: list[Mapping[str, Any]] = []
     for entry in index:
         causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths)))
-        told.append({**entry, "words": entry["words"] or "; ".join(cause.words for cause in causes[:3])})
+        told.append({**entry, "words": entry["words"] or "; ".join(cause.message for cause in causes[:3])})
     return told

@@ -102,7 +102,7 @@ def measure_labels(
     if config.label is None:
         return None
     window = bundle.window
-    seen, words = _seen_rows(bundle, paths) if ALL_ROWS in window.train else (None, _all_but_days(window))
+    seen, message = _seen_rows(bundle, paths) if ALL_ROWS in window.train else (None, _all_but_days(window))
     fitted_days = {*window.train, *window.validation} - {ALL_ROWS}
     parts = [pl.DataFrame(schema={"score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, "new": pl.Boolean})]
     for day in sorted(files):
@@ -114,7 +114,7 @@ def measure_labels(
     told = ALL_ROWS not in window.train or seen is not None
     held_out = _measure(known.filter("new")) if told else None
     unknown = rows.height - known.height
-    return Labels(config.label, window.only_normal, unknown, _measure(known), held_out, words)
+    return Labels(config.label, window.only_normal, unknown, _measure(known), held_out, message)
 
 
 def _measure(rows: pl.DataFrame) -> Measures:

@@ -10,7 +10,7 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.storage.parquet import apart
+from ae_pipeline.storage.parquet import detach
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 Array = npt.NDArray[np.float64]
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 REFERENCE_ROWS, SHOWN_ROWS = 4000, 1000
 """Rows that others are held against, and rows that one map shows of either, at most."""
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 
 
 def projection(bundle: ModelBundle) -> Array:
@@ -30,7 +30,7 @@ def projection(bundle: ModelBundle) -> Array:
         Shape (latent_dim, 2 or 1); its first column is the widest direction.
     """
     # Ascending variance, as eigh gives it; each with its largest entry positive, since a sign means nothing.
-    widest = bundle.density.whitening[:, ::-1][:, :2]
+    widest = bundle.mahalanobis.whitening[:, ::-1][:, :2]
     signs = np.sign(widest[np.abs(widest).argmax(axis=0), np.arange(widest.shape[1])])
     directions: Array = widest * signs
     return directions
@@ -38,7 +38,7 @@ def projection(bundle: ModelBundle) -> Array:
 
 def places(latents: Array, bundle: ModelBundle) -> Array:
     """Puts latents, (n, latent_dim), on the map, (n, 2)."""
-    found = (latents - bundle.density.mean) @ projection(bundle)
+    found = (latents - bundle.mahalanobis.mean) @ projection(bundle)
     flat: Array = found if found.shape[1] == 2 else np.column_stack([found, np.zeros(len(found))])
     return flat
 
@@ -88,7 +88,7 @@ def columns_of(bundle: ModelBundle) -> list[str]:
         "event_time",
         "score",
         "is_anomaly",
-        *(f"z_{place:03d}" for place in range(bundle.model.latent_dim)),
+        *(f"z_{index:03d}" for index in range(bundle.model.latent_dim)),
     ]
 
 
@@ -122,17 +122,19 @@ def near(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle) -> di
 
     if not rows.height or not reference.height:
         return {}
-    white, others = ((latents_in(part) - bundle.density.mean) @ bundle.density.whitening for part in (rows, reference))
-    count = min(NEIGHBOURS + 1, len(others))
+    white, others = (
+        (latents_in(part) - bundle.mahalanobis.mean) @ bundle.mahalanobis.whitening for part in (rows, reference)
+    )
+    count = min(NEIGHBORS + 1, len(others))
     distances, at = NearestNeighbors(n_neighbors=count).fit(others).kneighbors(white)
     names = reference["row_id"].to_list()
     found: dict[str, list[tuple[str, float]]] = {}
     for row_id, far, nearest in zip(rows["row_id"], distances, at, strict=True):
-        told = [(names[place], float(distance)) for place, distance in zip(nearest, far, strict=True)]
-        found[row_id] = [(name, distance) for name, distance in told if name != row_id][:NEIGHBOURS]
+        told = [(names[index], float(distance)) for index, distance in zip(nearest, far, strict=True)]
+        found[row_id] = [(name, distance) for name, distance in told if name != row_id][:NEIGHBORS]
     return found
 
 
 def _thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
     places: Sequence[int] = np.linspace(0, rows.height - 1, min(max(most, 0), rows.height)).astype(int).tolist()
-    return apart(rows[places])
+    return detach(rows[places])

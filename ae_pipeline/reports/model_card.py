@@ -16,7 +16,8 @@ from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage.paths import ALL_ROWS
 
 if TYPE_CHECKING:
-    from ae_pipeline.gate.rules import Verdict
+    from ae_pipeline.gate.rules import GateResult
+
 
 _NAMED = 60
 """Columns of a kind that a card names, at most."""
@@ -39,15 +40,15 @@ def training_charts(bundle: ModelBundle, validation: pl.DataFrame, unseen: pl.Da
         latent_chart(rows, known.filter(~pl.col("is_anomaly")), bundle, name, "the validation"),
     ]
     if unseen.height:
-        words = f"{len(scores):,} rows of {name}, which no part of the model has seen."
-        charts.append(calibration_chart(rows["p_value"].to_numpy(), words))
+        message = f"{len(scores):,} rows of {name}, which no part of the model has seen."
+        charts.append(calibration_chart(rows["p_value"].to_numpy(), message))
     return charts
 
 
 def _scored(bundle: ModelBundle, features: pl.DataFrame) -> pl.DataFrame:
     """Scores rows, in the columns of the latent table that charts need."""
     found = bundle.score(features)
-    latents = {f"z_{place:03d}": values for place, values in enumerate(found.latents.T)}
+    latents = {f"z_{index:03d}": values for index, values in enumerate(found.latents.T)}
     facts = {"score": found.score, "p_value": found.p_value, "is_anomaly": found.is_anomaly}
     return features.select("row_id").with_columns(**facts, **latents)
 
@@ -55,7 +56,7 @@ def _scored(bundle: ModelBundle, features: pl.DataFrame) -> pl.DataFrame:
 def model_card(
     bundle: ModelBundle,
     version: int,
-    verdicts: Sequence["Verdict"],
+    results: Sequence["GateResult"],
     gate: str,
     gate_rows: int,
     links: Mapping[str, str],
@@ -65,7 +66,7 @@ def model_card(
     Args:
         bundle: The model.
         version: As which it is registered.
-        verdicts: Of the gate, and of the latents.
+        results: Of the gate, and of the latents.
         gate: What they came to.
         gate_rows: Rows that they rest on.
         links: Where to look further: addresses by what is there.
@@ -82,7 +83,7 @@ def model_card(
         window=window,
         parts=parts,
         version=version,
-        verdicts=[dataclasses.asdict(verdict) for verdict in verdicts],
+        results=[dataclasses.asdict(result) for result in results],
         gate=gate,
         links=links,
         weights=sum(value.numel() for value in bundle.model.parameters()),

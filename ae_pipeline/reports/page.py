@@ -16,8 +16,8 @@ from ae_pipeline.registry.history import history
 from ae_pipeline.reports.charts import scripts
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.listed import MOST_TOLD
-from ae_pipeline.reports.view import Shown
+from ae_pipeline.reports.row_details import MOST_TOLD
+from ae_pipeline.reports.view import PageContext
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -36,7 +36,7 @@ _PICTURE_WIDTH, _PICTURE_HEIGHT = 160, 160
 
 def render_page(
     summary: Mapping[str, Any],
-    shown: Shown,
+    shown: PageContext,
     index: Sequence[Mapping[str, Any]],
     listed: Sequence[Mapping[str, Any]],
     labels: Labels | None,
@@ -77,7 +77,7 @@ def render_page(
 
 def render_day(
     dataset: str,
-    shown: Shown,
+    shown: PageContext,
     features: str,
     labels: Labels | None,
     budget: float,
@@ -106,7 +106,7 @@ def render_day(
     return _render("day.html.j2", shown, **given)
 
 
-def _render(template: str, shown: Shown, **given: Any) -> str:
+def _render(template: str, shown: PageContext, **given: Any) -> str:
     own = {field.name: getattr(shown, field.name) for field in fields(shown)}
     read = files("ae_pipeline").joinpath("reports")
     own_text = {name: read.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
@@ -115,13 +115,13 @@ def _render(template: str, shown: Shown, **given: Any) -> str:
     return _environment().get_template(template).render(**own, **plain, **_MOST, **given)
 
 
-def _vega(shown: Shown) -> str:
+def _vega(shown: PageContext) -> str:
     return scripts(shown.cache) if shown.charts else ""
 
 
 def render_operations(paths: DatasetPaths, min_rows: int) -> str:
     """Gives the part of the page that tells of drift, alerts and versions, as they are on disk now."""
-    drift = [{**asdict(day), "words": day.words} for day in read_drift(paths, min_rows)]
+    drift = [{**asdict(day), "words": day.message} for day in read_drift(paths, min_rows)]
     template = _environment().get_template("operations.html.j2")
     return template.render(drift=drift, alerts=alerts_of(paths), history=history(paths))
 
@@ -131,10 +131,10 @@ def refresh_operations(paths: DatasetPaths, min_rows: int) -> None:
     page = paths.reports / "report.html"
     if not page.exists():
         return
-    before, found, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
+    previous, found, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
     _, ended, after = rest.partition(_END)
     if found and ended:
-        write_text(page, f"{before}{_BEGIN}\n{render_operations(paths, min_rows)}\n{_END}{after}")
+        write_text(page, f"{previous}{_BEGIN}\n{render_operations(paths, min_rows)}\n{_END}{after}")
 
 
 def _environment() -> jinja2.Environment:

@@ -52,7 +52,7 @@ class Scale:
     def colours(self) -> list[str]:
         """Colours along the scale, evenly apart, as CSS writes them."""
         palette = _palette()
-        return ["#{:02x}{:02x}{:02x}".format(*palette[place]) for place in range(0, 256, 15)]
+        return ["#{:02x}{:02x}{:02x}".format(*palette[index]) for index in range(0, 256, 15)]
 
     def heat(self, residual: Floats) -> Image.Image:
         """Draws a residual map, (height, width)."""
@@ -130,12 +130,12 @@ class Panel:
         size = width, height = self.size(3 * height, height)
         strip = Image.new("RGB", (3 * width + 2 * _GAP, height), "white")
         left, top, *span = (round(share * side) for share, side in zip(self.drawing.spot, size * 2, strict=True))
-        for place, picture in enumerate(self.pictures):
+        for index, picture in enumerate(self.pictures):
             enlarged = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-            if place != 1:
+            if index != 1:
                 frame = (left, top, left + span[0] - 1, top + span[1] - 1)
                 ImageDraw.Draw(enlarged).rectangle(frame, outline=_FRAME)
-            strip.paste(enlarged, (place * (width + _GAP), 0))
+            strip.paste(enlarged, (index * (width + _GAP), 0))
         return strip
 
 

@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -15,9 +15,9 @@ from ae_pipeline.detector.detector import Contribution
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
-from ae_pipeline.scoring.calibration import discoveries
+from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import apart, read_facts, write_parquet
+from ae_pipeline.storage.parquet import detach, read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 REPORT_VERSION = "5"
@@ -103,8 +103,8 @@ def is_reported(day: str, published: PublishedDay | None, paths: DatasetPaths, c
 
 def cut_short(paths: DatasetPaths) -> set[str]:
     """Lists the days of a report that was begun and not ended: their rows may be ranked, and the rest lacks them."""
-    place = paths.reports / UNFINISHED
-    return set(json.loads(place.read_text(encoding="utf-8"))) if place.exists() else set()
+    index = paths.reports / UNFINISHED
+    return set(json.loads(index.read_text(encoding="utf-8"))) if index.exists() else set()
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
@@ -112,8 +112,15 @@ def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
     facts = read_facts(_day_file(paths, day))
     if not facts:
         return None
-    counts = {name: int(facts.get(name, 0)) for name in ("flagged", "known_anomalies", "known_flagged", "discoveries")}
-    return ReportDay(day, rows=int(facts["scored"]), content_hash=facts["content_hash"], **counts)
+    return ReportDay(
+        day,
+        rows=int(facts["scored"]),
+        flagged=int(facts.get("flagged", 0)),
+        known_anomalies=int(facts.get("known_anomalies", 0)),
+        known_flagged=int(facts.get("known_flagged", 0)),
+        discovery_count=int(facts.get("discoveries", 0)),
+        content_hash=facts["content_hash"],
+    )
 
 
 def report_days(
@@ -165,7 +172,7 @@ def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
 def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
     """Gives ranked rows one by one."""
     for row in ranked.drop("model_version").iter_rows(named=True):
-        yield RankedRow(**{**row, "contributions": tuple(Contribution(**part) for part in row["contributions"])})
+        yield RankedRow(**{**row, "contributions": tuple(map(Contribution.from_record, row["contributions"]))})
 
 
 def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFrame:
@@ -226,11 +233,11 @@ def _rank(day: str, published: PublishedDay | None, paths: DatasetPaths, config:
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
     facts = {name: str(int(value)) for name, value in counts.items()}
-    return _Draft(day, {"input_hash": _input_hash(published, config), **facts}, apart(top), apart(features))
+    return _Draft(day, {"input_hash": _input_hash(published, config), **facts}, detach(top), detach(features))
 
 
 def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:
-    marks = [None] * scored.height if rate is None else discoveries(scored["p_value"].to_numpy(), rate)
+    marks = [None] * scored.height if rate is None else benjamini_hochberg(scored["p_value"].to_numpy(), rate)
     return scored.with_columns(pl.Series("is_discovery", marks, dtype=pl.Boolean))
 
 
@@ -238,17 +245,17 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
     marked = [draft.top["is_anomaly"] | draft.top["is_discovery"].fill_null(value=False) for draft in drafts]
     # The model's columns alone: days whose features were made under other settings may have others beside them.
     features = [draft.features.select(bundle.columns).filter(own) for draft, own in zip(drafts, marked, strict=True)]
-    explained = iter(bundle.explain(pl.concat(features)) if drafts else [])
+    explanations = iter(bundle.explain(pl.concat(features)) if drafts else [])
     for draft, own in zip(drafts, marked, strict=True):
-        parts: list[list[Contribution]] = [next(explained) if is_marked else [] for is_marked in own]
+        parts: list[list[Contribution]] = [next(explanations) if is_marked else [] for is_marked in own]
         ranked = draft.top.with_columns(
             because=pl.Series([because(row) for row in parts], dtype=pl.String),
-            contributions=pl.Series([[asdict(part) for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
+            contributions=pl.Series([[part.record() for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )
         write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), draft.facts)
 
 
 def because(parts: Sequence[Contribution]) -> str:
     """Says in one line what made a row strange: its strongest parts, and those that are rare on their own beside."""
-    telling = [part for part in parts if part.surprise >= max(4.6, 0.3 * parts[0].surprise)] or parts[:1]
+    telling = [part for part in parts if part.surprisal >= max(4.6, 0.3 * parts[0].surprisal)] or parts[:1]
     return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in telling)

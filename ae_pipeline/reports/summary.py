@@ -129,4 +129,5 @@ def schema_text() -> str:
 
 def row_facts(row: Any) -> dict[str, Any]:
     """Gives what summary.json says of a ranked row."""
-    return {**asdict(row), "event_time": None if row.event_time is None else row.event_time.isoformat()}
+    when = None if row.event_time is None else row.event_time.isoformat()
+    return {**asdict(row), "event_time": when, "contributions": [part.record() for part in row.contributions]}

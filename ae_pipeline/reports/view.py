@@ -16,15 +16,15 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
 from ae_pipeline.monitoring.budget import ReportDay, is_over_budget
-from ae_pipeline.monitoring.daily_drift import DriftedDay
-from ae_pipeline.monitoring.day_assessment import Verdict, judge_day
+from ae_pipeline.monitoring.daily_drift import DayDrift
+from ae_pipeline.monitoring.day_assessment import DayAssessment, assess_day
 from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of, whereabouts
 from ae_pipeline.registry.history import Change, history
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
-from ae_pipeline.reports.listed import ListedRows
 from ae_pipeline.reports.ranking import RankedRow
+from ae_pipeline.reports.row_details import RowDetails
 from ae_pipeline.scoring.drift import Part
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -37,7 +37,7 @@ _TREND = 30
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageContext:
     """What a page shows beside its own lists.
 
     Attributes:
@@ -63,7 +63,7 @@ class Shown:
     """
 
     daily: bool
-    verdict: Verdict | None
+    verdict: DayAssessment | None
     recent: Sequence[Mapping[str, Any]]
     model: Mapping[str, Any]
     drift_words: tuple[str, str]
@@ -101,7 +101,7 @@ class Published:
     config: PipelineConfig
     model_version: int
     entries: Mapping[str, ReportDay]
-    drift: Sequence[DriftedDay] = field(default=())
+    drift: Sequence[DayDrift] = field(default=())
 
     @property
     def newest(self) -> str | None:
@@ -109,7 +109,7 @@ class Published:
         return max((day for day, entry in self.entries.items() if entry.rows), default=None)
 
     @cached_property
-    def drift_of(self) -> dict[str, DriftedDay]:
+    def drift_of(self) -> dict[str, DayDrift]:
         """Days beside the training window, by day."""
         return {day.day: day for day in self.drift}
 
@@ -124,9 +124,9 @@ class Published:
         return {entry.name for entry in self.bundle.reference if entry.part == Part.COLUMN and entry.is_category}
 
     @cached_property
-    def listed(self) -> ListedRows:
+    def listed(self) -> RowDetails:
         """What is told of single rows."""
-        return ListedRows(self.files, self.paths, self.bundle, self.config, self.reference)
+        return RowDetails(self.files, self.paths, self.bundle, self.config, self.reference)
 
     def page_of(self, day: str) -> Path:
         """Where the page of a day is, if it has one."""
@@ -135,8 +135,8 @@ class Published:
     def pages_beside(self, day: str) -> tuple[str | None, str | None]:
         """Names the next days before and after a day that have a page."""
         others = [other for other in self.entries if self.page_of(other).exists()]
-        before, after = [other for other in others if other < day], [other for other in others if other > day]
-        return max(before, default=None), min(after, default=None)
+        previous, after = [other for other in others if other < day], [other for other in others if other > day]
+        return max(previous, default=None), min(after, default=None)
 
     def features_beside(self, page: Path, day: str | None) -> str:
         """Says where the features of a day are, beside a page; nothing without a day."""
@@ -157,14 +157,14 @@ class Published:
         features = file.select(there).collect()
         return deviations_of(drift, features, self.bundle, self.config.drift)
 
-    def verdict(self, day: str, *, in_detail: bool = True) -> Verdict:
+    def verdict(self, day: str, *, in_detail: bool = True) -> DayAssessment:
         """Judges a day."""
-        before = {other: entry.rows for other, entry in self.entries.items() if other < day}
+        previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
         budget, deviations = self.bundle.config.alerts.budget, self.deviations(day, in_detail=in_detail)
-        found = judge_day(self.entries[day], before, self.drift_of.get(day), deviations, budget)
+        found = assess_day(self.entries[day], previous, self.drift_of.get(day), deviations, budget)
         return found if self.config.is_daily else replace(found, day="all rows")
 
-    def _verdict_at_top(self, day: str) -> Verdict:
+    def _verdict_at_top(self, day: str) -> DayAssessment:
         """Judges a day, and says where days without a row have come after the newest."""
         verdict = self.verdict(day)
         if not self.config.is_daily or day != self.newest:
@@ -173,20 +173,20 @@ class Published:
         if not (empty := sorted(one for one in later if read_facts(self.paths.features(one)).get("rows") == "0")):
             return verdict
         none_came = f"no row has come for {empty[0]}" + (f" to {empty[-1]}" if len(empty) > 1 else "")
-        words = f"{verdict.words}; {none_came}" if verdict.is_wrong else f"{none_came}; on {day} {verdict.words}"
-        return replace(verdict, is_wrong=True, words=words)
+        message = f"{verdict.message}; {none_came}" if verdict.is_wrong else f"{none_came}; on {day} {verdict.message}"
+        return replace(verdict, is_wrong=True, message=message)
 
     def index(self, page: Path) -> list[dict[str, Any]]:
         """Lists all days with what somebody should know of each, the oldest first."""
         found = []
         for day in sorted(self.entries):
             entry, verdict = self.entries[day], self.verdict(day, in_detail=False)
-            words = verdict.words if verdict.is_wrong else ""
+            message = verdict.message if verdict.is_wrong else ""
             link = os.path.relpath(self.page_of(day), page.parent) if self.page_of(day).exists() else None
-            found.append({"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": words, "page": link})
+            found.append({"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": message, "page": link})
         return found
 
-    def show(self, day: str | None, strangest: Sequence[RankedRow], page: Path) -> Shown:
+    def show(self, day: str | None, strangest: Sequence[RankedRow], page: Path) -> PageContext:
         """Gathers what a page shows.
 
         Args:
@@ -197,8 +197,8 @@ class Published:
         groups = group_rows(strangest)
         if groups and day and page == self.page_of(day):
             groups = self._located(groups, day)
-        group_of = {row.row_id: str(place) for place, group in enumerate(groups, 1) for row in group.rows}
-        return Shown(
+        group_of = {row.row_id: str(index) for index, group in enumerate(groups, 1) for row in group.rows}
+        return PageContext(
             self.config.is_daily,
             self._verdict_at_top(day) if day else None,
             self._recent(day),
@@ -210,7 +210,7 @@ class Published:
                 sum(not entry.days for entry in self._landed),
                 sum(bool(entry.refused and entry.days) for entry in self._landed),
             ),
-            self.listed.explained(strangest),
+            self.listed.explanations(strangest),
             groups,
             group_of,
             self.listed.nearest(strangest),
@@ -341,9 +341,9 @@ class Published:
             score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name),
             latent_chart(rows, self.reference, bundle, name),
         ]
-        place = self.paths.reports / "drift.parquet"
-        if place.exists():
-            effects = pl.read_parquet(place).filter(pl.col("day") <= day)
+        index = self.paths.reports / "drift.parquet"
+        if index.exists():
+            effects = pl.read_parquet(index).filter(pl.col("day") <= day)
             charts += [chart] if (chart := drift_chart(effects, self.config.drift)) else []
         charts.append(self._calibration(day))
         if epochs := bundle.facts.get("epochs"):

@@ -53,7 +53,7 @@ class Calibration:
         return float(self.scores[n - within])
 
 
-def discoveries(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
+def benjamini_hochberg(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
     """Marks rows of which a share of at most `rate` is expected to be false alarms (Benjamini & Hochberg 1995).
 
     It holds for conformal p-values of one calibration though they depend on each other (Bates et al. 2023). Of m rows
@@ -74,7 +74,7 @@ def discoveries(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
     return np.asarray(p_values <= (rising[within[-1]] if len(within) else -1.0))
 
 
-def departure(scores: Array, others: Array) -> float:
+def ks_distance(scores: Array, others: Array) -> float:
     """Gives the largest gap between the shares of two sets of scores up to any level (Smirnov's distance).
 
     0 where they are alike, 1 where all of one are higher; a few anomalies among many rows move it by no more than their
@@ -128,6 +128,6 @@ def check_budget(rows: int, budget: float, days: int | None) -> None:
     raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {held}; {remedy}")
 
 
-def departure_by_chance(rows: int, others: int) -> float:
+def ks_critical_value(rows: int, others: int) -> float:
     """Gives the gap that two samples of one distribution exceed once in a hundred times (Smirnov 1939)."""
     return 1.63 * math.sqrt(1 / rows + 1 / others)

@@ -74,7 +74,7 @@ class Distribution(Section):
         return not self.quantiles
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """Standard deviation without the outer hundredths, as of a normal distribution; with them where there is none.
 
         Of a flag that is set on one row in two hundred all quantiles are the same, and a day with two in a hundred has
@@ -100,7 +100,7 @@ class Effect(Section):
     )
     missing: float = Field(default=0.0, description="Change of the share of missing values.")
     is_drift: bool = False
-    words: str = ""
+    message: str = ""
 
 
 def describe_columns(rows: pl.DataFrame, columns: Sequence[FeatureColumn], newest: int = 0) -> tuple[Distribution, ...]:
@@ -152,7 +152,7 @@ def describe_numbers(part: Part, name: str, values: Array, rows: int | None = No
 def _of_categories(name: str, values: pl.Series, newest: int) -> Distribution:
     names_of = values.cast(pl.String)
     cut = values.len() - newest
-    before, after = names_of[:cut].unique(), names_of[cut:].drop_nulls()
+    previous, after = names_of[:cut].unique(), names_of[cut:].drop_nulls()
     present = values.cast(pl.String).drop_nulls()
     counts = present.value_counts(sort=True, name="rows").sort("rows", name, descending=[True, False])
     names = counts[name].head(_NAMED).to_list()
@@ -165,7 +165,7 @@ def _of_categories(name: str, values: pl.Series, newest: int) -> Distribution:
         names=tuple(names),
         shares=(*shares, max(1 - sum(shares), 0.0)),
         known=tuple(sorted(counts[name])) if counts.height <= _KNOWN else None,
-        novelty=float((~after.is_in(before.implode())).sum()) / max(newest, 1) if cut else 0.0,
+        novelty=float((~after.is_in(previous.implode())).sum()) / max(newest, 1) if cut else 0.0,
     )
 
 
@@ -221,7 +221,7 @@ def measure_numbers(known: Distribution, values: Array, rows: int, config: Drift
     gap = float(np.abs(np.quantile(values, _GRID) - np.asarray(known.quantiles)).mean())
     gap = max(gap - _distance_by_chance(known, len(values)), 0.0)
     # Where all values were the same, any other is as far as can be.
-    distance = gap / known.spread if known.spread else (0.0 if gap == 0 else 1e9)
+    distance = gap / known.std if known.std else (0.0 if gap == 0 else 1e9)
     psi, distance = max(psi - known.usual_psi, 0.0), max(distance - known.usual_distance, 0.0)
     effect = Effect(part=known.part, name=known.name, psi=psi, wasserstein=distance, missing=missing)
     return _judged(effect, config)
@@ -272,7 +272,7 @@ def _judged(effect: Effect, config: DriftConfig) -> Effect:
     if abs(effect.missing) > config.missing:
         more = "more" if effect.missing > 0 else "fewer"
         told.append(f"{abs(effect.missing):.1%} {more} values missing, at most {config.missing:.1%}")
-    return effect.model_copy(update={"is_drift": bool(told), "words": "; ".join(told)})
+    return effect.model_copy(update={"is_drift": bool(told), "message": "; ".join(told)})
 
 
 def _counts(values: Array, edges: Array) -> Array:

@@ -18,7 +18,7 @@ def skewed_up(rows: Array) -> npt.NDArray[np.bool_]:
     return upwards
 
 
-def marginal_tails(scores: Array, upwards: npt.NDArray[np.bool_]) -> Array:
+def ecod_score(scores: Array, upwards: npt.NDArray[np.bool_]) -> Array:
     """Gives the highest of three sums over a row's columns: of upper tails, of lower ones, of each column's longer one.
 
     A row that is somewhat far out in many columns stands out by it, also where training rows like it lie near. It is

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 
 from ae_pipeline.common.errors import TrainingError
-from ae_pipeline.scoring.denoising_ensemble import Members, fit_members
-from ae_pipeline.scoring.ecod import marginal_tails, skewed_up
+from ae_pipeline.scoring.denoising_ensemble import DenoisingEnsemble, fit_denoising_ensemble
+from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
-from ae_pipeline.scoring.neighbors import crowd, nearest
-from ae_pipeline.scoring.scalings import Views, fit_views
-from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
+from ae_pipeline.scoring.scalings import Scalings, fit_scalings
+from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ _CORE = 0.8
 """Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
 to lose little where nothing does."""
 
-MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "members", "marginal tails")
+MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod")
 _WORDS = (
     "distance from the nearest training row",
     "distance from the nearest training row by ranks",
@@ -47,7 +47,7 @@ WEIGHTS = np.array([1.0, 1.0, 2.0, 0.5, 0.75])
 """Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
 density of the mixture stands against both. The last two are weak alone and see what the others do not."""
 
-_ENDLESS = np.array([name in {"mixture", "marginal tails"} for name in MEASURES])
+_ENDLESS = np.array([name in {"mixture", "ecod"} for name in MEASURES])
 """Measures that do not begin at zero."""
 
 _ARRAYS = ("varying", "first", "seen", "upwards", "references", "ends")
@@ -67,12 +67,12 @@ class Ensemble:
         first: One training row, whose other columns are those of all, (width,).
         seen: How many training rows there are, ().
         upwards: Of the columns that vary, whether their longer tail is the upper one, (len(varying),).
-        views: The scales.
+        scalings: The scales.
         directions: Random ones that mixture and autoencoders look along where very many columns vary, (len(varying),
             directions); None where they look at the columns themselves.
         references: Training rows, (m, len(varying)), as they are encoded.
         mixture: Of the core, in units of spread.
-        members: Autoencoders that only score.
+        denoising_ensemble: Autoencoders that only score.
         ends: For each measure the value where its scale begins, and how far from there its median is, (2, measures).
         tails: Measures on these scales to surprise.
     """
@@ -81,12 +81,12 @@ class Ensemble:
     first: npt.NDArray[np.float32]
     seen: npt.NDArray[np.int64]
     upwards: npt.NDArray[np.bool_]
-    views: Views
+    scalings: Scalings
     references: npt.NDArray[np.float32]
     mixture: Mixture
-    members: Members
+    denoising_ensemble: DenoisingEnsemble
     ends: Array
-    tails: ColumnTails
+    tails: TailCalibrator
     directions: npt.NDArray[np.float32] | None = None
 
     def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
@@ -108,24 +108,24 @@ class Ensemble:
     def governing(self, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
         """Says of each row what the strangest of the measures is, and how high it usually is, for people to read."""
         measures = self.measures(matrix)
-        weighed, usual = self.tails(measures) * WEIGHTS, self.tails.knots[:, -1]
+        weighed, usual = self.tails(measures) * WEIGHTS, self.tails.quantiles[:, -1]
         return [
-            (f"{row[place]:.1f} times the usual {_WORDS[place]}", f"{usual[place]:.1f} times at most in 99 %")
-            for row, place in zip(measures, weighed.argmax(axis=1), strict=True)
+            (f"{row[index]:.1f} times the usual {_WORDS[index]}", f"{usual[index]:.1f} times at most in 99 %")
+            for row, index in zip(measures, weighed.argmax(axis=1), strict=True)
         ]
 
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)
-        standard = _along(self.directions, self.views.standard(rows))
-        scores = self.views.normal(rows)
+        standard = _along(self.directions, self.scalings.standard(rows))
+        scores = self.scalings.normal(rows)
         encoded, normal = self._references
         return np.column_stack(
             [
                 nearest(rows, encoded),
                 nearest(scores, normal),
                 self.mixture(standard),
-                self.members(standard),
-                marginal_tails(scores, self.upwards),
+                self.denoising_ensemble(standard),
+                ecod_score(scores, self.upwards),
             ]
         )
 
@@ -136,13 +136,13 @@ class Ensemble:
     @cached_property
     def _references(self) -> tuple[Array, Array]:
         encoded = self.references.astype(np.float64)
-        return encoded, self.views.normal(encoded)
+        return encoded, self.scalings.normal(encoded)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Gives what to keep, by name."""
         own = {name: getattr(self, name) for name in _ARRAYS}
         own |= {} if self.directions is None else {"directions": self.directions}
-        parts = {part: getattr(self, part).arrays() for part in ("views", "mixture", "members", "tails")}
+        parts = {part: getattr(self, part).arrays() for part in ("scalings", "mixture", "denoising_ensemble", "tails")}
         return own | {f"{part}.{name}": value for part, found in parts.items() for name, value in found.items()}
 
     @classmethod
@@ -157,21 +157,21 @@ class Ensemble:
             return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
 
         return cls(
-            views=Views(**under("views.")),
+            scalings=Scalings(**under("scalings.")),
             mixture=Mixture(**under("mixture.")),
-            members=Members.from_arrays(under("members.")),
-            tails=ColumnTails(**under("tails.")),
+            denoising_ensemble=DenoisingEnsemble.from_arrays(under("denoising_ensemble.")),
+            tails=TailCalibrator(**under("tails.")),
             directions=arrays.get("directions"),
             **{name: arrays[name] for name in _ARRAYS},
         )
 
 
-def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], seed: int) -> Ensemble:
+def fit_ensemble(matrix: npt.NDArray[np.float32], asinh_mask: npt.NDArray[np.bool_], seed: int) -> Ensemble:
     """Fits an ensemble on encoded training rows.
 
     Args:
         matrix: The rows, (n, width).
-        bent: Which columns are asinh of a number, (width,).
+        asinh_mask: Which columns are asinh of a number, (width,).
         seed: Of the draws.
 
     Raises:
@@ -188,20 +188,22 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], bent: npt.NDArray[np.bool_], s
     chosen = torch.randperm(len(matrix), generator=generator)[:most].numpy()
     encoded = matrix[np.ix_(chosen, varying)]
     rows = encoded.astype(np.float64)
-    views = fit_views(rows, bent[varying])
-    standard = views.standard(rows)
-    crowds = [crowd(view, view[:_FROM], _CROWD) for view in (rows, views.normal(rows), standard)]
+    scalings = fit_scalings(rows, asinh_mask[varying])
+    standard = scalings.standard(rows)
+    crowds = [mean_knn_distance(view, view[:_FROM], _CROWD) for view in (rows, scalings.normal(rows), standard)]
     alone = np.column_stack(crowds)
     alone /= _medians(alone)
     strange = fit_tails(alone)(alone).sum(axis=1)
     directions = _draw_directions(len(varying), seed)
     core = _along(directions, standard[strange <= np.quantile(strange, _CORE)])
     count = min(_MOST_REFERENCES, max(_LEAST_REFERENCES, _REFERENCE_CELLS // len(varying)))
-    mixture, members = fit_mixture(core, seed), fit_members(core, generator)
+    mixture, denoising_ensemble = fit_mixture(core, seed), fit_denoising_ensemble(core, generator)
     ends = np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))])
     first, seen, references = matrix[0].copy(), np.array(len(matrix)), encoded[:count].copy()
-    none, upwards = ColumnTails.none(), skewed_up(standard)
-    unfitted = Ensemble(varying, first, seen, upwards, views, references, mixture, members, ends, none, directions)
+    none, upwards = TailCalibrator.none(), skewed_up(standard)
+    unfitted = Ensemble(
+        varying, first, seen, upwards, scalings, references, mixture, denoising_ensemble, ends, none, directions
+    )
     raw = unfitted._raw(matrix[chosen])
     # Distances and residuals begin at zero; the others do not, and their scale begins at the least among training rows.
     ends = np.stack([np.where(_ENDLESS, raw.min(axis=0), 0.0), ends[1]])

@@ -12,7 +12,7 @@ _LEAST_VARIANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class LatentDensity:
+class MahalanobisDistance:
     """Squared Mahalanobis distance in the latent space.
 
     A row whose latent is far from all others is strange however well it is reconstructed, as whole groups of anomalies
@@ -31,15 +31,15 @@ class LatentDensity:
         distance: Array = np.square((latents - self.mean) @ self.whitening).mean(axis=1)
         return distance
 
-    def turned(self, matrix: Array, offset: Array) -> "LatentDensity":
+    def transformed(self, matrix: Array, offset: Array) -> "MahalanobisDistance":
         """Gives the same distances for latents that an invertible map took to z @ matrix + offset."""
         whitening = np.linalg.solve(matrix, self.whitening).astype(np.float64)
-        return LatentDensity(self.mean @ matrix + offset, whitening)
+        return MahalanobisDistance(self.mean @ matrix + offset, whitening)
 
 
-def fit_density(latents: Array) -> LatentDensity:
+def fit_mahalanobis(latents: Array) -> MahalanobisDistance:
     """Fits mean and covariance on the latents of the training rows, (n, latent_dim)."""
     mean = latents.mean(axis=0)
     variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(latents, rowvar=False, bias=True)))
     floor = max(_LEAST_VARIANCE * float(variances[-1]), 1e-12)
-    return LatentDensity(mean, directions / np.sqrt(np.maximum(variances, floor)))
+    return MahalanobisDistance(mean, directions / np.sqrt(np.maximum(variances, floor)))

@@ -39,11 +39,11 @@ class Mixture:
     def __call__(self, rows: Array) -> Array:
         """Gives −ln of the density at rows of shape (n, width), up to a constant, (n,)."""
         each = np.empty((*self.weights.shape, len(rows)))
-        for place in np.ndindex(self.weights.shape):
-            whitening = self.whitening[place]
+        for index in np.ndindex(self.weights.shape):
+            whitening = self.whitening[index]
             log_volume = np.log(np.diagonal(whitening)).sum()
-            squares = np.square((rows - self.means[place]) @ whitening).sum(axis=1)
-            each[place] = np.log(self.weights[place]) + log_volume - 0.5 * squares
+            squares = np.square((rows - self.means[index]) @ whitening).sum(axis=1)
+            each[index] = np.log(self.weights[index]) + log_volume - 0.5 * squares
         rarity: Array = -np.logaddexp.reduce(each, axis=1).mean(axis=0)
         return rarity
 

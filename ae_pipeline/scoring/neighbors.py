@@ -40,7 +40,7 @@ def nearest(rows: Array, references: Array) -> Array:
     return np.concatenate(found)
 
 
-def crowd(rows: Array, references: Array, count: int) -> Array:
+def mean_knn_distance(rows: Array, references: Array, count: int) -> Array:
     """Gives the mean distance to the `count` nearest references, or to all others where they are fewer.
 
     Large beside a small crowd of its own kind too, as anomalies are that a training set holds many of.

@@ -24,7 +24,7 @@ def make_folder(path: Path) -> Path:
         blocking = next(p for p in (path, *path.parents) if p.exists() and not p.is_dir())
         raise StorageError(f"{blocking} is a file where a folder must be; move it away") from error
     except OSError as error:
-        raise explained(error, path) from error
+        raise translate_os_error(error, path) from error
     return path
 
 
@@ -45,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise explained(error, path) from error
+        raise translate_os_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def explained(error: OSError, path: Path) -> OSError | StorageError:
+def translate_os_error(error: OSError, path: Path) -> OSError | StorageError:
     """Makes an error that says what to do of one that writing at `path` gave."""
     if error.errno in _NO_SPACE:
         return StorageError(

@@ -37,16 +37,16 @@ def bytes_of_row(metadata: pq.FileMetaData, columns: Collection[str] | None = No
         columns: Of which columns, all when left out.
     """
     chunks = (
-        metadata.row_group(group).column(place)
+        metadata.row_group(group).column(index)
         for group in range(metadata.num_row_groups)
-        for place in range(metadata.num_columns)
+        for index in range(metadata.num_columns)
     )
     wanted = (c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns)
     held: int = sum(chunk.total_uncompressed_size for chunk in wanted)
     return held / max(int(metadata.num_rows), 1)
 
 
-def apart(rows: pl.DataFrame) -> pl.DataFrame:
+def detach(rows: pl.DataFrame) -> pl.DataFrame:
     """Copies rows that were chosen among many: texts are views, and few would keep the bytes of all others."""
     return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()), schema=rows.schema)
 

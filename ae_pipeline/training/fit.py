@@ -22,8 +22,8 @@ from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import Encoder, fit_encoder
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import TableEncoder
-from ae_pipeline.features.split import PARTS, Window, drawn, thin
-from ae_pipeline.models.base import Pass, rows_at_once
+from ae_pipeline.features.split import PARTS, Window, sample_by_hash, sample_rows
+from ae_pipeline.models.base import AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.scoring.calibration import calibrate, check_budget
@@ -38,12 +38,12 @@ from ae_pipeline.scoring.drift import (
     with_usual,
 )
 from ae_pipeline.scoring.ensemble import FITTED_ROWS, fit_ensemble
-from ae_pipeline.scoring.mahalanobis import fit_density
-from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
+from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import Epoch, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.warm_start import anchor_to, inherit
+from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
 _REFERENCE_ROWS = 20_000
 """Rows whose latents are remembered."""
@@ -70,7 +70,7 @@ def fit_bundle(
     window: Window,
     paths: DatasetPaths,
     report: Callable[[Epoch], None] = lambda _: None,
-    before: ModelBundle | None = None,
+    previous: ModelBundle | None = None,
 ) -> tuple[ModelBundle, TrainingResult]:
     """Fits everything that a model is.
 
@@ -82,7 +82,7 @@ def fit_bundle(
         window: Days for each part.
         paths: Where the features are.
         report: Called after each epoch.
-        before: The model that serves, to go on from as `training.warm_start` and `anchor` say.
+        previous: The model that serves, to go on from as `training.warm_start` and `anchor` say.
 
     Raises:
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
@@ -98,7 +98,7 @@ def fit_bundle(
     all_rows = AllRows(
         counts["train"], counts["validation"], lambda: window.batches("train", paths), paths.scratch, share
     )
-    detector, result = fit_detector(config, columns, train_rows, validation_rows, report, before, all_rows)
+    detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     facts: dict[str, Any] = {
         "versions": library_versions(),
         "rows": counts,
@@ -123,7 +123,7 @@ def _held_out(window: Window, paths: DatasetPaths, budget: float, count: int) ->
     most = max(_MOST_CALIBRATED, math.ceil(100 / budget))
     share = min(most / max(count, 1), 1.0)
     for rows in window.batches("calibration", paths):
-        yield drawn(rows, share)
+        yield sample_by_hash(rows, share)
 
 
 def _share(config: PipelineConfig) -> int:
@@ -160,10 +160,10 @@ def with_reference(bundle: ModelBundle, columns: Sequence[FeatureColumn], paths:
         parts = [bundle.window.rows(part, paths, names, math.ceil(share * count)) for part, count in counts.items()]
         found += describe_columns(pl.concat(parts, how="diagonal"), seen, newest=parts[-1].height)
         del parts
-    held_out = thin(bundle.window.rows("calibration", paths, most=2 * _REFERENCE_ROWS), _REFERENCE_ROWS, seed=0)
+    held_out = sample_rows(bundle.window.rows("calibration", paths, most=2 * _REFERENCE_ROWS), _REFERENCE_ROWS, seed=0)
     latents = bundle.encode(held_out).astype(np.float64)
-    for place, values in enumerate(latents.T):
-        found.append(describe_numbers(Part.LATENT, f"z_{place:03d}", values))
+    for index, values in enumerate(latents.T):
+        found.append(describe_numbers(Part.LATENT, f"z_{index:03d}", values))
     usual: dict[tuple[Part, str], list[Effect]] = {}
     for effect in _effects_of_days(found, held_out, latents, bundle.config.drift):
         usual.setdefault((effect.part, effect.name), []).append(effect)
@@ -214,7 +214,7 @@ def fit_detector(
     train_rows: pl.DataFrame,
     validation_rows: pl.DataFrame,
     report: Callable[[Epoch], None] = lambda _: None,
-    before: ModelBundle | None = None,
+    previous: ModelBundle | None = None,
     all_rows: AllRows | None = None,
 ) -> tuple[Detector, TrainingResult]:
     """Fits all of a model but its calibration.
@@ -225,7 +225,7 @@ def fit_detector(
         train_rows: Features that the encoder, the weights and the ensemble are fitted on.
         validation_rows: Features for early stopping, the tails of the losses, and the ensemble, which looks at both.
         report: Called after each epoch.
-        before: The model that serves, to go on from.
+        previous: The model that serves, to go on from.
         all_rows: What both are a sample of, where there is more than may be held: the weights learn from all of it.
 
     Raises:
@@ -244,18 +244,18 @@ def fit_detector(
         train_rows.height < all_rows.train or train_rows.height * row_bytes > all_rows.share
     )
     if all_rows is not None and is_streamed:
-        validation_rows = thin(validation_rows, max(_LEAST_LOOKED_AT, all_rows.share // row_bytes), _LOOKED_AT)
+        validation_rows = sample_rows(validation_rows, max(_LEAST_LOOKED_AT, all_rows.share // row_bytes), _LOOKED_AT)
     held = encoder.encode(validation_rows)
     validation = torch.from_numpy(held).to(device)
     groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
     corrupt = build_corruption(config.training, groups, encoder.ends)
     untrained, anchor, is_warm = evaluate(model, loss, validation, config.training.beta), None, False
-    if before is not None:
-        if config.training.warm_start and config.model == before.config.model:
-            is_warm = inherit(model, loss, encoder, before)
-        anchor = anchor_to(before, train_rows, config, model.latent_dim)
+    if previous is not None:
+        if config.training.warm_start and config.model == previous.config.model:
+            is_warm = load_matching_weights(model, loss, encoder, previous)
+        anchor = build_latent_regularizer(previous, train_rows, config, model.latent_dim)
     if all_rows is not None and is_streamed:
-        encoded: TrainingRows = _on_disk(all_rows, encoder, config, before if anchor else None, device)
+        encoded: TrainingRows = _on_disk(all_rows, encoder, config, previous if anchor else None, device)
         for_ensemble = [encoder.encode(rows) for rows in _as_mixed(train_rows, validation_rows, all_rows)]
     else:
         for_ensemble = [encoder.encode(train_rows), held]
@@ -264,19 +264,19 @@ def fit_detector(
     result = dataclasses.replace(
         result, first_loss=untrained, is_warm=is_warm, is_anchored=anchor is not None, is_streamed=is_streamed
     )
-    typical = encoded.mean()
+    mean_input = encoded.mean()
     del encoded
     with torch.inference_mode():
         passes = [model(batch) for batch in validation.split(rows_at_once(encoder.shape))]
-        loss.fit_scores(Pass(*(torch.cat(part) for part in zip(*passes, strict=True))), validation)
+        loss.fit_scores(AutoEncoderOutput(*(torch.cat(part) for part in zip(*passes, strict=True))), validation)
     del passes, validation, held
     ensemble = None
     if isinstance(encoder, TableEncoder) and Evidence.ENSEMBLE in config.alerts.evidence:
-        ensemble = fit_ensemble(np.concatenate(for_ensemble), encoder.bent, config.training.seed)
+        ensemble = fit_ensemble(np.concatenate(for_ensemble), encoder.asinh_mask, config.training.seed)
     del for_ensemble
     network = FittedNetwork(encoder, model, loss.eval())
-    density = fit_density(network.encode(train_rows).astype(np.float64))
-    unfitted = Detector(encoder, model, loss, config, typical, density, ensemble, ColumnTails.none())
+    mahalanobis = fit_mahalanobis(network.encode(train_rows).astype(np.float64))
+    unfitted = Detector(encoder, model, loss, config, mean_input, mahalanobis, ensemble, TailCalibrator.none())
     enough = validation_rows.height >= LEAST_TAIL_ROWS
     seen = validation_rows if enough else pl.concat([train_rows, validation_rows], how="diagonal")
     tails = fit_tails(unfitted.latents_and_losses(seen)[1])
@@ -284,14 +284,14 @@ def fit_detector(
 
 
 def _on_disk(
-    all_rows: AllRows, encoder: Encoder, config: PipelineConfig, before: ModelBundle | None, device: torch.device
+    all_rows: AllRows, encoder: Encoder, config: PipelineConfig, previous: ModelBundle | None, device: torch.device
 ) -> OnDisk:
     """Puts all rows to learn from into a file, encoded, with the latents that they had before."""
     packing = Packing.of(encoder)
-    row_bytes = 4 * (packing.width + (before.model.latent_dim if before else 0))
+    row_bytes = 4 * (packing.width + (previous.model.latent_dim if previous else 0))
     # Beside the block that is at work there are the same in another order, what was left of the last, and the next.
     blocks = blocks_for(all_rows.train, row_bytes, all_rows.share // 4, config.training.batch_size)
-    encoded = ((encoder.encode(rows), before.encode(rows) if before else None) for rows in all_rows.batches())
+    encoded = ((encoder.encode(rows), previous.encode(rows) if previous else None) for rows in all_rows.batches())
     return OnDisk(all_rows.folder, encoded, packing, blocks, config.training.seed, device)
 
 
@@ -299,4 +299,6 @@ def _as_mixed(train_rows: pl.DataFrame, validation_rows: pl.DataFrame, all_rows:
     """Draws from both samples as many rows as an ensemble looks at, in the proportion of what they are drawn from."""
     share = FITTED_ROWS / (all_rows.train + all_rows.validation)
     counts = [math.ceil(share * count) for count in (all_rows.train, all_rows.validation)]
-    return [thin(rows, count, _LOOKED_AT) for rows, count in zip((train_rows, validation_rows), counts, strict=True)]
+    return [
+        sample_rows(rows, count, _LOOKED_AT) for rows, count in zip((train_rows, validation_rows), counts, strict=True)
+    ]

@@ -61,7 +61,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class LatentRegularizer:
     """Latents of the training rows that a network is to keep near, so that it goes on where an earlier one ends.
 
     Backward-compatible training (Shen et al. 2020) keeps what an old classifier makes of new features; this keeps the
@@ -75,14 +75,14 @@ class Anchor:
     latents: Tensor
     weight: float
 
-    def pull(self, latents: Tensor, wanted: Tensor) -> Tensor:
+    def penalty(self, latents: Tensor, wanted: Tensor) -> Tensor:
         """Gives the mean penalty of the latents of some rows, which those of the earlier model are wanted for."""
         return self.weight * ((latents - wanted.to(latents)) / self._spread.to(latents)).square().sum(1).mean()
 
     @cached_property
     def _spread(self) -> Tensor:
-        spread = self.latents.std(0)
-        return spread.clamp(min=max(1e-6 * float(spread.max()), 1e-12))
+        std = self.latents.std(0)
+        return std.clamp(min=max(1e-6 * float(std.max()), 1e-12))
 
 
 def choose_device(name: str) -> torch.device:
@@ -105,7 +105,7 @@ def train(
     generator: torch.Generator,
     report: Callable[[Epoch], None] = lambda _: None,
     corrupt: Corruption | None = None,
-    anchor: Anchor | None = None,
+    anchor: LatentRegularizer | None = None,
 ) -> TrainingResult:
     """Fits a model in place on batches of rows, and restores the best epoch's weights.
 
@@ -157,7 +157,7 @@ def train(
             pulled = value
             # Of the clean rows, and in variational forms of the means: what is published.
             if anchor is not None and wanted is not None:
-                pulled = value + anchor.pull(model.encode(batch), wanted)
+                pulled = value + anchor.penalty(model.encode(batch), wanted)
             # Of gradient descent the parts of the one step add up to the gradient over all rows.
             (pulled * (len(batch) / len(train_rows)) if full_batch else pulled).backward()
             if not full_batch:

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ae_pipeline.common.parallel import ahead
+from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import Matrix
-from ae_pipeline.storage.files import explained, make_folder
+from ae_pipeline.storage.files import make_folder, translate_os_error
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Rows of one step.
 
     Attributes:
@@ -40,7 +40,7 @@ class TrainingRows(Protocol):
     def __len__(self) -> int:
         """Counts the rows."""
 
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """Gives each row once, in an order that a generator on the CPU draws, in batches of a size but for the last."""
 
     def mean(self) -> Matrix:
@@ -67,11 +67,11 @@ class InMemory:
         """Counts the rows."""
         return len(self._rows)
 
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """Gives each row once, in an order drawn over all of them."""
         for chosen in torch.randperm(len(self), generator=generator).to(self.device).split(size):
             latents = None if self._latents is None else self._latents[chosen.to(self._latents.device)]
-            yield Batch(self._rows.index_select(0, chosen), latents)
+            yield TrainingBatch(self._rows.index_select(0, chosen), latents)
 
     def mean(self) -> Matrix:
         """Gives the mean row, (…), float32."""
@@ -112,21 +112,21 @@ class OnDisk:
         self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(blocks)]  # where in the file, how many rows
         self._count = self._width = 0
         total: npt.NDArray[np.float64] | float = 0.0
-        chance = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         try:
             for rows, latents in batches:
                 total = total + rows.sum(0, dtype=np.float64)
                 records = packing.pack(rows)
-                self._write(records if latents is None else np.hstack([records, latents]), chance)
+                self._write(records if latents is None else np.hstack([records, latents]), rng)
         except OSError as error:
-            raise explained(error, folder) from error
+            raise translate_os_error(error, folder) from error
         self._mean = np.asarray(total / max(self._count, 1), np.float32)
 
-    def _write(self, records: Matrix, chance: np.random.Generator) -> None:
-        dealt = np.ascontiguousarray(records[chance.permutation(len(records))], np.float32)
+    def _write(self, records: Matrix, rng: np.random.Generator) -> None:
+        dealt = np.ascontiguousarray(records[rng.permutation(len(records))], np.float32)
         self._width = dealt.shape[1]
         # Whoever gets one row more changes from batch to batch, so that blocks are as long as each other.
-        order = chance.permutation(len(self._pieces))
+        order = rng.permutation(len(self._pieces))
         start = self._file.seek(0, 2)
         for block, part in zip(order, np.array_split(np.arange(len(dealt)), len(order)), strict=True):
             if len(part):
@@ -140,11 +140,11 @@ class OnDisk:
         """Counts the rows."""
         return self._count
 
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """Gives each row once, block by block."""
         order = torch.randperm(len(self._pieces), generator=generator).tolist()
         left = torch.empty((0, self._width))
-        with closing(ahead(map(self._read, order))) as blocks:
+        with closing(prefetch(map(self._read, order))) as blocks:
             for block in blocks:
                 left = torch.cat([left, block[torch.randperm(len(block), generator=generator)]])
                 full = len(left) // size * size
@@ -171,10 +171,10 @@ class OnDisk:
             done += rows
         return torch.from_numpy(found)
 
-    def _batch(self, records: Tensor) -> Batch:
+    def _batch(self, records: Tensor) -> TrainingBatch:
         there = records.to(self.device)
         width = self._packing.width
-        return Batch(self._packing.unpack(there[:, :width]), there[:, width:] if self._width > width else None)
+        return TrainingBatch(self._packing.unpack(there[:, :width]), there[:, width:] if self._width > width else None)
 
 
 def blocks_for(rows: int, row_bytes: int, block_bytes: int, batch: int) -> int:

@@ -15,13 +15,15 @@ from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import LikelihoodLoss, ReconstructionLoss
-from ae_pipeline.training.loop import Anchor
+from ae_pipeline.training.loop import LatentRegularizer
 
 _Place = tuple[str, str, str]
 
 
 @torch.no_grad()
-def inherit(model: AutoEncoder, loss: ReconstructionLoss, encoder: Encoder, before: FittedNetwork) -> bool:
+def load_matching_weights(
+    model: AutoEncoder, loss: ReconstructionLoss, encoder: Encoder, previous: FittedNetwork
+) -> bool:
     """Puts the weights of a trained network into one that is configured alike, in place.
 
     Of tables the first and the last layer have a place for each number and each category: those that both networks know
@@ -31,33 +33,35 @@ def inherit(model: AutoEncoder, loss: ReconstructionLoss, encoder: Encoder, befo
         model: Freshly drawn.
         loss: Its loss, whose learnt scales are taken over likewise.
         encoder: What makes its inputs.
-        before: To start from.
+        previous: To start from.
 
     Returns:
         Whether the layers are as wide; nothing is changed where they are not.
     """
     places = None
-    if isinstance(encoder, TableEncoder) and isinstance(before.encoder, TableEncoder):
-        places = _shared(_columns(encoder), _columns(before.encoder))
-    new, old = (_weights(network) for network in (model, before.model))
+    if isinstance(encoder, TableEncoder) and isinstance(previous.encoder, TableEncoder):
+        places = _shared(_columns(encoder), _columns(previous.encoder))
+    new, old = (_weights(network) for network in (model, previous.model))
     pairs = [(tensor, old[name][0], dimension if places else None) for name, (tensor, dimension) in new.items()]
     if any(not _is_as_wide(tensor, other, dimension) for tensor, other, dimension in pairs):
         return False
     for tensor, other, dimension in pairs:
         _copy(tensor, other, dimension, places)
-    if isinstance(loss, LikelihoodLoss) and isinstance(before.loss, LikelihoodLoss):
-        scaled = [[(b.column, b.part, "") for b in one.blocks if b.kind in _SCALED] for one in (loss, before.loss)]
-        _copy(loss.log_scale, before.loss.log_scale, 0, _shared(*scaled))
+    if isinstance(loss, LikelihoodLoss) and isinstance(previous.loss, LikelihoodLoss):
+        scaled = [[(b.column, b.part, "") for b in one.blocks if b.kind in _SCALED] for one in (loss, previous.loss)]
+        _copy(loss.log_scale, previous.loss.log_scale, 0, _shared(*scaled))
     return True
 
 
-def anchor_to(before: ModelBundle, rows: pl.DataFrame, config: PipelineConfig, latent_dim: int) -> Anchor | None:
+def build_latent_regularizer(
+    previous: ModelBundle, rows: pl.DataFrame, config: PipelineConfig, latent_dim: int
+) -> LatentRegularizer | None:
     """Makes the pull to the latents of the model that serves.
 
     It is measured by what the training of that model has saved of the loss, so that one share fits losses of any unit.
 
     Args:
-        before: That model.
+        previous: That model.
         rows: Features to train on.
         config: How strong it is to be.
         latent_dim: Of the new model.
@@ -65,16 +69,16 @@ def anchor_to(before: ModelBundle, rows: pl.DataFrame, config: PipelineConfig, l
     Returns:
         None where nothing is to pull, or the model before has another loss, other latents, or columns that are gone.
     """
-    saved = before.facts.get("untrained_loss", 0.0) - before.facts["validation_loss"]
-    if before.config.loss != config.loss or before.model.latent_dim != latent_dim:
+    saved = previous.facts.get("untrained_loss", 0.0) - previous.facts["validation_loss"]
+    if previous.config.loss != config.loss or previous.model.latent_dim != latent_dim:
         return None
     if saved <= 0 or config.training.anchor == 0:
         return None
     try:
-        latents = before.encode(rows)
+        latents = previous.encode(rows)
     except BundleError:
         return None
-    return Anchor(torch.from_numpy(latents), config.training.anchor * saved)
+    return LatentRegularizer(torch.from_numpy(latents), config.training.anchor * saved)
 
 
 _SCALED = {BlockKind.NUMERIC, BlockKind.CYCLIC}
@@ -101,7 +105,7 @@ def _columns(encoder: TableEncoder) -> list[_Place]:
 
     def parts(block: Block) -> list[str]:
         if block.kind != BlockKind.CATEGORICAL:
-            return [str(place) for place in range(block.width)]
+            return [str(index) for index in range(block.width)]
         # A value may be called as the places behind the vocabulary are.
         return [*(f"={text}" for text in vocabularies[block.column]), "other", "missing"]
 
@@ -109,13 +113,13 @@ def _columns(encoder: TableEncoder) -> list[_Place]:
 
 
 def _shared(new: list[_Place], old: list[_Place]) -> tuple[list[int], list[int]]:
-    there = {name: place for place, name in enumerate(old)}
-    pairs = [(place, there[name]) for place, name in enumerate(new) if name in there]
-    return [place for place, _ in pairs], [place for _, place in pairs]
+    there = {name: index for index, name in enumerate(old)}
+    pairs = [(index, there[name]) for index, name in enumerate(new) if name in there]
+    return [index for index, _ in pairs], [index for _, index in pairs]
 
 
 def _is_as_wide(tensor: Tensor, other: Tensor, dimension: int | None) -> bool:
-    shapes = [[size for place, size in enumerate(one.shape) if place != dimension] for one in (tensor, other)]
+    shapes = [[size for index, size in enumerate(one.shape) if index != dimension] for one in (tensor, other)]
     return tensor.dim() == other.dim() and shapes[0] == shapes[1]
 
 

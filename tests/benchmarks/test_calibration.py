@@ -14,11 +14,11 @@ pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
 from ae_pipeline.features.split import Window
-from ae_pipeline.gate.rules import Verdict, calibration_holds
+from ae_pipeline.gate.rules import GateResult, calibration_holds
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks import calibration
-from benchmarks.calibration import Case, Month, count_places, judge, law_of_flags, read_seeds
+from benchmarks.calibration import Case, Month, compare, count_places, law_of_flags, read_seeds
 from benchmarks.detection import Table
 from benchmarks.planted_faults import Prepared
 from tests.support.sensors import Fitted
@@ -34,10 +34,10 @@ def test_counts_of_exchangeable_scores_follow_the_law(n: int, m: int, budget: fl
     # Exchangeable and far from independent: each draw has a scale of its own and distinct ranks in random order.
     rng = np.random.default_rng(n)
     counts = np.empty(SIMULATIONS)
-    for place in range(SIMULATIONS):
+    for index in range(SIMULATIONS):
         scores = rng.lognormal(sigma=3) * rng.permutation(n + m).astype(float)
         fitted = calibrate(scores[:n], budget, None)
-        counts[place] = fitted.flags(fitted.p_values(scores[n:])).sum()
+        counts[index] = fitted.flags(fitted.p_values(scores[n:])).sum()
     law = law_of_flags(m, n, count_places(fitted))
     within = (counts >= law.low) & (counts <= law.high)
     assert law.coverage >= 0.99
@@ -57,23 +57,23 @@ def test_places_are_the_whole_part_of_the_budget_of_calibration_rows() -> None:
 
 def test_budgets_that_calibration_rows_cannot_resolve_are_left_out() -> None:
     scores = np.random.default_rng(0).random(2_000)
-    assert [case.budget for case in judge("s", 0, scores[:999], scores[999:])] == [0.05, 0.01, 0.001]
-    assert [case.budget for case in judge("s", 0, scores[:998], scores[998:])] == [0.05, 0.01]
-    assert [case.budget for case in judge("s", 0, scores[:98], scores[98:])] == [0.05]
+    assert [case.budget for case in compare("s", 0, scores[:999], scores[999:])] == [0.05, 0.01, 0.001]
+    assert [case.budget for case in compare("s", 0, scores[:998], scores[998:])] == [0.05, 0.01]
+    assert [case.budget for case in compare("s", 0, scores[:98], scores[98:])] == [0.05]
 
 
 def test_a_count_off_the_law_is_told_from_one_that_ties_keep_low() -> None:
     scores = np.random.default_rng(1).random(2_000)
     held_out, test = scores[:1_000], scores[1_000:]
     usual, shifted, low, tied = (
-        next(judge("s", 0, held_out, rows)) for rows in (test, test + 0.2, test - 0.2, np.full(1_000, 0.5))
+        next(compare("s", 0, held_out, rows)) for rows in (test, test + 0.2, test - 0.2, np.full(1_000, 0.5))
     )
     assert (usual.is_within, usual.is_above, usual.is_below, usual.tied) == (True, False, False, 0)
     assert (shifted.is_within, shifted.is_above) == (False, True)
     assert (low.flagged, low.is_below, low.is_below_by_ties) == (0, True, False)
     assert (tied.flagged, tied.is_below, tied.is_below_by_ties) == (0, True, False)
     # Of equal scores none exceeds another, and any of them might.
-    equal = next(judge("s", 0, np.full(1_000, 0.5), np.full(1_000, 0.5)))
+    equal = next(compare("s", 0, np.full(1_000, 0.5), np.full(1_000, 0.5)))
     assert (equal.flagged, equal.tied, equal.is_below_by_ties) == (0, 1_000, True)
 
 
@@ -112,7 +112,7 @@ def test_a_month_is_scored_by_the_model_of_the_days_before_it(fitted: Fitted, mo
     assert found.flagged == fitted.bundle.score(rows).is_anomaly.sum()
     newest = fitted.bundle.score(rows.tail(8 * 60)).score
     assert found.drift == calibration_holds(newest, fitted.bundle.calibration.scores)
-    assert found.drift.words.startswith("480 rows after the calibration days")
+    assert found.drift.message.startswith("480 rows after the calibration days")
 
 
 def test_a_run_writes_a_row_for_each_case_and_month(
@@ -125,7 +125,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
         return lambda values: values[:, 0]
 
     monkeypatch.setattr(calibration, "fit_ours", fit_ours)
-    drift = Verdict("calibration_holds", False, 0.2, 0.1, "")
+    drift = GateResult("calibration_holds", False, 0.2, 0.1, "")
     monkeypatch.setattr(calibration, "try_months", lambda _, of: [Month(*of, (9, 2, 1), 0.001, 2_000, 3, drift)])
     rng = np.random.default_rng(0)
     for name, normal in (("few", 1_999), ("enough", 2_000), ("many", 4_000)):

@@ -92,8 +92,8 @@ def test_a_planted_row_differs_from_its_original_in_its_faulty_column_alone(
 ) -> None:
     assert planted.kinds == [kind for kind in SINGLE for _ in range(5)]
     assert planted.rows.schema == raw.schema
-    for row, kind, place in zip(planted.rows.iter_rows(named=True), planted.kinds, planted.places, strict=True):
-        original = raw.row(place, named=True)
+    for row, kind, index in zip(planted.rows.iter_rows(named=True), planted.kinds, planted.places, strict=True):
+        original = raw.row(index, named=True)
         assert {name for name in raw.columns if row[name] != original[name]} == {SINGLE[kind].column}
 
 
@@ -114,7 +114,7 @@ def test_a_carrier_is_planted_only_where_it_never_flew(raw: pl.DataFrame) -> Non
 
 
 def named(*columns: str) -> list[Contribution]:
-    return [Contribution(column, 9.0 - place, "", "") for place, column in enumerate(columns)]
+    return [Contribution(column, 9.0 - index, "", "") for index, column in enumerate(columns)]
 
 
 def test_a_rank_is_that_of_the_first_guilty_column_and_skipping_latent_moves_it_up() -> None:

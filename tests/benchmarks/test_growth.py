@@ -27,7 +27,7 @@ def test_a_category_goes_with_a_number_and_has_a_thousand_values() -> None:
 
 
 def test_every_stage_of_a_small_deployment_is_run_and_measured(tmp_path) -> None:
-    data = growth.Data(lambda place: generated.day_rows(place, 4, 1500), 1500, 4, "1MiB")
+    data = growth.Data(lambda index: generated.day_rows(index, 4, 1500), 1500, 4, "1MiB")
     days = data.land(tmp_path, 3)
     for stage in STAGES:
         measure = run_stage(tmp_path, data.attributes, stage, days)

@@ -15,7 +15,18 @@ pytest.importorskip("skimage")
 from benchmarks import defects, denoising, digits, models, shuttle
 from benchmarks.frames import image_frame, images_of
 from benchmarks.measures import Measure, means, to_rows, to_tables
-from benchmarks.textures import DEFECTS, LEARNING, SPOT, TEST, TRAINING, TUNING, cut, cut_tiles, photograph, plant
+from benchmarks.textures import (
+    DEFECTS,
+    LEARNING,
+    RESIDUAL_PATCH,
+    TEST,
+    TRAINING,
+    TUNING,
+    cut,
+    cut_tiles,
+    photograph,
+    plant,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +41,15 @@ def material() -> np.ndarray:
 
 @pytest.mark.parametrize("kind", DEFECTS)
 def test_planting_is_deterministic_and_stays_within_a_spot(kind: str, clean: np.ndarray, material: np.ndarray) -> None:
-    before = clean.copy()
+    previous = clean.copy()
     planted = plant(clean, kind, material, seed=3)
     np.testing.assert_array_equal(planted, plant(clean, kind, material, seed=3))
     assert (planted != plant(clean, kind, material, seed=4)).any()
-    np.testing.assert_array_equal(clean, before)
+    np.testing.assert_array_equal(clean, previous)
     for patch, original in zip(planted, clean, strict=True):
         rows, columns = np.nonzero(patch != original)
-        assert np.ptp(rows) < SPOT
-        assert np.ptp(columns) < SPOT
+        assert np.ptp(rows) < RESIDUAL_PATCH
+        assert np.ptp(columns) < RESIDUAL_PATCH
 
 
 def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
@@ -48,9 +59,9 @@ def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray,
     planted = plant(dull, "grass square", material, seed=0)
     generator = np.random.default_rng([0, DEFECTS.index("grass square")])
     for patch in planted:
-        top, left = (int(generator.integers(32 - SPOT + 1)) for _ in range(2))
-        [generator.integers(size - SPOT + 1) for size in material.shape]
-        square = patch[top : top + SPOT, left : left + SPOT]
+        top, left = (int(generator.integers(32 - RESIDUAL_PATCH + 1)) for _ in range(2))
+        [generator.integers(size - RESIDUAL_PATCH + 1) for size in material.shape]
+        square = patch[top : top + RESIDUAL_PATCH, left : left + RESIDUAL_PATCH]
         assert square.mean() == pytest.approx(128, abs=0.5)  # rounded to whole grey values
         assert square.std() == pytest.approx(8, abs=0.3)
 
@@ -58,12 +69,12 @@ def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray,
 def test_a_scratch_deviates_by_two_deviations_and_a_dead_block_is_the_mean(clean: np.ndarray) -> None:
     for patch, original in zip(plant(clean, "scratch", None, 0), clean, strict=True):
         change = patch.astype(float) - original
-        assert (change != 0).sum() <= SPOT
+        assert (change != 0).sum() <= RESIDUAL_PATCH
         expected = 2 * original.std()
         uncut = (patch > 0) & (patch < 255) & (change != 0)
         np.testing.assert_allclose(np.abs(change[uncut]), expected, atol=0.51)
     for patch, original in zip(plant(clean, "dead block", None, 0), clean, strict=True):
-        windows = np.lib.stride_tricks.sliding_window_view(patch, (SPOT, SPOT))
+        windows = np.lib.stride_tricks.sliding_window_view(patch, (RESIDUAL_PATCH, RESIDUAL_PATCH))
         mean = np.rint(original.astype(float).mean())
         assert (windows == mean).all((2, 3)).any()
 
@@ -130,7 +141,7 @@ def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, m
     def latents(seeds: list[int]) -> Iterator[Measure]:
         train, test = digits.split(seeds[0])
         for form in digits.FORMS:
-            found = digits.judge(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
+            found = digits.compare(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
             yield Measure("digits", form, "probe accuracy", found["probe accuracy"], seeds[0])
 
     monkeypatch.setattr(defects, "MODEL", {**defects.MODEL, "channels": [4], "latent_dim": 8})

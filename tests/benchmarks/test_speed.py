@@ -44,14 +44,14 @@ def paths(tmp_path) -> DatasetPaths:
 
 def test_a_day_of_generated_features_is_the_same_each_time_and_lies_on_its_day(paths) -> None:
     assert generated.write_day(paths, 3, 5, rows=200) == "2024-01-04"
-    before = read_facts(paths.features("2024-01-04"))
+    previous = read_facts(paths.features("2024-01-04"))
     generated.write_day(paths, 3, 5, rows=200)
-    assert read_facts(paths.features("2024-01-04")) == before
+    assert read_facts(paths.features("2024-01-04")) == previous
     rows = pl.read_parquet(paths.features("2024-01-04"))
     assert rows["event_time"].dt.date().dt.to_string().unique().to_list() == ["2024-01-04"]
     assert rows["event_time"].is_sorted()
     assert rows["row_id"].n_unique() == rows.height == 200
-    assert [name for name in rows.columns if name.startswith("c")] == [f"c{place:03d}" for place in range(5)]
+    assert [name for name in rows.columns if name.startswith("c")] == [f"c{index:03d}" for index in range(5)]
 
 
 def test_generated_numbers_are_explained_by_few() -> None:
@@ -61,7 +61,7 @@ def test_generated_numbers_are_explained_by_few() -> None:
 
 
 def test_a_model_of_generated_days_scores_and_publishes_them(paths) -> None:
-    days = [generated.write_day(paths, place, 4, rows=1500) for place in range(3)]
+    days = [generated.write_day(paths, index, 4, rows=1500) for index in range(3)]
     bundle = generated.fitted(paths, 4, speed.PLAIN)
     assert speed._published(days, paths, bundle) > 0
     assert speed._published(days, paths, bundle) > 0  # anew each time

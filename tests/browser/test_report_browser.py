@@ -51,10 +51,10 @@ def year(fitted, other_bundle, tmp_path_factory) -> dict[str, Path]:
     dataset = replace(dataset, config=other_bundle.config, bundle=other_bundle)
     known = pl.concat(map(dataset.features, dataset.days))
     chance = np.random.default_rng(0)
-    days = [(dataset.config.end + dt.timedelta(days=place + 1)).isoformat() for place in range(366)]
-    for place, day in enumerate(days):
+    days = [(dataset.config.end + dt.timedelta(days=index + 1)).isoformat() for index in range(366)]
+    for index, day in enumerate(days):
         rows = known[chance.integers(0, known.height, 920).tolist()]
-        strange = pl.when(pl.int_range(920) < place % 5).then(-pl.col("load") * 9).otherwise("load")
+        strange = pl.when(pl.int_range(920) < index % 5).then(-pl.col("load") * 9).otherwise("load")
         moved = rows.with_columns(
             row_id=pl.format("{}/{}", pl.lit(day), pl.int_range(920)),
             event_time=pl.lit(day).str.to_datetime(time_unit="us", time_zone="UTC")
@@ -201,8 +201,8 @@ def test_a_row_is_opened_to_its_explanation_by_mouse_and_by_keyboard(visit):
     assert not detail.is_visible()
     button.click()
     assert detail.is_visible()
-    for words in ("actual", "expected", "surprise, nats", "Nearest ordinary rows", "row_id ="):
-        assert words in detail.inner_text()
+    for message in ("actual", "expected", "surprise, nats", "Nearest ordinary rows", "row_id ="):
+        assert message in detail.inner_text()
     assert detail.locator(".meter").count() == 3
     button.press("Enter")
     assert not detail.is_visible()

@@ -23,7 +23,7 @@ from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle, ScoredRows
-from ae_pipeline.latent_space.alignment import turn
+from ae_pipeline.latent_space.alignment import transform_latents
 from ae_pipeline.latent_space.compatibility import AffineMap
 from ae_pipeline.models import base
 from ae_pipeline.models.base import AutoEncoder
@@ -48,7 +48,7 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
 SMALL = {"dense": {"hidden": (24,)}, "conv": {"channels": (8, 16)}}
 """Settings that make small networks of architectures; those not named here are taken as they come."""
 
-_NUMBERS = tuple(f"x{place}" for place in range(5))
+_NUMBERS = tuple(f"x{index}" for index in range(5))
 TABLE = (
     *(FeatureColumn(name, ColumnType.NUMBER) for name in _NUMBERS),
     FeatureColumn("at", ColumnType.CLOCK_HHMM),
@@ -65,7 +65,7 @@ def table_rows(n: int, seed: int = 0) -> pl.DataFrame:
     kind = rng.choice(["a", "b", "c"], n)
     return pl.DataFrame(
         {
-            **{name: values[:, place].astype(np.float32).astype(float) for place, name in enumerate(_NUMBERS)},
+            **{name: values[:, index].astype(np.float32).astype(float) for index, name in enumerate(_NUMBERS)},
             "at": np.clip(rng.normal(720, 60, n), 0, 1439).round(),
             "kind": kind,
             "is_on": kind != "a",
@@ -218,7 +218,7 @@ class TestShapes:
         assert (scored.score.shape, scored.score.dtype) == ((n,), np.float64)
         assert (scored.p_value.shape, scored.is_anomaly.shape) == ((n,), (n,))
         assert fit.bundle.encode(rows).tobytes() == scored.latents.tobytes()
-        assert fit.bundle.latents_and_losses(rows)[1].shape == (n, len(fit.bundle.tails.knots))
+        assert fit.bundle.latents_and_losses(rows)[1].shape == (n, len(fit.bundle.tails.quantiles))
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
         named = [[part.column for part in parts if part.column not in WHOLE] for parts in fit.bundle.explain(rows, 99)]
         assert [set(names) for names in named] == [set(fit.bundle.loss.columns if is_table else ("spot", "image"))] * n
@@ -253,10 +253,10 @@ class TestDeterminism:
         monkeypatch.setattr(base, "_ROWS_AT_ONCE", 1024)
         many = fit.sample(2049, 2)  # the last batch holds one row
         together = fit.bundle.score(many)
-        for place in (0, 1023, 1234, 2048):
-            alone = fit.bundle.score(many[place : place + 1])
-            np.testing.assert_allclose(alone.latents[0], together.latents[place], rtol=1e-5, atol=1e-5)
-            assert alone.score[0] == pytest.approx(together.score[place], **CLOSE)
+        for index in (0, 1023, 1234, 2048):
+            alone = fit.bundle.score(many[index : index + 1])
+            np.testing.assert_allclose(alone.latents[0], together.latents[index], rtol=1e-5, atol=1e-5)
+            assert alone.score[0] == pytest.approx(together.score[index], **CLOSE)
 
     def test_the_order_of_rows_makes_no_difference(self, fit):
         rows = fit.sample(500, 3)
@@ -315,24 +315,24 @@ class TestTurnedAxes:
         once, again = (
             AffineMap(np.eye(width) + 0.3 * rng.normal(size=(width, width)), rng.normal(size=width)) for _ in range(2)
         )
-        turned = turn(turn(fit.bundle, once), again)
+        transformed = transform_latents(transform_latents(fit.bundle, once), again)
         rows, x = fit.sample(300, 8), fit.encoded(50, 8)
-        before, after = fit.bundle.score(rows), turned.score(rows)
-        assert turned.reconstruct(rows).tobytes() == fit.bundle.reconstruct(rows).tobytes()
-        assert not np.allclose(after.latents, before.latents, atol=0.1)
-        wanted = again(once(before.latents.astype(np.float64)))
+        previous, after = fit.bundle.score(rows), transformed.score(rows)
+        assert transformed.reconstruct(rows).tobytes() == fit.bundle.reconstruct(rows).tobytes()
+        assert not np.allclose(after.latents, previous.latents, atol=0.1)
+        wanted = again(once(previous.latents.astype(np.float64)))
         np.testing.assert_allclose(after.latents, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
-        np.testing.assert_allclose(after.score, before.score, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(after.is_anomaly, before.is_anomaly)
+        np.testing.assert_allclose(after.score, previous.score, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(after.is_anomaly, previous.is_anomaly)
         with torch.inference_mode():
-            z, output, kl = turned.model(x)
+            z, output, kl = transformed.model(x)
         scale = float(output.abs().max())
-        torch.testing.assert_close(turned.model.encode(x), z, rtol=0, atol=0)
-        torch.testing.assert_close(turned.model.decode(z), output, rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(transformed.model.encode(x), z, rtol=0, atol=0)
+        torch.testing.assert_close(transformed.model.decode(z), output, rtol=1e-3, atol=1e-4 * scale)
         torch.testing.assert_close(kl, fit.bundle.model(x)[2], rtol=0, atol=0)
-        turned.save(tmp_path)
+        transformed.save(tmp_path)
         assert_equal_bytes(ModelBundle.load(tmp_path).score(rows), after)
-        assert turned.fingerprint != fit.bundle.fingerprint
+        assert transformed.fingerprint != fit.bundle.fingerprint
 
 
 class TestSaveAndLoad:
@@ -364,14 +364,14 @@ class TestLearning:
     @pytest.mark.parametrize(("n", "size"), [(1, 64), (65, 64), (5, 1)])
     def test_a_batch_of_one_row_is_learnt_from(self, fit, n, size):
         model, loss = copy.deepcopy(fit.bundle.model), copy.deepcopy(fit.bundle.loss)
-        before, x = weights(model), fit.encoded(n, 1)
+        previous, x = weights(model), fit.encoded(n, 1)
         settings = fit.config.training.model_copy(update={"epochs": 1, "batch_size": size})
         corrupt = build_corruption(settings, ends=fit.bundle.encoder.ends)
         result = train(model, loss, x, x, settings, torch.Generator().manual_seed(0), corrupt=corrupt)
         assert math.isfinite(result.epochs[0].train_loss)
         assert math.isfinite(result.best_loss)
         # Where the epoch was no better than what was there before, that comes back.
-        assert (result.best_epoch == 1) != all(map(torch.equal, before, weights(model)))
+        assert (result.best_epoch == 1) != all(map(torch.equal, previous, weights(model)))
 
     def test_normal_rows_are_flagged_about_as_often_as_the_budget_says(self, fit):
         share = fit.bundle.score(fit.sample(2000, 8)).is_anomaly.mean()
@@ -383,15 +383,15 @@ class TestLearning:
         order = np.argsort(-scored.score)
         assert set(order[: len(planted)].tolist()) == set(planted)
         assert scored.is_anomaly[list(planted)].all()
-        for row, place in planted.items():
+        for row, index in planted.items():
             named = [part for part in fit.bundle.explain(rows[row : row + 1])[0] if part.column not in WHOLE]
-            if isinstance(place, str):
+            if isinstance(index, str):
                 # Under other losses one odd input may spoil another column more than its own.
-                assert named[0].column == place or LossTerm.LIKELIHOOD not in fit.config.loss
-            elif place is not None:
+                assert named[0].column == index or LossTerm.LIKELIHOOD not in fit.config.loss
+            elif index is not None:
                 (spot,) = (part.actual for part in named if part.column == "spot")
                 found = tuple(map(int, re.search(r"at row (\d+), column (\d+)", spot).groups()))
-                assert np.abs(np.subtract(found, place)).max() <= 3, (found, place)
+                assert np.abs(np.subtract(found, index)).max() <= 3, (found, index)
 
 
 def plant_in_table(case: Case) -> tuple[dict[int, str | None], pl.DataFrame]:
@@ -405,10 +405,10 @@ def plant_in_table(case: Case) -> tuple[dict[int, str | None], pl.DataFrame]:
         333: {"at": pl.lit(60.0)},
         444: {"x2": pl.lit(-25.0), "x4": pl.lit(25.0)},
     }
-    place = pl.int_range(pl.len())
+    index = pl.int_range(pl.len())
     for row, changes in broken.items():
         rows = rows.with_columns(
-            pl.when(place == row).then(value).otherwise(pl.col(name)).alias(name) for name, value in changes.items()
+            pl.when(index == row).then(value).otherwise(pl.col(name)).alias(name) for name, value in changes.items()
         )
     return {**dict.fromkeys(broken), 111: "kind", 222: "x0"}, rows
 
@@ -453,7 +453,7 @@ class TestSizes:
         loss = ImageLoss(shape, 1.0, {LossTerm.MSE: 0.5, LossTerm.SSIM: 0.5}, 1.0)
         x = torch.from_numpy(waves(3, 0, case.images).transpose(0, 3, 1, 2) / np.float32(255))
         assert_learns_in_one_step(model, loss, x, case.config.training)
-        assert loss.spots(model(x).output, x, to_the_edge=True).shape == (3, *size)
+        assert loss.patch_scores(model(x).output, x, to_the_edge=True).shape == (3, *size)
 
 
 def assert_learns_in_one_step(
@@ -464,8 +464,8 @@ def assert_learns_in_one_step(
     def objective() -> torch.Tensor:
         return loss.objective(model.train()(x, torch.Generator().manual_seed(0)), x, settings.beta).mean()
 
-    before = objective()
-    before.backward()
+    previous = objective()
+    previous.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, gradient in gradients.items():
         assert torch.isfinite(gradient).all(), name
@@ -474,7 +474,7 @@ def assert_learns_in_one_step(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.sub_(parameter.grad, alpha=1e-3 / float(length))
-        assert objective() < before
+        assert objective() < previous
     stepped = weights(model)
     one = settings.model_copy(update={"epochs": 1, "batch_size": 2, "learning_rate": 1e-3, "schedule": "constant"})
     result = train(model, loss, x[:3], x[:3], one, torch.Generator().manual_seed(0), corrupt=build_corruption(one))
@@ -510,21 +510,23 @@ def _mean_squares(width: int) -> torch.nn.Module:
     from ae_pipeline.models.losses import TermsLoss
 
     blocks = [
-        Block(column=f"x{place}", part="value", kind=BlockKind.NUMERIC, start=place, width=1) for place in range(width)
+        Block(column=f"x{index}", part="value", kind=BlockKind.NUMERIC, start=index, width=1) for index in range(width)
     ]
     return TermsLoss(blocks, [block.column for block in blocks], {LossTerm.MSE: 1.0}, 1.0)
 
 
 def test_two_thousand_columns_are_learnt_and_scored(fit_frame):
     values = np.random.default_rng(0).normal(size=(350, 2000))
-    frame = pl.DataFrame(values, schema=[f"x{place}" for place in range(2000)])
+    frame = pl.DataFrame(values, schema=[f"x{index}" for index in range(2000)])
     columns = [FeatureColumn(name, ColumnType.NUMBER) for name in frame.columns]
     bundle, result = fit_frame(frame, columns, model={"hidden": (16,), "latent_dim": 4})
     assert bundle.encoder.width == 4000
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
-    surprise = bundle.tails(bundle.latents_and_losses(strange)[1])[:, :2000]  # other evidence stands behind the columns
-    assert np.unravel_index(surprise.argmax(), surprise.shape) == (2, 1234)
+    surprisal = bundle.tails(bundle.latents_and_losses(strange)[1])[
+        :, :2000
+    ]  # other evidence stands behind the columns
+    assert np.unravel_index(surprisal.argmax(), surprisal.shape) == (2, 1234)
 
 
 class TestImageTypes:
@@ -565,8 +567,8 @@ class TestImageTypes:
         values = np.stack([np.frombuffer(image, np.dtype(dtype)) for image in back])
         like = store(images).reshape(50, -1)
         assert values.shape == like.shape
-        apart = np.abs(values.astype(float) - like) / (float(like.max()) - float(like.min()))
-        assert 0 < np.median(apart) < 0.05
+        detach = np.abs(values.astype(float) - like) / (float(like.max()) - float(like.min()))
+        assert 0 < np.median(detach) < 0.05
 
 
 def marked(n: int, seed: int) -> np.ndarray:

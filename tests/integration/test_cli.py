@@ -23,7 +23,7 @@ DAYS = 73
 ROWS = 30
 
 
-def _run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def _run(root: Path, *message: str) -> subprocess.CompletedProcess[str]:
     home = root / "dagster_home"
     home.mkdir(exist_ok=True)
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
@@ -33,7 +33,7 @@ def _run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
         "AE_PIPELINE_DATA": str(root / "data"),
         "AE_PIPELINE_MLRUNS": str(root / "mlruns"),
     }
-    command = [sys.executable, "-m", "ae_pipeline.cli", *words]
+    command = [sys.executable, "-m", "ae_pipeline.cli", *message]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -42,9 +42,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cli")
     landing = root / "data" / "landing" / "flights"
     assert land_flights(landing) == 366
-    for place, path in enumerate(sorted(landing.iterdir())):
+    for index, path in enumerate(sorted(landing.iterdir())):
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[: ROWS + 1])) if place < DAYS else path.unlink()
+        path.write_text("".join(lines[: ROWS + 1])) if index < DAYS else path.unlink()
     return root
 
 
@@ -82,12 +82,12 @@ def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, fir
 
 
 def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
+    previous = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"nothing new: all {DAYS} days are as the last training found them" in done.stdout
     assert "Nothing to do: every landed file is read" in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == previous
 
 
 def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) -> None:
@@ -189,4 +189,4 @@ def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str
     assert "'flights' has no version 77 that could serve; choose among 1" in done.stderr
     assert "Traceback" not in done.stderr
     raised = alerts_of(DatasetPaths(root / "data", "flights"))[-1]
-    assert raised.words.startswith("flights_rollback failed: 'flights' has no version 77")
+    assert raised.message.startswith("flights_rollback failed: 'flights' has no version 77")

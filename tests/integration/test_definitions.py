@@ -112,13 +112,13 @@ def test_loading_the_definitions_imports_neither_torch_nor_mlflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def _dg(tmp_path: Path, *words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess[str]:
+def _dg(tmp_path: Path, *message: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess[str]:
     home = tmp_path / "dagster_home"
     home.mkdir(exist_ok=True)
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "DAGSTER_HOME": str(home), "PATH": path, "VIRTUAL_ENV": str(BINARIES.parent)}
-    command = [str(BINARIES / "dg"), *words]
+    command = [str(BINARIES / "dg"), *message]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 

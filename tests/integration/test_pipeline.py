@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.cli.main import _execute, _innermost, _load
-from ae_pipeline.cli.summary import summarise
+from ae_pipeline.cli.summary import summarize
 from ae_pipeline.common import progress
 from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -144,12 +144,12 @@ def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
 
 def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(served: Shop) -> None:
     table = served.root / "data" / "latents" / "orders"
-    before = set(DeltaTable(table).file_uris())
+    previous = set(DeltaTable(table).file_uris())
     served.land(DAYS[3], orders_csv(DAYS[3], rows=ROWS - 1))
     assert served.run("day", DAYS[3]).success
     after = set(DeltaTable(table).file_uris())
-    assert len(before - after) == len(after - before) == 1
-    assert f"/{DAYS[3][:7]}/" in next(iter(after - before))
+    assert len(previous - after) == len(after - previous) == 1
+    assert f"/{DAYS[3][:7]}/" in next(iter(after - previous))
     assert pl.read_parquet(list(after)).height == len(DAYS) * ROWS - 1
     assert served.schedule_says() == (
         "39 rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
@@ -209,10 +209,10 @@ def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
 def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
     served: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ae_pipeline.gate.rules import Verdict
+    from ae_pipeline.gate.rules import GateResult
     from ae_pipeline.lifecycle import train as model_steps
 
-    rejected = Verdict("loss_fell", False, 2.0, 1.0, "validation loss 2.000 nats at epoch 0, 1.000 before it")
+    rejected = GateResult("loss_fell", False, 2.0, 1.0, "validation loss 2.000 nats at epoch 0, 1.000 before it")
     monkeypatch.setattr(model_steps, "loss_fell", lambda _: rejected)
     assert served.run("train").success
     assert served.metadata("autoencoder")["model_version"] == 2
@@ -286,7 +286,7 @@ def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
     config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
     last = last_training(running_shop.instance, config)
     due = is_training_due(config, features_content(config, running_shop.workspace.paths("orders")), last)
-    assert (due.yes, due.words) == (
+    assert (due.yes, due.message) == (
         True,
         "the settings of model, training, alert budget or columns have changed since the last training",
     )
@@ -332,7 +332,7 @@ def orders_with_fraud(day: str) -> str:
     """CSV of a day's orders, the last of them known frauds: their price follows from nothing."""
     head, *lines = orders_csv(day, ROWS + FRAUDS).splitlines()
     marked = [f"{line},0" for line in lines[:ROWS]]
-    marked += [",".join([*line.split(",")[:-1], str(900 + 50 * place), "1"]) for place, line in enumerate(lines[ROWS:])]
+    marked += [",".join([*line.split(",")[:-1], str(900 + 50 * index), "1"]) for index, line in enumerate(lines[ROWS:])]
     return "\n".join([f"{head},fraud", *marked]) + "\n"
 
 
@@ -378,11 +378,11 @@ def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told) -> None:
     assert not {"train_days", "validation_days", "calibration_days"} & told.shop.metadata("autoencoder").keys()
     last = last_training(told.shop.instance, told.config)
     found = features_content(told.config, told.shop.workspace.paths("orders"))
-    assert is_training_due(told.config, found, last).words == (
+    assert is_training_due(told.config, found, last).message == (
         f"nothing new: all {rows:,} rows are as the last training found them"
     )
     changed = {"all": ("changed", 30)}
-    assert is_training_due(told.config, changed, last).words == (
+    assert is_training_due(told.config, changed, last).message == (
         "30 rows with new or changed ones since the last training, fewer than min_new_rows=50"
     )
 
@@ -431,7 +431,7 @@ def test_known_anomalies_do_not_use_up_the_alert_budget(told: Told) -> None:
     assert metadata["auroc"] == pytest.approx(auroc, abs=1e-12)
     assert {"average_precision", "auroc_held_out", "average_precision_held_out"} <= metadata.keys()
     assert LABEL not in table.columns
-    text = summarise(
+    text = summarize(
         told.config, told.shop.workspace.paths("orders"), told.shop.workspace.tracker(), told.shop.instance
     )
     assert (
@@ -468,18 +468,18 @@ def test_of_many_lines_the_first_and_the_last_are_said_and_between_them_one_ever
 ) -> None:
     clock, heard = Clock(), list[str]()
     monkeypatch.setattr(progress.time, "monotonic", clock)
-    with progress.Sparingly(heard.append) as say:
-        for place in range(lines):
-            say(str(place))
+    with progress.ThrottledLogger(heard.append) as say:
+        for index in range(lines):
+            say(str(index))
             clock.now += step
-    assert heard == [str(place) for place in said]
+    assert heard == [str(index) for index in said]
 
 
 def test_the_last_line_before_an_error_is_said() -> None:
     heard: list[str] = []
 
     def fail() -> None:
-        with progress.Sparingly(heard.append) as say:
+        with progress.ThrottledLogger(heard.append) as say:
             for epoch in range(3):
                 say(f"epoch {epoch}")
             raise TrainingError("the loss is not finite; lower learning_rate")
@@ -507,7 +507,7 @@ def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypat
     config = PipelineConfig.model_validate(ATTRIBUTES)
     with pytest.raises(PipelineError, match="orders_train failed: the loss is not finite; lower learning_rate"):
         _execute(served.defs, served.instance, config, "train", None)
-    text = summarise(config, served.workspace.paths("orders"), served.workspace.tracker(), served.instance)
+    text = summarize(config, served.workspace.paths("orders"), served.workspace.tracker(), served.instance)
     assert "orders version 1" in text
     assert "checks           all passed" in text
 

@@ -86,12 +86,12 @@ class TestLanding:
         assert features == {*DAYS[:3], DAYS[5]}
 
     def test_late_data_for_an_old_day_rebuilds_that_day_alone(self, serving):
-        before = published_days(serving.paths)
+        previous = published_days(serving.paths)
         serving.land("late", orders_csv(DAYS[4], 3, first_id=7))
         assert serving.obey(landed_work)[1:] == [f"orders_ingest {DAYS[4]}"]
         assert serving.obey(stale_work) == [f"orders_publish {DAYS[4]}"]
         after = published_days(serving.paths)
-        assert [day for day in after if after[day].identity != before[day].identity] == [DAYS[4]]
+        assert [day for day in after if after[day].identity != previous[day].identity] == [DAYS[4]]
         assert read_facts(serving.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
 
     def test_a_file_that_cannot_be_used_is_tried_again_after_a_pause_that_grows(self, serving, monkeypatch):
@@ -140,8 +140,8 @@ class TestLanding:
             tags={DATASET_TAG: "orders"},
             status=dg.DagsterRunStatus.STARTED,
         )
-        words = f"run {run.run_id} of orders_train is under way (started)"
-        assert serving.asks(landed_work) == serving.asks(stale_work) == words
+        message = f"run {run.run_id} of orders_train is under way (started)"
+        assert serving.asks(landed_work) == serving.asks(stale_work) == message
         assert serving.schedule_says() == f"a training is running: run {run.run_id}"
 
     def test_a_run_whose_process_has_died_is_ended_and_no_longer_in_the_way(self, serving, monkeypatch):
@@ -174,17 +174,17 @@ class TestRebuild:
         assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
 
     def test_after_a_rejection_nothing_is_stale_and_nothing_is_rebuilt(self, serving, monkeypatch):
-        from ae_pipeline.gate.rules import Verdict
+        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: Verdict("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
         assert serving.run("train").success
         for stage in ("latent_features", "anomaly_report"):
             assert stale(serving, stage) == []
         assert serving.asks(stale_work) == "every day is published and reported on under version 1"
         (first, second) = history(serving.paths)
-        assert (first.change, first.version, first.before) == (Change.PROMOTED, 1, None)
-        assert (second.change, second.version, second.before) == (Change.REJECTED, 2, 1)
+        assert (first.change, first.version, first.previous) == (Change.PROMOTED, 1, None)
+        assert (second.change, second.version, second.previous) == (Change.REJECTED, 2, 1)
         assert second.why == "loss_fell: it rose"
         assert second.figures["loss_fell.figure"] == 2.0
         page = (serving.paths.reports / "report.html").read_text()
@@ -286,7 +286,7 @@ class TestRollback:
         rows = pl.read_parquet(DeltaTable(twice.paths.latents).file_uris())
         assert (rows.height, set(rows["model_version"])) == (len(DAYS) * ROWS, {1})
         entry = history(twice.paths)[-1]
-        assert (entry.change, entry.version, entry.before) == (Change.ROLLED_BACK, 1, 2)
+        assert (entry.change, entry.version, entry.previous) == (Change.ROLLED_BACK, 1, 2)
         assert (entry.who, entry.why) == ("Ada", "version 2 flags too much")
         assert entry.runs["dagster_run_id"] == done.run_id
         # The events are recorded: Dagster shows the table as it is, and the reports as what is left to do.
@@ -302,8 +302,8 @@ class TestRollback:
         assert twice.roll_back(1).success
         assert twice.run_stage("champion").success
         assert twice.metadata("champion")["model_version"] == 1
-        words = "challenger 2 was promoted before; version 1 goes on serving until another is trained"
-        assert twice.metadata("champion")["decision"] == words
+        message = "challenger 2 was promoted before; version 1 goes on serving until another is trained"
+        assert twice.metadata("champion")["decision"] == message
         assert twice.run("train").success
         assert twice.metadata("champion")["model_version"] == 3
 
@@ -316,8 +316,8 @@ class TestRollback:
         assert {"v1"} == {name.split("_")[0] for name in spaces(twice)}
 
     def test_a_version_that_there_is_not_is_refused_with_those_that_there_are(self, twice):
-        words = "'orders' has no version 9 that could serve; choose among 1, 2"
-        assert twice.why_failed(twice.roll_back(9)) == words
+        message = "'orders' has no version 9 that could serve; choose among 1, 2"
+        assert twice.why_failed(twice.roll_back(9)) == message
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
 
     def test_without_a_reason_nothing_is_rolled_back(self, twice):
@@ -325,13 +325,13 @@ class TestRollback:
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
 
     def test_a_rejected_version_serves_only_where_a_person_insists(self, serving, monkeypatch):
-        from ae_pipeline.gate.rules import Verdict
+        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: Verdict("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
         assert serving.run("train").success
-        words = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or give even_if_rejected"
-        assert serving.why_failed(serving.roll_back(2)) == words
+        message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or give even_if_rejected"
+        assert serving.why_failed(serving.roll_back(2)) == message
         assert serving.roll_back(2, even_if_rejected=True).success
         assert model_version_of(serving.paths) == 2
 
@@ -382,7 +382,7 @@ class TestRollback:
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 1
         assert twice.roll_back(1, who="Ada", why="floods of alerts").success
         entries = history(twice.paths)
-        assert [(entry.version, entry.before) for entry in entries] == [(1, None), (2, 1), (1, 2)]
+        assert [(entry.version, entry.previous) for entry in entries] == [(1, None), (2, 1), (1, 2)]
         assert (entries[-1].who, entries[-1].why) == ("Ada", "floods of alerts")
         assert "planted_faults_found.figure" in entries[1].figures
         assert twice.roll_back(1).success  # it serves, and the history says so
@@ -410,13 +410,13 @@ class TestHistory:
         assert history(paths) == [first, second]
 
     def test_lines_are_only_ever_added(self, tmp_path):
-        place = tmp_path / "folder" / "lines.jsonl"
-        before = b""
+        index = tmp_path / "folder" / "lines.jsonl"
+        previous = b""
         for number in range(3):
-            add_line(place, {"number": number, "word": "Ærø\nline"})
-            assert place.read_bytes().startswith(before)
-            before = place.read_bytes()
-        assert [line["number"] for line in lines_of(place)] == [0, 1, 2]
+            add_line(index, {"number": number, "word": "Ærø\nline"})
+            assert index.read_bytes().startswith(previous)
+            previous = index.read_bytes()
+        assert [line["number"] for line in lines_of(index)] == [0, 1, 2]
 
     def test_a_run_that_ended_after_the_alias_moved_is_told_of_by_the_next(self, serving, monkeypatch):
         from ae_pipeline.lifecycle import promote as decision
@@ -429,7 +429,7 @@ class TestHistory:
         assert serving.workspace.tracker().version("orders", CHAMPION).version == 2
         monkeypatch.undo()
         assert serving.run_stage("champion").success
-        assert [(entry.version, entry.before) for entry in history(serving.paths)] == [(1, None), (2, 1)]
+        assert [(entry.version, entry.previous) for entry in history(serving.paths)] == [(1, None), (2, 1)]
 
     def test_so_it_is_where_another_was_trained_before(self, serving, monkeypatch):
         from ae_pipeline.lifecycle import promote as decision
@@ -441,13 +441,13 @@ class TestHistory:
         assert not serving.run("train").success
         monkeypatch.undo()
         assert serving.run("train").success
-        assert [(entry.version, entry.before) for entry in history(serving.paths)] == [(1, None), (2, 1), (3, 2)]
+        assert [(entry.version, entry.previous) for entry in history(serving.paths)] == [(1, None), (2, 1), (3, 2)]
 
     def test_a_new_model_store_counts_from_1_again_and_is_told_of(self, serving):
         serving.workspace.tracker().client.delete_registered_model("orders")
         assert serving.schedule_says() == "the model store holds no version"
         assert serving.run("train").success
-        told = [(entry.version, entry.before) for entry in history(serving.paths)]
+        told = [(entry.version, entry.previous) for entry in history(serving.paths)]
         assert told == [(1, None), (1, 1)]
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import SchemaContract, save_contract
-from ae_pipeline.ingestion.landing import Intake, landing_folder, take_in
+from ae_pipeline.ingestion.landing import IngestResult, ingest, landing_folder
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage.paths import DatasetPaths
@@ -54,22 +54,22 @@ class Dataset:
             raise ValueError(f"the contract does not say {old!r}:\n{text}")
         self.paths.contract.write_text(text.replace(old, new), encoding="utf-8")
 
-    def take_in(self, today: dt.date = TODAY) -> Intake:
+    def ingest(self, today: dt.date = TODAY) -> IngestResult:
         """Reads what has landed."""
-        return take_in(self.config, self.paths, today, lambda *_: None)
+        return ingest(self.config, self.paths, today, lambda *_: None)
 
     def file(self, name: str) -> LandedFile:
         """Reads what has landed and gives the ledger's entry of a file."""
-        return self.take_in().ledger.files[name]
+        return self.ingest().ledger.files[name]
 
-    def raw(self, intake: Intake, day: str = DAY) -> pl.DataFrame:
+    def raw(self, intake: IngestResult, day: str = DAY) -> pl.DataFrame:
         """Writes the raw rows of a day and reads them."""
         build_raw_day(day, intake, self.paths)
         return pl.read_parquet(self.paths.raw(day))
 
     def rows(self, *columns: str) -> list[tuple[Any, ...]]:
         """Reads what has landed, writes all days and gives columns of their rows, day by day."""
-        intake = self.take_in()
+        intake = self.ingest()
         days = [self.raw(intake, day) for day in intake.ledger.days]
         return pl.concat(days).select(columns).rows() if days else []
 

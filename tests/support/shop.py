@@ -52,10 +52,10 @@ def orders_csv(day: str, rows: int = ROWS, first_id: int | None = None) -> str:
     chance = random.Random(day)
     start = first_id if first_id is not None else int(day.replace("-", "")) * 1000
     lines = ["order_id,created_at,items,country,price"]
-    for place in range(rows):
+    for index in range(rows):
         items, country = chance.randint(1, 9), chance.choice(["DE", "FR", "NA"])
         price = items * {"DE": 10, "FR": 12, "NA": 15}[country] + chance.random()
-        lines.append(f"{start + place},{day}T{place % 24:02d}:30:00Z,{items},{country},{price:.2f}")
+        lines.append(f"{start + index},{day}T{index % 24:02d}:30:00Z,{items},{country},{price:.2f}")
     return "\n".join(lines) + "\n"
 
 
@@ -237,11 +237,11 @@ def _put_back(now: Path, kept: Path) -> None:
         if path.is_dir() and path.name != STORE.parts[0]:
             shutil.rmtree(path)
     shutil.copytree(kept, now, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STORE.name))
-    with closing(sqlite3.connect(kept / STORE)) as before, closing(sqlite3.connect(now / STORE)) as store:
-        before.backup(store)
+    with closing(sqlite3.connect(kept / STORE)) as previous, closing(sqlite3.connect(now / STORE)) as store:
+        previous.backup(store)
 
 
 def _copy_events(one: dg.DagsterInstance, other: dg.DagsterInstance) -> None:
     for held, wanted in ((one.event_log_storage, other.event_log_storage), (one.run_storage, other.run_storage)):
-        before, after = (storage._held_conn.connection.driver_connection for storage in (held, wanted))
-        before.backup(after)
+        previous, after = (storage._held_conn.connection.driver_connection for storage in (held, wanted))
+        previous.backup(after)

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from ae_pipeline.common import parallel
-from ae_pipeline.common.parallel import ahead, spread
+from ae_pipeline.common.parallel import parallel_map, prefetch
 
 
 @pytest.fixture(autouse=True)
@@ -25,34 +25,34 @@ class TestSpread:
             time.sleep(0.002 * (item % 3))
             return item * item
 
-        assert list(spread(slowly, range(count))) == [item * item for item in range(count)]
+        assert list(parallel_map(slowly, range(count))) == [item * item for item in range(count)]
 
     def test_two_threads_work_at_once(self):
         meeting = threading.Barrier(2, timeout=10)
-        assert list(spread(lambda item: meeting.wait() * 0 + item, range(4))) == [0, 1, 2, 3]
+        assert list(parallel_map(lambda item: meeting.wait() * 0 + item, range(4))) == [0, 1, 2, 3]
 
     def test_each_piece_is_computed_by_one_thread_and_the_caller_has_its_own_again(self):
-        before = torch.get_num_threads()
-        assert list(spread(lambda _: torch.get_num_threads(), range(5))) == [1] * 5
-        assert list(spread(lambda _: torch.get_num_threads(), range(1))) == [1]
-        assert torch.get_num_threads() == before
+        previous = torch.get_num_threads()
+        assert list(parallel_map(lambda _: torch.get_num_threads(), range(5))) == [1] * 5
+        assert list(parallel_map(lambda _: torch.get_num_threads(), range(1))) == [1]
+        assert torch.get_num_threads() == previous
 
     def test_products_of_matrices_keep_to_one_thread_whoever_asks(self):
         def blas_threads(_: int) -> set[int]:
             return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
         np.ones((4, 4)) @ np.ones((4, 4))
-        before = blas_threads(0)
+        previous = blas_threads(0)
         with threadpool_limits(limits=2, user_api="blas"):
             pass  # this thread has set limits before
         with ThreadPoolExecutor(1) as other:
-            assert other.submit(lambda: list(spread(blas_threads, range(3)))).result() == [{1}] * 3
-        assert list(spread(blas_threads, range(3))) == [{1}] * 3
-        assert blas_threads(0) == before
+            assert other.submit(lambda: list(parallel_map(blas_threads, range(3)))).result() == [{1}] * 3
+        assert list(parallel_map(blas_threads, range(3))) == [{1}] * 3
+        assert blas_threads(0) == previous
 
     def test_few_pieces_are_begun_before_they_are_asked_for(self):
         begun: list[int] = []
-        results = spread(lambda item: begun.append(item) or item, iter(range(1000)))
+        results = parallel_map(lambda item: begun.append(item) or item, iter(range(1000)))
         assert next(results) == 0
         time.sleep(0.05)
         assert len(begun) < 8
@@ -64,23 +64,23 @@ class TestSpread:
                 raise ValueError("no luck")
             return item
 
-        results = spread(fail, range(6))
+        results = parallel_map(fail, range(6))
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="no luck"):
             next(results)
-        assert list(spread(fail, range(3))) == [0, 1, 2]
+        assert list(parallel_map(fail, range(3))) == [0, 1, 2]
 
     def test_products_of_matrices_are_the_same_bytes_as_of_one_thread(self):
         rows = np.random.default_rng(0).normal(size=(8, 300, 200))
-        alone = [next(spread(lambda part: part @ part.T, [part])) for part in rows]
-        for one, other in zip(alone, spread(lambda part: part @ part.T, rows), strict=True):
+        alone = [next(parallel_map(lambda part: part @ part.T, [part])) for part in rows]
+        for one, other in zip(alone, parallel_map(lambda part: part @ part.T, rows), strict=True):
             assert one.tobytes() == other.tobytes()
 
 
 class TestAhead:
     def test_items_come_in_order(self):
-        assert list(ahead(range(50))) == list(range(50))
-        assert list(ahead([])) == []
+        assert list(prefetch(range(50))) == list(range(50))
+        assert list(prefetch([])) == []
 
     def test_the_next_one_is_made_while_one_is_at_work(self):
         made: list[int] = []
@@ -90,7 +90,7 @@ class TestAhead:
                 made.append(item)
                 yield item
 
-        found = ahead(items())
+        found = prefetch(items())
         assert next(found) == 0
         deadline = time.monotonic() + 10
         while len(made) < 2 and time.monotonic() < deadline:
@@ -103,7 +103,7 @@ class TestAhead:
             yield 1
             raise OSError("the disk is gone")
 
-        found = ahead(items())
+        found = prefetch(items())
         assert next(found) == 1
         with pytest.raises(OSError, match="the disk is gone"):
             next(found)

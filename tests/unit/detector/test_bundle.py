@@ -103,11 +103,11 @@ class TestFiles:
 
 class TestFingerprint:
     def test_it_changes_with_every_single_tensor(self, fitted, saved, tmp_path):
-        before = fitted.bundle.fingerprint
+        previous = fitted.bundle.fingerprint
         names = list(safetensors.torch.load_file(saved / WEIGHTS))
-        found = {before}
-        for place, name in enumerate(names):
-            folder = shutil.copytree(saved, tmp_path / str(place))
+        found = {previous}
+        for index, name in enumerate(names):
+            folder = shutil.copytree(saved, tmp_path / str(index))
 
             def nudge(tensors: dict[str, torch.Tensor], name: str = name) -> None:
                 flat = tensors[name].view(-1)
@@ -119,7 +119,7 @@ class TestFingerprint:
             edit_tensors(folder, nudge)
             found.add(ModelBundle.load(folder).fingerprint)
         assert len(found) == 1 + len(names)
-        assert sum(name.startswith("ensemble.members.") for name in names) == 10
+        assert sum(name.startswith("ensemble.denoising_ensemble.") for name in names) == 10
 
     def test_it_changes_with_the_configuration_and_the_statistics(self, fitted):
         bundle = fitted.bundle
@@ -151,13 +151,13 @@ class TestFittedParts:
         )
         detector, _ = fit_detector(config, fitted.columns, rows["train"], rows["validation"])
         losses = detector.latents_and_losses(pl.concat([rows[part] for part in parts], how="diagonal"))[1]
-        np.testing.assert_allclose(detector.tails.knots[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
+        np.testing.assert_allclose(detector.tails.quantiles[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
 
     def test_five_hundred_validation_rows_are_enough_for_tails(self, fitted):
         assert fitting.LEAST_TAIL_ROWS == 500
         rows = [fitted.window.rows(part, fitted.paths) for part in ("train", "validation")]
         losses = fitted.bundle.latents_and_losses(pl.concat(rows, how="diagonal"))[1]
-        np.testing.assert_allclose(fitted.bundle.tails.knots[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
+        np.testing.assert_allclose(fitted.bundle.tails.quantiles[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
 
     def test_a_columns_loss_is_the_sum_of_its_blocks(self, fitted):
         bundle, rows = fitted.bundle, fitted.features(fitted.days[0])
@@ -167,21 +167,21 @@ class TestFittedParts:
             by_block = loss(model(x)[1], x).numpy()
         losses = bundle.latents_and_losses(rows)[1]
         by_column, of_row = losses[:, : len(bundle.columns)], losses[:, len(bundle.columns) + 1]
-        for place, name in enumerate(bundle.columns):
+        for index, name in enumerate(bundle.columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
-            np.testing.assert_allclose(by_column[:, place], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(by_column[:, index], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(of_row, by_block.sum(1), rtol=1e-9, atol=1e-9)
 
     def test_the_score_is_that_of_the_ensemble_or_of_another_part_for_one_in_a_hundred(self, fitted):
         rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.columns)
         odd = rows.with_columns(load=pl.when(pl.int_range(pl.len()) < 30).then(pl.col("load") + 1).otherwise("load"))
-        surprise = fitted.bundle.tails(fitted.bundle.latents_and_losses(odd)[1])
-        strangest = surprise[:, :count].max(1) - np.log(count)
-        others = np.column_stack([strangest, surprise[:, count : count + 2]]).max(1) - np.log(100)
-        highest = np.maximum(np.maximum(others, surprise[:, count + 2]), 0)
-        assert surprise.shape == (60, count + 3)
-        assert 0 < (others > surprise[:, -1]).sum() < 60
+        surprisal = fitted.bundle.tails(fitted.bundle.latents_and_losses(odd)[1])
+        strangest = surprisal[:, :count].max(1) - np.log(count)
+        others = np.column_stack([strangest, surprisal[:, count : count + 2]]).max(1) - np.log(100)
+        highest = np.maximum(np.maximum(others, surprisal[:, count + 2]), 0)
+        assert surprisal.shape == (60, count + 3)
+        assert 0 < (others > surprisal[:, -1]).sum() < 60
         assert fitted.bundle.score(odd).score == pytest.approx(highest, rel=1e-12)
 
     @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1.7e308])
@@ -207,7 +207,9 @@ class TestRefusals:
     @pytest.mark.parametrize("found", [4, "5", None])
     def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
         edit_manifest(folder, lambda manifest: manifest.update(format=found))
-        with pytest.raises(BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads format 6"):
+        with pytest.raises(
+            BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads formats 6 and 7"
+        ):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])
@@ -248,18 +250,18 @@ class TestRefusals:
         [
             ("model.encoder.0.weight", r"encoder\.0\.weight"),
             ("loss.log_scale", "log_scale"),
-            ("density.mean", r"density\.mean"),
-            ("tails.knots", "Tails.*'knots'"),
-            ("tails.excess", "Tails.*'excess'"),
+            ("mahalanobis.mean", r"mahalanobis\.mean"),
+            ("tails.quantiles", "TailCalibrator.*'quantiles'"),
+            ("tails.excess", "TailCalibrator.*'excess'"),
             ("calibration.scores", r"calibration\.scores"),
             ("ensemble.varying", "varying"),
             ("ensemble.upwards", "upwards"),
             ("ensemble.references", "references"),
-            ("ensemble.views.spread", "Views.*'spread'"),
+            ("ensemble.scalings.std", "Scalings.*'std'"),
             ("ensemble.mixture.means", "Mixture.*'means'"),
-            ("ensemble.members.weight_0", "weight_0"),
-            ("ensemble.members.whitening", "whitening"),
-            ("ensemble.tails.levels", "Tails.*'levels'"),
+            ("ensemble.denoising_ensemble.weight_0", "weight_0"),
+            ("ensemble.denoising_ensemble.whitening", "whitening"),
+            ("ensemble.tails.levels", "TailCalibrator.*'levels'"),
         ],
     )
     def test_a_missing_tensor_is_named(self, folder, name, said):
@@ -276,18 +278,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "name",
         [
-            "typical",
-            "density.whitening",
-            "tails.knots",
+            "mean_input",
+            "mahalanobis.whitening",
+            "tails.quantiles",
             "tails.excess",
             "ensemble.first",
             "ensemble.upwards",
             "ensemble.references",
             "ensemble.ends",
-            "ensemble.views.spread",
+            "ensemble.scalings.std",
             "ensemble.mixture.means",
-            "ensemble.members.means",
-            "ensemble.tails.knots",
+            "ensemble.denoising_ensemble.means",
+            "ensemble.tails.quantiles",
         ],
     )
     def test_a_tensor_that_is_too_short_is_refused_and_never_scored_with(self, folder, name):
@@ -297,7 +299,7 @@ class TestRefusals:
 
     def test_tails_of_fewer_columns_are_refused_with_both_numbers(self, folder):
         def cut(tensors: dict[str, torch.Tensor]) -> None:
-            for name in ("tails.knots", "tails.excess"):
+            for name in ("tails.quantiles", "tails.excess"):
                 tensors[name] = tensors[name][:3].contiguous()
 
         edit_tensors(folder, cut)

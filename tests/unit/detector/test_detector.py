@@ -16,7 +16,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector import detector as detectors
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Contribution, Detector
-from ae_pipeline.scoring.tails import ColumnTails
+from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.training.fit import fit_detector
 from tests.support.sensors import Fitted
 
@@ -26,14 +26,14 @@ WHOLE = {"latent", "ensemble"}
 def detector(columns: int, evidence: tuple[str, ...] = tuple(Evidence), *, ensemble: bool = True) -> Detector:
     """A detector that can do nothing but combine."""
     config = PipelineConfig.model_validate({"dataset": "d", "identity": ("id",), "alerts": {"evidence": evidence}})
-    loss = SimpleNamespace(columns=tuple(f"x{place}" for place in range(columns)))
-    parts: dict[str, Any] = {"encoder": None, "model": None, "typical": None, "density": None}
+    loss = SimpleNamespace(columns=tuple(f"x{index}" for index in range(columns)))
+    parts: dict[str, Any] = {"encoder": None, "model": None, "mean_input": None, "mahalanobis": None}
     return Detector(
         **parts,
         loss=cast("Any", loss),
         config=config,
         ensemble=cast("Any", object() if ensemble else None),
-        tails=ColumnTails.none(),
+        tails=TailCalibrator.none(),
     )
 
 
@@ -58,15 +58,15 @@ class TestScore:
 class TestCombination:
     def test_without_an_ensemble_the_strangest_column_for_one_of_so_many_stands_beside_latent_and_row(self):
         # two columns, the latent, the row
-        surprise = np.array([[0.1, 7.0, 2.0, 1.0], [0.0, 0.5, 0.0, 0.0], [1.0, 4.0, 3.9, 0.1], [1.0, 4.0, 0.1, 3.8]])
+        surprisal = np.array([[0.1, 7.0, 2.0, 1.0], [0.0, 0.5, 0.0, 0.0], [1.0, 4.0, 3.9, 0.1], [1.0, 4.0, 0.1, 3.8]])
         combine = detector(2, ensemble=False).combine
-        assert combine(surprise) == pytest.approx([7.0 - np.log(2), 0.0, 3.9, 3.8], rel=1e-15)
+        assert combine(surprisal) == pytest.approx([7.0 - np.log(2), 0.0, 3.9, 3.8], rel=1e-15)
         assert combine(np.empty((0, 4))).shape == (0,)
         # one column has one chance
         assert detector(1, ensemble=False).combine(np.array([[3.0, 2.0, 1.0]])).tolist() == [3.0]
 
     def test_beside_the_ensemble_all_else_counts_for_one_in_a_hundred(self):
-        surprise = np.array(
+        surprisal = np.array(
             [
                 [9.0, 1.0, 2.0, 1.0, 3.6],  # the column: 9 − ln 2 − ln 100 = 3.70
                 [9.0, 1.0, 2.0, 1.0, 3.8],
@@ -79,7 +79,7 @@ class TestCombination:
         )
         hundred = np.log(100)
         expected = [9 - np.log(2) - hundred, 3.8, 8 - hundred, 8.5 - hundred, 3.4, 0.0, 0.1]
-        assert detector(2).combine(surprise) == pytest.approx(expected, rel=1e-14)
+        assert detector(2).combine(surprisal) == pytest.approx(expected, rel=1e-14)
         assert detector(2).combine(np.empty((0, 5))).shape == (0,)
 
     @pytest.mark.parametrize(
@@ -95,32 +95,32 @@ class TestCombination:
         ],
     )
     def test_only_the_evidence_that_is_named_counts_and_only_beside_the_ensemble_for_less(self, evidence, expected):
-        surprise = np.array([[0.5, 9.0, 8.0, 7.0, 1.0]])
-        assert detector(2, evidence).combine(surprise) == pytest.approx([expected], rel=1e-14)
+        surprisal = np.array([[0.5, 9.0, 8.0, 7.0, 1.0]])
+        assert detector(2, evidence).combine(surprisal) == pytest.approx([expected], rel=1e-14)
 
     def test_a_false_alarm_of_each_part_is_as_rare_as_its_share_of_the_budget_says(self):
         """Of independent surprise e^−s of rows exceed it; of one ensemble and of three others at one in a hundred."""
         rng = np.random.default_rng(0)
-        surprise = rng.exponential(size=(400_000, 6))  # three columns, latent, row, ensemble
+        surprisal = rng.exponential(size=(400_000, 6))  # three columns, latent, row, ensemble
         for level in (3.0, 5.0):
             alone = np.exp(-level)
             others = 1 - (1 - np.exp(-level - np.log(300))) ** 3 * (1 - np.exp(-level - np.log(100))) ** 2
-            share = (detector(3).combine(surprise) > level).mean()
+            share = (detector(3).combine(surprisal) > level).mean()
             expected = 1 - (1 - alone) * (1 - others)
-            assert share == pytest.approx(expected, abs=4 * (expected / len(surprise)) ** 0.5)
+            assert share == pytest.approx(expected, abs=4 * (expected / len(surprisal)) ** 0.5)
 
 
 class TestFit:
     def test_evidence_without_the_ensemble_fits_none(self, fitted, other_bundle):
         assert other_bundle.ensemble is None
-        assert len(other_bundle.tails.knots) == len(other_bundle.columns) + 2
-        assert len(fitted.bundle.tails.knots) == len(fitted.bundle.columns) + 3
+        assert len(other_bundle.tails.quantiles) == len(other_bundle.columns) + 2
+        assert len(fitted.bundle.tails.quantiles) == len(fitted.bundle.columns) + 3
 
     def test_the_ensemble_is_fitted_on_training_and_validation_rows(self, fitted):
         rows = [fitted.window.rows(part, fitted.paths) for part in ("train", "validation")]
         ensemble = fitted.bundle.ensemble
         seen = np.concatenate([fitted.bundle.encoder.encode(part) for part in rows])
-        assert int(ensemble.views.rows) == len(seen) == 1920
+        assert int(ensemble.scalings.rows) == len(seen) == 1920
         found = {row.tobytes() for row in np.ascontiguousarray(ensemble.references)}
         assert found == {row.tobytes() for row in np.ascontiguousarray(seen[:, ensemble.varying])}
 
@@ -148,10 +148,10 @@ class TestFit:
         training = {"epochs": 1, "device": "cpu"}
         config = PipelineConfig.model_validate({**settings, "training": training, "alerts": {"evidence": evidence}})
         found, _ = fit_detector(config, columns, rows, rows)
-        surprise = found.tails(found.latents_and_losses(rows)[1])
+        surprisal = found.tails(found.latents_and_losses(rows)[1])
         assert found.ensemble is None
-        assert surprise.shape == (40, 3)  # spot, latent, image
-        counted = surprise if "latent" in evidence else surprise[:, :1]
+        assert surprisal.shape == (40, 3)  # spot, latent, image
+        counted = surprisal if "latent" in evidence else surprisal[:, :1]
         np.testing.assert_allclose(found.latents_and_scores(rows)[1], counted.max(1), rtol=1e-12)
         named = {part.column for parts in found.explain(rows.head(5), 9) for part in parts}
         assert {"spot", "image"} <= named <= {"spot", "image", "latent"}
@@ -180,13 +180,13 @@ class Second:
         self.count = len(bundle.columns)
 
     @torch.no_grad()
-    def surprise(self, x: torch.Tensor) -> np.ndarray:
+    def surprisal(self, x: torch.Tensor) -> np.ndarray:
         """Of the columns, the latent, the row and the ensemble."""
         passed = self.model(x)
         losses = self.loss.parts(passed, x).numpy()[0]
         parts = [
             *losses[:-1],
-            *self.bundle.density(passed.latents.numpy()),
+            *self.bundle.mahalanobis(passed.latents.numpy()),
             losses[-1],
             *self.bundle.ensemble(x.numpy()),
         ]
@@ -195,7 +195,7 @@ class Second:
     @torch.no_grad()
     def mend(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Puts the typical value into a column, then four times what the network makes of the row, and one category."""
-        value = torch.from_numpy(self.bundle.typical).double()
+        value = torch.from_numpy(self.bundle.mean_input).double()
         for last in range(5):
             x = x.clone()
             for block in self.bundle.encoder.blocks:
@@ -211,19 +211,19 @@ class Second:
 
     def blame(self, x: torch.Tensor, name: str) -> float:
         """A column's own surprise, and by how much that of all else but the row falls once it is mended."""
-        place, before, after = self.bundle.columns.index(name), self.surprise(x), self.surprise(self.mend(x, name))
-        others = [i for i in range(self.count) if i != place] + [self.count, self.count + 2]
-        return float(before[place] + (before - after)[others].sum())
+        index, previous, after = self.bundle.columns.index(name), self.surprisal(x), self.surprisal(self.mend(x, name))
+        others = [i for i in range(self.count) if i != index] + [self.count, self.count + 2]
+        return float(previous[index] + (previous - after)[others].sum())
 
     def whole(self, first: str) -> set[str]:
         """The parts that the score is that of, and that mending the first column leaves more than half of."""
-        before, left = self.surprise(self.x), self.surprise(self.mend(self.x, first))
-        worth = before - np.log(100)
+        previous, left = self.surprisal(self.x), self.surprisal(self.mend(self.x, first))
+        worth = previous - np.log(100)
         worth[: self.count] -= np.log(self.count)
-        worth[-1] = before[-1]
-        governing = {name for name, place in (("latent", self.count), ("ensemble", -1)) if worth[place] == worth.max()}
+        worth[-1] = previous[-1]
+        governing = {name for name, index in (("latent", self.count), ("ensemble", -1)) if worth[index] == worth.max()}
         places = {"latent": self.count, "ensemble": -1}
-        return {name for name in governing if left[places[name]] > before[places[name]] / 2}
+        return {name for name in governing if left[places[name]] > previous[places[name]] / 2}
 
 
 class TestExplanations:
@@ -231,8 +231,8 @@ class TestExplanations:
         self, fitted
     ):
         rows = pl.concat([head(fitted, 2), head(fitted, 2, power=pl.col("power") + 20), head(fitted, 1, **CHANGES)])
-        for place, parts in enumerate(fitted.bundle.explain(rows, columns=99)):
-            second = Second(fitted.bundle, rows[place])
+        for index, parts in enumerate(fitted.bundle.explain(rows, columns=99)):
+            second = Second(fitted.bundle, rows[index])
             named = [part for part in parts if part.column not in WHOLE]
             assert {part.column for part in named} == set(fitted.bundle.columns)
             x, left, least = second.x, list(fitted.bundle.columns), np.inf
@@ -240,7 +240,7 @@ class TestExplanations:
                 blame = {name: second.blame(x, name) for name in left}
                 assert blame[part.column] == pytest.approx(max(blame.values()), rel=1e-9, abs=1e-9)
                 least = min(least, blame[part.column])
-                assert part.surprise == pytest.approx(least, rel=1e-9, abs=1e-9)
+                assert part.surprisal == pytest.approx(least, rel=1e-9, abs=1e-9)
                 x = second.mend(x, part.column)
                 left.remove(part.column)
 
@@ -256,8 +256,8 @@ class TestExplanations:
         parts = [next(part for part in parts if part.column == column) for parts in explained]
         assert [float(part.actual) for part in parts] == pytest.approx(truth + 20, rel=0.01)
         off = np.abs(np.array([float(part.expected) for part in parts]) / truth - 1)
-        typical = np.abs(np.median(truth) / truth - 1)
-        assert np.quantile(off, 0.9) < 0.1 < np.quantile(typical, 0.5)
+        mean_input = np.abs(np.median(truth) / truth - 1)
+        assert np.quantile(off, 0.9) < 0.1 < np.quantile(mean_input, 0.5)
 
     @pytest.mark.parametrize("columns", [("power", "mode"), ("load", "mode")])
     def test_two_faults_that_have_nothing_to_do_with_one_another_take_the_first_two_places(self, fitted, columns):
@@ -268,7 +268,7 @@ class TestExplanations:
     def test_nats_of_columns_do_not_rise_along_a_list(self, fitted):
         for changes in ({}, *({name: change} for name, change in CHANGES.items()), CHANGES):
             for parts in fitted.bundle.explain(head(fitted, 8, **changes), columns=99):
-                nats = [part.surprise for part in parts if part.column not in WHOLE]
+                nats = [part.surprisal for part in parts if part.column not in WHOLE]
                 assert len(nats) == len(fitted.bundle.columns)
                 assert nats == sorted(nats, reverse=True)
 
@@ -290,9 +290,9 @@ class TestExplanations:
         assert [parts[0].column for parts in explained].count(whole) >= 18
         other = next(iter(WHOLE - {whole}))
         assert all(part.column != other for parts in explained for part in parts)
-        surprise = bundle.tails(bundle.latents_and_losses(far)[1])[:, {"latent": -3, "ensemble": -1}[whole]]
-        for parts, nats in zip(explained, surprise, strict=True):
-            assert parts[0].column != whole or parts[0].surprise == pytest.approx(nats, rel=1e-9)
+        surprisal = bundle.tails(bundle.latents_and_losses(far)[1])[:, {"latent": -3, "ensemble": -1}[whole]]
+        for parts, nats in zip(explained, surprisal, strict=True):
+            assert parts[0].column != whole or parts[0].surprisal == pytest.approx(nats, rel=1e-9)
 
     def test_the_whole_is_said_where_it_makes_the_score_and_outlasts_the_first_column_and_nowhere_else(self, fitted):
         far = {"load": pl.col("load") * 9, "power": pl.col("power") * 9}
@@ -302,10 +302,10 @@ class TestExplanations:
         )
         rows = rows.filter(fitted.bundle.score(rows).score > 1)
         said = []
-        for place, parts in enumerate(fitted.bundle.explain(rows)):
+        for index, parts in enumerate(fitted.bundle.explain(rows)):
             first = next(part.column for part in parts if part.column not in WHOLE)
             said.append({part.column for part in parts} & WHOLE)
-            assert said[-1] == Second(fitted.bundle, rows[place]).whole(first)
+            assert said[-1] == Second(fitted.bundle, rows[index]).whole(first)
             assert said[-1] <= {parts[0].column}
         assert 4 <= sum(map(bool, said)) <= len(said) - 4
 
@@ -332,11 +332,11 @@ class TestExplanations:
         rows = pl.concat([head(fitted, 5, **{name: change}) for name, change in CHANGES.items()])
         every = fitted.bundle.explain(rows)
         monkeypatch.setattr(detectors, "_SUSPECTS", 1)
-        surprise = fitted.bundle.tails(fitted.bundle.latents_and_losses(rows)[1])[:, : len(fitted.bundle.columns)]
+        surprisal = fitted.bundle.tails(fitted.bundle.latents_and_losses(rows)[1])[:, : len(fitted.bundle.columns)]
         names = [
             next(part.column for part in parts if part.column not in WHOLE) for parts in fitted.bundle.explain(rows)
         ]
-        assert names == [fitted.bundle.columns[place] for place in surprise.argmax(axis=1)]
+        assert names == [fitted.bundle.columns[index] for index in surprisal.argmax(axis=1)]
         monkeypatch.setattr(detectors, "_SUSPECTS", len(fitted.bundle.columns))
         assert fitted.bundle.explain(rows) == every
 

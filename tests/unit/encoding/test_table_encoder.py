@@ -148,7 +148,7 @@ def test_a_category_of_fewer_than_five_rows_counts_as_other(times, is_known):
 
 
 def test_a_vocabulary_holds_the_1024_commonest_values_at_most():
-    train = pl.DataFrame({"c": [f"v{place:04d}" for place in range(1100) for _ in range(8)]})
+    train = pl.DataFrame({"c": [f"v{index:04d}" for index in range(1100) for _ in range(8)]})
     encoder = fit_table_encoder(train, [category("c")])
     assert encoder.width == 1024 + 2
 

@@ -136,7 +136,7 @@ def test_an_excluded_event_time_is_no_feature_and_stays_in_the_table() -> None:
 def test_a_days_features_are_written_once_row_for_row_and_again_when_the_settings_change(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path)
     shop.land("a.csv", HEADER + line(1, price=2) + line(2, price=""))
-    intake = shop.take_in()
+    intake = shop.ingest()
     shop.raw(intake)
     first = build_features_day(DAY, shop.config, intake.contract, shop.paths)
     again = build_features_day(DAY, shop.config, intake.contract, shop.paths)
@@ -228,7 +228,7 @@ def test_columns_that_keep_rows_together_stay_in_the_features_though_they_are_no
 def test_features_are_built_again_when_label_or_split_change(tmp_path: Path, changed: dict[str, Any]) -> None:
     shop = make_dataset(tmp_path, **UNDATED)
     shop.land("a.csv", HEADER + line(1) + line(2, city="Bergen"))
-    intake = shop.take_in()
+    intake = shop.ingest()
     shop.raw(intake, ALL_ROWS)
     other = make_dataset(tmp_path, **UNDATED, **changed).config
     built = [
@@ -249,7 +249,7 @@ def parts_of(root: Path, rows: pl.DataFrame, **settings: Any) -> dict[str, pl.Da
 
 def grouped(groups: int, rows: int) -> pl.DataFrame:
     """Features of so many groups, and so many rows in each."""
-    numbers = [(f"g{group}", place) for group in range(groups) for place in range(rows)]
+    numbers = [(f"g{group}", index) for group in range(groups) for index in range(rows)]
     return pl.DataFrame({"row_id": [f"{g}|{n}" for g, n in numbers], "g": [g for g, _ in numbers]})
 
 

@@ -11,13 +11,13 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, PARTS, Window, cut_window
-from ae_pipeline.gate.evaluation import Shown, gate_rows, reconstruction_errors, show, spreads
+from ae_pipeline.gate.evaluation import GateMetrics, column_scales, gate_rows, reconstruction_errors, show
 from ae_pipeline.gate.planted_faults import plant_faults
 from ae_pipeline.gate.rules import (
     calibration_no_worse,
+    compare,
     finite_weights,
     is_promoted,
-    judge,
     latents_not_collapsed,
     loss_fell,
     planted_faults_found,
@@ -33,8 +33,8 @@ from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
 COMPARED = ("reconstruction_no_worse", "calibration_no_worse", "planted_faults_found")
 
 
-def shown(departure=0.05, found=0.6, faults=100, chance=0.02):
-    return Shown({}, departure, chance, found, faults)
+def shown(ks_distance=0.05, found=0.6, faults=100, ks_critical_value=0.02):
+    return GateMetrics({}, ks_distance, ks_critical_value, found, faults)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,12 @@ def rivals(fitted: Fitted) -> tuple[ModelBundle, ModelBundle]:
 class TestRules:
     @pytest.mark.parametrize(("quotient", "passes"), [(1.0, True), (1.09, True), (1.11, False), (3.0, False)])
     def test_reconstruction_is_held_against_that_of_the_champion(self, quotient, passes):
-        before = {"load": 20.0, "mode": 0.4}
-        now = {name: error * quotient for name, error in before.items()}
-        verdict = reconstruction_no_worse(now, before, {"load": 0.0}, 0.1)
-        assert verdict.passed == passes
-        assert verdict.figure == pytest.approx(quotient, rel=0.02)
-        assert verdict.threshold == pytest.approx(1.1)
+        previous = {"load": 20.0, "mode": 0.4}
+        now = {name: error * quotient for name, error in previous.items()}
+        result = reconstruction_no_worse(now, previous, {"load": 0.0}, 0.1)
+        assert result.passed == passes
+        assert result.figure == pytest.approx(quotient, rel=0.02)
+        assert result.threshold == pytest.approx(1.1)
 
     def test_reconstruction_does_not_depend_on_units(self):
         errors = [{"load": 2.0, "mode": 0.4}, {"load": 2.4, "mode": 0.3}]
@@ -79,43 +79,43 @@ class TestRules:
     def test_the_calibration_may_be_off_by_the_threshold_or_as_much_as_the_champions(
         self, challenger, champion, passes
     ):
-        verdict = calibration_no_worse(shown(challenger), shown(champion), 0.1)
-        assert verdict.passed == passes
-        assert verdict.threshold == pytest.approx(max(0.1, champion) + 0.02)
+        result = calibration_no_worse(shown(challenger), shown(champion), 0.1)
+        assert result.passed == passes
+        assert result.threshold == pytest.approx(max(0.1, champion) + 0.02)
 
     @pytest.mark.parametrize(("found", "passes"), [(0.9, True), (0.51, True), (0.49, False), (0.0, False)])
     def test_planted_faults_must_be_found_about_as_often(self, found, passes):
-        verdict = planted_faults_found(shown(found=found), shown(found=0.6), 0.1)
-        assert (verdict.passed, verdict.threshold) == (passes, pytest.approx(0.5))
+        result = planted_faults_found(shown(found=found), shown(found=0.6), 0.1)
+        assert (result.passed, result.threshold) == (passes, pytest.approx(0.5))
 
     def test_where_no_fault_can_be_planted_the_rule_says_so(self):
-        verdict = planted_faults_found(shown(found=math.nan, faults=0), shown(faults=0), 0.1)
-        assert verdict.passed
-        assert verdict.words.startswith("not compared: no column has two values")
+        result = planted_faults_found(shown(found=math.nan, faults=0), shown(faults=0), 0.1)
+        assert result.passed
+        assert result.message.startswith("not compared: no column has two values")
 
     @pytest.mark.parametrize(("alive", "least", "passes"), [(2, 0.5, True), (1, 0.5, False), (3, 0.9, False)])
     def test_latents_must_vary(self, alive, least, passes):
         latents = np.zeros((50, 4), np.float32)
         latents[:, :alive] = np.random.default_rng(0).normal(size=(50, alive))
-        verdict = latents_not_collapsed(latents, least)
-        assert (verdict.passed, verdict.figure, verdict.threshold) == (passes, alive / 4, least)
+        result = latents_not_collapsed(latents, least)
+        assert (result.passed, result.figure, result.threshold) == (passes, alive / 4, least)
 
     @pytest.mark.parametrize("wrong", [np.nan, np.inf])
     def test_one_latent_that_is_no_number_is_one_too_many(self, wrong):
         latents = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
         assert latents_not_collapsed(latents).passed
         latents[7, 2] = wrong
-        verdict = latents_not_collapsed(latents)
-        assert (verdict.passed, verdict.words) == (False, "1 latents are not finite; none may be")
+        result = latents_not_collapsed(latents)
+        assert (result.passed, result.message) == (False, "1 latents are not finite; none may be")
 
     def test_a_column_that_stays_the_same_over_the_gates_days_has_the_spread_of_the_window(self, fitted, rivals):
         rows = gate_rows(rivals[1].window, rivals[0].window, fitted.paths).with_columns(load=pl.lit(3.0))
         with_reference = dataclasses.replace(
             rivals[0], reference=(describe_numbers(Part.COLUMN, "load", np.linspace(0, 100, 500)),)
         )
-        assert spreads(rows, rivals[0])["load"] == 0
-        assert spreads(rows, with_reference)["load"] == pytest.approx(29, abs=2)
-        assert spreads(rows, with_reference)["power"] == spreads(rows, rivals[0])["power"] > 0
+        assert column_scales(rows, rivals[0])["load"] == 0
+        assert column_scales(rows, with_reference)["load"] == pytest.approx(29, abs=2)
+        assert column_scales(rows, with_reference)["power"] == column_scales(rows, rivals[0])["power"] > 0
 
     @pytest.mark.parametrize(("best", "passes"), [(11.9, True), (12.0, False)])
     def test_the_loss_must_have_fallen(self, best, passes):
@@ -152,7 +152,7 @@ class TestRows:
 
     def test_of_many_rows_the_same_twenty_thousand_are_taken(self, tmp_path):
         paths = DatasetPaths(tmp_path, "d")
-        table = pl.DataFrame({"row_id": [f"row {place}" for place in range(25_000)]}).to_arrow()
+        table = pl.DataFrame({"row_id": [f"row {index}" for index in range(25_000)]}).to_arrow()
         write_parquet(paths.features("2024-01-09"), table)
         window = Window(("2024-01-01",), ("2024-01-02",), ("2024-01-03",), "", gate=("2024-01-09",))
         rows = gate_rows(window, None, paths)
@@ -163,11 +163,11 @@ class TestRows:
         from ae_pipeline.config.pipeline import PipelineConfig
 
         paths, config = DatasetPaths(tmp_path, "d"), PipelineConfig(dataset="d", identity=("id",))
-        names = pl.DataFrame({"row_id": [f"row {place}" for place in range(4000)]})
+        names = pl.DataFrame({"row_id": [f"row {index}" for index in range(4000)]})
         write_parquet(paths.features(ALL_ROWS), names.to_arrow())
-        before = cut_window({ALL_ROWS: "half"}, config)
-        seen = {*before.rows("train", paths)["row_id"], *before.rows("calibration", paths)["row_id"]}
-        gate = gate_rows(cut_window({ALL_ROWS: "all"}, config), before, paths)
+        previous = cut_window({ALL_ROWS: "half"}, config)
+        seen = {*previous.rows("train", paths)["row_id"], *previous.rows("calibration", paths)["row_id"]}
+        gate = gate_rows(cut_window({ALL_ROWS: "all"}, config), previous, paths)
         assert 140 < gate.height < 260
         assert seen.isdisjoint(gate["row_id"])
 
@@ -196,7 +196,7 @@ class TestRows:
         window = cut_window({ALL_ROWS: "x"}, config)
         trained: set[str] = set()
         for sites in range(10, 60):
-            names = [f"site {place}" for place in range(sites)]
+            names = [f"site {index}" for index in range(sites)]
             rows = pl.DataFrame({"row_id": [f"{name} row" for name in names], "site": names})
             write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
             assert trained.isdisjoint(window.rows(GATE, paths)["site"])
@@ -204,10 +204,10 @@ class TestRows:
 
     @pytest.mark.parametrize("count", [12, 16])
     def test_too_few_days_for_the_gate_are_an_error_with_the_figures(self, fitted, count):
-        words = (
+        message = (
             f"has {count} days .* validation_days=6 plus calibration_days=8 plus the gate's 7 leave none to train on"
         )
-        with pytest.raises(TrainingError, match=words):
+        with pytest.raises(TrainingError, match=message):
             cut_window(dict.fromkeys(fitted.days[:count], "x"), fitted.config, 7)
 
 
@@ -236,19 +236,19 @@ class TestFaults:
         rows = gate_rows(rivals[1].window, None, fitted.paths)
         found = show(rivals[1], rows, plant_faults(rows, rivals[1].encoder))
         assert 0.3 < found.found < 1
-        assert found.departure < 0.2
+        assert found.ks_distance < 0.2
 
 
 class TestJudge:
     def judged(self, challenger, champion, rows, **config):
-        return {verdict.rule: verdict for verdict in judge(challenger, champion, rows, "", GateConfig(**config))}
+        return {result.rule: result for result in compare(challenger, champion, rows, "", GateConfig(**config))}
 
     def test_a_challenger_of_a_good_training_keeps_every_rule(self, fitted, rivals):
         champion, challenger = rivals
         rows = gate_rows(challenger.window, champion.window, fitted.paths)
-        verdicts = self.judged(challenger, champion, rows)
-        assert tuple(verdicts) == COMPARED
-        assert is_promoted(tuple(verdicts.values())), verdicts
+        results = self.judged(challenger, champion, rows)
+        assert tuple(results) == COMPARED
+        assert is_promoted(tuple(results.values())), results
 
     def test_a_challenger_of_corrupted_rows_is_found_out(self, fitted, rivals, tmp_path):
         """Of rows whose columns were drawn apart, nothing of one column can be learnt for another."""
@@ -260,10 +260,10 @@ class TestJudge:
             write_parquet(spoilt.paths.features(day), rows.with_columns(mixed).to_arrow())
         poisoned, _ = fit_bundle(challenger.config, fitted.columns, challenger.window, spoilt.paths)
         rows = gate_rows(challenger.window, champion.window, fitted.paths)
-        verdicts = self.judged(poisoned, champion, rows)
-        assert not is_promoted(tuple(verdicts.values()))
-        assert not verdicts["reconstruction_no_worse"].passed
-        assert not verdicts["planted_faults_found"].passed
+        results = self.judged(poisoned, champion, rows)
+        assert not is_promoted(tuple(results.values()))
+        assert not results["reconstruction_no_worse"].passed
+        assert not results["planted_faults_found"].passed
 
     def test_errors_are_told_in_the_columns_own_units(self, fitted, rivals):
         rows = gate_rows(rivals[1].window, None, fitted.paths)
@@ -276,16 +276,16 @@ class TestJudge:
 
     def test_without_a_champion_or_rows_nothing_is_compared_and_the_verdicts_say_so(self, fitted, rivals):
         rows = gate_rows(rivals[1].window, None, fitted.paths)
-        for verdict in judge(rivals[1], None, rows, "0 versions serve so far", GateConfig()):
-            assert (verdict.passed, verdict.words) == (True, "not compared: 0 versions serve so far")
-        for verdict in judge(rivals[1], rivals[0], pl.DataFrame(), "", GateConfig()):
-            assert (verdict.passed, verdict.words) == (
+        for result in compare(rivals[1], None, rows, "0 versions serve so far", GateConfig()):
+            assert (result.passed, result.message) == (True, "not compared: 0 versions serve so far")
+        for result in compare(rivals[1], rivals[0], pl.DataFrame(), "", GateConfig()):
+            assert (result.passed, result.message) == (
                 True,
                 "not compared: no row lies after the days that both were fitted on",
             )
 
     def test_a_champion_that_needs_a_column_that_is_gone_cannot_be_compared_with(self, fitted, rivals):
         rows = gate_rows(rivals[1].window, None, fitted.paths).drop("mode")
-        (first, *_) = judge(rivals[1], rivals[0], rows, "", GateConfig())
+        (first, *_) = compare(rivals[1], rivals[0], rows, "", GateConfig())
         assert first.passed
-        assert "lack column 'mode'" in first.words
+        assert "lack column 'mode'" in first.message

@@ -146,7 +146,7 @@ def test_a_first_landing_of_which_nothing_can_be_read_says_why(
     shop = make_dataset(tmp_path)
     shop.land(name, content)
     with pytest.raises(SchemaError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(str(caught.value), "none of the 1 landed files of 'shop'", name, message.removeprefix("^"))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [shop.paths.landing / name]
 
@@ -205,7 +205,7 @@ def test_a_first_landing_of_headers_alone_is_explained_and_leaves_no_contract(tm
         "none of the 1 landed files of 'shop' holds a row .*no schema contract can be inferred; land one that does"
     )
     with pytest.raises(SchemaError, match=message):
-        shop.take_in()
+        shop.ingest()
     assert not shop.paths.contract.exists()
 
 
@@ -213,7 +213,7 @@ def test_a_missing_column_stops_with_the_remedy_after_all_other_files_are_read(s
     shop.land("b.csv", "id,time,price\n8,2024-03-01T10:00:00,1.5\n")
     shop.land("c.csv", HEADER + line(9))
     with pytest.raises(SchemaError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(
         str(caught.value),
         "the columns of 'shop' have changed: b.csv lacks 'city'",
@@ -231,7 +231,7 @@ def test_a_file_without_identity_or_event_time_is_not_told_to_make_it_optional(
 ) -> None:
     shop.land("b.csv", f"{header}\n8,1.5,Oslo\n")
     with pytest.raises(SchemaError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(
         str(caught.value), f"b.csv lacks '{gone}'", f"Without '{gone}' its rows cannot be", "land the file anew"
     )
@@ -241,7 +241,7 @@ def test_a_file_without_identity_or_event_time_is_not_told_to_make_it_optional(
 def test_a_new_column_stops_with_the_remedy_and_following_it_reads_files_with_and_without(shop: Dataset) -> None:
     shop.land("b.csv", HEADER.replace("\n", ",size\n") + line(8).replace("\n", ",4\n"))
     with pytest.raises(SchemaError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(str(caught.value), "b.csv has 'size', unknown so far", r"add 'size: \{type: …, optional: true\}' there")
     shop.edit_contract("city: {type: text}", "city: {type: text}\n  size: {type: integer, optional: true}")
     shop.land("c.csv", HEADER + line(9))
@@ -274,8 +274,8 @@ def test_quotes_closed_on_their_line_are_read(shop: Dataset) -> None:
 def test_a_line_that_is_not_utf8_is_quarantined_and_the_other_lines_are_read(shop: Dataset) -> None:
     shop.land("b.csv", (HEADER + line(8, city="Tromsø")).encode() + line(9, city="Tromsø").encode("latin-1"))
     assert shop.rows("id", "city")[3:] == [(8, "Tromsø")]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 3, "encoding"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 3, "encoding"]
     assert_says(reason, "the line is not UTF-8 text; land the file in one encoding")
 
 
@@ -283,8 +283,8 @@ def test_a_line_that_is_not_utf8_is_quarantined_and_the_other_lines_are_read(sho
 def test_a_row_of_too_few_or_too_many_values_is_quarantined(shop: Dataset, values: str, count: int) -> None:
     shop.land("b.csv", HEADER + line(7) + values + "\n\n" + line(9))
     assert shop.ids() == [1, 2, 3, 7, 9]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 3, "columns"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 3, "columns"]
     assert_says(reason, f"the line has {count} values where the header names 4 columns", REMEDY)
 
 
@@ -301,8 +301,8 @@ def test_any_line_end_and_a_byte_order_mark_are_read(shop: Dataset, end: str, ma
 def test_a_column_that_turns_from_number_to_text_is_quarantined_with_its_value(shop: Dataset) -> None:
     shop.land("b.csv", HEADER + line(8, price="dear") + line(9, price=2))
     assert shop.ids() == [1, 2, 3, 9]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 2, "price: number"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 2, "price: number"]
     assert_says(reason, "price = dear is not a finite number", REMEDY)
 
 
@@ -321,10 +321,10 @@ def test_a_file_of_which_no_row_keeps_the_contract_is_refused_with_the_first_rea
 def test_an_infinite_value_in_a_csv_is_quarantined_even_in_the_first_file(tmp_path: Path, value: str) -> None:
     shop = make_dataset(tmp_path)
     shop.land("a.csv", GOOD + line(4, price=value))
-    assert shop.take_in().contract.columns["price"].type == ColumnType.NUMBER
+    assert shop.ingest().contract.columns["price"].type == ColumnType.NUMBER
     assert shop.ids() == [1, 2, 3]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["a.csv", 5, "price: number"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["a.csv", 5, "price: number"]
     assert_says(reason, f"price = {value} is not a finite number", REMEDY)
 
 
@@ -332,8 +332,8 @@ def test_an_infinite_value_in_a_csv_is_quarantined_even_in_the_first_file(tmp_pa
 def test_an_infinite_value_in_a_parquet_file_is_quarantined_and_nan_is_missing(shop: Dataset, value: float) -> None:
     shop.land("b.parquet", parquet(frame(7, 8, 9, price=[float("nan"), value, 2.0])))
     assert shop.rows("id", "price")[3:] == [(7, None), (9, 2.0)]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.parquet", 2, "price: number"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.parquet", 2, "price: number"]
     assert_says(reason, f"price = {value} is not a finite number", REMEDY)
 
 
@@ -377,15 +377,15 @@ def test_an_encoder_without_any_column_to_learn_from_is_explained() -> None:
 def test_an_event_time_out_of_range_is_quarantined(shop: Dataset, time: str) -> None:
     shop.land("b.csv", HEADER + line(7, "2024-01-01T00:00:00") + line(8, time) + line(9, "2024-12-31T23:59:59"))
     assert shop.ids() == [1, 2, 3, 7, 9]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 3, "time: after the last day" if time > "2024-12-31" else "time: before start"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 3, "time: after the last day" if time > "2024-12-31" else "time: before start"]
     assert_says(reason, f"time = {time} lies outside 2024-01-01 to 2024-12-31", REMEDY)
 
 
 def test_an_event_time_after_today_is_quarantined_where_the_span_is_open(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, end=None)
     shop.land("a.csv", GOOD + line(4, "2024-03-03T00:00:00"))
-    assert shop.take_in(dt.date(2024, 3, 2)).ledger.files["a.csv"].rows == 3
+    assert shop.ingest(dt.date(2024, 3, 2)).ledger.files["a.csv"].rows == 3
     assert_says(shop.quarantine()[0][3], "time = 2024-03-03T00:00:00 lies outside 2024-01-01 to 2024-03-02")
 
 
@@ -393,8 +393,8 @@ def test_an_event_time_after_today_is_quarantined_where_the_span_is_open(tmp_pat
 def test_a_row_without_identity_or_event_time_is_quarantined(shop: Dataset, column: str) -> None:
     shop.land("b.csv", HEADER + (line("") if column == "id" else line(8, "")) + line(9))
     assert shop.ids() == [1, 2, 3, 9]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 2, f"{column}: required"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 2, f"{column}: required"]
     assert_says(reason, f"{column} is missing, and required", REMEDY)
 
 
@@ -404,7 +404,7 @@ def test_a_row_without_identity_or_event_time_is_quarantined(shop: Dataset, colu
 def test_of_an_identity_twice_in_a_file_the_last_row_stands(shop: Dataset) -> None:
     shop.land("b.csv", HEADER + line(8, price=1) + line(9) + line(8, price=2))
     assert shop.rows("id", "price")[3:] == [(8, 2.0), (9, 1.5)]
-    assert build_raw_day(DAY, shop.take_in(), shop.paths).superseded == 1
+    assert build_raw_day(DAY, shop.ingest(), shop.paths).superseded == 1
 
 
 @pytest.mark.parametrize("newest", ["a.csv", "z.csv"])
@@ -420,20 +420,20 @@ def test_a_file_landed_again_under_its_name_withdraws_its_old_rows(shop: Dataset
     shop.land("b.csv", HEADER + line(8) + line(9, "2024-03-02T10:00:00"))
     assert shop.ids() == [1, 2, 3, 8, 9]
     shop.land("b.csv", HEADER + line(8, price=7))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert intake.pending_days(shop.config, shop.paths) == [DAY, "2024-03-02"]
     assert shop.raw(intake).select("id", "price").rows() == [(1, 1.5), (2, 1.5), (3, 1.5), (8, 7.0)]
     assert shop.raw(intake, "2024-03-02").height == 0
 
 
 def test_identical_content_landed_again_doubles_nothing_and_writes_nothing(shop: Dataset) -> None:
-    before = build_raw_day(DAY, shop.take_in(), shop.paths).content_hash
+    previous = build_raw_day(DAY, shop.ingest(), shop.paths).content_hash
     shop.land("good.csv", GOOD)
-    touched = shop.take_in()
+    touched = shop.ingest()
     assert touched.pending_days(shop.config, shop.paths) == []
     shop.land("copy.csv", GOOD)
-    after = build_raw_day(DAY, shop.take_in(), shop.paths)
-    assert (after.rows, after.superseded, after.content_hash) == (3, 3, before)
+    after = build_raw_day(DAY, shop.ingest(), shop.paths)
+    assert (after.rows, after.superseded, after.content_hash) == (3, 3, previous)
 
 
 # Days
@@ -450,7 +450,7 @@ def test_identical_content_landed_again_doubles_nothing_and_writes_nothing(shop:
 def test_days_on_which_clocks_change_are_whole_utc_days(tmp_path: Path, lines: list[str], days: list[int]) -> None:
     shop = make_dataset(tmp_path, identity=["time"], start="2013-01-01", end="2013-12-31")
     shop.land("a.csv", HEADER + "".join(line(1, time) for time in lines))
-    intake = shop.take_in()
+    intake = shop.ingest()
     moments = [dt.datetime.fromisoformat(time).astimezone(dt.UTC) for time in lines]
     assert list(intake.ledger.files["a.csv"].days.values()) == days
     assert intake.ledger.days == sorted({moment.date().isoformat() for moment in moments})
@@ -461,14 +461,14 @@ def test_days_on_which_clocks_change_are_whole_utc_days(tmp_path: Path, lines: l
 def test_a_day_on_which_clocks_change_holds_24_utc_hours(tmp_path: Path, day: str) -> None:
     shop = make_dataset(tmp_path, start="2013-01-01", end="2013-12-31")
     shop.land("a.csv", HEADER + "".join(line(hour, f"{day}T{hour:02d}:30:00Z") for hour in range(24)))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert intake.ledger.files["a.csv"].days == {day: 24}
     assert shop.raw(intake, day)["event_time"].dt.hour().to_list() == list(range(24))
 
 
 def test_a_leap_day_is_a_day_and_in_other_years_it_is_none(shop: Dataset) -> None:
     shop.land("b.csv", HEADER + line(8, "2024-02-29T23:59:59.999999") + line(9, "2023-02-29T10:00:00"))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert intake.ledger.files["b.csv"].days == {"2024-02-29": 1}
     moment = dt.datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=dt.UTC)
     assert shop.raw(intake, "2024-02-29")["event_time"].to_list() == [moment]
@@ -478,7 +478,7 @@ def test_a_leap_day_is_a_day_and_in_other_years_it_is_none(shop: Dataset) -> Non
 @pytest.mark.parametrize(("day", "rows"), [("2024-05-01", 1), ("2024-05-02", 0)])
 def test_a_day_of_one_row_and_a_day_of_none_have_all_columns_and_types(shop: Dataset, day: str, rows: int) -> None:
     shop.land("b.csv", HEADER + line(8, "2024-05-01T10:00:00"))
-    intake = shop.take_in()
+    intake = shop.ingest()
     full = shop.raw(intake)
     built = build_raw_day(day, intake, shop.paths)
     features = build_features_day(day, shop.config, intake.contract, shop.paths)
@@ -495,7 +495,7 @@ def test_a_folder_without_files_is_explained(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path)
     shop.land("readme.txt", "nothing")
     with pytest.raises(StorageError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(
         str(caught.value), "no files have landed for 'shop'", str(shop.paths.landing), r"'\*\*/\*'; put some there"
     )
@@ -504,7 +504,7 @@ def test_a_folder_without_files_is_explained(tmp_path: Path) -> None:
 def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, source={"path": "not/here"})
     with pytest.raises(StorageError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(str(caught.value), "no files have landed for 'shop'", "not/here does not exist", "; put CSV or Parquet")
 
 
@@ -513,7 +513,7 @@ def test_a_file_where_the_landing_folder_should_be_is_explained(tmp_path: Path) 
     shop.paths.landing.parent.mkdir()
     shop.paths.landing.write_text("I am no folder")
     with pytest.raises(StorageError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(str(caught.value), f"{shop.paths.landing} is a file where the folder of .*shop.* must be; move it away")
     assert shop.paths.landing.read_text() == "I am no folder"
 
@@ -524,7 +524,7 @@ def test_a_file_where_the_data_folder_should_be_is_explained(tmp_path: Path) -> 
     shop = make_dataset(root, source={"path": str(tmp_path / "landing")})
     shop.land("a.csv", GOOD)
     with pytest.raises(StorageError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(str(caught.value), f"{root} is a file where a folder must be; move it away")
     assert root.read_text() == "I am no folder"
 
@@ -562,11 +562,11 @@ def test_a_full_disk_stops_with_a_message_and_everything_as_it_was(small_disk: P
     with pytest.raises(
         StorageError, match=r"no space left while writing .*; nothing was changed there: free some space"
     ):
-        shop.take_in()
+        shop.ingest()
     filler.unlink()
     assert {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()} == kept
 
-    intake = shop.take_in()
+    intake = shop.ingest()
     filler = fill(small_disk)
     with pytest.raises(StorageError, match=rf"no space left while writing .*{DAY}\.parquet; nothing was changed"):
         build_raw_day(DAY, intake, shop.paths)
@@ -616,24 +616,24 @@ def test_rows_without_an_identity_are_quarantined_though_the_contract_does_not_a
 
 def test_a_file_of_broken_rows_alone_is_refused_and_its_rows_are_kept_in_quarantine(shop: Dataset) -> None:
     shop.land("b.csv", HEADER + line("x") + line("y"))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert list(intake.ledger.refused) == ["b.csv"]
     assert intake.ledger.quarantined() == {"id: integer": 2}
     assert [row for _, row, *_ in shop.quarantine()] == [2, 3]
 
 
 def test_a_broken_ledger_is_explained(shop: Dataset) -> None:
-    shop.take_in()
+    shop.ingest()
     shop.paths.ledger.write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"the ledger .* cannot be read .*; put it back, or remove"):
-        shop.take_in()
+        shop.ingest()
 
 
 def test_a_lost_ledger_does_not_take_rows_of_swept_files_along(shop: Dataset) -> None:
-    shop.take_in()
+    shop.ingest()
     shop.paths.ledger.unlink()
     with pytest.raises(StorageError, match=r"is gone, and rows of files that have left .*; put it back, or remove"):
-        shop.take_in()
+        shop.ingest()
     assert list(shop.paths.ledger.parent.glob("files/*.parquet"))
 
 
@@ -642,24 +642,24 @@ def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: Datase
     shop.land("b.csv", HEADER.replace("city", name) + line(9))
     if name == "_day":
         with pytest.raises(SchemaError, match="has '_day', unknown so far"):
-            shop.take_in()
+            shop.ingest()
     else:
         assert_says(
-            shop.take_in().ledger.refused["b.csv"], f"column '{name}' bears a name of the pipeline's own", REMEDY
+            shop.ingest().ledger.refused["b.csv"], f"column '{name}' bears a name of the pipeline's own", REMEDY
         )
 
 
 def test_a_few_broken_rows_among_many_files_are_quarantined(shop: Dataset) -> None:
-    for place in range(60):
-        bad = line(f"x{place}") if place in {7, 21, 40} else ""
-        shop.land(f"many/{place:02d}.csv", HEADER + line(100 + place) + bad)
+    for index in range(60):
+        bad = line(f"x{index}") if index in {7, 21, 40} else ""
+        shop.land(f"many/{index:02d}.csv", HEADER + line(100 + index) + bad)
     assert len(shop.ids()) == 63
     assert [rule for *_, rule, _ in shop.quarantine()] == ["id: integer"] * 3
 
 
 def test_a_refused_file_that_is_taken_away_is_forgotten(shop: Dataset) -> None:
     broken = shop.land("b.csv", b"")
-    assert list(shop.take_in().ledger.refused) == ["b.csv"]
+    assert list(shop.ingest().ledger.refused) == ["b.csv"]
     broken.unlink()
-    assert shop.take_in().ledger.refused == {}
+    assert shop.ingest().ledger.refused == {}
     assert shop.ids() == [1, 2, 3]

@@ -22,7 +22,7 @@ class TestByIdentity:
         assert len(parts) == max(1, 1000 // at_once)
         assert pl.concat(parts).sort("place").equals(pl.concat(batches(1000, 300)))
         assert all(part["place"].is_sorted() for part in parts)
-        homes = pl.concat([part.select("row_id", home=pl.lit(place)) for place, part in enumerate(parts)])
+        homes = pl.concat([part.select("row_id", home=pl.lit(index)) for index, part in enumerate(parts)])
         assert homes.unique().height == homes["row_id"].n_unique()
 
     def test_no_rows_are_no_parts(self, tmp_path):

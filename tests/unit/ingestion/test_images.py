@@ -68,12 +68,12 @@ def lists(*images: Any, of: pa.DataType, depth: int = 2) -> pa.Array:
 
 def shapes(dataset: Dataset) -> str:
     """Reads what has landed and gives the shape of images by the contract."""
-    return str(dataset.take_in().contract.columns["image"].shape)
+    return str(dataset.ingest().contract.columns["image"].shape)
 
 
 def images_of(dataset: Dataset) -> list[npt.NDArray[Any]]:
     """Reads what has landed and gives the images of all rows, in the shape of the contract."""
-    shape = dataset.take_in().contract.columns["image"].shape
+    shape = dataset.ingest().contract.columns["image"].shape
     assert shape is not None
     kind = np.dtype(shape.dtype).newbyteorder("<")
     return [
@@ -158,7 +158,7 @@ def test_a_files_path_and_the_named_groups_of_it_become_columns(tmp_path: Path) 
     shop.land("new/brick/7.png", encoded(GREY))
     shop.land("grass/12.png", encoded(GREY))
     assert shop.rows("file", "kind", "number") == [("grass/12.png", "grass", 12), ("new/brick/7.png", "brick", 7)]
-    assert list(shop.take_in().contract.columns) == ["file", "kind", "number", "image"]
+    assert list(shop.ingest().contract.columns) == ["file", "kind", "number", "image"]
 
 
 def test_a_path_that_does_not_match_sends_its_image_to_quarantine(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_a_path_that_does_not_match_sends_its_image_to_quarantine(tmp_path: Path
     shop.land("brick/7.png", encoded(GREY))
     shop.land("8.png", encoded(GREY))
     assert shop.rows("file") == [("brick/7.png",)]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["8.png", 1, "file: path"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["8.png", 1, "file: path"]
     assert_says(reason, r"file = 8\.png does not match path='\(\?P<kind>\[a-z\]\+\)/' of images", REMEDY)
     shop.land("grass/8.png", encoded(GREY))
     (shop.paths.landing / "8.png").unlink()
@@ -200,14 +200,14 @@ def test_a_file_that_is_no_whole_image_lies_in_quarantine_until_it_is_mended(
     shop = album(tmp_path)
     shop.land("a.png", encoded(GREY))
     shop.land(name, data)
-    assert_says(shop.take_in().ledger.refused[name], "none of its 1 rows keeps the contract", why)
+    assert_says(shop.ingest().ledger.refused[name], "none of its 1 rows keeps the contract", why)
     assert shop.rows("file") == [("a.png",)]
-    ((*place, reason),) = shop.quarantine()
-    assert place == [name, 1, "image: readable"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == [name, 1, "image: readable"]
     assert_says(reason, why, REMEDY)
     shop.land(name, encoded(GREY + 1))
     np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 1])
-    assert (shop.quarantine(), shop.take_in().ledger.refused) == ([], {})
+    assert (shop.quarantine(), shop.ingest().ledger.refused) == ([], {})
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -238,7 +238,7 @@ def test_a_first_landing_of_broken_images_alone_says_why(tmp_path: Path) -> None
     shop = album(tmp_path)
     shop.land("a.png", b"I am no image")
     with pytest.raises(SchemaError, match=r"none of the 1 landed files .*a\.png: image: it cannot be read.*; land one"):
-        shop.take_in()
+        shop.ingest()
     assert not shop.paths.contract.exists()
 
 
@@ -246,11 +246,11 @@ def test_without_images_in_the_settings_no_image_file_is_read(tmp_path: Path) ->
     shop = make_dataset(tmp_path, **UNDATED)
     shop.land("a.png", encoded(GREY))
     with pytest.raises(StorageError, match=r"holds no \.csv or \.parquet file that matches"):
-        shop.take_in()
+        shop.ingest()
     with pytest.raises(StorageError, match=r"holds no \.csv or \.parquet or \.png or \.jpg or \.jpeg file"):
-        album(tmp_path / "b", source={"path": str(tmp_path), "pattern": "*.txt"}).take_in()
+        album(tmp_path / "b", source={"path": str(tmp_path), "pattern": "*.txt"}).ingest()
     with pytest.raises(StorageError, match="does not exist; put PNG, JPEG, CSV or Parquet files there"):
-        album(tmp_path / "c").take_in()
+        album(tmp_path / "c").ingest()
 
 
 # Images against the contract
@@ -273,7 +273,7 @@ def test_the_contract_takes_the_most_frequent_shape_and_puts_the_others_into_qua
     text = shop.paths.contract.read_text(encoding="utf-8")
     assert "    shape: {height: 5, width: 6, channels: 1, dtype: uint8}\n" in text
     assert "# image bears shape: {height, width, channels, dtype}" in text
-    assert load_contract(shop.paths.contract) == shop.take_in().contract
+    assert load_contract(shop.paths.contract) == shop.ingest().contract
 
 
 def test_a_quarantined_image_is_kept_as_its_shape_and_not_as_its_bytes(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_an_edited_shape_reads_the_landed_images_again(tmp_path: Path) -> None:
     shop.land("b.png", encoded(GREY[:4]))
     assert shop.rows("file") == [("a.png",)]
     shop.edit_contract("height: 5", "height: 4")
-    assert shop.take_in().read == ("a.png", "b.png")
+    assert shop.ingest().read == ("a.png", "b.png")
     np.testing.assert_array_equal(images_of(shop), [GREY[:4, :, np.newaxis]])
     assert [(name, rule) for name, _, rule, _ in shop.quarantine()] == [("a.png", "image: shape")]
 
@@ -304,7 +304,7 @@ def test_images_of_a_file_that_has_left_do_not_pass_for_another_shape_of_as_many
     gone.unlink()
     shop.land("b.png", encoded(GREY.reshape(6, 5)))
     shop.edit_contract("height: 5, width: 6", "height: 6, width: 5")
-    intake = shop.take_in()
+    intake = shop.ingest()
     with pytest.raises(SchemaError, match=r"'image' read from a\.png .* are 5×6×1 uint8, .* 6×5×1 uint8; land a\.png"):
         build_raw_day("all", intake, shop.paths)
 
@@ -333,11 +333,11 @@ def test_a_rule_that_no_image_can_keep_is_explained(rule: dict[str, Any], messag
 def test_an_image_is_required_whatever_the_contract_says(tmp_path: Path) -> None:
     shop = shelf(tmp_path)
     shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
-    shop.take_in()
+    shop.ingest()
     shop.edit_contract("required: true\n    shape", "optional: true\n    shape")
     shop.land("b.csv", "id\n2\n")
     with pytest.raises(SchemaError, match=r"b\.csv lacks 'image'"):
-        shop.take_in()
+        shop.ingest()
 
 
 def test_text_in_the_place_of_an_image_is_quarantined(tmp_path: Path) -> None:
@@ -345,8 +345,8 @@ def test_text_in_the_place_of_an_image_is_quarantined(tmp_path: Path) -> None:
     shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
     shop.land("b.csv", "id,image\n2,a.png\n")
     assert shop.ids() == [1]
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["b.csv", 2, "image: image"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 2, "image: image"]
     assert_says(reason, r"image = a\.png is not an image", REMEDY)
 
 
@@ -356,7 +356,7 @@ def test_a_dataset_of_images_without_any_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         SchemaError, match=r"'image' of 'shop' should hold images, and no landed file has one.*; land PNG"
     ):
-        shop.take_in()
+        shop.ingest()
     assert not shop.paths.contract.exists()
 
 
@@ -379,19 +379,19 @@ def test_settings_that_have_left_the_contract_behind_are_explained(
 ) -> None:
     shop = shelf(tmp_path, identity=["key"])
     shop.land("a.parquet", table(lists(GREY, of=pa.uint8()), key=["a"]))
-    shop.take_in()
+    shop.ingest()
     changed = shelf(tmp_path, **{"identity": ["key"], **settings})
     with pytest.raises(SchemaError, match=message):
-        changed.take_in()
+        changed.ingest()
 
 
 def test_another_patch_than_the_contracts_is_explained(tmp_path: Path) -> None:
     identity = ["file", "top", "left"]
     shop = album(tmp_path, identity=identity, images={"patch": 5})
     shop.land("a.png", encoded(GREY))
-    shop.take_in()
+    shop.ingest()
     with pytest.raises(SchemaError, match=r"patch=4 of images gives 'shop' rows of 4×4 .* 5×5×1 uint8; change one of"):
-        album(tmp_path, identity=identity, images={"patch": 4}).take_in()
+        album(tmp_path, identity=identity, images={"patch": 4}).ingest()
 
 
 def test_other_settings_of_images_read_the_landed_files_again(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_other_settings_of_images_read_the_landed_files_again(tmp_path: Path) ->
     shop.land("a.png", encoded(GREY))
     assert shop.rows("top", "left") == [(0, 0)]
     closer = album(tmp_path, identity=identity, images={"patch": 4, "stride": 1})
-    assert closer.take_in().read == ("a.png",)
+    assert closer.ingest().read == ("a.png",)
     assert closer.rows("top", "left") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
 
 
@@ -501,15 +501,15 @@ def test_encoded_bytes_in_a_column_are_images(tmp_path: Path, form: str) -> None
         ([[], []], "has no pixel"),
     ],
 )
-@pytest.mark.parametrize("place", [0, 1, 3])
-def test_an_array_that_is_no_image_costs_its_own_row(tmp_path: Path, bad: Any, why: str, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_an_array_that_is_no_image_costs_its_own_row(tmp_path: Path, bad: Any, why: str, index: int) -> None:
     good = [GREY, GREY + 1, GREY + 2]
     shop = shelf(tmp_path)
-    shop.land("a.parquet", table(lists(*good[:place], bad, *good[place:], of=pa.int16())))
+    shop.land("a.parquet", table(lists(*good[:index], bad, *good[index:], of=pa.int16())))
     np.testing.assert_array_equal(images_of(shop), [image[:, :, np.newaxis] for image in good])
-    assert shop.ids() == [row for row in range(1, 5) if row != place + 1]
+    assert shop.ids() == [row for row in range(1, 5) if row != index + 1]
     ((*where, reason),) = shop.quarantine()
-    assert where == ["a.parquet", place + 1, "image: readable"]
+    assert where == ["a.parquet", index + 1, "image: readable"]
     assert_says(reason, why, REMEDY)
 
 
@@ -567,7 +567,7 @@ def test_images_are_read_from_all_row_groups_of_a_file(tmp_path: Path) -> None:
     shop = shelf(tmp_path)
     shop.land("a.parquet", buffer.getvalue())
     found = dict(zip((row[0] for row in shop.rows("id")), images_of(shop), strict=True))
-    np.testing.assert_array_equal([found[place] for place in range(50)], images[:, :, :, np.newaxis])
+    np.testing.assert_array_equal([found[index] for index in range(50)], images[:, :, :, np.newaxis])
 
 
 @pytest.mark.parametrize(
@@ -579,7 +579,7 @@ def test_a_column_that_cannot_hold_images_refuses_the_file(tmp_path: Path, value
     shop = shelf(tmp_path)
     shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
     shop.land("b.parquet", table(pa.array(values)))
-    assert_says(shop.take_in().ledger.refused["b.parquet"], "column 'image' holds", REMEDY)
+    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'image' holds", REMEDY)
     assert shop.ids() == [1]
 
 
@@ -587,7 +587,7 @@ def test_another_column_of_lists_refuses_the_file_though_there_are_images(tmp_pa
     shop = shelf(tmp_path)
     shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
     shop.land("b.parquet", table(lists(GREY, of=pa.uint8()), more=[[1, 2]]))
-    assert_says(shop.take_in().ledger.refused["b.parquet"], "column 'more' holds List", REMEDY)
+    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'more' holds List", REMEDY)
 
 
 # Patches
@@ -621,8 +621,8 @@ def test_patches_of_many_images_of_different_shapes_keep_what_stands_beside_them
         for left in range(0, image.shape[1] - 3, 2)
     }
     assert {row[:-1]: row[-1] for row in shop.rows("id", "name", "top", "left", "image")} == expected
-    ((*place, reason),) = shop.quarantine()
-    assert place == ["a.parquet", 4, "image: patches"]
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["a.parquet", 4, "image: patches"]
     assert_says(reason, "image: it has 3×8 pixels, fewer than a patch of 4×4", REMEDY)
 
 
@@ -647,7 +647,7 @@ def test_a_file_with_a_column_called_like_a_patchs_place_is_refused(tmp_path: Pa
     shop = shelf(tmp_path, identity=["id", "top", "left"], images={"patch": 5})
     shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
     shop.land("b.parquet", table(lists(GREY, of=pa.uint8()), top=[1]))
-    assert_says(shop.take_in().ledger.refused["b.parquet"], "column 'top' bears the name of a patch's place", REMEDY)
+    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'top' bears the name of a patch's place", REMEDY)
 
 
 # The whole way
@@ -660,7 +660,7 @@ def test_images_go_the_whole_way_to_the_features_of_the_day_that_their_path_name
     shop.land("north/2024-03-02_1.png", encoded(GREY + 1))
     shop.land("south/2024-03-02_2.jpg", encoded(np.full((5, 6), 77, np.uint8), "JPEG"))
     shop.land("south/2023-03-02_3.png", encoded(GREY + 3))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert intake.ledger.days == ["2024-03-01", "2024-03-02"]
     assert [(name, rule) for name, _, rule, _ in shop.quarantine()] == [
         ("south/2023-03-02_3.png", "taken_on: before start")
@@ -686,9 +686,9 @@ def test_images_are_staged_by_the_bytes_that_wait_and_come_out_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staged = []
-    stage = batch.Batch.stage
+    stage = batch.StagingBatch.stage
     monkeypatch.setattr(batch, "_BATCH_IMAGE_BYTES", 3 * GREY.nbytes)
-    monkeypatch.setattr(batch.Batch, "stage", lambda self: staged.append(entries := stage(self)) or entries)
+    monkeypatch.setattr(batch.StagingBatch, "stage", lambda self: staged.append(entries := stage(self)) or entries)
     shop = album(tmp_path)
     for number in range(8):
         shop.land(f"{number}.png", encoded(GREY + number))
@@ -700,10 +700,10 @@ def test_an_image_landed_again_replaces_its_row_and_nothing_is_read_twice(tmp_pa
     shop = album(tmp_path)
     shop.land("a.png", encoded(GREY))
     shop.land("b.png", encoded(GREY + 1))
-    assert shop.take_in().read == ("a.png", "b.png")
-    assert shop.take_in().read == ()
+    assert shop.ingest().read == ("a.png", "b.png")
+    assert shop.ingest().read == ()
     shop.land("b.png", encoded(GREY + 2))
-    assert shop.take_in().read == ("b.png",)
+    assert shop.ingest().read == ("b.png",)
     np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 2])
 
 

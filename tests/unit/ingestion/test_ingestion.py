@@ -15,7 +15,7 @@ from ae_pipeline.ingestion import deduplicate as identities
 from ae_pipeline.ingestion import landing
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.inference import infer_contract
-from ae_pipeline.ingestion.landing import known_intake
+from ae_pipeline.ingestion.landing import last_ingest
 from ae_pipeline.ingestion.raw import build_raw_day, count_duplicates
 from tests.support.datasets import (
     DAY,
@@ -138,20 +138,20 @@ def test_a_contract_that_cannot_be_inferred_is_explained(
 def test_csv_and_parquet_files_side_by_side_infer_the_types_that_each_alone_would(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.parquet", parquet(frame(2)))
-    types = {name: rule.type.value for name, rule in shop.take_in().contract.columns.items()}
+    types = {name: rule.type.value for name, rule in shop.ingest().contract.columns.items()}
     assert types == {"id": "integer", "time": "timestamp", "price": "number", "city": "text"}
 
 
 def test_a_parquet_column_without_any_value_leaves_the_type_to_the_other_files(shop: Dataset) -> None:
     shop.land("a.parquet", parquet(frame(1, price=[None])))
     shop.land("b.parquet", parquet(frame(2)))
-    assert shop.take_in().contract.columns["price"].type == ColumnType.NUMBER
+    assert shop.ingest().contract.columns["price"].type == ColumnType.NUMBER
     assert shop.rows("id", "price") == [(1, None), (2, 1.5)]
 
 
 def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_what_it_is(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2))
-    in_force = shop.take_in().contract
+    in_force = shop.ingest().contract
     assert load_contract(shop.paths.contract) == in_force
     text = shop.paths.contract.read_text(encoding="utf-8")
     assert text.startswith("# Schema contract of 'shop', inferred once from 2 rows of 1 file")
@@ -168,18 +168,18 @@ def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_wh
 )
 def test_a_contract_edited_wrongly_is_explained(shop: Dataset, old: str, new: str, message: str) -> None:
     shop.land("a.csv", HEADER + line(1))
-    shop.take_in()
+    shop.ingest()
     shop.edit_contract(old, new)
     with pytest.raises(SchemaError, match=message):
-        shop.take_in()
+        shop.ingest()
 
 
 def test_a_contract_whose_event_time_is_no_time_is_explained(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
-    shop.take_in()
+    shop.ingest()
     shop.edit_contract("time: {type: timestamp, required: true, format: '%Y-%m-%dT%H:%M:%S%.f'}", "time: {type: text}")
     with pytest.raises(SchemaError) as caught:
-        shop.take_in()
+        shop.ingest()
     assert_says(str(caught.value), "time", "text", REMEDY)
 
 
@@ -187,7 +187,7 @@ def test_an_edited_contract_reads_the_landed_files_again(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1, price=1) + line(2, price=2))
     assert shop.ids() == [1, 2]
     shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
-    assert shop.take_in().read == ("a.csv",)
+    assert shop.ingest().read == ("a.csv",)
     assert shop.ids() == [2]
     assert [(row, rule) for _, row, rule, _ in shop.quarantine()] == [(2, "price: minimum")]
     shop.edit_contract(", minimum: 2", "")
@@ -262,7 +262,7 @@ def test_the_same_rows_give_the_same_table_from_csv_and_from_parquet(tmp_path: P
     for suffix, content in ((".csv", rows.write_csv()), (".parquet", parquet(rows))):
         shop = make_dataset(tmp_path / suffix)
         shop.land(f"a{suffix}", content)
-        tables.append(shop.raw(shop.take_in()))
+        tables.append(shop.raw(shop.ingest()))
     assert tables[0].equals(tables[1])
     assert tables[0].schema == tables[1].schema
     assert tables[0]["price"].to_list() == [1.5, None, -2.0]
@@ -271,7 +271,7 @@ def test_the_same_rows_give_the_same_table_from_csv_and_from_parquet(tmp_path: P
 def test_a_category_of_whole_numbers_is_the_same_whether_a_file_holds_text_integers_or_floats(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, columns={"price": "category"})
     shop.land("a.csv", HEADER + line(1, price=517))
-    shop.take_in()
+    shop.ingest()
     shop.land("b.parquet", parquet(frame(2, price=[517])))
     shop.land("c.parquet", parquet(frame(3, 4, price=[517.0, None])))
     assert shop.rows("id", "price") == [(1, "517"), (2, "517"), (3, "517"), (4, None)]
@@ -304,10 +304,10 @@ def test_different_identities_have_different_row_ids(tmp_path: Path) -> None:
 
 def test_a_file_is_read_once_and_a_day_is_written_once(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
-    first = shop.take_in()
+    first = shop.ingest()
     assert (first.read, first.pending_days(shop.config, shop.paths)) == (("a.csv",), [DAY])
     assert build_raw_day(DAY, first, shop.paths).built
-    second = shop.take_in()
+    second = shop.ingest()
     assert (second.read, second.pending_days(shop.config, shop.paths)) == ((), [])
     assert not build_raw_day(DAY, second, shop.paths).built
 
@@ -315,11 +315,11 @@ def test_a_file_is_read_once_and_a_day_is_written_once(shop: Dataset) -> None:
 def test_only_new_and_rewritten_files_are_read(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2))
-    assert shop.take_in().read == ("a.csv", "b.csv")
-    assert shop.take_in().read == ()
+    assert shop.ingest().read == ("a.csv", "b.csv")
+    assert shop.ingest().read == ()
     shop.land("b.csv", HEADER + line(3))
     shop.land("deeper/c.csv", HEADER + line(4))
-    assert shop.take_in().read == ("b.csv", "deeper/c.csv")
+    assert shop.ingest().read == ("b.csv", "deeper/c.csv")
 
 
 @pytest.mark.parametrize("name", [".a.csv", "_a.csv", "a.csv.tmp", "a.txt"])
@@ -339,19 +339,19 @@ def test_of_an_identity_the_row_of_the_newest_file_stands(shop: Dataset) -> None
     shop.land("z.csv", HEADER + line(1, price=1.5) + line(2, price=2.5))
     shop.land("a.csv", HEADER + line(1, price=9.5))
     assert shop.rows("id", "price") == [(1, 9.5), (2, 2.5)]
-    assert build_raw_day(DAY, shop.take_in(), shop.paths).superseded == 1
+    assert build_raw_day(DAY, shop.ingest(), shop.paths).superseded == 1
 
 
 def test_a_late_file_changes_its_own_day_and_leaves_the_others(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2, time=f"{OTHER_DAY}T10:00:00"))
     assert shop.ids() == [1, 2]
-    before = shop.paths.raw(OTHER_DAY).read_bytes()
+    previous = shop.paths.raw(OTHER_DAY).read_bytes()
     shop.land("late.csv", HEADER + line(3))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert intake.pending_days(shop.config, shop.paths) == [DAY]
     assert shop.raw(intake)["id"].to_list() == [1, 3]
-    assert shop.paths.raw(OTHER_DAY).read_bytes() == before
+    assert shop.paths.raw(OTHER_DAY).read_bytes() == previous
 
 
 def test_a_file_that_has_left_the_landing_place_keeps_its_rows(shop: Dataset) -> None:
@@ -370,15 +370,15 @@ def test_rows_are_the_same_in_whatever_order_files_are_read(tmp_path: Path) -> N
             age = 100 + ord(name)
             shop.land(f"{name}.csv", HEADER + line(1, price=age) + line(ord(name)), at=age)
             if case == "two":
-                shop.take_in()
-        hashes.append(build_raw_day(DAY, shop.take_in(), shop.paths).content_hash)
+                shop.ingest()
+        hashes.append(build_raw_day(DAY, shop.ingest(), shop.paths).content_hash)
     assert hashes[0] == hashes[1]
 
 
 def test_rows_without_event_time_stand_in_one_table(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, event_time=None, start=None, end=None)
     shop.land("a.csv", HEADER + line(1) + line(2, time="1999-01-01T00:00:00"))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert intake.ledger.days == ["all"]
     assert shop.raw(intake, "all").select("id", "event_time").rows() == [(1, None), (2, None)]
 
@@ -400,7 +400,7 @@ def test_an_identity_with_a_new_event_time_leaves_its_old_day(
     for count, rows in enumerate(landings, start=1):
         shop.land(f"{count}.csv", HEADER + "".join(line(n, f"{day}T09:00:00", price) for n, day, price in rows))
         shop.ids()
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert {day: shop.raw(intake, day).select("id", "price").rows() for day in expected} == expected
     assert count_duplicates(list(expected), shop.paths) == 0
 
@@ -411,7 +411,7 @@ def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
     monkeypatch.setattr(identities, "_AT_ONCE", 2)
     shop.land("0.csv", HEADER + "".join(line(n) for n in range(1, 8)))
     shop.land("1.csv", HEADER + line(3, f"{OTHER_DAY}T09:00:00") + line(5, f"{OTHER_DAY}T09:00:00") + line(9))
-    intake = shop.take_in()
+    intake = shop.ingest()
     assert {day: sorted(ids) for day, ids in intake.moved.items()} == {DAY: ["3", "5"]}
     rows = {day: shop.raw(intake, day)["row_id"].to_list() for day in (DAY, OTHER_DAY)}
     assert rows == {DAY: ["1", "2", "4", "6", "7", "9"], OTHER_DAY: ["3", "5"]}
@@ -424,13 +424,13 @@ def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
 def test_which_identities_have_moved_is_read_from_the_rows_once(shop: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.land("0.csv", HEADER + line(1) + line(2))
     shop.land("1.csv", HEADER + line(1, f"{OTHER_DAY}T09:00:00"))
-    moved = shop.take_in().moved
+    moved = shop.ingest().moved
 
     def fail(*_: object) -> None:
         raise AssertionError("the rows are read again")
 
     monkeypatch.setattr(landing.pl, "scan_parquet", fail)
-    known = known_intake(shop.config, shop.paths)
+    known = last_ingest(shop.config, shop.paths)
     assert known is not None
     assert known.moved == moved == {DAY: ["1"]}
 
@@ -462,19 +462,19 @@ def test_a_wider_span_takes_rows_out_of_quarantine(shop: Dataset) -> None:
 def test_a_row_of_tomorrow_is_taken_in_tomorrow(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, end=None)
     shop.land("a.csv", HEADER + line(1) + line(2, time="2024-03-02T10:00:00"))
-    shop.take_in(dt.date(2024, 3, 1))
+    shop.ingest(dt.date(2024, 3, 1))
     assert [rule for *_, rule, _ in shop.quarantine()] == ["time: after the last day"]
-    assert shop.take_in(dt.date(2024, 3, 2)).ledger.days == [DAY, "2024-03-02"]
+    assert shop.ingest(dt.date(2024, 3, 2)).ledger.days == [DAY, "2024-03-02"]
     assert shop.quarantine() == []
 
 
 @pytest.mark.parametrize("settings", [{"identity": ["idd"]}, {"event_time": "tyme"}, {"exclude": ["old"]}])
 def test_a_name_misspelt_after_the_first_landing_is_explained_too(shop: Dataset, settings: dict[str, Any]) -> None:
     shop.land("a.csv", HEADER + line(1))
-    shop.take_in()
+    shop.ingest()
     shop.land("b.csv", HEADER + line(2))
     with pytest.raises(PipelineError, match=r"'shop' names column '(idd|tyme|old)'.*have id, time, price, city"):
-        read_with(shop, **settings).take_in()
+        read_with(shop, **settings).ingest()
 
 
 # The ledger
@@ -482,9 +482,9 @@ def test_a_name_misspelt_after_the_first_landing_is_explained_too(shop: Dataset,
 
 def test_the_ledger_knows_files_days_and_rules_broken(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2, time=f"{OTHER_DAY}T10:00:00"))
-    shop.take_in()
+    shop.ingest()
     shop.land("b.csv", HEADER + line(3) + line("x") + line("y") + line(4, price="dear"))
-    ledger = shop.take_in().ledger
+    ledger = shop.ingest().ledger
     assert {name: entry.days for name, entry in ledger.files.items()} == {
         "a.csv": {DAY: 1, OTHER_DAY: 1},
         "b.csv": {DAY: 1},
@@ -501,12 +501,12 @@ def test_the_ledger_knows_files_days_and_rules_broken(shop: Dataset) -> None:
 
 def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2))
-    shop.take_in()
+    shop.ingest()
     folder = shop.paths.staged("_").parent
     old = list(folder.iterdir())
     (folder / ".half.parquet.1.tmp").write_bytes(b"PAR1")
     shop.land("a.csv", HEADER + line(1) + line("x"))
-    shop.take_in()
+    shop.ingest()
     assert len(list(folder.iterdir())) == 1
     assert not {*folder.iterdir()} & {*old}
     assert leftovers(shop.paths.root) == []
@@ -514,10 +514,10 @@ def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop
 
 def test_files_of_other_columns_do_not_keep_the_rest_from_being_read(shop: Dataset) -> None:
     shop.land("a.csv", HEADER + line(1))
-    shop.take_in()
+    shop.ingest()
     shop.land("b.csv", "id,time,price\n2,2024-03-01T10:00:00,1.5\n")
     shop.land("c.csv", HEADER.replace("\n", ",size\n") + "3,2024-03-01T10:00:00,1.5,Oslo,XL\n")
     shop.land("d.csv", HEADER + line(4))
     with pytest.raises(SchemaError, match=r"b\.csv lacks 'city'.*\(1 further files likewise\)"):
-        shop.take_in()
+        shop.ingest()
     assert sorted(json.loads(shop.paths.ledger.read_text(encoding="utf-8"))) == ["a.csv", "d.csv"]

@@ -13,7 +13,7 @@ from ae_pipeline.latent_space.alignment import Served, align
 from ae_pipeline.latent_space.compatibility import (
     Compatibility,
     compare_spaces,
-    explained,
+    explained_variance,
     fit_affine,
     fit_alignment,
     fit_orthogonal,
@@ -39,7 +39,7 @@ def compare(old: np.ndarray, new: np.ndarray) -> Compatibility:
     return compare_spaces(old, new, scores, scores)
 
 
-def turned(latents: np.ndarray) -> np.ndarray:
+def transformed(latents: np.ndarray) -> np.ndarray:
     """A rotation, a reflection and a shift of three axes."""
     matrix = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
     return latents @ matrix + [7.0, -2.0, 0.5]
@@ -52,7 +52,7 @@ class TestExplainedVariance:
     def test_the_same_space_is_explained_as_it_is(self, old):
         found = compare(old, old)
         assert found.rows == N
-        assert found.as_is == found.neighbours == 1
+        assert found.as_is == found.neighbors == 1
         assert found.orthogonal == pytest.approx(1, abs=1e-9)
         assert found.affine == pytest.approx(1, abs=1e-9)
         assert found.condition == pytest.approx(1, abs=1e-4)
@@ -60,7 +60,7 @@ class TestExplainedVariance:
         assert found.score_shift == 0
 
     def test_a_turned_space_is_explained_by_an_orthogonal_map(self, old):
-        found = compare(old, turned(old))
+        found = compare(old, transformed(old))
         assert found.as_is < 0.5
         assert found.orthogonal == pytest.approx(1, abs=1e-9)
         assert found.affine == pytest.approx(1, abs=1e-9)
@@ -75,13 +75,13 @@ class TestExplainedVariance:
         found = compare(old, strange)
         assert found.affine == pytest.approx(0, abs=0.02)
         assert found.orthogonal < 0.05
-        assert found.neighbours == pytest.approx(10 / N, abs=0.01)
+        assert found.neighbors == pytest.approx(10 / N, abs=0.01)
         assert max(map(abs, found.axes)) < 0.1
 
     def test_a_map_that_learns_its_rows_by_heart_is_held_against_others(self):
         rng = np.random.default_rng(0)
         old, new = rng.normal(size=(60, 4)), rng.normal(size=(60, 25))
-        assert explained(old, fit_affine(new, old)(new)) > 0.3
+        assert explained_variance(old, fit_affine(new, old)(new)) > 0.3
         assert compare(old, new).affine < 0
 
     def test_half_of_the_variance_lost_is_half_explained(self):
@@ -97,8 +97,8 @@ class TestExplainedVariance:
         assert found.affine == pytest.approx(1, abs=1e-3)
 
     def test_a_space_without_variance_is_explained_by_itself_alone(self):
-        assert explained(np.ones((5, 2)), np.ones((5, 2))) == 1
-        assert explained(np.ones((5, 2)), np.zeros((5, 2))) == 0
+        assert explained_variance(np.ones((5, 2)), np.ones((5, 2))) == 1
+        assert explained_variance(np.ones((5, 2)), np.zeros((5, 2))) == 0
 
 
 class TestMaps:
@@ -126,7 +126,7 @@ class TestAlignmentMap:
         np.testing.assert_allclose(fit_alignment(old, wanted)(old), wanted, atol=1e-6)
 
     def test_it_nears_the_affine_map_where_a_part_is_noise(self, old):
-        new = turned(old) + np.random.default_rng(3).normal(size=old.shape) * 0.02
+        new = transformed(old) + np.random.default_rng(3).normal(size=old.shape) * 0.02
         one, other = fit_affine(new, old)(new), fit_alignment(new, old)(new)
         np.testing.assert_allclose(other, one, atol=0.05)
 
@@ -159,12 +159,12 @@ class TestNeighbours:
 
         shares = [len(set(one) & set(other)) / 10 for one, other in zip(nearest(old), nearest(new), strict=True)]
         assert 0.2 < np.mean(shares) < 0.9
-        assert compare(old, new).neighbours == pytest.approx(np.mean(shares))
+        assert compare(old, new).neighbors == pytest.approx(np.mean(shares))
 
     def test_of_many_rows_some_are_compared(self, monkeypatch, old):
         monkeypatch.setattr("ae_pipeline.latent_space.compatibility._MOST_ROWS", 150)
-        assert compare(old, turned(old) * 1.0).neighbours > 0.1
-        assert compare(old, old).neighbours == 1
+        assert compare(old, transformed(old) * 1.0).neighbors > 0.1
+        assert compare(old, old).neighbors == 1
 
 
 def test_the_shift_of_scores_is_the_gap_between_their_shares(old):
@@ -190,14 +190,16 @@ class TestAlign:
         return fitted.window.rows("validation", fitted.paths)
 
     def test_the_new_model_speaks_in_the_old_axes_and_scores_as_it_did(self, fitted, other_bundle, rows):
-        aligned, found = align(other_bundle, *twice(7, fitted.bundle), rows, LatentsConfig(least_explained=0.01))
+        aligned, found = align(other_bundle, *twice(7, fitted.bundle), rows, LatentsConfig(min_explained_variance=0.01))
         new = fitted.window.rows("calibration", fitted.paths)
-        old, before, after = (model.encode(new).astype(float) for model in (fitted.bundle, other_bundle, aligned))
+        old, previous, after = (model.encode(new).astype(float) for model in (fitted.bundle, other_bundle, aligned))
         assert found.is_aligned
-        assert (found.before, found.axes_of) == (7, 7)
-        assert found.words.startswith(f"the best affine map explains {found.compatibility.affine:.1%} of the variance")
-        assert explained(old, after) > explained(old, before)
-        assert explained(old, after) == pytest.approx(found.compatibility.affine, abs=0.1)
+        assert (found.previous, found.axes_of) == (7, 7)
+        assert found.message.startswith(
+            f"the best affine map explains {found.compatibility.affine:.1%} of the variance"
+        )
+        assert explained_variance(old, after) > explained_variance(old, previous)
+        assert explained_variance(old, after) == pytest.approx(found.compatibility.affine, abs=0.1)
         assert aligned.reconstruct(new).tobytes() == other_bundle.reconstruct(new).tobytes()
         np.testing.assert_allclose(aligned.score(new).score, other_bundle.score(new).score, rtol=1e-6, atol=1e-6)
 
@@ -212,20 +214,22 @@ class TestAlign:
     ):
         share = align(other_bundle, *twice(7, fitted.bundle), rows, LatentsConfig())[1].compatibility.affine
         for least, is_compatible in ((share - 0.001, True), (share + 0.001, False)):
-            turned, found = align(other_bundle, *twice(7, fitted.bundle), rows, LatentsConfig(least_explained=least))
+            transformed, found = align(
+                other_bundle, *twice(7, fitted.bundle), rows, LatentsConfig(min_explained_variance=least)
+            )
             assert (found.is_aligned, found.is_compatible) == (True, is_compatible)
-            assert turned.encode(rows).tobytes() != other_bundle.encode(rows).tobytes()
-        assert found.words.endswith(f"; compatible from {share + 0.001:.0%} on")
+            assert transformed.encode(rows).tobytes() != other_bundle.encode(rows).tobytes()
+        assert found.message.endswith(f"; compatible from {share + 0.001:.0%} on")
 
     def test_a_map_that_is_conditioned_too_badly_is_not_applied(self, fitted, other_bundle, rows):
         new, old = (bundle.encode(rows).astype(float) for bundle in (other_bundle, fitted.bundle))
         condition = relative_condition(fit_alignment(new, old), new, old)
         for most, is_aligned in ((condition * 1.01, True), (max(condition * 0.99, 1.0), False)):
-            strict = LatentsConfig(least_explained=0.01, most_condition=most)
+            strict = LatentsConfig(min_explained_variance=0.01, max_condition_number=most)
             kept, found = align(other_bundle, *twice(7, fitted.bundle), rows, strict)
             assert (found.is_aligned, found.is_compatible) == (is_aligned, is_aligned)
             assert (kept is other_bundle) is not is_aligned
-        assert "and applied up to" in found.words
+        assert "and applied up to" in found.message
 
     def test_rows_that_lack_a_column_are_refused(self, fitted, other_bundle, rows):
         with pytest.raises(BundleError, match="power"):
@@ -252,7 +256,7 @@ class TestRetraining:
         first = served[2]
         assert first.alignment is None
         assert first.compatible.passed
-        assert first.compatible.words == "0 versions serve so far; these latents are the first"
+        assert first.compatible.message == "0 versions serve so far; these latents are the first"
         assert "alignment" not in first.bundle.facts
 
     def test_the_registered_model_is_the_aligned_one_and_its_figures_are_kept(self, served):
@@ -262,14 +266,14 @@ class TestRetraining:
         rows = fitted.window.rows("calibration", fitted.paths)
         old, new = (bundle.encode(rows).astype(float) for bundle in (first.bundle, kept))
         figures = trained.alignment.compatibility.figures()
-        assert explained(old, new) == pytest.approx(figures["affine"], abs=0.1)
+        assert explained_variance(old, new) == pytest.approx(figures["affine"], abs=0.1)
         assert kept.facts["alignment"] == trained.alignment.facts()
         assert kept.facts["alignment"].items() >= {"before": 1, "axes_of": 1, "is_compatible": True, **figures}.items()
         metrics = tracker.client.get_run(trained.version.run_id).data.metrics
         assert {name: metrics[f"latents.{name}"] for name in figures} == pytest.approx(figures)
         assert trained.compatible.passed
         version = tracker.version_number(DATASET, trained.version.version)
-        assert version.tags["latents"] == trained.compatible.words == trained.alignment.words
+        assert version.tags["latents"] == trained.compatible.message == trained.alignment.message
 
     def test_axes_are_those_of_the_first_compatible_model_and_not_of_the_last(self, served):
         fitted, tracker, first = served
@@ -278,7 +282,7 @@ class TestRetraining:
         tracker.set_alias(DATASET, CHAMPION, second.version.version)
         third = self.retrain(served, latents={"least_explained": 0.01}, model={"latent_dim": 3, "hidden": (12,)})
         tracker.set_alias(DATASET, CHAMPION, 1)
-        assert (third.alignment.before, third.alignment.axes_of) == (second.version.version, 1)
+        assert (third.alignment.previous, third.alignment.axes_of) == (second.version.version, 1)
         wanted = fit_alignment(*(bundle.encode(rows).astype(float) for bundle in (third.bundle, served[2].bundle)))
         np.testing.assert_allclose(wanted.matrix, np.eye(3), atol=1e-3)
 
@@ -291,17 +295,17 @@ class TestRetraining:
         assert third.alignment.axes_of == second.version.version
 
     @pytest.mark.parametrize(
-        ("changes", "words"),
+        ("changes", "message"),
         [
             ({"latents": {"least_explained": 0.9999}}, "; compatible from 100% on"),
             ({"model": {"latent_dim": 2, "hidden": (24,)}}, "2 latents cannot be aligned to the 3 of version 1"),
         ],
         ids=["threshold", "width"],
     )
-    def test_latents_that_are_not_compatible_warn_and_keep_no_model_from_serving(self, served, changes, words):
+    def test_latents_that_are_not_compatible_warn_and_keep_no_model_from_serving(self, served, changes, message):
         trained = self.retrain(served, gate={"most_worse": 9, "most_lost": 0.9}, **changes)
         assert not trained.compatible.passed
-        assert words in trained.compatible.words
+        assert message in trained.compatible.message
         assert trained.alignment.is_compatible is trained.bundle.facts["alignment"]["is_compatible"] is False
         assert served[1].version_number(DATASET, trained.version.version).tags["gate"] == "passed"
 
@@ -316,4 +320,4 @@ class TestRetraining:
         trained = self.retrain(served)
         assert trained.alignment is None
         assert not trained.compatible.passed
-        assert trained.compatible.words.startswith("latents of version 1 cannot be compared with: the bundle in ")
+        assert trained.compatible.message.startswith("latents of version 1 cannot be compared with: the bundle in ")

@@ -84,21 +84,21 @@ class TestContent:
 
     def test_screens_tell_what_a_column_is_and_its_unit(self, dataset):
         published(dataset)
-        words = described(contract_of(dataset))
-        assert words["score"] == "Surprise of the row: the higher, the stranger. In nats."
-        assert all(words.values())
+        message = described(contract_of(dataset))
+        assert message["score"] == "Surprise of the row: the higher, the stranger. In nats."
+        assert all(message.values())
 
     def test_a_page_tells_a_person_the_same(self, dataset):
         published(dataset, description="Readings of sensors.")
         page = (Path(dataset.paths.latents) / PAGE).read_text()
-        for words in ("Readings of sensors.", "contract 1.0.0", "| z_002 | float | units of its axis | yes |"):
-            assert words in page
+        for message in ("Readings of sensors.", "contract 1.0.0", "| z_002 | float | units of its axis | yes |"):
+            assert message in page
         assert "None: this is the first." in page
 
 
 class TestRules:
     @pytest.mark.parametrize(
-        ("column", "value", "words"),
+        ("column", "value", "message"),
         [
             ("row_id", None, "column 'row_id' is required and missing in 1 rows"),
             ("row_id", "twice", "identity_stands_once_a_day counts 1 and not 0"),
@@ -111,16 +111,16 @@ class TestRules:
             ("event_time", None, "column 'event_time' is required and missing in 1 rows"),
         ],
     )
-    def test_a_row_that_breaks_one_is_told(self, dataset, column, value, words):
+    def test_a_row_that_breaks_one_is_told(self, dataset, column, value, message):
         published(dataset)
         rows, contract = rows_of(dataset), contract_of(dataset)
         assert broken_rules(contract, rows) == []
-        place = 1 if value == "twice" else 0
+        index = 1 if value == "twice" else 0
         given = rows[column][0] if value == "twice" else value
         spoilt = rows.with_row_index("place").with_columns(
-            pl.when(pl.col("place") == place).then(pl.lit(given)).otherwise(pl.col(column)).alias(column)
+            pl.when(pl.col("place") == index).then(pl.lit(given)).otherwise(pl.col(column)).alias(column)
         )
-        assert any(re.search(words, found) for found in broken_rules(contract, spoilt))
+        assert any(re.search(message, found) for found in broken_rules(contract, spoilt))
 
     def test_a_flag_beyond_the_budget_is_told(self, dataset):
         published(dataset)
@@ -130,7 +130,7 @@ class TestRules:
 
     def test_rows_that_break_it_are_not_published(self, dataset, monkeypatch):
         published(dataset)
-        before = rows_of(dataset)
+        previous = rows_of(dataset)
 
         def doubled(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
             for rows in score_day(bundle, version, features):
@@ -140,7 +140,7 @@ class TestRules:
         monkeypatch.setattr(publication, "score_day", doubled)
         with pytest.raises(PublicationError, match=r"contract of the table: identity_stands_once_a_day"):
             publish(dataset.days[-4:], dataset.paths, dataset.bundle, 1, {})
-        assert rows_of(dataset).equals(before)
+        assert rows_of(dataset).equals(previous)
 
 
 class TestVersions:

@@ -113,7 +113,7 @@ class TestContent:
         scored = dataset.bundle.score(features)
         expected = {
             "row_id": features["row_id"].to_list(),
-            **{f"z_{place:03d}": scored.latents[:, place].tolist() for place in range(3)},
+            **{f"z_{index:03d}": scored.latents[:, index].tolist() for index in range(3)},
             "score": scored.score.tolist(),
             "p_value": scored.p_value.tolist(),
             "is_anomaly": scored.is_anomaly.tolist(),
@@ -190,13 +190,13 @@ class TestContent:
             return sorted(manifest.read_text().split())
 
         assert listed() == sorted(DeltaTable(dataset.paths.latents).file_uris())
-        before = manifest.read_text()
+        previous = manifest.read_text()
         rewrite_day(dataset, days[1], dataset.features(days[1]).head(25))
         published(dataset, days)
         assert len(listed()) == 4
         assert listed() == sorted(DeltaTable(dataset.paths.latents).file_uris())
         # as a run leaves it that was killed after its commit
-        manifest.write_text(before)
+        manifest.write_text(previous)
         published(dataset, days)
         assert duckdb.sql(f"select count(*) from read_parquet({listed()!r})").fetchall() == [(3 * 60 + 25,)]
 
@@ -208,7 +208,7 @@ class TestContent:
     def test_rows_without_event_time_are_published_as_one_part(self, undated):
         found = pl.read_delta(str(undated.latents))
         assert list(files_by_day(undated)) == [ALL_ROWS]
-        assert found["row_id"].to_list() == [f"r{place}" for place in range(400)]
+        assert found["row_id"].to_list() == [f"r{index}" for index in range(400)]
         assert found["event_time"].null_count() == found["date"].null_count() == 400
 
     def test_a_root_with_blanks_and_signs_in_its_name_is_published_to(self, fitted, days, tmp_path):
@@ -303,7 +303,7 @@ class TestReading:
             self.read(dataset)
 
     @pytest.mark.parametrize(
-        ("choice", "words"),
+        ("choice", "message"),
         [
             ({"space": 7}, r"have no space 7; choose among v1_\w+, or 'current'"),
             ({"space": "v9_x"}, r"have no space 'v9_x'; choose among v1_\w+"),
@@ -311,8 +311,8 @@ class TestReading:
             ({"start": "July"}, r"'July' is no moment of ISO 8601; give a date such as"),
         ],
     )
-    def test_what_is_not_there_is_told_with_what_is(self, dataset, first, choice, words):
-        with pytest.raises(PublicationError, match=words):
+    def test_what_is_not_there_is_told_with_what_is(self, dataset, first, choice, message):
+        with pytest.raises(PublicationError, match=message):
             self.read(dataset, **choice)
 
     def test_a_table_that_is_not_there_is_told(self, dataset):
@@ -327,7 +327,7 @@ class TestReading:
 
 class TestCommits:
     def test_publishing_again_commits_nothing_and_writes_no_file(self, dataset, days, first):
-        before = {
+        previous = {
             path: (Path(dataset.paths.latents) / path).stat().st_mtime_ns for path in current_files(dataset.paths)
         }
         again = published(dataset, days)
@@ -335,7 +335,7 @@ class TestCommits:
         assert again.table_version == first.table_version
         assert [entry.built for entry in first.days] == [True] * 4
         assert [entry.built for entry in again.days] == [False] * 4
-        assert {path: (Path(dataset.paths.latents) / path).stat().st_mtime_ns for path in before} == before
+        assert {path: (Path(dataset.paths.latents) / path).stat().st_mtime_ns for path in previous} == previous
 
     def test_further_days_join_those_that_are_there_in_one_commit(self, dataset, days, first):
         second = published(dataset, dataset.days[:3])
@@ -343,23 +343,23 @@ class TestCommits:
         assert set(table(dataset.paths)["date"].dt.to_string()) == {*dataset.days[:3], *days}
 
     def test_a_changed_day_replaces_its_own_file_alone(self, dataset, days, first, rewrite_day):
-        before = {path.split("/")[1]: path for path in current_files(dataset.paths)}
+        previous = {path.split("/")[1]: path for path in current_files(dataset.paths)}
         rewrite_day(dataset, days[1], dataset.features(days[1]).head(25))
         second = published(dataset, days)
         after = {path.split("/")[1]: path for path in current_files(dataset.paths)}
-        assert {day for day in days if before[day] != after[day]} == {days[1]}
+        assert {day for day in days if previous[day] != after[day]} == {days[1]}
         assert second.table_version == first.table_version + 1
         assert [entry.built for entry in second.days] == [False, True, False, False]
         assert table(dataset.paths).height == 3 * 60 + 25
         assert table(dataset.paths, first.table_version).height == 4 * 60
 
     def test_a_day_that_returns_to_what_it_was_takes_back_its_old_file(self, dataset, days, first, rewrite_day):
-        before, rows = files_of(dataset.paths), dataset.features(days[0])
+        previous, rows = files_of(dataset.paths), dataset.features(days[0])
         rewrite_day(dataset, days[0], rows.head(7))
         published(dataset, days)
         rewrite_day(dataset, days[0], rows)
         third = published(dataset, days)
-        assert files_of(dataset.paths) == before
+        assert files_of(dataset.paths) == previous
         assert not any(entry.built for entry in third.days)
         assert table(dataset.paths).height == 240
 
@@ -397,7 +397,7 @@ class TestSpaces:
         assert model_version_of(dataset.paths) == 2
         assert_one_space_in_every_version(dataset.paths)
         expected = other_bundle.encode(dataset.features(days[3]))
-        found = rows.filter(pl.col("date").dt.to_string() == days[3]).select(f"z_{place:03d}" for place in range(3))
+        found = rows.filter(pl.col("date").dt.to_string() == days[3]).select(f"z_{index:03d}" for index in range(3))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_another_latent_width_brings_its_own_columns(self, dataset, days, first, wider_bundle):
@@ -458,7 +458,7 @@ class TestRefusals:
         assert DeltaTable(dataset.paths.latents).version() == first.table_version
 
     @pytest.mark.parametrize(
-        ("spoil", "words"),
+        ("spoil", "message"),
         [
             ("cut off", "cannot be read"),
             ("a changed byte", "cannot be read .*CRC"),
@@ -470,15 +470,15 @@ class TestRefusals:
         ],
     )
     def test_a_file_that_is_not_what_its_features_call_for_is_named_and_not_published(
-        self, dataset, days, first, spoil, words
+        self, dataset, days, first, spoil, message
     ):
         (path,) = (entry.path for entry in first.days if entry.day == days[1])
         target = Path(dataset.paths.latents) / path
         rows = pq.read_table(target)
 
         def put(name: str, values: Any) -> pa.Table:
-            place = rows.schema.get_field_index(name)
-            return rows.set_column(place, pa.field(name, values.type, nullable=False), values)
+            index = rows.schema.get_field_index(name)
+            return rows.set_column(index, pa.field(name, values.type, nullable=False), values)
 
         match spoil:
             case "cut off":
@@ -498,7 +498,7 @@ class TestRefusals:
                 pq.write_table(put("score", pa.array([float("nan")] * 60)), target)
             case _:
                 pq.write_table(put("z_002", pa.array([float("inf")] * 60, pa.float32())), target)
-        with pytest.raises(PublicationError, match=f"{path} {words}.*remove that file and run again"):
+        with pytest.raises(PublicationError, match=f"{path} {message}.*remove that file and run again"):
             published(dataset, days)
         assert DeltaTable(dataset.paths.latents).version() == first.table_version
 
@@ -681,14 +681,14 @@ class TestMonths:
         assert self.groups(dataset) == sorted({day[:7] for day in dataset.days})
         together = read_latents("sensors", data=dataset.paths.root).arrow
         monkeypatch.setattr(layout, "ALONE", 1)
-        apart = DatasetPaths(dataset.paths.root, "sensors", str(tmp_path / "apart"))
-        publish(dataset.days, apart, dataset.bundle, 1, {})
-        assert len(current_files(apart)) == 40
-        assert together.equals(read_latents("sensors", data=dataset.paths.root, tables=apart.tables).arrow)
+        detach = DatasetPaths(dataset.paths.root, "sensors", str(tmp_path / "apart"))
+        publish(dataset.days, detach, dataset.bundle, 1, {})
+        assert len(current_files(detach)) == 40
+        assert together.equals(read_latents("sensors", data=dataset.paths.root, tables=detach.tables).arrow)
 
     def test_a_new_day_rewrites_the_file_of_its_month_and_scores_no_other_day(self, dataset, monkeypatch):
         published(dataset, dataset.days[:-1])
-        before = current_files(dataset.paths)
+        previous = current_files(dataset.paths)
         scored: list[str] = []
 
         def spy(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
@@ -700,18 +700,18 @@ class TestMonths:
         assert scored == [dataset.days[-1]]
         assert [(day.day, day.built) for day in result.days] == [(dataset.days[-1], True)]
         after = current_files(dataset.paths)
-        assert len(set(before) - set(after)) == len(set(after) - set(before)) == 1
+        assert len(set(previous) - set(after)) == len(set(after) - set(previous)) == 1
         assert table(dataset.paths)["row_id"].n_unique() == 2400
 
     def test_a_corrected_day_replaces_its_rows_alone(self, dataset, rewrite_day):
         published(dataset, dataset.days)
-        before = table(dataset.paths)
+        previous = table(dataset.paths)
         rewrite_day(dataset, dataset.days[5], dataset.features(dataset.days[5]).head(7))
         result = published(dataset, [dataset.days[5]])
         assert [(day.rows, day.built) for day in result.days] == [(7, True)]
         after = table(dataset.paths)
         day = dt.date.fromisoformat(dataset.days[5])
-        assert after.filter(pl.col("date") != day).equals(before.filter(pl.col("date") != day))
+        assert after.filter(pl.col("date") != day).equals(previous.filter(pl.col("date") != day))
         assert after.filter(pl.col("date") == day).height == 7
 
     def test_a_day_that_lost_its_rows_leaves_the_file_of_its_month(self, dataset, rewrite_day):
@@ -771,7 +771,7 @@ class TestMonths:
 
     def test_days_whose_file_is_gone_are_scored_anew(self, dataset):
         published(dataset, dataset.days)
-        before = table(dataset.paths)
+        previous = table(dataset.paths)
         lost = current_files(dataset.paths)[0]
         (Path(dataset.paths.latents) / lost).unlink()
         layout._keys_in.cache_clear()
@@ -780,7 +780,7 @@ class TestMonths:
         result = published(dataset, dataset.days[-1:])
         assert result.committed is False
         assert {day.day for day in result.days if day.built} == {day for day in dataset.days if day[:7] in lost}
-        assert table(dataset.paths).equals(before)
+        assert table(dataset.paths).equals(previous)
 
     def test_a_file_that_cannot_be_read_is_named_before_its_rows_are_copied(self, dataset, rewrite_day):
         published(dataset, dataset.days)
@@ -801,7 +801,7 @@ class TestMonths:
         published(dataset, dataset.days)
         for path in current_files(dataset.paths):
             metadata = pq.ParquetFile(Path(dataset.paths.latents) / path).metadata
-            sizes = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
+            sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
             assert max(sizes) <= 500
             assert metadata.num_row_groups == -(-metadata.num_rows // 500)
 

@@ -16,7 +16,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import LossTerm, Scaling
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
-from ae_pipeline.models.base import Pass
+from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.image_loss import ImageLoss, ssim
 from ae_pipeline.models.losses import (
     MIN_LOG_SCALE,
@@ -82,51 +82,51 @@ def case(encoder) -> tuple[LikelihoodLoss, torch.Tensor, torch.Tensor, torch.Ten
 
 
 def places(loss: LikelihoodLoss, kind: BlockKind) -> list[tuple[int, Block]]:
-    return [(place, block) for place, block in enumerate(loss.blocks) if block.kind == kind]
+    return [(index, block) for index, block in enumerate(loss.blocks) if block.kind == kind]
 
 
 def test_a_number_costs_what_students_t_with_three_degrees_of_freedom_says(case):
     loss, x, output, values = case
-    for (place, block), scale in zip(places(loss, BlockKind.NUMERIC), SCALES[:2], strict=True):
+    for (index, block), scale in zip(places(loss, BlockKind.NUMERIC), SCALES[:2], strict=True):
         here = x[:, block.present] == 0
-        density = scipy.stats.t.logpdf(x[here, block.start], df=3, loc=output[here, block.start], scale=scale)
-        np.testing.assert_allclose(values[here, place], -density - constant(1), rtol=1e-5, atol=1e-5)
+        mahalanobis = scipy.stats.t.logpdf(x[here, block.start], df=3, loc=output[here, block.start], scale=scale)
+        np.testing.assert_allclose(values[here, index], -mahalanobis - constant(1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_cycle_costs_what_the_bivariate_t_says(case):
     loss, x, output, values = case
-    ((place, block),) = places(loss, BlockKind.CYCLIC)
+    ((index, block),) = places(loss, BlockKind.CYCLIC)
     here = x[:, block.present] == 0
-    apart = (x - output)[here, block.start : block.stop].numpy()
-    density = scipy.stats.multivariate_t.logpdf(apart, shape=np.eye(2) * SCALES[2] ** 2, df=3)
-    np.testing.assert_allclose(values[here, place], -density - constant(2), rtol=1e-5, atol=1e-5)
+    detach = (x - output)[here, block.start : block.stop].numpy()
+    mahalanobis = scipy.stats.multivariate_t.logpdf(detach, shape=np.eye(2) * SCALES[2] ** 2, df=3)
+    np.testing.assert_allclose(values[here, index], -mahalanobis - constant(2), rtol=1e-5, atol=1e-5)
 
 
 def test_an_indicator_costs_what_bernoulli_says(case):
     loss, x, output, values = case
-    for place, block in places(loss, BlockKind.BINARY):
+    for index, block in places(loss, BlockKind.BINARY):
         expected = -Bernoulli(logits=output[:, block.start]).log_prob(x[:, block.start])
-        torch.testing.assert_close(values[:, place], expected)
+        torch.testing.assert_close(values[:, index], expected)
 
 
 def test_a_category_costs_the_cross_entropy_of_its_softmax(case):
     loss, x, output, values = case
     found = places(loss, BlockKind.CATEGORICAL)
     assert [block.column for _, block in found] == ["c", "f"]
-    for place, block in found:
+    for index, block in found:
         part = slice(block.start, block.stop)
         expected = -Categorical(logits=output[:, part]).log_prob(x[:, part].argmax(1))
-        torch.testing.assert_close(values[:, place], expected)
+        torch.testing.assert_close(values[:, index], expected)
 
 
 def test_a_missing_value_costs_nothing_and_pulls_the_output_nowhere(case):
     loss, x, output, values = case
     moved = output.clone().requires_grad_()
     loss(moved, x).sum().backward()
-    for place, block in places(loss, BlockKind.NUMERIC) + places(loss, BlockKind.CYCLIC):
+    for index, block in places(loss, BlockKind.NUMERIC) + places(loss, BlockKind.CYCLIC):
         gone = x[:, block.present] == 1
         assert 3 <= int(gone.sum()) <= 30
-        assert (values[gone, place] == 0).all()
+        assert (values[gone, index] == 0).all()
         assert (moved.grad[gone, block.start : block.stop] == 0).all()
         assert (moved.grad[~gone, block.start : block.stop] != 0).all()
 
@@ -194,9 +194,9 @@ def loss_of_first(loss: LikelihoodLoss, output: torch.Tensor, x: torch.Tensor) -
 
 def test_outputs_on_scale_are_probabilities_where_they_were_logits(case):
     loss, _, output, _ = case
-    before = output.clone()
+    previous = output.clone()
     expected = loss.to_scale(output)
-    torch.testing.assert_close(output, before, rtol=0, atol=0)
+    torch.testing.assert_close(output, previous, rtol=0, atol=0)
     for block in loss.blocks:
         part = slice(block.start, block.stop)
         match block.kind:
@@ -418,7 +418,7 @@ class TestSpots:
     """Residuals of images through a window, against Mahalanobis distances by scipy."""
 
     @pytest.fixture(scope="class", params=[(1, 12, 10), (3, 9, 9), (2, 4, 7)], ids=str)
-    def spots(self, request) -> tuple[ImageLoss, torch.Tensor, torch.Tensor]:
+    def patch_scores(self, request) -> tuple[ImageLoss, torch.Tensor, torch.Tensor]:
         """A loss fitted on smooth residuals that are off on average, with outputs and images."""
         channels, height, width = request.param
         loss = ImageLoss(request.param, 1.0, {LossTerm.MSE: 1.0}, 1.0).double()
@@ -426,45 +426,45 @@ class TestSpots:
         noise = torch.randn(400, channels, height + 1, width + 1, dtype=torch.float64, generator=_generator(1))
         smooth = 0.1 * (noise[..., 1:, 1:] + 0.5 * noise[..., :-1, 1:] + 0.3 * noise[..., 1:, :-1])
         output = x + smooth + 0.02 * torch.arange(1, channels + 1).view(-1, 1, 1)
-        loss.fit_scores(Pass(output, output, output.new_zeros(len(x))), x)
+        loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
         return loss, output, x
 
     @staticmethod
     def windows(loss: ImageLoss, residual: torch.Tensor) -> Array:
         """All windows that lie in the images, (n, rows, columns, pixels)."""
-        views = np.lib.stride_tricks.sliding_window_view(residual.numpy(), loss.window, (2, 3))
-        return np.moveaxis(views, 1, 3).reshape(*np.take(views.shape, (0, 2, 3)), -1)
+        scalings = np.lib.stride_tricks.sliding_window_view(residual.numpy(), loss.window, (2, 3))
+        return np.moveaxis(scalings, 1, 3).reshape(*np.take(scalings.shape, (0, 2, 3)), -1)
 
-    def test_a_spot_is_the_squared_mahalanobis_distance_of_its_pixels_by_their_number(self, spots):
-        loss, output, x = spots
+    def test_a_spot_is_the_squared_mahalanobis_distance_of_its_pixels_by_their_number(self, patch_scores):
+        loss, output, x = patch_scores
         windows = self.windows(loss, output - x)
         pixels = windows.reshape(-1, windows.shape[-1])
         inverse = np.linalg.inv(np.cov(pixels, rowvar=False, bias=True))
-        found = loss.spots(output[:3], x[:3]).numpy()
+        found = loss.patch_scores(output[:3], x[:3]).numpy()
         assert found.shape == (3, *windows.shape[1:3])
-        for place in [(0, 0, 0), (1, found.shape[1] - 1, 1), (2, 0, found.shape[2] - 1)]:
-            distance = scipy.spatial.distance.mahalanobis(windows[place], pixels.mean(0), inverse)
-            assert found[place] == pytest.approx(distance**2 / pixels.shape[1], rel=1e-6)
+        for index in [(0, 0, 0), (1, found.shape[1] - 1, 1), (2, 0, found.shape[2] - 1)]:
+            distance = scipy.spatial.distance.mahalanobis(windows[index], pixels.mean(0), inverse)
+            assert found[index] == pytest.approx(distance**2 / pixels.shape[1], rel=1e-6)
 
-    def test_on_the_residuals_that_it_was_fitted_on_the_mean_is_one(self, spots):
-        loss, output, x = spots
-        assert loss.spots(output, x).mean().item() == pytest.approx(1, rel=1e-6)
+    def test_on_the_residuals_that_it_was_fitted_on_the_mean_is_one(self, patch_scores):
+        loss, output, x = patch_scores
+        assert loss.patch_scores(output, x).mean().item() == pytest.approx(1, rel=1e-6)
 
-    def test_the_strangest_spot_is_where_the_residual_is_odd(self, spots):
-        loss, output, x = spots
+    def test_the_strangest_spot_is_where_the_residual_is_odd(self, patch_scores):
+        loss, output, x = patch_scores
         rows, columns = x.shape[2] - loss.window[0] + 1, x.shape[3] - loss.window[1] + 1
         for top, left in [(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)]:
             odd, window = output[:1].clone(), (slice(top, top + loss.window[0]), slice(left, left + loss.window[1]))
             checks = torch.from_numpy(np.indices(loss.window).sum(0) % 2 * 2.0 - 1)
             odd[0, :, *window] += checks  # the whole window, so that no other holds as much of it
-            found = loss.strangest_spot(odd, x[:1])
+            found = loss.highest_patch(odd, x[:1])
             assert found == (top + (loss.window[0] - 1) // 2, left + (loss.window[1] - 1) // 2)
-            spot = loss.spots(odd, x[:1])
+            spot = loss.patch_scores(odd, x[:1])
             assert loss.by_column(odd, x[:1]).item() == spot[0, top, left].item() == spot.max().item()
 
-    def test_a_map_to_the_edge_repeats_what_lies_inside(self, spots):
-        loss, output, x = spots
-        inside, whole = loss.spots(output[:2], x[:2]), loss.spots(output[:2], x[:2], to_the_edge=True)
+    def test_a_map_to_the_edge_repeats_what_lies_inside(self, patch_scores):
+        loss, output, x = patch_scores
+        inside, whole = loss.patch_scores(output[:2], x[:2]), loss.patch_scores(output[:2], x[:2], to_the_edge=True)
         assert whole.shape == (2, *x.shape[2:])
         top, left = ((size - 1) // 2 for size in loss.window)
         expected = np.pad(
@@ -477,10 +477,10 @@ class TestSpots:
     def test_residuals_without_any_spread_give_finite_distances(self):
         loss = ImageLoss((1, 8, 8), 1.0, {LossTerm.MSE: 1.0}, 1.0)
         x = uniform(10, 1, 8, 8)
-        loss.fit_scores(Pass(x, x, x.new_zeros(len(x))), x)
-        assert (loss.spots(x, x) == 0).all()
-        assert torch.isfinite(loss.spots(x + 1, x)).all()
-        assert (loss.spots(x + 1, x) > 1).all()
+        loss.fit_scores(AutoEncoderOutput(x, x, x.new_zeros(len(x))), x)
+        assert (loss.patch_scores(x, x) == 0).all()
+        assert torch.isfinite(loss.patch_scores(x + 1, x)).all()
+        assert (loss.patch_scores(x + 1, x) > 1).all()
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -488,10 +488,10 @@ def _generator(seed: int) -> torch.Generator:
 
 
 class TestDivergence:
-    @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
-    def test_it_is_that_of_torch_distributions(self, spread):
+    @pytest.mark.parametrize("std", [0.01, 1.0, 4.0])
+    def test_it_is_that_of_torch_distributions(self, std):
         mean, log_variance = (
-            spread * torch.randn(50, 7, generator=_generator(seed), dtype=torch.float64) for seed in (0, 1)
+            std * torch.randn(50, 7, generator=_generator(seed), dtype=torch.float64) for seed in (0, 1)
         )
         normal = Normal(mean, (log_variance / 2).exp())
         expected = torch.distributions.kl_divergence(normal, Normal(torch.zeros(7), torch.ones(7))).sum(1)
@@ -514,21 +514,21 @@ def test_the_objective_adds_beta_times_the_divergence_by_the_number_of_elements(
     shape = (6, loss._width) if isinstance(loss, TermsLoss) else (6, 3, 9, 12)
     x, output, kl = uniform(*shape), uniform(*shape, seed=1), 10 * uniform(6, seed=2)
     expected = loss(output, x).double().sum(1) + beta * kl.double() / np.prod(shape[1:])
-    found = loss.objective(Pass(torch.zeros(6, 2), output, kl), x, beta)
+    found = loss.objective(AutoEncoderOutput(torch.zeros(6, 2), output, kl), x, beta)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_the_divergence_counts_in_full_beside_a_likelihood(case):
     loss, x, output, values = case
     kl = 10 * uniform(len(x))
-    found = loss.objective(Pass(x, output, kl), x, 0.5).detach()
+    found = loss.objective(AutoEncoderOutput(x, output, kl), x, 0.5).detach()
     torch.testing.assert_close(found, values.sum(1) + 0.5 * kl)
 
 
 def test_a_row_is_scored_by_its_columns_and_by_their_sum_with_the_divergence():
     loss = every_loss()[0]
     x, output, kl = uniform(6, loss._width), uniform(6, loss._width, seed=1), uniform(6, seed=2)
-    parts = loss.parts(Pass(torch.zeros(6, 2), output, kl), x)
+    parts = loss.parts(AutoEncoderOutput(torch.zeros(6, 2), output, kl), x)
     assert parts.shape == (6, len(COLUMNS) + 1)
     torch.testing.assert_close(parts[:, :-1], loss.by_column(output, x), rtol=0, atol=0)
     torch.testing.assert_close(parts[:, -1], parts[:, :-1].sum(1) + kl / loss._width)
@@ -537,7 +537,7 @@ def test_a_row_is_scored_by_its_columns_and_by_their_sum_with_the_divergence():
 def test_an_image_is_scored_by_its_strangest_spot_and_by_the_mean_of_all():
     loss, x = ImageLoss((1, 9, 9), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(20, 1, 9, 9)
     output = x + 0.1 * torch.randn(x.shape, generator=_generator(0))
-    loss.fit_scores(Pass(output, output, output.new_zeros(len(x))), x)
-    parts = loss.parts(Pass(torch.zeros(20, 2), output, torch.zeros(20)), x)
-    spots = loss.spots(output, x).flatten(1)
-    torch.testing.assert_close(parts, torch.stack([spots.max(1).values, spots.mean(1)], 1))
+    loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
+    parts = loss.parts(AutoEncoderOutput(torch.zeros(20, 2), output, torch.zeros(20)), x)
+    patch_scores = loss.patch_scores(output, x).flatten(1)
+    torch.testing.assert_close(parts, torch.stack([patch_scores.max(1).values, patch_scores.mean(1)], 1))

@@ -136,18 +136,18 @@ NOT_BUILT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, str, str]
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("settings", "words"), REFUSED.values(), ids=REFUSED.keys())
-    def test_the_configuration_says_what_does_not_go_together(self, settings, words):
+    @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED.keys())
+    def test_the_configuration_says_what_does_not_go_together(self, settings, message):
         with pytest.raises(ValidationError) as caught:
             config(**settings)
         (error,) = caught.value.errors()
-        assert_says(error["msg"], *words)
+        assert_says(error["msg"], *message)
 
-    @pytest.mark.parametrize(("settings", "shape", "words"), NOT_BUILT.values(), ids=NOT_BUILT.keys())
-    def test_the_factory_says_why_there_is_no_network(self, settings, shape, words):
+    @pytest.mark.parametrize(("settings", "shape", "message"), NOT_BUILT.values(), ids=NOT_BUILT.keys())
+    def test_the_factory_says_why_there_is_no_network(self, settings, shape, message):
         with pytest.raises(ConfigError) as caught:
             build_model(config(**settings), shape)
-        assert_says(str(caught.value), *words)
+        assert_says(str(caught.value), *message)
 
     @pytest.mark.parametrize("name", ["dense", "conv"])
     def test_an_architecture_is_checked_before_there_are_data(self, name):

@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.models.base import AutoEncoder, Coder, Pass
+from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, EncoderDecoder
 from ae_pipeline.models.factory import build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.variational import MAX_LOG_VARIANCE, VariationalAutoEncoder
@@ -251,7 +251,7 @@ class TestWithoutDivergence:
         variational, _ = self.pair(settings)
         # The head for the variances is computed and cut off: without it, products of matrices round otherwise.
         means = nn.Sequential(variational.encoder, _FirstColumns(8))
-        plain = AutoEncoder(Coder(means, variational.decoder), 8, variational.output)
+        plain = AutoEncoder(EncoderDecoder(means, variational.decoder), 8, variational.output)
         assert evaluate(variational, cross_entropy(), digits, 0.0) == evaluate(plain, cross_entropy(), digits)
 
     def test_the_head_for_the_means_is_that_of_the_plain_form(self, settings, digits):
@@ -273,7 +273,7 @@ class TestBeta:
         seen: list[tuple[bool, float]] = []
         original = loss.objective
 
-        def spy(passed: Pass, x: torch.Tensor, beta: float) -> torch.Tensor:
+        def spy(passed: AutoEncoderOutput, x: torch.Tensor, beta: float) -> torch.Tensor:
             seen.append((model.training, beta))
             return original(passed, x, beta)
 

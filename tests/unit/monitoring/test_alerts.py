@@ -81,8 +81,8 @@ def _mumble(server: socket.socket) -> None:
             connection.close()
 
 
-def alert(key: str = "budget 2024-02-10", words: str = "9 of 40 rows of 2024-02-10 are flagged") -> Alert:
-    return Alert(AlertEvent.OVER_BUDGET, key, words, "run-1", {"rows": 40.0})
+def alert(key: str = "budget 2024-02-10", message: str = "9 of 40 rows of 2024-02-10 are flagged") -> Alert:
+    return Alert(AlertEvent.OVER_BUDGET, key, message, "run-1", {"rows": 40.0})
 
 
 class TestWebhook:
@@ -101,7 +101,7 @@ class TestWebhook:
 
     def test_an_alert_of_the_same_key_is_raised_once(self, hook, config, paths):
         assert raise_alert(alert(), config, paths)
-        assert not raise_alert(alert(words="told in other words"), config, paths)
+        assert not raise_alert(alert(message="told in other words"), config, paths)
         assert len(hook.posted) == len(alerts_of(paths)) == 1
 
     def test_what_the_webhook_did_not_take_is_kept_and_posted_with_the_next(self, hook, config, paths):
@@ -241,7 +241,7 @@ class TestEvents:
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
         assert shop.run("ingest", DAYS[-1]).success
         monkeypatch.setattr(build, "all_ranked", fail)
-        monkeypatch.setattr("ae_pipeline.orchestration.alerts.tell_over_budget", fail)
+        monkeypatch.setattr("ae_pipeline.orchestration.alerts.alert_over_budget", fail)
         assert not shop.run("publish", DAYS[-1]).success
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)
@@ -297,10 +297,10 @@ class TestEvents:
         assert len(hook.posted) == 1
 
     def test_a_rejected_challenger_does(self, shop, hook, monkeypatch):
-        from ae_pipeline.gate.rules import Verdict
+        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: Verdict("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
         assert shop.run("train").success
         (posted,) = hook.posted
         assert posted["event"] == "challenger_rejected"
@@ -308,7 +308,7 @@ class TestEvents:
         assert "challenger 2 rejected" in page_of(shop)
 
     def test_a_rejection_that_was_cut_short_before_it_was_told_does(self, shop, hook, monkeypatch):
-        from ae_pipeline.gate.rules import Verdict
+        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
         from ae_pipeline.orchestration import alerts
         from ae_pipeline.orchestration.upkeep import stale_work
@@ -316,7 +316,7 @@ class TestEvents:
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: Verdict("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
         monkeypatch.setattr(alerts, "raise_alert", fail)
         assert not shop.run("train").success
         monkeypatch.undo()
@@ -331,7 +331,7 @@ class TestEvents:
         def fail(*_: object) -> None:
             raise StorageError("no space left while writing orders.parquet; free some space and run again")
 
-        monkeypatch.setattr("ae_pipeline.ingestion.landing.take_in", fail)
+        monkeypatch.setattr("ae_pipeline.ingestion.landing.ingest", fail)
         for _ in range(2):
             job = shop.defs.resolve_job_def("orders_intake")
             tags = {"ae_pipeline/request": "intake x", DATASET_TAG: "orders"}
@@ -353,7 +353,7 @@ class TestEvents:
         failure = dg.DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, "orders_train", message="killed")
         found = failure_alert(run, reason_of(run, failure, shop.instance), shop.paths)
         assert found is not None
-        assert found.words == "orders_train failed: killed"
+        assert found.message == "orders_train failed: killed"
 
     def test_the_failure_sensor_runs_where_there_is_a_webhook(self, shop):
         status = {sensor.name: sensor.default_status for sensor in shop.defs.sensors or []}

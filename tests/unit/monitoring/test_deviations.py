@@ -10,7 +10,7 @@ import pytest
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.monitoring.daily_drift import DriftedDay
+from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import DETAILED, deviations_of
 from ae_pipeline.scoring.drift import Effect, Part, describe_columns
 from ae_pipeline.training.fit import with_reference
@@ -30,40 +30,40 @@ class TestColumns:
             load=pl.when(hit).then(None).otherwise("load"), power=pl.when(hit).then(None).otherwise("power")
         )
         effects = tuple(
-            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, message="more missing")
             for name in ("load", "power")
         )
-        drift = DriftedDay("2024-02-09", True, 60, effects, True)
+        drift = DayDrift("2024-02-09", True, 60, effects, True)
         (found,) = deviations_of(drift, gone, bundle, fitted.config.drift)
         assert set(found.columns) == {"load", "power"}
         assert found.rows == 30
-        assert found.words.startswith("50% of rows (30) lack load and power, usually 0.0%")
+        assert found.message.startswith("50% of rows (30) lack load and power, usually 0.0%")
         context = pl.SQLContext(day=gone)
         hit_ids = context.execute(f"SELECT row_id FROM day WHERE {found.where}", eager=True)["row_id"]
         assert set(hit_ids) == set(day["row_id"].head(30)) == set(found.row_ids)
 
     def test_columns_that_lack_their_values_in_different_rows_are_told_apart(self, fitted, bundle):
-        place = pl.int_range(pl.len())
+        index = pl.int_range(pl.len())
         gone = fitted.features(fitted.days[-1]).with_columns(
-            load=pl.when(place < 30).then(None).otherwise("load"),
-            power=pl.when(place >= 30).then(None).otherwise("power"),
+            load=pl.when(index < 30).then(None).otherwise("load"),
+            power=pl.when(index >= 30).then(None).otherwise("power"),
         )
         effects = tuple(
-            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing")
+            Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, message="more missing")
             for name in ("load", "power")
         )
-        found = deviations_of(DriftedDay("d", True, 60, effects, True), gone, bundle, fitted.config.drift)
+        found = deviations_of(DayDrift("d", True, 60, effects, True), gone, bundle, fitted.config.drift)
         assert [(each.columns, each.rows) for each in found] == [(("load",), 30), (("power",), 30)]
 
     def test_numbers_are_told_beside_what_is_usual(self, fitted, bundle):
         day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
         effect = Effect(
-            part=Part.COLUMN, name="load", psi=3.0, is_drift=True, words="stability index 3.00, at most 0.5"
+            part=Part.COLUMN, name="load", psi=3.0, is_drift=True, message="stability index 3.00, at most 0.5"
         )
-        drift = DriftedDay("2024-02-09", True, 60, (effect,), True)
+        drift = DayDrift("2024-02-09", True, 60, (effect,), True)
         (found,) = deviations_of(drift, day, bundle, fitted.config.drift)
         usual = next(known for known in bundle.reference if known.name == "load").quantiles[49]
-        assert found.words == f"the median of load is 77, usually {usual:.4g} (stability index 3.00, at most 0.5)"
+        assert found.message == f"the median of load is 77, usually {usual:.4g} (stability index 3.00, at most 0.5)"
 
     def test_a_name_with_quotes_can_be_asked_for(self, bundle):
         name = 'load "A" in %'
@@ -78,7 +78,7 @@ class TestColumns:
 
     def test_of_a_column_that_is_gone_no_row_has_a_value(self, fitted, bundle):
         (found,) = deviations_of(lacking("load"), day_rows().drop("load"), bundle, fitted.config.drift)
-        assert found.words == "100% of rows (240) lack load, usually 0.0%"
+        assert found.message == "100% of rows (240) lack load, usually 0.0%"
         assert (found.rows, found.where) == (240, "")
 
     def test_a_column_that_is_gone_is_apart_from_one_that_lacks_some_values(self, fitted, bundle):
@@ -91,7 +91,7 @@ class TestColumns:
         known = remembered(bundle, window)
         day = pl.DataFrame({"a": [None] * 20, "b": [None] * 20}, schema={"a": pl.Float64, "b": pl.Float64})
         found = deviations_of(lacking("a", "b"), day, known, DriftConfig())
-        assert [each.words for each in found] == [
+        assert [each.message for each in found] == [
             "100% of rows (20) lack a, usually 0.0%",
             "100% of rows (20) lack b, usually 50.0%",
         ]
@@ -99,12 +99,12 @@ class TestColumns:
     def test_fewer_missing_values_than_usual_are_told_last_and_as_what_is_there(self, bundle):
         window = pl.DataFrame({"a": [None, 1.0] * 50, "b": [float(n) for n in range(100)]})
         day = pl.DataFrame({"a": [1.0] * 16 + [None] * 4, "b": [1.0] * 10 + [None] * 10})
-        fewer = Effect(part=Part.COLUMN, name="a", psi=9.0, missing=-0.3, is_drift=True, words="fewer missing")
+        fewer = Effect(part=Part.COLUMN, name="a", psi=9.0, missing=-0.3, is_drift=True, message="fewer missing")
         more = lacking("b").effects
-        drift = DriftedDay("d", True, 20, (fewer, *more), True)
+        drift = DayDrift("d", True, 20, (fewer, *more), True)
         first, second = deviations_of(drift, day, remembered(bundle, window), DriftConfig())
         assert first.columns == ("b",)
-        assert second.words == "80% of rows (16) have a, usually 50.0%"
+        assert second.message == "80% of rows (16) have a, usually 50.0%"
         assert (second.rows, second.where, second.splits) == (16, '"a" IS NOT NULL', ())
 
     def test_of_many_deviations_the_first_ones_are_told_in_detail(self, bundle):
@@ -118,28 +118,28 @@ class TestColumns:
         )
         found = deviations_of(lacking(*names), day, remembered(bundle, window), DriftConfig())
         assert [bool(each.hours) for each in found] == [True] * DETAILED + [False] * 2
-        assert all(each.where and "UTC" in each.words for each in found)
+        assert all(each.where and "UTC" in each.message for each in found)
 
     @pytest.mark.parametrize(
-        ("modes", "words"),
+        ("modes", "message"),
         [
             (["run"] * 90 + ["idle"] * 90 + ["brandnew"] * 60, "brandnew is 25.0% of its values, and is new"),
             (["run"] * 60 + ["idle"] * 180, "idle is 75.0% of its values, usually"),
         ],
     )
-    def test_of_a_category_the_value_is_named_whose_share_changed_the_most(self, fitted, bundle, modes, words):
+    def test_of_a_category_the_value_is_named_whose_share_changed_the_most(self, fitted, bundle, modes, message):
         effect = Effect(
-            part=Part.COLUMN, name="mode", psi=1.0, is_drift=True, words="stability index 1.00, at most 0.5"
+            part=Part.COLUMN, name="mode", psi=1.0, is_drift=True, message="stability index 1.00, at most 0.5"
         )
         day = day_rows().with_columns(mode=pl.Series(modes))
-        (found,) = deviations_of(DriftedDay("d", True, 240, (effect,), True), day, bundle, fitted.config.drift)
-        assert words in found.words
-        assert found.words.endswith("(stability index 1.00, at most 0.5)")
+        (found,) = deviations_of(DayDrift("d", True, 240, (effect,), True), day, bundle, fitted.config.drift)
+        assert message in found.message
+        assert found.message.endswith("(stability index 1.00, at most 0.5)")
 
 
 class TestWhere:
     @pytest.mark.parametrize(
-        ("hit", "words"),
+        ("hit", "message"),
         [
             (pl.col("hour").is_between(6, 14), ", among them nearly every row from 06:00 to 14:59 UTC"),
             (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), ", most of them from 06:00 to 14:59 UTC"),
@@ -150,21 +150,21 @@ class TestWhere:
             ((pl.col("hour").is_in([6, 7])) | (pl.col("of_hour") < 2), ", all over the day"),
         ],
     )
-    def test_the_hours_are_told(self, fitted, bundle, hit, words):
+    def test_the_hours_are_told(self, fitted, bundle, hit, message):
         day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.words.endswith(f"usually 0.0%{words}")
+        assert found.message.endswith(f"usually 0.0%{message}")
         counts = day.group_by("hour").agg(pl.col("load").null_count(), pl.len()).sort("hour")
         assert found.hours == tuple(counts.select("load", "len").rows())
 
     def test_hours_tell_nothing_where_all_rows_lack_it_or_rows_come_in_those_hours_alone(self, fitted, bundle):
         everything = day_rows().with_columns(load=pl.lit(None, pl.Float64))
         (found,) = deviations_of(lacking("load"), everything, bundle, fitted.config.drift)
-        assert found.words == "100% of rows (240) lack load, usually 0.0%"
+        assert found.message == "100% of rows (240) lack load, usually 0.0%"
         noon = day_rows().filter(pl.col("hour").is_between(9, 12))
         noon = noon.with_columns(load=pl.when(pl.col("of_hour") < 3).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), noon, bundle, fitted.config.drift)
-        assert found.words == "30% of rows (12) lack load, usually 0.0%, all over the day"
+        assert found.message == "30% of rows (12) lack load, usually 0.0%, all over the day"
 
     def test_an_hour_beside_the_span_in_which_hardly_fewer_lack_it_belongs_to_it(self, fitted, bundle):
         hit = pl.col("hour").is_between(9, 16) & (pl.col("of_hour") < 6) | (pl.col("hour") == 17) & (
@@ -172,13 +172,13 @@ class TestWhere:
         )
         day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.words.endswith(", most of them from 09:00 to 17:59 UTC")
+        assert found.message.endswith(", most of them from 09:00 to 17:59 UTC")
 
     def test_hours_without_a_row_are_no_gap(self, fitted, bundle):
         day = day_rows().filter(~pl.col("hour").is_between(8, 10))
         day = day.with_columns(load=pl.when(pl.col("hour").is_between(6, 14)).then(None).otherwise("load"))
         (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.words.endswith(", among them nearly every row from 06:00 to 14:59 UTC")
+        assert found.message.endswith(", among them nearly every row from 06:00 to 14:59 UTC")
         assert found.hours[9] == (0, 0)
 
     def test_parts_of_the_rows_are_named_that_lack_more_than_their_share(self, fitted, bundle):
@@ -241,11 +241,12 @@ def day_rows() -> pl.DataFrame:
     )
 
 
-def lacking(*names: str) -> DriftedDay:
+def lacking(*names: str) -> DayDrift:
     effects = (
-        Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, words="more missing") for name in names
+        Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, message="more missing")
+        for name in names
     )
-    return DriftedDay("2024-02-09", True, 240, tuple(effects), True)
+    return DayDrift("2024-02-09", True, 240, tuple(effects), True)
 
 
 def remembered(bundle: ModelBundle, window: pl.DataFrame) -> ModelBundle:

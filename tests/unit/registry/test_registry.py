@@ -160,11 +160,11 @@ class TestDescription:
 class TestRetry:
     def test_a_retry_goes_on_with_its_run_and_leaves_one_version(self, tracker, fitted, other_bundle):
         tags = {"dagster_run": "z", "dataset": "retried"}
-        before = []
+        previous = []
 
         def fail() -> None:
             with tracker.training("retried", "r", tags) as run:
-                before.append(run.register(fitted.bundle))
+                previous.append(run.register(fitted.bundle))
                 raise OSError("lost the machine")
 
         with pytest.raises(OSError, match="lost"):
@@ -173,12 +173,12 @@ class TestRetry:
             after = second.register(other_bundle)
             assert tracker.client.get_run(second.run_id).info.status == "RUNNING"
         (found,) = runs_of(tracker, "retried")
-        assert found.info.run_id == before[0].run_id == second.run_id
+        assert found.info.run_id == previous[0].run_id == second.run_id
         assert found.info.status == "FINISHED"
         assert "error" not in found.data.tags
         versions = tracker.client.search_model_versions("name = 'retried'")
         assert [int(version.version) for version in versions] == [after.version]
-        assert after.version != before[0].version
+        assert after.version != previous[0].version
         assert tracker.version("retried", CHALLENGER) == after == tracker.version_of_run("retried", second.run_id)
         assert ModelBundle.load(tracker.bundle_folder(after)).fingerprint == other_bundle.fingerprint
 
@@ -220,8 +220,8 @@ class TestKilled:
         return partial(self._kill, dead)
 
     @staticmethod
-    def _kill(dead, tracker, dataset, place, bundle=None, tags=()):
-        context = tracker.training(dataset, "killed", {"dagster_run": "dead"}, place)
+    def _kill(dead, tracker, dataset, location, bundle=None, tags=()):
+        context = tracker.training(dataset, "killed", {"dagster_run": "dead"}, location)
         run = context.__enter__()
         dead.append(context)
         if bundle is not None:
@@ -338,7 +338,7 @@ class TestServing:
         features = fitted.features(fitted.days[-1]).head(8)
         names = ["load", "temperature", "mode", "is_open", "scheduled"]
         row = pl.int_range(pl.len())
-        gappy = features.with_columns(pl.when(row != place).then(name) for place, name in enumerate(names))
+        gappy = features.with_columns(pl.when(row != location).then(name) for location, name in enumerate(names))
         assert [gappy[name].null_count() >= 1 for name in names] == [True] * 5
         found = model.predict(gappy.to_pandas())
         np.testing.assert_allclose(found["score"], fitted.bundle.score(gappy).score, rtol=1e-5, atol=1e-5)

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ae_pipeline.gate.rules import Verdict
+from ae_pipeline.gate.rules import GateResult
 from ae_pipeline.reports.charts import loss_chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.pictures import as_address
-from ae_pipeline.reports.plots import drawn
+from ae_pipeline.reports.render import render_png
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,17 @@ class TestCharts:
         assert len(others) == validation.height - fitted.bundle.score(validation).is_anomaly.sum()
         bars = values(charts["scores"])[0]
         assert sum(bar["share"] for bar in bars if bar["rows"] == "the gate") == pytest.approx(1.0)
-        assert f"{unseen.height:,} rows of the gate" in charts["calibration"].words
+        assert f"{unseen.height:,} rows of the gate" in charts["calibration"].message
 
     def test_without_rows_for_the_gate_those_of_the_validation_are_shown_and_no_calibration(self, fitted, parts):
         validation = parts[0]
         charts = {chart.name: chart for chart in training_charts(fitted.bundle, validation, pl.DataFrame())}
         assert list(charts) == ["loss", "scores", "latents"]
-        assert f"{validation.height:,} rows of the validation" in charts["scores"].words
+        assert f"{validation.height:,} rows of the validation" in charts["scores"].message
 
     def test_a_chart_is_drawn_as_a_small_picture_that_shows_its_marks(self, fitted, parts):
         for chart in training_charts(fitted.bundle, *parts):
-            picture = drawn(chart)
+            picture = render_png(chart)
             assert picture.width > 400
             assert picture.height > 240
             drawn_pixels = np.asarray(picture.convert("L"))
@@ -64,16 +64,16 @@ class TestCharts:
 
 class TestCard:
     @pytest.fixture(scope="class")
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def results(self) -> tuple[GateResult, ...]:
         return (
-            Verdict("loss_fell", True, 1.5, 2.5, "validation loss 1.5, 2.5 before"),
-            Verdict("planted_faults_found", False, float("nan"), 0.9, "finds | few"),
+            GateResult("loss_fell", True, 1.5, 2.5, "validation loss 1.5, 2.5 before"),
+            GateResult("planted_faults_found", False, float("nan"), 0.9, "finds | few"),
         )
 
     @pytest.fixture(scope="class")
-    def card(self, fitted, verdicts) -> str:
+    def card(self, fitted, results) -> str:
         links = {"The Dagster run": "http://127.0.0.1:3000/runs/abc"}
-        return model_card(fitted.bundle, 7, verdicts, "rejected: planted_faults_found: finds few", 120, links)
+        return model_card(fitted.bundle, 7, results, "rejected: planted_faults_found: finds few", 120, links)
 
     def test_it_tells_window_columns_training_metrics_calibration_and_limits(self, fitted, card):
         bundle, window = fitted.bundle, fitted.window
@@ -92,14 +92,14 @@ class TestCard:
         assert "| loss_fell | validation loss 1.5, 2.5 before | 2.5 | yes |" in card
         assert "| planted_faults_found | finds \\| few | 0.9 | no |" in card
 
-    def test_names_of_the_data_are_shown_and_not_read_as_markdown(self, fitted, verdicts):
+    def test_names_of_the_data_are_shown_and_not_read_as_markdown(self, fitted, results):
         encoder = fitted.bundle.encoder
         name = "a`![x](http://evil/x.png)`\n\n# Forged <b>heading</b>"
         odd = encoder.columns[0].model_copy(update={"name": name})
         bundle = dataclasses.replace(
             fitted.bundle, encoder=encoder.model_copy(update={"columns": (odd, *encoder.columns[1:])})
         )
-        card = model_card(bundle, 7, verdicts, "passed", 0, {})
+        card = model_card(bundle, 7, results, "passed", 0, {})
         assert [line for line in card.splitlines() if line.startswith("# ")] == ["# sensors, model version 7"]
         assert "\\!\\[x\\](http://evil/x.png)\\`" in card
         assert "<b>" not in card.replace("\\<", "")
@@ -112,14 +112,14 @@ class TestCard:
         assert "## " not in head
         assert len(head) < 2000
 
-    def test_of_very_many_columns_it_names_some_and_counts_the_rest(self, fitted, verdicts):
+    def test_of_very_many_columns_it_names_some_and_counts_the_rest(self, fitted, results):
         encoder = fitted.bundle.encoder
         many = tuple(
-            column.model_copy(update={"name": f"{column.name} {place}"})
-            for place in range(200)
+            column.model_copy(update={"name": f"{column.name} {index}"})
+            for index in range(200)
             for column in encoder.columns
         )
         bundle = dataclasses.replace(fitted.bundle, encoder=encoder.model_copy(update={"columns": many}))
-        card = model_card(bundle, 7, verdicts, "passed", 0, {})
+        card = model_card(bundle, 7, results, "passed", 0, {})
         assert re.search(r"and [\d,]+ more$", card, re.MULTILINE)
         assert len(card) < 20_000

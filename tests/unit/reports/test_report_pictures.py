@@ -43,13 +43,13 @@ def album_rows() -> pl.DataFrame:
     """Features of 350 images; each of the last 50 has a spot that others have not, and of 20 nothing is known."""
     grey = waves(NORMAL + STRANGE + UNKNOWN, 0, SHAPE.model_copy(update={"channels": 1}))
     images = np.concatenate([grey, grey // 2 + 60, 255 - grey], axis=3)
-    for place in range(NORMAL, len(images)):
-        top, left = place % 9, place % 13
-        images[place, top : top + 3, left : left + 3] = (255, 0, 255) if place % 2 else (0, 255, 0)
+    for index in range(NORMAL, len(images)):
+        top, left = index % 9, index % 13
+        images[index, top : top + 3, left : left + 3] = (255, 0, 255) if index % 2 else (0, 255, 0)
     known = [False] * NORMAL + [True] * STRANGE + [None] * UNKNOWN
     return pl.DataFrame(
         {
-            "row_id": [f"shelf/<{place}>.png" for place in range(len(images))],
+            "row_id": [f"shelf/<{index}>.png" for index in range(len(images))],
             "event_time": pl.Series([None] * len(images), dtype=pl.Datetime("us", "UTC")),
             "image": pl.Series([image.tobytes() for image in images], dtype=pl.Binary),
             LABEL: pl.Series(known, dtype=pl.Boolean),
@@ -114,8 +114,8 @@ class Figure:
     def row_id(self) -> str:
         return self.text.split(" score ")[0].split(". ")[-1].strip()
 
-    def picture(self, place: int) -> Image.Image:
-        address = self.images[place]["src"]
+    def picture(self, index: int) -> Image.Image:
+        address = self.images[index]["src"]
         assert address.startswith(PREFIX)
         return Image.open(io.BytesIO(base64.b64decode(address.removeprefix(PREFIX))))
 
@@ -185,10 +185,10 @@ class TestWhichRows:
 
     def test_a_row_bears_its_flag_and_what_is_known_of_it(self, album, figures):
         known = dict(album_rows().select("row_id", LABEL).rows())
-        words = {True: "known anomaly", False: "known to be normal", None: ""}
+        message = {True: "known anomaly", False: "known to be normal", None: ""}
         flags = dict(table(album).select("row_id", "is_anomaly").rows())
         for figure in of_kind(figures, "strangest"):
-            assert re.findall("known [a-z ]*[a-z]", figure.text) == [words[known[figure.row_id]]] * (
+            assert re.findall("known [a-z ]*[a-z]", figure.text) == [message[known[figure.row_id]]] * (
                 known[figure.row_id] is not None
             )
             assert ("⚑" in figure.text) == flags[figure.row_id]
@@ -209,8 +209,8 @@ class TestWhichRows:
         reported(own_album, [ALL_ROWS])
         write_parquet(own_album.paths.features(ALL_ROWS), album_rows().filter(pl.col("row_id") != gone).to_arrow())
         again = Figures(reported(own_album, [ALL_ROWS]).page).found
-        before = [figure.row_id for figure in of_kind(figures, "strangest")]
-        assert [figure.row_id for figure in of_kind(again, "strangest")] == [row for row in before if row != gone]
+        previous = [figure.row_id for figure in of_kind(figures, "strangest")]
+        assert [figure.row_id for figure in of_kind(again, "strangest")] == [row for row in previous if row != gone]
 
     def test_features_are_given_in_the_order_asked_for(self, album):
         wanted = ["shelf/<7>.png", "shelf/<300>.png", "nowhere", "shelf/<0>.png"]
@@ -222,9 +222,9 @@ class TestPictures:
     def test_images_and_reconstructions_are_the_bundles(self, album, figures):
         expected = album.bundle.pictures(rows_of(figures))
         white = expected.image.max()
-        for place, figure in enumerate(figures):
+        for index, figure in enumerate(figures):
             assert len(figure.images) == 3
-            for shown, values in ((0, expected.image[place]), (1, expected.reconstruction[place])):
+            for shown, values in ((0, expected.image[index]), (1, expected.reconstruction[index])):
                 pixels = np.asarray(figure.picture(shown))
                 assert pixels.shape == (12, 16, 3)
                 np.testing.assert_allclose(pixels, np.minimum(values / white, 1) * 255, atol=0.5 + 1e-6)
@@ -238,8 +238,8 @@ class TestPictures:
         residuals = album.bundle.pictures(rows_of(figures)).residual
         end = report.gallery.scale.end
         assert end / 10 < residuals.max() <= end
-        for place, figure in enumerate(figures):
-            along = np.asarray(LogNorm(1, end, clip=True)(residuals[place]))
+        for index, figure in enumerate(figures):
+            along = np.asarray(LogNorm(1, end, clip=True)(residuals[index]))
             colours = matplotlib.colormaps["inferno"](np.rint(along * 255).astype(int), bytes=True)[..., :3]
             np.testing.assert_array_equal(np.asarray(figure.picture(2).convert("RGB")), colours)
 
@@ -258,20 +258,20 @@ class TestPictures:
         hits = 0
         planted = [figure for figure in of_kind(figures, "strangest") if int(figure.row_id[7:-5]) >= NORMAL]
         for figure in planted:
-            place = int(figure.row_id[7:-5])
-            across = figure.frames[0]["left"] * 16 - place % 13, figure.frames[0]["top"] * 12 - place % 9
+            index = int(figure.row_id[7:-5])
+            across = figure.frames[0]["left"] * 16 - index % 13, figure.frames[0]["top"] * 12 - index % 9
             hits += all(-5 < shift < 3 for shift in across)
         assert len(planted) >= 30
         assert hits >= 0.9 * len(planted)
 
     def test_every_picture_has_words_for_those_who_do_not_see_it_and_a_readable_size(self, figures):
         for figure in figures:
-            words = [image["alt"] for image in figure.images]
-            assert words[0] == f"image of {figure.row_id}"
-            assert words[1] == f"reconstruction of {figure.row_id}"
+            message = [image["alt"] for image in figure.images]
+            assert message[0] == f"image of {figure.row_id}"
+            assert message[1] == f"reconstruction of {figure.row_id}"
             assert re.fullmatch(
                 rf"residual map of {re.escape(figure.row_id)}: at most [\d.]+ times the usual residual, framed",
-                words[2],
+                message[2],
             )
             assert {(image["width"], image["height"]) for image in figure.images} == {("160", "120")}
 

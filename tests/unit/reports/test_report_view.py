@@ -15,8 +15,8 @@ from ae_pipeline.detector.detector import Contribution
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
-from ae_pipeline.monitoring.daily_drift import DriftedDay, drifting_days, read_all_days, read_drift
-from ae_pipeline.monitoring.day_assessment import judge_day
+from ae_pipeline.monitoring.daily_drift import DayDrift, drifting_days, read_all_days, read_drift
+from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.registry.history import Change, Entry, record
 from ae_pipeline.reports.build import day_page
@@ -38,7 +38,7 @@ def bundle(fitted):
 
 
 def row(name: str, score: float, *parts: tuple[str, float, str], day: int = 1) -> RankedRow:
-    given = tuple(Contribution(column, surprise, actual, "usual") for column, surprise, actual in parts)
+    given = tuple(Contribution(column, surprisal, actual, "usual") for column, surprisal, actual in parts)
     at = dt.datetime(2024, 1, day, tzinfo=dt.UTC)
     return RankedRow(name, at, score, 0.001, True, None, None, "because", given)
 
@@ -53,9 +53,9 @@ class TestCauses:
         first, second = group_rows(rows)
         assert [one.row_id for one in first.rows] == ["a", "b"]
         assert first.columns == ("load", "mode")
-        assert first.words == "load, mode is off"
+        assert first.message == "load, mode is off"
         assert first.days == ("2024-01-01", "2024-01-03")
-        assert (second.words, len(second.rows)) == ("power is 0", 1)
+        assert (second.message, len(second.rows)) == ("power is 0", 1)
 
     def test_a_column_that_adds_little_is_no_part_of_the_cause(self):
         assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 2.9, "1"))) == ("x",)
@@ -75,13 +75,13 @@ def weeks(rows: int) -> dict[str, int]:
 
 class TestVerdict:
     def test_a_day_within_its_budget_of_as_many_rows_as_usual_is_nothing_unusual(self):
-        found = judge_day(entry(1000, 1), weeks(990), None, (), 0.001)
+        found = assess_day(entry(1000, 1), weeks(990), None, (), 0.001)
         assert not found.is_wrong
-        assert found.words.startswith("nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0")
+        assert found.message.startswith("nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0")
         assert found.completeness == pytest.approx(1000 / 990)
 
     @pytest.mark.parametrize(
-        ("given", "before", "deviations", "words"),
+        ("given", "previous", "deviations", "message"),
         [
             (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
             (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
@@ -94,39 +94,39 @@ class TestVerdict:
             ),
         ],
     )
-    def test_whatever_is_wrong_is_said(self, given, before, deviations, words):
-        found = judge_day(given, before, None, deviations, 0.001)
+    def test_whatever_is_wrong_is_said(self, given, previous, deviations, message):
+        found = assess_day(given, previous, None, deviations, 0.001)
         assert found.is_wrong
-        assert found.words == words
+        assert found.message == message
 
     def test_a_day_that_is_unusual_without_an_unusual_row_is_said_to_be_so(self):
         odd = (Deviation(("x",), "x is odd"),)
-        assert judge_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
+        assert assess_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
             "The day as a whole is unusual, single rows no more than chance makes of the budget: 2 of 1,000 rows are "
             "flagged, and the alert budget allows 1.0."
         )
-        assert judge_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
+        assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
             "The day as a whole is unusual, not single rows: 0 of 970 rows that are not known anomalies are flagged, "
             "and the alert budget allows 1.0."
         )
-        assert not judge_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
-        assert not judge_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
+        assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
+        assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
 
     def test_known_anomalies_are_none_of_what_the_budget_is_for(self):
-        assert not judge_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
+        assert not assess_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
 
     def test_two_weeks_before_tell_what_is_usual_and_one_does_not(self):
         two = dict(list(weeks(1000).items())[:2])
-        assert judge_day(entry(10), two, None, (), 0.001).usual_rows == 1000
-        assert judge_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
+        assert assess_day(entry(10), two, None, (), 0.001).usual_rows == 1000
+        assert assess_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
 
     def test_a_day_of_which_only_the_scores_have_drifted_is_wrong_too(self):
         effect = Effect(
-            part=Part.SCORE, name="score", psi=2.0, is_drift=True, words="stability index 2.00, at most 0.5"
+            part=Part.SCORE, name="score", psi=2.0, is_drift=True, message="stability index 2.00, at most 0.5"
         )
-        found = judge_day(entry(1000), {}, DriftedDay("2024-03-01", True, 1000, (effect,), True), (), 0.001)
+        found = assess_day(entry(1000), {}, DayDrift("2024-03-01", True, 1000, (effect,), True), (), 0.001)
         assert found.is_wrong
-        assert "score: stability index 2.00" in found.words
+        assert "score: stability index 2.00" in found.message
 
 
 class TestMap:
@@ -148,9 +148,9 @@ class TestMap:
         assert not reference["is_anomaly"].any()
         rows = table.filter(pl.col("row_id").is_in(reference["row_id"].head(5).implode()))
         found = near(rows, reference, fitted.bundle)
-        white = latents_in(reference) @ fitted.bundle.density.whitening
+        white = latents_in(reference) @ fitted.bundle.mahalanobis.whitening
         for one in rows.iter_rows(named=True):
-            own = latents_in(rows.filter(pl.col("row_id") == one["row_id"])) @ fitted.bundle.density.whitening
+            own = latents_in(rows.filter(pl.col("row_id") == one["row_id"])) @ fitted.bundle.mahalanobis.whitening
             far = np.sqrt(np.square(white - own).sum(1))
             expected = sorted(zip(far, reference["row_id"], strict=True))[1:4]
             assert [name for name, _ in found[one["row_id"]]] == [name for _, name in expected]
@@ -164,7 +164,7 @@ class TestCharts:
         values = max(spec["datasets"].values(), key=len)
         for whose in ("2024-01-01", "calibration"):
             assert sum(value["share"] for value in values if value["rows"] == whose) == pytest.approx(1)
-        assert chart.words.endswith("are flagged: 1.")
+        assert chart.message.endswith("are flagged: 1.")
 
     def test_calibrated_p_values_lie_on_the_line(self):
         p_values = np.arange(1, 10_001) / 10_000
@@ -221,7 +221,7 @@ class TestDays:
         features = dataset.features(first.event_time.date().isoformat()).filter(pl.col("row_id") == first.row_id)
         (expected,) = dataset.bundle.explain(features)
         assert [(part.column, part.actual) for part in first.contributions] == [(p.column, p.actual) for p in expected]
-        assert [part.surprise for part in first.contributions] == pytest.approx([part.surprise for part in expected])
+        assert [part.surprisal for part in first.contributions] == pytest.approx([part.surprisal for part in expected])
         text = Text(built.page.read_text()).text
         assert text.count("not flagged; most unusual: ") == 20
         assert "Of the rows that are not flagged the strangest 20 are explained." in text
@@ -229,11 +229,11 @@ class TestDays:
 
     def test_pages_of_days_that_were_made_before_explain_no_further_rows_over_all_days(self, report):
         dataset, days, _ = report
-        before = json.loads((dataset.paths.reports / "summary.json").read_text())["strangest"]
+        previous = json.loads((dataset.paths.reports / "summary.json").read_text())["strangest"]
         for day in days[-3:]:
             day_page(day, dataset.paths, dataset.bundle, self.config, 3)
         again = reported(dataset, days)
-        assert json.loads(again.summary.read_text())["strangest"] == before
+        assert json.loads(again.summary.read_text())["strangest"] == previous
         assert Text(again.page.read_text()).text.count("not flagged; most unusual: ") == 20
 
     def test_days_whose_features_were_made_under_other_settings_are_listed_unexplained(self, report):
@@ -246,7 +246,7 @@ class TestDays:
         files = published_days(dataset.paths)
         published = Published(files, dataset.paths, dataset.bundle, self.config, 3, entries, ())
         bare = [dataclasses.replace(row, contributions=(), because="") for row in built.strangest]
-        told = published.listed.explained(bare)
+        told = published.listed.explanations(bare)
         assert {row.event_time.date().isoformat() for row in told if row.contributions}.isdisjoint({day})
         assert any(row.contributions for row in told)
         assert ("power", "n/a") in published.listed.values(bare)[silent.row_id]
@@ -299,7 +299,7 @@ class TestDays:
         index = [{"day": days[4], "flagged": 40, "words": ""}, {"day": days[5], "flagged": 0, "words": "odd"}]
         first, second = with_causes(index, dataset.paths)
         groups = group_rows(as_rows(ranked_day(days[4], dataset.paths)))
-        assert first["words"] == "; ".join(group.words for group in groups[:3])
+        assert first["words"] == "; ".join(group.message for group in groups[:3])
         assert second["words"] == "odd"
 
     def test_a_row_shows_all_its_values(self, report):
@@ -340,7 +340,7 @@ class TestDays:
         assert "has scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
 
     def _with_model_of(self, dataset, day: str, at: str) -> str:
-        record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, before=None, who="us", why="tested"))
+        record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested"))
         return Text(day_page(day, dataset.paths, dataset.bundle, self.config, 3).read_text()).text
 
     def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
@@ -349,8 +349,8 @@ class TestDays:
         assert not list(pages.glob("*.html"))
         reported(dataset, [days[4]])
         page = pages / f"{days[4]}.html"
-        before = Text(page.read_text()).text
-        assert "67% of rows (40) lack load, usually 0.0%" in before
+        previous = Text(page.read_text()).text
+        assert "67% of rows (40) lack load, usually 0.0%" in previous
         rewrite_day(dataset, days[4], dataset.features(days[4]).with_columns(load=pl.lit(0.1)))
         published(dataset, days)
         again = Text(reported(dataset, days).page.read_text()).text

@@ -84,10 +84,10 @@ class TestRanking:
 
     def test_flagged_rows_alone_are_explained_by_the_three_columns_most_to_blame_in_their_order(self, report):
         for row in as_rows(pl.read_parquet(report.alerts)):
-            surprises = [part.surprise for part in row.contributions]
+            surprises = [part.surprisal for part in row.contributions]
             assert len(surprises) == (3 if row.is_anomaly else 0)
             assert bool(row.because) == row.is_anomaly
-            columns = [part.surprise for part in row.contributions if part.column not in {"latent", "ensemble"}]
+            columns = [part.surprisal for part in row.contributions if part.column not in {"latent", "ensemble"}]
             assert columns == sorted(columns, reverse=True)
             assert not {"latent", "ensemble"} & {part.column for part in row.contributions[1:]}
 
@@ -111,7 +111,7 @@ class TestRanking:
             expected = rows.filter(pl.Series(scipy.stats.false_discovery_control(rows["p_value"].to_numpy()) <= rate))
             listed = ranked(planted, entry.day)
             assert set(listed.filter("is_discovery")["row_id"]) == set(expected["row_id"])
-            assert entry.discoveries == expected.height
+            assert entry.discovery_count == expected.height
             explained = listed.filter(pl.col("contributions").list.len() > 0)
             assert explained.select(pl.col("is_discovery") | pl.col("is_anomaly")).to_series().all()
             count += expected.height
@@ -193,9 +193,9 @@ class TestPage:
 
 class TestRebuilding:
     def test_a_second_build_rewrites_no_day_and_gives_the_same_files(self, planted, days, report):
-        before, page, summary = times(planted), report.page.read_bytes(), report.summary.read_bytes()
+        previous, page, summary = times(planted), report.page.read_bytes(), report.summary.read_bytes()
         again = reported(planted, days)
-        assert times(planted) == before
+        assert times(planted) == previous
         assert [day.content_hash for day in again.days] == [day.content_hash for day in report.days]
         assert again.days == report.days
         assert (again.page.read_bytes(), again.summary.read_bytes()) == (page, summary)
@@ -203,14 +203,14 @@ class TestRebuilding:
     def test_a_day_is_rebuilt_when_its_file_of_the_table_changes_and_no_other_is(
         self, planted, days, report, rewrite_day
     ):
-        before = times(planted)
+        previous = times(planted)
         rewrite_day(planted, days[1], planted.features(days[1]).filter(pl.col("row_id") != "<b>5</b>"))
         published(planted, days)
         files = published_days(planted.paths)
         current = [is_reported(day, files[day], planted.paths, planted.config) for day in days]
         assert current == [True, False, True, True, True]
         again = reported(planted, days)
-        assert {day for day in days if times(planted)[day] != before[day]} == {days[1]}
+        assert {day for day in days if times(planted)[day] != previous[day]} == {days[1]}
         assert again.days[1].rows == 59
         assert "<b>5</b>" not in Text(again.page.read_text()).text
         assert is_reported(days[1], files[days[1]], planted.paths, planted.config)

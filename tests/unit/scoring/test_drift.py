@@ -90,16 +90,16 @@ class TestNumbers:
         assert not column(window, pl.Series("c", [1.0, None, 2.0, 4.0] * 25)).is_drift
         more = column(window, pl.Series("c", [1.0, None, None, None, 4.0, 2.0] * 25))
         assert more.missing == pytest.approx(0.25)
-        assert more.words == "25.0% more values missing, at most 20.0%"
-        assert column(window, pl.Series("c", [None] * 100, pl.Float64)).words.startswith("75.0% more values missing")
+        assert more.message == "25.0% more values missing, at most 20.0%"
+        assert column(window, pl.Series("c", [None] * 100, pl.Float64)).message.startswith("75.0% more values missing")
 
     def test_a_column_that_was_empty_or_is_gone_does_not_stop_the_rest(self):
         empty = pl.Series("c", [None] * 100, pl.Float64)
         effect = column(empty, pl.Series("c", [1.0] * 100))
-        assert effect.words == "100.0% fewer values missing, at most 20.0%"
+        assert effect.message == "100.0% fewer values missing, at most 20.0%"
         known = describe_columns(pl.DataFrame({"c": [1.0, 2.0] * 50}), [FeatureColumn("c", ColumnType.NUMBER)])
         (gone,) = measure_columns(pl.DataFrame({"d": [1.0] * 50}), known, CONFIG)
-        assert gone.words.startswith("100.0% more values missing")
+        assert gone.message.startswith("100.0% more values missing")
 
     def test_infinite_values_are_passed_over(self):
         day = pl.Series("c", [float("inf"), float("nan"), *numbers(1, 500).tolist()])
@@ -118,8 +118,8 @@ class TestUsual:
     def test_a_day_like_one_of_them_has_not_drifted(self):
         known = self.known()
         plain = known.model_copy(update={"usual_psi": 0.0, "usual_distance": 0.0})
-        for place in range(7):
-            day = numbers(100 + place, 400, shift=place)
+        for index in range(7):
+            day = numbers(100 + index, 400, shift=index)
             assert not measure_numbers(known, day, 400, DriftConfig()).is_drift
         assert measure_numbers(plain, numbers(100, 400, shift=0), 400, DriftConfig()).is_drift
 
@@ -177,7 +177,7 @@ class TestCategories:
     def test_other_shares_are_drift(self):
         effect = self.of(*["a"] * 5, *["b"] * 90, *["rare"] * 5)
         assert effect.psi > 0.5
-        assert effect.words.startswith("stability index")
+        assert effect.message.startswith("stability index")
 
     def test_yes_and_no_are_categories(self):
         window = pl.Series("c", [True, False] * 500)
@@ -204,7 +204,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     yield from served_shop(tmp_path_factory, attributes, DAYS[:-3])
 
 
-NEW = [(FIRST + dt.timedelta(days=place)).isoformat() for place in range(len(DAYS) - 3, len(DAYS) + 2)]
+NEW = [(FIRST + dt.timedelta(days=index)).isoformat() for index in range(len(DAYS) - 3, len(DAYS) + 2)]
 """Days after those that the shop begins with."""
 
 
@@ -257,11 +257,11 @@ class TestDays:
     def test_drift_trains_once_a_training_would_learn_from_enough_drifted_days(self, shop):
         assert shop.asks(drift_work) == "0 days in a row have drifted, fewer than drifting_days=2"
         said = []
-        for place, day in enumerate(NEW, 1):
+        for index, day in enumerate(NEW, 1):
             shop.land(day, drifted_csv(day))
             shop.obey(landed_work)
             shop.obey(stale_work)
-            assert drifting_days(shop.paths, 30) == list(NEW[:place])
+            assert drifting_days(shop.paths, 30) == list(NEW[:index])
             said.append(shop.asks(drift_work))
         few = "{} days in a row have drifted, and a training would learn from {} of them that the last one did not, "
         assert said[0] == "1 day in a row have drifted, fewer than drifting_days=2"

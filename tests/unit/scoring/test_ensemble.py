@@ -13,13 +13,13 @@ from sklearn.neighbors import NearestNeighbors
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.scoring import denoising_ensemble as networks
 from ae_pipeline.scoring import ensemble as ensembles
-from ae_pipeline.scoring import neighbors as neighbours
-from ae_pipeline.scoring.denoising_ensemble import MEMBERS, Members, fit_members
-from ae_pipeline.scoring.ecod import marginal_tails, skewed_up
+from ae_pipeline.scoring import neighbors
+from ae_pipeline.scoring.denoising_ensemble import NETWORKS, DenoisingEnsemble, fit_denoising_ensemble
+from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS, Ensemble, fit_ensemble
 from ae_pipeline.scoring.mixture import fit_mixture
-from ae_pipeline.scoring.neighbors import crowd, nearest
-from ae_pipeline.scoring.scalings import Views, fit_views
+from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
+from ae_pipeline.scoring.scalings import Scalings, fit_scalings
 
 WHAT = (
     "distance from the nearest training row",
@@ -41,9 +41,9 @@ class TestStandardView:
     def test_it_is_in_units_of_winsorised_spread_also_where_numbers_were_bent(self):
         rng = np.random.default_rng(0)
         numbers = np.stack([rng.normal(5, 3, 801), rng.standard_t(3, 801), rng.lognormal(0, 1, 801)], 1)
-        bent = np.array([False, True, True])
-        standard = fit_views(np.where(bent, np.arcsinh(numbers), numbers), bent).standard
-        found = standard(np.where(bent, np.arcsinh(numbers), numbers))
+        asinh_mask = np.array([False, True, True])
+        standard = fit_scalings(np.where(asinh_mask, np.arcsinh(numbers), numbers), asinh_mask).standard
+        found = standard(np.where(asinh_mask, np.arcsinh(numbers), numbers))
         inner = scipy.stats.mstats.winsorize(numbers, (4 / 801, 4 / 801), axis=0).data  # 0.005 of 800 steps
         np.testing.assert_allclose(found, (numbers - inner.mean(0)) / inner.std(0), atol=1e-10)
 
@@ -51,34 +51,34 @@ class TestStandardView:
         rows = np.random.default_rng(0).normal(size=(3000, 3))
         broken = rows.copy()
         broken[7, 1] = 1e6
-        whole, found = fit_views(rows, STRAIGHT).standard(rows), fit_views(broken, STRAIGHT).standard(broken)
+        whole, found = fit_scalings(rows, STRAIGHT).standard(rows), fit_scalings(broken, STRAIGHT).standard(broken)
         np.testing.assert_allclose(np.delete(found, 7, axis=0), np.delete(whole, 7, axis=0), atol=0.01)
 
     def test_a_column_that_varies_in_few_rows_has_the_spread_of_all(self):
         rows = (np.arange(3000)[:, None] < [[3]]).astype(float)
-        found = fit_views(rows, STRAIGHT[:1]).standard(rows)
+        found = fit_scalings(rows, STRAIGHT[:1]).standard(rows)
         assert found[0, 0] == pytest.approx(1 / rows.std())
         assert found[-1, 0] == 0
 
     def test_other_rows_are_measured_by_the_training_rows(self):
-        views = fit_views(np.array([[0.0, 0.0, 1.0], [2.0, 4.0, 1.0]]), STRAIGHT)
-        np.testing.assert_allclose(views.standard(np.array([[3.0, -2.0, 1.0]])), [[2.0, -2.0, 0.0]])
+        scalings = fit_scalings(np.array([[0.0, 0.0, 1.0], [2.0, 4.0, 1.0]]), STRAIGHT)
+        np.testing.assert_allclose(scalings.standard(np.array([[3.0, -2.0, 1.0]])), [[2.0, -2.0, 0.0]])
 
     @pytest.mark.parametrize("value", [1e6, 1e300, -1e300, np.finfo(np.float32).max])
     @pytest.mark.parametrize("is_bent", [False, True])
     def test_no_value_is_too_far_for_its_square(self, value, is_bent):
         rows = np.random.default_rng(0).normal(size=(50, 1))
-        found = fit_views(rows, np.array([is_bent])).standard(np.array([[value]]))
+        found = fit_scalings(rows, np.array([is_bent])).standard(np.array([[value]]))
         assert abs(found[0, 0]) == 1e6
         assert np.sign(found[0, 0]) == np.sign(value)
 
     def test_the_rows_that_are_given_stay_as_they_are(self):
         rows = np.random.default_rng(0).normal(size=(50, 3))
-        before = rows.copy()
-        views = fit_views(rows, ~STRAIGHT)
-        views.standard(rows)
-        views.normal(rows)
-        np.testing.assert_array_equal(rows, before)
+        previous = rows.copy()
+        scalings = fit_scalings(rows, ~STRAIGHT)
+        scalings.standard(rows)
+        scalings.normal(rows)
+        np.testing.assert_array_equal(rows, previous)
 
 
 class TestMarginalTails:
@@ -99,18 +99,18 @@ class TestMarginalTails:
         # each row's highest sum is another one: upper tails, lower ones, the longer ones, and a tie of the first two
         longer = above[2, 0] + below[2, 1] + above[2, 2]
         expected = [above[0].sum(), below[1].sum(), longer, above[3].sum()]
-        np.testing.assert_allclose(marginal_tails(scores, np.array([True, False, True])), expected, rtol=1e-12)
+        np.testing.assert_allclose(ecod_score(scores, np.array([True, False, True])), expected, rtol=1e-12)
 
     @pytest.mark.parametrize("far", [8.0, 40.0, 1e6])
     def test_it_stays_finite_however_far_out_a_value_is(self, far):
-        found = marginal_tails(np.array([[far], [-far]]), np.array([True]))
+        found = ecod_score(np.array([[far], [-far]]), np.array([True]))
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found, -scipy.stats.norm.logsf(far), rtol=1e-9)
 
     def test_rows_far_out_in_many_columns_rank_above_those_far_out_in_few(self):
         rows = np.zeros((3, 10))
         rows[0], rows[1, :2], rows[2, ::2] = 1.5, 1.5, 1.5
-        found = marginal_tails(rows, np.ones(10, dtype=bool))
+        found = ecod_score(rows, np.ones(10, dtype=bool))
         assert found[0] > found[2] > found[1]
 
 
@@ -122,13 +122,13 @@ class TestNormalView:
         rows = np.stack(columns, 1).astype(float)
         ranks = scipy.stats.rankdata(rows, axis=0) - 1  # of ties their mean
         expected = scipy.stats.norm.ppf(np.clip(ranks / (n - 1), 0.5 / n, 1 - 0.5 / n))
-        np.testing.assert_allclose(fit_views(rows, STRAIGHT).normal(rows), expected, atol=1e-9)
+        np.testing.assert_allclose(fit_scalings(rows, STRAIGHT).normal(rows), expected, atol=1e-9)
 
     def test_of_more_rows_than_quantiles_are_kept_the_ranks_are_near(self):
         rng = np.random.default_rng(0)
         columns = [rng.lognormal(0, 2, 20_000), rng.integers(0, 4, 20_000), rng.random(20_000) < 0.9]
         rows = np.stack(columns, 1).astype(float)
-        found = scipy.stats.norm.cdf(fit_views(rows, STRAIGHT).normal(rows))
+        found = scipy.stats.norm.cdf(fit_scalings(rows, STRAIGHT).normal(rows))
         np.testing.assert_allclose(found, scipy.stats.rankdata(rows, axis=0) / len(rows), atol=2e-3)
 
     def test_scores_never_fall_as_values_rise_and_bending_makes_no_difference(self):
@@ -138,26 +138,26 @@ class TestNormalView:
             rng.integers(0, 4, 3000).astype(float),
             np.r_[np.zeros(2900), np.ones(100)],
         ):
-            views = fit_views(column[:, None], STRAIGHT[:1])
+            scalings = fit_scalings(column[:, None], STRAIGHT[:1])
             asked = np.sort(np.r_[np.linspace(column.min() - 2, column.max() + 2, 4001), column])[:, None]
-            assert (np.diff(views.normal(asked)[:, 0]) >= 0).all()
-            bent = fit_views(np.arcsinh(column)[:, None], ~STRAIGHT[:1]).normal(np.arcsinh(column)[:, None])
+            assert (np.diff(scalings.normal(asked)[:, 0]) >= 0).all()
+            asinh_mask = fit_scalings(np.arcsinh(column)[:, None], ~STRAIGHT[:1]).normal(np.arcsinh(column)[:, None])
             tolerance = 2e-3 * len(np.unique(column)) / 3000 + 1e-9  # between quantiles lines are drawn
-            np.testing.assert_allclose(bent, views.normal(column[:, None]), atol=50 * tolerance)
+            np.testing.assert_allclose(asinh_mask, scalings.normal(column[:, None]), atol=50 * tolerance)
 
     @pytest.mark.parametrize("value", [1e3, 1e300, np.finfo(np.float64).max])
     def test_beyond_all_training_rows_a_score_is_that_of_the_last_of_them(self, value):
-        views = fit_views(np.random.default_rng(0).normal(size=(200, 1)), STRAIGHT[:1])
+        scalings = fit_scalings(np.random.default_rng(0).normal(size=(200, 1)), STRAIGHT[:1])
         end = scipy.stats.norm.ppf(0.5 / 200)
-        np.testing.assert_allclose(views.normal(np.array([[-value], [value]])), [[end], [-end]], rtol=1e-9)
+        np.testing.assert_allclose(scalings.normal(np.array([[-value], [value]])), [[end], [-end]], rtol=1e-9)
 
 
 @pytest.mark.parametrize("is_bent", [False, True])
 @pytest.mark.parametrize("values", [np.full(40, 7.0), np.full(40, 7.0) + np.eye(40)[3] * 1e-8], ids=["one", "all but"])
 def test_a_column_of_one_value_is_finite_in_either_view_and_far_from_other_values(values, is_bent):
-    views = fit_views(values[:, None], np.array([is_bent]))
+    scalings = fit_scalings(values[:, None], np.array([is_bent]))
     asked = np.array([[7.0], [8.0], [-1e300]])
-    for view in (views.standard, views.normal):
+    for view in (scalings.standard, scalings.normal):
         found = view(asked)[:, 0]
         assert np.isfinite(found).all()
         assert abs(found[0]) < 0.1
@@ -168,10 +168,10 @@ def test_a_column_of_one_value_is_finite_in_either_view_and_far_from_other_value
 
 def test_views_are_the_same_after_a_round_trip_through_arrays():
     rows = np.random.default_rng(0).normal(size=(300, 3))
-    views = fit_views(rows, np.array([True, False, True]))
-    back = Views(**copied(views.arrays()))
-    assert back.standard(rows).tobytes() == views.standard(rows).tobytes()
-    assert back.normal(rows).tobytes() == views.normal(rows).tobytes()
+    scalings = fit_scalings(rows, np.array([True, False, True]))
+    back = Scalings(**copied(scalings.arrays()))
+    assert back.standard(rows).tobytes() == scalings.standard(rows).tobytes()
+    assert back.normal(rows).tobytes() == scalings.normal(rows).tobytes()
 
 
 class TestNeighbours:
@@ -181,21 +181,21 @@ class TestNeighbours:
         references, rows = rng.normal(size=(300, width)), rng.normal(size=(200, width)) * 2
         found = NearestNeighbors(n_neighbors=25, algorithm="brute").fit(references).kneighbors(rows)[0]
         np.testing.assert_allclose(nearest(rows, references), found[:, 0], rtol=1e-6, atol=1e-9)
-        np.testing.assert_allclose(crowd(rows, references, 25), found.mean(1), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(mean_knn_distance(rows, references, 25), found.mean(1), rtol=1e-6, atol=1e-9)
 
     def test_fewer_references_than_are_asked_for_are_taken_but_for_one(self):
         rng = np.random.default_rng(0)
         references, rows = rng.normal(size=(10, 3)), rng.normal(size=(50, 3))
         found = np.sort(np.linalg.norm(rows[:, None] - references, axis=2), 1)
-        np.testing.assert_allclose(crowd(rows, references, 100), found[:, :9].mean(1), rtol=1e-9)
+        np.testing.assert_allclose(mean_knn_distance(rows, references, 100), found[:, :9].mean(1), rtol=1e-9)
 
     def test_a_training_row_is_held_against_all_others_as_if_it_were_removed_by_hand(self):
         rows = np.random.default_rng(0).normal(size=(80, 4))
-        without = [np.delete(rows, place, axis=0) for place in range(80)]
-        expected = [nearest(rows[[place]], others)[0] for place, others in enumerate(without)]
+        without = [np.delete(rows, index, axis=0) for index in range(80)]
+        expected = [nearest(rows[[index]], others)[0] for index, others in enumerate(without)]
         np.testing.assert_allclose(nearest(rows, rows), expected, rtol=1e-9)
-        expected = [crowd(rows[[place]], others, 20)[0] for place, others in enumerate(without)]
-        np.testing.assert_allclose(crowd(rows, rows, 20), expected, rtol=1e-9)
+        expected = [mean_knn_distance(rows[[index]], others, 20)[0] for index, others in enumerate(without)]
+        np.testing.assert_allclose(mean_knn_distance(rows, rows, 20), expected, rtol=1e-9)
 
     def test_a_twin_is_at_distance_zero_itself_whatever_rounding_leaves(self):
         # whole numbers far from the origin, most of them more than once
@@ -212,8 +212,8 @@ class TestNeighbours:
         rows = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [3.0, 4.1]])
         np.testing.assert_allclose(nearest(rows, references), [5, 0, 5, 0.1], atol=1e-7)
         # of (3, 4) there is another one, at 0, and two at 5
-        np.testing.assert_allclose(crowd(rows[:3], references, 2), [5, 2.5, 5], atol=1e-6)
-        np.testing.assert_allclose(crowd(rows[:3], references, 3), [20 / 3, 10 / 3, 20 / 3], atol=1e-6)
+        np.testing.assert_allclose(mean_knn_distance(rows[:3], references, 2), [5, 2.5, 5], atol=1e-6)
+        np.testing.assert_allclose(mean_knn_distance(rows[:3], references, 3), [20 / 3, 10 / 3, 20 / 3], atol=1e-6)
 
     def test_a_row_that_is_new_stands_beside_its_nearest_reference_however_near(self):
         references = np.array([[1.0, 1.0], [5.0, 5.0]])
@@ -224,17 +224,17 @@ class TestNeighbours:
         rng = np.random.default_rng(0)
         references = rng.normal(size=(300, 6)) * 100
         rows = np.r_[rng.normal(size=(1000, 6)) * 100, references]
-        expected = nearest(rows, references), crowd(rows, references, 40)
-        monkeypatch.setattr(neighbours, "_AT_ONCE", at_once)
+        expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
+        monkeypatch.setattr(neighbors, "_AT_ONCE", at_once)
         order, other = rng.permutation(len(rows)), rng.permutation(300)
-        for distance, wanted in zip((nearest, lambda *given: crowd(*given, 40)), expected, strict=True):
+        for distance, wanted in zip((nearest, lambda *given: mean_knn_distance(*given, 40)), expected, strict=True):
             np.testing.assert_allclose(distance(rows, references), wanted, rtol=1e-5)
             np.testing.assert_allclose(distance(rows[order], references[other]), wanted[order], rtol=1e-5)
             np.testing.assert_allclose(distance(rows[[1, 1299]], references), wanted[[1, 1299]], rtol=1e-5)
 
     def test_no_rows_have_no_distances(self):
         assert nearest(np.empty((0, 2)), np.zeros((3, 2))).shape == (0,)
-        assert crowd(np.empty((0, 2)), np.zeros((3, 2)), 2).shape == (0,)
+        assert mean_knn_distance(np.empty((0, 2)), np.zeros((3, 2)), 2).shape == (0,)
 
 
 class TestMixture:
@@ -249,8 +249,8 @@ class TestMixture:
             assert weights.sum() == pytest.approx(1, rel=1e-12)
             covariances = [np.linalg.inv(whitening @ whitening.T) for whitening in whitenings]
             parts = [scipy.stats.multivariate_normal(*given) for given in zip(means, covariances, strict=True)]
-            density = np.stack([part.logpdf(asked) for part in parts], 1) + np.log(weights)
-            expected.append(-scipy.special.logsumexp(density, axis=1) - 1.5 * np.log(2 * np.pi))
+            mahalanobis = np.stack([part.logpdf(asked) for part in parts], 1) + np.log(weights)
+            expected.append(-scipy.special.logsumexp(mahalanobis, axis=1) - 1.5 * np.log(2 * np.pi))
         assert len({tuple(given) for given in expected}) == len(expected) == 3
         np.testing.assert_allclose(mixture(asked), np.mean(expected, axis=0), rtol=1e-9, atol=1e-9)
 
@@ -267,13 +267,13 @@ class TestMixture:
     def test_a_column_that_another_one_repeats_does_not_make_it_fail(self):
         column = np.random.default_rng(0).normal(size=(200, 1))
         mixture = fit_mixture(np.repeat(column, 4, axis=1), 0)
-        normal, apart = mixture(np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, -0.5]]))
+        normal, detach = mixture(np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, -0.5]]))
         assert np.isfinite(normal)
-        assert apart > normal + 5
+        assert detach > normal + 5
 
 
-def trained(rows: np.ndarray, seed: int = 0) -> Members:
-    return fit_members(rows, torch.Generator().manual_seed(seed))
+def trained(rows: np.ndarray, seed: int = 0) -> DenoisingEnsemble:
+    return fit_denoising_ensemble(rows, torch.Generator().manual_seed(seed))
 
 
 def related(n: int, seed: int = 0) -> np.ndarray:
@@ -281,57 +281,59 @@ def related(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(9).normal(size=(2, 6))
     rows = rng.normal(size=(n, 2)) @ mixing + 0.1 * rng.normal(size=(n, 6))
-    spread: np.ndarray = np.sqrt(np.square(mixing).sum(0) + 0.01)
-    return rows / spread
+    std: np.ndarray = np.sqrt(np.square(mixing).sum(0) + 0.01)
+    return rows / std
 
 
 class TestMembers:
     @pytest.fixture(scope="class")
-    def members(self) -> Members:
+    def denoising_ensemble(self) -> DenoisingEnsemble:
         return trained(related(600))
 
-    def test_the_same_seed_gives_the_same_bytes_whatever_the_global_ones_and_another_seed_others(self, members):
+    def test_the_same_seed_gives_the_same_bytes_whatever_the_global_ones_and_another_seed_others(
+        self, denoising_ensemble
+    ):
         torch.manual_seed(5)
         again, other = trained(related(600)), trained(related(600), 1)
-        for name, value in members.arrays().items():
+        for name, value in denoising_ensemble.arrays().items():
             assert again.arrays()[name].tobytes() == value.tobytes(), name
             assert other.arrays()[name].tobytes() != value.tobytes(), name
 
-    def test_a_round_trip_through_arrays_gives_the_same_bytes(self, members):
-        back, rows = Members.from_arrays(copied(members.arrays())), related(300, 1)
-        assert back(rows).tobytes() == members(rows).tobytes()
-        for name, value in members.arrays().items():
+    def test_a_round_trip_through_arrays_gives_the_same_bytes(self, denoising_ensemble):
+        back, rows = DenoisingEnsemble.from_arrays(copied(denoising_ensemble.arrays())), related(300, 1)
+        assert back(rows).tobytes() == denoising_ensemble(rows).tobytes()
+        for name, value in denoising_ensemble.arrays().items():
             assert back.arrays()[name].tobytes() == value.tobytes(), name
 
-    def test_distances_of_training_rows_are_one_on_average_and_those_of_rows_apart_far_more(self, members):
+    def test_distances_of_training_rows_are_one_on_average_and_those_of_rows_apart_far_more(self, denoising_ensemble):
         rows = related(600)
-        assert members(rows).mean() == pytest.approx(1, rel=0.01)
-        apart = related(200, 1)
-        assert members(apart).mean() == pytest.approx(1, rel=0.3)
-        apart[:, 0] = -apart[:, 0]
-        assert np.median(members(apart)) > 10
+        assert denoising_ensemble(rows).mean() == pytest.approx(1, rel=0.01)
+        detach = related(200, 1)
+        assert denoising_ensemble(detach).mean() == pytest.approx(1, rel=0.3)
+        detach[:, 0] = -detach[:, 0]
+        assert np.median(denoising_ensemble(detach)) > 10
 
-    def test_each_has_learnt_what_the_columns_have_in_common(self, members):
+    def test_each_has_learnt_what_the_columns_have_in_common(self, denoising_ensemble):
         rows = related(300, 1)
-        residuals = members._residuals(torch.from_numpy(rows))
-        assert residuals.shape == (MEMBERS, 300, 6)
+        residuals = denoising_ensemble._residuals(torch.from_numpy(rows))
+        assert residuals.shape == (NETWORKS, 300, 6)
         assert (residuals.square().mean((1, 2)) < 0.1).all()  # of 1, which the mean would leave
-        assert len({round(float(value), 12) for value in residuals.square().mean((1, 2))}) == MEMBERS
+        assert len({round(float(value), 12) for value in residuals.square().mean((1, 2))}) == NETWORKS
 
-    def test_neither_the_order_of_rows_nor_their_number_makes_a_difference(self, members, monkeypatch):
+    def test_neither_the_order_of_rows_nor_their_number_makes_a_difference(self, denoising_ensemble, monkeypatch):
         rows = related(500, 2)
-        expected, order = members(rows), np.random.default_rng(0).permutation(500)
-        np.testing.assert_allclose(members(rows[order]), expected[order], rtol=1e-9)
-        np.testing.assert_allclose(members(rows[[77]]), expected[[77]], rtol=1e-9)
+        expected, order = denoising_ensemble(rows), np.random.default_rng(0).permutation(500)
+        np.testing.assert_allclose(denoising_ensemble(rows[order]), expected[order], rtol=1e-9)
+        np.testing.assert_allclose(denoising_ensemble(rows[[77]]), expected[[77]], rtol=1e-9)
         monkeypatch.setattr(networks, "_AT_ONCE", 33)
-        np.testing.assert_allclose(members(rows), expected, rtol=1e-9)
-        assert members(rows[:0]).shape == (0,)
+        np.testing.assert_allclose(denoising_ensemble(rows), expected, rtol=1e-9)
+        assert denoising_ensemble(rows[:0]).shape == (0,)
 
     @pytest.mark.parametrize(("n", "width"), [(8, 1), (8, 3), (9, 40), (2, 2)])
     def test_a_handful_of_rows_is_enough_to_stop_by(self, n, width):
         rows = np.random.default_rng(0).normal(size=(n, width))
-        members = trained(rows)
-        assert np.isfinite(members(np.r_[rows, np.full((1, width), 1e6)])).all()
+        denoising_ensemble = trained(rows)
+        assert np.isfinite(denoising_ensemble(np.r_[rows, np.full((1, width), 1e6)])).all()
 
     def test_those_weights_are_kept_that_did_best_on_rows_held_out(self, monkeypatch):
         """Of twenty rows of noise longer training learns the rows by heart; what is held out then grows worse."""
@@ -340,7 +342,7 @@ class TestMembers:
         monkeypatch.setattr(networks, "_LOOK_EVERY", networks._STEPS)
         last = trained(rows)
         held_out = torch.from_numpy(rows)[torch.randperm(24, generator=torch.Generator().manual_seed(0))[:3]]
-        losses = [members._residuals(held_out).square().mean((1, 2)) for members in (kept, last)]
+        losses = [denoising_ensemble._residuals(held_out).square().mean((1, 2)) for denoising_ensemble in (kept, last)]
         assert (losses[0] < losses[1]).all()
 
 
@@ -445,22 +447,22 @@ class TestRanking:
         expected = sum(weight * part for weight, part in zip(WEIGHTS, ensemble.tails(measures).T, strict=True))
         np.testing.assert_allclose(ensemble(rows), expected, rtol=1e-12)
         # −ln of the share of training rows with as much, where a knot stands every 0.072 nats
-        for measure, surprise in zip(measures.T, ensemble.tails(measures).T, strict=True):
+        for measure, surprisal in zip(measures.T, ensemble.tails(measures).T, strict=True):
             share = (measure[None] >= measure[:, None]).mean(1)
             within = (share > 0.03) & (share < 0.9)
-            np.testing.assert_allclose(surprise[within], -np.log(share[within]), atol=0.12)
+            np.testing.assert_allclose(surprisal[within], -np.log(share[within]), atol=0.12)
 
     def test_measures_are_those_of_the_parts_in_their_order(self, ensemble, contaminated):
         rows, asked = contaminated[0].astype(float), normal_rows(50, 3).astype(float)
-        standard, normal = (getattr(ensemble.views, view) for view in ("standard", "normal"))
+        standard, normal = (getattr(ensemble.scalings, view) for view in ("standard", "normal"))
         raw = [
             nearest(asked, rows),
             nearest(normal(asked), normal(rows)),
             ensemble.mixture(standard(asked)),
-            ensemble.members(standard(asked)),
-            marginal_tails(normal(asked), skewed_up(standard(rows))),
+            ensemble.denoising_ensemble(standard(asked)),
+            ecod_score(normal(asked), skewed_up(standard(rows))),
         ]
-        assert MEASURES == ("nearest, as encoded", "nearest, normal scores", "mixture", "members", "marginal tails")
+        assert MEASURES == ("nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod")
         expected = (np.column_stack(raw) - ensemble.ends[0]) / ensemble.ends[1]
         np.testing.assert_allclose(ensemble.measures(asked), expected, rtol=1e-9, atol=1e-12)
 
@@ -476,7 +478,10 @@ class TestSameness:
 
     def test_another_seed_gives_other_members_and_much_the_same_order(self, ensemble, contaminated):
         other, rows = fit_ensemble(contaminated[0], BENT, 1), normal_rows(300, 3)
-        assert other.arrays()["members.weight_0"].tobytes() != ensemble.arrays()["members.weight_0"].tobytes()
+        assert (
+            other.arrays()["denoising_ensemble.weight_0"].tobytes()
+            != ensemble.arrays()["denoising_ensemble.weight_0"].tobytes()
+        )
         assert scipy.stats.spearmanr(other(rows), ensemble(rows)).statistic > 0.8
 
     def test_a_round_trip_through_arrays_gives_the_same_bytes(self, ensemble):
@@ -507,22 +512,22 @@ class TestSameness:
         odd = np.concatenate([rows[:50], rows[:50] + 30])
         measures = found.measures(odd)
         weighed = found.tails(measures) * WEIGHTS
-        words = found.governing(odd)
-        for said, of_row, nats in zip(words, measures, weighed, strict=True):
-            place = int(nats.argmax())
-            usual = found.tails.knots[place, -1]
-            assert said[0].startswith(f"{of_row[place]:.1f} times the usual {WHAT[place]}")
+        message = found.governing(odd)
+        for said, of_row, nats in zip(message, measures, weighed, strict=True):
+            index = int(nats.argmax())
+            usual = found.tails.quantiles[index, -1]
+            assert said[0].startswith(f"{of_row[index]:.1f} times the usual {WHAT[index]}")
             assert said[1] == f"{usual:.1f} times at most in 99 %"
-        assert len({said.split("usual ")[1] for said, _ in words}) >= 3
+        assert len({said.split("usual ")[1] for said, _ in message}) >= 3
 
     def test_neither_the_order_of_rows_nor_their_number_makes_a_difference(self, ensemble, contaminated, monkeypatch):
         rows = np.concatenate([normal_rows(300, 3), contaminated[0][:100]])
         expected, order = ensemble(rows), np.random.default_rng(0).permutation(400)
         close = {"rtol": 1e-5, "atol": 1e-8}
         np.testing.assert_allclose(ensemble(rows[order]), expected[order], **close)
-        for place in (0, 123, 399):
-            np.testing.assert_allclose(ensemble(rows[[place]]), expected[[place]], **close)
-        monkeypatch.setattr(neighbours, "_AT_ONCE", 800 * 7)
+        for index in (0, 123, 399):
+            np.testing.assert_allclose(ensemble(rows[[index]]), expected[[index]], **close)
+        monkeypatch.setattr(neighbors, "_AT_ONCE", 800 * 7)
         monkeypatch.setattr(networks, "_AT_ONCE", 9)
         np.testing.assert_allclose(ensemble(rows), expected, **close)
         assert ensemble(rows[:0]).shape == (0,)
@@ -538,10 +543,10 @@ def quick(monkeypatch) -> None:
 class TestSizes:
     @pytest.mark.parametrize("n", [0, 1, 15])
     def test_too_few_rows_are_an_error_with_their_number_and_the_least(self, n):
-        words = (
+        message = (
             f"evidence ensemble needs 16 training rows or more, and there are {n}; land more, or name other evidence"
         )
-        with pytest.raises(TrainingError, match=words):
+        with pytest.raises(TrainingError, match=message):
             fit_ensemble(normal_rows(n, 0), BENT, 0)
 
     @pytest.mark.parametrize("kind", ["rows", "two values", "wide", "copies"])
@@ -563,8 +568,8 @@ class TestSizes:
         wider = np.concatenate(
             [constants[:, :1], rows[:, :4], constants[:, 1:2], rows[:, 4:], constants[:, 2:]], axis=1
         )
-        bent = np.array([True, *BENT[:4], True, *BENT[4:], False])
-        found = fit_ensemble(wider, bent, 0)
+        asinh_mask = np.array([True, *BENT[:4], True, *BENT[4:], False])
+        found = fit_ensemble(wider, asinh_mask, 0)
         assert found.varying.tolist() == [1, 2, 3, 4, 6, 7]
         expected = fit_ensemble(rows, BENT, 0)(rows)
         assert found(wider).tobytes() == expected.tobytes()
@@ -587,7 +592,7 @@ class TestSizes:
         monkeypatch.setattr(ensembles, "FITTED_ROWS", 300)
         rows = np.arange(3000, dtype=np.float32)[:, None] * [[1, -1]]
         found = fit_ensemble(rows.astype(np.float32), BENT[:2], 0)
-        assert int(found.views.rows) == 300
+        assert int(found.scalings.rows) == 300
         assert len(found.references) == 300
         # of evenly spaced numbers drawn at random every tenth holds some
         assert (np.histogram(found.references[:, 0], 10, (0, 3000))[0] > 10).all()
@@ -615,10 +620,14 @@ class TestVeryWideRows:
 
     def test_covariances_are_those_along_few_directions(self, found):
         assert found.directions.shape == (700, ensembles._MOST_DIRECTIONS)
-        assert found.mixture.whitening.shape[-1] == found.members.whitening.shape[-1] == ensembles._MOST_DIRECTIONS
+        assert (
+            found.mixture.whitening.shape[-1]
+            == found.denoising_ensemble.whitening.shape[-1]
+            == ensembles._MOST_DIRECTIONS
+        )
 
     def test_directions_keep_distances_about_as_they_are(self, found, rows):
-        standard = found.views.standard(rows.astype(np.float64))
+        standard = found.scalings.standard(rows.astype(np.float64))
         along = ensembles._along(found.directions, standard)
         scale = np.sqrt(ensembles._MOST_DIRECTIONS / 700)
         ratios = np.linalg.norm(along[:50] - along[50:100], axis=1) / np.linalg.norm(

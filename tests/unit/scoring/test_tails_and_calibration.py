@@ -9,8 +9,8 @@ import scipy.stats
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.gate.rules import calibration_holds
-from ae_pipeline.scoring.calibration import calibrate, departure, discoveries
-from ae_pipeline.scoring.tails import ColumnTails, fit_tails
+from ae_pipeline.scoring.calibration import benjamini_hochberg, calibrate, ks_distance
+from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
 
 class TestPValues:
@@ -51,11 +51,11 @@ class TestPValues:
     def test_a_budget_that_the_calibration_cannot_resolve_is_an_error_with_the_days_it_takes(
         self, rows, budget, days, needed, enough
     ):
-        words = (
+        message = (
             f"alerts.budget={budget} needs {needed} calibration rows, and the {days} calibration days hold {rows}; "
             f"set calibration_days to about {enough}, or the budget to "
         )
-        with pytest.raises(TrainingError, match=re.escape(words)):
+        with pytest.raises(TrainingError, match=re.escape(message)):
             calibrate(np.arange(rows, dtype=float), budget, days)
 
     @pytest.mark.parametrize("budget", [0.001, 0.01, 0.07, 0.1, 0.29, 1 / 3, 0.5, 0.9])
@@ -93,7 +93,7 @@ class TestThreshold:
         np.testing.assert_array_equal(calibration.flags(calibration.p_values(asked)), asked > calibration.threshold)
 
 
-def surprise_of(tails: ColumnTails, values: np.ndarray) -> np.ndarray:
+def surprise_of(tails: TailCalibrator, values: np.ndarray) -> np.ndarray:
     return tails(np.asarray(values, float)[:, None])[:, 0]
 
 
@@ -116,20 +116,20 @@ def sample(request) -> np.ndarray:
 class TestTails:
     def test_surprise_never_falls_as_the_loss_rises(self, sample):
         asked = np.linspace(sample.min() - 3, sample.max() + 30, 4001)
-        surprise = surprise_of(fit_tails(sample[:, None]), asked)
-        assert (np.diff(surprise) >= 0).all()
-        assert surprise[0] == 0
-        assert np.isfinite(surprise).all()
+        surprisal = surprise_of(fit_tails(sample[:, None]), asked)
+        assert (np.diff(surprisal) >= 0).all()
+        assert surprisal[0] == 0
+        assert np.isfinite(surprisal).all()
 
     @pytest.mark.parametrize("name", ["normal", "exponential", "heavy"])
     def test_surprise_is_the_logarithm_of_the_empirical_survival(self, name):
         losses = SAMPLES[name](np.random.default_rng(0))
         asked = np.quantile(losses, np.linspace(0, 0.99, 200))
         survival = (losses[None] >= asked[:, None]).mean(1)
-        surprise = surprise_of(fit_tails(losses[:, None]), asked)
+        surprisal = surprise_of(fit_tails(losses[:, None]), asked)
         # A knot stands every 0.072 nats; only before the first, where a tail may be long, do lines between them show.
-        np.testing.assert_allclose(surprise, -np.log(survival), atol=0.072)
-        np.testing.assert_allclose(surprise[survival < 0.9], -np.log(survival[survival < 0.9]), atol=0.01)
+        np.testing.assert_allclose(surprisal, -np.log(survival), atol=0.072)
+        np.testing.assert_allclose(surprisal[survival < 0.9], -np.log(survival[survival < 0.9]), atol=0.01)
 
     def test_a_value_that_ties_bears_the_share_of_rows_that_reach_it(self):
         losses = SAMPLES["discrete"](np.random.default_rng(0))
@@ -160,9 +160,9 @@ class TestTails:
         rng = np.random.default_rng(1)
         losses = np.stack([sample(rng) for sample in SAMPLES.values()], 1)
         together = fit_tails(losses)(losses[:500])
-        for place in range(losses.shape[1]):
-            alone = surprise_of(fit_tails(losses[:, [place]]), losses[:500, place])
-            np.testing.assert_allclose(together[:, place], alone, rtol=1e-12)
+        for index in range(losses.shape[1]):
+            alone = surprise_of(fit_tails(losses[:, [index]]), losses[:500, index])
+            np.testing.assert_allclose(together[:, index], alone, rtol=1e-12)
 
     @pytest.mark.parametrize("n", [1, 2, 5])
     def test_a_handful_of_rows_gives_tails_that_are_finite(self, n):
@@ -183,16 +183,16 @@ class TestDiscoveries:
             ranks = np.minimum(rng.geometric(0.4, rows), n + 1)
             rising = sorted(ranks.tolist())
             most = max((k for k in range(1, rows + 1) if Fraction(rising[k - 1], n + 1) <= exact * k / rows), default=0)
-            found = discoveries(ranks / (n + 1), rate)
+            found = benjamini_hochberg(ranks / (n + 1), rate)
             assert found.tolist() == [bool(most) and rank <= rising[most - 1] for rank in ranks]
             marked += int(found.sum())
         assert marked or n + 1 <= 1 / rate
 
     def test_many_rows_at_the_rate_itself_are_all_marked_and_one_above_it_alone_is_not(self):
-        assert discoveries(np.full(10, 0.1), 0.1).all()
-        assert discoveries(np.array([0.1, 0.9]), 0.1).tolist() == [False, False]
-        assert discoveries(np.array([0.05, 0.9]), 0.1).tolist() == [True, False]
-        assert discoveries(np.empty(0), 0.1).shape == (0,)
+        assert benjamini_hochberg(np.full(10, 0.1), 0.1).all()
+        assert benjamini_hochberg(np.array([0.1, 0.9]), 0.1).tolist() == [False, False]
+        assert benjamini_hochberg(np.array([0.05, 0.9]), 0.1).tolist() == [True, False]
+        assert benjamini_hochberg(np.empty(0), 0.1).shape == (0,)
 
     def test_the_share_of_false_alarms_among_conformal_marks_keeps_to_the_rate(self):
         shares = []
@@ -200,7 +200,7 @@ class TestDiscoveries:
             scores = np.random.default_rng(seed).normal(size=2000 + 190 + 10)
             scores[-10:] += 4.5
             p_values = calibrate(scores[:2000], 0.01, None).p_values(scores[2000:])
-            marked = discoveries(p_values, 0.2)
+            marked = benjamini_hochberg(p_values, 0.2)
             shares.append(marked[:190].sum() / max(marked.sum(), 1))
         assert 0.13 < np.mean(shares) < 0.2 + 3 * np.std(shares) / len(shares) ** 0.5
 
@@ -211,9 +211,9 @@ class TestDeparture:
         rng = np.random.default_rng(decimals)
         scores, others = rng.normal(size=300).round(decimals), rng.normal(0.3, 2, size=170).round(decimals)
         expected = scipy.stats.ks_2samp(scores, others, method="asymp").statistic
-        assert departure(scores, others) == pytest.approx(expected, abs=1e-15)
-        assert departure(scores, rng.permutation(scores)) == 0
-        assert departure(scores, others + 100) == 1
+        assert ks_distance(scores, others) == pytest.approx(expected, abs=1e-15)
+        assert ks_distance(scores, rng.permutation(scores)) == 0
+        assert ks_distance(scores, others + 100) == 1
 
 
 class TestCalibrationHolds:
@@ -231,18 +231,18 @@ class TestCalibrationHolds:
         assert not verdict.passed
         assert verdict.figure == pytest.approx(2 * scipy.stats.norm.cdf(0.35) - 1, abs=0.03)
         assert verdict.threshold == pytest.approx(0.1 + 1.63 * (2 / 5000) ** 0.5)
-        assert f"differ by up to {verdict.figure:.3f}; train anew" in verdict.words
+        assert f"differ by up to {verdict.figure:.3f}; train anew" in verdict.message
 
     def test_without_new_rows_there_is_nothing_to_hold(self):
         verdict = calibration_holds(np.empty(0), np.arange(10.0))
-        assert (verdict.passed, verdict.words) == (True, "0 rows lie after the calibration days")
+        assert (verdict.passed, verdict.message) == (True, "0 rows lie after the calibration days")
 
 
 class TestWhatMakesADifference:
     def test_surprise_up_to_the_least_is_left_out_and_the_rest_stays_as_it_is(self):
         rng = np.random.default_rng(0)
         tails = fit_tails(rng.exponential(size=(4000, 3)))
-        losses = np.vstack([rng.exponential(size=(2000, 3)) * 2, tails.knots.T[:20]])
+        losses = np.vstack([rng.exponential(size=(2000, 3)) * 2, tails.quantiles.T[:20]])
         least = np.array([0.0, 1.5, np.inf])
         whole, part = tails(losses), tails(losses, least)
         np.testing.assert_array_equal(part[:, 0], whole[:, 0])

@@ -29,10 +29,10 @@ def correlated(n: int, seed: int = 0) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(99).normal(size=(2, 6))
     values = rng.normal(size=(n, 2)) @ mixing + rng.normal(size=(n, 6)) * 0.05
-    return pl.DataFrame(values, schema=[f"x{place}" for place in range(6)])
+    return pl.DataFrame(values, schema=[f"x{index}" for index in range(6)])
 
 
-COLUMNS = tuple(FeatureColumn(f"x{place}", ColumnType.NUMBER) for place in range(6))
+COLUMNS = tuple(FeatureColumn(f"x{index}", ColumnType.NUMBER) for index in range(6))
 
 
 CONFIG = PipelineConfig.model_validate(
@@ -90,7 +90,7 @@ class TestTrain:
 
     def test_where_no_epoch_is_better_the_weights_of_before_come_back(self):
         model, loss, rows, validation = fresh()
-        trained_model, trained_loss, _, before = trained(epochs=20)
+        trained_model, trained_loss, _, previous = trained(epochs=20)
         model.load_state_dict(trained_model.state_dict())
         loss.load_state_dict(trained_loss.state_dict())
         kept = weights(model, loss)
@@ -98,7 +98,7 @@ class TestTrain:
             model, loss, rows[:8] * 50, validation, settings(learning_rate=0.5, patience=2), torch.Generator()
         )
         assert (result.best_epoch, len(result.epochs)) == (0, 2)
-        assert result.best_loss == result.first_loss == before.best_loss
+        assert result.best_loss == result.first_loss == previous.best_loss
         assert weights(model, loss) == kept
 
     def test_every_epoch_is_reported_once_in_order(self):
@@ -139,11 +139,11 @@ class TestTrain:
         try:
             train(model, loss, rows, validation, settings(learning_rate=rate), torch.Generator())
         except TrainingError as error:
-            words = str(error)
+            message = str(error)
         else:
-            words = f"lower learning_rate={rate:g}"
+            message = f"lower learning_rate={rate:g}"
             assert all(torch.isfinite(value).all() for value in [*model.parameters(), *loss.parameters()])
-        assert f"lower learning_rate={rate:g}" in words
+        assert f"lower learning_rate={rate:g}" in message
 
     @pytest.mark.parametrize(("n", "size"), [(1, 64), (65, 64), (5, 1)])
     def test_a_batch_of_one_row_is_learnt_from(self, n, size):
@@ -206,9 +206,9 @@ class TestWindow:
 
     def test_the_fingerprint_changes_with_the_content_of_the_windows_days_and_no_others(self):
         content = days(20)
-        before = cut_window(content, config()).fingerprint
-        assert cut_window({**content, "2024-01-05": "changed"}, config()).fingerprint == before
-        assert cut_window({**content, "2024-01-15": "changed"}, config()).fingerprint != before
+        previous = cut_window(content, config()).fingerprint
+        assert cut_window({**content, "2024-01-05": "changed"}, config()).fingerprint == previous
+        assert cut_window({**content, "2024-01-15": "changed"}, config()).fingerprint != previous
 
     def test_a_day_without_rows_takes_no_place_in_the_window(self):
         content = days(12)
@@ -223,7 +223,7 @@ class TestWindow:
     def test_rows_without_event_time_are_cut_by_identity_14_to_2_to_3_to_1(self, tmp_path):
         undated = PipelineConfig(dataset="d", identity=("id",))
         window, paths = cut_window({ALL_ROWS: "content"}, undated), DatasetPaths(tmp_path, "d")
-        names = pl.DataFrame({"row_id": [f"row {place}" for place in range(4000)]})
+        names = pl.DataFrame({"row_id": [f"row {index}" for index in range(4000)]})
         write_parquet(paths.features(ALL_ROWS), names.to_arrow())
         parts = {part: window.rows(part, paths)["row_id"].to_list() for part in (*PARTS, GATE)}
         assert sorted(itertools.chain(*parts.values())) == sorted(names["row_id"])
@@ -240,16 +240,16 @@ class TestWindow:
 class TestGate:
     def test_a_challenger_of_a_good_training_keeps_every_rule(self, fitted):
         latents = fitted.bundle.encode(fitted.window.rows("validation", fitted.paths))
-        verdicts = [finite_weights(fitted.bundle), loss_fell(fitted.result), latents_not_collapsed(latents)]
-        assert [verdict.passed for verdict in verdicts] == [True] * 3
-        assert is_promoted(verdicts)
+        results = [finite_weights(fitted.bundle), loss_fell(fitted.result), latents_not_collapsed(latents)]
+        assert [result.passed for result in results] == [True] * 3
+        assert is_promoted(results)
 
     def test_one_weight_that_is_not_finite_is_enough_to_refuse(self, fitted):
         model = build_model(fitted.config, fitted.bundle.encoder.shape, torch.Generator())
         next(model.parameters()).data[0, 0] = math.nan
-        verdict = finite_weights(dataclasses.replace(fitted.bundle, model=model))
-        assert (verdict.passed, verdict.figure) == (False, 1)
-        assert not is_promoted([verdict])
+        result = finite_weights(dataclasses.replace(fitted.bundle, model=model))
+        assert (result.passed, result.figure) == (False, 1)
+        assert not is_promoted([result])
 
     def test_a_loss_that_did_not_fall_is_refused(self):
         assert not loss_fell(TrainingResult((), 0, 12.5, 12.5)).passed
@@ -258,8 +258,8 @@ class TestGate:
     def test_half_of_the_latent_columns_must_vary(self, alive, passes):
         latents = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
         latents[:, alive:] = 0.5
-        verdict = latents_not_collapsed(latents)
-        assert (verdict.passed, verdict.figure) == (passes, alive / 4)
+        result = latents_not_collapsed(latents)
+        assert (result.passed, result.figure) == (passes, alive / 4)
 
 
 def test_a_cross_entropy_that_diverges_is_told_as_any_other_loss_is():

@@ -17,7 +17,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.encoding.table_encoder import Block, BlockKind
-from ae_pipeline.models.base import AutoEncoder, Pass
+from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_model
 from ae_pipeline.models.losses import TermsLoss
@@ -58,9 +58,9 @@ def mean_squares() -> TermsLoss:
 def gaussian_rows(n: int, seed: int = 0) -> np.ndarray:
     """Rows of a normal distribution with three wide directions and five narrow ones; their mean is zero."""
     rng = np.random.default_rng(seed)
-    turned = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
+    transformed = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
     deviations = np.sqrt([4, 3, 2, 0.1, 0.08, 0.06, 0.04, 0.02])
-    values = rng.normal(size=(n, WIDTH)) * deviations @ turned
+    values = rng.normal(size=(n, WIDTH)) * deviations @ transformed
     return (values - values.mean(0)).astype(np.float32)
 
 
@@ -320,7 +320,7 @@ class TestClipping:
 class _Indifferent(TermsLoss):
     """A loss whose gradient is zero everywhere."""
 
-    def objective(self, passed: Pass, x: torch.Tensor, beta: float) -> torch.Tensor:
+    def objective(self, passed: AutoEncoderOutput, x: torch.Tensor, beta: float) -> torch.Tensor:
         return super().objective(passed, x, beta) * 0
 
 
@@ -333,17 +333,17 @@ class TestWeightDecay:
         return walk.start, walk.reached[-1]
 
     def test_of_adamw_it_shrinks_the_weights_apart_from_the_gradient(self):
-        before, after = self.decayed("adamw", 5)
-        np.testing.assert_allclose(after, before * (1 - 0.1 * 0.3) ** 5, rtol=1e-5)
+        previous, after = self.decayed("adamw", 5)
+        np.testing.assert_allclose(after, previous * (1 - 0.1 * 0.3) ** 5, rtol=1e-5)
 
     @pytest.mark.parametrize("name", ["gd", "sgd"])
     def test_of_plain_descent_it_comes_to_the_same(self, name):
-        before, after = self.decayed(name, 5)
-        np.testing.assert_allclose(after, before * (1 - 0.1 * 0.3) ** 5, rtol=1e-5)
+        previous, after = self.decayed(name, 5)
+        np.testing.assert_allclose(after, previous * (1 - 0.1 * 0.3) ** 5, rtol=1e-5)
 
     def test_of_adam_it_is_a_part_of_the_gradient_and_scaled_like_it(self):
-        before, after = self.decayed("adam", 1)
-        np.testing.assert_allclose(after, before - 0.1 * np.sign(before), rtol=0, atol=1e-5)
+        previous, after = self.decayed("adam", 1)
+        np.testing.assert_allclose(after, previous - 0.1 * np.sign(previous), rtol=0, atol=1e-5)
 
 
 class TestEarlyStopping:
@@ -371,9 +371,9 @@ class TestCorruption:
 
     def noisy(self, x: torch.Tensor, kind: str, level: float, seed: int = 0, **where: Any) -> torch.Tensor:
         corrupt = build_corruption(settings(corruption=kind, corruption_level=level), **where)
-        before = x.clone()
+        previous = x.clone()
         changed = corrupt(x, generator(seed))
-        assert torch.equal(x, before)
+        assert torch.equal(x, previous)
         assert (changed.shape, changed.dtype) == (x.shape, x.dtype)
         return changed
 
@@ -454,7 +454,7 @@ class TestCorruption:
         targets: dict[bool, list[torch.Tensor]] = {True: [], False: []}
         original = loss.objective
 
-        def spy(passed: Pass, x: torch.Tensor, beta: float) -> torch.Tensor:
+        def spy(passed: AutoEncoderOutput, x: torch.Tensor, beta: float) -> torch.Tensor:
             targets[model.training].append(x.clone())
             return original(passed, x, beta)
 

@@ -14,7 +14,7 @@ from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
-from ae_pipeline.features.split import GATE, PARTS, Window, drawn, thin
+from ae_pipeline.features.split import GATE, PARTS, Window, sample_by_hash, sample_rows
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training import fit as fitting
@@ -70,7 +70,7 @@ class TestPacking:
         np.testing.assert_array_equal(packing.unpack(torch.from_numpy(records)).numpy(), encoded)
 
     def test_a_thousand_categories_are_one_number(self):
-        frame = pl.DataFrame({"c": [f"name {place % 1000}" for place in range(10_000)], "y": range(10_000)})
+        frame = pl.DataFrame({"c": [f"name {index % 1000}" for index in range(10_000)], "y": range(10_000)})
         columns = (FeatureColumn("c", ColumnType.CATEGORY), FeatureColumn("y", ColumnType.NUMBER))
         encoder = fit_table_encoder(frame, columns)
         packing, encoded = Packing.of(encoder), encoder.encode(frame)
@@ -156,7 +156,7 @@ class TestBatches:
         paths = DatasetPaths(tmp_path, "d")
         table = pl.DataFrame(
             {
-                "row_id": [f"row {place}" for place in range(5000)],
+                "row_id": [f"row {index}" for index in range(5000)],
                 "site": rng.integers(0, 40, 5000),
                 "is_known_anomaly": [[True, False, None][kind] for kind in rng.integers(0, 3, 5000)],
             }
@@ -204,16 +204,16 @@ class TestBatches:
             window.rows("train", paths)
 
     def test_thinning_and_drawing_go_by_identity_alone(self):
-        rows = pl.DataFrame({"row_id": [f"r{place}" for place in range(2000)]})
-        few = thin(rows, 100, seed=5)
+        rows = pl.DataFrame({"row_id": [f"r{index}" for index in range(2000)]})
+        few = sample_rows(rows, 100, seed=5)
         assert few.height == 100
-        assert set(thin(rows.reverse(), 100, seed=5)["row_id"]) == set(few["row_id"])
-        assert thin(rows, 2000, seed=5) is rows
-        some = drawn(rows, 0.25)
+        assert set(sample_rows(rows.reverse(), 100, seed=5)["row_id"]) == set(few["row_id"])
+        assert sample_rows(rows, 2000, seed=5) is rows
+        some = sample_by_hash(rows, 0.25)
         assert some.height == pytest.approx(500, abs=80)
-        halves = [drawn(rows.head(1000), 0.25), drawn(rows.tail(1000), 0.25)]
+        halves = [sample_by_hash(rows.head(1000), 0.25), sample_by_hash(rows.tail(1000), 0.25)]
         assert pl.concat(halves).equals(some)
-        assert drawn(rows, 1.0) is rows
+        assert sample_by_hash(rows, 1.0) is rows
 
 
 def correlated(count: int) -> pl.DataFrame:
@@ -222,11 +222,11 @@ def correlated(count: int) -> pl.DataFrame:
     hidden = rng.normal(size=(count, 2))
     values = hidden @ np.random.default_rng(99).normal(size=(2, 6)) + 0.05 * rng.normal(size=(count, 6))
     kind = np.where(hidden[:, 0] > 0, "up", "down")
-    return pl.DataFrame(values, schema=[f"x{place}" for place in range(6)]).with_columns(kind=pl.Series(kind))
+    return pl.DataFrame(values, schema=[f"x{index}" for index in range(6)]).with_columns(kind=pl.Series(kind))
 
 
 COLUMNS = (
-    *(FeatureColumn(f"x{place}", ColumnType.NUMBER) for place in range(6)),
+    *(FeatureColumn(f"x{index}", ColumnType.NUMBER) for index in range(6)),
     FeatureColumn("kind", ColumnType.CATEGORY),
 )
 TRAINING = {"epochs": 6, "batch_size": 128, "device": "cpu", "learning_rate": 0.01}
@@ -275,17 +275,17 @@ class TestStreamedTraining:
         assert again.fingerprint == both[1][0].fingerprint
 
     def test_it_goes_on_from_the_model_before_and_near_its_latents(self, both, fit_frame):
-        before = both[0][0]
+        previous = both[0][0]
         after, result = fit_frame(
             correlated(40_000),
             COLUMNS,
-            before,
+            previous,
             model={"latent_dim": 2, "hidden": [16]},
             training={**TRAINING, "memory_budget": "1MiB", "warm_start": False, "anchor": 1.0},
         )
         assert (result.is_streamed, result.is_anchored) == (True, True)
         rows = correlated(2000)
-        wanted, found = before.encode(rows), after.encode(rows)
+        wanted, found = previous.encode(rows), after.encode(rows)
         assert np.square(found - wanted).mean() < 0.05 * wanted.var()
 
     def test_a_wide_code_alone_can_go_beyond_the_budget(self, fit_frame):

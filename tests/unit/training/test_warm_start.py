@@ -12,10 +12,10 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import fit_encoder
-from ae_pipeline.latent_space.compatibility import explained
+from ae_pipeline.latent_space.compatibility import explained_variance
 from ae_pipeline.models.factory import build_loss, build_model
-from ae_pipeline.training.loop import Anchor
-from ae_pipeline.training.warm_start import anchor_to, inherit
+from ae_pipeline.training.loop import LatentRegularizer
+from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
 ROWS = 600
 NUMBER, CATEGORY = ColumnType.NUMBER, ColumnType.CATEGORY
@@ -35,12 +35,12 @@ def network(frame: pl.DataFrame, columns: list[FeatureColumn] = COLUMNS, seed: i
     """A network with drawn weights for a frame."""
     config = PipelineConfig.model_validate({**CONFIG, "model": {**CONFIG["model"], **model}})
     encoder = fit_encoder(config, frame, columns)
-    drawn = build_model(config, encoder.shape, torch.Generator().manual_seed(seed)).eval()
-    return FittedNetwork(encoder, drawn, build_loss(config, encoder))
+    sample_by_hash = build_model(config, encoder.shape, torch.Generator().manual_seed(seed)).eval()
+    return FittedNetwork(encoder, sample_by_hash, build_loss(config, encoder))
 
 
 def continued(new: FittedNetwork, old: FittedNetwork) -> bool:
-    return inherit(new.model, new.loss, new.encoder, old)
+    return load_matching_weights(new.model, new.loss, new.encoder, old)
 
 
 class TestWeights:
@@ -48,7 +48,7 @@ class TestWeights:
     def test_of_the_same_columns_all_weights_are_taken_over(self, form):
         frame = rows("a", "b", "c")
         old, new = network(frame, **form), network(frame, seed=1, **form)
-        old.model.axes.turn(torch.eye(2) * 3, torch.ones(2))
+        old.model.latent_transform.compose(torch.eye(2) * 3, torch.ones(2))
         assert not np.allclose(new.encode(frame), old.encode(frame))
         assert continued(new, old)
         for one, other in zip(new.model.state_dict().items(), old.model.state_dict().items(), strict=True):
@@ -57,8 +57,8 @@ class TestWeights:
 
     @pytest.mark.parametrize("form", [{}, {"tied": True}, {"variational": True}])
     def test_categories_keep_their_weights_wherever_they_stand(self, form):
-        before, after = rows("a", "b", "c"), rows("new", "c", "a", "b")
-        old, new = network(before, **form), network(after, seed=1, **form)
+        previous, after = rows("a", "b", "c"), rows("new", "c", "a", "b")
+        old, new = network(previous, **form), network(after, seed=1, **form)
         assert continued(new, old)
         known = after.filter(pl.col("c") != "new")
         np.testing.assert_allclose(new.encode(known), old.encode(known), rtol=1e-5, atol=1e-6)
@@ -77,26 +77,26 @@ class TestWeights:
                 np.testing.assert_allclose(np.diff(odds), np.diff(expected), rtol=1e-4, atol=1e-5)
 
     def test_a_new_category_keeps_the_weights_that_were_drawn(self):
-        before, after = rows("a", "b", "c"), rows("new", "c", "a", "b")
-        old, new = network(before), network(after, seed=1)
-        drawn = new.model.encoder[0].weight.clone()
-        place = new.encoder.blocks[-1].start + new.encoder.columns[2].vocabulary.index("new")
+        previous, after = rows("a", "b", "c"), rows("new", "c", "a", "b")
+        old, new = network(previous), network(after, seed=1)
+        sample_by_hash = new.model.encoder[0].weight.clone()
+        index = new.encoder.blocks[-1].start + new.encoder.columns[2].vocabulary.index("new")
         assert continued(new, old)
-        assert torch.equal(new.model.encoder[0].weight[:, place], drawn[:, place])
-        changed = (new.model.encoder[0].weight != drawn).all(0)
+        assert torch.equal(new.model.encoder[0].weight[:, index], sample_by_hash[:, index])
+        changed = (new.model.encoder[0].weight != sample_by_hash).all(0)
         assert int(changed.sum()) == new.encoder.width - 1
 
     def test_columns_that_came_or_went_are_passed_over(self):
         frame = rows("a", "b", "c").with_columns(z=pl.col("x") * pl.col("y"))
         old = network(frame, COLUMNS)
         new = network(frame, [COLUMNS[0], COLUMNS[2], FeatureColumn("z", NUMBER)], seed=1)
-        drawn = new.model.encoder[0].weight.clone()
+        sample_by_hash = new.model.encoder[0].weight.clone()
         assert continued(new, old)
         kept = {block.column: block.start for block in new.encoder.blocks if block.kind == "numeric"}
         there = {block.column: block.start for block in old.encoder.blocks if block.kind == "numeric"}
         weight = new.model.encoder[0].weight
         assert torch.equal(weight[:, kept["x"]], old.model.encoder[0].weight[:, there["x"]])
-        assert torch.equal(weight[:, kept["z"]], drawn[:, kept["z"]])
+        assert torch.equal(weight[:, kept["z"]], sample_by_hash[:, kept["z"]])
 
     def test_learnt_scales_come_along(self):
         frame = rows("a", "b")
@@ -110,65 +110,65 @@ class TestWeights:
     def test_layers_of_another_width_change_nothing(self, other):
         frame = rows("a", "b")
         old, new = network(frame, **other), network(frame, seed=1)
-        before = {name: value.clone() for name, value in new.model.state_dict().items()}
+        previous = {name: value.clone() for name, value in new.model.state_dict().items()}
         assert not continued(new, old)
-        assert all(torch.equal(value, before[name]) for name, value in new.model.state_dict().items())
+        assert all(torch.equal(value, previous[name]) for name, value in new.model.state_dict().items())
 
 
-def learn_without_y(fit_frame, before=None):
+def learn_without_y(fit_frame, previous=None):
     training = {"epochs": 1, "batch_size": 32, "device": "cpu", "learning_rate": 1e-12}
     columns = [column for column in COLUMNS if column.name != "y"]
     model = {"latent_dim": 2, "hidden": [16]}
-    return fit_frame(rows("a", "b", "c"), columns, before=before, model=model, training=training)[1]
+    return fit_frame(rows("a", "b", "c"), columns, previous=previous, model=model, training=training)[1]
 
 
-def learn(fit_frame, before=None, seed: int = 1, model: dict[str, Any] | None = None, **training: Any):
+def learn(fit_frame, previous=None, seed: int = 1, model: dict[str, Any] | None = None, **training: Any):
     given = {"epochs": 8, "batch_size": 32, "device": "cpu", "learning_rate": 0.02, "seed": seed, **training}
     model = {"latent_dim": 2, "hidden": [16], **(model or {})}
-    return fit_frame(rows("a", "b", "c"), COLUMNS, before=before, model=model, training=given)
+    return fit_frame(rows("a", "b", "c"), COLUMNS, previous=previous, model=model, training=given)
 
 
 @pytest.fixture(scope="module")
-def before(fit_frame):
+def previous(fit_frame):
     """The model that serves."""
     return learn(fit_frame, seed=0)[0]
 
 
 class TestTraining:
-    def test_it_starts_where_the_model_before_ended(self, fit_frame, before):
+    def test_it_starts_where_the_model_before_ended(self, fit_frame, previous):
         # A rate this low leaves the weights where they began.
         still: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12}
-        (warm, result), (_, cold) = learn(fit_frame, before, **still), learn(fit_frame, **still)
-        served = before.facts["validation_loss"]
+        (warm, result), (_, cold) = learn(fit_frame, previous, **still), learn(fit_frame, **still)
+        served = previous.facts["validation_loss"]
         assert result.epochs[0].validation_loss == pytest.approx(served, rel=1e-4)
         assert cold.epochs[0].validation_loss > served + 1
         assert result.first_loss == cold.first_loss
         assert [(one.is_warm, one.is_anchored) for one in (result, cold)] == [(True, True), (False, False)]
-        np.testing.assert_allclose(warm.encode(rows("a")), before.encode(rows("a")), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(warm.encode(rows("a")), previous.encode(rows("a")), rtol=1e-4, atol=1e-4)
 
-    def test_a_column_that_is_gone_leaves_the_weights_of_the_others(self, fit_frame, before):
-        warm, cold = (learn_without_y(fit_frame, one) for one in (before, None))
+    def test_a_column_that_is_gone_leaves_the_weights_of_the_others(self, fit_frame, previous):
+        warm, cold = (learn_without_y(fit_frame, one) for one in (previous, None))
         assert (warm.is_warm, warm.is_anchored) == (True, False)
         assert warm.epochs[0].validation_loss < cold.epochs[0].validation_loss
 
-    def test_both_settings_off_trains_as_if_nothing_served(self, fit_frame, before):
+    def test_both_settings_off_trains_as_if_nothing_served(self, fit_frame, previous):
         off: dict[str, Any] = {"warm_start": False, "anchor": 0.0}
-        alone, after = learn(fit_frame, **off)[0], learn(fit_frame, before, **off)[0]
+        alone, after = learn(fit_frame, **off)[0], learn(fit_frame, previous, **off)[0]
         assert alone.fingerprint == after.fingerprint
 
     @pytest.mark.parametrize("changed", [{"activation": "tanh"}, {"hidden": [12]}, {"scaling": "standard"}])
-    def test_another_network_starts_from_drawn_weights(self, fit_frame, before, changed):
+    def test_another_network_starts_from_drawn_weights(self, fit_frame, previous, changed):
         still: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-12, "model": changed}
-        (_, after), (_, alone) = (learn(fit_frame, one, **still) for one in (before, None))
+        (_, after), (_, alone) = (learn(fit_frame, one, **still) for one in (previous, None))
         assert after.epochs[0].validation_loss == alone.epochs[0].validation_loss
 
-    def test_the_anchor_keeps_latents_near_those_that_serve(self, fit_frame, before):
+    def test_the_anchor_keeps_latents_near_those_that_serve(self, fit_frame, previous):
         frame = rows("a", "b", "c")
-        wanted = before.encode(frame).astype(np.float64)
+        wanted = previous.encode(frame).astype(np.float64)
         shares = []
         for anchor in (0.0, 0.1, 5.0):  # there are a hundred steps in all
-            after = learn(fit_frame, before, warm_start=False, anchor=anchor)[0]
-            shares.append(explained(wanted, after.encode(frame).astype(np.float64)))
+            after = learn(fit_frame, previous, warm_start=False, anchor=anchor)[0]
+            shares.append(explained_variance(wanted, after.encode(frame).astype(np.float64)))
         assert shares == sorted(shares)
         assert shares[0] < 0.3
         assert shares[2] > 0.9
@@ -179,37 +179,39 @@ class TestTraining:
         frame = rows("a", "b", "c")
         after = learn(fit_frame, first, model=model, warm_start=False, anchor=1.0)[0]
         wanted, found = (one.encode(frame).astype(np.float64) for one in (first, after))
-        assert explained(wanted, found) > 0.9
+        assert explained_variance(wanted, found) > 0.9
 
 
 class TestAnchor:
     def test_it_weighs_squared_distances_in_spreads(self):
         latents = torch.tensor([[0.0, 0.0], [2.0, 20.0], [4.0, 40.0]])
-        anchor = Anchor(latents, 0.5)
+        anchor = LatentRegularizer(latents, 0.5)
         moved = latents[[2, 0]] + latents.std(0)
-        assert float(anchor.pull(moved, latents[[2, 0]])) == pytest.approx(0.5 * 2)
+        assert float(anchor.penalty(moved, latents[[2, 0]])) == pytest.approx(0.5 * 2)
 
     def test_a_column_that_never_varied_does_not_break_it(self):
-        anchor = Anchor(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), 1.0)
-        assert float(anchor.pull(torch.tensor([[0.0, 1.0]]), anchor.latents[:1])) == 0.0
+        anchor = LatentRegularizer(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), 1.0)
+        assert float(anchor.penalty(torch.tensor([[0.0, 1.0]]), anchor.latents[:1])) == 0.0
 
-    def test_it_is_a_share_of_what_training_saved(self, before):
+    def test_it_is_a_share_of_what_training_saved(self, previous):
         frame = rows("a", "b", "c")
-        training = before.config.training.model_copy(update={"anchor": 0.25})
-        anchor = anchor_to(before, frame, before.config.model_copy(update={"training": training}), 2)
+        training = previous.config.training.model_copy(update={"anchor": 0.25})
+        anchor = build_latent_regularizer(previous, frame, previous.config.model_copy(update={"training": training}), 2)
         assert anchor is not None
-        saved = before.facts["untrained_loss"] - before.facts["validation_loss"]
+        saved = previous.facts["untrained_loss"] - previous.facts["validation_loss"]
         assert saved > 1
         assert anchor.weight == pytest.approx(0.25 * saved)
-        np.testing.assert_array_equal(anchor.latents.numpy(), before.encode(frame))
+        np.testing.assert_array_equal(anchor.latents.numpy(), previous.encode(frame))
 
-    def test_there_is_none_where_losses_latents_or_columns_differ_or_nothing_was_saved(self, before):
+    def test_there_is_none_where_losses_latents_or_columns_differ_or_nothing_was_saved(self, previous):
         frame = rows("a", "b", "c")
-        model = before.config.model.model_copy(update={"loss": {"mse": 1.0}})
-        other = before.config.model_copy(update={"model": model})
-        idle = dataclasses.replace(before, facts={**before.facts, "untrained_loss": before.facts["validation_loss"]})
-        assert anchor_to(before, frame, before.config, 2) is not None
-        assert anchor_to(before, frame, other, 2) is None
-        assert anchor_to(before, frame, before.config, 3) is None
-        assert anchor_to(before, frame.drop("y"), before.config, 2) is None
-        assert anchor_to(idle, frame, before.config, 2) is None
+        model = previous.config.model.model_copy(update={"loss": {"mse": 1.0}})
+        other = previous.config.model_copy(update={"model": model})
+        idle = dataclasses.replace(
+            previous, facts={**previous.facts, "untrained_loss": previous.facts["validation_loss"]}
+        )
+        assert build_latent_regularizer(previous, frame, previous.config, 2) is not None
+        assert build_latent_regularizer(previous, frame, other, 2) is None
+        assert build_latent_regularizer(previous, frame, previous.config, 3) is None
+        assert build_latent_regularizer(previous, frame.drop("y"), previous.config, 2) is None
+        assert build_latent_regularizer(idle, frame, previous.config, 2) is None

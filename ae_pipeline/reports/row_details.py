@@ -16,7 +16,7 @@ from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.reports.latent_map import columns_of, near
 from ae_pipeline.reports.ranking import RankedRow, because, features_of
-from ae_pipeline.storage.parquet import apart
+from ae_pipeline.storage.parquet import detach
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 _VALUES, _LONGEST = 20, 40
@@ -27,7 +27,7 @@ MOST_TOLD = 20
 
 
 @dataclass(frozen=True)
-class ListedRows:
+class RowDetails:
     """Looks up what a page tells of rows.
 
     Attributes:
@@ -71,7 +71,7 @@ class ListedRows:
         text = cast("TableEncoder", self.bundle.encoder).speak(name, value) if is_known else str(value)
         return "missing" if value is None else text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
-    def explained(self, strangest: Sequence[RankedRow]) -> tuple[RankedRow, ...]:
+    def explanations(self, strangest: Sequence[RankedRow]) -> tuple[RankedRow, ...]:
         """Explains the first rows that are not flagged too, which the ranked files do not.
 
         Args:
@@ -82,11 +82,11 @@ class ListedRows:
         found = [features_of(pl.Series(ids), day, self.paths) for day, ids in by_day.items()]
         wanted = ["row_id", *self.bundle.columns]
         # Days whose features were made under other settings are scored anew before long.
-        usable = [apart(part.select(wanted)) for part in found if set(wanted) <= set(part.columns)]
+        usable = [detach(part.select(wanted)) for part in found if set(wanted) <= set(part.columns)]
         if usable:
             rows = pl.concat(usable, how="vertical_relaxed")
-            explained = self.bundle.explain(rows.select(self.bundle.columns))
-            self._told.update(zip(rows["row_id"], map(tuple, explained), strict=True))
+            explanations = self.bundle.explain(rows.select(self.bundle.columns))
+            self._told.update(zip(rows["row_id"], map(tuple, explanations), strict=True))
         told = {row.row_id: parts for row in silent if (parts := self._told.get(row.row_id))}
         return tuple(
             replace(row, contributions=told[row.row_id], because=because(told[row.row_id]))
@@ -100,7 +100,7 @@ class ListedRows:
         wanted, found = self._by_day(rows), []
         for day in sorted(wanted.keys() & self.files.keys()):
             of_day = published_day(self.files[day], self.paths, columns_of(self.bundle))
-            found.append(apart(of_day.filter(pl.col("row_id").is_in(wanted[day]))))
+            found.append(detach(of_day.filter(pl.col("row_id").is_in(wanted[day]))))
         return near(pl.concat(found), self.reference, self.bundle) if found else {}
 
     def _by_day(self, rows: Sequence[RankedRow]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ _SHADES = 64
 """Colours that a picture keeps: an event of Dagster holds it, and there is one a day."""
 
 
-def drawn(chart: Chart) -> Image.Image:
+def render_png(chart: Chart) -> Image.Image:
     """Draws a chart on white."""
     import vl_convert
 

@@ -1,0 +1,35 @@
+"""Reads bundles of format 6, which version 0.1 wrote. Version 0.3 removes this module."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+FORMAT = 6
+
+_RENAMED = (
+    (r"^typical$", "mean_input"),
+    (r"^density\.", "mahalanobis."),
+    (r"^model\.axes\.", "model.latent_transform."),
+    (r"^ensemble\.members\.", "ensemble.denoising_ensemble."),
+    (r"^ensemble\.views\.", "ensemble.scalings."),
+    (r"^ensemble\.scalings\.bent$", "ensemble.scalings.asinh_mask"),
+    (r"^ensemble\.scalings\.spread$", "ensemble.scalings.std"),
+    (r"(^|\.)(tails|scalings)\.knots$", r"\1\2.quantiles"),
+)
+"""Tensor names of format 6 as patterns, each with its replacement in format 7, applied in this order."""
+
+
+def upgrade_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a bundle of format 6 under their names of format 7.
+
+    The keys of the manifest have not changed, except for those of the configuration. The configuration accepts its old
+    keys itself.
+    """
+    return {_upgrade(name): tensor for name, tensor in tensors.items()}
+
+
+def _upgrade(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name

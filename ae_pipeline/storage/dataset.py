@@ -1,0 +1,24 @@
+"""A dataset: its configuration and the paths of its files."""
+
+from dataclasses import dataclass
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.storage.paths import DatasetPaths
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that a pipeline works on.
+
+    Attributes:
+        config: Configuration, as its `defs.yaml` states it now.
+        paths: Paths of its files.
+    """
+
+    config: PipelineConfig
+    paths: DatasetPaths
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.config.dataset
