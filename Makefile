@@ -5,6 +5,7 @@ DATASET ?= flights
 DEMOS := flights textures shuttle
 VENV := .venv
 BIN := $(VENV)/bin
+PROSE := README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs
 
 export DAGSTER_HOME := $(CURDIR)/.dagster
 # Threads that spin while they wait slow a busy machine down many times over.
@@ -12,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test ui setup check bench clean
+.PHONY: run test ui setup check prose bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +56,12 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
+
+# Form of the Markdown, choice of words, then sentences; the last is a part of `make test` too.
+prose: $(VENV)/.dev
+	$(BIN)/rumdl check --quiet $(PROSE)
+	$(BIN)/proselint check --config .proselintrc.json $(PROSE)
+	$(BIN)/python tests/contract/prose.py $(PROSE)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed.json
