@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test ui setup check prose bench clean
+.PHONY: run test ui setup check prose docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,13 +63,18 @@ prose: $(VENV)/.dev
 	$(BIN)/proselint check --config .proselintrc.json $(PROSE)
 	$(BIN)/python tests/contract/prose.py $(PROSE)
 
+# Every page opens from the disk; its search needs a server: `.venv/bin/python -m http.server --directory site`.
+docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser."
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed.json
 	$(BIN)/python -m benchmarks.planted_faults --out benchmarks/results/planted_faults.json
 	$(BIN)/python -m benchmarks.models --out benchmarks/results/models.json
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	rm -rf $(DEMOS:%=data/landing/%) $(DEMOS:%=data/contracts/%.yaml)
 	find data mlruns .dagster -mindepth 1 ! -path 'data/landing*' ! -path 'data/contracts*' \
 		! -name README.md ! -name dagster.yaml -delete

@@ -28,7 +28,7 @@ WORDINGS = {
     r"(?:is|are|was|were|be|been) told": "receives, shows, or name who says what to whom",
     r"told (?:of|apart)": "reported, distinguished",
     r"tells? (?:of|whether|which|how|what|apart|where)": "shows, reports, distinguishes",
-    r"says? (?:of|whether|which|how|where|what is so)": "returns whether, shows, states",
+    r"says? (?:of|what is so)|(?-i:Says|Gives|Tells) (?:whether|which|how|where|the|a|what)": "Return, state, show",
     r"gives? back": "returns",
     r"what it came to|what came of it|came to nothing|what became of": "the result, the outcome",
     r"whoever|whosoever|whatever (?:is|has|was)": "name the person or the thing",
