@@ -21,8 +21,11 @@ LONGEST_SENTENCE = 30
 MEAN_SENTENCE = 16
 """Words of a sentence of one page, on average."""
 
-PASSIVE_SHARE = 0.3
+PASSIVE_SHARE = 0.4
 """Share of the sentences of one page that may be in the passive voice."""
+
+ENOUGH = 10
+"""Sentences from which on a page has a mean and a share."""
 
 WORDINGS = {
     r"(?:is|are|was|were|be|been) told": "receives, shows, or name who says what to whom",
@@ -35,7 +38,7 @@ WORDINGS = {
     r"thereof|therein|thereby|wherein|whereby|whereof|hereby|herein": "of it, in it, by which",
     r"likewise": "in the same way, also",
     r"anew|afresh|once more": "again",
-    r"of before|of now|of today|of theirs|of ours|of its own": "previous, current, their own, our own, separate",
+    r"of before|of now|of today": "previous, current, today's",
     r"held against|holds? (?:\w+ ){1,3}against|hold against": "compared with, checked against, validated with",
     r"held beside|stands? beside|set beside": "compared with, is next to",
     r"mend|mends|mended|mending": "fix, correct, repair",
@@ -50,7 +53,7 @@ WORDINGS = {
     r"without a hand|by a hand": "automatically, manually",
     r"come(?:s)? true|come(?:s)? to stand|come(?:s)? by": "say what happens",
     r"for want of|lest|albeit|whence|thence": "plain words: without, so that … not, although, so",
-    r"in vain|for ever|by and by|as it were": "plain words: without effect, forever, at the same time",
+    r"for ever|by and by|as it were": "plain words: forever, soon, so to speak",
     r"is none of|are none of": "is not one of",
     r"in order to": "to",
     r"due to the fact that": "because",
@@ -154,9 +157,11 @@ def page_problems(markdown: str) -> list[str]:
             if len(words_of(sentence)) > LONGEST_SENTENCE
         ]
     sentences = [sentence for block in blocks for sentence in block.sentences]
-    if sentences and (mean := mean_length(sentences)) > MEAN_SENTENCE:
+    if len(sentences) < ENOUGH:
+        return problems
+    if (mean := mean_length(sentences)) > MEAN_SENTENCE:
         problems.append(f"1: sentences have {mean:.1f} words on average, at most {MEAN_SENTENCE} are allowed")
-    if sentences and (share := passive_share(sentences)) > PASSIVE_SHARE:
+    if (share := passive_share(sentences)) > PASSIVE_SHARE:
         problems.append(f"1: {share:.0%} of the sentences are passive, at most {PASSIVE_SHARE:.0%} are allowed")
     return problems
 
