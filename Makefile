@@ -5,6 +5,10 @@ DATASET ?= flights
 DEMOS := flights textures shuttle
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+# Loading the definitions and the file that MLflow runs has effects, and neither has examples.
+EXAMPLES := ae_pipeline --ignore ae_pipeline/definitions.py --ignore ae_pipeline/registry/pyfunc_model.py
+PROSE := README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs
 
 export DAGSTER_HOME := $(CURDIR)/.dagster
 # Threads that spin while they wait slow a busy machine down many times over.
@@ -12,16 +16,19 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test ui setup check bench clean
+.PHONY: help setup run ui test test-fast coverage doctest prose docs check bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make run    set up, land the demo data, and bring $(DATASET) up to date (DATASET=name for another: $(DEMOS))"
-	@echo "make test   set up and run the tests"
-	@echo "make ui     Dagster web UI on 127.0.0.1:3000 with its daemon, MLflow UI on :5000, reports on :3001"
-	@echo "make bench  measure speed, planted faults and models beside what else there is, into benchmarks/results"
-	@echo "make check  formatter, linter, type checker, import contracts, tests"
-	@echo "make setup  the virtual environment alone        make clean  remove it and what runs have made (not what you landed)"
+	@echo "make run        set up, land the demo data and update $(DATASET); DATASET=name for another: $(DEMOS)"
+	@echo "make test       set up and run all tests"
+	@echo "make ui         serve Dagster with its daemon on 127.0.0.1:3000, MLflow on :5000, the reports on :3001"
+	@echo "make docs       build the documentation into site/"
+	@echo "make check      formatter, linter, types, import contracts, doctests, prose, documentation, all tests"
+	@echo "make test-fast  the tests that are not marked slow      make coverage  all tests, with coverage and its floor"
+	@echo "make doctest    the examples in docstrings              make prose     the text of the documentation"
+	@echo "make bench      measure speed, planted faults and models against alternatives, into benchmarks/results"
+	@echo "make setup      create the virtual environment          make clean     remove it and what runs have written"
 
 # One stamp for each set of packages, so that `make run` does not install what only tests need.
 $(BIN)/python:
@@ -44,7 +51,17 @@ run: $(VENV)/.run
 	@$(BIN)/ae-pipeline run $(DATASET)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+	@$(PYTEST)
+
+test-fast: $(VENV)/.dev
+	@$(PYTEST) -m "not slow"
+
+coverage: $(VENV)/.dev
+	@$(PYTEST) --cov
+
+# One process: the examples are quick, and importing the package takes longest.
+doctest: $(VENV)/.dev
+	@$(BIN)/python -m pytest --doctest-modules $(EXAMPLES)
 
 ui: $(VENV)/.run
 	@$(BIN)/ae-pipeline ui
@@ -54,7 +71,19 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory doctest prose docs
 	@$(MAKE) --no-print-directory test
+
+# Form of the Markdown, choice of words, then sentences; the last is a part of `make test` too.
+prose: $(VENV)/.dev
+	$(BIN)/rumdl check --quiet $(PROSE)
+	$(BIN)/proselint check --config .proselintrc.json $(PROSE)
+	$(BIN)/python tests/contract/prose.py $(PROSE)
+
+# Every page opens from the disk; its search needs a server: `.venv/bin/python -m http.server --directory site`.
+docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser."
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed.json
@@ -62,7 +91,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.models --out benchmarks/results/models.json
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	rm -rf $(DEMOS:%=data/landing/%) $(DEMOS:%=data/contracts/%.yaml)
 	find data mlruns .dagster -mindepth 1 ! -path 'data/landing*' ! -path 'data/contracts*' \
 		! -name README.md ! -name dagster.yaml -delete

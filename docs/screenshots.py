@@ -1,4 +1,4 @@
-"""Makes the screenshots of README again, from the flights that `make run` has brought up.
+"""Makes the screenshots of README and of the documentation again, from the flights that `make run` has brought up.
 
 Run it after that, with Debian's package chromium: .venv/bin/python docs/screenshots.py
 """

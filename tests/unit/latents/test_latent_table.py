@@ -219,20 +219,24 @@ class TestContent:
         assert model_version_of(dataset.paths) == 1
 
 
-def test_the_lines_of_the_readme_read_all_rows(dataset, first):
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("### Reading it")[1].split("### ")[0]
+def test_the_documented_lines_read_all_rows(dataset, first):
+    root = Path(__file__).parents[3]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    reference = (root / "docs" / "reference" / "tables-and-files.md").read_text(encoding="utf-8")
+    section = reference.split("## Read the latent table")[1].split("## ")[0]
+    short, *_ = re.findall(r"```python\n(.*?)```", readme.split("## Read the table")[1], re.DOTALL)
     (plain, ours) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     names: dict[str, Any] = {"ae_pipeline": ae_pipeline}
     found = []
-    plain = plain.replace("data/latents/flights", dataset.paths.latents)
+    short, plain = (code.replace("data/latents/flights", dataset.paths.latents) for code in (short, plain))
     ours = ours.replace('("flights"', f'("sensors", data={str(dataset.paths.root)!r}').replace("2013-", "2024-")
-    for code in (plain, ours):
+    for code in (short, plain, ours):
         for line in ast.parse(code).body:
             if isinstance(line, ast.Expr):
-                found += [eval(compile(ast.Expression(line.value), "README", "eval"), names)]
+                found += [eval(compile(ast.Expression(line.value), "docs", "eval"), names)]
             else:
-                exec(compile(ast.Module([line], []), "README", "exec"), names)
+                exec(compile(ast.Module([line], []), "docs", "exec"), names)
+    assert len(names["latents"]) == 240
     assert [len(rows) for rows in found[:4]] == [240] * 4
     assert found[4] == (first.latent_space, 1, first.table_version)
     assert names["earlier"].arrow.num_rows == 240
