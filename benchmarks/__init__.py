@@ -1,6 +1,6 @@
-"""Comparisons with peers; each module is one benchmark and runs by itself."""
+"""Benchmarks against peers. Each command in docs/benchmarks runs one module."""
 
 import os
 
-# Threads that spin while they wait slow a busy machine down; read when torch is first imported.
+# Busy-waiting threads slow down a loaded machine. torch reads this variable at its first import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,6 +1,6 @@
-"""What each part of the score is worth: `benchmarks.detection` with parts left out, or alone.
+"""Measure the effect of each part of the score: `benchmarks.detection` without a part, or with one part alone.
 
-One fit of each set, protocol and seed serves all variants, since the parts are fitted apart from one another.
+All variants of a set, protocol and seed share one fit, because the parts are fitted independently.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WHOLE = "as shipped"
 
 
 def variants(detector: Detector, rows: FloatArray) -> Iterator[tuple[str, FloatArray]]:
-    """Scores rows, (n, columns), by the whole and by parts of it."""
+    """Yield each variant of the score with its scores of the rows, (n, columns)."""
     frame = frame_of(rows)
     surprisal = detector.tails(detector.latents_and_losses(frame)[1])
     yield WHOLE, detector.combine(surprisal)
@@ -52,7 +52,7 @@ def variants(detector: Detector, rows: FloatArray) -> Iterator[tuple[str, FloatA
 
 
 def run(folder: Path, seeds: Sequence[int], out: Path) -> None:
-    """Measures all variants on all sets of a folder, prints the table and writes the JSON."""
+    """Measure all variants on all sets of a folder, print the table and write the JSON."""
     rows: list[Row] = []
     for path in find_sets(folder):
         for seed in seeds:
@@ -73,26 +73,26 @@ def run(folder: Path, seeds: Sequence[int], out: Path) -> None:
 
 
 def describe(rows: Sequence[Row]) -> str:
-    """Lays out the means over sets and seeds of each variant."""
+    """Return a table of the means over sets and seeds of each variant."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = []
         for protocol in PROTOCOLS:
-            found = [row for row in rows if row["method"] == method and row["protocol"] == protocol]
-            cells += [f"{statistics.mean(float(row[figure]) for row in found):.4f}" for figure in ("auroc", "ap")]
+            matches = [row for row in rows if row["method"] == method and row["protocol"] == protocol]
+            cells += [f"{statistics.mean(float(row[figure]) for row in matches):.4f}" for figure in ("auroc", "ap")]
         lines.append([str(method), *cells])
     return format_table(["score", *(f"{p} {f}" for p in PROTOCOLS for f in ("AUROC", "AP"))], lines)
 
 
 def main() -> None:
-    """Runs the benchmark from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
-    parser.add_argument("--seeds", default="0,1,2", help="numbers, parted by commas (default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     if not find_sets(arguments.data):
-        parser.error(f"{arguments.data} holds no .npz file; name a folder of sets")
+        parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
     torch.set_num_threads(1)
     run(arguments.data, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
 

@@ -1,4 +1,4 @@
-"""Faults of one raw column of a flight, planted into copies of real rows, and the columns that are right to blame."""
+"""Plant faults of one raw column into copies of real flights, and list the columns that may be blamed."""
 
 import datetime as dt
 from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ class Fault(NamedTuple):
     """A fault of one raw column.
 
     Attributes:
-        column: Which.
-        value: What it holds then, given the row and another one.
-        can_befall: Whether it can befall a row, given the other.
-        is_unflown: Whether the carrier must never have flown the route that the row then has.
+        column: Name of the faulty column.
+        value: Function that returns the faulty value, given the row and another row.
+        can_befall: Function that returns whether the fault applies to a row, given the other row.
+        is_unflown: Whether the carrier must never have flown the route of the faulty row.
     """
 
     column: str
@@ -33,13 +33,13 @@ class Fault(NamedTuple):
 
 
 def _known(kind: str, column: str, is_unflown: bool = False) -> Fault:
-    """Takes a fault of `benchmarks.faults` that changes one column."""
+    """Return a fault of `benchmarks.faults` that changes one column."""
     change, can_befall = FAULTS[kind]
     return Fault(column, lambda row, other, generator: change(row, other, generator)[column], can_befall, is_unflown)
 
 
 def _of_another(column: str, least: int = 0) -> Fault:
-    """Takes the value of another flight, where numbers differ by as much."""
+    """Return a fault that copies the value of another flight; numbers must differ by at least `least`."""
 
     def differs(row: RawRow, other: RawRow) -> bool:
         return abs(_whole(row[column]) - _whole(other[column])) >= least if least else row[column] != other[column]
@@ -48,7 +48,7 @@ def _of_another(column: str, least: int = 0) -> Fault:
 
 
 def _later(column: str, *minutes: int) -> Fault:
-    """Moves a clock by one of several numbers of minutes."""
+    """Return a fault that moves a clock time by one of several numbers of minutes."""
 
     def moved(row: RawRow, _: RawRow, generator: np.random.Generator) -> object:
         hours, rest = divmod(_whole(row[column]), 100)
@@ -65,7 +65,7 @@ def _whole(value: object) -> int:
 def _in_local_time(row: RawRow, _: RawRow, __: np.random.Generator) -> object:
     time_hour = row["event_time"]
     if not isinstance(time_hour, dt.datetime):
-        raise TypeError(f"event_time={time_hour!r} is no time")
+        raise TypeError(f"event_time={time_hour!r} is not a datetime; cast the column to Datetime")
     return time_hour - dt.timedelta(hours=5)
 
 
@@ -96,50 +96,50 @@ SINGLE: Mapping[str, Fault] = {
     "origin of another flight": _of_another("origin"),
     "hour in local time instead of UTC": Fault("event_time", _in_local_time),
 }
-"""Each kind of fault that changes one raw column; `event_time` stands for `time_hour`, which it is a copy of."""
+"""Kinds of fault that change one raw column. `event_time` is a copy of the raw column `time_hour`."""
 
 FOLLOWING = (
     frozenset({"sched_arr_time", "arr_delay", "arr_time"}),
     frozenset({"sched_dep_time", "dep_delay", "dep_time"}),
 )
-"""Columns each of which follows from the others: the scheduled time, the delay, and the time that they add up to."""
+"""Groups of columns that determine each other: scheduled time, delay and actual time."""
 
 
 class Planted(NamedTuple):
-    """Copies of flights that took place, in each of which one raw column is faulty.
+    """Copies of flights that took place. One raw column of each copy is faulty.
 
     Attributes:
-        rows: With the faults.
-        kinds: Of each row's fault.
-        places: Of each row in the frame that it was copied from.
+        rows: Rows with the faults.
+        kinds: Kind of the fault of each row.
+        indices: Index of each row in the frame that it was copied from.
     """
 
     rows: pl.DataFrame
     kinds: list[str]
-    places: list[int]
+    indices: list[int]
 
 
 def guilty_columns(column: str, config: PipelineConfig) -> frozenset[str]:
-    """Lists the features that are right to blame for a faulty raw column, the column among them."""
+    """Return the features that may be blamed for a faulty raw column, including the column itself."""
     guilty = {column}
-    for name, expression in config.derive.items():  # in this order one builds on another
+    for name, expression in config.derive.items():  # a derived column may use columns that precede it
         if guilty & set(pl.sql_expr(expression).meta.root_names()):
             guilty.add(name)
     return frozenset(guilty.union(*(together for together in FOLLOWING if column in together)))
 
 
 def plant_columns(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = PER_KIND) -> Planted:
-    """Copies rows of flights that took place, and plants one fault of `SINGLE` into each.
+    """Copy rows of flights that took index, and plant one fault of `SINGLE` into each copy.
 
     Args:
-        raw: Raw rows; they stay as they are.
+        raw: Raw rows; not modified.
         routes: Carrier, origin and destination of every flight of the year.
-        seed: Chooses rows and values.
-        per_kind: Rows for each kind.
+        seed: Seed for the selection of rows and values.
+        per_kind: Number of rows of each kind.
     """
-    flew = raw.with_row_index("_place").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
+    flew = raw.with_row_index("_index").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
     parts: list[pl.DataFrame] = []
-    places: list[int] = []
+    indices: list[int] = []
     for number, fault in enumerate(SINGLE.values()):
         generator = np.random.default_rng([seed, number])
         changed: dict[int, object] = {}
@@ -153,11 +153,11 @@ def plant_columns(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = 
             flown = (faulty["carrier"], faulty["origin"], faulty["dest"]) in routes
             if value == row[fault.column] or (fault.is_unflown and flown):
                 continue
-            changed[row["_place"]] = value
+            changed[row["_index"]] = value
             if len(changed) == per_kind:
                 break
         values = pl.Series(fault.column, list(changed.values()), dtype=raw.schema[fault.column])
         parts.append(raw[list(changed)].with_columns(values))
-        places += changed
+        indices += changed
     kinds = [kind for kind, part in zip(SINGLE, parts, strict=True) for _ in range(part.height)]
-    return Planted(pl.concat(parts), kinds, places)
+    return Planted(pl.concat(parts), kinds, indices)

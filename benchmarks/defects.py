@@ -1,8 +1,8 @@
 """Defects on brick: AUROC of ae_pipeline, PCA and PyOD's autoencoders on patches of a held-out region.
 
-All learn from the same patches of the upper rows of the photograph; of these ae_pipeline sets three tenths aside, by
-tile, to stop early and to calibrate. Settings were tried out within the upper rows alone (`LEARNING` and `TUNING`),
-with defects planted there.
+All methods learn from the same patches of the upper rows of the photograph. ae_pipeline reserves three tenths of them,
+by tile, for early stopping and calibration. Settings were chosen within the upper rows only (`LEARNING` and `TUNING`),
+on defects planted there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from benchmarks.textures import (
 )
 
 Score = Callable[[Pixels], Values]
-"""Gives patches, (n, height, width), a score each; the higher, the stranger."""
+"""Function from patches, (n, height, width), to scores, (n,); a higher score is more anomalous."""
 
 LATENTS = 512
 MODEL: Mapping[str, Any] = {
@@ -52,7 +52,7 @@ FORMS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "ae_pipeline ConvVAE": ({"variational": True}, {"beta": 1e-4}),
     "ae_pipeline denoising ConvAE": ({}, {"corruption": "gaussian", "corruption_level": 0.2}),
 }
-"""Forms of ours: what each changes of `MODEL` and of `TRAIN`."""
+"""Variants of our model: the changes of each to `MODEL` and to `TRAIN`."""
 
 STRIDE = 4
 PCA_WIDTHS = (128, 256, 512, 700, 850)
@@ -60,61 +60,61 @@ PCA_WIDTHS = (128, 256, 512, 700, 850)
 
 @dataclass(frozen=True)
 class Setting:
-    """Patches to learn from and to be judged by.
+    """Patches for training and evaluation.
 
     Attributes:
-        training: Brick.
-        tiles: Of each of them.
-        clean: Brick of other rows.
-        strange: By task: defects planted into the clean patches, and patches of other textures.
+        training: Training patches of brick.
+        tiles: Tile of each training patch.
+        clean: Clean test patches of brick, from other rows.
+        anomalous: Anomalous patches by task: clean patches with planted defects, and patches of other textures.
     """
 
     training: Pixels
     tiles: Sequence[str]
     clean: Pixels
-    strange: Mapping[str, Pixels]
+    anomalous: Mapping[str, Pixels]
 
     def auroc(self, score: Score) -> dict[str, float]:
-        """Gives the AUROC of each task, strange patches against clean ones."""
+        """Return the AUROC of each task, anomalous patches against clean ones."""
         clean = score(self.clean)
-        strange = {task: score(patches) for task, patches in self.strange.items()}
-        strange = {"all defects": np.concatenate([strange[kind] for kind in DEFECTS]), **strange}
-        return {task: auroc(clean, scores) for task, scores in strange.items()}
+        anomalous = {task: score(patches) for task, patches in self.anomalous.items()}
+        anomalous = {"all defects": np.concatenate([anomalous[kind] for kind in DEFECTS]), **anomalous}
+        return {task: auroc(clean, scores) for task, scores in anomalous.items()}
 
 
-def prepare(seed: int, learn: slice = TRAINING, compare: slice = TEST, stride: int = STRIDE) -> Setting:
-    """Cuts patches and plants defects.
+def prepare(seed: int, learn: slice = TRAINING, evaluation: slice = TEST, stride: int = STRIDE) -> Setting:
+    """Cut patches and plant defects.
 
     Args:
-        seed: Of the planting.
+        seed: Seed of the planting.
         learn: Rows of the brick to learn from.
-        compare: Rows of brick, grass and gravel to be judged by.
-        stride: Pixels from one training patch to the next; of the judging ones it is 16.
+        evaluation: Rows of brick, grass and gravel for the evaluation.
+        stride: Pixels from one training patch to the next. Evaluation patches are 16 pixels apart.
     """
-    rows = {texture: photograph(texture)[compare] for texture in TEXTURES}
+    rows = {texture: photograph(texture)[evaluation] for texture in TEXTURES}
     training, tiles = cut_tiles(photograph("brick")[learn], stride)
     clean = cut(rows["brick"], 16)
-    strange = {kind: plant(clean, kind, rows.get(kind.split()[0]), seed) for kind in DEFECTS}
-    strange |= {f"whole {texture}": cut(rows[texture], 16) for texture in ("grass", "gravel")}
-    return Setting(training, tiles, clean, strange)
+    anomalous = {kind: plant(clean, kind, rows.get(kind.split()[0]), seed) for kind in DEFECTS}
+    anomalous |= {f"whole {texture}": cut(rows[texture], 16) for texture in ("grass", "gravel")}
+    return Setting(training, tiles, clean, anomalous)
 
 
-def auroc(normal: Values, strange: Values) -> float:
-    """Gives the share of pairs of which the strange one has the higher score, ties by half."""
-    truth = np.repeat([0, 1], [len(normal), len(strange)])
-    return float(roc_auc_score(truth, np.concatenate([normal, strange])))
+def auroc(normal: Values, anomalous: Values) -> float:
+    """Return the share of pairs whose anomalous patch has the higher score; a tie counts half."""
+    truth = np.repeat([0, 1], [len(normal), len(anomalous)])
+    return float(roc_auc_score(truth, np.concatenate([normal, anomalous])))
 
 
 def fit_ours(form: str, setting: Setting, seed: int, **training: Any) -> Score:
-    """Fits one of `FORMS`; further keyword arguments replace settings of the training."""
-    model, own = FORMS[form]
-    settings = {**TRAIN, **own, **training}
+    """Fit one of `FORMS`. Further keyword arguments override training settings."""
+    model, changes = FORMS[form]
+    settings = {**TRAIN, **changes, **training}
     bundle = fit_images(setting.training, seed, {**MODEL, **model}, settings, setting.tiles, ALERTS)
     return lambda patches: bundle.score(image_frame(patches)).score
 
 
 def fit_pca(width: int, setting: Setting, seed: int) -> Score:
-    """Fits principal components; the score is the squared error of the reconstruction."""
+    """Fit principal components. The score is the mean squared reconstruction error."""
     fitted = PCA(width, random_state=seed).fit(_flat(setting.training))
 
     def score(patches: Pixels) -> Values:
@@ -126,7 +126,7 @@ def fit_pca(width: int, setting: Setting, seed: int) -> Score:
 
 
 def fit_pyod(detector: type, setting: Setting, seed: int) -> Score:
-    """Fits a detector of PyOD with its defaults."""
+    """Fit a detector of PyOD with its defaults."""
     fitted = detector(random_state=seed, verbose=0)
     fitted.fit(_flat(setting.training))
     return lambda patches: np.asarray(fitted.decision_function(_flat(patches)), dtype=np.float64)
@@ -138,13 +138,13 @@ def _flat(patches: Pixels) -> Values:
 
 
 def best_pca_width() -> int:
-    """Chooses the width of PCA that tells defects best which are planted into the training region's lowest rows."""
+    """Return the width of PCA with the best AUROC on defects in the lowest rows of the training region."""
     setting = prepare(0, LEARNING, TUNING)
     return max(PCA_WIDTHS, key=lambda width: setting.auroc(fit_pca(width, setting, 0))["all defects"])
 
 
 def measure(seeds: Sequence[int]) -> Iterator[Measure]:
-    """Fits every method with every seed and measures it on the held-out rows."""
+    """Fit every method with every seed and measure it on the held-out rows."""
     wide = best_pca_width()
     methods: dict[str, Callable[[Setting, int], Score]] = {form: partial(fit_ours, form) for form in FORMS}
     methods |= {f"PCA, {width} latents": partial(fit_pca, width) for width in dict.fromkeys((LATENTS, wide))}

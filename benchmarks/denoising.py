@@ -1,8 +1,8 @@
-"""Noise removal from brick: PSNR of ae_pipeline's denoising autoencoder beside classical methods of scikit-image.
+"""Noise removal from brick: PSNR of ae_pipeline's denoising autoencoder and of classical methods of scikit-image.
 
-Each learns or is tuned for one level at a time, on the upper rows of the photograph alone, and works on the whole
-held-out strip, which is then cut into patches. Ours denoises overlapping patches of the strip and takes the mean where
-they overlap, as patch-based methods do.
+Each method is trained or tuned for one noise level, on the upper rows of the photograph only. It restores the whole
+held-out strip, which is then cut into patches. ae_pipeline denoises overlapping patches of the strip and averages them
+where they overlap, as patch-based methods do.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,15 +33,15 @@ TRAIN: Mapping[str, Any] = {"batch_size": 128, "learning_rate": 4e-3, "patience"
 
 @dataclass(frozen=True)
 class Level:
-    """What is learnt for one level of noise.
+    """Settings for one level of noise.
 
     Attributes:
-        patch: Pixels of a side of the patches that the network sees.
-        stride: From one training patch to the next.
-        channels: Of its one level of convolution.
-        hidden: Width of the dense layer behind it.
-        latent_dim: Width of its latent space.
-        epochs: Passes over the training patches.
+        patch: Side length of the network's patches, pixels.
+        stride: Distance from one training patch to the next, pixels.
+        channels: Channels of the single convolution level.
+        hidden: Width of the dense layer after it.
+        latent_dim: Width of the latent space.
+        epochs: Number of passes over the training patches.
     """
 
     patch: int
@@ -57,29 +57,29 @@ LEVELS: Mapping[float, Level] = {
     0.1: Level(16, 3, 16, 512, 256, 16),
     0.2: Level(16, 3, 16, 512, 256, 10),
 }
-"""By standard deviation of the noise, on the scale 0 to 1."""
+"""Settings by standard deviation of the noise, on the scale 0 to 1."""
 
 
 def brick(rows: slice) -> Strip:
-    """Reads rows of the photograph on the scale 0 to 1."""
+    """Return rows of the photograph on the scale 0 to 1."""
     return photograph("brick")[rows].astype(np.float32) / np.float32(255)
 
 
 def add_noise(strip: Strip, sigma: float, seed: int) -> Strip:
-    """Adds normal noise, which is not cut to the scale."""
+    """Add Gaussian noise, without clipping to the scale."""
     noise = np.random.default_rng(seed).standard_normal(strip.shape)
     return (strip + sigma * noise).astype(np.float32)
 
 
 def psnr(restored: npt.NDArray[np.floating], clean: Strip) -> float:
-    """Gives the mean of the PSNR, dB, of the patches of 32×32 pixels; what is restored is cut to the scale first."""
+    """Return the mean PSNR of the patches of 32×32 pixels, in dB. Restored pixels are clipped to the scale first."""
     pairs = (cut_side_by_side(strip.astype(np.float64), 32) for strip in (np.clip(restored, 0, 1), clean))
     errors = np.square(np.subtract(*pairs)).mean(axis=(1, 2))
     return float(np.mean(-10 * np.log10(errors)))
 
 
 def fit_ours(sigma: float, level: Level, seed: int, rows: slice = TRAINING) -> ModelBundle:
-    """Fits a denoising autoencoder for one level of noise, which is drawn on the inputs' own, standardised scale."""
+    """Fit a denoising autoencoder for one level of noise. Training noise is added on the standardized scale."""
     patches, tiles = cut_tiles(brick(rows), level.stride, level.patch)
     model = {**MODEL, "channels": [level.channels], "hidden": [level.hidden], "latent_dim": level.latent_dim}
     training = {**TRAIN, "epochs": level.epochs, "corruption_level": sigma / float(patches.std())}
@@ -87,14 +87,14 @@ def fit_ours(sigma: float, level: Level, seed: int, rows: slice = TRAINING) -> M
 
 
 def denoise(bundle: ModelBundle, strip: Strip, patch: int, stride: int) -> npt.NDArray[np.float64]:
-    """Denoises patches of a strip; where they overlap it takes their mean."""
+    """Denoise patches of a strip and average them where they overlap."""
     height, width = strip.shape
     tops, lefts = ([*range(0, size - patch, stride), size - patch] for size in (height, width))
-    places = list(product(tops, lefts))
-    patches = np.stack([strip[top : top + patch, left : left + patch] for top, left in places])
+    corners = list(product(tops, lefts))
+    patches = np.stack([strip[top : top + patch, left : left + patch] for top, left in corners])
     restored = images_of(bundle.denoise(image_frame(patches)), "float32", (patch, patch))
     total, count = np.zeros(strip.shape), np.zeros(strip.shape)
-    for (top, left), part in zip(places, restored, strict=True):
+    for (top, left), part in zip(corners, restored, strict=True):
         total[top : top + patch, left : left + patch] += part
         count[top : top + patch, left : left + patch] += 1
     mean: npt.NDArray[np.float64] = total / count
@@ -105,14 +105,14 @@ Restore = Callable[[Strip], npt.NDArray[np.floating]]
 
 
 def tune(candidates: Sequence[Restore], sigma: float) -> Restore:
-    """Chooses the candidate that does best on the lowest rows of the training region."""
+    """Return the candidate with the best PSNR on the lowest rows of the training region."""
     clean = brick(TUNING)
     noisy = add_noise(clean, sigma, seed=1000)
     return max(candidates, key=lambda restore: psnr(restore(noisy), clean))
 
 
 def nl_means(sigma: float) -> list[Restore]:
-    """Lists settings of non-local means that are tried; σ is known to it."""
+    """Return the candidate settings of non-local means; σ is known to the method."""
 
     def candidate(size: int, distance: int, strength: float, fast: bool) -> Restore:
         return lambda strip: denoise_nl_means(
@@ -125,7 +125,7 @@ def nl_means(sigma: float) -> list[Restore]:
 
 
 def total_variation(sigma: float) -> list[Restore]:
-    """Lists weights of Chambolle's total variation that are tried."""
+    """Return the candidate weights of Chambolle's total variation."""
 
     def candidate(weight: float) -> Restore:
         restore: Restore = partial(denoise_tv_chambolle, weight=weight * sigma)
@@ -135,7 +135,7 @@ def total_variation(sigma: float) -> list[Restore]:
 
 
 def measure(seeds: Sequence[int]) -> Iterator[Measure]:
-    """Restores the held-out strip by every method, with every seed and level."""
+    """Restore the held-out strip by every method, with every seed and level."""
     clean = brick(TEST)
     for sigma, level in LEVELS.items():
         peers = {"non-local means": nl_means(sigma), "total variation": total_variation(sigma)}

@@ -1,4 +1,4 @@
-"""One dataset's deployment in a folder of its own, whose stages are run one at a time and measured."""
+"""Run the stages of one dataset one at a time, in a separate deployment folder, and measure them."""
 
 import json
 import os
@@ -19,11 +19,11 @@ _JOBS = dict(zip(STAGES, ("ingest", "ingest", "train", "train", "publish", "publ
 
 @dataclass(frozen=True)
 class Measure:
-    """What a stage took.
+    """Time and memory of a stage.
 
     Attributes:
-        seconds: Of the run, without the start of its process.
-        mebibytes: Most memory that its process held.
+        seconds: Duration of the run, without the start of its process.
+        mebibytes: Peak memory of its process.
     """
 
     seconds: float
@@ -31,39 +31,39 @@ class Measure:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Gives the environment of a process whose data, models and events lie in a folder."""
-    own = {"DAGSTER_HOME": "home", "AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns"}
-    for name in own.values():
+    """Return the environment of a process whose data, models and events are in a folder."""
+    folders = {"DAGSTER_HOME": "home", "AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns"}
+    for name in folders.values():
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", root / "home")
     quiet = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**os.environ, **quiet, **{name: str(root / folder) for name, folder in own.items()}}
+    return {**os.environ, **quiet, **{name: str(root / folder) for name, folder in folders.items()}}
 
 
 def run_stage(root: Path, attributes: Mapping[str, Any], stage: str, days: Sequence[str]) -> Measure:
-    """Materializes one asset over some days in a process of its own.
+    """Materialize one asset over some days in a separate process.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The process failed.
     """
     command = [sys.executable, "-m", "benchmarks.deployment", json.dumps(dict(attributes)), stage, days[0], days[-1]]
-    found = subprocess.run(command, env=environment(root), capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise RuntimeError(f"{stage} of {days[0]} to {days[-1]} failed:\n{found.stdout}\n{found.stderr}")
-    return Measure(**json.loads(found.stdout.splitlines()[-1]))
+    completed = subprocess.run(command, env=environment(root), capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise RuntimeError(f"{stage} of {days[0]} to {days[-1]} failed:\n{completed.stdout}\n{completed.stderr}")
+    return Measure(**json.loads(completed.stdout.splitlines()[-1]))
 
 
 def measured(work: Callable[[], object]) -> Measure:
-    """Measures a piece of work in this process, and the most memory that it has held so far."""
+    """Run a function and return its duration and the peak memory of this process so far."""
     began = time.perf_counter()
     work()
-    return Measure(time.perf_counter() - began, _most_held())
+    return Measure(time.perf_counter() - began, _peak_memory())
 
 
-def _most_held() -> float:
-    """Gives the most memory that this process has held, MiB."""
+def _peak_memory() -> float:
+    """Return the peak memory of this process, MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells there may be the parent's, from before this process had its own memory
+    if status.exists():  # on Linux getrusage may report the parent's peak from before exec
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
@@ -81,11 +81,11 @@ def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: st
 
     config = PipelineConfig.model_validate(attributes)
     workspace = Workspace(data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"])
-    own = dg.Definitions(
+    resources = dg.Definitions(
         resources={"workspace": workspace}, executor=dg.in_process_executor, loggers={"console": line_logger}
     )
-    context: Any = None  # of a defs folder, which there is none of
-    definitions = dg.Definitions.merge(AutoencoderPipeline(config).build_defs(context), own)
+    context: Any = None  # build_defs needs no context without a defs folder
+    definitions = dg.Definitions.merge(AutoencoderPipeline(config).build_defs(context), resources)
     job = definitions.resolve_job_def(job_name(config, _JOBS[stage]))
     tags = range_tags(first, last) if stage not in {"autoencoder", "champion"} else {}
     with dg.DagsterInstance.get() as instance:

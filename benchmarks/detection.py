@@ -1,23 +1,25 @@
-"""Anomalies in tables: ae_pipeline beside PyOD's detectors on any folder of ADBench-like `.npz` files.
+"""Anomaly detection in tables: ae_pipeline and PyOD's detectors on any folder of ADBench-like `.npz` files.
 
 A file holds `X`, rows × features, and `y`, 0 for normal rows and 1 for anomalies (Han et al. 2022, "ADBench"). A set of
-more than 10,000 rows is cut to 10,000 random ones. Two protocols:
+more than 10,000 rows is cut to 10,000 random rows. There are two protocols:
 
 - one-class: learn from half of the normal rows; score the other half and every anomaly.
-- contaminated: learn from all rows, anomalies among them and labels unseen; score the same rows.
+- contaminated: learn from all rows, including anomalies, without labels; score the same rows.
 
-Every method has one configuration for all sets and both protocols. Peers have PyOD's defaults and see numbers
-standardised on the training rows; ae_pipeline sees them raw, since its own preprocessing is part of it.
+Every method has one configuration for all sets and both protocols. Peers use PyOD's defaults on numbers standardized on
+the training rows. ae_pipeline receives raw numbers, because its preprocessing is part of the method.
 
-Of the rows that it was fitted on, a peer's score is what it says of them itself (`decision_scores_`), and so a part of
-its fitting. To ask KNN or LOF about them as if they were new makes each its own nearest neighbour, which over many sets
-does them harm; to the others it is the same, but for the random draws in the scores of VAE.
+For the rows that a peer was fitted on, its score is its `decision_scores_`, which its fit produces. Scoring these rows
+as new rows would make each row its own nearest neighbor in KNN and LOF and lower their results on many sets. For the
+other peers the scores are the same, except for random samples in the scores of VAE.
 
-A method that fails on a set, by an exception or by scores that are not finite, is counted with the figures of chance
-(AUROC 0.5, average precision the share of anomalies), and its row bears the reason as `error`. The tables mark it and
-it is listed below them. A seed whose random rows hold no anomaly can judge nobody: it is told and left out for all.
+A method fails on a set when it raises or when its scores are not finite. It then counts with the figures of random
+ranking (AUROC 0.5, average precision equal to the share of anomalies), and its row holds the reason as `error`. The
+tables mark failed methods and list them below. A seed whose rows are all of one class is reported and skipped for all
+methods.
 
-Times are wall-clock, of one torch thread. Those of a peer include standardising, of ae_pipeline all of its own.
+Times are wall-clock, on one torch thread. The times of a peer include standardization. The times of ae_pipeline include
+all of its preprocessing.
 """
 
 import argparse
@@ -53,36 +55,36 @@ from benchmarks.report import Row, format_table, write_report
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Scorer = Callable[[FloatArray], FloatArray]
-"""Gives a score for each row, (n, columns) → (n,); the higher, the stranger."""
+"""Function from rows, (n, columns), to scores, (n,); a higher score is more anomalous."""
 
 MOST_ROWS = 10_000
 HELD_OUT = 0.1
-"""Share of the training rows that ae_pipeline stops by, where a pipeline would take later days."""
+"""Share of the training rows that ae_pipeline uses for early stopping. A pipeline would use later days."""
 PROTOCOLS = ("one-class", "contaminated")
 OURS = "ae_pipeline"
 FAILURES = (ArithmeticError, LookupError, PipelineError, RuntimeError, TypeError, ValueError)
-"""What a method may raise on data that it cannot take; anything else is a fault of the benchmark and ends it."""
+"""Exceptions that count as a failure of the method. Any other exception is a bug and ends the benchmark."""
 
 
 class Fitted(NamedTuple):
-    """What a method has learnt.
+    """A fitted method.
 
     Attributes:
-        score: Of any rows.
-        own: Scores of the training rows, where the method has them from fitting; else None.
+        score: Scorer of any rows.
+        train_scores: Scores of the training rows, if the fit produces them, else None.
     """
 
     score: Scorer
-    own: FloatArray | None
+    train_scores: FloatArray | None
 
 
 class Table(NamedTuple):
-    """A set as it is read.
+    """A set as read from its file.
 
     Attributes:
-        name: Of its file.
-        values: X, (n, columns).
-        is_anomaly: Which rows are anomalies, (n,).
+        name: Name of the file without its suffix.
+        values: Array X, (n, columns).
+        is_anomaly: Mask of the anomalies, (n,).
     """
 
     name: str
@@ -95,8 +97,8 @@ class Task(NamedTuple):
 
     Attributes:
         train: Rows to learn from, (n, columns).
-        test: Rows to score, (m, columns); the same object as `train` where they are the same rows.
-        truth: Which rows of the test are anomalies, (m,).
+        test: Rows to score, (m, columns); the same object as `train` if the rows are the same.
+        truth: Mask of the anomalies among the test rows, (m,).
     """
 
     train: FloatArray
@@ -106,20 +108,20 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """What one method made of one set under one protocol with one seed.
+    """Result of one method on one set, under one protocol, with one seed.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         protocol: One of `PROTOCOLS`.
         method: One of `METHODS`.
-        seed: Of the rows, of the split and of the method.
+        seed: Seed of the rows, of the split and of the method.
         auroc: Area under the ROC curve.
         ap: Average precision.
-        fit_seconds: Wall-clock; of a method that raised, all that it took.
-        score_seconds: Wall-clock.
-        rows: Training rows.
-        columns: Of the set.
-        error: Why the figures are those of chance; None where they are measured.
+        fit_seconds: Wall-clock time of the fit; for a method that raised, its total time.
+        score_seconds: Wall-clock time of the scoring.
+        rows: Number of training rows.
+        columns: Number of columns of the set.
+        error: Reason of the failure, or None. The figures of a failed method are those of random ranking.
     """
 
     name: str
@@ -135,7 +137,7 @@ class Trial:
     error: str | None = None
 
     def row(self) -> Row:
-        """Gives the row of the JSON, with an error only where there is one."""
+        """Return the row of the JSON; `error` is present only after a failure."""
         row: dict[str, str | int | float] = {
             "set": self.name,
             "protocol": self.protocol,
@@ -152,13 +154,13 @@ class Trial:
 
 
 def fit_ours(train: FloatArray, seed: int) -> Scorer:
-    """Fits a detector with the defaults of the package on numbers as they are, (n, columns)."""
+    """Fit a detector with the defaults of the package on raw numbers, (n, columns), and return its scorer."""
     detector = fit_detector_on(train, seed)
     return lambda values: detector.latents_and_scores(frame_of(values))[1]
 
 
 def fit_detector_on(train: FloatArray, seed: int) -> Detector:
-    """Fits the same, and gives it whole; `frame_of` makes the rows that it reads."""
+    """Fit a detector like `fit_ours` and return it. `frame_of` converts rows for it."""
     config = PipelineConfig.model_validate(
         {"dataset": "detection", "identity": ("row_id",), "training": {"device": "cpu", "seed": seed}}
     )
@@ -169,17 +171,17 @@ def fit_detector_on(train: FloatArray, seed: int) -> Detector:
 
 
 def frame_of(values: FloatArray) -> pl.DataFrame:
-    """Lays numbers out as features, (n, columns)."""
+    """Return numbers, (n, columns), as a frame of features."""
     return pl.DataFrame({f"x{index:03}": values[:, index] for index in range(values.shape[1])})
 
 
 def fit_peer(make: Callable[[int], Any], train: FloatArray, seed: int) -> Fitted:
-    """Fits a detector of PyOD on standardised numbers; a constant column becomes zero."""
+    """Fit a detector of PyOD on standardized numbers. A constant column becomes zero."""
     scaler = StandardScaler().fit(train)
     detector = make(seed)
     detector.fit(scaler.transform(train))
-    own = np.asarray(detector.decision_scores_, dtype=np.float64)
-    return Fitted(lambda values: np.asarray(detector.decision_function(scaler.transform(values)), np.float64), own)
+    seen = np.asarray(detector.decision_scores_, dtype=np.float64)
+    return Fitted(lambda values: np.asarray(detector.decision_function(scaler.transform(values)), np.float64), seen)
 
 
 PEERS: Mapping[str, Callable[[int], Any]] = {
@@ -191,40 +193,40 @@ PEERS: Mapping[str, Callable[[int], Any]] = {
     "PCA": lambda seed: PCA(random_state=seed),
     "ECOD": lambda _: ECOD(),
 }
-"""Detectors of PyOD with their defaults, built with a seed where they take one."""
+"""Detectors of PyOD with their defaults, with a seed if they accept one."""
 
 METHODS: Mapping[str, Callable[[FloatArray, int], Fitted]] = {
     OURS: lambda train, seed: Fitted(fit_ours(train, seed), None),
     **{name: partial(fit_peer, make) for name, make in PEERS.items()},
 }
-"""What learns from training rows with a seed."""
+"""Functions that fit a method, given training rows and a seed."""
 
 
 def find_sets(folder: Path) -> list[Path]:
-    """Lists the files of a folder's sets in order of name."""
+    """Return the files of the sets in a folder, sorted by name."""
     return sorted(folder.glob("*.npz"))
 
 
 def read_set(path: Path) -> Table:
-    """Reads a set.
+    """Return the set of a file.
 
     Raises:
-        ValueError: The file does not hold a set.
+        ValueError: The file does not contain a set.
     """
     with np.load(path) as content:
         if missing := sorted({"X", "y"} - set(content.files)):
-            raise ValueError(f"{path} has no array {missing[0]!r}; a set has X, rows × features, and y, 0 or 1")
+            raise ValueError(f"{path} has no array {missing[0]!r}; save a set as X, rows × features, and y, 0 or 1")
         values, labels = content["X"].astype(np.float64), content["y"]
     if values.ndim != 2 or labels.shape != values.shape[:1] or not np.isin(labels, (0, 1)).all():
         raise ValueError(
-            f"{path} has X of shape {values.shape} and y of shape {labels.shape}; give X as rows × features and for "
-            "each row a y of 0 or 1"
+            f"{path} has X of shape {values.shape} and y of shape {labels.shape}; save X as rows × features and y "
+            "as one label, 0 or 1, for each row"
         )
     return Table(path.stem, values, labels == 1)
 
 
 def cap_rows(table: Table, seed: int) -> Table:
-    """Cuts a set of more than `MOST_ROWS` to so many random ones; a smaller set stays as it is."""
+    """Return `MOST_ROWS` random rows of a larger set; return a smaller set unchanged."""
     count = len(table.values)
     if count <= MOST_ROWS:
         return table
@@ -233,14 +235,14 @@ def cap_rows(table: Table, seed: int) -> Table:
 
 
 def halve_normal(is_anomaly: BoolArray, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Gives the places of the normal rows in random order: the half to learn from, and the other."""
+    """Return the indices of the normal rows in random order: the training half and the other half."""
     normal = np.random.RandomState(seed).permutation(np.flatnonzero(~is_anomaly))
     half = len(normal) // 2
     return normal[:half], normal[half:]
 
 
 def make_task(table: Table, protocol: str, seed: int) -> Task:
-    """Splits a set that has been cut to size as a protocol says."""
+    """Split a capped set according to a protocol."""
     values, is_anomaly = table.values, table.is_anomaly
     if protocol == "contaminated":
         return Task(values, values, is_anomaly)
@@ -250,22 +252,22 @@ def make_task(table: Table, protocol: str, seed: int) -> Task:
 
 
 def try_method(table: Table, protocol: str, method: str, seed: int) -> Trial:
-    """Fits and judges a method on a set that has been cut to size; one that fails has the figures of chance."""
+    """Fit and evaluate a method on a capped set. A failed method gets the figures of random ranking."""
     task = make_task(table, protocol, seed)
     score = np.zeros(len(task.test))
     error = None
     started = fitted = time.perf_counter()
     try:
-        learnt = METHODS[method](task.train, seed)
+        model = METHODS[method](task.train, seed)
         fitted = time.perf_counter()
-        own = learnt.own if task.test is task.train else None
-        score = learnt.score(task.test) if own is None else own
+        known = model.train_scores if task.test is task.train else None
+        score = model.score(task.test) if known is None else known
     except FAILURES as failure:
         fitted = time.perf_counter()
         error = " ".join(f"{type(failure).__name__}: {failure}".split())
     ended = time.perf_counter()
-    if odd := int((~np.isfinite(score)).sum()):
-        error = f"{odd:,} of {len(score):,} scores are not finite"
+    if not_finite := int((~np.isfinite(score)).sum()):
+        error = f"{not_finite:,} of {len(score):,} scores are not finite"
     auroc, ap = 0.5, float(task.truth.mean())
     if error is None:
         auroc, ap = float(roc_auc_score(task.truth, score)), float(average_precision_score(task.truth, score))
@@ -274,24 +276,24 @@ def try_method(table: Table, protocol: str, method: str, seed: int) -> Trial:
 
 
 def try_set(path: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
-    """Tries methods on a set under both protocols, and prints a line of what came out."""
+    """Evaluate methods on a set under both protocols, and print a line with the results."""
     whole, trials, started = read_set(path), list[Trial](), time.perf_counter()
     for seed in seeds:
         table = cap_rows(whole, seed)
         if not table.is_anomaly.any() or table.is_anomaly.all():
-            print(f"{table.name}, seed {seed}: left out, its rows are all of one kind", flush=True)
+            print(f"{table.name}, seed {seed}: skipped, all of its rows are of one class", flush=True)
             continue
         trials += [try_method(table, protocol, method, seed) for protocol in PROTOCOLS for method in methods]
-    said = []
+    parts = []
     for protocol in PROTOCOLS:
-        found = [(method, _of(trials, protocol=protocol, method=method)) for method in methods]
-        said.append(f"{protocol} " + ", ".join(f"{method} {_cell(runs)}" for method, runs in found))
-    print(f"{whole.name}, {time.perf_counter() - started:.0f} s: {'; '.join(said)}", flush=True)
+        by_method = [(method, _of(trials, protocol=protocol, method=method)) for method in methods]
+        parts.append(f"{protocol} " + ", ".join(f"{method} {_cell(runs)}" for method, runs in by_method))
+    print(f"{whole.name}, {time.perf_counter() - started:.0f} s: {'; '.join(parts)}", flush=True)
     return trials
 
 
 def describe(trials: Sequence[Trial]) -> str:
-    """Lays out, for each protocol, the means over sets and seeds and the AUROC of each set; and what failed."""
+    """Return tables of the means and of the AUROC by set for each protocol, and the list of failures."""
     names, methods = (list(dict.fromkeys(getattr(trial, key) for trial in trials)) for key in ("name", "method"))
     overall, each = [], []
     for protocol in PROTOCOLS:
@@ -315,8 +317,8 @@ def describe(trials: Sequence[Trial]) -> str:
     return "\n\n".join([*overall, *each, *_failures(trials)])
 
 
-def _of(trials: Sequence[Trial], **asked: str) -> list[Trial]:
-    return [trial for trial in trials if all(getattr(trial, key) == value for key, value in asked.items())]
+def _of(trials: Sequence[Trial], **filters: str) -> list[Trial]:
+    return [trial for trial in trials if all(getattr(trial, key) == value for key, value in filters.items())]
 
 
 def _cell(runs: Sequence[Trial]) -> str:
@@ -332,17 +334,17 @@ def _failures(trials: Sequence[Trial]) -> list[str]:
             seeds.setdefault((trial.method, trial.name, trial.protocol, trial.error), []).append(trial.seed)
     if not seeds:
         return []
-    told = [
+    lines = [
         f"- {method} on {name}, {protocol}, seed {', '.join(map(str, failed))}: {error}"
         for (method, name, protocol, error), failed in seeds.items()
     ]
-    return ["\n".join(["\\* failed, and counted with AUROC 0.5 and the average precision of chance:", *told])]
+    return ["\n".join(["\\* failed, and counted with AUROC 0.5 and the average precision of random ranking:", *lines])]
 
 
 def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
-    """Tries methods on all sets of a folder with all seeds, prints the tables and writes the JSON.
+    """Evaluate methods on all sets of a folder with all seeds, print the tables and write the JSON.
 
-    The JSON is written anew as each set finishes, so that a run which is stopped leaves what it has.
+    The JSON is rewritten after each set, so that an interrupted run keeps its results.
     """
     trials: list[Trial] = []
     for path in find_sets(folder):
@@ -352,19 +354,19 @@ def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path) -
 
 
 def main() -> None:
-    """Runs the benchmark from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detection", description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
-    parser.add_argument("--seeds", default="0,1,2", help="numbers, parted by commas (default: %(default)s)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="some of these (default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated methods (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     if unknown := sorted(set(methods) - METHODS.keys()):
-        parser.error(f"--methods names {unknown[0]!r}, which is none of {', '.join(METHODS)}")
+        parser.error(f"--methods contains {unknown[0]!r}; choose from {', '.join(METHODS)}")
     if not find_sets(arguments.data):
-        parser.error(f"{arguments.data} holds no .npz file; name a folder of sets")
-    torch.set_num_threads(1)  # of networks this small, two threads wait for one another
+        parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
+    torch.set_num_threads(1)  # two threads are slower for networks of this size
     run(arguments.data, methods, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
 
 

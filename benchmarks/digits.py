@@ -1,7 +1,8 @@
-"""Latents of handwritten digits: a linear probe and the trustworthiness of ae_pipeline's beside those of PCA.
+"""Latents of handwritten digits: linear probe and trustworthiness of ae_pipeline and of PCA.
 
-All are fitted without labels on the training split; of its rows ae_pipeline learns from seven tenths and stops early by
-another. The probe is fitted on the latents of the whole training split; both figures are of the test split.
+All methods are fitted without labels on the training split. ae_pipeline trains on seven tenths of it and uses one tenth
+for early stopping. The probe is fitted on the latents of the whole training split. Both figures are measured on the
+test split.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,24 +36,24 @@ FORMS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "ae_pipeline VAE": ({"variational": True}, {"beta": 1e-3}),
     "ae_pipeline denoising AE": ({}, {"corruption": "gaussian", "corruption_level": 0.15}),
 }
-"""Forms of ours: what each changes of `MODEL` and of `TRAIN`."""
+"""Variants of our model: the changes of each to `MODEL` and to `TRAIN`."""
 
 
 def fit_ours(form: str, images: Images, width: int, seed: int, **training: Any) -> Encode:
-    """Fits one of `FORMS`; further keyword arguments replace settings of the training."""
-    model, own = FORMS[form]
-    bundle = fit_images(images, seed, {**MODEL, **model, "latent_dim": width}, {**TRAIN, **own, **training})
+    """Fit one of `FORMS`. Further keyword arguments override training settings."""
+    model, changes = FORMS[form]
+    bundle = fit_images(images, seed, {**MODEL, **model, "latent_dim": width}, {**TRAIN, **changes, **training})
     return lambda rows: bundle.encode(image_frame(rows))
 
 
 def fit_pca(images: Images, width: int, seed: int) -> Encode:
-    """Fits principal components."""
+    """Fit principal components."""
     fitted = PCA(width, random_state=seed).fit(images.reshape(len(images), -1))
     return lambda rows: np.asarray(fitted.transform(rows.reshape(len(rows), -1)))
 
 
-def compare(encode: Encode, train: tuple[Images, Any], test: tuple[Images, Any]) -> dict[str, float]:
-    """Measures latents, given images and digits of both splits."""
+def evaluate(encode: Encode, train: tuple[Images, Any], test: tuple[Images, Any]) -> dict[str, float]:
+    """Return the metrics of the latents, given images and digits of both splits."""
     latents, held_out = encode(train[0]), encode(test[0])
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(latents, train[1])
     flat = test[0].reshape(len(test[0]), -1)
@@ -63,7 +64,7 @@ def compare(encode: Encode, train: tuple[Images, Any], test: tuple[Images, Any])
 
 
 def split(seed: int) -> tuple[tuple[Images, Any], tuple[Images, Any]]:
-    """Splits images, on a scale of 0 to 1, and digits into training and test, alike in digits."""
+    """Split images, scaled to 0 to 1, and digits into training and test parts, stratified by digit."""
     images, digits = load_digits(return_X_y=True)
     scaled = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
     parts = train_test_split(scaled, digits, test_size=TEST_SHARE, stratify=digits, random_state=seed)
@@ -71,12 +72,12 @@ def split(seed: int) -> tuple[tuple[Images, Any], tuple[Images, Any]]:
 
 
 def measure(seeds: Sequence[int]) -> Iterator[Measure]:
-    """Fits every method with every seed and width and measures its latents."""
+    """Fit every method with every seed and width and measure its latents."""
     methods: dict[str, Callable[[Images, int, int], Encode]] = {form: partial(fit_ours, form) for form in FORMS}
     methods["PCA"] = fit_pca
     for seed in seeds:
         train, test = split(seed)
         for width in WIDTHS:
             for method, fit in methods.items():
-                for metric, value in compare(fit(train[0], width, seed), train, test).items():
+                for metric, value in evaluate(fit(train[0], width, seed), train, test).items():
                     yield Measure(f"digits, {width} latents", method, metric, value, seed)

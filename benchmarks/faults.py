@@ -1,8 +1,7 @@
-"""Plants known single-row faults into flights, as a source system would commit them.
+"""Plant known single-row faults into flights, as a source system could produce them.
 
-Each fault keeps the schema contract, so that it gets past ingestion, and nearly all can only be seen from how the
-values of a row go together. Faults work on raw rows, so that whatever is derived from them is derived from the fault
-too.
+Each fault satisfies the schema contract and passes ingestion. Nearly all faults are visible only in how the values of a
+row fit together. Faults change raw rows, so that derived columns contain the fault too.
 """
 
 from collections.abc import Callable
@@ -78,13 +77,13 @@ def _departure_time_lost(_: Row, __: Row, ___: np.random.Generator) -> Row:
 FAULTS: dict[str, tuple[Callable[[Row, Row, np.random.Generator], Row], Callable[[Row, Row], bool]]] = {
     "origin and destination swapped": (_swap_airports, lambda _, __: True),
     "air time in seconds": (_air_time_in_seconds, lambda _, __: True),
-    "air time of another flight": (_air_time_of_another, lambda a, b: _apart(a, b, "air_time", 60)),
-    "distance of another route": (_distance_of_another_route, lambda a, b: _apart(a, b, "distance", 300)),
+    "air time of another flight": (_air_time_of_another, lambda a, b: _differ(a, b, "air_time", 60)),
+    "distance of another route": (_distance_of_another_route, lambda a, b: _differ(a, b, "distance", 300)),
     "distance in kilometres": (_distance_in_kilometres, lambda _, __: True),
     "arrival before departure": (_arrival_before_departure, lambda _, __: True),
     "departure on a 12-hour clock": (_departure_on_a_twelve_hour_clock, lambda a, _: _minutes(a["dep_time"]) >= 780),
     "arrival in another time zone": (_arrival_in_another_zone, lambda _, __: True),
-    "departure delay of another flight": (_departure_delay_of_another, lambda a, b: _apart(a, b, "dep_delay", 60)),
+    "departure delay of another flight": (_departure_delay_of_another, lambda a, b: _differ(a, b, "dep_delay", 60)),
     "arrival delay with its sign turned": (
         _arrival_delay_sign_turned,
         lambda a, _: abs(int(str(a["arr_delay"]))) >= 30,
@@ -92,41 +91,41 @@ FAULTS: dict[str, tuple[Callable[[Row, Row, np.random.Generator], Row], Callable
     "carrier that does not fly the route": (_carrier_that_does_not_fly_there, lambda _, __: True),
     "departure time lost": (_departure_time_lost, lambda _, __: True),
 }
-"""Each kind of fault: what it changes of a row, given another row, and which rows it can befall."""
+"""Kinds of fault: a function that returns the changes to a row, given another row, and a condition for both rows."""
 
 
-def _apart(row: Row, other: Row, column: str, least: float) -> bool:
+def _differ(row: Row, other: Row, column: str, least: float) -> bool:
     return abs(float(str(row[column])) - float(str(other[column]))) >= least
 
 
 def plant(raw: pl.DataFrame, routes: Routes, seed: int, per_kind: int = 10) -> tuple[pl.DataFrame, pl.Series]:
-    """Plants faults of every kind into rows of flights that took place.
+    """Plant faults of every kind into rows of flights that took index.
 
     Args:
         raw: Raw rows.
-        routes: Carrier, origin and destination of every flight of the year, so that an unflown one is unflown all year.
-        seed: Chooses the rows.
-        per_kind: Rows for each kind.
+        routes: Carrier, origin and destination of every flight of the year. Other routes are unflown all year.
+        seed: Seed for the selection of the rows.
+        per_kind: Number of rows of each kind.
 
     Returns:
-        The rows with the faults in place, and the kind of each row's fault, null for none.
+        The rows with the faults, and the kind of each row's fault, null for rows without a fault.
     """
     generator = np.random.default_rng(seed)
-    flew = raw.with_row_index("_place").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
+    flew = raw.with_row_index("_index").drop_nulls(["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"])
     order = iter(generator.permutation(flew.height))
     changes: dict[int, Row] = {}
     kinds: list[str | None] = [None] * raw.height
     for kind, (fault, can_befall) in FAULTS.items():
-        found = 0
-        while found < per_kind:
+        planted = 0
+        while planted < per_kind:
             row = flew.row(int(next(order)), named=True)
             other = flew.row(int(generator.integers(flew.height)), named=True)
             flown = kind.startswith("carrier") and (other["carrier"], row["origin"], row["dest"]) in routes
             if flown or not can_befall(row, other):
                 continue
-            changes[row["_place"]] = fault(row, other, generator)
-            kinds[row["_place"]] = kind
-            found += 1
+            changes[row["_index"]] = fault(row, other, generator)
+            kinds[row["_index"]] = kind
+            planted += 1
     columns = sorted({column for change in changes.values() for column in change})
     rows = raw.to_dict()
     for column in columns:

@@ -1,4 +1,4 @@
-"""A figure of a benchmark of speed, and how many of them become a table."""
+"""Figures of the speed benchmark and their tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ class Measured:
     """One figure.
 
     Attributes:
-        table: Which it belongs in.
-        method: Whose it is.
-        metric: In what it is measured.
-        value: The median.
-        rows: Of the data.
-        columns: Of the data.
+        table: Title of the table that contains it.
+        method: Measured method.
+        metric: Name of the metric, or its unit.
+        value: Median.
+        rows: Number of rows of the data.
+        columns: Number of columns of the data.
     """
 
     table: str
@@ -27,15 +27,15 @@ class Measured:
     columns: int
 
 
-def as_table(found: Sequence[Measured]) -> str:
-    """Lays out the figures of one table: a line for each method, a column for each metric."""
-    metrics = list(dict.fromkeys(each.metric for each in found))
+def as_table(figures: Sequence[Measured]) -> str:
+    """Return the figures of one table in Markdown: one line per method, one column per metric."""
+    metrics = list(dict.fromkeys(each.metric for each in figures))
     by_method: dict[str, dict[str, float]] = {}
-    for each in found:
+    for each in figures:
         by_method.setdefault(each.method, {})[each.metric] = each.value
-    lines = [[method, *(_spoken(has.get(metric)) for metric in metrics)] for method, has in by_method.items()]
+    lines = [[method, *(_format(has.get(metric)) for metric in metrics)] for method, has in by_method.items()]
     return format_table(("method", *metrics), lines)
 
 
-def _spoken(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Arrays in memory to feature frames, and from these by the package's own public way to a bundle."""
+"""Convert arrays to feature frames, and fit bundles on them with the public functions of the package."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ IMAGE = "image"
 
 
 def image_frame(images: npt.NDArray[Any], group: Sequence[str] | None = None) -> pl.DataFrame:
-    """Lays images out as features.
+    """Return images as a frame of features.
 
     Args:
         images: uint8 or float32, (n, height, width).
-        group: For each image what keeps it together with others in one part of a training, as column `file`.
+        group: Group of each image, stored as column `file`. Images of a group stay in one part of the training split.
     """
     stored = np.ascontiguousarray(images.astype(images.dtype.newbyteorder("<")))
     binary = pl.Series(IMAGE, [image.tobytes() for image in stored], dtype=pl.Binary)
@@ -34,14 +34,14 @@ def image_frame(images: npt.NDArray[Any], group: Sequence[str] | None = None) ->
 
 
 def images_of(frame: pl.DataFrame, dtype: str, shape: tuple[int, int]) -> npt.NDArray[Any]:
-    """Reads the images of a frame, (n, *shape)."""
+    """Return the images of a frame, (n, *shape)."""
     return np.frombuffer(b"".join(frame[IMAGE].to_list()), np.dtype(dtype)).reshape(-1, *shape)
 
 
 def image_config(
     seed: int, model: Mapping[str, Any], training: Mapping[str, Any], alerts: Mapping[str, Any]
 ) -> PipelineConfig:
-    """Configures a dataset of images, which are cut into the parts of a training by column `file`."""
+    """Return the configuration of an image dataset that is split into training parts by column `file`."""
     return PipelineConfig.model_validate(
         {
             "dataset": "images",
@@ -62,15 +62,15 @@ def fit_images(
     group: Sequence[str] | None = None,
     alerts: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
-    """Fits a bundle on images by sections of the configuration.
+    """Fit a bundle on images, given sections of the configuration.
 
     Args:
         images: uint8 or float32, (n, height, width).
-        seed: Of the training.
-        model: Section of the network.
-        training: Section of the training.
-        group: See `image_frame`.
-        alerts: Section of what scores rest on.
+        seed: Seed of the training.
+        model: Section `model`.
+        training: Section `training`.
+        group: Group of each image; see `image_frame`.
+        alerts: Section `alerts`.
     """
     height, width = images.shape[1:]
     shape = ImageShape.model_validate({"height": height, "width": width, "channels": 1, "dtype": str(images.dtype)})
@@ -79,12 +79,12 @@ def fit_images(
 
 
 def fit_frame(config: PipelineConfig, frame: pl.DataFrame, columns: Sequence[FeatureColumn]) -> ModelBundle:
-    """Fits a bundle on a frame in memory, as a dataset without event time.
+    """Fit a bundle on a frame in memory, as a dataset without event time.
 
     Args:
-        config: The pipeline's.
-        frame: `row_id`, the features, and what a training is cut by.
-        columns: Features that the model may look at.
+        config: Configuration of the pipeline.
+        frame: Columns `row_id`, the features, and the columns that the training is split by.
+        columns: Features that the model may use.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = DatasetPaths(Path(folder), config.dataset)

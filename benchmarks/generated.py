@@ -1,4 +1,4 @@
-"""Rows made for measuring speed: numbers that a few hidden ones explain, in daily files of features."""
+"""Generate rows for measuring speed: numbers that depend on a few hidden numbers, in daily feature files."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from ae_pipeline.training.fit import fit_bundle
 DATASET, FIRST = "generated", dt.date(2024, 1, 1)
 DAY_ROWS = 100_000
 HIDDEN = 6
-"""Numbers behind each row."""
+"""Number of hidden numbers behind each row."""
 
 
 def config(evidence: Sequence[str]) -> PipelineConfig:
-    """Gives the settings of a dataset whose rows are these: as shipped, but for short parts of the window."""
+    """Return the settings of the generated dataset: the defaults, with short validation and calibration parts."""
     return PipelineConfig.model_validate(
         {
             "dataset": DATASET,
@@ -38,26 +38,26 @@ def config(evidence: Sequence[str]) -> PipelineConfig:
 
 
 def features_of(columns: int) -> list[FeatureColumn]:
-    """Lists the columns that a model looks at."""
+    """Return the columns that a model uses."""
     return [FeatureColumn(f"c{index:03d}", ColumnType.NUMBER) for index in range(columns)]
 
 
 def numbers(rows: int, columns: int, seed: int) -> npt.NDArray[np.float64]:
-    """Draws rows, (rows, columns); the same seed gives the same."""
+    """Return random rows, (rows, columns). The same seed returns the same rows."""
     rng = np.random.default_rng(seed)
     weights = np.random.default_rng(99).normal(size=(HIDDEN, columns))
     hidden = rng.normal(size=(rows, HIDDEN))
-    found: npt.NDArray[np.float64] = np.tanh(hidden @ weights) + 0.1 * rng.normal(size=(rows, columns))
-    return found
+    values: npt.NDArray[np.float64] = np.tanh(hidden @ weights) + 0.1 * rng.normal(size=(rows, columns))
+    return values
 
 
 def day_of(index: int) -> str:
-    """Names the day at a place."""
+    """Return the day with an index, as an ISO date."""
     return (FIRST + dt.timedelta(days=index)).isoformat()
 
 
 def day_rows(index: int, columns: int, rows: int = DAY_ROWS) -> pl.DataFrame:
-    """Makes the features of a day."""
+    """Return the features of a day."""
     day, values = day_of(index), numbers(rows, columns, index)
     midnight = dt.datetime.combine(FIRST + dt.timedelta(days=index), dt.time(), dt.UTC)
     moments = np.sort(np.random.default_rng(index).integers(0, 86_400_000_000, rows))
@@ -65,20 +65,20 @@ def day_rows(index: int, columns: int, rows: int = DAY_ROWS) -> pl.DataFrame:
         {
             "row_id": [f"{day}-{row:07d}" for row in range(rows)],
             "event_time": pl.Series(moments).cast(pl.Duration("us")) + midnight,
-            **{column.name: values[:, at] for at, column in enumerate(features_of(columns))},
+            **{column.name: values[:, position] for position, column in enumerate(features_of(columns))},
         }
     ).with_columns(pl.col("event_time").cast(pl.Datetime("us", "UTC")))
 
 
 def write_day(paths: DatasetPaths, index: int, columns: int, rows: int = DAY_ROWS) -> str:
-    """Writes the features of a day, and names it."""
+    """Write the features of a day and return the day."""
     day = day_of(index)
     write_parquet(paths.features(day), day_rows(index, columns, rows).to_arrow(), {"input_hash": day})
     return day
 
 
 def fitted(paths: DatasetPaths, columns: int, evidence: Sequence[str]) -> ModelBundle:
-    """Fits a model on the first three days, which must be there."""
+    """Fit a model on the first three days. Their files must exist."""
     settings = config(evidence)
     window = cut_window({day_of(index): "generated" for index in range(3)}, settings)
     return fit_bundle(settings, features_of(columns), window, paths)[0]

@@ -1,11 +1,11 @@
-"""How memory and time of each stage grow with the rows, and what wide rows take.
+"""Growth of memory and time of each stage with the number of rows, and the cost of wide rows.
 
-Each stage runs through Dagster, in a process of its own, over all days at once; of that process the most memory that it
-held is told, and how long the run took. The exponent is the slope of log time over log rows, by least squares: 1 where
-time goes with the rows.
+Each stage runs through Dagster, in a separate process, over all days at once. The benchmark reports the peak memory of
+that process and the duration of the run. The exponent is the least-squares slope of log time over log rows. It is 1 if
+time is proportional to the rows.
 
-Wide rows are 2,000 columns of numbers, and a column of 1,000 categories; beside 100,000 rows stand fewer, to show that
-memory does not go with them.
+Wide rows have 2,000 columns of numbers, or a column of 1,000 categories. Two numbers of rows, 30,000 and 100,000, show
+that memory does not grow with the rows.
 """
 
 import math
@@ -28,18 +28,18 @@ WIDE_BUDGET = "512MiB"
 CATEGORIES = 1000
 
 DayRows = Callable[[int], pl.DataFrame]
-"""Makes the rows of a day, by its place."""
+"""Function from the index of a day to its rows."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is landed and under which settings.
+    """Landed data and their settings.
 
     Attributes:
-        day: Makes a day's rows, with `row_id` and `event_time`.
-        day_rows: How many each has.
-        columns: How many of them a model may look at.
-        budget: Memory for the rows of a training.
+        day: Function that returns the rows of a day, with `row_id` and `event_time`.
+        day_rows: Number of rows of each day.
+        columns: Number of columns that a model may use.
+        budget: Memory budget for the rows of a training.
     """
 
     day: DayRows
@@ -49,7 +49,7 @@ class Data:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The dataset's settings: as shipped, but for short parts of the window."""
+        """Settings of the dataset: the defaults, with short validation and calibration parts."""
         return {
             "dataset": generated.DATASET,
             "identity": ["id"],
@@ -62,7 +62,7 @@ class Data:
         }
 
     def land(self, root: Path, days: int) -> list[str]:
-        """Lands a Parquet file a day, and names the days."""
+        """Land one Parquet file per day and return the days."""
         folder = root / "data" / "landing" / generated.DATASET
         folder.mkdir(parents=True)
         for index in range(days):
@@ -72,17 +72,17 @@ class Data:
 
 
 def narrow(columns: int) -> Data:
-    """Numbers, in daily files of 100,000 rows."""
+    """Return data of numbers, in daily files of 100,000 rows."""
     return Data(lambda index: generated.day_rows(index, columns), generated.DAY_ROWS, columns, BUDGET)
 
 
 def wide(columns: int) -> Data:
-    """Numbers, in daily files of 10,000 rows."""
+    """Return data of numbers, in daily files of 10,000 rows."""
     return Data(lambda index: generated.day_rows(index, columns, 10_000), 10_000, columns, WIDE_BUDGET)
 
 
 def many_categories(columns: int) -> Data:
-    """Numbers and a column of 1,000 categories that goes with one of them, in daily files of 10,000 rows."""
+    """Return data of numbers and 1,000 categories that depend on one number, in daily files of 10,000 rows."""
 
     def day(index: int) -> pl.DataFrame:
         rows = generated.day_rows(index, columns - 1, 10_000)
@@ -93,55 +93,55 @@ def many_categories(columns: int) -> Data:
 
 
 def measure_growth(rows: Sequence[int], rounds: int, columns: int) -> list[Measured]:
-    """Measures all stages at several numbers of rows."""
+    """Measure all stages at several numbers of rows."""
     data = narrow(columns)
-    found = _measure(data, rows, rounds)
+    measures = _measure(data, rows, rounds)
     memory = f"growth of memory by stage: {columns} columns, memory_budget {BUDGET}, MiB"
     seconds = f"growth of time by stage: {columns} columns, memory_budget {BUDGET}, seconds"
-    told = []
-    beside = rows[min(1, len(rows) - 1)]
+    figures = []
+    baseline = rows[min(1, len(rows) - 1)]
     for stage in STAGES:
-        held = {count: statistics.median(one.mebibytes for one in found[stage, count]) for count in rows}
-        taken = {count: statistics.median(one.seconds for one in found[stage, count]) for count in rows}
-        told += [Measured(memory, stage, f"{_millions(n)}", value, n, columns) for n, value in held.items()]
-        ratio = held[rows[-1]] / held[beside]
-        told.append(Measured(memory, stage, f"{_millions(rows[-1])} / {_millions(beside)}", ratio, rows[-1], columns))
-        told += [Measured(seconds, stage, f"{_millions(n)}", value, n, columns) for n, value in taken.items()]
-        told.append(Measured(seconds, stage, "exponent", exponent(taken), rows[-1], columns))
-    return told
+        held = {count: statistics.median(one.mebibytes for one in measures[stage, count]) for count in rows}
+        taken = {count: statistics.median(one.seconds for one in measures[stage, count]) for count in rows}
+        figures += [Measured(memory, stage, f"{_millions(n)}", value, n, columns) for n, value in held.items()]
+        ratio, name = held[rows[-1]] / held[baseline], f"{_millions(rows[-1])} / {_millions(baseline)}"
+        figures.append(Measured(memory, stage, name, ratio, rows[-1], columns))
+        figures += [Measured(seconds, stage, f"{_millions(n)}", value, n, columns) for n, value in taken.items()]
+        figures.append(Measured(seconds, stage, "exponent", exponent(taken), rows[-1], columns))
+    return figures
 
 
 def measure_wide() -> list[Measured]:
-    """Measures all stages on wide rows, once each."""
-    told = []
-    for message, data in (
+    """Measure all stages on wide rows, once each."""
+    figures = []
+    for description, data in (
         ("2,000 columns of numbers", wide(2000)),
         (f"8 columns of numbers and one of {CATEGORIES:,} categories", many_categories(9)),
     ):
         rows = (30_000, 100_000)
-        found = _measure(data, rows, 1)
-        table = f"wide rows: {message}, memory_budget {WIDE_BUDGET}"
+        measures = _measure(data, rows, 1)
+        table = f"wide rows: {description}, memory_budget {WIDE_BUDGET}"
         for stage in STAGES:
             for count in rows:
-                (one,) = found[stage, count]
+                (one,) = measures[stage, count]
                 name = f"{count // 1000}k"
-                told.append(Measured(table, stage, f"MiB at {name}", one.mebibytes, count, data.columns))
-                told.append(Measured(table, stage, f"s at {name}", one.seconds, count, data.columns))
-    return told
+                figures.append(Measured(table, stage, f"MiB at {name}", one.mebibytes, count, data.columns))
+                figures.append(Measured(table, stage, f"s at {name}", one.seconds, count, data.columns))
+    return figures
 
 
 def _measure(data: Data, rows: Sequence[int], rounds: int) -> dict[tuple[str, int], list[Measure]]:
-    found: dict[tuple[str, int], list[Measure]] = {}
+    measures: dict[tuple[str, int], list[Measure]] = {}
     for count in rows:
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 days = data.land(Path(folder), count // data.day_rows)
                 for stage in STAGES:
                     measure = run_stage(Path(folder), data.attributes, stage, days)
-                    found.setdefault((stage, count), []).append(measure)
-                    message = f"{measure.seconds:8.1f} s {measure.mebibytes:7,.0f} MiB"
-                    print(f"{message}  {stage} of {count:,} rows × {data.columns:,}", flush=True)
-    return found
+                    measures.setdefault((stage, count), []).append(measure)
+                    cost = f"{measure.seconds:8.1f} s {measure.mebibytes:7,.0f} MiB"
+                    print(f"{cost}  {stage} of {count:,} rows × {data.columns:,}", flush=True)
+    return measures
 
 
 def _millions(rows: int) -> str:
@@ -149,7 +149,7 @@ def _millions(rows: int) -> str:
 
 
 def exponent(seconds: dict[int, float]) -> float:
-    """Gives the slope of log time over log rows."""
+    """Return the slope of log time over log rows; NaN for fewer than two points."""
     if len(seconds) < 2:
         return float("nan")
     points = [(math.log(rows), math.log(taken)) for rows, taken in seconds.items()]

@@ -1,9 +1,9 @@
-"""Size and reading times of the published table beside plain `DataFrame.to_parquet` of the same rows.
+"""Size and reading times of the published table, compared with plain `DataFrame.to_parquet` of the same rows.
 
-The flights of 2013 (336,776 rows, 366 days) are encoded into 32 latents and published; the same rows are written by
-pandas with its defaults, as one file and as one file a day, which is what replacing a day in place takes. Read are all
-latents, one latent, and all latents of one week, each the way README shows for the table and plainly for the files.
-Times are medians; whichever way is tried first changes from round to round.
+The flights of 2013 (336,776 rows, 366 days) are encoded into 32 latents and published. pandas writes the same rows with
+its defaults, as one file and as one file per day. Replacing a day in place requires one file per day. The benchmark
+reads all latents, one latent, and all latents of one week. It reads the table as the documentation shows. Times are
+medians. The order of the layouts rotates from round to round.
 """
 
 import argparse
@@ -35,11 +35,11 @@ OURS, ONE_FILE, BY_DAY = "published table", "to_parquet, one file", "to_parquet 
 Z = [f"z_{index:03d}" for index in range(LATENTS)]
 
 Read = Callable[[], int]
-"""Reads something and gives its rows."""
+"""Function that reads data and returns the number of rows."""
 
 
 def publish_flights(data: Path, root: Path) -> DatasetPaths:
-    """Publishes the flights under a model of 32 latents, trained for one epoch: layout is what counts."""
+    """Publish the flights under a model of 32 latents. One epoch is enough, because only the layout matters."""
     prepared = prepare(data)
     model = prepared.config.model.model_copy(update={"latent_dim": LATENTS})
     training = prepared.config.training.model_copy(update={"epochs": 1})
@@ -54,7 +54,7 @@ def publish_flights(data: Path, root: Path) -> DatasetPaths:
 
 
 def write_plainly(paths: DatasetPaths, folder: Path) -> tuple[Path, Path]:
-    """Writes the rows of the table as pandas does by itself: one file, and a folder with one a day."""
+    """Write the rows of the table with the defaults of pandas: as one file, and as one file per day."""
     frame = DeltaTable(paths.latents).to_pandas().sort_values(["event_time", "row_id"], ignore_index=True)
     one, by_day = folder / "all.parquet", folder / "days"
     frame.to_parquet(one)
@@ -65,10 +65,10 @@ def write_plainly(paths: DatasetPaths, folder: Path) -> tuple[Path, Path]:
 
 
 def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, str], Mapping[str, Read]]:
-    """Gives, for what is read with which engine, how each layout is read."""
+    """Return the readers of each layout, by content and engine."""
     import duckdb
 
-    index, days = paths.latents, str(by_day / "*.parquet")
+    location, days = paths.latents, str(by_day / "*.parquet")
     low, high = WEEK
     within = (pl.col("event_time") >= low.to_pydatetime()) & (pl.col("event_time") < high.to_pydatetime())
     filters = [("event_time", ">=", low), ("event_time", "<", high)]
@@ -76,27 +76,27 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
     where = f"event_time >= '{low.isoformat()}' and event_time < '{high.isoformat()}'"
 
     def table() -> DeltaTable:
-        return DeltaTable(index)
+        return DeltaTable(location)
 
     def duck(files: str | list[str], columns: Sequence[str], *, of_week: bool = False) -> int:
         relation = duckdb.read_parquet(files)
         relation = relation.filter(where) if of_week else relation
         return int(relation.project(", ".join(columns)).to_arrow_table().num_rows)
 
-    found: dict[tuple[str, str], Mapping[str, Read]] = {}
+    by_content: dict[tuple[str, str], Mapping[str, Read]] = {}
 
     def add(what: str, columns: list[str]) -> None:
-        found[what, "pandas"] = {
+        by_content[what, "pandas"] = {
             OURS: lambda: len(pd.read_parquet(table().file_uris(), columns=columns)),  # type: ignore[call-overload]
             ONE_FILE: lambda: len(pd.read_parquet(one, columns=columns)),
             BY_DAY: lambda: len(pd.read_parquet(by_day, columns=columns)),
         }
-        found[what, "polars"] = {
-            OURS: lambda: pl.scan_delta(index).select(columns).collect().height,
+        by_content[what, "polars"] = {
+            OURS: lambda: pl.scan_delta(location).select(columns).collect().height,
             ONE_FILE: lambda: pl.scan_parquet(one).select(columns).collect().height,
             BY_DAY: lambda: pl.scan_parquet(days).select(columns).collect().height,
         }
-        found[what, "DuckDB"] = {
+        by_content[what, "DuckDB"] = {
             OURS: lambda: duck(table().file_uris(), columns),
             ONE_FILE: lambda: duck(str(one), columns),
             BY_DAY: lambda: duck(days, columns),
@@ -104,28 +104,28 @@ def readers(paths: DatasetPaths, one: Path, by_day: Path) -> Mapping[tuple[str, 
 
     add("all latents", Z)
     add("one latent", Z[:1])
-    found["one week", "pandas"] = {
+    by_content["one week", "pandas"] = {
         OURS: lambda: len(table().to_pyarrow_dataset().to_table(Z, filter=chosen).to_pandas()),
         ONE_FILE: lambda: len(pd.read_parquet(one, columns=Z, filters=filters)),
         BY_DAY: lambda: len(pd.read_parquet(by_day, columns=Z, filters=filters)),
     }
-    found["one week", "polars"] = {
-        OURS: lambda: pl.scan_delta(index).filter(within).select(Z).collect().height,
+    by_content["one week", "polars"] = {
+        OURS: lambda: pl.scan_delta(location).filter(within).select(Z).collect().height,
         ONE_FILE: lambda: pl.scan_parquet(one).filter(within).select(Z).collect().height,
         BY_DAY: lambda: pl.scan_parquet(days).filter(within).select(Z).collect().height,
     }
-    found["one week", "DuckDB"] = {
+    by_content["one week", "DuckDB"] = {
         OURS: lambda: duck(table().file_uris(), Z, of_week=True),
         ONE_FILE: lambda: duck(str(one), Z, of_week=True),
         BY_DAY: lambda: duck(days, Z, of_week=True),
     }
-    return found
+    return by_content
 
 
 def measure(ways: Mapping[str, Read], rounds: int) -> dict[str, float]:
-    """Gives the median seconds of each way, after a round that does not count."""
+    """Return the median seconds of each layout, after a warm-up read."""
     if len({read() for read in ways.values()}) != 1:
-        raise ValueError(f"the ways {', '.join(ways)} read different rows")
+        raise ValueError(f"the layouts {', '.join(ways)} return different numbers of rows; all must hold the same rows")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(rounds):
@@ -137,8 +137,8 @@ def measure(ways: Mapping[str, Read], rounds: int) -> dict[str, float]:
 
 
 def compare(data: Path, rounds: int) -> list[Row]:
-    """Writes all layouts and measures them."""
-    found: list[Row] = []
+    """Write all layouts and measure them."""
+    results: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = publish_flights(data, root / "tables")
@@ -148,24 +148,26 @@ def compare(data: Path, rounds: int) -> list[Row]:
             ONE_FILE: one.stat().st_size,
             BY_DAY: sum(path.stat().st_size for path in by_day.iterdir()),
         }
-        found += [{"what": "size", "engine": "", "way": way, "MB": round(size / 1e6, 2)} for way, size in sizes.items()]
+        results += [
+            {"what": "size", "engine": "", "way": way, "MB": round(size / 1e6, 2)} for way, size in sizes.items()
+        ]
         for (what, engine), ways in readers(paths, one, by_day).items():
             medians = measure(ways, rounds)
-            found += [
+            results += [
                 {"what": what, "engine": engine, "way": way, "ms": round(1000 * value, 2)}
                 for way, value in medians.items()
             ]
-    return found
+    return results
 
 
-def describe(found: Sequence[Row]) -> str:
-    """Lays out figures and how many times as much the plain files take."""
-    keys = list(dict.fromkeys((str(row["what"]), str(row["engine"])) for row in found))
+def describe(results: Sequence[Row]) -> str:
+    """Return a table of the figures and of the ratios of the plain files to the table."""
+    keys = list(dict.fromkeys((str(row["what"]), str(row["engine"])) for row in results))
     lines = []
     for what, engine in keys:
         values = {
             str(row["way"]): float(row["MB" if "MB" in row else "ms"])
-            for row in found
+            for row in results
             if (row["what"], row["engine"]) == (what, engine)
         }
         unit = "MB" if what == "size" else "ms"
@@ -176,17 +178,17 @@ def describe(found: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Runs the benchmark from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layout", description=__doc__)
-    parser.add_argument("--data", type=Path, help="data folder to keep the prepared flights in")
+    parser.add_argument("--data", type=Path, help="data folder that keeps the prepared flights")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
-        found = compare(arguments.data or Path(root), arguments.rounds)
-    write_report(arguments.out, "layout", found, ("deltalake", "duckdb", "pandas", "pyarrow"))
-    print(describe(found))
+        results = compare(arguments.data or Path(root), arguments.rounds)
+    write_report(arguments.out, "layout", results, ("deltalake", "duckdb", "pandas", "pyarrow"))
+    print(describe(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark of several seeds measured: single values, their means, and tables of these."""
+"""Results of a benchmark with several seeds: single values, their means, and tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ class Measure(NamedTuple):
     """One value.
 
     Attributes:
-        task: What was to be done, with its width or noise level.
-        method: By which method.
-        metric: In what it is measured.
-        value: How well it went.
-        seed: Of the split, of planting or noise, and of the method.
+        task: Task, with its width or noise level.
+        method: Measured method.
+        metric: Name of the metric.
+        value: Value of the metric.
+        seed: Seed of the split, of the planting or noise, and of the method.
     """
 
     task: str
@@ -26,12 +26,12 @@ class Measure(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """Of one task, method and metric over the seeds.
+    """Mean of one task, method and metric over the seeds.
 
     Attributes:
         value: Mean.
-        deviation: Standard deviation between seeds, 0 for a single one.
-        seeds: How many.
+        deviation: Standard deviation between seeds, 0 for a single seed.
+        seeds: Number of seeds.
     """
 
     value: float
@@ -40,18 +40,18 @@ class Mean(NamedTuple):
 
 
 def means(measures: Sequence[Measure]) -> dict[tuple[str, str, str], Mean]:
-    """Averages over seeds, by task, method and metric in the order of their first appearance."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+    """Return means over seeds by task, method and metric, in order of first appearance."""
+    grouped: dict[tuple[str, str, str], list[float]] = {}
     for task, method, metric, value, _ in measures:
-        found.setdefault((task, method, metric), []).append(value)
+        grouped.setdefault((task, method, metric), []).append(value)
     return {
         key: Mean(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
-        for key, values in found.items()
+        for key, values in grouped.items()
     }
 
 
 def to_rows(measures: Sequence[Measure]) -> list[Row]:
-    """Gives a row for each value, and behind them one for each mean, whose seed is `mean`."""
+    """Return a row for each value, followed by a row for each mean, whose seed is `mean`."""
     rows: list[Row] = [{**measure._asdict(), "value": round(measure.value, 6)} for measure in measures]
     for (task, method, metric), (value, deviation, seeds) in means(measures).items():
         row: dict[str, str | int | float] = {"task": task, "method": method, "metric": metric}
@@ -61,22 +61,22 @@ def to_rows(measures: Sequence[Measure]) -> list[Row]:
 
 
 def to_tables(measures: Sequence[Measure]) -> str:
-    """Lays out a table for each metric: a row for each task, a column for each method that does any of them."""
+    """Return a table for each metric and group of tasks: a row for each method, a column for each task."""
     averaged = means(measures)
     tables = []
-    # Tasks that the same methods do, measured in the same way, share a table.
-    doers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    # Tasks with the same metric and the same methods share a table.
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for task, metric in dict.fromkeys((task, metric) for task, _, metric in averaged):
-        methods = tuple(method for there, method, by in averaged if (there, by) == (task, metric))
-        doers.setdefault((metric, methods), []).append(task)
-    for (metric, methods), tasks in doers.items():
-        columns = [[_spoken(averaged[task, method, metric], metric) for task in tasks] for method in methods]
+        methods = tuple(method for its_task, method, its_metric in averaged if (its_task, its_metric) == (task, metric))
+        groups.setdefault((metric, methods), []).append(task)
+    for (metric, methods), tasks in groups.items():
+        columns = [[_format(averaged[task, method, metric], metric) for task in tasks] for method in methods]
         lines = [[method, *cells] for method, cells in zip(methods, columns, strict=True)]
         tables.append(format_table([metric, *tasks], lines))
     return "\n\n".join(tables)
 
 
-def _spoken(mean: Mean, metric: str) -> str:
+def _format(mean: Mean, metric: str) -> str:
     digits = 2 if metric.endswith("dB") else 4 if metric == "trustworthiness" else 3
-    parallel_map = f" ± {mean.deviation:.{digits}f}" if mean.seeds > 1 else ""
-    return f"{mean.value:.{digits}f}{parallel_map}"
+    deviation = f" ± {mean.deviation:.{digits}f}" if mean.seeds > 1 else ""
+    return f"{mean.value:.{digits}f}{deviation}"

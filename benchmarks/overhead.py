@@ -1,14 +1,15 @@
-"""What Dagster and MLflow cost: `make run` beside its two floors, and one new day through the daemon, part by part.
+"""Cost of Dagster and MLflow: `make run` compared with two lower bounds, and one new day through the daemon.
 
-**`make run`**: the command line brings the flights up to date from nothing, in a process of its own. The first floor is
-the same work called without Dagster and MLflow, in a process of its own; the second one the same graph with the same
-partitions and empty bodies under Dagster, with a fresh MLflow store that is opened once.
+**`make run`**: the command line builds the flights from scratch, in a separate process. The first lower bound is the
+same work without Dagster and MLflow, in a separate process. The second one is the same graph with the same partitions
+and empty bodies under Dagster. It also opens a fresh MLflow store once.
 
-**Pages**: what the report of a year takes once its days are scored: all of it, with the ranking and explanation of
-rows; the page over all days once these are ranked; and the page of one day.
+**Pages**: the report of a year after its days are scored. The benchmark measures the whole report, which ranks and
+explains rows, then the page over all days from ranked rows, and the page of one day.
 
-**One day**: `dagster dev` with its daemon and the sensors that ship. Days are brought up to date, then one more lands;
-told is when its run was asked for, when its process began to work, when it ended, and so on to the report.
+**One day**: `dagster dev` with its daemon and the shipped sensors. The benchmark brings days up to date and lands one
+more day. It reports when the run was requested, when its process started to work, when it ended, and so on up to the
+report.
 """
 
 import datetime as dt
@@ -43,7 +44,7 @@ _FIRST_DAYS = 90
 
 
 def measure_run(rounds: int) -> list[Measured]:
-    """Measures `make run` beside its floors."""
+    """Measure `make run` and its lower bounds."""
     taken: dict[str, list[float]] = {_WHOLE: [], _WORK: [], _EMPTY: []}
     rows = 0
     for _ in range(1 + rounds):
@@ -53,28 +54,28 @@ def measure_run(rounds: int) -> list[Measured]:
             (_EMPTY, ("-m", "benchmarks.overhead", "empty")),
         ):
             with tempfile.TemporaryDirectory() as folder:
-                rows = _told(name, Path(folder), command, taken) or rows
+                rows = _run_timed(name, Path(folder), command, taken) or rows
     seconds = {name: statistics.median(values[1:]) for name, values in taken.items()}
-    floors = seconds[_WORK] + seconds[_EMPTY]
+    lower_bounds = seconds[_WORK] + seconds[_EMPTY]
     table = "make run beside its floors: flights, 365 days"
-    found = [Measured(table, name, "s", value, rows, 19) for name, value in seconds.items()]
-    return [*found, Measured(table, _WHOLE, "× the floors together", seconds[_WHOLE] / floors, rows, 19)]
+    figures = [Measured(table, name, "s", value, rows, 19) for name, value in seconds.items()]
+    return [*figures, Measured(table, _WHOLE, "× the floors together", seconds[_WHOLE] / lower_bounds, rows, 19)]
 
 
 def measure_pages(rounds: int) -> list[Measured]:
-    """Measures what pages of a year take beyond the scoring."""
+    """Measure the pages of a year, without the scoring."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.overhead", "pages", str(rounds)]
-        found = subprocess.run(command, env=environment(Path(folder)), capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise RuntimeError(f"pages failed:\n{found.stdout}\n{found.stderr}")
-    told = json.loads(found.stdout.splitlines()[-1])
+        completed = subprocess.run(command, env=environment(Path(folder)), capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise RuntimeError(f"pages failed:\n{completed.stdout}\n{completed.stderr}")
+    result = json.loads(completed.stdout.splitlines()[-1])
     table = "pages of flights, 365 days, beyond the scoring"
-    return [Measured(table, name, "s", seconds, told["rows"], 19) for name, seconds in told["seconds"].items()]
+    return [Measured(table, name, "s", seconds, result["rows"], 19) for name, seconds in result["seconds"].items()]
 
 
 def _pages(rounds: int) -> str:
-    """Does what a first run does, and makes its pages again and again."""
+    """Do the work of a first run, rebuild its pages several times, and return the timings as JSON."""
     from ae_pipeline.detector.bundle import ModelBundle
     from ae_pipeline.reports.build import build_report, day_page
     from ae_pipeline.storage.paths import DatasetPaths
@@ -95,24 +96,24 @@ def _pages(rounds: int) -> str:
         timed("all of the report", lambda: build_report(days, paths, bundle, config, 1, "none"))
         timed("the page over all days", lambda: build_report(days, paths, bundle, config, 1, "none"))
         timed("the page of a day", lambda: day_page("2013-02-08", paths, bundle, config, 1))
-    return json.dumps({"rows": rows, "seconds": {name: statistics.median(found) for name, found in taken.items()}})
+    return json.dumps({"rows": rows, "seconds": {name: statistics.median(values) for name, values in taken.items()}})
 
 
-def _told(name: str, root: Path, command: Sequence[str], taken: dict[str, list[float]]) -> int:
+def _run_timed(name: str, root: Path, command: Sequence[str], taken: dict[str, list[float]]) -> int:
     began = time.perf_counter()
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *command], env=environment(root), capture_output=True, text=True, check=False
     )
     taken[name].append(time.perf_counter() - began)
-    if found.returncode:
-        raise RuntimeError(f"{name} failed:\n{found.stdout}\n{found.stderr}")
+    if completed.returncode:
+        raise RuntimeError(f"{name} failed:\n{completed.stdout}\n{completed.stderr}")
     print(f"{taken[name][-1]:8.1f} s  {name}", flush=True)
-    last = found.stdout.splitlines()[-1]
+    last = completed.stdout.splitlines()[-1]
     return int(last) if last.isdigit() else 0
 
 
 def _work() -> int:
-    """Does what a first run does, by the functions that its assets call; gives the number of rows."""
+    """Do the work of a first run with the functions of its assets, and return the number of rows."""
     from ae_pipeline.cli.demo import DEMOS
     from ae_pipeline.detector.bundle import ModelBundle
     from ae_pipeline.features.build import build_features_day, feature_columns
@@ -158,7 +159,7 @@ def _shipped() -> Any:
 
 
 def _empty() -> None:
-    """Runs the same jobs over the same partitions, with bodies that do nothing."""
+    """Run the same jobs over the same partitions with empty bodies."""
     import dagster as dg
 
     from ae_pipeline.cli import main as cli
@@ -182,7 +183,7 @@ def _empty() -> None:
 
 
 def measure_day(rounds: int) -> list[Measured]:
-    """Measures one new day through the daemon, several times."""
+    """Measure one new day through the daemon, several times."""
     from benchmarks.replay import replaying
 
     changes = {"training": {"window_days": 90, "validation_days": 10, "calibration_days": 21, "epochs": 3}}
@@ -220,7 +221,7 @@ def _one_day(replay: "Replay", index: int) -> dict[str, float]:
     day = replay.paths.reports / "days" / f"{dt.date(2013, 1, 1) + dt.timedelta(days=index)}.parquet"
     landed = time.time()
     replay.land(index + 1)
-    replay.wait("its report is there", lambda: day.exists() and _is_idle(replay))
+    replay.wait("its report exists", lambda: day.exists() and _is_idle(replay))
     runs = {run["jobName"]: run for run in replay.api.runs(["SUCCESS"]) if run["creationTime"] >= landed}
     ingest, publish = (runs[f"{FLIGHTS}_{job}"] for job in ("ingest", "publish"))
     return {

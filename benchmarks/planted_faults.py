@@ -1,14 +1,13 @@
-"""Recall of planted faults: ae_pipeline against three PyOD detectors on the same encoded matrix.
+"""Recall of planted faults: ae_pipeline and three PyOD detectors on the same encoded matrix.
 
-December 2013 is held out. Every method learns from the same training days before it; ten rows of each of the twelve
-kinds of `benchmarks.faults` are planted into December's raw rows, and a method finds a fault when it ranks it in the
-top 1 % of the month. Nobody sees which rows are planted before the ranks are in.
+December 2013 is held out. Every method learns from the same training days before it. Ten rows of each of the twelve
+kinds of `benchmarks.faults` are planted into the raw rows of December. A method finds a fault if it ranks the row in
+the top 1 % of the month. No method knows the planted rows.
 
-Peers run with their defaults except where those cannot be run at this size: KNN is fitted on 20,000 random training
-rows, since it compares every row with every fitted one, and AutoEncoder takes batches of 1,024 rows instead of 32.
-What ae_pipeline uses beyond the peers' training rows are the validation and calibration days that its own fit sets
-aside, also before December. Times are wall-clock: fitting and scoring of ae_pipeline include reading and encoding, a
-peer is handed its matrix.
+Peers run with their defaults, with two exceptions at this size. KNN is fitted on 20,000 random training rows, because
+it compares every row with every fitted row. AutoEncoder uses batches of 1,024 rows instead of 32. ae_pipeline also uses
+the validation and calibration days that its fit reserves, which lie before December too. Times are wall-clock. The
+times of ae_pipeline include reading and encoding. A peer receives a finished matrix.
 """
 
 import argparse
@@ -53,10 +52,10 @@ class Peer:
     """A detector of another library.
 
     Attributes:
-        name: In the table.
-        settings: What differs from its defaults.
-        make: Builds it with a seed.
-        fitted_rows: Training rows it is fitted on, drawn at random; None for all.
+        name: Name in the table.
+        settings: Differences from its defaults.
+        make: Function that builds the detector with a seed.
+        fitted_rows: Number of random training rows for its fit; None for all rows.
     """
 
     name: str
@@ -78,15 +77,15 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Prepared:
-    """Flights as the pipeline's own stages leave them.
+    """Flights as prepared by the stages of the pipeline.
 
     Attributes:
-        config: As shipped.
+        config: Shipped configuration.
         contract: Types of the raw columns.
-        paths: Where the rows are.
-        window: Cut from the days before December.
-        raw: Rows of the held-out days.
-        routes: Every route that a carrier flew in the year.
+        paths: Paths of the dataset.
+        window: Window of the days before December.
+        raw: Raw rows of the held-out days.
+        routes: Routes that a carrier flew in the year.
     """
 
     config: PipelineConfig
@@ -99,28 +98,28 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one method made of the held-out month with one seed's faults.
+    """Result of one method on the held-out month with the faults of one seed.
 
     Attributes:
-        method: Its name.
-        settings: What differs from its defaults.
-        seed: Of the faults and of the method.
-        found: Planted rows in the top 1 %, by kind.
-        fit_seconds: Wall-clock.
-        score_seconds: Wall-clock.
+        method: Name of the method.
+        settings: Differences from its defaults.
+        seed: Seed of the faults and of the method.
+        hits: Number of planted rows in the top 1 %, by kind.
+        fit_seconds: Wall-clock time of the fit.
+        score_seconds: Wall-clock time of the scoring.
     """
 
     method: str
     settings: str
     seed: int
-    found: dict[str, int]
+    hits: dict[str, int]
     fit_seconds: float
     score_seconds: float
 
     def rows(self) -> list[Row]:
-        """Gives the overall result and one for each kind."""
-        counts = {"all": (sum(self.found.values()), PER_KIND * len(FAULTS))}
-        counts |= {kind: (found, PER_KIND) for kind, found in self.found.items()}
+        """Return a row for the overall result and a row for each kind."""
+        counts = {"all": (sum(self.hits.values()), PER_KIND * len(FAULTS))}
+        counts |= {kind: (hits, PER_KIND) for kind, hits in self.hits.items()}
         return [
             {
                 "method": self.method,
@@ -128,19 +127,19 @@ class Trial:
                 "seed": self.seed,
                 "kind": kind,
                 "planted": planted,
-                "recall_top_1pct": found / planted,
+                "recall_top_1pct": hits / planted,
                 "fit_seconds": round(self.fit_seconds, 3),
                 "score_seconds": round(self.score_seconds, 3),
             }
-            for kind, (found, planted) in counts.items()
+            for kind, (hits, planted) in counts.items()
         ]
 
 
 def prepare(root: Path) -> Prepared:
-    """Lands flights and runs raw data and features, with the shipped configuration.
+    """Land flights and build raw data and features with the shipped configuration.
 
     Args:
-        root: Data folder; what is up to date there is not built again.
+        root: Data folder. Files that are up to date are not rebuilt.
     """
     shipped = files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8")
     config = PipelineConfig.model_validate(yaml.safe_load(shipped)["attributes"])
@@ -159,7 +158,7 @@ def prepare(root: Path) -> Prepared:
 
 
 def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
-    """Fits every method and counts what each finds of one planting."""
+    """Fit every method and count the planted rows that each method finds."""
     training = prepared.config.training.model_copy(update={"seed": seed})
     config = prepared.config.model_copy(update={"training": training})
     raw, kinds = plant(prepared.raw, prepared.routes, seed, PER_KIND)
@@ -170,7 +169,7 @@ def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
     fitted = time.perf_counter()
     score = bundle.score(features).score
     scored = time.perf_counter()
-    trials = [Trial(OURS, "as shipped", seed, count_found(score, kinds), fitted - started, scored - fitted)]
+    trials = [Trial(OURS, "as shipped", seed, count_hits(score, kinds), fitted - started, scored - fitted)]
 
     train_rows = bundle.encoder.encode(prepared.window.rows("train", prepared.paths))
     matrix = bundle.encoder.encode(features)
@@ -185,27 +184,27 @@ def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
         fitted = time.perf_counter()
         score = np.asarray(detector.decision_function(matrix), dtype=np.float64)
         scored = time.perf_counter()
-        found = count_found(score, kinds)
-        trials.append(Trial(peer.name, peer.settings, seed, found, fitted - started, scored - fitted))
+        hits = count_hits(score, kinds)
+        trials.append(Trial(peer.name, peer.settings, seed, hits, fitted - started, scored - fitted))
     return trials
 
 
-def count_found(score: npt.NDArray[np.float64], kinds: pl.Series) -> dict[str, int]:
-    """Counts planted rows among the highest 1 % of scores, by kind; of equal scores the earlier row ranks first."""
-    places = int(TOP_SHARE * len(score))
-    top = np.argsort(-score, kind="stable")[:places]
+def count_hits(score: npt.NDArray[np.float64], kinds: pl.Series) -> dict[str, int]:
+    """Return the number of planted rows in the top 1 %, by kind. Among equal scores the earlier row ranks first."""
+    top_rows = int(TOP_SHARE * len(score))
+    top = np.argsort(-score, kind="stable")[:top_rows]
     counts = dict(kinds[top].drop_nulls().value_counts().iter_rows())
     return {kind: int(counts.get(kind, 0)) for kind in FAULTS}
 
 
 def describe(trials: Sequence[Trial]) -> str:
-    """Lays out the means over seeds: one table over all kinds, one by kind."""
+    """Return the means over seeds: one table over all kinds, one by kind."""
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
         by_method.setdefault(trial.method, []).append(trial)
     overall, planted = [], PER_KIND * len(FAULTS)
     for method, runs in by_method.items():
-        recall = [sum(run.found.values()) / planted for run in runs]
+        recall = [sum(run.hits.values()) / planted for run in runs]
         overall.append(
             [
                 method,
@@ -217,41 +216,41 @@ def describe(trials: Sequence[Trial]) -> str:
             ]
         )
     kinds = [
-        [kind, *(f"{statistics.mean(run.found[kind] for run in runs) / PER_KIND:.0%}" for runs in by_method.values())]
+        [kind, *(f"{statistics.mean(run.hits[kind] for run in runs) / PER_KIND:.0%}" for runs in by_method.values())]
         for kind in FAULTS
     ]
     return "\n\n".join(
         (
-            format_table(["method", "settings", "recall", "over seeds", "fit, s", "score, s"], overall),
+            format_table(["method", "settings", "recall", "range over seeds", "fit, s", "score, s"], overall),
             format_table(["recall by kind", *by_method], kinds),
         )
     )
 
 
 def run(root: Path, seeds: Sequence[int], out: Path) -> None:
-    """Runs all seeds on a data folder, prints the tables and writes the JSON."""
+    """Run all seeds on a data folder, print the tables and write the JSON."""
     prepared = prepare(root)
     window = prepared.window
     print(
-        f"flights: {len(window.train)} days to train on, {len(window.validation)} to validate, "
-        f"{len(window.calibration)} to calibrate; {prepared.raw.height:,} rows held out, of which "
-        f"{PER_KIND * len(FAULTS)} are made faulty and {int(TOP_SHARE * prepared.raw.height)} are the top 1 %",
+        f"flights: {len(window.train)} training days, {len(window.validation)} validation days, "
+        f"{len(window.calibration)} calibration days; {prepared.raw.height:,} held-out rows, "
+        f"{PER_KIND * len(FAULTS)} of them faulty; the top 1 % are {int(TOP_SHARE * prepared.raw.height)} rows",
         flush=True,
     )
     trials: list[Trial] = []
     for seed in seeds:
         trials += run_seed(prepared, seed)
         latest = trials[-1 - len(PEERS) :]
-        print(f"seed {seed}: " + ", ".join(f"{t.method} {sum(t.found.values())}" for t in latest), flush=True)
+        print(f"seed {seed}: " + ", ".join(f"{t.method} {sum(t.hits.values())}" for t in latest), flush=True)
     print(f"\n{describe(trials)}")
     write_report(out, "planted_faults", [row for trial in trials for row in trial.rows()], ("pyod", "scikit-learn"))
 
 
 def main() -> None:
-    """Runs the benchmark from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_faults", description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="numbers, parted by commas (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="data folder to keep and use again (default: a temporary one)")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated numbers (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]

@@ -1,9 +1,9 @@
-"""2013 anew, in minutes, under the real daemon: what a year of new data, retrainings and mishaps leaves behind.
+"""Replay the year 2013 in minutes under the real daemon, with retrainings and failures, and check the final state.
 
-`dagster dev` runs as a process with the sensors and the schedule of the flights switched on. Files are landed as an
-airport would, much faster, and this program only watches, but for the mishaps: corrupted copies of a hundred days land
-and are put right later, a training process is killed with SIGKILL, and a person rolls the model back through Dagster's
-GraphQL API. At the end the ledger is drawn up: what was landed, what the tables hold, what MLflow and Dagster remember.
+`dagster dev` runs as a process, with the sensors and the schedule of the flights switched on. Files land as an airport
+would deliver them, but much faster. The program causes these failures: corrupted copies of a hundred days land and are
+corrected later, a training process is killed with SIGKILL, and a person rolls the model back through Dagster's GraphQL
+API. At the end the program compares the actual state with the expected state: landed files, tables, MLflow and Dagster.
 """
 
 import argparse
@@ -47,7 +47,7 @@ CHANGES: dict[str, Any] = {
     "retrain": {"cron": "* * * * *", "min_new_rows": 30_000},
     "alerts": {"budget": 0.001, "evidence": ["columns", "latent", "row"], "webhook": "REPLAY_WEBHOOK"},
 }
-"""What differs from the shipped YAML: a shorter window, a tick a minute, and a webhook."""
+"""Changes to the shipped YAML: a shorter window, a tick every minute, and a webhook."""
 
 _DEFINITIONS = """
 import dagster as dg, json, os
@@ -67,14 +67,14 @@ defs = dg.Definitions.merge(
 """
 
 _SHUFFLED = ("dep_time", "sched_dep_time", "arr_time", "sched_arr_time", "dep_delay", "arr_delay", "air_time", "dest")
-"""Columns that the corrupted copies hold in another order, each in one of its own."""
+"""Columns that the corrupted copies shuffle, each in its own order."""
 
 
 def main() -> int:
-    """Runs the replay, prints its ledger and writes it; gives 1 where it does not balance."""
+    """Run the replay, print its ledger and write it; return 1 if a line differs from its expected value."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the ledger")
-    parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
+    parser.add_argument("--keep", type=Path, help="work in this folder, and keep it")
     chosen = parser.parse_args()
     with contextlib.ExitStack() as stack:
         root = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -84,10 +84,10 @@ def main() -> int:
         lines = replay.ledger()
         took = time.monotonic() - began
     lines.append(Line("wall-clock seconds", f"{took:.0f}", "< 600", took < 600))
-    rows = [(line.what, line.found, line.expected, "yes" if line.holds else "NO") for line in lines]
-    print("\n" + format_table(("ledger", "found", "expected", "holds"), rows))
+    rows = [(line.what, line.actual, line.expected, "yes" if line.holds else "NO") for line in lines]
+    print("\n" + format_table(("ledger", "actual", "expected", "holds"), rows))
     facts: list[Row] = [
-        {"what": line.what, "found": line.found, "expected": line.expected, "holds": line.holds} for line in lines
+        {"what": line.what, "found": line.actual, "expected": line.expected, "holds": line.holds} for line in lines
     ]
     write_report(chosen.out, "replay", facts, ("dagster", "mlflow", "deltalake"))
     return 0 if all(line.holds for line in lines) else 1
@@ -95,21 +95,28 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the ledger."""
+    """One line of the ledger.
+
+    Attributes:
+        what: Checked quantity.
+        actual: Actual value.
+        expected: Expected value.
+        holds: Whether the actual value is acceptable.
+    """
 
     what: str
-    found: str
+    actual: str
     expected: str
     holds: bool
 
 
 @contextlib.contextmanager
 def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
-    """Starts `dagster dev` on the flights, and ends it.
+    """Start `dagster dev` on the flights, and stop it at the end.
 
     Args:
         root: Folder of the deployment.
-        changes: Sections that differ from the shipped YAML.
+        changes: Sections that replace those of the shipped YAML.
     """
     for name in ("home", "source", "data/landing/flights", "mlruns"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -151,7 +158,7 @@ def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
 
 @dataclass
 class Replay:
-    """A deployment and what is done to it."""
+    """A running deployment and the actions of the replay."""
 
     root: Path
     api: "Api"
@@ -163,37 +170,47 @@ class Replay:
 
     @property
     def paths(self) -> DatasetPaths:
-        """The dataset's."""
+        """Paths of the dataset."""
         return DatasetPaths(self.root / "data", DATASET)
 
     @property
     def tracker(self) -> Tracker:
-        """Of a fresh client each time, as another process has changed the store."""
+        """Tracker with a fresh client, because another process changes the store."""
         return Tracker(self.root / "mlruns")
 
     @property
     def source(self) -> list[Path]:
-        """All files of the year."""
+        """All files of the year, in order."""
         return sorted((self.root / "source" / "flights").iterdir())
 
     def say(self, message: str) -> None:
-        """Prints a line with the time since the start."""
+        """Print a line with the time since the start."""
         print(f"{time.monotonic() - self.began:6.1f} s  {message}", flush=True)
 
     def wait(self, what: str, until: Callable[[], Any], seconds: float = 240) -> Any:
-        """Waits until something is so; tells what was waited for where it never is."""
+        """Wait until a condition is true, and return its value.
+
+        Args:
+            what: Description of the condition, for the messages.
+            until: Condition, evaluated every half second.
+            seconds: Time limit.
+
+        Raises:
+            RuntimeError: `dagster dev` has ended.
+            TimeoutError: The condition was not true in time.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"dagster dev has ended; see {self.root / 'dagster.log'}")
-            if found := until():
+            if value := until():
                 self.say(what)
-                return found
+                return value
             time.sleep(0.5)
-        raise TimeoutError(f"{what}: not within {seconds:.0f} s; see {self.root}")
+        raise TimeoutError(f"{what}: not reached within {seconds:.0f} s; see {self.root}")
 
     def land(self, until: int) -> None:
-        """Lands the days up to a place in the year one after another."""
+        """Land the first days of the year in order, up to a number of days."""
         for path in self.source[:until]:
             if path.name not in self.landed:
                 shutil.copyfile(path, self.paths.landing / f".{path.name}")
@@ -203,40 +220,40 @@ class Replay:
         self.say(f"{until} days have landed")
 
     def corrupt(self, first: int, last: int) -> None:
-        """Lands days again with columns that no longer belong together."""
+        """Land days again with shuffled columns."""
         for path in self.source[first:last]:
             rows = pl.read_csv(path, infer_schema=False)
-            mixed = [rows[name].shuffle(seed=index) for index, name in enumerate(_SHUFFLED)]
+            mixed = [rows[name].shuffle(seed=seed) for seed, name in enumerate(_SHUFFLED)]
             rows.with_columns(mixed).write_csv(self.paths.landing / path.name)
         self.say(f"corrupted copies of {last - first} days have landed")
 
-    def mend(self, first: int, last: int) -> None:
-        """Lands days again as they were."""
+    def restore(self, first: int, last: int) -> None:
+        """Land the original files of days again."""
         for path in self.source[first:last]:
             shutil.copyfile(path, self.paths.landing / path.name)
-        self.say(f"{last - first} days have landed again as they were")
+        self.say(f"the original files of {last - first} days have landed again")
 
     def champion(self) -> int:
-        """Gives the version that serves, 0 for none."""
-        found = self.tracker.version(DATASET, CHAMPION)
-        return found.version if found else 0
+        """Return the serving version, or 0."""
+        version = self.tracker.version(DATASET, CHAMPION)
+        return version.version if version else 0
 
     def is_published(self, days: int, *versions: int) -> bool:
-        """Whether so many days stand in the table, all under one of these versions."""
-        found = published_days(self.paths)
-        spaces = {day.path.split("_")[0] for day in found.values()}
-        return len(found) >= days and len(spaces) == 1 and spaces <= {f"v{version}" for version in versions}
+        """Return whether the table has at least so many days, all under one of these versions."""
+        published = published_days(self.paths)
+        spaces = {day.path.split("_")[0] for day in published.values()}
+        return len(published) >= days and len(spaces) == 1 and spaces <= {f"v{version}" for version in versions}
 
     def features(self) -> int:
-        """Counts days with features."""
+        """Return the number of days with features."""
         return len(list(self.paths.features("_").parent.glob("[!.]*.parquet")))
 
     def is_quiet(self) -> bool:
-        """Whether no run is queued or under way."""
+        """Return whether no run is queued or in progress."""
         return not self.api.runs(["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"])
 
     def play(self) -> None:
-        """The year."""
+        """Play the year: land days, cause failures, and wait for each reaction."""
         self.wait("dagster dev answers", self.api.is_up, 90)
         for name in ("landing", "rebuild", "failure"):
             self.api.start_sensor(f"{DATASET}_{name}")
@@ -245,7 +262,7 @@ class Replay:
         self.api.start_schedule(f"{DATASET}_retrain")
         self.wait("version 1 serves", lambda: self.champion() == 1)
 
-        # While the days before are still being published.
+        # The previous days are still being published.
         self.land(100)
         self.wait("60 days or more are published under it", lambda: self.is_published(60, 1, 2))
         self.wait("version 2 serves", lambda: self.champion() == 2)
@@ -260,9 +277,9 @@ class Replay:
         self.wait("a challenger was rejected", lambda: any(e.change == "rejected" for e in history(self.paths)))
         if self.champion() != 3:
             raise RuntimeError("a poisoned challenger serves")
-        # Nobody shall train while a person looks for the version to go back to.
+        # No training may start while a person selects the version for the rollback.
         self.api.stop_schedule(f"{DATASET}_retrain")
-        self.mend(20, 125)
+        self.restore(20, 125)
         self.land(160)
         self.wait("160 days have features", lambda: self.features() == 160)
         self.api.launch(
@@ -273,12 +290,10 @@ class Replay:
         self.land(len(self.source))
         self.wait("all days have features", lambda: self.features() == len(self.source))
         self.wait("all days are published under version 2", lambda: self.is_published(len(self.source), 2))
-        self.wait(
-            "nothing is left to do", lambda: self.is_quiet() and self.api.says(f"{DATASET}_rebuild", "every day is")
-        )
+        self.wait("no work is pending", lambda: self.is_quiet() and self.api.says(f"{DATASET}_rebuild", "every day is"))
 
     def kill_training(self) -> None:
-        """Kills the process of the next training while it trains."""
+        """Kill the process of the next training during the training."""
 
         def training() -> tuple[str, int] | None:
             for run in self.api.runs(["STARTED"]):
@@ -290,33 +305,33 @@ class Replay:
                         return run["runId"], pid
             return None
 
-        run_id, pid = self.wait("a training is under way", training)
+        run_id, pid = self.wait("a training is in progress", training)
         os.kill(pid, signal.SIGKILL)
         self.killed = run_id
         self.say(f"killed its process, {pid}")
 
     def ledger(self) -> list[Line]:
-        """Draws up what there is."""
+        """Return the lines that compare the actual with the expected state."""
         lines: list[Line] = []
 
-        def line(what: str, found: object, expected: object, holds: bool | None = None) -> None:
-            lines.append(Line(what, str(found), str(expected), found == expected if holds is None else holds))
+        def line(what: str, actual: object, expected: object, holds: bool | None = None) -> None:
+            lines.append(Line(what, str(actual), str(expected), actual == expected if holds is None else holds))
 
         days = published_days(self.paths)
         line("days landed", len(self.landed), len(self.source))
         line("days published", len(days), len(self.source))
-        rows = {day: published_day(found, self.paths, ["row_id", "latent_space"]) for day, found in days.items()}
-        spaces = {space for found in rows.values() for space in found["latent_space"].unique()}
+        rows = {day: published_day(entry, self.paths, ["row_id", "latent_space"]) for day, entry in days.items()}
+        spaces = {space for frame in rows.values() for space in frame["latent_space"].unique()}
         champion = self.tracker.version(DATASET, CHAMPION)
         assert champion is not None
         line("latent spaces among all rows", len(spaces), 1)
         line("model version of that space", next(iter(spaces)).split("_")[0], f"v{champion.version}")
         wanted = Counter({path.stem.removeprefix("flights_"): _rows_of(path) for path in self.source})
-        off = sum(rows[day].height != count for day, count in wanted.items() if day in rows) + len(
+        mismatches = sum(rows[day].height != count for day, count in wanted.items() if day in rows) + len(
             wanted.keys() ^ rows.keys()
         )
-        line("rows published", sum(found.height for found in rows.values()), sum(wanted.values()))
-        line("days whose row count is not that of their file", off, 0)
+        line("rows published", sum(frame.height for frame in rows.values()), sum(wanted.values()))
+        line("days whose row count is not that of their file", mismatches, 0)
         line("row ids that stand twice", sum(f.height - f["row_id"].n_unique() for f in rows.values()), 0)
 
         changes = [(entry.version, entry.change.value) for entry in history(self.paths)]
@@ -360,70 +375,70 @@ EXPECTED_HISTORY = "1 promoted, 2 promoted, 3 promoted, 4 rejected, 2 rolled bac
 
 
 class Api:
-    """Dagster's GraphQL API, as the UI uses it."""
+    """Client of Dagster's GraphQL API, which the UI uses too."""
 
     def __init__(self, port: int) -> None:
         self.address = f"http://127.0.0.1:{port}/graphql"
-        self._place: dict[str, str] = {}
+        self._repository: dict[str, str] = {}
 
     def ask(self, query: str, **variables: Any) -> Any:
-        """Asks, and gives the data."""
+        """Send a query and return its data."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(self.address, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
-            found = json.load(answer)
-        if "errors" in found:
-            raise RuntimeError(found["errors"])
-        return found["data"]
+            content = json.load(answer)
+        if "errors" in content:
+            raise RuntimeError(content["errors"])
+        return content["data"]
 
     def is_up(self) -> bool:
-        """Whether the code location is loaded."""
+        """Return whether the code location is loaded."""
         try:
-            found = self.ask("{repositoriesOrError{... on RepositoryConnection{nodes{name location{name}}}}}")
+            data = self.ask("{repositoriesOrError{... on RepositoryConnection{nodes{name location{name}}}}}")
         except OSError:
             return False
-        for node in found["repositoriesOrError"].get("nodes", []):
-            self._place = {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
-        return bool(self._place)
+        for node in data["repositoriesOrError"].get("nodes", []):
+            self._repository = {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
+        return bool(self._repository)
 
     def start_sensor(self, name: str) -> None:
-        """Switches a sensor on."""
+        """Switch a sensor on."""
         query = "mutation($s:SensorSelector!){startSensor(sensorSelector:$s){__typename ... on PythonError{message}}}"
-        _expect(self.ask(query, s={**self._place, "sensorName": name}), "Sensor")
+        _expect(self.ask(query, s={**self._repository, "sensorName": name}), "Sensor")
 
     def start_schedule(self, name: str) -> None:
-        """Switches a schedule on."""
+        """Switch a schedule on."""
         query = (
             "mutation($s:ScheduleSelector!){startSchedule(scheduleSelector:$s){__typename ... on PythonError{message}}}"
         )
-        _expect(self.ask(query, s={**self._place, "scheduleName": name}), "ScheduleStateResult")
+        _expect(self.ask(query, s={**self._repository, "scheduleName": name}), "ScheduleStateResult")
 
     def stop_schedule(self, name: str) -> None:
-        """Switches a schedule off."""
+        """Switch a schedule off."""
         state = self._state(name, 1)
         query = "mutation($i:String!){stopRunningSchedule(id:$i){__typename ... on PythonError{message}}}"
         _expect(self.ask(query, i=state["id"]), "ScheduleStateResult")
 
     def launch(self, job: str, config: dict[str, Any]) -> None:
-        """Starts a job."""
+        """Start a run of a job."""
         query = (
             "mutation($p:ExecutionParams!){launchRun(executionParams:$p){__typename ... on PythonError{message} "
             "... on RunConfigValidationInvalid{errors{message}}}}"
         )
-        params = {"selector": {**self._place, "jobName": job}, "runConfigData": config, "mode": "default"}
+        params = {"selector": {**self._repository, "jobName": job}, "runConfigData": config, "mode": "default"}
         _expect(self.ask(query, p=params), "LaunchRunSuccess")
 
     def runs(self, statuses: Sequence[str]) -> list[dict[str, Any]]:
-        """Lists runs by status."""
+        """Return the runs with some statuses."""
         query = (
             "query($f:RunsFilter!){runsOrError(filter:$f,limit:500){... on Runs{results"
             "{runId jobName status creationTime startTime endTime}}}}"
         )
-        found: list[dict[str, Any]] = self.ask(query, f={"statuses": list(statuses)})["runsOrError"]["results"]
-        return found
+        runs: list[dict[str, Any]] = self.ask(query, f={"statuses": list(statuses)})["runsOrError"]["results"]
+        return runs
 
     def process_of(self, run_id: str) -> int | None:
-        """Gives the process of a run, as its own first event tells."""
+        """Return the process id of a run from its engine events, or None."""
         query = (
             "query($r:ID!){logsForRun(runId:$r,limit:100){... on EventConnection{events{... on EngineEvent{message}}}}}"
         )
@@ -432,12 +447,12 @@ class Api:
                 return int(event["message"].split("(pid: ")[1].split(")")[0])
         return None
 
-    def says(self, sensor: str, message: str) -> bool:
-        """Whether the newest tick of a sensor skipped with a reason that begins so."""
-        return any(reason.startswith(message) for reason in self._reasons(sensor, 1))
+    def says(self, sensor: str, prefix: str) -> bool:
+        """Return whether the newest tick of a sensor skipped with a reason that starts with a prefix."""
+        return any(reason.startswith(prefix) for reason in self._reasons(sensor, 1))
 
     def skips(self, name: str) -> list[str]:
-        """Lists the reasons of the ticks that skipped."""
+        """Return the reasons of the ticks that skipped."""
         return self._reasons(name, 200)
 
     def _reasons(self, name: str, limit: int) -> list[str]:
@@ -448,14 +463,16 @@ class Api:
             "query($s:InstigationSelector!,$n:Int!){instigationStateOrError(instigationSelector:$s)"
             "{... on InstigationState{id ticks(limit:$n){status skipReason}}}}"
         )
-        found: dict[str, Any] = self.ask(query, s={**self._place, "name": name}, n=limit)["instigationStateOrError"]
-        return found
+        state: dict[str, Any] = self.ask(query, s={**self._repository, "name": name}, n=limit)[
+            "instigationStateOrError"
+        ]
+        return state
 
 
-def _expect(found: dict[str, Any], kind: str) -> None:
-    (answer,) = found.values()
+def _expect(data: dict[str, Any], kind: str) -> None:
+    (answer,) = data.values()
     if answer["__typename"] != kind:
-        raise RuntimeError(f"{kind} was expected, and Dagster says {answer}")
+        raise RuntimeError(f"expected {kind} from Dagster, got {answer}")
 
 
 def _kind(reason: str) -> str:
@@ -486,7 +503,7 @@ def _webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Keeps quiet."""
+            """Suppress the request log."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What every benchmark hands over: a table for people, and JSON with the environment it ran in."""
+"""Output of every benchmark: a table, and JSON that includes the environment."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from ae_pipeline.storage.files import write_text
 
 Row = Mapping[str, str | int | float]
-"""One result, flat."""
+"""One flat result."""
 
 PACKAGES = ("ae-pipeline", "numpy", "polars", "torch")
 
 
 def environment(packages: Sequence[str]) -> dict[str, str | int | dict[str, str]]:
-    """Describes the machine and the versions of `PACKAGES` and further packages."""
+    """Return the machine and the versions of `PACKAGES` and of further packages."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),
@@ -36,20 +36,20 @@ def _processor() -> str:
 
 
 def write_report(path: Path, name: str, rows: Sequence[Row], packages: Sequence[str] = ()) -> None:
-    """Writes the results of a benchmark as JSON, in one step.
+    """Write the results of a benchmark as JSON, atomically.
 
     Args:
-        path: Where to.
-        name: Of the benchmark.
-        rows: Its results.
-        packages: Peers whose versions matter, as they are called on PyPI.
+        path: File to write.
+        name: Name of the benchmark.
+        rows: Results.
+        packages: Peers whose versions are recorded, by their PyPI names.
     """
     content = {"name": name, "environment": environment(packages), "rows": [dict(row) for row in rows]}
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a Markdown table that is also aligned for a terminal: the first column to the left, all others right."""
+    """Return a Markdown table with padded cells: the first column left-aligned, all others right-aligned."""
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (header, rule, *rows))

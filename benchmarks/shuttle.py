@@ -1,6 +1,6 @@
-"""Anomalies of the shuttle's sensors: the shipped variational autoencoder beside PyOD's two autoencoders.
+"""Anomalies of the shuttle's sensors: the shipped variational autoencoder and PyOD's two autoencoders.
 
-Each learns from a random 70 % of the readings, anomalies among them and labels unseen, and scores the other 30 %.
+Each method learns from a random 70 % of the readings, including anomalies, without labels. It scores the other 30 %.
 """
 
 import datetime as dt
@@ -30,14 +30,14 @@ from benchmarks.measures import Measure
 
 TRAINING_SHARE = 0.7
 BATCH = 256
-"""Of PyOD, whose default of 32 takes many times as long."""
+"""Batch size of PyOD. Its default of 32 takes many times as long."""
 
 
 def prepare() -> tuple[PipelineConfig, tuple[FeatureColumn, ...], pl.DataFrame]:
-    """Lands the readings and takes them through the pipeline's own stages, with the shipped configuration.
+    """Land the readings and run the stages of the pipeline on them, with the shipped configuration.
 
     Returns:
-        The configuration, with labels looked at by none; the features' names and types; features with the label.
+        The configuration, which ignores labels; names and types of the features; the features with the label.
     """
     shipped = files("ae_pipeline").joinpath("defs/shuttle/defs.yaml").read_text(encoding="utf-8")
     config = PipelineConfig.model_validate(yaml.safe_load(shipped)["attributes"])
@@ -52,16 +52,16 @@ def prepare() -> tuple[PipelineConfig, tuple[FeatureColumn, ...], pl.DataFrame]:
 
 
 def measure(seeds: Sequence[int]) -> Iterator[Measure]:
-    """Fits every method with every seed and measures it on the other readings."""
+    """Fit every method with every seed and measure it on the other readings."""
     config, columns, features = prepare()
     names = [column.name for column in columns]
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(features.height)
         train, test = np.split(order, [round(TRAINING_SHARE * features.height)])
         rows, held_out = features[train].drop(LABEL), features[test].drop(LABEL)
-        own = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+        seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
         scores: dict[str, npt.NDArray[np.floating]] = {
-            "ae_pipeline VAE, as shipped": fit_frame(own, rows, columns).score(held_out).score
+            "ae_pipeline VAE, as shipped": fit_frame(seeded, rows, columns).score(held_out).score
         }
         for peer in (AutoEncoder, VAE):
             detector = peer(batch_size=BATCH, random_state=seed, verbose=0)

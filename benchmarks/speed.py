@@ -1,18 +1,19 @@
-"""How fast training and extraction are, as ratios to what else there is, in one run.
+"""Speed of training and extraction, as ratios to alternatives measured in the same run.
 
-**Training**: rows a second that go through a network of the same widths in batches of the same size for as many epochs,
-on the same encoded matrix in memory. The ceiling is a bare loop over batches drawn by `torch.randperm`, which neither
-looks at validation rows nor keeps the best weights; a loop over PyTorch's DataLoader is what a tutorial has; PyOD and
-scikit-learn are called as their users call them. Then the time to the validation loss that PyOD's defaults come to.
+**Training**: rows per second through a network of the same widths, with the same batch size and number of epochs, on
+the same encoded matrix in memory. The ceiling is a bare loop over batches of `torch.randperm`. It does not evaluate
+validation rows and does not keep the best weights. A loop over PyTorch's DataLoader is the usual tutorial code. PyOD
+and scikit-learn are called through their public functions. A second table shows the time to the validation loss that
+PyOD's defaults reach.
 
-**Extraction**: daily files of features on disk to the published table: read, encoded, scored, written, read back and
-held against the table's contract, committed. Beside it (a) pyarrow reading the same files and writing them again,
-without any model, and (b) PyOD's `decision_function` on the values of the same rows, in memory already. Once with plain
-scoring (columns, latent and row) and once with all evidence; then what the parts of that take.
+**Extraction**: from daily feature files on disk to the published table. The steps are read, encode, score, write, read
+back, validate against the table's contract, and commit. The alternatives are (a) pyarrow, which reads the same files
+and writes them again without any model, and (b) PyOD's `decision_function` on rows in memory. The benchmark measures
+plain scoring (columns, latent and row) and all evidence, and then the parts of the latter.
 
 **Growth, wide rows, `make run`, pages and one day**: see `growth.py` and `overhead.py`.
 
-Medians of as many rounds as are asked for; in each round everybody has a turn. What takes minutes is measured once: ten
+The figures are medians over rounds. Each round runs every method once. Measurements that take minutes run once: ten
 million rows, growth and wide rows.
 """
 
@@ -63,20 +64,22 @@ _TRAINED_ROWS, _VALIDATION_ROWS, _COLUMNS = 100_000, 10_000, 32
 
 
 def main() -> int:
-    """Measures, prints the tables and writes all figures."""
+    """Measure, print the tables and write all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="of the extraction")
-    parser.add_argument("--growth", type=int, nargs="+", default=_GROWTH, help="rows at which growth is measured")
-    parser.add_argument("--tables", nargs="+", choices=_TABLES, default=_TABLES, help="which to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds for the medians")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="numbers of rows of the extraction"
+    )
+    parser.add_argument("--growth", type=int, nargs="+", default=_GROWTH, help="numbers of rows for the growth")
+    parser.add_argument("--tables", nargs="+", choices=_TABLES, default=_TABLES, help="tables to measure")
     chosen = parser.parse_args()
-    found: list[Measured] = []
+    figures: list[Measured] = []
     for table in chosen.tables:
-        found += _measure_table(table, chosen)
-        _write(chosen.out, found)
-    for title in dict.fromkeys(each.table for each in found):
-        print(f"\n{title}\n\n{as_table([each for each in found if each.table == title])}", flush=True)
+        figures += _measure_table(table, chosen)
+        _write(chosen.out, figures)
+    for title in dict.fromkeys(each.table for each in figures):
+        print(f"\n{title}\n\n{as_table([each for each in figures if each.table == title])}", flush=True)
     return 0
 
 
@@ -97,26 +100,26 @@ def _measure_table(table: str, chosen: argparse.Namespace) -> list[Measured]:
     return measure_growth(chosen.growth, 1, _COLUMNS)
 
 
-def _write(path: Path, found: Sequence[Measured]) -> None:
-    """Writes all figures so far; of those of before the tables that are measured now are replaced."""
+def _write(path: Path, figures: Sequence[Measured]) -> None:
+    """Write the figures so far, and keep the tables of an existing file that are not measured again."""
     previous = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    anew = {each.table for each in found}
-    kept: list[Row] = [row for row in previous if row["table"] not in anew]
-    facts: list[Row] = [{**vars(each), "value": round(each.value, 6)} for each in found]
+    measured = {each.table for each in figures}
+    kept: list[Row] = [row for row in previous if row["table"] not in measured]
+    facts: list[Row] = [{**vars(each), "value": round(each.value, 6)} for each in figures]
     packages = ("dagster", "deltalake", "mlflow", "pyarrow", "pyod", "scikit-learn")
     write_report(path, "speed", [*kept, *facts], packages)
 
 
-def medians(rounds: int, turns: Mapping[str, Callable[[], float]], uncounted: int = 1) -> dict[str, float]:
-    """Gives the median of what each turn measures; in each round everybody has one, in the same order.
+def medians(rounds: int, trials: Mapping[str, Callable[[], float]], warm_up: int = 1) -> dict[str, float]:
+    """Return the median of each trial. Each round runs all trials once, in the same order.
 
-    A round before the first is not counted: what is imported when it is first used belongs to no method.
+    Warm-up rounds are not counted, because lazy imports belong to no method.
     """
-    taken: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(uncounted + rounds):
-        for name, turn in turns.items():
-            taken[name].append(turn())
-    return {name: statistics.median(values[uncounted:]) for name, values in taken.items()}
+    taken: dict[str, list[float]] = {name: [] for name in trials}
+    for _ in range(warm_up + rounds):
+        for name, trial in trials.items():
+            taken[name].append(trial())
+    return {name: statistics.median(values[warm_up:]) for name, values in taken.items()}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -129,7 +132,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def measure_training(rounds: int) -> list[Measured]:
-    """Measures training beside others."""
+    """Measure training and its alternatives."""
     rows = generated.numbers(_TRAINED_ROWS + _VALIDATION_ROWS, _COLUMNS, seed=0)
     frame = pl.DataFrame({column.name: rows[:, at] for at, column in enumerate(generated.features_of(_COLUMNS))})
     settings = _settings(_BATCH, _EPOCHS, (_HIDDEN,), _LATENTS)
@@ -137,29 +140,29 @@ def measure_training(rounds: int) -> list[Measured]:
     matrix = encoder.encode(frame)
     train_rows, validation = torch.from_numpy(matrix[:_TRAINED_ROWS]), torch.from_numpy(matrix[_TRAINED_ROWS:])
     width = matrix.shape[1]
-    torch.set_num_threads(settings.training.threads)  # for everybody: small networks run fastest so
+    torch.set_num_threads(settings.training.threads)  # all methods use one thread, which is fastest for small networks
 
     def ours() -> object:
         generator = torch.Generator().manual_seed(0)
         model, loss = build_model(settings, encoder.shape, generator), build_loss(settings, encoder)
         return train(model, loss, train_rows, validation, settings.training, generator)
 
-    turns: dict[str, Callable[[], object]] = {
+    trials: dict[str, Callable[[], object]] = {
         OURS: ours,
         "bare loop in memory (ceiling)": lambda: _bare_loop(train_rows),
         "loop over a DataLoader": lambda: _loader_loop(train_rows),
         "PyOD AutoEncoder": lambda: _pyod(batch_size=_BATCH, epoch_num=_EPOCHS).fit(train_rows.numpy()),
         "scikit-learn MLPRegressor": lambda: _regressor().fit(train_rows.numpy(), train_rows.numpy()),
     }
-    taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in turns.items()})  # type: ignore[misc]
+    taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in trials.items()})  # type: ignore[misc]
     layers = f"{width}–{_HIDDEN}–{_LATENTS}–{_HIDDEN}–{width}"
     table = f"training: {_TRAINED_ROWS:,} rows, layers {layers}, batch {_BATCH}, {_EPOCHS} epochs"
-    found = []
+    figures = []
     for name, seconds in taken.items():
         given = (table, name, _TRAINED_ROWS, width)
-        found.append(_measured(*given, metric="rows/s", value=_TRAINED_ROWS * _EPOCHS / seconds))
-        found.append(_measured(*given, metric="ours / theirs", value=seconds / taken[OURS]))
-    return found + _to_equal_loss(rounds, train_rows.numpy(), validation.numpy())
+        figures.append(_measured(*given, metric="rows/s", value=_TRAINED_ROWS * _EPOCHS / seconds))
+        figures.append(_measured(*given, metric="ours / theirs", value=seconds / taken[OURS]))
+    return figures + _to_equal_loss(rounds, train_rows.numpy(), validation.numpy())
 
 
 def _measured(table: str, method: str, rows: int, columns: int, metric: str, value: float) -> Measured:
@@ -214,11 +217,11 @@ def _regressor() -> MLPRegressor:
 
 
 def _to_equal_loss(rounds: int, rows: npt.NDArray[np.float32], validation: npt.NDArray[np.float32]) -> list[Measured]:
-    """Measures the time that ours takes to the validation loss that PyOD's defaults come to, on fewer rows."""
+    """Measure the time until ae_pipeline reaches the validation loss of PyOD's defaults, on fewer rows."""
     rows, validation = rows[:20_000], validation[:5_000]
     varying = rows.std(axis=0) > 0
-    spread_of = np.where(varying, rows.std(axis=0), 1.0)
-    rows, validation = ((part - rows.mean(axis=0)) / spread_of for part in (rows, validation))
+    std = np.where(varying, rows.std(axis=0), 1.0)
+    rows, validation = ((part - rows.mean(axis=0)) / std for part in (rows, validation))
     table = f"time to the validation loss of PyOD's defaults: {len(rows):,} rows × {rows.shape[1]}"
     reached: dict[str, list[float]] = {OURS: [], "PyOD AutoEncoder, defaults": []}
     for seed in range(rounds):
@@ -228,20 +231,20 @@ def _to_equal_loss(rounds: int, rows: npt.NDArray[np.float32], validation: npt.N
         reached["PyOD AutoEncoder, defaults"].append(theirs)
         reached[OURS].append(_until(wanted, rows, validation, seed))
     taken = {name: statistics.median(values) for name, values in reached.items()}
-    found = []
+    figures = []
     for name, seconds in taken.items():
         given = (table, name, len(rows), rows.shape[1])
-        found.append(_measured(*given, metric="seconds", value=seconds))
-        found.append(_measured(*given, metric="theirs / ours", value=seconds / taken[OURS]))
-    return found
+        figures.append(_measured(*given, metric="seconds", value=seconds))
+        figures.append(_measured(*given, metric="theirs / ours", value=seconds / taken[OURS]))
+    return figures
 
 
 class _ReachedError(Exception):
-    """The loss is as low as was asked for."""
+    """The validation loss has reached its target."""
 
 
 def _until(wanted: float, rows: npt.NDArray[np.float32], validation: npt.NDArray[np.float32], seed: int) -> float:
-    """Trains PyOD's default widths by our own means until a validation loss; gives the seconds."""
+    """Train a network of PyOD's default widths until a validation loss, and return the seconds."""
     frame = pl.DataFrame({column.name: rows[:, at] for at, column in enumerate(generated.features_of(_COLUMNS))})
     settings = _settings(128, 30, (64,), 32)
     encoder = fit_encoder(settings, frame, generated.features_of(_COLUMNS))
@@ -264,7 +267,7 @@ def _until(wanted: float, rows: npt.NDArray[np.float32], validation: npt.NDArray
 
 
 def measure_extraction(rows: int, rounds: int) -> list[Measured]:
-    """Measures features on disk to the published table, beside others."""
+    """Measure the extraction from features on disk to the published table, and its alternatives."""
     with tempfile.TemporaryDirectory() as folder:
         paths = DatasetPaths(Path(folder), generated.DATASET)
         count = max(3, rows // generated.DAY_ROWS)
@@ -272,9 +275,9 @@ def measure_extraction(rows: int, rounds: int) -> list[Measured]:
         rows = count * generated.DAY_ROWS
         bundles = {PLAIN: generated.fitted(paths, _COLUMNS, PLAIN), ALL: generated.fitted(paths, _COLUMNS, ALL)}
         peer = AutoEncoder(verbose=0, batch_size=1024, epoch_num=2).fit(generated.numbers(20_000, _COLUMNS, 1))
-        # The peer has its rows in memory: a part of them, whose time goes by their number.
+        # The peer scores a part of its rows in memory. Its time is scaled to the number of rows.
         part = generated.numbers(min(rows, 1_000_000), _COLUMNS, 2)
-        names = {
+        trials = {
             f"{OURS}, plain scoring": lambda: _published(days, paths, bundles[PLAIN]),
             f"{OURS}, all evidence": lambda: _published(days, paths, bundles[ALL]),
             "(a) pyarrow, read and written again": lambda: _copied(days, paths),
@@ -288,17 +291,17 @@ def measure_extraction(rows: int, rounds: int) -> list[Measured]:
                 _seconds(lambda: peer.decision_function(part, batch_size=8192)) * (rows / len(part))
             ),
         }
-        # So many rows that one round takes minutes are measured once.
-        taken = medians(rounds, names) if rows < _MANY else medians(1, names, uncounted=0)
+        # Large numbers of rows, whose round takes minutes, are measured once.
+        taken = medians(rounds, trials) if rows < _MANY else medians(1, trials, warm_up=0)
         table = f"extraction: {rows:,} rows × {_COLUMNS}, from features on disk to the published table"
         copied = taken["(a) pyarrow, read and written again"]
-        found = []
+        figures = []
         for name, seconds in taken.items():
             given = (table, name, rows, _COLUMNS)
-            found.append(_measured(*given, metric="s", value=seconds))
-            found.append(_measured(*given, metric="rows/s", value=rows / seconds))
-            found.append(_measured(*given, metric="× (a)", value=seconds / copied))
-        return found + (_parts(days, paths, bundles[ALL], rounds) if rows < _MANY else [])
+            figures.append(_measured(*given, metric="s", value=seconds))
+            figures.append(_measured(*given, metric="rows/s", value=rows / seconds))
+            figures.append(_measured(*given, metric="× (a)", value=seconds / copied))
+        return figures + (_parts(days, paths, bundles[ALL], rounds) if rows < _MANY else [])
 
 
 def _published(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle) -> float:
@@ -316,7 +319,7 @@ def _copied(days: Sequence[str], paths: DatasetPaths) -> float:
 
 
 def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds: int) -> list[Measured]:
-    """Measures what the parts of an extraction take of one day, each on its own, on all cores where it is spread."""
+    """Measure the parts of an extraction of one day, each alone. Parallel parts use all cores."""
     day = paths.features(days[0])
     rows = pl.read_parquet(day)
     slices = list(bundle._slices(rows))
@@ -336,7 +339,7 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
         return lambda: list(parallel_map(work, items))
 
     loss = bundle._exact[1]
-    turns = {
+    trials = {
         "reading": lambda: pl.read_parquet(day),
         "encoding": over(bundle._encoded, slices),
         "network": over(bundle._pass, encoded),
@@ -349,13 +352,13 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
         "tails to surprise": lambda: bundle.tails(losses),
         "writing": lambda: write_file(tables, {days[0]: "0"}, bundle.model.latent_dim, path, files),
     }
-    taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in turns.items()})  # type: ignore[misc]
+    taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in trials.items()})  # type: ignore[misc]
     table = f"parts of an extraction with all evidence, {rows.height:,} rows, each on its own"
-    found = []
+    figures = []
     for name, seconds in taken.items():
         given = (table, name, rows.height, _COLUMNS)
-        found.append(_measured(*given, metric="s per million rows", value=seconds * 1e6 / rows.height))
-    return found
+        figures.append(_measured(*given, metric="s per million rows", value=seconds * 1e6 / rows.height))
+    return figures
 
 
 def _nearest(rows: npt.NDArray[np.float64], ensemble: Any, view: int) -> object:

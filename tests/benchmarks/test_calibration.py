@@ -18,7 +18,7 @@ from ae_pipeline.gate.rules import GateResult, calibration_holds
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks import calibration
-from benchmarks.calibration import Case, Month, compare, count_places, law_of_flags, read_seeds
+from benchmarks.calibration import Case, Month, evaluate, law_of_flags, rank_limit, read_seeds
 from benchmarks.detection import Table
 from benchmarks.planted_faults import Prepared
 from tests.support.sensors import Fitted
@@ -38,7 +38,7 @@ def test_counts_of_exchangeable_scores_follow_the_law(n: int, m: int, budget: fl
         scores = rng.lognormal(sigma=3) * rng.permutation(n + m).astype(float)
         fitted = calibrate(scores[:n], budget, None)
         counts[index] = fitted.flags(fitted.p_values(scores[n:])).sum()
-    law = law_of_flags(m, n, count_places(fitted))
+    law = law_of_flags(m, n, rank_limit(fitted))
     within = (counts >= law.low) & (counts <= law.high)
     assert law.coverage >= 0.99
     assert within.mean() == pytest.approx(law.coverage, abs=4 * np.sqrt(0.01 / SIMULATIONS))
@@ -52,28 +52,28 @@ def test_places_are_the_whole_part_of_the_budget_of_calibration_rows() -> None:
     for n in (*range(19, 130), 999, 1000, 1999, 4999):
         for budget in ("0.05", "0.01", "0.001"):
             fitted = Calibration(np.arange(n, dtype=float), float(budget))
-            assert count_places(fitted) == (n + 1) * Fraction(budget) // 1
+            assert rank_limit(fitted) == (n + 1) * Fraction(budget) // 1
 
 
 def test_budgets_that_calibration_rows_cannot_resolve_are_left_out() -> None:
     scores = np.random.default_rng(0).random(2_000)
-    assert [case.budget for case in compare("s", 0, scores[:999], scores[999:])] == [0.05, 0.01, 0.001]
-    assert [case.budget for case in compare("s", 0, scores[:998], scores[998:])] == [0.05, 0.01]
-    assert [case.budget for case in compare("s", 0, scores[:98], scores[98:])] == [0.05]
+    assert [case.budget for case in evaluate("s", 0, scores[:999], scores[999:])] == [0.05, 0.01, 0.001]
+    assert [case.budget for case in evaluate("s", 0, scores[:998], scores[998:])] == [0.05, 0.01]
+    assert [case.budget for case in evaluate("s", 0, scores[:98], scores[98:])] == [0.05]
 
 
 def test_a_count_off_the_law_is_told_from_one_that_ties_keep_low() -> None:
     scores = np.random.default_rng(1).random(2_000)
     held_out, test = scores[:1_000], scores[1_000:]
     usual, shifted, low, tied = (
-        next(compare("s", 0, held_out, rows)) for rows in (test, test + 0.2, test - 0.2, np.full(1_000, 0.5))
+        next(evaluate("s", 0, held_out, rows)) for rows in (test, test + 0.2, test - 0.2, np.full(1_000, 0.5))
     )
     assert (usual.is_within, usual.is_above, usual.is_below, usual.tied) == (True, False, False, 0)
     assert (shifted.is_within, shifted.is_above) == (False, True)
     assert (low.flagged, low.is_below, low.is_below_by_ties) == (0, True, False)
     assert (tied.flagged, tied.is_below, tied.is_below_by_ties) == (0, True, False)
     # Of equal scores none exceeds another, and any of them might.
-    equal = next(compare("s", 0, np.full(1_000, 0.5), np.full(1_000, 0.5)))
+    equal = next(evaluate("s", 0, np.full(1_000, 0.5), np.full(1_000, 0.5)))
     assert (equal.flagged, equal.tied, equal.is_below_by_ties) == (0, 1_000, True)
 
 
@@ -144,7 +144,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
     assert month.keys() == MONTH_ROW
     assert (month["set"], month["share"], month["calibration_holds"]) == ("flights", 0.0015, False)
     told = capsys.readouterr().out
-    assert "few, 0 s: left out, 1,999 normal rows are fewer than 2,000" in told
+    assert "few, 0 s: skipped, 1,999 normal rows are fewer than 2,000" in told
     assert "of 10 cases are within (goal: 98%)" in told
 
 

@@ -184,7 +184,7 @@ def test_a_run_goes_by_name_and_writes_a_row_for_each_set_protocol_method_and_se
     assert all(row.keys() == (ROW if row["method"] == "good" else {*ROW, "error"}) for row in rows)
     assert {row["rows"] for row in rows if row["set"] == "a"} == {30, 70}
     # A set without an anomaly can judge nobody.
-    assert "c, seed 1: left out" in capsys.readouterr().out
+    assert "c, seed 1: skipped" in capsys.readouterr().out
 
 
 def test_ours_takes_numbers_of_any_scale_and_a_constant_column() -> None:

@@ -92,7 +92,7 @@ def test_a_planted_row_differs_from_its_original_in_its_faulty_column_alone(
 ) -> None:
     assert planted.kinds == [kind for kind in SINGLE for _ in range(5)]
     assert planted.rows.schema == raw.schema
-    for row, kind, index in zip(planted.rows.iter_rows(named=True), planted.kinds, planted.places, strict=True):
+    for row, kind, index in zip(planted.rows.iter_rows(named=True), planted.kinds, planted.indices, strict=True):
         original = raw.row(index, named=True)
         assert {name for name in raw.columns if row[name] != original[name]} == {SINGLE[kind].column}
 

@@ -16,9 +16,9 @@ from benchmarks import defects, denoising, digits, models, shuttle
 from benchmarks.frames import image_frame, images_of
 from benchmarks.measures import Measure, means, to_rows, to_tables
 from benchmarks.textures import (
+    DEFECT_SIZE,
     DEFECTS,
     LEARNING,
-    RESIDUAL_PATCH,
     TEST,
     TRAINING,
     TUNING,
@@ -48,8 +48,8 @@ def test_planting_is_deterministic_and_stays_within_a_spot(kind: str, clean: np.
     np.testing.assert_array_equal(clean, previous)
     for patch, original in zip(planted, clean, strict=True):
         rows, columns = np.nonzero(patch != original)
-        assert np.ptp(rows) < RESIDUAL_PATCH
-        assert np.ptp(columns) < RESIDUAL_PATCH
+        assert np.ptp(rows) < DEFECT_SIZE
+        assert np.ptp(columns) < DEFECT_SIZE
 
 
 def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
@@ -59,9 +59,9 @@ def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray,
     planted = plant(dull, "grass square", material, seed=0)
     generator = np.random.default_rng([0, DEFECTS.index("grass square")])
     for patch in planted:
-        top, left = (int(generator.integers(32 - RESIDUAL_PATCH + 1)) for _ in range(2))
-        [generator.integers(size - RESIDUAL_PATCH + 1) for size in material.shape]
-        square = patch[top : top + RESIDUAL_PATCH, left : left + RESIDUAL_PATCH]
+        top, left = (int(generator.integers(32 - DEFECT_SIZE + 1)) for _ in range(2))
+        [generator.integers(size - DEFECT_SIZE + 1) for size in material.shape]
+        square = patch[top : top + DEFECT_SIZE, left : left + DEFECT_SIZE]
         assert square.mean() == pytest.approx(128, abs=0.5)  # rounded to whole grey values
         assert square.std() == pytest.approx(8, abs=0.3)
 
@@ -69,12 +69,12 @@ def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray,
 def test_a_scratch_deviates_by_two_deviations_and_a_dead_block_is_the_mean(clean: np.ndarray) -> None:
     for patch, original in zip(plant(clean, "scratch", None, 0), clean, strict=True):
         change = patch.astype(float) - original
-        assert (change != 0).sum() <= RESIDUAL_PATCH
+        assert (change != 0).sum() <= DEFECT_SIZE
         expected = 2 * original.std()
         uncut = (patch > 0) & (patch < 255) & (change != 0)
         np.testing.assert_allclose(np.abs(change[uncut]), expected, atol=0.51)
     for patch, original in zip(plant(clean, "dead block", None, 0), clean, strict=True):
-        windows = np.lib.stride_tricks.sliding_window_view(patch, (RESIDUAL_PATCH, RESIDUAL_PATCH))
+        windows = np.lib.stride_tricks.sliding_window_view(patch, (DEFECT_SIZE, DEFECT_SIZE))
         mean = np.rint(original.astype(float).mean())
         assert (windows == mean).all((2, 3)).any()
 
@@ -131,8 +131,8 @@ def test_rows_have_each_value_and_the_mean_over_seeds() -> None:
 def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def textures(seeds: list[int]) -> Iterator[Measure]:
         setting = defects.prepare(seeds[0], stride=32)
-        few = {task: patches[:20] for task, patches in setting.strange.items()}
-        setting = replace(setting, clean=setting.clean[:20], strange=few)
+        few = {task: patches[:20] for task, patches in setting.anomalous.items()}
+        setting = replace(setting, clean=setting.clean[:20], anomalous=few)
         for form in defects.FORMS:
             found = setting.auroc(defects.fit_ours(form, setting, seeds[0], epochs=1))
             assert found.keys() == {"all defects", *DEFECTS, "whole grass", "whole gravel"}
@@ -141,7 +141,7 @@ def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, m
     def latents(seeds: list[int]) -> Iterator[Measure]:
         train, test = digits.split(seeds[0])
         for form in digits.FORMS:
-            found = digits.compare(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
+            found = digits.evaluate(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
             yield Measure("digits", form, "probe accuracy", found["probe accuracy"], seeds[0])
 
     monkeypatch.setattr(defects, "MODEL", {**defects.MODEL, "channels": [4], "latent_dim": 8})
