@@ -46,6 +46,7 @@ from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window
 from ae_pipeline.gate.rules import GateResult, calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks.detection import FloatArray, Table, cap_rows, find_sets, fit_ours, halve_normal, read_set
 from benchmarks.planted_faults import Prepared, prepare
@@ -231,9 +232,11 @@ def try_set(whole: Table, seeds: Sequence[int]) -> list[Case]:
 def try_month(prepared: Prepared, month: str) -> Month:
     """Fit the shipped configuration on the days before a month and count the flagged rows of the month."""
     config, paths = prepared.config, prepared.paths
-    content = {day: content_hash for day, (content_hash, rows) in features_content(config, paths).items() if rows}
+    content = {
+        day: content_hash for day, (content_hash, rows) in features_content(Dataset(config, paths)).items() if rows
+    }
     window = cut_window({day: text for day, text in content.items() if day < month}, config)
-    bundle, _ = fit_bundle(config, feature_columns(config, prepared.contract), window, paths)
+    bundle, _ = fit_bundle(Dataset(config, paths), feature_columns(config, prepared.contract), window)
     days = [bundle.score(pl.read_parquet(paths.features(day))) for day in content if day.startswith(month)]
     rows, flagged = sum(len(day.score) for day in days), sum(int(day.is_anomaly.sum()) for day in days)
     newest = np.concatenate([day.score for day in days[-len(window.calibration) :]])

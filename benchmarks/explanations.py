@@ -25,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Contribution
 from ae_pipeline.features.build import build_features, feature_columns
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks import defects, planted_faults
 from benchmarks.column_faults import SINGLE, guilty_columns, plant_columns
@@ -119,7 +120,7 @@ def measure_flights(prepared: Prepared, seed: int) -> list[Figure]:
     """Fit the shipped configuration and evaluate it, with one seed for both."""
     training = prepared.config.training.model_copy(update={"seed": seed})
     config = prepared.config.model_copy(update={"training": training})
-    bundle, _ = fit_bundle(config, feature_columns(config, prepared.contract), prepared.window, prepared.paths)
+    bundle, _ = fit_bundle(Dataset(config, prepared.paths), feature_columns(config, prepared.contract), prepared.window)
     return evaluate_flights(bundle, prepared, seed)
 
 

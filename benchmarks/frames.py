@@ -13,6 +13,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import cut_window
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -90,4 +91,4 @@ def fit_frame(config: PipelineConfig, frame: pl.DataFrame, columns: Sequence[Fea
         paths = DatasetPaths(Path(folder), config.dataset)
         rows = frame.with_columns(pl.lit(None, pl.Datetime("us", "UTC")).alias("event_time"))
         content = {ALL_ROWS: write_parquet(paths.features(ALL_ROWS), rows.to_arrow())}
-        return fit_bundle(config, columns, cut_window(content, config), paths)[0]
+        return fit_bundle(Dataset(config, paths), columns, cut_window(content, config))[0]

@@ -11,6 +11,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import cut_window
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -81,4 +82,4 @@ def fitted(paths: DatasetPaths, columns: int, evidence: Sequence[str]) -> ModelB
     """Fit a model on the first three days. Their files must exist."""
     settings = config(evidence)
     window = cut_window({day_of(index): "generated" for index in range(3)}, settings)
-    return fit_bundle(settings, features_of(columns), window, paths)[0]
+    return fit_bundle(Dataset(settings, paths), features_of(columns), window)[0]

@@ -45,6 +45,7 @@ from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window
 from ae_pipeline.latent_space.alignment import Served, align, transform_latents
 from ae_pipeline.latent_space.compatibility import fit_orthogonal
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks.planted_faults import Prepared, prepare
 from benchmarks.report import Row, format_table, write_report
@@ -123,7 +124,7 @@ class Flights:
         training = prepared.config.training.model_copy(update=PARTS)
         self.config: PipelineConfig = prepared.config.model_copy(update={"training": training})
         self.prepared = prepared
-        content = features_content(self.config, prepared.paths)
+        content = features_content(Dataset(self.config, prepared.paths))
         self.content = {day: digest for day, (digest, rows) in content.items() if rows}
 
     def fit(
@@ -134,7 +135,7 @@ class Flights:
         config = self.config.model_copy(update={"training": training})
         columns = [column for column in feature_columns(config, self.prepared.contract) if column.name not in UNSEEN]
         window = cut_window({day: text for day, text in self.content.items() if day < month}, config)
-        return fit_bundle(config, columns, window, self.prepared.paths, previous=previous)[0]
+        return fit_bundle(Dataset(config, self.prepared.paths), columns, window, previous=previous)[0]
 
     def rows(self, days: Sequence[str]) -> pl.DataFrame:
         """Return the features of some days, without flights that did not arrive."""

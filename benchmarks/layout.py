@@ -23,6 +23,7 @@ from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import current_files
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks.planted_faults import prepare
@@ -44,12 +45,12 @@ def publish_flights(data: Path, root: Path) -> DatasetPaths:
     model = prepared.config.model.model_copy(update={"latent_dim": LATENTS})
     training = prepared.config.training.model_copy(update={"epochs": 1})
     config = prepared.config.model_copy(update={"model": model, "training": training})
-    content = {day: digest for day, (digest, rows) in features_content(config, prepared.paths).items() if rows}
+    content = {day: digest for day, (digest, rows) in features_content(Dataset(config, prepared.paths)).items() if rows}
     bundle, _ = fit_bundle(
-        config, feature_columns(config, prepared.contract), cut_window(content, config), prepared.paths
+        Dataset(config, prepared.paths), feature_columns(config, prepared.contract), cut_window(content, config)
     )
     paths = DatasetPaths(prepared.paths.root, prepared.paths.dataset, str(root))
-    publish(sorted(content), paths, bundle, 1, {})
+    publish(sorted(content), Dataset(bundle.config, paths), bundle, 1, {})
     return paths
 
 

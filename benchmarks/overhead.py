@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ae_pipeline.storage.dataset import Dataset
 from benchmarks.deployment import environment
 from benchmarks.figures import Measured
 
@@ -93,9 +94,9 @@ def _pages(rounds: int) -> str:
 
     for _ in range(rounds):
         shutil.rmtree(paths.reports)
-        timed("all of the report", lambda: build_report(days, paths, bundle, config, 1, "none"))
-        timed("the page over all days", lambda: build_report(days, paths, bundle, config, 1, "none"))
-        timed("the page of a day", lambda: day_page("2013-02-08", paths, bundle, config, 1))
+        timed("all of the report", lambda: build_report(days, Dataset(config, paths), bundle, 1, "none"))
+        timed("the page over all days", lambda: build_report(days, Dataset(config, paths), bundle, 1, "none"))
+        timed("the page of a day", lambda: day_page("2013-02-08", Dataset(config, paths), bundle, 1))
     return json.dumps({"rows": rows, "seconds": {name: statistics.median(values) for name, values in taken.items()}})
 
 
@@ -130,21 +131,21 @@ def _work() -> int:
     config = _shipped()
     paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
     DEMOS[FLIGHTS](paths.landing)
-    intake = ingest(config, paths, dt.datetime.now(dt.UTC).date(), lambda *_: None)
+    intake = ingest(Dataset(config, paths), dt.datetime.now(dt.UTC).date(), lambda *_: None)
     days = intake.ledger.days
     built = [build_raw_day(day, intake, paths) for day in days]
     count_duplicates(days, paths)
-    content = {day: build_features_day(day, config, intake.contract, paths).content_hash for day in days}
+    content = {day: build_features_day(day, Dataset(config, paths), intake.contract).content_hash for day in days}
     columns = feature_columns(config, intake.contract)
     window = cut_window(content, config, config.gate.days)
-    bundle, _ = fit_bundle(config, columns, window, paths)
+    bundle, _ = fit_bundle(Dataset(config, paths), columns, window)
     bundle = with_reference(bundle, columns, paths)
     latents_not_collapsed(bundle.encode(window.rows("validation", paths)))
     compare(bundle, None, gate_rows(window, None, paths), "none serves", config.gate)
     bundle.save(paths.root / "bundle")
     bundle = ModelBundle.load(paths.root / "bundle")
-    publish(days, paths, bundle, 1, {})
-    build_report(days, paths, bundle, config, 1, "none")
+    publish(days, Dataset(bundle.config, paths), bundle, 1, {})
+    build_report(days, Dataset(config, paths), bundle, 1, "none")
     return sum(day.rows for day in built)
 
 

@@ -36,6 +36,7 @@ from ae_pipeline.features.split import Window, cut_window
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.landing import ingest
 from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks.faults import FAULTS, Routes, plant
@@ -146,10 +147,10 @@ def prepare(root: Path) -> Prepared:
     paths = DatasetPaths(root, config.dataset)
     if not paths.landing.exists():
         land_flights(paths.landing)
-    intake = ingest(config, paths, dt.date.today(), lambda *_: None)
+    intake = ingest(Dataset(config, paths), dt.date.today(), lambda *_: None)
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)
-    built = [build_features_day(day, config, intake.contract, paths) for day in intake.ledger.days]
+    built = [build_features_day(day, Dataset(config, paths), intake.contract) for day in intake.ledger.days]
     window = cut_window({day.day: day.content_hash for day in built if day.rows and day.day < HELD_OUT_FROM}, config)
     raw = pl.concat([pl.read_parquet(paths.raw(day)) for day in intake.ledger.days])
     routes = set(raw.select("carrier", "origin", "dest").unique().iter_rows())
@@ -165,7 +166,7 @@ def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
     features = build_features(raw, config, prepared.contract)
 
     started = time.perf_counter()
-    bundle, _ = fit_bundle(config, feature_columns(config, prepared.contract), prepared.window, prepared.paths)
+    bundle, _ = fit_bundle(Dataset(config, prepared.paths), feature_columns(config, prepared.contract), prepared.window)
     fitted = time.perf_counter()
     score = bundle.score(features).score
     scored = time.perf_counter()

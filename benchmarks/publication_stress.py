@@ -36,6 +36,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import cut_window
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import read_latents
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -112,7 +113,7 @@ def make(root: Path) -> TrialFolder:
     columns = [FeatureColumn(name, ColumnType.NUMBER) for name in COLUMNS]
     for seed, folder in enumerate(trial.bundles):
         seeded = config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
-        fit_bundle(seeded, columns, cut_window(content, seeded), trial.paths)[0].save(folder)
+        fit_bundle(Dataset(seeded, trial.paths), columns, cut_window(content, seeded))[0].save(folder)
     return trial
 
 
@@ -145,7 +146,14 @@ class Writer:
 
     def publish(self, version: int, days: Sequence[str], progress: Callable[..., None] = lambda *_: None) -> int:
         """Publish days and return the version of the table."""
-        done = publish(days, self.folder.paths, self.bundles[version - 1], version, {}, progress)
+        done = publish(
+            days,
+            Dataset(self.bundles[version - 1].config, self.folder.paths),
+            self.bundles[version - 1],
+            version,
+            {},
+            progress,
+        )
         return done.table_version
 
     def done(self, version: int, days: Sequence[str]) -> None:
@@ -263,7 +271,7 @@ def _publish_alone(folder: TrialFolder, version: int, days: Sequence[str], start
 
     started.set()
     try:
-        publish(days, folder.paths, bundle, version, {}, progress)
+        publish(days, Dataset(bundle.config, folder.paths), bundle, version, {}, progress)
         out.put("published")
     except PublicationError as error:
         out.put(str(error))

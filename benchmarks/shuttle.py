@@ -24,6 +24,7 @@ from ae_pipeline.features.build import build_features, feature_columns
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.landing import ingest
 from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from benchmarks.frames import fit_frame
 from benchmarks.measures import Measure
@@ -44,7 +45,7 @@ def prepare() -> tuple[PipelineConfig, tuple[FeatureColumn, ...], pl.DataFrame]:
     with tempfile.TemporaryDirectory() as folder:
         paths = DatasetPaths(Path(folder), config.dataset)
         land_shuttle(paths.landing)
-        intake = ingest(config, paths, dt.date.today(), lambda *_: None)
+        intake = ingest(Dataset(config, paths), dt.date.today(), lambda *_: None)
         build_raw_day(ALL_ROWS, intake, paths)
         features = build_features(pl.read_parquet(paths.raw(ALL_ROWS)), config, intake.contract)
     training = config.training.model_copy(update={"only_normal": False, "device": "cpu"})

@@ -45,6 +45,7 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day, write_file
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import Epoch, train
 from benchmarks import generated
@@ -306,7 +307,7 @@ def measure_extraction(rows: int, rounds: int) -> list[Measured]:
 
 def _published(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle) -> float:
     shutil.rmtree(paths.latents, ignore_errors=True)
-    return _seconds(lambda: publish(days, paths, bundle, 1, {}))
+    return _seconds(lambda: publish(days, Dataset(bundle.config, paths), bundle, 1, {}))
 
 
 def _copied(days: Sequence[str], paths: DatasetPaths) -> float:

@@ -21,6 +21,7 @@ from ae_pipeline.features.split import cut_window
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.landing import ingest
 from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -37,14 +38,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     rows = sensor_rows()
     for index, part in enumerate(rows.iter_slices(10 * ROWS_A_DAY)):
         part.write_csv(paths.landing / f"part_{index}.csv")
-    intake = ingest(config, paths, dt.date(2025, 1, 1), lambda *_: None)
+    intake = ingest(Dataset(config, paths), dt.date(2025, 1, 1), lambda *_: None)
     content = {}
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)
-        content[day] = build_features_day(day, config, intake.contract, paths).content_hash
+        content[day] = build_features_day(day, Dataset(config, paths), intake.contract).content_hash
     columns = feature_columns(config, load_contract(paths.contract))
     window = cut_window(content, config)
-    bundle, result = fit_bundle(config, columns, window, paths)
+    bundle, result = fit_bundle(Dataset(config, paths), columns, window)
     return Fitted(config, paths, columns, tuple(sorted(content)), window, bundle, result)
 
 
@@ -55,7 +56,7 @@ def other_bundle(fitted: Fitted) -> ModelBundle:
         training={**fitted.config.training.model_dump(), "seed": 1, "epochs": 2},
         alerts={"budget": 0.01, "evidence": NO_ENSEMBLE},
     )
-    return fit_bundle(config, fitted.columns, fitted.window, fitted.paths)[0]
+    return fit_bundle(Dataset(config, fitted.paths), fitted.columns, fitted.window)[0]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +67,7 @@ def wider_bundle(fitted: Fitted) -> ModelBundle:
         training={**fitted.config.training.model_dump(), "epochs": 2},
         alerts={"budget": 0.01, "evidence": NO_ENSEMBLE},
     )
-    return fit_bundle(config, fitted.columns, fitted.window, fitted.paths)[0]
+    return fit_bundle(Dataset(config, fitted.paths), fitted.columns, fitted.window)[0]
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
         }
         config = PipelineConfig.model_validate({**settings, **sections})
         content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}
-        return fit_bundle(config, columns, cut_window(content, config), paths, previous=previous)
+        return fit_bundle(Dataset(config, paths), columns, cut_window(content, config), previous=previous)
 
     return fit
 

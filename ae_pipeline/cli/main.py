@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.cli.servers import Ports, serve
 from ae_pipeline.common.errors import ConfigError, PipelineError, SchemaError
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS
 
 if TYPE_CHECKING:
@@ -141,13 +142,13 @@ def _run(dataset: str) -> int:
 
     worked = False
     intake, failure = _read_landed(config, workspace)
-    pending = sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})
+    pending = sorted({*intake.pending_days(Dataset(config, paths)), *days_without_features(Dataset(config, paths))})
     for days in contiguous(pending):
         _execute(definitions, instance, config, "ingest", days, tags={READ_TAG: "by the command line"})
         worked = True
 
     tracker = workspace.tracker()
-    due = is_training_due(config, features_content(config, paths), last_training(instance, config))
+    due = is_training_due(config, features_content(Dataset(config, paths)), last_training(instance, config))
     if not due.yes and tracker.version(dataset, CHAMPION) is None:
         due = Due(True, "the model store has no version that serves")
     if due.yes:
@@ -165,7 +166,7 @@ def _run(dataset: str) -> int:
     if undecided_challenger(config, tracker):
         _execute(definitions, instance, config, "decide", None)
         worked = True
-    stale = days_without_report(config, paths, tracker)
+    stale = days_without_report(Dataset(config, paths), tracker)
     for days in contiguous(stale):
         _execute(definitions, instance, config, "publish", days)
         worked = True
@@ -174,7 +175,7 @@ def _run(dataset: str) -> int:
         _heading(f"Nothing to do: {read}, every day is published under the model that serves.")
     from ae_pipeline.cli.summary import summarize
 
-    print(summarize(config, paths, tracker, instance))
+    print(summarize(Dataset(config, paths), tracker, instance))
     print(f"Took {time.monotonic() - began:.0f} s.")
     if failure:
         raise failure
@@ -194,14 +195,14 @@ def _read_landed(config: "PipelineConfig", workspace: "Workspace") -> "tuple[Ing
     paths, pace = workspace.paths(config.dataset), ProgressLogger(tell_person, seconds=2)
     with workspace.locked(config.dataset):
         try:
-            return ingest(config, paths, dt.datetime.now(dt.UTC).date(), pace), None
+            return ingest(Dataset(config, paths), dt.datetime.now(dt.UTC).date(), pace), None
         except SchemaError as error:
-            known = last_ingest(config, paths)
+            known = last_ingest(Dataset(config, paths))
             if known is None:
                 raise
             tell_person(str(error))
             alert = Alert(AlertEvent.CONTRACT_BROKEN, f"columns {error}", str(error), subjects=(str(error),))
-            tell(alert, config, paths, tell_person)
+            tell(alert, Dataset(config, paths), tell_person)
             return known, error
 
 
@@ -222,7 +223,7 @@ def _roll_back(dataset: str, version: int, why: str, even_if_rejected: bool) -> 
 
     asked = RollbackConfig(version=version, why=why, who=_user(), even_if_rejected=even_if_rejected)
     _execute(definitions, instance, config, "rollback", None, rollback_config(config, asked))
-    for days in contiguous(days_without_report(config, workspace.paths(dataset), workspace.tracker())):
+    for days in contiguous(days_without_report(Dataset(config, workspace.paths(dataset)), workspace.tracker())):
         _execute(definitions, instance, config, "publish", days)
     return 0
 
@@ -249,8 +250,8 @@ def _make_page(dataset: str, day: str) -> int:
     config = _chosen(dataset, configs)
     paths = workspace.paths(dataset)
     with workspace.locked(dataset, print):
-        version, bundle = load_version_of_table(config, paths, workspace.tracker())
-        print(day_page(day, paths, bundle, config, version.version))
+        version, bundle = load_version_of_table(Dataset(config, paths), workspace.tracker())
+        print(day_page(day, Dataset(config, paths), bundle, version.version))
     return 0
 
 
@@ -266,7 +267,7 @@ def _land_demo(config: "PipelineConfig", workspace: "Workspace") -> None:
     from ae_pipeline.ingestion.landing import landing_folder
 
     land = DEMOS.get(config.dataset)
-    folder = landing_folder(config, workspace.paths(config.dataset))
+    folder = landing_folder(Dataset(config, workspace.paths(config.dataset)))
     if land and not (folder.is_dir() and any(folder.iterdir())):
         print(f"{time.strftime('%H:%M:%S')}  {'landing':<16} {land(folder):,} files landed in {folder}", flush=True)
 
@@ -309,7 +310,7 @@ def _alert(definitions: "dg.Definitions", config: "PipelineConfig", run: "dg.Dag
     workspace: Workspace = (definitions.resources or {})["workspace"]
     paths = workspace.paths(config.dataset)
     if alert := failure_alert(run, reason, paths):
-        raise_alert_unlocked(alert, config, paths, lambda message: print(message, file=sys.stderr))
+        raise_alert_unlocked(alert, Dataset(config, paths), lambda message: print(message, file=sys.stderr))
 
 
 def _heading(message: str) -> None:

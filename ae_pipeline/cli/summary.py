@@ -12,11 +12,12 @@ from ae_pipeline.orchestration.stages import STAGES, asset_key
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.ranking import reason_of
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.dataset import Dataset
 
 
-def summarize(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker, instance: dg.DagsterInstance) -> str:
+def summarize(dataset: Dataset, tracker: Tracker, instance: dg.DagsterInstance) -> str:
     """Says what there is now: rows, model, table, report, the strangest rows, and what to do next."""
+    config, paths = dataset.config, dataset.paths
     ledger = Ledger.load(paths.ledger)
     files = list(ledger.files.values())
     rejected = ledger.quarantined()

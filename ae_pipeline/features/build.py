@@ -8,9 +8,9 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL, split_columns
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.raw import DayResult
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
-from ae_pipeline.storage.paths import DatasetPaths
 
 FEATURES_VERSION = "1"
 """Raised when the same raw rows would give other features."""
@@ -135,8 +135,9 @@ def _clean(name: str, kind: ColumnType) -> pl.Expr:
             return value
 
 
-def features_input_hash(day: str, config: PipelineConfig, contract: SchemaContract, paths: DatasetPaths) -> str | None:
+def features_input_hash(day: str, dataset: Dataset, contract: SchemaContract) -> str | None:
     """Changes when the day's raw rows or the settings would give other features; None where there are no raw rows."""
+    config, paths = dataset.config, dataset.paths
     raw_facts = read_facts(paths.raw(day))
     if not raw_facts:
         return None
@@ -146,13 +147,14 @@ def features_input_hash(day: str, config: PipelineConfig, contract: SchemaContra
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])
 
 
-def build_features_day(day: str, config: PipelineConfig, contract: SchemaContract, paths: DatasetPaths) -> DayResult:
+def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> DayResult:
     """Writes the features of a day, unless they are up to date.
 
     Raises:
         StorageError: The raw rows of the day are not there.
     """
-    input_hash = features_input_hash(day, config, contract, paths)
+    config, paths = dataset.config, dataset.paths
+    input_hash = features_input_hash(day, dataset, contract)
     if input_hash is None:
         raise StorageError(f"raw_data of {config.dataset!r} has no {day}; materialize that partition first")
     target = paths.features(day)
@@ -164,8 +166,9 @@ def build_features_day(day: str, config: PipelineConfig, contract: SchemaContrac
     return DayResult(day, features.height, content_hash, True)
 
 
-def features_content(config: PipelineConfig, paths: DatasetPaths) -> dict[str, tuple[str, int]]:
+def features_content(dataset: Dataset) -> dict[str, tuple[str, int]]:
     """Lists the dataset's days whose features are there, with content hash and rows."""
+    config, paths = dataset.config, dataset.paths
     files = sorted(paths.features("_").parent.glob("[!.]*.parquet"))
     facts = {path.stem: read_facts(path) for path in files if config.has_day(path.stem)}
     return {day: (fact["content_hash"], int(fact["rows"])) for day, fact in facts.items() if fact}

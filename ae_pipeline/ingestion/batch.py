@@ -14,9 +14,9 @@ from ae_pipeline.ingestion.contract import SchemaContract, keys_of
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers import read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, FileRows, UnreadableFileError
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_parquet
-from ae_pipeline.storage.paths import DatasetPaths
 
 RAW_VERSION = "1"
 """Raised when the same files would give other raw rows."""
@@ -51,7 +51,8 @@ def rules_in_force(contract: SchemaContract, config: PipelineConfig, today: dt.d
 class StagingBatch:
     """Holds files against the contract many at a time, since a pass costs the same for 10 rows as for 10,000."""
 
-    def __init__(self, contract: SchemaContract, config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> None:
+    def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:
+        config, paths = dataset.config, dataset.paths
         self._contract, self._config, self._paths, self._today = contract, config, paths, today
         self._rules = rules_in_force(contract, config, today)
         self._waiting: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}

@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 
 from ae_pipeline.common.errors import SchemaError, StorageError
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, Rules, StagingBatch, rules_in_force
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
 from ae_pipeline.ingestion.deduplicate import by_identity
@@ -23,6 +22,7 @@ from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, UnreadableFileError
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts
@@ -51,8 +51,9 @@ class IngestResult:
     read: tuple[str, ...]
     moved: dict[str, list[str]]
 
-    def pending_days(self, config: PipelineConfig, paths: DatasetPaths) -> list[str]:
+    def pending_days(self, dataset: Dataset) -> list[str]:
         """Lists days whose raw rows are not what the landed files now give, also days that have lost all theirs."""
+        config, paths = dataset.config, dataset.paths
         built = {path.stem for path in paths.raw("_").parent.glob("*.parquet")}
         days = (day for day in sorted({*self.ledger.days, *built}) if config.has_day(day))
         return [day for day in days if read_facts(paths.raw(day)).get("input_hash") != self.input_hash(day)]
@@ -63,18 +64,20 @@ class IngestResult:
         return hash_json([RAW_VERSION, staged, self.moved.get(day), self.contract.fingerprint])
 
 
-def landing_folder(config: PipelineConfig, paths: DatasetPaths) -> Path:
+def landing_folder(dataset: Dataset) -> Path:
     """Where the dataset's files land."""
+    config, paths = dataset.config, dataset.paths
     return paths.root / config.source.path if config.source.path else paths.landing
 
 
-def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]:
+def landed_files(dataset: Dataset) -> dict[str, Path]:
     """Lists the landed files by their path below the landing place; hidden ones are still being written.
 
     Raises:
         StorageError: There is no such folder, or it holds no file of the dataset.
     """
-    folder, endings = landing_folder(config, paths), suffixes(config.images)
+    config, _paths = dataset.config, dataset.paths
+    folder, endings = landing_folder(dataset), suffixes(config.images)
     kinds = "PNG, JPEG, CSV or Parquet" if config.images else "CSV or Parquet"
     if folder.exists() and not folder.is_dir():
         raise StorageError(
@@ -97,7 +100,7 @@ def landed_files(config: PipelineConfig, paths: DatasetPaths) -> dict[str, Path]
     return found
 
 
-def unread_files(config: PipelineConfig, paths: DatasetPaths, today: dt.date) -> dict[str, tuple[int, int]]:
+def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]:
     """Lists landed files that are new or have changed since they were read, with their size and time in ns.
 
     It looks at names, sizes and times alone, and so is cheap enough to be asked again and again.
@@ -105,8 +108,9 @@ def unread_files(config: PipelineConfig, paths: DatasetPaths, today: dt.date) ->
     Returns:
         Also none where nothing has landed yet.
     """
+    config, paths = dataset.config, dataset.paths
     try:
-        landed = landed_files(config, paths)
+        landed = landed_files(dataset)
     except StorageError:
         return {}
     known = Ledger.load(paths.ledger).files
@@ -117,12 +121,13 @@ def unread_files(config: PipelineConfig, paths: DatasetPaths, today: dt.date) ->
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def last_ingest(config: PipelineConfig, paths: DatasetPaths) -> IngestResult | None:
+def last_ingest(dataset: Dataset) -> IngestResult | None:
     """Gives what reading the landing place came to last; None where it was never read."""
+    config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
         return None
     ledger = Ledger.load(paths.ledger)
-    return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved(ledger, config, paths))
+    return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved(ledger, dataset))
 
 
 def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool:
@@ -133,7 +138,7 @@ def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool
     return held and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def ingest(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress: Progress) -> IngestResult:
+def ingest(dataset: Dataset, today: dt.date, progress: Progress) -> IngestResult:
     """Reads every new or changed landed file into its staged copy and quarantine, and brings the ledger up to date.
 
     A contract is inferred where there is none. Whatever fails, files already read stay read.
@@ -142,9 +147,10 @@ def ingest(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress
         StorageError: Nothing has landed, or the disk is full.
         SchemaError: A file's columns have changed; all other files are read first.
     """
-    landed = landed_files(config, paths)
+    config, paths = dataset.config, dataset.paths
+    landed = landed_files(dataset)
     if not paths.contract.exists():
-        _infer(config, paths, landed)
+        _infer(dataset, landed)
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
     rules = rules_in_force(contract, config, today)
@@ -154,7 +160,7 @@ def ingest(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
     }
     changed_columns = []
-    batch = StagingBatch(contract, config, paths, today)
+    batch = StagingBatch(contract, dataset, today)
     try:
         for done, name in enumerate(new):
             progress(done, len(new), "files read")
@@ -178,11 +184,12 @@ def ingest(config: PipelineConfig, paths: DatasetPaths, today: dt.date, progress
         more = f" ({len(changed_columns) - 1} further files likewise)" if len(changed_columns) > 1 else ""
         raise SchemaError(f"{changed_columns[0]}{more}") from changed_columns[0]
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
-    return IngestResult(ledger, contract, changed, _moved(ledger, config, paths))
+    return IngestResult(ledger, contract, changed, _moved(ledger, dataset))
 
 
-def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[str, list[str]]:
+def _moved(ledger: Ledger, dataset: Dataset) -> dict[str, list[str]]:
     """Finds identities that a newer file has moved to another day; none can where event time is part of them."""
+    config, paths = dataset.config, dataset.paths
     if config.event_time is None or config.event_time in config.identity:
         return {}
     files = [entry for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
@@ -202,7 +209,8 @@ def _moved(ledger: Ledger, config: PipelineConfig, paths: DatasetPaths) -> dict[
     return moved
 
 
-def _infer(config: PipelineConfig, paths: DatasetPaths, landed: dict[str, Path]) -> None:
+def _infer(dataset: Dataset, landed: dict[str, Path]) -> None:
+    config, paths = dataset.config, dataset.paths
     names = list(landed)
     chosen = names[:: max(1, len(names) // _SAMPLED_FILES)]
     samples: list[pl.DataFrame] = []

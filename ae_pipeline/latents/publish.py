@@ -17,7 +17,6 @@ from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.parallel import prefetch
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.data_contract import broken_rules, build_contract, renew
@@ -35,6 +34,7 @@ from ae_pipeline.latents.layout import (
 )
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
 from ae_pipeline.latents.retention import ABANDONED, collect, retention_properties, set_aside
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -101,12 +101,11 @@ def stale_days(days: Iterable[str], paths: DatasetPaths, fingerprint: str, model
 
 def publish(
     days: Sequence[str],
-    paths: DatasetPaths,
+    dataset: Dataset,
     bundle: ModelBundle,
     model_version: int,
     origin: Mapping[str, str],
     progress: Progress = lambda *_: None,
-    config: PipelineConfig | None = None,
     before_commit: Callable[[], None] = lambda: None,
 ) -> Publication:
     """Brings days of the table up to date under a model, in one commit, and then the list of its current files.
@@ -119,12 +118,11 @@ def publish(
 
     Args:
         days: Days to publish; their features must be there.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         bundle: The model that serves.
         model_version: Its version.
         origin: Runs that this commit comes from, kept in its metadata.
         progress: Told while it works.
-        config: The pipeline's as it is now; as the model was trained under by default.
         before_commit: Called once all rows are scored and nothing is left to do but the commit, also where there is
             none to make.
 
@@ -132,6 +130,7 @@ def publish(
         PublicationError: Features of a day are missing, a written file is not what its features call for, or another
             publication came first.
     """
+    config, paths = dataset.config, dataset.paths
     config, files = config or bundle.config, TableFiles(paths.latents)
     table = files.open()
     contract = build_contract(config, bundle, model_version, files)
@@ -143,7 +142,7 @@ def publish(
     changes = bool(entering or leaving)
     before_commit()
     if changes:
-        table = table or _create(files, paths, bundle, config)
+        table = table or _create(files, dataset, bundle)
         metadata = {**origin, "model_version": str(model_version), "latent_space": space}
         _commit(table, files, bundle, entering, leaving, metadata)
     elif (files_now := files.open()) and files_now.version() != opened:
@@ -273,7 +272,8 @@ def _group(day: PublishedDay) -> str:
     return parts.group if parts else day.day
 
 
-def _create(files: TableFiles, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig) -> DeltaTable:
+def _create(files: TableFiles, dataset: Dataset, bundle: ModelBundle) -> DeltaTable:
+    config, paths = dataset.config, dataset.paths
     files.prepare()
     try:
         return DeltaTable.create(

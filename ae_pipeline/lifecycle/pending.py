@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
 from ae_pipeline.ingestion.contract import contract_in_force
@@ -15,16 +14,18 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.ranking import cut_short, is_reported
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
-from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS
 
 
-def days_to_ingest(config: PipelineConfig, paths: DatasetPaths) -> list[str]:
+def days_to_ingest(dataset: Dataset) -> list[str]:
     """Lists days whose raw rows or features are not what the files read so far give."""
-    intake = last_ingest(config, paths)
+    _config, _paths = dataset.config, dataset.paths
+    intake = last_ingest(dataset)
     if intake is None:
         return []
-    return sorted({*intake.pending_days(config, paths), *days_without_features(config, paths)})
+    return sorted({*intake.pending_days(dataset), *days_without_features(dataset)})
 
 
 def contiguous(days: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -44,8 +45,9 @@ def contiguous(days: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield start.isoformat(), previous.isoformat()
 
 
-def days_without_features(config: PipelineConfig, paths: DatasetPaths) -> list[str]:
+def days_without_features(dataset: Dataset) -> list[str]:
     """Lists days with raw rows whose features are missing or were built from other raw rows or settings."""
+    config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
         return []
     contract = contract_in_force(paths.contract, config)
@@ -53,20 +55,21 @@ def days_without_features(config: PipelineConfig, paths: DatasetPaths) -> list[s
         day
         for day in _days_in(paths.raw("_").parent)
         if config.has_day(day)
-        and read_facts(paths.features(day)).get("input_hash") != features_input_hash(day, config, contract, paths)
+        and read_facts(paths.features(day)).get("input_hash") != features_input_hash(day, dataset, contract)
     ]
 
 
-def days_without_report(config: PipelineConfig, paths: DatasetPaths, tracker: Tracker) -> list[str]:
+def days_without_report(dataset: Dataset, tracker: Tracker) -> list[str]:
     """Lists days with features that are not published under the model that serves, or not reported on."""
+    config, paths = dataset.config, dataset.paths
     champion = tracker.version(config.dataset, CHAMPION)
     if champion is None:
         return []
     fingerprint = _fingerprint(tracker.bundle_folder(champion))
-    days = list(features_content(config, paths))
+    days = list(features_content(dataset))
     published = published_days(paths)
     begun = cut_short(paths)
-    unreported = [day for day in days if day in begun or not is_reported(day, published.get(day), paths, config)]
+    unreported = [day for day in days if day in begun or not is_reported(day, published.get(day), dataset)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
 
 

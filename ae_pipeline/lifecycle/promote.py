@@ -10,6 +10,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.registry.history import Change, Entry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
 FIGURES_TAG = "gate.figures"
@@ -50,8 +51,7 @@ def undecided_challenger(config: PipelineConfig, tracker: Tracker) -> TrackedVer
 
 
 def decide(
-    config: PipelineConfig,
-    paths: DatasetPaths,
+    dataset: Dataset,
     tracker: Tracker,
     who: str,
     runs: Mapping[str, str] | None = None,
@@ -60,8 +60,7 @@ def decide(
     """Lets the challenger take over where it passed the gate, once: a version that was rolled back stays so.
 
     Args:
-        config: The pipeline's.
-        paths: The dataset's; its history is added to.
+        dataset: Configuration and paths of the dataset.
         tracker: The model store.
         who: On whose behalf this runs, for the history.
         runs: Runs that this belongs to, for the history.
@@ -71,6 +70,7 @@ def decide(
     Raises:
         TrainingError: There is no version that could serve.
     """
+    config, paths = dataset.config, dataset.paths
     challenger, champion = (tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
     newest = challenger.version if challenger else None
     if champion is not None and champion.version != newest and DECIDED not in champion.tags:

@@ -30,6 +30,7 @@ from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.page import by_reason
 from ae_pipeline.reports.render import render_png
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle, with_reference
@@ -74,8 +75,7 @@ class Trained:
 
 
 def train_challenger(
-    config: PipelineConfig,
-    paths: DatasetPaths,
+    dataset: Dataset,
     tracker: Tracker,
     origin: Mapping[str, str],
     links: Mapping[str, str],
@@ -84,21 +84,21 @@ def train_challenger(
     """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger.
 
     Args:
-        config: The pipeline's.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         tracker: The model store.
         origin: Tags that tell this training from all others.
         links: Addresses that belong on the model card, by what is there.
         say: Told what happens.
     """
+    config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
         raise TrainingError(f"nothing to train on: raw_data and features of {config.dataset!r} were never materialized")
-    content = features_content(config, paths)
+    content = features_content(dataset)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
     previous = _before(config, tracker)
     champion = previous.champion.bundle if previous.champion else None
-    say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, config, paths))
+    say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, dataset))
     name = f"{config.dataset} {window.days[-1]}"
     with tracker.training(config.dataset, name, origin, location=_location_of(paths)) as run:
         run.log_params(
@@ -123,7 +123,7 @@ def train_challenger(
                     f"validation {epoch.validation_loss:.4g}"
                 )
 
-            bundle, result = fit_bundle(config, columns, window, paths, report, champion)
+            bundle, result = fit_bundle(dataset, columns, window, report, champion)
         if previous.version is not None:
             say(_going_on(previous.version, result))
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
@@ -279,23 +279,21 @@ def load_champion(config: PipelineConfig, tracker: Tracker) -> tuple[TrackedVers
     return champion, ModelBundle.load(tracker.bundle_folder(champion))
 
 
-def load_version_of_table(
-    config: PipelineConfig, paths: DatasetPaths, tracker: Tracker
-) -> tuple[TrackedVersion, ModelBundle]:
+def load_version_of_table(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
     """Loads the model that the published table was scored with.
 
     Raises:
         StorageError: Nothing was published yet.
     """
+    config, paths = dataset.config, dataset.paths
     if not current_files(paths):
         raise StorageError(f"nothing was published for {config.dataset!r}; materialize latent_features first")
     version = tracker.version_number(config.dataset, model_version_of(paths))
     return version, ModelBundle.load(tracker.bundle_folder(version))
 
 
-def _parts_in_words(
-    window: Window, rows_of_days: Mapping[str, int], config: PipelineConfig, paths: DatasetPaths
-) -> str:
+def _parts_in_words(window: Window, rows_of_days: Mapping[str, int], dataset: Dataset) -> str:
+    config, paths = dataset.config, dataset.paths
     sizes: list[str] = []
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)

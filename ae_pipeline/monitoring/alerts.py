@@ -14,6 +14,7 @@ from typing import Any
 
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -84,9 +85,7 @@ def alerted_subjects(paths: DatasetPaths, event: AlertEvent) -> set[str]:
     return {subject for alert in alerts_of(paths) if alert.event == event for subject in alert.subjects}
 
 
-def raise_alert(
-    alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None] = lambda _: None
-) -> bool:
+def raise_alert(alert: Alert, dataset: Dataset, say: Callable[[str], None] = lambda _: None) -> bool:
     """Keeps an alert, and then posts it, unless one of the same key was raised before.
 
     A webhook that cannot be reached stops nothing: the alert is kept as not delivered, and posted again after the next
@@ -94,13 +93,13 @@ def raise_alert(
 
     Args:
         alert: What happened.
-        config: Names the webhook, if any.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         say: Told what went wrong with the webhook.
 
     Returns:
         Whether it is new.
     """
+    config, paths = dataset.config, dataset.paths
     previous = alerts_of(paths)
     if any(earlier.key == alert.key for earlier in previous):
         return False

@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.parallel import parallel_map
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.scoring.drift import Effect, Part, measure_columns, measure_numbers
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
@@ -64,22 +64,20 @@ class DayDrift:
         return " · ".join(told) + (f" · and {more} more" if more > 0 else "")
 
 
-def measure_drift(
-    files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
-) -> tuple[DayDrift, ...]:
+def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> tuple[DayDrift, ...]:
     """Holds every published day against the training window, and keeps what came of it in `drift.parquet`.
 
     Days measured before stay as they are while their rows, the model and the thresholds do.
 
     Args:
         files: The published days.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         bundle: The model that the table was scored with.
-        config: The thresholds.
 
     Returns:
         All days, the oldest first; none without event time.
     """
+    config, paths = dataset.config, dataset.paths
     if not bundle.reference:
         return ()
     rule = hash_json([_VERSION, config.drift.model_dump(), bundle.fingerprint])
@@ -92,7 +90,7 @@ def measure_drift(
     there = set(known["day"])
 
     def measured(day: str) -> pl.DataFrame:
-        return _measured(day, wanted[day], files[day], paths, bundle, config)
+        return _measured(day, wanted[day], files[day], dataset, bundle)
 
     parts = [known, *parallel_map(measured, [day for day in sorted(wanted) if day not in there])]
     everything = pl.concat(parts).sort("day", maintain_order=True)
@@ -136,9 +134,8 @@ def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
     return found
 
 
-def _measured(
-    day: str, identity: str, found: PublishedDay, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
-) -> pl.DataFrame:
+def _measured(day: str, identity: str, found: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
+    config, paths = dataset.config, dataset.paths
     there = pl.read_parquet_schema(paths.features(day)).keys()  # once: of wide rows it takes long to read
     rows = pl.read_parquet(paths.features(day), columns=[name for name in bundle.columns if name in there])
     is_after = day > bundle.window.days[-1]

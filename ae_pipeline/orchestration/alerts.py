@@ -11,6 +11,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, raise_alert
 from ae_pipeline.orchestration.stages import DATASET_TAG, REQUEST_TAG
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.paths import DatasetPaths
@@ -20,29 +21,30 @@ if TYPE_CHECKING:
     from ae_pipeline.monitoring.budget import ReportDay
 
 
-def tell(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
+def tell(alert: Alert, dataset: Dataset, say: Callable[[str], None]) -> None:
     """Raises an alert, and shows it in the report as it stands; for who holds the dataset's lock."""
+    config, paths = dataset.config, dataset.paths
     from ae_pipeline.reports.page import refresh_operations
 
-    if raise_alert(alert, config, paths, say):
+    if raise_alert(alert, dataset, say):
         refresh_operations(paths, config.drift.min_rows)
 
 
-def raise_alert_unlocked(alert: Alert, config: PipelineConfig, paths: DatasetPaths, say: Callable[[str], None]) -> None:
+def raise_alert_unlocked(alert: Alert, dataset: Dataset, say: Callable[[str], None]) -> None:
     """Does the same for who does not hold the lock: where a run does, the report waits for the next one to show it."""
+    _config, paths = dataset.config, dataset.paths
     make_folder(paths.lock.parent)
     try:
         with FileLock(paths.lock).acquire(timeout=0):
-            tell(alert, config, paths, say)
+            tell(alert, dataset, say)
     except Timeout:
-        raise_alert(alert, config, paths, say)
+        raise_alert(alert, dataset, say)
 
 
 def alert_broken_contract(
     ledger: "Ledger",
     days: Collection[str] | None,
-    config: PipelineConfig,
-    paths: DatasetPaths,
+    dataset: Dataset,
     run_id: str,
     say: Callable[[str], None],
     names: Collection[str] = (),
@@ -52,12 +54,12 @@ def alert_broken_contract(
     Args:
         ledger: As it stands.
         days: Files with rows on these are looked at for rows in quarantine; none where there are `names`.
-        config: How many may be.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         run_id: Dagster run that found it.
         say: Told what went wrong with the webhook.
         names: Files to look at instead; a file that is refused as a whole is told of in any case.
     """
+    config, paths = dataset.config, dataset.paths
     known = alerted_subjects(paths, AlertEvent.CONTRACT_BROKEN)
     subjects, told = [], []
     refused = {
@@ -88,7 +90,7 @@ def alert_broken_contract(
     if subjects:
         key = f"contract {hash_json(sorted(subjects))}"
         alert = Alert(AlertEvent.CONTRACT_BROKEN, key, "; ".join(told), run_id, subjects=tuple(subjects))
-        tell(alert, config, paths, say)
+        tell(alert, dataset, say)
 
 
 def _subject(name: str, entry: "LandedFile") -> str:
@@ -98,12 +100,12 @@ def _subject(name: str, entry: "LandedFile") -> str:
 def alert_over_budget(
     days: "Sequence[ReportDay]",
     bundle: ModelBundle,
-    config: PipelineConfig,
-    paths: DatasetPaths,
+    dataset: Dataset,
     run_id: str,
     say: Callable[[str], None],
 ) -> None:
     """Raises an alert of each day that is over its alert budget; of days that the model was fitted on, none."""
+    config, _paths = dataset.config, dataset.paths
     from ae_pipeline.monitoring.budget import is_over_budget
 
     budget = bundle.config.alerts.budget
@@ -116,7 +118,7 @@ def alert_over_budget(
             )
             figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
             alert = Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", message, run_id, figures)
-            raise_alert(alert, config, paths, say)
+            raise_alert(alert, dataset, say)
 
 
 def concerns(run: dg.DagsterRun, config: PipelineConfig) -> bool:

@@ -16,6 +16,7 @@ from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.rollback import build_rollback_job
 from ae_pipeline.orchestration.stages import DATASET_TAG, as_dagster_failure, asset_key
 from ae_pipeline.orchestration.upkeep import Answer, drift_work, landed_work, next_training, stale_work
+from ae_pipeline.storage.dataset import Dataset
 
 # Dagster copies a failure sensor by a parameter of its own that it calls beta: nobody here has a choice.
 warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `SensorDefinition.__init__` is currently")
@@ -114,13 +115,15 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
         paths, run = workspace.paths(config.dataset), context.run
         with as_dagster_failure():
             try:
-                intake = ingest(config, paths, dt.datetime.now(dt.UTC).date(), ProgressLogger(context.log.info))
+                intake = ingest(
+                    Dataset(config, paths), dt.datetime.now(dt.UTC).date(), ProgressLogger(context.log.info)
+                )
             except SchemaError as error:
                 subjects = (str(error),)  # the same of each attempt, whichever files land beside it
                 alert = Alert(AlertEvent.CONTRACT_BROKEN, key_of(run), str(error), run.run_id, subjects=subjects)
-                tell(alert, config, paths, context.log.warning)
+                tell(alert, Dataset(config, paths), context.log.warning)
                 raise
-        alert_broken_contract(intake.ledger, None, config, paths, run.run_id, context.log.warning, intake.read)
+        alert_broken_contract(intake.ledger, None, Dataset(config, paths), run.run_id, context.log.warning, intake.read)
         days = {day for name in intake.read for day in intake.ledger.files[name].days}
         context.log.info(f"{pluralize(len(intake.read), 'file')} read, with rows on {pluralize(len(days), 'day')}")
 
@@ -175,7 +178,7 @@ def _sensor(
 
             message = f"sensor {config.dataset}_{name} cannot tell what is to be done: {error}"
             alert = Alert(AlertEvent.RUN_FAILED, f"sensor {name} {error}", message)
-            raise_alert_unlocked(alert, config, workspace.paths(config.dataset), context.log.warning)
+            raise_alert_unlocked(alert, Dataset(config, workspace.paths(config.dataset)), context.log.warning)
             raise
 
     return sensor
@@ -199,7 +202,7 @@ def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
         alert = failure_alert(run, reason_of(run, context.failure_event, context.instance), paths)
         if alert is None:
             return dg.SkipReason(f"run {run.run_id} failed for a broken contract, of which an alert was raised")
-        raise_alert_unlocked(alert, config, paths, context.log.warning)
+        raise_alert_unlocked(alert, Dataset(config, paths), context.log.warning)
         return None
 
     return sensor

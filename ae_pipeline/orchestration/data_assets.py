@@ -11,6 +11,7 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.metadata import add_partition_metadata, counted, joint_version, parquet_schema, table
 from ae_pipeline.orchestration.stages import READ_TAG, Body, check, days_of, paths_of, rows_on_days
+from ae_pipeline.storage.dataset import Dataset
 
 if TYPE_CHECKING:
     from ae_pipeline.ingestion.raw import DayResult
@@ -31,8 +32,8 @@ def raw_data(config: PipelineConfig) -> Body:
 
         paths, days, progress = paths_of(context, config), days_of(context), ProgressLogger(context.log.info)
         # A file that cannot be read must not hold up the days of those that were.
-        known = last_ingest(config, paths) if READ_TAG in context.run.tags else None
-        intake = known or ingest(config, paths, dt.datetime.now(dt.UTC).date(), progress)
+        known = last_ingest(Dataset(config, paths)) if READ_TAG in context.run.tags else None
+        intake = known or ingest(Dataset(config, paths), dt.datetime.now(dt.UTC).date(), progress)
         built = [build_raw_day(day, intake, paths) for day in progress.over(days, "days written")]
         refused, rejected = intake.ledger.refused, intake.ledger.quarantined(days)
         rows, broken = sum(day.rows for day in built), sum(rejected.values())
@@ -41,13 +42,13 @@ def raw_data(config: PipelineConfig) -> Body:
         context.log.info(
             f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}; {broken:,} rows in quarantine"
         )
-        if waiting := [day for day in intake.pending_days(config, paths) if day not in set(days)]:
+        if waiting := [day for day in intake.pending_days(Dataset(config, paths)) if day not in set(days)]:
             context.log.info(f"{pluralize(len(waiting), 'further day')} to be run on their own: {abbreviate(waiting)}")
         for day in built:
             add_partition_metadata(
                 context, config, day.day, day.content_hash, paths.raw(day.day).as_uri(), rows=day.rows
             )
-        alert_broken_contract(intake.ledger, days, config, paths, context.run.run_id, context.log.warning)
+        alert_broken_contract(intake.ledger, days, Dataset(config, paths), context.run.run_id, context.log.warning)
         first = next((f": {name}: {reason}" for name, reason in refused.items()), "")
         held = intake.ledger.rows_beside(days) + broken
         share = broken / max(held, 1)
@@ -92,7 +93,9 @@ def features(config: PipelineConfig) -> Body:
 
         paths, days, progress = paths_of(context, config), days_of(context), ProgressLogger(context.log.info)
         contract = contract_in_force(paths.contract, config)
-        built = [build_features_day(day, config, contract, paths) for day in progress.over(days, "days written")]
+        built = [
+            build_features_day(day, Dataset(config, paths), contract) for day in progress.over(days, "days written")
+        ]
         rows, raw_rows = sum(day.rows for day in built), sum(int(read_facts(paths.raw(day))["rows"]) for day in days)
         context.log.info(f"{rows_on_days(rows, len(days), config)}, {_written(built, config)}")
         for day in built:

@@ -9,6 +9,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.metadata import history_table, plot, table
 from ae_pipeline.orchestration.retraining import settings_hash
 from ae_pipeline.orchestration.stages import Body, check, origin_of, paths_of, who_asked, workspace_of
+from ae_pipeline.storage.dataset import Dataset
 
 if TYPE_CHECKING:
     from ae_pipeline.features.split import Window
@@ -46,7 +47,9 @@ def autoencoder(config: PipelineConfig) -> Body:
 
         workspace, paths = workspace_of(context), paths_of(context, config)
         links = {"The Dagster run that made it": workspace.page_of_run(context.run.run_id)}
-        trained = train_challenger(config, paths, workspace.tracker(), origin_of(context), links, context.log.info)
+        trained = train_challenger(
+            Dataset(config, paths), workspace.tracker(), origin_of(context), links, context.log.info
+        )
         bundle, window = trained.bundle, trained.bundle.window
         plots = {f"{chart.name}_plot": plot(chart) for chart in trained.charts}
         return dg.MaterializeResult(
@@ -108,9 +111,9 @@ def champion(config: PipelineConfig) -> Body:
             key = f"version {challenger.version} of run {challenger.run_id}"
             told = f"{message}. Look at the checks of autoencoder."
             alert = Alert(AlertEvent.CHALLENGER_REJECTED, key, told, context.run.run_id)
-            tell(alert, config, paths, context.log.warning)
+            tell(alert, Dataset(config, paths), context.log.warning)
 
-        decision = decide(config, paths, tracker, who_asked(context.run.tags), origin_of(context), on_rejected)
+        decision = decide(Dataset(config, paths), tracker, who_asked(context.run.tags), origin_of(context), on_rejected)
         context.log.info(decision.message)
         refresh_operations(paths, config.drift.min_rows)
         version, bundle = load_champion(config, tracker)

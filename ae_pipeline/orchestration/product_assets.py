@@ -18,6 +18,7 @@ from ae_pipeline.orchestration.metadata import (
     table,
 )
 from ae_pipeline.orchestration.stages import Body, check, days_of, origin_of, paths_of, rows_on_days, workspace_of
+from ae_pipeline.storage.dataset import Dataset
 
 if TYPE_CHECKING:
     from ae_pipeline.monitoring.budget import ReportDay
@@ -55,7 +56,9 @@ def latent_features(config: PipelineConfig) -> Body:
         workspace, paths, days = workspace_of(context), paths_of(context, config), set(days_of(context))
         version, bundle = load_champion(config, workspace.tracker())
         origin = {**origin_of(context), "mlflow_run_id": version.run_id}
-        done = publish(sorted(days), paths, bundle, version.version, origin, ProgressLogger(context.log.info), config)
+        done = publish(
+            sorted(days), Dataset(config, paths), bundle, version.version, origin, ProgressLogger(context.log.info)
+        )
         published = published_days(paths)
         looked_at = [published[day.day] for day in done.days if day.rows][-_LOOKED_AT_FOR_COLLAPSE:]
         std = latents_not_collapsed(latents_of(looked_at, paths, bundle.model.latent_dim))
@@ -134,13 +137,13 @@ def anomaly_report(config: PipelineConfig) -> Body:
         from ae_pipeline.reports.ranking import DESCRIBED
 
         workspace, paths, days = workspace_of(context), paths_of(context, config), days_of(context)
-        version, bundle = load_version_of_table(config, paths, workspace.tracker())
+        version, bundle = load_version_of_table(Dataset(config, paths), workspace.tracker())
 
         def tell(ranked: Sequence["ReportDay"]) -> None:
-            alert_over_budget(ranked, bundle, config, paths, context.run.run_id, context.log.warning)
+            alert_over_budget(ranked, bundle, Dataset(config, paths), context.run.run_id, context.log.warning)
 
         progress = ProgressLogger(context.log.info)
-        report = build_report(days, paths, bundle, config, version.version, version.run_id, progress, tell)
+        report = build_report(days, Dataset(config, paths), bundle, version.version, version.run_id, progress, tell)
         after = [day for day in report.drift if day.is_after]
         asked = [day for day in after if day.day in set(days)]
         drifted = [day for day in asked if day.effects]

@@ -14,12 +14,12 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.metadata import history_table
 from ae_pipeline.orchestration.stages import CODE_VERSION, DATASET_TAG, as_dagster_failure, asset_key, who_asked
+from ae_pipeline.storage.dataset import Dataset
 
 if TYPE_CHECKING:
     from ae_pipeline.latents.publish import Progress, Publication
     from ae_pipeline.orchestration.resources import Workspace
     from ae_pipeline.registry.store import Tracker
-    from ae_pipeline.storage.paths import DatasetPaths
 
 
 class RollbackConfig(dg.Config):
@@ -51,8 +51,7 @@ class RolledBack:
 
 
 def roll_back(
-    config: PipelineConfig,
-    paths: "DatasetPaths",
+    dataset: Dataset,
     tracker: "Tracker",
     asked: RollbackConfig,
     origin: Mapping[str, str],
@@ -65,8 +64,7 @@ def roll_back(
     commit itself. Should that happen, the days are published under the version that serves by whoever publishes next.
 
     Args:
-        config: The pipeline's.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         tracker: The model store.
         asked: Which version, why, and on whose behalf.
         origin: Runs that this comes from.
@@ -78,6 +76,7 @@ def roll_back(
         StorageError: Its bundle is gone.
         BundleError: Its bundle cannot be read, or not score the features that there are now.
     """
+    config, paths = dataset.config, dataset.paths
     from ae_pipeline.common.timestamps import now
     from ae_pipeline.detector.bundle import ModelBundle
     from ae_pipeline.features.build import features_content
@@ -120,9 +119,9 @@ def roll_back(
         record(paths, Entry(now(), Change.ROLLED_BACK, target.version, last, asked.who, asked.why, figures, runs))
         say(f"version {target.version} serves in place of version {last}")
 
-    days = list(features_content(config, paths))
+    days = list(features_content(dataset))
     facts = {**origin, RUN: target.run_id}
-    done = publish(days, paths, bundle, target.version, facts, progress, config, before_commit=move)
+    done = publish(days, dataset, bundle, target.version, facts, progress, before_commit=move)
     built = sum(day.built for day in done.days)
     message = (
         f"version {target.version} serves; {pluralize(len(done.days), 'day')} of its table, {built:,} scored now, "
@@ -147,13 +146,13 @@ def build_rollback_job(pipeline: PipelineConfig) -> dg.JobDefinition:
         origin = {"dagster_run_id": context.run.root_run_id or context.run.run_id}
         with as_dagster_failure():
             done = roll_back(
-                pipeline, paths, tracker, asked, origin, ProgressLogger(context.log.info), context.log.info
+                Dataset(pipeline, paths), tracker, asked, origin, ProgressLogger(context.log.info), context.log.info
             )
         context.log.info(done.message)
         from ae_pipeline.reports.page import refresh_operations
 
         refresh_operations(paths, pipeline.drift.min_rows)
-        _tell(context, pipeline, paths, done)
+        _tell(context, Dataset(pipeline, paths), done)
 
     return _job_of(pipeline, op)
 
@@ -183,8 +182,9 @@ def _job_of(config: PipelineConfig, op: dg.OpDefinition) -> dg.JobDefinition:
     return job
 
 
-def _tell(context: dg.OpExecutionContext, config: PipelineConfig, paths: "DatasetPaths", done: RolledBack) -> None:
+def _tell(context: dg.OpExecutionContext, dataset: Dataset, done: RolledBack) -> None:
     """Tells Dagster what the rollback made, as runs of the assets would: versions of the data and of their inputs."""
+    config, paths = dataset.config, dataset.paths
     instance, by_day = context.instance, config.is_daily
     autoencoder, champion, features, latents = (
         asset_key(config, name) for name in ("autoencoder", "champion", "features", "latent_features")

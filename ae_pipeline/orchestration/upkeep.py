@@ -16,6 +16,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.stages import DATASET_TAG, READ_TAG, REQUEST_TAG
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -50,7 +51,7 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
     from ae_pipeline.lifecycle.pending import days_to_ingest
 
     paths = workspace.paths(config.dataset)
-    unread = unread_files(config, paths, dt.datetime.now(dt.UTC).date())
+    unread = unread_files(Dataset(config, paths), dt.datetime.now(dt.UTC).date())
     # A file that is read while it grows is read again once it has; only to look for nothing else is too early.
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < _SETTLED:
         return dg.SkipReason(f"{pluralize(len(unread), 'new or changed file')}, still being written")
@@ -63,7 +64,7 @@ def landed_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagst
         waiting = asked  # a file that cannot be read must not hold up the days of those that could
     if not paths.ledger.exists():
         return waiting or dg.SkipReason("nothing has landed so far")
-    days = days_to_ingest(config, paths)
+    days = days_to_ingest(Dataset(config, paths))
     if not days:
         return waiting or dg.SkipReason("nothing new: every landed file is read, and every day has its features")
     contract = hash_json(paths.contract.read_text(encoding="utf-8"))
@@ -89,10 +90,10 @@ def stale_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
     champion = tracker.version(config.dataset, CHAMPION)
     if champion is None:
         return dg.SkipReason("no version serves so far; the first training gives one")
-    days = days_without_report(config, paths, tracker)
+    days = days_without_report(Dataset(config, paths), tracker)
     if not days:
         return dg.SkipReason(f"every day is published and reported on under version {champion.version}")
-    content = features_content(config, paths)
+    content = features_content(Dataset(config, paths))
     state = hash_json([champion.version, champion.run_id, [content.get(day) for day in days]])
     return _ranges(config, instance, "publish", days, state)
 
@@ -108,7 +109,7 @@ def next_training(
     from ae_pipeline.features.build import features_content  # polars, which loading the definitions can spare
     from ae_pipeline.orchestration.retraining import Due, is_training_due, last_training
 
-    now, last = features_content(config, workspace.paths(config.dataset)), last_training(instance, config)
+    now, last = features_content(Dataset(config, workspace.paths(config.dataset))), last_training(instance, config)
     due = is_training_due(config, now, last)
     if not due.yes and last is not None and _is_empty(config, workspace):
         due = Due(True, "the model store holds no version")
@@ -140,7 +141,7 @@ def drift_work(config: PipelineConfig, workspace: Workspace, instance: dg.Dagste
         return dg.SkipReason(f"{pluralize(len(days), 'day')} in a row have drifted, fewer than drifting_days={wanted}")
     last = last_training(instance, config)
     since = last_day_learnt(config, last.content) if last else ""
-    until = last_day_learnt(config, features_content(config, paths))
+    until = last_day_learnt(config, features_content(Dataset(config, paths)))
     learnt = [day for day in days if since < day <= until]
     if len(learnt) < wanted:
         return dg.SkipReason(

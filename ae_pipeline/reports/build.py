@@ -8,7 +8,6 @@ from pathlib import Path
 import polars as pl
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
@@ -33,9 +32,9 @@ from ae_pipeline.reports.ranking import (
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
 from ae_pipeline.reports.view import PageContext, Published
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import write_parquet
-from ae_pipeline.storage.paths import DatasetPaths
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,8 @@ class Report:
 
 def build_report(
     days: Sequence[str],
-    paths: DatasetPaths,
+    dataset: Dataset,
     bundle: ModelBundle,
-    config: PipelineConfig,
     model_version: int,
     run_id: str,
     progress: Progress = lambda *_: None,
@@ -97,9 +95,8 @@ def build_report(
 
     Args:
         days: Days to report on; they must be published.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         bundle: The model that the table was scored with.
-        config: How many rows to list, and the label; flags go by the budget that the model was calibrated for.
         model_version: Its version.
         run_id: MLflow run that made it.
         progress: Told while it works.
@@ -108,21 +105,22 @@ def build_report(
     Raises:
         PublicationError: A day has features and is not in the published table.
     """
+    config, paths = dataset.config, dataset.paths
     files = published_days(paths)
     # A table that has changed its model as a whole takes the report of all its days along.
-    behind = {day for day, found in files.items() if not is_reported(day, found, paths, config)}
+    behind = {day for day, found in files.items() if not is_reported(day, found, dataset)}
     behind |= cut_short(paths) & files.keys()
     unfinished = paths.reports / UNFINISHED
     write_text(unfinished, json.dumps(sorted({*days, *behind})))
-    everything_built = report_days(sorted({*days, *behind}), files, paths, bundle, config, progress)
+    everything_built = report_days(sorted({*days, *behind}), files, dataset, bundle, progress)
     built = [day for day in everything_built if day.day in set(days)]
     on_ranked(everything_built)
     everything = all_ranked(paths, set(files))
     alerts = paths.reports / "alerts.parquet"
     write_parquet(alerts, everything.to_arrow())
     strangest = tuple(as_rows(everything.head(config.alerts.report_rows)))
-    labels = measure_labels(files, paths, bundle, config)
-    drift = measure_drift(files, paths, bundle, config)
+    labels = measure_labels(files, dataset, bundle)
+    drift = measure_drift(files, dataset, bundle)
     gallery = build_gallery(files, paths, bundle)
     entries = {day: found for day in sorted(files) if (found := reported_day(day, paths))}
     published = Published(files, paths, bundle, config, model_version, entries, drift)
@@ -166,19 +164,19 @@ def build_report(
     )
 
 
-def day_page(day: str, paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig, model_version: int) -> Path:
+def day_page(day: str, dataset: Dataset, bundle: ModelBundle, model_version: int) -> Path:
     """Makes the page of a day that is in the report already.
 
     Args:
         day: ISO date.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         bundle: The model that the table was scored with.
-        config: The pipeline's.
         model_version: Its version.
 
     Raises:
         PublicationError: The report knows no rows of that day.
     """
+    config, paths = dataset.config, dataset.paths
     if not config.is_daily:
         raise PublicationError(f"rows of {paths.dataset!r} have no days, so there is one page of them all: report.html")
     files = published_days(paths)
@@ -188,8 +186,8 @@ def day_page(day: str, paths: DatasetPaths, bundle: ModelBundle, config: Pipelin
     entries = {one: found for one in sorted(files) if (found := reported_day(one, paths))}
     drift = read_all_days(paths, config.drift.min_rows)
     published = Published(files, paths, bundle, config, model_version, entries, drift)
-    labels = measure_labels(files, paths, bundle, config)
-    page = write_day_page(day, published, labels) if is_reported(day, files.get(day), paths, config) else None
+    labels = measure_labels(files, dataset, bundle)
+    page = write_day_page(day, published, labels) if is_reported(day, files.get(day), dataset) else None
     if page is None:
         raise PublicationError(
             f"the report of {paths.dataset!r} has no rows of {day} as the table has them; materialize that partition "

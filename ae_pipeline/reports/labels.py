@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window, cut_window
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.reports.ranking import scored_and_known
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -86,19 +86,17 @@ def measure(
     return Measures(*counts, float(auroc), float(average))
 
 
-def measure_labels(
-    files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle, config: PipelineConfig
-) -> Labels | None:
+def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> Labels | None:
     """Holds the scores of all published rows against their labels; None where the settings have no label.
 
     Rows are read day by day; what stays are a score and three bits of each.
 
     Args:
         files: The published days.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         bundle: The model that the table was scored with.
-        config: Names the label.
     """
+    config, paths = dataset.config, dataset.paths
     if config.label is None:
         return None
     window = bundle.window

@@ -16,6 +16,7 @@ from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.scoring.calibration import benjamini_hochberg
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
@@ -96,8 +97,9 @@ def reason_of(because: str, *, is_marked: bool) -> str:
     return f"not flagged; most unusual: {because}" if because else "not flagged"
 
 
-def is_reported(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> bool:
+def is_reported(day: str, published: PublishedDay | None, dataset: Dataset) -> bool:
     """Tells whether a day's ranked rows are those that the table has."""
+    config, paths = dataset.config, dataset.paths
     return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(published, config)
 
 
@@ -126,9 +128,8 @@ def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
 def report_days(
     days: Sequence[str],
     files: Mapping[str, PublishedDay],
-    paths: DatasetPaths,
+    dataset: Dataset,
     bundle: ModelBundle,
-    config: PipelineConfig,
     progress: Progress,
 ) -> list[ReportDay]:
     """Ranks the rows of each day that needs it, explains those that are marked, and writes a file for each.
@@ -136,19 +137,19 @@ def report_days(
     Args:
         days: To rank.
         files: The published days.
-        paths: The dataset's.
+        dataset: Configuration and paths of the dataset.
         bundle: The model that the table was scored with.
-        config: How many rows to rank.
         progress: Told while it works.
 
     Raises:
         PublicationError: A day has features and is not in the published table.
     """
+    _config, paths = dataset.config, dataset.paths
     drafts: list[_Draft] = []
     for done, day in enumerate(days):
         progress(done, len(days), "days ranked")
-        if not is_reported(day, files.get(day), paths, config):
-            drafts.append(_rank(day, files.get(day), paths, config))
+        if not is_reported(day, files.get(day), dataset):
+            drafts.append(_rank(day, files.get(day), dataset))
         # Many together, since explaining one row costs nearly what explaining a thousand does.
         if sum(draft.features.estimated_size() for draft in drafts) > _BYTES_AT_ONCE:
             _explain(drafts, paths, bundle)
@@ -213,7 +214,8 @@ class _Draft:
     features: pl.DataFrame
 
 
-def _rank(day: str, published: PublishedDay | None, paths: DatasetPaths, config: PipelineConfig) -> _Draft:
+def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
+    config, paths = dataset.config, dataset.paths
     if published is None:
         if int(read_facts(paths.features(day)).get("rows", 0)):
             raise PublicationError(

@@ -40,6 +40,7 @@ from ae_pipeline.scoring.drift import (
 from ae_pipeline.scoring.ensemble import FITTED_ROWS, fit_ensemble
 from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import Epoch, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
@@ -65,10 +66,9 @@ LEAST_TAIL_ROWS = 500
 
 
 def fit_bundle(
-    config: PipelineConfig,
+    dataset: Dataset,
     columns: Sequence[FeatureColumn],
     window: Window,
-    paths: DatasetPaths,
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
 ) -> tuple[ModelBundle, TrainingResult]:
@@ -77,10 +77,9 @@ def fit_bundle(
     On the CPU the same window, configuration, model before and machine give the same bundle, bit for bit.
 
     Args:
-        config: The pipeline's.
+        dataset: Configuration and paths of the dataset.
         columns: Features that the model may look at.
         window: Days for each part.
-        paths: Where the features are.
         report: Called after each epoch.
         previous: The model that serves, to go on from as `training.warm_start` and `anchor` say.
 
@@ -88,6 +87,7 @@ def fit_bundle(
         TrainingError: There are too few rows, no column to learn from, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not there.
     """
+    config, paths = dataset.config, dataset.paths
     days = len(window.calibration) if config.is_daily else None
     counts = {part: window.count(part, paths) for part in PARTS}
     # Before anything is fitted: what cannot be calibrated need not be trained.

@@ -97,7 +97,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
 def test_a_month_is_scored_by_the_model_of_the_days_before_it(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[Window] = []
 
-    def fit(config: object, columns: object, window: Window, paths: object) -> tuple[object, None]:
+    def fit(dataset: object, columns: object, window: Window) -> tuple[object, None]:
         windows.append(window)
         return fitted.bundle, None
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.reports.build import day_page
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from tests.support.reports import SCRIPT, published, reported
 
@@ -64,7 +65,7 @@ def year(fitted, other_bundle, tmp_path_factory) -> dict[str, Path]:
         write_parquet(dataset.paths.features(day), moved.to_arrow(), {"input_hash": day})
     published(dataset, days)
     report = reported(dataset, days)
-    page = day_page(days[-1], dataset.paths, dataset.bundle, dataset.config, 3)
+    page = day_page(days[-1], Dataset(dataset.config, dataset.paths), dataset.bundle, 3)
     return {"window": report.page, "day": page}
 
 

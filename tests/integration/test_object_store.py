@@ -20,6 +20,7 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import publish, stale_days
 from ae_pipeline.latents.read import MANIFEST, current_files
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.sensors import Fitted
 
@@ -88,7 +89,7 @@ def remote(dataset, store) -> Fitted:
 def test_a_table_there_holds_what_one_in_a_folder_holds(dataset, remote):
     days = dataset.days[-3:]
     for paths in (dataset.paths, remote.paths):
-        publish(days, paths, dataset.bundle, 1, {})
+        publish(days, Dataset(dataset.bundle.config, paths), dataset.bundle, 1, {})
     assert current_files(remote.paths) == current_files(dataset.paths)
     here, there = (read_latents("sensors", data=dataset.paths.root, tables=tables) for tables in (None, BUCKET))
     assert there.arrow.equals(here.arrow)
@@ -97,7 +98,7 @@ def test_a_table_there_holds_what_one_in_a_folder_holds(dataset, remote):
 
 
 def test_readers_without_this_project_find_it(remote):
-    publish(remote.days[-2:], remote.paths, remote.bundle, 1, {})
+    publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
     table = DeltaTable(f"{BUCKET}/sensors")
     assert pa.table(table.to_pyarrow_dataset().to_table()).num_rows == 120
     assert pl.scan_delta(f"{BUCKET}/sensors").select(pl.len()).collect().item() == 120
@@ -107,8 +108,8 @@ def test_readers_without_this_project_find_it(remote):
 
 
 def test_a_promotion_is_one_commit_and_the_old_version_stays(remote, other_bundle):
-    first = publish(remote.days[-2:], remote.paths, remote.bundle, 1, {})
-    second = publish(remote.days[-1:], remote.paths, other_bundle, 2, {})
+    first = publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
+    second = publish(remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {})
     assert second.table_version == first.table_version + 1
     for space, expected in (("current", 2), (1, 1)):
         found = read_latents("sensors", space=space, tables=BUCKET)
@@ -117,14 +118,14 @@ def test_a_promotion_is_one_commit_and_the_old_version_stays(remote, other_bundl
 
 
 def test_of_two_publications_at_once_the_later_one_says_so(remote, other_bundle):
-    publish(remote.days[-2:], remote.paths, remote.bundle, 1, {})
+    publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
 
     def meanwhile(done: int, *_: object) -> None:
         if done == 1:
-            publish(remote.days[-3:], remote.paths, remote.bundle, 1, {})
+            publish(remote.days[-3:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
 
     with pytest.raises(PublicationError, match=r"another publication changed s3://.*; .*run it again"):
-        publish(remote.days[-1:], remote.paths, other_bundle, 2, {}, meanwhile)
+        publish(remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {}, meanwhile)
     found = read_latents("sensors", tables=BUCKET)
     assert (found.model_version, found.arrow.num_rows) == (1, 180)
 

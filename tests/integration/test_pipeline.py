@@ -28,6 +28,7 @@ from ae_pipeline.orchestration.component import AutoencoderPipeline
 from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.reports.page import by_reason
+from ae_pipeline.storage.dataset import Dataset
 from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
 
 
@@ -285,7 +286,7 @@ def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are
 def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
     config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
     last = last_training(running_shop.instance, config)
-    due = is_training_due(config, features_content(config, running_shop.workspace.paths("orders")), last)
+    due = is_training_due(config, features_content(Dataset(config, running_shop.workspace.paths("orders"))), last)
     assert (due.yes, due.message) == (
         True,
         "the settings of model, training, alert budget or columns have changed since the last training",
@@ -377,7 +378,7 @@ def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told) -> None:
     assert not re.search(r"\bdays?\b|\ball\b", told.out)
     assert not {"train_days", "validation_days", "calibration_days"} & told.shop.metadata("autoencoder").keys()
     last = last_training(told.shop.instance, told.config)
-    found = features_content(told.config, told.shop.workspace.paths("orders"))
+    found = features_content(Dataset(told.config, told.shop.workspace.paths("orders")))
     assert is_training_due(told.config, found, last).message == (
         f"nothing new: all {rows:,} rows are as the last training found them"
     )
@@ -432,7 +433,7 @@ def test_known_anomalies_do_not_use_up_the_alert_budget(told: Told) -> None:
     assert {"average_precision", "auroc_held_out", "average_precision_held_out"} <= metadata.keys()
     assert LABEL not in table.columns
     text = summarize(
-        told.config, told.shop.workspace.paths("orders"), told.shop.workspace.tracker(), told.shop.instance
+        Dataset(told.config, told.shop.workspace.paths("orders")), told.shop.workspace.tracker(), told.shop.instance
     )
     assert (
         f"known anomalies  {frauds['is_anomaly'].sum()} of 96 flagged, {flagged} of 960 normal rows; AUROC {auroc:.4f}"
@@ -507,7 +508,7 @@ def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypat
     config = PipelineConfig.model_validate(ATTRIBUTES)
     with pytest.raises(PipelineError, match="orders_train failed: the loss is not finite; lower learning_rate"):
         _execute(served.defs, served.instance, config, "train", None)
-    text = summarize(config, served.workspace.paths("orders"), served.workspace.tracker(), served.instance)
+    text = summarize(Dataset(config, served.workspace.paths("orders")), served.workspace.tracker(), served.instance)
     assert "orders version 1" in text
     assert "checks           all passed" in text
 

@@ -24,6 +24,7 @@ from ae_pipeline.orchestration.stages import DATASET_TAG
 from ae_pipeline.orchestration.upkeep import landed_work, stale_work
 from ae_pipeline.registry.history import Change, Entry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.parquet import read_facts
 from tests.support.datasets import leftovers
@@ -217,7 +218,7 @@ class TestRebuild:
         assert serving.run_stage("latent_features", DAYS[-1]).success
         assert serving.run("train").success
         assert serving.obey(stale_work) == [f"orders_publish {ALL}"]
-        assert days_without_report(serving.config, serving.paths, serving.workspace.tracker()) == []
+        assert days_without_report(Dataset(serving.config, serving.paths), serving.workspace.tracker()) == []
         assert model_version_of(serving.paths) == 2
 
     def test_a_report_that_was_cut_short_is_made_anew(self, serving, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.latents.read import MANIFEST
+from ae_pipeline.storage.dataset import Dataset
 
 NOT_TRIED = "whether Spark reads the table is not tried here: install pyspark and Java 17"
 pyspark_sql = pytest.importorskip("pyspark.sql", reason=NOT_TRIED)
@@ -16,7 +17,7 @@ pyspark_sql = pytest.importorskip("pyspark.sql", reason=NOT_TRIED)
 @pytest.mark.skipif(shutil.which("java") is None, reason=NOT_TRIED)
 @pytest.mark.timeout(180)
 def test_it_reads_every_row_with_its_types(dataset):
-    publish(dataset.days[-3:], dataset.paths, dataset.bundle, 1, {})
+    publish(dataset.days[-3:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {})
     settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.sql.session.timeZone": "UTC"}
     builder = pyspark_sql.SparkSession.builder.master("local[1]")
     for name, value in settings.items():

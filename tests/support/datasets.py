@@ -15,6 +15,7 @@ from ae_pipeline.ingestion.contract import SchemaContract, save_contract
 from ae_pipeline.ingestion.landing import IngestResult, ingest, landing_folder
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
 TODAY = dt.date(2024, 12, 31)
@@ -27,15 +28,12 @@ _file_times = itertools.count(1_700_000_000)
 
 
 @dataclass(frozen=True)
-class Dataset:
+class LandedDataset(Dataset):
     """A dataset's configuration and folders, and what a test does with them."""
-
-    config: PipelineConfig
-    paths: DatasetPaths
 
     def land(self, name: str, content: str | bytes, at: int | None = None) -> Path:
         """Writes a landed file; without `at`, seconds since 1970, each is newer than all before it."""
-        path = landing_folder(self.config, self.paths) / name
+        path = landing_folder(self) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         seconds = next(_file_times) if at is None else at
@@ -56,7 +54,7 @@ class Dataset:
 
     def ingest(self, today: dt.date = TODAY) -> IngestResult:
         """Reads what has landed."""
-        return ingest(self.config, self.paths, today, lambda *_: None)
+        return ingest(self, today, lambda *_: None)
 
     def file(self, name: str) -> LandedFile:
         """Reads what has landed and gives the ledger's entry of a file."""
@@ -84,7 +82,7 @@ class Dataset:
         return sorted(row for part in rows for row in part.rows())
 
 
-def make_dataset(root: Path, **settings: Any) -> Dataset:
+def make_dataset(root: Path, **settings: Any) -> LandedDataset:
     """Makes the dataset 'shop': rows with `id` and `time` in 2024, unless the settings say otherwise."""
     given = {
         "dataset": "shop",
@@ -95,7 +93,7 @@ def make_dataset(root: Path, **settings: Any) -> Dataset:
         **settings,
     }
     config = PipelineConfig.model_validate({name: value for name, value in given.items() if value is not None})
-    return Dataset(config, DatasetPaths(root, config.dataset))
+    return LandedDataset(config, DatasetPaths(root, config.dataset))
 
 
 def line(number: object, time: str = f"{DAY}T10:00:00", price: object = "1.5", city: str = "Oslo") -> str:

@@ -5,17 +5,18 @@ from collections.abc import Iterable
 
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.reports.build import Report, build_report
+from ae_pipeline.storage.dataset import Dataset
 from tests.support.sensors import Fitted
 
 SCRIPT = "<script>alert(1)</script>"
 
 
 def published(dataset: Fitted, days: Iterable[str]) -> None:
-    publish(list(days), dataset.paths, dataset.bundle, 3, {})
+    publish(list(days), Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 3, {})
 
 
 def reported(dataset: Fitted, days: Iterable[str]) -> Report:
-    return build_report(list(days), dataset.paths, dataset.bundle, dataset.bundle.config, 3, "run-of-mlflow")
+    return build_report(list(days), Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 3, "run-of-mlflow")
 
 
 class Text(html.parser.HTMLParser):

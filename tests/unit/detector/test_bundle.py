@@ -17,6 +17,7 @@ import torch
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS, ModelBundle
 from ae_pipeline.features.split import PARTS
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import fit as fitting
 from ae_pipeline.training.fit import fit_bundle, fit_detector
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
@@ -62,7 +63,7 @@ class TestFiles:
         assert "calibration.scores" in json.loads((saved / WEIGHTS).read_bytes()[8 : 8 + length])
 
     def test_the_same_data_and_configuration_give_the_same_bytes(self, fitted, saved, tmp_path):
-        again, _ = fit_bundle(fitted.config, fitted.columns, fitted.window, fitted.paths)
+        again, _ = fit_bundle(Dataset(fitted.config, fitted.paths), fitted.columns, fitted.window)
         again.save(tmp_path)
         for name in (MANIFEST, WEIGHTS):
             assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
@@ -75,7 +76,7 @@ class TestFiles:
         config = fitted.config.model_copy(update={"alerts": alerts})
         expected = "needs 999 calibration rows, and the 8 calibration days hold 480; set calibration_days to about 17"
         with pytest.raises(TrainingError, match=expected):
-            fit_bundle(config, fitted.columns, fitted.window, fitted.paths)
+            fit_bundle(Dataset(config, fitted.paths), fitted.columns, fitted.window)
 
     def test_saving_what_was_loaded_gives_the_same_bytes(self, saved, tmp_path):
         ModelBundle.load(saved).save(tmp_path)

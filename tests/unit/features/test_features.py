@@ -14,6 +14,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.build import build_features, build_features_day, feature_columns
 from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from tests.support.datasets import DAY, HEADER, REMEDY, assert_says, leftovers, line, make_dataset
@@ -138,10 +139,10 @@ def test_a_days_features_are_written_once_row_for_row_and_again_when_the_setting
     shop.land("a.csv", HEADER + line(1, price=2) + line(2, price=""))
     intake = shop.ingest()
     shop.raw(intake)
-    first = build_features_day(DAY, shop.config, intake.contract, shop.paths)
-    again = build_features_day(DAY, shop.config, intake.contract, shop.paths)
+    first = build_features_day(DAY, Dataset(shop.config, shop.paths), intake.contract)
+    again = build_features_day(DAY, Dataset(shop.config, shop.paths), intake.contract)
     changed = make_dataset(tmp_path, derive={"double": "price * 2"}).config
-    derived = build_features_day(DAY, changed, intake.contract, shop.paths)
+    derived = build_features_day(DAY, Dataset(changed, shop.paths), intake.contract)
     assert (first.rows, first.built, again.built, derived.built) == (2, True, False, True)
     assert again.content_hash == first.content_hash != derived.content_hash
     assert pl.read_parquet(shop.paths.features(DAY)).select("row_id", "double").rows() == [("1", 4.0), ("2", None)]
@@ -151,7 +152,7 @@ def test_a_days_features_are_written_once_row_for_row_and_again_when_the_setting
 def test_features_of_a_day_without_raw_rows_say_what_to_materialize(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path)
     with pytest.raises(StorageError, match=r"raw_data of 'shop' has no 2024-03-01; materialize that partition first"):
-        build_features_day(DAY, shop.config, contract_of({"id": "integer"}), shop.paths)
+        build_features_day(DAY, Dataset(shop.config, shop.paths), contract_of({"id": "integer"}))
 
 
 def test_clock_minutes_agree_with_the_standard_library_for_every_minute_of_a_day() -> None:
@@ -232,7 +233,7 @@ def test_features_are_built_again_when_label_or_split_change(tmp_path: Path, cha
     shop.raw(intake, ALL_ROWS)
     other = make_dataset(tmp_path, **UNDATED, **changed).config
     built = [
-        build_features_day(ALL_ROWS, config, intake.contract, shop.paths).built
+        build_features_day(ALL_ROWS, Dataset(config, shop.paths), intake.contract).built
         for config in (shop.config, other, other)
     ]
     assert built == [True, True, False]

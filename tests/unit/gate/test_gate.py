@@ -24,6 +24,7 @@ from ae_pipeline.gate.rules import (
     reconstruction_no_worse,
 )
 from ae_pipeline.scoring.drift import Part, describe_numbers
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -43,7 +44,9 @@ def rivals(fitted: Fitted) -> tuple[ModelBundle, ModelBundle]:
     training = {**fitted.config.training.model_dump(), "validation_days": 4, "calibration_days": 6}
     config = sensor_config(training=training, alerts={"budget": 0.01, "evidence": NO_ENSEMBLE})
     champion, challenger = (
-        fit_bundle(config, fitted.columns, cut_window(dict.fromkeys(fitted.days[:last], "x"), config, 6), fitted.paths)
+        fit_bundle(
+            Dataset(config, fitted.paths), fitted.columns, cut_window(dict.fromkeys(fitted.days[:last], "x"), config, 6)
+        )
         for last in (30, 40)
     )
     return champion[0], challenger[0]
@@ -258,7 +261,7 @@ class TestJudge:
             rows = fitted.features(day)
             mixed = [rows[name].shuffle(seed=len(name)) for name in ("power", "temperature", "scheduled")]
             write_parquet(spoilt.paths.features(day), rows.with_columns(mixed).to_arrow())
-        poisoned, _ = fit_bundle(challenger.config, fitted.columns, challenger.window, spoilt.paths)
+        poisoned, _ = fit_bundle(Dataset(challenger.config, spoilt.paths), fitted.columns, challenger.window)
         rows = gate_rows(challenger.window, champion.window, fitted.paths)
         results = self.judged(poisoned, champion, rows)
         assert not is_promoted(tuple(results.values()))

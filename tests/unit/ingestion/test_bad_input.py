@@ -24,7 +24,7 @@ from tests.support.datasets import (
     DAY,
     HEADER,
     REMEDY,
-    Dataset,
+    LandedDataset,
     assert_says,
     frame,
     leftovers,
@@ -38,7 +38,7 @@ GOOD = HEADER + line(1) + line(2) + line(3)
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Dataset]:
+def shop(tmp_path: Path) -> Iterator[LandedDataset]:
     """A dataset with a contract and the good rows 1, 2 and 3; whatever a test lands beside them, they stay."""
     dataset = make_dataset(tmp_path)
     dataset.land("good.csv", GOOD)
@@ -129,7 +129,7 @@ UNREADABLE = [
 
 @pytest.mark.parametrize(("name", "content", "message"), UNREADABLE)
 def test_an_unreadable_file_is_refused_with_a_reason_and_the_rest_is_read(
-    shop: Dataset, name: str, content: bytes, message: str
+    shop: LandedDataset, name: str, content: bytes, message: str
 ) -> None:
     shop.land(name, content)
     shop.land("c.csv", HEADER + line(10))
@@ -153,7 +153,7 @@ def test_a_first_landing_of_which_nothing_can_be_read_says_why(
 
 @pytest.mark.parametrize(("name", "content", "message"), UNREADABLE)
 def test_a_good_file_replaced_by_an_unreadable_one_keeps_its_rows_until_it_is_mended(
-    shop: Dataset, name: str, content: bytes, message: str
+    shop: LandedDataset, name: str, content: bytes, message: str
 ) -> None:
     rows = frame(8, 9)
     shop.land(name, parquet(rows) if name.endswith(".parquet") else rows.write_csv())
@@ -167,7 +167,7 @@ def test_a_good_file_replaced_by_an_unreadable_one_keeps_its_rows_until_it_is_me
     assert shop.ids() == [1, 2, 3, 7]
 
 
-def test_a_truncated_parquet_file_is_refused_at_whatever_byte_it_ends(shop: Dataset) -> None:
+def test_a_truncated_parquet_file_is_refused_at_whatever_byte_it_ends(shop: LandedDataset) -> None:
     whole = parquet(frame(8, 9))
     for size in range(1, len(whole), len(whole) // 16):
         shop.land("b.parquet", whole[:size])
@@ -176,7 +176,7 @@ def test_a_truncated_parquet_file_is_refused_at_whatever_byte_it_ends(shop: Data
     assert shop.ids() == [1, 2, 3, 8, 9]
 
 
-def test_a_parquet_file_that_names_a_column_twice_is_refused_with_that_reason(shop: Dataset) -> None:
+def test_a_parquet_file_that_names_a_column_twice_is_refused_with_that_reason(shop: LandedDataset) -> None:
     path = shop.land("b.parquet", b"")
     pq.write_table(pa.table([[1], [2]], names=["id", "id"]), path)
     assert_says(shop.file("b.parquet").refused, "names column 'id' twice; give each column a name of its own")
@@ -184,13 +184,15 @@ def test_a_parquet_file_that_names_a_column_twice_is_refused_with_that_reason(sh
 
 
 @pytest.mark.parametrize("values", [[[1, 2], [3]], [b"\xff", b"a"]], ids=["lists", "bytes"])
-def test_a_parquet_column_that_is_neither_number_text_nor_time_is_refused(shop: Dataset, values: list[Any]) -> None:
+def test_a_parquet_column_that_is_neither_number_text_nor_time_is_refused(
+    shop: LandedDataset, values: list[Any]
+) -> None:
     shop.land("b.parquet", parquet(frame(8, 9, city=values)))
     assert_says(shop.file("b.parquet").refused, "'city'", "List|Binary", REMEDY)
     assert shop.ids() == [1, 2, 3]
 
 
-def test_a_header_alone_is_a_file_of_no_rows(shop: Dataset) -> None:
+def test_a_header_alone_is_a_file_of_no_rows(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER)
     entry = shop.file("b.csv")
     assert (entry.rows, entry.refused, entry.quarantined) == (0, None, {})
@@ -209,7 +211,7 @@ def test_a_first_landing_of_headers_alone_is_explained_and_leaves_no_contract(tm
     assert not shop.paths.contract.exists()
 
 
-def test_a_missing_column_stops_with_the_remedy_after_all_other_files_are_read(shop: Dataset) -> None:
+def test_a_missing_column_stops_with_the_remedy_after_all_other_files_are_read(shop: LandedDataset) -> None:
     shop.land("b.csv", "id,time,price\n8,2024-03-01T10:00:00,1.5\n")
     shop.land("c.csv", HEADER + line(9))
     with pytest.raises(SchemaError) as caught:
@@ -227,7 +229,7 @@ def test_a_missing_column_stops_with_the_remedy_after_all_other_files_are_read(s
 
 @pytest.mark.parametrize(("gone", "header"), [("id", "time,price,city"), ("time", "id,price,city")])
 def test_a_file_without_identity_or_event_time_is_not_told_to_make_it_optional(
-    shop: Dataset, gone: str, header: str
+    shop: LandedDataset, gone: str, header: str
 ) -> None:
     shop.land("b.csv", f"{header}\n8,1.5,Oslo\n")
     with pytest.raises(SchemaError) as caught:
@@ -238,7 +240,7 @@ def test_a_file_without_identity_or_event_time_is_not_told_to_make_it_optional(
     assert "optional" not in str(caught.value)
 
 
-def test_a_new_column_stops_with_the_remedy_and_following_it_reads_files_with_and_without(shop: Dataset) -> None:
+def test_a_new_column_stops_with_the_remedy_and_following_it_reads_files_with_and_without(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER.replace("\n", ",size\n") + line(8).replace("\n", ",4\n"))
     with pytest.raises(SchemaError) as caught:
         shop.ingest()
@@ -258,20 +260,22 @@ def test_a_new_column_stops_with_the_remedy_and_following_it_reads_files_with_an
     ],
     ids=["opened", "inside", "inside and opened", "over two lines"],
 )
-def test_a_broken_quote_costs_its_own_line_and_no_other(shop: Dataset, broken: str, good_after: list[int]) -> None:
+def test_a_broken_quote_costs_its_own_line_and_no_other(
+    shop: LandedDataset, broken: str, good_after: list[int]
+) -> None:
     shop.land("b.csv", HEADER + line(7) + broken + line(9) + line(10))
     assert shop.ids() == [1, 2, 3, 7, *good_after]
     assert {row[:3] for row in shop.quarantine()} <= {("b.csv", 3, "quote"), ("b.csv", 4, "quote")}
     assert_says(shop.quarantine()[0][3], "a quote is opened and not closed on its line", REMEDY)
 
 
-def test_quotes_closed_on_their_line_are_read(shop: Dataset) -> None:
+def test_quotes_closed_on_their_line_are_read(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER + line(7, city='"Oslo, Vest"') + line(8, city='"the ""old"" town"') + line(9, city='""'))
     assert shop.rows("id", "city")[3:] == [(7, "Oslo, Vest"), (8, 'the "old" town'), (9, None)]
     assert shop.quarantine() == []
 
 
-def test_a_line_that_is_not_utf8_is_quarantined_and_the_other_lines_are_read(shop: Dataset) -> None:
+def test_a_line_that_is_not_utf8_is_quarantined_and_the_other_lines_are_read(shop: LandedDataset) -> None:
     shop.land("b.csv", (HEADER + line(8, city="Tromsø")).encode() + line(9, city="Tromsø").encode("latin-1"))
     assert shop.rows("id", "city")[3:] == [(8, "Tromsø")]
     ((*index, reason),) = shop.quarantine()
@@ -280,7 +284,7 @@ def test_a_line_that_is_not_utf8_is_quarantined_and_the_other_lines_are_read(sho
 
 
 @pytest.mark.parametrize(("values", "count"), [("8,2024-03-01T10:00:00", 2), ("8,2024-03-01T10:00:00,1,2,3,4", 6)])
-def test_a_row_of_too_few_or_too_many_values_is_quarantined(shop: Dataset, values: str, count: int) -> None:
+def test_a_row_of_too_few_or_too_many_values_is_quarantined(shop: LandedDataset, values: str, count: int) -> None:
     shop.land("b.csv", HEADER + line(7) + values + "\n\n" + line(9))
     assert shop.ids() == [1, 2, 3, 7, 9]
     ((*index, reason),) = shop.quarantine()
@@ -290,7 +294,7 @@ def test_a_row_of_too_few_or_too_many_values_is_quarantined(shop: Dataset, value
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CR LF", "CR"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with a mark"])
-def test_any_line_end_and_a_byte_order_mark_are_read(shop: Dataset, end: str, mark: str) -> None:
+def test_any_line_end_and_a_byte_order_mark_are_read(shop: LandedDataset, end: str, mark: str) -> None:
     shop.land("b.csv", mark + (HEADER + line(8) + line(9)).replace("\n", end))
     assert shop.ids() == [1, 2, 3, 8, 9]
 
@@ -298,7 +302,7 @@ def test_any_line_end_and_a_byte_order_mark_are_read(shop: Dataset, end: str, ma
 # Values
 
 
-def test_a_column_that_turns_from_number_to_text_is_quarantined_with_its_value(shop: Dataset) -> None:
+def test_a_column_that_turns_from_number_to_text_is_quarantined_with_its_value(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER + line(8, price="dear") + line(9, price=2))
     assert shop.ids() == [1, 2, 3, 9]
     ((*index, reason),) = shop.quarantine()
@@ -308,7 +312,7 @@ def test_a_column_that_turns_from_number_to_text_is_quarantined_with_its_value(s
 
 @pytest.mark.parametrize("content", [HEADER + line(8, price="dear"), parquet(frame(8, price=["dear"]))])
 def test_a_file_of_which_no_row_keeps_the_contract_is_refused_with_the_first_reason(
-    shop: Dataset, content: str | bytes
+    shop: LandedDataset, content: str | bytes
 ) -> None:
     name = "b.csv" if isinstance(content, str) else "b.parquet"
     shop.land(name, content)
@@ -329,7 +333,9 @@ def test_an_infinite_value_in_a_csv_is_quarantined_even_in_the_first_file(tmp_pa
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
-def test_an_infinite_value_in_a_parquet_file_is_quarantined_and_nan_is_missing(shop: Dataset, value: float) -> None:
+def test_an_infinite_value_in_a_parquet_file_is_quarantined_and_nan_is_missing(
+    shop: LandedDataset, value: float
+) -> None:
     shop.land("b.parquet", parquet(frame(7, 8, 9, price=[float("nan"), value, 2.0])))
     assert shop.rows("id", "price")[3:] == [(7, None), (9, 2.0)]
     ((*index, reason),) = shop.quarantine()
@@ -340,7 +346,7 @@ def test_an_infinite_value_in_a_parquet_file_is_quarantined_and_nan_is_missing(s
 @pytest.mark.parametrize(
     "content", [HEADER + line(8, price="") + line(9, price=""), parquet(frame(8, 9, price=[None] * 2))]
 )
-def test_a_column_without_any_value_is_read_as_missing(shop: Dataset, content: str | bytes) -> None:
+def test_a_column_without_any_value_is_read_as_missing(shop: LandedDataset, content: str | bytes) -> None:
     shop.land("b.csv" if isinstance(content, str) else "b.parquet", content)
     assert shop.rows("id", "price")[3:] == [(8, None), (9, None)]
     assert shop.quarantine() == []
@@ -374,7 +380,7 @@ def test_an_encoder_without_any_column_to_learn_from_is_explained() -> None:
 
 
 @pytest.mark.parametrize("time", ["2023-12-31T23:59:59", "2025-01-01T00:00:00", "1970-01-01T00:00:00"])
-def test_an_event_time_out_of_range_is_quarantined(shop: Dataset, time: str) -> None:
+def test_an_event_time_out_of_range_is_quarantined(shop: LandedDataset, time: str) -> None:
     shop.land("b.csv", HEADER + line(7, "2024-01-01T00:00:00") + line(8, time) + line(9, "2024-12-31T23:59:59"))
     assert shop.ids() == [1, 2, 3, 7, 9]
     ((*index, reason),) = shop.quarantine()
@@ -390,7 +396,7 @@ def test_an_event_time_after_today_is_quarantined_where_the_span_is_open(tmp_pat
 
 
 @pytest.mark.parametrize("column", ["id", "time"])
-def test_a_row_without_identity_or_event_time_is_quarantined(shop: Dataset, column: str) -> None:
+def test_a_row_without_identity_or_event_time_is_quarantined(shop: LandedDataset, column: str) -> None:
     shop.land("b.csv", HEADER + (line("") if column == "id" else line(8, "")) + line(9))
     assert shop.ids() == [1, 2, 3, 9]
     ((*index, reason),) = shop.quarantine()
@@ -401,14 +407,14 @@ def test_a_row_without_identity_or_event_time_is_quarantined(shop: Dataset, colu
 # Identities
 
 
-def test_of_an_identity_twice_in_a_file_the_last_row_stands(shop: Dataset) -> None:
+def test_of_an_identity_twice_in_a_file_the_last_row_stands(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER + line(8, price=1) + line(9) + line(8, price=2))
     assert shop.rows("id", "price")[3:] == [(8, 2.0), (9, 1.5)]
     assert build_raw_day(DAY, shop.ingest(), shop.paths).superseded == 1
 
 
 @pytest.mark.parametrize("newest", ["a.csv", "z.csv"])
-def test_of_an_identity_in_two_files_the_row_of_the_newest_file_stands(shop: Dataset, newest: str) -> None:
+def test_of_an_identity_in_two_files_the_row_of_the_newest_file_stands(shop: LandedDataset, newest: str) -> None:
     for name in ("a.csv", "z.csv"):
         path = shop.land(name, HEADER + line(8, city=name))
         seconds = 1_800_000_000 + (name == newest)
@@ -416,21 +422,21 @@ def test_of_an_identity_in_two_files_the_row_of_the_newest_file_stands(shop: Dat
     assert shop.rows("id", "city")[3:] == [(8, newest)]
 
 
-def test_a_file_landed_again_under_its_name_withdraws_its_old_rows(shop: Dataset) -> None:
+def test_a_file_landed_again_under_its_name_withdraws_its_old_rows(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER + line(8) + line(9, "2024-03-02T10:00:00"))
     assert shop.ids() == [1, 2, 3, 8, 9]
     shop.land("b.csv", HEADER + line(8, price=7))
     intake = shop.ingest()
-    assert intake.pending_days(shop.config, shop.paths) == [DAY, "2024-03-02"]
+    assert intake.pending_days(shop) == [DAY, "2024-03-02"]
     assert shop.raw(intake).select("id", "price").rows() == [(1, 1.5), (2, 1.5), (3, 1.5), (8, 7.0)]
     assert shop.raw(intake, "2024-03-02").height == 0
 
 
-def test_identical_content_landed_again_doubles_nothing_and_writes_nothing(shop: Dataset) -> None:
+def test_identical_content_landed_again_doubles_nothing_and_writes_nothing(shop: LandedDataset) -> None:
     previous = build_raw_day(DAY, shop.ingest(), shop.paths).content_hash
     shop.land("good.csv", GOOD)
     touched = shop.ingest()
-    assert touched.pending_days(shop.config, shop.paths) == []
+    assert touched.pending_days(shop) == []
     shop.land("copy.csv", GOOD)
     after = build_raw_day(DAY, shop.ingest(), shop.paths)
     assert (after.rows, after.superseded, after.content_hash) == (3, 3, previous)
@@ -466,7 +472,7 @@ def test_a_day_on_which_clocks_change_holds_24_utc_hours(tmp_path: Path, day: st
     assert shop.raw(intake, day)["event_time"].dt.hour().to_list() == list(range(24))
 
 
-def test_a_leap_day_is_a_day_and_in_other_years_it_is_none(shop: Dataset) -> None:
+def test_a_leap_day_is_a_day_and_in_other_years_it_is_none(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER + line(8, "2024-02-29T23:59:59.999999") + line(9, "2023-02-29T10:00:00"))
     intake = shop.ingest()
     assert intake.ledger.files["b.csv"].days == {"2024-02-29": 1}
@@ -476,13 +482,15 @@ def test_a_leap_day_is_a_day_and_in_other_years_it_is_none(shop: Dataset) -> Non
 
 
 @pytest.mark.parametrize(("day", "rows"), [("2024-05-01", 1), ("2024-05-02", 0)])
-def test_a_day_of_one_row_and_a_day_of_none_have_all_columns_and_types(shop: Dataset, day: str, rows: int) -> None:
+def test_a_day_of_one_row_and_a_day_of_none_have_all_columns_and_types(
+    shop: LandedDataset, day: str, rows: int
+) -> None:
     shop.land("b.csv", HEADER + line(8, "2024-05-01T10:00:00"))
     intake = shop.ingest()
     full = shop.raw(intake)
     built = build_raw_day(day, intake, shop.paths)
-    features = build_features_day(day, shop.config, intake.contract, shop.paths)
-    build_features_day(DAY, shop.config, intake.contract, shop.paths)
+    features = build_features_day(day, shop, intake.contract)
+    build_features_day(DAY, shop, intake.contract)
     assert (built.rows, features.rows) == (rows, rows)
     assert pl.read_parquet(shop.paths.raw(day)).schema == full.schema
     assert pl.read_parquet_schema(shop.paths.features(day)) == pl.read_parquet_schema(shop.paths.features(DAY))
@@ -602,7 +610,7 @@ except StorageError as error:
     assert [entry.name for entry in tmp_path.iterdir()] == ["day.parquet"]
 
 
-def test_rows_without_an_identity_are_quarantined_though_the_contract_does_not_ask_for_one(shop: Dataset) -> None:
+def test_rows_without_an_identity_are_quarantined_though_the_contract_does_not_ask_for_one(shop: LandedDataset) -> None:
     shop.declare(
         id={"type": "integer", "optional": True},
         time={"type": "timestamp"},
@@ -614,7 +622,7 @@ def test_rows_without_an_identity_are_quarantined_though_the_contract_does_not_a
     assert [rule for *_, rule, _ in shop.quarantine()] == ["id: required"] * 2
 
 
-def test_a_file_of_broken_rows_alone_is_refused_and_its_rows_are_kept_in_quarantine(shop: Dataset) -> None:
+def test_a_file_of_broken_rows_alone_is_refused_and_its_rows_are_kept_in_quarantine(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER + line("x") + line("y"))
     intake = shop.ingest()
     assert list(intake.ledger.refused) == ["b.csv"]
@@ -622,14 +630,14 @@ def test_a_file_of_broken_rows_alone_is_refused_and_its_rows_are_kept_in_quarant
     assert [row for _, row, *_ in shop.quarantine()] == [2, 3]
 
 
-def test_a_broken_ledger_is_explained(shop: Dataset) -> None:
+def test_a_broken_ledger_is_explained(shop: LandedDataset) -> None:
     shop.ingest()
     shop.paths.ledger.write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"the ledger .* cannot be read .*; put it back, or remove"):
         shop.ingest()
 
 
-def test_a_lost_ledger_does_not_take_rows_of_swept_files_along(shop: Dataset) -> None:
+def test_a_lost_ledger_does_not_take_rows_of_swept_files_along(shop: LandedDataset) -> None:
     shop.ingest()
     shop.paths.ledger.unlink()
     with pytest.raises(StorageError, match=r"is gone, and rows of files that have left .*; put it back, or remove"):
@@ -638,7 +646,7 @@ def test_a_lost_ledger_does_not_take_rows_of_swept_files_along(shop: Dataset) ->
 
 
 @pytest.mark.parametrize("name", ["_day", "_source_file", "_row_number"])
-def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: Dataset, name: str) -> None:
+def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: LandedDataset, name: str) -> None:
     shop.land("b.csv", HEADER.replace("city", name) + line(9))
     if name == "_day":
         with pytest.raises(SchemaError, match="has '_day', unknown so far"):
@@ -649,7 +657,7 @@ def test_a_column_that_bears_a_name_of_the_pipelines_own_is_refused(shop: Datase
         )
 
 
-def test_a_few_broken_rows_among_many_files_are_quarantined(shop: Dataset) -> None:
+def test_a_few_broken_rows_among_many_files_are_quarantined(shop: LandedDataset) -> None:
     for index in range(60):
         bad = line(f"x{index}") if index in {7, 21, 40} else ""
         shop.land(f"many/{index:02d}.csv", HEADER + line(100 + index) + bad)
@@ -657,7 +665,7 @@ def test_a_few_broken_rows_among_many_files_are_quarantined(shop: Dataset) -> No
     assert [rule for *_, rule, _ in shop.quarantine()] == ["id: integer"] * 3
 
 
-def test_a_refused_file_that_is_taken_away_is_forgotten(shop: Dataset) -> None:
+def test_a_refused_file_that_is_taken_away_is_forgotten(shop: LandedDataset) -> None:
     broken = shop.land("b.csv", b"")
     assert list(shop.ingest().ledger.refused) == ["b.csv"]
     broken.unlink()

@@ -26,19 +26,19 @@ from ae_pipeline.ingestion import batch, patches
 from ae_pipeline.ingestion.contract import ColumnRule, load_contract
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.ingestion.readers import read_file
-from tests.support.datasets import REMEDY, Dataset, assert_says, leftovers, make_dataset
+from tests.support.datasets import REMEDY, LandedDataset, assert_says, leftovers, make_dataset
 
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
 GREY = np.arange(30, dtype=np.uint8).reshape(5, 6)
 """An image of five rows and six columns, each value its own."""
 
 
-def album(root: Path, **settings: Any) -> Dataset:
+def album(root: Path, **settings: Any) -> LandedDataset:
     """A dataset of images without event time."""
     return make_dataset(root, **{**UNDATED, "identity": ["file"], "images": {}, **settings})
 
 
-def shelf(root: Path, **settings: Any) -> Dataset:
+def shelf(root: Path, **settings: Any) -> LandedDataset:
     """A dataset of Parquet files with images, without event time."""
     return make_dataset(root, **{**UNDATED, "images": {}, **settings})
 
@@ -66,12 +66,12 @@ def lists(*images: Any, of: pa.DataType, depth: int = 2) -> pa.Array:
     return pa.array([image.tolist() if isinstance(image, np.ndarray) else image for image in images], kind)
 
 
-def shapes(dataset: Dataset) -> str:
+def shapes(dataset: LandedDataset) -> str:
     """Reads what has landed and gives the shape of images by the contract."""
     return str(dataset.ingest().contract.columns["image"].shape)
 
 
-def images_of(dataset: Dataset) -> list[npt.NDArray[Any]]:
+def images_of(dataset: LandedDataset) -> list[npt.NDArray[Any]]:
     """Reads what has landed and gives the images of all rows, in the shape of the contract."""
     shape = dataset.ingest().contract.columns["image"].shape
     assert shape is not None
@@ -668,7 +668,7 @@ def test_images_go_the_whole_way_to_the_features_of_the_day_that_their_path_name
     found = {}
     for day in intake.ledger.days:
         shop.raw(intake, day)
-        assert build_features_day(day, shop.config, intake.contract, shop.paths).built
+        assert build_features_day(day, shop, intake.contract).built
         found[day] = pl.read_parquet(shop.paths.features(day))
     columns = ["row_id", "event_time", "file", "line", "image"]
     assert [rows.columns for rows in found.values()] == [columns, columns]

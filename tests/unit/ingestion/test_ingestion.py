@@ -21,7 +21,7 @@ from tests.support.datasets import (
     DAY,
     HEADER,
     REMEDY,
-    Dataset,
+    LandedDataset,
     assert_says,
     frame,
     leftovers,
@@ -33,13 +33,13 @@ from tests.support.datasets import (
 OTHER_DAY = "2024-03-05"
 
 
-def read_with(dataset: Dataset, **settings: Any) -> Dataset:
+def read_with(dataset: LandedDataset, **settings: Any) -> LandedDataset:
     """The same folders under other settings."""
     return replace(dataset, config=make_dataset(dataset.paths.root, **settings).config)
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Dataset:
+def shop(tmp_path: Path) -> LandedDataset:
     """An empty dataset."""
     return make_dataset(tmp_path)
 
@@ -70,7 +70,7 @@ def shop(tmp_path: Path) -> Dataset:
     ],
 )
 def test_a_columns_type_is_inferred_from_all_its_values(
-    shop: Dataset, texts: list[str], kind: str, missing: tuple[str, ...]
+    shop: LandedDataset, texts: list[str], kind: str, missing: tuple[str, ...]
 ) -> None:
     sample = pl.DataFrame({"id": "1", "time": "2024-03-01T10:00:00", "x": texts})
     rule = infer_contract([sample], shop.config).columns["x"]
@@ -88,7 +88,7 @@ def test_a_columns_type_is_inferred_from_all_its_values(
         (pl.Series(["a", "b"], dtype=pl.Categorical()), "text"),
     ],
 )
-def test_a_typed_column_keeps_its_type(shop: Dataset, values: pl.Series, kind: str) -> None:
+def test_a_typed_column_keeps_its_type(shop: LandedDataset, values: pl.Series, kind: str) -> None:
     contract = infer_contract([frame(1, 2, x=values)], shop.config)
     assert contract.columns["x"].type == ColumnType(kind)
 
@@ -101,7 +101,9 @@ def test_the_configuration_says_what_values_cannot_show(tmp_path: Path) -> None:
     assert rules["due"].null_values == ("NA",)
 
 
-def test_identity_and_event_time_are_required_and_a_column_that_some_files_lack_is_optional(shop: Dataset) -> None:
+def test_identity_and_event_time_are_required_and_a_column_that_some_files_lack_is_optional(
+    shop: LandedDataset,
+) -> None:
     first = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "x": "1"})
     rules = infer_contract([first, first.drop("x").with_columns(y=pl.lit("2"))], shop.config).columns
     assert {name: (rule.required, rule.optional) for name, rule in rules.items()} == {
@@ -112,7 +114,7 @@ def test_identity_and_event_time_are_required_and_a_column_that_some_files_lack_
     }
 
 
-def test_a_word_that_means_missing_among_numbers_means_it_among_texts_too(shop: Dataset) -> None:
+def test_a_word_that_means_missing_among_numbers_means_it_among_texts_too(shop: LandedDataset) -> None:
     sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "n": ["NA", "1"], "t": ["NA", "red"], "u": ["a", "b"]})
     rules = infer_contract([sample], shop.config).columns
     assert {name: rules[name].null_values for name in "ntu"} == {"n": ("NA",), "t": ("NA",), "u": ()}
@@ -135,21 +137,21 @@ def test_a_contract_that_cannot_be_inferred_is_explained(
         infer_contract([sample], make_dataset(tmp_path, **settings).config)
 
 
-def test_csv_and_parquet_files_side_by_side_infer_the_types_that_each_alone_would(shop: Dataset) -> None:
+def test_csv_and_parquet_files_side_by_side_infer_the_types_that_each_alone_would(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.parquet", parquet(frame(2)))
     types = {name: rule.type.value for name, rule in shop.ingest().contract.columns.items()}
     assert types == {"id": "integer", "time": "timestamp", "price": "number", "city": "text"}
 
 
-def test_a_parquet_column_without_any_value_leaves_the_type_to_the_other_files(shop: Dataset) -> None:
+def test_a_parquet_column_without_any_value_leaves_the_type_to_the_other_files(shop: LandedDataset) -> None:
     shop.land("a.parquet", parquet(frame(1, price=[None])))
     shop.land("b.parquet", parquet(frame(2)))
     assert shop.ingest().contract.columns["price"].type == ColumnType.NUMBER
     assert shop.rows("id", "price") == [(1, None), (2, 1.5)]
 
 
-def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_what_it_is(shop: Dataset) -> None:
+def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_what_it_is(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2))
     in_force = shop.ingest().contract
     assert load_contract(shop.paths.contract) == in_force
@@ -166,7 +168,7 @@ def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_wh
         ("price: {type: number}", "price: {type: number", r"(?s)is not YAML: .*line \d+.*; mend it, or move it away"),
     ],
 )
-def test_a_contract_edited_wrongly_is_explained(shop: Dataset, old: str, new: str, message: str) -> None:
+def test_a_contract_edited_wrongly_is_explained(shop: LandedDataset, old: str, new: str, message: str) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.edit_contract(old, new)
@@ -174,7 +176,7 @@ def test_a_contract_edited_wrongly_is_explained(shop: Dataset, old: str, new: st
         shop.ingest()
 
 
-def test_a_contract_whose_event_time_is_no_time_is_explained(shop: Dataset) -> None:
+def test_a_contract_whose_event_time_is_no_time_is_explained(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.edit_contract("time: {type: timestamp, required: true, format: '%Y-%m-%dT%H:%M:%S%.f'}", "time: {type: text}")
@@ -183,7 +185,7 @@ def test_a_contract_whose_event_time_is_no_time_is_explained(shop: Dataset) -> N
     assert_says(str(caught.value), "time", "text", REMEDY)
 
 
-def test_an_edited_contract_reads_the_landed_files_again(shop: Dataset) -> None:
+def test_an_edited_contract_reads_the_landed_files_again(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1, price=1) + line(2, price=2))
     assert shop.ids() == [1, 2]
     shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
@@ -195,7 +197,7 @@ def test_an_edited_contract_reads_the_landed_files_again(shop: Dataset) -> None:
     assert shop.quarantine() == []
 
 
-def test_an_edit_that_no_row_of_a_file_keeps_withdraws_them_all_until_it_is_taken_back(shop: Dataset) -> None:
+def test_an_edit_that_no_row_of_a_file_keeps_withdraws_them_all_until_it_is_taken_back(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1, price=1))
     shop.land("b.csv", HEADER + line(2, price=2))
     assert shop.ids() == [1, 2]
@@ -206,7 +208,7 @@ def test_an_edit_that_no_row_of_a_file_keeps_withdraws_them_all_until_it_is_take
     assert shop.ids() == [1, 2]
 
 
-def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: Dataset) -> None:
+def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: LandedDataset) -> None:
     gone = shop.land("a.csv", HEADER + line(1, price=1))
     assert shop.rows("price") == [(1,)]
     gone.unlink()
@@ -236,7 +238,7 @@ def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: Dataset) -
     ],
 )
 def test_a_value_that_breaks_its_rule_sends_its_row_to_quarantine_and_no_other(
-    shop: Dataset, rule: dict[str, Any], good: dict[str, Any], bad: str, reason: str
+    shop: LandedDataset, rule: dict[str, Any], good: dict[str, Any], bad: str, reason: str
 ) -> None:
     shop.declare(id={"type": "integer"}, time={"type": "timestamp", "format": "%Y-%m-%dT%H:%M:%S"}, x=rule)
     texts = [bad, *good]
@@ -249,7 +251,7 @@ def test_a_value_that_breaks_its_rule_sends_its_row_to_quarantine_and_no_other(
 
 
 @pytest.mark.parametrize("written", [f"{DAY}T10:00:00", f"{DAY} 10:00:00", f"{DAY}T10:00:00Z", f"{DAY} 10:00"])
-def test_a_timestamp_declared_without_a_format_is_read_in_every_usual_one(shop: Dataset, written: str) -> None:
+def test_a_timestamp_declared_without_a_format_is_read_in_every_usual_one(shop: LandedDataset, written: str) -> None:
     shop.declare(id={"type": "integer"}, time={"type": "timestamp"})
     shop.land("a.csv", f"id,time\n1,{written}\n")
     assert shop.file("a.csv").refused is None
@@ -281,7 +283,7 @@ def test_a_category_of_whole_numbers_is_the_same_whether_a_file_holds_text_integ
     "name",
     ["_id", "_price", "price_", "{price}", "a price", "|"],
 )
-def test_a_column_may_bear_any_name_that_is_not_reserved(shop: Dataset, name: str) -> None:
+def test_a_column_may_bear_any_name_that_is_not_reserved(shop: LandedDataset, name: str) -> None:
     shop.land("a.csv", HEADER.replace("city", name) + line(1))
     assert shop.rows("id", "price", name) == [(1, 1.5, "Oslo")]
 
@@ -302,17 +304,17 @@ def test_different_identities_have_different_row_ids(tmp_path: Path) -> None:
 # Landing again and again
 
 
-def test_a_file_is_read_once_and_a_day_is_written_once(shop: Dataset) -> None:
+def test_a_file_is_read_once_and_a_day_is_written_once(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     first = shop.ingest()
-    assert (first.read, first.pending_days(shop.config, shop.paths)) == (("a.csv",), [DAY])
+    assert (first.read, first.pending_days(shop)) == (("a.csv",), [DAY])
     assert build_raw_day(DAY, first, shop.paths).built
     second = shop.ingest()
-    assert (second.read, second.pending_days(shop.config, shop.paths)) == ((), [])
+    assert (second.read, second.pending_days(shop)) == ((), [])
     assert not build_raw_day(DAY, second, shop.paths).built
 
 
-def test_only_new_and_rewritten_files_are_read(shop: Dataset) -> None:
+def test_only_new_and_rewritten_files_are_read(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2))
     assert shop.ingest().read == ("a.csv", "b.csv")
@@ -323,38 +325,38 @@ def test_only_new_and_rewritten_files_are_read(shop: Dataset) -> None:
 
 
 @pytest.mark.parametrize("name", [".a.csv", "_a.csv", "a.csv.tmp", "a.txt"])
-def test_files_that_are_still_being_written_or_of_another_kind_are_not_read(shop: Dataset, name: str) -> None:
+def test_files_that_are_still_being_written_or_of_another_kind_are_not_read(shop: LandedDataset, name: str) -> None:
     shop.land("good.csv", HEADER + line(1))
     shop.land(name, HEADER + line(2))
     assert shop.ids() == [1]
 
 
-def test_an_ending_in_capitals_is_read_too(shop: Dataset) -> None:
+def test_an_ending_in_capitals_is_read_too(shop: LandedDataset) -> None:
     shop.land("A.CSV", HEADER + line(1))
     shop.land("B.PARQUET", parquet(frame(2)))
     assert shop.ids() == [1, 2]
 
 
-def test_of_an_identity_the_row_of_the_newest_file_stands(shop: Dataset) -> None:
+def test_of_an_identity_the_row_of_the_newest_file_stands(shop: LandedDataset) -> None:
     shop.land("z.csv", HEADER + line(1, price=1.5) + line(2, price=2.5))
     shop.land("a.csv", HEADER + line(1, price=9.5))
     assert shop.rows("id", "price") == [(1, 9.5), (2, 2.5)]
     assert build_raw_day(DAY, shop.ingest(), shop.paths).superseded == 1
 
 
-def test_a_late_file_changes_its_own_day_and_leaves_the_others(shop: Dataset) -> None:
+def test_a_late_file_changes_its_own_day_and_leaves_the_others(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2, time=f"{OTHER_DAY}T10:00:00"))
     assert shop.ids() == [1, 2]
     previous = shop.paths.raw(OTHER_DAY).read_bytes()
     shop.land("late.csv", HEADER + line(3))
     intake = shop.ingest()
-    assert intake.pending_days(shop.config, shop.paths) == [DAY]
+    assert intake.pending_days(shop) == [DAY]
     assert shop.raw(intake)["id"].to_list() == [1, 3]
     assert shop.paths.raw(OTHER_DAY).read_bytes() == previous
 
 
-def test_a_file_that_has_left_the_landing_place_keeps_its_rows(shop: Dataset) -> None:
+def test_a_file_that_has_left_the_landing_place_keeps_its_rows(shop: LandedDataset) -> None:
     gone = shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2))
     assert shop.ids() == [1, 2]
@@ -393,7 +395,7 @@ def test_rows_without_event_time_stand_in_one_table(tmp_path: Path) -> None:
     ids=["moved", "moved and back", "moved twice in one file"],
 )
 def test_an_identity_with_a_new_event_time_leaves_its_old_day(
-    shop: Dataset, landings: list[list[tuple[int, str, int]]], expected: dict[str, list[tuple[int, float]]]
+    shop: LandedDataset, landings: list[list[tuple[int, str, int]]], expected: dict[str, list[tuple[int, float]]]
 ) -> None:
     shop.land("0.csv", HEADER + line(1, price="1.0") + line(2, price="1.0"))
     shop.ids()
@@ -406,7 +408,7 @@ def test_an_identity_with_a_new_event_time_leaves_its_old_day(
 
 
 def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
-    shop: Dataset, monkeypatch: pytest.MonkeyPatch
+    shop: LandedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identities, "_AT_ONCE", 2)
     shop.land("0.csv", HEADER + "".join(line(n) for n in range(1, 8)))
@@ -421,7 +423,9 @@ def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
     assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 4
 
 
-def test_which_identities_have_moved_is_read_from_the_rows_once(shop: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_identities_have_moved_is_read_from_the_rows_once(
+    shop: LandedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop.land("0.csv", HEADER + line(1) + line(2))
     shop.land("1.csv", HEADER + line(1, f"{OTHER_DAY}T09:00:00"))
     moved = shop.ingest().moved
@@ -430,7 +434,7 @@ def test_which_identities_have_moved_is_read_from_the_rows_once(shop: Dataset, m
         raise AssertionError("the rows are read again")
 
     monkeypatch.setattr(landing.pl, "scan_parquet", fail)
-    known = last_ingest(shop.config, shop.paths)
+    known = last_ingest(shop)
     assert known is not None
     assert known.moved == moved == {DAY: ["1"]}
 
@@ -445,13 +449,13 @@ def test_an_identity_that_holds_its_event_time_cannot_move(tmp_path: Path) -> No
 # Settings that change after the first landing
 
 
-def test_another_identity_names_rows_anew(shop: Dataset) -> None:
+def test_another_identity_names_rows_anew(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(1, city="Bergen"))
     assert shop.rows("row_id") == [("1",)]
     assert read_with(shop, identity=["id", "city"]).rows("row_id") == [("1|Bergen",), ("1|Oslo",)]
 
 
-def test_a_wider_span_takes_rows_out_of_quarantine(shop: Dataset) -> None:
+def test_a_wider_span_takes_rows_out_of_quarantine(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2, time="2025-02-01T10:00:00"))
     assert shop.ids() == [1]
     wider = read_with(shop, end="2025-12-31")
@@ -469,7 +473,9 @@ def test_a_row_of_tomorrow_is_taken_in_tomorrow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"identity": ["idd"]}, {"event_time": "tyme"}, {"exclude": ["old"]}])
-def test_a_name_misspelt_after_the_first_landing_is_explained_too(shop: Dataset, settings: dict[str, Any]) -> None:
+def test_a_name_misspelt_after_the_first_landing_is_explained_too(
+    shop: LandedDataset, settings: dict[str, Any]
+) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.land("b.csv", HEADER + line(2))
@@ -480,7 +486,7 @@ def test_a_name_misspelt_after_the_first_landing_is_explained_too(shop: Dataset,
 # The ledger
 
 
-def test_the_ledger_knows_files_days_and_rules_broken(shop: Dataset) -> None:
+def test_the_ledger_knows_files_days_and_rules_broken(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2, time=f"{OTHER_DAY}T10:00:00"))
     shop.ingest()
     shop.land("b.csv", HEADER + line(3) + line("x") + line("y") + line(4, price="dear"))
@@ -499,7 +505,7 @@ def test_the_ledger_knows_files_days_and_rules_broken(shop: Dataset) -> None:
     }
 
 
-def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop: Dataset) -> None:
+def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2))
     shop.ingest()
     folder = shop.paths.staged("_").parent
@@ -512,7 +518,7 @@ def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop
     assert leftovers(shop.paths.root) == []
 
 
-def test_files_of_other_columns_do_not_keep_the_rest_from_being_read(shop: Dataset) -> None:
+def test_files_of_other_columns_do_not_keep_the_rest_from_being_read(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.land("b.csv", "id,time,price\n2,2024-03-01T10:00:00,1.5\n")

@@ -23,6 +23,7 @@ from ae_pipeline.lifecycle.promote import decide
 from ae_pipeline.lifecycle.train import Trained, train_challenger
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
+from ae_pipeline.storage.dataset import Dataset
 from tests.support.sensors import DATASET, NO_ENSEMBLE, Fitted, sensor_config
 
 N = 2000
@@ -241,8 +242,8 @@ class TestRetraining:
     def served(self, fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Tracker, Trained]:
         """A first training, which serves."""
         tracker = Tracker(tmp_path_factory.mktemp("served"))
-        first = train_challenger(fitted.config, fitted.paths, tracker, {}, {}, lambda _: None)
-        decide(fitted.config, fitted.paths, tracker, "a test")
+        first = train_challenger(Dataset(fitted.config, fitted.paths), tracker, {}, {}, lambda _: None)
+        decide(Dataset(fitted.config, fitted.paths), tracker, "a test")
         return fitted, tracker, first
 
     @staticmethod
@@ -250,7 +251,7 @@ class TestRetraining:
         fitted, tracker, _ = served
         training = {**fitted.config.training.model_dump(), "seed": 1}
         config = sensor_config(training=training, **{"alerts": {"budget": 0.01, "evidence": NO_ENSEMBLE}, **changes})
-        return train_challenger(config, fitted.paths, tracker, {}, {}, lambda _: None)
+        return train_challenger(Dataset(config, fitted.paths), tracker, {}, {}, lambda _: None)
 
     def test_the_first_model_is_compared_with_none(self, served):
         first = served[2]

@@ -26,12 +26,13 @@ from ae_pipeline.latents.data_contract import CONTRACT, PAGE, broken_rules, desc
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day
 from ae_pipeline.latents.publish import publish
+from ae_pipeline.storage.dataset import Dataset
 from tests.support.sensors import Fitted
 
 
 def published(dataset: Fitted, bundle: ModelBundle | None = None, version: int = 1, **settings: Any) -> str:
     config = dataset.config.model_copy(update=settings)
-    result = publish(dataset.days[-3:], dataset.paths, bundle or dataset.bundle, version, {}, config=config)
+    result = publish(dataset.days[-3:], Dataset(config, dataset.paths), bundle or dataset.bundle, version, {})
     assert result.contract is not None
     return result.contract
 
@@ -139,7 +140,7 @@ class TestRules:
 
         monkeypatch.setattr(publication, "score_day", doubled)
         with pytest.raises(PublicationError, match=r"contract of the table: identity_stands_once_a_day"):
-            publish(dataset.days[-4:], dataset.paths, dataset.bundle, 1, {})
+            publish(dataset.days[-4:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {})
         assert rows_of(dataset).equals(previous)
 
 
@@ -147,7 +148,10 @@ class TestVersions:
     def test_new_days_and_repeated_publications_leave_it_as_it_is(self, dataset):
         published(dataset)
         text = (Path(dataset.paths.latents) / CONTRACT).read_text()
-        assert publish(dataset.days[-5:], dataset.paths, dataset.bundle, 1, {}).contract == "1.0.0"
+        assert (
+            publish(dataset.days[-5:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}).contract
+            == "1.0.0"
+        )
         assert (Path(dataset.paths.latents) / CONTRACT).read_text() == text
 
     def test_a_model_with_the_same_axes_raises_the_second_number(self, dataset, other_bundle):

@@ -42,13 +42,20 @@ from ae_pipeline.latents.read import (
     published_days,
     scores_of,
 )
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from tests.support.sensors import Fitted
 
 
 def published(dataset: Fitted, days: Iterable[str], bundle: ModelBundle | None = None, version: int = 1) -> Publication:
-    return publish(list(days), dataset.paths, bundle or dataset.bundle, version, {"dagster_run": "r1"})
+    return publish(
+        list(days),
+        Dataset((bundle or dataset.bundle).config, dataset.paths),
+        bundle or dataset.bundle,
+        version,
+        {"dagster_run": "r1"},
+    )
 
 
 def table(paths: DatasetPaths, version: int | None = None) -> pl.DataFrame:
@@ -101,7 +108,7 @@ def undated(fit_frame, tmp_path) -> DatasetPaths:
         row_id=pl.format("r{}", pl.int_range(pl.len())), event_time=pl.lit(None, pl.Datetime("us", "UTC")), x="x"
     )
     write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
-    result = publish([ALL_ROWS], paths, bundle, 1, {})
+    result = publish([ALL_ROWS], Dataset(bundle.config, paths), bundle, 1, {})
     assert [(entry.day, entry.rows) for entry in result.days] == [(ALL_ROWS, 400)]
     return paths
 
@@ -514,7 +521,7 @@ class TestTwoAtOnce:
                 published(dataset, dataset.days[-5:])
 
         with pytest.raises(PublicationError, match=r"another publication changed .*sensors meanwhile; .*run it again"):
-            publish(days[:1], dataset.paths, other_bundle, 2, {}, meanwhile)
+            publish(days[:1], Dataset(other_bundle.config, dataset.paths), other_bundle, 2, {}, meanwhile)
         assert_one_space_in_every_version(dataset.paths)
         assert (model_version_of(dataset.paths), table(dataset.paths).height) == (1, 300)
         again = published(dataset, days[:1], other_bundle, 2)
@@ -544,7 +551,7 @@ class TestTwoAtOnce:
                 published(dataset, days[:3])
 
         with pytest.raises(PublicationError, match=r"run it again"):
-            publish(days[:1], dataset.paths, dataset.bundle, 1, {}, meanwhile)
+            publish(days[:1], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}, meanwhile)
         assert table(dataset.paths).height == 180
 
 
@@ -587,7 +594,7 @@ class TestOtherHands:
     def test_a_relative_folder_is_taken_from_where_one_is(self, dataset, days, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         paths = DatasetPaths(dataset.paths.root, "sensors", "tables")
-        publish(days, paths, dataset.bundle, 1, {})
+        publish(days, Dataset(dataset.bundle.config, paths), dataset.bundle, 1, {})
         assert paths.latents == str(tmp_path / "tables" / "sensors")
         assert TableFiles(paths.latents).address().startswith("file:///")
 
@@ -602,17 +609,17 @@ class TestRetention:
         published(dataset, days, other_bundle, 2)
         removed_days_ago(dataset, 10)
         config = with_retention(dataset, 11)
-        publish(days, dataset.paths, other_bundle, 2, {}, config=config)
+        publish(days, Dataset(config, dataset.paths), other_bundle, 2, {})
         assert len(self.spaces(dataset)) == 2
         assert read_latents("sensors", space=1, data=dataset.paths.root).arrow.num_rows == 240
-        publish(days, dataset.paths, other_bundle, 2, {}, config=with_retention(dataset, 9))
+        publish(days, Dataset(with_retention(dataset, 9), dataset.paths), other_bundle, 2, {})
         assert self.spaces(dataset) == {latent_space_name(2, other_bundle.fingerprint)}
         assert table(dataset.paths).height == 240
 
     def test_rows_that_were_collected_are_an_error_that_says_so(self, dataset, days, first, other_bundle):
         published(dataset, days, other_bundle, 2)
         removed_days_ago(dataset, 100)
-        publish(days, dataset.paths, other_bundle, 2, {})
+        publish(days, Dataset(other_bundle.config, dataset.paths), other_bundle, 2, {})
         with pytest.raises(
             PublicationError, match=r"space v1_\w+, was collected after its retention; choose 'current'"
         ):
@@ -630,7 +637,7 @@ class TestRetention:
     def test_the_log_tells_other_tools_the_retention(self, dataset, days, first):
         configuration = DeltaTable(dataset.paths.latents).metadata().configuration
         assert configuration["delta.deletedFileRetentionDuration"] == "interval 90 days"
-        publish(days, dataset.paths, dataset.bundle, 1, {}, config=with_retention(dataset, 30))
+        publish(days, Dataset(with_retention(dataset, 30), dataset.paths), dataset.bundle, 1, {})
         configuration = DeltaTable(dataset.paths.latents).metadata().configuration
         assert configuration["delta.deletedFileRetentionDuration"] == "interval 30 days"
         assert configuration["delta.logRetentionDuration"] == "interval 90 days"
@@ -685,10 +692,10 @@ class TestMonths:
         assert self.groups(dataset) == sorted({day[:7] for day in dataset.days})
         together = read_latents("sensors", data=dataset.paths.root).arrow
         monkeypatch.setattr(layout, "ALONE", 1)
-        detach = DatasetPaths(dataset.paths.root, "sensors", str(tmp_path / "apart"))
-        publish(dataset.days, detach, dataset.bundle, 1, {})
-        assert len(current_files(detach)) == 40
-        assert together.equals(read_latents("sensors", data=dataset.paths.root, tables=detach.tables).arrow)
+        separate = DatasetPaths(dataset.paths.root, "sensors", str(tmp_path / "apart"))
+        publish(dataset.days, Dataset(dataset.bundle.config, separate), dataset.bundle, 1, {})
+        assert len(current_files(separate)) == 40
+        assert together.equals(read_latents("sensors", data=dataset.paths.root, tables=separate.tables).arrow)
 
     def test_a_new_day_rewrites_the_file_of_its_month_and_scores_no_other_day(self, dataset, monkeypatch):
         published(dataset, dataset.days[:-1])

@@ -22,6 +22,7 @@ from ae_pipeline.orchestration.alerts import concerns, failure_alert, reason_of
 from ae_pipeline.orchestration.stages import DATASET_TAG
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.page import refresh_operations
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
 
@@ -87,7 +88,7 @@ def alert(key: str = "budget 2024-02-10", message: str = "9 of 40 rows of 2024-0
 
 class TestWebhook:
     def test_an_alert_is_posted_as_json_that_chat_programs_can_show(self, hook, config, paths):
-        assert raise_alert(alert(), config, paths, pytest.fail)
+        assert raise_alert(alert(), Dataset(config, paths), pytest.fail)
         (posted,) = hook.posted
         assert posted["text"] == "orders: 9 of 40 rows of 2024-02-10 are flagged"
         assert {name: posted[name] for name in ("dataset", "event", "key", "run_id", "figures")} == {
@@ -100,31 +101,31 @@ class TestWebhook:
         assert [found.delivered for found in alerts_of(paths)] == [True]
 
     def test_an_alert_of_the_same_key_is_raised_once(self, hook, config, paths):
-        assert raise_alert(alert(), config, paths)
-        assert not raise_alert(alert(message="told in other words"), config, paths)
+        assert raise_alert(alert(), Dataset(config, paths))
+        assert not raise_alert(alert(message="told in other words"), Dataset(config, paths))
         assert len(hook.posted) == len(alerts_of(paths)) == 1
 
     def test_what_the_webhook_did_not_take_is_kept_and_posted_with_the_next(self, hook, config, paths):
         said: list[str] = []
         hook.status = 500
-        assert raise_alert(alert("a"), config, paths, said.append)
+        assert raise_alert(alert("a"), Dataset(config, paths), said.append)
         assert said == [
             "the webhook in ORDERS_WEBHOOK did not take an alert (HTTP status 500); "
             "it is posted again after the next one"
         ]
         assert [found.delivered for found in alerts_of(paths)] == [False]
         hook.status = 200
-        assert raise_alert(alert("b"), config, paths, pytest.fail)
+        assert raise_alert(alert("b"), Dataset(config, paths), pytest.fail)
         assert [posted["key"] for posted in hook.posted] == ["b", "a"]
         assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", True), ("b", True)]
-        assert raise_alert(alert("c"), config, paths)
+        assert raise_alert(alert("c"), Dataset(config, paths))
         assert len(hook.posted) == 3
 
     @pytest.mark.parametrize("address", ["", "file:///etc/passwd", "not an address"])
     def test_an_address_that_is_none_is_told_without_showing_it(self, config, paths, monkeypatch, address):
         said: list[str] = []
         monkeypatch.setenv(VARIABLE, address)
-        assert raise_alert(alert(), config, paths, said.append)
+        assert raise_alert(alert(), Dataset(config, paths), said.append)
         assert said == [
             "alerts.webhook names ORDERS_WEBHOOK, which holds no address; set it to one that begins with http:// or "
             "https://"
@@ -135,7 +136,7 @@ class TestWebhook:
         said: list[str] = []
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:9{path}".replace(":9[", "["))
-        assert raise_alert(alert(), config, paths, said.append)
+        assert raise_alert(alert(), Dataset(config, paths), said.append)
         assert len(said) == 1
         assert "secret" not in said[0] + paths.alerts.read_text()
         assert [found.delivered for found in alerts_of(paths)] == [False]
@@ -146,7 +147,7 @@ class TestWebhook:
         with socket.create_server(("127.0.0.1", 0)) as server:
             threading.Thread(target=_mumble, args=(server,), daemon=True).start()
             monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{server.getsockname()[1]}/hook")
-            assert raise_alert(alert(), config, paths, said.append)
+            assert raise_alert(alert(), Dataset(config, paths), said.append)
         assert len(said) == len(alerts_of(paths)) == 1
 
     def test_an_alert_is_kept_before_it_is_posted(self, config, paths, hook, monkeypatch):
@@ -155,30 +156,30 @@ class TestWebhook:
 
         monkeypatch.setattr(alerting, "post", die)
         with pytest.raises(KeyboardInterrupt):
-            raise_alert(alert("a"), config, paths)
+            raise_alert(alert("a"), Dataset(config, paths))
         assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", False)]
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)
-        assert raise_alert(alert("b"), config, paths)
+        assert raise_alert(alert("b"), Dataset(config, paths))
         assert [posted["key"] for posted in hook.posted] == ["b", "a"]
 
     def test_an_alert_with_subjects_is_new_where_one_of_them_is(self, config, paths, hook):
         for key, subjects, is_new in (("1", ("a", "b"), True), ("2", ("b",), False), ("3", ("b", "c"), True)):
             told = Alert(AlertEvent.CONTRACT_BROKEN, key, "files are broken", subjects=subjects)
-            assert raise_alert(told, config, paths) == is_new
+            assert raise_alert(told, Dataset(config, paths)) == is_new
         assert len(hook.posted) == 2
 
     def test_a_server_that_is_not_there_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch):
         said: list[str] = []
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret")
-        assert raise_alert(alert(), config, paths, said.append)
+        assert raise_alert(alert(), Dataset(config, paths), said.append)
         assert "Connection refused" in said[0]
         assert "secret" not in said[0] + paths.alerts.read_text()
 
     def test_without_a_webhook_alerts_are_kept_all_the_same(self, paths):
         bare = PipelineConfig(dataset="orders", identity=("id",))
-        assert raise_alert(alert(), bare, paths, pytest.fail)
+        assert raise_alert(alert(), Dataset(bare, paths), pytest.fail)
         assert [found.delivered for found in alerts_of(paths)] == [None]
 
     def test_an_address_does_not_belong_into_the_yaml(self):

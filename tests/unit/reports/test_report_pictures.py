@@ -27,6 +27,7 @@ from ae_pipeline.reports.latent_map import reference_rows
 from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.pictures import Drawing, Panel, Scale
 from ae_pipeline.reports.ranking import features_of
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
@@ -75,7 +76,7 @@ def album(tmp_path_factory) -> Fitted:
     write_parquet(paths.features(ALL_ROWS), album_rows().to_arrow())
     window = cut_window({ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}, config)
     columns = (FeatureColumn("image", ColumnType.IMAGE, SHAPE),)
-    fitted = Fitted(config, paths, columns, (ALL_ROWS,), window, *fit_bundle(config, columns, window, paths))
+    fitted = Fitted(config, paths, columns, (ALL_ROWS,), window, *fit_bundle(Dataset(config, paths), columns, window))
     published(fitted, [ALL_ROWS])
     return fitted
 

@@ -27,6 +27,7 @@ from ae_pipeline.reports.latent_map import latents_in, near, places, projection,
 from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_day
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Effect, Part
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import with_reference
 from tests.support.reports import Text, published, reported
 
@@ -231,7 +232,7 @@ class TestDays:
         dataset, days, _ = report
         previous = json.loads((dataset.paths.reports / "summary.json").read_text())["strangest"]
         for day in days[-3:]:
-            day_page(day, dataset.paths, dataset.bundle, self.config, 3)
+            day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3)
         again = reported(dataset, days)
         assert json.loads(again.summary.read_text())["strangest"] == previous
         assert Text(again.page.read_text()).text.count("not flagged; most unusual: ") == 20
@@ -253,7 +254,7 @@ class TestDays:
 
     def test_completeness_counts_rows_and_values(self, report):
         dataset, days, _ = report
-        page = Text(day_page(days[4], dataset.paths, dataset.bundle, self.config, 3).read_text()).text
+        page = Text(day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
         features = dataset.features(days[4]).select(
             known.name for known in dataset.bundle.reference if known.part == "column"
         )
@@ -264,7 +265,7 @@ class TestDays:
 
     def test_the_page_of_a_day_says_when_and_how_to_find_the_rows(self, report):
         dataset, days, _ = report
-        page = day_page(days[4], dataset.paths, dataset.bundle, self.config, 3)
+        page = day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3)
         day = dataset.features(days[4])
         hours = day["event_time"].dt.hour().n_unique()
         assert page.read_text().count('class="there"') == hours
@@ -276,7 +277,7 @@ class TestDays:
     def test_the_page_of_a_day_lists_the_rows_and_leads_to_the_days_beside_it(self, report):
         dataset, days, _ = report
         for day in (days[2], days[6], days[4]):
-            page = day_page(day, dataset.paths, dataset.bundle, self.config, 3)
+            page = day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3)
         day, told = dataset.features(days[4]), page.read_text()
         listed = re.findall(r"<li><code>(.+?)</code>", told)
         assert set(listed) == set(day.filter(pl.col("load").is_null())["row_id"])
@@ -285,7 +286,7 @@ class TestDays:
 
     def test_causes_of_a_day_say_where_in_it_they_lie(self, report):
         dataset, days, _ = report
-        page = day_page(days[4], dataset.paths, dataset.bundle, self.config, 3)
+        page = day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3)
         hit = dataset.features(days[4])["load"].is_null()
         hours = dataset.features(days[4])["event_time"].dt.hour().filter(hit)
         assert hours.max() < 23
@@ -304,7 +305,7 @@ class TestDays:
 
     def test_a_row_shows_all_its_values(self, report):
         dataset, days, _ = report
-        page = Text(day_page(days[4], dataset.paths, dataset.bundle, self.config, 3).read_text()).text
+        page = Text(day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
         row = next(as_rows(ranked_day(days[4], dataset.paths)))
         values = dataset.features(days[4]).row(by_predicate=pl.col("row_id") == row.row_id, named=True)
         told = re.search(r"The row: (.*?)\.\n", page[page.index(row.row_id) :], re.DOTALL)[1]
@@ -341,7 +342,7 @@ class TestDays:
 
     def _with_model_of(self, dataset, day: str, at: str) -> str:
         record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested"))
-        return Text(day_page(day, dataset.paths, dataset.bundle, self.config, 3).read_text()).text
+        return Text(day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
 
     def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
         dataset, days, _ = report
@@ -371,7 +372,7 @@ class TestDays:
         again = reported(dataset, days)
         assert f"2024-12-31; on {days[-1]} " in Text(again.page.read_text()).text
         assert json.loads(again.summary.read_text())["verdict"]["is_wrong"]
-        page = day_page(days[2], dataset.paths, dataset.bundle, self.config, 3)
+        page = day_page(days[2], Dataset(self.config, dataset.paths), dataset.bundle, 3)
         assert "no row has come" not in Text(page.read_text()).text
 
     def test_files_that_give_no_row_are_counted_beside_the_rows_in_quarantine(self, report):
@@ -390,14 +391,14 @@ class TestDays:
 
     def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
         dataset, days, _ = report
-        page = day_page(days[2], dataset.paths, dataset.bundle, self.config, 3)
+        page = day_page(days[2], Dataset(self.config, dataset.paths), dataset.bundle, 3)
         assert page == dataset.paths.reports / "days" / f"{days[2]}.html"
         assert f"sensors on {days[2]}" in Text(page.read_text()).text
         assert f'<a href="days/{days[2]}.html">{days[2]}</a>' in (dataset.paths.reports / "report.html").read_text()
         for other in ("2019-01-01", "yesterday", "2024-13-01"):
             told = f"'{other}' has no report; of 'sensors' those from {days[0]} to {days[-1]} do, ISO dates"
             with pytest.raises(PublicationError, match=told):
-                day_page(other, dataset.paths, dataset.bundle, self.config, 3)
+                day_page(other, Dataset(self.config, dataset.paths), dataset.bundle, 3)
 
     def test_the_index_has_days_with_words_first_and_then_those_with_most_alerts(self):
         index = [{"day": f"d{n}", "flagged": n % 7, "words": "odd" if n in {3, 5} else ""} for n in range(20)]

@@ -17,6 +17,7 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import is_over_budget
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.ranking import as_rows, is_reported
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from tests.support.reports import SCRIPT, Text, published, reported
 from tests.support.sensors import Fitted
@@ -207,13 +208,13 @@ class TestRebuilding:
         rewrite_day(planted, days[1], planted.features(days[1]).filter(pl.col("row_id") != "<b>5</b>"))
         published(planted, days)
         files = published_days(planted.paths)
-        current = [is_reported(day, files[day], planted.paths, planted.config) for day in days]
+        current = [is_reported(day, files[day], Dataset(planted.config, planted.paths)) for day in days]
         assert current == [True, False, True, True, True]
         again = reported(planted, days)
         assert {day for day in days if times(planted)[day] != previous[day]} == {days[1]}
         assert again.days[1].rows == 59
         assert "<b>5</b>" not in Text(again.page.read_text()).text
-        assert is_reported(days[1], files[days[1]], planted.paths, planted.config)
+        assert is_reported(days[1], files[days[1]], Dataset(planted.config, planted.paths))
 
     def test_days_reported_before_stay_on_the_page(self, planted, days):
         reported(planted, days[:3])

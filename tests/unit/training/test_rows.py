@@ -15,6 +15,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from ae_pipeline.features.split import GATE, PARTS, Window, sample_by_hash, sample_rows
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training import fit as fitting
@@ -331,7 +332,7 @@ def test_a_window_in_time_is_learnt_from_disk_too_and_its_reference_weighs_its_p
     monkeypatch.setattr(fitting, "_share", lambda _: 20_000)
     first = next(fitted.window.batches("train", fitted.paths, at_once=150))
     assert first["event_time"].dt.date().n_unique() == 2, "small days are read together"
-    bundle, result = fitting.fit_bundle(fitted.config, fitted.columns, fitted.window, fitted.paths)
+    bundle, result = fitting.fit_bundle(Dataset(fitted.config, fitted.paths), fitted.columns, fitted.window)
     assert result.is_streamed
     rows = bundle.facts["rows"]
     assert rows == fitted.bundle.facts["rows"]
