@@ -131,7 +131,7 @@ def _work() -> int:
     config = _shipped()
     paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)
     DEMOS[FLIGHTS](paths.landing)
-    intake = ingest(Dataset(config, paths), dt.datetime.now(dt.UTC).date(), lambda *_: None)
+    intake = ingest(Dataset(config, paths), dt.datetime.now(dt.UTC).date())
     days = intake.ledger.days
     built = [build_raw_day(day, intake, paths) for day in days]
     count_duplicates(days, paths)

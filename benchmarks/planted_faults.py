@@ -147,7 +147,7 @@ def prepare(root: Path) -> Prepared:
     paths = DatasetPaths(root, config.dataset)
     if not paths.landing.exists():
         land_flights(paths.landing)
-    intake = ingest(Dataset(config, paths), dt.date.today(), lambda *_: None)
+    intake = ingest(Dataset(config, paths), dt.date.today())
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)
     built = [build_features_day(day, Dataset(config, paths), intake.contract) for day in intake.ledger.days]

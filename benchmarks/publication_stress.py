@@ -21,7 +21,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ class Writer:
         self.folder.write_day(day, self._random.randint(FEWEST_ROWS, MOST_ROWS), self._seed)
         return self.version, [day]
 
-    def publish(self, version: int, days: Sequence[str], progress: Callable[..., None] = lambda *_: None) -> int:
+    def publish(self, version: int, days: Sequence[str]) -> int:
         """Publish days and return the version of the table."""
         done = publish(
             days,
@@ -152,7 +152,6 @@ class Writer:
             self.bundles[version - 1],
             version,
             {},
-            progress,
         )
         return done.table_version
 
@@ -261,17 +260,13 @@ def try_readers(folder: TrialFolder, publications: int, reads: int) -> list[Row]
 def _publish_alone(folder: TrialFolder, version: int, days: Sequence[str], started: Any, gate: Any, out: Any) -> None:
     bundle = ModelBundle.load(folder.bundles[version - 1])
 
-    waited = gate is None
-
-    def progress(*_: object) -> None:
-        nonlocal waited
-        if not waited:
-            waited = True
+    def wait_for_both() -> None:
+        if gate is not None:
             gate.wait(30)  # both processes have read the table
 
     started.set()
     try:
-        publish(days, Dataset(bundle.config, folder.paths), bundle, version, {}, progress)
+        publish(days, Dataset(bundle.config, folder.paths), bundle, version, {}, before_commit=wait_for_both)
         out.put("published")
     except PublicationError as error:
         out.put(str(error))

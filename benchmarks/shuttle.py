@@ -45,7 +45,7 @@ def prepare() -> tuple[PipelineConfig, tuple[FeatureColumn, ...], pl.DataFrame]:
     with tempfile.TemporaryDirectory() as folder:
         paths = DatasetPaths(Path(folder), config.dataset)
         land_shuttle(paths.landing)
-        intake = ingest(Dataset(config, paths), dt.date.today(), lambda *_: None)
+        intake = ingest(Dataset(config, paths), dt.date.today())
         build_raw_day(ALL_ROWS, intake, paths)
         features = build_features(pl.read_parquet(paths.raw(ALL_ROWS)), config, intake.contract)
     training = config.training.model_copy(update={"only_normal": False, "device": "cpu"})

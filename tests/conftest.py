@@ -38,7 +38,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     rows = sensor_rows()
     for index, part in enumerate(rows.iter_slices(10 * ROWS_A_DAY)):
         part.write_csv(paths.landing / f"part_{index}.csv")
-    intake = ingest(Dataset(config, paths), dt.date(2025, 1, 1), lambda *_: None)
+    intake = ingest(Dataset(config, paths), dt.date(2025, 1, 1))
     content = {}
     for day in intake.ledger.days:
         build_raw_day(day, intake, paths)

@@ -1,55 +1,65 @@
 """Progress in the log, at a bounded rate."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 class ThrottledLogger:
-    """Logs the first and the last of many lines, and between them at most one every few seconds.
+    """Log the first and the last of many messages, and between them at most one every few seconds.
 
-    Used as a context, since only at its end is it known which line was the last.
+    It is a context manager, because only its end shows which message was the last.
+
+    Args:
+        logger: Logger that receives the messages, at level INFO.
+        seconds: Least time between two messages.
     """
 
-    def __init__(self, log: Callable[[str], None], seconds: float = 2.0) -> None:
-        self._log, self._seconds, self._last = log, seconds, -math.inf
+    def __init__(self, logger: logging.Logger, seconds: float = 2.0) -> None:
+        self._logger, self._seconds, self._last = logger, seconds, -math.inf
         self._withheld: str | None = None
 
-    def __call__(self, line: str) -> None:
-        """Is told a line."""
-        self._withheld = line
+    def info(self, message: str) -> None:
+        """Log a message, or withhold it until another one or the end."""
+        self._withheld = message
         if time.monotonic() - self._last >= self._seconds:
-            self._tell()
+            self._flush()
 
     def __enter__(self) -> "ThrottledLogger":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tell()
+        self._flush()
 
-    def _tell(self) -> None:
+    def _flush(self) -> None:
         if self._withheld is not None:
-            self._log(self._withheld)
+            self._logger.info(self._withheld)
         self._withheld, self._last = None, time.monotonic()
 
 
 class ProgressLogger:
-    """A progress callback that logs at most every few seconds, and nothing of work that takes less."""
+    """Log how much of some work is done, at most every few seconds; work that takes less time logs nothing.
 
-    def __init__(self, log: Callable[[str], None], seconds: float = 3.0) -> None:
-        self._log, self._seconds, self._last = log, seconds, time.monotonic()
+    Args:
+        logger: Logger that receives the messages, at level INFO.
+        seconds: Least time between two messages, and from the start to the first one.
+    """
 
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """Is told that so many are done."""
+    def __init__(self, logger: logging.Logger, seconds: float = 3.0) -> None:
+        self._logger, self._seconds, self._last = logger, seconds, time.monotonic()
+
+    def update(self, done: int, total: int, noun: str) -> None:
+        """Log that so many of all are done, unless a message was logged a moment ago."""
         if done < total and time.monotonic() - self._last >= self._seconds:
             self._last = time.monotonic()
-            self._log(f"{done:,} of {total:,} {what}")
+            self._logger.info(f"{done:,} of {total:,} {noun}")
 
-    def over(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Goes through items and tells of it."""
+    def over(self, items: Sequence[T], noun: str) -> Iterator[T]:
+        """Yield items and log how many are done."""
         for done, item in enumerate(items):
-            self(done, len(items), what)
+            self.update(done, len(items), noun)
             yield item

@@ -7,14 +7,15 @@ replaces its staged copy, which withdraws its old rows; a file that has since le
 
 import datetime as dt
 import json
+import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from ae_pipeline.common.errors import SchemaError, StorageError
+from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.ingestion.batch import RAW_VERSION, Rules, StagingBatch, rules_in_force
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
 from ae_pipeline.ingestion.deduplicate import by_identity
@@ -31,8 +32,7 @@ from ae_pipeline.storage.paths import DatasetPaths
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 """What types are inferred from: so many files, or up to twice as many, and so many rows times columns of them all."""
 
-Progress = Callable[[int, int, str], None]
-"""Told (done, total, what) while a stage works."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _is_known(entry: LandedFile | None, path: Path, rules: Rules | None) -> bool
     return held and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def ingest(dataset: Dataset, today: dt.date, progress: Progress) -> IngestResult:
+def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     """Reads every new or changed landed file into its staged copy and quarantine, and brings the ledger up to date.
 
     A contract is inferred where there is none. Whatever fails, files already read stay read.
@@ -160,10 +160,11 @@ def ingest(dataset: Dataset, today: dt.date, progress: Progress) -> IngestResult
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
     }
     changed_columns = []
+    progress = ProgressLogger(logger)
     batch = StagingBatch(contract, dataset, today)
     try:
         for done, name in enumerate(new):
-            progress(done, len(new), "files read")
+            progress.update(done, len(new), "files read")
             try:
                 entry = batch.add(name, landed[name], files.get(name))
             except SchemaError as error:
@@ -178,8 +179,6 @@ def ingest(dataset: Dataset, today: dt.date, progress: Progress) -> IngestResult
         if files != previous.files:
             ledger.save(paths.ledger)
         _sweep(ledger, paths)
-    if new:
-        progress(len(new), len(new), "files read")
     if changed_columns:
         more = f" ({len(changed_columns) - 1} further files likewise)" if len(changed_columns) > 1 else ""
         raise SchemaError(f"{changed_columns[0]}{more}") from changed_columns[0]

@@ -1,6 +1,7 @@
 """Publishes latents and scores: plain Parquet files that enter a Delta Lake log, all of a run in one commit."""
 
 import datetime as dt
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.parallel import prefetch
+from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.data_contract import broken_rules, build_contract, renew
@@ -38,8 +40,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
-Progress = Callable[[int, int, str], None]
-"""Told how much of how much is done, and of what."""
+logger = logging.getLogger(__name__)
 
 _TRUSTED = ABANDONED / 2
 """Age up to which a file that no commit knows is taken as it is; an older one may be swept while it is wanted."""
@@ -105,7 +106,6 @@ def publish(
     bundle: ModelBundle,
     model_version: int,
     origin: Mapping[str, str],
-    progress: Progress = lambda *_: None,
     before_commit: Callable[[], None] = lambda: None,
 ) -> Publication:
     """Brings days of the table up to date under a model, in one commit, and then the list of its current files.
@@ -122,7 +122,6 @@ def publish(
         bundle: The model that serves.
         model_version: Its version.
         origin: Runs that this commit comes from, kept in its metadata.
-        progress: Told while it works.
         before_commit: Called once all rows are scored and nothing is left to do but the commit, also where there is
             none to make.
 
@@ -137,7 +136,7 @@ def publish(
     writing = _Writing(paths, bundle, model_version, files, contract, table)
     planned = writing.plan(days)
     opened = table.version() if table else None
-    found, space = writing.write(planned, progress), writing.space
+    found, space = writing.write(planned), writing.space
     entering, leaving = sorted(set(planned) - writing.previous), sorted(writing.previous - set(planned))
     changes = bool(entering or leaving)
     before_commit()
@@ -208,9 +207,9 @@ class _Writing:
                 groups.setdefault(group_of(day, self._rows[day]), {})[day] = self._keys[day]
         return {file_path(self.space, group, keys): keys for group, keys in groups.items()}
 
-    def write(self, planned: Mapping[str, Mapping[str, str]], progress: Progress) -> tuple[LatentDay, ...]:
+    def write(self, planned: Mapping[str, Mapping[str, str]]) -> tuple[LatentDay, ...]:
         """Writes the files that are not there yet, and verifies all that hold a day of this publication."""
-        total = len(self._rows)
+        total, progress = len(self._rows), ProgressLogger(logger)
         found = {day: LatentDay(day, 0, 0, None, "", built=False) for day in self._rows}
         done = 0
         missing = {path: keys for path, keys in planned.items() if path not in self._there}
@@ -221,26 +220,24 @@ class _Writing:
                 asked = {day: self._rows[day] for day in keys if day in self._rows}
                 built = {day for day in asked if path not in self._there and not self._is_held(day, keys[day])}
                 if path in missing:
-                    days = self._told(next(coming)[1], done, total, progress)
+                    days = self._log_progress(next(coming)[1], done, progress)
                     write_file(days, keys, self._bundle.model.latent_dim, path, self._files)
                 if asked or path not in self.previous:
                     flagged = verify_file(path, self._files, keys, asked, self._schema, self.space, self._broken_rules)
                     for day, rows in asked.items():
                         found[day] = LatentDay(day, rows, flagged[day], path, keys[day], day in built)
                 done += len(asked)
-                progress(done, total, "days scored")
-        if done < total:  # the rest have no rows
-            progress(total, total, "days scored")
+                progress.update(done, total, "days scored")
         return tuple(found.values())
 
-    def _told(
-        self, days: Iterable[tuple[str, int, pa.Table]], done: int, total: int, progress: Progress
+    def _log_progress(
+        self, days: Iterable[tuple[str, int, pa.Table]], done: int, progress: ProgressLogger
     ) -> Iterator[pa.Table]:
         ended = 0
         for _, index, rows in days:
             if index > ended:
                 ended = index
-                progress(min(done + ended, total), total, "days scored")
+                progress.update(done + ended, len(self._rows), "days scored")
             yield rows
 
     def _tables(self, files: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, int, pa.Table]]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +36,8 @@ from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle, with_reference
 from ae_pipeline.training.loop import Epoch, TrainingResult
+
+logger = logging.getLogger(__name__)
 
 _LATENTS = "latents"
 """Tag of a version: what became of its latents."""
@@ -79,7 +82,6 @@ def train_challenger(
     tracker: Tracker,
     origin: Mapping[str, str],
     links: Mapping[str, str],
-    say: Callable[[str], None],
 ) -> Trained:
     """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger.
 
@@ -88,7 +90,6 @@ def train_challenger(
         tracker: The model store.
         origin: Tags that tell this training from all others.
         links: Addresses that belong on the model card, by what is there.
-        say: Told what happens.
     """
     config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
@@ -98,7 +99,7 @@ def train_challenger(
     columns = feature_columns(config, contract_in_force(paths.contract, config))
     previous = _before(config, tracker)
     champion = previous.champion.bundle if previous.champion else None
-    say(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, dataset))
+    logger.info(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, dataset))
     name = f"{config.dataset} {window.days[-1]}"
     with tracker.training(config.dataset, name, origin, location=_location_of(paths)) as run:
         run.log_params(
@@ -114,26 +115,26 @@ def train_challenger(
             },
         )
 
-        with ThrottledLogger(say) as say_sparingly:
+        with ThrottledLogger(logger) as throttled:
 
             def report(epoch: Epoch) -> None:
                 run.log_epoch(epoch)
-                say_sparingly(
+                throttled.info(
                     f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.4g}, "
                     f"validation {epoch.validation_loss:.4g}"
                 )
 
             bundle, result = fit_bundle(dataset, columns, window, report, champion)
         if previous.version is not None:
-            say(_going_on(previous.version, result))
+            logger.info(_going_on(previous.version, result))
         for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
-            say(f"left out: {', '.join(names)} ({reason})")
+            logger.info(f"left out: {', '.join(names)} ({reason})")
         if result.is_streamed:
-            say(_streamed_in_words(bundle))
+            logger.info(_streamed_in_words(bundle))
         reference = window.rows("validation", paths, most=_COMPARED_ROWS)
         bundle, compatible, alignment = _align_to_champion(config, previous, bundle, reference)
         bundle = with_reference(bundle, columns, paths)
-        say(compatible.message)
+        logger.info(compatible.message)
         unseen = gate_rows(bundle.window, champion.window if champion else None, paths)
         why_not = previous.why_not or "0 versions serve so far"
         results = (
@@ -176,7 +177,7 @@ def train_challenger(
         )
         for chart in charts:
             run.log_picture(render_png(chart), f"{chart.name}.png")
-    say(f"registered as version {version.version}, MLflow run {version.run_id}")
+    logger.info(f"registered as version {version.version}, MLflow run {version.run_id}")
     folder = tracker.bundle_folder(version)
     return Trained(bundle, result, version, results, compatible, alignment, content, folder, charts, card)
 

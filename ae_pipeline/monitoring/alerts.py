@@ -2,12 +2,13 @@
 
 import http.client
 import json
+import logging
 import os
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,6 +18,8 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often an alert is posted before it waits for the next one to be raised."""
@@ -85,7 +88,7 @@ def alerted_subjects(paths: DatasetPaths, event: AlertEvent) -> set[str]:
     return {subject for alert in alerts_of(paths) if alert.event == event for subject in alert.subjects}
 
 
-def raise_alert(alert: Alert, dataset: Dataset, say: Callable[[str], None] = lambda _: None) -> bool:
+def raise_alert(alert: Alert, dataset: Dataset) -> bool:
     """Keeps an alert, and then posts it, unless one of the same key was raised before.
 
     A webhook that cannot be reached stops nothing: the alert is kept as not delivered, and posted again after the next
@@ -94,7 +97,6 @@ def raise_alert(alert: Alert, dataset: Dataset, say: Callable[[str], None] = lam
     Args:
         alert: What happened.
         dataset: Configuration and paths of the dataset.
-        say: Told what went wrong with the webhook.
 
     Returns:
         Whether it is new.
@@ -107,24 +109,24 @@ def raise_alert(alert: Alert, dataset: Dataset, say: Callable[[str], None] = lam
         return False
     kept = {**alert.record(), "delivered": False if config.alerts.webhook else None}
     add_line(paths.alerts, kept)
-    if not post(alert, config, say):
+    if not post(alert, config):
         return True
     add_line(paths.alerts, {**kept, "delivered": True})
     for waiting in [earlier for earlier in previous if earlier.delivered is False][:_WAITING]:
-        if not post(waiting, config, say, attempts=1):
+        if not post(waiting, config, attempts=1):
             break
         add_line(paths.alerts, {**waiting.record(), "delivered": True})
     return True
 
 
-def post(alert: Alert, config: PipelineConfig, say: Callable[[str], None], attempts: int = ATTEMPTS) -> bool | None:
+def post(alert: Alert, config: PipelineConfig, attempts: int = ATTEMPTS) -> bool | None:
     """Posts an alert as JSON; gives whether the webhook took it, None where none is configured."""
     variable = config.alerts.webhook
     if variable is None:
         return None
     address = os.environ.get(variable, "").strip()
     if not _is_address(address):
-        say(
+        logger.warning(
             f"alerts.webhook names {variable}, which holds no address; set it to one that begins with http:// or https://"
         )
         return False
@@ -145,7 +147,7 @@ def post(alert: Alert, config: PipelineConfig, say: Callable[[str], None], attem
             reason = _kind(error)
             if attempt + 1 < attempts:
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
-    say(f"the webhook in {variable} did not take an alert ({reason}); it is posted again after the next one")
+    logger.warning(f"the webhook in {variable} did not take an alert ({reason}); it is posted again after the next one")
     return False
 
 

@@ -1,6 +1,6 @@
 """Alerts of what runs find, and of runs that have failed."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from ae_pipeline.monitoring.budget import ReportDay
 
 
-def tell(alert: Alert, dataset: Dataset, say: Callable[[str], None]) -> None:
+def tell(alert: Alert, dataset: Dataset) -> None:
     """Raises an alert, and shows it in the report as it stands; for who holds the dataset's lock."""
     config, paths = dataset.config, dataset.paths
     from ae_pipeline.reports.page import refresh_operations
 
-    if raise_alert(alert, dataset, say):
+    if raise_alert(alert, dataset):
         refresh_operations(paths, config.drift.min_rows)
 
 
-def raise_alert_unlocked(alert: Alert, dataset: Dataset, say: Callable[[str], None]) -> None:
+def raise_alert_unlocked(alert: Alert, dataset: Dataset) -> None:
     """Does the same for who does not hold the lock: where a run does, the report waits for the next one to show it."""
     _config, paths = dataset.config, dataset.paths
     make_folder(paths.lock.parent)
     try:
         with FileLock(paths.lock).acquire(timeout=0):
-            tell(alert, dataset, say)
+            tell(alert, dataset)
     except Timeout:
-        raise_alert(alert, dataset, say)
+        raise_alert(alert, dataset)
 
 
 def alert_broken_contract(
@@ -46,7 +46,6 @@ def alert_broken_contract(
     days: Collection[str] | None,
     dataset: Dataset,
     run_id: str,
-    say: Callable[[str], None],
     names: Collection[str] = (),
 ) -> None:
     """Raises an alert of landed files that break the schema contract, one of all that none was raised of before.
@@ -56,7 +55,6 @@ def alert_broken_contract(
         days: Files with rows on these are looked at for rows in quarantine; none where there are `names`.
         dataset: Configuration and paths of the dataset.
         run_id: Dagster run that found it.
-        say: Told what went wrong with the webhook.
         names: Files to look at instead; a file that is refused as a whole is told of in any case.
     """
     config, paths = dataset.config, dataset.paths
@@ -90,7 +88,7 @@ def alert_broken_contract(
     if subjects:
         key = f"contract {hash_json(sorted(subjects))}"
         alert = Alert(AlertEvent.CONTRACT_BROKEN, key, "; ".join(told), run_id, subjects=tuple(subjects))
-        tell(alert, dataset, say)
+        tell(alert, dataset)
 
 
 def _subject(name: str, entry: "LandedFile") -> str:
@@ -102,7 +100,6 @@ def alert_over_budget(
     bundle: ModelBundle,
     dataset: Dataset,
     run_id: str,
-    say: Callable[[str], None],
 ) -> None:
     """Raises an alert of each day that is over its alert budget; of days that the model was fitted on, none."""
     config, _paths = dataset.config, dataset.paths
@@ -118,7 +115,7 @@ def alert_over_budget(
             )
             figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
             alert = Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", message, run_id, figures)
-            raise_alert(alert, dataset, say)
+            raise_alert(alert, dataset)
 
 
 def concerns(run: dg.DagsterRun, config: PipelineConfig) -> bool:

@@ -20,7 +20,6 @@ from ae_pipeline.reports.labels import Labels, measure_labels
 from ae_pipeline.reports.page import render_day, render_operations, render_page
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
-    Progress,
     RankedRow,
     all_ranked,
     as_rows,
@@ -86,7 +85,6 @@ def build_report(
     bundle: ModelBundle,
     model_version: int,
     run_id: str,
-    progress: Progress = lambda *_: None,
     on_ranked: Callable[[Sequence[ReportDay]], None] = lambda _: None,
 ) -> Report:
     """Ranks and explains the strangest rows of days, and rewrites page and summary over all published days.
@@ -99,7 +97,6 @@ def build_report(
         bundle: The model that the table was scored with.
         model_version: Its version.
         run_id: MLflow run that made it.
-        progress: Told while it works.
         on_ranked: Told the days once their rows are ranked; alerts that it raises are in the page.
 
     Raises:
@@ -112,7 +109,7 @@ def build_report(
     behind |= cut_short(paths) & files.keys()
     unfinished = paths.reports / UNFINISHED
     write_text(unfinished, json.dumps(sorted({*days, *behind})))
-    everything_built = report_days(sorted({*days, *behind}), files, dataset, bundle, progress)
+    everything_built = report_days(sorted({*days, *behind}), files, dataset, bundle)
     built = [day for day in everything_built if day.day in set(days)]
     on_ranked(everything_built)
     everything = all_ranked(paths, set(files))

@@ -2,13 +2,15 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Contribution
@@ -66,8 +68,7 @@ _RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_vers
 """What a ranked row bears of the published one."""
 
 
-Progress = Callable[[int, int, str], None]
-"""Told (done, total, what) while a report is made."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,6 @@ def report_days(
     files: Mapping[str, PublishedDay],
     dataset: Dataset,
     bundle: ModelBundle,
-    progress: Progress,
 ) -> list[ReportDay]:
     """Ranks the rows of each day that needs it, explains those that are marked, and writes a file for each.
 
@@ -139,15 +139,14 @@ def report_days(
         files: The published days.
         dataset: Configuration and paths of the dataset.
         bundle: The model that the table was scored with.
-        progress: Told while it works.
 
     Raises:
         PublicationError: A day has features and is not in the published table.
     """
-    _config, paths = dataset.config, dataset.paths
+    paths, progress = dataset.paths, ProgressLogger(logger)
     drafts: list[_Draft] = []
     for done, day in enumerate(days):
-        progress(done, len(days), "days ranked")
+        progress.update(done, len(days), "days ranked")
         if not is_reported(day, files.get(day), dataset):
             drafts.append(_rank(day, files.get(day), dataset))
         # Many together, since explaining one row costs nearly what explaining a thousand does.

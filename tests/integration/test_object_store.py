@@ -120,12 +120,13 @@ def test_a_promotion_is_one_commit_and_the_old_version_stays(remote, other_bundl
 def test_of_two_publications_at_once_the_later_one_says_so(remote, other_bundle):
     publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
 
-    def meanwhile(done: int, *_: object) -> None:
-        if done == 1:
-            publish(remote.days[-3:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
+    def meanwhile() -> None:
+        publish(remote.days[-3:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
 
     with pytest.raises(PublicationError, match=r"another publication changed s3://.*; .*run it again"):
-        publish(remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {}, meanwhile)
+        publish(
+            remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {}, before_commit=meanwhile
+        )
     found = read_latents("sensors", tables=BUCKET)
     assert (found.model_version, found.arrow.num_rows) == (1, 180)
 

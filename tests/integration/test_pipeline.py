@@ -18,7 +18,6 @@ from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.cli.main import _execute, _innermost, _load
 from ae_pipeline.cli.summary import summarize
-from ae_pipeline.common import progress
 from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.build import features_content
@@ -450,44 +449,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.mark.parametrize(
-    ("lines", "step", "said"),
-    [
-        (0, 1.0, []),
-        (1, 1.0, [0]),
-        (2, 0.0, [0, 1]),
-        (7, 0.0, [0, 6]),
-        (7, 0.7, [0, 3, 6]),
-        (8, 0.7, [0, 3, 6, 7]),
-        (4, 2.0, [0, 1, 2, 3]),
-    ],
-)
-def test_of_many_lines_the_first_and_the_last_are_said_and_between_them_one_every_two_seconds(
-    monkeypatch: pytest.MonkeyPatch, lines: int, step: float, said: list[int]
-) -> None:
-    clock, heard = Clock(), list[str]()
-    monkeypatch.setattr(progress.time, "monotonic", clock)
-    with progress.ThrottledLogger(heard.append) as say:
-        for index in range(lines):
-            say(str(index))
-            clock.now += step
-    assert heard == [str(index) for index in said]
-
-
-def test_the_last_line_before_an_error_is_said() -> None:
-    heard: list[str] = []
-
-    def fail() -> None:
-        with progress.ThrottledLogger(heard.append) as say:
-            for epoch in range(3):
-                say(f"epoch {epoch}")
-            raise TrainingError("the loss is not finite; lower learning_rate")
-
-    with pytest.raises(TrainingError, match="not finite"):
-        fail()
-    assert heard == ["epoch 0", "epoch 2"]
 
 
 def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:

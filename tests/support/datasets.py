@@ -54,7 +54,7 @@ class LandedDataset(Dataset):
 
     def ingest(self, today: dt.date = TODAY) -> IngestResult:
         """Reads what has landed."""
-        return ingest(self, today, lambda *_: None)
+        return ingest(self, today)
 
     def file(self, name: str) -> LandedFile:
         """Reads what has landed and gives the ledger's entry of a file."""

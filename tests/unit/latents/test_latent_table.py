@@ -516,12 +516,11 @@ class TestRefusals:
 
 class TestTwoAtOnce:
     def test_one_wins_and_the_other_says_so(self, dataset, days, first, other_bundle):
-        def meanwhile(done: int, *_: object) -> None:
-            if done == 1:
-                published(dataset, dataset.days[-5:])
+        def meanwhile() -> None:
+            published(dataset, dataset.days[-5:])
 
         with pytest.raises(PublicationError, match=r"another publication changed .*sensors meanwhile; .*run it again"):
-            publish(days[:1], Dataset(other_bundle.config, dataset.paths), other_bundle, 2, {}, meanwhile)
+            publish(days[:1], Dataset(other_bundle.config, dataset.paths), other_bundle, 2, {}, before_commit=meanwhile)
         assert_one_space_in_every_version(dataset.paths)
         assert (model_version_of(dataset.paths), table(dataset.paths).height) == (1, 300)
         again = published(dataset, days[:1], other_bundle, 2)
@@ -546,12 +545,13 @@ class TestTwoAtOnce:
         assert read_latents("sensors", data=dataset.paths.root).model_version == 2
 
     def test_of_two_first_ones_one_makes_the_table(self, dataset, days):
-        def meanwhile(done: int, *_: object) -> None:
-            if done == 1:
-                published(dataset, days[:3])
+        def meanwhile() -> None:
+            published(dataset, days[:3])
 
         with pytest.raises(PublicationError, match=r"run it again"):
-            publish(days[:1], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}, meanwhile)
+            publish(
+                days[:1], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}, before_commit=meanwhile
+            )
         assert table(dataset.paths).height == 180
 
 
