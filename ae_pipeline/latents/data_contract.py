@@ -125,12 +125,12 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
         "date": "Day of event_time, UTC." if config.is_daily else _NO_TIME,
         "score": "Anomaly score of the row: a higher score is more anomalous. It is a surprisal, minus the natural "
         "logarithm of the estimated probability of a row that is at least as unusual.",
-        "p_value": "Share of the calibration rows that score at least as high: a smaller value is more anomalous. "
-        "Calibration rows are rows of the training window that the model was not fitted on.",
-        "is_anomaly": f"Whether the row is flagged, that is, p_value is at most {bundle.config.alerts.budget:g}, the "
-        "alert budget.",
+        "p_value": "Conformal p-value: the share of the calibration rows that score at least as high. A smaller value "
+        "is more anomalous. Calibration rows are rows of the training window that the model was not fitted on.",
+        "is_anomaly": f"Whether p_value is at most {bundle.config.alerts.budget:g}, the alert budget. The alert budget "
+        "is the share of normal rows that may be flagged.",
         "model_version": "Version of the registered model that computed the row. It is the same in all rows.",
-        "latent_space": "Name of the latent space of the latents. It is the same in all rows.",
+        "latent_space": "Name of the latent space that the latents belong to. It is the same in all rows.",
     }
     units = {"score": "nats", "p_value": "share of rows", "event_time": "microseconds, UTC"}
     limits = {"p_value": {"minimum": 0, "maximum": 1}, "model_version": {"minimum": 1}}

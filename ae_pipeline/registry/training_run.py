@@ -158,7 +158,7 @@ class TrainingRun:
         self.flush()
         previous = newest_version_of_run(self.client, self.dataset, self.run_id)
         nested = mlflow.active_run() is not None
-        # MLflow prints what it registers to stderr, not to its loggers. Errors are raised all the same.
+        # MLflow prints the name of the new version to stderr, not to its loggers. Errors are still raised.
         quiet = redirect_stderr(StringIO())
         with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), quiet:
             bundle.save(Path(folder) / "bundle")
@@ -183,7 +183,7 @@ class TrainingRun:
         champion = version_by_alias(self.client, self.dataset, CHAMPION)
         if previous and previous.version not in {registered.version, champion.version if champion else None}:
             self.client.delete_model_version(self.dataset, str(previous.version))
-        # Registering has ended the MLflow run, but the training goes on.
+        # Registering has ended the MLflow run, but the training continues.
         self.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return registered
 

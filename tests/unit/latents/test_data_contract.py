@@ -100,9 +100,14 @@ class TestContent:
         assert all(descriptions.values())
 
     def test_the_page_has_the_content_of_the_contract(self, dataset: Fitted) -> None:
-        publish_days(dataset, description="Readings of sensors.")
+        publish_days(dataset, description="Readings of sensors.", owners=("team:ops", "ada@example.org"))
         page = (Path(dataset.paths.latents) / PAGE).read_text()
-        for text in ("Readings of sensors.", "data contract 1.0.0", "| z_002 | float | arbitrary | yes |"):
+        for text in (
+            "Readings of sensors.",
+            "data contract 1.0.0",
+            "| owner | ops, ada@example.org |",
+            "| z_002 | float | arbitrary | yes |",
+        ):
             assert text in page
         assert "None. This is the first latent space of the table." in page
         (table,) = contract_of(dataset).schema_ or []
