@@ -18,7 +18,7 @@ from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift, drifting_days, read_all_days, read_drift
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
-from ae_pipeline.registry.history import Change, Entry, record
+from ae_pipeline.registry.history import Change, HistoryEntry, record
 from ae_pipeline.reports.build import day_page
 from ae_pipeline.reports.charts import calibration_chart, score_chart
 from ae_pipeline.reports.groups import cause, group_rows
@@ -341,7 +341,9 @@ class TestDays:
         assert "has scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
 
     def _with_model_of(self, dataset, day: str, at: str) -> str:
-        record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested"))
+        record(
+            dataset.paths, HistoryEntry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested")
+        )
         return Text(day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
 
     def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
