@@ -26,7 +26,8 @@ from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.registry.names import CHAMPION
-from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts

@@ -26,8 +26,9 @@ from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment, Served, align
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
-from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import WINDOW_FILE
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
