@@ -19,7 +19,6 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import AnyType
 from mlflow.utils.validation import MAX_DATASET_SCHEMA_SIZE
 
-import ae_pipeline
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
@@ -38,7 +37,7 @@ _METRICS_PER_CALL = 900
 """Metrics in one call; MLflow accepts 1,000."""
 
 _SERVING_PACKAGES = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
-_PACKAGE = Path(ae_pipeline.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _PYFUNC_MODEL = _PACKAGE / "registry" / "pyfunc_model.py"
 _NOTE_TAG = "mlflow.note.content"
 """Tag with the description of a run, Markdown."""
