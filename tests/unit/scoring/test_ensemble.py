@@ -225,7 +225,7 @@ class TestNeighbours:
         references = rng.normal(size=(300, 6)) * 100
         rows = np.r_[rng.normal(size=(1000, 6)) * 100, references]
         expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
-        monkeypatch.setattr(neighbors, "_AT_ONCE", at_once)
+        monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", at_once)
         order, other = rng.permutation(len(rows)), rng.permutation(300)
         for distance, wanted in zip((nearest, lambda *given: mean_knn_distance(*given, 40)), expected, strict=True):
             np.testing.assert_allclose(distance(rows, references), wanted, rtol=1e-5)
@@ -527,7 +527,7 @@ class TestSameness:
         np.testing.assert_allclose(ensemble(rows[order]), expected[order], **close)
         for index in (0, 123, 399):
             np.testing.assert_allclose(ensemble(rows[[index]]), expected[[index]], **close)
-        monkeypatch.setattr(neighbors, "_AT_ONCE", 800 * 7)
+        monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", 800 * 7)
         monkeypatch.setattr(networks, "_AT_ONCE", 9)
         np.testing.assert_allclose(ensemble(rows), expected, **close)
         assert ensemble(rows[:0]).shape == (0,)
