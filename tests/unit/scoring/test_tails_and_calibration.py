@@ -237,15 +237,15 @@ class TestCalibrationHolds:
 
     def test_shifted_scores_fail_the_check_with_the_distance(self) -> None:
         rng = np.random.default_rng(0)
-        result = calibration_holds(rng.normal(0.7, 1, 5000), rng.normal(size=5000))
-        assert not result.passed
-        assert result.figure == pytest.approx(2 * scipy.stats.norm.cdf(0.35) - 1, abs=0.03)
-        assert result.threshold == pytest.approx(0.1 + 1.63 * (2 / 5000) ** 0.5)
-        assert f"differ by up to {result.figure:.3f}; train anew" in result.message
+        verdict = calibration_holds(rng.normal(0.7, 1, 5000), rng.normal(size=5000))
+        assert not verdict.passed
+        assert verdict.figure == pytest.approx(2 * scipy.stats.norm.cdf(0.35) - 1, abs=0.03)
+        assert verdict.threshold == pytest.approx(0.1 + 1.63 * (2 / 5000) ** 0.5)
+        assert f"differ by up to {verdict.figure:.3f}; train anew" in verdict.message
 
     def test_check_passes_without_new_rows(self) -> None:
-        result = calibration_holds(np.empty(0), np.arange(10.0))
-        assert (result.passed, result.message) == (True, "0 rows lie after the calibration days")
+        verdict = calibration_holds(np.empty(0), np.arange(10.0))
+        assert (verdict.passed, verdict.message) == (True, "0 rows lie after the calibration days")
 
 
 class TestLeastSurprisal:
