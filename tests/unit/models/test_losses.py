@@ -1,6 +1,6 @@
 """The losses against closed forms in numpy, densities of scipy and torch.distributions, and scikit-image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,12 @@ def case(encoder: TableEncoder) -> Case:
     return loss, x, output, loss(output, x).detach()
 
 
+def gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the gradient that a backward pass computed."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def blocks_of(loss: LikelihoodLoss, kind: BlockKind) -> list[tuple[int, Block]]:
     return [(index, block) for index, block in enumerate(loss.blocks) if block.kind == kind]
 
@@ -134,8 +140,8 @@ def test_missing_value_has_zero_loss_and_gradient(case: Case) -> None:
         missing = x[:, block.present] == 1
         assert 3 <= int(missing.sum()) <= 30
         assert (values[missing, index] == 0).all()
-        assert (moved.grad[missing, block.start : block.stop] == 0).all()
-        assert (moved.grad[~missing, block.start : block.stop] != 0).all()
+        assert (gradient(moved)[missing, block.start : block.stop] == 0).all()
+        assert (gradient(moved)[~missing, block.start : block.stop] != 0).all()
 
 
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e4, 1e15])
@@ -148,8 +154,8 @@ def test_loss_and_gradients_are_finite_for_extreme_outputs(encoder: TableEncoder
     value = loss(output, x).sum()
     value.backward()
     assert torch.isfinite(value)
-    assert torch.isfinite(output.grad).all()
-    assert torch.isfinite(loss.log_scale.grad).all()
+    assert torch.isfinite(gradient(output)).all()
+    assert torch.isfinite(gradient(loss.log_scale)).all()
 
 
 def test_gradients_match_finite_differences(encoder: TableEncoder) -> None:
@@ -158,7 +164,8 @@ def test_gradients_match_finite_differences(encoder: TableEncoder) -> None:
     output = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
 
     def value(of_output: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(loss, {"log_scale": log_scale}, (of_output, x))
+        result: torch.Tensor = torch.func.functional_call(loss, {"log_scale": log_scale}, (of_output, x))
+        return result
 
     log_scale = loss.log_scale.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(value, (output, log_scale))
@@ -196,7 +203,8 @@ def loss_of_first(loss: LikelihoodLoss, output: torch.Tensor, x: torch.Tensor) -
     del loss._order[1:]
     loss._numeric[0] = loss._numeric[0].model_copy(update={"present": None})
     loss._numeric_present = _Present(loss._numeric)
-    return loss(output, x[:, :1]).mean()
+    mean: torch.Tensor = loss(output, x[:, :1]).mean()
+    return mean
 
 
 def test_to_scale_turns_logits_into_probabilities(case: Case) -> None:
@@ -220,7 +228,9 @@ DELTA = 0.4
 
 def _bce(output: Array, x: Array) -> Array:
     target = np.clip(x, 0, 1)
-    return -(scipy.special.xlogy(target, output) + scipy.special.xlog1py(1 - target, -output)) + (x - target) ** 2
+    log_likelihood = scipy.special.xlogy(target, output) + scipy.special.xlog1py(1 - target, -output)
+    loss: Array = (x - target) ** 2 - log_likelihood
+    return loss
 
 
 CLOSED_FORMS: dict[str, Callable[[Array, Array], Array]] = {
@@ -248,10 +258,12 @@ def named(terms: dict[str, float]) -> str:
 
 def closed_form(terms: dict[str, float], output: torch.Tensor, x: torch.Tensor) -> Array:
     pair = output.double().numpy(), x.double().numpy()
-    return sum(weight * CLOSED_FORMS[term](*pair) for term, weight in terms.items())
+    losses = [weight * CLOSED_FORMS[term](*pair) for term, weight in terms.items()]
+    total: Array = np.sum(losses, axis=0)
+    return total
 
 
-def by_term(terms: dict[str, float]) -> dict[LossTerm, float]:
+def by_term(terms: Mapping[str, Any]) -> dict[LossTerm, float]:
     return {LossTerm(term): weight for term, weight in terms.items()}
 
 
@@ -302,8 +314,8 @@ class TestTermsLoss:
         output.requires_grad_()
         loss(output, x).sum().backward()
         present = self.present(encoder, x)
-        assert (output.grad.numpy()[present == 0] == 0).all()
-        assert (output.grad.numpy()[present == 1] != 0).all()
+        assert (gradient(output).numpy()[present == 0] == 0).all()
+        assert (gradient(output).numpy()[present == 1] != 0).all()
 
     def test_gradients_match_finite_differences(self, table: Table, terms: dict[str, float]) -> None:
         loss, _, x, output = table
@@ -343,17 +355,17 @@ class TestCrossEntropy:
     @pytest.mark.parametrize("target", [0.0, 0.2, 0.5, 0.9, 1.0])
     def test_minimum_bce_is_entropy_of_target(self, target: float) -> None:
         minimum = minimum_losses({LossTerm.BCE: 2.0}, torch.tensor([target]))
-        assert minimum.item() == pytest.approx(2 * scipy.stats.entropy([target, 1 - target]), abs=1e-6)
+        assert float(minimum) == pytest.approx(2 * scipy.stats.entropy([target, 1 - target]), abs=1e-6)
 
 
-def every_loss() -> list[ReconstructionLoss]:
+def every_loss() -> tuple[TermsLoss, ImageLoss]:
     encoder = fit_table_encoder(rows(300), COLUMNS, Scaling.UNIT)
     names = [column.name for column in encoder.columns]
     terms = dict.fromkeys(by_term(CLOSED_FORMS), 1.0)
-    return [
+    return (
         TermsLoss(encoder.blocks, names, terms, DELTA),
         ImageLoss((3, 9, 12), 1.0, {**terms, LossTerm.SSIM: 1.0}, DELTA),
-    ]
+    )
 
 
 @pytest.mark.parametrize("loss", every_loss(), ids=lambda loss: type(loss).__name__)
@@ -366,7 +378,7 @@ def test_gradients_are_finite_on_flat_and_extreme_inputs(loss: ReconstructionLos
         value = loss(output, x).sum()
         value.backward()
         assert torch.isfinite(value)
-        assert torch.isfinite(output.grad).all()
+        assert torch.isfinite(gradient(output)).all()
 
 
 def scikit_ssim(output: torch.Tensor, x: torch.Tensor, span: float) -> Array:
@@ -374,7 +386,7 @@ def scikit_ssim(output: torch.Tensor, x: torch.Tensor, span: float) -> Array:
     size = min(11, *x.shape[2:])
     return np.array(
         [
-            skimage.metrics.structural_similarity(
+            skimage.metrics.structural_similarity(  # type: ignore[no-untyped-call]
                 one.double().numpy(),
                 other.double().numpy(),
                 data_range=span,

@@ -238,6 +238,10 @@ class TestCombinations:
         assert (chosen.loss, chosen.scaling, chosen.output) == (loss, scaling, output)
 
 
+def linear_layers(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
 def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -271,14 +275,14 @@ class TestNetworks:
 
     def test_tied_decoder_uses_transposed_encoder_weights(self) -> None:
         model = build_model(config(hidden=(), latent_dim=3, tied=True), (20,), torch.Generator().manual_seed(0))
-        weight = model.encoder[0].weight.detach()
+        weight = linear_layers(model.encoder)[0].weight.detach()
         x = torch.randn(5, 20, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(model(x).output, x @ weight.T @ weight)
 
     def test_tied_variational_decoder_uses_weights_of_the_means(self) -> None:
         settings = config(hidden=(), latent_dim=3, tied=True, variational=True)
         model = build_model(settings, (20,), torch.Generator().manual_seed(0))
-        weight, z = model.encoder[0].weight.detach(), torch.eye(3)
+        weight, z = linear_layers(model.encoder)[0].weight.detach(), torch.eye(3)
         assert weight.shape == (6, 20)
         torch.testing.assert_close(model.decode(z), weight[:3])
 
@@ -303,7 +307,7 @@ class TestNetworks:
             activations = [names.get(type(layer)) for layer in model.modules()]
             assert activations.count(name) == between
             z = model.encode(torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-            assert isinstance(model.encoder[-1][-1], nn.Linear)
+            assert list(model.encoder.modules())[-1] is linear_layers(model.encoder)[-1]
             assert z.shape == (500, 2)
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,15 @@ def config(training: dict[str, Any] | None = None, **model: Any) -> PipelineConf
     )
 
 
-def network(seed: int = 0, **model: Any) -> AutoEncoder:
-    return build_model(config(**model), SHAPE, generator(seed))
+def network(seed: int = 0, **model: Any) -> VariationalAutoEncoder:
+    variational = build_model(config(**model), SHAPE, generator(seed))
+    assert isinstance(variational, VariationalAutoEncoder)
+    return variational
+
+
+def last_layer(model: AutoEncoder) -> nn.Linear:
+    """Return the last layer of the encoder, which gives means and log variances."""
+    return [layer for layer in model.encoder.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -59,7 +67,7 @@ class TestSampling:
     def posterior_samples(self) -> Samples:
         """Return means and standard deviations of the posterior of one image, and many samples of it."""
         model = network(latent_dim=4)
-        model.encoder[-1][-1].bias.data[4:] = torch.tensor([-3.0, -1.0, 0.0, 1.5])
+        last_layer(model).bias.data[4:] = torch.tensor([-3.0, -1.0, 0.0, 1.5])
         x = torch.rand(1, *SHAPE, generator=generator(1))
         with torch.no_grad():
             mean, log_variance = model.posterior(x)
@@ -104,21 +112,27 @@ class TestSampling:
         model, x = network().train(), digits[:50]
         result = model(x, generator(3))
         result.latents.sum().backward()
-        bias = model.encoder[-1][-1].bias.grad
+        bias = last_layer(model).bias.grad
+        assert bias is not None
         torch.testing.assert_close(bias[:8], torch.full((8,), 50.0))
         # z = µ + exp(½ log σ²) ε, so that dz / d log σ² = ½ (z − µ).
         torch.testing.assert_close(bias[8:], (result.latents - model.posterior(x)[0]).sum(0) / 2, rtol=1e-4, atol=1e-5)
 
     def test_divergence_and_reconstruction_reach_both_heads(self, digits: torch.Tensor) -> None:
-        for part in (lambda result: result.kl.sum(), lambda result: cross_entropy()(result.output, digits[:50]).sum()):
+        parts: list[Callable[[AutoEncoderOutput], torch.Tensor]] = [
+            lambda result: result.kl.sum(),
+            lambda result: cross_entropy()(result.output, digits[:50]).sum(),
+        ]
+        for part in parts:
             model = network().train()
             part(model(digits[:50], generator(3))).backward()
-            heads = model.encoder[-1][-1].weight.grad
+            heads = last_layer(model).weight.grad
+            assert heads is not None
             assert (heads.abs().sum(1) > 0).sum() == 16
 
     def test_log_variance_is_clipped_at_the_bounds(self, digits: torch.Tensor) -> None:
         model = network(latent_dim=2)
-        model.encoder[-1][-1].bias.data[2:] = torch.tensor([-1e4, 1e4])
+        last_layer(model).bias.data[2:] = torch.tensor([-1e4, 1e4])
         _, log_variance = model.posterior(digits[:5])
         assert log_variance.tolist() == [[-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE]] * 5
         result = model.train()(digits[:5], generator(0))
@@ -147,7 +161,8 @@ class Trained:
     @torch.no_grad()
     def log_likelihood(self, z: torch.Tensor) -> torch.Tensor:
         """Return log p(x | z) of each digit, shape (digits,)."""
-        return Bernoulli(probs=self.model.decode(z)).log_prob(self.held_out).sum((1, 2, 3))
+        log_probabilities: torch.Tensor = Bernoulli(probs=self.model.decode(z)).log_prob(self.held_out)
+        return log_probabilities.sum((1, 2, 3))
 
     def bounds(self, k: int, draws: int, seed: int) -> torch.Tensor:
         """Return bounds of k samples each (Burda et al. 2016, eq. 8), mean over the digits, shape (draws / k,)."""
@@ -286,7 +301,7 @@ class TestBeta:
             calls.append((model.training, beta))
             return original(result, x, beta)
 
-        loss.objective = spy
+        loss.objective = spy  # type: ignore[method-assign]
         settings = TrainingConfig(epochs=6, batch_size=50, patience=6, device="cpu", **changes)
         train(model, loss, digits[:200], digits[200:300], settings, generator(0))
         training = [beta for in_training, beta in calls if in_training]

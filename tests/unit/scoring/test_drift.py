@@ -55,6 +55,7 @@ class TestNumbers:
     @pytest.mark.parametrize(("shift", "drifts"), [(0.3, False), (0.65, False), (0.85, True), (3.0, True)])
     def test_distance_above_its_threshold_is_drift(self, shift: float, drifts: bool) -> None:
         effect = effect_of(numbers(0, 50_000), numbers(1, 50_000, shift))
+        assert effect.wasserstein is not None
         assert (effect.wasserstein > 0.75) == drifts
         assert effect.is_drift == (drifts or effect.psi > 0.5)
 
@@ -161,7 +162,8 @@ class TestCategories:
     def test_new_categories_above_threshold_are_drift(self, new: int, drifts: bool) -> None:
         day = ["a"] * 50 + ["b"] * 40 + [f"x{n}" for n in range(10 - new)] + ["unheard of"] * new
         effect = self.effect_of(*day)
-        assert (effect.new_categories, effect.is_drift) == (pytest.approx(new / 100), drifts)
+        assert effect.new_categories == pytest.approx(new / 100)
+        assert effect.is_drift == drifts
 
     def test_usual_share_of_new_categories_is_subtracted(self) -> None:
         names = pl.Series("c", ["a"] * 800 + [f"new {n}" if n % 5 == 0 else "a" for n in range(200)])

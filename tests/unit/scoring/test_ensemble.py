@@ -1,6 +1,7 @@
 """The ensemble: its parts, planted anomalies of several kinds, determinism and sizes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ class TestSameness:
 
     @pytest.mark.usefixtures("quick")
     def test_duplicate_rows_score_the_same_in_any_batch(self) -> None:
-        rows = np.random.default_rng(0).integers(0, 3, (800, 5)).astype(np.float32) / 3
+        rows: Array = np.random.default_rng(0).integers(0, 3, (800, 5)).astype(np.float32) / 3
         fitted = fit_ensemble(rows, np.zeros(5, dtype=bool), 0)
         whole = fitted(rows)
         single = np.concatenate([fitted(row[None]) for row in rows])
@@ -213,7 +214,7 @@ class TestSameness:
     ) -> None:
         rows = np.concatenate([normal_rows(300, 3), contaminated[0][:100]])
         expected, order = ensemble(rows), np.random.default_rng(0).permutation(400)
-        close = {"rtol": 1e-5, "atol": 1e-8}
+        close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-8}
         np.testing.assert_allclose(ensemble(rows[order]), expected[order], **close)
         for index in (0, 123, 399):
             np.testing.assert_allclose(ensemble(rows[[index]]), expected[[index]], **close)
@@ -309,6 +310,7 @@ class TestVeryWideRows:
         return fit_ensemble(rows[:1000], np.zeros(700, dtype=bool), 0)
 
     def test_covariances_use_the_random_projection(self, wide_ensemble: Ensemble) -> None:
+        assert wide_ensemble.directions is not None
         assert wide_ensemble.directions.shape == (700, ensembles._MAX_DIRECTIONS)
         assert (
             wide_ensemble.mixture.whitening.shape[-1]

@@ -1,11 +1,14 @@
 """Nearest-neighbor distances against scikit-learn and leave-one-out by hand."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from ae_pipeline.scoring import neighbors
 from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
+from tests.support.arrays import Array
 
 
 class TestNeighbors:
@@ -63,7 +66,10 @@ class TestNeighbors:
         expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
         monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", block_distances)
         order, shuffled = rng.permutation(len(rows)), rng.permutation(300)
-        functions = (nearest, lambda rows, references: mean_knn_distance(rows, references, 40))
+        functions: tuple[Callable[[Array, Array], Array], ...] = (
+            nearest,
+            lambda rows, references: mean_knn_distance(rows, references, 40),
+        )
         for distance, values in zip(functions, expected, strict=True):
             np.testing.assert_allclose(distance(rows, references), values, rtol=1e-5)
             np.testing.assert_allclose(distance(rows[order], references[shuffled]), values[order], rtol=1e-5)

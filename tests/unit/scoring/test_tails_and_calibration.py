@@ -76,7 +76,9 @@ class TestPValues:
         scores = np.arange(50, dtype=float)
         with pytest.raises(TrainingError) as caught:
             calibrate(scores, 0.001, 5)
-        proposed = float(re.search(r"the budget to (\S+) or more", str(caught.value))[1])
+        match = re.search(r"the budget to (\S+) or more", str(caught.value))
+        assert match
+        proposed = float(match[1])
         assert len(calibrate(scores, proposed, 5).scores) == 50
 
 
@@ -113,10 +115,11 @@ SAMPLES: dict[str, Callable[[np.random.Generator], Array]] = {
 }
 
 
-@pytest.fixture(params=SAMPLES.values(), ids=SAMPLES.keys())
+@pytest.fixture(params=list(SAMPLES.values()), ids=list(SAMPLES))
 def sample(request: pytest.FixtureRequest) -> Array:
-    """Losses of one distribution."""
-    return request.param(np.random.default_rng(0))
+    """Return losses of one distribution."""
+    losses: Array = request.param(np.random.default_rng(0))
+    return losses
 
 
 class TestTails:
