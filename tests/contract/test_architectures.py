@@ -538,8 +538,8 @@ def test_two_thousand_columns_are_trained_and_scored(fit_frame: FitFrame) -> Non
     bundle, result = fit_frame(frame, columns, model={"hidden": (16,), "latent_dim": 4})
     assert bundle.encoder.shape == (4000,)
     assert result.best_loss < result.first_loss
-    planted = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
-    surprisal = bundle.tails(bundle.latents_and_losses(planted)[1])[
+    strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
+    surprisal = bundle.tails(bundle.latents_and_losses(strange)[1])[
         :, :2000
     ]  # other evidence stands behind the columns
     assert tuple(map(int, np.unravel_index(surprisal.argmax(), surprisal.shape))) == (2, 1234)

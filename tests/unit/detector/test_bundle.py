@@ -304,7 +304,7 @@ class TestRefusals:
                 tensors[name] = tensors[name][:3].contiguous()
 
         edit_tensors(folder, cut)
-        with pytest.raises(BundleError, match=r"the tails have 3 columns, but the losses have \d+; train anew"):
+        with pytest.raises(BundleError, match=r"tails are of 3 columns, and losses of \d+; train anew"):
             ModelBundle.load(folder)
 
     def test_a_bundle_without_the_ensemble_that_its_score_rests_on_is_refused(self, folder):
