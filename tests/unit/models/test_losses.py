@@ -1,16 +1,11 @@
-"""The losses against closed forms in numpy, densities of scipy and torch.distributions, and scikit-image."""
+"""The losses against closed forms in numpy and the densities of scipy and torch.distributions."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pytest
-import scipy.spatial
-import scipy.special
 import scipy.stats
-import skimage.metrics
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
@@ -19,21 +14,14 @@ from ae_pipeline.config.model import LossTerm, Scaling
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from ae_pipeline.models.base import AutoEncoderOutput
-from ae_pipeline.models.image_loss import ImageLoss, ssim
-from ae_pipeline.models.losses import (
-    MIN_LOG_SCALE,
-    LikelihoodLoss,
-    ReconstructionLoss,
-    TermsLoss,
-    _Present,
-    minimum_losses,
-)
+from ae_pipeline.models.image_loss import ImageLoss
+from ae_pipeline.models.losses import MIN_LOG_SCALE, LikelihoodLoss, ReconstructionLoss, TermsLoss, _Present
 from ae_pipeline.models.variational import MAX_LOG_VARIANCE, kl_divergence
+from tests.support.arrays import Array
+from tests.support.losses import CLOSED_FORMS, DELTA, WEIGHTED, by_term, closed_form, generator, named, uniform
 
-Array = npt.NDArray[Any]
 Case = tuple[LikelihoodLoss, torch.Tensor, torch.Tensor, torch.Tensor]
 Table = tuple[TermsLoss, TableEncoder, torch.Tensor, torch.Tensor]
-Patches = tuple[ImageLoss, torch.Tensor, torch.Tensor]
 
 COLUMNS = (
     FeatureColumn("x", ColumnType.NUMBER),
@@ -42,6 +30,8 @@ COLUMNS = (
     FeatureColumn("y", ColumnType.NUMBER),
     FeatureColumn("f", ColumnType.BOOLEAN),
 )
+
+
 SCALES = (0.3, 1.7, 0.6)
 """Scales of x, y and the clock, in the order of the blocks."""
 
@@ -223,54 +213,6 @@ def test_to_scale_turns_logits_into_probabilities(case: Case) -> None:
                 torch.testing.assert_close(expected[:, part], output[:, part], rtol=0, atol=0)
 
 
-DELTA = 0.4
-
-
-def _bce(output: Array, x: Array) -> Array:
-    target = np.clip(x, 0, 1)
-    log_likelihood = scipy.special.xlogy(target, output) + scipy.special.xlog1py(1 - target, -output)
-    loss: Array = (x - target) ** 2 - log_likelihood
-    return loss
-
-
-CLOSED_FORMS: dict[str, Callable[[Array, Array], Array]] = {
-    "mse": lambda output, x: (output - x) ** 2,
-    "mae": lambda output, x: np.abs(output - x),
-    "huber": lambda output, x: np.where(
-        np.abs(output - x) <= DELTA, (output - x) ** 2 / 2, DELTA * (np.abs(output - x) - DELTA / 2)
-    ),
-    "bce": _bce,
-}
-"""Loss of each term for one element, written out."""
-
-WEIGHTED = [
-    {"mse": 1.0},
-    {"mae": 2.0},
-    {"huber": 1.0},
-    {"bce": 1.0},
-    {"mse": 0.7, "mae": 0.2, "huber": 3.0, "bce": 0.5},
-]
-
-
-def named(terms: dict[str, float]) -> str:
-    return " + ".join(f"{weight:g} {term}" for term, weight in terms.items())
-
-
-def closed_form(terms: dict[str, float], output: torch.Tensor, x: torch.Tensor) -> Array:
-    pair = output.double().numpy(), x.double().numpy()
-    losses = [weight * CLOSED_FORMS[term](*pair) for term, weight in terms.items()]
-    total: Array = np.sum(losses, axis=0)
-    return total
-
-
-def by_term(terms: Mapping[str, Any]) -> dict[LossTerm, float]:
-    return {LossTerm(term): weight for term, weight in terms.items()}
-
-
-def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 @pytest.mark.parametrize("terms", WEIGHTED, ids=named)
 class TestTermsLoss:
     @pytest.fixture
@@ -323,41 +265,6 @@ class TestTermsLoss:
         assert torch.autograd.gradcheck(lambda o: loss.double()(o, x[:4].double()), double)
 
 
-@pytest.mark.parametrize("terms", WEIGHTED, ids=named)
-def test_image_loss_is_mean_over_pixels_and_channels(terms: dict[str, float]) -> None:
-    x, output = uniform(5, 3, 7, 9) * 1.4 - 0.2, uniform(5, 3, 7, 9, seed=1)
-    loss = ImageLoss((3, 7, 9), 1.0, by_term(terms), DELTA)
-    np.testing.assert_allclose(loss(output, x)[:, 0], closed_form(terms, output, x).mean((1, 2, 3)), rtol=2e-6)
-
-
-def test_ssim_is_weighted_with_the_other_terms() -> None:
-    x, output = uniform(4, 1, 16, 13), uniform(4, 1, 16, 13, seed=1)
-    loss = ImageLoss((1, 16, 13), 1.0, {LossTerm.MSE: 0.8, LossTerm.SSIM: 0.3}, 1.0)
-    expected = 0.8 * closed_form({"mse": 1.0}, output, x).mean((1, 2, 3)) + 0.3 * (1 - scikit_ssim(output, x, 1.0))
-    np.testing.assert_allclose(loss(output, x)[:, 0], expected, rtol=1e-4)
-
-
-class TestCrossEntropy:
-    def test_bce_between_0_and_1_is_bernoulli_likelihood(self) -> None:
-        x, output = (uniform(6, 1, 4, 4) > 0.5).float(), uniform(6, 1, 4, 4, seed=1)
-        expected = -Bernoulli(probs=output).log_prob(x).mean((1, 2, 3))
-        torch.testing.assert_close(ImageLoss((1, 4, 4), 1.0, {LossTerm.BCE: 1.0}, 1.0)(output, x)[:, 0], expected)
-
-    @pytest.mark.parametrize("target", [-3.0, -1e-6, 1 + 1e-6, 2.5, 40.0])
-    def test_bce_beyond_0_and_1_is_lowest_at_clipped_target(self, target: float) -> None:
-        loss = ImageLoss((1, 1, 1001), 1.0, {LossTerm.BCE: 1.0}, 1.0)
-        outputs = torch.linspace(0, 1, 1001)
-        cost = torch.stack([loss(one.expand(1, 1, 1, 1001), torch.full((1, 1, 1, 1001), target)) for one in outputs])
-        nearest = float(np.clip(target, 0, 1))
-        assert outputs[cost.argmin()] == nearest
-        assert cost.min().item() == pytest.approx((target - nearest) ** 2, rel=1e-5)
-
-    @pytest.mark.parametrize("target", [0.0, 0.2, 0.5, 0.9, 1.0])
-    def test_minimum_bce_is_entropy_of_target(self, target: float) -> None:
-        minimum = minimum_losses({LossTerm.BCE: 2.0}, torch.tensor([target]))
-        assert float(minimum) == pytest.approx(2 * scipy.stats.entropy([target, 1 - target]), abs=1e-6)
-
-
 def every_loss() -> tuple[TermsLoss, ImageLoss]:
     encoder = fit_table_encoder(rows(300), COLUMNS, Scaling.UNIT)
     names = [column.name for column in encoder.columns]
@@ -381,134 +288,11 @@ def test_gradients_are_finite_on_flat_and_extreme_inputs(loss: ReconstructionLos
         assert torch.isfinite(gradient(output)).all()
 
 
-def scikit_ssim(output: torch.Tensor, x: torch.Tensor, span: float) -> Array:
-    """Return the structural similarity of each pair by scikit-image."""
-    size = min(11, *x.shape[2:])
-    return np.array(
-        [
-            skimage.metrics.structural_similarity(  # type: ignore[no-untyped-call]
-                one.double().numpy(),
-                other.double().numpy(),
-                data_range=span,
-                channel_axis=0,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-                win_size=size - 1 + size % 2,
-            )
-            for one, other in zip(output, x, strict=True)
-        ]
-    )
-
-
-class TestStructuralSimilarity:
-    SIZES = ((8, 8), (10, 12), (7, 20), (9, 13), (11, 11), (12, 31), (33, 47), (64, 64), (3, 5))
-
-    @pytest.mark.parametrize("span", [1.0, 2.0])
-    @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-    def test_ssim_equals_scikit_image(self, size: Any, channels: int, span: float) -> None:
-        x = uniform(6, channels, *size)
-        noise = uniform(6, channels, *size, seed=1)
-        share = torch.linspace(0, 1, 6).view(-1, 1, 1, 1)  # from the image itself to pure noise
-        output = (1 - share) * x + share * noise
-        x, output = ((image - 0.5) * span + 0.5 for image in (x, output))
-        expected = scikit_ssim(output, x, span)
-        assert expected[0] == pytest.approx(1)
-        assert expected[-1] < 0.4
-        np.testing.assert_allclose(ssim(output, x, span), expected, atol=1e-4)
-
-    @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-    def test_ssim_is_one_for_equal_images_and_symmetric(self, size: Any) -> None:
-        x = uniform(3, 2, *size)
-        torch.testing.assert_close(ssim(x, x, 1.0), torch.ones(3))
-        assert (ssim(1 - x, x, 1.0) < 0.9).all()
-        torch.testing.assert_close(ssim(1 - x, x, 1.0), ssim(x, 1 - x, 1.0))
-
-    @pytest.mark.parametrize("size", [(3, 5), (8, 8), (13, 12)])
-    def test_ssim_gradients_match_finite_differences(self, size: Any) -> None:
-        x, output = (uniform(1, 2, *size, seed=seed, dtype=torch.float64) for seed in (0, 1))
-        assert torch.autograd.gradcheck(lambda o: ssim(o, x, 1.0), output.requires_grad_())
-
-
-class TestPatchScores:
-    """Residual patches of images, against Mahalanobis distances by scipy."""
-
-    @pytest.fixture(scope="class", params=[(1, 12, 10), (3, 9, 9), (2, 4, 7)], ids=str)
-    def patches(self, request: pytest.FixtureRequest) -> Patches:
-        """Return a loss fitted on smooth residuals with a bias, with outputs and images."""
-        channels, height, width = request.param
-        loss = ImageLoss(request.param, 1.0, {LossTerm.MSE: 1.0}, 1.0).double()
-        x = uniform(400, *request.param, dtype=torch.float64)
-        noise = torch.randn(400, channels, height + 1, width + 1, dtype=torch.float64, generator=_generator(1))
-        smooth = 0.1 * (noise[..., 1:, 1:] + 0.5 * noise[..., :-1, 1:] + 0.3 * noise[..., 1:, :-1])
-        output = x + smooth + 0.02 * torch.arange(1, channels + 1).view(-1, 1, 1)
-        loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
-        return loss, output, x
-
-    @staticmethod
-    def windows(loss: ImageLoss, residual: torch.Tensor) -> Array:
-        """Return all windows inside the images, shape (n, rows, columns, pixels)."""
-        windows = np.lib.stride_tricks.sliding_window_view(residual.numpy(), loss.window, (2, 3))
-        return np.moveaxis(windows, 1, 3).reshape(*np.take(windows.shape, (0, 2, 3)), -1)
-
-    def test_patch_score_is_mahalanobis_distance_per_pixel(self, patches: Patches) -> None:
-        loss, output, x = patches
-        windows = self.windows(loss, output - x)
-        pixels = windows.reshape(-1, windows.shape[-1])
-        inverse = np.linalg.inv(np.cov(pixels, rowvar=False, bias=True))
-        scores = loss.patch_scores(output[:3], x[:3]).numpy()
-        assert scores.shape == (3, *windows.shape[1:3])
-        for index in [(0, 0, 0), (1, scores.shape[1] - 1, 1), (2, 0, scores.shape[2] - 1)]:
-            distance = scipy.spatial.distance.mahalanobis(windows[index], pixels.mean(0), inverse)
-            assert scores[index] == pytest.approx(distance**2 / pixels.shape[1], rel=1e-6)
-
-    def test_mean_patch_score_of_fitted_residuals_is_one(self, patches: Patches) -> None:
-        loss, output, x = patches
-        assert loss.patch_scores(output, x).mean().item() == pytest.approx(1, rel=1e-6)
-
-    def test_highest_patch_is_at_the_planted_residual(self, patches: Patches) -> None:
-        loss, output, x = patches
-        rows, columns = x.shape[2] - loss.window[0] + 1, x.shape[3] - loss.window[1] + 1
-        for top, left in [(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)]:
-            odd, window = output[:1].clone(), (slice(top, top + loss.window[0]), slice(left, left + loss.window[1]))
-            checkerboard = torch.from_numpy(np.indices(loss.window).sum(0) % 2 * 2.0 - 1)
-            odd[0, :, *window] += checkerboard  # fills one window, so every other window contains less of it
-            center = loss.highest_patch(odd, x[:1])
-            assert center == (top + (loss.window[0] - 1) // 2, left + (loss.window[1] - 1) // 2)
-            scores = loss.patch_scores(odd, x[:1])
-            assert loss.by_column(odd, x[:1]).item() == scores[0, top, left].item() == scores.max().item()
-
-    def test_map_to_the_edge_pads_with_edge_values(self, patches: Patches) -> None:
-        loss, output, x = patches
-        inside, whole = loss.patch_scores(output[:2], x[:2]), loss.patch_scores(output[:2], x[:2], to_the_edge=True)
-        assert whole.shape == (2, *x.shape[2:])
-        top, left = ((size - 1) // 2 for size in loss.window)
-        expected = np.pad(
-            inside.numpy(),
-            [(0, 0), *((edge, size - 1 - edge) for edge, size in zip((top, left), loss.window, strict=True))],
-            mode="edge",
-        )
-        np.testing.assert_array_equal(whole.numpy(), expected)
-
-    def test_constant_residuals_have_finite_patch_scores(self) -> None:
-        loss = ImageLoss((1, 8, 8), 1.0, {LossTerm.MSE: 1.0}, 1.0)
-        x = uniform(10, 1, 8, 8)
-        loss.fit_scores(AutoEncoderOutput(x, x, x.new_zeros(len(x))), x)
-        assert (loss.patch_scores(x, x) == 0).all()
-        assert torch.isfinite(loss.patch_scores(x + 1, x)).all()
-        assert (loss.patch_scores(x + 1, x) > 1).all()
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 class TestKlDivergence:
     @pytest.mark.parametrize("std", [0.01, 1.0, 4.0])
     def test_divergence_equals_torch_distributions(self, std: float) -> None:
         mean, log_variance = (
-            std * torch.randn(50, 7, generator=_generator(seed), dtype=torch.float64) for seed in (0, 1)
+            std * torch.randn(50, 7, generator=generator(seed), dtype=torch.float64) for seed in (0, 1)
         )
         normal = Normal(mean, (log_variance / 2).exp())
         expected = torch.distributions.kl_divergence(normal, Normal(torch.zeros(7), torch.ones(7))).sum(1)
@@ -549,12 +333,3 @@ def test_row_scores_are_columns_and_sum_with_divergence() -> None:
     assert parts.shape == (6, len(COLUMNS) + 1)
     torch.testing.assert_close(parts[:, :-1], loss.by_column(output, x), rtol=0, atol=0)
     torch.testing.assert_close(parts[:, -1], parts[:, :-1].sum(1) + kl / loss._width)
-
-
-def test_image_scores_are_highest_and_mean_patch_score() -> None:
-    loss, x = ImageLoss((1, 9, 9), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(20, 1, 9, 9)
-    output = x + 0.1 * torch.randn(x.shape, generator=_generator(0))
-    loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
-    parts = loss.parts(AutoEncoderOutput(torch.zeros(20, 2), output, torch.zeros(20)), x)
-    patch_scores = loss.patch_scores(output, x).flatten(1)
-    torch.testing.assert_close(parts, torch.stack([patch_scores.max(1).values, patch_scores.mean(1)], 1))
