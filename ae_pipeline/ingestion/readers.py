@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.text import first_line
-from ae_pipeline.config.pipeline import ImagesConfig
+from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.ingestion.images import UnreadableImageError, decode_image, image_struct, read_image_column
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, REJECTED_SCHEMA, FileRows, UnreadableFileError, image_words

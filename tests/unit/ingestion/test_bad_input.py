@@ -90,12 +90,15 @@ def test_dagster_says_file_and_line_of_a_wrong_word_in_the_yaml(wrong: dict[str,
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"dataset": "My Shop"}, "dataset='My Shop' is not a plain name; use lower-case letters"),
-        ({"start": None}, "event_time='time' needs start: the first day"),
-        ({"end": "2023-12-31"}, "end=2023-12-31 lies before start=2024-01-01; give the last day"),
-        ({"event_time": None}, "start=2024-01-01 needs event_time: the column"),
-        ({"training": {"window_days": 9, "validation_days": 4, "calibration_days": 5}}, "window_days=9 .*; make the"),
-        ({"derive": {"score": "1"}}, "column name 'score' is the pipeline's own; choose another"),
+        ({"dataset": "My Shop"}, "dataset='My Shop' is not a valid name, .*; use lower-case letters"),
+        ({"start": None}, "event_time='time' needs start; give the first day"),
+        ({"end": "2023-12-31"}, "end=2023-12-31 is before start=2024-01-01; give the last day"),
+        ({"event_time": None}, "start=2024-01-01 needs event_time; name the column"),
+        (
+            {"training": {"window_days": 9, "validation_days": 4, "calibration_days": 5}},
+            "in window_days=9; make",
+        ),
+        ({"derive": {"score": "1"}}, "column name 'score' is reserved; choose another"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_explained(wrong: dict[str, Any], message: str) -> None:

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from ae_pipeline.cli import demo
 from ae_pipeline.common.errors import ConfigError, SchemaError, StorageError
 from ae_pipeline.config.columns import FeatureColumn
-from ae_pipeline.config.pipeline import ImagesConfig, PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.ingestion import batch, patches
 from ae_pipeline.ingestion.contract import ColumnRule, load_contract
@@ -407,13 +408,13 @@ def test_other_settings_of_images_read_the_landed_files_again(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": {"patch": 8}}, "patch=8 makes many rows of an image; add top and left to identity"),
-        ({"identity": ["image"]}, "column 'image' holds images, which do not name rows"),
-        ({"columns": {"photo": "image"}}, "columns says that 'photo' is image"),
-        ({"columns": {"image": "text"}}, "columns says that 'image' is text"),
-        ({"images": {"path": "(?P<file>.*)"}}, "the group 'file' bears a name of the pipeline's own; choose another"),
-        ({"images": {"path": "(?P<score>.*)"}}, "the group 'score' bears a name of the pipeline's own; choose another"),
-        ({"images": {"column": "top"}}, "column='top' is the pipeline's own; choose another"),
+        ({"images": {"patch": 8}}, "patch=8 makes many rows of one image; add top and left to identity"),
+        ({"identity": ["image"]}, "column 'image' holds images, which cannot be identity"),
+        ({"columns": {"photo": "image"}}, "columns gives 'photo' the type image"),
+        ({"columns": {"image": "text"}}, "columns gives 'image' the type text"),
+        ({"images": {"path": "(?P<file>.*)"}}, "the group 'file' has a reserved name; choose another"),
+        ({"images": {"path": "(?P<score>.*)"}}, "the group 'score' has a reserved name; choose another"),
+        ({"images": {"column": "top"}}, "column='top' is a reserved name; choose another"),
     ],
 )
 def test_settings_of_images_that_do_not_fit_each_other_are_explained(settings: dict[str, Any], message: str) -> None:
