@@ -11,7 +11,7 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import bytes_of_row, detach, rows_together
+from ae_pipeline.storage.parquet import detach, rows_per_batch, uncompressed_row_bytes
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
@@ -135,8 +135,8 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         width = self._check_columns(days, paths)
         if at_once == 0:
-            row_bytes = bytes_of_row(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
-            at_once = rows_together(width if columns is None else len(columns), row_bytes)
+            row_bytes = uncompressed_row_bytes(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
+            at_once = rows_per_batch(width if columns is None else len(columns), row_bytes)
         groups = self._ranked(part, paths) if days == (ALL_ROWS,) and self.split_by else None
         for scanned in _scans([paths.features(day) for day in days], at_once):
             wanted = scanned

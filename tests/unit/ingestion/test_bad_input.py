@@ -536,7 +536,7 @@ def test_a_file_where_the_data_folder_should_be_is_explained(tmp_path: Path) -> 
     shop.land("a.csv", GOOD)
     with pytest.raises(StorageError) as caught:
         shop.ingest()
-    assert_says(str(caught.value), f"{root} is a file where a folder must be; move it away")
+    assert_says(str(caught.value), f"expected a directory at {root}, found a file; move or delete it")
     assert root.read_text() == "I am no folder"
 
 
@@ -570,16 +570,14 @@ def test_a_full_disk_stops_with_a_message_and_everything_as_it_was(small_disk: P
     shop.land("b.csv", HEADER + "".join(line(number, city=f"{hash((number, 1)):x}") for number in range(4, 400)))
 
     filler = fill(small_disk)
-    with pytest.raises(
-        StorageError, match=r"no space left while writing .*; nothing was changed there: free some space"
-    ):
+    with pytest.raises(StorageError, match=r"no space left while writing .*, which is unchanged; free some space"):
         shop.ingest()
     filler.unlink()
     assert {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()} == kept
 
     intake = shop.ingest()
     filler = fill(small_disk)
-    with pytest.raises(StorageError, match=rf"no space left while writing .*{DAY}\.parquet; nothing was changed"):
+    with pytest.raises(StorageError, match=rf"no space left while writing .*{DAY}\.parquet, which is unchanged"):
         build_raw_day(DAY, intake, shop.paths)
     assert shop.paths.raw(DAY).read_bytes() == kept[shop.paths.raw(DAY)]
     assert leftovers(small_disk) == []
@@ -608,7 +606,7 @@ except StorageError as error:
 """
     path = tmp_path / "day.parquet"
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
-    assert_says(done.stdout, f"no space left while writing {path}; nothing was changed there: free some space")
+    assert_says(done.stdout, f"no space left while writing {path}, which is unchanged; free some space")
     assert pl.read_parquet(path)["n"].to_list() == [1, 2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["day.parquet"]
 
