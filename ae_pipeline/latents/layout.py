@@ -20,7 +20,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import ROW_GROUP, rows_per_batch, uncompressed_row_bytes
+from ae_pipeline.storage.parquet import ROW_GROUP, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS
 
 LATENTS_VERSION = "3"
@@ -135,8 +135,7 @@ def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterat
     """Scores one file of features, and gives the rows as the table has them, a row group at a time."""
     # What is buffered before it is read grows with the file.
     file = pq.ParquetFile(features, pre_buffer=False)
-    batch_rows = rows_per_batch(file.metadata.num_columns, uncompressed_row_bytes(file.metadata))
-    for batch in prefetch(file.iter_batches(batch_rows)):
+    for batch in prefetch(file.iter_batches(rows_per_batch(file.metadata.num_columns, row_bytes(file.metadata)))):
         yield _scored(bundle, model_version, batch)
 
 

@@ -18,21 +18,21 @@ _MIN_BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 1024, 2**22, 2**25
 _METADATA_PREFIX = b"ae_pipeline."
 
 
-def rows_per_batch(columns: int, row_bytes: float = 0.0) -> int:
+def rows_per_batch(columns: int, bytes_per_row: float = 0.0) -> int:
     """Return how many rows to read, write or hold at once. Wide rows and images give a smaller number.
 
     Args:
         columns: Number of columns.
-        row_bytes: Size of a row in bytes, if known.
+        bytes_per_row: Size of a row in bytes, if known.
 
-    >>> rows_per_batch(columns=10), rows_per_batch(columns=1000), rows_per_batch(columns=2, row_bytes=1e6)
+    >>> rows_per_batch(columns=10), rows_per_batch(columns=1000), rows_per_batch(columns=2, bytes_per_row=1e6)
     (122880, 4194, 33)
     """
     by_columns = max(_MIN_BATCH_ROWS, min(ROW_GROUP, _BATCH_CELLS // max(columns, 1)))
-    return max(1, min(by_columns, int(_BATCH_BYTES / max(row_bytes, 1.0))))
+    return max(1, min(by_columns, int(_BATCH_BYTES / max(bytes_per_row, 1.0))))
 
 
-def uncompressed_row_bytes(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
+def row_bytes(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
     """Return the mean size of a row in a Parquet file before compression, in bytes.
 
     Dictionary encoding counts a repeated text once, so rows with such texts need more memory than this.
