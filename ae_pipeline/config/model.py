@@ -125,9 +125,9 @@ class ModelConfig(Section):
     )
     scaling: Scaling | None = Field(
         default=None,
-        description="Scaling of the inputs. `robust`: asinh of the distance from the median in units of the quartile "
-        "range, for tables only. `standard`: mean 0, standard deviation 1. `unit`: 0 to 1. `symmetric`: −1 to 1. By "
-        "default `robust` for tables and `unit` for images.",
+        description="Scaling of the inputs. `robust` (tables only): asinh of the distance from the median, in "
+        "standard deviations estimated from the quartiles. `standard`: mean 0, standard deviation 1. `unit`: 0 to 1. "
+        "`symmetric`: −1 to 1. By default `robust` for tables and `unit` for images.",
     )
     output: Output | None = Field(
         default=None,
@@ -190,8 +190,8 @@ class TrainingConfig(Section):
     optimizer: Literal["gd", "sgd", "momentum", "nesterov", "adam", "adamw"] = Field(
         default="adamw",
         description="Optimization method. `gd` makes one step per epoch, over all rows. The others make one step per "
-        "batch: `sgd`, `momentum` and `nesterov` with one step size for all weights, `adam` and `adamw` with a step "
-        "size that adapts to each weight.",
+        "batch. `sgd`, `momentum` and `nesterov` use one step size for all weights. `adam` and `adamw` adapt the step "
+        "size of each weight.",
     )
     learning_rate: float = Field(
         default=6e-3, gt=0, description="Maximum step size. The schedule varies it during the training."
@@ -233,14 +233,14 @@ class TrainingConfig(Section):
     corruption: Literal["none", "gaussian", "masking", "salt_and_pepper"] = Field(
         default="none",
         description="Noise on the inputs during training; the targets stay clean (denoising autoencoder, Vincent et "
-        "al. 2008). `gaussian` adds noise, `masking` sets entries to zero, and `salt_and_pepper` sets entries to the "
-        "minimum or maximum of the scale (scaling `unit` or `symmetric` only).",
+        "al. 2008). `gaussian` adds noise, and `masking` sets entries to zero. `salt_and_pepper` sets entries to the "
+        "minimum or maximum of the scale, and needs scaling `unit` or `symmetric`.",
     )
     corruption_level: float = Field(
         default=0.1,
         gt=0,
-        description="Strength of the corruption: the standard deviation of `gaussian` in units of the scaled inputs or "
-        "the share of entries that `masking` and `salt_and_pepper` replace.",
+        description="Strength of the corruption. For `gaussian` it is the standard deviation, in units of the scaled "
+        "inputs. For `masking` and `salt_and_pepper` it is the share of replaced entries, below 1.",
     )
     only_normal: bool = Field(
         default=False,
@@ -250,9 +250,9 @@ class TrainingConfig(Section):
     split_by: tuple[str, ...] = Field(
         default=(),
         description="Columns that define groups of rows, for datasets without event time. All rows of a group are in "
-        "the same part of the training: 70 % of the groups are for training, 10 % for validation, 15 % for calibration "
-        "and 5 % for the gate, at least one each. By default a hash of each row's identity assigns it to a part, in "
-        "the ratio 14 : 2 : 3 : 1. Patches of one image always stay together.",
+        "the same part. Of the groups, 70 % are for training, 10 % for validation, 15 % for calibration and 5 % for "
+        "the gate, at least one each. By default a hash of its identity assigns each row, 14 : 2 : 3 : 1 in "
+        "the same order. Patches of one image always stay together.",
     )
     warm_start: bool = Field(
         default=True,
@@ -263,8 +263,8 @@ class TrainingConfig(Section):
         default=0.1,
         ge=0,
         description="Strength of the penalty that keeps the latents of a retrained model near those of the champion. "
-        "It is the weight of a squared distance of one standard deviation, as a share of the loss reduction in the "
-        "champion's training. 0 switches the penalty off.",
+        "A squared distance of one standard deviation costs this share of the loss that the champion's training has "
+        "saved. 0 switches the penalty off.",
     )
     patience: int = Field(
         default=5,
@@ -285,8 +285,8 @@ class TrainingConfig(Section):
         default=None,
         ge=2**20,
         description="Maximum memory for the rows of a training, for example `4GiB`. If a window needs more, the "
-        "training reads its rows from disk in blocks, and statistics are fitted on a sample of the rows. By default a "
-        "quarter of the machine's memory.",
+        "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default a quarter of the "
+        "machine's memory.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

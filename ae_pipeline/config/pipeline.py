@@ -69,8 +69,8 @@ class PipelineConfig(Section):
     )
     columns: dict[str, ColumnType] = Field(
         default_factory=dict,
-        description="Types of columns whose values do not show their type, for example `clock_hhmm` (1745 is 17:45) or "
-        "`category` for an integer that is a name. The types of all other columns are inferred once, into the schema "
+        description="Types of columns whose values do not show their type. Examples are `clock_hhmm` (1745 is 17:45), "
+        "and `category` for an integer that is a name. The types of other columns are inferred once, into the schema "
         "contract.",
     )
     exclude: tuple[str, ...] = Field(

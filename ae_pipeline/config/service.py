@@ -50,8 +50,8 @@ class AlertsConfig(Section):
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable that holds an http or https URL. Each alert is posted there as "
-        "JSON: a failed run, a rejected challenger, a violated contract, or a day over its alert budget. The URL is a "
-        "secret and is never written to a file. By default alerts appear in the report only.",
+        "JSON. Alerts report failed runs, rejected challengers, violated contracts and days over the alert budget. "
+        "The URL is a secret and is never written to a file. By default alerts appear in the report only.",
     )
 
     @field_validator("evidence")
@@ -113,19 +113,19 @@ class DriftConfig(Section):
     psi: float = Field(
         default=0.5,
         gt=0,
-        description="Threshold for the population stability index of a column, of the score or of a latent, after "
-        "subtracting the noise that so few rows cause.",
+        description="Threshold for the population stability index of a column, a latent or the score, after "
+        "subtracting sampling noise and normal day-to-day variation.",
     )
     wasserstein: float = Field(
         default=0.75,
         gt=0,
         description="Threshold for the Wasserstein distance of numbers, in standard deviations of the window, after "
-        "subtracting the same noise.",
+        "subtracting sampling noise and normal day-to-day variation.",
     )
     new_categories: Fraction = Field(
         default=0.05,
-        description="Threshold for the share of rows with a category that the window does not contain, after "
-        "subtracting that share of the calibration days.",
+        description="Threshold for the share of rows with a category that is not in the window. The share in the "
+        "newest rows of the window, compared with the rows before them, is subtracted.",
     )
     missing: Fraction = Field(
         default=0.2, description="Threshold for the change of the share of missing values, up or down."
@@ -180,6 +180,6 @@ class LatentsConfig(Section):
     max_condition_number: float = Field(
         default=10_000.0,
         ge=1,
-        description="Maximum condition number of that map: the ratio of its largest to its smallest stretch, with each "
-        "axis in units of its standard deviation. Above it, the new latents keep their own axes.",
+        description="Maximum condition number of that map: the ratio of its largest to its smallest stretch. Each "
+        "axis is in units of its standard deviation. Above it, the new latents keep their own axes.",
     )
