@@ -276,7 +276,7 @@ class TestEvents:
         assert [asked.split()[0] for asked in shop.obey(landing_requests)] == ["orders_intake"]
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
-        assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows keeps the contract" in posted["text"]
+        assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows satisfies the schema contract" in posted["text"]
 
     def test_changed_columns_do_and_hold_up_no_other_day(self, shop, hook):
         from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
