@@ -10,5 +10,5 @@ def latent_space_name(model_version: int, fingerprint: str) -> str:
 
 def axes_name(bundle: ModelBundle, model_version: int) -> str:
     """Names the axes that a model's latents are told in: the space that had them first."""
-    first: str | None = bundle.facts.get("alignment", {}).get("axes")
-    return first or latent_space_name(model_version, bundle.fingerprint)
+    alignment = bundle.facts.alignment
+    return (alignment and alignment.axes) or latent_space_name(model_version, bundle.fingerprint)

@@ -34,8 +34,9 @@ from ae_pipeline.reports.render import render_png
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
-from ae_pipeline.training.fit import fit_bundle, with_reference
+from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import Epoch, TrainingResult
+from ae_pipeline.training.reference import with_reference
 
 logger = logging.getLogger(__name__)
 

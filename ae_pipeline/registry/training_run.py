@@ -27,8 +27,8 @@ from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ae_pipeline.detector.facts import Epoch
     from ae_pipeline.registry.store import TrackedVersion, Tracker
-    from ae_pipeline.training.loop import Epoch
 
 _FLUSH_SECONDS = 5.0
 _SERVED_WITH = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
@@ -28,7 +28,7 @@ from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.fit import with_reference
+from ae_pipeline.training.reference import with_reference
 from tests.support.reports import Text, published, reported
 
 

@@ -21,7 +21,7 @@ from ae_pipeline.scoring.drift import (
     measure_numbers,
     with_usual,
 )
-from ae_pipeline.training.fit import with_reference
+from ae_pipeline.training.reference import with_reference
 from tests.support.shop import ATTRIBUTES, DAYS, FIRST, Shop, orders_csv, served_shop
 
 CONFIG = DriftConfig(psi=0.5, wasserstein=0.75, new_categories=0.02, missing=0.2, min_rows=30)
