@@ -258,7 +258,7 @@ class TestRetraining:
         assert first.alignment is None
         assert first.compatible.passed
         assert first.compatible.message == "0 versions serve so far; these latents are the first"
-        assert "alignment" not in first.bundle.facts
+        assert first.bundle.facts.alignment is None
 
     def test_the_registered_model_is_the_aligned_one_and_its_figures_are_kept(self, served):
         fitted, tracker, first = served
@@ -268,8 +268,13 @@ class TestRetraining:
         old, new = (bundle.encode(rows).astype(float) for bundle in (first.bundle, kept))
         figures = trained.alignment.compatibility.figures()
         assert explained_variance(old, new) == pytest.approx(figures["affine"], abs=0.1)
-        assert kept.facts["alignment"] == trained.alignment.facts()
-        assert kept.facts["alignment"].items() >= {"before": 1, "axes_of": 1, "is_compatible": True, **figures}.items()
+        assert kept.facts.alignment == trained.alignment.facts()
+        assert kept.facts.alignment.to_json().items() >= {
+            "before": 1,
+            "axes_of": 1,
+            "is_compatible": True,
+            **figures,
+        }.items()
         metrics = tracker.client.get_run(trained.version.run_id).data.metrics
         assert {name: metrics[f"latents.{name}"] for name in figures} == pytest.approx(figures)
         assert trained.compatible.passed
@@ -307,7 +312,7 @@ class TestRetraining:
         trained = self.retrain(served, gate={"most_worse": 9, "most_lost": 0.9}, **changes)
         assert not trained.compatible.passed
         assert message in trained.compatible.message
-        assert trained.alignment.is_compatible is trained.bundle.facts["alignment"]["is_compatible"] is False
+        assert trained.alignment.is_compatible is trained.bundle.facts.alignment.is_compatible is False
         assert served[1].version_number(DATASET, trained.version.version).tags["gate"] == "passed"
 
     def test_they_do_where_the_gate_asks_for_compatible_ones(self, served):

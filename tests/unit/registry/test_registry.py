@@ -137,7 +137,7 @@ class TestRuns:
 
 class TestDescription:
     def test_run_and_version_are_described_and_the_run_names_what_it_learnt_from(self, tracker, fitted):
-        bundle, rows = fitted.bundle, fitted.bundle.facts["rows"]
+        bundle, rows = fitted.bundle, fitted.bundle.facts.rows
         with tracker.training("described", "d", {"dagster_run": "e"}) as run:
             run.log_data("sensors", fitted.window.fingerprint, "file:///features", rows, bundle)
             version = run.register(bundle)

@@ -30,6 +30,7 @@ from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.reference import with_reference
 from tests.support.reports import Text, published, reported
+from tests.support.sensors import with_config
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ class TestDays:
         config = bundle.config
         drift = config.drift.model_copy(update={"min_rows": 30})
         self.config = config.model_copy(update={"drift": drift})
-        dataset = dataclasses.replace(dataset, bundle=dataclasses.replace(bundle, config=self.config))
+        dataset = dataclasses.replace(dataset, bundle=with_config(bundle, self.config))
         return dataset, days, reported(dataset, days)
 
     def test_days_within_the_window_are_judged_by_their_columns_and_train_nothing(self, report):
