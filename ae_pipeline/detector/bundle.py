@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,17 +24,15 @@ from ae_pipeline.detector.detector import Array, Detector
 from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.detector.facts import TrainingFacts
 from ae_pipeline.detector.network import FittedNetwork, Pictures
-from ae_pipeline.encoding.encoder import Encoder, read_encoder
+from ae_pipeline.detector.tensors import Tensors, check_detector, read_detector, tensors_of
+from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix
 from ae_pipeline.features.split import GATE, PARTS, Window
 from ae_pipeline.models.base import AutoEncoder
-from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.scoring.calibration import Calibration
 from ae_pipeline.scoring.drift import Distribution
-from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
-from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.storage.files import atomic_write, make_folder
 from ae_pipeline.storage.hashing import hash_json
 
@@ -42,8 +40,6 @@ FORMAT = 7
 """Format that `save` writes. `load` also reads the previous format, with a warning."""
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
-
-_Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,21 @@ class ModelBundle:
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
         stored_fingerprint: Fingerprint of a bundle that was read from the previous format; None otherwise.
+
+    Examples:
+        >>> import tempfile
+        >>> from ae_pipeline.training.example import fit_example_bundle
+        >>> bundle, rows = fit_example_bundle()
+        >>> bundle.score(rows).is_anomaly.tolist()
+        [False, False, True]
+        >>> bundle.explain(rows)[2][0].column
+        'power'
+        >>> bundle.encode(rows).shape
+        (3, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bundle.save(Path(folder))
+        ...     ModelBundle.load(Path(folder)).fingerprint == bundle.fingerprint
+        True
     """
 
     detector: Detector
@@ -202,7 +213,7 @@ class ModelBundle:
                 "ae_pipeline that wrote the bundle"
             )
         try:
-            detector = _read_detector(manifest, tensors, device)
+            detector = read_detector(manifest, tensors, device)
             bundle = cls(
                 detector=detector,
                 calibration=Calibration(tensors["calibration.scores"].numpy(), detector.config.alerts.budget),
@@ -211,7 +222,7 @@ class ModelBundle:
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
                 stored_fingerprint=stored_fingerprint,
             )
-            _check_parts(detector, surplus=tensors.keys() - bundle._tensors().keys())
+            check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
         except (ConfigError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BundleError(
                 f"the parts of the bundle in {folder} do not match: {error}; train a new model"
@@ -235,20 +246,8 @@ class ModelBundle:
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        detector = self.detector
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        ensemble = detector.ensemble.arrays() if detector.ensemble else {}
-        statistics = {
-            "mean_input": detector.mean_input,
-            "mahalanobis.mean": detector.mahalanobis.mean,
-            "mahalanobis.whitening": detector.mahalanobis.whitening,
-            "calibration.scores": self.calibration.scores,
-            **{f"tails.{name}": value for name, value in detector.tails.arrays().items()},
-            **{f"ensemble.{name}": value for name, value in ensemble.items()},
-        }
-        tensors |= {name: torch.from_numpy(value) for name, value in statistics.items()}
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        scores = torch.from_numpy(self.calibration.scores).contiguous()
+        return {**tensors_of(self.detector), "calibration.scores": scores}
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -275,23 +274,6 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return manifest, tensors
 
 
-def _read_detector(manifest: Mapping[str, Any], tensors: _Tensors, device: torch.device | str) -> Detector:
-    config = PipelineConfig.model_validate(manifest["config"])
-    encoder = read_encoder(manifest["encoder"])
-    model, loss = build_model(config, encoder.shape), build_loss(config, encoder)
-    model.load_state_dict(_below("model.", tensors))
-    loss.load_state_dict(_below("loss.", tensors))
-    ensemble = _arrays_below("ensemble.", tensors)
-    return Detector(
-        network=FittedNetwork(encoder, model.to(device).eval(), loss.to(device).eval()),
-        config=config,
-        mean_input=tensors["mean_input"].numpy(),
-        mahalanobis=MahalanobisDistance(tensors["mahalanobis.mean"].numpy(), tensors["mahalanobis.whitening"].numpy()),
-        ensemble=Ensemble.from_arrays(ensemble) if ensemble else None,
-        tails=TailCalibrator(**_arrays_below("tails.", tensors)),
-    )
-
-
 def _read_window(days: Mapping[str, Any]) -> Window:
     return Window(
         **{part: tuple(days[part]) for part in (*PARTS, GATE)},
@@ -301,39 +283,7 @@ def _read_window(days: Mapping[str, Any]) -> Window:
     )
 
 
-def _check_parts(detector: Detector, surplus: Set[str]) -> None:
-    """Raise ValueError unless one row can be scored and every tensor of the file is used.
-
-    Args:
-        detector: Detector that was read.
-        surplus: Names of tensors in the file that no part uses.
-    """
-    if detector.needs_ensemble and detector.ensemble is None:
-        raise ValueError("the configuration scores with an ensemble, but the bundle has none")
-    if surplus:
-        raise ValueError(f"no part uses the tensor {min(surplus)!r}")
-    latent_dim, ensemble = detector.model.latent_dim, detector.ensemble
-    if detector.mahalanobis.whitening.shape != (latent_dim, latent_dim):
-        shape = detector.mahalanobis.whitening.shape
-        raise ValueError(f"mahalanobis.whitening has shape {shape}, but the model has {latent_dim} latents")
-    if ensemble is not None and ensemble.first.shape != detector.mean_input.shape:
-        raise ValueError(
-            f"ensemble.first has shape {ensemble.first.shape}, but encoded rows have {detector.mean_input.shape}"
-        )
-    device = next(detector.model.parameters()).device
-    row = torch.from_numpy(detector.mean_input).double().unsqueeze(0).to(device)
-    detector.surprisal(detector.network.forward(row), row)
-
-
-def _below(prefix: str, tensors: _Tensors) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _arrays_below(prefix: str, tensors: _Tensors) -> dict[str, npt.NDArray[Any]]:
-    return {name: value.numpy() for name, value in _below(prefix, tensors).items()}
-
-
-def _fingerprint(manifest: Mapping[str, Any], tensors: _Tensors) -> str:
+def _fingerprint(manifest: Mapping[str, Any], tensors: Tensors) -> str:
     return hash_json([manifest, {name: _digest(value) for name, value in tensors.items()}])
 
 

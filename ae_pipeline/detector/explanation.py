@@ -38,6 +38,10 @@ class Contribution:
             imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
         actual: Actual value, as text.
         expected: Value that the model expects, as text.
+
+    Examples:
+        >>> Contribution("load", surprisal=7.5, actual="30.1", expected="2.9").record()
+        {'column': 'load', 'surprise': 7.5, 'actual': '30.1', 'expected': '2.9'}
     """
 
     column: str

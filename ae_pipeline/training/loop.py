@@ -80,8 +80,9 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: `cuda` is configured, but no CUDA device is available.
 
-    >>> choose_device("cpu")
-    device(type='cpu')
+    Examples:
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no CUDA device on this machine; choose auto or cpu")

@@ -191,7 +191,8 @@ def blocks_for(rows: int, row_bytes: int, block_bytes: int, batch: int) -> int:
         block_bytes: Upper limit on the bytes of a block, unless a batch is larger.
         batch: Rows in a batch.
 
-    >>> blocks_for(rows=1000, row_bytes=10, block_bytes=1000, batch=1)
-    10
+    Examples:
+        >>> blocks_for(rows=1000, row_bytes=10, block_bytes=1000, batch=1)
+        10
     """
     return max(1, math.ceil(rows * row_bytes / max(block_bytes, batch * row_bytes)))

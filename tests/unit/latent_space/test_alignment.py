@@ -269,12 +269,15 @@ class TestRetraining:
         figures = trained.alignment.compatibility.figures()
         assert explained_variance(old, new) == pytest.approx(figures["affine"], abs=0.1)
         assert kept.facts.alignment == trained.alignment.facts()
-        assert kept.facts.alignment.to_json().items() >= {
-            "before": 1,
-            "axes_of": 1,
-            "is_compatible": True,
-            **figures,
-        }.items()
+        assert (
+            kept.facts.alignment.to_json().items()
+            >= {
+                "before": 1,
+                "axes_of": 1,
+                "is_compatible": True,
+                **figures,
+            }.items()
+        )
         metrics = tracker.client.get_run(trained.version.run_id).data.metrics
         assert {name: metrics[f"latents.{name}"] for name in figures} == pytest.approx(figures)
         assert trained.compatible.passed

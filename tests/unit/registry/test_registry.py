@@ -17,9 +17,9 @@ from PIL import Image
 
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.registry.store import TrackedVersion, Tracker
-from ae_pipeline.detector.facts import Epoch
 from tests.support.sensors import Fitted
 
 # The interpreter forks after the imports, which take seconds; the store is opened by four processes at one moment.

@@ -1,6 +1,5 @@
 """What a training tells of its model: plots drawn as pictures, and a model card."""
 
-import dataclasses
 import json
 import re
 
