@@ -23,7 +23,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.features.build import build_features, feature_columns
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle

@@ -184,7 +184,7 @@ def follow(flights: Flights, champion: ModelBundle, way: str, seed: int, months:
             "refitted on newer days": r_squared(fit_downstream(retrained, newer), retrained, month_rows),
         }
         condition = alignment.compatibility.condition
-        loss = retrained.facts["validation_loss"]
+        loss = retrained.facts.validation_loss
         found.append(
             Month(way, month, seed, values, alignment.explained_variance, condition, loss, alignment.is_compatible)
         )

@@ -126,7 +126,8 @@ def _work() -> int:
     from ae_pipeline.latents.publish import publish
     from ae_pipeline.reports.build import build_report
     from ae_pipeline.storage.paths import DatasetPaths
-    from ae_pipeline.training.fit import fit_bundle, with_reference
+    from ae_pipeline.training.fit import fit_bundle
+    from ae_pipeline.training.reference import with_reference
 
     config = _shipped()
     paths = DatasetPaths(Path(os.environ["AE_PIPELINE_DATA"]), FLIGHTS)

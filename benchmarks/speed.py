@@ -40,6 +40,7 @@ from torch import nn
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.encoding.encoder import fit_encoder
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day, write_file
@@ -47,7 +48,7 @@ from ae_pipeline.latents.publish import publish
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
-from ae_pipeline.training.loop import Epoch, train
+from ae_pipeline.training.loop import train
 from benchmarks import generated
 from benchmarks.figures import Measured, as_table
 from benchmarks.growth import measure_growth, measure_wide
@@ -323,13 +324,14 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
     """Measure the parts of an extraction of one day, each alone. Parallel parts use all cores."""
     day = paths.features(days[0])
     rows = pl.read_parquet(day)
-    slices = list(bundle._slices(rows))
-    encoded = [bundle._encoded(part) for part in slices]
-    passed = [bundle._pass(batch) for batch in encoded]
+    detector, network = bundle.detector, bundle.network
+    slices = list(network.batches(rows))
+    encoded = [network.encode_batch(part) for part in slices]
+    passed = [network.forward(batch) for batch in encoded]
     pairs = list(zip(passed, encoded, strict=True))
-    losses = bundle.latents_and_losses(rows)[1]
+    losses = detector.latents_and_losses(rows)[1]
     tables = list(score_day(bundle, 1, day))
-    ensemble = bundle.ensemble
+    ensemble = detector.ensemble
     assert ensemble is not None
     wide = [batch.numpy()[:, ensemble.varying].astype(np.float64) for batch in encoded]
     standard = [ensemble.scalings.standard(part) for part in wide]
@@ -339,18 +341,18 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
     def over(work: Callable[[Any], object], items: Sequence[Any]) -> Callable[[], object]:
         return lambda: list(parallel_map(work, items))
 
-    loss = bundle._exact[1]
+    loss = network.double_loss
     trials = {
         "reading": lambda: pl.read_parquet(day),
-        "encoding": over(bundle._encoded, slices),
-        "network": over(bundle._pass, encoded),
+        "encoding": over(network.encode_batch, slices),
+        "network": over(network.forward, encoded),
         "losses by column": over(lambda pair: loss.parts(*pair), pairs),
-        "place of the latent": over(lambda one: bundle.mahalanobis(one.latents.numpy()), passed),
+        "place of the latent": over(lambda one: detector.mahalanobis(one.latents.numpy()), passed),
         "ensemble: nearest as encoded": over(lambda part: _nearest(part, ensemble, 0), wide),
         "ensemble: nearest by ranks": over(lambda part: _nearest(ensemble.scalings.normal(part), ensemble, 1), wide),
         "ensemble: mixture": over(ensemble.mixture, standard),
         "ensemble: members": over(ensemble.denoising_ensemble, standard),
-        "tails to surprise": lambda: bundle.tails(losses),
+        "tails to surprise": lambda: detector.tails(losses),
         "writing": lambda: write_file(tables, {days[0]: "0"}, bundle.model.latent_dim, path, files),
     }
     taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in trials.items()})  # type: ignore[misc]

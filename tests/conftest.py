@@ -1,8 +1,8 @@
-"""Fixtures for all tests: one tiny dataset that went the whole way from CSV to bundle, fitted once a session."""
+"""Fixtures for all tests: a tiny dataset that is ingested and fitted once per session."""
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would take the cores from one another
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # idle threads that spin would slow down the others
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import datetime as dt
@@ -26,32 +26,41 @@ from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
-from tests.support.sensors import DATASET, NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config, sensor_rows
+from tests.support.sensors import DATASET, NO_ENSEMBLE, ROWS_A_DAY, FitFrame, Fitted, sensor_config, sensor_rows
 
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
-    """The tiny dataset after ingestion, features and training; tests must not write below its root."""
+    """The tiny dataset after ingestion, features and training. Tests must not write below its root."""
     config = sensor_config()
     paths = DatasetPaths(tmp_path_factory.mktemp("data"), DATASET)
     paths.landing.mkdir(parents=True)
     rows = sensor_rows()
     for index, part in enumerate(rows.iter_slices(10 * ROWS_A_DAY)):
         part.write_csv(paths.landing / f"part_{index}.csv")
-    intake = ingest(Dataset(config, paths), dt.date(2025, 1, 1))
+    dataset = Dataset(config, paths)
+    ingested = ingest(dataset, dt.date(2025, 1, 1))
     content = {}
-    for day in intake.ledger.days:
-        build_raw_day(day, intake, paths)
-        content[day] = build_features_day(day, Dataset(config, paths), intake.contract).content_hash
+    for day in ingested.ledger.days:
+        build_raw_day(day, ingested, paths)
+        content[day] = build_features_day(day, dataset, ingested.contract).content_hash
     columns = feature_columns(config, load_contract(paths.contract))
     window = cut_window(content, config)
-    bundle, result = fit_bundle(Dataset(config, paths), columns, window)
-    return Fitted(config, paths, columns, tuple(sorted(content)), window, bundle, result)
+    bundle, result = fit_bundle(dataset, columns, window)
+    return Fitted(
+        config=config,
+        paths=paths,
+        columns=columns,
+        days=tuple(sorted(content)),
+        window=window,
+        bundle=bundle,
+        result=result,
+    )
 
 
 @pytest.fixture(scope="session")
 def other_bundle(fitted: Fitted) -> ModelBundle:
-    """A second model of the same shape on the same days, from another seed."""
+    """A second model of the same shape on the same days, trained with another seed."""
     config = sensor_config(
         training={**fitted.config.training.model_dump(), "seed": 1, "epochs": 2},
         alerts={"budget": 0.01, "evidence": NO_ENSEMBLE},
@@ -61,7 +70,7 @@ def other_bundle(fitted: Fitted) -> ModelBundle:
 
 @pytest.fixture(scope="session")
 def wider_bundle(fitted: Fitted) -> ModelBundle:
-    """A model of the same days with more latents."""
+    """A model on the same days with more latents."""
     config = sensor_config(
         model={**fitted.config.model.model_dump(), "latent_dim": 5},
         training={**fitted.config.training.model_dump(), "epochs": 2},
@@ -72,24 +81,22 @@ def wider_bundle(fitted: Fitted) -> ModelBundle:
 
 @pytest.fixture
 def dataset(fitted: Fitted, tmp_path: Path) -> Fitted:
-    """The fitted dataset with features that this test alone may change."""
+    """A copy of the fitted dataset whose features the test may change."""
     return fitted.at(tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., PipelineConfig]:
-    """`sensor_config`, for tests of other modules."""
+    """`sensor_config` as a fixture."""
     return sensor_config
-
-
-FitFrame = Callable[..., tuple[ModelBundle, TrainingResult]]
 
 
 @pytest.fixture(scope="session")
 def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
-    """Fits a bundle on a frame in memory, as a dataset without event time; its rows are cut 7 : 1 : 2 by a hash.
+    """Function that fits a bundle on a frame in memory, as a dataset without event time.
 
-    There is an ensemble only where the section `alerts` asks for it.
+    A hash splits the rows 14 : 2 : 3 : 1 into training, validation, calibration and gate. The model has an ensemble
+    only if the section `alerts` asks for it.
     """
 
     def fit(
@@ -117,7 +124,7 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
 
 @pytest.fixture
 def rewrite_day() -> Callable[[Fitted, str, pl.DataFrame], None]:
-    """Puts other features in place of a day's."""
+    """Function that replaces the features of a day."""
 
     def rewrite(dataset: Fitted, day: str, rows: pl.DataFrame) -> None:
         write_parquet(dataset.paths.features(day), rows.to_arrow(), {"input_hash": "changed by a test"})

@@ -1,4 +1,4 @@
-"""FittedNetwork: encoder, network and loss that were trained together; encodes, reconstructs and removes noise."""
+"""FittedNetwork: an encoder, an autoencoder and a loss that were trained together."""
 
 import copy
 from collections.abc import Iterator
@@ -18,19 +18,18 @@ from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
 
-_LOOKED_INTO = 1024
-"""Rows that are explained or drawn at once, at most."""
+_MAX_BATCH_ROWS = 1024
+"""Upper limit on the rows of a batch that is explained or rendered."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a person looks at of n images.
+    """Images, their reconstructions and their residual maps.
 
     Attributes:
-        image: As the network sees it, on the scale 0 to 1, (n, height, width, channels).
-        reconstruction: What the network makes of it, likewise.
-        residual: How far the residual around each pixel is from the usual, 1 on average of normal images,
-            (n, height, width).
+        image: Network inputs on the scale 0 to 1, (n, height, width, channels).
+        reconstruction: Network outputs on the same scale, (n, height, width, channels).
+        residual: Patch score around each pixel, 1 on average for normal images, (n, height, width).
     """
 
     image: npt.NDArray[np.float64]
@@ -40,12 +39,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class FittedNetwork:
-    """What training gives.
+    """An encoder, an autoencoder and a loss that were trained together.
 
     Attributes:
-        encoder: Features to what the network sees.
-        model: The network, in evaluation mode.
-        loss: Of reconstructions, by `loss.columns`, which scores are attributed to.
+        encoder: Encoder of features into network inputs.
+        model: Autoencoder, in evaluation mode.
+        loss: Reconstruction loss, with one part for each of `loss.columns`.
     """
 
     encoder: Encoder
@@ -53,76 +52,100 @@ class FittedNetwork:
     loss: ReconstructionLoss
 
     def encode(self, features: pl.DataFrame) -> Matrix:
-        """Maps n rows of features to latents, (n, latent_dim), float32."""
-        network = self._exact[0]
-
-        @torch.inference_mode()
-        def latents(rows: pl.DataFrame) -> Matrix:
-            found: Matrix = network.encode(self._encoded(rows)).float().cpu().numpy()
-            return found
-
-        return np.concatenate(
-            [np.empty((0, self.model.latent_dim), np.float32), *parallel_map(latents, self._slices(features))]
-        )
-
-    def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
-        """Gives what the network makes of n rows, on the scale of the encoded inputs, (n, …)."""
-        loss = self._exact[1]
-
-        def expected(rows: pl.DataFrame) -> npt.NDArray[np.float64]:
-            found: npt.NDArray[np.float64] = loss.to_scale(self._pass(self._encoded(rows)).output).cpu().numpy()
-            return found
-
-        return np.concatenate([np.empty((0, *self.encoder.shape)), *parallel_map(expected, self._slices(features))])
-
-    def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
-        """Puts what the network makes of n rows in place of their fitted columns, in the columns' own terms.
-
-        A network that has learnt with corruption, or whose latent space is too narrow for noise, keeps what columns or
-        pixels have in common and drops the rest. Dates, event times and unknown categories stay as they are.
+        """Return the latents of n rows, (n, latent_dim), float32.
 
         Raises:
-            BundleError: A column is missing or of another type.
+            BundleError: A column is missing or has another type.
+        """
+        model = self.double_model
+
+        @torch.inference_mode()
+        def latents_of(rows: pl.DataFrame) -> Matrix:
+            latents: Matrix = model.encode(self.encode_batch(rows)).float().cpu().numpy()
+            return latents
+
+        none = np.empty((0, self.model.latent_dim), np.float32)
+        return np.concatenate([none, *parallel_map(latents_of, self.batches(features))])
+
+    def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the reconstructions of n rows on the scale of the network inputs, (n, …).
+
+        Raises:
+            BundleError: A column is missing or has another type.
+        """
+        loss = self.double_loss
+
+        def reconstruction_of(rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+            output = self.forward(self.encode_batch(rows)).output
+            reconstruction: npt.NDArray[np.float64] = loss.to_scale(output).cpu().numpy()
+            return reconstruction
+
+        none = np.empty((0, *self.encoder.shape))
+        return np.concatenate([none, *parallel_map(reconstruction_of, self.batches(features))])
+
+    def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
+        """Return n rows with the fitted columns replaced by their reconstructions, in the units of the columns.
+
+        A network that was trained with corruption, or whose latent space is too narrow for noise, keeps what columns
+        or pixels have in common and drops the rest. Dates, event times and unknown categories do not change.
+
+        Raises:
+            BundleError: A column is missing or has another type.
         """
         return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
 
     def pictures(self, features: pl.DataFrame) -> Pictures | None:
-        """Gives image, reconstruction and residual map of n rows, few of them; None where rows are no images."""
+        """Return image, reconstruction and residual map of a few rows, or None for tables.
+
+        Raises:
+            BundleError: A column is missing or has another type.
+        """
         if isinstance(self.encoder, TableEncoder):
             return None
-        loss = cast("ImageLoss", self._exact[1])
+        loss = cast("ImageLoss", self.double_loss)
         channels, height, width = self.encoder.shape
-        shown = [[np.empty((0, height, width, channels))] * 2]
+        images, reconstructions = [np.empty((0, height, width, channels))], [np.empty((0, height, width, channels))]
         residuals = [np.empty((0, height, width))]
-        for x in map(self._encoded, self._few(features)):
-            output = self._pass(x).output
-            shown.append([self.encoder.to_unit(images.cpu().numpy()) for images in (x, output)])
+        for x in map(self.encode_batch, self.small_batches(features)):
+            output = self.forward(x).output
+            images.append(self.encoder.to_unit(x.cpu().numpy()))
+            reconstructions.append(self.encoder.to_unit(output.cpu().numpy()))
             residuals.append(loss.patch_scores(output, x, to_the_edge=True).cpu().numpy())
-        images, reconstructions = (np.concatenate(part) for part in zip(*shown, strict=True))
-        return Pictures(images, reconstructions, np.concatenate(residuals))
+        return Pictures(np.concatenate(images), np.concatenate(reconstructions), np.concatenate(residuals))
 
     @cached_property
-    def _exact(self) -> tuple[AutoEncoder, ReconstructionLoss]:
-        """Network and loss in float64.
+    def double_model(self) -> AutoEncoder:
+        """Copy of the autoencoder in float64.
 
-        In float32 a row's output depends on the rows beside it by 1e-7, which fine scales and steep tails enlarge to
-        more than 1e-5 of a score.
+        In float32, the output of a row depends on the other rows of its batch by 1e-7. Fine scales and steep tails
+        enlarge this difference to more than 1e-5 of a score.
         """
-        model, loss = copy.deepcopy(self.model), copy.deepcopy(self.loss)
-        return model.double().eval().requires_grad_(False), loss.double().eval().requires_grad_(False)
+        return copy.deepcopy(self.model).double().eval().requires_grad_(False)
 
-    def _slices(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    @cached_property
+    def double_loss(self) -> ReconstructionLoss:
+        """Copy of the loss in float64, see `double_model`."""
+        return copy.deepcopy(self.loss).double().eval().requires_grad_(False)
+
+    def batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Yield the rows in batches whose network activations fit into memory."""
         return features.iter_slices(rows_at_once(self.encoder.shape))
 
-    def _encoded(self, rows: pl.DataFrame) -> torch.Tensor:
+    def small_batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Yield the rows in batches of at most 1024 rows, for work that needs many forward passes."""
+        return features.iter_slices(min(rows_at_once(self.encoder.shape), _MAX_BATCH_ROWS))
+
+    def encode_batch(self, rows: pl.DataFrame) -> torch.Tensor:
+        """Return the network inputs of a batch, (n, …), float64, on the device of the model.
+
+        Raises:
+            BundleError: A column is missing or has another type.
+        """
         device = next(self.model.parameters()).device
         return torch.from_numpy(self.encoder.encode(rows)).to(device).double()
 
-    def _few(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        """Cuts rows so that much can be tried on each."""
-        return features.iter_slices(min(rows_at_once(self.encoder.shape), _LOOKED_INTO))
-
-    def _pass(self, batch: torch.Tensor) -> AutoEncoderOutput:
+    def forward(self, x: torch.Tensor) -> AutoEncoderOutput:
+        """Return the output of the network for a batch of inputs, in float64 and without gradients."""
         with torch.inference_mode():
-            passed: AutoEncoderOutput = self._exact[0](batch)
-        return passed
+            output: AutoEncoderOutput = self.double_model(x)
+        return output

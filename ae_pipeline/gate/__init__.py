@@ -1,1 +1,1 @@
-"""Evaluation of a challenger before it may serve."""
+"""The gate: evaluate a challenger before it is promoted."""

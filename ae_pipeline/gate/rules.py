@@ -1,7 +1,7 @@
-"""The gate: which challenger may serve."""
+"""The rules of the gate: conditions that a challenger must meet before it is promoted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,31 +13,31 @@ from ae_pipeline.common.errors import BundleError
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.table_encoder import Matrix
-from ae_pipeline.gate.evaluation import COMMON, Errors, GateMetrics, column_scales, show
+from ae_pipeline.gate.evaluation import FAULT_QUANTILE, Errors, GateMetrics, column_scales, evaluate_model
 from ae_pipeline.gate.planted_faults import plant_faults
 from ae_pipeline.scoring.calibration import ks_critical_value, ks_distance
 from ae_pipeline.training.loop import TrainingResult
 
 MAX_KS_DISTANCE = 0.1
-"""Gap between the scores of new days and those of the calibration that counts as drift, beyond what chance makes."""
+"""Kolmogorov-Smirnov distance from the calibration scores that counts as drift, beyond sampling noise."""
 
 MIN_RELATIVE_STD = 1e-3
-"""Spread of a latent column, relative to the widest, below which it counts as collapsed."""
+"""Standard deviation of a latent column, relative to the largest one, below which it counts as collapsed."""
 
-_NEGLIGIBLE = 0.01
-"""An error is told from none from this share of a column's spread on, and of categories from this share of rows on."""
+_NEGLIGIBLE_ERROR = 0.01
+"""Error that counts as negligible: a share of the standard deviation of a column, or of the rows for a category."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """One rule of the gate and how a challenger fared.
+    """Result of one rule for one challenger.
 
     Attributes:
-        rule: Its name.
-        passed: Whether it is kept.
-        figure: What was measured.
-        threshold: What it was held against.
-        message: The same as a sentence.
+        rule: Name of the rule.
+        passed: Whether the challenger meets the rule.
+        figure: Measured value; NaN if nothing was compared.
+        threshold: Limit of the rule.
+        message: Value and limit as a sentence.
     """
 
     rule: str
@@ -50,160 +50,186 @@ class GateResult:
 def compare(
     challenger: ModelBundle, champion: ModelBundle | None, rows: pl.DataFrame, why_not: str, config: GateConfig
 ) -> tuple[GateResult, ...]:
-    """Lets a challenger face the version that serves on rows that neither was fitted on.
+    """Compare a challenger with the version that serves, on rows that neither was fitted on.
 
     Args:
-        challenger: The model that would serve.
-        champion: The one that does, None where none can be compared with.
-        rows: Of `gate_rows`.
-        why_not: Why none can, for a person.
-        config: The thresholds.
+        challenger: Model that would be promoted.
+        champion: Model that serves; None if there is none to compare with.
+        rows: Rows from `gate_rows`.
+        why_not: Reason why there is no champion, for the messages.
+        config: Thresholds of the rules.
 
     Returns:
-        Verdicts of reconstruction, calibration and planted faults. Where nothing can be compared they pass, and say so.
+        Results for reconstruction, calibration and planted faults. If nothing can be compared, they pass and their
+        messages give the reason.
     """
-    rules = ("reconstruction_no_worse", "calibration_no_worse", "planted_faults_found")
-    limits = (1 + config.max_error_increase, config.max_ks_distance, 0.0)
     if rows.is_empty():
-        why_not = "no row lies after the days that both were fitted on"
-    elif champion is not None:
-        try:
-            champion.encoder.encode(rows.head(1))  # a column that it needs may be gone
-            faulty = plant_faults(rows, champion.encoder)
-            shown = show(challenger, rows, faulty), show(champion, rows, faulty)
-        except BundleError as error:
-            why_not = str(error)
-        else:
-            return (
-                reconstruction_no_worse(
-                    shown[0].errors, shown[1].errors, column_scales(rows, champion), config.max_error_increase
-                ),
-                calibration_no_worse(*shown, config.max_ks_distance),
-                planted_faults_found(*shown, config.max_recall_drop),
-            )
-    return tuple(
-        GateResult(rule, True, float("nan"), limit, f"not compared: {why_not}")
-        for rule, limit in zip(rules, limits, strict=True)
+        return _not_compared("no row is later than the windows of both models", config)
+    if champion is None:
+        return _not_compared(why_not, config)
+    try:
+        champion.encoder.encode(rows.head(1))  # raises if a column of the champion no longer exists
+        faulty = plant_faults(rows, champion.encoder)
+        metrics, champion_metrics = evaluate_model(challenger, rows, faulty), evaluate_model(champion, rows, faulty)
+    except BundleError as error:
+        return _not_compared(str(error), config)
+    scales = column_scales(rows, champion)
+    return (
+        reconstruction_no_worse(metrics.errors, champion_metrics.errors, scales, config.max_error_increase),
+        calibration_no_worse(metrics, champion_metrics, config.max_ks_distance),
+        planted_faults_found(metrics, champion_metrics, config.max_recall_drop),
+    )
+
+
+def _not_compared(reason: str, config: GateConfig) -> tuple[GateResult, ...]:
+    thresholds = {
+        "reconstruction_no_worse": 1 + config.max_error_increase,
+        "calibration_no_worse": config.max_ks_distance,
+        "planted_faults_found": 0.0,
+    }
+    return tuple(_passed_unmeasured(rule, threshold, reason) for rule, threshold in thresholds.items())
+
+
+def _passed_unmeasured(rule: str, threshold: float, reason: str) -> GateResult:
+    return GateResult(
+        rule=rule, passed=True, figure=float("nan"), threshold=threshold, message=f"not compared: {reason}"
     )
 
 
 def reconstruction_no_worse(
-    challenger: Errors, champion: Errors, std: dict[str, float], max_error_increase: float
+    challenger: Errors, champion: Errors, scales: Mapping[str, float], max_error_increase: float
 ) -> GateResult:
-    """The challenger reconstructs the columns that both see about as well as the version that serves, or better.
+    """Check that the challenger reconstructs the shared columns about as well as the champion, or better.
 
-    Each column's error is divided by the other's, which takes the unit away; the geometric mean of these quotients
-    weighs a column that is twice as good as much as one that is twice as bad.
+    The measure is the geometric mean of the quotients of both errors over the columns. It does not depend on units, and
+    a column that is twice as good offsets one that is twice as bad.
 
     Args:
-        challenger: Its errors.
-        champion: Errors of the version that serves.
-        std: Of columns of numbers, by which negligible errors are told.
-        max_error_increase: Share by which the mean may exceed 1.
+        challenger: Reconstruction errors of the challenger.
+        champion: Reconstruction errors of the champion.
+        scales: Standard deviation of each number column, which sets its negligible error.
+        max_error_increase: Share by which the geometric mean may exceed 1.
     """
-    rule, most = "reconstruction_no_worse", 1 + max_error_increase
+    rule, limit = "reconstruction_no_worse", 1 + max_error_increase
     shared = sorted(challenger.keys() & champion.keys())
     if not shared:
-        return GateResult(rule, True, float("nan"), most, "not compared: the two models see no column in common")
-    floors = {name: _NEGLIGIBLE * std.get(name, 1.0) + 1e-300 for name in shared}
+        return _passed_unmeasured(rule, limit, "the two models share no column")
+    floors = {name: _NEGLIGIBLE_ERROR * scales.get(name, 1.0) + 1e-300 for name in shared}
     quotients = {name: (challenger[name] + floors[name]) / (champion[name] + floors[name]) for name in shared}
-    figure = math.exp(sum(map(math.log, quotients.values())) / len(quotients))
+    mean_quotient = math.exp(sum(map(math.log, quotients.values())) / len(quotients))
     worst = max(quotients, key=lambda name: quotients[name])
     message = (
-        f"over {len(shared)} columns its error is {figure:.3f} times that of the version that serves, at most "
-        f"{most:g} allowed; the worst is {worst} with {challenger[worst]:.4g} where the other has {champion[worst]:.4g}"
+        f"over {len(shared)} columns, its reconstruction error is {mean_quotient:.3f} times that of the version that "
+        f"serves; the limit is {limit:g}; the worst column is {worst} with {challenger[worst]:.4g} against "
+        f"{champion[worst]:.4g}"
     )
-    return GateResult(rule, figure <= most, figure, most, message)
+    return GateResult(rule=rule, passed=mean_quotient <= limit, figure=mean_quotient, threshold=limit, message=message)
 
 
 def calibration_no_worse(challenger: GateMetrics, champion: GateMetrics, max_ks_distance: float) -> GateResult:
-    """The challenger's scores of the gate's rows lie as near to its calibration as the threshold or the other's do.
+    """Check that the scores of the challenger are near its calibration, or about as near as those of the champion.
 
     Args:
-        challenger: What it shows.
-        champion: What the version that serves shows, which the same days may have taken from its calibration too.
-        max_ks_distance: Gap that is allowed whatever the other shows.
+        challenger: Metrics of the challenger.
+        champion: Metrics of the champion. The gate's days may have drifted from its calibration too.
+        max_ks_distance: Kolmogorov-Smirnov distance that is always allowed.
     """
-    most = max(max_ks_distance, champion.ks_distance) + challenger.ks_critical_value
+    limit = max(max_ks_distance, champion.ks_distance) + challenger.ks_critical_value
     message = (
-        f"shares of rows up to any score differ from those of its calibration by up to {challenger.ks_distance:.3f}, "
-        f"at most {most:.3f} allowed; those of the version that serves by {champion.ks_distance:.3f}"
+        f"the distribution of its scores differs from its calibration by up to {challenger.ks_distance:.3f}; the limit "
+        f"is {limit:.3f}; for the version that serves the difference is {champion.ks_distance:.3f}"
     )
-    return GateResult("calibration_no_worse", challenger.ks_distance <= most, challenger.ks_distance, most, message)
+    return GateResult(
+        rule="calibration_no_worse",
+        passed=challenger.ks_distance <= limit,
+        figure=challenger.ks_distance,
+        threshold=limit,
+        message=message,
+    )
 
 
 def planted_faults_found(challenger: GateMetrics, champion: GateMetrics, max_recall_drop: float) -> GateResult:
-    """The challenger finds about as many planted faults as the version that serves, or more.
+    """Check that the challenger finds about as many planted faults as the champion, or more.
 
     Args:
-        challenger: What it shows.
-        champion: What the version that serves shows of the same faults.
-        max_recall_drop: By how much its share may be smaller.
+        challenger: Metrics of the challenger.
+        champion: Metrics of the champion for the same faults.
+        max_recall_drop: Difference by which the share of found faults may be lower.
     """
     rule = "planted_faults_found"
-    if not challenger.faults:
-        return GateResult(rule, True, float("nan"), 0.0, "not compared: no column has two values to plant a fault with")
-    least = max(champion.found - max_recall_drop, 0.0)
+    if not challenger.fault_count:
+        return _passed_unmeasured(rule, 0.0, "no fault can be planted because no column has two values")
+    limit = max(champion.recall - max_recall_drop, 0.0)
     message = (
-        f"{challenger.found:.1%} of {challenger.faults} planted faults score higher than {COMMON:.0%} of the rows, at "
-        f"least {least:.1%} must; the version that serves finds {champion.found:.1%}"
+        f"{challenger.recall:.1%} of {challenger.fault_count} planted faults score higher than {FAULT_QUANTILE:.0%} of "
+        f"the rows; at least {limit:.1%} must; the version that serves finds {champion.recall:.1%}"
     )
-    return GateResult(rule, challenger.found >= least, challenger.found, least, message)
+    return GateResult(
+        rule=rule, passed=challenger.recall >= limit, figure=challenger.recall, threshold=limit, message=message
+    )
 
 
 def finite_weights(bundle: ModelBundle) -> GateResult:
-    """Every weight of the network is a finite number."""
-    wrong = sum(int((~torch.isfinite(value)).sum()) for value in bundle.model.state_dict().values())
-    return GateResult("finite_weights", wrong == 0, wrong, 0, f"{wrong:,} weights are not finite; none may be")
+    """Check that every weight of the network is a finite number."""
+    count = sum(int((~torch.isfinite(value)).sum()) for value in bundle.model.state_dict().values())
+    message = f"{count:,} weights are not finite; none may be"
+    return GateResult(rule="finite_weights", passed=count == 0, figure=count, threshold=0, message=message)
 
 
 def loss_fell(result: TrainingResult) -> GateResult:
-    """The validation loss is lower than before the first step."""
+    """Check that the validation loss is lower than before the first step."""
     return GateResult(
-        "loss_fell",
-        result.best_loss < result.first_loss,
-        result.best_loss,
-        result.first_loss,
-        f"validation loss {result.best_loss:.4g} at epoch {result.best_epoch}, {result.first_loss:.4g} before it",
+        rule="loss_fell",
+        passed=result.best_loss < result.first_loss,
+        figure=result.best_loss,
+        threshold=result.first_loss,
+        message=f"the validation loss is {result.best_loss:.4g} at epoch {result.best_epoch}; it was "
+        f"{result.first_loss:.4g} before the first step",
     )
 
 
-def latents_not_collapsed(latents: Matrix, least: float = 0.5) -> GateResult:
-    """All latents are finite, and enough of their columns vary from row to row.
+def latents_not_collapsed(latents: Matrix, min_share: float = 0.5) -> GateResult:
+    """Check that all latents are finite and that enough latent columns vary between rows.
 
     Args:
-        latents: Of some rows, (n, latent_dim).
-        least: Share of the columns that must.
+        latents: Latents of some rows, (n, latent_dim).
+        min_share: Share of the columns that must vary.
     """
-    if wrong := int((~np.isfinite(latents)).sum()):
-        message = f"{wrong:,} latents are not finite; none may be"
-        return GateResult("latents_not_collapsed", False, 0.0, least, message)
+    rule = "latents_not_collapsed"
+    if count := int((~np.isfinite(latents)).sum()):
+        message = f"{count:,} latents are not finite; none may be"
+        return GateResult(rule=rule, passed=False, figure=0.0, threshold=min_share, message=message)
     std = latents.std(axis=0) if len(latents) else np.zeros(latents.shape[1])
-    alive = float((std > MIN_RELATIVE_STD * max(float(std.max(initial=0.0)), 1e-12)).mean())
-    message = (
-        f"{alive:.0%} of {latents.shape[1]} latent columns vary; {'half' if least == 0.5 else f'{least:.0%}'} must"
-    )
-    return GateResult("latents_not_collapsed", alive >= least, alive, least, message)
+    largest = max(float(std.max(initial=0.0)), 1e-12)
+    share = float((std > MIN_RELATIVE_STD * largest).mean())
+    message = f"{share:.0%} of {latents.shape[1]} latent columns vary; at least {min_share:.0%} must"
+    return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)
 
 
 def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64]) -> GateResult:
-    """Rows after the calibration days score like those of these days, which the alert budget rests on.
+    """Check that rows after the calibration days score like the calibration rows, which the alert budget relies on.
 
-    It looks at all scores alike. Of the highest alone, which make alerts, the report's check `alert_budget` tells.
+    All scores count alike. The report's check `alert_budget` looks at the highest scores, which raise alerts.
 
     Args:
-        scores: Of rows of days after the window of the model, (n,).
-        calibrated: Of the rows of the calibration days.
+        scores: Scores of rows after the window of the model, (n,).
+        calibrated: Scores of the calibration rows.
     """
+    rule = "calibration_holds"
     if not len(scores):
-        return GateResult("calibration_holds", True, 0.0, MAX_KS_DISTANCE, "0 rows lie after the calibration days")
-    gap = ks_distance(scores, calibrated)
-    most = MAX_KS_DISTANCE + ks_critical_value(len(scores), len(calibrated))
-    message = f"{len(scores):,} rows after the calibration days: their shares up to any score differ by up to {gap:.3f}"
-    result = "train anew to calibrate on newer days" if gap > most else "they are alike"
-    return GateResult("calibration_holds", gap <= most, gap, most, f"{message}; {result}")
+        message = "0 rows lie after the calibration days"
+        return GateResult(rule=rule, passed=True, figure=0.0, threshold=MAX_KS_DISTANCE, message=message)
+    distance = ks_distance(scores, calibrated)
+    limit = MAX_KS_DISTANCE + ks_critical_value(len(scores), len(calibrated))
+    passed = distance <= limit
+    conclusion = "the calibration holds" if passed else "train a new model to calibrate on newer days"
+    message = (
+        f"{len(scores):,} rows after the calibration days: the distribution of their scores differs from the "
+        f"calibration by up to {distance:.3f}; the limit is {limit:.3f}; {conclusion}"
+    )
+    return GateResult(rule=rule, passed=passed, figure=distance, threshold=limit, message=message)
 
 
 def is_promoted(results: Sequence[GateResult]) -> bool:
-    """A challenger serves when it keeps every rule."""
+    """Return whether a challenger meets every rule."""
     return all(result.passed for result in results)

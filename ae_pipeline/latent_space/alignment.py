@@ -9,6 +9,7 @@ import polars as pl
 
 from ae_pipeline.config.service import LatentsConfig
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import AlignmentFacts
 from ae_pipeline.latent_space.compatibility import (
     AffineMap,
     Array,
@@ -61,20 +62,20 @@ class Alignment:
     is_compatible: bool
     message: str
 
-    def facts(self) -> dict[str, float | int | bool | str | None]:
-        """Return what a bundle stores about the alignment, as a flat dictionary."""
-        # A space that is not compatible is the first one with its axes.
-        axes_of = self.axes_of if self.is_compatible else None
-        axes = self.axes if self.is_compatible else None
-        return {
-            "before": self.previous,
-            "axes_of": axes_of,
-            "axes": axes,
-            "is_aligned": self.is_aligned,
-            "is_compatible": self.is_compatible,
-            "explained": self.explained_variance,
-            **self.compatibility.figures(),
-        }
+    def facts(self) -> AlignmentFacts:
+        """Return the facts that a bundle keeps."""
+        return AlignmentFacts.model_validate(
+            {
+                "before": self.previous,
+                # An incompatible space starts its own axes.
+                "axes_of": self.axes_of if self.is_compatible else None,
+                "axes": self.axes if self.is_compatible else None,
+                "is_aligned": self.is_aligned,
+                "is_compatible": self.is_compatible,
+                "explained": self.explained_variance,
+                **self.compatibility.figures(),
+            }
+        )
 
 
 def align(
@@ -145,8 +146,8 @@ def transform_latents(bundle: ModelBundle, affine: AffineMap) -> ModelBundle:
     after = _stored_map(axes)
     # The network stores the map rounded to float32. Distances must be transformed by the stored map, not the exact one.
     matrix = np.linalg.solve(previous.matrix, after.matrix).astype(np.float64)
-    mahalanobis = bundle.mahalanobis.transformed(matrix, after.offset - previous.offset @ matrix)
-    return dataclasses.replace(bundle, model=model, mahalanobis=mahalanobis)
+    mahalanobis = bundle.detector.mahalanobis.transformed(matrix, after.offset - previous.offset @ matrix)
+    return bundle.with_network(dataclasses.replace(bundle.network, model=model), mahalanobis)
 
 
 def _stored_map(transform: "LatentTransform") -> AffineMap:

@@ -21,5 +21,5 @@ def latent_space_name(model_version: int, fingerprint: str) -> str:
 
 def axes_name(bundle: ModelBundle, model_version: int) -> str:
     """Return the name of the axes of a model's latents, which is the name of the first latent space with these axes."""
-    first: str | None = bundle.facts.get("alignment", {}).get("axes")
-    return first or latent_space_name(model_version, bundle.fingerprint)
+    alignment = bundle.facts.alignment
+    return (alignment and alignment.axes) or latent_space_name(model_version, bundle.fingerprint)

@@ -41,7 +41,8 @@ def serving_model(config: PipelineConfig, tracker: Tracker) -> ServingModel:
         served = _load(tracker, champion)
     except (BundleError, StorageError, TrainingError) as error:
         return ServingModel(None, None, champion.version, str(error))
-    first = served.bundle.facts.get("alignment", {}).get("axes_of")
+    alignment = served.bundle.facts.alignment
+    first = alignment and alignment.axes_of
     try:
         axes = _load(tracker, tracker.version_number(config.dataset, first)) if first else served
     except (BundleError, StorageError, TrainingError):  # deleted; the champion has the same axes
@@ -60,18 +61,24 @@ def align_to_serving(
     rule, threshold = "latents_compatible", config.latents.min_explained_variance
     if serving.version is None:
         message = "no version serves so far; these latents are the first"
-        return bundle, GateResult(rule, True, 1.0, threshold, message), None
+        return bundle, GateResult(rule=rule, passed=True, figure=1.0, threshold=threshold, message=message), None
     if serving.champion is None or serving.axes is None:
         return bundle, _incomparable(rule, threshold, serving, serving.why_not), None
     try:
         bundle, alignment = align(bundle, serving.champion, serving.axes, rows, config.latents)
     except (BundleError, TrainingError) as error:
         return bundle, _incomparable(rule, threshold, serving, str(error)), None
-    bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
-    result = GateResult(rule, alignment.is_compatible, alignment.explained_variance, threshold, alignment.message)
-    return bundle, result, alignment
+    facts = bundle.facts.model_copy(update={"alignment": alignment.facts()})
+    result = GateResult(
+        rule=rule,
+        passed=alignment.is_compatible,
+        figure=alignment.explained_variance,
+        threshold=threshold,
+        message=alignment.message,
+    )
+    return dataclasses.replace(bundle, facts=facts), result, alignment
 
 
 def _incomparable(rule: str, threshold: float, serving: ServingModel, reason: str) -> GateResult:
     message = f"the latents cannot be compared with those of version {serving.version}: {reason}"
-    return GateResult(rule, False, 0.0, threshold, message)
+    return GateResult(rule=rule, passed=False, figure=0.0, threshold=threshold, message=message)

@@ -17,6 +17,7 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, sample_rows
 from ae_pipeline.gate.evaluation import gate_rows
@@ -37,8 +38,9 @@ from ae_pipeline.reports.render import render_png
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
-from ae_pipeline.training.fit import fit_bundle, with_reference
-from ae_pipeline.training.loop import Epoch, TrainingResult
+from ae_pipeline.training.fit import fit_bundle
+from ae_pipeline.training.loop import TrainingResult
+from ae_pipeline.training.reference import with_reference
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +250,7 @@ def _describe(
 ) -> tuple[Sequence[Chart], str]:
     bundle, window = candidate.bundle, candidate.bundle.window
     source = dataset.paths.features(window.days[-1]).parent.as_uri()
-    run.log_data(dataset.name, window.fingerprint, source, bundle.facts["rows"], bundle)
+    run.log_data(dataset.name, window.fingerprint, source, bundle.facts.rows, bundle)
     results = (*evaluation.results, candidate.compatible)
     card = model_card(bundle, version.version, results, evaluation.gate, evaluation.unseen.height, links)
     run.describe(version, head_of(card), card)
@@ -279,7 +281,7 @@ def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
 
 
 def _streaming_message(bundle: ModelBundle) -> str:
-    rows, seen = bundle.facts["rows"], bundle.facts["rows_looked_at"]
+    rows, seen = bundle.facts.rows, bundle.facts.rows_looked_at
     message = f"its {rows['train']:,} rows exceed the memory budget, so the training streamed them from disk"
     if seen["train"] == rows["train"]:
         return message

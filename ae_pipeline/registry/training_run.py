@@ -28,7 +28,7 @@ from ae_pipeline.registry.versions import TrackedVersion, newest_version_of_run,
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ae_pipeline.training.loop import Epoch
+    from ae_pipeline.detector.facts import Epoch
 
 _FLUSH_SECONDS = 5.0
 """Time after which buffered metrics of epochs are written."""

@@ -256,10 +256,10 @@ def _summary(published: Published, run_id: str, shown: PageContext, labels: Labe
                 for group in shown.groups
             ],
             # Beside the version that served when it was trained: figures of `latents.compatibility`.
-            "alignment": bundle.facts.get("alignment"),
+            "alignment": bundle.facts.alignment.to_json() if bundle.facts.alignment else None,
             "score_threshold": bundle.calibration.threshold,
             "calibration_rows": len(bundle.calibration.scores),
-            "rows_by_part": bundle.facts["rows"],
+            "rows_by_part": bundle.facts.rows,
             "train_days": [bundle.window.train[0], bundle.window.train[-1]],
             "calibration_days": [bundle.window.calibration[0], bundle.window.calibration[-1]],
             "columns": bundle.columns,

@@ -14,6 +14,7 @@ import polars as pl
 
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.reports.latent_map import latents_in, places, shown_rows
 from ae_pipeline.storage.files import write_text
 
@@ -123,16 +124,16 @@ def calibration_chart(p_values: Array, message: str) -> Chart:
     )
 
 
-def loss_chart(epochs: Sequence[Mapping[str, float]], best_epoch: int, unit: str) -> Chart:
+def loss_chart(epochs: Sequence[Epoch], best_epoch: int, unit: str) -> Chart:
     """Shows training and validation loss by epoch, and the epoch that was kept."""
     import altair as alt
 
     data = _Data()
 
     points = [
-        {"epoch": epoch["number"], "loss": epoch[name], "of": message}
+        {"epoch": epoch.number, "loss": loss, "of": part}
         for epoch in epochs
-        for name, message in (("train_loss", "training"), ("validation_loss", "validation"))
+        for loss, part in ((epoch.train_loss, "training"), (epoch.validation_loss, "validation"))
     ]
     lines = (
         alt.Chart(data(points))

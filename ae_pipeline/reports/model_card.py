@@ -35,7 +35,7 @@ def training_charts(bundle: ModelBundle, validation: pl.DataFrame, unseen: pl.Da
     rows, name = (_scored(bundle, unseen), "the gate") if unseen.height else (known, "the validation")
     scores, calibration = rows["score"].to_numpy(), bundle.calibration
     charts = [
-        loss_chart(bundle.facts["epochs"], bundle.facts["best_epoch"], bundle.loss.unit),
+        loss_chart(bundle.facts.epochs, bundle.facts.best_epoch, bundle.loss.unit),
         score_chart(scores, calibration.scores, calibration.threshold, name),
         latent_chart(rows, known.filter(~pl.col("is_anomaly")), bundle, name, "the validation"),
     ]
@@ -72,7 +72,7 @@ def model_card(
         links: Where to look further: addresses by what is there.
     """
     config, window, facts = bundle.config, bundle.window, bundle.facts
-    counts = {**facts["rows"], GATE: gate_rows}
+    counts = {**facts.rows, GATE: gate_rows}
     parts = {
         part: {"days": [day for day in getattr(window, part) if day != ALL_ROWS], "rows": counts[part]}
         for part in (*PARTS, GATE)

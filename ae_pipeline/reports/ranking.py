@@ -13,7 +13,7 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay

@@ -10,7 +10,7 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day

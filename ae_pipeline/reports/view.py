@@ -346,8 +346,8 @@ class Published:
             effects = pl.read_parquet(index).filter(pl.col("day") <= day)
             charts += [chart] if (chart := drift_chart(effects, self.config.drift)) else []
         charts.append(self._calibration(day))
-        if epochs := bundle.facts.get("epochs"):
-            charts.append(loss_chart(epochs, bundle.facts["best_epoch"], bundle.loss.unit))
+        if bundle.facts.epochs:
+            charts.append(loss_chart(bundle.facts.epochs, bundle.facts.best_epoch, bundle.loss.unit))
         return charts
 
     def _calibration(self, day: str) -> Chart:

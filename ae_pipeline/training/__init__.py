@@ -1,1 +1,1 @@
-"""Training of a model on a window of features."""
+"""Fit a model on a window of features."""

@@ -1,4 +1,4 @@
-"""Encoded rows that a training walks through, in another order each epoch: from memory, or in blocks from disk."""
+"""Encoded training rows that are shuffled in each epoch: in memory, or in blocks on disk."""
 
 import math
 import tempfile
@@ -19,11 +19,11 @@ from ae_pipeline.storage.files import make_folder, translate_os_error
 
 
 class TrainingBatch(NamedTuple):
-    """Rows of one step.
+    """Rows of one training step.
 
     Attributes:
-        rows: Encoded, (n, …).
-        latents: That the network is to keep near, (n, latent_dim); None where there are none.
+        rows: Encoded rows, (n, …).
+        latents: Latents of the rows under the previous model, (n, latent_dim); None without a regularizer.
     """
 
     rows: Tensor
@@ -31,28 +31,33 @@ class TrainingBatch(NamedTuple):
 
 
 class TrainingRows(Protocol):
-    """What a training learns from."""
+    """Encoded training rows, in memory or on disk."""
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """Device of the batches."""
 
     def __len__(self) -> int:
-        """Counts the rows."""
+        """Return the number of rows."""
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
-        """Gives each row once, in an order that a generator on the CPU draws, in batches of a size but for the last."""
+        """Yield each row once, in random order.
+
+        Args:
+            size: Rows in a batch. The last batch may be smaller.
+            generator: Generator on the CPU for the order.
+        """
 
     def mean(self) -> Matrix:
-        """Gives the mean row, (…), float32."""
+        """Return the mean row, (…), float32."""
 
 
 class InMemory:
-    """Rows in memory, or in that of a device.
+    """Rows in the memory of the machine or of a device.
 
     Args:
-        rows: Encoded, (n, …).
-        latents: Of each row, those to keep near.
+        rows: Encoded rows, (n, …).
+        latents: Latents of the rows under the previous model, (n, latent_dim).
     """
 
     def __init__(self, rows: Tensor, latents: Tensor | None = None) -> None:
@@ -60,42 +65,42 @@ class InMemory:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """Device of the batches."""
         return self._rows.device
 
     def __len__(self) -> int:
-        """Counts the rows."""
+        """Return the number of rows."""
         return len(self._rows)
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
-        """Gives each row once, in an order drawn over all of them."""
-        for chosen in torch.randperm(len(self), generator=generator).to(self.device).split(size):
-            latents = None if self._latents is None else self._latents[chosen.to(self._latents.device)]
-            yield TrainingBatch(self._rows.index_select(0, chosen), latents)
+        """Yield each row once, shuffled over all rows; see `TrainingRows.shuffled`."""
+        for indices in torch.randperm(len(self), generator=generator).to(self.device).split(size):
+            latents = None if self._latents is None else self._latents[indices.to(self._latents.device)]
+            yield TrainingBatch(self._rows.index_select(0, indices), latents)
 
     def mean(self) -> Matrix:
-        """Gives the mean row, (…), float32."""
+        """Return the mean row, (…), float32."""
         mean: Matrix = self._rows.mean(0, dtype=torch.float64).float().cpu().numpy()
         return mean
 
 
 class OnDisk:
-    """Rows in a file, of which two blocks are in memory at a time.
+    """Rows in a temporary file, of which two blocks are in memory at a time.
 
-    Each of the blocks has rows of all days: what is written together is dealt out to them at random. An epoch takes the
-    blocks in a random order, and the rows of a block in another. The file has no name, so that nothing is left of it
-    however the process ends.
+    Each written batch is distributed over all blocks at random, so that a block has rows of all days. An epoch takes
+    the blocks in random order and shuffles the rows within each. The file is unlinked from the start, so that nothing
+    remains of it when the process ends.
 
     Args:
-        folder: Where there is room.
-        batches: Encoded rows, (n, …), each batch with the latents that they are to be kept near, if any.
-        packing: Of the rows.
-        blocks: How many blocks there are to be.
-        seed: Of the dealing.
-        device: Where the batches are to lie.
+        folder: Directory of the temporary file.
+        batches: Encoded rows, (n, …), each batch with the latents of its rows under the previous model, or None.
+        packing: Packing of the rows.
+        blocks: Number of blocks.
+        seed: Seed of the distribution over the blocks.
+        device: Device of the batches.
 
     Raises:
-        StorageError: There is no room.
+        StorageError: There is no disk space.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class OnDisk:
     ) -> None:
         self.device, self._packing = device, packing
         self._file = tempfile.TemporaryFile(dir=make_folder(folder), buffering=0)  # noqa: SIM115
-        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(blocks)]  # where in the file, how many rows
+        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(blocks)]  # (offset in the file, rows), by block
         self._count = self._width = 0
         total: npt.NDArray[np.float64] | float = 0.0
         rng = np.random.default_rng(seed)
@@ -123,60 +128,71 @@ class OnDisk:
         self._mean = np.asarray(total / max(self._count, 1), np.float32)
 
     def _write(self, records: Matrix, rng: np.random.Generator) -> None:
-        dealt = np.ascontiguousarray(records[rng.permutation(len(records))], np.float32)
-        self._width = dealt.shape[1]
-        # Whoever gets one row more changes from batch to batch, so that blocks are as long as each other.
+        shuffled = np.ascontiguousarray(records[rng.permutation(len(records))], np.float32)
+        self._width = shuffled.shape[1]
+        # Other blocks get the extra rows in each batch, so that all blocks stay about equally long.
         order = rng.permutation(len(self._pieces))
         start = self._file.seek(0, 2)
-        for block, part in zip(order, np.array_split(np.arange(len(dealt)), len(order)), strict=True):
+        for block, part in zip(order, np.array_split(np.arange(len(shuffled)), len(order)), strict=True):
             if len(part):
                 self._pieces[block].append((start + int(part[0]) * self._width * 4, len(part)))
-        left = memoryview(dealt.data).cast("B")
-        while left:
-            left = left[self._file.write(left) :]
-        self._count += len(dealt)
+        unwritten = memoryview(shuffled.data).cast("B")
+        while unwritten:
+            unwritten = unwritten[self._file.write(unwritten) :]
+        self._count += len(shuffled)
 
     def __len__(self) -> int:
-        """Counts the rows."""
+        """Return the number of rows."""
         return self._count
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
-        """Gives each row once, block by block."""
+        """Yield each row once, block by block; see `TrainingRows.shuffled`."""
         order = torch.randperm(len(self._pieces), generator=generator).tolist()
-        left = torch.empty((0, self._width))
+        remaining = torch.empty((0, self._width))
         with closing(prefetch(map(self._read, order))) as blocks:
             for block in blocks:
-                left = torch.cat([left, block[torch.randperm(len(block), generator=generator)]])
-                full = len(left) // size * size
-                yield from map(self._batch, left[:full].split(size) if full else ())
-                left = left[full:].clone()
-        if len(left):
-            yield self._batch(left)
+                remaining = torch.cat([remaining, block[torch.randperm(len(block), generator=generator)]])
+                full = len(remaining) // size * size
+                yield from map(self._batch, remaining[:full].split(size) if full else ())
+                remaining = remaining[full:].clone()
+        if len(remaining):
+            yield self._batch(remaining)
 
     def mean(self) -> Matrix:
-        """Gives the mean row, (…), float32."""
+        """Return the mean row, (…), float32."""
         return self._mean
 
     def _read(self, block: int) -> Tensor:
-        found = np.empty((sum(rows for _, rows in self._pieces[block]), self._width), np.float32)
+        records = np.empty((sum(rows for _, rows in self._pieces[block]), self._width), np.float32)
         done = 0
         for start, rows in self._pieces[block]:
             self._file.seek(start)
-            wanted = memoryview(found[done : done + rows].data).cast("B")
-            while wanted:
-                read = self._file.readinto(wanted)
-                if not read:
-                    raise OSError(f"the file of training rows ends before row {done + rows}")
-                wanted = wanted[read:]
+            unread = memoryview(records[done : done + rows].data).cast("B")
+            while unread:
+                count = self._file.readinto(unread)
+                if not count:
+                    raise OSError(f"the temporary file of the training rows ends before row {done + rows} of a block")
+                unread = unread[count:]
             done += rows
-        return torch.from_numpy(found)
+        return torch.from_numpy(records)
 
     def _batch(self, records: Tensor) -> TrainingBatch:
-        there = records.to(self.device)
-        width = self._packing.width
-        return TrainingBatch(self._packing.unpack(there[:, :width]), there[:, width:] if self._width > width else None)
+        on_device, width = records.to(self.device), self._packing.width
+        latents = on_device[:, width:] if self._width > width else None
+        return TrainingBatch(self._packing.unpack(on_device[:, :width]), latents)
 
 
 def blocks_for(rows: int, row_bytes: int, block_bytes: int, batch: int) -> int:
-    """Says how many blocks some rows take, none of them much smaller than a batch."""
+    """Return the number of blocks for some rows.
+
+    Args:
+        rows: Number of rows.
+        row_bytes: Bytes of a row.
+        block_bytes: Upper limit on the bytes of a block, unless a batch is larger.
+        batch: Rows in a batch.
+
+    Examples:
+        >>> blocks_for(rows=1000, row_bytes=10, block_bytes=1000, batch=1)
+        10
+    """
     return max(1, math.ceil(rows * row_bytes / max(block_bytes, batch * row_bytes)))

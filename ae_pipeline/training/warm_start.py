@@ -1,4 +1,4 @@
-"""Lets a training go on from the model that serves: from its weights, and near its latents."""
+"""Warm start: begin a training with the weights of the previous model, and keep its latents near."""
 
 from collections.abc import Iterator
 from typing import cast
@@ -17,59 +17,70 @@ from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import LikelihoodLoss, ReconstructionLoss
 from ae_pipeline.training.loop import LatentRegularizer
 
-_Place = tuple[str, str, str]
+_InputName = tuple[str, str, str]
+"""Column, part of the column and, for categories, the value that a network input stands for."""
+
+_Indices = tuple[list[int], list[int]]
+"""Indices of the same inputs in the new network and in the previous one."""
+
+_SCALED = {BlockKind.NUMERIC, BlockKind.CYCLIC}
 
 
 @torch.no_grad()
 def load_matching_weights(
     model: AutoEncoder, loss: ReconstructionLoss, encoder: Encoder, previous: FittedNetwork
 ) -> bool:
-    """Puts the weights of a trained network into one that is configured alike, in place.
+    """Copy the weights of a trained network into one of the same configuration, in place.
 
-    Of tables the first and the last layer have a place for each number and each category: those that both networks know
-    are taken over, and the others stay as they were drawn. The axes of the latents come along.
+    For tables, the first and the last layer have weights for each number and each category. Only those that both
+    networks know are copied; the others keep their random values. The latent transform is copied too.
 
     Args:
-        model: Freshly drawn.
-        loss: Its loss, whose learnt scales are taken over likewise.
-        encoder: What makes its inputs.
-        previous: To start from.
+        model: Network with random weights.
+        loss: Loss of that network. Its trained scales are copied in the same way.
+        encoder: Encoder of its inputs.
+        previous: Network to copy from.
 
     Returns:
-        Whether the layers are as wide; nothing is changed where they are not.
+        Whether weights were copied. Nothing changes if the layers differ in width.
     """
-    places = None
+    shared = None
     if isinstance(encoder, TableEncoder) and isinstance(previous.encoder, TableEncoder):
-        places = _shared(_columns(encoder), _columns(previous.encoder))
+        shared = _shared_indices(_input_names(encoder), _input_names(previous.encoder))
     new, old = (_weights(network) for network in (model, previous.model))
-    pairs = [(tensor, old[name][0], dimension if places else None) for name, (tensor, dimension) in new.items()]
-    if any(not _is_as_wide(tensor, other, dimension) for tensor, other, dimension in pairs):
+    pairs = [(tensor, old[name][0], dimension if shared else None) for name, (tensor, dimension) in new.items()]
+    if not all(_have_same_width(tensor, other, dimension) for tensor, other, dimension in pairs):
         return False
     for tensor, other, dimension in pairs:
-        _copy(tensor, other, dimension, places)
+        _copy(tensor, other, dimension, shared)
     if isinstance(loss, LikelihoodLoss) and isinstance(previous.loss, LikelihoodLoss):
-        scaled = [[(b.column, b.part, "") for b in one.blocks if b.kind in _SCALED] for one in (loss, previous.loss)]
-        _copy(loss.log_scale, previous.loss.log_scale, 0, _shared(*scaled))
+        names, previous_names = (
+            [(block.column, block.part, "") for block in one.blocks if block.kind in _SCALED]
+            for one in (loss, previous.loss)
+        )
+        _copy(loss.log_scale, previous.loss.log_scale, 0, _shared_indices(names, previous_names))
     return True
 
 
 def build_latent_regularizer(
     previous: ModelBundle, rows: pl.DataFrame, config: PipelineConfig, latent_dim: int
 ) -> LatentRegularizer | None:
-    """Makes the pull to the latents of the model that serves.
+    """Return the penalty that keeps latents near those of the previous model.
 
-    It is measured by what the training of that model has saved of the loss, so that one share fits losses of any unit.
+    Its weight is a share of the loss that the training of the previous model saved. So one setting fits losses of any
+    unit.
 
     Args:
-        previous: That model.
+        previous: Model that serves.
         rows: Features to train on.
-        config: How strong it is to be.
-        latent_dim: Of the new model.
+        config: Configuration of the new model, with the share in `training.anchor`.
+        latent_dim: Number of latents of the new model.
 
     Returns:
-        None where nothing is to pull, or the model before has another loss, other latents, or columns that are gone.
+        The penalty, or None if the share is 0, the previous training saved nothing, the previous model has another loss
+        or another number of latents, or the rows lack one of its columns.
     """
-    saved = previous.facts.get("untrained_loss", 0.0) - previous.facts["validation_loss"]
+    saved = previous.facts.untrained_loss - previous.facts.validation_loss
     if previous.config.loss != config.loss or previous.model.latent_dim != latent_dim:
         return None
     if saved <= 0 or config.training.anchor == 0:
@@ -81,16 +92,14 @@ def build_latent_regularizer(
     return LatentRegularizer(torch.from_numpy(latents), config.training.anchor * saved)
 
 
-_SCALED = {BlockKind.NUMERIC, BlockKind.CYCLIC}
-
-
 def _weights(model: AutoEncoder) -> dict[str, tuple[Tensor, int | None]]:
-    """Lists all weights, and for each which dimension runs over the columns of the matrix, if any does."""
-    ends = {id(tensor): dimension for tensor, dimension in _ends(model)}
-    return {name: (tensor, ends.get(id(tensor))) for name, tensor in model.state_dict(keep_vars=True).items()}
+    """Return all weights by name, each with the dimension that runs over the network inputs, or None."""
+    dimensions = {id(tensor): dimension for tensor, dimension in _outer_weights(model)}
+    return {name: (tensor, dimensions.get(id(tensor))) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
-def _ends(model: AutoEncoder) -> Iterator[tuple[Tensor, int]]:
+def _outer_weights(model: AutoEncoder) -> Iterator[tuple[Tensor, int]]:
+    """Yield the weights of the first and the last layer, each with the dimension that runs over the network inputs."""
     first = next(layer for layer in model.encoder.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
     last = [layer for layer in model.decoder.modules() if isinstance(getattr(layer, "bias", None), Tensor)][-1]
     yield first.weight, 1
@@ -99,33 +108,35 @@ def _ends(model: AutoEncoder) -> Iterator[tuple[Tensor, int]]:
     yield cast("Tensor", last.bias), 0
 
 
-def _columns(encoder: TableEncoder) -> list[_Place]:
-    """Names each column of the matrix by what it stands for."""
+def _input_names(encoder: TableEncoder) -> list[_InputName]:
+    """Return the name of each network input."""
     vocabularies = {column.name: column.vocabulary for column in encoder.columns}
 
-    def parts(block: Block) -> list[str]:
+    def values_of(block: Block) -> list[str]:
         if block.kind != BlockKind.CATEGORICAL:
             return [str(index) for index in range(block.width)]
-        # A value may be called as the places behind the vocabulary are.
+        # The prefix keeps a category that is called "other" or "missing" apart from the reserved inputs.
         return [*(f"={text}" for text in vocabularies[block.column]), "other", "missing"]
 
-    return [(block.column, block.part, part) for block in encoder.blocks for part in parts(block)]
+    return [(block.column, block.part, value) for block in encoder.blocks for value in values_of(block)]
 
 
-def _shared(new: list[_Place], old: list[_Place]) -> tuple[list[int], list[int]]:
-    there = {name: index for index, name in enumerate(old)}
-    pairs = [(index, there[name]) for index, name in enumerate(new) if name in there]
+def _shared_indices(new: list[_InputName], previous: list[_InputName]) -> _Indices:
+    index_of = {name: index for index, name in enumerate(previous)}
+    pairs = [(index, index_of[name]) for index, name in enumerate(new) if name in index_of]
     return [index for index, _ in pairs], [index for _, index in pairs]
 
 
-def _is_as_wide(tensor: Tensor, other: Tensor, dimension: int | None) -> bool:
+def _have_same_width(tensor: Tensor, other: Tensor, dimension: int | None) -> bool:
+    """Return whether two weights have the same shape, apart from one dimension."""
     shapes = [[size for index, size in enumerate(one.shape) if index != dimension] for one in (tensor, other)]
     return tensor.dim() == other.dim() and shapes[0] == shapes[1]
 
 
-def _copy(tensor: Tensor, other: Tensor, dimension: int | None, places: tuple[list[int], list[int]] | None) -> None:
-    if dimension is None or places is None:
+def _copy(tensor: Tensor, other: Tensor, dimension: int | None, shared: _Indices | None) -> None:
+    """Copy a weight in place, or only the shared indices of one dimension."""
+    if dimension is None or shared is None:
         tensor.copy_(other)
     else:
-        mine, theirs = (torch.tensor(part, dtype=torch.long, device=tensor.device) for part in places)
-        tensor.index_copy_(dimension, mine, other.to(tensor.device).index_select(dimension, theirs))
+        new, previous = (torch.tensor(part, dtype=torch.long, device=tensor.device) for part in shared)
+        tensor.index_copy_(dimension, new, other.to(tensor.device).index_select(dimension, previous))

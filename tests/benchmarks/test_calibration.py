@@ -125,7 +125,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
         return lambda values: values[:, 0]
 
     monkeypatch.setattr(calibration, "fit_ours", fit_ours)
-    drift = GateResult("calibration_holds", False, 0.2, 0.1, "")
+    drift = GateResult(rule="calibration_holds", passed=False, figure=0.2, threshold=0.1, message="")
     monkeypatch.setattr(calibration, "try_months", lambda _, of: [Month(*of, (9, 2, 1), 0.001, 2_000, 3, drift)])
     rng = np.random.default_rng(0)
     for name, normal in (("few", 1_999), ("enough", 2_000), ("many", 4_000)):

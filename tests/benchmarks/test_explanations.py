@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from benchmarks import explanations
 from benchmarks.column_faults import SINGLE, Planted, guilty_columns, plant_columns
 from benchmarks.explanations import Answer, boxes, figures_of, rank

@@ -226,7 +226,10 @@ class TestShapes:
         assert (scored.score.shape, scored.score.dtype) == ((n,), np.float64)
         assert (scored.p_value.shape, scored.is_anomaly.shape) == ((n,), (n,))
         assert fit.bundle.encode(rows).tobytes() == scored.latents.tobytes()
-        assert fit.bundle.latents_and_losses(rows)[1].shape == (n, len(fit.bundle.tails.quantiles))
+        assert fit.bundle.detector.latents_and_losses(rows)[1].shape == (
+            n,
+            len(fit.bundle.detector.tails.quantiles),
+        )
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
         named = [
             [part.column for part in parts if part.column not in NOT_COLUMNS] for parts in fit.bundle.explain(rows, 99)
@@ -539,7 +542,7 @@ def test_two_thousand_columns_are_trained_and_scored(fit_frame: FitFrame) -> Non
     assert bundle.encoder.shape == (4000,)
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
-    surprisal = bundle.tails(bundle.latents_and_losses(strange)[1])[
+    surprisal = bundle.detector.tails(bundle.detector.latents_and_losses(strange)[1])[
         :, :2000
     ]  # other evidence stands behind the columns
     assert tuple(map(int, np.unravel_index(surprisal.argmax(), surprisal.shape))) == (2, 1234)

@@ -213,7 +213,13 @@ def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
     from ae_pipeline.gate.rules import GateResult
     from ae_pipeline.lifecycle import train as model_steps
 
-    rejected = GateResult("loss_fell", False, 2.0, 1.0, "validation loss 2.000 nats at epoch 0, 1.000 before it")
+    rejected = GateResult(
+        rule="loss_fell",
+        passed=False,
+        figure=2.0,
+        threshold=1.0,
+        message="validation loss 2.000 nats at epoch 0, 1.000 before it",
+    )
     monkeypatch.setattr(model_steps, "loss_fell", lambda _: rejected)
     assert served.run("train").success
     assert served.metadata("autoencoder")["model_version"] == 2

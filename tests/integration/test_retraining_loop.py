@@ -28,6 +28,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.parquet import read_facts
 from tests.support.datasets import leftovers
+from tests.support.sensors import LOSS_ROSE
 from tests.support.shop import DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
 
 ALL = f"{DAYS[0]} to {DAYS[-1]}"
@@ -177,10 +178,9 @@ class TestRebuild:
         assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
 
     def test_after_a_rejection_nothing_is_stale_and_nothing_is_rebuilt(self, serving, monkeypatch):
-        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
         assert serving.run("train").success
         for stage in ("latent_features", "anomaly_report"):
             assert stale(serving, stage) == []
@@ -327,10 +327,9 @@ class TestRollback:
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
 
     def test_a_rejected_version_serves_only_where_a_person_insists(self, serving, monkeypatch):
-        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
         assert serving.run("train").success
         message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or set even_if_rejected"
         assert serving.why_failed(serving.roll_back(2)) == message

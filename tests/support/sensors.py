@@ -1,7 +1,8 @@
-"""A tiny dataset of sensor rows, and what a fitted copy of it consists of."""
+"""A tiny dataset of sensor rows, the model that is fitted on it, and variants of that model."""
 
 import datetime as dt
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ import polars as pl
 
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.features.split import Window
+from ae_pipeline.gate.rules import GateResult
+from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import TrainingResult
 
@@ -21,15 +27,19 @@ FIRST_DAY = dt.date(2024, 1, 1)
 DAYS, ROWS_A_DAY = 40, 60
 
 NO_ENSEMBLE = ("columns", "latent", "row")
-"""Evidence of fits whose subject is something else: an ensemble would take most of their time."""
+"""Evidence without the ensemble, for tests of something else: an ensemble takes most of the time of a fit."""
+
+FitFrame = Callable[..., tuple[ModelBundle, TrainingResult]]
+"""Type of the fixture `fit_frame`."""
+
+LOSS_ROSE = GateResult(rule="loss_fell", passed=False, figure=2.0, threshold=1.0, message="it rose")
+"""A rule that a challenger does not meet."""
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A dataset with features of every day, and a bundle fitted on them."""
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Dataset):
+    """A dataset with features of every day, and a bundle that is fitted on them."""
 
-    config: PipelineConfig
-    paths: DatasetPaths
     columns: tuple[FeatureColumn, ...]
     days: tuple[str, ...]
     window: Window
@@ -37,18 +47,18 @@ class Fitted:
     result: TrainingResult
 
     def features(self, day: str) -> pl.DataFrame:
-        """Features of a day."""
+        """Return the features of a day."""
         return pl.read_parquet(self.paths.features(day))
 
     def at(self, root: Path) -> "Fitted":
-        """The same with a copy of the features under another root, which a test may write to."""
+        """Return the same dataset with a copy of its features under another root, which a test may change."""
         paths = DatasetPaths(root, DATASET)
         shutil.copytree(self.paths.features("_").parent, paths.features("_").parent)
         return replace(self, paths=paths)
 
 
 def sensor_config(**changes: Any) -> PipelineConfig:
-    """Configuration of the tiny dataset; keyword arguments replace whole sections."""
+    """Return the configuration of the tiny dataset. Keyword arguments replace whole sections."""
     settings: dict[str, Any] = {
         "dataset": DATASET,
         "identity": ("serial",),
@@ -72,12 +82,12 @@ def sensor_config(**changes: Any) -> PipelineConfig:
 
 
 def sensor_rows(seed: int = 0) -> pl.DataFrame:
-    """Rows as a machine would log them: load and power belong together, and so do mode and temperature."""
+    """Return rows of a machine: power follows from load, and temperature from mode."""
     rng = np.random.default_rng(seed)
     n = DAYS * ROWS_A_DAY
     load = rng.lognormal(1, 0.4, n).round(3)
     mode = rng.choice(["idle", "run", "boost", "service"], n, p=[0.45, 0.4, 0.14, 0.01])
-    warmth = np.select([mode == "idle", mode == "run", mode == "boost"], [20.0, 45.0, 70.0], 30.0)
+    mean_temperature = np.select([mode == "idle", mode == "run", mode == "boost"], [20.0, 45.0, 70.0], 30.0)
     minutes = rng.integers(0, 1440, n)
     gaps = rng.random((2, n)) < 0.05
     return pl.DataFrame(
@@ -89,10 +99,36 @@ def sensor_rows(seed: int = 0) -> pl.DataFrame:
             ],
             "load": load,
             "power": (2 * load + rng.normal(0, 0.05, n)).round(3),
-            "temperature": pl.Series((warmth + rng.normal(0, 1, n)).round(2)).set(pl.Series(gaps[0]), None),
+            "temperature": pl.Series((mean_temperature + rng.normal(0, 1, n)).round(2)).set(pl.Series(gaps[0]), None),
             "mode": mode,
             "is_open": np.where(rng.random(n) < 0.3, "true", "false"),
             "scheduled": pl.Series(minutes // 60 * 100 + minutes % 60 // 15 * 15).set(pl.Series(gaps[1]), None),
             "site": "north",
         }
     )
+
+
+def with_config(bundle: ModelBundle, config: PipelineConfig) -> ModelBundle:
+    """Return the same model under another configuration."""
+    return replace(bundle, detector=replace(bundle.detector, config=config))
+
+
+def with_evidence(bundle: ModelBundle, *evidence: Evidence) -> ModelBundle:
+    """Return the same model, scored by other kinds of evidence."""
+    alerts = bundle.config.alerts.model_copy(update={"evidence": evidence})
+    return with_config(bundle, bundle.config.model_copy(update={"alerts": alerts}))
+
+
+def with_encoder(bundle: ModelBundle, encoder: Encoder) -> ModelBundle:
+    """Return the same model with another encoder."""
+    return _with_network_part(bundle, encoder=encoder)
+
+
+def with_model(bundle: ModelBundle, model: AutoEncoder) -> ModelBundle:
+    """Return the same bundle with another autoencoder."""
+    return _with_network_part(bundle, model=model)
+
+
+def _with_network_part(bundle: ModelBundle, **part: Any) -> ModelBundle:
+    """Return the same bundle with another encoder, model or loss."""
+    return bundle.with_network(replace(bundle.network, **part), bundle.detector.mahalanobis)

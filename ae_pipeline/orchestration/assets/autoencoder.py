@@ -78,7 +78,7 @@ def build_autoencoder(config: PipelineConfig) -> dg.AssetsDefinition:
                 **{f"{chart.name}_plot": plot(chart) for chart in trained.charts},
                 "model_card": dg.MetadataValue.md(trained.card),
                 **(_days_metadata(bundle.window) if config.is_daily else {}),
-                "rows": dg.MetadataValue.json(bundle.facts["rows"]),
+                "rows": dg.MetadataValue.json(dict(bundle.facts.rows)),
                 "epochs": len(trained.result.epochs),
                 "best_epoch": trained.result.best_epoch,
                 "validation_loss": trained.result.best_loss,

@@ -1,8 +1,9 @@
-"""Bundles on disk: what they hold, that they are the same for the same data, and what is refused with which words."""
+"""Bundles on disk: their content, reproducible bytes, and the errors for damaged files."""
 
 import copy
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +17,26 @@ import torch
 
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS, ModelBundle
+from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
+from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training import fit as fitting
+from ae_pipeline.training import fit
 from ae_pipeline.training.fit import fit_bundle, fit_detector
-from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
+from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
 
 
 @pytest.fixture(scope="module")
-def saved(fitted: Fitted, tmp_path_factory) -> Path:
+def saved(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny dataset, saved. Tests must not change it."""
     folder = tmp_path_factory.mktemp("bundle")
     fitted.bundle.save(folder)
     return folder
 
 
 @pytest.fixture
-def folder(saved, tmp_path) -> Path:
-    """A saved bundle that the test may spoil."""
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the saved bundle that the test may damage."""
     return shutil.copytree(saved, tmp_path / "bundle")
 
 
@@ -54,7 +58,7 @@ def truncate(path: Path, keep: float) -> None:
 
 
 class TestFiles:
-    def test_a_bundle_is_one_json_and_one_safetensors_file_and_nothing_is_pickled(self, saved):
+    def test_it_is_a_json_file_and_a_safetensors_file(self, saved: Path) -> None:
         assert sorted(path.name for path in saved.iterdir()) == [MANIFEST, WEIGHTS]
         for path in saved.iterdir():
             assert path.read_bytes()[:2] not in {b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"}
@@ -62,38 +66,41 @@ class TestFiles:
         length = int.from_bytes((saved / WEIGHTS).read_bytes()[:8], "little")  # the header of safetensors is JSON
         assert "calibration.scores" in json.loads((saved / WEIGHTS).read_bytes()[8 : 8 + length])
 
-    def test_the_same_data_and_configuration_give_the_same_bytes(self, fitted, saved, tmp_path):
-        again, _ = fit_bundle(Dataset(fitted.config, fitted.paths), fitted.columns, fitted.window)
+    def test_the_same_data_and_configuration_give_the_same_bytes(
+        self, fitted: Fitted, saved: Path, tmp_path: Path
+    ) -> None:
+        again, _ = fit_bundle(fitted, fitted.columns, fitted.window)
         again.save(tmp_path)
         for name in (MANIFEST, WEIGHTS):
             assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
 
-    def test_a_budget_that_the_calibration_days_cannot_tell_is_refused_before_anything_is_fitted(
-        self, fitted, monkeypatch
-    ):
-        monkeypatch.setattr(fitting, "fit_detector", lambda *_: pytest.fail("a training began"))
+    def test_a_budget_too_small_for_the_days_fails_before_training(
+        self, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fit, "fit_detector", lambda *_: pytest.fail("a training started"))
         alerts = fitted.config.alerts.model_copy(update={"budget": 0.001})
         config = fitted.config.model_copy(update={"alerts": alerts})
         expected = "needs 999 calibration rows, and the 8 calibration days hold 480; set calibration_days to about 17"
         with pytest.raises(TrainingError, match=expected):
             fit_bundle(Dataset(config, fitted.paths), fitted.columns, fitted.window)
 
-    def test_saving_what_was_loaded_gives_the_same_bytes(self, saved, tmp_path):
+    def test_saving_a_loaded_bundle_gives_the_same_bytes(self, saved: Path, tmp_path: Path) -> None:
         ModelBundle.load(saved).save(tmp_path)
         for name in (MANIFEST, WEIGHTS):
             assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
 
-    def test_a_loaded_bundle_scores_and_explains_the_same_bit_for_bit(self, fitted, saved):
+    def test_a_loaded_bundle_scores_and_explains_bit_for_bit(self, fitted: Fitted, saved: Path) -> None:
         loaded, rows = ModelBundle.load(saved), fitted.features(fitted.days[-1])
         assert loaded.fingerprint == fitted.bundle.fingerprint
-        for found, expected in zip(
-            loaded.latents_and_losses(rows), fitted.bundle.latents_and_losses(rows), strict=True
-        ):
-            assert found.tobytes() == expected.tobytes()
+        pairs = zip(
+            loaded.detector.latents_and_losses(rows), fitted.bundle.detector.latents_and_losses(rows), strict=True
+        )
+        for actual, expected in pairs:
+            assert actual.tobytes() == expected.tobytes()
         assert loaded.score(rows).score.tobytes() == fitted.bundle.score(rows).score.tobytes()
         assert loaded.explain(rows.head(5)) == fitted.bundle.explain(rows.head(5))
 
-    def test_the_manifest_says_what_the_bundle_was_fitted_on(self, fitted, saved):
+    def test_the_manifest_names_the_training_rows(self, fitted: Fitted, saved: Path) -> None:
         manifest = json.loads((saved / MANIFEST).read_text())
         rows = {part: fitted.window.rows(part, fitted.paths).height for part in PARTS}
         assert manifest["facts"]["rows"] == rows == {"train": 1560, "validation": 360, "calibration": 480}
@@ -102,11 +109,49 @@ class TestFiles:
         assert manifest["facts"]["validation_loss"] == fitted.result.best_loss
 
 
+class TestFacts:
+    def test_each_key_of_the_file_becomes_an_attribute(self, fitted: Fitted, saved: Path) -> None:
+        facts, stored = ModelBundle.load(saved).facts, json.loads((saved / MANIFEST).read_text())["facts"]
+        assert facts.to_json() == stored
+        assert facts.epochs == fitted.result.epochs
+        assert (facts.best_epoch, facts.untrained_loss) == (fitted.result.best_epoch, fitted.result.first_loss)
+        assert (facts.is_warm, facts.is_anchored, facts.is_streamed, facts.alignment) == (False, False, False, None)
+        assert facts.versions["numpy"] == np.__version__
+
+    def test_keys_that_old_files_lack_get_defaults_and_stay_absent(self, saved: Path) -> None:
+        stored = json.loads((saved / MANIFEST).read_text())["facts"]
+        for key in ("rows_looked_at", "epochs", "untrained_loss", "is_streamed"):
+            del stored[key]
+        facts = TrainingFacts.model_validate(stored)
+        assert (facts.rows_looked_at, facts.epochs, facts.untrained_loss, facts.is_streamed) == ({}, (), 0.0, False)
+        assert facts.to_json() == stored
+
+    def test_an_alignment_keeps_its_keys_and_values_that_are_not_finite(self, fitted: Fitted, tmp_path: Path) -> None:
+        stored = {
+            "before": 3,
+            "axes_of": None,
+            "axes": None,
+            "is_aligned": False,
+            "is_compatible": False,
+            "explained": -0.5,
+            "affine": -0.5,
+            "condition": math.inf,
+            "neighbours": 0.25,
+            "score_shift": 0.125,
+        }
+        alignment = AlignmentFacts.model_validate(stored)
+        facts = fitted.bundle.facts.model_copy(update={"alignment": alignment})
+        dataclasses.replace(fitted.bundle, facts=facts).save(tmp_path)
+        assert json.loads((tmp_path / MANIFEST).read_text())["facts"]["alignment"] == stored
+        loaded = ModelBundle.load(tmp_path).facts.alignment
+        assert loaded == alignment
+        assert (loaded.previous, loaded.explained_variance, loaded.neighbors, loaded.as_is) == (3, -0.5, 0.25, None)
+
+
 class TestFingerprint:
-    def test_it_changes_with_every_single_tensor(self, fitted, saved, tmp_path):
-        previous = fitted.bundle.fingerprint
+    def test_it_changes_with_every_single_tensor(self, fitted: Fitted, saved: Path, tmp_path: Path) -> None:
         names = list(safetensors.torch.load_file(saved / WEIGHTS))
-        found = {previous}
+        fingerprints = {fitted.bundle.fingerprint}
         for index, name in enumerate(names):
             folder = shutil.copytree(saved, tmp_path / str(index))
 
@@ -118,32 +163,33 @@ class TestFingerprint:
                     flat[-1] = ~flat[-1] if flat.dtype == torch.bool else flat[-1] + 1
 
             edit_tensors(folder, nudge)
-            found.add(ModelBundle.load(folder).fingerprint)
-        assert len(found) == 1 + len(names)
+            fingerprints.add(ModelBundle.load(folder).fingerprint)
+        assert len(fingerprints) == 1 + len(names)
         assert sum(name.startswith("ensemble.denoising_ensemble.") for name in names) == 10
 
-    def test_it_changes_with_the_configuration_and_the_statistics(self, fitted):
+    def test_it_changes_with_the_encoder_and_the_window(self, fitted: Fitted) -> None:
         bundle = fitted.bundle
         encoder = bundle.encoder.model_copy(update={"left_out": ()})
         other_days = dataclasses.replace(bundle.window, fingerprint="other")
-        changed = [dataclasses.replace(bundle, encoder=encoder), dataclasses.replace(bundle, window=other_days)]
+        changed = [with_encoder(bundle, encoder), dataclasses.replace(bundle, window=other_days)]
         assert len({bundle.fingerprint, *(other.fingerprint for other in changed)}) == 3
 
-    def test_another_seed_has_another(self, fitted, other_bundle):
+    def test_it_changes_with_the_seed(self, fitted: Fitted, other_bundle: ModelBundle) -> None:
         assert other_bundle.fingerprint != fitted.bundle.fingerprint
 
 
 class TestFittedParts:
-    def test_p_values_rest_on_the_calibration_days_alone(self, fitted):
+    def test_p_values_use_the_calibration_days_alone(self, fitted: Fitted) -> None:
         bundle, rows = fitted.bundle, fitted.window.rows("calibration", fitted.paths)
-        scores = np.sort(bundle.combine(bundle.tails(bundle.latents_and_losses(rows)[1])))
+        detector = bundle.detector
+        scores = np.sort(detector.combine(detector.tails(detector.latents_and_losses(rows)[1])))
         np.testing.assert_array_equal(scores, bundle.calibration.scores)
 
     @pytest.mark.parametrize(("enough", "parts"), [(360, ["validation"]), (361, ["train", "validation"])])
-    def test_tails_rest_on_the_validation_days_alone_where_these_have_rows_enough(
-        self, fitted, monkeypatch, enough, parts
-    ):
-        monkeypatch.setattr(fitting, "LEAST_TAIL_ROWS", enough)
+    def test_tails_use_the_validation_days_alone_if_they_have_enough_rows(
+        self, fitted: Fitted, monkeypatch: pytest.MonkeyPatch, enough: int, parts: list[str]
+    ) -> None:
+        monkeypatch.setattr(fit, "MIN_TAIL_ROWS", enough)
         rows = {part: fitted.window.rows(part, fitted.paths) for part in PARTS}
         assert rows["validation"].height == 360
         config = sensor_config(
@@ -154,19 +200,21 @@ class TestFittedParts:
         losses = detector.latents_and_losses(pl.concat([rows[part] for part in parts], how="diagonal"))[1]
         np.testing.assert_allclose(detector.tails.quantiles[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
 
-    def test_five_hundred_validation_rows_are_enough_for_tails(self, fitted):
-        assert fitting.LEAST_TAIL_ROWS == 500
+    def test_tails_need_five_hundred_validation_rows(self, fitted: Fitted) -> None:
+        assert fit.MIN_TAIL_ROWS == 500
         rows = [fitted.window.rows(part, fitted.paths) for part in ("train", "validation")]
-        losses = fitted.bundle.latents_and_losses(pl.concat(rows, how="diagonal"))[1]
-        np.testing.assert_allclose(fitted.bundle.tails.quantiles[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
+        detector = fitted.bundle.detector
+        losses = detector.latents_and_losses(pl.concat(rows, how="diagonal"))[1]
+        np.testing.assert_allclose(detector.tails.quantiles[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
 
-    def test_a_columns_loss_is_the_sum_of_its_blocks(self, fitted):
+    def test_the_loss_of_a_column_is_the_sum_of_its_blocks(self, fitted: Fitted) -> None:
         bundle, rows = fitted.bundle, fitted.features(fitted.days[0])
+        assert isinstance(bundle.loss, LikelihoodLoss)
         x = torch.from_numpy(bundle.encoder.encode(rows)).double()
         model, loss = copy.deepcopy(bundle.model).double(), copy.deepcopy(bundle.loss).double()
         with torch.no_grad():
             by_block = loss(model(x)[1], x).numpy()
-        losses = bundle.latents_and_losses(rows)[1]
+        losses = bundle.detector.latents_and_losses(rows)[1]
         by_column, of_row = losses[:, : len(bundle.columns)], losses[:, len(bundle.columns) + 1]
         for index, name in enumerate(bundle.columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
@@ -174,19 +222,20 @@ class TestFittedParts:
         np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(of_row, by_block.sum(1), rtol=1e-9, atol=1e-9)
 
-    def test_the_score_is_that_of_the_ensemble_or_of_another_part_for_one_in_a_hundred(self, fitted):
+    def test_the_score_is_the_ensemble_or_another_part_minus_ln_100(self, fitted: Fitted) -> None:
         rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.columns)
         odd = rows.with_columns(load=pl.when(pl.int_range(pl.len()) < 30).then(pl.col("load") + 1).otherwise("load"))
-        surprisal = fitted.bundle.tails(fitted.bundle.latents_and_losses(odd)[1])
-        strangest = surprisal[:, :count].max(1) - np.log(count)
-        others = np.column_stack([strangest, surprisal[:, count : count + 2]]).max(1) - np.log(100)
+        detector = fitted.bundle.detector
+        surprisal = detector.tails(detector.latents_and_losses(odd)[1])
+        highest_column = surprisal[:, :count].max(1) - np.log(count)
+        others = np.column_stack([highest_column, surprisal[:, count : count + 2]]).max(1) - np.log(100)
         highest = np.maximum(np.maximum(others, surprisal[:, count + 2]), 0)
         assert surprisal.shape == (60, count + 3)
         assert 0 < (others > surprisal[:, -1]).sum() < 60
         assert fitted.bundle.score(odd).score == pytest.approx(highest, rel=1e-12)
 
     @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1.7e308])
-    def test_a_number_beyond_all_bounds_is_flagged_with_a_finite_score(self, fitted, value):
+    def test_an_infinite_number_is_flagged_with_a_finite_score(self, fitted: Fitted, value: float) -> None:
         rows = fitted.features(fitted.days[-1]).head(2).with_columns(load=pl.Series([value, 3.0]))
         scored = fitted.bundle.score(rows)
         assert np.isfinite(scored.score).all()
@@ -194,60 +243,59 @@ class TestFittedParts:
         assert scored.is_anomaly[0]
 
 
-class TestRefusals:
+class TestErrors:
     @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
-    def test_a_missing_file_is_named(self, folder, name):
+    def test_a_missing_file_is_named(self, folder: Path, name: str) -> None:
         (folder / name).unlink()
-        with pytest.raises(BundleError, match=f"{folder} is not a model bundle: it has no {name}; train anew"):
+        with pytest.raises(BundleError, match=f"{folder} is not a model bundle: it has no {name}; train a new model"):
             ModelBundle.load(folder)
 
-    def test_a_folder_that_is_not_there_is_named(self, tmp_path):
+    def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=f"{tmp_path / 'nowhere'} is not a model bundle"):
             ModelBundle.load(tmp_path / "nowhere")
 
-    @pytest.mark.parametrize("found", [4, "5", None])
-    def test_another_format_is_named_beside_the_one_that_is_read(self, folder, found):
-        edit_manifest(folder, lambda manifest: manifest.update(format=found))
-        with pytest.raises(
-            BundleError, match=f"has format {found!r}, and this version of ae_pipeline reads formats 6 and 7"
-        ):
+    @pytest.mark.parametrize("other", [4, "5", None])
+    def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
+        edit_manifest(folder, lambda manifest: manifest.update(format=other))
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 and 7; train a new model"
+        with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("keep", [0, 0.001, 0.5, 0.999])
-    def test_weights_that_were_cut_off_are_refused(self, folder, keep):
+    def test_truncated_weights_are_rejected(self, folder: Path, keep: float) -> None:
         truncate(folder / WEIGHTS, keep)
-        with pytest.raises(BundleError, match=r"the bundle in .* cannot be read \(.+\); train anew"):
+        with pytest.raises(BundleError, match=r"cannot read the bundle in .* \(.+\); train a new model"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize(
         "text", ["", "{", '{"format": 1} and more', "\udcff", "[]", "null", "7", '"text"'], ids=repr
     )
-    def test_a_manifest_that_is_no_json_object_is_refused(self, folder, text):
+    def test_a_manifest_that_is_not_a_json_object_is_rejected(self, folder: Path, text: str) -> None:
         (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(BundleError, match=r"the bundle in .* train anew"):
+        with pytest.raises(BundleError, match=r"the bundle in .* train a new model"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
-    def test_a_manifest_that_lacks_a_part_is_refused_with_its_name(self, folder, key):
+    def test_a_missing_part_of_the_manifest_is_named(self, folder: Path, key: str) -> None:
         edit_manifest(folder, lambda manifest: manifest.pop(key))
-        with pytest.raises(BundleError, match=f"does not fit together: .*{key}"):
+        with pytest.raises(BundleError, match=f"do not match: .*{key}"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("value", [None, [], "text", {"junk": 1}])
-    @pytest.mark.parametrize("key", ["config", "encoder", "window"])
-    def test_a_part_that_holds_junk_is_refused(self, folder, key, value):
+    @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
+    def test_a_part_of_another_type_is_rejected(self, folder: Path, key: str, value: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update({key: value}))
-        with pytest.raises(BundleError, match="does not fit together"):
+        with pytest.raises(BundleError, match="do not match"):
             ModelBundle.load(folder)
 
-    @pytest.mark.parametrize("key", ["config", "encoder"])
-    def test_a_further_key_in_a_part_is_refused_with_its_name(self, folder, key):
+    @pytest.mark.parametrize("key", ["config", "encoder", "facts"])
+    def test_an_unknown_key_in_a_part_is_named(self, folder: Path, key: str) -> None:
         edit_manifest(folder, lambda manifest: manifest[key].update(surplus=1))
-        with pytest.raises(BundleError, match=r"(?s)does not fit together: .*surplus"):
+        with pytest.raises(BundleError, match=r"(?s)do not match: .*surplus"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "message"),
         [
             ("model.encoder.0.weight", r"encoder\.0\.weight"),
             ("loss.log_scale", "log_scale"),
@@ -265,15 +313,15 @@ class TestRefusals:
             ("ensemble.tails.levels", "TailCalibrator.*'levels'"),
         ],
     )
-    def test_a_missing_tensor_is_named(self, folder, name, said):
+    def test_a_missing_tensor_is_named(self, folder: Path, name: str, message: str) -> None:
         edit_tensors(folder, lambda tensors: tensors.pop(name))
-        with pytest.raises(BundleError, match=f"(?s)does not fit together: .*{said}"):
+        with pytest.raises(BundleError, match=f"(?s)do not match: .*{message}"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize("name", ["ensemble.bogus", "tails.bogus", "model.bogus", "bogus"])
-    def test_a_surplus_tensor_is_named(self, folder, name):
+    def test_a_surplus_tensor_is_named(self, folder: Path, name: str) -> None:
         edit_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(2)}))
-        with pytest.raises(BundleError, match=f"(?s)does not fit together: .*{name.split('.')[-1]}"):
+        with pytest.raises(BundleError, match=f"(?s)do not match: .*{name.rsplit('.', maxsplit=1)[-1]}"):
             ModelBundle.load(folder)
 
     @pytest.mark.parametrize(
@@ -293,39 +341,41 @@ class TestRefusals:
             "ensemble.tails.quantiles",
         ],
     )
-    def test_a_tensor_that_is_too_short_is_refused_and_never_scored_with(self, folder, name):
+    def test_a_tensor_that_is_too_short_is_rejected(self, folder: Path, name: str) -> None:
         edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][..., :-1].contiguous()}))
-        with pytest.raises(BundleError, match="does not fit together: "):
+        with pytest.raises(BundleError, match="do not match: "):
             ModelBundle.load(folder)
 
-    def test_tails_of_fewer_columns_are_refused_with_both_numbers(self, folder):
+    def test_tails_of_fewer_columns_are_rejected_with_both_counts(self, folder: Path) -> None:
+        count = len(safetensors.torch.load_file(folder / WEIGHTS)["tails.excess"])
+
         def cut(tensors: dict[str, torch.Tensor]) -> None:
             for name in ("tails.quantiles", "tails.excess"):
                 tensors[name] = tensors[name][:3].contiguous()
 
         edit_tensors(folder, cut)
-        with pytest.raises(BundleError, match=r"tails are of 3 columns, and losses of \d+; train anew"):
+        with pytest.raises(BundleError, match=rf"tails .*\b3 columns.* losses .*\b{count}\b.*; train a new model"):
             ModelBundle.load(folder)
 
-    def test_a_bundle_without_the_ensemble_that_its_score_rests_on_is_refused(self, folder):
+    def test_a_bundle_without_its_ensemble_is_rejected(self, folder: Path) -> None:
         def strip(tensors: dict[str, torch.Tensor]) -> None:
             for name in [name for name in tensors if name.startswith("ensemble.")]:
                 del tensors[name]
 
         edit_tensors(folder, strip)
-        with pytest.raises(BundleError, match="its score rests on an ensemble, and it has none; train anew"):
+        with pytest.raises(BundleError, match="scores with an ensemble, but the bundle has none; train a new model"):
             ModelBundle.load(folder)
 
-    def test_weights_of_another_shape_are_refused(self, folder):
+    def test_weights_of_another_shape_are_rejected(self, folder: Path) -> None:
         edit_manifest(folder, lambda manifest: manifest["config"]["model"].update(latent_dim=2))
-        with pytest.raises(BundleError, match=r"(?s)does not fit together: .*size mismatch"):
+        with pytest.raises(BundleError, match=r"(?s)do not match: .*size mismatch"):
             ModelBundle.load(folder)
 
-    def test_a_latent_space_too_wide_for_the_encoder_is_refused(self, folder):
+    def test_a_latent_space_wider_than_the_input_is_rejected(self, folder: Path) -> None:
         edit_manifest(folder, lambda manifest: manifest["config"]["model"].update(latent_dim=500))
-        with pytest.raises(BundleError, match="does not fit together: latent_dim=500"):
+        with pytest.raises(BundleError, match="do not match: latent_dim=500"):
             ModelBundle.load(folder)
 
-    def test_rows_that_lack_a_column_are_refused_with_its_name(self, fitted):
+    def test_rows_without_a_column_are_rejected_with_its_name(self, fitted: Fitted) -> None:
         with pytest.raises(BundleError, match="features lack column 'mode'"):
             fitted.bundle.score(fitted.features(fitted.days[0]).drop("mode"))

@@ -277,8 +277,8 @@ class TestRetraining:
         first = served[2]
         assert first.alignment is None
         assert first.compatible.passed
-        assert first.compatible.message == "0 versions serve so far; these latents are the first"
-        assert "alignment" not in first.bundle.facts
+        assert first.compatible.message == "no version serves so far; these latents are the first"
+        assert first.bundle.facts.alignment is None
 
     def test_the_aligned_model_is_registered_with_its_figures(self, served: tuple[Fitted, Tracker, Trained]) -> None:
         fitted, tracker, first = served
@@ -289,8 +289,16 @@ class TestRetraining:
         assert trained.alignment is not None
         figures = trained.alignment.compatibility.figures()
         assert explained_variance(old, new) == pytest.approx(figures["affine"], abs=0.1)
-        assert kept.facts["alignment"] == trained.alignment.facts()
-        assert kept.facts["alignment"].items() >= {"before": 1, "axes_of": 1, "is_compatible": True, **figures}.items()
+        assert kept.facts.alignment == trained.alignment.facts()
+        assert (
+            kept.facts.alignment.to_json().items()
+            >= {
+                "before": 1,
+                "axes_of": 1,
+                "is_compatible": True,
+                **figures,
+            }.items()
+        )
         metrics = tracker.client.get_run(trained.version.run_id).data.metrics
         assert {name: metrics[f"latents.{name}"] for name in figures} == pytest.approx(figures)
         assert trained.compatible.passed
@@ -333,7 +341,8 @@ class TestRetraining:
         assert not trained.compatible.passed
         assert message in trained.compatible.message
         assert trained.alignment is not None
-        assert trained.alignment.is_compatible is trained.bundle.facts["alignment"]["is_compatible"] is False
+        assert trained.bundle.facts.alignment is not None
+        assert trained.alignment.is_compatible is trained.bundle.facts.alignment.is_compatible is False
         assert served[1].version_number(DATASET, trained.version.version).tags["gate"] == "passed"
 
     def test_the_gate_can_reject_incompatible_latents(self, served: tuple[Fitted, Tracker, Trained]) -> None:

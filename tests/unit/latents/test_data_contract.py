@@ -19,6 +19,7 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.config.service import LatentsConfig
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import AlignmentFacts
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents import publish as publication
 from ae_pipeline.latents.contract_versions import read_contract
@@ -56,7 +57,19 @@ def custom_property(dataset: Fitted, name: str) -> Any:
 
 def with_axes(bundle: ModelBundle, axes: str) -> ModelBundle:
     """Return the same model with the facts of an alignment to some axes."""
-    return dataclasses.replace(bundle, facts={**bundle.facts, "alignment": {"axes_of": 1, "axes": axes}})
+    alignment = AlignmentFacts(
+        previous=1,
+        axes_of=1,
+        axes=axes,
+        is_aligned=True,
+        is_compatible=True,
+        explained_variance=1.0,
+        affine=1.0,
+        condition=1.0,
+        neighbors=1.0,
+        score_shift=0.0,
+    )
+    return dataclasses.replace(bundle, facts=bundle.facts.model_copy(update={"alignment": alignment}))
 
 
 class TestContent:

@@ -24,6 +24,7 @@ from ae_pipeline.registry.history import history
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.sensors import LOSS_ROSE
 from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
 
 VARIABLE = "ORDERS_WEBHOOK"
@@ -298,10 +299,9 @@ class TestEvents:
         assert len(hook.posted) == 1
 
     def test_a_rejected_challenger_does(self, shop, hook, monkeypatch):
-        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
         assert shop.run("train").success
         (posted,) = hook.posted
         assert posted["event"] == "challenger_rejected"
@@ -309,7 +309,6 @@ class TestEvents:
         assert "challenger 2 rejected" in page_of(shop)
 
     def test_a_rejection_that_was_cut_short_before_it_was_told_does(self, shop, hook, monkeypatch):
-        from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import alerts
         from ae_pipeline.lifecycle import train as model_steps
         from ae_pipeline.orchestration.sensors import rebuild_requests
@@ -317,7 +316,7 @@ class TestEvents:
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
+        monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
         monkeypatch.setattr(alerts, "raise_alert", fail)
         assert not shop.run("train").success
         monkeypatch.undo()

@@ -13,7 +13,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import DETAILED, deviations_of
 from ae_pipeline.scoring.drift import Effect, Part, describe_columns
-from ae_pipeline.training.fit import with_reference
+from ae_pipeline.training.reference import with_reference
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from PIL import Image
 
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion
-from ae_pipeline.training.loop import Epoch
 from tests.support.sensors import Fitted
 
 Contexts = list[AbstractContextManager[TrainingRun]]
@@ -147,7 +147,7 @@ class TestRuns:
 
 class TestDescription:
     def test_run_and_version_have_a_description_and_the_input_data(self, tracker: Tracker, fitted: Fitted) -> None:
-        bundle, rows = fitted.bundle, fitted.bundle.facts["rows"]
+        bundle, rows = fitted.bundle, fitted.bundle.facts.rows
         with tracker.training("described", "d", {"dagster_run": "e"}) as run:
             run.log_data("sensors", fitted.window.fingerprint, "file:///features", rows, bundle)
             version = run.register(bundle)

@@ -1,6 +1,5 @@
 """What a training tells of its model: plots drawn as pictures, and a model card."""
 
-import dataclasses
 import json
 import re
 
@@ -13,6 +12,7 @@ from ae_pipeline.reports.charts import loss_chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.pictures import as_address
 from ae_pipeline.reports.render import render_png
+from tests.support.sensors import with_encoder
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def values(chart) -> list[list[dict[str, object]]]:
 
 class TestCharts:
     def test_the_loss_chart_shows_every_epoch_and_marks_the_one_kept(self, fitted):
-        epochs, result = fitted.bundle.facts["epochs"], fitted.result
+        epochs, result = fitted.bundle.facts.epochs, fitted.result
         lines, kept = values(loss_chart(epochs, result.best_epoch, "nats"))
         shown = [(point["epoch"], point["loss"]) for point in lines if point["of"] == "validation"]
         assert shown == [(epoch.number, epoch.validation_loss) for epoch in result.epochs]
@@ -66,8 +66,12 @@ class TestCard:
     @pytest.fixture(scope="class")
     def results(self) -> tuple[GateResult, ...]:
         return (
-            GateResult("loss_fell", True, 1.5, 2.5, "validation loss 1.5, 2.5 before"),
-            GateResult("planted_faults_found", False, float("nan"), 0.9, "finds | few"),
+            GateResult(
+                rule="loss_fell", passed=True, figure=1.5, threshold=2.5, message="validation loss 1.5, 2.5 before"
+            ),
+            GateResult(
+                rule="planted_faults_found", passed=False, figure=float("nan"), threshold=0.9, message="finds | few"
+            ),
         )
 
     @pytest.fixture(scope="class")
@@ -79,7 +83,7 @@ class TestCard:
         bundle, window = fitted.bundle, fitted.window
         sections = [line for line in card.splitlines() if line.startswith("## ")]
         assert sections == ["## Data", "## Columns", "## Training", "## Metrics", "## Calibration", "## Limits"]
-        rows = bundle.facts["rows"]
+        rows = bundle.facts.rows
         days = f"{window.train[0]} | {window.train[-1]} | {len(window.train)} | {rows['train']:,}"
         assert f"| train | {days} |" in card
         assert all(f" {name}" in card for name in bundle.columns)
@@ -96,9 +100,8 @@ class TestCard:
         encoder = fitted.bundle.encoder
         name = "a`![x](http://evil/x.png)`\n\n# Forged <b>heading</b>"
         odd = encoder.columns[0].model_copy(update={"name": name})
-        bundle = dataclasses.replace(
-            fitted.bundle, encoder=encoder.model_copy(update={"columns": (odd, *encoder.columns[1:])})
-        )
+        renamed = encoder.model_copy(update={"columns": (odd, *encoder.columns[1:])})
+        bundle = with_encoder(fitted.bundle, renamed)
         card = model_card(bundle, 7, results, "passed", 0, {})
         assert [line for line in card.splitlines() if line.startswith("# ")] == ["# sensors, model version 7"]
         assert "\\!\\[x\\](http://evil/x.png)\\`" in card
@@ -119,7 +122,7 @@ class TestCard:
             for index in range(200)
             for column in encoder.columns
         )
-        bundle = dataclasses.replace(fitted.bundle, encoder=encoder.model_copy(update={"columns": many}))
+        bundle = with_encoder(fitted.bundle, encoder.model_copy(update={"columns": many}))
         card = model_card(bundle, 7, results, "passed", 0, {})
         assert re.search(r"and [\d,]+ more$", card, re.MULTILINE)
         assert len(card) < 20_000

@@ -15,7 +15,7 @@ from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.labels import measure
 from ae_pipeline.reports.latent_map import reference_rows
 from tests.support.reports import Text, published, reported
-from tests.support.sensors import Fitted
+from tests.support.sensors import Fitted, with_config
 
 
 def drawn(seed: int, n: int, distinct: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def labelled(dataset: Fitted, rewrite_day: Callable[..., None]) -> Fitted:
         rewrite_day(dataset, day, rows.drop("i"))
     published(dataset, dataset.days[-10:])
     config = dataset.config.model_copy(update={"label": "power > 2.1 * load"})
-    return replace(dataset, bundle=replace(dataset.bundle, config=config))
+    return replace(dataset, bundle=with_config(dataset.bundle, config))
 
 
 @pytest.fixture

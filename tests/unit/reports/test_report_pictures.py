@@ -76,7 +76,16 @@ def album(tmp_path_factory) -> Fitted:
     write_parquet(paths.features(ALL_ROWS), album_rows().to_arrow())
     window = cut_window({ALL_ROWS: read_facts(paths.features(ALL_ROWS))["content_hash"]}, config)
     columns = (FeatureColumn("image", ColumnType.IMAGE, SHAPE),)
-    fitted = Fitted(config, paths, columns, (ALL_ROWS,), window, *fit_bundle(Dataset(config, paths), columns, window))
+    bundle, result = fit_bundle(Dataset(config, paths), columns, window)
+    fitted = Fitted(
+        config=config,
+        paths=paths,
+        columns=columns,
+        days=(ALL_ROWS,),
+        window=window,
+        bundle=bundle,
+        result=result,
+    )
     published(fitted, [ALL_ROWS])
     return fitted
 

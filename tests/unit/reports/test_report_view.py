@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
@@ -28,8 +28,9 @@ from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.fit import with_reference
+from ae_pipeline.training.reference import with_reference
 from tests.support.reports import Text, published, reported
+from tests.support.sensors import with_config
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ class TestDays:
         config = bundle.config
         drift = config.drift.model_copy(update={"min_rows": 30})
         self.config = config.model_copy(update={"drift": drift})
-        dataset = dataclasses.replace(dataset, bundle=dataclasses.replace(bundle, config=self.config))
+        dataset = dataclasses.replace(dataset, bundle=with_config(bundle, self.config))
         return dataset, days, reported(dataset, days)
 
     def test_days_within_the_window_are_judged_by_their_columns_and_train_nothing(self, report):

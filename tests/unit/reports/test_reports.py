@@ -20,7 +20,7 @@ from ae_pipeline.reports.ranking import as_rows, is_reported
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from tests.support.reports import SCRIPT, Text, published, reported
-from tests.support.sensors import Fitted
+from tests.support.sensors import Fitted, with_config
 
 
 def ranked(dataset: Fitted, day: str) -> pl.DataFrame:
@@ -104,7 +104,7 @@ class TestRanking:
         assert "◆" not in reported(planted, days).page.read_text()
         alerts = planted.config.alerts.model_copy(update={"false_discovery_rate": rate})
         config = planted.config.model_copy(update={"alerts": alerts})
-        marked = reported(replace(planted, bundle=replace(planted.bundle, config=config)), days)
+        marked = reported(replace(planted, bundle=with_config(planted.bundle, config)), days)
         table = pl.read_delta(planted.paths.latents)
         count = 0
         for entry in marked.days:
@@ -126,7 +126,7 @@ class TestRanking:
     def test_no_more_rows_are_ranked_than_the_configuration_allows(self, planted, days):
         alerts = planted.config.alerts.model_copy(update={"report_rows": 4})
         config = planted.config.model_copy(update={"alerts": alerts})
-        few = replace(planted, bundle=replace(planted.bundle, config=config))
+        few = replace(planted, bundle=with_config(planted.bundle, config))
         highest = pl.read_delta(planted.paths.latents).sort("score", descending=True).head(4)
         assert [row.row_id for row in reported(few, days).strangest] == highest["row_id"].to_list()
 

@@ -19,7 +19,7 @@ from ae_pipeline.scoring.drift import (
     measure_numbers,
     with_usual,
 )
-from ae_pipeline.training.fit import with_reference
+from ae_pipeline.training.reference import with_reference
 from tests.support.sensors import Fitted
 
 Array = npt.NDArray[Any]

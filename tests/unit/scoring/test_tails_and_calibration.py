@@ -244,7 +244,10 @@ class TestCalibrationHolds:
         assert not verdict.passed
         assert verdict.figure == pytest.approx(2 * scipy.stats.norm.cdf(0.35) - 1, abs=0.03)
         assert verdict.threshold == pytest.approx(0.1 + 1.63 * (2 / 5000) ** 0.5)
-        assert f"differ by up to {verdict.figure:.3f}; train anew" in verdict.message
+        assert verdict.message.endswith(
+            f"by up to {verdict.figure:.3f}; the limit is {verdict.threshold:.3f}; "
+            "train a new model to calibrate on newer days"
+        )
 
     def test_check_passes_without_new_rows(self) -> None:
         verdict = calibration_holds(np.empty(0), np.arange(10.0))

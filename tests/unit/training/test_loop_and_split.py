@@ -1,8 +1,9 @@
-"""Training: window, loss, early stopping, repeatability, and the gate behind it."""
+"""The training loop, the window it trains on, and the rules that a training must meet."""
 
-import dataclasses
 import itertools
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from ae_pipeline.common.errors import ConfigError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.gate.rules import finite_weights, is_promoted, latents_not_collapsed, loss_fell
@@ -22,10 +24,11 @@ from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.loop import TrainingResult, choose_device, evaluate, train
+from tests.support.sensors import Fitted, with_model
 
 
 def correlated(n: int, seed: int = 0) -> pl.DataFrame:
-    """Six columns that two numbers govern."""
+    """Return six columns that depend on two hidden numbers."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(99).normal(size=(2, 6))
     values = rng.normal(size=(n, 2)) @ mixing + rng.normal(size=(n, 6)) * 0.05
@@ -41,20 +44,23 @@ CONFIG = PipelineConfig.model_validate(
 
 
 def fresh(seed: int = 0) -> tuple[AutoEncoder, LikelihoodLoss, torch.Tensor, torch.Tensor]:
-    """Network and loss before training, training and validation rows."""
+    """Return an untrained network, its loss, training rows and validation rows."""
     encoder = fit_table_encoder(correlated(400), COLUMNS)
     model = build_model(CONFIG, encoder.shape, torch.Generator().manual_seed(seed))
-    matrices = [torch.from_numpy(encoder.encode(rows)) for rows in (correlated(400), correlated(100, 1))]
-    return model, build_loss(CONFIG, encoder), *matrices
+    loss = build_loss(CONFIG, encoder)
+    assert isinstance(loss, LikelihoodLoss)
+    rows, validation = (torch.from_numpy(encoder.encode(rows)) for rows in (correlated(400), correlated(100, 1)))
+    return model, loss, rows, validation
 
 
-def settings(**changes) -> TrainingConfig:
+def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{"epochs": 6, "batch_size": 64, "learning_rate": 0.01, "device": "cpu", **changes})
 
 
 def trained(
-    seed: int = 0, order: int = 0, **changes
+    seed: int = 0, order: int = 0, **changes: Any
 ) -> tuple[AutoEncoder, LikelihoodLoss, torch.Tensor, TrainingResult]:
+    """Return a trained network, its loss, the validation rows and the result."""
     model, loss, rows, validation = fresh(seed)
     result = train(model, loss, rows, validation, settings(**changes), torch.Generator().manual_seed(order))
     return model, loss, validation, result
@@ -65,7 +71,7 @@ def weights(model: AutoEncoder, loss: LikelihoodLoss) -> bytes:
 
 
 class TestTrain:
-    def test_the_loss_falls_and_the_figures_of_the_result_fit_together(self):
+    def test_the_loss_falls_and_the_result_is_consistent(self) -> None:
         model, _, _, result = trained()
         untrained, loss_before, _, validation = fresh()
         losses = [epoch.validation_loss for epoch in result.epochs]
@@ -76,7 +82,7 @@ class TestTrain:
         assert result.epochs[-1].train_loss < result.epochs[0].train_loss
         assert not model.training
 
-    def test_the_epoch_with_the_lowest_validation_loss_is_restored(self):
+    def test_the_epoch_with_the_lowest_validation_loss_is_restored(self) -> None:
         model, loss, rows, _ = fresh()
         noise = torch.randn(40, rows.shape[1], generator=torch.Generator().manual_seed(0))
         noise[:, 6:] = 0  # the indicators: nothing is missing
@@ -88,7 +94,7 @@ class TestTrain:
         assert result.best_loss == losses[result.best_epoch - 1] == min(losses) < losses[-1]
         assert evaluate(model, loss, noise) == result.best_loss
 
-    def test_where_no_epoch_is_better_the_weights_of_before_come_back(self):
+    def test_without_a_better_epoch_the_first_weights_are_restored(self) -> None:
         model, loss, rows, validation = fresh()
         trained_model, trained_loss, _, previous = trained(epochs=20)
         model.load_state_dict(trained_model.state_dict())
@@ -101,40 +107,41 @@ class TestTrain:
         assert result.best_loss == result.first_loss == previous.best_loss
         assert weights(model, loss) == kept
 
-    def test_every_epoch_is_reported_once_in_order(self):
+    def test_every_epoch_is_reported_once_in_order(self) -> None:
         model, loss, rows, validation = fresh()
-        seen = []
+        seen: list[Epoch] = []
         result = train(model, loss, rows, validation, settings(), torch.Generator().manual_seed(0), seen.append)
         assert tuple(seen) == result.epochs
 
-    def test_the_learning_rate_rises_and_then_follows_a_cosine_to_zero(self):
+    def test_the_learning_rate_follows_a_cosine_to_zero(self) -> None:
         _, _, _, result = trained(epochs=8, patience=8)
         steps, each = 8 * 7, 7  # 400 rows make 7 batches
         expected = [0.01 * 0.5 * (1 + math.cos(math.pi * each * number / steps)) for number in range(1, 9)]
         assert [epoch.learning_rate for epoch in result.epochs] == pytest.approx(expected, abs=1e-12)
 
-    def test_the_same_seeds_give_the_same_weights_bit_for_bit(self):
+    def test_the_same_seeds_give_the_same_weights_bit_for_bit(self) -> None:
         assert weights(*trained()[:2]) == weights(*trained()[:2])
 
     @pytest.mark.parametrize("seeds", [(1, 0), (0, 1)])
-    def test_another_seed_of_weights_or_order_gives_other_weights(self, seeds):
+    def test_another_seed_gives_other_weights(self, seeds: tuple[int, int]) -> None:
         assert weights(*trained(*seeds)[:2]) != weights(*trained()[:2])
 
-    def test_global_seeds_play_no_part(self):
+    def test_global_seeds_change_nothing(self) -> None:
         torch.manual_seed(1)
         first = weights(*trained()[:2])
         torch.manual_seed(2)
         assert weights(*trained()[:2]) == first
 
     @pytest.mark.parametrize(("part", "name"), [(2, "training"), (3, "validation")])
-    def test_without_rows_the_error_names_the_part(self, part, name):
-        inputs = list(fresh())
-        inputs[part] = inputs[part][:0]
-        with pytest.raises(TrainingError, match=f"there are no {name} rows; land more days"):
-            train(*inputs, settings(), torch.Generator())
+    def test_without_rows_the_error_names_the_part(self, part: int, name: str) -> None:
+        parts: list[Any] = list(fresh())
+        parts[part] = parts[part][:0]
+        model, loss, rows, validation = parts
+        with pytest.raises(TrainingError, match=f"the window has no {name} rows; land more days"):
+            train(model, loss, rows, validation, settings(), torch.Generator())
 
     @pytest.mark.parametrize("rate", [1e3, 1e12, 1e38])
-    def test_an_absurd_learning_rate_gives_finite_weights_or_an_error_that_names_it(self, rate):
+    def test_a_huge_learning_rate_gives_finite_weights_or_an_error(self, rate: float) -> None:
         model, loss, rows, validation = fresh()
         try:
             train(model, loss, rows, validation, settings(learning_rate=rate), torch.Generator())
@@ -146,12 +153,12 @@ class TestTrain:
         assert f"lower learning_rate={rate:g}" in message
 
     @pytest.mark.parametrize(("n", "size"), [(1, 64), (65, 64), (5, 1)])
-    def test_a_batch_of_one_row_is_learnt_from(self, n, size):
+    def test_a_batch_of_one_row_is_trained_on(self, n: int, size: int) -> None:
         model, loss, rows, validation = fresh()
         result = train(model, loss, rows[:n], validation, settings(batch_size=size, epochs=1), torch.Generator())
         assert math.isfinite(result.best_loss)
 
-    def test_the_mean_over_rows_does_not_depend_on_the_size_of_batches(self):
+    def test_the_mean_loss_does_not_depend_on_the_batch_size(self) -> None:
         model, loss, rows, _ = fresh()
         with torch.no_grad():
             one_by_one = [float(loss(model(row[None]).output, row[None]).sum()) for row in rows[:50]]
@@ -160,16 +167,20 @@ class TestTrain:
 
 
 class TestDevice:
-    def test_cuda_asked_for_and_absent_is_an_error_that_names_the_choices(self, monkeypatch):
+    def test_missing_cuda_is_an_error_that_names_the_choices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(ConfigError, match="device=cuda, but torch sees no CUDA device here; choose auto or cpu"):
+        with pytest.raises(
+            ConfigError, match="device=cuda, but torch finds no CUDA device on this machine; choose auto or cpu"
+        ):
             choose_device("cuda")
 
     @pytest.mark.parametrize(
-        ("name", "there", "chosen"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+        ("name", "is_available", "chosen"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
     )
-    def test_auto_takes_cuda_where_there_is_one(self, monkeypatch, name, there, chosen):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    def test_auto_chooses_cuda_if_it_is_available(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, is_available: bool, chosen: str
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
         assert choose_device(name).type == chosen
 
 
@@ -191,36 +202,36 @@ def config(window: int = 10, validation: int = 2, calibration: int = 3) -> Pipel
 
 class TestWindow:
     @pytest.mark.parametrize("count", [6, 9, 10, 25])
-    def test_the_parts_are_disjoint_and_in_the_order_of_time(self, count):
+    def test_the_parts_are_disjoint_and_in_order_of_time(self, count: int) -> None:
         window = cut_window(dict(reversed(days(count).items())), config())
         newest = sorted(days(count))[-10:]
         assert [*window.train, *window.validation, *window.calibration] == newest == list(window.days)
         assert (len(window.validation), len(window.calibration)) == (2, 3)
 
     @pytest.mark.parametrize("count", [0, 1, 5])
-    def test_too_few_days_are_an_error_with_the_figures(self, count):
+    def test_too_few_days_are_an_error_with_the_counts(self, count: int) -> None:
         with pytest.raises(
             TrainingError, match=f"'d' has {count} days .* validation_days=2 plus calibration_days=3 leave none"
         ):
             cut_window(days(count), config())
 
-    def test_the_fingerprint_changes_with_the_content_of_the_windows_days_and_no_others(self):
+    def test_the_fingerprint_depends_on_the_days_of_the_window_only(self) -> None:
         content = days(20)
         previous = cut_window(content, config()).fingerprint
         assert cut_window({**content, "2024-01-05": "changed"}, config()).fingerprint == previous
         assert cut_window({**content, "2024-01-15": "changed"}, config()).fingerprint != previous
 
-    def test_a_day_without_rows_takes_no_place_in_the_window(self):
+    def test_a_day_without_rows_is_not_in_the_window(self) -> None:
         content = days(12)
         del content["2024-01-12"], content["2024-01-09"]
         assert cut_window(content, config()).calibration == ("2024-01-08", "2024-01-10", "2024-01-11")
 
-    def test_rows_are_read_in_the_order_of_time(self, fitted):
+    def test_rows_are_read_in_order_of_time(self, fitted: Fitted) -> None:
         rows = pl.concat([fitted.window.rows(part, fitted.paths) for part in PARTS])
         assert rows["event_time"].is_sorted()
         assert rows.height == 40 * 60
 
-    def test_rows_without_event_time_are_cut_by_identity_14_to_2_to_3_to_1(self, tmp_path):
+    def test_rows_without_event_time_are_split_14_2_3_1(self, tmp_path: Path) -> None:
         undated = PipelineConfig(dataset="d", identity=("id",))
         window, paths = cut_window({ALL_ROWS: "content"}, undated), DatasetPaths(tmp_path, "d")
         names = pl.DataFrame({"row_id": [f"row {index}" for index in range(4000)]})
@@ -229,40 +240,40 @@ class TestWindow:
         assert sorted(itertools.chain(*parts.values())) == sorted(names["row_id"])
         assert [len(part) / 4000 for part in parts.values()] == pytest.approx([0.7, 0.1, 0.15, 0.05], abs=0.03)
         write_parquet(paths.features(ALL_ROWS), names.reverse().head(3000).to_arrow())
-        for part, ids in parts.items():  # a row stays in its part whatever stands beside it
+        for part, ids in parts.items():  # a row stays in its part, whatever other rows exist
             assert set(window.rows(part, paths)["row_id"]) <= set(ids)
 
-    def test_without_features_of_an_undated_dataset_the_error_names_what_to_materialize(self):
+    def test_missing_features_of_an_undated_dataset_are_an_error(self) -> None:
         with pytest.raises(TrainingError, match="features of 'd' hold no rows; materialize raw_data and features"):
             cut_window({}, PipelineConfig(dataset="d", identity=("id",)))
 
 
-class TestGate:
-    def test_a_challenger_of_a_good_training_keeps_every_rule(self, fitted):
+class TestRules:
+    def test_a_good_training_meets_every_rule(self, fitted: Fitted) -> None:
         latents = fitted.bundle.encode(fitted.window.rows("validation", fitted.paths))
         results = [finite_weights(fitted.bundle), loss_fell(fitted.result), latents_not_collapsed(latents)]
         assert [result.passed for result in results] == [True] * 3
         assert is_promoted(results)
 
-    def test_one_weight_that_is_not_finite_is_enough_to_refuse(self, fitted):
+    def test_one_weight_that_is_not_finite_is_rejected(self, fitted: Fitted) -> None:
         model = build_model(fitted.config, fitted.bundle.encoder.shape, torch.Generator())
         next(model.parameters()).data[0, 0] = math.nan
-        result = finite_weights(dataclasses.replace(fitted.bundle, model=model))
+        result = finite_weights(with_model(fitted.bundle, model))
         assert (result.passed, result.figure) == (False, 1)
         assert not is_promoted([result])
 
-    def test_a_loss_that_did_not_fall_is_refused(self):
-        assert not loss_fell(TrainingResult((), 0, 12.5, 12.5)).passed
+    def test_a_loss_that_did_not_fall_is_rejected(self) -> None:
+        assert not loss_fell(TrainingResult(epochs=(), best_epoch=0, first_loss=12.5, best_loss=12.5)).passed
 
-    @pytest.mark.parametrize(("alive", "passes"), [(0, False), (1, False), (2, True), (4, True)])
-    def test_half_of_the_latent_columns_must_vary(self, alive, passes):
+    @pytest.mark.parametrize(("active", "passes"), [(0, False), (1, False), (2, True), (4, True)])
+    def test_half_of_the_latent_columns_must_vary(self, active: int, passes: bool) -> None:
         latents = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-        latents[:, alive:] = 0.5
+        latents[:, active:] = 0.5
         result = latents_not_collapsed(latents)
-        assert (result.passed, result.figure) == (passes, alive / 4)
+        assert (result.passed, result.figure) == (passes, active / 4)
 
 
-def test_a_cross_entropy_that_diverges_is_told_as_any_other_loss_is():
+def test_a_cross_entropy_that_diverges_is_an_error() -> None:
     settings = {
         "dataset": "rows",
         "identity": ["id"],

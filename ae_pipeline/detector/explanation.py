@@ -1,0 +1,248 @@
+"""Explanations of anomaly scores: which columns, or which part of an image, contribute most."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch.nn.functional import one_hot
+
+from ae_pipeline.config.service import Evidence
+from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
+from ae_pipeline.models.base import AutoEncoderOutput
+from ae_pipeline.models.image_loss import ImageLoss
+
+if TYPE_CHECKING:
+    from ae_pipeline.detector.detector import Detector
+
+Array = npt.NDArray[np.float64]
+
+_IMPUTATION_PASSES = 4
+"""Forward passes that move an imputed column from its mean to the value that fits the rest of the row."""
+
+_MAX_CANDIDATES = 24
+"""Upper limit on the columns of a row that are tried, so that the cost does not grow with the width of a table."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One part of the score of a row.
+
+    Attributes:
+        column: Name of a feature column. For images, `image` or `spot`, the patch with the highest score. `latent` or
+            `ensemble` if the row is anomalous as a whole.
+        surprisal: Nats. For a column, its own surprisal plus the decrease of all other surprisal after the column is
+            imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
+        actual: Actual value, as text.
+        expected: Value that the model expects, as text.
+
+    Examples:
+        >>> Contribution("load", surprisal=7.5, actual="30.1", expected="2.9").record()
+        {'column': 'load', 'surprise': 7.5, 'actual': '30.1', 'expected': '2.9'}
+    """
+
+    column: str
+    surprisal: float
+    actual: str
+    expected: str
+
+    def record(self) -> dict[str, str | float]:
+        """Return the contribution as files store it, with the surprisal under its key of format 3, `surprise`."""
+        return {"column": self.column, "surprise": self.surprisal, "actual": self.actual, "expected": self.expected}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Contribution":
+        """Return the contribution that `record` stored."""
+        return cls(record["column"], record["surprise"], record["actual"], record["expected"])
+
+
+def explain_rows(detector: "Detector", rows: pl.DataFrame, limit: int) -> list[list[Contribution]]:
+    """Return the contributions to the score of each row, highest first.
+
+    One wrong value also distorts the reconstruction of other columns. So each column is imputed in turn, and the column
+    whose imputation removes the most surprisal comes first. That column stays imputed while the next one is searched
+    for.
+
+    `latent` or `ensemble` comes before the columns if it determines the score, and imputing the first column leaves
+    more than half of its surprisal: then no single column explains the row.
+
+    Args:
+        detector: Fitted detector.
+        rows: One batch of rows with the fitted columns.
+        limit: Upper limit on the number of contributions of a row.
+    """
+    x = detector.network.encode_batch(rows)
+    output = detector.network.forward(x)
+    surprisal = detector.surprisal(output, x)
+    if isinstance(detector.encoder, TableEncoder):
+        by_part, remaining = _explain_by_column(detector, rows, x, surprisal, limit)
+    else:
+        by_part, remaining = _explain_images(detector, x, output, surprisal), surprisal
+    of_whole_row = _explain_whole_rows(detector, surprisal, remaining, _row_descriptions(detector, x, output))
+    return [[*first, *parts][:limit] for first, parts in zip(of_whole_row, by_part, strict=True)]
+
+
+def _row_descriptions(
+    detector: "Detector", x: torch.Tensor, output: AutoEncoderOutput
+) -> dict[Evidence, Sequence[tuple[str, str]]]:
+    """Return actual and expected text of each row, for each kind of evidence about the whole row."""
+    usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:.1f} times at most in 99 %"
+    distances = detector.mahalanobis(output.latents.cpu().numpy())
+    descriptions: dict[Evidence, Sequence[tuple[str, str]]] = {
+        Evidence.LATENT: [
+            (f"{distance:.1f} times the usual distance from those of training", usual) for distance in distances
+        ]
+    }
+    if detector.ensemble is not None:
+        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x.cpu().numpy())
+    return descriptions
+
+
+def _explain_whole_rows(
+    detector: "Detector",
+    surprisal: Array,
+    remaining: Array,
+    descriptions: Mapping[Evidence, Sequence[tuple[str, str]]],
+) -> list[list[Contribution]]:
+    """Return the contributions of `latent` and `ensemble` for the rows that are anomalous as a whole.
+
+    Args:
+        detector: Fitted detector.
+        surprisal: Surprisal of each part, (n, parts).
+        remaining: Surprisal of each part after the first column is imputed, (n, parts).
+        descriptions: Actual and expected text of each row, by evidence.
+    """
+    scores = detector.combine(surprisal)
+    contributions: list[list[Contribution]] = [[] for _ in scores]
+    for evidence in (evidence for evidence in descriptions if evidence in detector.config.alerts.evidence):
+        index = detector.part_index(evidence)
+        score_alone = detector.combine(np.where(np.arange(surprisal.shape[1]) == index, surprisal, 0.0))
+        determines_score = (score_alone >= scores) & (remaining[:, index] > surprisal[:, index] / 2)
+        for row in np.flatnonzero(determines_score):
+            text = descriptions[evidence][int(row)]
+            contributions[row].append(Contribution(evidence.value, float(surprisal[row, index]), *text))
+    return contributions
+
+
+def _explain_by_column(
+    detector: "Detector", rows: pl.DataFrame, x: torch.Tensor, surprisal: Array, limit: int
+) -> tuple[list[list[Contribution]], Array]:
+    """Return the columns that contribute most to each row, and the surprisal after the first one is imputed.
+
+    Args:
+        detector: Fitted detector of a table.
+        rows: Features of n rows.
+        x: The same rows encoded, (n, width).
+        surprisal: Surprisal of each part, (n, parts).
+        limit: Upper limit on the number of columns of a row.
+    """
+    encoder, names = cast("TableEncoder", detector.encoder), detector.loss.columns
+    row_index = np.arange(len(x))
+    contributions: list[list[Contribution]] = [[] for _ in row_index]
+    is_imputed = np.zeros((len(x), len(names)), dtype=np.bool_)
+    remaining, lowest = surprisal, np.full(len(x), np.inf)
+    for step in range(min(limit, len(names))):
+        removed = _removed_surprisal(detector, x, surprisal, is_imputed)
+        best = removed.argmax(axis=1)
+        output, x = _impute(detector, x, encoder.groups == best[:, np.newaxis])
+        surprisal = detector.surprisal(output, x)
+        remaining = surprisal if step == 0 else remaining
+        expected = detector.network.double_loss.to_scale(output.output).cpu().numpy()
+        # Two columns can mask each other: after the first one is imputed, the second one can remove more than it did.
+        lowest = np.minimum(lowest, removed[row_index, best])
+        is_imputed[row_index, best] = True
+        for index, row in enumerate(rows.iter_rows(named=True)):
+            name = names[best[index]]
+            text = encoder.describe(row, expected[index], name)
+            contributions[index].append(Contribution(name, float(lowest[index]), *text))
+    return contributions, remaining
+
+
+def _removed_surprisal(
+    detector: "Detector", x: torch.Tensor, surprisal: Array, is_imputed: npt.NDArray[np.bool_]
+) -> Array:
+    """Return the surprisal that imputing each column removes, (n, columns); −∞ for columns that are not tried.
+
+    The surprisal of the column itself counts in full. The total loss of the row does not count, because it sums what
+    the columns count already.
+    """
+    encoder, column_count = cast("TableEncoder", detector.encoder), is_imputed.shape[1]
+    row_index = np.arange(len(x))
+    is_counted = np.arange(detector.part_count) != detector.part_index(Evidence.ROW)
+    removed = np.full(is_imputed.shape, -np.inf)
+    of_columns = np.where(is_imputed, -np.inf, surprisal[:, :column_count])
+    for candidate in np.argsort(-of_columns, axis=1, kind="stable")[:, :_MAX_CANDIDATES].T:
+        decrease = surprisal - detector.surprisal(*_impute(detector, x, encoder.groups == candidate[:, np.newaxis]))
+        removed[row_index, candidate] = (
+            surprisal[row_index, candidate] + decrease[:, is_counted].sum(axis=1) - decrease[row_index, candidate]
+        )
+    removed[is_imputed] = -np.inf
+    return removed
+
+
+def _impute(
+    detector: "Detector", x: torch.Tensor, mask: npt.NDArray[np.bool_]
+) -> tuple[AutoEncoderOutput, torch.Tensor]:
+    """Replace a column by the value that fits the rest of each row.
+
+    The column starts at its mean over the training rows. Then each output of the network becomes its next input, as
+    Rezende et al. (2014) impute missing values. The mean alone rarely fits the row and would distort the other columns.
+    Categories end as the most likely one, because a row has exactly one.
+
+    Args:
+        detector: Fitted detector of a table.
+        x: Encoded rows, (n, width).
+        mask: Inputs to impute, (width,) or (n, width).
+
+    Returns:
+        Output of the network for the imputed rows, and the imputed rows.
+    """
+    is_replaced = torch.from_numpy(mask).to(x.device)
+    imputed = torch.where(is_replaced, torch.from_numpy(detector.mean_input).to(x), x)
+    for _ in range(_IMPUTATION_PASSES):
+        output = detector.network.forward(imputed).output
+        imputed = torch.where(is_replaced, detector.network.double_loss.to_scale(output), imputed)
+    imputed = torch.where(is_replaced, _most_likely(cast("TableEncoder", detector.encoder), imputed), imputed)
+    return detector.network.forward(imputed), imputed
+
+
+def _most_likely(encoder: TableEncoder, x: torch.Tensor) -> torch.Tensor:
+    """Replace the probabilities of categories and of binary columns by the most likely value."""
+    most_likely = x.clone()
+    for block in encoder.blocks:
+        values = x[:, block.start : block.stop]
+        if block.kind == BlockKind.CATEGORICAL:
+            most_likely[:, block.start : block.stop] = one_hot(values.argmax(1), block.width).to(x)
+        elif block.kind == BlockKind.BINARY:
+            most_likely[:, block.start : block.stop] = values.round().clamp(0, 1)
+    return most_likely
+
+
+def _explain_images(
+    detector: "Detector", x: torch.Tensor, output: AutoEncoderOutput, surprisal: Array
+) -> list[list[Contribution]]:
+    """Return the contributions of the whole image and of its highest-scoring patch, highest first."""
+    expected = detector.network.double_loss.to_scale(output.output)
+    by_image = [
+        _explain_image(detector, surprisal[index], expected[index : index + 1], x[index : index + 1])
+        for index in range(len(x))
+    ]
+    return [sorted(parts, key=lambda part: -part.surprisal) for parts in by_image]
+
+
+def _explain_image(
+    detector: "Detector", surprisal: Array, expected: torch.Tensor, x: torch.Tensor
+) -> list[Contribution]:
+    """Return the contributions of one image, (1, channels, height, width), and of its highest-scoring patch."""
+    loss, row = cast("ImageLoss", detector.network.double_loss), detector.part_index(Evidence.ROW)
+    scores = loss.patch_scores(expected, x)
+    usual = [f"{quantile:.1f} times at most in 99 %" for quantile in detector.tails.quantiles[:, -1]]
+    location = "row {}, column {}".format(*loss.highest_patch(expected, x))
+    highest, mean = float(scores.max()), float(scores.mean())
+    return [
+        Contribution("spot", float(surprisal[0]), f"{highest:.1f} times the usual residual at {location}", usual[0]),
+        Contribution("image", float(surprisal[row]), f"{mean:.1f} times the usual residual", usual[row]),
+    ]
