@@ -161,7 +161,7 @@ def test_numbers_over_all_days_are_those_of_the_json_file(browser, pages):
     assert shown[:50] == [[row["row_id"], row["score"]] for row in summary["strangest"]]
     verdict = summary["verdict"]
     assert f"{verdict['flagged']} of {verdict['rows']} rows" in visit.page.inner_text(".card >> nth=0")
-    assert verdict["words"] in visit.page.inner_text(".verdict")
+    assert verdict["words"] in visit.page.inner_text(".assessment")
     assert f"{summary['rows']:,}" in visit.page.inner_text("body")
     visit.page.close()
 
@@ -202,7 +202,7 @@ def test_a_row_is_opened_to_its_explanation_by_mouse_and_by_keyboard(visit):
     assert not detail.is_visible()
     button.click()
     assert detail.is_visible()
-    for message in ("actual", "expected", "surprise, nats", "Nearest ordinary rows", "row_id ="):
+    for message in ("actual", "expected", "surprisal, nats", "Nearest normal rows", "row_id ="):
         assert message in detail.inner_text()
     assert detail.locator(".meter").count() == 3
     button.press("Enter")

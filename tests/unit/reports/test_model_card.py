@@ -84,7 +84,7 @@ class TestCard:
         assert f"| train | {days} |" in card
         assert all(f" {name}" in card for name in bundle.columns)
         assert "| gate |  |  |  | 120 |" in card
-        assert f"epoch {fitted.result.best_epoch} of {len(fitted.result.epochs)} was kept" in card
+        assert f"weights of epoch {fitted.result.best_epoch} of {len(fitted.result.epochs)} were kept" in card
         assert f"{len(bundle.calibration.scores):,} calibration rows" in card
         assert bundle.fingerprint in card
 

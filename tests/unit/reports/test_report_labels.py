@@ -114,13 +114,13 @@ class TestOfAReport:
     def test_the_page_tells_the_same_and_over_which_rows(self, labelled, report):
         page = " ".join(Text(report.page.read_text()).text.split())
         whole, held_out = report.labels.all_rows, report.labels.held_out
-        assert "A row is a known anomaly where power > 2.1 * load. Only this report looks at that" in page
-        assert "rows whose label is known500400" in page
+        assert "A row is a known anomaly if power > 2.1 * load. Only this report uses the label" in page
+        assert "rows with a known label500400" in page
         assert f"{whole.anomalies_flagged} of 100 ({whole.anomalies_flagged / 100:.2%})" in page
         assert f"{held_out.normal_flagged} of 320 ({held_out.normal_flagged / 320:.2%})" in page
         assert f"{whole.auroc:.4f}" in page
         assert f"{held_out.average_precision:.4f} (0.2000)" in page
-        assert "Of 100 further rows the label says nothing." in page
+        assert "The label of 100 further rows is unknown." in page
         assert f"all but {labelled.days[0]} to {labelled.days[31]}." in page
 
     def test_days_and_ranked_rows_bear_what_is_known(self, labelled, report):
@@ -147,4 +147,4 @@ class TestOfAReport:
         assert (report.labels, report.known_anomalies, report.known_flagged) == (None, 0, 0)
         page = Text(report.page.read_text()).text
         assert "Known anomalies" not in page
-        assert "known as" not in page
+        assert "label" not in page

@@ -175,7 +175,7 @@ class TestWhichRows:
         assert scores == [pytest.approx(score, abs=0.051) for score in table(album)["score"].head(50)]
 
     def test_the_page_says_how_many_of_how_many_are_shown(self, report):
-        assert "The 50 strangest of 350 rows." in Text(report.page.read_text()).text
+        assert "The 50 most anomalous of 350 rows." in Text(report.page.read_text()).text
 
     def test_ordinary_rows_are_unsuspicious_ones_that_score_as_half_of_the_calibration_rows_do(self, album, figures):
         median = np.median(album.bundle.calibration.scores)
@@ -203,7 +203,7 @@ class TestWhichRows:
         shown = [figure.row_id for figure in of_kind(few, "strangest")]
         assert 0 < len(shown) < 50
         assert shown == table(own_album)["row_id"].head(len(shown)).to_list()
-        assert f"The {len(shown)} strangest of 350 rows." in Text(report.page.read_text()).text
+        assert f"The {len(shown)} most anomalous of 350 rows." in Text(report.page.read_text()).text
 
     def test_a_row_that_has_left_the_features_since_is_left_out(self, own_album, report, figures):
         gone = of_kind(figures, "strangest")[3].row_id
@@ -341,8 +341,17 @@ class TestLargeImages:
 
     def test_wide_ones_fit_the_space_too(self):
         empty = np.zeros((10, 40, 1))
-        drawing = Drawing(empty, empty, np.ones((10, 40)), (0, 0, 0.1, 0.5), 1.0)
-        assert Panel("a", 1.0, False, None, drawing, Scale(10.0, 1.0)).size(160, 160) == (160, 40)
+        drawing = Drawing(
+            image=empty,
+            reconstruction=empty,
+            residual=np.ones((10, 40)),
+            spot=(0, 0, 0.1, 0.5),
+            highest=1.0,
+        )
+        panel = Panel(
+            row_id="a", score=1.0, is_anomaly=False, is_known_anomaly=None, drawing=drawing, scale=Scale(10.0, 1.0)
+        )
+        assert panel.size(160, 160) == (160, 40)
 
 
 class TestBesideThePage:
@@ -371,7 +380,7 @@ class TestBesideThePage:
         assert report.gallery is None
         page = Text(report.page.read_text())
         assert "img" not in page.tags
-        assert "What stands out" not in page.text
+        assert "Pictures" not in page.text
 
 
 class TestLabelsWithoutEventTime:
@@ -384,7 +393,7 @@ class TestLabelsWithoutEventTime:
         assert (found["held_out"]["rows"], found["held_out"]["anomalies"]) == (rows.height, 30)
         expected = roc_auc_score(rows[LABEL].to_numpy(), rows["score"].to_numpy())
         assert found["held_out"]["auroc"] == pytest.approx(expected, abs=1e-12)
-        assert "The training has left such rows out" in Text(report.page.read_text()).text
+        assert "The training excludes known anomalies" in Text(report.page.read_text()).text
 
     def test_where_rows_have_changed_since_the_training_it_cannot_be_told(self, own_album):
         write_parquet(own_album.paths.features(ALL_ROWS), album_rows().tail(349).to_arrow())
@@ -392,13 +401,13 @@ class TestLabelsWithoutEventTime:
         report = reported(own_album, [ALL_ROWS])
         assert report.labels.held_out is None
         assert report.labels.all_rows.rows == 329
-        assert "Held out: rows have changed since the training" in Text(report.page.read_text()).text
+        assert "Held out: unknown, because the rows have changed since the training" in Text(report.page.read_text()).text
 
     def test_the_page_speaks_of_rows_and_not_of_days(self, album, report):
         page = " ".join(Text(report.page.read_text()).text.split())
         sizes = [album.window.rows(part, album.paths).height for part in ("train", "validation", "calibration")]
-        assert f"{sizes[0]} rows, validated on {sizes[1]} others" in page
-        assert f"calibrated on {sizes[2]} others" in page.replace("calibrated on", "calibrated on ").replace("  ", " ")
-        assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Strangest rows")[0])
+        assert f"{sizes[0]} rows, validated on {sizes[1]} other rows" in page
+        assert f"calibrated on {sizes[2]} other rows" in page.replace("calibrated on", "calibrated on ").replace("  ", " ")
+        assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Most anomalous rows")[0])
         assert re.search(r"Quarantine\s*0 rows\s*of the landed files", page)
         assert "Completeness" not in page

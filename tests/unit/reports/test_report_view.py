@@ -1,16 +1,18 @@
-"""What the pages say: verdicts of days, causes of alerts, ordinary neighbours, and pages of single days."""
+"""Content of the pages: assessments of days, causes, nearest normal rows, and pages of single days."""
 
 import dataclasses
 import datetime as dt
 import html
 import json
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
 import pytest
 
 from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Contribution
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
@@ -20,11 +22,12 @@ from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.registry.history import Change, Entry, record
 from ae_pipeline.reports.build import day_page
+from ae_pipeline.reports.cards import unseen_days_summary
 from ae_pipeline.reports.charts import calibration_chart, score_chart
 from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
-from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
-from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_day
+from ae_pipeline.reports.latent_map import latents_in, nearest_neighbors, project, projection, reference_rows
+from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_days
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
@@ -41,7 +44,17 @@ def bundle(fitted):
 def row(name: str, score: float, *parts: tuple[str, float, str], day: int = 1) -> RankedRow:
     given = tuple(Contribution(column, surprisal, actual, "usual") for column, surprisal, actual in parts)
     at = dt.datetime(2024, 1, day, tzinfo=dt.UTC)
-    return RankedRow(name, at, score, 0.001, True, None, None, "because", given)
+    return RankedRow(
+        row_id=name,
+        event_time=at,
+        score=score,
+        p_value=0.001,
+        is_anomaly=True,
+        is_discovery=None,
+        is_known_anomaly=None,
+        because="because",
+        contributions=given,
+    )
 
 
 class TestCauses:
@@ -67,7 +80,15 @@ class TestCauses:
 
 
 def entry(rows: int, flagged: int = 0, day: str = "2024-03-01", known: int = 0) -> ReportDay:
-    return ReportDay(day, rows, flagged, known, known, 0, "hash")
+    return ReportDay(
+        day=day,
+        rows=rows,
+        flagged=flagged,
+        known_anomalies=known,
+        known_flagged=known,
+        discovery_count=0,
+        content_hash="hash",
+    )
 
 
 def weeks(rows: int) -> dict[str, int]:
@@ -86,11 +107,11 @@ class TestVerdict:
         [
             (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
             (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
-            (entry(1000), {}, (Deviation(("x",), "x is odd"),), "x is odd"),
+            (entry(1000), {}, (Deviation(columns=("x",), message="x is odd"),), "x is odd"),
             (
                 entry(1000, 30),
                 {},
-                tuple(Deviation((name,), f"{name} is odd") for name in "xyz"),
+                tuple(Deviation(columns=(name,), message=f"{name} is odd") for name in "xyz"),
                 "30 rows are flagged, 30 times the budget; x is odd, and the day is unusual in 2 more ways",
             ),
         ],
@@ -101,14 +122,14 @@ class TestVerdict:
         assert found.message == message
 
     def test_a_day_that_is_unusual_without_an_unusual_row_is_said_to_be_so(self):
-        odd = (Deviation(("x",), "x is odd"),)
+        odd = (Deviation(columns=("x",), message="x is odd"),)
         assert assess_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, single rows no more than chance makes of the budget: 2 of 1,000 rows are "
-            "flagged, and the alert budget allows 1.0."
+            "The day as a whole is unusual, but the number of flagged rows is not significantly above the budget: 2 of "
+            "1,000 rows are flagged, and the alert budget allows 1.0."
         )
         assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, not single rows: 0 of 970 rows that are not known anomalies are flagged, "
-            "and the alert budget allows 1.0."
+            "The day as a whole is unusual, but the number of flagged rows is within the budget: 0 of 970 rows that are "
+            "not known anomalies are flagged, and the alert budget allows 1.0."
         )
         assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
         assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
@@ -125,7 +146,7 @@ class TestVerdict:
         effect = Effect(
             part=Part.SCORE, name="score", psi=2.0, is_drift=True, message="stability index 2.00, at most 0.5"
         )
-        found = assess_day(entry(1000), {}, DayDrift("2024-03-01", True, 1000, (effect,), True), (), 0.001)
+        found = assess_day(entry(1000), {}, DayDrift(day="2024-03-01", is_after=True, rows=1000, effects=(effect,), is_judged=True), (), 0.001)
         assert found.is_wrong
         assert "score: stability index 2.00" in found.message
 
@@ -138,9 +159,9 @@ class TestMap:
 
     def test_its_axes_are_the_widest_directions_of_the_training_latents(self, fitted):
         rows = fitted.window.rows("train", fitted.paths)
-        at = places(fitted.bundle.encode(rows).astype(np.float64), fitted.bundle)
-        np.testing.assert_allclose(at.mean(axis=0), 0, atol=1e-5)
-        np.testing.assert_allclose(np.cov(at.T, bias=True), np.eye(2), atol=1e-4)
+        coordinates = project(fitted.bundle.encode(rows).astype(np.float64), fitted.bundle)
+        np.testing.assert_allclose(coordinates.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(np.cov(coordinates.T, bias=True), np.eye(2), atol=1e-4)
         directions = projection(fitted.bundle)
         assert (directions[np.abs(directions).argmax(axis=0), [0, 1]] > 0).all()
 
@@ -148,7 +169,7 @@ class TestMap:
         reference = reference_rows(published_days(dataset.paths), dataset.paths, fitted.bundle)
         assert not reference["is_anomaly"].any()
         rows = table.filter(pl.col("row_id").is_in(reference["row_id"].head(5).implode()))
-        found = near(rows, reference, fitted.bundle)
+        found = nearest_neighbors(rows, reference, fitted.bundle)
         white = latents_in(reference) @ fitted.bundle.mahalanobis.whitening
         for one in rows.iter_rows(named=True):
             own = latents_in(rows.filter(pl.col("row_id") == one["row_id"])) @ fitted.bundle.mahalanobis.whitening
@@ -173,6 +194,11 @@ class TestCharts:
         points = max(spec["datasets"].values(), key=len)
         for point in points:
             assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
+
+
+def published_table(dataset: Dataset, bundle: ModelBundle, entries: Mapping[str, ReportDay]) -> Published:
+    files = published_days(dataset.paths)
+    return Published(files=files, dataset=dataset, bundle=bundle, model_version=3, entries=entries)
 
 
 class TestDays:
@@ -225,7 +251,7 @@ class TestDays:
         assert [part.surprisal for part in first.contributions] == pytest.approx([part.surprisal for part in expected])
         text = Text(built.page.read_text()).text
         assert text.count("not flagged; most unusual: ") == 20
-        assert "Of the rows that are not flagged the strangest 20 are explained." in text
+        assert "Of the rows that are not flagged, the 20 with the highest scores are explained." in text
         assert first.reason in text
 
     def test_pages_of_days_that_were_made_before_explain_no_further_rows_over_all_days(self, report):
@@ -243,14 +269,13 @@ class TestDays:
         day = silent.event_time.date().isoformat()
         path = dataset.paths.features(day)
         pl.read_parquet(path).drop("load").with_columns(power=pl.lit("n/a")).write_parquet(path)
-        entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
-        files = published_days(dataset.paths)
-        published = Published(files, dataset.paths, dataset.bundle, self.config, 3, entries, ())
+        entries = reported_days(days, dataset.paths)
+        published = published_table(Dataset(self.config, dataset.paths), dataset.bundle, entries)
         bare = [dataclasses.replace(row, contributions=(), because="") for row in built.strangest]
-        told = published.listed.explanations(bare)
-        assert {row.event_time.date().isoformat() for row in told if row.contributions}.isdisjoint({day})
-        assert any(row.contributions for row in told)
-        assert ("power", "n/a") in published.listed.values(bare)[silent.row_id]
+        explained = published.row_details.explanations(bare)
+        assert {row.event_time.date().isoformat() for row in explained if row.contributions}.isdisjoint({day})
+        assert any(row.contributions for row in explained)
+        assert ("power", "n/a") in published.row_details.values(bare)[silent.row_id]
 
     def test_completeness_counts_rows_and_values(self, report):
         dataset, days, _ = report
@@ -261,14 +286,14 @@ class TestDays:
         there = 1 - features.null_count().sum_horizontal()[0] / (features.height * features.width)
         assert f"{there:.0%} of values" in page
         usual = 1 - np.mean([known.missing for known in dataset.bundle.reference if known.part == "column"])
-        assert f"usually {usual:.0%} of the values are there" in page
+        assert f"{usual:.0%} of the values are usually present" in page
 
     def test_the_page_of_a_day_says_when_and_how_to_find_the_rows(self, report):
         dataset, days, _ = report
         page = day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3)
         day = dataset.features(days[4])
         hours = day["event_time"].dt.hour().n_unique()
-        assert page.read_text().count('class="there"') == hours
+        assert page.read_text().count('class="total"') == hours
         query = re.search(r"SELECT \* FROM '(.+?)' WHERE (.+?)</code>", page.read_text())
         rows = pl.read_parquet(page.parent / query[1])
         found = pl.SQLContext(day=rows).execute(f"SELECT row_id FROM day WHERE {html.unescape(query[2])}", eager=True)
@@ -291,7 +316,7 @@ class TestDays:
         hours = dataset.features(days[4])["event_time"].dt.hour().filter(hit)
         assert hours.max() < 23
         text = Text(page.read_text()).text
-        causes = text[text.index("Causes") : text.index("Strangest rows")]
+        causes = text[text.index("Causes") : text.index("Most anomalous rows")]
         assert "load is missing" in causes
         assert re.search(r"nearly every row from \d\d:00 to \d\d:59 UTC", causes)
 
@@ -308,7 +333,7 @@ class TestDays:
         page = Text(day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
         row = next(as_rows(ranked_day(days[4], dataset.paths)))
         values = dataset.features(days[4]).row(by_predicate=pl.col("row_id") == row.row_id, named=True)
-        told = re.search(r"The row: (.*?)\.\n", page[page.index(row.row_id) :], re.DOTALL)[1]
+        told = re.search(r"Values: (.*?)\.\n", page[page.index(row.row_id) :], re.DOTALL)[1]
         shown = dict(part.split(" ", 1) for part in told.split(", "))
         assert set(shown) == set(values) - {"row_id"}
         assert shown["mode"] == values["mode"]
@@ -318,18 +343,17 @@ class TestDays:
 
     def test_the_page_says_how_the_model_does_on_days_that_it_has_not_seen(self, report):
         dataset, days, built = report
-        assert "No row after the training is published" in Text(built.page.read_text()).text
-        files = published_days(dataset.paths)
-        entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
+        assert "No day after the training window is published" in Text(built.page.read_text()).text
+        entries = reported_days(days, dataset.paths)
         window = dataclasses.replace(dataset.bundle.window, calibration=(days[3],))
         earlier = dataclasses.replace(dataset.bundle, window=window)
-        published = Published(files, dataset.paths, earlier, self.config, 3, entries, ())
+        published = published_table(Dataset(self.config, dataset.paths), earlier, entries)
         after = [entries[day] for day in days if days[3] < day <= days[9]]
         rows, flagged = sum(day.rows for day in after), sum(day.flagged for day in after)
         assert flagged
-        assert published.show(days[9], (), built.page).trust == (
-            f"On the 6 days after its training it flags {flagged} of {rows} rows, {flagged / rows:.2%}; "
-            f"the budget is {dataset.bundle.config.alerts.budget:.2%}."
+        assert unseen_days_summary(published, days[9]) == (
+            f"On the 6 days after its training window, the model flags {flagged} of {rows} rows: {flagged / rows:.2%}. "
+            f"The alert budget is {dataset.bundle.config.alerts.budget:.2%}."
         )
 
     def test_a_day_that_was_scored_long_after_it_was_new_is_said_to_be(self, report):
@@ -338,7 +362,7 @@ class TestDays:
         # That it serves again since a rollback is no hindsight.
         assert "in hindsight" not in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
         dataset.paths.history.unlink()
-        assert "has scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
+        assert "so it scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
 
     def _with_model_of(self, dataset, day: str, at: str) -> str:
         record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested"))
@@ -363,21 +387,21 @@ class TestDays:
         dataset = dataclasses.replace(dataset, bundle=bundle)
         published(dataset, dataset.days[:1])
         text = Text(reported(dataset, dataset.days[:1]).page.read_text()).text
-        assert "over 0 ordinary rows" in text
+        assert "and 0 normal rows" in text
 
     def test_days_without_rows_after_the_newest_are_told_at_the_top(self, report, rewrite_day):
         dataset, days, built = report
-        assert "no row has come" not in Text(built.page.read_text()).text
+        assert "no rows arrived" not in Text(built.page.read_text()).text
         rewrite_day(dataset, "2024-12-31", dataset.features(days[-1]).clear())
         again = reported(dataset, days)
         assert f"2024-12-31; on {days[-1]} " in Text(again.page.read_text()).text
         assert json.loads(again.summary.read_text())["verdict"]["is_wrong"]
         page = day_page(days[2], Dataset(self.config, dataset.paths), dataset.bundle, 3)
-        assert "no row has come" not in Text(page.read_text()).text
+        assert "no rows arrived" not in Text(page.read_text()).text
 
     def test_files_that_give_no_row_are_counted_beside_the_rows_in_quarantine(self, report):
         dataset, days, _ = report
-        assert "no row at all" not in Text(reported(dataset, days).page.read_text()).text
+        assert "no valid row" not in Text(reported(dataset, days).page.read_text()).text
         known = LandedFile(1, 1, "", 1, "", None)
         refused = dataclasses.replace(known, refused="no header")
         stands = dataclasses.replace(known, refused="no header", staged="d", rows=5, days={days[0]: 5})
@@ -386,8 +410,8 @@ class TestDays:
         good = dataclasses.replace(known, staged="c", **rows)
         Ledger({"a.csv": refused, "b.csv": rejected, "c.csv": good, "d.csv": stands}).save(dataset.paths.ledger)
         text = Text(reported(dataset, days).page.read_text()).text
-        assert "2 rows of its files are in quarantine; of all landed files 2 give no row at all" in text
-        assert "of 1 landed file the newest version cannot be used, and the one before stands" in text
+        assert "2 rows of its files in quarantine; 2 landed files have no valid row" in text
+        assert "the newest version of 1 landed file is invalid, so the previous version is used" in text
 
     def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
         dataset, days, _ = report
@@ -396,8 +420,8 @@ class TestDays:
         assert f"sensors on {days[2]}" in Text(page.read_text()).text
         assert f'<a href="days/{days[2]}.html">{days[2]}</a>' in (dataset.paths.reports / "report.html").read_text()
         for other in ("2019-01-01", "yesterday", "2024-13-01"):
-            told = f"'{other}' has no report; of 'sensors' those from {days[0]} to {days[-1]} do, ISO dates"
-            with pytest.raises(PublicationError, match=told):
+            message = f"'{other}' has no report; 'sensors' has reports of days {days[0]} to {days[-1]}"
+            with pytest.raises(PublicationError, match=message):
                 day_page(other, Dataset(self.config, dataset.paths), dataset.bundle, 3)
 
     def test_the_index_has_days_with_words_first_and_then_those_with_most_alerts(self):
