@@ -1,4 +1,4 @@
-"""Alerts: posted to a real HTTP server on loopback, kept beside the data, and shown in the report."""
+"""Alerts: posted to an HTTP server on loopback, stored beside the data, and shown in the report."""
 
 import contextlib
 import html
@@ -31,7 +31,7 @@ VARIABLE = "ORDERS_WEBHOOK"
 
 @dataclass
 class Hook:
-    """A webhook that takes what is posted, or answers with another status."""
+    """A webhook that records posted alerts, or answers with an error status."""
 
     address: str = ""
     status: int = 204
@@ -40,32 +40,32 @@ class Hook:
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
-    found = Hook()
+    hook = Hook()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert self.headers["Content-Type"] == "application/json"
-            if found.status < 300:
-                found.posted.append(body)
-            self.send_response(found.status)
+            if hook.status < 300:
+                hook.posted.append(body)
+            self.send_response(hook.status)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Keeps quiet."""
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.address = f"http://127.0.0.1:{server.server_port}/orders?token=secret"
-    monkeypatch.setenv(VARIABLE, found.address)
+    hook.address = f"http://127.0.0.1:{server.server_port}/orders?token=secret"
+    monkeypatch.setenv(VARIABLE, hook.address)
     monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
-    yield found
+    yield hook
     server.shutdown()
 
 
 @pytest.fixture
 def config() -> PipelineConfig:
-    return PipelineConfig(dataset="orders", identity=("id",), alerts={"webhook": VARIABLE})
+    return PipelineConfig.model_validate({"dataset": "orders", "identity": ("id",), "alerts": {"webhook": VARIABLE}})
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def paths(tmp_path: Path) -> DatasetPaths:
     return DatasetPaths(tmp_path, "orders")
 
 
-def _mumble(server: socket.socket) -> None:
+def _answer_without_http(server: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             connection, _ = server.accept()
@@ -83,12 +83,23 @@ def _mumble(server: socket.socket) -> None:
 
 
 def alert(key: str = "budget 2024-02-10", message: str = "9 of 40 rows of 2024-02-10 are flagged") -> Alert:
-    return Alert(AlertEvent.OVER_BUDGET, key, message, "run-1", {"rows": 40.0})
+    return Alert(event=AlertEvent.OVER_BUDGET, key=key, message=message, run_id="run-1", figures={"rows": 40.0})
+
+
+def delivered(paths: DatasetPaths) -> list[tuple[str, bool | None]]:
+    return [(stored.key, stored.delivered) for stored in alerts_of(paths)]
+
+
+@pytest.fixture
+def dataset(config: PipelineConfig, paths: DatasetPaths) -> Dataset:
+    return Dataset(config, paths)
 
 
 class TestWebhook:
-    def test_an_alert_is_posted_as_json_that_chat_programs_can_show(self, hook, config, paths):
-        assert raise_alert(alert(), Dataset(config, paths), pytest.fail)
+    def test_an_alert_is_posted_as_json_for_chat_programs(
+        self, hook: Hook, dataset: Dataset, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert raise_alert(alert(), dataset)
         (posted,) = hook.posted
         assert posted["text"] == "orders: 9 of 40 rows of 2024-02-10 are flagged"
         assert {name: posted[name] for name in ("dataset", "event", "key", "run_id", "figures")} == {
@@ -98,93 +109,106 @@ class TestWebhook:
             "run_id": "run-1",
             "figures": {"rows": 40.0},
         }
-        assert [found.delivered for found in alerts_of(paths)] == [True]
+        assert delivered(dataset.paths) == [(alert().key, True)]
+        assert caplog.messages == []
 
-    def test_an_alert_of_the_same_key_is_raised_once(self, hook, config, paths):
-        assert raise_alert(alert(), Dataset(config, paths))
-        assert not raise_alert(alert(message="told in other words"), Dataset(config, paths))
-        assert len(hook.posted) == len(alerts_of(paths)) == 1
+    def test_an_alert_with_a_known_key_is_not_raised(self, hook: Hook, dataset: Dataset) -> None:
+        assert raise_alert(alert(), dataset)
+        assert not raise_alert(alert(message="the same in other words"), dataset)
+        assert len(hook.posted) == len(alerts_of(dataset.paths)) == 1
 
-    def test_what_the_webhook_did_not_take_is_kept_and_posted_with_the_next(self, hook, config, paths):
-        said: list[str] = []
+    def test_an_undelivered_alert_is_posted_after_the_next_one(
+        self, hook: Hook, dataset: Dataset, caplog: pytest.LogCaptureFixture
+    ) -> None:
         hook.status = 500
-        assert raise_alert(alert("a"), Dataset(config, paths), said.append)
-        assert said == [
-            "the webhook in ORDERS_WEBHOOK did not take an alert (HTTP status 500); "
+        assert raise_alert(alert("a"), dataset)
+        assert caplog.messages == [
+            "the webhook in ORDERS_WEBHOOK did not accept an alert (HTTP status 500); "
             "it is posted again after the next one"
         ]
-        assert [found.delivered for found in alerts_of(paths)] == [False]
+        assert delivered(dataset.paths) == [("a", False)]
+        caplog.clear()
         hook.status = 200
-        assert raise_alert(alert("b"), Dataset(config, paths), pytest.fail)
+        assert raise_alert(alert("b"), dataset)
+        assert caplog.messages == []
         assert [posted["key"] for posted in hook.posted] == ["b", "a"]
-        assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", True), ("b", True)]
-        assert raise_alert(alert("c"), Dataset(config, paths))
+        assert delivered(dataset.paths) == [("a", True), ("b", True)]
+        assert raise_alert(alert("c"), dataset)
         assert len(hook.posted) == 3
 
-    @pytest.mark.parametrize("address", ["", "file:///etc/passwd", "not an address"])
-    def test_an_address_that_is_none_is_told_without_showing_it(self, config, paths, monkeypatch, address):
-        said: list[str] = []
-        monkeypatch.setenv(VARIABLE, address)
-        assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert said == [
-            "alerts.webhook names ORDERS_WEBHOOK, which holds no address; set it to one that begins with http:// or "
-            "https://"
+    @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "not an address"])
+    def test_an_invalid_url_is_reported_without_its_text(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv(VARIABLE, url)
+        assert raise_alert(alert(), dataset)
+        assert caplog.messages == [
+            "the environment variable ORDERS_WEBHOOK of alerts.webhook contains no URL; set it to a URL that starts "
+            "with http:// or https://"
         ]
 
     @pytest.mark.parametrize("path", ["[", "[::1/hook", "/to ken=secret", ":port/secret", "/secret\n"])
-    def test_an_odd_address_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch, path):
-        said: list[str] = []
+    def test_an_unusable_url_raises_no_error_and_is_not_logged(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:9{path}".replace(":9[", "["))
-        assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert len(said) == 1
-        assert "secret" not in said[0] + paths.alerts.read_text()
-        assert [found.delivered for found in alerts_of(paths)] == [False]
+        assert raise_alert(alert(), dataset)
+        assert len(caplog.messages) == 1
+        assert "secret" not in caplog.text + dataset.paths.alerts.read_text()
+        assert delivered(dataset.paths) == [(alert().key, False)]
 
-    def test_a_server_that_does_not_speak_http_stops_nothing(self, config, paths, monkeypatch):
-        said: list[str] = []
+    def test_a_server_without_http_raises_no_error(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         with socket.create_server(("127.0.0.1", 0)) as server:
-            threading.Thread(target=_mumble, args=(server,), daemon=True).start()
+            threading.Thread(target=_answer_without_http, args=(server,), daemon=True).start()
             monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{server.getsockname()[1]}/hook")
-            assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert len(said) == len(alerts_of(paths)) == 1
+            assert raise_alert(alert(), dataset)
+        assert len(caplog.messages) == len(alerts_of(dataset.paths)) == 1
 
-    def test_an_alert_is_kept_before_it_is_posted(self, config, paths, hook, monkeypatch):
+    def test_an_alert_is_stored_before_it_is_posted(
+        self, dataset: Dataset, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def die(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(alerting, "post", die)
         with pytest.raises(KeyboardInterrupt):
-            raise_alert(alert("a"), Dataset(config, paths))
-        assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", False)]
+            raise_alert(alert("a"), dataset)
+        assert delivered(dataset.paths) == [("a", False)]
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)
-        assert raise_alert(alert("b"), Dataset(config, paths))
+        assert raise_alert(alert("b"), dataset)
         assert [posted["key"] for posted in hook.posted] == ["b", "a"]
 
-    def test_an_alert_with_subjects_is_new_where_one_of_them_is(self, config, paths, hook):
+    def test_an_alert_is_new_if_one_of_its_subjects_is(self, dataset: Dataset, hook: Hook) -> None:
         for key, subjects, is_new in (("1", ("a", "b"), True), ("2", ("b",), False), ("3", ("b", "c"), True)):
-            told = Alert(AlertEvent.CONTRACT_BROKEN, key, "files are broken", subjects=subjects)
-            assert raise_alert(told, Dataset(config, paths)) == is_new
+            broken = Alert(event=AlertEvent.CONTRACT_BROKEN, key=key, message="files are broken", subjects=subjects)
+            assert raise_alert(broken, dataset) == is_new
         assert len(hook.posted) == 2
 
-    def test_a_server_that_is_not_there_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch):
-        said: list[str] = []
+    def test_an_unreachable_server_raises_no_error(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret")
-        assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert "Connection refused" in said[0]
-        assert "secret" not in said[0] + paths.alerts.read_text()
+        assert raise_alert(alert(), dataset)
+        assert "Connection refused" in caplog.text
+        assert "secret" not in caplog.text + dataset.paths.alerts.read_text()
 
-    def test_without_a_webhook_alerts_are_kept_all_the_same(self, paths):
+    def test_alerts_are_stored_without_a_webhook(self, paths: DatasetPaths, caplog: pytest.LogCaptureFixture) -> None:
         bare = PipelineConfig(dataset="orders", identity=("id",))
-        assert raise_alert(alert(), Dataset(bare, paths), pytest.fail)
-        assert [found.delivered for found in alerts_of(paths)] == [None]
+        assert raise_alert(alert(), Dataset(bare, paths))
+        assert delivered(paths) == [(alert().key, None)]
+        assert caplog.messages == []
 
-    def test_an_address_does_not_belong_into_the_yaml(self):
+    def test_a_url_in_the_configuration_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="webhook"):
-            PipelineConfig(dataset="orders", identity=("id",), alerts={"webhook": "https://chat.example/secret"})
+            PipelineConfig.model_validate(
+                {"dataset": "orders", "identity": ("id",), "alerts": {"webhook": "https://chat.example/secret"}}
+            )
 
 
 @pytest.fixture
@@ -223,7 +247,7 @@ class TestEvents:
         assert posted["figures"]["flagged"] > 3
         assert posted["figures"]["rows"] == 40
         assert posted["text"].split("orders: ")[1] in page_of(shop)
-        assert "took it" in page_of(shop)
+        assert ">delivered<" in page_of(shop)
         assert shop.run("publish", DAYS[-1]).success  # reported on again: no news
         assert len(hook.posted) == 1
 
@@ -362,9 +386,11 @@ class TestEvents:
         assert status["orders_landing"] == status["orders_rebuild"] == dg.DefaultSensorStatus.STOPPED
 
 
-def test_a_page_of_another_time_is_left_alone(paths: DatasetPaths) -> None:
-    refresh_operations(paths, 100)
-    paths.reports.mkdir(parents=True)
-    (paths.reports / "report.html").write_text("<h1>no place for it</h1>")
-    refresh_operations(paths, 100)
-    assert (paths.reports / "report.html").read_text() == "<h1>no place for it</h1>"
+def test_a_page_without_stored_variables_is_not_changed(dataset: Dataset) -> None:
+    refresh_operations(dataset)
+    page = dataset.paths.reports / "report.html"
+    assert not page.exists()
+    page.parent.mkdir(parents=True)
+    page.write_text("<h1>another version</h1>")
+    refresh_operations(dataset)
+    assert page.read_text() == "<h1>another version</h1>"
