@@ -155,7 +155,7 @@ def _gallery_variables(gallery: Gallery) -> dict[str, Any]:
         "noun": gallery.noun,
         "ticks": gallery.scale.ticks,
         "colors": gallery.scale.colours,
-        "ordinary": [_panel_variables(panel) for panel in gallery.ordinary],
+        "normal": [_panel_variables(panel) for panel in gallery.normal],
         "strangest": [_panel_variables(panel) for panel in gallery.strangest],
     }
 

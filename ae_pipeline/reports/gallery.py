@@ -16,7 +16,7 @@ from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale
 from ae_pipeline.reports.ranking import features_of, scored_and_known
 from ae_pipeline.storage.paths import DatasetPaths
 
-MAX_STRANGEST, MAX_ORDINARY = 50, 6
+MAX_STRANGEST, MAX_NORMAL = 50, 6
 """Maximum number of anomalous and of normal rows."""
 
 _PAGE_BYTES = 400_000
@@ -39,14 +39,14 @@ class Gallery:
         noun: `image` or `patch`, for the text of the page.
         scale: Scale of all pictures.
         strangest: Rows with the highest scores, highest first. Rows that do not fit on the page are omitted.
-        ordinary: Rows that are neither flagged nor known anomalies, with scores nearest to the median of the
+        normal: Rows that are neither flagged nor known anomalies, with scores nearest to the median of the
             calibration rows.
     """
 
     noun: str
     scale: Scale
     strangest: tuple[Panel, ...]
-    ordinary: tuple[Panel, ...]
+    normal: tuple[Panel, ...]
 
 
 def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> Gallery | None:
@@ -62,13 +62,13 @@ def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle
     images = bundle.config.images
     if images is None:
         return None
-    ordinary, strangest = _choose(files, paths, float(np.median(bundle.calibration.scores)))
-    drawings = dict(_draw(pl.concat([ordinary, strangest]), paths, bundle))
+    normal, strangest = _choose(files, paths, float(np.median(bundle.calibration.scores)))
+    drawings = dict(_draw(pl.concat([normal, strangest]), paths, bundle))
     highest = max((drawing.highest for drawing in drawings.values()), default=0.0)
     brightest = max((float(drawing.image.max()) for drawing in drawings.values()), default=0.0)
     scale, remaining_bytes = Scale.up_to(highest, brightest), _PAGE_BYTES
     panels: list[list[Panel]] = []
-    for rows in (ordinary, strangest):
+    for rows in (normal, strangest):
         panels.append([])
         for row in rows.drop(_DAY).iter_rows(named=True):
             if drawing := drawings.get(row["row_id"]):
@@ -83,14 +83,14 @@ def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle
 def _choose(files: Mapping[str, PublishedDay], paths: DatasetPaths, median: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the normal and the most anomalous rows of all days, with their day in the column `_DAY`."""
     schema = {"row_id": pl.String, "score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, _DAY: pl.String}
-    ordinary, strangest = pl.DataFrame(schema=schema), pl.DataFrame(schema=schema)
+    normal, strangest = pl.DataFrame(schema=schema), pl.DataFrame(schema=schema)
     suspicious = pl.col("is_anomaly") | pl.col(LABEL).fill_null(value=False)
     for day in sorted(files):
         rows = scored_and_known(files[day], paths).with_columns(pl.lit(day).alias(_DAY))
         strangest = pl.concat([strangest, rows]).sort("score", "row_id", descending=[True, False]).head(MAX_STRANGEST)
-        ordinary = pl.concat([ordinary, rows.filter(~suspicious)])
-        ordinary = ordinary.sort((pl.col("score") - median).abs(), "row_id").head(MAX_ORDINARY)
-    return ordinary, strangest
+        normal = pl.concat([normal, rows.filter(~suspicious)])
+        normal = normal.sort((pl.col("score") - median).abs(), "row_id").head(MAX_NORMAL)
+    return normal, strangest
 
 
 def _draw(rows: pl.DataFrame, paths: DatasetPaths, bundle: ModelBundle) -> Iterator[tuple[str, Drawing]]:

@@ -55,11 +55,11 @@ def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundl
     """
     days = [files[day] for day in bundle.window.calibration if day in files]
     each = max(1, REFERENCE_ROWS // max(len(days), 1))
-    parts = [_thinned(_ordinary(day, paths, bundle), each) for day in days]
+    parts = [_thinned(_unflagged(day, paths, bundle), each) for day in days]
     return pl.concat(parts) if parts else pl.DataFrame(schema=_schema(bundle))
 
 
-def _ordinary(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
+def _unflagged(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
     rows = published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly"))
     features = pl.scan_parquet(paths.features(day.day), glob=False)
     marks = [LABEL] if LABEL in features.collect_schema() else []

@@ -94,12 +94,12 @@ def scores_and_labels(dataset: Fitted, days: tuple[str, ...]) -> pl.DataFrame:
 
 
 def test_unflagged_known_anomalies_are_no_reference_rows(labelled: Fitted) -> None:
-    ordinary = reference_rows(published_days(labelled.paths), labelled.paths, labelled.bundle)
+    normal = reference_rows(published_days(labelled.paths), labelled.paths, labelled.bundle)
     rows = scores_and_labels(labelled, labelled.window.calibration)
     assert rows.filter(~pl.col("is_anomaly") & pl.col(LABEL)).height > 0
     known = rows.filter(pl.col(LABEL))["row_id"].implode()
-    assert ordinary.height > 100
-    assert not ordinary["row_id"].is_in(known).any()
+    assert normal.height > 100
+    assert not normal["row_id"].is_in(known).any()
 
 
 class TestOfAReport:

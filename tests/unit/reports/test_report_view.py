@@ -1,7 +1,6 @@
-"""Content of the pages: assessments of days, causes, nearest normal rows, and pages of single days."""
+"""Content of the pages of days, and of the page over all days."""
 
 import dataclasses
-import datetime as dt
 import html
 import json
 import re
@@ -14,23 +13,18 @@ import pytest
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.detector import Contribution
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
-from ae_pipeline.monitoring.daily_drift import DayDrift, drifting_days, read_all_days, read_drift
-from ae_pipeline.monitoring.day_assessment import assess_day
-from ae_pipeline.monitoring.deviations import Deviation
+from ae_pipeline.monitoring.daily_drift import drifting_days, read_all_days, read_drift
 from ae_pipeline.registry.history import Change, Entry, record
 from ae_pipeline.reports.build import Report, day_page
 from ae_pipeline.reports.cards import unseen_days_summary
-from ae_pipeline.reports.charts import calibration_chart, score_chart
-from ae_pipeline.reports.groups import cause, group_rows
+from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
-from ae_pipeline.reports.latent_map import latents_in, nearest_neighbors, project, projection, reference_rows
 from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_days
 from ae_pipeline.reports.view import Published
-from ae_pipeline.scoring.drift import Effect, Part
+from ae_pipeline.scoring.drift import Part
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import with_reference
 from tests.support.reports import Text, as_dataset, published, reported
@@ -43,22 +37,6 @@ def bundle(fitted: Fitted) -> ModelBundle:
     return with_reference(fitted.bundle, fitted.columns, fitted.paths)
 
 
-def row(name: str, score: float, *parts: tuple[str, float, str], day: int = 1) -> RankedRow:
-    given = tuple(Contribution(column, surprisal, actual, "usual") for column, surprisal, actual in parts)
-    at = dt.datetime(2024, 1, day, tzinfo=dt.UTC)
-    return RankedRow(
-        row_id=name,
-        event_time=at,
-        score=score,
-        p_value=0.001,
-        is_anomaly=True,
-        is_discovery=None,
-        is_known_anomaly=None,
-        because="because",
-        contributions=given,
-    )
-
-
 def day_of(row: RankedRow) -> str:
     assert row.event_time is not None
     return row.event_time.date().isoformat()
@@ -68,157 +46,6 @@ def first_match(pattern: str, text: str) -> re.Match[str]:
     match = re.search(pattern, text)
     assert match is not None
     return match
-
-
-class TestCauses:
-    def test_rows_with_the_same_cause_form_a_group(self) -> None:
-        rows = [
-            row("a", 30.0, ("load", 20.0, "9"), ("mode", 8.0, "off"), day=3),
-            row("b", 20.0, ("mode", 9.0, "off"), ("load", 12.0, "7"), ("power", 1.0, "2"), day=1),
-            row("c", 10.0, ("power", 9.0, "0")),
-        ]
-        first, second = group_rows(rows)
-        assert [one.row_id for one in first.rows] == ["a", "b"]
-        assert first.columns == ("load", "mode")
-        assert first.message == "load, mode is off"
-        assert first.days == ("2024-01-01", "2024-01-03")
-        assert (second.message, len(second.rows)) == ("power is 0", 1)
-
-    def test_a_small_contribution_is_not_part_of_the_cause(self) -> None:
-        assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 2.9, "1"))) == ("x",)
-        assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 3.0, "1"))) == ("x", "y")
-
-    def test_rows_without_an_explanation_have_no_group(self) -> None:
-        assert group_rows([row("a", 1.0)]) == []
-
-
-def entry(rows: int, flagged: int = 0, day: str = "2024-03-01", known: int = 0) -> ReportDay:
-    return ReportDay(
-        day=day,
-        rows=rows,
-        flagged=flagged,
-        known_anomalies=known,
-        known_flagged=known,
-        discovery_count=0,
-        content_hash="hash",
-    )
-
-
-def weeks(rows: int) -> dict[str, int]:
-    return {(dt.date(2024, 3, 1) - dt.timedelta(weeks=week)).isoformat(): rows for week in range(1, 5)}
-
-
-class TestAssessment:
-    def test_a_usual_day_within_its_budget_needs_no_attention(self) -> None:
-        assessment = assess_day(entry(1000, 1), weeks(990), None, (), 0.001)
-        assert not assessment.is_wrong
-        assert assessment.message.startswith(
-            "nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0"
-        )
-        assert assessment.completeness == pytest.approx(1000 / 990)
-
-    @pytest.mark.parametrize(
-        ("given", "previous", "deviations", "message"),
-        [
-            (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
-            (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
-            (entry(1000), {}, (Deviation(columns=("x",), message="x is odd"),), "x is odd"),
-            (
-                entry(1000, 30),
-                {},
-                tuple(Deviation(columns=(name,), message=f"{name} is odd") for name in "xyz"),
-                "30 rows are flagged, 30 times the budget; x is odd, and the day is unusual in 2 more ways",
-            ),
-        ],
-    )
-    def test_the_message_contains_every_reason(
-        self, given: ReportDay, previous: dict[str, int], deviations: tuple[Deviation, ...], message: str
-    ) -> None:
-        assessment = assess_day(given, previous, None, deviations, 0.001)
-        assert assessment.is_wrong
-        assert assessment.message == message
-
-    def test_the_aside_says_that_single_rows_are_not_unusual(self) -> None:
-        odd = (Deviation(columns=("x",), message="x is odd"),)
-        assert assess_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, but the number of flagged rows is not significantly above the budget: 2 of "
-            "1,000 rows are flagged, and the alert budget allows 1.0."
-        )
-        assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, but the number of flagged rows is within the budget: 0 of 970 rows that "
-            "are not known anomalies are flagged, and the alert budget allows 1.0."
-        )
-        assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
-        assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
-
-    def test_known_anomalies_do_not_count_against_the_budget(self) -> None:
-        assert not assess_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
-
-    def test_the_usual_number_of_rows_needs_two_previous_weeks(self) -> None:
-        two = dict(list(weeks(1000).items())[:2])
-        assert assess_day(entry(10), two, None, (), 0.001).usual_rows == 1000
-        assert assess_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
-
-    def test_a_day_with_drift_of_its_scores_only_needs_attention(self) -> None:
-        effect = Effect(
-            part=Part.SCORE, name="score", psi=2.0, is_drift=True, message="stability index 2.00, at most 0.5"
-        )
-        assessment = assess_day(
-            entry(1000),
-            {},
-            DayDrift(day="2024-03-01", is_after=True, rows=1000, effects=(effect,), is_judged=True),
-            (),
-            0.001,
-        )
-        assert assessment.is_wrong
-        assert "score: stability index 2.00" in assessment.message
-
-
-class TestMap:
-    @pytest.fixture
-    def table(self, dataset: Fitted, fitted: Fitted) -> pl.DataFrame:
-        published(dataset, dataset.days)
-        return pl.read_delta(dataset.paths.latents).sort("row_id")
-
-    def test_the_axes_have_the_largest_variance_of_the_training_rows(self, fitted: Fitted) -> None:
-        rows = fitted.window.rows("train", fitted.paths)
-        coordinates = project(fitted.bundle.encode(rows).astype(np.float64), fitted.bundle)
-        np.testing.assert_allclose(coordinates.mean(axis=0), 0, atol=1e-5)
-        np.testing.assert_allclose(np.cov(coordinates.T, bias=True), np.eye(2), atol=1e-4)
-        directions = projection(fitted.bundle)
-        assert (directions[np.abs(directions).argmax(axis=0), [0, 1]] > 0).all()
-
-    def test_neighbors_are_the_nearest_rows_without_the_row_itself(
-        self, dataset: Fitted, fitted: Fitted, table: pl.DataFrame
-    ) -> None:
-        reference = reference_rows(published_days(dataset.paths), dataset.paths, fitted.bundle)
-        assert not reference["is_anomaly"].any()
-        rows = table.filter(pl.col("row_id").is_in(reference["row_id"].head(5).implode()))
-        neighbors = nearest_neighbors(rows, reference, fitted.bundle)
-        white = latents_in(reference) @ fitted.bundle.mahalanobis.whitening
-        for one in rows.iter_rows(named=True):
-            latents = latents_in(rows.filter(pl.col("row_id") == one["row_id"])) @ fitted.bundle.mahalanobis.whitening
-            far = np.sqrt(np.square(white - latents).sum(1))
-            expected = sorted(zip(far, reference["row_id"], strict=True))[1:4]
-            assert [name for name, _ in neighbors[one["row_id"]]] == [name for _, name in expected]
-            assert [distance for _, distance in neighbors[one["row_id"]]] == pytest.approx([far for far, _ in expected])
-
-
-class TestCharts:
-    def test_score_bars_are_shares_and_flagged_rows_are_counted(self) -> None:
-        chart = score_chart(np.array([0.5, 0.5, 9.0]), np.linspace(0, 8, 100), 7.0, "2024-01-01")
-        spec = json.loads(chart.spec)
-        values = max(spec["datasets"].values(), key=len)
-        for whose in ("2024-01-01", "calibration"):
-            assert sum(value["share"] for value in values if value["rows"] == whose) == pytest.approx(1)
-        assert chart.message.endswith("are flagged: 1.")
-
-    def test_calibrated_p_values_lie_on_the_diagonal(self) -> None:
-        p_values = np.arange(1, 10_001) / 10_000
-        spec = json.loads(calibration_chart(p_values, "10,000 rows.").spec)
-        points = max(spec["datasets"].values(), key=len)
-        for point in points:
-            assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
 
 
 class Reported(NamedTuple):
@@ -283,7 +110,7 @@ class TestDays:
         assert [part.surprisal for part in first.contributions] == pytest.approx([part.surprisal for part in expected])
         text = Text(built.page.read_text()).text
         assert text.count("not flagged; most unusual: ") == 20
-        assert "Of the rows that are not flagged, the 20 with the highest scores are explained_rows." in text
+        assert "Of the rows that are not flagged, the 20 with the highest scores are explained." in text
         assert first.reason in text
 
     def test_pages_of_days_do_not_change_the_explained_rows(self, report: Reported) -> None:

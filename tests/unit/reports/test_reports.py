@@ -14,7 +14,6 @@ import scipy.stats
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.read import published_days
-from ae_pipeline.monitoring.budget import is_over_budget
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.ranking import as_rows, is_reported
 from ae_pipeline.storage.dataset import Dataset
@@ -241,27 +240,3 @@ class TestRebuilding:
     def test_an_unpublished_day_raises_an_error_that_names_it(self, planted: Fitted) -> None:
         with pytest.raises(PublicationError, match=f"{planted.days[0]} of 'sensors' is not in the published table"):
             reported(planted, planted.days[:1])
-
-
-class TestBudget:
-    @pytest.mark.parametrize(
-        ("rows", "flagged", "over"),
-        [
-            (1000, 3, False),
-            (1000, 6, False),
-            (1000, 7, True),
-            (336_000, 1008, False),
-            (336_000, 1009, True),
-            (0, 0, False),
-        ],
-    )
-    def test_more_than_three_times_the_budget_must_be_significant(self, rows: int, flagged: int, over: bool) -> None:
-        assert is_over_budget(rows, flagged, 0.001) == over
-
-    @pytest.mark.parametrize("rows", [1, 40, 1000, 20_000])
-    @pytest.mark.parametrize("budget", [0.0001, 0.001, 0.01, 0.05])
-    def test_the_false_alarm_rate_is_at_most_one_in_a_thousand(self, rows: int, budget: float) -> None:
-        smallest = next(
-            flagged for flagged in range(rows + 2) if is_over_budget(rows, flagged, budget) or flagged > rows
-        )
-        assert scipy.stats.binom.sf(smallest - 1, rows, budget) <= 1e-3
