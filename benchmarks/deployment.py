@@ -73,16 +73,18 @@ def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: st
     import dagster as dg
 
     from ae_pipeline.config.pipeline import PipelineConfig
-    from ae_pipeline.orchestration.automation import job_name
     from ae_pipeline.orchestration.component import AutoencoderPipeline
     from ae_pipeline.orchestration.console import LOGGERS, line_logger
-    from ae_pipeline.orchestration.resources import Workspace
-    from ae_pipeline.orchestration.upkeep import range_tags
+    from ae_pipeline.orchestration.jobs import job_name
+    from ae_pipeline.orchestration.resources import RunLock, Workspace
+    from ae_pipeline.orchestration.tags import range_tags
 
     config = PipelineConfig.model_validate(attributes)
     workspace = Workspace(data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"])
     resources = dg.Definitions(
-        resources={"workspace": workspace}, executor=dg.in_process_executor, loggers={"console": line_logger}
+        resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
+        executor=dg.in_process_executor,
+        loggers={"console": line_logger},
     )
     context: Any = None  # build_defs needs no context without a defs folder
     definitions = dg.Definitions.merge(AutoencoderPipeline(config).build_defs(context), resources)

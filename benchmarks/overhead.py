@@ -163,24 +163,30 @@ def _empty() -> None:
     """Run the same jobs over the same partitions with empty bodies."""
     import dagster as dg
 
-    from ae_pipeline.cli import main as cli
-    from ae_pipeline.orchestration import assets, stages
+    from ae_pipeline.cli.project import Project
+    from ae_pipeline.config.pipeline import PipelineConfig
+    from ae_pipeline.orchestration import component
+    from ae_pipeline.orchestration.assets.common import check_result, dataset_asset
+    from ae_pipeline.orchestration.resources import RunLock, Workspace
 
-    def body_of(stage: str) -> Callable[[Any], stages.Body]:
-        def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-            checks = [stages.check(context, name, True, "nothing was done") for name in stages.STAGES[stage].checks]
-            return dg.MaterializeResult(check_results=checks)
+    def empty_asset(config: PipelineConfig, name: str, **options: Any) -> Callable[[Any], dg.AssetsDefinition]:
+        def body(
+            context: dg.AssetExecutionContext,
+            workspace: Workspace,  # noqa: ARG001
+            run_lock: RunLock,  # noqa: ARG001
+        ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+            results = [check_result(context, check, True, "nothing was done") for check in options["checks"]]
+            return dg.MaterializeResult(check_results=results)
 
-        return lambda _: body
+        return lambda _: dataset_asset(config, name, **options)(body)
 
-    bodies: Any = {stage: body_of(stage) for stage in assets._BODIES}
-    assets._BODIES = bodies
-    definitions, workspace, configs, instance = cli._load()
-    workspace.tracker().open()
-    config = configs[FLIGHTS]
+    for build in component.ASSETS:
+        vars(sys.modules[build.__module__])["dataset_asset"] = empty_asset
+    project = Project.load()
+    project.tracker.open()
     days = ("2013-01-01", "2013-12-31")
     for job, span in (("ingest", days), ("train", None), ("publish", days)):
-        cli._execute(definitions, instance, config, job, span)
+        project.run_job(project.dataset(FLIGHTS), job, span)
 
 
 def measure_day(rounds: int) -> list[Measured]:

@@ -51,17 +51,19 @@ CHANGES: dict[str, Any] = {
 
 _DEFINITIONS = """
 import dagster as dg, json, os
-from ae_pipeline.component import AutoencoderPipeline
-from ae_pipeline.config import PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.component import AutoencoderPipeline
 from ae_pipeline.orchestration.console import line_logger
-from ae_pipeline.orchestration.workspace import Workspace
+from ae_pipeline.orchestration.resources import RunLock, Workspace
 
 config = PipelineConfig.model_validate(json.loads(os.environ["REPLAY_CONFIG"]))
 workspace = Workspace(data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"])
 defs = dg.Definitions.merge(
     AutoencoderPipeline(config).build_defs(None),
     dg.Definitions(
-        resources={"workspace": workspace}, executor=dg.in_process_executor, loggers={"console": line_logger}
+        resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
+        executor=dg.in_process_executor,
+        loggers={"console": line_logger},
     ),
 )
 """
@@ -284,7 +286,7 @@ class Replay:
         self.wait("160 days have features", lambda: self.features() == 160)
         self.api.launch(
             f"{DATASET}_rollback",
-            {"ops": {f"{DATASET}_roll_back": {"config": {"version": 2, "why": "a drill", "who": "the replay"}}}},
+            {"ops": {f"{DATASET}__champion": {"config": {"version": 2, "why": "a drill", "who": "the replay"}}}},
         )
         self.wait("version 2 serves again", lambda: self.champion() == 2)
         self.land(len(self.source))

@@ -1,26 +1,38 @@
-"""Which version serves: the gate's verdict on a challenger, acted on once."""
+"""Which version serves: the decision that follows the gate, and a rollback by a person."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.common.errors import PromotionError, TrainingError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.build import features_content
+from ae_pipeline.latents.publish import Publication, publish
 from ae_pipeline.registry.history import Change, Entry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import TrackedVersion, Tracker
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
+logger = logging.getLogger(__name__)
+
+PASSED = "passed"
+"""Value of the gate's tag on a version that keeps every rule."""
+
 FIGURES_TAG = "gate.figures"
-"""Tag of a version: the gate's figures, as JSON."""
+"""Version tag with the gate's figures, as JSON."""
 
 RUN = "mlflow_run_id"
-"""Names a version's run among those of an entry of the history: versions count from 1 again in another model store."""
+"""Key of a version's MLflow run in the history. Version numbers start from 1 again in another model store."""
 
 DECIDED = "decided"
-"""Tag of a version on which the gate's verdict was acted: what became of it. It is acted on once."""
+"""Version tag with the decision that followed the gate. Each version is decided once."""
+
+_NOT_EVALUATED = "rejected: the gate never evaluated it"
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,9 @@ class Decision:
     """Which version serves, and why.
 
     Attributes:
-        champion: It.
-        promoted: Whether it does so from now on.
-        message: Why, for a person.
+        champion: The version that serves.
+        promoted: Whether this decision promoted it.
+        message: The reason, for a person.
     """
 
     champion: TrackedVersion
@@ -39,14 +51,14 @@ class Decision:
 
 
 def undecided_challenger(config: PipelineConfig, tracker: Tracker) -> TrackedVersion | None:
-    """Gives a challenger that was judged and waits for what follows from it: the run that trained it was cut short.
+    """Return a challenger that the gate evaluated and nobody decided on, because the training run was interrupted.
 
-    One that was rejected where no other version serves has nothing to wait for.
+    A rejected challenger does not wait for a decision where no other version can serve.
     """
     challenger = tracker.version(config.dataset, CHALLENGER)
     if challenger is None or DECIDED in challenger.tags or GATE_TAG not in challenger.tags:
         return None
-    waits = challenger.tags[GATE_TAG] == "passed" or tracker.version(config.dataset, CHAMPION) is not None
+    waits = challenger.tags[GATE_TAG] == PASSED or tracker.version(config.dataset, CHAMPION) is not None
     return challenger if waits else None
 
 
@@ -57,58 +69,73 @@ def decide(
     runs: Mapping[str, str] | None = None,
     on_rejected: Callable[[TrackedVersion, str], None] = lambda *_: None,
 ) -> Decision:
-    """Lets the challenger take over where it passed the gate, once: a version that was rolled back stays so.
+    """Promote the challenger if it passed the gate. Each version is decided once, so a rollback is never undone.
 
     Args:
-        dataset: Configuration and paths of the dataset.
+        dataset: Dataset whose history is extended.
         tracker: The model store.
-        who: On whose behalf this runs, for the history.
-        runs: Runs that this belongs to, for the history.
-        on_rejected: Told of a challenger that does not serve, and why; again where this is cut short before it is kept
-            that it was decided.
+        who: Person, schedule or sensor that asked for the decision; kept in the history.
+        runs: Runs that the decision belongs to; kept in the history.
+        on_rejected: Called with a rejected challenger and the message. It is called again if the process is killed
+            before the decision is stored.
 
     Raises:
-        TrainingError: There is no version that could serve.
+        TrainingError: No version can serve.
     """
-    config, paths = dataset.config, dataset.paths
-    challenger, champion = (tracker.version(config.dataset, alias) for alias in (CHALLENGER, CHAMPION))
-    newest = challenger.version if challenger else None
-    if champion is not None and champion.version != newest and DECIDED not in champion.tags:
-        # It took over in a run that was cut short, and another was trained before this was kept.
-        _record(paths, champion, Change.PROMOTED, None, who, runs)
-        tracker.tag_version(config.dataset, champion.version, {DECIDED: Change.PROMOTED.value})
-    if challenger is None and champion is not None:
-        return Decision(champion, False, f"no challenger waits; version {champion.version} goes on serving")
+    name, paths = dataset.name, dataset.paths
+    challenger, champion = (tracker.version(name, alias) for alias in (CHALLENGER, CHAMPION))
+    if champion is not None:
+        _complete_promotion(paths, tracker, champion, challenger, who, runs)
     if challenger is None:
-        raise TrainingError(f"{config.dataset!r} has no trained model; materialize autoencoder first")
-    gate = challenger.tags.get(GATE_TAG, "rejected: it was never judged")
+        if champion is None:
+            raise TrainingError(f"{name!r} has no trained model; materialize autoencoder first")
+        return Decision(champion, False, f"no challenger waits; version {champion.version} keeps serving")
     serves = champion is not None and champion.version == challenger.version
-    if DECIDED in challenger.tags and champion is not None:
-        if serves:
-            return Decision(champion, False, f"version {champion.version} serves already")
-        message = f"challenger {challenger.version} was {challenger.tags[DECIDED]} before"
-        return Decision(
-            champion, False, f"{message}; version {champion.version} goes on serving until another is trained"
-        )
-    if champion is None and gate != "passed":
-        raise TrainingError(
-            f"version {challenger.version} of {config.dataset!r} was {gate}, and there is no other version to serve; "
-            "look at the checks of autoencoder and train anew"
-        )
-    promoted = gate == "passed" or serves
-    if promoted and not serves:
-        tracker.set_alias(config.dataset, CHAMPION, challenger.version)
-    previous = champion if champion and not serves else None
-    change = Change.PROMOTED if promoted else Change.REJECTED
-    _record(paths, challenger, change, previous, who, runs)
-    message = f"version {challenger.version} passed the gate and serves" + (
-        f" in place of version {previous.version}" if previous else ""
-    )
-    if not promoted and champion is not None:
-        message = f"challenger {challenger.version} {gate}; version {champion.version} goes on serving"
+    if champion is not None and DECIDED in challenger.tags:
+        return _decided_before(challenger, champion)
+    gate = challenger.tags.get(GATE_TAG, _NOT_EVALUATED)
+    if gate == PASSED or serves:
+        if not serves:
+            tracker.set_alias(name, CHAMPION, challenger.version)
+        previous = champion if not serves else None
+        _record(paths, challenger, Change.PROMOTED, previous, who, runs)
+        follows = f"replaces version {previous.version}" if previous else "serves"
+        decision = Decision(challenger, not serves, f"version {challenger.version} passed the gate and {follows}")
+        change = Change.PROMOTED
+    elif champion is not None:
+        _record(paths, challenger, Change.REJECTED, champion, who, runs)
+        message = f"challenger {challenger.version} {gate}; version {champion.version} keeps serving"
         on_rejected(challenger, message)
-    tracker.tag_version(config.dataset, challenger.version, {DECIDED: change.value})
-    return Decision(challenger if promoted or champion is None else champion, promoted and not serves, message)
+        decision, change = Decision(champion, False, message), Change.REJECTED
+    else:
+        raise TrainingError(
+            f"version {challenger.version} of {name!r} was {gate}, and no other version can serve; look at the checks "
+            f"of autoencoder, then change the data or the settings and train a new model"
+        )
+    tracker.tag_version(name, challenger.version, {DECIDED: change.value})
+    return decision
+
+
+def _decided_before(challenger: TrackedVersion, champion: TrackedVersion) -> Decision:
+    if challenger.version == champion.version:
+        return Decision(champion, False, f"version {champion.version} serves already")
+    earlier = f"challenger {challenger.version} was {challenger.tags[DECIDED]} before"
+    return Decision(champion, False, f"{earlier}; version {champion.version} keeps serving until another is trained")
+
+
+def _complete_promotion(
+    paths: DatasetPaths,
+    tracker: Tracker,
+    champion: TrackedVersion,
+    challenger: TrackedVersion | None,
+    who: str,
+    runs: Mapping[str, str] | None,
+) -> None:
+    """Record a promotion whose run was killed after it moved the alias, if another version was trained since."""
+    if DECIDED in champion.tags or (challenger is not None and challenger.version == champion.version):
+        return
+    _record(paths, champion, Change.PROMOTED, None, who, runs)
+    tracker.tag_version(champion.dataset, champion.version, {DECIDED: Change.PROMOTED.value})
 
 
 def _record(
@@ -119,19 +146,129 @@ def _record(
     who: str,
     runs: Mapping[str, str] | None,
 ) -> None:
-    """Adds to the history what became of a version, unless a run that was cut short after that has done so."""
-    past = history(paths)
-    if any((entry.runs.get(RUN), entry.change) == (version.run_id, change) for entry in past):
+    """Add a decision to the history, unless a run that was killed afterwards added it already."""
+    entries = history(paths)
+    if any((entry.runs.get(RUN), entry.change) == (version.run_id, change) for entry in entries):
         return
-    served = [entry.version for entry in past if entry.change != Change.REJECTED]
+    served = [entry.version for entry in entries if entry.change != Change.REJECTED]
     replaced = previous.version if previous else served[-1] if served else None
     gate = version.tags.get(GATE_TAG, "")
     why = "it passed the gate" if change == Change.PROMOTED else gate.removeprefix("rejected: ")
-    told = {**(runs or {}), RUN: version.run_id}
-    record(paths, Entry(now(), change, version.version, replaced, who, why, figures_of(version), told))
+    all_runs = {**(runs or {}), RUN: version.run_id}
+    record(paths, Entry(now(), change, version.version, replaced, who, why, gate_figures(version), all_runs))
 
 
-def figures_of(version: TrackedVersion) -> dict[str, float]:
-    """Gives the figures of the gate, by rule, as the version bears them."""
-    found: dict[str, float] = json.loads(version.tags.get(FIGURES_TAG, "{}"))
-    return found
+def gate_figures(version: TrackedVersion) -> dict[str, float]:
+    """Return the figures of the gate that a version is tagged with, by rule."""
+    figures: dict[str, float] = json.loads(version.tags.get(FIGURES_TAG, "{}"))
+    return figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackRequest:
+    """A request to let another version serve.
+
+    Attributes:
+        version: Version that shall serve.
+        why: Reason, kept in the history.
+        who: Person who asks, kept in the history.
+        even_if_rejected: Whether a version that the gate rejected may serve.
+    """
+
+    version: int
+    why: str
+    who: str
+    even_if_rejected: bool = False
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Result of a rollback.
+
+    Attributes:
+        version: Version that serves.
+        publication: Publication of its table.
+        message: The result, for a person.
+    """
+
+    version: TrackedVersion
+    publication: Publication
+    message: str
+
+
+def roll_back(dataset: Dataset, tracker: Tracker, request: RollbackRequest, origin: Mapping[str, str]) -> Rollback:
+    """Let a version serve: score all days that it lacks, then move alias and table together.
+
+    Both move at the end, one right after the other, when every row is written and only the commit can still fail. If it
+    fails, the next publication publishes the days under the version that serves.
+
+    Args:
+        dataset: Dataset to roll back.
+        tracker: The model store.
+        request: Which version, why, and on whose behalf.
+        origin: Runs that the rollback belongs to.
+
+    Raises:
+        PromotionError: The version does not exist, the gate rejected it, or the reason is missing.
+        StorageError: The bundle of the version is gone.
+        BundleError: The bundle cannot be read, or cannot score the present features.
+    """
+    target = _rollback_target(dataset, tracker, request)
+    bundle = ModelBundle.load(tracker.bundle_folder(target))
+    runs = {**origin, RUN: target.run_id}
+    days = list(features_content(dataset))
+    publication = publish(
+        days,
+        dataset,
+        bundle,
+        target.version,
+        runs,
+        before_commit=lambda: _move_alias(dataset, tracker, target, request, runs),
+    )
+    scored = sum(day.built for day in publication.days)
+    table = f"table version {publication.table_version}" if publication.committed else "the table did not change"
+    message = (
+        f"version {target.version} serves; its table has {pluralize(len(publication.days), 'day')}, {scored:,} of them "
+        f"scored now; {table}"
+    )
+    return Rollback(target, publication, message)
+
+
+def _rollback_target(dataset: Dataset, tracker: Tracker, request: RollbackRequest) -> TrackedVersion:
+    if not request.why.strip():
+        raise PromotionError("a rollback needs a reason, which the history keeps; set why")
+    versions = {version.version: version for version in tracker.versions(dataset.name)}
+    if request.version not in versions:
+        choices = ", ".join(map(str, sorted(versions))) or "none: train one first"
+        raise PromotionError(
+            f"{dataset.name!r} has no version {request.version} that can serve; choose among {choices}"
+        )
+    target = versions[request.version]
+    gate = target.tags.get(GATE_TAG, _NOT_EVALUATED)
+    if gate != PASSED and not request.even_if_rejected:
+        raise PromotionError(
+            f"version {target.version} of {dataset.name!r} was {gate}; choose another, or set even_if_rejected"
+        )
+    return target
+
+
+def _move_alias(
+    dataset: Dataset, tracker: Tracker, target: TrackedVersion, request: RollbackRequest, runs: Mapping[str, str]
+) -> None:
+    """Let the version serve and add the rollback to the history, unless an interrupted rollback did both already."""
+    champion, challenger = (tracker.version(dataset.name, alias) for alias in (CHAMPION, CHALLENGER))
+    served = [entry for entry in history(dataset.paths) if entry.change != Change.REJECTED]
+    serves = champion is not None and champion.version == target.version
+    # A rollback that was killed between the alias and the history is completed here.
+    if serves and served and served[-1].version == target.version:
+        return
+    if challenger is not None and DECIDED not in challenger.tags:
+        # A challenger that waits for its decision must not undo the rollback.
+        chosen = "chosen" if challenger.version == target.version else "passed over"
+        tracker.tag_version(dataset.name, challenger.version, {DECIDED: f"{chosen} by a rollback"})
+    tracker.set_alias(dataset.name, CHAMPION, target.version)
+    last = champion.version if champion and not serves else served[-1].version if served else None
+    figures = gate_figures(target)
+    entry = Entry(now(), Change.ROLLED_BACK, target.version, last, request.who, request.why, figures, runs)
+    record(dataset.paths, entry)
+    logger.info(f"version {target.version} replaces version {last}")

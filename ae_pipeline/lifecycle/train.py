@@ -1,4 +1,4 @@
-"""What the model assets do between core, tracking and gate."""
+"""Training of a challenger: fit, align, evaluate, register and describe a model, as one MLflow run."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ import polars as pl
 from ae_pipeline.common.errors import BundleError, StorageError, TrainingError
 from ae_pipeline.common.progress import ThrottledLogger
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import feature_columns, features_content
@@ -23,10 +24,11 @@ from ae_pipeline.gate.evaluation import gate_rows
 from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment, Served, align
-from ae_pipeline.latents.read import current_files, model_version_of
-from ae_pipeline.lifecycle.promote import FIGURES_TAG
+from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.registry.training_run import TrainingRun
+from ae_pipeline.registry.window import WINDOW_FILE
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.page import by_reason
@@ -39,30 +41,32 @@ from ae_pipeline.training.loop import Epoch, TrainingResult
 
 logger = logging.getLogger(__name__)
 
-_LATENTS = "latents"
-"""Tag of a version: what became of its latents."""
+_LATENTS_TAG = "latents"
+"""Version tag that says whether the latents are compatible with those in use."""
 
-_COMPARED_ROWS, _DRAWN_ROWS = 100_000, 4_000
-"""Validation rows over which latents are compared, and rows that plots are drawn of, at most."""
+_COMPARED_ROWS = 100_000
+"""Validation rows, at most, on which latent spaces are compared."""
+
+_PLOTTED_ROWS = 4_000
+"""Rows, at most, that the plots of a training show."""
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A training and what became of it.
+    """A registered training.
 
     Attributes:
-        bundle: The model, its axes turned to those in use where they are compatible.
-        result: Of its training.
-        version: As which it is registered.
-        results: Of the gate.
-        compatible: Whether its latents go on where those in use end; not of the gate.
-        alignment: To the version that serves; None where there is none, or it cannot be compared with.
-        content: Days and their features' hash and rows, as they stood.
-        folder: Of the registered bundle.
-        charts: Of the model.
-        card: What it is, Markdown.
+        bundle: The model, with its latent axes aligned to those in use if they are compatible.
+        result: Result of the training loop.
+        version: Version that it registered.
+        results: Results of the gate.
+        compatible: Whether the latents are compatible with those in use; part of the gate if `gate.compatible` is set.
+        alignment: Alignment to the version that serves; None if no version serves or the two cannot be compared.
+        folder: Folder of the registered bundle.
+        charts: Plots of the model.
+        card: Model card, Markdown.
     """
 
     bundle: ModelBundle
@@ -71,128 +75,209 @@ class Trained:
     results: tuple[GateResult, ...]
     compatible: GateResult
     alignment: Alignment | None
-    content: dict[str, tuple[str, int]]
     folder: Path
     charts: Sequence[Chart]
     card: str
 
 
 def train_challenger(
-    dataset: Dataset,
-    tracker: Tracker,
-    origin: Mapping[str, str],
-    links: Mapping[str, str],
+    dataset: Dataset, tracker: Tracker, origin: Mapping[str, str], links: Mapping[str, str]
 ) -> Trained:
-    """Trains on the newest window of features, records it as one MLflow run and registers it as the challenger.
+    """Train on the newest window of features and register the model as the challenger.
 
     Args:
-        dataset: Configuration and paths of the dataset.
+        dataset: Dataset to train on.
         tracker: The model store.
-        origin: Tags that tell this training from all others.
-        links: Addresses that belong on the model card, by what is there.
+        origin: Tags that identify the training.
+        links: Addresses for the model card, by their text.
+
+    Raises:
+        TrainingError: There are no features, or too few days or rows.
     """
     config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
-        raise TrainingError(f"nothing to train on: raw_data and features of {config.dataset!r} were never materialized")
+        raise TrainingError(f"nothing to train on: raw_data and features of {dataset.name!r} were never materialized")
     content = features_content(dataset)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
-    previous = _before(config, tracker)
-    champion = previous.champion.bundle if previous.champion else None
-    logger.info(_parts_in_words(window, {day: rows for day, (_, rows) in content.items()}, dataset))
-    name = f"{config.dataset} {window.days[-1]}"
-    with tracker.training(config.dataset, name, origin, location=_location_of(paths)) as run:
-        run.log_params(
-            {
-                **_flat("model", config.model.model_dump()),
-                **_flat("training", config.training.model_dump()),
-                "alerts.budget": config.alerts.budget,
-            },
-            tags={
-                "window.fingerprint": window.fingerprint,
-                "window.first_day": window.days[0],
-                "window.last_day": window.days[-1],
-            },
-        )
-
-        with ThrottledLogger(logger) as throttled:
-
-            def report(epoch: Epoch) -> None:
-                run.log_epoch(epoch)
-                throttled.info(
-                    f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.4g}, "
-                    f"validation {epoch.validation_loss:.4g}"
-                )
-
-            bundle, result = fit_bundle(dataset, columns, window, report, champion)
-        if previous.version is not None:
-            logger.info(_going_on(previous.version, result))
-        for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
-            logger.info(f"left out: {', '.join(names)} ({reason})")
-        if result.is_streamed:
-            logger.info(_streamed_in_words(bundle))
-        reference = window.rows("validation", paths, most=_COMPARED_ROWS)
-        bundle, compatible, alignment = _align_to_champion(config, previous, bundle, reference)
-        bundle = with_reference(bundle, columns, paths)
-        logger.info(compatible.message)
-        unseen = gate_rows(bundle.window, champion.window if champion else None, paths)
-        why_not = previous.why_not or "0 versions serve so far"
-        results = (
-            finite_weights(bundle),
-            loss_fell(result),
-            latents_not_collapsed(bundle.encode(reference), config.gate.min_active_latents),
-            *compare(bundle, champion, unseen, why_not, config.gate),
-        )
-        compared = (*results, compatible) if config.gate.compatible else results
-        run.log_metrics(
-            {
-                **_figures((*results, compatible)),
-                "best_epoch": result.best_epoch,
-                "best_validation_loss": result.best_loss,
-                "score_threshold": bundle.calibration.threshold,
-                **_flat("latents", alignment.compatibility.figures() if alignment else {}),
-            }
-        )
-        run.log_json(
-            {
-                "window": {part: list(getattr(window, part)) for part in (*PARTS, GATE)},
-                "content": content,
-            },
-            "window.json",
-        )
-        version = run.register(bundle)
-        # Within the run: a version without a verdict is what one that was cut short has left.
-        broken = "; ".join(f"{result.rule}: {result.message}" for result in compared if not result.passed)
-        figures = {name.removeprefix("gate."): value for name, value in _figures((*results, compatible)).items()}
-        gate = "passed" if is_promoted(compared) else f"rejected: {broken}"
-        tags = {_LATENTS: compatible.message, FIGURES_TAG: json.dumps(figures), GATE_TAG: gate}
-        tracker.tag_version(config.dataset, version.version, tags)
-        # From here on nothing of the model is lost, whatever becomes of its description.
-        location = paths.features(window.days[-1]).parent.as_uri()
-        run.log_data(config.dataset, window.fingerprint, location, bundle.facts["rows"], bundle)
-        card = model_card(bundle, version.version, (*results, compatible), gate, unseen.height, links)
-        run.describe(version, head_of(card), card)
-        charts = training_charts(
-            bundle, sample_rows(reference, _DRAWN_ROWS, seed=0), sample_rows(unseen, _DRAWN_ROWS, seed=0)
-        )
-        for chart in charts:
-            run.log_picture(render_png(chart), f"{chart.name}.png")
+    serving = _serving_model(config, tracker)
+    logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
+    run_name = f"{dataset.name} {window.days[-1]}"
+    with tracker.training(dataset.name, run_name, origin, location=_location_id(paths)) as run:
+        _log_settings(run, config, window)
+        candidate = _fit(dataset, window, columns, serving, run)
+        evaluation = _evaluate(candidate, serving, dataset)
+        _log_evaluation(run, candidate, evaluation, window, content)
+        # Registered within the run: a version without a gate result comes from an interrupted training.
+        version = run.register(candidate.bundle)
+        tracker.tag_version(dataset.name, version.version, _version_tags(candidate, evaluation))
+        # From here on the model is safe, even if its description fails.
+        charts, card = _describe(run, version, candidate, evaluation, dataset, links)
     logger.info(f"registered as version {version.version}, MLflow run {version.run_id}")
-    folder = tracker.bundle_folder(version)
-    return Trained(bundle, result, version, results, compatible, alignment, content, folder, charts, card)
+    return Trained(
+        bundle=candidate.bundle,
+        result=candidate.result,
+        version=version,
+        results=evaluation.results,
+        compatible=candidate.compatible,
+        alignment=candidate.alignment,
+        folder=tracker.bundle_folder(version),
+        charts=charts,
+        card=card,
+    )
 
 
-def _location_of(paths: DatasetPaths) -> str:
-    """Names the data folder, of whose dataset one run at a time holds the lock; the name goes where the folder goes."""
-    location = paths.history.with_suffix(".place")
-    if not location.exists():
-        write_text(location, secrets.token_hex(8))
-    return location.read_text(encoding="utf-8")
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A fitted model before its evaluation; `validation` are validation rows to compare latents on."""
+
+    bundle: ModelBundle
+    result: TrainingResult
+    compatible: GateResult
+    alignment: Alignment | None
+    validation: pl.DataFrame
 
 
 @dataclass(frozen=True)
-class _Before:
-    """The version that serves: one to go on from, or in words why there is none."""
+class _Evaluation:
+    """Results of the gate, what they come to, and the rows that no part of either model has seen."""
+
+    results: tuple[GateResult, ...]
+    gate: str
+    unseen: pl.DataFrame
+
+
+def _fit(
+    dataset: Dataset, window: Window, columns: Sequence[FeatureColumn], serving: "_Serving", run: TrainingRun
+) -> _Candidate:
+    config = dataset.config
+    champion = serving.champion.bundle if serving.champion else None
+    with ThrottledLogger(logger) as throttled:
+
+        def on_epoch(epoch: Epoch) -> None:
+            run.log_epoch(epoch)
+            throttled.info(
+                f"epoch {epoch.number} of {config.training.epochs}: loss {epoch.train_loss:.4g}, "
+                f"validation {epoch.validation_loss:.4g}"
+            )
+
+        bundle, result = fit_bundle(dataset, columns, window, on_epoch, champion)
+    if serving.version is not None:
+        logger.info(_warm_start_message(serving.version, result))
+    for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
+        logger.info(f"left out: {', '.join(names)} ({reason})")
+    if result.is_streamed:
+        logger.info(_streaming_message(bundle))
+    validation = window.rows("validation", dataset.paths, most=_COMPARED_ROWS)
+    bundle, compatible, alignment = _align(config, serving, bundle, validation)
+    bundle = with_reference(bundle, columns, dataset.paths)
+    logger.info(compatible.message)
+    return _Candidate(bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation)
+
+
+def _evaluate(candidate: _Candidate, serving: "_Serving", dataset: Dataset) -> _Evaluation:
+    bundle, gate = candidate.bundle, dataset.config.gate
+    champion = serving.champion.bundle if serving.champion else None
+    unseen = gate_rows(bundle.window, champion.window if champion else None, dataset.paths)
+    results = (
+        finite_weights(bundle),
+        loss_fell(candidate.result),
+        latents_not_collapsed(bundle.encode(candidate.validation), gate.min_active_latents),
+        *compare(bundle, champion, unseen, serving.why_not or "no version serves so far", gate),
+    )
+    counted = (*results, candidate.compatible) if gate.compatible else results
+    broken = "; ".join(f"{result.rule}: {result.message}" for result in counted if not result.passed)
+    return _Evaluation(results, PASSED if is_promoted(counted) else f"rejected: {broken}", unseen)
+
+
+def _log_settings(run: TrainingRun, config: PipelineConfig, window: Window) -> None:
+    run.log_params(
+        {
+            **_flat("model", config.model.model_dump()),
+            **_flat("training", config.training.model_dump()),
+            "alerts.budget": config.alerts.budget,
+        },
+        tags={
+            "window.fingerprint": window.fingerprint,
+            "window.first_day": window.days[0],
+            "window.last_day": window.days[-1],
+        },
+    )
+
+
+def _log_evaluation(
+    run: TrainingRun,
+    candidate: _Candidate,
+    evaluation: _Evaluation,
+    window: Window,
+    content: Mapping[str, tuple[str, int]],
+) -> None:
+    alignment = candidate.alignment
+    run.log_metrics(
+        {
+            **_gate_metrics((*evaluation.results, candidate.compatible)),
+            "best_epoch": candidate.result.best_epoch,
+            "best_validation_loss": candidate.result.best_loss,
+            "score_threshold": candidate.bundle.calibration.threshold,
+            **_flat("latents", alignment.compatibility.figures() if alignment else {}),
+        }
+    )
+    parts = {part: list(getattr(window, part)) for part in (*PARTS, GATE)}
+    run.log_json({"window": parts, "content": content}, WINDOW_FILE)
+
+
+def _version_tags(candidate: _Candidate, evaluation: _Evaluation) -> dict[str, str]:
+    metrics = _gate_metrics((*evaluation.results, candidate.compatible))
+    figures = {name.removeprefix("gate."): value for name, value in metrics.items()}
+    # The gate's tag comes last: a version without it was not evaluated.
+    return {
+        _LATENTS_TAG: candidate.compatible.message,
+        FIGURES_TAG: json.dumps(figures),
+        GATE_TAG: evaluation.gate,
+    }
+
+
+def _describe(
+    run: TrainingRun,
+    version: TrackedVersion,
+    candidate: _Candidate,
+    evaluation: _Evaluation,
+    dataset: Dataset,
+    links: Mapping[str, str],
+) -> tuple[Sequence[Chart], str]:
+    bundle, window = candidate.bundle, candidate.bundle.window
+    source = dataset.paths.features(window.days[-1]).parent.as_uri()
+    run.log_data(dataset.name, window.fingerprint, source, bundle.facts["rows"], bundle)
+    results = (*evaluation.results, candidate.compatible)
+    card = model_card(bundle, version.version, results, evaluation.gate, evaluation.unseen.height, links)
+    run.describe(version, head_of(card), card)
+    validation, unseen = (
+        sample_rows(rows, _PLOTTED_ROWS, seed=0) for rows in (candidate.validation, evaluation.unseen)
+    )
+    charts = training_charts(bundle, validation, unseen)
+    for chart in charts:
+        run.log_picture(render_png(chart), f"{chart.name}.png")
+    return charts, card
+
+
+def _location_id(paths: DatasetPaths) -> str:
+    """Return the id of the data folder, which moves with it. One run at a time holds the lock of a dataset there."""
+    path = paths.history.with_suffix(".place")
+    if not path.exists():
+        write_text(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """The version that serves.
+
+    Attributes:
+        champion: Its model, to compare with and start from; None if it cannot be loaded.
+        axes: Model that first had the latent axes in use.
+        version: Its number; None if no version serves.
+        why_not: Why it cannot be loaded.
+    """
 
     champion: Served | None
     axes: Served | None
@@ -200,113 +285,87 @@ class _Before:
     why_not: str = ""
 
 
-def _before(config: PipelineConfig, tracker: Tracker) -> _Before:
+def _serving_model(config: PipelineConfig, tracker: Tracker) -> _Serving:
     champion = tracker.version(config.dataset, CHAMPION)
     if champion is None:
-        return _Before(None, None, None)
+        return _Serving(None, None, None)
     try:
-        previous = _served(tracker, champion)
+        served = _load(tracker, champion)
     except (BundleError, StorageError, TrainingError) as error:
-        return _Before(None, None, champion.version, str(error))
-    first = previous.bundle.facts.get("alignment", {}).get("axes_of")
+        return _Serving(None, None, champion.version, str(error))
+    first = served.bundle.facts.get("alignment", {}).get("axes_of")
     try:
-        axes = _served(tracker, tracker.version_number(config.dataset, first)) if first else previous
-    except (BundleError, StorageError, TrainingError):  # deleted, say: the one before is told in the same axes
-        axes = previous
-    return _Before(previous, axes, champion.version)
+        axes = _load(tracker, tracker.version_number(config.dataset, first)) if first else served
+    except (BundleError, StorageError, TrainingError):  # deleted; the champion has the same axes
+        axes = served
+    return _Serving(served, axes, champion.version)
 
 
-def _align_to_champion(
-    config: PipelineConfig, previous: _Before, bundle: ModelBundle, rows: pl.DataFrame
-) -> tuple[ModelBundle, GateResult, Alignment | None]:
-    """Turns the latent axes of a new model to those in use, where they are compatible over rows of the window."""
-    rule, least = "latents_compatible", config.latents.min_explained_variance
-    if previous.version is None:
-        return bundle, GateResult(rule, True, 1.0, least, "0 versions serve so far; these latents are the first"), None
-    if previous.champion is None or previous.axes is None:
-        return bundle, GateResult(rule, False, 0.0, least, _cannot_compare(previous, previous.why_not)), None
-    try:
-        bundle, alignment = align(bundle, previous.champion, previous.axes, rows, config.latents)
-    except (BundleError, TrainingError) as error:
-        return bundle, GateResult(rule, False, 0.0, least, _cannot_compare(previous, error)), None
-    bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
-    return (
-        bundle,
-        GateResult(rule, alignment.is_compatible, alignment.explained_variance, least, alignment.message),
-        alignment,
-    )
-
-
-def _figures(results: Sequence[GateResult]) -> dict[str, float]:
-    """Gives what MLflow keeps of the gate: figure, threshold and whether it passed, by rule."""
-    found: dict[str, float] = {}
-    for result in results:
-        told = {"figure": result.figure, "threshold": result.threshold, "passed": float(result.passed)}
-        found |= {f"gate.{result.rule}.{name}": value for name, value in told.items() if math.isfinite(value)}
-    return found
-
-
-def _streamed_in_words(bundle: ModelBundle) -> str:
-    rows, seen = bundle.facts["rows"], bundle.facts["rows_looked_at"]
-    message = f"its {rows['train']:,} rows go beyond the memory budget, so it learnt from them in blocks from disk"
-    if seen["train"] == rows["train"]:
-        return message
-    return f"{message}; statistics are those of {seen['train']:,} of them and {seen['validation']:,} of validation"
-
-
-def _going_on(version: int, result: TrainingResult) -> str:
-    weights = "from the weights" if result.is_warm else "from drawn weights, not those"
-    latents = "its latents were kept near" if result.is_anchored else "its latents were free to differ"
-    return f"it went on {weights} of version {version}; {latents}"
-
-
-def _cannot_compare(previous: _Before, why: object) -> str:
-    return f"latents of version {previous.version} cannot be compared with: {why}"
-
-
-def _served(tracker: Tracker, version: TrackedVersion) -> Served:
+def _load(tracker: Tracker, version: TrackedVersion) -> Served:
     return Served(version.version, ModelBundle.load(tracker.bundle_folder(version)))
 
 
-def load_champion(config: PipelineConfig, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
-    """Loads the model that serves.
-
-    Raises:
-        TrainingError: There is none.
-    """
-    champion = tracker.version(config.dataset, CHAMPION)
-    if champion is None:
-        raise TrainingError(f"{config.dataset!r} has no champion; materialize autoencoder and champion first")
-    return champion, ModelBundle.load(tracker.bundle_folder(champion))
-
-
-def load_version_of_table(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
-    """Loads the model that the published table was scored with.
-
-    Raises:
-        StorageError: Nothing was published yet.
-    """
-    config, paths = dataset.config, dataset.paths
-    if not current_files(paths):
-        raise StorageError(f"nothing was published for {config.dataset!r}; materialize latent_features first")
-    version = tracker.version_number(config.dataset, model_version_of(paths))
-    return version, ModelBundle.load(tracker.bundle_folder(version))
+def _align(
+    config: PipelineConfig, serving: _Serving, bundle: ModelBundle, rows: pl.DataFrame
+) -> tuple[ModelBundle, GateResult, Alignment | None]:
+    """Align the latent axes of a new model to those in use, and return whether the two spaces are compatible."""
+    rule, threshold = "latents_compatible", config.latents.min_explained_variance
+    if serving.version is None:
+        message = "no version serves so far; these latents are the first"
+        return bundle, GateResult(rule, True, 1.0, threshold, message), None
+    if serving.champion is None or serving.axes is None:
+        return bundle, _incomparable(rule, threshold, serving, serving.why_not), None
+    try:
+        bundle, alignment = align(bundle, serving.champion, serving.axes, rows, config.latents)
+    except (BundleError, TrainingError) as error:
+        return bundle, _incomparable(rule, threshold, serving, str(error)), None
+    bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
+    result = GateResult(rule, alignment.is_compatible, alignment.explained_variance, threshold, alignment.message)
+    return bundle, result, alignment
 
 
-def _parts_in_words(window: Window, rows_of_days: Mapping[str, int], dataset: Dataset) -> str:
-    config, paths = dataset.config, dataset.paths
+def _incomparable(rule: str, threshold: float, serving: _Serving, reason: str) -> GateResult:
+    message = f"the latents cannot be compared with those of version {serving.version}: {reason}"
+    return GateResult(rule, False, 0.0, threshold, message)
+
+
+def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
+    """Return what MLflow stores of the gate: figure, threshold, and whether the rule passed, by rule."""
+    metrics: dict[str, float] = {}
+    for result in results:
+        values = {"figure": result.figure, "threshold": result.threshold, "passed": float(result.passed)}
+        metrics |= {f"gate.{result.rule}.{name}": value for name, value in values.items() if math.isfinite(value)}
+    return metrics
+
+
+def _streaming_message(bundle: ModelBundle) -> str:
+    rows, seen = bundle.facts["rows"], bundle.facts["rows_looked_at"]
+    message = f"its {rows['train']:,} rows exceed the memory budget, so the training streamed them from disk"
+    if seen["train"] == rows["train"]:
+        return message
+    return f"{message}; statistics come from {seen['train']:,} of them and {seen['validation']:,} validation rows"
+
+
+def _warm_start_message(version: int, result: TrainingResult) -> str:
+    start = f"warm start from version {version}" if result.is_warm else f"new weights, not those of version {version}"
+    latents = "its latents were kept close" if result.is_anchored else "its latents were free to differ"
+    return f"{start}; {latents}"
+
+
+def _window_message(window: Window, rows_of_days: Mapping[str, int], dataset: Dataset) -> str:
     sizes: list[str] = []
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)
-        if not config.is_daily:
-            sizes.append(f"{window.count(part, paths):,}{'' if sizes else ' rows'}")
-        elif window.only_normal:  # how many of their rows are left out is known when they are read
+        if not dataset.config.is_daily:
+            sizes.append(f"{window.count(part, dataset.paths):,}{'' if sizes else ' rows'}")
+        elif window.only_normal:  # the number of normal rows is known once they are read
             sizes.append(pluralize(len(days), "day"))
         else:
             sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
     message = "training on {}, validating on {}, calibrating on {}".format(*sizes)
-    gate = pluralize(len(window.gate), "day") if config.is_daily else f"{gate_rows(window, None, paths).height:,}"
-    return f"{message}; {gate} left to the gate"
+    if dataset.config.is_daily:
+        return f"{message}; {pluralize(len(window.gate), 'day')} left for the gate"
+    return f"{message}; {gate_rows(window, None, dataset.paths).height:,} left for the gate"
 
 
 def _flat(prefix: str, values: Mapping[str, _T]) -> dict[str, _T]:

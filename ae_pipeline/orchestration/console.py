@@ -1,44 +1,61 @@
-"""What a run prints: its own messages, a line each, without Dagster's bookkeeping."""
+"""Console output of a run: one line for each message of ours, without Dagster's events."""
 
 import logging
 import sys
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import dagster as dg
 
-T = TypeVar("T")
-
 LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
-"""Run config that chooses our console; without it Dagster prints every event it stores."""
+"""Run config that selects our console logger. Without it, Dagster prints every event that it stores."""
+
+PACKAGE_LOGGER = "ae_pipeline"
+"""Logger of the package. `managed_python_loggers` in dagster.yaml names it, so that Dagster captures its messages."""
 
 
-class _Line(logging.Formatter):
+def format_line(step: str, message: str, created: float) -> str:
+    """Return a console line: time, step, message."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(created))}  {step:<16} {message}"
+
+
+class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = getattr(record, "dagster_meta", {}) or {}
-        step = facts.get("step_key") or facts.get("op_name") or ""
-        message = facts.get("orig_message") or record.getMessage()
+        metadata = getattr(record, "dagster_meta", {}) or {}
+        step = metadata.get("step_key") or metadata.get("op_name") or ""
+        message = metadata.get("orig_message") or record.getMessage()
         level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
-        return (
-            f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step.split('__')[-1]:<16} {level}{message}"
-        )
+        return format_line(step.split("__")[-1], f"{level}{message}", record.created)
 
 
-class _OwnMessages(logging.Filter):
+def print_package_messages(instance: dg.DagsterInstance) -> None:
+    """Print what the package logs, if the instance does not capture it: its dagster.yaml lacks `python_logs`."""
+    package = logging.getLogger(PACKAGE_LOGGER)
+    if PACKAGE_LOGGER in instance.managed_python_loggers or package.handlers:
+        return
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_LineFormatter())
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+
+
+class _MessageFilter(logging.Filter):
+    """Drop Dagster's events, except for errors."""
+
     def filter(self, record: logging.LogRecord) -> bool:
-        facts = getattr(record, "dagster_meta", {}) or {}
-        return facts.get("dagster_event") is None or record.levelno >= logging.ERROR
+        metadata = getattr(record, "dagster_meta", {}) or {}
+        return metadata.get("dagster_event") is None or record.levelno >= logging.ERROR
 
 
 @dg.logger(
     config_schema={"log_level": dg.Field(str, default_value="INFO", is_required=False)},
-    description="One short line a message.",
+    description="Prints one line for each message.",
 )
 def line_logger(context: dg.InitLoggerContext) -> logging.Logger:
-    """Prints messages of assets and errors of runs."""
-    logger = logging.Logger("ae_pipeline", level=context.logger_config["log_level"])
+    """Return a logger that prints the messages of assets and the errors of runs."""
+    logger = logging.Logger(PACKAGE_LOGGER, level=context.logger_config["log_level"])
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Line())
-    handler.addFilter(_OwnMessages())
+    handler.setFormatter(_LineFormatter())
+    handler.addFilter(_MessageFilter())
     logger.addHandler(handler)
     return logger

@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 def add_partition_metadata(
     context: dg.AssetExecutionContext, config: PipelineConfig, day: str, content_hash: str, uri: str, **figures: int
 ) -> None:
-    """Attaches to a partition its own row count, file and content hash; the hash decides what is new.
+    """Add row count, file and content hash to a partition.
 
-    A run over a range gives all its partitions one data version, so each needs facts of its own.
+    A run over a range gives all its partitions one data version, so each needs metadata of its own.
 
     Args:
-        context: Of the asset.
-        config: The dataset's; without partitions there is nothing to attach to.
+        context: Context of the asset.
+        config: Configuration of the dataset; without partitions nothing is added.
         day: The partition.
-        content_hash: Of its rows.
-        uri: Of its file.
-        figures: Further counts; `rows` is the partition's row count.
+        content_hash: Hash of its rows.
+        uri: Address of its file.
+        figures: More counts; `rows` is the row count of the partition.
     """
     if config.is_daily:
-        facts = {"dagster/partition_row_count" if name == "rows" else name: value for name, value in figures.items()}
-        context.add_asset_metadata({**facts, "content_hash": content_hash, "dagster/uri": uri}, partition_key=day)
+        counts = {"dagster/partition_row_count" if name == "rows" else name: value for name, value in figures.items()}
+        context.add_asset_metadata({**counts, "content_hash": content_hash, "dagster/uri": uri}, partition_key=day)
 
 
 def add_latest_metadata(
     context: dg.AssetExecutionContext, config: PipelineConfig, day: str, metadata: Mapping[str, Any]
 ) -> None:
-    """Attaches what a person looks at to one partition of a run: Dagster would store it once for each of them.
+    """Add plots, tables and links to one partition of a run, because Dagster would store them once for each partition.
 
     Args:
-        context: Of the asset.
-        config: The dataset's.
+        context: Context of the asset.
+        config: Configuration of the dataset.
         day: The partition.
         metadata: Plots, tables and links.
     """
@@ -52,23 +52,23 @@ def add_latest_metadata(
 
 
 def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
-    """Makes one data version of the content of all partitions of a run."""
+    """Return one data version for the content of all partitions of a run."""
     return dg.DataVersion(hash_json(list(hashes)))
 
 
-def parquet_schema(path: Path, described: Mapping[str, str | None] | None = None) -> dg.TableSchema:
-    """Reads the columns of a Parquet file, with what each is where that is known."""
-    return column_schema(pq.read_schema(path), described)
+def parquet_schema(path: Path, descriptions: Mapping[str, str | None] | None = None) -> dg.TableSchema:
+    """Return the columns of a Parquet file, with descriptions where there are any."""
+    return column_schema(pq.read_schema(path), descriptions)
 
 
-def column_schema(schema: pa.Schema, described: Mapping[str, str | None] | None = None) -> dg.TableSchema:
-    """Tells the columns of a schema, with what each is where that is known."""
+def column_schema(schema: pa.Schema, descriptions: Mapping[str, str | None] | None = None) -> dg.TableSchema:
+    """Return the columns of an Arrow schema, with descriptions where there are any."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 field.name,
                 str(field.type),
-                description=(described or {}).get(field.name),
+                description=(descriptions or {}).get(field.name),
                 constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in schema
@@ -76,15 +76,20 @@ def column_schema(schema: pa.Schema, described: Mapping[str, str | None] | None 
     )
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMetadataValue:
-    """Makes a Markdown table, or the word none."""
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMetadataValue:
+    """Return a Markdown table, or the word none if there are no rows."""
     from ae_pipeline.reports.markdown import markdown_table
 
-    return dg.MetadataValue.md(markdown_table(heads, rows))
+    return dg.MetadataValue.md(markdown_table(header, rows))
+
+
+def count_table(counts: Mapping[str, int], noun: str) -> dg.MarkdownMetadataValue:
+    """Return a Markdown table of row counts."""
+    return table([noun, "rows"], list(counts.items()))
 
 
 def plot(chart: "Chart") -> dg.MarkdownMetadataValue:
-    """Makes a chart a picture with its words below."""
+    """Return a chart as a picture, with its message below."""
     from ae_pipeline.reports.pictures import as_address
     from ae_pipeline.reports.render import render_png
 
@@ -92,8 +97,8 @@ def plot(chart: "Chart") -> dg.MarkdownMetadataValue:
 
 
 def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataValue:
-    """Tells what became of the models of a dataset, the newest first."""
-    told = [
+    """Return the history of a dataset's models as a table, the newest entry first."""
+    entries = [
         (
             entry.at,
             entry.version,
@@ -104,9 +109,4 @@ def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataVal
         )
         for entry in reversed(history(paths)[-rows:])
     ]
-    return table(["at (UTC)", "version", "what", "before", "who", "why"], told)
-
-
-def counted(counts: Mapping[str, int], what: str) -> dg.MarkdownMetadataValue:
-    """Makes a Markdown table of counts."""
-    return table([what, "rows"], list(counts.items()))
+    return table(["at (UTC)", "version", "change", "previous", "who", "why"], entries)

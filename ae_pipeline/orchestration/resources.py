@@ -1,7 +1,8 @@
-"""Resources: where a project keeps its data and its models, and the lock that one run of a dataset holds."""
+"""Resources: where a project keeps its data and models, and the lock that a run of a dataset holds."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -9,27 +10,32 @@ from urllib.parse import quote
 import dagster as dg
 from filelock import FileLock, Timeout
 
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.tags import DATASET_TAG
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.paths import DatasetPaths
 
 if TYPE_CHECKING:
     from ae_pipeline.registry.store import Tracker
 
+logger = logging.getLogger(__name__)
+
 DAGSTER_URL, MLFLOW_URL, DATA_URL = (f"http://127.0.0.1:{port}" for port in (3000, 5000, 3001))
-"""Where `ae-pipeline ui` serves them by default."""
+"""Default addresses of the servers that `ae-pipeline ui` starts."""
 
 
 class Workspace(dg.ConfigurableResource["Workspace"]):
-    """Data folder and model store, and where people find the screens that show them.
+    """Data folder and model store, and the addresses of the servers that show them.
 
     Attributes:
-        data_folder: What runs write.
-        mlflow_folder: Store of runs and models.
-        tracking_uri: An MLflow server instead.
-        tables: Folder or object store of the published tables instead.
-        dagster_url: Of Dagster's web UI.
-        mlflow_url: Of MLflow's, where it is not the server's.
-        data_url: Where the data folder is served.
+        data_folder: Folder that runs write to.
+        mlflow_folder: Folder of the MLflow store.
+        tracking_uri: MLflow server to use instead of the folder.
+        tables: Folder or object store of the published tables, if not in the data folder.
+        dagster_url: Address of Dagster's web UI.
+        mlflow_url: Address of MLflow's UI, if it differs from the tracking server.
+        data_url: Address of the server of the data folder.
     """
 
     data_folder: str
@@ -40,31 +46,35 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     mlflow_url: str | None = None
     data_url: str = DATA_URL
 
+    def dataset(self, config: PipelineConfig) -> Dataset:
+        """Return the dataset of a configuration."""
+        return Dataset(config, self.paths(config.dataset))
+
     def paths(self, dataset: str) -> DatasetPaths:
-        """Gives a dataset's paths."""
+        """Return the paths of a dataset."""
         return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables)
 
     def tracker(self) -> "Tracker":
-        """Opens the model store."""
+        """Return the model store."""
         from ae_pipeline.registry.store import Tracker
 
         return Tracker(Path(self.mlflow_folder).resolve(), self.tracking_uri)
 
-    def page_of_run(self, run_id: str) -> str:
-        """Gives the address of a run in Dagster's web UI."""
+    def run_url(self, run_id: str) -> str:
+        """Return the address of a run in Dagster's web UI."""
         return f"{self.dagster_url.rstrip('/')}/runs/{run_id}"
 
-    def page_of_training(self, dataset: str, mlflow_run: str) -> str:
-        """Gives the address of a training's run in MLflow's UI."""
+    def mlflow_run_url(self, dataset: str, mlflow_run: str) -> str:
+        """Return the address of a training's run in MLflow's UI."""
         return f"{self._mlflow}/#/experiments/{self.tracker().experiment(dataset)}/runs/{mlflow_run}"
 
-    def page_of_version(self, dataset: str, version: int) -> str:
-        """Gives the address of a model version in MLflow's UI."""
+    def model_version_url(self, dataset: str, version: int) -> str:
+        """Return the address of a model version in MLflow's UI."""
         return f"{self._mlflow}/#/models/{quote(dataset)}/versions/{version}"
 
-    def page_of_file(self, path: Path) -> str:
-        """Gives the address of a file of the data folder, which a browser may open from another page."""
-        relative = path.relative_to(Path(self.data_folder).resolve())  # as `paths` gives it; folders may be links
+    def file_url(self, path: Path) -> str:
+        """Return the address of a file in the data folder, which other pages can link to."""
+        relative = path.relative_to(Path(self.data_folder).resolve())  # resolved like `paths`; folders may be links
         return f"{self.data_url.rstrip('/')}/{quote(relative.as_posix())}"
 
     @property
@@ -72,15 +82,15 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         return (self.mlflow_url or self.tracker().web_url or MLFLOW_URL).rstrip("/")
 
     @contextmanager
-    def locked(self, dataset: str, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-        """Holds the lock of a dataset, and waits for it where another run has it."""
+    def locked(self, dataset: str) -> Iterator[None]:
+        """Hold the lock of a dataset, and wait while another run holds it."""
         path = self.paths(dataset).lock
         make_folder(path.parent)
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"waiting for another run of {dataset!r} to end")
+            logger.info(f"waiting for another run of {dataset!r} to end")
             lock.acquire()
         try:
             yield
@@ -88,17 +98,30 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
             lock.release()
 
 
-def dataset_lock(dataset: str) -> dg.ResourceDefinition:
-    """Makes the resource that serialises the runs of a dataset.
+class RunLock(dg.ConfigurableResource["RunLock"]):
+    """The locks of the datasets of a run, held while the run lasts.
 
-    Dagster's pool does the same for runs that go through its queue; runs of the command line do not, and a killed run
-    gives a file lock back where it keeps its place in a pool.
+    Dagster's pools serialize the runs that go through its queue. Runs of the command line do not, and a killed run
+    keeps its slot in a pool, but gives a file lock back.
+
+    Attributes:
+        workspace: Workspace with the lock files.
     """
 
-    @dg.resource(required_resource_keys={"workspace"}, description=f"Held by the one run of {dataset!r}.")
-    @contextmanager
-    def lock(context: dg.InitResourceContext) -> Iterator[None]:
-        with context.resources.workspace.locked(dataset, context.log.info if context.log else print):
-            yield
+    workspace: Workspace
 
-    return lock
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["RunLock"]:
+        """Hold the locks, in the order of the names, so that two runs never wait for each other."""
+        with ExitStack() as stack:
+            for dataset in _datasets_of(context.dagster_run):
+                stack.enter_context(self.workspace.locked(dataset))
+            yield self
+
+
+def _datasets_of(run: dg.DagsterRun | None) -> list[str]:
+    if run is None:
+        return []
+    if DATASET_TAG in run.tags:
+        return [run.tags[DATASET_TAG]]
+    return sorted({key.path[0] for key in run.asset_selection or ()})

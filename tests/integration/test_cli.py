@@ -13,9 +13,9 @@ import pytest
 from deltalake import DeltaTable
 
 from ae_pipeline.cli.demo import land_flights
-from ae_pipeline.cli.main import _load
+from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
-from ae_pipeline.lifecycle.pending import contiguous
+from ae_pipeline.lifecycle.plan import contiguous
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -61,7 +61,7 @@ def test_a_setting_that_names_nothing_is_told_in_a_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("ae_pipeline.definitions.defs", load)
     with pytest.raises(ConfigError, match=r"^the defs folder cannot be loaded: architecture='convv' is none of"):
-        _load()
+        Project.load()
 
 
 def test_nothing_has_served_before_the_first_run(root: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
     previous = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"nothing new: all {DAYS} days are as the last training found them" in done.stdout
-    assert "Nothing to do: every landed file is read" in done.stdout
+    assert f"nothing new: all {DAYS} days are the same as in the last training" in done.stdout
+    assert "Nothing to do: every day is published and reported on under version 1" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == previous
 
 
@@ -127,15 +127,16 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(root: Path) -> None
         port = server.getsockname()[1]
         done = _run(root, "ui", "--port", str(port))
     assert done.returncode == 1
-    assert f"ConfigError: port {port} of 127.0.0.1 is taken; end what listens there, or choose another: --port" in (
-        done.stderr
+    assert (
+        f"ConfigError: port {port} of 127.0.0.1 is in use; stop the server there, or choose another port with --port"
+        in (done.stderr)
     )
 
 
 def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
     done = _run(root, "run", "orders")
     assert done.returncode == 1
-    assert "ConfigError: no dataset 'orders' in the defs folder; there are flights, shuttle, textures" in done.stderr
+    assert "ConfigError: no dataset 'orders' in the defs folder; it has flights, shuttle, textures" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -170,23 +171,23 @@ def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(ro
     assert set(pl.read_delta(table)["model_version"]) == {2}
     done = _run(root, "rollback", "flights", "1", "--why", "to see that it works")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"version 1 serves; \d+ days of its table, 0 scored now, in table version \d+", done.stdout)
+    assert re.search(r"version 1 serves; its table has \d+ days, 0 of them scored now; table version \d+", done.stdout)
     assert re.search(r"flights_publish .*anomaly_report .* rows flagged", done.stdout, re.DOTALL)
     table.update_incremental()
     assert set(pl.read_delta(table)["model_version"]) == {1}
     summary = json.loads((root / "data" / "reports" / "flights" / "summary.json").read_text())
     assert summary["model_version"] == 1
     told = _run(root, "history", "flights").stdout.splitlines()
-    assert re.search(r"version 1 promoted, by .+, by the command line: it passed the gate$", told[0])
-    assert re.search(r"version 2 promoted in place of version 1, by somebody, through Dagster: ", told[1])
-    assert re.search(r"version 1 rolled back in place of version 2, by .+: to see that it works$", told[2])
+    assert re.search(r"version 1 promoted, by .+, command line: it passed the gate$", told[0])
+    assert re.search(r"version 2 promoted, replaces version 1, by somebody in the Dagster UI: ", told[1])
+    assert re.search(r"version 1 rolled back, replaces version 2, by .+: to see that it works$", told[2])
     assert len(told) == 3
 
 
 def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str) -> None:
     done = _run(root, "rollback", "flights", "77", "--why", "a slip")
     assert done.returncode == 1
-    assert "'flights' has no version 77 that could serve; choose among 1" in done.stderr
+    assert "'flights' has no version 77 that can serve; choose among 1" in done.stderr
     assert "Traceback" not in done.stderr
     raised = alerts_of(DatasetPaths(root / "data", "flights"))[-1]
     assert raised.message.startswith("flights_rollback failed: 'flights' has no version 77")

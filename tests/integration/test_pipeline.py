@@ -16,19 +16,20 @@ from deltalake import DeltaTable
 from pydantic import BaseModel
 from sklearn.metrics import roc_auc_score
 
-from ae_pipeline.cli.main import _execute, _innermost, _load
+from ae_pipeline.cli.project import Project, yaml_error
 from ae_pipeline.cli.summary import summarize
 from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.features.build import features_content
 from ae_pipeline.features.split import LABEL
-from ae_pipeline.orchestration.assets import build_assets
-from ae_pipeline.orchestration.component import AutoencoderPipeline
-from ae_pipeline.orchestration.retraining import is_training_due, last_training, settings_hash
+from ae_pipeline.lifecycle.plan import plan_training, settings_hash
+from ae_pipeline.orchestration.component import ASSETS, AutoencoderPipeline
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.reports.page import by_reason
-from ae_pipeline.storage.dataset import Dataset
 from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
+
+
+def project_of(shop: Shop) -> Project:
+    return Project(shop.defs, shop.workspace, {"orders": shop.dataset}, shop.instance)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_the_schedule_skips_while_there_are_no_features(shop: Shop) -> None:
 def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
     run = dg.DagsterRun(job_name="orders_train", status=dg.DagsterRunStatus.STARTED)
     shop.instance.add_run(run)
-    assert shop.schedule_says() == f"a training is running: run {run.run_id}"
+    assert shop.schedule_says() == f"a training is active: run {run.run_id}"
 
 
 def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(served: Shop) -> None:
@@ -252,7 +253,7 @@ def test_the_scaffolded_yaml_is_complete_commented_and_valid() -> None:
         assert yaml.safe_load(text)["attributes"]["dataset"] == "web_orders"
         with sandbox.load_component_and_build_defs(folder) as (component, _):
             assert isinstance(component, AutoencoderPipeline)
-            keys = {asset.key.to_user_string() for asset in build_assets(component.config)}
+            keys = {build(component.config).key.to_user_string() for build in ASSETS}
     assert len(keys) == 6
     assert "web_orders/latent_features" in keys
 
@@ -284,12 +285,9 @@ def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are
 
 def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
     config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
-    last = last_training(running_shop.instance, config)
-    due = is_training_due(config, features_content(Dataset(config, running_shop.workspace.paths("orders"))), last)
-    assert (due.yes, due.message) == (
-        True,
-        "the settings of model, training, alert budget or columns have changed since the last training",
-    )
+    plan = plan_training(running_shop.workspace.dataset(config), running_shop.workspace.tracker())
+    (work,) = plan.work
+    assert work.reason == "the settings of model, training, alert budget, or columns changed since the last training"
 
 
 def test_how_many_rows_a_report_lists_is_no_reason_to_train() -> None:
@@ -306,7 +304,7 @@ def test_a_defect_of_the_code_is_not_taken_for_a_mistake_in_a_yaml(monkeypatch: 
 
     monkeypatch.setattr(ae_pipeline.definitions, "defs", broken)
     with pytest.raises(AttributeError, match="a defect"):
-        _load()
+        Project.load()
 
 
 def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(tmp_path: Path) -> None:
@@ -364,7 +362,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         yield Told(shop, PipelineConfig.model_validate(attributes), out.getvalue(), err.getvalue())
 
 
-def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told) -> None:
+def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = len(DAYS) * (ROWS + FRAUDS)
     assert f"raw_data         {rows:,} rows, written now; 0 rows in quarantine" in told.out
     assert f"features         {rows:,} rows, written now\n" in told.out
@@ -376,13 +374,12 @@ def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told) -> None:
     assert f"{rows:,} rows under model version 1, " in told.out
     assert not re.search(r"\bdays?\b|\ball\b", told.out)
     assert not {"train_days", "validation_days", "calibration_days"} & told.shop.metadata("autoencoder").keys()
-    last = last_training(told.shop.instance, told.config)
-    found = features_content(Dataset(told.config, told.shop.workspace.paths("orders")))
-    assert is_training_due(told.config, found, last).message == (
-        f"nothing new: all {rows:,} rows are as the last training found them"
+    dataset, tracker = told.shop.workspace.dataset(told.config), told.shop.workspace.tracker()
+    assert (
+        plan_training(dataset, tracker).idle == f"nothing new: all {rows:,} rows are the same as in the last training"
     )
-    changed = {"all": ("changed", 30)}
-    assert is_training_due(told.config, changed, last).message == (
+    monkeypatch.setattr("ae_pipeline.lifecycle.plan.features_content", lambda _: {"all": ("changed", 30)})
+    assert plan_training(dataset, tracker).idle == (
         "30 rows with new or changed ones since the last training, fewer than min_new_rows=50"
     )
 
@@ -431,9 +428,8 @@ def test_known_anomalies_do_not_use_up_the_alert_budget(told: Told) -> None:
     assert metadata["auroc"] == pytest.approx(auroc, abs=1e-12)
     assert {"average_precision", "auroc_held_out", "average_precision_held_out"} <= metadata.keys()
     assert LABEL not in table.columns
-    text = summarize(
-        Dataset(told.config, told.shop.workspace.paths("orders")), told.shop.workspace.tracker(), told.shop.instance
-    )
+    shop = told.shop
+    text = summarize(shop.workspace.dataset(told.config), shop.workspace.tracker(), shop.defs, shop.instance)
     assert (
         f"known anomalies  {frauds['is_anomaly'].sum()} of 96 flagged, {flagged} of 960 normal rows; AUROC {auroc:.4f}"
         in text
@@ -456,7 +452,7 @@ def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:
     shop.land(DAYS[0])
     assert shop.run("ingest", DAYS[0]).success
     with pytest.raises(PipelineError, match="orders_publish failed: 'orders' has no champion; materialize autoencoder"):
-        _execute(shop.defs, shop.instance, config, "publish", (DAYS[0], DAYS[0]))
+        project_of(shop).run_job(shop.workspace.dataset(config), "publish", (DAYS[0], DAYS[0]))
 
 
 def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,8 +464,8 @@ def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypat
     monkeypatch.setattr(model_steps, "fit_bundle", fail)
     config = PipelineConfig.model_validate(ATTRIBUTES)
     with pytest.raises(PipelineError, match="orders_train failed: the loss is not finite; lower learning_rate"):
-        _execute(served.defs, served.instance, config, "train", None)
-    text = summarize(Dataset(config, served.workspace.paths("orders")), served.workspace.tracker(), served.instance)
+        project_of(served).run_job(served.workspace.dataset(config), "train")
+    text = summarize(served.workspace.dataset(config), served.workspace.tracker(), served.defs, served.instance)
     assert "orders version 1" in text
     assert "checks           all passed" in text
 
@@ -477,16 +473,16 @@ def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypat
 def test_a_mistake_in_a_yaml_is_told_in_a_line() -> None:
     error = RuntimeError("outer")
     error.__cause__ = ValueError("attributes.trainning at defs.yaml:26\n  Extra inputs are not permitted")
-    told = _innermost(error)
+    told = yaml_error(error)
     assert told == (
         "the defs folder cannot be loaded: attributes.trainning at defs.yaml:26 Extra inputs are not permitted; "
-        "mend it, `dg check defs` tells more"
+        "fix it, `dg check defs` shows more"
     )
     error.__cause__ = ValueError(
         "attributes.alerts.budget at defs.yaml:41\n  Input should be less than 1 [type=less_than, input_value=2, "
         "input_type=int]\n    For further information visit https://errors.pydantic.dev/2.13/v/less_than"
     )
-    assert _innermost(error) == (
+    assert yaml_error(error) == (
         "the defs folder cannot be loaded: attributes.alerts.budget at defs.yaml:41 Input should be less than 1, "
-        "not 2; mend it, `dg check defs` tells more"
+        "not 2; fix it, `dg check defs` shows more"
     )

@@ -17,11 +17,11 @@ from deltalake import DeltaTable
 
 from ae_pipeline.common.errors import PublicationError, StorageError
 from ae_pipeline.latents.read import model_version_of, published_days
-from ae_pipeline.lifecycle.pending import days_without_report
+from ae_pipeline.lifecycle.plan import days_to_publish
 from ae_pipeline.lifecycle.promote import DECIDED
-from ae_pipeline.orchestration import upkeep
-from ae_pipeline.orchestration.stages import DATASET_TAG
-from ae_pipeline.orchestration.upkeep import landed_work, stale_work
+from ae_pipeline.orchestration import runs
+from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
+from ae_pipeline.orchestration.tags import DATASET_TAG
 from ae_pipeline.registry.history import Change, Entry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.storage.dataset import Dataset
@@ -46,7 +46,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 def train_again(shop: Shop) -> None:
     assert shop.run("train").success
-    assert shop.obey(stale_work) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+    assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
     assert shop.workspace.tracker().version("orders", CHAMPION).version == 2
 
 
@@ -71,68 +71,70 @@ def spaces(shop: Shop) -> set[str]:
 
 class TestLanding:
     def test_a_landed_file_is_read_and_its_days_alone_are_ingested(self, shop):
-        assert shop.asks(landed_work) == "nothing has landed so far"
+        assert shop.asks(landing_requests) == "nothing has landed so far"
         for day in (*DAYS[:3], DAYS[5]):
             os.utime(shop.land(day))
-        assert shop.asks(landed_work) == "4 new or changed files, still being written"
+        assert shop.asks(landing_requests) == "4 new or changed files, still being written"
         for path in shop.landing.iterdir():
             os.utime(path, (1_700_000_000, 1_700_000_000))
-        assert shop.obey(landed_work) == [
+        assert shop.obey(landing_requests) == [
             f"orders_intake 4 new or changed files: {', '.join(f'orders_{day}.csv' for day in (*DAYS[:3], DAYS[5]))}",
             f"orders_ingest {DAYS[0]} to {DAYS[2]}",
             f"orders_ingest {DAYS[5]}",
         ]
-        assert shop.asks(landed_work) == "nothing new: every landed file is read, and every day has its features"
+        assert shop.asks(landing_requests) == "every landed file is read, and every day has its features"
         features = shop.instance.get_materialized_partitions(dg.AssetKey(["orders", "features"]))
         assert features == {*DAYS[:3], DAYS[5]}
 
     def test_late_data_for_an_old_day_rebuilds_that_day_alone(self, serving):
         previous = published_days(serving.paths)
         serving.land("late", orders_csv(DAYS[4], 3, first_id=7))
-        assert serving.obey(landed_work)[1:] == [f"orders_ingest {DAYS[4]}"]
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[4]}"]
+        assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[4]}"]
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[4]}"]
         after = published_days(serving.paths)
         assert [day for day in after if after[day].identity != previous[day].identity] == [DAYS[4]]
         assert read_facts(serving.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
 
     def test_a_file_that_cannot_be_used_is_tried_again_after_a_pause_that_grows(self, serving, monkeypatch):
         serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
-        (request,) = landed_work(serving.config, serving.workspace, serving.instance)
+        (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
         job = serving.defs.resolve_job_def("orders_intake")
         keys = [request.run_key]
         for pause in (60, 120, 240):
             done = job.execute_in_process(instance=serving.instance, tags=dict(request.tags), raise_on_error=False)
             assert "lacks column 'items'" in serving.why_failed(done) or "columns" in serving.why_failed(done)
-            assert f"run {done.run_id} ended (failure) and left it undone; again at" in serving.asks(landed_work)
+            assert f"run {done.run_id} ended (failure) and did not finish it; next attempt at" in serving.asks(
+                landing_requests
+            )
             now = time.time()
-            monkeypatch.setattr(upkeep.time, "time", lambda late=now + pause - 5: late)
-            assert "left it undone" in serving.asks(landed_work)
-            monkeypatch.setattr(upkeep.time, "time", lambda late=now + pause + 5: late)
-            (request,) = landed_work(serving.config, serving.workspace, serving.instance)
+            monkeypatch.setattr(runs.time, "time", lambda late=now + pause - 5: late)
+            assert "did not finish it" in serving.asks(landing_requests)
+            monkeypatch.setattr(runs.time, "time", lambda late=now + pause + 5: late)
+            (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
             keys.append(request.run_key)
             monkeypatch.undo()
         assert len(set(keys)) == 4  # Dagster would pass over a key that it knows
         serving.land("broken", orders_csv(DAYS[-1]))  # mended: there is nothing to wait for
-        assert serving.obey(landed_work)[1:] == [f"orders_ingest {DAYS[-1]}"]
+        assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
 
     def test_however_often_it_was_tried_it_is_tried_again(self, serving, monkeypatch):
         serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
         job, keys, now = serving.defs.resolve_job_def("orders_intake"), [], time.time()
         for attempt in range(25):
-            monkeypatch.setattr(upkeep.time, "time", lambda late=now + 7200 * attempt: late)
-            (request,) = landed_work(serving.config, serving.workspace, serving.instance)
+            monkeypatch.setattr(runs.time, "time", lambda late=now + 7200 * attempt: late)
+            (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
             keys.append(request.run_key)
             serving.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.FAILURE)
         assert len(set(keys)) == 25
 
     def test_a_landing_place_that_was_swept_after_its_files_were_read_holds_up_nothing(self, serving):
         path = serving.land(DAYS[-1])
-        (request,) = landed_work(serving.config, serving.workspace, serving.instance)
+        (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
         job = serving.defs.resolve_job_def("orders_intake")
         assert job.execute_in_process(instance=serving.instance, tags=dict(request.tags)).success
         shutil.rmtree(path.parent)
-        assert serving.obey(landed_work) == [f"orders_ingest {DAYS[-1]}"]
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert serving.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
 
     def test_nothing_is_asked_for_while_a_run_is_under_way(self, serving):
         serving.land(DAYS[-1])
@@ -141,18 +143,18 @@ class TestLanding:
             tags={DATASET_TAG: "orders"},
             status=dg.DagsterRunStatus.STARTED,
         )
-        message = f"run {run.run_id} of orders_train is under way (started)"
-        assert serving.asks(landed_work) == serving.asks(stale_work) == message
-        assert serving.schedule_says() == f"a training is running: run {run.run_id}"
+        message = f"run {run.run_id} of orders_train is active (started)"
+        assert serving.asks(landing_requests) == serving.asks(rebuild_requests) == message
+        assert serving.schedule_says() == f"a training is active: run {run.run_id}"
 
     def test_a_run_whose_process_has_died_is_ended_and_no_longer_in_the_way(self, serving, monkeypatch):
         job = serving.defs.resolve_job_def("orders_train")
         run = serving.instance.create_run_for_job(job, tags={DATASET_TAG: "orders"}, status=dg.DagsterRunStatus.STARTED)
         now = time.time()
-        monkeypatch.setattr(upkeep.time, "time", lambda: now + 600)
+        monkeypatch.setattr(runs.time, "time", lambda: now + 600)
         with serving.workspace.locked("orders"):  # it still works
-            assert "is under way" in serving.asks(stale_work)
-        assert serving.asks(stale_work) == "every day is published and reported on under version 1"
+            assert "is active" in serving.asks(rebuild_requests)
+        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
         assert serving.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
@@ -160,7 +162,7 @@ class TestRebuild:
     def test_without_a_model_there_is_nothing_to_rebuild(self, shop):
         shop.land(DAYS[0])
         assert shop.run("ingest", DAYS[0]).success
-        assert shop.asks(stale_work) == "no version serves so far; the first training gives one"
+        assert shop.asks(rebuild_requests) == "no version serves so far"
 
     def test_after_a_promotion_exactly_the_latents_are_stale_and_one_run_rebuilds_them(self, serving):
         assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
@@ -169,7 +171,7 @@ class TestRebuild:
         assert stale(serving, "anomaly_report") == []
         assert spaces(serving) == {published_days(serving.paths)[DAYS[0]].path.split("/")[0]}
         assert model_version_of(serving.paths) == 1  # the old table stays until the new one is whole
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
         assert model_version_of(serving.paths) == 2
         assert len(spaces(serving)) == 1
         assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
@@ -182,7 +184,7 @@ class TestRebuild:
         assert serving.run("train").success
         for stage in ("latent_features", "anomaly_report"):
             assert stale(serving, stage) == []
-        assert serving.asks(stale_work) == "every day is published and reported on under version 1"
+        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
         (first, second) = history(serving.paths)
         assert (first.change, first.version, first.previous) == (Change.PROMOTED, 1, None)
         assert (second.change, second.version, second.previous) == (Change.REJECTED, 2, 1)
@@ -197,7 +199,7 @@ class TestRebuild:
         from ae_pipeline.latents import publish
 
         assert serving.run("train").success
-        (request,) = stale_work(serving.config, serving.workspace, serving.instance)
+        (request,) = rebuild_requests(serving.dataset, serving.workspace, serving.instance)
 
         def fail(*_: object) -> None:
             raise PublicationError("no luck")
@@ -207,18 +209,18 @@ class TestRebuild:
         tags = dict(request.tags)
         assert not job.execute_in_process(instance=serving.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
-        assert "(failure) and left it undone; again at" in serving.asks(stale_work)
+        assert "(failure) and did not finish it; next attempt at" in serving.asks(rebuild_requests)
         now = time.time()
-        monkeypatch.setattr(upkeep.time, "time", lambda: now + 61)
-        assert serving.asks(stale_work) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        monkeypatch.setattr(runs.time, "time", lambda: now + 61)
+        assert serving.asks(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
 
     def test_a_promotion_between_the_scores_of_a_day_and_its_report_loses_neither(self, serving):
         serving.land(DAYS[-1])
         assert serving.run("ingest", DAYS[-1]).success
         assert serving.run_stage("latent_features", DAYS[-1]).success
         assert serving.run("train").success
-        assert serving.obey(stale_work) == [f"orders_publish {ALL}"]
-        assert days_without_report(Dataset(serving.config, serving.paths), serving.workspace.tracker()) == []
+        assert serving.obey(rebuild_requests) == [f"orders_publish {ALL}"]
+        assert days_to_publish(Dataset(serving.config, serving.paths), serving.workspace.tracker()) == []
         assert model_version_of(serving.paths) == 2
 
     def test_a_report_that_was_cut_short_is_made_anew(self, serving, monkeypatch):
@@ -232,16 +234,16 @@ class TestRebuild:
         monkeypatch.setattr(build, "measure_labels", fail)
         assert not serving.run("publish", DAYS[-1]).success
         monkeypatch.undo()
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         summary = json.loads((serving.paths.reports / "summary.json").read_text())
         assert summary["days"][-1] == {"day": DAYS[-1], "rows": ROWS, "flagged": summary["days"][-1]["flagged"]}
-        assert serving.asks(stale_work) == "every day is published and reported on under version 1"
+        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
     def test_a_training_that_was_cut_short_before_its_decision_is_decided(self, serving):
         assert serving.run_stage("autoencoder").success
         assert serving.workspace.tracker().version("orders", CHAMPION).version == 1
-        assert serving.obey(stale_work) == [
-            "orders_decide the decision on version 2, which waits for it",
+        assert serving.obey(rebuild_requests) == [
+            "orders_decide version 2 was evaluated by the gate and waits for the decision",
             f"orders_publish {DAYS[0]} to {DAYS[-2]}",
         ]
         assert [(entry.version, entry.change) for entry in history(serving.paths)] == [
@@ -256,22 +258,22 @@ class TestRebuild:
             raise StorageError("no space left")
 
         assert serving.run_stage("autoencoder").success
-        (request,) = stale_work(serving.config, serving.workspace, serving.instance)
+        (request,) = rebuild_requests(serving.dataset, serving.workspace, serving.instance)
         monkeypatch.setattr(decision, "record", fail)
         job, tags = serving.defs.resolve_job_def("orders_decide"), dict(request.tags)
         monkeypatch.setattr("ae_pipeline.registry.store.Tracker.set_alias", fail)
         assert not job.execute_in_process(instance=serving.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
         serving.land(DAYS[-1])
-        serving.obey(landed_work)
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        serving.obey(landing_requests)
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert model_version_of(serving.paths) == 1
 
     def test_days_apart_are_one_run_each(self, serving):
         for day in (DAYS[1], DAYS[2], DAYS[9]):
             serving.land(day, orders_csv(day, ROWS + 1))
-        serving.obey(landed_work)
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[1]} to {DAYS[2]}", f"orders_publish {DAYS[9]}"]
+        serving.obey(landing_requests)
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[1]} to {DAYS[2]}", f"orders_publish {DAYS[9]}"]
 
 
 class TestRollback:
@@ -290,20 +292,19 @@ class TestRollback:
         assert (entry.change, entry.version, entry.previous) == (Change.ROLLED_BACK, 1, 2)
         assert (entry.who, entry.why) == ("Ada", "version 2 flags too much")
         assert entry.runs["dagster_run_id"] == done.run_id
-        # The events are recorded: Dagster shows the table as it is, and the reports as what is left to do.
+        # The table has moved already; Dagster shows the latents as stale until their runs have recorded that.
         assert twice.metadata("champion")["model_version"] == 1
-        assert stale(twice, "latent_features") == []
-        assert stale(twice, "anomaly_report") == list(DAYS[:-1])
+        assert stale(twice, "latent_features") == list(DAYS[:-1])
+        assert twice.obey(rebuild_requests) == [f"orders_publish {ALL}"]
+        assert stale(twice, "latent_features") == stale(twice, "anomaly_report") == []
         assert twice.metadata("latent_features", DAYS[3])["model_version"] == 1
-        assert twice.obey(stale_work) == [f"orders_publish {ALL}"]
-        assert stale(twice, "anomaly_report") == []
         assert "version 2 flags too much" in (twice.paths.reports / "report.html").read_text()
 
     def test_it_lasts_until_another_version_is_trained(self, twice):
         assert twice.roll_back(1).success
         assert twice.run_stage("champion").success
         assert twice.metadata("champion")["model_version"] == 1
-        message = "challenger 2 was promoted before; version 1 goes on serving until another is trained"
+        message = "challenger 2 was promoted before; version 1 keeps serving until another is trained"
         assert twice.metadata("champion")["decision"] == message
         assert twice.run("train").success
         assert twice.metadata("champion")["model_version"] == 3
@@ -317,7 +318,7 @@ class TestRollback:
         assert {"v1"} == {name.split("_")[0] for name in spaces(twice)}
 
     def test_a_version_that_there_is_not_is_refused_with_those_that_there_are(self, twice):
-        message = "'orders' has no version 9 that could serve; choose among 1, 2"
+        message = "'orders' has no version 9 that can serve; choose among 1, 2"
         assert twice.why_failed(twice.roll_back(9)) == message
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
 
@@ -331,7 +332,7 @@ class TestRollback:
 
         monkeypatch.setattr(model_steps, "loss_fell", lambda _: GateResult("loss_fell", False, 2.0, 1.0, "it rose"))
         assert serving.run("train").success
-        message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or give even_if_rejected"
+        message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or set even_if_rejected"
         assert serving.why_failed(serving.roll_back(2)) == message
         assert serving.roll_back(2, even_if_rejected=True).success
         assert model_version_of(serving.paths) == 2
@@ -354,7 +355,7 @@ class TestRollback:
         assert twice.why_failed(twice.roll_back(1)) == "no luck"
         monkeypatch.undo()
         assert model_version_of(twice.paths) == 2  # readers have the old table, whole
-        assert twice.obey(stale_work) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert twice.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
         assert model_version_of(twice.paths) == twice.workspace.tracker().version("orders", CHAMPION).version == 1
 
     def test_where_scoring_fails_nothing_has_moved(self, twice, monkeypatch):
@@ -446,7 +447,7 @@ class TestHistory:
 
     def test_a_new_model_store_counts_from_1_again_and_is_told_of(self, serving):
         serving.workspace.tracker().client.delete_registered_model("orders")
-        assert serving.schedule_says() == "the model store holds no version"
+        assert serving.schedule_says() == "no model was trained so far"
         assert serving.run("train").success
         told = [(entry.version, entry.previous) for entry in history(serving.paths)]
         assert told == [(1, None), (1, 1)]
@@ -464,7 +465,7 @@ class TestDays:
         ]
         text = "".join(f"{number},{time},1,DE,10\n" for number, time in rows)
         shop.land("clocks", "order_id,created_at,items,country,price\n" + text)
-        assert shop.obey(landed_work)[1:] == ["orders_ingest 2024-03-01 to 2024-03-02"]
+        assert shop.obey(landing_requests)[1:] == ["orders_ingest 2024-03-01 to 2024-03-02"]
         days = {day: pl.read_parquet(shop.paths.features(day)) for day in ("2024-03-01", "2024-03-02")}
         assert {day: sorted(found["row_id"]) for day, found in days.items()} == {
             "2024-03-01": ["3"],
@@ -482,23 +483,23 @@ class TestDays:
         only = orders_csv(DAYS[-1], 1)
         serving.land(DAYS[-1], only)
         serving.land("empty", only.splitlines()[0] + "\n")
-        serving.obey(landed_work)
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        serving.obey(landing_requests)
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert serving.metadata("latent_features", DAYS[-1])["dagster/partition_row_count"] == 1
         # The day loses its only row, which a file landed anew no longer has.
         serving.land(DAYS[-1], only.splitlines()[0] + "\n")
-        assert serving.obey(landed_work)[1:] == [f"orders_ingest {DAYS[-1]}"]
-        assert serving.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
+        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert DAYS[-1] not in published_days(serving.paths)
         told = str(serving.metadata("anomaly_report", DAYS[-1])["verdict"])
         assert f"no row has come for {DAYS[-1]}; on {DAYS[-2]} " in told
-        assert serving.asks(stale_work) == "every day is published and reported on under version 1"
+        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
     def test_a_window_with_too_few_rows_fails_once_with_the_remedy_and_leaves_the_champion(self, serving):
         tracker = serving.workspace.tracker()
         for day in DAYS[-9:-2]:  # two rows a day are too few to calibrate a budget of one in a hundred
             serving.land(day, orders_csv(day, 2))
-        serving.obey(landed_work)
+        serving.obey(landing_requests)
         done = serving.run("train")
         assert "rows" in serving.why_failed(done)
         assert "; " in serving.why_failed(done)
@@ -507,7 +508,7 @@ class TestDays:
         assert leftovers(Path(serving.workspace.data_folder)) == []
 
     def test_no_lock_is_held_and_no_temporary_file_is_left(self, twice):
-        with twice.workspace.locked("orders", pytest.fail):
+        with twice.workspace.locked("orders"):
             pass
         assert leftovers(Path(twice.workspace.data_folder)) == []
         assert [path.name for path in twice.paths.lock.parent.iterdir()] == ["orders.lock"]

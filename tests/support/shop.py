@@ -20,11 +20,14 @@ from dagster.components.testing import create_defs_folder_sandbox
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration import console
+from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.component import AutoencoderPipeline
 from ae_pipeline.orchestration.console import LOGGERS
-from ae_pipeline.orchestration.resources import Workspace
-from ae_pipeline.orchestration.rollback import RollbackConfig, rollback_config
-from ae_pipeline.orchestration.upkeep import Answer, next_training
+from ae_pipeline.orchestration.jobs import rollback_run_config
+from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.runs import Answer
+from ae_pipeline.orchestration.schedules import training_request
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
 FIRST = dt.date(2024, 2, 10)
@@ -58,6 +61,8 @@ def orders_csv(day: str, rows: int = ROWS, first_id: int | None = None) -> str:
         lines.append(f"{start + index},{day}T{index % 24:02d}:30:00Z,{items},{country},{price:.2f}")
     return "\n".join(lines) + "\n"
 
+
+Look = Callable[[Dataset, Workspace, dg.DagsterInstance], Answer]
 
 _moments = itertools.count()
 
@@ -106,20 +111,24 @@ class Shop:
         return component.config
 
     @property
+    def dataset(self) -> Dataset:
+        return self.workspace.dataset(self.config)
+
+    @property
     def paths(self) -> DatasetPaths:
         return self.workspace.paths("orders")
 
-    def asks(self, look: Callable[[PipelineConfig, Workspace, dg.DagsterInstance], Answer]) -> list[str] | str:
+    def asks(self, look: Look) -> list[str] | str:
         """Gives what a sensor asks for, job and days, or why it asks for nothing."""
-        found = look(self.config, self.workspace, self.instance)
+        found = look(self.dataset, self.workspace, self.instance)
         if isinstance(found, dg.SkipReason):
             return str(found.skip_message)
         return [f"{request.job_name} {request.tags['ae_pipeline/reason']}" for request in found]
 
-    def obey(self, look: Callable[[PipelineConfig, Workspace, dg.DagsterInstance], Answer]) -> list[str]:
+    def obey(self, look: Look) -> list[str]:
         """Runs what a sensor asks for until it asks for nothing, as the daemon would."""
         done = []
-        while not isinstance(found := look(self.config, self.workspace, self.instance), dg.SkipReason):
+        while not isinstance(found := look(self.dataset, self.workspace, self.instance), dg.SkipReason):
             for request in found:
                 job = self.defs.resolve_job_def(str(request.job_name))
                 result = job.execute_in_process(
@@ -137,7 +146,8 @@ class Shop:
         return job.execute_in_process(run_config=LOGGERS, instance=self.instance, tags=tags, raise_on_error=False)
 
     def roll_back(self, version: int, **asked: Any) -> dg.ExecuteInProcessResult:
-        config = rollback_config(self.config, RollbackConfig(version=version, **{"why": "a test", **asked}))
+        champion = ChampionConfig(version=version, **{"why": "a test", **asked})
+        config = rollback_run_config(self.config, champion)
         job = self.defs.resolve_job_def("orders_rollback")
         return job.execute_in_process(run_config=config, instance=self.instance, raise_on_error=False)
 
@@ -160,8 +170,8 @@ class Shop:
         return {name: value.value for name, value in record.asset_materialization.metadata.items()}
 
     def schedule_says(self) -> str:
-        config = PipelineConfig.model_validate(ATTRIBUTES)
-        found = next_training(config, self.workspace, self.instance)
+        dataset = self.workspace.dataset(PipelineConfig.model_validate(ATTRIBUTES))
+        found = training_request(dataset, self.workspace, self.instance)
         return str(found.skip_message if isinstance(found, dg.SkipReason) else found.tags["ae_pipeline/reason"])
 
     @property
@@ -171,7 +181,7 @@ class Shop:
 
 def make_shop(root: Path, attributes: dict[str, object] = ATTRIBUTES) -> Iterator[Shop]:
     workspace = Workspace(data_folder=str(root / "data"), mlflow_folder=str(root / "mlruns"))
-    with create_defs_folder_sandbox() as sandbox, dg.DagsterInstance.ephemeral() as instance:
+    with create_defs_folder_sandbox() as sandbox, dg.DagsterInstance.ephemeral(settings=LOGS) as instance:
         sandbox.scaffold_component(
             component_cls=AutoencoderPipeline,
             defs_path="orders",
@@ -182,7 +192,7 @@ def make_shop(root: Path, attributes: dict[str, object] = ATTRIBUTES) -> Iterato
         )
         with sandbox.build_all_defs() as built:
             resources = dg.Definitions(
-                resources={"workspace": workspace},
+                resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
                 executor=dg.in_process_executor,
                 loggers={"console": console.line_logger},
             )
@@ -199,6 +209,9 @@ class _Kept:
 
 _kept: dict[str, _Kept] = {}
 """Shops that were brought up, by what they were made of."""
+
+LOGS = {"python_logs": {"managed_python_loggers": ["ae_pipeline"], "python_log_level": "INFO"}}
+"""Dagster captures what the package logs, as .dagster/dagster.yaml says."""
 
 STORE = Path("mlruns", "mlflow.db")
 

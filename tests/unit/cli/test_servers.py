@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ae_pipeline.cli.servers import places, serving
+from ae_pipeline.cli.servers import address_lines, serve_folder
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.registry.store import Tracker
 
@@ -28,13 +28,13 @@ def report(workspace: Workspace, dataset: str) -> Path:
 
 class TestPlaces:
     def test_with_nothing_made_it_says_how_to_make_something(self, workspace):
-        lines = places(ADDRESSES, workspace, ["flights"])
+        lines = address_lines(ADDRESSES, workspace, ["flights"])
         assert lines[:2] == ["Dagster  http://127.0.0.1:3000", "MLflow   http://127.0.0.1:5000"]
-        assert "Nothing was made so far: `make run`" in lines[2]
+        assert "There are no reports yet: `make run`" in lines[2]
 
     def test_what_was_made_is_named_with_its_page_and_graph(self, workspace):
         report(workspace, "shuttle")
-        lines = places(ADDRESSES, workspace, ["flights", "shuttle"])
+        lines = address_lines(ADDRESSES, workspace, ["flights", "shuttle"])
         assert lines[0] == "Dagster  http://127.0.0.1:3000/locations/ae_pipeline/asset-groups/shuttle/lineage"
         assert lines[2] == "Report   http://127.0.0.1:3001/reports/shuttle/report.html"
         assert not any("flights" in line for line in lines)
@@ -45,19 +45,17 @@ class TestLinks:
         (tmp_path / "large disk").mkdir()
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "reports").symlink_to(tmp_path / "large disk")
-        assert (
-            workspace.page_of_file(report(workspace, "my data")) == f"{ADDRESSES['data']}/reports/my%20data/report.html"
-        )
+        assert workspace.file_url(report(workspace, "my data")) == f"{ADDRESSES['data']}/reports/my%20data/report.html"
 
     def test_a_server_elsewhere_is_linked_to_without_its_password(self, tmp_path):
         uri = "https://bob:secret@mlflow.corp:8443/ml/"
         workspace = Workspace(data_folder=str(tmp_path), mlflow_folder=str(tmp_path), tracking_uri=uri)
-        assert workspace.page_of_version("flights", 3) == "https://mlflow.corp:8443/ml/#/models/flights/versions/3"
+        assert workspace.model_version_url("flights", 3) == "https://mlflow.corp:8443/ml/#/models/flights/versions/3"
 
     def test_what_a_deployment_says_comes_first(self, workspace):
         told = workspace.model_copy(update={"mlflow_url": "https://models/", "dagster_url": "https://dagster/"})
-        assert told.page_of_version("flights", 3) == "https://models/#/models/flights/versions/3"
-        assert told.page_of_run("abc") == "https://dagster/runs/abc"
+        assert told.model_version_url("flights", 3) == "https://models/#/models/flights/versions/3"
+        assert told.run_url("abc") == "https://dagster/runs/abc"
 
     @pytest.mark.parametrize(
         ("uri", "is_remote"),
@@ -79,7 +77,7 @@ class TestDataServer:
             asked.request("GET", path, headers={"Host": f"{host}:{unused_port}"})
             return asked.getresponse()
 
-        with serving(Path(workspace.data_folder), unused_port):
+        with serve_folder(Path(workspace.data_folder), unused_port):
             yield ask
 
     def test_it_gives_a_page_that_can_read_nothing_else(self, ask):

@@ -242,7 +242,7 @@ class TestRetraining:
     def served(self, fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Tracker, Trained]:
         """A first training, which serves."""
         tracker = Tracker(tmp_path_factory.mktemp("served"))
-        first = train_challenger(Dataset(fitted.config, fitted.paths), tracker, {}, {}, lambda _: None)
+        first = train_challenger(Dataset(fitted.config, fitted.paths), tracker, {}, {})
         decide(Dataset(fitted.config, fitted.paths), tracker, "a test")
         return fitted, tracker, first
 
@@ -251,7 +251,7 @@ class TestRetraining:
         fitted, tracker, _ = served
         training = {**fitted.config.training.model_dump(), "seed": 1}
         config = sensor_config(training=training, **{"alerts": {"budget": 0.01, "evidence": NO_ENSEMBLE}, **changes})
-        return train_challenger(Dataset(config, fitted.paths), tracker, {}, {}, lambda _: None)
+        return train_challenger(Dataset(config, fitted.paths), tracker, {}, {})
 
     def test_the_first_model_is_compared_with_none(self, served):
         first = served[2]

@@ -18,8 +18,8 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring import alerts as alerting
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerts_of, raise_alert
-from ae_pipeline.orchestration.alerts import concerns, failure_alert, reason_of
-from ae_pipeline.orchestration.stages import DATASET_TAG
+from ae_pipeline.orchestration.failures import belongs_to, failure_alert, failure_reason
+from ae_pipeline.orchestration.tags import DATASET_TAG
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
@@ -257,7 +257,7 @@ class TestEvents:
         assert hook.posted == []
 
     def test_one_that_was_cut_short_while_it_was_told_comes_with_the_next_look(self, shop, hook, monkeypatch):
-        from ae_pipeline.orchestration.upkeep import stale_work
+        from ae_pipeline.orchestration.sensors import rebuild_requests
         from ae_pipeline.reports import build
 
         def fail(*_: object) -> None:
@@ -266,12 +266,12 @@ class TestEvents:
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
         assert shop.run("ingest", DAYS[-1]).success
         monkeypatch.setattr(build, "all_ranked", fail)
-        monkeypatch.setattr("ae_pipeline.orchestration.alerts.alert_over_budget", fail)
+        monkeypatch.setattr("ae_pipeline.lifecycle.publish.alert_over_budget", fail)
         assert not shop.run("publish", DAYS[-1]).success
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)
         assert hook.posted == []
-        assert shop.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert [posted["event"] for posted in hook.posted] == ["over_budget"]
         summary = json.loads((shop.paths.reports / "summary.json").read_text())
         assert summary["days"][-1]["day"] == DAYS[-1]
@@ -294,31 +294,31 @@ class TestEvents:
         assert f"orders_{DAYS[-2]}.csv" in hook.posted[1]["text"]
 
     def test_a_file_of_which_no_row_can_be_used_does(self, shop, hook):
-        from ae_pipeline.orchestration.upkeep import landed_work
+        from ae_pipeline.orchestration.sensors import landing_requests
 
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(f"{DAYS[-1]}T", "someday "))
-        assert [asked.split()[0] for asked in shop.obey(landed_work)] == ["orders_intake"]
+        assert [asked.split()[0] for asked in shop.obey(landing_requests)] == ["orders_intake"]
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
         assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows keeps the contract" in posted["text"]
 
     def test_changed_columns_do_and_hold_up_no_other_day(self, shop, hook):
-        from ae_pipeline.orchestration.upkeep import landed_work, stale_work
+        from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 
         shop.land("bad", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
         shop.land(DAYS[-1])
         job = shop.defs.resolve_job_def("orders_intake")
         for _ in range(2):  # first with the good file beside it
-            (request,) = landed_work(shop.config, shop.workspace, shop.instance)
+            (request,) = landing_requests(shop.dataset, shop.workspace, shop.instance)
             done = job.execute_in_process(instance=shop.instance, tags=dict(request.tags), raise_on_error=False)
             assert not done.success
             tell_of_failure(shop, done)
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
         assert "orders_bad.csv" in posted["text"]
-        assert shop.obey(landed_work) == [f"orders_ingest {DAYS[-1]}"]
-        assert "left it undone" in shop.asks(landed_work)
-        assert shop.obey(stale_work) == [f"orders_publish {DAYS[-1]}"]
+        assert shop.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
+        assert "did not finish it" in shop.asks(landing_requests)
+        assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert len(hook.posted) == 1
 
     def test_a_rejected_challenger_does(self, shop, hook, monkeypatch):
@@ -329,14 +329,14 @@ class TestEvents:
         assert shop.run("train").success
         (posted,) = hook.posted
         assert posted["event"] == "challenger_rejected"
-        assert "challenger 2 rejected: loss_fell: it rose; version 1 goes on serving" in posted["text"]
+        assert "challenger 2 rejected: loss_fell: it rose; version 1 keeps serving" in posted["text"]
         assert "challenger 2 rejected" in page_of(shop)
 
     def test_a_rejection_that_was_cut_short_before_it_was_told_does(self, shop, hook, monkeypatch):
         from ae_pipeline.gate.rules import GateResult
+        from ae_pipeline.lifecycle import alerts
         from ae_pipeline.lifecycle import train as model_steps
-        from ae_pipeline.orchestration import alerts
-        from ae_pipeline.orchestration.upkeep import stale_work
+        from ae_pipeline.orchestration.sensors import rebuild_requests
 
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
@@ -348,7 +348,9 @@ class TestEvents:
         monkeypatch.setenv(VARIABLE, hook.address)
         for run in shop.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             shop.instance.report_run_canceled(run)
-        assert shop.obey(stale_work) == ["orders_decide the decision on version 2, which waits for it"]
+        assert shop.obey(rebuild_requests) == [
+            "orders_decide version 2 was evaluated by the gate and waits for the decision"
+        ]
         assert [posted["event"] for posted in hook.posted] == ["challenger_rejected"]
         assert [entry.version for entry in history(shop.paths)] == [1, 2]
 
@@ -356,7 +358,7 @@ class TestEvents:
         def fail(*_: object) -> None:
             raise StorageError("no space left while writing orders.parquet; free some space and run again")
 
-        monkeypatch.setattr("ae_pipeline.ingestion.landing.ingest", fail)
+        monkeypatch.setattr("ae_pipeline.lifecycle.ingest.ingest", fail)
         for _ in range(2):
             job = shop.defs.resolve_job_def("orders_intake")
             tags = {"ae_pipeline/request": "intake x", DATASET_TAG: "orders"}
@@ -372,11 +374,11 @@ class TestEvents:
         job = shop.defs.resolve_job_def("orders_train")
         chosen = frozenset({dg.AssetKey(["orders", "champion"])})  # by a person, without a tag
         run = shop.instance.create_run_for_job(job, asset_selection=chosen)
-        assert concerns(run, shop.config)
+        assert belongs_to(run, shop.config)
         other = shop.instance.create_run_for_job(job, tags={DATASET_TAG: "flights"})
-        assert not concerns(other, shop.config)
+        assert not belongs_to(other, shop.config)
         failure = dg.DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, "orders_train", message="killed")
-        found = failure_alert(run, reason_of(run, failure, shop.instance), shop.paths)
+        found = failure_alert(run, failure_reason(run, failure, shop.instance), shop.paths)
         assert found is not None
         assert found.message == "orders_train failed: killed"
 

@@ -11,7 +11,7 @@ import pytest
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.monitoring.daily_drift import drifting_days, read_drift
-from ae_pipeline.orchestration.upkeep import drift_work, landed_work, stale_work
+from ae_pipeline.orchestration.sensors import early_training_requests, landing_requests, rebuild_requests
 from ae_pipeline.scoring.drift import (
     Distribution,
     Part,
@@ -252,34 +252,34 @@ class TestDays:
     def test_a_day_of_few_rows_is_not_judged(self, shop):
         shop.land(NEW[0], "\n".join(drifted_csv(NEW[0]).splitlines()[:11]) + "\n")
         assert shop.run("day", NEW[0]).success
-        assert result(shop).description == "0 days after the training window are like it, 1 have too few rows to tell"
+        assert result(shop).description == "0 days after the training window are like it; 1 more have too few rows"
 
     def test_drift_trains_once_a_training_would_learn_from_enough_drifted_days(self, shop):
-        assert shop.asks(drift_work) == "0 days in a row have drifted, fewer than drifting_days=2"
+        assert shop.asks(early_training_requests) == "0 days in a row have drifted, fewer than drifting_days=2"
         said = []
         for index, day in enumerate(NEW, 1):
             shop.land(day, drifted_csv(day))
-            shop.obey(landed_work)
-            shop.obey(stale_work)
+            shop.obey(landing_requests)
+            shop.obey(rebuild_requests)
             assert drifting_days(shop.paths, 30) == list(NEW[:index])
-            said.append(shop.asks(drift_work))
-        few = "{} days in a row have drifted, and a training would learn from {} of them that the last one did not, "
+            said.append(shop.asks(early_training_requests))
+        few = "{} days in a row have drifted; {} of them are new to a training, fewer than drifting_days=2"
         assert said[0] == "1 day in a row have drifted, fewer than drifting_days=2"
         assert str(said[1]).startswith(few.format(2, 0))
         assert str(said[2]).startswith(few.format(3, 1))
-        assert said[2].endswith("fewer than drifting_days=2: the newest 2 are the gate's")
+        assert said[2].endswith("the newest 2 belong to the gate")
         (asked,) = said[3]
-        assert asked.startswith("orders_train the newest 4 days have drifted; 160 rows on 4 new or changed days")
+        assert asked.startswith("orders_train 4 days in a row have drifted; 160 rows on 4 new or changed days")
         assert [sensor.name for sensor in shop.defs.sensors or []].count("orders_drift") == 1
 
     def test_what_drift_has_trained_once_it_does_not_train_the_next_day(self, shop):
         for day in NEW[:4]:
             shop.land(day, drifted_csv(day))
-        shop.obey(landed_work)
-        shop.obey(stale_work)
-        assert len(shop.obey(drift_work)) == 1  # whether the challenger was promoted or rejected
-        shop.obey(stale_work)
+        shop.obey(landing_requests)
+        shop.obey(rebuild_requests)
+        assert len(shop.obey(early_training_requests)) == 1  # whether the challenger was promoted or rejected
+        shop.obey(rebuild_requests)
         shop.land(NEW[4], drifted_csv(NEW[4]))
-        shop.obey(landed_work)
-        shop.obey(stale_work)
-        assert isinstance(shop.asks(drift_work), str)
+        shop.obey(landing_requests)
+        shop.obey(rebuild_requests)
+        assert isinstance(shop.asks(early_training_requests), str)

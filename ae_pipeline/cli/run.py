@@ -1,0 +1,104 @@
+"""`ae-pipeline run`: do what the planner says until a dataset is up to date."""
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ae_pipeline.cli.project import Project
+from ae_pipeline.common.errors import PipelineError
+
+if TYPE_CHECKING:
+    from ae_pipeline.lifecycle.plan import Plan, Step, Work
+    from ae_pipeline.storage.dataset import Dataset
+
+
+def run(name: str) -> int:
+    """Bring a dataset up to date and print a summary; return the exit status.
+
+    A step that fails does not stop the steps that do not depend on it. Its error is raised at the end.
+
+    Raises:
+        PipelineError: A step failed.
+    """
+    from ae_pipeline.cli.summary import summarize
+
+    started = time.monotonic()
+    print(f"Bringing {name!r} up to date.")
+    project = Project.load()
+    dataset = project.dataset(name)
+    _land_demo(dataset)
+    runner = _Runner(project, dataset)
+    runner.follow_plans()
+    print(summarize(dataset, project.tracker, project.definitions, project.instance))
+    print(f"Took {time.monotonic() - started:.0f} s.")
+    if runner.failure:
+        raise runner.failure
+    return 0
+
+
+class _Runner:
+    """Runs the work of the planner, each piece once."""
+
+    def __init__(self, project: Project, dataset: "Dataset") -> None:
+        self._project, self._dataset = project, dataset
+        self._done: set[tuple[str, str]] = set()
+        self.failure: PipelineError | None = None
+
+    def follow_plans(self) -> None:
+        """Ask the planner after each step, because the step changes what the dataset needs next."""
+        from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
+
+        tracker = self._project.tracker
+        self._follow(lambda: plan_landing(self._dataset, dt.datetime.now(dt.UTC).date()))
+        training = plan_training(self._dataset, tracker)
+        reason = training.work[0].reason if training.work else training.idle
+        print(f"\n{'Training' if training.work else 'Not training'}: {reason}.", flush=True)
+        self._follow(lambda: training)
+        serving = self._follow(lambda: plan_serving(self._dataset, tracker))
+        if not self._done:
+            print(f"\nNothing to do: {serving.idle}.", flush=True)
+
+    def _follow(self, ask: "Callable[[], Plan]") -> "Plan":
+        """Do the work of a plan, one piece at a time, until a plan has no work that was not tried."""
+        while True:
+            plan = ask()
+            work = next((each for each in plan.work if (each.step, each.state) not in self._done), None)
+            if work is None:
+                return plan
+            self._done.add((work.step, work.state))
+            try:
+                self._do(work)
+            except PipelineError as error:
+                if not self._can_continue(work.step):
+                    raise
+                self.failure = self.failure or error
+
+    def _do(self, work: "Work") -> None:
+        from ae_pipeline.lifecycle.plan import Step
+        from ae_pipeline.orchestration.tags import READ_TAG
+
+        tags = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
+        for days in work.ranges or (None,):
+            self._project.run_job(self._dataset, work.step, days, tags=tags)
+
+    def _can_continue(self, step: "Step") -> bool:
+        """Return whether the other steps make sense after a step failed."""
+        from ae_pipeline.ingestion.landing import last_ingest
+        from ae_pipeline.lifecycle.plan import Step
+        from ae_pipeline.registry.names import CHAMPION
+
+        if step == Step.READ:  # the other files were read
+            return last_ingest(self._dataset) is not None
+        # After a failed training, the version that serves also scores the new days.
+        return step == Step.TRAIN and self._project.tracker.version(self._dataset.name, CHAMPION) is not None
+
+
+def _land_demo(dataset: "Dataset") -> None:
+    from ae_pipeline.cli.demo import DEMOS
+    from ae_pipeline.ingestion.landing import landing_folder
+    from ae_pipeline.orchestration.console import format_line
+
+    land, folder = DEMOS.get(dataset.name), landing_folder(dataset)
+    if land and not (folder.is_dir() and any(folder.iterdir())):
+        print(format_line("landing", f"{land(folder):,} files landed in {folder}", time.time()), flush=True)

@@ -1,0 +1,109 @@
+"""Alerts that the steps of a dataset raise, shown in the report at once."""
+
+from collections.abc import Collection, Sequence
+
+from filelock import FileLock, Timeout
+
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, raise_alert
+from ae_pipeline.monitoring.budget import ReportDay, is_over_budget
+from ae_pipeline.reports.page import refresh_operations
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.files import make_folder
+from ae_pipeline.storage.hashing import hash_json
+
+
+def raise_and_show(alert: Alert, dataset: Dataset) -> None:
+    """Raise an alert and show it in the report. The caller holds the lock of the dataset."""
+    if raise_alert(alert, dataset):
+        refresh_operations(dataset.paths, dataset.config.drift.min_rows)
+
+
+def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
+    """Raise an alert. Show it in the report if no run holds the lock of the dataset; otherwise the run will show it."""
+    make_folder(dataset.paths.lock.parent)
+    try:
+        with FileLock(dataset.paths.lock).acquire(timeout=0):
+            raise_and_show(alert, dataset)
+    except Timeout:
+        raise_alert(alert, dataset)
+
+
+def alert_broken_contract(
+    ledger: Ledger,
+    days: Collection[str] | None,
+    dataset: Dataset,
+    run_id: str,
+    names: Collection[str] = (),
+) -> None:
+    """Raise one alert about all landed files that break the schema contract and were not alerted before.
+
+    Args:
+        ledger: Ledger after the files were read.
+        days: Files with rows on these days are checked for rows in quarantine; None to check only `names`.
+        dataset: Dataset of the files.
+        run_id: Dagster run that found them.
+        names: Files to check as well. Refused files are always part of the alert.
+    """
+    known = alerted_subjects(dataset.paths, AlertEvent.CONTRACT_BROKEN)
+    refused = {
+        name: entry for name, entry in ledger.files.items() if entry.refused and _subject(name, entry) not in known
+    }
+    messages = [_refused_message(refused)] if refused else []
+    subjects = [_subject(*item) for item in refused.items()]
+    checked = {
+        name: entry
+        for name, entry in ledger.files.items()
+        if name in names or (days is not None and (not entry.days or not entry.days.keys().isdisjoint(days)))
+    }
+    broken = {name: sum(entry.quarantined.values()) for name, entry in checked.items() if entry.quarantined}
+    rows = sum(entry.rows for entry in checked.values()) + sum(broken.values())
+    new = [name for name in broken if name not in refused and _subject(name, checked[name]) not in known]
+    if new and sum(broken.values()) > dataset.config.max_quarantine_share * rows:
+        messages.append(_quarantine_message(dataset, checked, broken, rows, new))
+        subjects += [_subject(name, checked[name]) for name in new]
+    if subjects:
+        key = f"contract {hash_json(sorted(subjects))}"
+        event = AlertEvent.CONTRACT_BROKEN
+        raise_and_show(Alert(event, key, "; ".join(messages), run_id, subjects=tuple(subjects)), dataset)
+
+
+def _refused_message(refused: dict[str, LandedFile]) -> str:
+    name, entry = next(iter(refused.items()))
+    more = f" ({pluralize(len(refused) - 1, 'more file')} too)" if len(refused) > 1 else ""
+    return f"{name} is refused: {entry.refused}{more}; fix it and land it again"
+
+
+def _quarantine_message(
+    dataset: Dataset, checked: dict[str, LandedFile], broken: dict[str, int], rows: int, new: list[str]
+) -> str:
+    name = max(new, key=lambda name: broken[name])
+    rule = max(checked[name].quarantined.items(), key=lambda item: item[1])[0]
+    quarantined = dataset.paths.quarantined(checked[name].rejected_copy or "")
+    return (
+        f"{sum(broken.values()):,} of {rows:,} rows of {pluralize(len(checked), 'file')} are in quarantine, at most "
+        f"{dataset.config.max_quarantine_share:.1%} may be: {broken[name]:,} rows of {name}, mostly by the rule "
+        f"{rule!r}; look at {quarantined}, fix the file and land it again"
+    )
+
+
+def _subject(name: str, entry: LandedFile) -> str:
+    return f"{name} {entry.sha256[:16]}"
+
+
+def alert_over_budget(days: Sequence[ReportDay], bundle: ModelBundle, dataset: Dataset, run_id: str) -> None:
+    """Raise an alert for each day over its alert budget, except for days that the model was fitted on."""
+    budget = bundle.config.alerts.budget
+    for day in days:
+        rows, flagged = day.rows - day.known_anomalies, day.flagged - day.known_flagged
+        is_new = not dataset.config.is_daily or day.day > bundle.window.days[-1]
+        if is_new and is_over_budget(rows, flagged, budget):
+            message = (
+                f"{flagged:,} of {rows:,} rows of {day.day} are flagged, {flagged / rows / budget:.1f} times the budget"
+            )
+            figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
+            raise_alert(
+                Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", message, run_id, figures), dataset
+            )

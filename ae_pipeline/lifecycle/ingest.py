@@ -1,0 +1,172 @@
+"""Ingestion and features of days."""
+
+import datetime as dt
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.build import build_features_day
+from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest
+from ae_pipeline.ingestion.raw import DayResult, build_raw_day, count_duplicates
+from ae_pipeline.lifecycle.alerts import alert_broken_contract, raise_and_show
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDays:
+    """Raw rows of the days of a run.
+
+    Attributes:
+        days: Result of each day.
+        files_read: Number of files that were read now.
+        refused: Reason of each landed file that cannot be used.
+        quarantined: Rows in quarantine by rule, of the files with rows on these days.
+        rows_of_files: All rows of these files, in quarantine or not.
+        duplicates: Rows whose identity occurs twice.
+        waiting: Days that other files changed and that another run must build.
+    """
+
+    days: tuple[DayResult, ...]
+    files_read: int
+    refused: Mapping[str, str]
+    quarantined: Mapping[str, int]
+    rows_of_files: int
+    duplicates: int
+    waiting: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows on these days."""
+        return sum(day.rows for day in self.days)
+
+    @property
+    def quarantined_rows(self) -> int:
+        """Rows in quarantine."""
+        return sum(self.quarantined.values())
+
+    @property
+    def quarantine_share(self) -> float:
+        """Share of the rows of the files that are in quarantine."""
+        return self.quarantined_rows / max(self.rows_of_files, 1)
+
+
+@dataclass(frozen=True)
+class FeatureDays:
+    """Features of the days of a run.
+
+    Attributes:
+        days: Result of each day.
+        raw_rows: Raw rows of the same days.
+    """
+
+    days: tuple[DayResult, ...]
+    raw_rows: int
+
+    @property
+    def rows(self) -> int:
+        """Rows on these days."""
+        return sum(day.rows for day in self.days)
+
+
+def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestResult:
+    """Read new and changed landed files, and raise an alert about those that break the schema contract.
+
+    Args:
+        dataset: Dataset whose files landed.
+        alert_key: Key of the alert if a file has other columns than the contract.
+        run_id: Dagster run that reads them.
+
+    Raises:
+        SchemaError: A file has other columns than the contract. All other files are read first.
+    """
+    try:
+        result = ingest(dataset, _today())
+    except SchemaError as error:
+        # The message is the subject: another attempt has the same, whichever files landed beside it.
+        event, message = AlertEvent.CONTRACT_BROKEN, str(error)
+        raise_and_show(Alert(event, alert_key, message, run_id, subjects=(message,)), dataset)
+        raise
+    alert_broken_contract(result.ledger, None, dataset, run_id, result.read)
+    days = {day for name in result.read for day in result.ledger.files[name].days}
+    logger.info(f"{pluralize(len(result.read), 'file')} read, with rows on {pluralize(len(days), 'day')}")
+    return result
+
+
+def build_raw_days(dataset: Dataset, days: Sequence[str], run_id: str, *, read_landed: bool) -> RawDays:
+    """Read what landed and write the raw rows of days.
+
+    Args:
+        dataset: Dataset to work on.
+        days: Days to build, sorted.
+        run_id: Dagster run, for alerts.
+        read_landed: Whether to read new landed files first. If an earlier run has read them, a file that cannot be read
+            does not block the days of the others.
+    """
+    config, paths = dataset.config, dataset.paths
+    known = None if read_landed else last_ingest(dataset)
+    result = known or ingest(dataset, _today())
+    built = tuple(
+        build_raw_day(day, result, paths) for day in ProgressLogger(logger).over(days, "days of raw rows written")
+    )
+    quarantined = result.ledger.quarantined(days)
+    # A row that moved to another day occurs twice until the day that it left is rebuilt.
+    duplicates = count_duplicates(sorted({*days, *result.moved}), paths)
+    waiting = tuple(day for day in result.pending_days(dataset) if day not in set(days))
+    raw = RawDays(
+        days=built,
+        files_read=len(result.read),
+        refused=result.ledger.refused,
+        quarantined=quarantined,
+        rows_of_files=result.ledger.rows_beside(days) + sum(quarantined.values()),
+        duplicates=duplicates,
+        waiting=waiting,
+    )
+    logger.info(
+        f"{rows_on_days(raw.rows, len(days), config)}, {_written(built, config)}; {raw.quarantined_rows:,} rows in "
+        "quarantine"
+    )
+    if waiting:
+        logger.info(f"{pluralize(len(waiting), 'more day')} wait for a run of their own: {abbreviate(waiting)}")
+    alert_broken_contract(result.ledger, days, dataset, run_id)
+    return raw
+
+
+def build_feature_days(dataset: Dataset, days: Sequence[str]) -> FeatureDays:
+    """Write the features of days.
+
+    Args:
+        dataset: Dataset to work on.
+        days: Days to build, sorted; their raw rows must exist.
+    """
+    contract = contract_in_force(dataset.paths.contract, dataset.config)
+    progress = ProgressLogger(logger)
+    built = tuple(build_features_day(day, dataset, contract) for day in progress.over(days, "days of features written"))
+    raw_rows = sum(int(read_facts(dataset.paths.raw(day))["rows"]) for day in days)
+    features = FeatureDays(built, raw_rows)
+    logger.info(f"{rows_on_days(features.rows, len(days), dataset.config)}, {_written(built, dataset.config)}")
+    return features
+
+
+def rows_on_days(rows: int, days: int, config: PipelineConfig) -> str:
+    """Return how many rows there are, and on how many days if the dataset has event time."""
+    return f"{rows:,} rows on {pluralize(days, 'day')}" if config.is_daily else f"{rows:,} rows"
+
+
+def _written(built: Sequence[DayResult], config: PipelineConfig) -> str:
+    written = sum(day.built for day in built)
+    if config.is_daily:
+        return f"{written:,} of them written now"
+    return "written now" if written else "up to date"
+
+
+def _today() -> dt.date:
+    return dt.datetime.now(dt.UTC).date()

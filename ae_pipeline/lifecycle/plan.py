@@ -1,0 +1,314 @@
+"""What a dataset needs next: the only place that decides it.
+
+The sensors, the schedule, and `ae-pipeline run` all ask this module. A plan depends on the state of the dataset, not on
+past events. So a failed run, a killed process, or a stopped daemon loses no work: the next look finds it again.
+"""
+
+import datetime as dt
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.build import features_content, features_input_hash
+from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.landing import last_ingest, unread_files
+from ae_pipeline.latents.publish import stale_days
+from ae_pipeline.latents.read import published_days
+from ae_pipeline.lifecycle.promote import undecided_challenger
+from ae_pipeline.monitoring.daily_drift import drifting_days
+from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.window import window_content
+from ae_pipeline.reports.ranking import cut_short, is_reported
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import ALL_ROWS
+
+Content = Mapping[str, tuple[str, int]]
+"""Content hash and number of rows of each day of features."""
+
+
+class Step(StrEnum):
+    """A step of a dataset's life cycle. The value ends the name of the job that does it."""
+
+    READ = "intake"
+    INGEST = "ingest"
+    TRAIN = "train"
+    DECIDE = "decide"
+    PUBLISH = "publish"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Work that a dataset needs now.
+
+    Attributes:
+        step: Step to run.
+        days: Days to run it for, sorted; empty for a step that works on the whole dataset.
+        reason: Why, for a person.
+        state: Hash of the state that calls for the work. While it stays the same, the work was not done.
+    """
+
+    step: Step
+    days: tuple[str, ...] = ()
+    reason: str
+    state: str
+
+    @property
+    def ranges(self) -> list[tuple[str, str]]:
+        """First and last day of each contiguous range of days; one run materializes each range."""
+        return list(contiguous(self.days))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Work that a dataset needs now, the most urgent first.
+
+    Attributes:
+        work: The work; empty where nothing is to do.
+        idle: Why nothing is to do, for a person.
+    """
+
+    work: tuple[Work, ...]
+    idle: str = ""
+
+
+def plan_landing(dataset: Dataset, today: dt.date, settle_seconds: float = 0.0) -> Plan:
+    """Plan to read new and changed landed files, and to ingest the days that they change.
+
+    Args:
+        dataset: Dataset to look at.
+        today: Last day whose rows are accepted, unless the configuration names one.
+        settle_seconds: Time since a file was last written before it is read, because it may still grow.
+    """
+    unread = unread_files(dataset, today)
+    changed = pluralize(len(unread), "new or changed file")
+    if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < settle_seconds:
+        return Plan((), f"{changed}, still being written")
+    work = []
+    if unread:
+        reason = f"{changed}: {abbreviate(sorted(unread))}"
+        work.append(Work(step=Step.READ, reason=reason, state=hash_json(unread)))
+    if not dataset.paths.ledger.exists():
+        return Plan(tuple(work), "nothing has landed so far")
+    if days := days_to_ingest(dataset):
+        paths = dataset.paths
+        state = hash_json([hash_json(path.read_text(encoding="utf-8")) for path in (paths.contract, paths.ledger)])
+        work.append(_work_on_days(Step.INGEST, days, state))
+    return Plan(tuple(work), "every landed file is read, and every day has its features")
+
+
+def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
+    """Plan a training if the features or the settings have changed enough since the last training."""
+    config, content = dataset.config, features_content(dataset)
+    if not any(rows for _, rows in content.values()):
+        return Plan((), "there are no features yet; materialize raw_data and features first")
+    last = last_training(config, tracker)
+    state = hash_json([content, settings_hash(config), last.version if last else None])
+
+    def training(reason: str) -> Plan:
+        return Plan((Work(step=Step.TRAIN, reason=reason, state=state),))
+
+    if last is None:
+        return training("no model was trained so far")
+    if last.settings != settings_hash(config):
+        return training("the settings of model, training, alert budget, or columns changed since the last training")
+    changed = [day for day, (digest, _) in content.items() if last.content.get(day, ("", 0))[0] != digest]
+    rows = sum(content[day][1] for day in changed)
+    if not changed:
+        whole = pluralize(len(content), "day") if config.is_daily else f"{sum(n for _, n in content.values()):,} rows"
+        return Plan(
+            (), f"nothing new: all {whole} are the same as in the last training{_without_champion(dataset, tracker)}"
+        )
+    where = f"on {pluralize(len(changed), 'new or changed day')}" if config.is_daily else "with new or changed ones"
+    reason = f"{rows:,} rows {where} since the last training"
+    if rows < config.retrain.min_new_rows:
+        few = f"{reason}, fewer than min_new_rows={config.retrain.min_new_rows:,}"
+        return Plan((), f"{few}{_without_champion(dataset, tracker)}")
+    return training(reason)
+
+
+def plan_early_training(dataset: Dataset, tracker: Tracker) -> Plan:
+    """Plan a training before the next scheduled one if enough drifted days are new to a training.
+
+    The newest `gate.days` days do not count, because no training sees them.
+    """
+    config = dataset.config
+    required = config.retrain.drifting_days or 0
+    days = drifting_days(dataset.paths, config.drift.min_rows)
+    in_a_row = f"{pluralize(len(days), 'day')} in a row have drifted"
+    if len(days) < required:
+        return Plan((), f"{in_a_row}, fewer than drifting_days={required}")
+    last = last_training(config, tracker)
+    since = last_training_day(config, last.content) if last else ""
+    until = last_training_day(config, features_content(dataset))
+    new = [day for day in days if since < day <= until]
+    if len(new) < required:
+        return Plan(
+            (),
+            f"{in_a_row}; {len(new)} of them are new to a training, fewer than drifting_days={required}: the newest "
+            f"{config.gate.days} belong to the gate",
+        )
+    plan = plan_training(dataset, tracker)
+    work = tuple(
+        Work(step=Step.TRAIN, reason=f"{in_a_row}; {each.reason}", state=hash_json(days[-1])) for each in plan.work
+    )
+    return Plan(work, plan.idle)
+
+
+def plan_serving(dataset: Dataset, tracker: Tracker) -> Plan:
+    """Plan the decision on a challenger that waits for it, and the days to publish and report on."""
+    work = []
+    if waiting := undecided_challenger(dataset.config, tracker):
+        reason = f"version {waiting.version} was evaluated by the gate and waits for the decision"
+        work.append(Work(step=Step.DECIDE, reason=reason, state=waiting.run_id))
+    champion = tracker.version(dataset.name, CHAMPION)
+    if champion is None:
+        return Plan(tuple(work), f"no version serves so far{_without_champion(dataset, tracker)}")
+    if days := days_to_publish(dataset, tracker):
+        content = features_content(dataset)
+        state = hash_json([champion.version, champion.run_id, [content.get(day) for day in days]])
+        work.append(_work_on_days(Step.PUBLISH, days, state))
+    return Plan(tuple(work), f"every day is published and reported on under version {champion.version}")
+
+
+def _work_on_days(step: Step, days: Sequence[str], state: str) -> Work:
+    reason = ", ".join(range_name(*bounds) for bounds in contiguous(days))
+    return Work(step=step, days=tuple(days), reason=reason, state=state)
+
+
+def _without_champion(dataset: Dataset, tracker: Tracker) -> str:
+    """Return what an idle plan adds where no version serves: the newest version was rejected."""
+    newest = tracker.version(dataset.name, CHALLENGER)
+    if newest is None or tracker.version(dataset.name, CHAMPION) is not None:
+        return ""
+    return (
+        f"; version {newest.version} was {newest.tags.get(GATE_TAG, 'never evaluated')}, and no other version can serve"
+    )
+
+
+@dataclass(frozen=True)
+class LastTraining:
+    """What the last training started from.
+
+    Attributes:
+        version: Version that it registered.
+        content: Days of features at its start.
+        settings: Hash of the settings that shape a model.
+    """
+
+    version: int
+    content: Content
+    settings: str
+
+
+def last_training(config: PipelineConfig, tracker: Tracker) -> LastTraining | None:
+    """Return what the newest registered training started from, or None.
+
+    A version without a gate result comes from an interrupted training and does not count.
+    """
+    evaluated = [version for version in tracker.versions(config.dataset) if GATE_TAG in version.tags]
+    if not evaluated:
+        return None
+    newest = max(evaluated, key=lambda version: version.version)
+    content = window_content(tracker, newest)
+    if content is None:
+        return None
+    return LastTraining(newest.version, content, settings_hash(_bundle(tracker.bundle_folder(newest)).config))
+
+
+def settings_hash(config: PipelineConfig) -> str:
+    """Return a hash that changes when a training on the same rows would give another model.
+
+    `images` decides what the model sees and its defaults; `label` decides which columns are withheld and which rows are
+    left out. Identity, event time and the schema contract show in the content of the features.
+    """
+    settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
+    return hash_json([settings, config.alerts.budget, config.alerts.evidence, config.gate.days])
+
+
+def last_training_day(config: PipelineConfig, content: Content) -> str:
+    """Return the newest day that a training on these days sees, or an empty text. Later days belong to the gate."""
+    days = sorted(day for day, (_, rows) in content.items() if rows)
+    seen = days[: max(len(days) - config.gate.days, 0)]
+    return seen[-1] if seen else ""
+
+
+def days_to_ingest(dataset: Dataset) -> list[str]:
+    """Return days whose raw rows or features differ from what the files read so far give."""
+    last = last_ingest(dataset)
+    if last is None:
+        return []
+    return sorted({*last.pending_days(dataset), *_days_without_features(dataset)})
+
+
+def _days_without_features(dataset: Dataset) -> list[str]:
+    """Return days with raw rows whose features are missing or come from other raw rows or settings."""
+    config, paths = dataset.config, dataset.paths
+    contract = contract_in_force(paths.contract, config)
+    return [
+        day
+        for day in _days_in(paths.raw("_").parent)
+        if config.has_day(day)
+        and read_facts(paths.features(day)).get("input_hash") != features_input_hash(day, dataset, contract)
+    ]
+
+
+def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
+    """Return days with features that are not published under the version that serves, or not reported on."""
+    paths = dataset.paths
+    champion = tracker.version(dataset.name, CHAMPION)
+    if champion is None:
+        return []
+    fingerprint = _bundle(tracker.bundle_folder(champion)).fingerprint
+    days = list(features_content(dataset))
+    published, interrupted = published_days(paths), cut_short(paths)
+    unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
+    return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
+
+
+@lru_cache(maxsize=4)
+def _bundle(folder: Path) -> ModelBundle:
+    """Load a registered bundle; it never changes."""
+    return ModelBundle.load(folder)
+
+
+def _days_in(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("[!.]*.parquet"))
+
+
+def contiguous(days: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield first and last day of each contiguous range.
+
+    Args:
+        days: ISO dates, sorted, or `ALL_ROWS` alone.
+
+    >>> list(contiguous(["2024-02-28", "2024-02-29", "2024-03-05"]))
+    [('2024-02-28', '2024-02-29'), ('2024-03-05', '2024-03-05')]
+    """
+    days = list(days)
+    if days == [ALL_ROWS]:
+        yield ALL_ROWS, ALL_ROWS
+        return
+    dates = [dt.date.fromisoformat(day) for day in days]
+    start = 0
+    for end, date in enumerate(dates):
+        if end + 1 == len(dates) or dates[end + 1] - date > dt.timedelta(days=1):
+            yield days[start], days[end]
+            start = end + 1
+
+
+def range_name(first: str, last: str) -> str:
+    """Return the name of a range of days for a person.
+
+    >>> range_name("2024-02-28", "2024-02-29")
+    '2024-02-28 to 2024-02-29'
+    """
+    return "all rows" if first == ALL_ROWS else first if first == last else f"{first} to {last}"

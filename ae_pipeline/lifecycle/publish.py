@@ -1,0 +1,240 @@
+"""Publication of latents and scores, and the report on them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from open_data_contract_standard.model import OpenDataContractStandard
+
+from ae_pipeline.common.errors import StorageError, TrainingError
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.gate.rules import GateResult, calibration_holds, latents_not_collapsed
+from ae_pipeline.latents.data_contract import build_contract
+from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.publish import LatentDay, Publication, publish
+from ae_pipeline.latents.read import (
+    current_files,
+    latents_of,
+    model_version_of,
+    published_days,
+    rows_published,
+    scores_of,
+)
+from ae_pipeline.lifecycle.alerts import alert_over_budget
+from ae_pipeline.lifecycle.ingest import rows_on_days
+from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
+from ae_pipeline.monitoring.daily_drift import DayDrift
+from ae_pipeline.registry.names import CHAMPION
+from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.reports.build import Report, build_report
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts
+
+logger = logging.getLogger(__name__)
+
+_COLLAPSE_DAYS = 31
+"""Newest days of a publication whose latents are checked for collapse."""
+
+_COLLAPSE_ROWS = 30
+"""Rows below which the variance of latents says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLatents:
+    """Result of the publication of days.
+
+    Attributes:
+        version: Version whose latents and scores these are.
+        bundle: Bundle of the version.
+        publication: What was written and committed.
+        days: Days that were asked for.
+        rows: Rows in the table on all days of the publication.
+        expected_rows: Rows of features on the same days.
+        collapse: Whether enough latent columns vary.
+        calibration: Whether the newest scores are distributed like those of the calibration days.
+        contract: Data contract of the table.
+        files: Files of the table.
+    """
+
+    version: TrackedVersion
+    bundle: ModelBundle
+    publication: Publication
+    days: tuple[LatentDay, ...]
+    rows: int
+    expected_rows: int
+    collapse: GateResult
+    calibration: GateResult
+    contract: OpenDataContractStandard
+    files: TableFiles
+
+    @property
+    def flagged(self) -> int:
+        """Flagged rows on the days that were asked for."""
+        return sum(day.flagged for day in self.days)
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether latents collapsed; never of few rows."""
+        return not self.collapse.passed and self.rows >= _COLLAPSE_ROWS
+
+
+def load_champion(dataset: str, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
+    """Load the model that serves.
+
+    Raises:
+        TrainingError: No version serves.
+    """
+    champion = tracker.version(dataset, CHAMPION)
+    if champion is None:
+        raise TrainingError(f"{dataset!r} has no champion; materialize autoencoder and champion first")
+    return champion, ModelBundle.load(tracker.bundle_folder(champion))
+
+
+def load_table_model(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
+    """Load the model that scored the published table.
+
+    Raises:
+        StorageError: Nothing was published yet.
+    """
+    if not current_files(dataset.paths):
+        raise StorageError(f"nothing was published for {dataset.name!r}; materialize latent_features first")
+    version = tracker.version_number(dataset.name, model_version_of(dataset.paths))
+    return version, ModelBundle.load(tracker.bundle_folder(version))
+
+
+def publish_latents(
+    dataset: Dataset, tracker: Tracker, days: Sequence[str], origin: Mapping[str, str]
+) -> PublishedLatents:
+    """Score days under the champion and publish them in one commit.
+
+    Args:
+        dataset: Dataset to publish.
+        tracker: The model store.
+        days: Days to publish; their features must exist.
+        origin: Runs that the publication belongs to.
+    """
+    config, paths = dataset.config, dataset.paths
+    version, bundle = load_champion(dataset.name, tracker)
+    runs = {**origin, "mlflow_run_id": version.run_id}
+    publication = publish(sorted(days), dataset, bundle, version.version, runs)
+    published = published_days(paths)
+    recent = [published[day.day] for day in publication.days if day.rows][-_COLLAPSE_DAYS:]
+    # The newest days of the table, whichever days were asked for: as many as the model was calibrated on.
+    newer = [entry for day, entry in published.items() if config.is_daily and day > bundle.window.days[-1]]
+    scores = scores_of(newer[-len(bundle.window.calibration) :], paths)
+    files = TableFiles(paths.latents)
+    result = PublishedLatents(
+        version=version,
+        bundle=bundle,
+        publication=publication,
+        days=tuple(day for day in publication.days if day.day in set(days)),
+        rows=rows_published([day.day for day in publication.days], paths),
+        expected_rows=sum(int(read_facts(paths.features(day.day))["rows"]) for day in publication.days),
+        collapse=latents_not_collapsed(latents_of(recent, paths, bundle.model.latent_dim)),
+        calibration=calibration_holds(scores, bundle.calibration.scores),
+        contract=build_contract(config, bundle, version.version, files),
+        files=files,
+    )
+    table = f"table version {publication.table_version}" if publication.committed else "the table did not change"
+    rows = rows_on_days(result.rows, len(publication.days), config)
+    logger.info(f"{rows} under model version {version.version}, {result.flagged:,} flagged; {table}")
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedDays:
+    """A report and what its checks say.
+
+    Attributes:
+        report: The report.
+        version: Version that scored the table.
+        budget: Alert budget of the version.
+        days: Days that were asked for.
+    """
+
+    report: Report
+    version: TrackedVersion
+    budget: float
+    days: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows that are not known anomalies. Known anomalies should be flagged and do not count against the budget."""
+        return self.report.rows - self.report.known_anomalies
+
+    @property
+    def flagged(self) -> int:
+        """Flagged rows among them."""
+        return self.report.flagged - self.report.known_flagged
+
+    @property
+    def flagged_share(self) -> float:
+        """Share of flagged rows."""
+        return self.flagged / max(self.rows, 1)
+
+    @property
+    def max_flagged_share(self) -> float:
+        """Share of flagged rows that the check allows."""
+        return TOLERATED_FACTOR * self.budget
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether more rows are flagged than the check allows."""
+        return is_over_budget(self.rows, self.flagged, self.budget)
+
+    @property
+    def budget_message(self) -> str:
+        """How the flagged rows relate to the budget."""
+        unknown = " that are not known anomalies" if self.report.labels else ""
+        times = self.flagged_share / self.budget
+        return (
+            f"{self.flagged:,} of {self.rows:,} rows{unknown} are flagged, {times:.1f} times the budget of "
+            f"{self.budget:.2%}"
+        )
+
+    @property
+    def days_after_window(self) -> tuple[DayDrift, ...]:
+        """Days of this run that lie after the training window."""
+        return tuple(day for day in self.report.drift if day.is_after and day.day in set(self.days))
+
+    @property
+    def drifted(self) -> list[DayDrift]:
+        """Days of this run that have drifted."""
+        return [day for day in self.days_after_window if day.effects]
+
+    @property
+    def drift_message(self) -> str:
+        """Which days have drifted, and how."""
+        days, drifted = self.days_after_window, self.drifted
+        evaluated = [day for day in days if day.is_judged]
+        if not days:
+            count = sum(day.is_after for day in self.report.drift)
+            return f"none of these days is after the training window; {pluralize(count, 'day')} of the table are"
+        if not drifted:
+            few = len(days) - len(evaluated)
+            skipped = f"; {few} more have too few rows" if few else ""
+            return f"{pluralize(len(evaluated), 'day')} after the training window are like it{skipped}"
+        return (
+            f"{len(drifted)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
+            f"{drifted[-1].day}: {drifted[-1].message}"
+        )
+
+
+def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_id: str) -> ReportedDays:
+    """Rank and explain the rows of days, and raise alerts about days over their budget.
+
+    Args:
+        dataset: Dataset to report on.
+        tracker: The model store.
+        days: Days to report on; they must be published.
+        run_id: Dagster run, for alerts.
+    """
+    version, bundle = load_table_model(dataset, tracker)
+
+    def alert(ranked: Sequence[ReportDay]) -> None:
+        alert_over_budget(ranked, bundle, dataset, run_id)
+
+    report = build_report(days, dataset, bundle, version.version, version.run_id, on_ranked=alert)
+    logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
+    return ReportedDays(report=report, version=version, budget=bundle.config.alerts.budget, days=tuple(days))

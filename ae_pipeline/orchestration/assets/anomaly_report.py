@@ -1,0 +1,170 @@
+"""The asset `anomaly_report`: the highest-scoring rows of each day, and why they stand out."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.assets.common import (
+    as_dagster_failure,
+    check_result,
+    dataset_asset,
+    days_of,
+)
+from ae_pipeline.orchestration.metadata import (
+    add_latest_metadata,
+    add_partition_metadata,
+    joint_version,
+    parquet_schema,
+    plot,
+    table,
+)
+from ae_pipeline.orchestration.resources import RunLock, Workspace
+
+if TYPE_CHECKING:
+    from ae_pipeline.monitoring.day_assessment import DayAssessment
+    from ae_pipeline.reports.build import Report
+    from ae_pipeline.reports.gallery import Gallery
+    from ae_pipeline.reports.labels import Labels
+
+_DESCRIPTION = """\
+**The highest-scoring rows and why they stand out.** Ranked rows with the columns that explain their score, as Parquet,
+JSON, and one page to read. The page shows pictures if rows are images, and evaluates the scores if a label marks known
+anomalies.
+
+**Start here in the morning:** the metadata `verdict` tells whether anything is wrong on the newest day of the run, and
+`report` opens the page. Other systems read `alerts.parquet` and `summary.json`."""
+
+_CHECKS = {
+    "alert_budget": "The share of flagged rows is at most three times the alert budget, or within sampling noise if "
+    "there are few rows. Known anomalies do not count.",
+    "drift": "Columns, scores and latents of days after the training window are like those of the window, by effect "
+    "sizes and the thresholds in the section drift. Otherwise a warning.",
+}
+
+_PICTURES, _PICTURE_HEIGHT, _PICTURE_BYTES = 5, 96, 45_000
+"""Rows with pictures at most, their height in pixels, and the length of all their data addresses at most."""
+
+_PLOTS, _ROWS = {"scores", "latents"}, 10
+"""Plots of the newest day, and number of rows, that the materialization shows."""
+
+
+def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
+    """Build the asset of a dataset."""
+
+    @dataset_asset(
+        config,
+        "anomaly_report",
+        description=_DESCRIPTION,
+        checks=_CHECKS,
+        kinds={"parquet", "html"},
+        upstream=["latent_features"],
+        daily=True,
+    )
+    def anomaly_report(
+        context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        from ae_pipeline.lifecycle.publish import report_on_days
+        from ae_pipeline.reports.ranking import DESCRIBED
+
+        dataset, days = workspace.dataset(config), days_of(context)
+        with as_dagster_failure():
+            reported = report_on_days(dataset, workspace.tracker(), days, context.run.run_id)
+        report, version = reported.report, reported.version
+        for day in report.days:
+            uri = (dataset.paths.reports / "days" / f"{day.day}.parquet").as_uri()
+            figures = {"rows": day.rows, "rows_flagged": day.flagged}
+            add_partition_metadata(context, config, day.day, day.content_hash, uri, **figures)
+        add_latest_metadata(context, config, report.newest or days[-1], _latest_metadata(report, workspace))
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": report.listed,
+                "dagster/uri": report.page.as_uri(),
+                "dagster/column_schema": parquet_schema(report.alerts, DESCRIBED),
+                "report": dg.MetadataValue.url(workspace.file_url(report.page)),
+                "mlflow": dg.MetadataValue.url(workspace.model_version_url(config.dataset, version.version)),
+                "page": dg.MetadataValue.path(str(report.page)),
+                "summary": dg.MetadataValue.path(str(report.summary)),
+                "alerts": dg.MetadataValue.path(str(report.alerts)),
+                "rows_of_run": report.rows,
+                "rows_of_run_flagged": report.flagged,
+                **(_label_metadata(report.labels) if report.labels else {}),
+            },
+            data_version=joint_version(day.content_hash for day in report.days),
+            check_results=[
+                check_result(
+                    context,
+                    "alert_budget",
+                    not reported.is_over_budget,
+                    reported.budget_message,
+                    figure=reported.flagged_share,
+                    threshold=reported.max_flagged_share,
+                    severity=dg.AssetCheckSeverity.WARN,
+                ),
+                check_result(
+                    context,
+                    "drift",
+                    not reported.drifted,
+                    reported.drift_message,
+                    figure=len(reported.drifted),
+                    threshold=0,
+                    severity=dg.AssetCheckSeverity.WARN,
+                ),
+            ],
+        )
+
+    return anomaly_report
+
+
+def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
+    """Return what a person looks at: the assessment of the newest day, plots, and the highest-scoring rows."""
+    rows = [
+        (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.reason)
+        for row in report.strangest[:_ROWS]
+    ]
+    return {
+        **({"verdict": _assessment(report.verdict)} if report.verdict else {}),
+        **({"day": dg.MetadataValue.url(workspace.file_url(report.day_page))} if report.day_page else {}),
+        **{f"{chart.name}_plot": plot(chart) for chart in report.charts if chart.name in _PLOTS},
+        "strangest_rows_of_run": table(["row", "event time", "score", "p-value", "because"], rows),
+        **({"pictures": _pictures(report.gallery)} if report.gallery else {}),
+    }
+
+
+def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
+    from ae_pipeline.reports.markdown import escaped
+
+    first, rest = assessment.deviations[:1], assessment.deviations[1:]
+    details = [*(split for each in first for split in each.splits), *(each.message for each in rest)]
+    points = "\n".join(f"- {escaped(detail)}" for detail in details)
+    parts = [f"**{assessment.day}**: {escaped(assessment.message)}.", escaped(assessment.aside), points]
+    return dg.MetadataValue.md("\n\n".join(part for part in parts if part))
+
+
+def _label_metadata(labels: "Labels") -> dict[str, float]:
+    whole, held_out = labels.all_rows, labels.held_out
+    figures = {
+        "known_anomalies": whole.anomalies,
+        "known_anomalies_flagged": whole.anomalies_flagged,
+        "normal_rows_flagged": whole.normal_flagged,
+        "auroc": whole.auroc,
+        "average_precision": whole.average_precision,
+        "auroc_held_out": held_out.auroc if held_out else None,
+        "average_precision_held_out": held_out.average_precision if held_out else None,
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _pictures(gallery: "Gallery") -> dg.MarkdownMetadataValue:
+    """Return pictures of the highest-scoring rows, as many as fit into an event."""
+    from ae_pipeline.reports.markdown import Markdown, escaped
+    from ae_pipeline.reports.pictures import as_address
+
+    remaining, rows = _PICTURE_BYTES, []
+    for panel in gallery.strangest[:_PICTURES]:
+        address = as_address(panel.strip(_PICTURE_HEIGHT))
+        remaining -= len(address)
+        if remaining < 0:
+            break
+        rows.append((panel.row_id, f"{panel.score:.1f}", Markdown(f"![of {escaped(panel.row_id)}]({address})")))
+    return table(["row", "score", f"{gallery.noun}, reconstruction, residual map"], rows)

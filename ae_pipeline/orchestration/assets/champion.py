@@ -1,0 +1,110 @@
+"""The asset `champion`: the version that serves, by the gate's decision or a rollback."""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.assets.common import (
+    as_dagster_failure,
+    check_result,
+    dataset_asset,
+    origin_of,
+)
+from ae_pipeline.orchestration.metadata import history_table
+from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.tags import requested_by
+
+if TYPE_CHECKING:
+    from ae_pipeline.lifecycle.promote import Decision
+    from ae_pipeline.registry.store import TrackedVersion
+    from ae_pipeline.storage.dataset import Dataset
+
+_DESCRIPTION = """\
+**The model version that serves.** The challenger is promoted if it keeps every rule of the gate. A person goes back to
+another version with the job rollback. The data version is the model version, so a rejected challenger makes nothing
+stale.
+
+The metadata `history` tells which version served since when, who decided it and why."""
+
+_CHECKS = {"can_be_loaded": "The bundle of the version that serves can be loaded."}
+
+
+class ChampionConfig(dg.Config):
+    """Which version shall serve: the gate's decision by default, or a version that a person chooses."""
+
+    version: int | None = Field(
+        default=None,
+        description="Roll back to this version of the registered model. Leave it out to apply the gate's decision.",
+    )
+    why: str = Field(default="", description="Reason of a rollback, kept in the history.")
+    who: str = Field(default="", description="Your name, kept in the history.")
+    even_if_rejected: bool = Field(default=False, description="Allow a version that the gate rejected.")
+
+
+def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
+    """Build the asset of a dataset."""
+
+    @dataset_asset(
+        pipeline,
+        "champion",
+        description=_DESCRIPTION,
+        checks=_CHECKS,
+        kinds={"mlflow"},
+        upstream=["autoencoder"],
+    )
+    def champion(
+        context: dg.AssetExecutionContext, config: ChampionConfig, workspace: Workspace, run_lock: RunLock
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        from ae_pipeline.lifecycle.publish import load_champion
+        from ae_pipeline.reports.page import refresh_operations
+
+        dataset, tracker = workspace.dataset(pipeline), workspace.tracker()
+        with as_dagster_failure():
+            decision = _decide(context, config, dataset, workspace)
+            refresh_operations(dataset.paths, pipeline.drift.min_rows)
+            version, bundle = load_champion(dataset.name, tracker)
+        context.log.info(decision.message)
+        loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"
+        return dg.MaterializeResult(
+            metadata={
+                "model_version": version.version,
+                "mlflow_run": version.run_id,
+                "mlflow": dg.MetadataValue.url(workspace.model_version_url(dataset.name, version.version)),
+                "decision": decision.message,
+                "promoted": decision.promoted,
+                "history": history_table(dataset.paths),
+                "fingerprint": bundle.fingerprint,
+                "dagster/uri": tracker.bundle_folder(version).as_uri(),
+            },
+            data_version=dg.DataVersion(str(version.version)),
+            check_results=[
+                check_result(context, "can_be_loaded", version.version == decision.champion.version, loaded)
+            ],
+        )
+
+    return champion
+
+
+def _decide(
+    context: dg.AssetExecutionContext, config: ChampionConfig, dataset: "Dataset", workspace: Workspace
+) -> "Decision":
+    from ae_pipeline.lifecycle.alerts import raise_and_show
+    from ae_pipeline.lifecycle.promote import Decision, RollbackRequest, decide, roll_back
+    from ae_pipeline.monitoring.alerts import Alert, AlertEvent
+
+    who, origin = config.who or requested_by(context.run.tags), origin_of(context)
+    if config.version is not None:
+        request = RollbackRequest(
+            version=config.version, why=config.why, who=who, even_if_rejected=config.even_if_rejected
+        )
+        rollback = roll_back(dataset, workspace.tracker(), request, origin)
+        return Decision(rollback.version, False, rollback.message)
+
+    def on_rejected(challenger: "TrackedVersion", message: str) -> None:
+        key = f"version {challenger.version} of run {challenger.run_id}"
+        message = f"{message}. Look at the checks of autoencoder."
+        raise_and_show(Alert(AlertEvent.CHALLENGER_REJECTED, key, message, context.run.run_id), dataset)
+
+    return decide(dataset, workspace.tracker(), who, origin, on_rejected)

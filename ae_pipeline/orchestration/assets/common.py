@@ -1,0 +1,134 @@
+"""What all assets of a dataset have in common: keys, partitions, options, check results, failures."""
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.storage.paths import ALL_ROWS
+
+CODE_VERSION = "1"
+"""Raised when the result of an asset would change."""
+
+
+def asset_key(config: PipelineConfig, asset: str) -> dg.AssetKey:
+    """Return the key [dataset, asset]."""
+    return dg.AssetKey([config.dataset, asset])
+
+
+AssetBody = Callable[..., dg.MaterializeResult[Any]]
+
+
+def dataset_asset(
+    config: PipelineConfig,
+    name: str,
+    *,
+    description: str,
+    checks: Mapping[str, str],
+    kinds: set[str],
+    upstream: Sequence[str] = (),
+    daily: bool = False,
+    freshness_policy: dg.FreshnessPolicy | None = None,
+) -> Callable[[AssetBody], dg.AssetsDefinition]:
+    """Return `dg.asset` with the options that all assets of a dataset share.
+
+    Args:
+        config: Configuration of the dataset.
+        name: Name of the asset.
+        description: What the asset is.
+        checks: Description of each asset check, by name.
+        kinds: Kinds that the UI shows as icons.
+        upstream: Names of the assets that it is made from.
+        daily: Whether it has the partitions of the dataset; one run then builds many days.
+        freshness_policy: When the asset counts as stale.
+    """
+    key = asset_key(config, name)
+    options: dict[str, Any] = {
+        "key": key,
+        "group_name": config.dataset,
+        "description": f"{description}\n\n{config.description}".strip(),
+        "owners": list(config.owners) or None,
+        "kinds": kinds,
+        "deps": [asset_key(config, each) for each in upstream],
+        "pool": config.dataset,
+        "code_version": CODE_VERSION,
+        "freshness_policy": freshness_policy,
+        # A missing file handle or a busy database may recover a moment later.
+        "retry_policy": dg.RetryPolicy(max_retries=1, delay=5),
+        "check_specs": [dg.AssetCheckSpec(check, asset=key, description=rule) for check, rule in checks.items()],
+    }
+    if daily:
+        options |= {"partitions_def": daily_partitions(config), "backfill_policy": dg.BackfillPolicy.single_run()}
+    decorator: Callable[[AssetBody], dg.AssetsDefinition] = dg.asset(**options)
+    return decorator
+
+
+def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | None:
+    """Return the days of the dataset, UTC; None without event time."""
+    if config.start is None:
+        return None
+    after = config.end + dt.timedelta(days=1) if config.end else None
+    # Without an end, today's partition exists while the day lasts, so that it can be scored as it fills.
+    return dg.DailyPartitionsDefinition(
+        start_date=config.start.isoformat(),
+        end_date=after.isoformat() if after else None,
+        end_offset=0 if after else 1,
+        timezone="UTC",
+    )
+
+
+def days_of(context: dg.AssetExecutionContext) -> list[str]:
+    """Return the partitions of a run in order, or `ALL_ROWS` for an asset without partitions."""
+    has_days = context.has_partition_key or context.has_partition_key_range
+    return sorted(context.partition_keys) if has_days else [ALL_ROWS]
+
+
+def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """Return the run that a result comes from. A retried run counts as the run that it retries."""
+    run_id = context.run.root_run_id or context.run.run_id
+    return {"dagster_run_id": run_id, "dagster_asset": context.asset_key.to_user_string()}
+
+
+@contextmanager
+def as_dagster_failure() -> Iterator[None]:
+    """Turn our errors into Dagster failures without retry: the same input would fail again."""
+    try:
+        yield
+    except PipelineError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def check_result(
+    context: dg.AssetExecutionContext,
+    name: str,
+    passed: bool,
+    message: str,
+    *,
+    figure: float | None = None,
+    threshold: float | None = None,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckResult:
+    """Return the result of a check of the running asset.
+
+    Args:
+        context: Context of the asset.
+        name: Name of the check.
+        passed: Whether the rule holds.
+        message: What was found.
+        figure: What was measured.
+        threshold: What the figure was compared with.
+        severity: Severity of a broken rule. No check stops the run, because valid rows must be processed.
+    """
+    values = {"figure": figure, "threshold": threshold}
+    return dg.AssetCheckResult(
+        asset_key=context.asset_key,
+        check_name=name,
+        passed=bool(passed),
+        severity=severity,
+        description=message,
+        metadata={name: float(value) for name, value in values.items() if value is not None},
+    )

@@ -1,0 +1,40 @@
+"""Alerts about failed Dagster runs."""
+
+import dagster as dg
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects
+from ae_pipeline.orchestration.tags import DATASET_TAG, REQUEST_TAG
+from ae_pipeline.storage.paths import DatasetPaths
+
+
+def belongs_to(run: dg.DagsterRun, config: PipelineConfig) -> bool:
+    """Return whether a run belongs to a dataset: by its tag, or by the assets that a person selected."""
+    if DATASET_TAG in run.tags:
+        return run.tags[DATASET_TAG] == config.dataset
+    return any(key.path[0] == config.dataset for key in run.asset_selection or ())
+
+
+def alert_key(run: dg.DagsterRun) -> str:
+    """Return the key of the alert about a run. All attempts at the same work have one key."""
+    return f"run {run.tags.get(REQUEST_TAG) or run.root_run_id or run.run_id}"
+
+
+def failure_reason(run: dg.DagsterRun, failure: dg.DagsterEvent, instance: dg.DagsterInstance) -> str:
+    """Return why a run failed, as far as that is known."""
+    steps = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    reasons = [
+        data.user_failure_data.description if data.user_failure_data else data.error_display_string
+        for entry in steps
+        if entry.dagster_event and (data := entry.dagster_event.step_failure_data)
+    ]
+    reason = ([text for text in reasons if text] or [failure.message or "it ended without a message"])[0].strip()
+    # Dagster's message about a process that is gone does not say that it was killed.
+    return "its process was killed" if "outside the execution context" in reason else reason
+
+
+def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert | None:
+    """Return the alert about a failed run, or None if an alert about a broken contract covers it."""
+    if reason in alerted_subjects(paths, AlertEvent.CONTRACT_BROKEN):
+        return None
+    return Alert(AlertEvent.RUN_FAILED, alert_key(run), f"{run.job_name} failed: {reason[:1000]}", run.run_id)

@@ -1,0 +1,101 @@
+"""Jobs of a dataset."""
+
+from typing import Any
+
+import dagster as dg
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.assets.champion import ChampionConfig
+from ae_pipeline.orchestration.assets.common import as_dagster_failure, asset_key
+from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.tags import DATASET_TAG
+
+ASSET_JOBS = {
+    "ingest": (("raw_data", "features"), "Read what has landed, and build raw_data and features of a range of days."),
+    "train": (
+        ("autoencoder", "champion"),
+        "Train on the newest window, and promote the model if it passes the gate.",
+    ),
+    "publish": (
+        ("latent_features", "anomaly_report"),
+        "Score and publish a range of days under the champion, and report on them.",
+    ),
+    "decide": (
+        ("champion",),
+        "Promote a trained model if it passed the gate: the rest of an interrupted training.",
+    ),
+    "day": (
+        ("raw_data", "features", "latent_features", "anomaly_report"),
+        "All that a new day needs under the model that serves. Training is a job of its own.",
+    ),
+}
+"""Jobs over the assets of a dataset, by the end of their names: assets and description."""
+
+RETRY_TAGS = {
+    # A run whose process was killed runs again. What the retry of a step did not cure would only fail again.
+    "dagster/max_retries": "1",
+    "dagster/retry_on_asset_or_op_failure": "false",
+}
+
+
+def job_name(config: PipelineConfig, job: str) -> str:
+    """Return the name of a job of a dataset."""
+    return f"{config.dataset}_{job}"
+
+
+def build_jobs(config: PipelineConfig) -> dict[str, Any]:
+    """Return the jobs of a dataset, by the end of their names."""
+    jobs: dict[str, Any] = {
+        job: dg.define_asset_job(
+            job_name(config, job),
+            selection=dg.AssetSelection.assets(*(asset_key(config, asset) for asset in assets)),
+            description=description,
+            tags={DATASET_TAG: config.dataset, **RETRY_TAGS},
+            config=LOGGERS,
+        )
+        for job, (assets, description) in ASSET_JOBS.items()
+    }
+    return {**jobs, "intake": _intake_job(config), "rollback": _rollback_job(config)}
+
+
+def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
+    @dg.op(
+        name=f"{config.dataset}__read_landed",
+        description="Read every new or changed landed file into its staged copy. The ledger then lists its days.",
+        pool=config.dataset,
+    )
+    def read_landed(context: dg.OpExecutionContext, workspace: Workspace, run_lock: RunLock) -> None:
+        from ae_pipeline.lifecycle.ingest import read_landed_files
+        from ae_pipeline.orchestration.failures import alert_key
+
+        with as_dagster_failure():
+            read_landed_files(workspace.dataset(config), alert_key(context.run), context.run_id)
+
+    @dg.job(
+        name=job_name(config, "intake"),
+        description="Read new and changed landed files. Afterwards it is known which days they change.",
+        tags={DATASET_TAG: config.dataset, **RETRY_TAGS},
+    )
+    def intake() -> None:
+        read_landed()
+
+    return intake
+
+
+def _rollback_job(config: PipelineConfig) -> Any:
+    return dg.define_asset_job(
+        job_name(config, "rollback"),
+        selection=dg.AssetSelection.assets(asset_key(config, "champion")),
+        description="Let another version of the model serve. Days that landed since are scored under it first. Then "
+        "alias and latent table move together, and the reports follow.",
+        tags={DATASET_TAG: config.dataset},
+        # The launchpad shows this first. There is no version 0, so nobody rolls back without choosing a version.
+        config=rollback_run_config(config, ChampionConfig(version=0)),
+    )
+
+
+def rollback_run_config(config: PipelineConfig, champion: ChampionConfig) -> dict[str, Any]:
+    """Return the run config of a rollback."""
+    op = asset_key(config, "champion").to_python_identifier()
+    return {"ops": {op: {"config": champion.model_dump()}}, **LOGGERS}

@@ -1,0 +1,128 @@
+"""Runs that are active, and requests for runs that are repeated until their work is done."""
+
+import datetime as dt
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.jobs import job_name
+from ae_pipeline.orchestration.tags import DATASET_TAG, READ_TAG, REASON_TAG, REQUEST_TAG, range_tags
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.paths import DatasetPaths
+
+if TYPE_CHECKING:
+    from ae_pipeline.lifecycle.plan import Plan, Work
+
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+_FIRST_DELAY, _MAX_DELAY = 60.0, 3600.0
+"""Seconds before unfinished work is requested again: after the first attempt, and at most. Each attempt doubles it."""
+
+_SILENT_SECONDS = 120.0
+"""Seconds without an event after which a started run that does not hold its dataset's lock counts as dead."""
+
+_UNSTARTED_SECONDS = 900.0
+"""The same for a run whose process has not started its work."""
+
+Answer = list[dg.RunRequest] | dg.SkipReason
+
+
+def request_runs(plan: "Plan", config: PipelineConfig, instance: dg.DagsterInstance) -> Answer:
+    """Request the most urgent work of a plan that is not waiting after a failed attempt.
+
+    Work that waits does not block the work after it: a file that cannot be read must not hold up the days of others.
+    """
+    waiting: list[str] = []
+    for work in plan.work:
+        requests, delayed = _requests(work, config, instance)
+        if requests:
+            return requests
+        waiting += delayed
+    return dg.SkipReason("; ".join(waiting) or plan.idle)
+
+
+def _requests(
+    work: "Work", config: PipelineConfig, instance: dg.DagsterInstance
+) -> tuple[list[dg.RunRequest], list[str]]:
+    """Return requests for the runs of some work, and a message for each run that waits after a failed attempt."""
+    from ae_pipeline.lifecycle.plan import Step, range_name
+
+    requests, delayed = [], []
+    read = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
+    parts = [(range_name(*days), range_tags(*days)) for days in work.ranges] or [("", {})]
+    for part, tags in parts:
+        reason = part or work.reason
+        key, name = f"{work.step} {part} {work.state}", job_name(config, work.step)
+        attempts = instance.get_run_records(dg.RunsFilter(job_name=name, tags={REQUEST_TAG: key}), limit=20)
+        if message := _delay_message(attempts, reason):
+            delayed.append(message)
+            continue
+        # Dagster drops a request whose run key it has seen, so each attempt has its own.
+        run_key = f"{key} after {attempts[0].dagster_run.run_id if attempts else 'none'}"
+        all_tags = {REQUEST_TAG: key, REASON_TAG: reason, **tags, **read}
+        requests.append(dg.RunRequest(run_key=run_key, job_name=name, tags=all_tags, run_config=LOGGERS))
+    return requests, delayed
+
+
+def _delay_message(attempts: Sequence[dg.RunRecord], reason: str) -> str | None:
+    """Return why work waits, or None if it may be requested now."""
+    if not attempts:
+        return None
+    last = attempts[0]
+    ended = last.end_time or last.update_timestamp.timestamp()
+    again = ended + min(_FIRST_DELAY * 2 ** (len(attempts) - 1), _MAX_DELAY)
+    if time.time() >= again:
+        return None
+    run = last.dagster_run
+    ending = f"run {run.run_id} ended ({run.status.value.lower()}) and did not finish it"
+    return f"{reason}: {ending}; next attempt at {dt.datetime.fromtimestamp(again, dt.UTC):%H:%M:%S} UTC"
+
+
+def active_run(dataset: Dataset, instance: dg.DagsterInstance) -> str | None:
+    """Return a message about the active run of a dataset, or None. End runs whose process is dead first."""
+    filters = dg.RunsFilter(tags={DATASET_TAG: dataset.name}, statuses=ACTIVE)
+    for record in instance.get_run_records(filters):
+        run = record.dagster_run
+        # Where runs have machines of their own, their locks say nothing here.
+        local = instance.is_ephemeral or isinstance(instance.run_launcher, dg.DefaultRunLauncher)
+        queued = run.status == dg.DagsterRunStatus.QUEUED
+        if local and not queued and _is_dead(record, dataset.paths, instance):
+            instance.report_run_failed(run, "its process ended without a message: it no longer holds the lock")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            continue
+        return f"run {run.run_id} of {run.job_name} is active ({run.status.value.lower()})"
+    return None
+
+
+def active_training(dataset: Dataset, instance: dg.DagsterInstance) -> str | None:
+    """Return a message about the active training of a dataset, or None. End runs whose process is dead first."""
+    active_run(dataset, instance)
+    filters = dg.RunsFilter(job_name=job_name(dataset.config, "train"), statuses=ACTIVE)
+    runs = instance.get_runs(filters, limit=1)
+    return f"a training is active: run {runs[0].run_id}" if runs else None
+
+
+def _is_dead(record: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInstance) -> bool:
+    began = record.start_time or record.create_timestamp.timestamp()
+    started = record.dagster_run.status == dg.DagsterRunStatus.STARTED
+    limit = _SILENT_SECONDS if started else _UNSTARTED_SECONDS
+    if time.time() - began < limit or not paths.lock.exists():
+        return False
+    try:
+        with FileLock(paths.lock).acquire(timeout=0):
+            pass
+    except Timeout:
+        return False
+    newest = instance.get_records_for_run(record.dagster_run.run_id, limit=1, ascending=False).records
+    return not newest or time.time() - newest[0].timestamp > limit

@@ -1,0 +1,125 @@
+"""Sensors of a dataset: each asks the planner what the dataset needs, and requests the runs that do it."""
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dagster as dg
+
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.orchestration.runs import Answer, active_run, active_training, request_runs
+from ae_pipeline.storage.dataset import Dataset
+
+_TICK_SECONDS = 10
+"""Least time between two looks of a sensor."""
+
+_SETTLE_SECONDS = 3.0
+"""Time since a landed file was last written before it is read."""
+
+Look = Callable[[Dataset, Workspace, dg.DagsterInstance], Answer]
+
+
+def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:  # noqa: ARG001
+    """Request to read new and changed landed files, and raw_data and features of the days that they change."""
+    if active := active_run(dataset, instance):
+        return dg.SkipReason(active)
+    from ae_pipeline.lifecycle.plan import plan_landing
+
+    plan = plan_landing(dataset, dt.datetime.now(dt.UTC).date(), _SETTLE_SECONDS)
+    return request_runs(plan, dataset.config, instance)
+
+
+def rebuild_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
+    """Request latents and reports of the days that differ from what the model that serves would give."""
+    if active := active_run(dataset, instance):
+        return dg.SkipReason(active)
+    from ae_pipeline.lifecycle.plan import plan_serving
+
+    return request_runs(plan_serving(dataset, workspace.tracker()), dataset.config, instance)
+
+
+def early_training_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
+    """Request a training before the next scheduled one if enough drifted days are new to a training."""
+    if active := active_training(dataset, instance):
+        return dg.SkipReason(active)
+    from ae_pipeline.lifecycle.plan import plan_early_training
+
+    return request_runs(plan_early_training(dataset, workspace.tracker()), dataset.config, instance)
+
+
+def build_sensors(config: PipelineConfig, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
+    """Build the sensors of a dataset; they are stopped until somebody starts them."""
+    sensors = [
+        _sensor(
+            config,
+            "landing",
+            landing_requests,
+            (jobs["intake"], jobs["ingest"]),
+            "Read new and changed landed files, and materialize raw_data and features for the affected days. The "
+            "sensor rebuild does the rest.",
+        ),
+        _sensor(
+            config,
+            "rebuild",
+            rebuild_requests,
+            (jobs["publish"], jobs["decide"]),
+            "Publish and report on every day whose latents differ from those of the model that serves: new days, late "
+            "data, and all days after a promotion or a rollback.",
+        ),
+    ]
+    if config.retrain.drifting_days is not None:
+        description = "Train before the next scheduled training if the newest days have drifted."
+        sensors.append(_sensor(config, "drift", early_training_requests, (jobs["train"],), description))
+    return [*sensors, _failure_sensor(config)]
+
+
+def _sensor(
+    config: PipelineConfig, name: str, look: Look, jobs: Sequence[Any], description: str
+) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{config.dataset}_{name}",
+        jobs=jobs,
+        minimum_interval_seconds=_TICK_SECONDS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description=description,
+    )
+    def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> Answer:
+        dataset = workspace.dataset(config)
+        try:
+            return look(dataset, workspace, context.instance)
+        except PipelineError as error:
+            from ae_pipeline.lifecycle.alerts import raise_without_lock
+            from ae_pipeline.monitoring.alerts import Alert, AlertEvent
+
+            message = f"the sensor {config.dataset}_{name} cannot tell what to do: {error}"
+            raise_without_lock(Alert(AlertEvent.RUN_FAILED, f"sensor {name} {error}", message), dataset)
+            raise
+
+    return sensor
+
+
+def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
+    # Whoever configures a webhook expects alerts without starting a sensor first.
+    running = dg.DefaultSensorStatus.RUNNING if config.alerts.webhook else dg.DefaultSensorStatus.STOPPED
+
+    @dg.run_failure_sensor(
+        name=f"{config.dataset}_failure",
+        default_status=running,
+        description="Raise an alert for each failed run of this dataset: in the report, and by the webhook.",
+    )
+    def sensor(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
+        from ae_pipeline.lifecycle.alerts import raise_without_lock
+        from ae_pipeline.orchestration.failures import belongs_to, failure_alert, failure_reason
+
+        run, dataset = context.dagster_run, workspace.dataset(config)
+        if not belongs_to(run, config):
+            return dg.SkipReason(f"run {run.run_id} does not belong to {config.dataset!r}")
+        alert = failure_alert(run, failure_reason(run, context.failure_event, context.instance), dataset.paths)
+        if alert is None:
+            return dg.SkipReason(f"run {run.run_id} failed because of a broken contract, which has an alert already")
+        raise_without_lock(alert, dataset)
+        return None
+
+    return sensor

@@ -1,0 +1,40 @@
+"""Tags of runs."""
+
+from collections.abc import Mapping
+
+from ae_pipeline.storage.paths import ALL_ROWS
+
+DATASET_TAG = "ae_pipeline/dataset"
+"""Dataset of the run."""
+
+REQUEST_TAG = "ae_pipeline/request"
+"""Work that a sensor requested the run for. All attempts at the same work share it."""
+
+REASON_TAG = "ae_pipeline/reason"
+"""Why the run was requested, for a person."""
+
+READ_TAG = "ae_pipeline/read"
+"""Set if an earlier run has read the landed files, so that this one need not."""
+
+WHO_TAG = "ae_pipeline/who"
+"""Person who requested the run."""
+
+REPOSITORY_TAG = ".dagster/repository"
+"""Dagster's own tag that assigns a run to a code location, so that jobs and the timeline show it."""
+
+REPOSITORY = "__repository__@ae_pipeline"
+
+
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """Return the tags of a run over a range of days; none for a dataset without event time."""
+    if first == ALL_ROWS:
+        return {}
+    return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+
+
+def requested_by(tags: Mapping[str, str]) -> str:
+    """Return on whose behalf a run works."""
+    for tag, kind in (("dagster/schedule_name", "schedule"), ("dagster/sensor_name", "sensor")):
+        if tag in tags:
+            return f"{kind} {tags[tag]}"
+    return tags.get(WHO_TAG, "somebody in the Dagster UI")
