@@ -21,7 +21,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.network import Pictures
 from ae_pipeline.features.split import LABEL, cut_window
 from ae_pipeline.latents.read import published_days
-from ae_pipeline.orchestration import product_assets
+from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.reports import gallery
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.latent_map import reference_rows
@@ -316,7 +316,7 @@ class TestBesideThePage:
     def test_the_materialization_shows_the_strangest_rows_within_50_kilobytes(
         self, album: Fitted, report: Report
     ) -> None:
-        text = product_assets._pictures(gallery_of(report)).value
+        text = anomaly_report._pictures(gallery_of(report)).value
         heads, _, *rows = text.split("\n")
         assert heads == "| row | score | image, reconstruction, residual map |"
         assert len(text) < 50_000
@@ -331,8 +331,8 @@ class TestBesideThePage:
         np.testing.assert_array_equal(middle[4::8, 4::8], np.asarray(panel.pictures[1]))
 
     def test_pictures_that_are_too_long_are_left_out(self, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(product_assets, "_PICTURE_BYTES", 100)
-        assert product_assets._pictures(gallery_of(report)).value == "none"
+        monkeypatch.setattr(anomaly_report, "_PICTURE_BYTES", 100)
+        assert anomaly_report._pictures(gallery_of(report)).value == "none"
 
     def test_a_table_has_no_pictures(self, dataset: Fitted) -> None:
         published(dataset, dataset.days[-2:])
