@@ -221,8 +221,8 @@ def page_of(shop: Shop) -> str:
     return (shop.paths.reports / "report.html").read_text()
 
 
-def tell_of_failure(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
-    """Lets the failure sensor look at a run that has failed, as the daemon would."""
+def run_failure_sensor(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
+    """Run the failure sensor for a failed run, as the daemon does."""
     (sensor,) = [sensor for sensor in shop.defs.sensors or [] if sensor.name == "orders_failure"]
     context = dg.build_run_status_sensor_context(
         "orders_failure",
@@ -235,11 +235,11 @@ def tell_of_failure(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
 
 
 class TestEvents:
-    def test_a_good_start_raises_none(self, shop, hook):
+    def test_a_first_run_without_problems_raises_no_alert(self, shop: Shop, hook: Hook) -> None:
         assert hook.posted == []
         assert "<h2>Alerts</h2>" not in page_of(shop)
 
-    def test_a_new_day_over_its_budget_does_and_stands_in_its_report(self, shop, hook):
+    def test_a_new_day_over_its_budget_raises_an_alert(self, shop: Shop, hook: Hook) -> None:
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
         assert shop.run("day", DAYS[-1]).success
         (posted,) = hook.posted
@@ -248,15 +248,17 @@ class TestEvents:
         assert posted["figures"]["rows"] == 40
         assert posted["text"].split("orders: ")[1] in page_of(shop)
         assert ">delivered<" in page_of(shop)
-        assert shop.run("publish", DAYS[-1]).success  # reported on again: no news
+        assert shop.run("publish", DAYS[-1]).success  # reported again, without a new alert
         assert len(hook.posted) == 1
 
-    def test_days_that_the_model_was_fitted_on_raise_none(self, shop, hook):
+    def test_days_of_the_training_window_raise_no_alert(self, shop: Shop, hook: Hook) -> None:
         shop.land(DAYS[3], orders_csv(DAYS[3]).replace(",DE,", ",DE,9999"))
         assert shop.run("day", DAYS[3]).success
         assert hook.posted == []
 
-    def test_one_that_was_cut_short_while_it_was_told_comes_with_the_next_look(self, shop, hook, monkeypatch):
+    def test_an_interrupted_report_raises_its_alert_later(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.orchestration.sensors import rebuild_requests
         from ae_pipeline.reports import build
 
@@ -277,7 +279,7 @@ class TestEvents:
         assert summary["days"][-1]["day"] == DAYS[-1]
         assert not list(shop.paths.reports.glob("unfinished*"))
 
-    def test_a_broken_contract_does_once(self, shop, hook):
+    def test_a_broken_contract_raises_one_alert(self, shop: Shop, hook: Hook) -> None:
         broken = orders_csv(DAYS[-1]).replace(",DE,", ",DE,many")
         shop.land(DAYS[-1], broken)
         assert shop.run("ingest", DAYS[-1]).success
@@ -289,11 +291,11 @@ class TestEvents:
         assert html.unescape(page_of(shop)).count(posted["text"].split("orders: ")[1]) == 1
         assert shop.run("ingest", DAYS[-1]).success
         assert len(hook.posted) == 1
-        shop.land(DAYS[-2], orders_csv(DAYS[-2]).replace(",FR,", ",FR,few"))  # as many rows, and other ones
+        shop.land(DAYS[-2], orders_csv(DAYS[-2]).replace(",FR,", ",FR,few"))  # the same number of other rows
         assert shop.run("ingest", DAYS[-2]).success
         assert f"orders_{DAYS[-2]}.csv" in hook.posted[1]["text"]
 
-    def test_a_file_of_which_no_row_can_be_used_does(self, shop, hook):
+    def test_a_file_without_a_valid_row_raises_an_alert(self, shop: Shop, hook: Hook) -> None:
         from ae_pipeline.orchestration.sensors import landing_requests
 
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(f"{DAYS[-1]}T", "someday "))
@@ -302,17 +304,18 @@ class TestEvents:
         assert posted["event"] == "contract_broken"
         assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows keeps the contract" in posted["text"]
 
-    def test_changed_columns_do_and_hold_up_no_other_day(self, shop, hook):
+    def test_changed_columns_raise_an_alert_and_block_no_other_day(self, shop: Shop, hook: Hook) -> None:
         from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 
         shop.land("bad", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
         shop.land(DAYS[-1])
         job = shop.defs.resolve_job_def("orders_intake")
-        for _ in range(2):  # first with the good file beside it
+        for _ in range(2):  # the first run also reads the valid file
             (request,) = landing_requests(shop.dataset, shop.workspace, shop.instance)
+            assert isinstance(request, dg.RunRequest)
             done = job.execute_in_process(instance=shop.instance, tags=dict(request.tags), raise_on_error=False)
             assert not done.success
-            tell_of_failure(shop, done)
+            run_failure_sensor(shop, done)
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
         assert "orders_bad.csv" in posted["text"]
@@ -321,7 +324,9 @@ class TestEvents:
         assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert len(hook.posted) == 1
 
-    def test_a_rejected_challenger_does(self, shop, hook, monkeypatch):
+    def test_a_rejected_challenger_raises_an_alert(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
@@ -332,7 +337,9 @@ class TestEvents:
         assert "challenger 2 rejected: loss_fell: it rose; version 1 keeps serving" in posted["text"]
         assert "challenger 2 rejected" in page_of(shop)
 
-    def test_a_rejection_that_was_cut_short_before_it_was_told_does(self, shop, hook, monkeypatch):
+    def test_an_interrupted_rejection_raises_its_alert_later(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import alerts
         from ae_pipeline.lifecycle import train as model_steps
@@ -354,7 +361,9 @@ class TestEvents:
         assert [posted["event"] for posted in hook.posted] == ["challenger_rejected"]
         assert [entry.version for entry in history(shop.paths)] == [1, 2]
 
-    def test_a_failed_run_does_once_for_all_its_attempts(self, shop, hook, monkeypatch):
+    def test_all_attempts_of_a_failed_run_raise_one_alert(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(*_: object) -> None:
             raise StorageError("no space left while writing orders.parquet; free some space and run again")
 
@@ -363,26 +372,26 @@ class TestEvents:
             job = shop.defs.resolve_job_def("orders_intake")
             tags = {"ae_pipeline/request": "intake x", DATASET_TAG: "orders"}
             done = job.execute_in_process(instance=shop.instance, tags=tags, raise_on_error=False)
-            tell_of_failure(shop, done)
+            run_failure_sensor(shop, done)
         (posted,) = hook.posted
         assert posted["event"] == "run_failed"
         assert posted["text"].startswith("orders: orders_intake failed: ")
         assert "free some space" in posted["text"]
         assert "orders_intake failed" in page_of(shop)
 
-    def test_only_runs_of_the_dataset_concern_it(self, shop):
+    def test_only_runs_of_the_dataset_raise_its_alerts(self, shop: Shop) -> None:
         job = shop.defs.resolve_job_def("orders_train")
-        chosen = frozenset({dg.AssetKey(["orders", "champion"])})  # by a person, without a tag
+        chosen = frozenset({dg.AssetKey(["orders", "champion"])})  # selected by a person, without a tag
         run = shop.instance.create_run_for_job(job, asset_selection=chosen)
         assert belongs_to(run, shop.config)
         other = shop.instance.create_run_for_job(job, tags={DATASET_TAG: "flights"})
         assert not belongs_to(other, shop.config)
         failure = dg.DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, "orders_train", message="killed")
-        found = failure_alert(run, failure_reason(run, failure, shop.instance), shop.paths)
-        assert found is not None
-        assert found.message == "orders_train failed: killed"
+        raised = failure_alert(run, failure_reason(run, failure, shop.instance), shop.paths)
+        assert raised is not None
+        assert raised.message == "orders_train failed: killed"
 
-    def test_the_failure_sensor_runs_where_there_is_a_webhook(self, shop):
+    def test_the_failure_sensor_runs_if_there_is_a_webhook(self, shop: Shop) -> None:
         status = {sensor.name: sensor.default_status for sensor in shop.defs.sensors or []}
         assert status["orders_failure"] == dg.DefaultSensorStatus.RUNNING
         assert status["orders_landing"] == status["orders_rebuild"] == dg.DefaultSensorStatus.STOPPED
