@@ -91,7 +91,7 @@ def drift_summary(drift: DayDrift | None) -> tuple[str, str]:
         drift: Drift of the day; None if it was not measured.
     """
     if drift is None:
-        return "unknown", "without event time, there are no days to compare"
+        return "unknown", "the drift of this day was not measured"
     if not drift.is_judged:
         return "unknown", "too few rows to compare the day with the training window"
     restriction = (
