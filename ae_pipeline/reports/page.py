@@ -112,7 +112,7 @@ def by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _context_path(paths: DatasetPaths) -> Path:
-    return paths.reports / ".report.context.json"
+    return paths.reports / "report.context.json"
 
 
 def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:

@@ -58,7 +58,7 @@ class TestRefresh:
         assert report.page.read_text().count(link) == links
 
     def test_variables_of_another_version_are_ignored(self, dataset: Fitted, report: Report) -> None:
-        (path,) = report.page.parent.glob(".report.*")
+        (path,) = report.page.parent.glob("report.context.*")
         context = json.loads(path.read_text())
         path.write_text(json.dumps({**context, "version": context["version"] + 1}))
         report.page.write_text("kept")
