@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ae_pipeline.common.version import __version__
+
 if TYPE_CHECKING:
     from ae_pipeline.latents.read import Latents, read_latents
 
-__version__ = "0.1.0"
-__all__ = ["Latents", "read_latents"]
+__all__ = ["Latents", "__version__", "read_latents"]
 
 
 def __getattr__(name: str) -> Any:

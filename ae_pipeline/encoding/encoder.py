@@ -1,4 +1,4 @@
-"""The encoder that a dataset calls for: of its images, or of its columns."""
+"""The encoder of a dataset: for images, or for table columns."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,21 +13,21 @@ from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 
 Encoder = TableEncoder | ImageEncoder
-"""Features to what a network sees, and back."""
+"""A fitted encoder of features."""
 
-_ANY: TypeAdapter[Encoder] = TypeAdapter(Annotated[Encoder, Field(discriminator="kind")])
+_ADAPTER: TypeAdapter[Encoder] = TypeAdapter(Annotated[Encoder, Field(discriminator="kind")])
 
 
 def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequence[FeatureColumn]) -> Encoder:
-    """Fits an encoder on the rows of the training window, and on no others.
+    """Fit an encoder on the rows of the training window.
 
     Args:
-        config: Whether rows are images, and how inputs are scaled.
+        config: Section `images` and the scaling of the inputs.
         features: Training rows.
         columns: Features and their types.
 
     Raises:
-        TrainingError: There is nothing to learn from.
+        TrainingError: No column or image is usable.
     """
     if config.images is not None:
         return fit_image_encoder(features, columns, config.images.column, config.scaling)
@@ -35,9 +35,9 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
 
 
 def read_encoder(manifest: Any) -> Encoder:
-    """Makes an encoder of what its `model_dump` gave.
+    """Return the encoder that a `model_dump` describes.
 
     Raises:
-        ValidationError: It is no encoder.
+        ValidationError: The manifest does not describe an encoder.
     """
-    return _ANY.validate_python(manifest)
+    return _ADAPTER.validate_python(manifest)

@@ -1,4 +1,4 @@
-"""Encoded rows in few bytes, for rows that do not fit into memory: a category is its number, and not a row of zeros."""
+"""A compact form of encoded rows, for windows larger than memory. A one-hot code is stored as one number."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from ae_pipeline.encoding.table_encoder import BlockKind, Matrix, TableEncoder
 
 @dataclass(frozen=True)
 class Packing:
-    """From encoded rows to records of numbers and back, exactly.
+    """Lossless conversion between encoded rows and compact records.
 
     Attributes:
-        shape: Of an encoded row.
-        plain: Places in a row that are kept as they are, (k,).
-        categories: First place and width of each one-hot code, which becomes the number of its place, (c, 2).
+        shape: Shape of an encoded row.
+        plain: Indices of row elements that are stored unchanged, shape (k,).
+        categories: Start and width of each one-hot code, which is stored as a category number, shape (c, 2).
     """
 
     shape: tuple[int, ...]
@@ -26,29 +26,29 @@ class Packing:
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Packing":
-        """Makes the packing of what an encoder gives."""
+        """Return the packing for the rows of an encoder."""
         if not isinstance(encoder, TableEncoder):
             return cls(encoder.shape, np.arange(np.prod(encoder.shape)), np.empty((0, 2), np.int64))
         blocks = [block for block in encoder.blocks if block.kind == BlockKind.CATEGORICAL]
-        coded = np.zeros(encoder.width, dtype=np.bool_)
+        is_one_hot = np.zeros(encoder.width, dtype=np.bool_)
         for block in blocks:
-            coded[block.start : block.stop] = True
-        places = np.array([(block.start, block.width) for block in blocks], np.int64).reshape(-1, 2)
-        return cls(encoder.shape, np.flatnonzero(~coded), places)
+            is_one_hot[block.start : block.stop] = True
+        categories = np.array([(block.start, block.width) for block in blocks], np.int64).reshape(-1, 2)
+        return cls(encoder.shape, np.flatnonzero(~is_one_hot), categories)
 
     @property
     def width(self) -> int:
-        """Numbers in a record."""
+        """Number of elements in a record."""
         return len(self.plain) + len(self.categories)
 
     def pack(self, encoded: Matrix) -> Matrix:
-        """Makes records, (n, width), of encoded rows, (n, *shape)."""
+        """Convert encoded rows, shape (n, *shape), to records, shape (n, width)."""
         flat = encoded.reshape(len(encoded), -1)
         numbers = [flat[:, start : start + width].argmax(axis=1) for start, width in self.categories]
         return np.column_stack([flat[:, self.plain], *(column.astype(np.float32) for column in numbers)])
 
     def unpack(self, records: torch.Tensor) -> torch.Tensor:
-        """Makes encoded rows, (n, *shape), of records, (n, width), on their device."""
+        """Convert records, shape (n, width), to encoded rows, shape (n, *shape), on the same device."""
         if not len(self.categories):
             return records.reshape(len(records), *self.shape)
         count = len(self.plain)

@@ -1,4 +1,4 @@
-"""Fits a TableEncoder on the rows of a training window."""
+"""Fit a TableEncoder on the rows of a training window."""
 
 from collections.abc import Sequence
 
@@ -15,22 +15,25 @@ MAX_CATEGORIES = 1024
 MIN_CATEGORY_ROWS = 5
 MIN_CATEGORY_COVER = 0.9
 
+_BlockSpec = tuple[ColumnEncoding, str, int]
+"""Column, part and width of a block."""
+
 
 def fit_table_encoder(
     features: pl.DataFrame, columns: Sequence[FeatureColumn], scaling: Scaling = Scaling.ROBUST
 ) -> TableEncoder:
-    """Fits a TableEncoder on the rows of the training window, and on no others.
+    """Fit a TableEncoder on the rows of the training window.
 
-    Left out, with a reason: columns of one value, copies of another column, and identifiers, whose values name a row
-    and say nothing of its kind (all distinct, or so many categories that the commonest do not cover the rows).
+    It leaves out constant columns, copies of other columns, and identifiers, and records the reason. An identifier has
+    only distinct values, or so many categories that the most frequent ones do not cover the rows.
 
     Args:
         features: Training rows.
         columns: Features and their types.
-        scaling: Of the numbers.
+        scaling: Scaling of the numbers.
 
     Raises:
-        TrainingError: No column is left to learn from.
+        TrainingError: No usable column is left.
     """
     kept: list[ColumnEncoding] = []
     left_out: list[LeftOut] = []
@@ -40,9 +43,9 @@ def fit_table_encoder(
         encoding, reason = _fit_column(column, values, scaling)
         if encoding is not None:
             digest = (str(values.dtype), str(values.hash(seed=0).sum()), str(values.null_count()))
-            twin = seen.setdefault(digest, column.name)
-            if twin != column.name and values.equals(features[twin], check_names=False):
-                encoding, reason = None, f"a copy of {twin!r}"
+            original = seen.setdefault(digest, column.name)
+            if original != column.name and values.equals(features[original], check_names=False):
+                encoding, reason = None, f"a copy of {original!r}"
         if encoding is None:
             left_out.append(LeftOut(column=column.name, reason=reason))
         else:
@@ -51,34 +54,34 @@ def fit_table_encoder(
         raise TrainingError(
             "no column is left to learn from: "
             + "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out)
-            + "; offer other columns, or give training a longer window"
+            + "; add other columns, or use a longer training window"
         )
     return TableEncoder(scaling=scaling, columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept))
 
 
 def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> tuple[ColumnEncoding | None, str]:
-    there = values.drop_nulls().drop_nans() if values.dtype.is_float() else values.drop_nulls()
-    distinct = there.n_unique()
-    if there.is_empty():
+    present = values.drop_nulls().drop_nans() if values.dtype.is_float() else values.drop_nulls()
+    distinct = present.n_unique()
+    if present.is_empty():
         return None, "all its values are missing in the training window"
-    if distinct == 1 and there.len() == values.len():
-        return None, f"its only value in the training window is {there[0]}"
+    if distinct == 1 and present.len() == values.len():
+        return None, f"its only value in the training window is {present[0]}"
     plain = ColumnEncoding(name=column.name, type=column.type)
     match column.type:
         case ColumnType.INTEGER | ColumnType.NUMBER:
             if column.type == ColumnType.INTEGER and distinct == values.len() >= 100:
                 return None, f"an identifier: its {distinct:,} values are all distinct"
-            return plain.model_copy(update=_fit_scale(there.cast(pl.Float64).to_numpy(), scaling)), ""
+            return plain.model_copy(update=_fit_scale(present.cast(pl.Float64).to_numpy(), scaling)), ""
         case ColumnType.CATEGORY | ColumnType.BOOLEAN:
-            texts = there.cast(pl.String)
+            texts = present.cast(pl.String)
             counts = texts.rename("text").value_counts().sort("count", "text", descending=[True, False])
             common = counts.filter(pl.col("count") >= min(MIN_CATEGORY_ROWS, 1 + values.len() // 100)).head(
                 MAX_CATEGORIES
             )
-            cover = common["count"].sum() / there.len()
+            cover = common["count"].sum() / present.len()
             if cover < MIN_CATEGORY_COVER:
-                few = f"of which the {common.height:,} commonest cover {cover:.0%} of the rows"
-                return None, f"an identifier: {distinct:,} values, {few if cover else 'all of them rare'}"
+                frequent = f"of which the {common.height:,} commonest cover {cover:.0%} of the rows"
+                return None, f"an identifier: {distinct:,} values, {frequent if cover else 'all of them rare'}"
             return plain.model_copy(update={"vocabulary": tuple(common["text"].to_list())}), ""
         case _:
             return plain, ""
@@ -88,7 +91,7 @@ def _fit_scale(values: npt.NDArray[np.float64], scaling: Scaling) -> dict[str, f
     match scaling:
         case Scaling.ROBUST:
             low, center, high = np.quantile(values, [0.25, 0.5, 0.75])
-            scale = (high - low) / 1.349  # of a normal distribution this is its standard deviation
+            scale = (high - low) / 1.349  # the standard deviation, for a normal distribution
             scale = scale if scale > 0 else values.std()
         case Scaling.STANDARD:
             center, scale = values.mean(), values.std()
@@ -100,39 +103,38 @@ def _fit_scale(values: npt.NDArray[np.float64], scaling: Scaling) -> dict[str, f
 
 
 def _lay_out(columns: Sequence[ColumnEncoding]) -> tuple[Block, ...]:
-    """Places blocks kind by kind, so that each loss reads one slice of the matrix."""
-    wanted: dict[BlockKind, list[tuple[ColumnEncoding, str, int]]] = {kind: [] for kind in BlockKind}
+    """Return the blocks of columns, ordered by kind, so that each loss reads one slice of the matrix."""
+    specs: dict[BlockKind, list[_BlockSpec]] = {kind: [] for kind in BlockKind}
     for column in columns:
         match column.type:
             case ColumnType.CATEGORY | ColumnType.BOOLEAN:
-                wanted[BlockKind.CATEGORICAL].append((column, "value", len(column.vocabulary) + 2))
+                specs[BlockKind.CATEGORICAL].append((column, "value", len(column.vocabulary) + 2))
             case ColumnType.INTEGER | ColumnType.NUMBER:
-                wanted[BlockKind.NUMERIC].append((column, "value", 1))
+                specs[BlockKind.NUMERIC].append((column, "value", 1))
             case ColumnType.DATE:
-                wanted[BlockKind.CYCLIC].append((column, "weekday", 2))
+                specs[BlockKind.CYCLIC].append((column, "weekday", 2))
             case ColumnType.TIMESTAMP:
-                wanted[BlockKind.CYCLIC] += [(column, "time_of_day", 2), (column, "weekday", 2)]
+                specs[BlockKind.CYCLIC] += [(column, "time_of_day", 2), (column, "weekday", 2)]
             case _:
-                wanted[BlockKind.CYCLIC].append((column, "time_of_day", 2))
-        if (
-            column.type not in {ColumnType.CATEGORY, ColumnType.BOOLEAN} and column.name != "event_time"
-        ):  # it is never missing
-            wanted[BlockKind.BINARY].append((column, "missing", 1))
-    places: dict[tuple[str, str], int] = {}
+                specs[BlockKind.CYCLIC].append((column, "time_of_day", 2))
+        # The event time is never missing, and a category has a code for missing values.
+        if not column.is_category and column.name != "event_time":
+            specs[BlockKind.BINARY].append((column, "missing", 1))
+    starts: dict[tuple[str, str], int] = {}
     start = 0
-    for entries in wanted.values():
+    for entries in specs.values():
         for column, part, width in entries:
-            places[column.name, part] = start
+            starts[column.name, part] = start
             start += width
     return tuple(
         Block(
             column=column.name,
             part=part,
             kind=kind,
-            start=places[column.name, part],
+            start=starts[column.name, part],
             width=width,
-            present=places.get((column.name, "missing")) if kind in {BlockKind.NUMERIC, BlockKind.CYCLIC} else None,
+            present=starts.get((column.name, "missing")) if kind in {BlockKind.NUMERIC, BlockKind.CYCLIC} else None,
         )
-        for kind, entries in wanted.items()
+        for kind, entries in specs.items()
         for column, part, width in entries
     )

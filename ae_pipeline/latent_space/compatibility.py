@@ -1,4 +1,4 @@
-"""How alike two latent spaces are over the same rows, and the map that takes one to the other."""
+"""Comparison of two latent spaces over the same rows, and the maps between them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,30 +12,36 @@ from ae_pipeline.scoring.calibration import ks_distance
 Array = npt.NDArray[np.float64]
 
 NEIGHBORS = 10
-LEAST_ROWS = 50
-"""Rows that tell of a map between spaces, a half of them to fit it and a half to hold it against."""
+MIN_ROWS = 50
+"""Fewest rows for a comparison. Maps are fitted on one half of them and evaluated on the other half."""
 
 _RIDGE = 1e-6
-"""Of the mean variance of an axis: keeps the map of a direction that hardly varies from growing without bound."""
+"""Ridge penalty, relative to the mean variance of an axis. It bounds the map in directions that hardly vary."""
 
-_MOST_ROWS = 5000
-"""Rows whose neighbours are compared at most, evenly spread."""
+_MAX_NEIGHBOR_ROWS = 5000
+"""Rows whose nearest neighbors are compared; of more rows, every n-th is taken."""
 
 
 @dataclass(frozen=True)
 class AffineMap:
-    """A map of latents z to z @ matrix + offset.
+    """An affine map of latents: `z @ matrix + offset`.
 
     Attributes:
-        matrix: (from, to).
-        offset: (to,).
+        matrix: Linear part, (source width, target width).
+        offset: Shift, (target width,).
+
+    Examples:
+        >>> import numpy as np
+        >>> shift_and_double = AffineMap(matrix=2 * np.eye(2), offset=np.array([1.0, 0.0]))
+        >>> shift_and_double(np.array([[1.0, 3.0]]))
+        array([[3., 6.]])
     """
 
     matrix: Array
     offset: Array
 
     def __call__(self, latents: Array) -> Array:
-        """Maps latents of n rows, (n, from), to (n, to)."""
+        """Return the mapped latents, (n, target width), of latents of n rows, (n, source width)."""
         mapped: Array = latents @ self.matrix + self.offset
         return mapped
 
@@ -43,22 +49,23 @@ class AffineMap:
 Fit = Callable[[Array, Array], AffineMap]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compatibility:
-    """A new latent space beside the one before, over the same rows.
+    """Comparison of a new latent space with the previous one, over the same rows.
 
-    Explained variance is of the old latents by the mapped new ones, the maps fitted on every other row and held against
-    those between; 1 is all, below 0 is worse than the mean.
+    Explained variance is the share of the variance of the old latents that the mapped new latents explain. Maps are
+    fitted on every second row and evaluated on the others. 1 is a perfect map; below 0 is worse than the mean.
 
     Attributes:
-        rows: Compared.
-        as_is: Explained variance without any map, for spaces of the same width; None otherwise.
-        orthogonal: Explained variance of the best orthogonal map and shift (Procrustes; Schönemann 1966), likewise.
+        rows: Number of compared rows.
+        as_is: Explained variance without a map; None for spaces of different widths.
+        orthogonal: Explained variance of the best orthogonal map and shift (Procrustes; Schönemann 1966); None for
+            spaces of different widths.
         affine: Explained variance of the best affine map.
-        condition: Of that map in units of each axis' spread: the ratio of its greatest to its least stretch.
-        neighbours: Mean share of a row's ten nearest rows in the old space that are so in the new one.
-        axes: Correlation of each axis with that of the same place, likewise.
-        score_shift: Greatest gap between the two shares of rows up to a score (Kolmogorov & Smirnov), 0 to 1.
+        condition: Condition number of that map, with each axis in units of its standard deviation.
+        neighbors: Mean share of the ten nearest neighbors of a row that both spaces have in common, 0 to 1.
+        axes: Correlation of each axis with the axis of the same index; None for spaces of different widths.
+        score_shift: Kolmogorov–Smirnov distance between the scores of both models, 0 to 1.
     """
 
     rows: int
@@ -71,7 +78,7 @@ class Compatibility:
     score_shift: float
 
     def figures(self) -> dict[str, float]:
-        """Gives each figure that is one number, by name, those that there are not left out."""
+        """Return each figure that is a single number and not None, by name."""
         named = {
             "as_is": self.as_is,
             "orthogonal": self.orthogonal,
@@ -84,115 +91,153 @@ class Compatibility:
 
 
 def compare_spaces(old: Array, new: Array, old_scores: Array, new_scores: Array) -> Compatibility:
-    """Compares what two models say of the same n rows.
+    """Compare the latents and scores that two models give for the same n rows.
 
     Args:
-        old: Latents of the one before, (n, d).
-        new: Latents of the new one, (n, e).
-        old_scores: (n,).
-        new_scores: (n,).
+        old: Latents of the previous model, (n, d).
+        new: Latents of the new model, (n, e).
+        old_scores: Scores of the previous model, (n,).
+        new_scores: Scores of the new model, (n,).
 
     Raises:
         TrainingError: There are too few rows.
     """
-    if len(old) < LEAST_ROWS:
+    if len(old) < MIN_ROWS:
         raise TrainingError(
-            f"latent spaces are compared over {LEAST_ROWS} rows or more, and the reference window has {len(old)}; make "
-            "validation_days longer"
+            f"a comparison of latent spaces needs at least {MIN_ROWS} rows, and the validation days have {len(old)}; "
+            "increase training.validation_days"
         )
-    is_as_wide = old.shape[1] == new.shape[1]
+    is_same_width = old.shape[1] == new.shape[1]
     return Compatibility(
         rows=len(old),
-        as_is=explained_variance(old, new) if is_as_wide else None,
-        orthogonal=cross_validated_variance(old, new, fit_orthogonal) if is_as_wide else None,
+        as_is=explained_variance(old, new) if is_same_width else None,
+        orthogonal=cross_validated_variance(old, new, fit_orthogonal) if is_same_width else None,
         affine=cross_validated_variance(old, new),
         condition=relative_condition(fit_affine(new, old), new, old),
-        neighbors=_overlap(old, new),
-        axes=tuple(_correlation(*pair) for pair in zip(old.T, new.T, strict=True)) if is_as_wide else None,
+        neighbors=_neighbor_overlap(old, new),
+        axes=tuple(_correlation(*pair) for pair in zip(old.T, new.T, strict=True)) if is_same_width else None,
         score_shift=ks_distance(new_scores, old_scores),
     )
 
 
-def explained_variance(wanted: Array, mapped: Array) -> float:
-    """Gives the share of the variance of latents, over all axes, that others of the same rows explain."""
-    rest, whole = np.square(wanted - mapped).sum(), np.square(wanted - wanted.mean(axis=0)).sum()
-    return float(1 - rest / whole) if whole > 0 else float(rest == 0)
-
-
-def cross_validated_variance(wanted: Array, latents: Array, fit: Fit | None = None) -> float:
-    """Gives the share of the variance of latents that a map of others explains on every other row.
+def explained_variance(target: Array, mapped: Array) -> float:
+    """Return the share of the variance of the target latents, over all axes, that mapped latents explain.
 
     Args:
-        wanted: (n, d).
-        latents: Others of the same rows, (n, e).
-        fit: Fits the map, on the rows between; `fit_affine` by default.
+        target: Target latents, (n, d).
+        mapped: Mapped latents of the same rows, (n, d).
+
+    Examples:
+        >>> import numpy as np
+        >>> target = np.array([[0.0], [2.0], [4.0]])
+        >>> explained_variance(target, target)
+        1.0
+        >>> explained_variance(target, np.array([[1.0], [2.0], [3.0]]))
+        0.75
     """
-    affine = (fit or fit_affine)(latents[::2], wanted[::2])
-    return explained_variance(wanted[1::2], affine(latents[1::2]))
+    residual, total = np.square(target - mapped).sum(), np.square(target - target.mean(axis=0)).sum()
+    return float(1 - residual / total) if total > 0 else float(residual == 0)
+
+
+def cross_validated_variance(target: Array, latents: Array, fit: Fit | None = None) -> float:
+    """Return the explained variance of a map that is fitted on every second row and evaluated on the others.
+
+    Args:
+        target: Target latents, (n, d).
+        latents: Latents of the same rows to map, (n, e).
+        fit: Function that fits the map; `fit_affine` by default.
+    """
+    affine = (fit or fit_affine)(latents[::2], target[::2])
+    return explained_variance(target[1::2], affine(latents[1::2]))
 
 
 def fit_orthogonal(source: Array, target: Array) -> AffineMap:
-    """Fits the turn or reflection, and shift, that takes latents nearest to others of the same rows, (n, d) both."""
-    middle, aim = source.mean(axis=0), target.mean(axis=0)
-    left, _, right = np.linalg.svd((source - middle).T @ (target - aim))
-    return AffineMap(left @ right, aim - middle @ left @ right)
+    """Fit the rotation or reflection, and shift, that minimizes the squared error between latents of the same rows.
+
+    Source: orthogonal Procrustes problem, Schönemann (1966).
+
+    Args:
+        source: Latents to map, (n, d).
+        target: Target latents, (n, d).
+    """
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    left, _, right = np.linalg.svd((source - source_mean).T @ (target - target_mean))
+    return AffineMap(left @ right, target_mean - source_mean @ left @ right)
 
 
 def fit_affine(source: Array, target: Array) -> AffineMap:
-    """Fits the affine map that takes latents, (n, d), nearest to others of the same rows, (n, e).
+    """Fit the affine map that minimizes the squared error between latents of the same rows.
 
-    It is a ridge regression on axes in units of spread, with a penalty that matters for directions that hardly vary.
+    It is a ridge regression on standardized latents. The penalty only matters in directions that hardly vary.
+
+    Args:
+        source: Latents to map, (n, d).
+        target: Target latents, (n, e).
     """
-    middle, aim = source.mean(axis=0), target.mean(axis=0)
-    std = _spread(source)
-    scaled = (source - middle) / std
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    scale = _scales(source)
+    scaled = (source - source_mean) / scale
     gram = scaled.T @ scaled / len(scaled) + _RIDGE * np.eye(scaled.shape[1])
-    matrix: Array = np.linalg.solve(gram, scaled.T @ (target - aim) / len(scaled)) / std[:, np.newaxis]
-    return AffineMap(matrix, aim - middle @ matrix)
+    matrix: Array = np.linalg.solve(gram, scaled.T @ (target - target_mean) / len(scaled)) / scale[:, np.newaxis]
+    return AffineMap(matrix, target_mean - source_mean @ matrix)
 
 
 def fit_alignment(source: Array, target: Array) -> AffineMap:
-    """Fits the invertible map between spaces of one width, (n, d) both, that gives latents the target's covariance.
+    """Fit the invertible map between spaces of the same width that gives latents the covariance of the target.
 
-    It is the best turn between the whitened spaces. The map of `fit_affine` shrinks what the spaces do not have in
-    common; one retraining after another it would lose these directions.
+    It is the best orthogonal map between the whitened spaces. The map of `fit_affine` shrinks directions that the
+    spaces do not share, so repeated retrainings would lose them.
+
+    Args:
+        source: Latents to map, (n, d).
+        target: Target latents, (n, d).
     """
-    middle, aim = source.mean(axis=0), target.mean(axis=0)
-    (whiten, _), (whiten_target, colour) = (_whitening(latents) for latents in (source, target))
-    left, _, right = np.linalg.svd(whiten.T @ (source - middle).T @ (target - aim) @ whiten_target)
-    matrix: Array = whiten @ left @ right @ colour
-    return AffineMap(matrix, aim - middle @ matrix)
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    (whiten, _), (whiten_target, unwhiten_target) = (_whitening(latents) for latents in (source, target))
+    left, _, right = np.linalg.svd(whiten.T @ (source - source_mean).T @ (target - target_mean) @ whiten_target)
+    matrix: Array = whiten @ left @ right @ unwhiten_target
+    return AffineMap(matrix, target_mean - source_mean @ matrix)
 
 
 def _whitening(latents: Array) -> tuple[Array, Array]:
-    """Gives the matrix that makes the covariance the identity, and its inverse."""
+    """Return the matrix that makes the covariance the identity, and its inverse."""
     variances, directions = np.linalg.eigh(np.cov(latents, rowvar=False, bias=True).reshape([latents.shape[1]] * 2))
     std = np.sqrt(np.maximum(variances, _RIDGE * max(float(variances[-1]), 1e-12)))
     return directions / std, (directions * std).T
 
 
 def relative_condition(affine: AffineMap, source: Array, target: Array) -> float:
-    """Gives the condition of a map between axes in units of their spread, so that mere scale does not count."""
-    matrix = affine.matrix * _spread(source)[:, np.newaxis] / _spread(target)
+    """Return the condition number of a map, with each axis in units of its standard deviation.
+
+    A mere change of scale therefore does not increase it.
+
+    Args:
+        affine: Map from the source to the target space.
+        source: Latents of the source space, (n, d).
+        target: Latents of the target space, (n, e).
+    """
+    matrix = affine.matrix * _scales(source)[:, np.newaxis] / _scales(target)
     return float(np.linalg.cond(matrix))
 
 
-def _spread(latents: Array) -> Array:
+def _scales(latents: Array) -> Array:
+    """Return the standard deviation of each axis, at least a millionth of the largest one."""
     std = latents.std(axis=0)
-    widest = float(std.max(initial=0.0)) or 1.0
-    floored: Array = np.maximum(std, 1e-6 * widest)
+    largest = float(std.max(initial=0.0)) or 1.0
+    floored: Array = np.maximum(std, 1e-6 * largest)
     return floored
 
 
-def _overlap(old: Array, new: Array) -> float:
+def _neighbor_overlap(old: Array, new: Array) -> float:
+    """Return the mean share of the nearest neighbors of a row that both spaces have in common."""
     from sklearn.neighbors import NearestNeighbors
 
-    step = -(-len(old) // _MOST_ROWS)
-    near = [
+    step = -(-len(old) // _MAX_NEIGHBOR_ROWS)
+    neighbors = [
         NearestNeighbors(n_neighbors=NEIGHBORS).fit(latents).kneighbors(return_distance=False)
-        for latents in (old[::step] / _spread(old), new[::step] / _spread(new))
+        for latents in (old[::step] / _scales(old), new[::step] / _scales(new))
     ]
-    shared = [len(np.intersect1d(*pair)) for pair in zip(*near, strict=True)]
+    shared = [len(np.intersect1d(*pair)) for pair in zip(*neighbors, strict=True)]
     return float(np.mean(shared) / NEIGHBORS)
 
 

@@ -1,1 +1,1 @@
-"""The published latent table."""
+"""The published latent table: layout, publication, data contract and reader."""

@@ -1,4 +1,4 @@
-"""The files of a latent table, in a folder or under a prefix of an object store."""
+"""Files of a latent table, in a folder or in an object store."""
 
 import contextlib
 import datetime as dt
@@ -17,20 +17,20 @@ from ae_pipeline.storage.files import atomic_write, make_folder
 
 
 def live_files(table: DeltaTable) -> list[str]:
-    """Lists the files of a table as it stands, relative to it."""
-    # From the log itself: file_uris() writes blanks and other signs of the folder's name as %20.
+    """Return the paths of the files in the loaded version of a table, relative to the table."""
+    # From the log, because file_uris() percent-encodes spaces and other characters of the folder's name.
     return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
 
 
 class TableFiles:
-    """Files below the place of a table, by their paths relative to it.
+    """Files of a table, by their paths relative to the table.
 
-    Folders are reached as such, and object stores by what the `deltalake` package has for them, with the same
-    credentials: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and their like of the environment. Either way a file is there
-    whole or not at all.
+    Object stores are accessed through the file system of the `deltalake` package. It takes credentials from environment
+    variables such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. A file appears in one step, so that no reader sees a
+    part of it.
 
     Args:
-        index: A folder, or an address such as s3://bucket/latents/flights.
+        location: Folder, or address such as `s3://bucket/latents/flights`.
     """
 
     def __init__(self, location: str) -> None:
@@ -38,12 +38,12 @@ class TableFiles:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether the table is in a folder of this machine."""
         return not re.match(r"[a-z][a-z0-9+.-]*://", self.location)
 
     @cached_property
     def filesystem(self) -> fs.FileSystem:
-        """The place as pyarrow sees it."""
+        """File system, of pyarrow, whose root is the table."""
         if self.is_folder:
             return fs.SubTreeFileSystem(self.location, fs.LocalFileSystem())
         from deltalake.fs import DeltaStorageHandler
@@ -51,41 +51,41 @@ class TableFiles:
         return fs.PyFileSystem(DeltaStorageHandler(self.location))
 
     def prepare(self) -> None:
-        """Makes the folder, where it is one.
+        """Create the folder. An object store needs no folder.
 
         Raises:
-            StorageError: A file stands in its way.
+            StorageError: The path of the folder is a file.
         """
         if self.is_folder:
             make_folder(Path(self.location))
 
     def open(self) -> DeltaTable | None:
-        """Opens the table, or gives None where nothing was published yet."""
+        """Return the newest version of the table, or None if nothing was published yet."""
         return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
 
     def full_path(self, path: str) -> str:
-        """Gives what others open a file by."""
+        """Return the path or address with which other programs open a file."""
         return f"{self.location}/{path}"
 
     def address(self, path: str = "") -> str:
-        """Gives the address of a file, or of the table itself."""
+        """Return the URI of a file, or of the table itself."""
         return (Path(self.location) / path).as_uri() if self.is_folder else self.full_path(path).rstrip("/")
 
     def has(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         return bool(self.filesystem.get_file_info(path).type == fs.FileType.File)
 
     def written(self, folder: str = "") -> dict[str, dt.datetime]:
-        """Lists all files, with the time at which each was written, UTC."""
-        found = self.filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return {info.path: info.mtime.astimezone(dt.UTC) for info in found if info.type == fs.FileType.File}
+        """Return all files below a folder, with their modification times, UTC."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        return {info.path: info.mtime.astimezone(dt.UTC) for info in infos if info.type == fs.FileType.File}
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[Path]:
-        """Gives a local path to write to; on success it becomes the file in one step.
+        """Yield a local path to write to. On success, the file is moved or copied to its path in one step.
 
         Raises:
-            StorageError: The disk is full, or the place cannot be written.
+            StorageError: The disk is full, or the folder is not writable.
         """
         if self.is_folder:
             with atomic_write(Path(self.location) / path) as temporary:
@@ -97,23 +97,23 @@ class TableFiles:
             fs.copy_files(str(temporary), path, fs.LocalFileSystem(), self.filesystem)
 
     def write_text(self, path: str, text: str) -> None:
-        """Writes a text file in one step."""
+        """Write a text file in one step."""
         with self.writing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def read_text(self, path: str) -> str | None:
-        """Reads a text file, or gives None where there is none."""
+        """Return the content of a text file, or None if it does not exist."""
         if not self.has(path):
             return None
         with self.filesystem.open_input_stream(path) as stream:
             return str(stream.read().decode("utf-8"))
 
     def read(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        """Reads a Parquet file, its pages held against their checksums."""
+        """Return the rows of a Parquet file. The checksums of its pages are verified."""
         return pq.read_table(path, columns=columns, filesystem=self.filesystem, page_checksum_verification=True)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Removes files; those that are not there are passed over."""
+        """Delete files, and ignore files that do not exist."""
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(path)

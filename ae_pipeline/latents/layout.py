@@ -1,4 +1,4 @@
-"""The layout of a latent table: names and columns of its files, how one is written and what it is held against."""
+"""Layout of a latent table: names and columns of its files, and how a file is written and verified."""
 
 import datetime as dt
 import functools
@@ -16,6 +16,7 @@ from deltalake.transaction import AddAction
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.parallel import prefetch
+from ae_pipeline.common.text import first_line, pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
@@ -24,19 +25,30 @@ from ae_pipeline.storage.parquet import ROW_GROUP, bytes_of_row, rows_together
 from ae_pipeline.storage.paths import ALL_ROWS
 
 LATENTS_VERSION = "3"
-"""Raised when the same features and model would give another file."""
+"""Version of the row format. Increase it if the same features and model would give a different file."""
 
-ALONE = 20_000
-"""Rows from which a day has a file of its own; days with fewer share one with the others of their month.
+MIN_ROWS_FOR_OWN_FILE = 20_000
+"""Rows from which a day has its own file. Days with fewer rows share the file of their month.
 
-Opening a file costs a reader as much as thousands of rows do, and a corrected day rewrites its file.
+Opening a file costs a reader as much as reading thousands of rows, but a corrected day rewrites its whole file.
 """
 
-_DAYS = b"ae_pipeline.days"
+_DAYS_KEY = b"ae_pipeline.days"
+"""Key in the Parquet footer of the days of a file, each with its `day_key`."""
+
+_MONTH_LENGTH = len("2013-01")
 
 
 def latent_schema(latent_dim: int) -> pa.Schema:
-    """Columns of the table."""
+    """Return the columns of the table.
+
+    Args:
+        latent_dim: Width of the latent space.
+
+    Examples:
+        >>> latent_schema(2).names[:6]
+        ['row_id', 'event_time', 'date', 'z_000', 'z_001', 'score']
+    """
     return pa.schema(
         [
             pa.field("row_id", pa.string(), nullable=False),
@@ -53,34 +65,48 @@ def latent_schema(latent_dim: int) -> pa.Schema:
 
 
 def day_key(features_hash: str, fingerprint: str) -> str:
-    """Names what the rows of a day are made of: the same features under the same model give the same rows."""
+    """Return a hash of what the rows of a day are made from. The same features and model give the same rows.
+
+    Args:
+        features_hash: Content hash of the features of the day.
+        fingerprint: Fingerprint of the model.
+    """
     return hash_json([LATENTS_VERSION, features_hash, fingerprint])[:16]
 
 
 def group_of(day: str, rows: int) -> str:
-    """Names the file that a day belongs in: that of its month, or one of its own where it has many rows."""
-    return day if day == ALL_ROWS or rows >= ALONE else day[: len("2013-01")]
+    """Return the group whose file a day belongs to: its month, or the day itself if it has many rows.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        rows: Number of rows of the day.
+
+    Examples:
+        >>> group_of("2013-07-04", 900), group_of("2013-07-04", 25_000)
+        ('2013-07', '2013-07-04')
+    """
+    return day if day == ALL_ROWS or rows >= MIN_ROWS_FOR_OWN_FILE else day[:_MONTH_LENGTH]
 
 
 def file_path(space: str, group: str, keys: Mapping[str, str]) -> str:
-    """Names a file by what it holds, so that a file that is there is right.
+    """Return the path of a file, which identifies its content: a file that exists under this path needs no rewrite.
 
     Args:
         space: Latent space.
-        group: The month or day.
-        keys: `day_key` of each of its days.
+        group: Month or day.
+        keys: `day_key` of each day in the file.
     """
     name = keys[group] if group in keys else hash_json(sorted(keys.items()))[:16]
     return f"{space}/{group}/part-{name}.parquet"
 
 
-class Parts(NamedTuple):
-    """What the path of a file of the table says.
+class PathParts(NamedTuple):
+    """Parts of the path of a file of the table.
 
     Attributes:
         space: Latent space.
-        group: The month or day that its rows are of, or `ALL_ROWS`.
-        name: `day_key` of its day, or a hash of those of its days.
+        group: Month or day of its rows, or `ALL_ROWS`.
+        name: `day_key` of its day, or a hash of the keys of its days.
     """
 
     space: str
@@ -89,62 +115,78 @@ class Parts(NamedTuple):
 
     @property
     def is_month(self) -> bool:
-        """Whether days share the file."""
-        return len(self.group) == len("2013-01")
+        """Whether several days can share the file."""
+        return len(self.group) == _MONTH_LENGTH
 
 
 _PATH = re.compile(r"(v\d+_\w+)/(\d{4}-\d\d(?:-\d\d)?|" + ALL_ROWS + r")/part-(\w+)\.parquet")
 
 
-def parse_path(path: str) -> Parts | None:
-    """Reads the path of a file of the table; None where no publication wrote it."""
-    found = _PATH.fullmatch(path)
-    return Parts(*found.groups()) if found else None
+def parse_path(path: str) -> PathParts | None:
+    """Return the parts of a path, or None if the path is not one that a publication writes.
+
+    Examples:
+        >>> parse_path("v1_04f3a1b0/2013-07/part-0123abcd.parquet")
+        PathParts(space='v1_04f3a1b0', group='2013-07', name='0123abcd')
+    """
+    match = _PATH.fullmatch(path)
+    return PathParts(*match.groups()) if match else None
 
 
 def keys_of(path: str, files: TableFiles) -> dict[str, str]:
-    """Gives the days of a file of the table, each with its `day_key`.
+    """Return the `day_key` of each day in a file of the table.
 
     Raises:
-        PublicationError: No publication wrote it, or it is gone.
+        PublicationError: The file was not written by a publication, or it is missing.
     """
     parts = parse_path(path)
-    keys = {} if parts is None else _keys_in(files.location, path) if parts.is_month else {parts.group: parts.name}
+    if parts is None:
+        keys = {}
+    elif parts.is_month:
+        keys = _read_keys(files.location, path)
+    else:
+        keys = {parts.group: parts.name}
     if not keys:
         raise PublicationError(
-            f"{files.full_path(path)} stands in the table and was not written by a publication; restore the version "
-            "before it, or move the table away and materialize latent_features of all days"
+            f"{files.full_path(path)} is in the table, but no publication wrote it; restore the previous version of "
+            "the table, or move the table away and materialize latent_features for all days"
         )
     return keys
 
 
 @functools.lru_cache(maxsize=4096)
-def _keys_in(index: str, path: str) -> dict[str, str]:
-    """Reads them from the footer; a file never changes."""
+def _read_keys(location: str, path: str) -> dict[str, str]:
+    """Read the keys from the footer of a file. They are cached, because a file never changes."""
     try:
-        metadata = pq.read_schema(path, filesystem=TableFiles(index).filesystem).metadata or {}
+        metadata = pq.read_schema(path, filesystem=TableFiles(location).filesystem).metadata or {}
     except FileNotFoundError as error:
         raise PublicationError(
-            f"{index}/{path} is gone; materialize latent_features of any day to have its days put back"
+            f"{location}/{path} is missing; materialize latent_features for any day, which scores its days again"
         ) from error
-    keys: dict[str, str] = json.loads(metadata.get(_DAYS, b"{}"))
+    keys: dict[str, str] = json.loads(metadata.get(_DAYS_KEY, b"{}"))
     return keys
 
 
 def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterator[pa.Table]:
-    """Scores one file of features, and gives the rows as the table has them, a row group at a time."""
-    # What is buffered before it is read grows with the file.
+    """Score one file of features, and yield its rows in the form of the table, one batch at a time.
+
+    Args:
+        bundle: Model.
+        model_version: Version of the model.
+        features: Parquet file of the features.
+    """
+    # A pre-buffer would hold the whole file in memory.
     file = pq.ParquetFile(features, pre_buffer=False)
     for batch in prefetch(file.iter_batches(rows_together(file.metadata.num_columns, bytes_of_row(file.metadata)))):
-        yield _scored(bundle, model_version, batch)
+        yield _score_batch(bundle, model_version, batch)
 
 
-def _scored(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch) -> pa.Table:
+def _score_batch(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch) -> pa.Table:
     rows = pl.DataFrame(batch)
     scored = bundle.score(rows)
     space = latent_space_name(model_version, bundle.fingerprint)
     columns = [
-        # Of the batch itself: a column that went through polars would keep all others of its batch in memory.
+        # From the batch, because a column of the polars frame would keep all other columns of the batch in memory.
         batch["row_id"].cast(pa.string()),
         batch["event_time"].cast(pa.timestamp("us", "UTC")),
         rows["event_time"].dt.date().to_arrow(),
@@ -161,38 +203,38 @@ def _scored(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch) -> p
 def write_file(
     days: Iterable[pa.Table], keys: Mapping[str, str], latent_dim: int, path: str, files: TableFiles
 ) -> None:
-    """Writes the rows of days into one file of the table, a row group at a time; safe to run twice.
+    """Write the rows of days into one file of the table, one row group at a time. Repeating it is safe.
 
     Args:
-        days: Rows of the days, in the order of time.
-        keys: `day_key` of each.
+        days: Rows of the days, in the order of event time.
+        keys: `day_key` of each day.
         latent_dim: Width of the latent space.
-        path: Of the file.
-        files: Of the table.
+        path: Path of the file.
+        files: Files of the table.
     """
     schema = latent_schema(latent_dim)
-    # Latents are noise to a codec: zstd saves a tenth of them, and readers take two to five times as long. A dictionary
-    # would store them twice.
+    # Latents look like noise to a codec: zstd makes them a tenth smaller, but reading takes two to five times as long.
+    # A dictionary would store each value twice.
     codecs = {name: "NONE" if name.startswith("z_") else "zstd" for name in schema.names}
     with (
         files.writing(path) as temporary,
         pq.ParquetWriter(
             temporary,
-            schema.with_metadata({_DAYS: json.dumps(dict(keys))}),
+            schema.with_metadata({_DAYS_KEY: json.dumps(dict(keys))}),
             compression=codecs,
             use_dictionary=["latent_space", "model_version", "date"],
             write_page_checksum=True,
             sorting_columns=pq.SortingColumn.from_ordering(schema, [("event_time", "ascending")]),
         ) as writer,
     ):
-        waiting = schema.empty_table()
+        buffer = schema.empty_table()
         for rows in days:
-            waiting = pa.concat_tables([waiting, rows])
-            while waiting.num_rows >= ROW_GROUP:
-                writer.write_table(waiting.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                waiting = waiting.slice(ROW_GROUP)
-        if waiting.num_rows:
-            writer.write_table(waiting, row_group_size=ROW_GROUP)
+            buffer = pa.concat_tables([buffer, rows])
+            while buffer.num_rows >= ROW_GROUP:
+                writer.write_table(buffer.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                buffer = buffer.slice(ROW_GROUP)
+        if buffer.num_rows:
+            writer.write_table(buffer, row_group_size=ROW_GROUP)
 
 
 def verify_file(
@@ -202,70 +244,73 @@ def verify_file(
     rows: Mapping[str, int],
     schema: pa.Schema,
     space: str,
-    broken_rules: Callable[[pl.DataFrame], list[str]],
+    violations: Callable[[pl.DataFrame], list[str]],
 ) -> dict[str, int]:
-    """Reads a file back before it enters the table, and counts the flagged rows of its days.
+    """Read a file back before it enters the table, and return the number of flagged rows of its published days.
 
     Args:
-        path: Of the file.
-        files: Of the table.
-        days: That it is to hold.
-        rows: That the features have of those of them that are published now.
-        schema: Of the table.
-        space: Whose rows it is to hold.
-        broken_rules: Holds rows against the contract of the table.
+        path: Path of the file.
+        files: Files of the table.
+        days: Days that the file must have.
+        rows: Number of rows in the features, by day, for the days of this publication.
+        schema: Schema of the table.
+        space: Latent space that all rows must have.
+        violations: Function that returns the rules of the data contract that rows violate.
 
     Raises:
-        PublicationError: It cannot be read, by its pages' checksums either, or does not hold what it must.
+        PublicationError: The file is not readable, a checksum does not match, or the content is not the expected one.
     """
-    remedy, target = "the table was left as it was: remove that file and run again", files.full_path(path)
+    target = files.full_path(path)
     try:
         table = files.read(path)
     except (pa.ArrowException, OSError) as error:
-        raise PublicationError(f"{target} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
+        raise _refusal(target, f"cannot be read ({first_line(error)})") from error
     if not table.schema.equals(schema):
-        named = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
-        raise PublicationError(f"{target} has the columns {named}, which are not those of the table; {remedy}")
-    found = pl.DataFrame(pl.from_arrow(table))
-    counted = found.group_by(pl.col("date").dt.to_string().fill_null(ALL_ROWS)).agg(
-        pl.len(), pl.col("is_anomaly").sum()
-    )
-    held = {day: (count, flagged) for day, count, flagged in counted.iter_rows()}
-    spaces = sorted(found["latent_space"].unique().to_list())
-    if wrong := {day: count for day, count in rows.items() if held.get(day, (0, 0))[0] != count}:
-        day, count = next(iter(wrong.items()))
-        raise PublicationError(
-            f"{target} holds {held.get(day, (0, 0))[0]} rows of {day}, where the features have {count}; {remedy}"
-        )
-    if further := sorted(held.keys() ^ set(days)):
-        raise PublicationError(f"{target} has or lacks rows of {further[0]}, unlike its name says; {remedy}")
+        columns = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+        raise _refusal(target, f"has the columns {columns}, which are not those of the table")
+    frame = pl.DataFrame(pl.from_arrow(table))
+    by_day = frame.group_by(pl.col("date").dt.to_string().fill_null(ALL_ROWS)).agg(pl.len(), pl.col("is_anomaly").sum())
+    counts = {day: (count, flagged) for day, count, flagged in by_day.iter_rows()}
+    for day, expected in rows.items():
+        count, _ = counts.get(day, (0, 0))
+        if count != expected:
+            raise _refusal(target, f"has {pluralize(count, 'row')} of {day}, but the features have {expected:,}")
+    if unexpected := sorted(counts.keys() - set(days)):
+        raise _refusal(target, f"has rows of {unexpected[0]}, a day that does not belong to it")
+    if missing := sorted(set(days) - counts.keys()):
+        raise _refusal(target, f"has no rows of {missing[0]}, a day that belongs to it")
+    spaces = sorted(frame["latent_space"].unique().to_list())
     if spaces != [space]:
-        raise PublicationError(f"{target} holds rows of {' and '.join(spaces)}, and not of {space}; {remedy}")
-    if broken := broken_rules(found):
-        raise PublicationError(f"{target} breaks the contract of the table: {'; '.join(broken)}; {remedy}")
-    return {day: held[day][1] for day in rows}
+        raise _refusal(target, f"has rows of latent space {' and '.join(spaces)} instead of {space}")
+    if broken := violations(frame):
+        raise _refusal(target, f"violates the data contract: {'; '.join(broken)}")
+    return {day: counts[day][1] for day in rows}
+
+
+def _refusal(target: str, reason: str) -> PublicationError:
+    return PublicationError(f"{target} {reason}; the table is unchanged: delete this file and run again")
 
 
 def add_action(path: str, files: TableFiles, now: int) -> AddAction:
-    """Makes the entry of the log that lets a file into the table, with the figures that let readers skip it.
+    """Return the entry of the log that adds a file to the table, with the statistics that let readers skip files.
 
     Args:
-        path: Of the file.
-        files: Of the table.
-        now: Milliseconds since 1970.
+        path: Path of the file.
+        files: Files of the table.
+        now: Modification time of the entry, in milliseconds since 1970.
     """
     metadata = pq.read_metadata(path, filesystem=files.filesystem)
     index = metadata.schema.names.index("event_time")
-    groups = [metadata.row_group(i).column(index).statistics for i in range(metadata.num_row_groups)]
+    groups = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
     stats: dict[str, object] = {"numRecords": metadata.num_rows}
     if all(group is not None and group.has_min_max for group in groups):
         low, high = min(group.min for group in groups), max(group.max for group in groups)
-        stats["minValues"] = {"event_time": _stamp(low), "date": f"{low:%Y-%m-%d}"}
-        stats["maxValues"] = {"event_time": _stamp(high), "date": f"{high:%Y-%m-%d}"}
+        stats["minValues"] = {"event_time": _as_timestamp(low), "date": f"{low:%Y-%m-%d}"}
+        stats["maxValues"] = {"event_time": _as_timestamp(high), "date": f"{high:%Y-%m-%d}"}
         stats["nullCount"] = {"event_time": 0, "date": 0}
     size = files.filesystem.get_file_info(path).size
     return AddAction(path, size, {}, now, data_change=True, stats=json.dumps(stats))
 
 
-def _stamp(moment: dt.datetime) -> str:
+def _as_timestamp(moment: dt.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,4 +1,4 @@
-"""Reads the published latent table."""
+"""Readers of the published latent table: `read_latents` for users, and functions by day for the pipeline."""
 
 import datetime as dt
 import functools
@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.latents.files import TableFiles, live_files
-from ae_pipeline.latents.layout import keys_of, parse_path
+from ae_pipeline.latents.layout import PathParts, keys_of, parse_path
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 if TYPE_CHECKING:
@@ -28,22 +28,33 @@ if TYPE_CHECKING:
 
 CURRENT = "current"
 
-_LOOKED_AT = 20_000
-"""Rows of a day that are enough to tell how its latents and scores are spread."""
+_MAX_SAMPLE_ROWS = 20_000
+"""Rows of a day that are enough to estimate the distribution of its latents and scores."""
 
 MANIFEST = "_symlink_format_manifest/manifest"
-"""Delta's list of current files, for engines that know Parquet alone."""
+"""Delta's list of current files, for engines that only read Parquet."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Rows of the table, all of one latent space.
+    """Rows of the latent table, all of one latent space.
 
     Attributes:
-        arrow: The rows, in the order of event time.
-        latent_space: Whose axes these are; rows of two spaces must not be compared.
-        model_version: Of the registered model that made them.
-        table_version: Of the Delta table that they were read from; it stays as it is.
+        arrow: Rows, in the order of event time.
+        latent_space: Name of the latent space. Do not compare latents of different latent spaces.
+        model_version: Version of the registered model that computed the rows.
+        table_version: Version of the Delta table that the rows were read from. A version never changes.
+
+    Examples:
+        >>> import tempfile
+        >>> from ae_pipeline.latents.example import write_example_table
+        >>> with tempfile.TemporaryDirectory() as data:
+        ...     write_example_table(data)
+        ...     latents = read_latents("example", data=data)
+        >>> latents.polars()["score"].to_list()
+        [0.25, 1.5, 9.0]
+        >>> latents.pandas().attrs
+        {'latent_space': 'v1_04f3a1b0', 'model_version': 1, 'table_version': 0}
     """
 
     arrow: pa.Table
@@ -52,7 +63,7 @@ class Latents:
     table_version: int
 
     def pandas(self) -> "pd.DataFrame":
-        """Gives the rows as pandas has them, with the space and the versions in `attrs`."""
+        """Return the rows as a pandas frame, with the latent space and the versions in `attrs`."""
         frame: pd.DataFrame = self.arrow.to_pandas()
         frame.attrs.update(
             latent_space=self.latent_space, model_version=self.model_version, table_version=self.table_version
@@ -60,7 +71,7 @@ class Latents:
         return frame
 
     def polars(self) -> pl.DataFrame:
-        """Gives the rows as polars has them."""
+        """Return the rows as a polars frame."""
         return pl.DataFrame(pl.from_arrow(self.arrow))
 
 
@@ -74,22 +85,34 @@ def read_latents(
     data: str | os.PathLike[str] | None = None,
     tables: str | None = None,
 ) -> Latents:
-    """Reads published latents and scores, of one latent space.
+    """Return published latents and scores of one latent space, in the order of event time.
 
     Args:
-        dataset: Its name.
-        start: First event time to read, ISO 8601 or a date; without a time zone it is UTC.
-        end: First event time no longer to read.
-        space: `current`, or an earlier one by its name or by the version of its model: the table as it last was under
-            that model.
-        columns: Which ones; all by default.
-        data: The data folder; by default `AE_PIPELINE_DATA`, or `data` where you are.
-        tables: Folder or prefix of an object store that holds the tables; by default `latents` in the data folder, or
-            without `data` what `AE_PIPELINE_TABLES` says. Credentials come from the environment: `AWS_ACCESS_KEY_ID`.
+        dataset: Name of the dataset.
+        start: First event time to read: a date, a time, or ISO 8601 text. Without a time zone it is UTC.
+        end: First event time after the rows to read.
+        space: `current`, or an earlier latent space by its name or by the version of its model. An earlier space is
+            read as it was in the last version of the table under that model.
+        columns: Columns to read; all by default.
+        data: Data folder; by default the environment variable `AE_PIPELINE_DATA`, or `data` in the working directory.
+        tables: Folder, or prefix of an object store, that holds the tables. By default `latents` in the data folder;
+            without `data`, the environment variable `AE_PIPELINE_TABLES` replaces it. Credentials of an object store
+            come from environment variables such as `AWS_ACCESS_KEY_ID`.
 
     Raises:
-        PublicationError: There is no such table, space, or column, its rows have no event time to choose by, they were
-            collected after their retention, or the rows asked for are of more than one space.
+        PublicationError: The table, the latent space or a column does not exist; the rows have no event time to select
+            by; the rows of the latent space were vacuumed after the retention; or the table mixes latent spaces.
+
+    Examples:
+        >>> import tempfile
+        >>> from ae_pipeline.latents.example import write_example_table
+        >>> with tempfile.TemporaryDirectory() as data:
+        ...     write_example_table(data)
+        ...     latents = read_latents("example", start="2024-01-02", columns=["row_id", "z_000", "score"], data=data)
+        >>> latents.arrow.to_pylist()
+        [{'row_id': 'b', 'z_000': -1.0, 'score': 1.5}, {'row_id': 'c', 'z_000': 2.0, 'score': 9.0}]
+        >>> latents.latent_space, latents.model_version
+        ('v1_04f3a1b0', 1)
     """
     folder = Path(data or os.environ.get("AE_PIPELINE_DATA") or "data").resolve()
     paths = DatasetPaths(folder, dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
@@ -100,72 +123,108 @@ def read_latents(
         raise PublicationError(
             f"latents of {dataset!r} have no column {missing[0]!r}; choose among {', '.join(source.schema.names)}"
         )
-    wanted = [
-        compare(pc.field("event_time"), pa.scalar(_moment(moment), pa.timestamp("us", "UTC")))
-        for compare, moment in ((pc.greater_equal, start), (pc.less, end))
-        if moment is not None
-    ]
-    chosen = functools.reduce(operator.and_, wanted) if wanted else None
-    groups = {parts.group for path in live_files(table) if (parts := parse_path(path))}
-    months = {group for group in groups if len(group) == len("2013-01")}
-    if wanted and ALL_ROWS in groups:
-        raise PublicationError(f"rows of {dataset!r} have no event time to choose by; leave start and end out")
-    # In the order of their paths files are in that of their days, and each has its rows in the order of event time;
-    # but for a day with a file of its own beside that of its month.
-    fragments = sorted(source.get_fragments(chosen), key=lambda fragment: str(fragment.path))
-    ordered = ds.FileSystemDataset(fragments, source.schema, source.format, source.filesystem)
-    further = {"latent_space", "model_version", "event_time"} - set(names)
+    condition = _time_condition(start, end)
+    parts = [parts for path in live_files(table) if (parts := parse_path(path))]
+    if condition is not None and any(part.group == ALL_ROWS for part in parts):
+        raise PublicationError(f"rows of {dataset!r} have no event time; read them without start and end")
     try:
-        rows = ordered.to_table([*names, *further], filter=chosen)
+        rows = _read_rows(source, names, condition)
     except FileNotFoundError as error:
-        where = f"version {table.version()} of {paths.latents}"
-        raise PublicationError(
-            f"a file of {where} is gone; materialize latent_features of any day to have its days put back"
-            if space == CURRENT
-            else f"{where}, the last of space {commit.latent_space}, was collected after its retention; choose "
-            f"{CURRENT!r}, or a later space"
-        ) from error
-    spaces = {str(name) for name in pc.unique(rows["latent_space"]).to_pylist()}
+        raise _missing_file(paths, table, commit, space) from error
+    if _has_month_and_day_files(parts):
+        rows = rows.sort_by("event_time")
+    spaces = sorted(str(name) for name in pc.unique(rows["latent_space"]).to_pylist())
     if len(spaces) > 1:
         raise PublicationError(
-            f"version {table.version()} of {paths.latents} mixes the latent spaces "
-            f"{' and '.join(sorted(spaces))}, which no publication does; restore an earlier version"
+            f"version {table.version()} of {paths.latents} mixes the latent spaces {' and '.join(spaces)}, which no "
+            "publication does; restore an earlier version of the table"
         )
-    if {group[: len("2013-01")] for group in groups if group not in months} & months:
-        rows = rows.sort_by("event_time")
-    # Of the rows themselves: a table that somebody has restored has no commit of ours.
-    told = rows.slice(0, 1).to_pylist()
-    name = told[0]["latent_space"] if told else commit.latent_space
-    model = told[0]["model_version"] if told else commit.model_version
-    return Latents(rows.select(names), name, model, table.version())
+    # The rows are more reliable than the log: a restored table has no commit of a publication.
+    first = rows.slice(0, 1).to_pylist()
+    latent_space = first[0]["latent_space"] if first else commit.latent_space
+    model_version = first[0]["model_version"] if first else commit.model_version
+    return Latents(rows.select(names), latent_space, model_version, table.version())
+
+
+def _read_rows(source: ds.FileSystemDataset, names: Sequence[str], condition: pc.Expression | None) -> pa.Table:
+    """Return rows with the given columns and those that `read_latents` needs, file by file in the order of paths.
+
+    Paths are in the order of time, and rows of a file are in the order of event time.
+    """
+    fragments = sorted(source.get_fragments(condition), key=lambda fragment: str(fragment.path))
+    ordered = ds.FileSystemDataset(fragments, source.schema, source.format, source.filesystem)
+    further = {"latent_space", "model_version", "event_time"} - set(names)
+    return ordered.to_table([*names, *further], filter=condition)
+
+
+def _has_month_and_day_files(parts: Sequence[PathParts]) -> bool:
+    """Return whether a month has both a file of its own and files of single days, so that times of files overlap."""
+    months = {part.group for part in parts if part.is_month}
+    months_of_days = {part.group[: len("2013-01")] for part in parts if not part.is_month}
+    return bool(months & months_of_days)
+
+
+def _missing_file(paths: DatasetPaths, table: DeltaTable, commit: "_Commit", space: str | int) -> PublicationError:
+    version = f"version {table.version()} of {paths.latents}"
+    if space == CURRENT:
+        return PublicationError(
+            f"a file of {version} is missing; materialize latent_features for any day, which scores its days again"
+        )
+    return PublicationError(
+        f"{version}, the last one of latent space {commit.latent_space}, was vacuumed after the retention; choose "
+        f"{CURRENT!r} or a later latent space"
+    )
+
+
+def _time_condition(
+    start: dt.date | dt.datetime | str | None, end: dt.date | dt.datetime | str | None
+) -> pc.Expression | None:
+    bounds = [
+        compare(pc.field("event_time"), pa.scalar(_parse_time(time), pa.timestamp("us", "UTC")))
+        for compare, time in ((pc.greater_equal, start), (pc.less, end))
+        if time is not None
+    ]
+    return functools.reduce(operator.and_, bounds) if bounds else None
+
+
+def _parse_time(value: dt.date | dt.datetime | str) -> dt.datetime:
+    try:
+        time = dt.datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise PublicationError(
+            f"{value!r} is not an ISO 8601 date or time; write it like 2013-07-04 or 2013-07-04T10:00:00Z"
+        ) from error
+    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
 
 
 class _Commit(NamedTuple):
+    """A publication in the log of a table."""
+
     table_version: int
     latent_space: str
     model_version: int
 
 
 def _open_version(paths: DatasetPaths, space: str | int) -> tuple[DeltaTable, _Commit]:
-    """Opens the table as it is, or as it last was under a space."""
+    """Return the newest version of the table, or the newest one of a latent space, with its commit."""
     table = open_table(paths)
     commits = _commits(table) if table else []
     if table is None or not commits:
-        raise PublicationError(f"{paths.latents} holds no latent table; publish latents of {paths.dataset!r} first")
+        raise PublicationError(f"{paths.latents} is not a latent table; publish latents of {paths.dataset!r} first")
     if space == CURRENT:
         return table, commits[0]
-    found = [commit for commit in commits if space in (commit.latent_space, commit.model_version)]
-    if not found:
-        there = ", ".join(dict.fromkeys(commit.latent_space for commit in commits))
+    matches = [commit for commit in commits if space in (commit.latent_space, commit.model_version)]
+    if not matches:
+        known = ", ".join(dict.fromkeys(commit.latent_space for commit in commits))
         raise PublicationError(
-            f"latents of {paths.dataset!r} have no space {space!r}; choose among {there}, or {CURRENT!r}"
+            f"latents of {paths.dataset!r} have no latent space {space!r}; choose among {known}, or {CURRENT!r}"
         )
-    table.load_as_version(found[0].table_version)
-    return table, found[0]
+    table.load_as_version(matches[0].table_version)
+    return table, matches[0]
 
 
 def _commits(table: DeltaTable) -> list[_Commit]:
-    """Lists publications, the newest first."""
+    """Return the publications of a table, the newest one first."""
     return [
         _Commit(entry["version"], entry["latent_space"], int(entry["model_version"]))
         for entry in table.history()
@@ -174,38 +233,28 @@ def _commits(table: DeltaTable) -> list[_Commit]:
 
 
 def last_versions(table: DeltaTable) -> dict[str, int]:
-    """Gives the version of the table that its newest publication in each latent space made."""
+    """Return the newest version of the table in each latent space."""
     return {commit.latent_space: commit.table_version for commit in reversed(_commits(table))}
 
 
-def _moment(given: dt.date | dt.datetime | str) -> dt.datetime:
-    try:
-        moment = dt.datetime.fromisoformat(str(given))
-    except ValueError as error:
-        raise PublicationError(
-            f"{given!r} is no moment of ISO 8601; give a date such as 2013-07-04, or 2013-07-04T10:00:00Z"
-        ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-
-
 def open_table(paths: DatasetPaths) -> DeltaTable | None:
-    """Opens the table, or gives None where nothing was published yet."""
+    """Return the newest version of the table, or None if nothing was published yet."""
     return TableFiles(paths.latents).open()
 
 
 def current_files(paths: DatasetPaths) -> list[str]:
-    """Lists the files of the table as it stands, relative to it."""
+    """Return the paths of the current files, relative to the table."""
     table = open_table(paths)
     return live_files(table) if table else []
 
 
 class PublishedDay(NamedTuple):
-    """A day as the table has it.
+    """A day in the table.
 
     Attributes:
         day: ISO date, or `ALL_ROWS`.
-        path: Of the file that its rows are in, relative to the table.
-        key: What its rows were made of: with the space another one means other rows.
+        path: Path of the file with its rows, relative to the table.
+        key: Hash of what its rows were made from; see `day_key`.
     """
 
     day: str
@@ -213,69 +262,74 @@ class PublishedDay(NamedTuple):
     key: str
 
     @property
+    def group(self) -> str:
+        """Month or day of the file; see `PathParts`."""
+        return self.path.split("/")[1]
+
+    @property
     def identity(self) -> str:
-        """Names these very rows."""
+        """Text that changes if and only if the rows of the day change: latent space, day and key."""
         return f"{self.path.split('/')[0]}/{self.day}/{self.key}"
 
 
 def days_in(paths: Iterable[str], files: TableFiles) -> dict[str, PublishedDay]:
-    """Lists the days of some files of a table."""
+    """Return the days in some files of a table, by date."""
     keys = {path: keys_of(path, files) for path in paths}
-    found = [PublishedDay(day, path, key) for path, own in keys.items() for day, key in own.items()]
-    return {entry.day: entry for entry in sorted(found)}
+    days = [PublishedDay(day, path, key) for path, keys_of_days in keys.items() for day, key in keys_of_days.items()]
+    return {entry.day: entry for entry in sorted(days)}
 
 
 def published_days(paths: DatasetPaths) -> dict[str, PublishedDay]:
-    """Lists the published days of a dataset."""
+    """Return the published days of a dataset, by date."""
     table = open_table(paths)
     return days_in(live_files(table), TableFiles(paths.latents)) if table else {}
 
 
 def read_day(day: PublishedDay, files: TableFiles, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads the rows of a day, as Arrow has them."""
+    """Return the rows of a day as an Arrow table."""
     names = None if columns is None else tuple(columns)
     if not (parts := parse_path(day.path)) or not parts.is_month:
         return files.read(day.path, list(names) if names else None)
-    table = _last_file(files.location, day.path, names and (*names, *({"date"} - set(names))))
-    chosen = table.filter(pc.field("date") == dt.date.fromisoformat(day.day))
-    return chosen.select(names) if names else chosen
+    table = _read_cached(files.location, day.path, names and (*names, *({"date"} - set(names))))
+    rows = table.filter(pc.field("date") == dt.date.fromisoformat(day.day))
+    return rows.select(names) if names else rows
 
 
 @functools.lru_cache(maxsize=1)
-def _last_file(index: str, path: str, columns: tuple[str, ...] | None) -> pa.Table:
-    """Reads a file; days are read one after another, and many stand in the same."""
-    return TableFiles(index).read(path, list(columns) if columns else None)
+def _read_cached(location: str, path: str, columns: tuple[str, ...] | None) -> pa.Table:
+    """Read a file and keep it, because the next day is often in the same file."""
+    return TableFiles(location).read(path, list(columns) if columns else None)
 
 
 def published_day(day: PublishedDay, paths: DatasetPaths, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Reads the rows of a day, as polars has them."""
+    """Return the rows of a day as a polars frame."""
     return pl.DataFrame(pl.from_arrow(read_day(day, TableFiles(paths.latents), columns)))
 
 
 def rows_published(days: Sequence[str], paths: DatasetPaths) -> int:
-    """Counts the rows that the table has of some days."""
+    """Return the number of rows that the table has of some days."""
     published = published_days(paths)
     return sum(published_day(published[day], paths, ["date"]).height for day in sorted(days) if day in published)
 
 
 def model_version_of(paths: DatasetPaths) -> int:
-    """Gives the model version that the table was scored with; all its rows bear the same."""
-    found = TableFiles(paths.latents).read(current_files(paths)[-1], ["model_version"])
-    return int(found["model_version"][0].as_py())
+    """Return the version of the model that scored the table. It is the same in all rows."""
+    rows = TableFiles(paths.latents).read(current_files(paths)[-1], ["model_version"])
+    return int(rows["model_version"][0].as_py())
 
 
 def latents_of(days: Iterable[PublishedDay], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
-    """Reads latents of some days of the table, (n, latent_dim): of long days 20,000 rows at most, evenly spaced."""
+    """Return latents of some days, (n, latent_dim). Of a day with more than 20,000 rows, every n-th row is taken."""
     names = [f"z_{index:03d}" for index in range(latent_dim)]
-    parts = [_thinned(published_day(day, paths, names)).to_numpy() for day in days]
+    parts = [_subsample(published_day(day, paths, names)).to_numpy() for day in days]
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 
 
 def scores_of(days: Iterable[PublishedDay], paths: DatasetPaths) -> npt.NDArray[np.float64]:
-    """Reads scores of some days of the table, (n,): of long days 20,000 rows at most, evenly spaced."""
-    parts = [_thinned(published_day(day, paths, ["score"]))["score"].to_numpy() for day in days]
+    """Return scores of some days, (n,). Of a day with more than 20,000 rows, every n-th row is taken."""
+    parts = [_subsample(published_day(day, paths, ["score"]))["score"].to_numpy() for day in days]
     return np.concatenate([np.empty(0), *parts])
 
 
-def _thinned(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.gather_every(max(1, math.ceil(rows.height / _LOOKED_AT)))
+def _subsample(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.gather_every(max(1, math.ceil(rows.height / _MAX_SAMPLE_ROWS)))

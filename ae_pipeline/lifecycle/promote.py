@@ -12,9 +12,10 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content
 from ae_pipeline.latents.publish import Publication, publish
-from ae_pipeline.registry.history import Change, Entry, history, record
+from ae_pipeline.registry.history import Change, HistoryEntry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
-from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -155,7 +156,17 @@ def _record(
     gate = version.tags.get(GATE_TAG, "")
     why = "it passed the gate" if change == Change.PROMOTED else gate.removeprefix("rejected: ")
     all_runs = {**(runs or {}), RUN: version.run_id}
-    record(paths, Entry(now(), change, version.version, replaced, who, why, gate_figures(version), all_runs))
+    entry = HistoryEntry(
+        at=now(),
+        change=change,
+        version=version.version,
+        previous=replaced,
+        who=who,
+        why=why,
+        figures=gate_figures(version),
+        runs=all_runs,
+    )
+    record(paths, entry)
 
 
 def gate_figures(version: TrackedVersion) -> dict[str, float]:
@@ -268,7 +279,15 @@ def _move_alias(
         tracker.tag_version(dataset.name, challenger.version, {DECIDED: f"{chosen} by a rollback"})
     tracker.set_alias(dataset.name, CHAMPION, target.version)
     last = champion.version if champion and not serves else served[-1].version if served else None
-    figures = gate_figures(target)
-    entry = Entry(now(), Change.ROLLED_BACK, target.version, last, request.who, request.why, figures, runs)
+    entry = HistoryEntry(
+        at=now(),
+        change=Change.ROLLED_BACK,
+        version=target.version,
+        previous=last,
+        who=request.who,
+        why=request.why,
+        figures=gate_figures(target),
+        runs=runs,
+    )
     record(dataset.paths, entry)
     logger.info(f"version {target.version} replaces version {last}")

@@ -26,7 +26,8 @@ from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.registry.names import CHAMPION
-from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
@@ -199,25 +200,25 @@ class ReportedDays:
         return tuple(day for day in self.report.drift if day.is_after and day.day in set(self.days))
 
     @property
-    def drifted(self) -> list[DayDrift]:
+    def drifting(self) -> list[DayDrift]:
         """Days of this run that have drifted."""
         return [day for day in self.days_after_window if day.effects]
 
     @property
     def drift_message(self) -> str:
         """Which days have drifted, and how."""
-        days, drifted = self.days_after_window, self.drifted
+        days, drifting = self.days_after_window, self.drifting
         evaluated = [day for day in days if day.is_judged]
         if not days:
             count = sum(day.is_after for day in self.report.drift)
             return f"none of these days is after the training window; {pluralize(count, 'day')} of the table are"
-        if not drifted:
+        if not drifting:
             few = len(days) - len(evaluated)
             skipped = f"; {few} more have too few rows" if few else ""
             return f"{pluralize(len(evaluated), 'day')} after the training window are like it{skipped}"
         return (
-            f"{len(drifted)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
-            f"{drifted[-1].day}: {drifted[-1].message}"
+            f"{len(drifting)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
+            f"{drifting[-1].day}: {drifting[-1].message}"
         )
 
 

@@ -1,6 +1,5 @@
 """Training of a challenger: fit, align, evaluate, register and describe a model, as one MLflow run."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -12,7 +11,7 @@ from typing import TypeVar
 
 import polars as pl
 
-from ae_pipeline.common.errors import BundleError, StorageError, TrainingError
+from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.common.progress import ThrottledLogger
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.columns import FeatureColumn
@@ -23,11 +22,13 @@ from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, sample_r
 from ae_pipeline.gate.evaluation import gate_rows
 from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.ingestion.contract import contract_in_force
-from ae_pipeline.latent_space.alignment import Alignment, Served, align
+from ae_pipeline.latent_space.alignment import Alignment
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
-from ae_pipeline.registry.names import CHAMPION, GATE_TAG
-from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
+from ae_pipeline.registry.names import GATE_TAG
+from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import WINDOW_FILE
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
@@ -100,7 +101,7 @@ def train_challenger(
     content = features_content(dataset)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
-    serving = _serving_model(config, tracker)
+    serving = serving_model(config, tracker)
     logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
     run_name = f"{dataset.name} {window.days[-1]}"
     with tracker.training(dataset.name, run_name, origin, location=_location_id(paths)) as run:
@@ -148,7 +149,7 @@ class _Evaluation:
 
 
 def _fit(
-    dataset: Dataset, window: Window, columns: Sequence[FeatureColumn], serving: "_Serving", run: TrainingRun
+    dataset: Dataset, window: Window, columns: Sequence[FeatureColumn], serving: ServingModel, run: TrainingRun
 ) -> _Candidate:
     config = dataset.config
     champion = serving.champion.bundle if serving.champion else None
@@ -169,13 +170,13 @@ def _fit(
     if result.is_streamed:
         logger.info(_streaming_message(bundle))
     validation = window.rows("validation", dataset.paths, most=_COMPARED_ROWS)
-    bundle, compatible, alignment = _align(config, serving, bundle, validation)
+    bundle, compatible, alignment = align_to_serving(config, serving, bundle, validation)
     bundle = with_reference(bundle, columns, dataset.paths)
     logger.info(compatible.message)
     return _Candidate(bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation)
 
 
-def _evaluate(candidate: _Candidate, serving: "_Serving", dataset: Dataset) -> _Evaluation:
+def _evaluate(candidate: _Candidate, serving: ServingModel, dataset: Dataset) -> _Evaluation:
     bundle, gate = candidate.bundle, dataset.config.gate
     champion = serving.champion.bundle if serving.champion else None
     unseen = gate_rows(bundle.window, champion.window if champion else None, dataset.paths)
@@ -266,67 +267,6 @@ def _location_id(paths: DatasetPaths) -> str:
     if not path.exists():
         write_text(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class _Serving:
-    """The version that serves.
-
-    Attributes:
-        champion: Its model, to compare with and start from; None if it cannot be loaded.
-        axes: Model that first had the latent axes in use.
-        version: Its number; None if no version serves.
-        why_not: Why it cannot be loaded.
-    """
-
-    champion: Served | None
-    axes: Served | None
-    version: int | None
-    why_not: str = ""
-
-
-def _serving_model(config: PipelineConfig, tracker: Tracker) -> _Serving:
-    champion = tracker.version(config.dataset, CHAMPION)
-    if champion is None:
-        return _Serving(None, None, None)
-    try:
-        served = _load(tracker, champion)
-    except (BundleError, StorageError, TrainingError) as error:
-        return _Serving(None, None, champion.version, str(error))
-    first = served.bundle.facts.get("alignment", {}).get("axes_of")
-    try:
-        axes = _load(tracker, tracker.version_number(config.dataset, first)) if first else served
-    except (BundleError, StorageError, TrainingError):  # deleted; the champion has the same axes
-        axes = served
-    return _Serving(served, axes, champion.version)
-
-
-def _load(tracker: Tracker, version: TrackedVersion) -> Served:
-    return Served(version.version, ModelBundle.load(tracker.bundle_folder(version)))
-
-
-def _align(
-    config: PipelineConfig, serving: _Serving, bundle: ModelBundle, rows: pl.DataFrame
-) -> tuple[ModelBundle, GateResult, Alignment | None]:
-    """Align the latent axes of a new model to those in use, and return whether the two spaces are compatible."""
-    rule, threshold = "latents_compatible", config.latents.min_explained_variance
-    if serving.version is None:
-        message = "no version serves so far; these latents are the first"
-        return bundle, GateResult(rule, True, 1.0, threshold, message), None
-    if serving.champion is None or serving.axes is None:
-        return bundle, _incomparable(rule, threshold, serving, serving.why_not), None
-    try:
-        bundle, alignment = align(bundle, serving.champion, serving.axes, rows, config.latents)
-    except (BundleError, TrainingError) as error:
-        return bundle, _incomparable(rule, threshold, serving, str(error)), None
-    bundle = dataclasses.replace(bundle, facts={**bundle.facts, "alignment": alignment.facts()})
-    result = GateResult(rule, alignment.is_compatible, alignment.explained_variance, threshold, alignment.message)
-    return bundle, result, alignment
-
-
-def _incomparable(rule: str, threshold: float, serving: _Serving, reason: str) -> GateResult:
-    message = f"the latents cannot be compared with those of version {serving.version}: {reason}"
-    return GateResult(rule, False, 0.0, threshold, message)
 
 
 def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Autoencoders and their losses."""
+"""Autoencoders and their reconstruction losses."""

@@ -1,4 +1,4 @@
-"""The contract of every autoencoder: x → latent z → reconstruction x̂."""
+"""The base class of every autoencoder: x → latents z → reconstruction x̂."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,25 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-"""Activations between the layers, by the name that the configuration has for them."""
+"""Activations between layers, by their name in the configuration."""
 
 
-_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE = 8192, 2**21
+_MAX_BATCH_ROWS, _MAX_BATCH_ELEMENTS = 8192, 2**21
 
 
 class AutoEncoderOutput(NamedTuple):
-    """What a network makes of n rows.
+    """The output of an autoencoder for n rows.
 
     Attributes:
-        latents: z, (n, latent_dim); a draw in the training of variational forms.
-        output: x̂, of the inputs' shape.
-        kl: Divergence of the latents' distribution from the prior, nats, (n,); zero for forms without one.
+        latents: z, shape (n, latent_dim). A variational form samples them in training.
+        output: x̂, of the shape of the inputs.
+        kl: KL divergence of the latent distribution from the prior in nats, shape (n,). Zero for plain forms.
+
+    Examples:
+        >>> import torch
+        >>> result = AutoEncoderOutput(torch.zeros(5, 2), torch.zeros(5, 12), torch.zeros(5))
+        >>> result.output.shape
+        torch.Size([5, 12])
     """
 
     latents: Tensor
@@ -38,12 +44,18 @@ class AutoEncoderOutput(NamedTuple):
 
 
 class EncoderDecoder(NamedTuple):
-    """The two halves that an architecture builds, whatever the form they serve.
+    """The encoder and the decoder that an architecture builds, for plain and variational forms.
 
     Attributes:
-        encoder: Inputs (n, *shape) to codes (n, codes): the latents, or for variational forms their means and the
-            logarithms of their variances.
-        decoder: Latents (n, latent_dim) to (n, *shape), before the activation of the output.
+        encoder: Maps inputs (n, *shape) to codes (n, codes). Codes are the latents of a plain form, and the means and
+            log variances of a variational form.
+        decoder: Maps latents (n, latent_dim) to (n, *shape), before the output activation.
+
+    Examples:
+        >>> from torch import nn
+        >>> pair = EncoderDecoder(encoder=nn.Linear(12, 2), decoder=nn.Linear(2, 12))
+        >>> pair.decoder
+        Linear(in_features=2, out_features=12, bias=True)
     """
 
     encoder: nn.Module
@@ -51,63 +63,73 @@ class EncoderDecoder(NamedTuple):
 
 
 class AutoEncoder(nn.Module):
-    """An encoder to `latent_dim` numbers and a decoder back; deterministic in evaluation.
+    """An encoder to `latent_dim` numbers and a decoder back. Deterministic in evaluation.
 
-    Outputs are on the scale that the loss expects: of the inputs, or under the likelihood of tables logits for binary
-    and categorical blocks.
+    Outputs are on the scale that the loss expects. That is the scale of the inputs; the likelihood of tables expects
+    logits for binary and categorical blocks.
 
     Args:
-        coder: Both halves.
+        encoder_decoder: The encoder and the decoder.
         latent_dim: Width of the latent space.
-        output: Activation of the output.
+        output: Output activation.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> pair = EncoderDecoder(encoder=nn.Linear(12, 2), decoder=nn.Linear(2, 12))
+        >>> model = AutoEncoder(pair, latent_dim=2, output=nn.Identity())
+        >>> model.encode(torch.zeros(5, 12)).shape
+        torch.Size([5, 2])
+        >>> model(torch.zeros(5, 12)).output.shape
+        torch.Size([5, 12])
     """
 
     codes_per_latent = 1
-    """Numbers that the encoder gives for each latent."""
+    """Number of encoder outputs for each latent."""
 
-    def __init__(self, halves: EncoderDecoder, latent_dim: int, output: nn.Module) -> None:
+    def __init__(self, encoder_decoder: EncoderDecoder, latent_dim: int, output: nn.Module) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.encoder, self.decoder, self.output = halves.encoder, halves.decoder, output
+        self.encoder, self.decoder, self.output = encoder_decoder.encoder, encoder_decoder.decoder, output
         self.latent_transform = LatentTransform(latent_dim)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Maps inputs of shape (n, …) to latents of shape (n, latent_dim)."""
-        z: Tensor = self.latent_transform(self._learnt(x))
+        """Map inputs of shape (n, …) to latents of shape (n, latent_dim)."""
+        z: Tensor = self.latent_transform(self._learned_latents(x))
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """Maps latents of shape (n, latent_dim) to outputs of the inputs' shape."""
-        return self._decoded(self.latent_transform.back(z))
+        """Map latents of shape (n, latent_dim) to outputs of the shape of the inputs."""
+        return self._decode_learned(self.latent_transform.inverse(z))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:  # noqa: ARG002
-        """Encodes and decodes.
+        """Encode and decode inputs.
 
         Args:
-            x: Inputs, (n, …).
-            generator: On the inputs' device; draws what a form draws in training.
+            x: Inputs, shape (n, …).
+            generator: Random generator on the device of the inputs. Only variational forms in training use it.
         """
-        learnt = self._learnt(x)
-        return AutoEncoderOutput(self.latent_transform(learnt), self._decoded(learnt), x.new_zeros(len(x)))
+        learned = self._learned_latents(x)
+        return AutoEncoderOutput(self.latent_transform(learned), self._decode_learned(learned), x.new_zeros(len(x)))
 
-    def _learnt(self, x: Tensor) -> Tensor:
-        """Maps inputs to latents before their axes are turned."""
-        learnt: Tensor = self.encoder(x)
-        return learnt
+    def _learned_latents(self, x: Tensor) -> Tensor:
+        """Map inputs to the latents before `latent_transform`."""
+        learned: Tensor = self.encoder(x)
+        return learned
 
-    def _decoded(self, learnt: Tensor) -> Tensor:
-        output: Tensor = self.output(self.decoder(learnt))
+    def _decode_learned(self, learned: Tensor) -> Tensor:
+        output: Tensor = self.output(self.decoder(learned))
         return output
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
-    """Gives how many inputs of a shape to pass through a network together: fewer of large images."""
-    return max(1, min(_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE // math.prod(shape)))
+    """Return the batch size for inference on inputs of a shape. Larger inputs get smaller batches."""
+    return max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_ELEMENTS // math.prod(shape)))
 
 
 @torch.no_grad()
 def initialize(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws the weights of all layers from one generator: Kaiming-uniform (He et al. 2015), zero biases."""
+    """Draw the weights of all layers from one generator: Kaiming-uniform (He et al. 2015), zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = (6 / _inputs_per_output(layer)) ** 0.5 * 0.7
@@ -119,6 +141,6 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
 def _inputs_per_output(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> float:
     if isinstance(layer, nn.Linear):
         return layer.in_features
-    taps = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
-    # Of a transposed convolution each output is reached by one tap in as many as the stride leaves out.
-    return taps / (layer.stride[0] * layer.stride[1]) if isinstance(layer, nn.ConvTranspose2d) else taps
+    weights = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    # In a transposed convolution, one weight in stride² reaches each output.
+    return weights / (layer.stride[0] * layer.stride[1]) if isinstance(layer, nn.ConvTranspose2d) else weights

@@ -1,4 +1,4 @@
-"""Convolutions that halve an image level by level, mirrored by the decoder."""
+"""Convolutional architecture: each level halves the image, and the decoder mirrors the encoder."""
 
 import itertools
 import math
@@ -14,61 +14,62 @@ _Size = tuple[int, int]
 
 
 def build_encoder_decoder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> EncoderDecoder:
-    """Image → levels of half the size and more channels → codes, and from the latents the same way back.
+    """Build an encoder image → levels of half the size and more channels → codes, and the mirrored decoder.
 
-    Sizes that are odd are rounded up on the way down, and met again exactly on the way up.
+    The encoder rounds odd sizes up. The decoder restores them exactly.
 
     Args:
-        config: Channels of the levels, how they halve and double, and dense layers behind them.
+        config: Channels of the levels, kind of down- and upsampling, and dense layers after the levels.
         shape: Channels, height and width of an image.
-        codes: What the encoder gives.
-        latents: What the decoder takes.
+        codes: Number of encoder outputs.
+        latents: Number of decoder inputs.
 
     Raises:
-        ConfigError: There are more levels than the image can be halved.
+        ConfigError: An image cannot be halved that often.
     """
     channels = (shape[0], *config.channels)
-    sizes = _sizes((shape[1], shape[2]), len(config.channels))
+    sizes = _level_sizes((shape[1], shape[2]), len(config.channels))
     down = [
         layer
         for inputs, outputs in itertools.pairwise(channels)
-        for layer in (*_down(config, inputs, outputs), ACTIVATIONS[config.activation]())
+        for layer in (*_downsample(config, inputs, outputs), ACTIVATIONS[config.activation]())
     ]
     hidden, last = config.hidden or (), (channels[-1], *sizes[-1])
     widths = [math.prod(last), *hidden]
-    inward = stack([nn.Linear(*pair) for pair in itertools.pairwise([*widths, codes])], config.activation)
-    outward = stack([nn.Linear(*pair) for pair in itertools.pairwise([latents, *widths[::-1]])], config.activation)
+    to_codes = stack([nn.Linear(*pair) for pair in itertools.pairwise([*widths, codes])], config.activation)
+    from_latents = stack([nn.Linear(*pair) for pair in itertools.pairwise([latents, *widths[::-1]])], config.activation)
     up: list[nn.Module] = []
     for level in range(len(sizes) - 1, 0, -1):
-        up += [ACTIVATIONS[config.activation](), *_up(config, channels[level], channels[level - 1], sizes[level - 1])]
+        layers = _upsample(config, channels[level], channels[level - 1], sizes[level - 1])
+        up += [ACTIVATIONS[config.activation](), *layers]
     return EncoderDecoder(
-        nn.Sequential(*down, nn.Flatten(), inward),
-        nn.Sequential(outward, nn.Unflatten(1, last), *up),
+        encoder=nn.Sequential(*down, nn.Flatten(), to_codes),
+        decoder=nn.Sequential(from_latents, nn.Unflatten(1, last), *up),
     )
 
 
-def _sizes(image: _Size, levels: int) -> list[_Size]:
-    """Heights and widths before, between and after the levels."""
+def _level_sizes(image: _Size, levels: int) -> list[_Size]:
+    """Return height and width of the image and after each level."""
     sizes = [image]
     for level in range(levels):
         if max(sizes[-1]) == 1:
             raise ConfigError(
-                f"channels names {levels} levels, and images of {image[0]}×{image[1]} are a single pixel after "
+                f"channels names {levels} levels, but images of {image[0]}×{image[1]} are a single pixel after "
                 f"{level}; " + (f"name at most {level}" if level else "choose architecture dense")
             )
         sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
     return sizes
 
 
-def _down(config: ModelConfig, inputs: int, outputs: int) -> list[nn.Module]:
+def _downsample(config: ModelConfig, inputs: int, outputs: int) -> list[nn.Module]:
     if config.down == "stride":
         return [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)]
     return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)]
 
 
-def _up(config: ModelConfig, inputs: int, outputs: int, size: _Size) -> list[nn.Module]:
+def _upsample(config: ModelConfig, inputs: int, outputs: int, size: _Size) -> list[nn.Module]:
     if config.up == "upsample":
         return [nn.Upsample(size=size), nn.Conv2d(inputs, outputs, 3, padding=1)]
-    # From n pixels a transposed convolution makes 2 n − 1, and one more where the size is even.
-    even = (1 - size[0] % 2, 1 - size[1] % 2)
-    return [nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=even)]
+    # A transposed convolution turns n pixels into 2 n − 1. An even size needs one more.
+    output_padding = (1 - size[0] % 2, 1 - size[1] % 2)
+    return [nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=output_padding)]

@@ -1,4 +1,4 @@
-"""Noise on inputs whose clean form is to be reconstructed."""
+"""Input noise for denoising autoencoders."""
 
 from collections.abc import Callable
 
@@ -8,26 +8,25 @@ from torch import Tensor
 from ae_pipeline.config.model import TrainingConfig
 
 Corruption = Callable[[Tensor, torch.Generator], Tensor]
-"""Makes noisy inputs of clean ones, (n, …), with draws of a generator on their device."""
+"""Maps clean inputs, shape (n, …), to noisy ones. The generator must be on the device of the inputs."""
 
 
 def build_corruption(
     config: TrainingConfig, groups: Tensor | None = None, ends: tuple[float, float] = (0.0, 1.0)
 ) -> Corruption | None:
-    """Gives the configured corruption, or None (Vincent et al. 2008; 2010, §3.3).
+    """Return the configured corruption, or None if there is none (Vincent et al. 2008; 2010, §3.3).
 
-    Masking and salt-and-pepper noise strike a pixel in all its channels, and a column of a table in all parts of its
-    code.
+    Masking and salt-and-pepper noise hit a pixel in all its channels, and a table column in its whole encoding.
 
     Args:
-        config: Kind and level.
-        groups: Of tables: for each encoded column the number of what is struck together, (width,).
-        ends: Of the scale of the inputs: what salt and pepper are.
+        config: Kind and level of the noise.
+        groups: For tables, the group number of each encoded column, shape (width,). Noise hits a whole group.
+        ends: Lowest and highest value of the input scale. Salt and pepper use them.
     """
     level = config.corruption_level
 
-    def struck(x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws uniform numbers, one for all that is struck together; broadcasts to the shape of x."""
+    def group_draws(x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one uniform number per group and row, in a shape that broadcasts to x."""
         if groups is None:
             return torch.rand((len(x), 1, *x.shape[2:]), generator=generator, device=x.device, dtype=x.dtype)
         count = int(groups.max()) + 1
@@ -38,12 +37,12 @@ def build_corruption(
         return x + level * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
     def masking(x: Tensor, generator: torch.Generator) -> Tensor:
-        return x * (struck(x, generator) >= level)
+        return x * (group_draws(x, generator) >= level)
 
     def salt_and_pepper(x: Tensor, generator: torch.Generator) -> Tensor:
-        draws = struck(x, generator)
+        draws = group_draws(x, generator)
         low, high = (x.new_tensor(end) for end in ends)
         return torch.where(draws < level / 2, low, torch.where(draws < level, high, x))
 
-    known = {"gaussian": gaussian, "masking": masking, "salt_and_pepper": salt_and_pepper}
-    return known.get(config.corruption)
+    corruptions = {"gaussian": gaussian, "masking": masking, "salt_and_pepper": salt_and_pepper}
+    return corruptions.get(config.corruption)

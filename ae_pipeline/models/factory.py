@@ -1,4 +1,4 @@
-"""The one place that knows which architectures and losses there are."""
+"""The registry of architectures, and the factory of networks and losses."""
 
 import importlib
 import math
@@ -23,9 +23,14 @@ class Architecture:
     """One kind of autoencoder.
 
     Attributes:
-        module: Where its `build_coder` is; imported when a model is built, since the definitions load without torch.
-        takes_tables: Whether it can read rows of numbers; all can read images.
-        can_tie: Whether its decoder can take the encoder's weights.
+        module: Module that defines `build_encoder_decoder`. It is imported when a model is built, because the Dagster
+            definitions load without torch.
+        takes_tables: Whether it accepts rows of numbers. Every architecture accepts images.
+        can_tie: Whether its decoder can share the weights of the encoder.
+
+    Examples:
+        >>> ARCHITECTURES["conv"]
+        Architecture(module='ae_pipeline.models.conv', takes_tables=False, can_tie=False)
     """
 
     module: str
@@ -37,46 +42,53 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "dense": Architecture("ae_pipeline.models.dense", takes_tables=True, can_tie=True),
     "conv": Architecture("ae_pipeline.models.conv", takes_tables=False),
 }
-"""All architectures, by the name that the configuration has for them."""
+"""All architectures, by their name in the configuration."""
 
 
-USUAL_LATENT_DIM = 8
-"""Where the configuration names none; half of the encoded inputs where these are fewer than 16."""
+DEFAULT_LATENT_DIM = 8
+"""Default width of the latent space. Fewer than 16 encoded inputs get half their number."""
 
 
 def check_architecture(config: PipelineConfig) -> Architecture:
-    """Gives the configured architecture.
+    """Return the configured architecture.
 
     Raises:
-        ConfigError: There is none of this name, it cannot read what the dataset holds, or it cannot tie weights.
+        ConfigError: The name is unknown, or the architecture accepts no tables or no tied weights.
     """
     name = config.model.architecture
     if name not in ARCHITECTURES:
-        raise ConfigError(f"architecture={name!r} is none of {', '.join(ARCHITECTURES)}; choose one of them")
+        raise ConfigError(f"architecture={name!r} is not one of {', '.join(ARCHITECTURES)}; choose one of them")
     if config.images is None and not ARCHITECTURES[name].takes_tables:
         tables = ", ".join(key for key, entry in ARCHITECTURES.items() if entry.takes_tables)
         raise ConfigError(
-            f"architecture={name!r} reads images, and {config.dataset!r} has no section images; add it, or choose "
+            f"architecture={name!r} reads images, but {config.dataset!r} has no section images; add it, or choose "
             f"{tables}"
         )
     if config.model.tied and not ARCHITECTURES[name].can_tie:
-        able = ", ".join(key for key, entry in ARCHITECTURES.items() if entry.can_tie)
-        raise ConfigError(f"tied=true goes with architecture {able}, got {name!r}; leave it out")
+        tying = ", ".join(key for key, entry in ARCHITECTURES.items() if entry.can_tie)
+        raise ConfigError(f"tied=true needs architecture {tying}, got {name!r}; remove tied")
     return ARCHITECTURES[name]
 
 
 def build_model(
     config: PipelineConfig, shape: tuple[int, ...], generator: "torch.Generator | None" = None
 ) -> "AutoEncoder":
-    """Builds the configured autoencoder.
+    """Build the configured autoencoder.
 
     Args:
-        config: The pipeline's.
-        shape: Of one encoded input: (width,), or (channels, height, width).
-        generator: Draws the weights; without one they are left to be loaded.
+        config: The configuration of the pipeline.
+        shape: Shape of one encoded input: (width,), or (channels, height, width).
+        generator: Random generator of the initial weights. Without one, load the weights afterwards.
 
     Raises:
-        ConfigError: The latent space is no narrower than the input, or the architecture does not fit it.
+        ConfigError: The latent space is not narrower than the input, or the architecture does not fit the input.
+
+    Examples:
+        >>> import torch
+        >>> config = PipelineConfig(dataset="orders", identity=("order_id",), model={"latent_dim": 3})
+        >>> model = build_model(config, shape=(12,), generator=torch.Generator().manual_seed(0))
+        >>> model.encode(torch.zeros(5, 12)).shape
+        torch.Size([5, 3])
     """
     from torch import nn
 
@@ -85,8 +97,8 @@ def build_model(
 
     architecture, settings = check_architecture(config), config.model
     width = math.prod(shape)
-    latent_dim = settings.latent_dim or max(1, min(USUAL_LATENT_DIM, width // 2))
-    # Noise keeps a wider code from copying its input (Vincent et al. 2008); nothing else does.
+    latent_dim = settings.latent_dim or max(1, min(DEFAULT_LATENT_DIM, width // 2))
+    # Only noise keeps a code that is as wide as the input from copying it (Vincent et al. 2008).
     if 2 <= width <= latent_dim and config.training.corruption == "none":
         raise ConfigError(
             f"latent_dim={latent_dim} is not smaller than the {width} encoded inputs; choose 1–{width - 1}, "
@@ -94,16 +106,16 @@ def build_model(
         )
     form = VariationalAutoEncoder if settings.variational else AutoEncoder
     build_encoder_decoder = importlib.import_module(architecture.module).build_encoder_decoder
-    halves = build_encoder_decoder(settings, shape, form.codes_per_latent * latent_dim, latent_dim)
+    encoder_decoder = build_encoder_decoder(settings, shape, form.codes_per_latent * latent_dim, latent_dim)
     output = {Output.LINEAR: nn.Identity, Output.SIGMOID: nn.Sigmoid, Output.TANH: nn.Tanh}[config.output]
-    model = form(halves, latent_dim, output())
+    model = form(encoder_decoder, latent_dim, output())
     if generator is not None:
         initialize(model, generator)
     return model
 
 
 def build_loss(config: PipelineConfig, encoder: "Encoder") -> "ReconstructionLoss":
-    """Builds the configured reconstruction loss for what an encoder gives."""
+    """Build the configured reconstruction loss for the inputs of an encoder."""
     from ae_pipeline.encoding.image_encoder import ImageEncoder
     from ae_pipeline.models.image_loss import ImageLoss
     from ae_pipeline.models.losses import LikelihoodLoss, TermsLoss

@@ -1,15 +1,15 @@
-"""The axes that a network's latents are told in."""
+"""The affine layer from learned latents to published latents."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LatentTransform(nn.Module):
-    """An invertible affine layer between the latents that a network learnt and those that it publishes.
+    """An invertible affine layer between the latents that a network learned and the latents that it publishes.
 
-    It is the identity until `turn`. What a network learns and reconstructs does not depend on it, and so it goes with
-    every architecture and form: tied weights and the divergence of a variational form stay in the learnt latents, which
-    a map folded into their layers would change.
+    It is the identity until `compose` is called. Training and reconstruction do not depend on it, so it works with
+    every architecture and form. Folding the map into the layers instead would change tied weights and the KL divergence
+    of a variational form.
 
     Args:
         latent_dim: Width of the latent space.
@@ -23,22 +23,22 @@ class LatentTransform(nn.Module):
         self.register_buffer("matrix", torch.eye(latent_dim))
         self.register_buffer("offset", torch.zeros(latent_dim))
 
-    def forward(self, learnt: Tensor) -> Tensor:
-        """Maps learnt latents, (n, latent_dim), to published ones."""
-        return learnt @ self.matrix + self.offset
+    def forward(self, learned: Tensor) -> Tensor:
+        """Map learned latents, shape (n, latent_dim), to published latents."""
+        return learned @ self.matrix + self.offset
 
-    def back(self, published: Tensor) -> Tensor:
-        """Maps published latents, (n, latent_dim), to learnt ones."""
-        learnt: Tensor = torch.linalg.solve(self.matrix, published - self.offset, left=False)
-        return learnt
+    def inverse(self, published: Tensor) -> Tensor:
+        """Map published latents, shape (n, latent_dim), to learned latents."""
+        learned: Tensor = torch.linalg.solve(self.matrix, published - self.offset, left=False)
+        return learned
 
     def compose(self, matrix: Tensor, offset: Tensor) -> None:
-        """Lets a map follow that takes published latents z to z @ matrix + offset.
+        """Append a map that takes published latents z to z @ matrix + offset.
 
         Args:
-            matrix: Invertible, (latent_dim, latent_dim).
-            offset: (latent_dim,).
+            matrix: Invertible, shape (latent_dim, latent_dim).
+            offset: Shape (latent_dim,).
         """
-        own = self.matrix.to(matrix)
+        composed = self.matrix.to(matrix) @ matrix
         self.offset.copy_(self.offset.to(matrix) @ matrix + offset)
-        self.matrix.copy_(own @ matrix)
+        self.matrix.copy_(composed)

@@ -1,4 +1,4 @@
-"""Reconstruction losses: what every loss is, the terms of the textbook, and those for the columns of tables."""
+"""Reconstruction losses: the base class, element-wise terms, and the losses of table columns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,59 +13,59 @@ from ae_pipeline.models.base import AutoEncoderOutput
 
 
 class ReconstructionLoss(nn.Module, ABC):
-    """What reconstructions cost: in training by row, in scoring by what a person would name as the reason.
+    """The cost of reconstructions: per row in training, and per column in scoring.
 
     Attributes:
-        columns: Names of what scores are attributed to.
-        kl_share: What a nat of KL divergence weighs beside this loss: 1 for a likelihood, and one part in the number of
-            elements for a mean over them.
-        unit: Of a row's loss, in words.
+        columns: Names of the columns that scores are attributed to.
+        kl_weight: Weight of one nat of KL divergence next to this loss: 1 for a likelihood, and 1 / number of elements
+            for a mean over elements.
+        unit: Unit of the loss of a row, as text.
     """
 
     columns: tuple[str, ...]
-    kl_share: float = 1.0
+    kl_weight: float = 1.0
     unit: str
 
     @abstractmethod
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the parts of each row's loss, (n, parts), for outputs and inputs of shape (n, …)."""
+        """Return the parts of the loss of each row, shape (n, parts), for outputs and inputs of shape (n, …)."""
 
     @abstractmethod
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives what scores are attributed to, (n, columns); the higher, the worse the reconstruction."""
+        """Return the loss of each column, shape (n, columns). Higher means a worse reconstruction."""
 
-    def parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
-        """Gives what scores are made of: the loss of each column, and last of the row as a whole, (n, columns + 1).
+    def parts(self, result: AutoEncoderOutput, x: Tensor) -> Tensor:
+        """Return the inputs of the scores: the loss of each column, then of the whole row, shape (n, columns + 1).
 
-        The whole of a table's row has its divergence from the prior: what a variational form reconstructs well only by
-        an unusual code is unusual.
+        The loss of a whole table row includes the KL divergence. A variational form that needs an unusual code to
+        reconstruct a row well marks that row as unusual.
         """
-        columns = self.by_column(passed.output, x)
-        whole = columns.sum(1) + self.kl_share * passed.kl
+        columns = self.by_column(result.output, x)
+        whole = columns.sum(1) + self.kl_weight * result.kl
         return torch.cat([columns, whole.unsqueeze(1)], 1)
 
-    def fit_scores(self, passed: AutoEncoderOutput, x: Tensor) -> None:
-        """Fits what `by_column` and `parts` need on inputs held out of training; a likelihood needs nothing."""
+    def fit_scores(self, result: AutoEncoderOutput, x: Tensor) -> None:
+        """Fit the statistics of `by_column` and `parts` on held-out inputs. A likelihood has none."""
 
     def to_scale(self, output: Tensor) -> Tensor:
-        """Turns outputs into what the network expects on the scale of the inputs, (n, …)."""
+        """Map outputs to the expected values on the scale of the inputs, shape (n, …)."""
         return output
 
-    def objective(self, passed: AutoEncoderOutput, x: Tensor, beta: float) -> Tensor:
-        """Gives what training minimises, (n,): reconstruction and β times the divergence from the prior."""
-        row: Tensor = self(passed.output, x).sum(1)
-        return row + beta * self.kl_share * passed.kl if beta else row
+    def objective(self, result: AutoEncoderOutput, x: Tensor, beta: float) -> Tensor:
+        """Return what training minimizes, shape (n,): the reconstruction loss plus β times the KL divergence."""
+        row: Tensor = self(result.output, x).sum(1)
+        return row + beta * self.kl_weight * result.kl if beta else row
 
 
 def element_losses(terms: Mapping[LossTerm, float], huber_delta: float, output: Tensor, x: Tensor) -> Tensor:
-    """Adds up the weighted terms that compare element with element, of the inputs' shape.
+    """Return the weighted sum of the element-wise terms, of the shape of the inputs.
 
     Args:
-        terms: Weights; ssim compares no elements and is left to the caller.
-        huber_delta: Where huber turns from squares to distances.
-        output: Reconstruction; for bce between 0 and 1.
-        x: Inputs. Where they lie outside 0 to 1, bce takes the nearest end and adds the square of the distance to it:
-            the formula itself would reward an impossible target.
+        terms: Weights. The caller adds ssim, which is not element-wise.
+        huber_delta: Distance at which huber changes from quadratic to linear.
+        output: Reconstruction; between 0 and 1 for bce.
+        x: Inputs. Outside 0 to 1, bce clips the target and adds the squared distance to the clipped value. The plain
+            formula would reward outputs beyond an impossible target.
     """
     total = torch.zeros_like(x)
     for term, weight in terms.items():
@@ -78,17 +78,21 @@ def element_losses(terms: Mapping[LossTerm, float], huber_delta: float, output: 
                 total = total + weight * functional.huber_loss(output, x, reduction="none", delta=huber_delta)
             case LossTerm.BCE:
                 target = x.clamp(0, 1)
-                # What is not a number would stop the program there; it is to reach the caller as a loss.
-                sound = torch.nan_to_num(output, nan=0.5)
-                entropy = functional.binary_cross_entropy(sound, target, reduction="none") + 0 * output
+                # torch raises on NaN outputs. Replace them, and restore NaN with `0 * output` so that the caller sees
+                # it in the loss.
+                finite = torch.nan_to_num(output, nan=0.5)
+                entropy = functional.binary_cross_entropy(finite, target, reduction="none") + 0 * output
                 total = total + weight * (entropy + (x - target).square())
             case _:
                 pass
     return total
 
 
-def least_losses(terms: Mapping[LossTerm, float], x: Tensor) -> Tensor | float:
-    """Gives what a perfect reconstruction costs, of the inputs' shape: the targets' entropy under bce, else nothing."""
+def minimum_losses(terms: Mapping[LossTerm, float], x: Tensor) -> Tensor | float:
+    """Return the loss of a perfect reconstruction: the entropy of the targets under bce, otherwise 0.
+
+    The result is a number, or a tensor of the shape of the inputs.
+    """
     if LossTerm.BCE not in terms:
         return 0.0
     target = x.clamp(0, 1)
@@ -98,19 +102,19 @@ def least_losses(terms: Mapping[LossTerm, float], x: Tensor) -> Tensor | float:
 class LikelihoodLoss(ReconstructionLoss):
     """Negative log likelihood of each block of a row, in nats up to a constant.
 
-    - numeric and cyclic: Student's t with 3 degrees of freedom around the output, with a scale per block that is learnt
-      with the network, so that columns which can be told exactly weigh more and outliers do not govern the fit (Lange
-      et al. 1989); zero where the value is missing.
-    - binary: Bernoulli, the output being a logit.
+    - numeric and cyclic: Student's t with 3 degrees of freedom around the output. The network learns one scale per
+      block, so that precisely predictable columns weigh more. Outliers do not dominate the fit (Lange et al. 1989). The
+      loss of a missing value is zero.
+    - binary: Bernoulli; the output is a logit.
     - categorical: softmax cross-entropy.
 
     Args:
-        blocks: Of the encoder, laid out kind by kind.
-        columns: Of the encoder; a column's loss is that of its blocks.
+        blocks: Blocks of the encoder, ordered by kind.
+        columns: Columns of the encoder. The loss of a column is the sum over its blocks.
     """
 
-    _sums: Tensor
-    unit = "nats a row"
+    _block_sums: Tensor
+    unit = "nats per row"
 
     def __init__(self, blocks: Sequence[Block], columns: Sequence[str]) -> None:
         super().__init__()
@@ -124,21 +128,21 @@ class LikelihoodLoss(ReconstructionLoss):
             *(block.width for block in self._categorical),
         ]
         self.log_scale = nn.Parameter(torch.full((len(self._numeric) + len(self._cyclic),), -1.0))
-        self._numbers_there, self._cycles_there = _Present(self._numeric), _Present(self._cyclic)
+        self._numeric_present, self._cyclic_present = _Present(self._numeric), _Present(self._cyclic)
 
-        self.register_buffer("_sums", _sums(self._order, self.columns), persistent=False)
+        self.register_buffer("_block_sums", _block_sums(self._order, self.columns), persistent=False)
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the loss of each row and block.
+        """Return the loss of each row and block.
 
         Args:
-            output: From the decoder, (n, width).
-            x: Encoded input, (n, width).
+            output: Output of the decoder, shape (n, width).
+            x: Encoded inputs, shape (n, width).
 
         Returns:
             Shape (n, blocks).
         """
-        # One split, since each slice would cost the backward pass a zero-filled copy of the whole output.
+        # One split is faster than slices: the backward pass copies the whole output for each slice.
         values, cycles, binary, *codes = output.split(self._sizes, 1)
         x_values, x_cycles, x_binary, *x_codes = x.split(self._sizes, 1)
         log_scale, log_scale_cyclic = self.log_scale.clamp(min=MIN_LOG_SCALE).split(
@@ -147,8 +151,8 @@ class LikelihoodLoss(ReconstructionLoss):
         squares = (values - x_values).square()  # (n, numeric)
         squares_cyclic = (cycles - x_cycles).square().unflatten(1, (-1, 2)).sum(2)  # (n, cyclic)
         parts = [
-            _student_t(squares, log_scale, 1) * self._numbers_there(x),
-            _student_t(squares_cyclic, log_scale_cyclic, 2) * self._cycles_there(x),
+            _student_t(squares, log_scale, 1) * self._numeric_present(x),
+            _student_t(squares_cyclic, log_scale_cyclic, 2) * self._cyclic_present(x),
             functional.binary_cross_entropy_with_logits(binary, x_binary, reduction="none"),
         ]
         for logits, target in zip(codes, x_codes, strict=True):
@@ -157,16 +161,16 @@ class LikelihoodLoss(ReconstructionLoss):
 
     @property
     def blocks(self) -> list[Block]:
-        """Blocks in the order of the loss's parts."""
+        """Blocks in the order of the parts of the loss."""
         return self._order
 
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the loss of each column, nats, (n, columns)."""
+        """Return the loss of each column, nats, shape (n, columns)."""
         blocks: Tensor = self(output, x)
-        return blocks @ self._sums
+        return blocks @ self._block_sums
 
     def to_scale(self, output: Tensor) -> Tensor:
-        """Turns logits into probabilities, and leaves values as they are: what the network expects, (n, width)."""
+        """Convert logits to probabilities and keep other values, shape (n, width)."""
         expected = output.clone()
         for entry in self._binary:
             expected[:, entry.start] = output[:, entry.start].sigmoid()
@@ -176,40 +180,41 @@ class LikelihoodLoss(ReconstructionLoss):
 
 
 MIN_LOG_SCALE = -4.6
-"""log 0.01: finer than this, a column's own rounding would be learnt."""
+"""log 0.01. A finer scale would learn the rounding of a column."""
 
-_FREEDOM = 3.0
+_DEGREES_OF_FREEDOM = 3.0
 
 
 def _student_t(squares: Tensor, log_scale: Tensor, dimensions: int) -> Tensor:
-    """Negative log density of a multivariate t up to a constant, (n, blocks)."""
+    """Return the negative log density of a multivariate t up to a constant, shape (n, blocks)."""
     standardized = squares * torch.exp(-2 * log_scale)
-    return 0.5 * (_FREEDOM + dimensions) * torch.log1p(standardized / _FREEDOM) + dimensions * log_scale
+    exponent = 0.5 * (_DEGREES_OF_FREEDOM + dimensions)
+    return exponent * torch.log1p(standardized / _DEGREES_OF_FREEDOM) + dimensions * log_scale
 
 
 class _Present(nn.Module):
-    """1 where a block's value is there, and 0 where it is missing."""
+    """A mask of blocks: 1 where the value of a block is present, 0 where it is missing."""
 
-    _places: Tensor
+    _indices: Tensor
     _flags: Tensor
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
         flagged = [(index, block.present) for index, block in enumerate(blocks) if block.present is not None]
         self._blocks = len(blocks)
-        self.register_buffer("_places", torch.tensor([index for index, _ in flagged], dtype=torch.long), False)
+        self.register_buffer("_indices", torch.tensor([index for index, _ in flagged], dtype=torch.long), False)
         self.register_buffer("_flags", torch.tensor([column for _, column in flagged], dtype=torch.long), False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps encoded inputs, (n, width), to (n, blocks)."""
-        there = 1 - x.index_select(1, self._flags)
-        if len(self._places) == self._blocks:
-            return there
-        return x.new_ones(len(x), self._blocks).index_copy(1, self._places, there)
+        """Map encoded inputs, shape (n, width), to the mask, shape (n, blocks)."""
+        present = 1 - x.index_select(1, self._flags)
+        if len(self._indices) == self._blocks:
+            return present
+        return x.new_ones(len(x), self._blocks).index_copy(1, self._indices, present)
 
 
-def _sums(blocks: Sequence[Block], columns: Sequence[str]) -> Tensor:
-    """Matrix of zeros and ones, (blocks, columns), that adds up the blocks of each column."""
+def _block_sums(blocks: Sequence[Block], columns: Sequence[str]) -> Tensor:
+    """Return the matrix of zeros and ones that sums the blocks of each column, shape (blocks, columns)."""
     sums = torch.zeros(len(blocks), len(columns))
     for index, block in enumerate(blocks):
         sums[index, columns.index(block.column)] = 1.0
@@ -217,19 +222,19 @@ def _sums(blocks: Sequence[Block], columns: Sequence[str]) -> Tensor:
 
 
 class TermsLoss(ReconstructionLoss):
-    """Terms of the textbook on the encoded columns of a table, codes of categories among them; means over elements.
+    """Element-wise terms on the encoded columns of a table, including one-hot codes, as means over elements.
 
-    What stands for a missing number or time is not compared.
+    Missing numbers and times do not count.
 
     Args:
-        blocks: Of the encoder.
-        columns: Of the encoder.
+        blocks: Blocks of the encoder.
+        columns: Columns of the encoder.
         terms: Weights of mse, mae, huber and bce.
-        huber_delta: Where huber turns from squares to distances.
+        huber_delta: Distance at which huber changes from quadratic to linear.
     """
 
     _block_of: Tensor
-    _sums: Tensor
+    _block_sums: Tensor
     usual: Tensor
     unit = "mean over the elements of a row"
 
@@ -240,41 +245,41 @@ class TermsLoss(ReconstructionLoss):
         self.columns = tuple(columns)
         self._blocks, self._terms, self._delta = tuple(blocks), dict(terms), huber_delta
         self._width = max(block.stop for block in blocks)
-        self.kl_share = 1.0 / self._width
+        self.kl_weight = 1.0 / self._width
         block_of = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([block.width for block in blocks]))
         self.register_buffer("_block_of", block_of, persistent=False)
-        self._there = _Present(self._blocks)
-        self.register_buffer("_sums", _sums(self._blocks, self.columns), persistent=False)
+        self._present = _Present(self._blocks)
+        self.register_buffer("_block_sums", _block_sums(self._blocks, self.columns), persistent=False)
         self.register_buffer("usual", torch.ones(len(self.columns) + 1))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the loss of each block, (n, blocks); a row's blocks add up to the mean over its elements."""
+        """Return the loss of each block, shape (n, blocks). The blocks of a row sum to the mean over its elements."""
         return self._by_block(element_losses(self._terms, self._delta, output, x), x)
 
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Gives the loss of each column above that of a perfect reconstruction, as a multiple of the usual one."""
-        return self._above(output, x) / self.usual[:-1]
+        """Return the loss of each column above that of a perfect reconstruction, divided by the mean excess."""
+        return self._excess(output, x) / self.usual[:-1]
 
-    def parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
-        """Gives the same for each column and for the row with its divergence from the prior, (n, columns + 1)."""
-        return self._parts(passed, x) / self.usual
+    def parts(self, result: AutoEncoderOutput, x: Tensor) -> Tensor:
+        """Return `by_column` and the same for the whole row with its KL divergence, shape (n, columns + 1)."""
+        return self._parts(result, x) / self.usual
 
     @torch.no_grad()
-    def fit_scores(self, passed: AutoEncoderOutput, x: Tensor) -> None:
-        """Fits what is usual: means over rows, of no column less than a thousandth of what the columns have."""
-        usual = self._parts(passed, x).mean(0)
+    def fit_scores(self, result: AutoEncoderOutput, x: Tensor) -> None:
+        """Fit the mean excess of each column and of the row; at least a thousandth of the mean over the columns."""
+        usual = self._parts(result, x).mean(0)
         self.usual.copy_(usual.clamp(min=max(1e-3 * float(usual[:-1].mean()), 1e-12)))
 
-    def _parts(self, passed: AutoEncoderOutput, x: Tensor) -> Tensor:
-        columns = self._above(passed.output, x)
-        return torch.cat([columns, (columns.sum(1) + self.kl_share * passed.kl).unsqueeze(1)], 1)
+    def _parts(self, result: AutoEncoderOutput, x: Tensor) -> Tensor:
+        columns = self._excess(result.output, x)
+        return torch.cat([columns, (columns.sum(1) + self.kl_weight * result.kl).unsqueeze(1)], 1)
 
-    def _above(self, output: Tensor, x: Tensor) -> Tensor:
-        above = element_losses(self._terms, self._delta, output, x) - least_losses(self._terms, x)
-        return self._by_block(above, x) @ self._sums
+    def _excess(self, output: Tensor, x: Tensor) -> Tensor:
+        excess = element_losses(self._terms, self._delta, output, x) - minimum_losses(self._terms, x)
+        return self._by_block(excess, x) @ self._block_sums
 
     def _by_block(self, losses: Tensor, x: Tensor) -> Tensor:
         if len(self._blocks) < self._width:
             losses = losses.new_zeros(len(losses), len(self._blocks)).index_add(1, self._block_of, losses)
-        there: Tensor = self._there(x)
-        return losses / self._width * there
+        present: Tensor = self._present(x)
+        return losses / self._width * present

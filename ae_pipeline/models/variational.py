@@ -1,4 +1,4 @@
-"""The variational form of any architecture."""
+"""The variational form of every architecture."""
 
 import torch
 from torch import Tensor
@@ -6,36 +6,36 @@ from torch import Tensor
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 
 MAX_LOG_VARIANCE = 10.0
-"""Logarithms of variances are held within ± this, so that no draw and no divergence overflows."""
+"""Log variances are clipped to ± this value, so that neither samples nor divergences overflow."""
 
 
 class VariationalAutoEncoder(AutoEncoder):
-    """Encodes to a normal distribution with a diagonal covariance, against a standard normal prior.
+    """An autoencoder that encodes to a normal distribution with diagonal covariance, with a standard normal prior.
 
-    In training z is drawn by reparameterisation, z = µ + σ ε (Kingma & Welling 2014, §2.4); in evaluation it is µ.
-    Divergence and draws are of the latents as they were learnt, whatever axes these are told in.
+    Training samples z by reparameterization, z = µ + σ ε (Kingma & Welling 2014, §2.4). Evaluation uses z = µ.
+    Divergence and samples refer to the learned latents, before `latent_transform`.
     """
 
     codes_per_latent = 2
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives mean and logarithm of the variance of each latent as it was learnt, both (n, latent_dim)."""
+        """Return mean and log variance of each learned latent, both of shape (n, latent_dim)."""
         mean, log_variance = self.encoder(x).chunk(2, 1)
         return mean, log_variance.clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:
-        """Encodes and decodes; in training with a draw of the generator, which is then needed."""
+        """Encode and decode inputs. Training needs the generator to sample the latents."""
         mean, log_variance = self.posterior(x)
         z = mean
         if self.training:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             z = mean + torch.exp(0.5 * log_variance) * noise
-        return AutoEncoderOutput(self.latent_transform(z), self._decoded(z), kl_divergence(mean, log_variance))
+        return AutoEncoderOutput(self.latent_transform(z), self._decode_learned(z), kl_divergence(mean, log_variance))
 
-    def _learnt(self, x: Tensor) -> Tensor:
+    def _learned_latents(self, x: Tensor) -> Tensor:
         return self.posterior(x)[0]
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(µ, σ²) ‖ N(0, 1)) summed over the latents, nats, (n,) (Kingma & Welling 2014, appendix B)."""
+    """Return KL(N(µ, σ²) ‖ N(0, 1)) summed over the latents, nats, shape (n,) (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)

@@ -3,7 +3,7 @@
 import logging
 import os
 
-# MLflow reads these variables when it is imported. No run may wait for a network.
+# MLflow reads these variables when it is imported. Telemetry would let a run wait for a network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

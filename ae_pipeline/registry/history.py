@@ -1,4 +1,4 @@
-"""What became of a dataset's models, and what somebody should look at: two files that are only ever added to."""
+"""The history of a dataset's models: promotions, rejections and rollbacks, in an append-only file of JSON lines."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,26 +10,26 @@ from ae_pipeline.storage.paths import DatasetPaths
 
 
 class Change(StrEnum):
-    """What can become of a version."""
+    """A decision on a model version."""
 
     PROMOTED = "promoted"
     REJECTED = "rejected"
     ROLLED_BACK = "rolled back"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the history.
+@dataclass(frozen=True, kw_only=True)
+class HistoryEntry:
+    """A decision on a model version: one line of the history.
 
     Attributes:
-        at: When, ISO 8601, UTC.
-        change: What happened.
-        version: Which version it happened to: the one that serves from then on, or that was rejected.
-        previous: The one that served until then, if any.
-        who: A person, a schedule or a sensor.
-        why: In words.
-        figures: Of the gate, by rule.
-        runs: Dagster's and MLflow's, by name.
+        at: Time of the decision, ISO 8601, UTC.
+        change: Decision.
+        version: Version that was promoted, rejected or rolled back to.
+        previous: Version that was the champion until then; None without a champion.
+        who: Person, schedule or sensor that decided.
+        why: Reason, as a sentence.
+        figures: Figures and thresholds of the gate, by rule.
+        runs: Ids of the Dagster run and of the MLflow run, by name.
     """
 
     at: str
@@ -42,18 +42,18 @@ class Entry:
     runs: Mapping[str, str] = field(default_factory=dict)
 
 
-def record(paths: DatasetPaths, entry: Entry) -> None:
-    """Adds an entry to the history."""
+def record(paths: DatasetPaths, entry: HistoryEntry) -> None:
+    """Append an entry to the history."""
     values = asdict(entry)
     add_line(paths.history, {"before" if name == "previous" else name: value for name, value in values.items()})
 
 
-def history(paths: DatasetPaths) -> list[Entry]:
-    """Reads the history, the oldest entry first."""
-    return [_entry(line) for line in lines_of(paths.history)]
+def history(paths: DatasetPaths) -> list[HistoryEntry]:
+    """Return the history, the oldest entry first."""
+    return [_parse_entry(line) for line in lines_of(paths.history)]
 
 
-def _entry(line: Mapping[str, Any]) -> Entry:
-    """Return the entry of a line, which has the previous version under the key `before`."""
+def _parse_entry(line: Mapping[str, Any]) -> HistoryEntry:
+    """Return the entry of a line. On disk, the previous version has the key `before`."""
     values = {"previous" if name == "before" else name: value for name, value in line.items()}
-    return Entry(**{**values, "change": Change(line["change"])})
+    return HistoryEntry(**{**values, "change": Change(line["change"])})

@@ -1,10 +1,9 @@
-"""The store: experiments, runs, and versions of models by number and alias."""
+"""The MLflow store of a project: experiments, runs, and model versions by number and alias."""
 
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
@@ -15,55 +14,38 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import RunStatus
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import TrainingRun
+from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
 from ae_pipeline.storage.files import make_folder
 
-_LOCATION = "place"
-"""Tag of a run: where it trained."""
+_LOCATION_TAG = "place"
+"""Tag of a run with the data folder that it trained in."""
 
-_DOWNLOADED = 4
-"""Bundles of a model on a tracking server elsewhere that are kept here."""
-
-
-@dataclass(frozen=True)
-class TrackedVersion:
-    """A registered model version.
-
-    Attributes:
-        dataset: Registered model's name.
-        version: Counted from 1 by the registry.
-        run_id: MLflow run that made it.
-        tags: Of the version; the gate's verdict is among them.
-    """
-
-    dataset: str
-    version: int
-    run_id: str
-    tags: Mapping[str, str]
+_MAX_DOWNLOADED = 4
+"""Bundles of a model that are kept after a download from a remote tracking server."""
 
 
 class Tracker:
-    """The MLflow store of a project: sqlite beside its artifacts.
+    """The MLflow store of a project: an SQLite database and a folder of artifacts, or a tracking server.
 
     Args:
-        root: Folder of store and artifacts.
-        uri: Another tracking server instead.
+        root: Folder of the database, the artifacts and the downloaded bundles.
+        uri: Address of another database or of a tracking server, which replaces the database in `root`.
     """
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.root = root
-        # A database, such as MLflow itself names to processes that this one starts, keeps its artifacts here.
+        # MLflow passes the URI of its database to child processes. Such a store is local: its artifacts are in `root`.
         self.is_remote = uri is not None and not re.match("(sqlite|mysql|postgresql|mssql)", uri)
         self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
 
     @property
     def web_url(self) -> str | None:
-        """Where a server elsewhere shows its UI, without the password that its address may bear; None where unknown."""
+        """Address of the tracking server's web page, without user name and password; None for a local store."""
         parsed = urlparse(self.uri)
         if parsed.scheme not in {"http", "https"}:
             return None
@@ -71,7 +53,7 @@ class Tracker:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client; opening a fresh sqlite store from several processes at once would corrupt it, hence the lock."""
+        """MLflow client of the store. A lock keeps processes from creating the database at the same time."""
         make_folder(self.root)
         with FileLock(self.root / ".mlflow.lock"):
             mlflow.set_tracking_uri(self.uri)
@@ -81,158 +63,155 @@ class Tracker:
         return client
 
     def open(self) -> str:
-        """Makes the store where there is none yet, and gives its address."""
+        """Create the store if it does not exist, and return its URI."""
         _ = self.client
         return self.uri
 
     def experiment(self, dataset: str) -> str:
-        """Gives the id of the dataset's experiment, making it where there is none."""
+        """Return the id of the dataset's experiment. Create the experiment if it does not exist."""
         client = self.client
         with FileLock(self.root / ".mlflow.lock"):
-            found = client.get_experiment_by_name(dataset)
-            if found is not None:
-                return str(found.experiment_id)
-            # A tracking server elsewhere keeps artifacts where it chooses; only there can others read them.
+            experiment = client.get_experiment_by_name(dataset)
+            if experiment is not None:
+                return str(experiment.experiment_id)
+            # A tracking server chooses where artifacts go: a folder of this machine is not readable by others.
             local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None
             return str(client.create_experiment(dataset, artifact_location=local))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:
-        """Opens the MLflow run of a training; a retry of one that failed, by its tags, continues its run.
+        """Open the MLflow run of a training. A retry of a failed training with the same tags continues its run.
 
-        One that was killed could not say so: it is marked as killed, and what it left half registered is withdrawn.
+        First, runs of killed trainings are marked as killed and the versions that they left without a gate result are
+        deleted.
 
         Args:
-            dataset: Names the experiment.
-            name: Of the run.
-            tags: What tells this training from all others, such as the Dagster run.
-            location: What tells the place where this one trains, one at a time, from others that share the store: a run
-                there that is still called running has been killed.
+            dataset: Name of the experiment and of the registered model.
+            name: Name of the run.
+            tags: Tags that identify this training, such as the id of the Dagster run.
+            location: Identifier of the data folder, in which one training runs at a time. Another run with this
+                location that is still marked as running was killed. Without a location, nothing is cleaned up.
         """
         experiment = self.experiment(dataset)
-        self._bury(dataset, experiment, location)
-        same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        unfinished = f"{same} and attributes.status = 'FAILED'"
-        found = self.client.search_runs([experiment], unfinished, max_results=1) if same else []
-        if found:
-            run_id = str(found[0].info.run_id)
-            if "error" in found[0].data.tags:
-                self.client.delete_tag(run_id, "error")
-            self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        else:
-            run_id = str(
-                self.client.create_run(experiment, run_name=name, tags={**tags, _LOCATION: location}).info.run_id
-            )
-        run = TrainingRun(self, dataset, run_id)
+        self._clean_up_killed_runs(dataset, experiment, location)
+        run_id = self._continue_failed_run(experiment, tags)
+        if run_id is None:
+            created = self.client.create_run(experiment, run_name=name, tags={**tags, _LOCATION_TAG: location})
+            run_id = str(created.info.run_id)
+        run = TrainingRun(self.client, dataset, run_id)
         try:
             yield run
             run.flush()
         except BaseException as error:
-            with suppress(MlflowException):  # the epochs until then; the error itself is what counts
+            with suppress(MlflowException):  # the original error must not be hidden by one of the store
                 run.flush()
             self.client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:500])
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
             raise
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
 
-    def _bury(self, dataset: str, experiment: str, location: str) -> None:
-        """Withdraws versions of this place that nobody has judged, and marks runs there that were killed as such."""
+    def _continue_failed_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:
+        """Reopen the newest failed run with these tags and return its id, or return None if there is none."""
+        if not tags:
+            return None
+        same_tags = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        failed = self.client.search_runs([experiment], f"{same_tags} and attributes.status = 'FAILED'", max_results=1)
+        if not failed:
+            return None
+        run_id = str(failed[0].info.run_id)
+        if "error" in failed[0].data.tags:
+            self.client.delete_tag(run_id, "error")
+        self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        return run_id
+
+    def _clean_up_killed_runs(self, dataset: str, experiment: str, location: str) -> None:
+        """Delete versions of this location that have no gate result, and mark killed runs of it as killed."""
         if not location:
             return
-        own = f"tags.`{_LOCATION}` = '{location}' and attributes.status"
-        dead = {str(run.info.run_id) for run in self.client.search_runs([experiment], f"{own} = 'RUNNING'")}
+        running = f"tags.`{_LOCATION_TAG}` = '{location}' and attributes.status = 'RUNNING'"
+        killed = {str(run.info.run_id) for run in self.client.search_runs([experiment], running)}
         champion = self.version(dataset, CHAMPION)
         for version in self.versions(dataset):
             if GATE_TAG in version.tags or (champion is not None and champion.version == version.version):
                 continue
             try:
                 run = self.client.get_run(version.run_id)
-            except MlflowException:  # registered by somebody else
+            except MlflowException:  # the version was registered without a run of this store
                 continue
-            if run.data.tags.get(_LOCATION) != location:
+            if run.data.tags.get(_LOCATION_TAG) != location:
                 continue
             self.client.delete_model_version(dataset, str(version.version))
-            if run.info.status == "FINISHED":  # killed while it was registered, which ends a run for a moment
-                dead.add(version.run_id)
-        for run_id in dead:
+            if run.info.status == "FINISHED":  # registering a model sets this status before the training ends
+                killed.add(version.run_id)
+        for run_id in killed:
             self.client.set_tag(run_id, "error", "its process was killed")
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
 
     def version_of_run(self, dataset: str, run_id: str) -> TrackedVersion | None:
-        """Gives the newest version that a run registered, if any."""
-        found = self.client.search_model_versions(f"name = '{dataset}' and run_id = '{run_id}'")
-        return max(map(_tracked, found), key=lambda version: version.version, default=None)
+        """Return the newest version that a run registered, or None if it registered none."""
+        return newest_version_of_run(self.client, dataset, run_id)
 
     def version(self, dataset: str, alias: str) -> TrackedVersion | None:
-        """Gives the version that bears an alias, if any."""
-        try:
-            return _tracked(self.client.get_model_version_by_alias(dataset, alias))
-        except MlflowException as error:
-            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-                return None
-            raise
+        """Return the version that has an alias, or None if no version has it."""
+        return version_by_alias(self.client, dataset, alias)
 
     def versions(self, dataset: str) -> list[TrackedVersion]:
-        """Lists all versions of a model."""
-        return [_tracked(version) for version in self.client.search_model_versions(f"name = '{dataset}'")]
+        """Return all versions of a model."""
+        return [as_tracked(version) for version in self.client.search_model_versions(f"name = '{dataset}'")]
 
     def version_number(self, dataset: str, version: int) -> TrackedVersion:
-        """Gives a version by its number.
+        """Return a version by its number.
 
         Raises:
-            StorageError: The registry does not have it.
+            StorageError: The registry does not have this version.
         """
         try:
-            return _tracked(self.client.get_model_version(dataset, str(version)))
+            return as_tracked(self.client.get_model_version(dataset, str(version)))
         except MlflowException as error:
             raise StorageError(
-                f"the registry has no version {version} of model {dataset!r}; the published table was scored with "
-                "it: put the store back, or train and publish anew"
+                f"the registry has no version {version} of model {dataset!r}, which the published table was scored "
+                "with; restore the MLflow store, or train and publish again"
             ) from error
 
     def set_alias(self, dataset: str, alias: str, version: int) -> None:
-        """Moves an alias."""
+        """Move an alias to a version."""
         self.client.set_registered_model_alias(dataset, alias, str(version))
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
-        """Tags a version."""
+        """Set tags of a version, in the given order."""
         for key, value in tags.items():
             self.client.set_model_version_tag(dataset, str(version), key, value)
 
     def bundle_folder(self, version: TrackedVersion) -> Path:
-        """Gives the local folder of a version's bundle.
+        """Return the local folder of a version's bundle. A bundle on a tracking server is downloaded.
 
         Raises:
-            StorageError: Its artifacts are not where the registry says.
+            StorageError: The artifacts are not at the path that the registry has.
         """
         uri = self.client.get_model_version_download_uri(version.dataset, str(version.version))
         parsed = urlparse(uri)
         if parsed.scheme in {"", "file"}:
             folder = Path(unquote(parsed.path)) / "artifacts" / "bundle"
         else:
-            folder = self._downloaded(version, f"{uri}/artifacts/bundle")
+            folder = self._download(version, f"{uri}/artifacts/bundle")
         if not folder.is_dir():
             raise StorageError(
-                f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder "
-                "of MLflow's artifacts was moved or emptied: put it back, or train anew"
+                f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder of "
+                "MLflow's artifacts was moved or emptied: restore it, or train again"
             )
         return folder
 
-    def _downloaded(self, version: TrackedVersion, uri: str) -> Path:
-        """Fetches a bundle once: a version never changes. Of each model the few that were fetched last are kept."""
-        location = make_folder(self.root / "downloaded" / version.dataset)
-        folder = location / f"{version.version}-{version.run_id}"
+    def _download(self, version: TrackedVersion, uri: str) -> Path:
+        """Download a bundle unless it was downloaded before, and keep the most recently used bundles of the model."""
+        cache = make_folder(self.root / "downloaded" / version.dataset)
+        folder = cache / f"{version.version}-{version.run_id}"
         if not folder.is_dir():
-            with TemporaryDirectory(dir=location, prefix=".") as temporary:
-                found = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
-                with suppress(OSError):  # another process was first
-                    found.rename(folder)
+            with TemporaryDirectory(dir=cache, prefix=".") as temporary:
+                downloaded = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
+                with suppress(OSError):  # another process has downloaded it at the same time
+                    downloaded.rename(folder)
             os.utime(folder)
-            others = sorted(location.glob("[!.]*"), key=lambda path: path.stat().st_mtime_ns)
-            for old in others[:-_DOWNLOADED]:
+            by_age = sorted(cache.glob("[!.]*"), key=lambda path: path.stat().st_mtime_ns)
+            for old in by_age[:-_MAX_DOWNLOADED]:
                 rmtree(old, ignore_errors=True)
         return folder
-
-
-def _tracked(version: ModelVersion) -> TrackedVersion:
-    return TrackedVersion(str(version.name), int(version.version), str(version.run_id), dict(version.tags))

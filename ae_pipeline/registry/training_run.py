@@ -1,4 +1,4 @@
-"""One training's run: parameters, metrics, pictures, what it learnt from, and the version that it registers."""
+"""The MLflow run of one training: parameters, metrics, plots, input data, and the version that it registers."""
 
 import json
 import time
@@ -12,35 +12,40 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from mlflow.utils.validation import MAX_DATASET_SCHEMA_SIZE
 
-import ae_pipeline
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
+from ae_pipeline.registry.versions import TrackedVersion, newest_version_of_run, version_by_alias
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ae_pipeline.registry.store import TrackedVersion, Tracker
     from ae_pipeline.training.loop import Epoch
 
 _FLUSH_SECONDS = 5.0
-_SERVED_WITH = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
-_PACKAGE = Path(ae_pipeline.__file__).parent
-_SERVING = _PACKAGE / "registry" / "pyfunc_model.py"
-_NOTE = "mlflow.note.content"
-"""Tag of a run: its description, Markdown."""
+"""Time after which buffered metrics of epochs are written."""
 
-# MLflow's datetime refuses times that bear a zone, as those of features do.
+_METRICS_PER_CALL = 900
+"""Metrics in one call; MLflow accepts 1,000."""
+
+_SERVING_PACKAGES = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
+_PACKAGE = Path(__file__).parents[1]
+_PYFUNC_MODEL = _PACKAGE / "registry" / "pyfunc_model.py"
+_NOTE_TAG = "mlflow.note.content"
+"""Tag with the description of a run, Markdown."""
+
+# MLflow's datetime type rejects timestamps with a time zone. Timestamps of features have one.
 _ANY = AnyType()  # type: ignore[no-untyped-call]
 _TYPES: dict[ColumnType, DataType | AnyType] = {
-    ColumnType.INTEGER: DataType.double,  # pandas makes floats of whole numbers with gaps
+    ColumnType.INTEGER: DataType.double,  # pandas has integers with missing values as floats
     ColumnType.NUMBER: DataType.double,
     ColumnType.CLOCK_HHMM: DataType.double,
     ColumnType.BOOLEAN: DataType.boolean,
@@ -51,23 +56,29 @@ _TYPES: dict[ColumnType, DataType | AnyType] = {
 
 
 class TrainingRun:
-    """One open MLflow run."""
+    """An open MLflow run of a training.
 
-    def __init__(self, tracker: "Tracker", dataset: str, run_id: str) -> None:
-        self.tracker, self.dataset, self.run_id = tracker, dataset, run_id
-        self._waiting: list[Metric] = []
-        self._flushed = time.monotonic()
+    Args:
+        client: MLflow client of the store.
+        dataset: Name of the registered model, which is the name of the dataset.
+        run_id: Id of the run.
+    """
+
+    def __init__(self, client: MlflowClient, dataset: str, run_id: str) -> None:
+        self.client, self.dataset, self.run_id = client, dataset, run_id
+        self._buffer: list[Metric] = []
+        self._flushed_at = time.monotonic()
 
     def log_params(self, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> None:
-        """Logs parameters and tags in one call."""
-        self.tracker.client.log_batch(
+        """Log parameters and tags in one call."""
+        self.client.log_batch(
             self.run_id,
             params=[Param(key, str(value)[:6000]) for key, value in params.items()],
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         )
 
     def log_epoch(self, epoch: "Epoch") -> None:
-        """Logs an epoch's figures, several epochs at a time where they are short."""
+        """Log losses and learning rate of an epoch. Short epochs are written several at a time."""
         self.log_metrics(
             {
                 "train_loss": epoch.train_loss,
@@ -76,100 +87,103 @@ class TrainingRun:
             },
             epoch.number,
         )
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+        if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self.flush()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Keeps metrics for the next flush."""
+        """Add metrics to the buffer that `flush` writes."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        self._buffer += [Metric(key, float(value), now, step) for key, value in metrics.items()]
 
     def flush(self) -> None:
-        """Writes the metrics that wait."""
-        for start in range(0, len(self._waiting), 900):  # the store takes 1,000 at a time
-            self.tracker.client.log_batch(self.run_id, metrics=self._waiting[start : start + 900])
-        self._waiting.clear()
-        self._flushed = time.monotonic()
+        """Write the buffered metrics."""
+        for start in range(0, len(self._buffer), _METRICS_PER_CALL):
+            self.client.log_batch(self.run_id, metrics=self._buffer[start : start + _METRICS_PER_CALL])
+        self._buffer.clear()
+        self._flushed_at = time.monotonic()
 
     def log_picture(self, picture: "Image.Image", name: str) -> None:
-        """Logs a plot as PNG."""
+        """Log an image as PNG."""
         with TemporaryDirectory() as folder:
             picture.save(Path(folder) / name, "PNG", optimize=True)
-            self.tracker.client.log_artifact(self.run_id, str(Path(folder) / name))
+            self.client.log_artifact(self.run_id, str(Path(folder) / name))
 
     def log_data(self, name: str, digest: str, location: str, rows: Mapping[str, int], bundle: ModelBundle) -> None:
-        """Logs what was learnt from as the run's input.
+        """Log the training data as the input of the run.
 
         Args:
-            name: Of the dataset.
-            digest: Names the window and its content.
-            location: Address of the folder that holds it.
-            rows: By part of the window.
-            bundle: Whose columns it has.
+            name: Name of the dataset.
+            digest: Hash of the training window and its content.
+            location: URI of the folder with the features.
+            rows: Number of rows, by part of the training window.
+            bundle: Bundle whose columns make up the schema.
         """
         schema = json.dumps({"mlflow_colspec": _inputs(bundle).to_dict()})
         profile = json.dumps(
             {"num_rows": sum(rows.values()), **{f"{part}_rows": count for part, count in rows.items()}}
         )
-        told = schema if len(schema) <= MAX_DATASET_SCHEMA_SIZE else None  # the signature has it too
-        data = Dataset(name, digest[:36], "local", json.dumps({"uri": location}), told, profile)
-        self.tracker.client.log_inputs(
+        # A schema that is too long is left out; the model's signature has it too.
+        short_schema = schema if len(schema) <= MAX_DATASET_SCHEMA_SIZE else None
+        data = Dataset(name, digest[:36], "local", json.dumps({"uri": location}), short_schema, profile)
+        self.client.log_inputs(
             self.run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
         )
 
-    def describe(self, version: "TrackedVersion", note: str, card: str) -> None:
-        """Describes the run and its version in Markdown, and keeps the whole card beside the model.
+    def describe(self, version: TrackedVersion, note: str, card: str) -> None:
+        """Log the model card, and set the description of the run and of the version.
 
         Args:
-            version: Registered by this run.
-            note: In short, at most 5,000 characters.
-            card: The whole.
+            version: Version that this run registered.
+            note: Short description, Markdown; cut after 5,000 characters.
+            card: Model card, Markdown.
         """
-        client = self.tracker.client
-        client.log_text(self.run_id, card, "model_card.md")
-        client.set_tag(self.run_id, _NOTE, note[:5000])
-        client.update_model_version(self.dataset, str(version.version), description=note[:5000])
+        self.client.log_text(self.run_id, card, "model_card.md")
+        self.client.set_tag(self.run_id, _NOTE_TAG, note[:5000])
+        self.client.update_model_version(self.dataset, str(version.version), description=note[:5000])
 
     def log_json(self, value: Any, name: str) -> None:
-        """Logs a JSON file."""
-        self.tracker.client.log_dict(self.run_id, value, name)
+        """Log a value as a JSON file."""
+        self.client.log_dict(self.run_id, value, name)
 
-    def register(self, bundle: ModelBundle) -> "TrackedVersion":
-        """Logs the bundle as a pyfunc model without pickle and registers it as the challenger.
+    def register(self, bundle: ModelBundle) -> TrackedVersion:
+        """Log the bundle as a pyfunc model without pickle, and register it as the challenger.
 
-        A version that this run has registered before is withdrawn after that, so that a retry does not leave two; the
-        one that serves never is.
+        An earlier version of the same run is deleted afterwards, so that a retry leaves one version. The champion is
+        never deleted.
+
+        Raises:
+            StorageError: MLflow did not register the model.
         """
         self.flush()
-        previous = self.tracker.version_of_run(self.dataset, self.run_id)
+        previous = newest_version_of_run(self.client, self.dataset, self.run_id)
         nested = mlflow.active_run() is not None
-        # What it registers MLflow prints past its loggers, and what goes wrong it raises.
+        # MLflow prints the name of the new version to stderr, not to its loggers. Errors are still raised.
         quiet = redirect_stderr(StringIO())
         with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), quiet:
             bundle.save(Path(folder) / "bundle")
-            # The signature is given, so the example that MLflow would like to infer it from is not needed.
+            # The signature is given, so MLflow needs no input example to infer it from.
             warnings.filterwarnings("ignore", message=".*input example was not provided.*")
             mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(_SERVING),
+                python_model=str(_PYFUNC_MODEL),
                 artifacts={"bundle": str(Path(folder) / "bundle")},
                 signature=_signature(bundle),
-                # The package travels with the model: its name on a public index may be somebody else's.
+                # The code is logged with the model: the project's name on a public index may belong to another project.
                 code_paths=[str(_PACKAGE)],
-                pip_requirements=[f"{name}=={metadata.version(name)}" for name in _SERVED_WITH],
+                pip_requirements=[f"{name}=={metadata.version(name)}" for name in _SERVING_PACKAGES],
                 registered_model_name=self.dataset,
             )
-        registered = self.tracker.version_of_run(self.dataset, self.run_id)
+        registered = newest_version_of_run(self.client, self.dataset, self.run_id)
         if registered is None:
             raise StorageError(
-                f"MLflow has not registered the model of run {self.run_id}; look at its log and run again"
+                f"MLflow did not register the model of run {self.run_id}; check the log of MLflow and run again"
             )
-        self.tracker.set_alias(self.dataset, CHALLENGER, registered.version)
-        champion = self.tracker.version(self.dataset, CHAMPION)
+        self.client.set_registered_model_alias(self.dataset, CHALLENGER, str(registered.version))
+        champion = version_by_alias(self.client, self.dataset, CHAMPION)
         if previous and previous.version not in {registered.version, champion.version if champion else None}:
-            self.tracker.client.delete_model_version(self.dataset, str(previous.version))
-        # Registering has closed the run; it ends when the training does.
-        self.tracker.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+            self.client.delete_model_version(self.dataset, str(previous.version))
+        # Registering has ended the MLflow run, but the training continues.
+        self.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return registered
 
 
@@ -183,7 +197,7 @@ def _inputs(bundle: ModelBundle) -> Schema:
 
 def _signature(bundle: ModelBundle) -> ModelSignature:
     outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.float, f"z_{location:03d}") for location in range(bundle.model.latent_dim)
+        ColSpec(DataType.float, f"z_{index:03d}") for index in range(bundle.model.latent_dim)
     ]
     outputs += [
         ColSpec(DataType.double, "score"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from ae_pipeline.registry.store import TrackedVersion, Tracker
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
 
 WINDOW_FILE = "window.json"
 """Artifact of a training's run: the days of each part of its window, and their content when it began."""

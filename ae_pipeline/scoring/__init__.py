@@ -1,1 +1,1 @@
-"""Losses to anomaly scores and p-values."""
+"""Anomaly scores, p-values and drift from losses and latents."""

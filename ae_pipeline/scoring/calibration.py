@@ -1,4 +1,4 @@
-"""Scores to p-values against held-out rows, and the flag that an alert budget means."""
+"""Convert scores to conformal p-values with held-out rows, and to flags within the alert budget."""
 
 import math
 from dataclasses import dataclass
@@ -10,124 +10,136 @@ from ae_pipeline.common.errors import TrainingError
 
 Array = npt.NDArray[np.float64]
 
-_SAME = 1e-7
-"""Share of a score by which another may differ and still tie with it."""
+_TIE_TOLERANCE = 1e-7
+"""Relative difference up to which two scores tie."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of held-out rows, which turn a new score into a conformal p-value.
+    """Sorted scores of held-out rows, which turn a new score into a conformal p-value.
 
-    For a row exchangeable with the n calibration rows, P(p_value ≤ b) ≤ b for every b, and at least b − 1/(n + 1) where
-    scores do not tie (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the promise fades as rows
+    For a row exchangeable with the n calibration rows, P(p_value ≤ b) ≤ b for every b. Without ties it is at least
+    b − 1/(n + 1) (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the guarantee weakens as rows
     drift away from the calibration days.
 
     Attributes:
-        scores: Of the calibration rows, rising, (n,).
+        scores: Ascending scores of the calibration rows, shape (n,).
         budget: Share of normal rows that may be flagged.
+
+    Examples:
+        >>> import numpy as np
+        >>> calibration = Calibration(np.array([1.0, 2.0, 3.0, 4.0]), budget=0.2)
+        >>> p_values = calibration.p_values(np.array([2.5, 5.0]))
+        >>> p_values.tolist()
+        [0.6, 0.2]
+        >>> calibration.flags(p_values).tolist()
+        [False, True]
     """
 
     scores: Array
     budget: float
 
     def p_values(self, scores: Array) -> Array:
-        """Gives (1 + number of calibration rows that score as high) / (n + 1) for each score.
+        """Return (1 + number of calibration rows that score as high) / (n + 1) for each score.
 
-        Scores that differ by less than a ten-millionth tie: rounding depends on the rows that are scored together, and
-        must not part them.
+        Scores within a relative 1e-7 tie. Rounding depends on the batch of a score and must not break ties.
         """
-        as_high = len(self.scores) - np.searchsorted(self.scores, scores - _SAME * np.abs(scores), side="left")
-        p_values: Array = (1 + as_high) / (len(self.scores) + 1)
+        tolerance = _TIE_TOLERANCE * np.abs(scores)
+        count = len(self.scores) - np.searchsorted(self.scores, scores - tolerance, side="left")
+        p_values: Array = (1 + count) / (len(self.scores) + 1)
         return p_values
 
     def flags(self, p_values: Array) -> npt.NDArray[np.bool_]:
-        """Tells which rows fall into the budget."""
+        """Return which rows are within the budget."""
         return np.asarray(p_values <= self.budget)
 
     @property
     def threshold(self) -> float:
-        """The lowest calibration score that is not flagged itself; a row is flagged when it scores higher."""
+        """Lowest calibration score that is not flagged. Rows with a higher score are flagged."""
         n = len(self.scores)
-        # Counted with the very division that makes p-values: a product such as 0.29 * 100 rounds to less than 29.
-        within = int(self.flags(np.arange(1, n + 1) / (n + 1)).sum())
-        return float(self.scores[n - within])
+        # Use the division that makes p-values: a product such as 0.29 * 100 rounds to less than 29.
+        flagged = int(self.flags(np.arange(1, n + 1) / (n + 1)).sum())
+        return float(self.scores[n - flagged])
 
 
 def benjamini_hochberg(p_values: Array, rate: float) -> npt.NDArray[np.bool_]:
-    """Marks rows of which a share of at most `rate` is expected to be false alarms (Benjamini & Hochberg 1995).
+    """Return the rows that the Benjamini–Hochberg procedure marks at a false discovery rate (1995), shape (n,).
 
-    It holds for conformal p-values of one calibration though they depend on each other (Bates et al. 2023). Of m rows
-    k are marked when the k-th lowest p-value is rate · k / m or less; no p-value of n calibration rows is below
-    1 / (n + 1), so that fewer than m / (rate · (n + 1)) rows are never marked.
+    The rate also holds for conformal p-values of one calibration, although they depend on each other (Bates et al.
+    2023). Of m rows, k are marked if the k-th lowest p-value is at most rate · k / m. With n calibration rows, no
+    p-value is below 1 / (n + 1). So the procedure marks no rows, or at least m / (rate · (n + 1)).
 
     Args:
-        p_values: Of all rows that are judged together, (n,).
-        rate: Share of false alarms among the marked rows.
+        p_values: p-values of all rows that are tested together, shape (n,).
+        rate: Expected share of false alarms among the marked rows.
 
-    Returns:
-        Shape (n,).
+    Examples:
+        >>> import numpy as np
+        >>> benjamini_hochberg(np.array([0.01, 0.02, 0.9]), rate=0.05).tolist()
+        [True, True, False]
     """
-    rising = np.sort(p_values)
-    # The last bit of a product must not decide where the two are equal.
-    most = rate * (1 + 1e-12) * np.arange(1, len(rising) + 1) / max(len(rising), 1)
-    within = np.flatnonzero(rising <= most)
-    return np.asarray(p_values <= (rising[within[-1]] if len(within) else -1.0))
+    from scipy.stats import false_discovery_control
+
+    if not len(p_values):
+        return np.zeros(0, dtype=np.bool_)
+    # The tolerance keeps rounding from deciding where an adjusted p-value equals the rate.
+    return np.asarray(false_discovery_control(p_values) <= rate * (1 + 1e-12))
 
 
 def ks_distance(scores: Array, others: Array) -> float:
-    """Gives the largest gap between the shares of two sets of scores up to any level (Smirnov's distance).
+    """Return the Kolmogorov–Smirnov statistic: the largest difference between two empirical distribution functions.
 
-    0 where they are alike, 1 where all of one are higher; a few anomalies among many rows move it by no more than their
-    share. It tells how far time has taken the rows, and not how surely.
+    It is 0 for equal samples and 1 if all of one sample are higher. A few anomalies among many rows move it by their
+    share at most. It measures the size of a difference, not its significance.
 
     Args:
-        scores: Of one or more rows.
-        others: The same.
+        scores: Scores of one or more rows.
+        others: Scores of one or more other rows.
     """
-    levels = np.union1d(scores, others)
-    shares = [np.searchsorted(np.sort(some), levels, side="right") / len(some) for some in (scores, others)]
-    return float(np.abs(shares[0] - shares[1]).max())
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(scores, others, method="asymp").statistic)
+
+
+def ks_critical_value(rows: int, others: int) -> float:
+    """Return the distance that two samples of one distribution exceed with probability 0.01 (Smirnov 1939)."""
+    return 1.63 * math.sqrt(1 / rows + 1 / others)
 
 
 def calibrate(scores: Array, budget: float, days: int | None) -> Calibration:
-    """Makes a calibration from the scores of held-out rows.
+    """Return a calibration with the scores of held-out rows.
 
     Args:
-        scores: Of rows that neither weights nor tails were fitted on, in any order.
+        scores: Scores in any order. Neither the weights nor the tails may be fitted on these rows.
         budget: Share of normal rows that may be flagged.
-        days: How many days these rows span, to say how many would do; None where rows have no time.
+        days: Number of days of these rows, for the remedy in the error. None if the rows have no event time.
 
     Raises:
-        TrainingError: There are too few rows for the budget.
+        TrainingError: The budget needs more rows.
     """
     check_budget(len(scores), budget, days)
     return Calibration(np.sort(scores), budget)
 
 
 def check_budget(rows: int, budget: float, days: int | None) -> None:
-    """Asks whether so many calibration rows can tell a budget.
+    """Raise an error if there are too few calibration rows for a budget.
 
     Args:
-        rows: Of the calibration.
+        rows: Number of calibration rows.
         budget: Share of normal rows that may be flagged.
-        days: How many days these rows span; None where rows have no time.
+        days: Number of days of these rows. None if the rows have no event time.
 
     Raises:
-        TrainingError: They are too few.
+        TrainingError: The budget needs more rows.
     """
     needed = math.ceil(round(1 / budget, 6)) - 1
     if rows >= needed:
         return
-    least = f"the budget to {1 / (rows + 1):.2g} or more"
+    lowest = f"the budget to {1 / (rows + 1):.2g} or more"
     if days is None:
-        held, remedy = f"there are {rows:,}", f"land more rows, or set {least}"
+        available, remedy = f"there are {rows:,}", f"land more rows, or set {lowest}"
     else:
         enough = math.ceil(days * needed / max(rows, 1))
-        held = f"the {days} calibration days hold {rows:,}"
-        remedy = f"set calibration_days to about {enough}, or {least}"
-    raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {held}; {remedy}")
-
-
-def ks_critical_value(rows: int, others: int) -> float:
-    """Gives the gap that two samples of one distribution exceed once in a hundred times (Smirnov 1939)."""
-    return 1.63 * math.sqrt(1 / rows + 1 / others)
+        available = f"the {days} calibration days hold {rows:,}"
+        remedy = f"set calibration_days to about {enough}, or {lowest}"
+    raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {available}; {remedy}")

@@ -1,4 +1,4 @@
-"""How unusual a row is beside those of training, by several measures that fail on different anomalies."""
+"""An ensemble of outlier measures that detect different kinds of anomalies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,61 +20,58 @@ from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 Array = npt.NDArray[np.float64]
 
 FITTED_ROWS, _FITTED_CELLS = 20_000, 2**23
-"""Training rows that are looked at at most, drawn at random, and these times columns: so much tells all measures apart,
-in bounded time and memory."""
+"""Maximum of randomly sampled training rows, and of rows times columns. They bound time and memory of a fit."""
 
-LEAST_ROWS = 16
-_MOST_REFERENCES, _LEAST_REFERENCES, _REFERENCE_CELLS = 4096, 512, 2**17
-"""References times columns: the wider the rows, the fewer of them, down to the least."""
+MIN_ROWS = 16
+_MAX_REFERENCES, _MIN_REFERENCES, _REFERENCE_CELLS = 4096, 512, 2**17
+"""Maximum and minimum of references, and of references times columns: wider rows have fewer references."""
 
-_MOST_DIRECTIONS = 512
-"""Columns whose covariances are looked at."""
+_MAX_DIRECTIONS = 512
+"""Maximum of columns in a covariance matrix. Wider rows are projected."""
 
-_CROWD, _FROM = 100, 1024
-_CORE = 0.8
-"""Share of the training rows that are taken as ordinary: enough to leave most of what contaminates them outside, and
-to lose little where nothing does."""
+_CORE_NEIGHBORS, _CORE_REFERENCES = 100, 1024
+_CORE_SHARE = 0.8
+"""Share of training rows in the core. It excludes most contamination and loses few normal rows."""
 
 MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod")
-_WORDS = (
+_DESCRIPTIONS = (
     "distance from the nearest training row",
     "distance from the nearest training row by ranks",
     "rarity among training rows",
-    "residual of small autoencoders",
-    "distance of its values from the middle, one by one",
+    "residual of the denoising autoencoders",
+    "sum of the distances of its values from the median",
 )
 WEIGHTS = np.array([1.0, 1.0, 2.0, 0.5, 0.75])
-"""Of the measures. The two distances say nearly the same, and see only what lies apart from every training row; the
-density of the mixture stands against both. The last two are weak alone and see what the others do not."""
+"""Weights of the measures. The two nearest-neighbor distances are redundant: both detect only isolated rows. So the
+mixture weighs as much as both. The last two are weak alone, but detect what the others miss."""
 
-_ENDLESS = np.array([name in {"mixture", "ecod"} for name in MEASURES])
-"""Measures that do not begin at zero."""
+_HAS_NO_ZERO = np.array([name in {"mixture", "ecod"} for name in MEASURES])
+"""Measures whose minimum is not zero."""
 
 _ARRAYS = ("varying", "first", "seen", "upwards", "references", "ends")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """Measures of how unusual a row is, each as its tail probability, added up.
+    """The weighted sum of the surprisals of five outlier measures.
 
-    They are the distance to the nearest training row on two scales, the density under a mixture of normal
-    distributions, the residuals of small autoencoders, and the tails of the columns one by one. Mixture and
-    autoencoders learn from the core of the training rows, those in the midst of many others, so that they do not take a
-    crowd of anomalies for normal.
+    The measures are the nearest-neighbor distance on two scales, the density under Gaussian mixtures, the residuals of
+    small denoising autoencoders, and ECOD. Mixtures and autoencoders learn from the core: the training rows that are
+    near many others. So a cluster of anomalies in the training rows does not become normal.
 
     Attributes:
-        varying: Columns of the matrix that vary among the training rows, all that the measures look at.
-        first: One training row, whose other columns are those of all, (width,).
-        seen: How many training rows there are, ().
-        upwards: Of the columns that vary, whether their longer tail is the upper one, (len(varying),).
-        scalings: The scales.
-        directions: Random ones that mixture and autoencoders look along where very many columns vary, (len(varying),
-            directions); None where they look at the columns themselves.
-        references: Training rows, (m, len(varying)), as they are encoded.
-        mixture: Of the core, in units of spread.
-        denoising_ensemble: Autoencoders that only score.
-        ends: For each measure the value where its scale begins, and how far from there its median is, (2, measures).
-        tails: Measures on these scales to surprise.
+        varying: Indices of the matrix columns that vary in the training rows. The measures use only these.
+        first: One training row, shape (width,). It has the values of the constant columns.
+        seen: Number of training rows, shape ().
+        upwards: Whether the longer tail of a varying column is the upper one, shape (len(varying),).
+        scalings: z-scores and normal scores.
+        references: Encoded training rows, shape (m, len(varying)).
+        mixture: Gaussian mixtures of the core, on z-scores.
+        denoising_ensemble: Denoising autoencoders.
+        ends: Minimum of each measure, and its median minus this minimum, shape (2, measures).
+        tails: Tails that turn scaled measures into surprisal.
+        directions: Random projection of very wide rows for mixtures and autoencoders, shape (len(varying), directions).
+            None if the rows are not that wide.
     """
 
     varying: npt.NDArray[np.int64]
@@ -90,33 +87,32 @@ class Ensemble:
     directions: npt.NDArray[np.float32] | None = None
 
     def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
-        """Gives the weighted sum of the measures' surprise for encoded rows, (n, width), nats, (n,).
+        """Return the weighted sum of the surprisals for encoded rows, shape (n, width), in nats, shape (n,).
 
-        Were the measures independent and their weights 1, this would be Fisher's way to combine their tail
-        probabilities (1932). Each column that never varied in n training rows and does now adds ln(n + 2), by Laplace's
-        rule of succession.
+        For independent measures with weights of 1, this is Fisher's method of combining tail probabilities (1932). Each
+        column that was constant in n training rows and differs now adds ln(n + 2), by Laplace's rule of succession.
         """
-        departed = (matrix[:, self._steady] != self.first[self._steady]).sum(axis=1)
-        total: Array = self.tails(self.measures(matrix)) @ WEIGHTS + departed * np.log(self.seen + 2)
+        changed = (matrix[:, self._constant] != self.first[self._constant]).sum(axis=1)
+        total: Array = self.tails(self.measures(matrix)) @ WEIGHTS + changed * np.log(self.seen + 2)
         return total
 
     def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
-        """Gives each measure of n rows on its own scale, 1 at the median of the training rows, (n, measures)."""
+        """Return the scaled measures of n rows, shape (n, measures). The median of the training rows is 1."""
         measures: Array = (self._raw(matrix) - self.ends[0]) / self.ends[1]
         return measures
 
     def governing(self, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
-        """Says of each row what the strangest of the measures is, and how high it usually is, for people to read."""
+        """Return a text about the measure with the highest weighted surprisal and its usual range, for each row."""
         measures = self.measures(matrix)
-        weighed, usual = self.tails(measures) * WEIGHTS, self.tails.quantiles[:, -1]
+        weighted, usual = self.tails(measures) * WEIGHTS, self.tails.quantiles[:, -1]
         return [
-            (f"{row[index]:.1f} times the usual {_WORDS[index]}", f"{usual[index]:.1f} times at most in 99 %")
-            for row, index in zip(measures, weighed.argmax(axis=1), strict=True)
+            (f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}", f"{usual[index]:.1f} times at most in 99 %")
+            for row, index in zip(measures, weighted.argmax(axis=1), strict=True)
         ]
 
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)
-        standard = _along(self.directions, self.scalings.standard(rows))
+        standard = _project(self.directions, self.scalings.standard(rows))
         scores = self.scalings.normal(rows)
         encoded, normal = self._references
         return np.column_stack(
@@ -130,7 +126,7 @@ class Ensemble:
         )
 
     @cached_property
-    def _steady(self) -> npt.NDArray[np.int64]:
+    def _constant(self) -> npt.NDArray[np.int64]:
         return np.setdiff1d(np.arange(len(self.first)), self.varying)
 
     @cached_property
@@ -139,92 +135,105 @@ class Ensemble:
         return encoded, self.scalings.normal(encoded)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Gives what to keep, by name."""
-        own = {name: getattr(self, name) for name in _ARRAYS}
-        own |= {} if self.directions is None else {"directions": self.directions}
-        parts = {part: getattr(self, part).arrays() for part in ("scalings", "mixture", "denoising_ensemble", "tails")}
-        return own | {f"{part}.{name}": value for part, found in parts.items() for name, value in found.items()}
+        """Return the arrays to save, by name."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {} if self.directions is None else {"directions": self.directions}
+        for part in ("scalings", "mixture", "denoising_ensemble", "tails"):
+            arrays |= {f"{part}.{name}": value for name, value in getattr(self, part).arrays().items()}
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Ensemble":
-        """Makes an ensemble of what `arrays` gave.
+        """Return the ensemble that `arrays` describes.
 
         Raises:
-            KeyError: One is missing.
+            KeyError: An array is missing.
         """
 
-        def under(part: str) -> dict[str, npt.NDArray[Any]]:
+        def arrays_below(part: str) -> dict[str, npt.NDArray[Any]]:
             return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
 
         return cls(
-            scalings=Scalings(**under("scalings.")),
-            mixture=Mixture(**under("mixture.")),
-            denoising_ensemble=DenoisingEnsemble.from_arrays(under("denoising_ensemble.")),
-            tails=TailCalibrator(**under("tails.")),
+            scalings=Scalings(**arrays_below("scalings.")),
+            mixture=Mixture(**arrays_below("mixture.")),
+            denoising_ensemble=DenoisingEnsemble.from_arrays(arrays_below("denoising_ensemble.")),
+            tails=TailCalibrator(**arrays_below("tails.")),
             directions=arrays.get("directions"),
             **{name: arrays[name] for name in _ARRAYS},
         )
 
 
 def fit_ensemble(matrix: npt.NDArray[np.float32], asinh_mask: npt.NDArray[np.bool_], seed: int) -> Ensemble:
-    """Fits an ensemble on encoded training rows.
+    """Fit an ensemble on encoded training rows.
 
     Args:
-        matrix: The rows, (n, width).
-        asinh_mask: Which columns are asinh of a number, (width,).
-        seed: Of the draws.
+        matrix: Encoded rows, shape (n, width).
+        asinh_mask: Columns that are asinh values, shape (width,).
+        seed: Seed of the random generators.
 
     Raises:
-        TrainingError: There are too few rows.
+        TrainingError: There are fewer than 16 rows.
     """
-    if len(matrix) < LEAST_ROWS:
+    if len(matrix) < MIN_ROWS:
         raise TrainingError(
-            f"evidence ensemble needs {LEAST_ROWS} training rows or more, and there are {len(matrix)}; land more, or "
-            "name other evidence under alerts"
+            f"evidence ensemble needs {MIN_ROWS} training rows or more, but there are {len(matrix)}; land more, or "
+            "choose other evidence in alerts.evidence"
         )
     generator = torch.Generator().manual_seed(seed)
     varying = np.flatnonzero((matrix != matrix[0]).any(axis=0))
-    most = min(FITTED_ROWS, _FITTED_CELLS // max(len(varying), 1))
-    chosen = torch.randperm(len(matrix), generator=generator)[:most].numpy()
-    encoded = matrix[np.ix_(chosen, varying)]
+    limit = min(FITTED_ROWS, _FITTED_CELLS // max(len(varying), 1))
+    sample = torch.randperm(len(matrix), generator=generator)[:limit].numpy()
+    encoded = matrix[np.ix_(sample, varying)]
     rows = encoded.astype(np.float64)
     scalings = fit_scalings(rows, asinh_mask[varying])
     standard = scalings.standard(rows)
-    crowds = [mean_knn_distance(view, view[:_FROM], _CROWD) for view in (rows, scalings.normal(rows), standard)]
-    alone = np.column_stack(crowds)
-    alone /= _medians(alone)
-    strange = fit_tails(alone)(alone).sum(axis=1)
-    directions = _draw_directions(len(varying), seed)
-    core = _along(directions, standard[strange <= np.quantile(strange, _CORE)])
-    count = min(_MOST_REFERENCES, max(_LEAST_REFERENCES, _REFERENCE_CELLS // len(varying)))
+    directions = _random_projection(len(varying), seed)
+    core = _project(directions, standard[_core(rows, scalings.normal(rows), standard)])
+    count = min(_MAX_REFERENCES, max(_MIN_REFERENCES, _REFERENCE_CELLS // len(varying)))
     mixture, denoising_ensemble = fit_mixture(core, seed), fit_denoising_ensemble(core, generator)
-    ends = np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))])
-    first, seen, references = matrix[0].copy(), np.array(len(matrix)), encoded[:count].copy()
-    none, upwards = TailCalibrator.none(), skewed_up(standard)
     unfitted = Ensemble(
-        varying, first, seen, upwards, scalings, references, mixture, denoising_ensemble, ends, none, directions
+        varying=varying,
+        first=matrix[0].copy(),
+        seen=np.array(len(matrix)),
+        upwards=skewed_up(standard),
+        scalings=scalings,
+        references=encoded[:count].copy(),
+        mixture=mixture,
+        denoising_ensemble=denoising_ensemble,
+        ends=np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))]),
+        tails=TailCalibrator.none(),
+        directions=directions,
     )
-    raw = unfitted._raw(matrix[chosen])
-    # Distances and residuals begin at zero; the others do not, and their scale begins at the least among training rows.
-    ends = np.stack([np.where(_ENDLESS, raw.min(axis=0), 0.0), ends[1]])
-    ends[1] = _medians(raw - ends[0])
+    raw = unfitted._raw(matrix[sample])
+    minimum = np.where(_HAS_NO_ZERO, raw.min(axis=0), 0.0)
+    ends = np.stack([minimum, _medians(raw - minimum)])
     return replace(unfitted, ends=ends, tails=fit_tails((raw - ends[0]) / ends[1]))
 
 
-def _draw_directions(width: int, seed: int) -> npt.NDArray[np.float32] | None:
-    """Draws the directions that wide rows are looked at along, None where rows are not that wide.
+def _core(*scales: Array) -> npt.NDArray[np.bool_]:
+    """Return which rows are in the core: those with the lowest kNN distances. Each scale has shape (n, width)."""
+    distances = [mean_knn_distance(values, values[:_CORE_REFERENCES], _CORE_NEIGHBORS) for values in scales]
+    scaled = np.column_stack(distances)
+    scaled /= _medians(scaled)
+    surprisal = fit_tails(scaled)(scaled).sum(axis=1)
+    is_core: npt.NDArray[np.bool_] = surprisal <= np.quantile(surprisal, _CORE_SHARE)
+    return is_core
 
-    Distances stay about what they are (Johnson & Lindenstrauss 1984). Covariances of so many columns would take memory
-    by their square, and time by their cube.
+
+def _random_projection(width: int, seed: int) -> npt.NDArray[np.float32] | None:
+    """Return a random projection of wide rows, shape (width, directions), or None if the rows are not that wide.
+
+    It approximately preserves distances (Johnson & Lindenstrauss 1984). Covariances of all columns would need memory
+    proportional to the square of the width, and time proportional to its cube.
     """
-    if width <= _MOST_DIRECTIONS:
+    if width <= _MAX_DIRECTIONS:
         return None
-    drawn = np.random.default_rng(seed).standard_normal((width, _MOST_DIRECTIONS), dtype=np.float32)
-    scaled: npt.NDArray[np.float32] = drawn / np.float32(np.sqrt(width))
+    normal = np.random.default_rng(seed).standard_normal((width, _MAX_DIRECTIONS), dtype=np.float32)
+    scaled: npt.NDArray[np.float32] = normal / np.float32(np.sqrt(width))
     return scaled
 
 
-def _along(directions: npt.NDArray[np.float32] | None, rows: Array) -> Array:
+def _project(directions: npt.NDArray[np.float32] | None, rows: Array) -> Array:
     return rows if directions is None else rows @ directions.astype(np.float64)
 
 

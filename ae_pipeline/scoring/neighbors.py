@@ -1,8 +1,8 @@
-"""Distances to training rows.
+"""Distances to the nearest training rows.
 
-A row that equals one of the references counts as that one, which is left out: training rows and rows like them are
-held against the same number of others, as if each training row had been left out of its own references. Where more
-than one equals it, it has a twin at distance zero.
+A row that equals a reference is taken for that reference, which is then left out. So training rows and new rows are
+compared with the same number of other rows, as in leave-one-out. If several references equal the row, the others are
+duplicates at distance zero.
 """
 
 from collections.abc import Iterator
@@ -12,76 +12,84 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-_SAME = 1e-12
-"""Squared distance, as a share of the squared lengths, up to which two rows are one: what rounding leaves of zero."""
+_TIE_TOLERANCE = 1e-12
+"""Squared distance up to which two rows are equal, relative to their squared norms. It absorbs rounding errors."""
 
-_AT_ONCE = 2**18
-"""Distances that are held at once: so many stay in a processor's cache."""
+_BLOCK_DISTANCES = 2**18
+"""Number of distances computed in one block, which fits into the cache of a processor."""
 
 
 def nearest(rows: Array, references: Array) -> Array:
-    """Gives the Euclidean distance to the nearest reference.
+    """Return the Euclidean distance to the nearest reference.
 
     Args:
-        rows: (n, width).
-        references: Two or more, (m, width).
+        rows: Shape (n, width).
+        references: Two or more, shape (m, width).
 
     Returns:
         Shape (n,).
+
+    Examples:
+        >>> import numpy as np
+        >>> references = np.array([[0.0, 0.0], [3.0, 4.0]])
+        >>> nearest(np.array([[3.0, 3.0], [0.0, 0.0]]), references).tolist()
+        [1.0, 5.0]
     """
-    found = [np.empty(0)]
-    for block, own, lengths in _products(rows, references):
-        # To all of a row's squares its own length is added at last, so the least of them is known before.
-        first = block.argmin(axis=1)
-        least = np.maximum(block[np.arange(len(block)), first] + own, 0.0)
-        same = np.flatnonzero(least <= _SAME * (own + lengths[first]))
-        least[same] = _without_itself(block[same] + own[same, np.newaxis], own[same], lengths, first[same]).min(axis=1)
-        found.append(np.sqrt(least))
-    return np.concatenate(found)
+    distances = [np.empty(0)]
+    for block, row_norms, reference_norms in _partial_squares(rows, references):
+        # The norm of a row is the same for all references, so it can be added after the search for the minimum.
+        closest = block.argmin(axis=1)
+        squares = np.maximum(block[np.arange(len(block)), closest] + row_norms, 0.0)
+        equal = np.flatnonzero(squares <= _TIE_TOLERANCE * (row_norms + reference_norms[closest]))
+        whole = block[equal] + row_norms[equal, np.newaxis]
+        squares[equal] = _leave_one_out(whole, row_norms[equal], reference_norms, closest[equal]).min(axis=1)
+        distances.append(np.sqrt(squares))
+    return np.concatenate(distances)
 
 
 def mean_knn_distance(rows: Array, references: Array, count: int) -> Array:
-    """Gives the mean distance to the `count` nearest references, or to all others where they are fewer.
+    """Return the mean distance to the `count` nearest references, or to all others if there are fewer.
 
-    Large beside a small crowd of its own kind too, as anomalies are that a training set holds many of.
+    It is also large for a small cluster of anomalies, such as many equal anomalies in a training set.
 
     Args:
-        rows: (n, width).
-        references: Two or more, (m, width).
-        count: How many.
+        rows: Shape (n, width).
+        references: Two or more, shape (m, width).
+        count: Number of neighbors.
 
     Returns:
         Shape (n,).
     """
     count = min(count, len(references) - 1)
-    parts = (np.partition(block, count - 1, axis=1)[:, :count] for block in _squares(rows, references))
+    parts = (np.partition(block, count - 1, axis=1)[:, :count] for block in _squared_distances(rows, references))
     return np.concatenate([np.empty(0), *(np.sqrt(part).mean(axis=1) for part in parts)])
 
 
-def _squares(rows: Array, references: Array) -> Iterator[Array]:
-    """Gives squared distances block by block, (rows of the block, m), infinite to the reference that a row equals."""
-    for products, own, lengths in _products(rows, references):
-        squares = np.maximum(products + own[:, np.newaxis], 0.0)
-        first = squares.argmin(axis=1)
-        same = np.flatnonzero(squares[np.arange(len(squares)), first] <= _SAME * (own + lengths[first]))
-        squares[same] = _without_itself(squares[same], own[same], lengths, first[same])
+def _squared_distances(rows: Array, references: Array) -> Iterator[Array]:
+    """Yield blocks of squared distances, shape (block, m). The reference that equals a row gets infinity."""
+    for block, row_norms, reference_norms in _partial_squares(rows, references):
+        squares = np.maximum(block + row_norms[:, np.newaxis], 0.0)
+        closest = squares.argmin(axis=1)
+        tolerance = _TIE_TOLERANCE * (row_norms + reference_norms[closest])
+        equal = np.flatnonzero(squares[np.arange(len(squares)), closest] <= tolerance)
+        squares[equal] = _leave_one_out(squares[equal], row_norms[equal], reference_norms, closest[equal])
         yield squares
 
 
-def _products(rows: Array, references: Array) -> Iterator[tuple[Array, Array, Array]]:
-    """Gives squared distances less the rows' own squared lengths, block by block, with these and the references'."""
-    lengths, factors = np.square(references).sum(axis=1), -2 * references.T
-    step = max(1, _AT_ONCE // len(references))
+def _partial_squares(rows: Array, references: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """Yield squared distances minus the squared norms of the rows, then the squared norms of rows and references."""
+    reference_norms, factors = np.square(references).sum(axis=1), -2 * references.T
+    step = max(1, _BLOCK_DISTANCES // len(references))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        products = block @ factors
-        products += lengths
-        yield products, np.square(block).sum(axis=1), lengths
+        squares = block @ factors
+        squares += reference_norms
+        yield squares, np.square(block).sum(axis=1), reference_norms
 
 
-def _without_itself(squares: Array, own: Array, lengths: Array, first: npt.NDArray[np.intp]) -> Array:
-    """Leaves out of the squared distances of rows that equal a reference that one; another equal one is at zero."""
-    # What rounding leaves of zero depends on how many rows are multiplied at once.
-    squares = np.where(squares <= _SAME * (own[:, np.newaxis] + lengths), 0.0, squares)
-    squares[np.arange(len(squares)), first] = np.inf
+def _leave_one_out(squares: Array, row_norms: Array, reference_norms: Array, closest: npt.NDArray[np.intp]) -> Array:
+    """Set the squared distance of each row to its closest reference to infinity, and to other equal ones to zero."""
+    # The rounding error of a zero distance depends on the number of rows in a product.
+    squares = np.where(squares <= _TIE_TOLERANCE * (row_norms[:, np.newaxis] + reference_norms), 0.0, squares)
+    squares[np.arange(len(squares)), closest] = np.inf
     return squares

@@ -1,4 +1,4 @@
-"""Column losses to tail probabilities: how rarely a loss as high is seen in rows like those of the window."""
+"""Convert losses to surprisal: −ln of the share of normal rows with a loss at least as high."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,27 +8,34 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-_SAME = 1e-6
-"""Values that differ by less, relative to the larger, are one: what rounding makes of ties must not part them."""
+_TIE_TOLERANCE = 1e-6
+"""Relative difference up to which two values tie. Rounding must not break ties."""
 
 _TAIL = 0.01
 _QUANTILES = 65
-_SLOPE_FROM, _SLOPE_COUNTS = 0.1, 10
+_SLOPE_FROM, _SLOPE_ROWS = 0.1, 10
 _MIN_EXCESS = 0.25
-"""Least mean excess: a quarter of a nat, or of the usual loss or distance where that is the unit."""
+"""Lowest mean excess: a quarter of a nat, or of the usual loss or distance if that is the unit."""
 
 
 @dataclass(frozen=True)
 class TailCalibrator:
-    """−ln P(loss of the column ≥ x), by column.
+    """Surprisal of losses: −ln P(loss of the column ≥ x), for each column.
 
-    Between knots it is interpolated; beyond the 99th percentile the tail is taken as exponential with the mean excess
-    that was seen there (Pickands 1975 for the limit, with shape 0).
+    It interpolates between the quantiles. Beyond the 99th percentile it assumes an exponential tail with the observed
+    mean excess, the limit of Pickands (1975) with shape 0.
 
     Attributes:
-        quantiles: Losses at falling survival probabilities, (columns, knots), rising along each row.
-        levels: −ln of those probabilities, (knots,).
-        excess: Mean excess over the last knot, (columns,), in the unit of the losses.
+        quantiles: Losses at decreasing survival probabilities, shape (columns, levels), ascending in each row.
+        levels: −ln of the survival probabilities, shape (levels,).
+        excess: Mean excess over the last quantile in the unit of the losses, shape (columns,).
+
+    Examples:
+        >>> import numpy as np
+        >>> losses = np.arange(1000.0)[:, np.newaxis]
+        >>> tails = fit_tails(losses)
+        >>> tails(np.array([[499.5]])).round(2).tolist()
+        [[0.69]]
     """
 
     quantiles: Array
@@ -36,55 +43,60 @@ class TailCalibrator:
     excess: Array
 
     def __call__(self, losses: Array, least: Array | None = None) -> Array:
-        """Gives surprise of shape (n, columns), nats, for losses of that shape.
+        """Return the surprisal of losses, nats, shape (n, columns).
 
         Args:
             losses: Shape (n, columns).
-            least: Surprise of each column up to which it makes no difference and is given as 0, (columns,).
+            least: Surprisal of each column that does not matter, shape (columns,). Lower values may be returned as 0,
+                which saves time.
 
         Raises:
-            ValueError: Losses have another number of columns.
+            ValueError: The losses have a different number of columns.
         """
         if losses.shape[1] != len(self.quantiles):
-            raise ValueError(f"tails are of {len(self.quantiles)} columns, and losses of {losses.shape[1]}")
+            raise ValueError(f"the tails have {len(self.quantiles)} columns, but the losses have {losses.shape[1]}")
         surprisal = np.zeros_like(losses)
-        for column, ((distinct, levels), excess) in enumerate(zip(self._rising, self.excess, strict=True)):
-            reached = losses[:, column] - _SAME * np.abs(losses[:, column])
-            told: npt.NDArray[np.intp] | slice = slice(None)
+        for column, ((quantiles, levels), excess) in enumerate(zip(self._distinct_quantiles, self.excess, strict=True)):
+            reached = losses[:, column] - _TIE_TOLERANCE * np.abs(losses[:, column])
+            rows: npt.NDArray[np.intp] | slice = slice(None)
             if least is not None and least[column] > 0:
-                # Only of the knots before, which nothing beyond that surprise lies within.
-                told = np.flatnonzero(~(reached <= distinct[np.searchsorted(levels, least[column], side="right") - 1]))
-            over = reached[told] - distinct[-1]
-            within = np.interp(reached[told], distinct, levels)
-            surprisal[told, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
+                # Skip losses up to the last quantile whose surprisal is at most `least`. The negation keeps NaN.
+                last = np.searchsorted(levels, least[column], side="right") - 1
+                rows = np.flatnonzero(~(reached <= quantiles[last]))
+            over = reached[rows] - quantiles[-1]
+            within = np.interp(reached[rows], quantiles, levels)
+            surprisal[rows, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
         return surprisal
 
     @cached_property
-    def _rising(self) -> list[tuple[Array, Array]]:
-        # Of equal knots the first bears the probability of reaching that loss, the last that of exceeding it.
-        detach = np.diff(self.quantiles, prepend=-np.inf, axis=1) > _SAME * np.abs(self.quantiles)
-        return [(quantiles[first], self.levels[first]) for quantiles, first in zip(self.quantiles, detach, strict=True)]
+    def _distinct_quantiles(self) -> list[tuple[Array, Array]]:
+        """Strictly ascending quantiles of each column, with their levels."""
+        # The first of equal quantiles has the probability of reaching the loss, the last that of exceeding it.
+        is_first = np.diff(self.quantiles, prepend=-np.inf, axis=1) > _TIE_TOLERANCE * np.abs(self.quantiles)
+        return [
+            (quantiles[first], self.levels[first]) for quantiles, first in zip(self.quantiles, is_first, strict=True)
+        ]
 
     @classmethod
     def none(cls) -> "TailCalibrator":
-        """Tails of no column, where there are none yet."""
+        """Return a calibrator of zero columns, for detectors whose tails are not fitted yet."""
         return cls(np.empty((0, 0)), np.empty(0), np.empty(0))
 
     def arrays(self) -> dict[str, Array]:
-        """Gives what to keep, by the name of the attribute."""
+        """Return the arrays to save, by attribute name."""
         return {"quantiles": self.quantiles, "levels": self.levels, "excess": self.excess}
 
 
 def fit_tails(losses: Array) -> TailCalibrator:
-    """Fits tails on the losses of rows that the weights were not fitted on, (n, columns).
+    """Fit tails on the losses of rows that the weights were not fitted on, shape (n, columns).
 
-    Of few rows fewer still lie beyond the 99th percentile, so the slope between the 90th and that one counts as ten
-    more of them.
+    Few rows lie beyond the 99th percentile. Therefore the mean excess includes the slope between the 90th and the 99th
+    percentile with the weight of ten rows.
     """
     survival = np.geomspace(1, _TAIL, _QUANTILES)
     quantiles = np.quantile(losses, 1 - survival, axis=0).T
     over = np.maximum(losses - quantiles[:, -1], 0)
     count = (over > 0).sum(axis=0)
     slope = (quantiles[:, -1] - np.quantile(losses, 1 - _SLOPE_FROM, axis=0)) / np.log(_SLOPE_FROM / _TAIL)
-    excess = (over.sum(axis=0) + _SLOPE_COUNTS * slope) / (count + _SLOPE_COUNTS)
+    excess = (over.sum(axis=0) + _SLOPE_ROWS * slope) / (count + _SLOPE_ROWS)
     return TailCalibrator(np.ascontiguousarray(quantiles), -np.log(survival), np.maximum(excess, _MIN_EXCESS))

@@ -1,7 +1,7 @@
-"""What every architecture must keep, in every form and for every kind of input.
+"""The contract of every architecture, in every form and for every kind of input.
 
-A new entry of `factory.ARCHITECTURES` is tested here without a change; what this file names beside that are settings
-that make its networks small, and variants worth a fit of their own.
+A new entry of `factory.ARCHITECTURES` is tested without a change to this file. Settings of small networks and variants
+with their own fit are optional.
 """
 
 import copy
@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 import torch
@@ -23,6 +25,7 @@ from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle, ScoredRows
+from ae_pipeline.encoding.table_encoder import Block, BlockKind
 from ae_pipeline.latent_space.alignment import transform_latents
 from ae_pipeline.latent_space.compatibility import AffineMap
 from ae_pipeline.models import base
@@ -30,23 +33,24 @@ from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import ARCHITECTURES, build_model
 from ae_pipeline.models.image_loss import ImageLoss
+from ae_pipeline.models.losses import ReconstructionLoss, TermsLoss
 from ae_pipeline.training.loop import TrainingResult, train
 from tests.support.images import image_frame, waves
 
-EVERYTHING = {"alerts": {"budget": 0.02, "evidence": tuple(Evidence)}}
-"""Scores rest on an ensemble too, which costs more than such small networks do: one form of each has it."""
+ALL_EVIDENCE = {"alerts": {"budget": 0.02, "evidence": tuple(Evidence)}}
+"""All kinds of evidence. The ensemble takes longer than these small networks, so only one form of each has it."""
 
-WHOLE = {"latent", "ensemble"}
-"""What an explanation may name beside columns."""
+NOT_COLUMNS = {"latent", "ensemble"}
+"""Contributions of an explanation that are not columns."""
 
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": EVERYTHING,
-    "variational": {"model": {"variational": True}, "training": {"epochs": 25}},  # draws make it slower to learn
+    "plain": ALL_EVIDENCE,
+    "variational": {"model": {"variational": True}, "training": {"epochs": 25}},  # sampling slows training down
     "denoising": {"training": {"corruption": "gaussian"}},
 }
 
-SMALL = {"dense": {"hidden": (24,)}, "conv": {"channels": (8, 16)}}
-"""Settings that make small networks of architectures; those not named here are taken as they come."""
+SMALL: dict[str, dict[str, Any]] = {"dense": {"hidden": (24,)}, "conv": {"channels": (8, 16)}}
+"""Settings of small networks by architecture. Others use their defaults."""
 
 _NUMBERS = tuple(f"x{index}" for index in range(5))
 TABLE = (
@@ -58,7 +62,7 @@ TABLE = (
 
 
 def table_rows(n: int, seed: int = 0) -> pl.DataFrame:
-    """Normal rows: two numbers govern five, and the kind says whether it is on."""
+    """Return normal rows: five numbers depend on two hidden ones, and `is_on` depends on the kind."""
     rng = np.random.default_rng(seed)
     mixing = np.array([[1.0, 0.8, -0.6, 0.3, 0.0], [0.0, 0.5, 0.7, -0.9, 1.0]])
     values = rng.normal(size=(n, 2)) @ mixing + rng.normal(size=(n, 5)) * 0.05
@@ -71,6 +75,10 @@ def table_rows(n: int, seed: int = 0) -> pl.DataFrame:
             "is_on": kind != "a",
         }
     )
+
+
+FitFrame = Callable[..., tuple[ModelBundle, TrainingResult]]
+ImageFits = dict[str, tuple[ModelBundle, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]]
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,11 @@ class Case:
 
 
 def make_case(name: str, *parts: dict[str, dict[str, Any]], images: ImageShape | None = None) -> Case:
-    """Puts settings together; later ones prevail."""
+    """Merge settings. Later ones override earlier ones."""
     training = {"epochs": 15, "batch_size": 64, "learning_rate": 0.02, "device": "cpu"}
     sections: dict[str, dict[str, Any]] = {"training": training, "model": {"latent_dim": 4}}
     if images:
-        # Squares weigh as a likelihood does where β is twice the noise's variance; a β of 1 would outweigh all pixels.
+        # Squared errors equal a likelihood if β is twice the variance of the noise. β = 1 would outweigh all pixels.
         sections["training"] = {**training, "epochs": 12, "batch_size": 32, "learning_rate": 0.015, "beta": 2e-4}
         sections |= {"model": {"latent_dim": 6}, "images": {}}
     for part in parts:
@@ -106,7 +114,7 @@ def make_case(name: str, *parts: dict[str, dict[str, Any]], images: ImageShape |
     return Case(name, sections, images)
 
 
-def image_shape(height: int = 12, width: int = 12, channels: int = 1, dtype: str = "uint8") -> ImageShape:
+def image_shape(height: int = 12, width: int = 12, channels: int = 1, dtype: Any = "uint8") -> ImageShape:
     return ImageShape(height=height, width=width, channels=channels, dtype=dtype)
 
 
@@ -133,8 +141,8 @@ def _conv(name: str, shape: ImageShape | None = None, **model: Any) -> Case:
     )
 
 
-_UNIT = {"scaling": "unit", "output": "sigmoid", "loss": {"bce": 1.0}}
-_SYMMETRIC = {"scaling": "symmetric", "output": "tanh"}
+_UNIT: dict[str, Any] = {"scaling": "unit", "output": "sigmoid", "loss": {"bce": 1.0}}
+_SYMMETRIC: dict[str, Any] = {"scaling": "symmetric", "output": "tanh"}
 
 VARIANTS = [
     _table("linear in one step", hidden=(), latent_dim=3),
@@ -163,13 +171,13 @@ VARIANTS = [
     _conv("standard scale, huber", scaling="standard", loss={"huber": 1.0}),
 ]
 
-CLOSE = {"rel": 1e-6, "abs": 1e-9}
-"""Of scores: another batch rounds outputs in the seventh digit, which fine scales and steep tails enlarge."""
+CLOSE: dict[str, Any] = {"rel": 1e-6, "abs": 1e-9}
+"""Tolerance of scores. Batches round outputs in the seventh digit; fine scales and steep tails amplify this."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A case, fitted."""
+    """A fitted case."""
 
     case: Case
     config: PipelineConfig
@@ -183,13 +191,13 @@ class Fit:
         return torch.from_numpy(self.bundle.encoder.encode(self.sample(n, seed)))
 
 
-def fit_case(case: Case, fit_frame: Callable[..., tuple[ModelBundle, TrainingResult]]) -> Fit:
+def fit_case(case: Case, fit_frame: FitFrame) -> Fit:
     bundle, result = fit_frame(case.sample(900 if case.images is None else 500), case.columns, **case.sections)
     return Fit(case, bundle.config, bundle, result)
 
 
 @pytest.fixture(scope="module", params=[*_every_form(), *VARIANTS], ids=lambda case: case.name)
-def fit(request, fit_frame) -> Fit:
+def fit(request: pytest.FixtureRequest, fit_frame: FitFrame) -> Fit:
     return fit_case(request.param, fit_frame)
 
 
@@ -204,14 +212,14 @@ def weights(model: AutoEncoder) -> list[torch.Tensor]:
 
 class TestShapes:
     @pytest.mark.parametrize("n", [0, 1, 7])
-    def test_each_row_has_its_latents_and_its_output(self, fit, n):
+    def test_each_row_has_latents_and_output(self, fit: Fit, n: int) -> None:
         model, shape = fit.bundle.model, fit.bundle.encoder.shape
         z, output, kl = model(torch.zeros(n, *shape))
         assert (z.shape, output.shape, kl.shape) == ((n, fit.config.model.latent_dim), (n, *shape), (n,))
         torch.testing.assert_close(model.decode(model.encode(torch.zeros(n, *shape))), output, rtol=0, atol=0)
 
     @pytest.mark.parametrize("n", [0, 1, 7])
-    def test_each_row_has_its_scores(self, fit, n):
+    def test_each_row_has_scores_and_explanation(self, fit: Fit, n: int) -> None:
         rows, is_table = fit.sample(n), fit.case.images is None
         scored = fit.bundle.score(rows)
         assert (scored.latents.shape, scored.latents.dtype) == ((n, fit.config.model.latent_dim), np.float32)
@@ -220,12 +228,14 @@ class TestShapes:
         assert fit.bundle.encode(rows).tobytes() == scored.latents.tobytes()
         assert fit.bundle.latents_and_losses(rows)[1].shape == (n, len(fit.bundle.tails.quantiles))
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
-        named = [[part.column for part in parts if part.column not in WHOLE] for parts in fit.bundle.explain(rows, 99)]
+        named = [
+            [part.column for part in parts if part.column not in NOT_COLUMNS] for parts in fit.bundle.explain(rows, 99)
+        ]
         assert [set(names) for names in named] == [set(fit.bundle.loss.columns if is_table else ("spot", "image"))] * n
         assert fit.bundle.denoise(rows).schema == rows.schema
         assert fit.bundle.denoise(rows).height == n
 
-    def test_a_latent_space_as_wide_as_the_input_needs_noise(self, fit):
+    def test_latent_space_as_wide_as_the_input_needs_noise(self, fit: Fit) -> None:
         shape = fit.bundle.encoder.shape
         width = math.prod(shape)
         model = {**fit.case.sections["model"], "latent_dim": width}
@@ -239,18 +249,18 @@ class TestShapes:
 
 
 class TestDeterminism:
-    def test_the_same_rows_give_the_same_bytes(self, fit):
+    def test_same_rows_give_the_same_bytes(self, fit: Fit) -> None:
         rows = fit.sample(300, 1)
         assert_equal_bytes(fit.bundle.score(rows), fit.bundle.score(rows))
 
-    def test_in_evaluation_nothing_is_drawn(self, fit):
+    def test_evaluation_is_deterministic(self, fit: Fit) -> None:
         assert not any(module.training for module in fit.bundle.model.modules())
         x = fit.encoded(20, 1)
-        once, again = fit.bundle.model(x), fit.bundle.model(x)
-        assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+        first, second = fit.bundle.model(x), fit.bundle.model(x)
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
-    def test_a_row_scores_the_same_alone_and_among_thousands(self, fit, monkeypatch):
-        monkeypatch.setattr(base, "_ROWS_AT_ONCE", 1024)
+    def test_score_of_a_row_does_not_depend_on_the_batch(self, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(base, "_MAX_BATCH_ROWS", 1024)
         many = fit.sample(2049, 2)  # the last batch holds one row
         together = fit.bundle.score(many)
         for index in (0, 1023, 1234, 2048):
@@ -258,25 +268,25 @@ class TestDeterminism:
             np.testing.assert_allclose(alone.latents[0], together.latents[index], rtol=1e-5, atol=1e-5)
             assert alone.score[0] == pytest.approx(together.score[index], **CLOSE)
 
-    def test_the_order_of_rows_makes_no_difference(self, fit):
+    def test_scores_do_not_depend_on_the_order_of_rows(self, fit: Fit) -> None:
         rows = fit.sample(500, 3)
-        forth, back = fit.bundle.score(rows), fit.bundle.score(rows.reverse())
-        np.testing.assert_allclose(back.latents[::-1], forth.latents, rtol=1e-5, atol=1e-5)
-        assert back.score[::-1] == pytest.approx(forth.score, **CLOSE)
+        forward, backward = fit.bundle.score(rows), fit.bundle.score(rows.reverse())
+        np.testing.assert_allclose(backward.latents[::-1], forward.latents, rtol=1e-5, atol=1e-5)
+        assert backward.score[::-1] == pytest.approx(forward.score, **CLOSE)
 
-    def test_further_columns_and_their_order_make_no_difference(self, fit):
+    def test_scores_do_not_depend_on_other_columns_or_their_order(self, fit: Fit) -> None:
         rows = fit.sample(50, 5)
         other = rows.select(reversed(rows.columns)).with_columns(noise=pl.lit("x"))
         assert_equal_bytes(fit.bundle.score(other), fit.bundle.score(rows))
 
 
 @pytest.mark.parametrize("case", _every_form(), ids=lambda case: case.name)
-def test_the_same_fit_twice_gives_the_same_bytes_whatever_the_global_seeds(case, fit_frame):
+def test_fit_is_reproducible_whatever_the_global_seeds(case: Case, fit_frame: FitFrame) -> None:
     short = make_case(case.name, case.sections, {"training": {"epochs": 2}}, images=case.images)
     fits = []
-    for everywhere in (0, 1):
-        torch.manual_seed(everywhere)
-        np.random.seed(everywhere)  # noqa: NPY002
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)  # noqa: NPY002
         fits.append(fit_case(short, fit_frame))
     first, second = fits
     assert second.bundle.fingerprint == first.bundle.fingerprint
@@ -285,43 +295,43 @@ def test_the_same_fit_twice_gives_the_same_bytes_whatever_the_global_seeds(case,
 
 
 class TestNumberTypes:
-    def test_numbers_of_either_width_score_the_same(self, fit):
+    def test_float32_and_float64_columns_score_the_same(self, fit: Fit) -> None:
         wide = fit.sample(200, 4)
         numbers = [name for name, dtype in wide.schema.items() if dtype.is_float()]
         if fit.case.images is not None:
-            assert numbers == []  # see `test_images_of_sixteen_bits_are_fitted_like_those_of_eight`
+            assert numbers == []  # see `test_uint16_images_score_like_uint8_images`
             return
         assert len(numbers) == 6
         narrow = wide.with_columns(pl.col(numbers).cast(pl.Float32))
         assert_equal_bytes(fit.bundle.score(narrow), fit.bundle.score(wide))
 
     @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-4), (torch.float16, 3e-2)])
-    def test_the_network_runs_in_double_and_in_half_precision(self, fit, dtype, close):
+    def test_network_runs_in_double_and_in_half_precision(self, fit: Fit, dtype: Any, close: float) -> None:
         x = fit.encoded(20, 4)
         expected = fit.bundle.model(x)
         for training in (False, True):
             model = copy.deepcopy(fit.bundle.model).to(dtype).train(training)
-            passed = model(x.to(dtype), torch.Generator().manual_seed(0))
-            assert {value.dtype for value in passed} == {dtype}
-            assert all(torch.isfinite(value).all() for value in passed)
+            result = model(x.to(dtype), torch.Generator().manual_seed(0))
+            assert {value.dtype for value in result} == {dtype}
+            assert all(torch.isfinite(value).all() for value in result)
             if not training:
-                for value, wanted in zip(passed, expected, strict=True):
-                    torch.testing.assert_close(value.float(), wanted, rtol=close, atol=close)
+                for value, reference in zip(result, expected, strict=True):
+                    torch.testing.assert_close(value.float(), reference, rtol=close, atol=close)
 
 
-class TestTurnedAxes:
-    def test_latents_follow_the_map_and_neither_outputs_nor_scores_do(self, fit, tmp_path):
+class TestTransformedLatents:
+    def test_map_changes_latents_but_neither_outputs_nor_scores(self, fit: Fit, tmp_path: Path) -> None:
         rng, width = np.random.default_rng(0), fit.bundle.model.latent_dim
-        once, again = (
+        first, second = (
             AffineMap(np.eye(width) + 0.3 * rng.normal(size=(width, width)), rng.normal(size=width)) for _ in range(2)
         )
-        transformed = transform_latents(transform_latents(fit.bundle, once), again)
+        transformed = transform_latents(transform_latents(fit.bundle, first), second)
         rows, x = fit.sample(300, 8), fit.encoded(50, 8)
         previous, after = fit.bundle.score(rows), transformed.score(rows)
         assert transformed.reconstruct(rows).tobytes() == fit.bundle.reconstruct(rows).tobytes()
         assert not np.allclose(after.latents, previous.latents, atol=0.1)
-        wanted = again(once(previous.latents.astype(np.float64)))
-        np.testing.assert_allclose(after.latents, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        expected = second(first(previous.latents.astype(np.float64)))
+        np.testing.assert_allclose(after.latents, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
         np.testing.assert_allclose(after.score, previous.score, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(after.is_anomaly, previous.is_anomaly)
         with torch.inference_mode():
@@ -336,7 +346,7 @@ class TestTurnedAxes:
 
 
 class TestSaveAndLoad:
-    def test_a_loaded_bundle_is_the_same_bit_for_bit(self, fit, tmp_path):
+    def test_loaded_bundle_is_equal_bit_for_bit(self, fit: Fit, tmp_path: Path) -> None:
         fit.bundle.save(tmp_path)
         loaded = ModelBundle.load(tmp_path)
         rows = fit.sample(300, 6)
@@ -348,21 +358,21 @@ class TestSaveAndLoad:
 
 
 class TestLearning:
-    def test_the_loss_falls(self, fit):
+    def test_training_reduces_the_loss(self, fit: Fit) -> None:
         if LossTerm.LIKELIHOOD in fit.config.loss:
             assert fit.result.best_loss < fit.result.first_loss - 1
             return
         x = fit.encoded(600, 1)
         nearest = x.clamp(0, 1) if LossTerm.BCE in fit.config.loss else x
-        perfect = float(fit.bundle.loss(nearest, x).sum(1).mean())  # of bce the entropy of what is neither 0 nor 1
+        perfect = float(fit.bundle.loss(nearest, x).sum(1).mean())  # bce: the entropy of values between 0 and 1
         assert fit.result.best_loss - perfect < 0.5 * (fit.result.first_loss - perfect)
 
-    def test_only_variational_forms_diverge_from_the_prior(self, fit):
+    def test_only_variational_forms_have_a_divergence(self, fit: Fit) -> None:
         kl = fit.bundle.model(fit.encoded(200, 1)).kl
         assert (kl > 0).all() if fit.config.model.variational else (kl == 0).all()
 
     @pytest.mark.parametrize(("n", "size"), [(1, 64), (65, 64), (5, 1)])
-    def test_a_batch_of_one_row_is_learnt_from(self, fit, n, size):
+    def test_batch_of_one_row_can_be_trained_on(self, fit: Fit, n: int, size: tuple[int, int]) -> None:
         model, loss = copy.deepcopy(fit.bundle.model), copy.deepcopy(fit.bundle.loss)
         previous, x = weights(model), fit.encoded(n, 1)
         settings = fit.config.training.model_copy(update={"epochs": 1, "batch_size": size})
@@ -370,36 +380,38 @@ class TestLearning:
         result = train(model, loss, x, x, settings, torch.Generator().manual_seed(0), corrupt=corrupt)
         assert math.isfinite(result.epochs[0].train_loss)
         assert math.isfinite(result.best_loss)
-        # Where the epoch was no better than what was there before, that comes back.
+        # If the epoch is no improvement, training restores the initial weights.
         assert (result.best_epoch == 1) != all(map(torch.equal, previous, weights(model)))
 
-    def test_normal_rows_are_flagged_about_as_often_as_the_budget_says(self, fit):
+    def test_normal_rows_are_flagged_at_about_the_budget(self, fit: Fit) -> None:
         share = fit.bundle.score(fit.sample(2000, 8)).is_anomaly.mean()
-        assert share < 0.07  # a budget of 0.02 on 120 to 180 calibration rows: two or three of them, and their spread
+        assert share < 0.07  # the budget is 0.02, with sampling noise of 120 to 180 calibration rows
 
-    def test_planted_anomalies_rank_first(self, fit):
+    def test_planted_anomalies_rank_first(self, fit: Fit) -> None:
         planted, rows = (plant_in_table if fit.case.images is None else plant_in_images)(fit.case)
         scored = fit.bundle.score(rows)
         order = np.argsort(-scored.score)
         assert set(order[: len(planted)].tolist()) == set(planted)
         assert scored.is_anomaly[list(planted)].all()
         for row, index in planted.items():
-            named = [part for part in fit.bundle.explain(rows[row : row + 1])[0] if part.column not in WHOLE]
+            named = [part for part in fit.bundle.explain(rows[row : row + 1])[0] if part.column not in NOT_COLUMNS]
             if isinstance(index, str):
-                # Under other losses one odd input may spoil another column more than its own.
+                # Under other losses, an odd input can increase the loss of another column more than its own.
                 assert named[0].column == index or LossTerm.LIKELIHOOD not in fit.config.loss
             elif index is not None:
                 (spot,) = (part.actual for part in named if part.column == "spot")
-                found = tuple(map(int, re.search(r"at row (\d+), column (\d+)", spot).groups()))
-                assert np.abs(np.subtract(found, index)).max() <= 3, (found, index)
+                match = re.search(r"at row (\d+), column (\d+)", str(spot))
+                assert match
+                position = tuple(map(int, match.groups()))
+                assert np.abs(np.subtract(position, index)).max() <= 3, (position, index)
 
 
 def plant_in_table(case: Case) -> tuple[dict[int, str | None], pl.DataFrame]:
-    """Rows with anomalies, and by row the column to blame where no other can be."""
+    """Return anomalies as row → column that must be blamed (None if several can be), and the rows."""
     rows = case.sample(500, 7)
     broken = {
-        3: {"x1": pl.lit(40.0)},  # far out in one column
-        50: {"x3": -pl.col("x3") + 6},  # what the others do not bear out
+        3: {"x1": pl.lit(40.0)},  # an extreme value
+        50: {"x3": -pl.col("x3") + 6},  # contradicts the other columns
         111: {"kind": pl.lit("never seen")},
         222: {"x0": pl.lit(None, pl.Float64)},  # never missing in training
         333: {"at": pl.lit(60.0)},
@@ -414,7 +426,8 @@ def plant_in_table(case: Case) -> tuple[dict[int, str | None], pl.DataFrame]:
 
 
 def plant_in_images(case: Case) -> tuple[dict[int, tuple[int, int]], pl.DataFrame]:
-    """Images with squares of 3 × 3 pixels that are brighter or noisy, and by row the middle of the square."""
+    """Return anomalies as row → center of a brighter or noisy square of 3 × 3 pixels, and the images."""
+    assert case.images is not None
     images, rng = waves(300, 7, case.images), np.random.default_rng(0)
     corner = case.images.height - 3, case.images.width - 3
     planted = {3: (0, 0), 50: corner, 111: (4, 2), 222: (5, 6), 260: (0, 5)}
@@ -429,16 +442,16 @@ CORES = [
     pytest.param(name, settings, id=f"{name}, {form}")
     for name, (form, settings) in itertools.product(ARCHITECTURES, FORMS.items())
 ]
-TABLE_CORES = [core for core in CORES if ARCHITECTURES[core.values[0]].takes_tables]
+TABLE_CORES = [core for core in CORES if ARCHITECTURES[str(core.values[0])].takes_tables]
 
 
 @pytest.mark.parametrize(("name", "settings"), CORES)
 class TestSizes:
-    def test_weights_are_drawn_from_the_generator_alone(self, name, settings):
+    def test_weights_depend_only_on_the_generator(self, name: str, settings: dict[str, dict[str, Any]]) -> None:
         config = make_case("", {"model": {"architecture": name}}, settings, images=image_shape()).config
         models = []
-        for draws, everywhere in ((0, 0), (0, 1), (1, 0)):
-            torch.manual_seed(everywhere)
+        for draws, global_seed in ((0, 0), (0, 1), (1, 0)):
+            torch.manual_seed(global_seed)
             models.append(build_model(config, (1, 12, 12), torch.Generator().manual_seed(draws)).state_dict())
         first, second, other = models
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -446,34 +459,38 @@ class TestSizes:
 
     @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize("size", [(8, 8), (33, 47), (128, 128)], ids=lambda size: "x".join(map(str, size)))
-    def test_images_of_any_size_are_learnt_from(self, name, settings, size, channels):
+    def test_images_of_any_size_can_be_trained_on(
+        self, name: str, settings: dict[str, dict[str, Any]], size: tuple[int, int], channels: int
+    ) -> None:
         shape = (channels, *size)
         case = make_case("", {"model": {"architecture": name}}, settings, images=image_shape(*size, channels))
         model = build_model(case.config, shape, torch.Generator().manual_seed(0))
         loss = ImageLoss(shape, 1.0, {LossTerm.MSE: 0.5, LossTerm.SSIM: 0.5}, 1.0)
-        x = torch.from_numpy(waves(3, 0, case.images).transpose(0, 3, 1, 2) / np.float32(255))
+        x = torch.from_numpy(waves(3, 0, image_shape(*size, channels)).transpose(0, 3, 1, 2) / np.float32(255))
         assert_learns_in_one_step(model, loss, x, case.config.training)
         assert loss.patch_scores(model(x).output, x, to_the_edge=True).shape == (3, *size)
 
 
 def assert_learns_in_one_step(
-    model: AutoEncoder, loss: torch.nn.Module, x: torch.Tensor, settings: TrainingConfig
+    model: AutoEncoder, loss: ReconstructionLoss, x: torch.Tensor, settings: TrainingConfig
 ) -> None:
-    """Backward reaches every weight, a small step against it makes the same rows cheaper, and an epoch changes all."""
+    """Assert that every weight has a gradient, a small step reduces the loss, and an epoch changes the weights."""
 
     def objective() -> torch.Tensor:
-        return loss.objective(model.train()(x, torch.Generator().manual_seed(0)), x, settings.beta).mean()
+        model.train()
+        return loss.objective(model(x, torch.Generator().manual_seed(0)), x, settings.beta).mean()
 
     previous = objective()
     previous.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert set(gradients) == {name for name, _ in model.named_parameters()}
     for name, gradient in gradients.items():
         assert torch.isfinite(gradient).all(), name
         assert gradient.abs().sum() > 0, name
     length = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.sub_(parameter.grad, alpha=1e-3 / float(length))
+        for name, parameter in model.named_parameters():
+            parameter.sub_(gradients[name], alpha=1e-3 / float(length))
         assert objective() < previous
     stepped = weights(model)
     one = settings.model_copy(update={"epochs": 1, "batch_size": 2, "learning_rate": 1e-3, "schedule": "constant"})
@@ -485,7 +502,9 @@ def assert_learns_in_one_step(
 @pytest.mark.parametrize(("name", "settings"), TABLE_CORES)
 class TestTables:
     @pytest.mark.parametrize("column", [TABLE[0], TABLE[5], TABLE[6]], ids=lambda column: column.type.value)
-    def test_one_column_is_enough(self, fit_frame, name, settings, column):
+    def test_one_column_is_enough(
+        self, fit_frame: FitFrame, name: str, settings: dict[str, dict[str, Any]], column: FeatureColumn
+    ) -> None:
         case = make_case("", {"model": {"architecture": name, "latent_dim": 1}, "training": {"epochs": 8}}, settings)
         bundle, result = fit_frame(table_rows(400), [column], **case.sections)
         scored = bundle.score(table_rows(100, 9))
@@ -493,86 +512,83 @@ class TestTables:
         assert math.isfinite(result.best_loss)
         assert np.isfinite(scored.score).all()
         assert scored.latents.shape == (100, 1)
-        strange = pl.DataFrame({column.name: [None]}, schema={column.name: table_rows(1).schema[column.name]})
-        # Never missing in training, and so stranger than normal rows are, but for one or two at the ends of the scale.
-        assert (scored.score < bundle.score(strange).score[0]).mean() >= 0.95
+        missing = pl.DataFrame({column.name: [None]}, schema={column.name: table_rows(1).schema[column.name]})
+        # The column is never missing in training, so the row is more anomalous than almost all normal rows.
+        assert (scored.score < bundle.score(missing).score[0]).mean() >= 0.95
 
-    def test_two_thousand_inputs_are_learnt_from(self, name, settings):
+    def test_two_thousand_inputs_can_be_trained_on(self, name: str, settings: dict[str, dict[str, Any]]) -> None:
         config = make_case("", {"model": {"architecture": name}}, settings).config
         model = build_model(config, (2000,), torch.Generator().manual_seed(0))
         x = torch.randn(32, 2000, generator=torch.Generator().manual_seed(1))
         assert_learns_in_one_step(model, _mean_squares(2000), x, config.training)
 
 
-def _mean_squares(width: int) -> torch.nn.Module:
-    """The loss of a table of numbers alone, without indicators of missing ones."""
-    from ae_pipeline.encoding.table_encoder import Block, BlockKind
-    from ae_pipeline.models.losses import TermsLoss
-
+def _mean_squares(width: int) -> TermsLoss:
+    """Return the loss of a table of numbers without missing values."""
     blocks = [
         Block(column=f"x{index}", part="value", kind=BlockKind.NUMERIC, start=index, width=1) for index in range(width)
     ]
     return TermsLoss(blocks, [block.column for block in blocks], {LossTerm.MSE: 1.0}, 1.0)
 
 
-def test_two_thousand_columns_are_learnt_and_scored(fit_frame):
+def test_two_thousand_columns_are_trained_and_scored(fit_frame: FitFrame) -> None:
     values = np.random.default_rng(0).normal(size=(350, 2000))
     frame = pl.DataFrame(values, schema=[f"x{index}" for index in range(2000)])
     columns = [FeatureColumn(name, ColumnType.NUMBER) for name in frame.columns]
     bundle, result = fit_frame(frame, columns, model={"hidden": (16,), "latent_dim": 4})
-    assert bundle.encoder.width == 4000
+    assert bundle.encoder.shape == (4000,)
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
     surprisal = bundle.tails(bundle.latents_and_losses(strange)[1])[
         :, :2000
     ]  # other evidence stands behind the columns
-    assert np.unravel_index(surprisal.argmax(), surprisal.shape) == (2, 1234)
+    assert tuple(map(int, np.unravel_index(surprisal.argmax(), surprisal.shape))) == (2, 1234)
 
 
 class TestImageTypes:
-    """The same images in other types of numbers."""
+    """The same images in different number types."""
 
     @pytest.fixture(scope="class")
-    def fits(self, fit_frame) -> dict[str, tuple[ModelBundle, Callable[[np.ndarray], pl.DataFrame]]]:
-        stored = {
+    def fits(self, fit_frame: FitFrame) -> ImageFits:
+        stored: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
             "uint8": lambda images: images,
-            "uint16": lambda images: images.astype("<u2") * 257,  # 255 becomes 65535, the end of the type
+            "uint16": lambda images: images.astype("<u2") * 257,  # 255 becomes 65535, the maximum of the type
             "float32": lambda images: (images / 255 * 7 - 3).astype("<f4"),
         }
-        fits = {}
+        fits: ImageFits = {}
         for dtype, store in stored.items():
             case = _conv(dtype, image_shape(dtype=dtype))
             frame = image_frame(store(marked(600, 0)))
             fits[dtype] = fit_frame(frame, case.columns, **case.sections)[0], store
         return fits
 
-    def test_images_of_sixteen_bits_are_fitted_like_those_of_eight(self, fits):
+    def test_uint16_images_score_like_uint8_images(self, fits: ImageFits) -> None:
         (eight, store8), (sixteen, store16) = fits["uint8"], fits["uint16"]
         images = marked(100, 1)
         assert_equal_bytes(sixteen.score(image_frame(store16(images))), eight.score(image_frame(store8(images))))
 
-    def test_images_of_floats_are_scaled_by_the_ends_of_the_training_images(self, fits):
+    def test_float_images_are_scaled_by_the_range_of_the_window(self, fits: ImageFits) -> None:
         (eight, store8), (floats, store) = fits["uint8"], fits["float32"]
         images = marked(100, 1)
-        wanted = eight.encoder.encode(image_frame(store8(images)))
-        np.testing.assert_allclose(floats.encoder.encode(image_frame(store(images))), wanted, atol=1e-6)
-        expected = [bundle.reconstruct(image_frame(to(images))) for bundle, to in fits.values()]
-        np.testing.assert_allclose(expected[2], expected[0], atol=0.02)
+        expected = eight.encoder.encode(image_frame(store8(images)))
+        np.testing.assert_allclose(floats.encoder.encode(image_frame(store(images))), expected, atol=1e-6)
+        outputs = [bundle.reconstruct(image_frame(to(images))) for bundle, to in fits.values()]
+        np.testing.assert_allclose(outputs[2], outputs[0], atol=0.02)
 
     @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-    def test_denoised_images_are_of_the_type_that_came_in(self, fits, dtype):
+    def test_denoised_images_have_the_type_of_the_input(self, fits: ImageFits, dtype: Any) -> None:
         bundle, store = fits[dtype]
         images = marked(50, 2)
-        back = bundle.denoise(image_frame(store(images)))["image"]
-        values = np.stack([np.frombuffer(image, np.dtype(dtype)) for image in back])
-        like = store(images).reshape(50, -1)
-        assert values.shape == like.shape
-        detach = np.abs(values.astype(float) - like) / (float(like.max()) - float(like.min()))
-        assert 0 < np.median(detach) < 0.05
+        denoised = bundle.denoise(image_frame(store(images)))["image"]
+        values = np.stack([np.frombuffer(image, np.dtype(dtype)) for image in denoised])
+        originals = store(images).reshape(50, -1)
+        assert values.shape == originals.shape
+        errors = np.abs(values.astype(float) - originals) / (float(originals.max()) - float(originals.min()))
+        assert 0 < np.median(errors) < 0.05
 
 
-def marked(n: int, seed: int) -> np.ndarray:
-    """Waves with a black and a white corner, so that every sample has the same ends."""
+def marked(n: int, seed: int) -> npt.NDArray[Any]:
+    """Return waves with a black and a white corner, so that every sample has the same range."""
     images = waves(n, seed, image_shape())
     images[:, 0, 0], images[:, -1, -1] = 0, 255
     return images

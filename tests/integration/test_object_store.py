@@ -1,4 +1,4 @@
-"""The published table in an object store: a server that speaks S3 over HTTP on this machine."""
+"""The latent table in an object store: a local server with the S3 API."""
 
 import http.client
 import shutil
@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 
 from ae_pipeline import read_latents
 from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import publish, stale_days
 from ae_pipeline.latents.read import MANIFEST, current_files
@@ -28,12 +29,12 @@ BUCKET = "s3://latents"
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
-def _ask(port: int, method: str, path: str) -> int:
+def _request_status(port: int, method: str, path: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request(method, path)
@@ -44,20 +45,22 @@ def _ask(port: int, method: str, path: str) -> int:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[int]:
-    """The port of a running server."""
+    """Port of a running S3 server."""
     port = _free_port()
     command = shutil.which("moto_server", path=str(Path(sys.executable).parent))
-    assert command, "moto_server is not there; install the extra dev"
+    assert command, "moto_server is missing; install the extra dev"
     process = subprocess.Popen(
         [command, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         for _ in range(120):
             try:
-                _ask(port, "GET", "/moto-api/")
+                _request_status(port, "GET", "/moto-api/")
                 break
             except OSError:
                 time.sleep(0.25)
+        else:
+            pytest.fail("moto_server did not start within 30 seconds")
         yield port
     finally:
         process.terminate()
@@ -65,8 +68,8 @@ def server() -> Iterator[int]:
 
 
 @pytest.fixture
-def store(server, monkeypatch) -> str:
-    """An empty bucket, and the environment that leads to it."""
+def store(server: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty bucket. The environment has the credentials for it."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -75,29 +78,29 @@ def store(server, monkeypatch) -> str:
         "AWS_ALLOW_HTTP": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    assert _ask(server, "POST", "/moto-api/reset") == 200
-    assert _ask(server, "PUT", f"/{BUCKET.removeprefix('s3://')}") == 200
+    assert _request_status(server, "POST", "/moto-api/reset") == 200
+    assert _request_status(server, "PUT", f"/{BUCKET.removeprefix('s3://')}") == 200
     return BUCKET
 
 
 @pytest.fixture
-def remote(dataset, store) -> Fitted:
-    """The dataset, its tables in the object store."""
+def remote(dataset: Fitted, store: str) -> Fitted:
+    """The dataset with its tables in the object store."""
     return replace(dataset, paths=DatasetPaths(dataset.paths.root, dataset.paths.dataset, store))
 
 
-def test_a_table_there_holds_what_one_in_a_folder_holds(dataset, remote):
+def test_an_object_store_has_the_same_rows_as_a_folder(dataset: Fitted, remote: Fitted) -> None:
     days = dataset.days[-3:]
     for paths in (dataset.paths, remote.paths):
         publish(days, Dataset(dataset.bundle.config, paths), dataset.bundle, 1, {})
     assert current_files(remote.paths) == current_files(dataset.paths)
-    here, there = (read_latents("sensors", data=dataset.paths.root, tables=tables) for tables in (None, BUCKET))
-    assert there.arrow.equals(here.arrow)
-    assert there.arrow.num_rows == 3 * 60
-    assert there.latent_space == here.latent_space
+    local, in_store = (read_latents("sensors", data=dataset.paths.root, tables=tables) for tables in (None, BUCKET))
+    assert in_store.arrow.equals(local.arrow)
+    assert in_store.arrow.num_rows == 3 * 60
+    assert in_store.latent_space == local.latent_space
 
 
-def test_readers_without_this_project_find_it(remote):
+def test_other_readers_can_open_the_table(remote: Fitted) -> None:
     publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
     table = DeltaTable(f"{BUCKET}/sensors")
     assert pa.table(table.to_pyarrow_dataset().to_table()).num_rows == 120
@@ -107,17 +110,17 @@ def test_readers_without_this_project_find_it(remote):
     assert sorted(manifest.split()) == sorted(table.file_uris())
 
 
-def test_a_promotion_is_one_commit_and_the_old_version_stays(remote, other_bundle):
+def test_a_new_model_is_one_commit_and_old_versions_stay(remote: Fitted, other_bundle: ModelBundle) -> None:
     first = publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
     second = publish(remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {})
     assert second.table_version == first.table_version + 1
     for space, expected in (("current", 2), (1, 1)):
-        found = read_latents("sensors", space=space, tables=BUCKET)
-        assert (found.model_version, found.arrow.num_rows) == (expected, 120)
+        latents = read_latents("sensors", space=space, tables=BUCKET)
+        assert (latents.model_version, latents.arrow.num_rows) == (expected, 120)
     assert not stale_days(remote.days[-2:], remote.paths, other_bundle.fingerprint, 2)
 
 
-def test_of_two_publications_at_once_the_later_one_says_so(remote, other_bundle):
+def test_a_concurrent_publication_fails(remote: Fitted, other_bundle: ModelBundle) -> None:
     publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
 
     def meanwhile() -> None:
@@ -127,19 +130,19 @@ def test_of_two_publications_at_once_the_later_one_says_so(remote, other_bundle)
         publish(
             remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {}, before_commit=meanwhile
         )
-    found = read_latents("sensors", tables=BUCKET)
-    assert (found.model_version, found.arrow.num_rows) == (1, 180)
+    latents = read_latents("sensors", tables=BUCKET)
+    assert (latents.model_version, latents.arrow.num_rows) == (1, 180)
 
 
-def test_a_writing_that_fails_leaves_nothing(remote, store):
+def test_a_failed_write_leaves_no_file(remote: Fitted, store: str) -> None:
     files = TableFiles(remote.paths.latents)
 
     def fail() -> None:
         with files.writing("v1/day/part.parquet") as temporary:
             temporary.write_text("half")
-            raise RuntimeError("in between")
+            raise RuntimeError("interrupted")
 
-    with pytest.raises(RuntimeError, match="in between"):
+    with pytest.raises(RuntimeError, match="interrupted"):
         fail()
     assert not files.has("v1/day/part.parquet")
     assert files.written() == {}

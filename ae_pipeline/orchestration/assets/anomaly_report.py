@@ -104,9 +104,9 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
                 check_result(
                     context,
                     "drift",
-                    not reported.drifted,
+                    not reported.drifting,
                     reported.drift_message,
-                    figure=len(reported.drifted),
+                    figure=len(reported.drifting),
                     threshold=0,
                     severity=dg.AssetCheckSeverity.WARN,
                 ),

@@ -18,7 +18,7 @@ from ae_pipeline.orchestration.tags import requested_by
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.promote import Decision
-    from ae_pipeline.registry.store import TrackedVersion
+    from ae_pipeline.registry.versions import TrackedVersion
     from ae_pipeline.storage.dataset import Dataset
 
 _DESCRIPTION = """\

@@ -1,7 +1,8 @@
-"""The encoder against numpy quantiles and hand-made codes."""
+"""The table encoder against numpy quantiles and codes by hand."""
 
 import datetime as dt
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,8 +10,9 @@ import pytest
 
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.encoding.table_encoder import Block, BlockKind, Matrix, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
+from tests.support.sensors import Fitted
 
 
 def number(name: str) -> FeatureColumn:
@@ -27,7 +29,7 @@ def block_of(encoder: TableEncoder, column: str, kind: BlockKind, part: str | No
 
 def part_of(
     encoder: TableEncoder, features: pl.DataFrame, column: str, kind: BlockKind, part: str | None = None
-) -> np.ndarray:
+) -> Matrix:
     block = block_of(encoder, column, kind, part)
     return encoder.encode(features)[:, block.start : block.stop]
 
@@ -38,22 +40,22 @@ def reason_for(encoder: TableEncoder, column: str) -> str:
 
 @pytest.fixture
 def heavy() -> pl.DataFrame:
-    """A heavy-tailed column with gaps."""
+    """Return a heavy-tailed column with gaps."""
     values = np.random.default_rng(0).standard_t(2, 500) * 7 + 100
     return pl.DataFrame({"x": pl.Series(values).set(pl.Series(np.arange(500) % 10 == 3), None)})
 
 
-def test_a_number_becomes_the_asinh_of_its_distance_from_the_median_in_robust_deviations(heavy):
+def test_robust_scaling_is_asinh_of_robust_z_score(heavy: pl.DataFrame) -> None:
     encoder = fit_table_encoder(heavy, [number("x")])
-    there = heavy["x"].drop_nulls().to_numpy()
-    low, median, high = np.quantile(there, [0.25, 0.5, 0.75])
-    expected = np.arcsinh((there - median) / ((high - low) / 1.349))
+    present = heavy["x"].drop_nulls().to_numpy()
+    low, median, high = np.quantile(present, [0.25, 0.5, 0.75])
+    expected = np.arcsinh((present - median) / ((high - low) / 1.349))
     encoded = part_of(encoder, heavy, "x", BlockKind.NUMERIC)[heavy["x"].is_not_null().to_numpy(), 0]
     np.testing.assert_allclose(encoded, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
-def test_a_missing_number_becomes_zero_and_raises_its_indicator(heavy, missing):
+def test_missing_number_is_zero_and_sets_its_indicator(heavy: pl.DataFrame, missing: float | None) -> None:
     encoder = fit_table_encoder(heavy, [number("x")])
     rows = pl.DataFrame({"x": [90.0, missing, 110.0]}, schema={"x": pl.Float64})
     matrix = encoder.encode(rows)
@@ -63,21 +65,22 @@ def test_a_missing_number_becomes_zero_and_raises_its_indicator(heavy, missing):
     assert matrix[:, flag.start].tolist() == [0, 1, 0]
 
 
-def test_where_half_the_values_are_equal_the_standard_deviation_takes_the_place_of_the_quartiles():
+def test_scale_is_standard_deviation_if_the_iqr_is_zero() -> None:
     values = np.r_[np.zeros(90), np.full(10, 30.0)]
     encoder = fit_table_encoder(pl.DataFrame({"x": values}), [number("x")])
-    assert (encoder.columns[0].center, encoder.columns[0].scale) == (0.0, pytest.approx(values.std()))
+    assert encoder.columns[0].center == 0
+    assert encoder.columns[0].scale == pytest.approx(values.std())
 
 
-def test_a_constant_with_gaps_stays_since_its_gaps_can_tell_something():
+def test_constant_column_with_gaps_is_kept() -> None:
     encoder = fit_table_encoder(pl.DataFrame({"x": [5.0, None, 5.0, 5.0]}), [number("x")])
     np.testing.assert_array_equal(
-        encoder.encode(pl.DataFrame({"x": [5.0, None, 6.0]}))[:, 0], np.float32([0, 0, np.arcsinh(1)])
+        encoder.encode(pl.DataFrame({"x": [5.0, None, 6.0]}))[:, 0], np.array([0, 0, np.arcsinh(1)], np.float32)
     )
 
 
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308])
-def test_the_largest_floats_are_encoded_as_finite_numbers(value):
+def test_largest_floats_have_finite_codes(value: Any) -> None:
     tight = pl.DataFrame({"x": np.linspace(0, 1e-6, 50)})
     encoder = fit_table_encoder(tight, [number("x")])
     assert np.isfinite(encoder.encode(pl.DataFrame({"x": [value]}))).all()
@@ -86,52 +89,52 @@ def test_the_largest_floats_are_encoded_as_finite_numbers(value):
 @pytest.mark.parametrize(
     ("minutes", "sine", "cosine"), [(0, 0, 1), (360, 1, 0), (720, 0, -1), (1080, -1, 0), (180, 0.5**0.5, 0.5**0.5)]
 )
-def test_a_clock_becomes_a_point_on_the_circle_of_a_day(minutes, sine, cosine):
+def test_clock_becomes_sine_and_cosine_of_the_day(minutes: int, sine: float, cosine: float) -> None:
     clocks = pl.DataFrame({"at": [0.0, 360.0, 720.0, None]})
     encoder = fit_table_encoder(clocks, [FeatureColumn("at", ColumnType.CLOCK_HHMM)])
     rows = pl.DataFrame({"at": [float(minutes), None]})
     encoded = part_of(encoder, rows, "at", BlockKind.CYCLIC, "time_of_day")
-    np.testing.assert_allclose(encoded, [[sine, cosine], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(encoded, np.array([[sine, cosine], [0, 0]]), atol=1e-6)
     assert part_of(encoder, rows, "at", BlockKind.BINARY)[:, 0].tolist() == [0, 1]
 
 
-def test_a_timestamp_becomes_its_time_of_day_and_its_weekday():
+def test_timestamp_becomes_time_of_day_and_weekday() -> None:
     moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 3, 18), None]  # a Monday and a Wednesday
     rows = pl.DataFrame({"t": moments}, schema={"t": pl.Datetime("us", "UTC")})
     encoder = fit_table_encoder(rows, [FeatureColumn("t", ColumnType.TIMESTAMP)])
     day = part_of(encoder, rows, "t", BlockKind.CYCLIC, "time_of_day")
     week = part_of(encoder, rows, "t", BlockKind.CYCLIC, "weekday")
-    turn = 2 * math.pi * 2 / 7
-    np.testing.assert_allclose(day, [[1, 0], [-1, 0], [0, 0]], atol=1e-6)
-    np.testing.assert_allclose(week, [[0, 1], [math.sin(turn), math.cos(turn)], [0, 0]], atol=1e-6)
+    angle = 2 * math.pi * 2 / 7
+    np.testing.assert_allclose(day, np.array([[1, 0], [-1, 0], [0, 0]]), atol=1e-6)
+    np.testing.assert_allclose(week, np.array([[0, 1], [math.sin(angle), math.cos(angle)], [0, 0]]), atol=1e-6)
 
 
-def test_a_date_becomes_its_weekday():
+def test_date_becomes_its_weekday() -> None:
     rows = pl.DataFrame({"d": [dt.date(2024, 1, 1), dt.date(2024, 1, 7)]})  # Monday, Sunday
     encoder = fit_table_encoder(rows, [FeatureColumn("d", ColumnType.DATE)])
-    turn = 2 * math.pi * 6 / 7
+    angle = 2 * math.pi * 6 / 7
     np.testing.assert_allclose(
-        part_of(encoder, rows, "d", BlockKind.CYCLIC), [[0, 1], [math.sin(turn), math.cos(turn)]], atol=1e-6
+        part_of(encoder, rows, "d", BlockKind.CYCLIC), np.array([[0, 1], [math.sin(angle), math.cos(angle)]]), atol=1e-6
     )
 
 
-def test_event_time_has_no_indicator_since_it_is_never_missing():
+def test_event_time_has_no_missing_indicator() -> None:
     rows = pl.DataFrame({"event_time": [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]})
     encoder = fit_table_encoder(rows, [FeatureColumn("event_time", ColumnType.TIMESTAMP)])
     assert [(block.kind, block.present) for block in encoder.blocks] == [(BlockKind.CYCLIC, None)] * 2
 
 
-def test_a_category_becomes_a_one_hot_code_with_places_for_other_and_missing_values():
+def test_category_is_one_hot_with_codes_for_other_and_missing() -> None:
     train = pl.DataFrame({"c": ["b"] * 3 + ["a"] * 3 + ["c"] * 4 + [None]})
     encoder = fit_table_encoder(train, [category("c")])
-    assert encoder.columns[0].vocabulary == ("c", "a", "b")  # the commonest first, then by name
+    assert encoder.columns[0].vocabulary == ("c", "a", "b")  # by frequency, then by name
     codes = encoder.encode(pl.DataFrame({"c": ["a", "never seen", None, "c", "b"]}))
     np.testing.assert_array_equal(
         codes, [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
     )
 
 
-def test_a_boolean_becomes_a_one_hot_code():
+def test_boolean_becomes_a_one_hot_code() -> None:
     encoder = fit_table_encoder(
         pl.DataFrame({"f": [True, False, True, None]}), [FeatureColumn("f", ColumnType.BOOLEAN)]
     )
@@ -139,15 +142,15 @@ def test_a_boolean_becomes_a_one_hot_code():
     np.testing.assert_array_equal(codes, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
-@pytest.mark.parametrize(("times", "is_known"), [(4, False), (5, True)])
-def test_a_category_of_fewer_than_five_rows_counts_as_other(times, is_known):
-    train = pl.DataFrame({"c": ["common"] * (1000 - times) + ["rare"] * times})
+@pytest.mark.parametrize(("count", "is_known"), [(4, False), (5, True)])
+def test_category_with_fewer_than_five_rows_counts_as_other(count: int, is_known: bool) -> None:
+    train = pl.DataFrame({"c": ["common"] * (1000 - count) + ["rare"] * count})
     encoder = fit_table_encoder(train, [category("c")])
     assert ("rare" in encoder.columns[0].vocabulary) is is_known
     assert encoder.encode(pl.DataFrame({"c": ["rare"]}))[0].tolist() == ([0, 1, 0, 0] if is_known else [0, 1, 0])
 
 
-def test_a_vocabulary_holds_the_1024_commonest_values_at_most():
+def test_vocabulary_has_at_most_1024_values() -> None:
     train = pl.DataFrame({"c": [f"v{index:04d}" for index in range(1100) for _ in range(8)]})
     encoder = fit_table_encoder(train, [category("c")])
     assert encoder.width == 1024 + 2
@@ -155,7 +158,7 @@ def test_a_vocabulary_holds_the_1024_commonest_values_at_most():
 
 @pytest.mark.parametrize("name", ["count", "value", "part", "len", "literal"])
 @pytest.mark.parametrize("kind", [ColumnType.CATEGORY, ColumnType.NUMBER])
-def test_a_column_may_bear_any_name(name, kind):
+def test_column_can_have_any_name(name: str, kind: ColumnType) -> None:
     values = ["1", "2", "1", "3"] if kind == ColumnType.CATEGORY else [1.0, 2.0, 1.0, 3.0]
     rows = pl.DataFrame({name: values})
     encoder = fit_table_encoder(rows, [FeatureColumn(name, kind)])
@@ -186,63 +189,65 @@ _N = 200
         ([float(i % 17) for i in range(_N)], ColumnType.NUMBER, "a copy of 'kept'"),
     ],
 )
-def test_a_column_that_tells_nothing_is_left_out_with_the_reason(values, kind, reason):
+def test_uninformative_column_is_left_out_with_a_reason(values: Any, kind: ColumnType, reason: str) -> None:
     rows = pl.DataFrame({"kept": [float(i % 17) for i in range(_N)], "column": values}, strict=False)
     encoder = fit_table_encoder(rows, [number("kept"), FeatureColumn("column", kind)])
     assert [column.name for column in encoder.columns] == ["kept"]
     assert reason_for(encoder, "column") == reason
 
 
-def test_all_distinct_numbers_that_are_not_whole_are_no_identifier():
+def test_distinct_floats_are_no_identifier() -> None:
     rows = pl.DataFrame({"x": np.random.default_rng(0).normal(size=500)})
     assert fit_table_encoder(rows, [number("x")]).left_out == ()
 
 
-def test_columns_of_the_same_values_in_another_order_are_no_copies():
+def test_columns_with_permuted_values_are_no_copies() -> None:
     values = np.random.default_rng(0).normal(size=50)
     encoder = fit_table_encoder(pl.DataFrame({"a": values, "b": values[::-1]}), [number("a"), number("b")])
     assert [column.name for column in encoder.columns] == ["a", "b"]
 
 
-def test_where_no_column_is_left_the_error_gives_every_reason():
+def test_error_without_usable_columns_has_every_reason() -> None:
     with pytest.raises(TrainingError, match=r"no column is left to learn from: a: its only .* is 1\.0; b: all its"):
         fit_table_encoder(pl.DataFrame({"a": [1.0, 1.0], "b": [None, None]}), [number("a"), number("b")])
 
 
-def test_a_row_is_encoded_the_same_whatever_rows_stand_beside_it(fitted):
+def test_code_of_a_row_does_not_depend_on_other_rows(fitted: Fitted) -> None:
     rows = fitted.features(fitted.days[-1])
-    strange = rows.with_columns(load=pl.lit(1e9), mode=pl.lit("new"), temperature=pl.lit(None, pl.Float64))
+    unusual = rows.with_columns(load=pl.lit(1e9), mode=pl.lit("new"), temperature=pl.lit(None, pl.Float64))
     encoder = fitted.bundle.encoder
-    alone, together = encoder.encode(rows), encoder.encode(pl.concat([rows, strange]))
-    np.testing.assert_array_equal(together[: rows.height], alone)
-    np.testing.assert_array_equal(encoder.encode(rows.head(1)), alone[:1])
+    single, together = encoder.encode(rows), encoder.encode(pl.concat([rows, unusual]))
+    np.testing.assert_array_equal(together[: rows.height], single)
+    np.testing.assert_array_equal(encoder.encode(rows.head(1)), single[:1])
 
 
-def test_the_statistics_are_those_of_the_training_days_alone(fitted):
+def test_statistics_are_those_of_the_training_days(fitted: Fitted) -> None:
     train = pl.concat([fitted.features(day) for day in fitted.window.train])
-    for column in fitted.bundle.encoder.columns:
-        if column.type == ColumnType.NUMBER:
-            low, median, high = np.quantile(train[column.name].drop_nulls().to_numpy(), [0.25, 0.5, 0.75])
-            assert (column.center, column.scale) == (pytest.approx(median), pytest.approx((high - low) / 1.349))
+    numbers = {column.name: column for column in fitted.bundle.encoder.columns if column.type == ColumnType.NUMBER}
+    assert set(numbers) == {"load", "power", "temperature", "balance"}
+    for name, column in numbers.items():
+        low, median, high = np.quantile(train[name].drop_nulls().to_numpy(), [0.25, 0.5, 0.75])
+        assert column.center == pytest.approx(median)
+        assert column.scale == pytest.approx((high - low) / 1.349)
     assert {entry.column: entry.reason.split(":")[0] for entry in fitted.bundle.encoder.left_out} == {
         "serial": "an identifier",
         "site": "its only value in the training window is north",
     }
 
 
-def test_numbers_of_any_width_are_encoded_alike():
+def test_float32_and_float64_have_the_same_codes() -> None:
     values = [1.5, -2.25, 1024.0, 0.125, None]
     wide, narrow = (pl.DataFrame({"x": values}, schema={"x": kind}) for kind in (pl.Float64, pl.Float32))
     encoder = fit_table_encoder(wide, [number("x")])
     np.testing.assert_array_equal(encoder.encode(narrow), encoder.encode(wide))
 
 
-def test_no_rows_give_a_matrix_of_no_rows(fitted):
+def test_no_rows_give_an_empty_matrix(fitted: Fitted) -> None:
     empty = fitted.features(fitted.days[0]).clear()
-    assert fitted.bundle.encoder.encode(empty).shape == (0, fitted.bundle.encoder.width)
+    assert fitted.bundle.encoder.encode(empty).shape == (0, *fitted.bundle.encoder.shape)
 
 
-def test_a_missing_column_is_named_beside_those_that_are_needed(fitted):
+def test_error_names_the_missing_and_the_needed_columns(fitted: Fitted) -> None:
     rows = fitted.features(fitted.days[0]).drop("temperature")
     with pytest.raises(BundleError, match=r"lack column 'temperature'.*it needs load, power, temperature"):
         fitted.bundle.encoder.encode(rows)
@@ -251,14 +256,14 @@ def test_a_missing_column_is_named_beside_those_that_are_needed(fitted):
 @pytest.mark.parametrize(
     ("column", "values"), [("load", "not a number"), ("event_time", "2024-01-01"), ("load", [1.0])]
 )
-def test_a_column_of_another_type_is_named_with_what_it_holds(fitted, column, values):
+def test_error_names_a_column_of_another_type(fitted: Fitted, column: str, values: Any) -> None:
     rows = fitted.features(fitted.days[0]).head(2).with_columns(pl.Series(column, [values] * 2))
     with pytest.raises(BundleError, match=f"column '{column}' holds (String|List).*cannot be read as"):
         fitted.bundle.encoder.encode(rows)
 
 
 def described(value: object, kind: ColumnType, train: list[object], part: list[float]) -> tuple[str, str]:
-    """What a single column says of a value when the network gave `part`, block by block."""
+    """Return the actual and expected value of one column for an output `part` of the network."""
     encoder = fit_table_encoder(pl.DataFrame({"x": train}), [FeatureColumn("x", kind)])
     return encoder.describe({"x": value}, np.asarray(part, np.float32), "x")
 
@@ -281,16 +286,18 @@ _NUMBERS = [10.0, 20.0, 30.0, 40.0, 50.0]  # median 30, quartiles 20 and 40
         (True, ColumnType.BOOLEAN, [True, False], [0.95, 0.05, 0, 0], "true", "false (95%)"),
     ],
 )
-def test_actual_and_expected_are_said_in_the_columns_own_terms(value, kind, train, part, actual, expected):
+def test_actual_and_expected_values_are_formatted_by_type(
+    value: Any, kind: ColumnType, train: list[Any], part: list[float], actual: str, expected: str
+) -> None:
     assert described(value, kind, train, part) == (actual, expected)
 
 
-def test_a_timestamp_is_described_by_clock_and_weekday():
+def test_timestamp_is_described_by_time_and_weekday() -> None:
     moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]
     encoder = fit_table_encoder(
         pl.DataFrame({"event_time": moments}), [FeatureColumn("event_time", ColumnType.TIMESTAMP)]
     )
-    turn = 2 * math.pi * 5 / 7
-    output = np.float32([0, -1, math.sin(turn), math.cos(turn)])
+    angle = 2 * math.pi * 5 / 7
+    output = np.array([0, -1, math.sin(angle), math.cos(angle)], np.float32)
     row = {"event_time": dt.datetime(2024, 1, 3, 17, 45)}
     assert encoder.describe(row, output, "event_time") == ("17:45 Wed", "12:00 Sat")

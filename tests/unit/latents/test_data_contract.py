@@ -1,4 +1,4 @@
-"""The data contract beside the table: of the standard, true of the rows, with a version that readers can go by."""
+"""The data contract of the latent table: standard, content, rules and versions."""
 
 import dataclasses
 import datetime as dt
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -22,15 +21,19 @@ from ae_pipeline.config.service import LatentsConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents import publish as publication
-from ae_pipeline.latents.data_contract import CONTRACT, PAGE, broken_rules, described, read_contract
+from ae_pipeline.latents.contract_versions import read_contract
+from ae_pipeline.latents.data_contract import CONTRACT, PAGE, described, violations
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.storage.dataset import Dataset
+from tests.support.latents import query_with_duckdb
 from tests.support.sensors import Fitted
 
+STANDARD = OpenDataContractStandard.json_schema()  # type: ignore[no-untyped-call]
 
-def published(dataset: Fitted, bundle: ModelBundle | None = None, version: int = 1, **settings: Any) -> str:
+
+def publish_days(dataset: Fitted, bundle: ModelBundle | None = None, version: int = 1, **settings: Any) -> str:
     config = dataset.config.model_copy(update=settings)
     result = publish(dataset.days[-3:], Dataset(config, dataset.paths), bundle or dataset.bundle, version, {})
     assert result.contract is not None
@@ -38,99 +41,117 @@ def published(dataset: Fitted, bundle: ModelBundle | None = None, version: int =
 
 
 def contract_of(dataset: Fitted) -> OpenDataContractStandard:
-    found = read_contract(TableFiles(dataset.paths.latents))
-    assert found is not None
-    return found
+    contract = read_contract(TableFiles(dataset.paths.latents))
+    assert contract is not None
+    return contract
 
 
 def rows_of(dataset: Fitted) -> pl.DataFrame:
     return pl.read_delta(dataset.paths.latents)
 
 
-def told(dataset: Fitted, name: str) -> Any:
+def custom_property(dataset: Fitted, name: str) -> Any:
     return {entry.property: entry.value for entry in contract_of(dataset).customProperties or []}.get(name)
 
 
-def going_on(bundle: ModelBundle, axes: str) -> ModelBundle:
-    """The same model, said to be aligned to some axes."""
+def with_axes(bundle: ModelBundle, axes: str) -> ModelBundle:
+    """Return the same model with the facts of an alignment to some axes."""
     return dataclasses.replace(bundle, facts={**bundle.facts, "alignment": {"axes_of": 1, "axes": axes}})
 
 
 class TestContent:
-    def test_it_is_of_the_standard(self, dataset):
-        published(dataset, owners=("team:ops", "ada@example.org"), description="Readings of sensors.")
+    def test_it_conforms_to_the_standard(self, dataset: Fitted) -> None:
+        publish_days(dataset, owners=("team:ops", "ada@example.org"), description="Readings of sensors.")
         written = yaml.safe_load((Path(dataset.paths.latents) / CONTRACT).read_text())
-        jsonschema.validate(written, json.loads(OpenDataContractStandard.json_schema()))
+        jsonschema.validate(written, json.loads(STANDARD))
         assert written["team"] == {"name": "ops", "members": [{"username": "ada@example.org", "role": "owner"}]}
         assert written["description"]["purpose"] == "Readings of sensors."
         assert (written["status"], written["version"]) == ("active", "1.0.0")
         slas = {sla["property"]: (sla["value"], sla.get("unit")) for sla in written["slaProperties"]}
         assert slas == {"latency": (48, "h"), "retention": (90, "d")}
 
-    def test_it_names_every_column_with_its_type_and_no_other(self, dataset):
-        published(dataset)
+    def test_it_has_every_column_with_its_type_and_no_other(self, dataset: Fitted) -> None:
+        publish_days(dataset)
         (table,) = contract_of(dataset).schema_ or []
         fields = {field.name: field.type.type for field in DeltaTable(dataset.paths.latents).schema().fields}
         assert {column.name: column.physicalType for column in table.properties or []} == fields
         assert all(column.description for column in table.properties or [])
 
-    def test_another_engine_finds_its_rules_kept_too(self, dataset):
-        published(dataset)
+    def test_another_engine_can_evaluate_its_rules(self, dataset: Fitted) -> None:
+        publish_days(dataset)
         (table,) = contract_of(dataset).schema_ or []
         rows = rows_of(dataset).to_arrow()
+        assert rows.num_rows == 180
+        assert len(table.quality or []) == 4
         for rule in table.quality or []:
             query = str(rule.query).replace("${object}", "rows")
-            assert duckdb.sql(query).fetchall() == [(rule.mustBe,)], rule.name
-        assert rows.num_rows == 180
+            assert query_with_duckdb(query, rows=rows).item() == rule.mustBe, rule.name
 
-    def test_screens_tell_what_a_column_is_and_its_unit(self, dataset):
-        published(dataset)
-        message = described(contract_of(dataset))
-        assert message["score"] == "Surprise of the row: the higher, the stranger. In nats."
-        assert all(message.values())
+    def test_it_describes_each_column_with_its_unit(self, dataset: Fitted) -> None:
+        publish_days(dataset)
+        descriptions = described(contract_of(dataset))
+        assert str(descriptions["score"]).startswith("Anomaly score of the row: a higher score is more anomalous.")
+        assert str(descriptions["score"]).endswith("Unit: nats.")
+        assert descriptions["z_002"] == (
+            "Latent 2 of the row: its coordinate on axis 2 of the latent space. Unit: arbitrary."
+        )
+        assert descriptions["row_id"] == "Identity of the row: the value of serial."
+        assert list(descriptions) == rows_of(dataset).columns
+        assert all(descriptions.values())
 
-    def test_a_page_tells_a_person_the_same(self, dataset):
-        published(dataset, description="Readings of sensors.")
+    def test_the_page_has_the_content_of_the_contract(self, dataset: Fitted) -> None:
+        publish_days(dataset, description="Readings of sensors.", owners=("team:ops", "ada@example.org"))
         page = (Path(dataset.paths.latents) / PAGE).read_text()
-        for message in ("Readings of sensors.", "contract 1.0.0", "| z_002 | float | units of its axis | yes |"):
-            assert message in page
-        assert "None: this is the first." in page
+        for text in (
+            "Readings of sensors.",
+            "data contract 1.0.0",
+            "| owner | ops, ada@example.org |",
+            "| z_002 | float | arbitrary | yes |",
+        ):
+            assert text in page
+        assert "None. This is the first latent space of the table." in page
+        (table,) = contract_of(dataset).schema_ or []
+        assert [rule.name for rule in table.quality or [] if str(rule.description) not in page] == []
 
 
 class TestRules:
     @pytest.mark.parametrize(
         ("column", "value", "message"),
         [
-            ("row_id", None, "column 'row_id' is required and missing in 1 rows"),
-            ("row_id", "twice", "identity_stands_once_a_day counts 1 and not 0"),
-            ("p_value", 1.5, "column 'p_value' lies outside .* in 1 rows"),
-            ("p_value", -0.1, "column 'p_value' lies outside .* in 1 rows"),
-            ("z_001", float("nan"), "values_are_finite counts 1 and not 0"),
-            ("score", float("-inf"), "values_are_finite counts 1 and not 0"),
-            ("is_anomaly", None, "column 'is_anomaly' is required and missing in 1 rows"),
-            ("latent_space", "v2_other", "one_space counts 2 and not 1"),
-            ("event_time", None, "column 'event_time' is required and missing in 1 rows"),
+            ("row_id", None, "required column 'row_id' is null in 1 row$"),
+            ("row_id", "twice", "identity_stands_once_a_day is 1 instead of 0"),
+            ("p_value", 1.5, "column 'p_value' is outside .* in 1 row$"),
+            ("p_value", -0.1, "column 'p_value' is outside .* in 1 row$"),
+            ("z_001", float("nan"), "values_are_finite is 1 instead of 0"),
+            ("score", float("-inf"), "values_are_finite is 1 instead of 0"),
+            ("is_anomaly", None, "required column 'is_anomaly' is null in 1 row$"),
+            ("latent_space", "v2_other", "one_space is 2 instead of 1"),
+            ("event_time", None, "required column 'event_time' is null in 1 row$"),
         ],
     )
-    def test_a_row_that_breaks_one_is_told(self, dataset, column, value, message):
-        published(dataset)
+    def test_a_row_that_violates_a_rule_is_reported(
+        self, dataset: Fitted, column: str, value: Any, message: str
+    ) -> None:
+        publish_days(dataset)
         rows, contract = rows_of(dataset), contract_of(dataset)
-        assert broken_rules(contract, rows) == []
+        assert violations(contract, rows) == []
         index = 1 if value == "twice" else 0
         given = rows[column][0] if value == "twice" else value
-        spoilt = rows.with_row_index("place").with_columns(
-            pl.when(pl.col("place") == index).then(pl.lit(given)).otherwise(pl.col(column)).alias(column)
+        invalid = rows.with_row_index("index").with_columns(
+            pl.when(pl.col("index") == index).then(pl.lit(given)).otherwise(pl.col(column)).alias(column)
         )
-        assert any(re.search(message, found) for found in broken_rules(contract, spoilt))
+        assert any(re.search(message, violation) for violation in violations(contract, invalid))
 
-    def test_a_flag_beyond_the_budget_is_told(self, dataset):
-        published(dataset)
+    def test_a_flag_that_contradicts_the_budget_is_reported(self, dataset: Fitted) -> None:
+        publish_days(dataset)
         wrong = rows_of(dataset).with_columns(~pl.col("is_anomaly"))
-        (found,) = broken_rules(contract_of(dataset), wrong)
-        assert found.startswith("flags_keep_the_budget counts 180 and not 0")
+        (violation,) = violations(contract_of(dataset), wrong)
+        assert violation.startswith("flags_keep_the_budget is 180 instead of 0")
 
-    def test_rows_that_break_it_are_not_published(self, dataset, monkeypatch):
-        published(dataset)
+    def test_rows_that_violate_the_contract_are_not_published(
+        self, dataset: Fitted, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish_days(dataset)
         previous = rows_of(dataset)
 
         def doubled(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
@@ -139,14 +160,14 @@ class TestRules:
                 yield rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
 
         monkeypatch.setattr(publication, "score_day", doubled)
-        with pytest.raises(PublicationError, match=r"contract of the table: identity_stands_once_a_day"):
+        with pytest.raises(PublicationError, match=r"violates the data contract: identity_stands_once_a_day"):
             publish(dataset.days[-4:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {})
         assert rows_of(dataset).equals(previous)
 
 
 class TestVersions:
-    def test_new_days_and_repeated_publications_leave_it_as_it_is(self, dataset):
-        published(dataset)
+    def test_new_days_do_not_change_the_contract(self, dataset: Fitted) -> None:
+        publish_days(dataset)
         text = (Path(dataset.paths.latents) / CONTRACT).read_text()
         assert (
             publish(dataset.days[-5:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}).contract
@@ -154,79 +175,87 @@ class TestVersions:
         )
         assert (Path(dataset.paths.latents) / CONTRACT).read_text() == text
 
-    def test_a_model_with_the_same_axes_raises_the_second_number(self, dataset, other_bundle):
-        published(dataset)
+    def test_a_model_with_the_same_axes_raises_the_second_number(
+        self, dataset: Fitted, other_bundle: ModelBundle
+    ) -> None:
+        publish_days(dataset)
         axes = latent_space_name(1, dataset.bundle.fingerprint)
-        after = going_on(other_bundle, axes)
-        assert published(dataset, after, 2) == "1.1.0"
-        (earlier,) = told(dataset, "earlierSpaces")
+        after = with_axes(other_bundle, axes)
+        assert publish_days(dataset, after, 2) == "1.1.0"
+        (earlier,) = custom_property(dataset, "earlierSpaces")
         assert (earlier["latentSpace"], earlier["latentAxes"], earlier["contractVersion"]) == (axes, axes, "1.0.0")
-        assert told(dataset, "latentAxes") == axes
+        assert custom_property(dataset, "latentAxes") == axes
 
-    def test_other_axes_raise_the_first_number_and_deprecate_the_old_contract(self, dataset, other_bundle):
-        published(dataset)
-        assert published(dataset, other_bundle, 2) == "2.0.0"
+    def test_other_axes_raise_the_first_number(self, dataset: Fitted, other_bundle: ModelBundle) -> None:
+        publish_days(dataset)
+        assert publish_days(dataset, other_bundle, 2) == "2.0.0"
         files = TableFiles(dataset.paths.latents)
         old = OpenDataContractStandard.from_string(str(files.read_text("_contract/versions/1.0.0.yaml")))
         until = f"{dt.datetime.now(dt.UTC) + dt.timedelta(days=90):%Y-%m-%d}"
         assert old.status == "deprecated"
         assert [sla.value for sla in old.slaProperties or [] if sla.property == "endOfLife"] == [until]
-        jsonschema.validate(yaml.safe_load(old.to_yaml()), json.loads(OpenDataContractStandard.json_schema()))
-        (earlier,) = told(dataset, "earlierSpaces")
+        jsonschema.validate(yaml.safe_load(old.to_yaml()), json.loads(STANDARD))
+        (earlier,) = custom_property(dataset, "earlierSpaces")
         assert earlier["readableUntil"] == until
-        # Where the contract says that the old rows are, they are.
+        # The old rows are in the version of the table that the contract states.
         frozen = pl.read_delta(dataset.paths.latents, version=earlier["tableVersion"])
         assert set(frozen["latent_space"]) == {earlier["latentSpace"]}
         assert f"| {earlier['latentSpace']} |" in str(files.read_text(PAGE))
 
-    def test_another_retention_moves_the_days_that_were_told(self, dataset, other_bundle):
-        published(dataset)
-        published(dataset, other_bundle, 2)
-        assert published(dataset, other_bundle, 2, latents=LatentsConfig(retention_days=7)) == "2.0.1"
+    def test_another_retention_changes_the_end_of_life(self, dataset: Fitted, other_bundle: ModelBundle) -> None:
+        publish_days(dataset)
+        publish_days(dataset, other_bundle, 2)
+        assert publish_days(dataset, other_bundle, 2, latents=LatentsConfig(retention_days=7)) == "2.0.1"
         until = f"{dt.datetime.now(dt.UTC) + dt.timedelta(days=7):%Y-%m-%d}"
-        (earlier,) = told(dataset, "earlierSpaces")
+        (earlier,) = custom_property(dataset, "earlierSpaces")
         text = str(TableFiles(dataset.paths.latents).read_text("_contract/versions/1.0.0.yaml"))
         old = OpenDataContractStandard.from_string(text)
         ends = [sla.value for sla in old.slaProperties or [] if sla.property == "endOfLife"]
         assert (earlier["readableUntil"], ends) == (until, [until])
 
-    def test_other_columns_raise_the_first_number(self, dataset, wider_bundle):
-        published(dataset)
-        after = going_on(wider_bundle, latent_space_name(1, dataset.bundle.fingerprint))
-        assert published(dataset, after, 2) == "2.0.0"
+    def test_other_columns_raise_the_first_number(self, dataset: Fitted, wider_bundle: ModelBundle) -> None:
+        publish_days(dataset)
+        after = with_axes(wider_bundle, latent_space_name(1, dataset.bundle.fingerprint))
+        assert publish_days(dataset, after, 2) == "2.0.0"
 
-    def test_a_rollback_is_told_and_the_space_is_no_longer_an_earlier_one(self, dataset, other_bundle):
-        published(dataset)
-        published(dataset, other_bundle, 2)
-        assert published(dataset) == "3.0.0"
-        (earlier,) = told(dataset, "earlierSpaces")
+    def test_a_rollback_removes_the_space_from_the_earlier_ones(
+        self, dataset: Fitted, other_bundle: ModelBundle
+    ) -> None:
+        publish_days(dataset)
+        publish_days(dataset, other_bundle, 2)
+        assert publish_days(dataset) == "3.0.0"
+        (earlier,) = custom_property(dataset, "earlierSpaces")
         assert earlier["latentSpace"] == latent_space_name(2, other_bundle.fingerprint)
 
-    def test_other_words_raise_the_third_number(self, dataset):
-        published(dataset)
-        assert published(dataset, owners=("team:night",)) == "1.0.1"
-        assert published(dataset, owners=("team:night",), latents=LatentsConfig(retention_days=30)) == "1.0.2"
+    def test_other_texts_raise_the_third_number(self, dataset: Fitted) -> None:
+        publish_days(dataset)
+        assert publish_days(dataset, owners=("team:night",)) == "1.0.1"
+        assert publish_days(dataset, owners=("team:night",), latents=LatentsConfig(retention_days=30)) == "1.0.2"
 
-    def test_a_space_whose_rows_are_gone_is_no_longer_told(self, dataset, other_bundle):
-        published(dataset)
-        published(dataset, other_bundle, 2)
+    def test_an_expired_space_is_removed_from_the_earlier_ones(
+        self, dataset: Fitted, other_bundle: ModelBundle
+    ) -> None:
+        publish_days(dataset)
+        publish_days(dataset, other_bundle, 2)
         path = Path(dataset.paths.latents) / CONTRACT
-        until = told(dataset, "earlierSpaces")[0]["readableUntil"]
-        today = told(dataset, "earlierSpaces")[0]["retiredOn"]
+        until = custom_property(dataset, "earlierSpaces")[0]["readableUntil"]
+        today = custom_property(dataset, "earlierSpaces")[0]["retiredOn"]
         path.write_text(path.read_text().replace(until, "2020-03-31").replace(today, "2020-01-01"))
-        assert published(dataset, other_bundle, 2) == "2.0.1"
-        assert told(dataset, "earlierSpaces") is None
+        assert publish_days(dataset, other_bundle, 2) == "2.0.1"
+        assert custom_property(dataset, "earlierSpaces") is None
 
-    def test_a_run_that_ended_before_it_was_written_is_made_good_by_the_next(self, dataset, other_bundle, monkeypatch):
-        published(dataset)
+    def test_the_next_run_writes_a_contract_that_was_not_written(
+        self, dataset: Fitted, other_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish_days(dataset)
 
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(publication, "renew", killed)
+        monkeypatch.setattr(publication, "update_contract", killed)
         with pytest.raises(KeyboardInterrupt):
-            published(dataset, other_bundle, 2)
+            publish_days(dataset, other_bundle, 2)
         monkeypatch.undo()
         assert contract_of(dataset).version == "1.0.0"
-        assert published(dataset, other_bundle, 2) == "2.0.0"
-        assert told(dataset, "earlierSpaces")[0]["tableVersion"] == 1
+        assert publish_days(dataset, other_bundle, 2) == "2.0.0"
+        assert custom_property(dataset, "earlierSpaces")[0]["tableVersion"] == 1

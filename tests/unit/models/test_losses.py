@@ -1,14 +1,11 @@
-"""The losses against closed forms in numpy, the densities of scipy and torch.distributions, and scikit-image."""
+"""The losses against closed forms in numpy and the densities of scipy and torch.distributions."""
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-import scipy.spatial
-import scipy.special
 import scipy.stats
-import skimage.metrics
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
@@ -17,16 +14,14 @@ from ae_pipeline.config.model import LossTerm, Scaling
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from ae_pipeline.models.base import AutoEncoderOutput
-from ae_pipeline.models.image_loss import ImageLoss, ssim
-from ae_pipeline.models.losses import (
-    MIN_LOG_SCALE,
-    LikelihoodLoss,
-    ReconstructionLoss,
-    TermsLoss,
-    _Present,
-    least_losses,
-)
+from ae_pipeline.models.image_loss import ImageLoss
+from ae_pipeline.models.losses import MIN_LOG_SCALE, LikelihoodLoss, ReconstructionLoss, TermsLoss, _Present
 from ae_pipeline.models.variational import MAX_LOG_VARIANCE, kl_divergence
+from tests.support.arrays import Array
+from tests.support.losses import CLOSED_FORMS, DELTA, WEIGHTED, by_term, closed_form, generator, named, uniform
+
+Case = tuple[LikelihoodLoss, torch.Tensor, torch.Tensor, torch.Tensor]
+Table = tuple[TermsLoss, TableEncoder, torch.Tensor, torch.Tensor]
 
 COLUMNS = (
     FeatureColumn("x", ColumnType.NUMBER),
@@ -35,13 +30,15 @@ COLUMNS = (
     FeatureColumn("y", ColumnType.NUMBER),
     FeatureColumn("f", ColumnType.BOOLEAN),
 )
+
+
 SCALES = (0.3, 1.7, 0.6)
-"""Of x, y and the clock, in the order of the blocks."""
+"""Scales of x, y and the clock, in the order of the blocks."""
 
 
 def constant(dimensions: int) -> float:
-    """What the documented constant leaves out: the standard density's height at its centre."""
-    return -scipy.stats.multivariate_t.logpdf(np.zeros(dimensions), shape=np.eye(dimensions), df=3)
+    """Return the constant that the loss leaves out: −ln of the standard density at its center."""
+    return -float(scipy.stats.multivariate_t.logpdf(np.zeros(dimensions), shape=np.eye(dimensions), df=3))
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +47,30 @@ def encoder() -> TableEncoder:
 
 
 def likelihood(encoder: TableEncoder, blocks: int | None = None) -> LikelihoodLoss:
-    """The loss of the first blocks, or of all."""
+    """Return the loss of the first blocks, or of all."""
     return LikelihoodLoss(encoder.blocks[:blocks], [column.name for column in encoder.columns])
 
 
 def rows(n: int, seed: int = 0) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
 
-    def gappy(values: np.ndarray) -> pl.Series:
+    def with_gaps(values: Array) -> pl.Series:
         return pl.Series(values).set(pl.Series(rng.random(n) < 0.2), None)
 
     return pl.DataFrame(
         {
-            "x": gappy(rng.normal(5, 2, n)),
-            "y": gappy(rng.lognormal(0, 1, n)),
-            "at": gappy(rng.integers(0, 1440, n).astype(float)),
-            "c": gappy(rng.choice(["a", "b", "c"], n)),
-            "f": gappy(rng.random(n) < 0.4),
+            "x": with_gaps(rng.normal(5, 2, n)),
+            "y": with_gaps(rng.lognormal(0, 1, n)),
+            "at": with_gaps(rng.integers(0, 1440, n).astype(float)),
+            "c": with_gaps(rng.choice(["a", "b", "c"], n)),
+            "f": with_gaps(rng.random(n) < 0.4),
         }
     )
 
 
 @pytest.fixture(scope="module")
-def case(encoder) -> tuple[LikelihoodLoss, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss with set scales, input, arbitrary output, and the loss of each row and block."""
+def case(encoder: TableEncoder) -> Case:
+    """Return a loss with fixed scales, inputs, arbitrary outputs, and the loss of each row and block."""
     loss = likelihood(encoder)
     loss.log_scale.data = torch.log(torch.tensor(SCALES))
     x = torch.from_numpy(encoder.encode(rows(64, 1)))
@@ -81,59 +78,65 @@ def case(encoder) -> tuple[LikelihoodLoss, torch.Tensor, torch.Tensor, torch.Ten
     return loss, x, output, loss(output, x).detach()
 
 
-def places(loss: LikelihoodLoss, kind: BlockKind) -> list[tuple[int, Block]]:
+def gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the gradient that a backward pass computed."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def blocks_of(loss: LikelihoodLoss, kind: BlockKind) -> list[tuple[int, Block]]:
     return [(index, block) for index, block in enumerate(loss.blocks) if block.kind == kind]
 
 
-def test_a_number_costs_what_students_t_with_three_degrees_of_freedom_says(case):
+def test_numeric_loss_is_students_t_density(case: Case) -> None:
     loss, x, output, values = case
-    for (index, block), scale in zip(places(loss, BlockKind.NUMERIC), SCALES[:2], strict=True):
-        here = x[:, block.present] == 0
-        mahalanobis = scipy.stats.t.logpdf(x[here, block.start], df=3, loc=output[here, block.start], scale=scale)
-        np.testing.assert_allclose(values[here, index], -mahalanobis - constant(1), rtol=1e-5, atol=1e-5)
+    for (index, block), scale in zip(blocks_of(loss, BlockKind.NUMERIC), SCALES[:2], strict=True):
+        present = x[:, block.present] == 0
+        log_density = scipy.stats.t.logpdf(x[present, block.start], df=3, loc=output[present, block.start], scale=scale)
+        np.testing.assert_allclose(values[present, index], -log_density - constant(1), rtol=1e-5, atol=1e-5)
 
 
-def test_a_cycle_costs_what_the_bivariate_t_says(case):
+def test_cyclic_loss_is_bivariate_t_density(case: Case) -> None:
     loss, x, output, values = case
-    ((index, block),) = places(loss, BlockKind.CYCLIC)
-    here = x[:, block.present] == 0
-    detach = (x - output)[here, block.start : block.stop].numpy()
-    mahalanobis = scipy.stats.multivariate_t.logpdf(detach, shape=np.eye(2) * SCALES[2] ** 2, df=3)
-    np.testing.assert_allclose(values[here, index], -mahalanobis - constant(2), rtol=1e-5, atol=1e-5)
+    ((index, block),) = blocks_of(loss, BlockKind.CYCLIC)
+    present = x[:, block.present] == 0
+    residual = (x - output)[present, block.start : block.stop].numpy()
+    log_density = scipy.stats.multivariate_t.logpdf(residual, shape=np.eye(2) * SCALES[2] ** 2, df=3)
+    np.testing.assert_allclose(values[present, index], -log_density - constant(2), rtol=1e-5, atol=1e-5)
 
 
-def test_an_indicator_costs_what_bernoulli_says(case):
+def test_binary_loss_is_bernoulli_density(case: Case) -> None:
     loss, x, output, values = case
-    for index, block in places(loss, BlockKind.BINARY):
+    for index, block in blocks_of(loss, BlockKind.BINARY):
         expected = -Bernoulli(logits=output[:, block.start]).log_prob(x[:, block.start])
         torch.testing.assert_close(values[:, index], expected)
 
 
-def test_a_category_costs_the_cross_entropy_of_its_softmax(case):
+def test_categorical_loss_is_softmax_cross_entropy(case: Case) -> None:
     loss, x, output, values = case
-    found = places(loss, BlockKind.CATEGORICAL)
-    assert [block.column for _, block in found] == ["c", "f"]
-    for index, block in found:
+    blocks = blocks_of(loss, BlockKind.CATEGORICAL)
+    assert [block.column for _, block in blocks] == ["c", "f"]
+    for index, block in blocks:
         part = slice(block.start, block.stop)
         expected = -Categorical(logits=output[:, part]).log_prob(x[:, part].argmax(1))
         torch.testing.assert_close(values[:, index], expected)
 
 
-def test_a_missing_value_costs_nothing_and_pulls_the_output_nowhere(case):
+def test_missing_value_has_zero_loss_and_gradient(case: Case) -> None:
     loss, x, output, values = case
     moved = output.clone().requires_grad_()
     loss(moved, x).sum().backward()
-    for index, block in places(loss, BlockKind.NUMERIC) + places(loss, BlockKind.CYCLIC):
-        gone = x[:, block.present] == 1
-        assert 3 <= int(gone.sum()) <= 30
-        assert (values[gone, index] == 0).all()
-        assert (moved.grad[gone, block.start : block.stop] == 0).all()
-        assert (moved.grad[~gone, block.start : block.stop] != 0).all()
+    for index, block in blocks_of(loss, BlockKind.NUMERIC) + blocks_of(loss, BlockKind.CYCLIC):
+        missing = x[:, block.present] == 1
+        assert 3 <= int(missing.sum()) <= 30
+        assert (values[missing, index] == 0).all()
+        assert (gradient(moved)[missing, block.start : block.stop] == 0).all()
+        assert (gradient(moved)[~missing, block.start : block.stop] != 0).all()
 
 
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e4, 1e15])
 @pytest.mark.parametrize("log_scale", [-50.0, -1.0, 20.0])
-def test_loss_and_gradients_are_finite_however_far_off_the_output_is(encoder, size, log_scale):
+def test_loss_and_gradients_are_finite_for_extreme_outputs(encoder: TableEncoder, size: Any, log_scale: float) -> None:
     loss = likelihood(encoder)
     loss.log_scale.data.fill_(log_scale)
     x = torch.from_numpy(encoder.encode(rows(16, 2)))
@@ -141,23 +144,24 @@ def test_loss_and_gradients_are_finite_however_far_off_the_output_is(encoder, si
     value = loss(output, x).sum()
     value.backward()
     assert torch.isfinite(value)
-    assert torch.isfinite(output.grad).all()
-    assert torch.isfinite(loss.log_scale.grad).all()
+    assert torch.isfinite(gradient(output)).all()
+    assert torch.isfinite(gradient(loss.log_scale)).all()
 
 
-def test_the_gradients_are_those_of_finite_differences(encoder):
+def test_gradients_match_finite_differences(encoder: TableEncoder) -> None:
     loss = likelihood(encoder).double()
     x = torch.from_numpy(encoder.encode(rows(4, 3))).double()
     output = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
 
     def value(of_output: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(loss, {"log_scale": log_scale}, (of_output, x))
+        result: torch.Tensor = torch.func.functional_call(loss, {"log_scale": log_scale}, (of_output, x))
+        return result
 
     log_scale = loss.log_scale.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(value, (output, log_scale))
 
 
-def test_no_scale_is_finer_than_a_hundredth(encoder):
+def test_scale_has_minimum_of_a_hundredth(encoder: TableEncoder) -> None:
     loss, x = likelihood(encoder), torch.from_numpy(encoder.encode(rows(8, 2)))
     loss.log_scale.data.fill_(-9.0)
     fine = loss(x + 0.01, x)
@@ -166,7 +170,7 @@ def test_no_scale_is_finer_than_a_hundredth(encoder):
     assert pytest.approx(0.01, rel=0.01) == np.exp(MIN_LOG_SCALE)
 
 
-def test_the_learnt_scale_has_its_least_loss_at_the_likeliest_scale_of_the_residuals(encoder):
+def test_optimal_scale_is_maximum_likelihood_scale(encoder: TableEncoder) -> None:
     loss = likelihood(encoder, 1)
     residuals = scipy.stats.t.rvs(3, scale=0.4, size=4000, random_state=0).astype(np.float32)
     x = torch.zeros(4000, encoder.width)
@@ -180,19 +184,20 @@ def test_the_learnt_scale_has_its_least_loss_at_the_likeliest_scale_of_the_resid
         return value
 
     optimizer.step(closure)
-    _, _, likeliest = scipy.stats.t.fit(residuals, fdf=3, floc=0)
-    assert loss.log_scale.exp().item() == pytest.approx(likeliest, rel=1e-3)
+    _, _, fitted_scale = scipy.stats.t.fit(residuals, fdf=3, floc=0)
+    assert loss.log_scale.exp().item() == pytest.approx(fitted_scale, rel=1e-3)
 
 
 def loss_of_first(loss: LikelihoodLoss, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Mean loss of the first block alone; its indicator says that nothing is missing."""
+    """Return the mean loss of the first block only, with no value missing."""
     del loss._order[1:]
     loss._numeric[0] = loss._numeric[0].model_copy(update={"present": None})
-    loss._numbers_there = _Present(loss._numeric)
-    return loss(output, x[:, :1]).mean()
+    loss._numeric_present = _Present(loss._numeric)
+    mean: torch.Tensor = loss(output, x[:, :1]).mean()
+    return mean
 
 
-def test_outputs_on_scale_are_probabilities_where_they_were_logits(case):
+def test_to_scale_turns_logits_into_probabilities(case: Case) -> None:
     loss, _, output, _ = case
     previous = output.clone()
     expected = loss.to_scale(output)
@@ -208,64 +213,18 @@ def test_outputs_on_scale_are_probabilities_where_they_were_logits(case):
                 torch.testing.assert_close(expected[:, part], output[:, part], rtol=0, atol=0)
 
 
-DELTA = 0.4
-
-Array = np.ndarray
-
-
-def _bce(output: Array, x: Array) -> Array:
-    target = np.clip(x, 0, 1)
-    return -(scipy.special.xlogy(target, output) + scipy.special.xlog1py(1 - target, -output)) + (x - target) ** 2
-
-
-CLOSED_FORMS: dict[str, Callable[[Array, Array], Array]] = {
-    "mse": lambda output, x: (output - x) ** 2,
-    "mae": lambda output, x: np.abs(output - x),
-    "huber": lambda output, x: np.where(
-        np.abs(output - x) <= DELTA, (output - x) ** 2 / 2, DELTA * (np.abs(output - x) - DELTA / 2)
-    ),
-    "bce": _bce,
-}
-"""What each term costs an element, written out."""
-
-WEIGHTED = [
-    {"mse": 1.0},
-    {"mae": 2.0},
-    {"huber": 1.0},
-    {"bce": 1.0},
-    {"mse": 0.7, "mae": 0.2, "huber": 3.0, "bce": 0.5},
-]
-
-
-def named(terms: dict[str, float]) -> str:
-    return " + ".join(f"{weight:g} {term}" for term, weight in terms.items())
-
-
-def closed_form(terms: dict[str, float], output: torch.Tensor, x: torch.Tensor) -> Array:
-    pair = output.double().numpy(), x.double().numpy()
-    return sum(weight * CLOSED_FORMS[term](*pair) for term, weight in terms.items())
-
-
-def by_term(terms: dict[str, float]) -> dict[LossTerm, float]:
-    return {LossTerm(term): weight for term, weight in terms.items()}
-
-
-def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 @pytest.mark.parametrize("terms", WEIGHTED, ids=named)
-class TestTermsOfTables:
+class TestTermsLoss:
     @pytest.fixture
-    def table(self, terms) -> tuple[TermsLoss, TableEncoder, torch.Tensor, torch.Tensor]:
-        """Loss, encoder, inputs in which every column has gaps, and outputs between 0 and 1."""
+    def table(self, terms: dict[str, float]) -> Table:
+        """Return loss, encoder, inputs with gaps in every column, and outputs between 0 and 1."""
         encoder = fit_table_encoder(rows(300), COLUMNS, Scaling.UNIT)
         loss = TermsLoss(encoder.blocks, [column.name for column in encoder.columns], by_term(terms), DELTA)
         x = torch.from_numpy(encoder.encode(rows(64, 1)))
         return loss, encoder, x, uniform(*x.shape).clamp(0.01, 0.99)
 
     def present(self, encoder: TableEncoder, x: torch.Tensor) -> Array:
-        """1 for each element that is compared, (n, width)."""
+        """Return 1 for each element that counts, shape (n, width)."""
         present = np.ones(x.shape)
         for block in encoder.blocks:
             if block.present is not None:
@@ -273,87 +232,52 @@ class TestTermsOfTables:
         assert 0.02 < 1 - present.mean() < 0.2
         return present
 
-    def test_a_row_costs_the_mean_over_its_elements_without_those_that_are_missing(self, table, terms):
+    def test_row_loss_is_mean_over_present_elements(self, table: Table, terms: dict[str, float]) -> None:
         loss, encoder, x, output = table
         elements = closed_form(terms, output, x) * self.present(encoder, x)
         np.testing.assert_allclose(loss(output, x).sum(1), elements.sum(1) / encoder.width, rtol=2e-6)
 
-    def test_each_block_costs_what_its_elements_do(self, table, terms):
+    def test_block_loss_is_sum_of_its_elements(self, table: Table, terms: dict[str, float]) -> None:
         loss, encoder, x, output = table
         elements = closed_form(terms, output, x) * self.present(encoder, x)
         blocks = [elements[:, block.start : block.stop].sum(1) / encoder.width for block in encoder.blocks]
         np.testing.assert_allclose(loss(output, x), np.stack(blocks, 1), rtol=2e-6, atol=1e-9)
 
-    def test_a_column_scores_what_it_costs_above_a_perfect_reconstruction(self, table, terms):
+    def test_column_score_is_excess_over_perfect_reconstruction(self, table: Table, terms: dict[str, float]) -> None:
         loss, encoder, x, output = table
-        least = terms.get("bce", 0.0) * scipy.stats.entropy([p := x.double().clamp(0, 1).numpy(), 1 - p])
-        above = (closed_form(terms, output, x) - least) * self.present(encoder, x) / encoder.width
+        minimum = terms.get("bce", 0.0) * scipy.stats.entropy([p := x.double().clamp(0, 1).numpy(), 1 - p])
+        above = (closed_form(terms, output, x) - minimum) * self.present(encoder, x) / encoder.width
         groups = encoder.groups
         columns = [above[:, groups == number].sum(1) for number in range(len(COLUMNS))]
         np.testing.assert_allclose(loss.by_column(output, x), np.stack(columns, 1), rtol=1e-5, atol=1e-7)
 
-    def test_a_missing_value_pulls_the_output_nowhere(self, table, terms):
+    def test_missing_value_has_zero_gradient(self, table: Table, terms: dict[str, float]) -> None:
         loss, encoder, x, output = table
         output.requires_grad_()
         loss(output, x).sum().backward()
         present = self.present(encoder, x)
-        assert (output.grad.numpy()[present == 0] == 0).all()
-        assert (output.grad.numpy()[present == 1] != 0).all()
+        assert (gradient(output).numpy()[present == 0] == 0).all()
+        assert (gradient(output).numpy()[present == 1] != 0).all()
 
-    def test_the_gradients_are_those_of_finite_differences(self, table, terms):
+    def test_gradients_match_finite_differences(self, table: Table, terms: dict[str, float]) -> None:
         loss, _, x, output = table
         double = output[:4].double().requires_grad_()
         assert torch.autograd.gradcheck(lambda o: loss.double()(o, x[:4].double()), double)
 
 
-@pytest.mark.parametrize("terms", WEIGHTED, ids=named)
-def test_an_image_costs_the_mean_over_its_pixels_and_channels(terms):
-    x, output = uniform(5, 3, 7, 9) * 1.4 - 0.2, uniform(5, 3, 7, 9, seed=1)
-    loss = ImageLoss((3, 7, 9), 1.0, by_term(terms), DELTA)
-    np.testing.assert_allclose(loss(output, x)[:, 0], closed_form(terms, output, x).mean((1, 2, 3)), rtol=2e-6)
-
-
-def test_ssim_is_weighted_beside_the_other_terms():
-    x, output = uniform(4, 1, 16, 13), uniform(4, 1, 16, 13, seed=1)
-    loss = ImageLoss((1, 16, 13), 1.0, {LossTerm.MSE: 0.8, LossTerm.SSIM: 0.3}, 1.0)
-    expected = 0.8 * closed_form({"mse": 1.0}, output, x).mean((1, 2, 3)) + 0.3 * (1 - scikit_images(output, x, 1.0))
-    np.testing.assert_allclose(loss(output, x)[:, 0], expected, rtol=1e-4)
-
-
-class TestCrossEntropy:
-    def test_between_the_ends_it_is_the_negative_log_likelihood_of_bernoulli(self):
-        x, output = (uniform(6, 1, 4, 4) > 0.5).float(), uniform(6, 1, 4, 4, seed=1)
-        expected = -Bernoulli(probs=output).log_prob(x).mean((1, 2, 3))
-        torch.testing.assert_close(ImageLoss((1, 4, 4), 1.0, {LossTerm.BCE: 1.0}, 1.0)(output, x)[:, 0], expected)
-
-    @pytest.mark.parametrize("target", [-3.0, -1e-6, 1 + 1e-6, 2.5, 40.0])
-    def test_beyond_the_ends_the_nearest_end_is_the_best_output_and_costs_the_distance_squared(self, target):
-        loss = ImageLoss((1, 1, 1001), 1.0, {LossTerm.BCE: 1.0}, 1.0)
-        outputs = torch.linspace(0, 1, 1001)
-        cost = torch.stack([loss(one.expand(1, 1, 1, 1001), torch.full((1, 1, 1, 1001), target)) for one in outputs])
-        nearest = float(np.clip(target, 0, 1))
-        assert outputs[cost.argmin()] == nearest
-        assert cost.min().item() == pytest.approx((target - nearest) ** 2, rel=1e-5)
-
-    @pytest.mark.parametrize("target", [0.0, 0.2, 0.5, 0.9, 1.0])
-    def test_the_least_it_can_cost_is_the_targets_entropy(self, target):
-        least = least_losses({LossTerm.BCE: 2.0}, torch.tensor([target]))
-        assert least.item() == pytest.approx(2 * scipy.stats.entropy([target, 1 - target]), abs=1e-6)
-
-
-def every_loss() -> list[ReconstructionLoss]:
+def every_loss() -> tuple[TermsLoss, ImageLoss]:
     encoder = fit_table_encoder(rows(300), COLUMNS, Scaling.UNIT)
     names = [column.name for column in encoder.columns]
     terms = dict.fromkeys(by_term(CLOSED_FORMS), 1.0)
-    return [
+    return (
         TermsLoss(encoder.blocks, names, terms, DELTA),
         ImageLoss((3, 9, 12), 1.0, {**terms, LossTerm.SSIM: 1.0}, DELTA),
-    ]
+    )
 
 
 @pytest.mark.parametrize("loss", every_loss(), ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
-def test_gradients_are_finite_at_the_ends_on_flat_inputs_and_far_off(loss, size):
+def test_gradients_are_finite_on_flat_and_extreme_inputs(loss: ReconstructionLoss, size: Any) -> None:
     shape = (6, loss._width) if isinstance(loss, TermsLoss) else (6, 3, 9, 12)
     x = size * torch.stack([torch.zeros(shape[1:]), torch.ones(shape[1:]), *uniform(4, *shape[1:])])
     for output in (torch.zeros(shape), torch.ones(shape), uniform(*shape, seed=1)):
@@ -361,148 +285,25 @@ def test_gradients_are_finite_at_the_ends_on_flat_inputs_and_far_off(loss, size)
         value = loss(output, x).sum()
         value.backward()
         assert torch.isfinite(value)
-        assert torch.isfinite(output.grad).all()
+        assert torch.isfinite(gradient(output)).all()
 
 
-def scikit_images(output: torch.Tensor, x: torch.Tensor, span: float) -> Array:
-    """Structural similarity of each pair by scikit-image."""
-    size = min(11, *x.shape[2:])
-    return np.array(
-        [
-            skimage.metrics.structural_similarity(
-                one.double().numpy(),
-                other.double().numpy(),
-                data_range=span,
-                channel_axis=0,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-                win_size=size - 1 + size % 2,
-            )
-            for one, other in zip(output, x, strict=True)
-        ]
-    )
-
-
-class TestStructuralSimilarity:
-    SIZES = ((8, 8), (10, 12), (7, 20), (9, 13), (11, 11), (12, 31), (33, 47), (64, 64), (3, 5))
-
-    @pytest.mark.parametrize("span", [1.0, 2.0])
-    @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-    def test_it_is_that_of_scikit_image(self, size, channels, span):
-        x = uniform(6, channels, *size)
-        noise = uniform(6, channels, *size, seed=1)
-        mixed = torch.linspace(0, 1, 6).view(-1, 1, 1, 1)  # from the image itself to noise alone
-        output = (1 - mixed) * x + mixed * noise
-        x, output = ((image - 0.5) * span + 0.5 for image in (x, output))
-        expected = scikit_images(output, x, span)
-        assert expected[0] == pytest.approx(1)
-        assert expected[-1] < 0.4
-        np.testing.assert_allclose(ssim(output, x, span), expected, atol=1e-4)
-
-    @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-    def test_an_image_is_like_itself_and_less_like_any_other(self, size):
-        x = uniform(3, 2, *size)
-        torch.testing.assert_close(ssim(x, x, 1.0), torch.ones(3))
-        assert (ssim(1 - x, x, 1.0) < 0.9).all()
-        torch.testing.assert_close(ssim(1 - x, x, 1.0), ssim(x, 1 - x, 1.0))
-
-    @pytest.mark.parametrize("size", [(3, 5), (8, 8), (13, 12)])
-    def test_its_gradients_are_those_of_finite_differences(self, size):
-        x, output = (uniform(1, 2, *size, seed=seed, dtype=torch.float64) for seed in (0, 1))
-        assert torch.autograd.gradcheck(lambda o: ssim(o, x, 1.0), output.requires_grad_())
-
-
-class TestSpots:
-    """Residuals of images through a window, against Mahalanobis distances by scipy."""
-
-    @pytest.fixture(scope="class", params=[(1, 12, 10), (3, 9, 9), (2, 4, 7)], ids=str)
-    def patch_scores(self, request) -> tuple[ImageLoss, torch.Tensor, torch.Tensor]:
-        """A loss fitted on smooth residuals that are off on average, with outputs and images."""
-        channels, height, width = request.param
-        loss = ImageLoss(request.param, 1.0, {LossTerm.MSE: 1.0}, 1.0).double()
-        x = uniform(400, *request.param, dtype=torch.float64)
-        noise = torch.randn(400, channels, height + 1, width + 1, dtype=torch.float64, generator=_generator(1))
-        smooth = 0.1 * (noise[..., 1:, 1:] + 0.5 * noise[..., :-1, 1:] + 0.3 * noise[..., 1:, :-1])
-        output = x + smooth + 0.02 * torch.arange(1, channels + 1).view(-1, 1, 1)
-        loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
-        return loss, output, x
-
-    @staticmethod
-    def windows(loss: ImageLoss, residual: torch.Tensor) -> Array:
-        """All windows that lie in the images, (n, rows, columns, pixels)."""
-        scalings = np.lib.stride_tricks.sliding_window_view(residual.numpy(), loss.window, (2, 3))
-        return np.moveaxis(scalings, 1, 3).reshape(*np.take(scalings.shape, (0, 2, 3)), -1)
-
-    def test_a_spot_is_the_squared_mahalanobis_distance_of_its_pixels_by_their_number(self, patch_scores):
-        loss, output, x = patch_scores
-        windows = self.windows(loss, output - x)
-        pixels = windows.reshape(-1, windows.shape[-1])
-        inverse = np.linalg.inv(np.cov(pixels, rowvar=False, bias=True))
-        found = loss.patch_scores(output[:3], x[:3]).numpy()
-        assert found.shape == (3, *windows.shape[1:3])
-        for index in [(0, 0, 0), (1, found.shape[1] - 1, 1), (2, 0, found.shape[2] - 1)]:
-            distance = scipy.spatial.distance.mahalanobis(windows[index], pixels.mean(0), inverse)
-            assert found[index] == pytest.approx(distance**2 / pixels.shape[1], rel=1e-6)
-
-    def test_on_the_residuals_that_it_was_fitted_on_the_mean_is_one(self, patch_scores):
-        loss, output, x = patch_scores
-        assert loss.patch_scores(output, x).mean().item() == pytest.approx(1, rel=1e-6)
-
-    def test_the_strangest_spot_is_where_the_residual_is_odd(self, patch_scores):
-        loss, output, x = patch_scores
-        rows, columns = x.shape[2] - loss.window[0] + 1, x.shape[3] - loss.window[1] + 1
-        for top, left in [(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)]:
-            odd, window = output[:1].clone(), (slice(top, top + loss.window[0]), slice(left, left + loss.window[1]))
-            checks = torch.from_numpy(np.indices(loss.window).sum(0) % 2 * 2.0 - 1)
-            odd[0, :, *window] += checks  # the whole window, so that no other holds as much of it
-            found = loss.highest_patch(odd, x[:1])
-            assert found == (top + (loss.window[0] - 1) // 2, left + (loss.window[1] - 1) // 2)
-            spot = loss.patch_scores(odd, x[:1])
-            assert loss.by_column(odd, x[:1]).item() == spot[0, top, left].item() == spot.max().item()
-
-    def test_a_map_to_the_edge_repeats_what_lies_inside(self, patch_scores):
-        loss, output, x = patch_scores
-        inside, whole = loss.patch_scores(output[:2], x[:2]), loss.patch_scores(output[:2], x[:2], to_the_edge=True)
-        assert whole.shape == (2, *x.shape[2:])
-        top, left = ((size - 1) // 2 for size in loss.window)
-        expected = np.pad(
-            inside.numpy(),
-            [(0, 0), *((edge, size - 1 - edge) for edge, size in zip((top, left), loss.window, strict=True))],
-            mode="edge",
-        )
-        np.testing.assert_array_equal(whole.numpy(), expected)
-
-    def test_residuals_without_any_spread_give_finite_distances(self):
-        loss = ImageLoss((1, 8, 8), 1.0, {LossTerm.MSE: 1.0}, 1.0)
-        x = uniform(10, 1, 8, 8)
-        loss.fit_scores(AutoEncoderOutput(x, x, x.new_zeros(len(x))), x)
-        assert (loss.patch_scores(x, x) == 0).all()
-        assert torch.isfinite(loss.patch_scores(x + 1, x)).all()
-        assert (loss.patch_scores(x + 1, x) > 1).all()
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-class TestDivergence:
+class TestKlDivergence:
     @pytest.mark.parametrize("std", [0.01, 1.0, 4.0])
-    def test_it_is_that_of_torch_distributions(self, std):
+    def test_divergence_equals_torch_distributions(self, std: float) -> None:
         mean, log_variance = (
-            std * torch.randn(50, 7, generator=_generator(seed), dtype=torch.float64) for seed in (0, 1)
+            std * torch.randn(50, 7, generator=generator(seed), dtype=torch.float64) for seed in (0, 1)
         )
         normal = Normal(mean, (log_variance / 2).exp())
         expected = torch.distributions.kl_divergence(normal, Normal(torch.zeros(7), torch.ones(7))).sum(1)
         torch.testing.assert_close(kl_divergence(mean, log_variance), expected, rtol=1e-6, atol=1e-6)
 
-    def test_it_is_zero_for_the_prior_alone(self):
+    def test_divergence_is_zero_only_for_the_prior(self) -> None:
         assert kl_divergence(torch.zeros(3, 4), torch.zeros(3, 4)).tolist() == [0, 0, 0]
-        for wide, off in ((0.0, 0.1), (0.1, 0.0), (-0.1, 0.0)):
-            assert (kl_divergence(torch.full((1, 4), off), torch.full((1, 4), wide)) > 0).all()
+        for log_variance, mean in ((0.0, 0.1), (0.1, 0.0), (-0.1, 0.0)):
+            assert (kl_divergence(torch.full((1, 4), mean), torch.full((1, 4), log_variance)) > 0).all()
 
-    def test_at_the_bounds_of_the_variance_it_follows_the_formula(self):
+    def test_divergence_at_variance_bounds_follows_formula(self) -> None:
         bounds = torch.tensor([[-MAX_LOG_VARIANCE], [MAX_LOG_VARIANCE]])
         expected = [(np.exp(-10) - 1 + 10) / 2, (np.exp(10) - 1 - 10) / 2]
         assert kl_divergence(torch.zeros(2, 1), bounds).tolist() == pytest.approx(expected, rel=1e-6)
@@ -510,34 +311,25 @@ class TestDivergence:
 
 @pytest.mark.parametrize("loss", every_loss(), ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-def test_the_objective_adds_beta_times_the_divergence_by_the_number_of_elements(loss, beta):
+def test_objective_adds_beta_times_divergence_per_element(loss: ReconstructionLoss, beta: float) -> None:
     shape = (6, loss._width) if isinstance(loss, TermsLoss) else (6, 3, 9, 12)
     x, output, kl = uniform(*shape), uniform(*shape, seed=1), 10 * uniform(6, seed=2)
     expected = loss(output, x).double().sum(1) + beta * kl.double() / np.prod(shape[1:])
-    found = loss.objective(AutoEncoderOutput(torch.zeros(6, 2), output, kl), x, beta)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    objective = loss.objective(AutoEncoderOutput(torch.zeros(6, 2), output, kl), x, beta)
+    np.testing.assert_allclose(objective, expected, rtol=1e-6)
 
 
-def test_the_divergence_counts_in_full_beside_a_likelihood(case):
+def test_likelihood_objective_adds_full_divergence(case: Case) -> None:
     loss, x, output, values = case
     kl = 10 * uniform(len(x))
-    found = loss.objective(AutoEncoderOutput(x, output, kl), x, 0.5).detach()
-    torch.testing.assert_close(found, values.sum(1) + 0.5 * kl)
+    objective = loss.objective(AutoEncoderOutput(x, output, kl), x, 0.5).detach()
+    torch.testing.assert_close(objective, values.sum(1) + 0.5 * kl)
 
 
-def test_a_row_is_scored_by_its_columns_and_by_their_sum_with_the_divergence():
+def test_row_scores_are_columns_and_sum_with_divergence() -> None:
     loss = every_loss()[0]
     x, output, kl = uniform(6, loss._width), uniform(6, loss._width, seed=1), uniform(6, seed=2)
     parts = loss.parts(AutoEncoderOutput(torch.zeros(6, 2), output, kl), x)
     assert parts.shape == (6, len(COLUMNS) + 1)
     torch.testing.assert_close(parts[:, :-1], loss.by_column(output, x), rtol=0, atol=0)
     torch.testing.assert_close(parts[:, -1], parts[:, :-1].sum(1) + kl / loss._width)
-
-
-def test_an_image_is_scored_by_its_strangest_spot_and_by_the_mean_of_all():
-    loss, x = ImageLoss((1, 9, 9), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(20, 1, 9, 9)
-    output = x + 0.1 * torch.randn(x.shape, generator=_generator(0))
-    loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
-    parts = loss.parts(AutoEncoderOutput(torch.zeros(20, 2), output, torch.zeros(20)), x)
-    patch_scores = loss.patch_scores(output, x).flatten(1)
-    torch.testing.assert_close(parts, torch.stack([patch_scores.max(1).values, patch_scores.mean(1)], 1))

@@ -1,4 +1,4 @@
-"""Which settings make a network, what those that do not are told, and what the networks are made of."""
+"""Valid and rejected settings, and the layers and weights of the networks that they build."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ from tests.support.datasets import assert_says
 def config(
     kind: str = "table", training: dict[str, Any] | None = None, alerts: dict[str, Any] | None = None, **model: Any
 ) -> PipelineConfig:
-    images = {"images": {}} if kind == "image" else {}
+    images: dict[str, Any] = {"images": {}} if kind == "image" else {}
     return PipelineConfig.model_validate(
         {
             "dataset": "shop",
@@ -38,7 +38,7 @@ def config(
     )
 
 
-REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
+REJECTED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     "ssim of tables": (
         {"loss": {"mse": 0.8, "ssim": 0.2}},
         ("ssim compares images, and 'shop' has none", r"loss=\{mse: 0.8, ssim: 0.2\}", "; choose mse, mae or huber"),
@@ -105,29 +105,29 @@ NOT_BUILT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, str, str]
     "tied weights of conv": (
         {"kind": "image", "architecture": "conv", "tied": True},
         (1, 8, 8),
-        ("tied=true goes with architecture dense", "got 'conv'", "; leave it out"),
+        ("tied=true needs architecture dense", "got 'conv'", "; remove tied"),
     ),
-    "an architecture that there is not": (
+    "an unknown architecture": (
         {"architecture": "transformer"},
         (12,),
-        ("is none of dense, conv", "architecture='transformer'", "; choose one of them"),
+        ("is not one of dense, conv", "architecture='transformer'", "; choose one of them"),
     ),
     "conv on a table": (
         {"architecture": "conv"},
         (12,),
-        ("reads images, and 'shop' has no section images", "architecture='conv'", "; add it, or choose dense"),
+        ("reads images, but 'shop' has no section images", "architecture='conv'", "; add it, or choose dense"),
     ),
-    "more levels than there are halves": (
+    "too many levels for the image": (
         {"kind": "image", "architecture": "conv", "channels": (4, 4, 4, 4, 4)},
         (1, 9, 12),
         ("images of 9×12 are a single pixel after 4", "channels names 5 levels", "; name at most 4"),
     ),
-    "latents as many as inputs": (
+    "as many latents as inputs": (
         {"latent_dim": 12},
         (12,),
         ("not smaller than the 12 encoded inputs", "latent_dim=12", "; choose 1–11, or set corruption"),
     ),
-    "latents as many as pixels": (
+    "as many latents as pixels": (
         {"kind": "image", "latent_dim": 40},
         (3, 3, 4),
         ("not smaller than the 36 encoded inputs", "latent_dim=40", "; choose 1–35, or set corruption"),
@@ -135,41 +135,43 @@ NOT_BUILT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, str, str]
 }
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED.keys())
-    def test_the_configuration_says_what_does_not_go_together(self, settings, message):
+class TestRejectedSettings:
+    @pytest.mark.parametrize(("settings", "message"), REJECTED.values(), ids=REJECTED.keys())
+    def test_configuration_rejects_conflicting_settings(self, settings: Any, message: tuple[str, str, str]) -> None:
         with pytest.raises(ValidationError) as caught:
             config(**settings)
         (error,) = caught.value.errors()
         assert_says(error["msg"], *message)
 
     @pytest.mark.parametrize(("settings", "shape", "message"), NOT_BUILT.values(), ids=NOT_BUILT.keys())
-    def test_the_factory_says_why_there_is_no_network(self, settings, shape, message):
+    def test_factory_rejects_settings_that_do_not_fit_the_data(
+        self, settings: Any, shape: tuple[int, ...], message: tuple[str, str, str]
+    ) -> None:
         with pytest.raises(ConfigError) as caught:
             build_model(config(**settings), shape)
         assert_says(str(caught.value), *message)
 
     @pytest.mark.parametrize("name", ["dense", "conv"])
-    def test_an_architecture_is_checked_before_there_are_data(self, name):
+    def test_architecture_is_checked_without_data(self, name: str) -> None:
         assert check_architecture(config("image", architecture=name)) is ARCHITECTURES[name]
         for settings in (config(architecture="transformer"), config(architecture="conv")):
             with pytest.raises(ConfigError, match="architecture="):
                 check_architecture(settings)
 
-    def test_as_many_levels_as_there_are_halves_are_built(self):
+    def test_conv_halves_an_image_down_to_one_pixel(self) -> None:
         settings = config("image", architecture="conv", channels=(4, 4, 4, 4), latent_dim=2)
         assert build_model(settings, (1, 9, 12))(torch.zeros(2, 1, 9, 12)).output.shape == (2, 1, 9, 12)
 
-    def test_a_share_counts_for_noise_that_strikes_alone(self):
+    def test_gaussian_corruption_level_may_exceed_one(self) -> None:
         assert config(training={"corruption": "gaussian", "corruption_level": 1.5}).training.corruption_level == 1.5
 
 
 OUTPUTS = {"robust": {"linear"}, "standard": {"linear"}, "unit": {"linear", "sigmoid"}, "symmetric": {"linear", "tanh"}}
-"""The outputs that can reach the inputs of each scaling, by its range."""
+"""Outputs whose range contains the inputs, by scaling."""
 
 
 def goes_together(kind: str, scaling: str, output: str, term: str) -> bool:
-    """The rules of the manual, written anew."""
+    """Return whether the documented rules allow a combination; an independent second implementation."""
     fits_kind = {"likelihood": kind == "table", "ssim": kind == "image"}.get(term, True)
     fits_kind &= kind == "table" or scaling != "robust"
     fits_term = {"likelihood": output == "linear", "bce": (scaling, output) == ("unit", "sigmoid")}.get(term, True)
@@ -184,14 +186,14 @@ class TestCombinations:
             shape = ImageShape(height=7, width=9, channels=3, dtype="uint8")
             column = pl.Series([image.tobytes() for image in images], dtype=pl.Binary)
             return pl.DataFrame({"image": column}), (FeatureColumn("image", ColumnType.IMAGE, shape),)
-        there = pl.Series(rng.normal(size=24)).set(pl.Series(rng.random(24) < 0.2), None)
-        frame = pl.DataFrame({"x": there, "at": rng.integers(0, 1440, 24).astype(float), "c": ["a", "b"] * 12})
+        with_gaps = pl.Series(rng.normal(size=24)).set(pl.Series(rng.random(24) < 0.2), None)
+        frame = pl.DataFrame({"x": with_gaps, "at": rng.integers(0, 1440, 24).astype(float), "c": ["a", "b"] * 12})
         types = {"x": ColumnType.NUMBER, "at": ColumnType.CLOCK_HHMM, "c": ColumnType.CATEGORY}
         return frame, tuple(FeatureColumn(name, kind) for name, kind in types.items())
 
     @pytest.mark.parametrize("kind", ["table", "image"])
     @pytest.mark.parametrize("term", LossTerm)
-    def test_what_goes_together_is_learnt_and_all_else_is_refused(self, kind, term):
+    def test_valid_combinations_train_and_others_are_rejected(self, kind: str, term: LossTerm) -> None:
         accepted, (frame, columns) = set(), self.rows(kind)
         for scaling, output in itertools.product(Scaling, Output):
             try:
@@ -213,8 +215,8 @@ class TestCombinations:
             result = train(model, loss, x, x, settings.training, torch.Generator().manual_seed(0))
             assert math.isfinite(result.epochs[0].validation_loss)
             assert isinstance(loss, LikelihoodLoss) == (term == LossTerm.LIKELIHOOD)
-        every = itertools.product(map(str, Scaling), map(str, Output))
-        assert accepted == {pair for pair in every if goes_together(kind, *pair, term.value)}
+        pairs = itertools.product(map(str, Scaling), map(str, Output))
+        assert accepted == {pair for pair in pairs if goes_together(kind, *pair, term.value)}
 
     @pytest.mark.parametrize(
         ("settings", "loss", "scaling", "output"),
@@ -229,9 +231,15 @@ class TestCombinations:
             ({"kind": "image", "output": "linear"}, {"mse": 1.0}, "unit", "linear"),
         ],
     )
-    def test_what_is_left_out_is_chosen_to_fit(self, settings, loss, scaling, output):
+    def test_defaults_of_loss_scaling_and_output_fit_together(
+        self, settings: Any, loss: dict[str, float], scaling: str, output: str
+    ) -> None:
         chosen = config(**settings)
         assert (chosen.loss, chosen.scaling, chosen.output) == (loss, scaling, output)
+
+
+def linear_layers(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
 def count(model: nn.Module) -> int:
@@ -242,44 +250,44 @@ class TestNetworks:
     @pytest.mark.parametrize(
         ("width", "latents"), [(1, 1), (2, 1), (3, 1), (5, 2), (15, 7), (16, 8), (17, 8), (400, 8)]
     )
-    def test_latents_that_are_left_out_are_eight_or_half_of_few_inputs(self, width, latents):
+    def test_default_latent_dim_is_eight_or_half_of_the_inputs(self, width: int, latents: int) -> None:
         for settings in (config(hidden=(4,)), config(hidden=(4,), variational=True), config(hidden=(4,), tied=True)):
             model = build_model(settings, (width,))
             assert model.latent_dim == latents
             assert model.encode(torch.zeros(2, width)).shape == (2, latents)
             assert model(torch.zeros(2, width)).output.shape == (2, width)
 
-    def test_images_have_eight_latents_where_they_are_left_out(self):
+    def test_default_latent_dim_of_images_is_eight(self) -> None:
         for architecture in ARCHITECTURES:
             model = build_model(config("image", architecture=architecture, channels=(4,)), (1, 8, 8))
             assert model.latent_dim == model.encode(torch.zeros(2, 1, 8, 8)).shape[1] == 8
 
     @pytest.mark.parametrize("variational", [False, True])
     @pytest.mark.parametrize("tied", [False, True])
-    def test_dense_has_the_weights_of_its_widths(self, tied, variational):
+    def test_dense_weight_count_follows_its_widths(self, tied: bool, variational: bool) -> None:
         model = build_model(config(hidden=(10, 6), latent_dim=3, tied=tied, variational=variational), (20,))
         codes = 6 if variational else 3
-        inward = 20 * 10 + 10 + 10 * 6 + 6 + 6 * codes + codes
-        outward = (0 if tied else 3 * 6 + 6 * 10 + 10 * 20) + 6 + 10 + 20
-        assert count(model) == inward + outward
-        axes = 3 * 3 + 3  # kept, and not learnt
-        assert sum(value.numel() for value in model.state_dict().values()) == inward + outward + axes
+        encoder = 20 * 10 + 10 + 10 * 6 + 6 + 6 * codes + codes
+        decoder = (0 if tied else 3 * 6 + 6 * 10 + 10 * 20) + 6 + 10 + 20
+        assert count(model) == encoder + decoder
+        transform = 3 * 3 + 3  # buffers without gradient
+        assert sum(value.numel() for value in model.state_dict().values()) == encoder + decoder + transform
 
-    def test_tied_weights_decode_as_the_transpose_of_what_encodes(self):
+    def test_tied_decoder_uses_transposed_encoder_weights(self) -> None:
         model = build_model(config(hidden=(), latent_dim=3, tied=True), (20,), torch.Generator().manual_seed(0))
-        weight = model.encoder[0].weight.detach()
+        weight = linear_layers(model.encoder)[0].weight.detach()
         x = torch.randn(5, 20, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(model(x).output, x @ weight.T @ weight)
 
-    def test_of_tied_variational_networks_the_means_alone_are_decoded_by_their_weights(self):
+    def test_tied_variational_decoder_uses_weights_of_the_means(self) -> None:
         settings = config(hidden=(), latent_dim=3, tied=True, variational=True)
         model = build_model(settings, (20,), torch.Generator().manual_seed(0))
-        weight, z = model.encoder[0].weight.detach(), torch.eye(3)
+        weight, z = linear_layers(model.encoder)[0].weight.detach(), torch.eye(3)
         assert weight.shape == (6, 20)
         torch.testing.assert_close(model.decode(z), weight[:3])
 
     @pytest.mark.parametrize(("down", "up"), [("stride", "transpose"), ("pool", "upsample")])
-    def test_conv_halves_and_doubles_by_the_layers_that_are_configured(self, down, up):
+    def test_conv_uses_the_configured_down_and_upsampling(self, down: str, up: str) -> None:
         settings = config("image", architecture="conv", channels=(4, 6), hidden=(9,), latent_dim=2, down=down, up=up)
         model = build_model(settings, (3, 9, 14))
         maps = 6 * 3 * 4  # 9×14 → 5×7 → 3×4
@@ -290,23 +298,23 @@ class TestNetworks:
         assert kinds.count(nn.ConvTranspose2d) == (2 if up == "transpose" else 0)
 
     @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"])
-    def test_the_activation_stands_between_layers_and_not_behind_the_last(self, name):
-        wanted = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.GELU: "gelu", nn.SiLU: "silu"}
-        wanted |= {nn.Tanh: "tanh"}
+    def test_activation_is_between_layers_and_not_after_the_last(self, name: str) -> None:
+        names = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu", nn.GELU: "gelu", nn.SiLU: "silu"}
+        names |= {nn.Tanh: "tanh"}
         for kind, between in (("dense", 4), ("conv", 6)):
             settings = config("image", architecture=kind, hidden=(9, 7), channels=(4,), latent_dim=2, activation=name)
             model = build_model(settings, (1, 8, 8))
-            names = [wanted.get(type(layer)) for layer in model.modules()]
-            assert names.count(name) == between
+            activations = [names.get(type(layer)) for layer in model.modules()]
+            assert activations.count(name) == between
             z = model.encode(torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-            assert isinstance(model.encoder[-1][-1], nn.Linear)
+            assert list(model.encoder.modules())[-1] is linear_layers(model.encoder)[-1]
             assert z.shape == (500, 2)
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
-    def test_the_weights_drawn_keep_the_size_of_what_passes(self, architecture, activation):
-        # Kaiming's bound, √(6 / inputs), keeps variances under ReLU (He et al. 2015, eq. 10); 0.7 of it, halves them
-        # from layer to layer: six layers leave an eighth of a deviation, where ill-chosen bounds leave 1e-3 or 1e3.
+    def test_initial_weights_preserve_the_scale_of_activations(self, architecture: str, activation: str) -> None:
+        # Kaiming's bound √(6 / inputs) preserves variances under ReLU (He et al. 2015, eq. 10). 0.7 of it halves them
+        # in each layer: six layers leave an eighth of the standard deviation. Wrong bounds would leave 1e-3 or 1e3.
         settings = config("image", architecture=architecture, hidden=(64, 64), activation=activation, latent_dim=16)
         model = build_model(settings, (3, 16, 16), torch.Generator().manual_seed(0))
         x = torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(1))

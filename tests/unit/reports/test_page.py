@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, raise_alert
-from ae_pipeline.registry.history import Change, Entry, record
+from ae_pipeline.registry.history import Change, HistoryEntry, record
 from ae_pipeline.reports.build import Report, day_page
 from ae_pipeline.reports.page import by_reason, refresh_operations
 from tests.support.reports import SCRIPT, Text, as_dataset, published, reported
@@ -35,7 +35,7 @@ class TestRefresh:
         assert "<h2>Alerts</h2>" not in previous
         alert = Alert(event=AlertEvent.RUN_FAILED, key="a", message=f"a run failed: {SCRIPT}")
         assert raise_alert(alert, as_dataset(dataset))
-        entry = Entry(
+        entry = HistoryEntry(
             at="2024-03-01T12:00:00+00:00", change=Change.PROMOTED, version=3, previous=2, who="us", why="it is better"
         )
         record(dataset.paths, entry)

@@ -17,7 +17,7 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import drifting_days, read_all_days, read_drift
-from ae_pipeline.registry.history import Change, Entry, record
+from ae_pipeline.registry.history import Change, HistoryEntry, record
 from ae_pipeline.reports.build import Report, day_page
 from ae_pipeline.reports.cards import unseen_days_summary
 from ae_pipeline.reports.groups import group_rows
@@ -226,7 +226,9 @@ class TestDays:
         )
 
     def _with_model_of(self, dataset: Fitted, day: str, at: str) -> str:
-        record(dataset.paths, Entry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested"))
+        record(
+            dataset.paths, HistoryEntry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested")
+        )
         return Text(day_page(day, as_dataset(dataset), dataset.bundle, 3).read_text()).text
 
     def test_a_day_reported_alone_gets_a_page_that_is_kept_current(

@@ -1,0 +1,181 @@
+"""The losses of images against closed forms, scikit-image, and Mahalanobis distances of scipy."""
+
+import numpy as np
+import pytest
+import scipy.spatial
+import scipy.stats
+import skimage.metrics
+import torch
+from torch.distributions import Bernoulli
+
+from ae_pipeline.config.model import LossTerm
+from ae_pipeline.models.base import AutoEncoderOutput
+from ae_pipeline.models.image_loss import ImageLoss, ssim
+from ae_pipeline.models.losses import minimum_losses
+from tests.support.arrays import Array
+from tests.support.losses import DELTA, WEIGHTED, by_term, closed_form, generator, named, uniform
+
+Patches = tuple[ImageLoss, torch.Tensor, torch.Tensor]
+
+
+@pytest.mark.parametrize("terms", WEIGHTED, ids=named)
+def test_image_loss_is_mean_over_pixels_and_channels(terms: dict[str, float]) -> None:
+    x, output = uniform(5, 3, 7, 9) * 1.4 - 0.2, uniform(5, 3, 7, 9, seed=1)
+    loss = ImageLoss((3, 7, 9), 1.0, by_term(terms), DELTA)
+    np.testing.assert_allclose(loss(output, x)[:, 0], closed_form(terms, output, x).mean((1, 2, 3)), rtol=2e-6)
+
+
+def test_ssim_is_weighted_with_the_other_terms() -> None:
+    x, output = uniform(4, 1, 16, 13), uniform(4, 1, 16, 13, seed=1)
+    loss = ImageLoss((1, 16, 13), 1.0, {LossTerm.MSE: 0.8, LossTerm.SSIM: 0.3}, 1.0)
+    expected = 0.8 * closed_form({"mse": 1.0}, output, x).mean((1, 2, 3)) + 0.3 * (1 - scikit_ssim(output, x, 1.0))
+    np.testing.assert_allclose(loss(output, x)[:, 0], expected, rtol=1e-4)
+
+
+class TestCrossEntropy:
+    def test_bce_between_0_and_1_is_bernoulli_likelihood(self) -> None:
+        x, output = (uniform(6, 1, 4, 4) > 0.5).float(), uniform(6, 1, 4, 4, seed=1)
+        expected = -Bernoulli(probs=output).log_prob(x).mean((1, 2, 3))
+        torch.testing.assert_close(ImageLoss((1, 4, 4), 1.0, {LossTerm.BCE: 1.0}, 1.0)(output, x)[:, 0], expected)
+
+    @pytest.mark.parametrize("target", [-3.0, -1e-6, 1 + 1e-6, 2.5, 40.0])
+    def test_bce_beyond_0_and_1_is_lowest_at_clipped_target(self, target: float) -> None:
+        loss = ImageLoss((1, 1, 1001), 1.0, {LossTerm.BCE: 1.0}, 1.0)
+        outputs = torch.linspace(0, 1, 1001)
+        cost = torch.stack([loss(one.expand(1, 1, 1, 1001), torch.full((1, 1, 1, 1001), target)) for one in outputs])
+        nearest = float(np.clip(target, 0, 1))
+        assert outputs[cost.argmin()] == nearest
+        assert cost.min().item() == pytest.approx((target - nearest) ** 2, rel=1e-5)
+
+    @pytest.mark.parametrize("target", [0.0, 0.2, 0.5, 0.9, 1.0])
+    def test_minimum_bce_is_entropy_of_target(self, target: float) -> None:
+        minimum = minimum_losses({LossTerm.BCE: 2.0}, torch.tensor([target]))
+        assert float(minimum) == pytest.approx(2 * scipy.stats.entropy([target, 1 - target]), abs=1e-6)
+
+
+def scikit_ssim(output: torch.Tensor, x: torch.Tensor, span: float) -> Array:
+    """Return the structural similarity of each pair by scikit-image."""
+    size = min(11, *x.shape[2:])
+    return np.array(
+        [
+            skimage.metrics.structural_similarity(  # type: ignore[no-untyped-call]
+                one.double().numpy(),
+                other.double().numpy(),
+                data_range=span,
+                channel_axis=0,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+                win_size=size - 1 + size % 2,
+            )
+            for one, other in zip(output, x, strict=True)
+        ]
+    )
+
+
+class TestStructuralSimilarity:
+    SIZES = ((8, 8), (10, 12), (7, 20), (9, 13), (11, 11), (12, 31), (33, 47), (64, 64), (3, 5))
+
+    @pytest.mark.parametrize("span", [1.0, 2.0])
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+    def test_ssim_equals_scikit_image(self, size: tuple[int, int], channels: int, span: float) -> None:
+        x = uniform(6, channels, *size)
+        noise = uniform(6, channels, *size, seed=1)
+        share = torch.linspace(0, 1, 6).view(-1, 1, 1, 1)  # from the image itself to pure noise
+        output = (1 - share) * x + share * noise
+        x, output = ((image - 0.5) * span + 0.5 for image in (x, output))
+        expected = scikit_ssim(output, x, span)
+        assert expected[0] == pytest.approx(1)
+        assert expected[-1] < 0.4
+        np.testing.assert_allclose(ssim(output, x, span), expected, atol=1e-4)
+
+    @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+    def test_ssim_is_one_for_equal_images_and_symmetric(self, size: tuple[int, int]) -> None:
+        x = uniform(3, 2, *size)
+        torch.testing.assert_close(ssim(x, x, 1.0), torch.ones(3))
+        assert (ssim(1 - x, x, 1.0) < 0.9).all()
+        torch.testing.assert_close(ssim(1 - x, x, 1.0), ssim(x, 1 - x, 1.0))
+
+    @pytest.mark.parametrize("size", [(3, 5), (8, 8), (13, 12)])
+    def test_ssim_gradients_match_finite_differences(self, size: tuple[int, int]) -> None:
+        x, output = (uniform(1, 2, *size, seed=seed, dtype=torch.float64) for seed in (0, 1))
+        assert torch.autograd.gradcheck(lambda o: ssim(o, x, 1.0), output.requires_grad_())
+
+
+class TestPatchScores:
+    """Residual patches of images, against Mahalanobis distances by scipy."""
+
+    @pytest.fixture(scope="class", params=[(1, 12, 10), (3, 9, 9), (2, 4, 7)], ids=str)
+    def patches(self, request: pytest.FixtureRequest) -> Patches:
+        """Return a loss fitted on smooth residuals with a bias, with outputs and images."""
+        channels, height, width = request.param
+        loss = ImageLoss(request.param, 1.0, {LossTerm.MSE: 1.0}, 1.0).double()
+        x = uniform(400, *request.param, dtype=torch.float64)
+        noise = torch.randn(400, channels, height + 1, width + 1, dtype=torch.float64, generator=generator(1))
+        smooth = 0.1 * (noise[..., 1:, 1:] + 0.5 * noise[..., :-1, 1:] + 0.3 * noise[..., 1:, :-1])
+        output = x + smooth + 0.02 * torch.arange(1, channels + 1).view(-1, 1, 1)
+        loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
+        return loss, output, x
+
+    @staticmethod
+    def windows(loss: ImageLoss, residual: torch.Tensor) -> Array:
+        """Return all windows inside the images, shape (n, rows, columns, pixels)."""
+        windows = np.lib.stride_tricks.sliding_window_view(residual.numpy(), loss.window, (2, 3))
+        return np.moveaxis(windows, 1, 3).reshape(*np.take(windows.shape, (0, 2, 3)), -1)
+
+    def test_patch_score_is_mahalanobis_distance_per_pixel(self, patches: Patches) -> None:
+        loss, output, x = patches
+        windows = self.windows(loss, output - x)
+        pixels = windows.reshape(-1, windows.shape[-1])
+        inverse = np.linalg.inv(np.cov(pixels, rowvar=False, bias=True))
+        scores = loss.patch_scores(output[:3], x[:3]).numpy()
+        assert scores.shape == (3, *windows.shape[1:3])
+        for index in [(0, 0, 0), (1, scores.shape[1] - 1, 1), (2, 0, scores.shape[2] - 1)]:
+            distance = scipy.spatial.distance.mahalanobis(windows[index], pixels.mean(0), inverse)
+            assert scores[index] == pytest.approx(distance**2 / pixels.shape[1], rel=1e-6)
+
+    def test_mean_patch_score_of_fitted_residuals_is_one(self, patches: Patches) -> None:
+        loss, output, x = patches
+        assert loss.patch_scores(output, x).mean().item() == pytest.approx(1, rel=1e-6)
+
+    def test_highest_patch_is_at_the_planted_residual(self, patches: Patches) -> None:
+        loss, output, x = patches
+        rows, columns = x.shape[2] - loss.window[0] + 1, x.shape[3] - loss.window[1] + 1
+        for top, left in [(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)]:
+            odd, window = output[:1].clone(), (slice(top, top + loss.window[0]), slice(left, left + loss.window[1]))
+            checkerboard = torch.from_numpy(np.indices(loss.window).sum(0) % 2 * 2.0 - 1)
+            odd[0, :, *window] += checkerboard  # fills one window, so every other window contains less of it
+            center = loss.highest_patch(odd, x[:1])
+            assert center == (top + (loss.window[0] - 1) // 2, left + (loss.window[1] - 1) // 2)
+            scores = loss.patch_scores(odd, x[:1])
+            assert loss.by_column(odd, x[:1]).item() == scores[0, top, left].item() == scores.max().item()
+
+    def test_map_to_the_edge_pads_with_edge_values(self, patches: Patches) -> None:
+        loss, output, x = patches
+        inside, whole = loss.patch_scores(output[:2], x[:2]), loss.patch_scores(output[:2], x[:2], to_the_edge=True)
+        assert whole.shape == (2, *x.shape[2:])
+        top, left = ((size - 1) // 2 for size in loss.window)
+        expected = np.pad(
+            inside.numpy(),
+            [(0, 0), *((edge, size - 1 - edge) for edge, size in zip((top, left), loss.window, strict=True))],
+            mode="edge",
+        )
+        np.testing.assert_array_equal(whole.numpy(), expected)
+
+    def test_constant_residuals_have_finite_patch_scores(self) -> None:
+        loss = ImageLoss((1, 8, 8), 1.0, {LossTerm.MSE: 1.0}, 1.0)
+        x = uniform(10, 1, 8, 8)
+        loss.fit_scores(AutoEncoderOutput(x, x, x.new_zeros(len(x))), x)
+        assert (loss.patch_scores(x, x) == 0).all()
+        assert torch.isfinite(loss.patch_scores(x + 1, x)).all()
+        assert (loss.patch_scores(x + 1, x) > 1).all()
+
+
+def test_image_scores_are_highest_and_mean_patch_score() -> None:
+    loss, x = ImageLoss((1, 9, 9), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(20, 1, 9, 9)
+    output = x + 0.1 * torch.randn(x.shape, generator=generator(0))
+    loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
+    parts = loss.parts(AutoEncoderOutput(torch.zeros(20, 2), output, torch.zeros(20)), x)
+    patch_scores = loss.patch_scores(output, x).flatten(1)
+    torch.testing.assert_close(parts, torch.stack([patch_scores.max(1).values, patch_scores.mean(1)], 1))

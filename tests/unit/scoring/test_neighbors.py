@@ -1,0 +1,80 @@
+"""Nearest-neighbor distances against scikit-learn and leave-one-out by hand."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from ae_pipeline.scoring import neighbors
+from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
+from tests.support.arrays import Array
+
+
+class TestNeighbors:
+    @pytest.mark.parametrize("width", [1, 2, 30])
+    def test_distances_equal_those_of_scikit_learn(self, width: int) -> None:
+        rng = np.random.default_rng(width)
+        references, rows = rng.normal(size=(300, width)), rng.normal(size=(200, width)) * 2
+        distances = NearestNeighbors(n_neighbors=25, algorithm="brute").fit(references).kneighbors(rows)[0]
+        np.testing.assert_allclose(nearest(rows, references), distances[:, 0], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(mean_knn_distance(rows, references, 25), distances.mean(1), rtol=1e-6, atol=1e-9)
+
+    def test_too_few_references_use_all_but_one(self) -> None:
+        rng = np.random.default_rng(0)
+        references, rows = rng.normal(size=(10, 3)), rng.normal(size=(50, 3))
+        distances = np.sort(np.linalg.norm(rows[:, None] - references, axis=2), 1)
+        np.testing.assert_allclose(mean_knn_distance(rows, references, 100), distances[:, :9].mean(1), rtol=1e-9)
+
+    def test_training_row_is_compared_with_all_others(self) -> None:
+        rows = np.random.default_rng(0).normal(size=(80, 4))
+        others = [np.delete(rows, index, axis=0) for index in range(80)]
+        expected = [nearest(rows[[index]], rest)[0] for index, rest in enumerate(others)]
+        np.testing.assert_allclose(nearest(rows, rows), expected, rtol=1e-9)
+        expected = [mean_knn_distance(rows[[index]], rest, 20)[0] for index, rest in enumerate(others)]
+        np.testing.assert_allclose(mean_knn_distance(rows, rows, 20), expected, rtol=1e-9)
+
+    def test_duplicate_has_distance_exactly_zero(self) -> None:
+        # Grid points far from the origin, most of them duplicates.
+        rng = np.random.default_rng(0)
+        references = rng.integers(0, 3, (2000, 6)) / 3 + np.array([0.1, 10, 100, 1000, -7, 0])
+        distances = nearest(references, references)
+        _, inverse, counts = np.unique(references, axis=0, return_counts=True, return_inverse=True)
+        assert (distances == 0).tolist() == (counts[inverse] > 1).tolist()
+        single = np.concatenate([nearest(row[None], references) for row in references])
+        np.testing.assert_allclose(distances, single, rtol=1e-6)
+
+    def test_only_one_of_equal_references_is_left_out(self) -> None:
+        references = np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [6.0, 8.0]])
+        rows = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [3.0, 4.1]])
+        np.testing.assert_allclose(nearest(rows, references), [5, 0, 5, 0.1], atol=1e-7)
+        # (3, 4) has a duplicate at distance 0 and two references at distance 5.
+        np.testing.assert_allclose(mean_knn_distance(rows[:3], references, 2), [5, 2.5, 5], atol=1e-6)
+        np.testing.assert_allclose(mean_knn_distance(rows[:3], references, 3), [20 / 3, 10 / 3, 20 / 3], atol=1e-6)
+
+    def test_new_row_near_a_reference_has_its_distance(self) -> None:
+        references = np.array([[1.0, 1.0], [5.0, 5.0]])
+        assert nearest(np.array([[1.001, 1.0]]), references) == pytest.approx([0.001], rel=1e-6)
+
+    @pytest.mark.parametrize("block_distances", [1, 7 * 300, 2**22])
+    def test_distances_do_not_depend_on_blocks_or_order(
+        self, monkeypatch: pytest.MonkeyPatch, block_distances: int
+    ) -> None:
+        rng = np.random.default_rng(0)
+        references = rng.normal(size=(300, 6)) * 100
+        rows = np.r_[rng.normal(size=(1000, 6)) * 100, references]
+        expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
+        monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", block_distances)
+        order, shuffled = rng.permutation(len(rows)), rng.permutation(300)
+        functions: tuple[Callable[[Array, Array], Array], ...] = (
+            nearest,
+            lambda rows, references: mean_knn_distance(rows, references, 40),
+        )
+        for distance, values in zip(functions, expected, strict=True):
+            np.testing.assert_allclose(distance(rows, references), values, rtol=1e-5)
+            np.testing.assert_allclose(distance(rows[order], references[shuffled]), values[order], rtol=1e-5)
+            np.testing.assert_allclose(distance(rows[[1, 1299]], references), values[[1, 1299]], rtol=1e-5)
+
+    def test_no_rows_give_no_distances(self) -> None:
+        assert nearest(np.empty((0, 2)), np.zeros((3, 2))).shape == (0,)
+        assert mean_knn_distance(np.empty((0, 2)), np.zeros((3, 2)), 2).shape == (0,)
