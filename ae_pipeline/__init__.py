@@ -1,4 +1,7 @@
-"""Autoencoder pipelines on Dagster: from landed files to versioned latent tables and anomaly reports."""
+"""Autoencoder pipelines on Dagster: from landed files to versioned latent tables and anomaly reports.
+
+The public API is `read_latents`, which returns `Latents`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ __all__ = ["Latents", "__version__", "read_latents"]
 
 
 def __getattr__(name: str) -> Any:
-    # Whoever imports a part of the package does not load readers of tables with it.
+    # Import lazily: importing a submodule must not load Delta Lake and pandas.
     if name in __all__:
         from ae_pipeline.latents import read
 

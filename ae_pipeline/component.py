@@ -1,4 +1,4 @@
-"""Deprecated location of the component, for `defs.yaml` files written before version 0.2."""
+"""Deprecated location of the component, for `defs.yaml` files of version 0.1."""
 
 from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.config.pipeline import PipelineConfig

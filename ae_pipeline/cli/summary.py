@@ -48,7 +48,7 @@ def _ingestion_lines(ledger: Ledger) -> list[str]:
     rules = ", ".join(f"{rule}: {count:,}" for rule, count in list(quarantined.items())[:5])
     lines = [
         _line("rows in", f"{rows:,} in {len(ledger.files):,} files"),
-        _line("in quarantine", f"{sum(quarantined.values()):,} ({rules or 'every row keeps the contract'})"),
+        _line("in quarantine", f"{sum(quarantined.values()):,} ({rules or 'every row satisfies the schema contract'})"),
     ]
     if ledger.refused:
         name, reason = next(iter(ledger.refused.items()))

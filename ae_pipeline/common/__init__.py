@@ -1,1 +1,1 @@
-"""Code without knowledge of the pipeline: errors, threads, text, progress."""
+"""Helpers that every other package can import."""

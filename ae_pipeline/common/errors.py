@@ -1,36 +1,36 @@
-"""The one root of every error that this package raises on purpose."""
+"""Errors that users can fix. `PipelineError` is the base of all of them."""
 
 
 class PipelineError(Exception):
-    """Something a person can put right: the message gives the rule, the value and the remedy.
+    """Base of all errors that users can fix. The message states the rule, the value and the remedy.
 
-    Repeating the work without a change would fail again, so orchestration does not retry it.
+    Orchestration does not retry them, because the same inputs would fail again.
     """
 
 
 class ConfigError(PipelineError):
-    """The pipeline's YAML and the data or the machine do not fit together."""
+    """The configuration does not fit the data or the machine."""
 
 
 class SchemaError(PipelineError):
-    """Landed data does not fit the dataset's schema contract as a whole."""
+    """Landed files violate the schema contract of the dataset as a whole, not in single rows."""
 
 
 class StorageError(PipelineError):
-    """A folder or file is not where it must be, or cannot be written."""
+    """A file or folder is missing, is in the way, or cannot be written."""
 
 
 class TrainingError(PipelineError):
-    """A training cannot start from this data or has not given a usable model."""
+    """A training cannot start with these rows, or its result is not usable."""
 
 
 class BundleError(PipelineError):
-    """A model bundle cannot be read, or does not fit the rows it is asked to score."""
+    """A model bundle cannot be read, or does not fit the rows to score."""
 
 
 class PublicationError(PipelineError):
-    """The latent table cannot be moved to the state asked for."""
+    """A publication or restore of the latent table failed; the table is unchanged."""
 
 
 class PromotionError(PipelineError):
-    """A version of a model may not serve."""
+    """A model version cannot become the champion."""

@@ -1,18 +1,18 @@
-"""How much memory this machine has."""
+"""The memory of this machine."""
 
 import os
 from pathlib import Path
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux tells what a container may use."""
+"""Files in which Linux states the memory limit of a container (cgroup v2 and v1)."""
 
 
 def machine_memory() -> int:
-    """Gives the bytes of memory that there are, or fewer where a container may not use them all."""
-    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    """Return the memory of the machine in bytes, or the limit of the container if that is lower."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in _LIMITS:
         try:
-            known.append(int(path.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # not there, or "max"
+            sizes.append(int(path.read_text(encoding="ascii")))
+        except (OSError, ValueError):  # the file does not exist, or contains "max"
             continue
-    return min(known)
+    return min(sizes)

@@ -1,4 +1,4 @@
-"""Work spread over the cores: pieces of it in order, each computed by one thread alone."""
+"""Parallel map over threads and prefetching, with results that do not depend on the number of cores."""
 
 import os
 import threading
@@ -18,59 +18,68 @@ R = TypeVar("R")
 
 
 def cores() -> int:
-    """Counts the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def parallel_map(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Does some work on each item, on as many threads as there are cores; gives the results in the items' order.
+    """Apply a function to each item on as many threads as there are cores, and yield the results in order.
 
-    Each piece is computed by one thread, whatever the number of cores, so that its result does not depend on them. Few
-    pieces are begun before their results are asked for, so that memory does not grow with their number.
+    One thread computes each item alone, without threads of torch or BLAS. The result therefore does not depend on the
+    number of cores. The map runs at most one item per core ahead of the consumer, so that memory stays bounded.
 
     Args:
-        work: What releases the interpreter's lock, as numpy and torch do.
-        items: What to do it on; a single one is done by the thread that asks for it.
+        work: Function that releases the global interpreter lock, as numpy and torch do.
+        items: Its arguments. A single item is computed by the calling thread.
+
+    >>> list(parallel_map(abs, [-1, 2, -3]))
+    [1, 2, 3]
     """
 
-    def piece(item: T) -> R:
-        torch.set_num_threads(1)  # of this thread
+    def compute(item: T) -> R:
+        torch.set_num_threads(1)  # applies to the current thread
         return work(item)
 
-    left = iter(items)
-    first = list(islice(left, 2))
+    remaining = iter(items)
+    first = list(islice(remaining, 2))
     previous = torch.get_num_threads()
-    with _alone:
+    with _single_threaded_blas:
         try:
             if len(first) < 2 or cores() == 1:
-                yield from map(piece, chain(first, left))
+                yield from map(compute, chain(first, remaining))
                 return
-            waiting: deque[Future[R]] = deque()
-            for item in chain(first, left):
-                waiting.append(_pool().submit(piece, item))
-                if len(waiting) > cores():
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            pending: deque[Future[R]] = deque()
+            for item in chain(first, remaining):
+                pending.append(_pool().submit(compute, item))
+                if len(pending) > cores():
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             torch.set_num_threads(previous)
 
 
 def prefetch(items: Iterable[T]) -> Generator[T]:
-    """Makes the next item on a thread of its own while one is at work on the last; closed, it waits for that thread."""
-    made = iter(items)
+    """Yield items, and compute the next one on another thread meanwhile.
+
+    Closing the generator waits for that thread.
+
+    >>> list(prefetch(range(3)))
+    [0, 1, 2]
+    """
+    iterator = iter(items)
     end = object()
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(next, made, end)
-        while (item := coming.result()) is not end:
-            coming = maker.submit(next, made, end)
+    with ThreadPoolExecutor(1) as executor:
+        upcoming = executor.submit(next, iterator, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = executor.submit(next, iterator, end)
             yield item  # type: ignore[misc]
 
 
-class _Limits:
-    """One thread for each product of matrices while anybody is at work, and as many as before after that."""
+class _BlasLimit:
+    """Limit BLAS to one thread while at least one user is inside the context, and restore the limit after the last."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._limits = threading.Lock(), 0, ExitStack()
@@ -79,32 +88,32 @@ class _Limits:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                _keeper().submit(self._limit).result()
+                _limiter().submit(self._limit).result()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                _keeper().submit(self._limits.close).result()
+                _limiter().submit(self._limits.close).result()
 
     def _limit(self) -> None:
         self._limits.enter_context(_controller().limit(limits=1, user_api="blas"))
 
 
-_alone = _Limits()
+_single_threaded_blas = _BlasLimit()
 
 
 @lru_cache(maxsize=1)
 def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all libraries that are loaded, which takes milliseconds
+    return ThreadpoolController()  # cached: it inspects all loaded libraries, which takes milliseconds
 
 
 @lru_cache(maxsize=1)
-def _keeper() -> ThreadPoolExecutor:
-    """The thread that sets limits and takes them back: of several, only one at a time is listened to."""
-    return ThreadPoolExecutor(1, thread_name_prefix="limits")
+def _limiter() -> ThreadPoolExecutor:
+    """Return the one thread that sets and restores limits. Limits of several threads would override one another."""
+    return ThreadPoolExecutor(1, thread_name_prefix="blas_limit")
 
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="spread")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="parallel_map")

@@ -1,8 +1,8 @@
-"""Timestamps in one format."""
+"""Timestamps in the format of all state files."""
 
 import datetime as dt
 
 
 def now() -> str:
-    """Gives this moment, ISO 8601, UTC, to the second."""
+    """Return the current time as ISO 8601 text, in UTC, to the second."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -1,1 +1,1 @@
-"""The configuration of a dataset."""
+"""The configuration of a dataset, as written in `defs.yaml`."""

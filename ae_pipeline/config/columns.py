@@ -1,4 +1,4 @@
-"""Column types, and what describes a feature column."""
+"""Column types, image shapes and feature columns."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,11 +14,11 @@ RESERVED_COLUMNS = frozenset(
         *("_day", "_source_file", "_row_number"),
     }
 )
-"""Names that the pipeline gives its own columns."""
+"""Column names that the pipeline itself uses; landed files must not use them."""
 
 
 class ColumnType(StrEnum):
-    """What the values of a column are, and so how they are read, encoded and reconstructed."""
+    """The type of a column. It determines how values are read, encoded and reconstructed."""
 
     INTEGER = "integer"
     NUMBER = "number"
@@ -32,12 +32,18 @@ class ColumnType(StrEnum):
 
 
 class ImageShape(Section):
-    """What every image of a column is: height × width × channels values of one type."""
+    """The shape of all images of a column: height × width × channels values of one type.
 
-    height: int = Field(ge=1, description="Pixels from top to bottom.")
-    width: int = Field(ge=1, description="Pixels from left to right.")
-    channels: int = Field(ge=1, description="Values of a pixel: 1 for grey, 3 for RGB.")
-    dtype: Literal["uint8", "uint16", "float32"] = Field(description="Type of a value.")
+    >>> str(ImageShape(height=32, width=32, channels=1, dtype="uint8"))
+    '32×32×1 uint8'
+    """
+
+    height: int = Field(ge=1, description="Height in pixels.")
+    width: int = Field(ge=1, description="Width in pixels.")
+    channels: int = Field(
+        ge=1, description="Values per pixel: 1 for gray, 2 for gray with alpha, 3 for RGB, 4 for RGBA."
+    )
+    dtype: Literal["uint8", "uint16", "float32"] = Field(description="Type of a value: `uint8`, `uint16` or `float32`.")
 
     def __str__(self) -> str:
         return f"{self.height}×{self.width}×{self.channels} {self.dtype}"
@@ -48,12 +54,12 @@ MINUTES_PER_DAY = 1440
 
 @dataclass(frozen=True)
 class FeatureColumn:
-    """A column that the model may look at.
+    """A column that the model sees.
 
     Attributes:
-        name: In the features table.
-        type: What its values are; a clock stands as minutes after midnight.
-        shape: What its images are, None where it holds none.
+        name: Name in the features table.
+        type: Type of the values. Clocks are minutes after midnight.
+        shape: Shape of the images, or None if the column holds no images.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The words of the YAML about the network and its training."""
+"""Sections `model` and `training` of `defs.yaml`."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,10 +10,10 @@ from ae_pipeline.common.deprecation import warn_deprecated
 
 
 class Section(BaseModel):
-    """A section of the YAML: frozen, and strict about its keys.
+    """Base of all sections of the YAML: immutable, and an unknown key is an error.
 
     Attributes:
-        renamed_keys: Deprecated keys of the section, each with the key that replaces it.
+        renamed_keys: Deprecated keys of the section, and the key that replaces each.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {}
@@ -26,17 +26,20 @@ class Section(BaseModel):
         if not isinstance(values, dict) or cls.renamed_keys.keys().isdisjoint(values):
             return values
         accepted = dict(values)
-        for old in cls.renamed_keys.keys() & values.keys():
-            new = cls.renamed_keys[old]
+        for old, new in cls.renamed_keys.items():
+            if old not in values:
+                continue
             if new in values:
-                raise ValueError(f"{old}={values[old]!r} and {new}={values[new]!r} name one setting; keep {new}")
+                raise ValueError(
+                    f"{old}={values[old]!r} and {new}={values[new]!r} are the same setting; keep {new} and remove {old}"
+                )
             warn_deprecated(old, new, f"section {cls.__name__.removesuffix('Config').lower()} of the YAML")
             accepted[new] = accepted.pop(old)
         return accepted
 
 
 class LossTerm(StrEnum):
-    """A term of the reconstruction loss; all but the likelihood are means over the elements of a row."""
+    """A term of the reconstruction loss. All terms but the likelihood are means over the elements of a row."""
 
     LIKELIHOOD = "likelihood"
     MSE = "mse"
@@ -47,7 +50,7 @@ class LossTerm(StrEnum):
 
 
 class Scaling(StrEnum):
-    """How inputs are scaled before the network sees them."""
+    """The scaling of the inputs of the network."""
 
     ROBUST = "robust"
     STANDARD = "standard"
@@ -56,7 +59,7 @@ class Scaling(StrEnum):
 
 
 class Output(StrEnum):
-    """Activation of the output."""
+    """The activation of the output layer."""
 
     LINEAR = "linear"
     SIGMOID = "sigmoid"
@@ -69,177 +72,242 @@ OUTPUT_OF = {
     Scaling.UNIT: Output.SIGMOID,
     Scaling.SYMMETRIC: Output.TANH,
 }
-"""The output whose range is that of the scaling; a linear one fits any."""
+"""For each scaling, the output activation with the same range. A linear output fits every scaling."""
 
 
 class ModelConfig(Section):
-    """The network, what it sees and what it is judged by."""
+    """The network, the scaling of its inputs, and its reconstruction loss."""
 
     architecture: str = Field(
-        default="dense", description="Kind of autoencoder: dense for tables and images, conv for images."
+        default="dense",
+        description="Kind of network: `dense` (fully connected, for tables and images) or `conv` (convolutional, for "
+        "images).",
     )
     variational: bool = Field(
         default=False,
-        description="Encode to a normal distribution: drawn from in training, its mean afterwards (Kingma & Welling "
-        "2014).",
+        description="Train a variational autoencoder (Kingma & Welling 2014). The encoder then outputs a normal "
+        "distribution. Training samples from it; the published latents are its mean.",
     )
     latent_dim: int | None = Field(
         default=None,
         ge=1,
-        description="Width of the latent space: columns z_000 … of the table. When left out 8, or half of the encoded "
-        "inputs where these are fewer than 16.",
+        description="Number of latents: columns `z_000`, `z_001`, … of the latent table. By default 8, or half the "
+        "number of encoded inputs if that number is below 16.",
     )
     hidden: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None,
-        description="Widths of the encoder's dense hidden layers, mirrored by the decoder; [128] for dense when left "
-        "out. In conv they stand between the last map and the latent space, none when left out.",
+        description="Widths of the dense hidden layers of the encoder. The decoder has the same layers in reverse "
+        "order. In `conv` they are between the last feature map and the latents. By default [128] for `dense`, and no "
+        "such layer for `conv`.",
     )
     tied: bool = Field(
-        default=False, description="The decoder of dense takes the transposed weights of the encoder; fewer weights."
+        default=False,
+        description="`dense` only: the decoder uses the transposed weights of the encoder. This halves the number of "
+        "weights.",
     )
     channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(16, 32, 64), min_length=1, description="Channels of each level of conv; each level halves the image."
+        default=(16, 32, 64),
+        min_length=1,
+        description="`conv` only: channels of each level of the encoder. Each level halves height and width.",
     )
     down: Literal["stride", "pool"] = Field(
-        default="stride", description="How conv halves: convolution of stride 2, or convolution and max pooling."
+        default="stride",
+        description="`conv` only: how the encoder halves an image. `stride` is a convolution with stride 2, `pool` a "
+        "convolution followed by max pooling.",
     )
     up: Literal["transpose", "upsample"] = Field(
-        default="transpose", description="How conv doubles: transposed convolution, or upsampling and convolution."
+        default="transpose",
+        description="`conv` only: how the decoder doubles an image. `transpose` is a transposed convolution, "
+        "`upsample` is upsampling followed by a convolution.",
     )
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"] = Field(
-        default="relu", description="Activation between the layers."
+        default="relu", description="Activation function between the layers."
     )
     scaling: Scaling | None = Field(
         default=None,
-        description="Of the inputs: robust (asinh of the distance from the median in quartiles; numbers of tables "
-        "alone), standard (mean 0, deviation 1), unit (0 to 1), symmetric (-1 to 1). When left out robust for tables "
-        "and unit for images.",
+        description="Scaling of the inputs. `robust` (tables only): asinh of the distance from the median, in "
+        "standard deviations estimated from the quartiles. `standard`: mean 0, standard deviation 1. `unit`: 0 to 1. "
+        "`symmetric`: −1 to 1. By default `robust` for tables and `unit` for images.",
     )
     output: Output | None = Field(
         default=None,
-        description="Activation of the output: linear fits every scaling, sigmoid goes with unit, tanh with symmetric. "
-        "When left out linear under the likelihood, and otherwise the one whose range is that of the scaling.",
+        description="Activation of the output layer. `linear` fits every scaling, `sigmoid` fits `unit`, and `tanh` "
+        "fits `symmetric`. By default `linear` if the loss is `likelihood`; otherwise the activation with the range of "
+        "the scaling.",
     )
     loss: dict[LossTerm, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
-        description="Terms of the reconstruction loss and their weights, such as {mse: 0.8, ssim: 0.2}: mse, mae, "
-        "huber, bce (unit scaling), ssim (images; 1 - SSIM), all means over the elements of a row; or likelihood "
-        "(tables), for each kind of column the one that fits it. When left out likelihood for tables, mse for images.",
+        description="Terms of the reconstruction loss and their weights, for example `{mse: 0.8, ssim: 0.2}`. `mse`, "
+        "`mae`, `huber`, `bce` (scaling `unit` only) and `ssim` (images only; 1 − SSIM) are means over the elements of "
+        "a row. `likelihood` (tables only) uses a suitable distribution for each kind of column, and cannot be "
+        "combined. By default `likelihood` for tables and `mse` for images.",
     )
-    huber_delta: float = Field(default=1.0, gt=0, description="Where huber turns from squares to distances.")
+    huber_delta: float = Field(
+        default=1.0,
+        gt=0,
+        description="Error at which the term `huber` changes from quadratic to linear, in units of the scaled inputs.",
+    )
 
     @field_validator("loss")
     @classmethod
     def _likelihood_is_alone(cls, value: dict[LossTerm, float]) -> dict[LossTerm, float]:
         if LossTerm.LIKELIHOOD in value and len(value) > 1:
             raise ValueError(
-                f"loss={format_loss(value)}: likelihood goes with no other term; name it alone, or leave it out"
+                f"loss={format_loss(value)}: likelihood cannot be combined with other terms; use it alone, or remove it"
             )
         return value
 
 
 class TrainingConfig(Section):
-    """The window a model learns from and how it learns."""
+    """The training window, and how a model is trained on it."""
 
     window_days: int = Field(
-        default=365, ge=3, description="Days before the newest one that a training looks at, cut by time as below."
+        default=365,
+        ge=3,
+        description="Length of the training window in days that have rows: the newest days before the gate's days. "
+        "The window is split by time into training, validation and calibration days. Daily datasets only.",
     )
     validation_days: int = Field(
-        default=21, ge=1, description="Days after the training days on which early stopping looks."
+        default=21,
+        ge=1,
+        description="Days of the window after the training days. They decide when early stopping ends a training, and "
+        "the tails of the losses are fitted on them. Daily datasets only.",
     )
     calibration_days: int = Field(
-        default=42, ge=1, description="The newest days of the window, kept for the p-values of the scores."
+        default=42,
+        ge=1,
+        description="Newest days of the window. Their scores turn new scores into p-values. The smallest p-value is "
+        "1 / (rows of these days + 1). Daily datasets only.",
     )
-    epochs: int = Field(default=12, ge=1, description="Passes over the training days at most.")
-    batch_size: int = Field(default=512, ge=1, description="Rows in one step.")
+    epochs: int = Field(
+        default=12, ge=1, description="Maximum number of passes over the training rows. Early stopping can end sooner."
+    )
+    batch_size: int = Field(
+        default=512,
+        ge=1,
+        description="Rows per batch and optimizer step. Optimizer `gd` first adds up the gradients of all batches.",
+    )
     optimizer: Literal["gd", "sgd", "momentum", "nesterov", "adam", "adamw"] = Field(
         default="adamw",
-        description="gd takes one step an epoch, over all rows; sgd, momentum and nesterov one a batch, as do adam and "
-        "adamw, which scale each weight's step by its own gradients.",
+        description="Optimization method. `gd` makes one step per epoch, over all rows. The others make one step per "
+        "batch. `sgd`, `momentum` and `nesterov` use one step size for all weights. `adam` and `adamw` adapt the step "
+        "size of each weight.",
     )
-    learning_rate: float = Field(default=6e-3, gt=0, description="Highest step size; it follows the schedule.")
+    learning_rate: float = Field(
+        default=6e-3, gt=0, description="Maximum step size. The schedule varies it during the training."
+    )
     schedule: Literal["constant", "cosine", "one_cycle"] = Field(
         default="cosine",
-        description="cosine: rises over the first 5 % of the steps and falls to zero along a cosine; one_cycle: rises "
-        "for 30 % of them and falls to almost nothing (Smith & Topin 2018).",
+        description="Learning rate schedule. `constant` keeps the rate. `cosine` rises over the first 5 % of the steps "
+        "and falls to zero along a cosine (Loshchilov & Hutter 2017). `one_cycle` rises for 30 % of the steps and "
+        "falls to almost zero (Smith & Topin 2018).",
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of momentum and nesterov.")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="Momentum of the optimizers `momentum` and `nesterov`."
+    )
     weight_decay: float = Field(
-        default=1e-4, ge=0, description="Decoupled from the gradient in adamw, an L2 penalty in the others."
+        default=1e-4,
+        ge=0,
+        description="Weight decay. `adamw` decouples it from the gradient. For other optimizers it is an L2 penalty.",
     )
     beta: float = Field(
         default=1.0,
         ge=0,
-        description="Weight of the KL divergence of variational forms; with bce or likelihood and 1 training minimises "
-        "-ELBO. Beside losses that are means over elements it is divided by their number likewise. Beside mse choose "
-        "about twice the variance of the noise, 0.001 for images on the unit scale: 1 would collapse the latents.",
+        description="Weight of the KL divergence of a variational model. With `bce` or `likelihood`, 1 minimizes the "
+        "negative ELBO. If the loss is a mean over elements, the KL divergence is divided by their number too. With "
+        "`mse`, choose about twice the variance of the noise: about 0.001 for images with scaling `unit`. There, 1 "
+        "would collapse the latents.",
     )
     beta_warmup: int = Field(
-        default=0, ge=0, description="Epochs over which beta rises to its value, so that latents do not collapse early."
+        default=0,
+        ge=0,
+        description="Number of epochs in which `beta` rises linearly to its value. This prevents an early collapse of "
+        "the latents. It must be below `epochs`.",
     )
     clip_norm: float | None = Field(
-        default=None, gt=0, description="Longest gradient over all weights; a longer one is cut to it."
+        default=None,
+        gt=0,
+        description="Maximum norm of the gradient over all weights; a larger gradient is scaled down to it. By default "
+        "gradients are not clipped.",
     )
     corruption: Literal["none", "gaussian", "masking", "salt_and_pepper"] = Field(
         default="none",
-        description="Noise on the inputs in training, whose clean form is to be reconstructed (Vincent et al. 2008): "
-        "gaussian adds it, masking sets entries to zero, salt_and_pepper to one end of the scale (unit or symmetric).",
+        description="Noise on the inputs during training; the targets stay clean (denoising autoencoder, Vincent et "
+        "al. 2008). `gaussian` adds noise, and `masking` sets entries to zero. `salt_and_pepper` sets entries to the "
+        "minimum or maximum of the scale, and needs scaling `unit` or `symmetric`.",
     )
     corruption_level: float = Field(
         default=0.1,
         gt=0,
-        description="Standard deviation of gaussian on the scale of the inputs; share of the entries of the others.",
+        description="Strength of the corruption. For `gaussian` it is the standard deviation, in units of the scaled "
+        "inputs. For `masking` and `salt_and_pepper` it is the share of replaced entries, below 1.",
     )
     only_normal: bool = Field(
         default=False,
-        description="Learn and calibrate on rows that label does not call anomalies; without it no label is looked at.",
+        description="Leave rows out of all parts of the training if `label` marks them as known anomalies. It needs "
+        "`label`. By default the training ignores labels.",
     )
     split_by: tuple[str, ...] = Field(
         default=(),
-        description="Without event time: columns whose values keep rows together in one of the parts that a training "
-        "is cut into, 7 : 1 : 2; the row's identity when left out. Patches are kept together by their file.",
+        description="Columns that define groups of rows, for datasets without event time. All rows of a group are in "
+        "the same part. Of the groups, 70 % are for training, 10 % for validation, 15 % for calibration and 5 % for "
+        "the gate, at least one each. By default a hash of its identity assigns each row, 14 : 2 : 3 : 1 in "
+        "the same order. Patches of one image always stay together.",
     )
     warm_start: bool = Field(
         default=True,
-        description="Retrain from the weights of the version that serves, where the layers are the same; columns and "
-        "categories that it does not know start from drawn weights.",
+        description="Start a retraining from the weights of the champion if the layers have the same sizes. Weights of "
+        "new columns and categories start at random values.",
     )
     anchor: float = Field(
         default=0.1,
         ge=0,
-        description="Pull of a retrained model's latents to those of the version that serves: what a squared distance "
-        "of one spread weighs, as a share of what that version's training has saved of the loss. 0 lets them go.",
+        description="Strength of the penalty that keeps the latents of a retrained model near those of the champion. "
+        "A squared distance of one standard deviation costs this share of the loss that the champion's training has "
+        "saved. 0 switches the penalty off.",
     )
     patience: int = Field(
-        default=5, ge=1, description="Epochs without a better validation loss after which training stops."
+        default=5,
+        ge=1,
+        description="Epochs without a lower validation loss after which early stopping ends the training. The weights "
+        "of the best epoch are kept.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the weights and of the order of rows.")
+    seed: int = Field(
+        default=0, ge=0, description="Random seed of the initial weights, the order of the rows and the noise."
+    )
     threads: int = Field(
         default=1,
         ge=1,
-        description="CPU threads of torch. Small networks run fastest on one: a step is too little work to share.",
+        description="CPU threads of torch in a training. Small networks are fastest with 1, because a step is too "
+        "short to be worth dividing.",
     )
     memory_budget: ByteSize | None = Field(
         default=None,
         ge=2**20,
-        description="Memory for the rows of a training, such as 4GiB; a quarter of the machine's when left out. Rows "
-        "that go beyond it are learnt from in blocks from disk, and what else is fitted sees a sample of them.",
+        description="Maximum memory for the rows of a training, for example `4GiB`. If a window needs more, the "
+        "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default a quarter of the "
+        "machine's memory.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Where to train; auto takes CUDA where there is one. Published scores always come from the CPU.",
+        description="Device for the training. `auto` uses CUDA if it is available. Published scores are always "
+        "computed on the CPU.",
     )
 
     @model_validator(mode="after")
     def _level_is_a_share(self) -> Self:
         if self.corruption in {"masking", "salt_and_pepper"} and self.corruption_level >= 1:
             raise ValueError(
-                f"corruption_level={self.corruption_level:g} is no share of the entries, as {self.corruption} needs; "
-                "choose one below 1"
+                f"corruption_level={self.corruption_level:g} must be a share of the entries, because corruption is "
+                f"{self.corruption}; choose a value below 1"
             )
         return self
 
 
 def format_loss(loss: dict[LossTerm, float]) -> str:
-    """Writes a loss as it stands in the YAML."""
+    """Return a loss in the notation of the YAML.
+
+    >>> format_loss({LossTerm.MSE: 0.8, LossTerm.SSIM: 0.2})
+    '{mse: 0.8, ssim: 0.2}'
+    """
     return "{" + ", ".join(f"{term.value}: {weight:g}" for term, weight in loss.items()) + "}"

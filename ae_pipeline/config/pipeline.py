@@ -1,7 +1,6 @@
-"""PipelineConfig: every word of a dataset's ``defs.yaml``, validated and described.
+"""PipelineConfig: the validated content of a dataset's `defs.yaml`.
 
-The same model is the schema of the YAML file, so a description here is what a person reads in ``dg docs`` and in the
-scaffolded file.
+The model is also the schema of the YAML file. Its descriptions are shown by `dg docs` and in the reference.
 """
 
 import datetime as dt
@@ -30,130 +29,101 @@ from ae_pipeline.config.service import (
     LatentsConfig,
     RetrainConfig,
 )
-
-
-class SourceConfig(Section):
-    """Where the dataset's files land."""
-
-    path: str | None = Field(
-        default=None,
-        description="Folder of the landed files, absolute or relative to the data folder; "
-        "landing/<dataset> when left out.",
-    )
-    pattern: str = Field(
-        default="**/*",
-        description="Which files below the folder belong to the dataset; .csv and .parquet files are read, and .png, "
-        ".jpg and .jpeg where images are configured.",
-    )
-
-
-class ImagesConfig(Section):
-    """Images: PNG and JPEG files, each a row, or arrays in a column of Parquet files."""
-
-    column: str = Field(
-        default="image",
-        description="Column that holds the image: what a PNG or JPEG becomes, and the column of Parquet files with "
-        "arrays (height × width, or × channels) or with encoded PNG or JPEG bytes.",
-    )
-    path: str | None = Field(
-        default=None,
-        description="Regular expression over an image file's path below the landing place; its named groups become "
-        "columns, such as '(?P<texture>[a-z]+)/' or '(?P<taken_at>[0-9-]{10})_'. The path itself is the column file.",
-    )
-    patch: int | None = Field(
-        default=None,
-        ge=4,
-        description="Cut each image into square patches of so many pixels, each a row with the columns top and left; "
-        "what is left over at the lower and right edge is not looked at. Whole images when left out.",
-    )
-    stride: int | None = Field(
-        default=None, ge=1, description="Pixels from one patch to the next; as many as patch when left out."
-    )
-
-    @field_validator("path")
-    @classmethod
-    def _is_expression(cls, value: str | None) -> str | None:
-        try:
-            names = re.compile(value).groupindex if value is not None else {"": 0}
-        except re.error as error:
-            raise ValueError(f"path={value!r} is not a regular expression ({error}); mend it") from error
-        if not names:
-            raise ValueError(f"path={value!r} names no group; write (?P<name>…) around what should become a column")
-        return value
-
-    @model_validator(mode="after")
-    def _stride_fits(self) -> Self:
-        if self.stride and not self.patch:
-            raise ValueError(f"stride={self.stride} goes with patch; give both or none")
-        return self
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        own = {"file", "top", "left"}
-        if self.column in own | RESERVED_COLUMNS:
-            raise ValueError(f"column={self.column!r} is the pipeline's own; choose another")
-        groups = re.compile(self.path or "").groupindex
-        if taken := sorted(groups.keys() & (own | {self.column} | RESERVED_COLUMNS - {"event_time"})):
-            raise ValueError(
-                f"path={self.path!r}: the group {taken[0]!r} bears a name of the pipeline's own; choose another"
-            )
-        return self
+from ae_pipeline.config.source import ImagesConfig, SourceConfig
 
 
 class PipelineConfig(Section):
-    """One dataset's chain: raw_data → features → autoencoder → champion → latent_features → anomaly_report."""
+    """One dataset's chain: raw_data → features → autoencoder → champion → latent_features → anomaly_report.
 
-    dataset: str = Field(description="Name of the dataset: the group and first part of its asset keys.")
-    description: str = Field(default="", description="What a row is and where it comes from; shown in the UI.")
-    owners: tuple[str, ...] = Field(default=(), description="Who answers for it: e-mail addresses, or team:<name>.")
-    source: SourceConfig = Field(default_factory=SourceConfig, description="Where the files land.")
+    >>> config = PipelineConfig(dataset="orders", identity=("order_id",), event_time="created", start="2025-01-01")
+    >>> config.is_daily, config.has_day("2025-01-02"), config.scaling.value
+    (True, True, 'robust')
+    """
+
+    dataset: str = Field(
+        description="Name of the dataset: lower-case letters, digits and `_`. It is the asset group, the first part of "
+        "the asset keys, a folder name and the name of the registered model."
+    )
+    description: str = Field(
+        default="", description="What a row is and where the data comes from. The web UI shows it; Markdown is allowed."
+    )
+    owners: tuple[str, ...] = Field(
+        default=(), description="Owners of the assets: e-mail addresses, or teams as `team:<name>`."
+    )
+    source: SourceConfig = Field(default_factory=SourceConfig, description="Which files belong to the dataset.")
     identity: tuple[str, ...] = Field(
-        min_length=1, description="Columns that together name a row; a later row of the same identity replaces it."
+        min_length=1,
+        description="Columns that together identify a row. A later row with the same identity replaces an earlier one.",
     )
     event_time: str | None = Field(
         default=None,
-        description="Column that says when the row happened (UTC when it bears no zone): it cuts the daily "
-        "partitions. Without one the dataset has no partitions.",
+        description="Column with the time at which the row happened. It determines the daily partition. Times without "
+        "a time zone are UTC. By default the dataset has no event time and no partitions.",
     )
-    start: dt.date | None = Field(default=None, description="First day, UTC; needed with event_time.")
-    end: dt.date | None = Field(default=None, description="Last day, UTC; open when left out.")
+    start: dt.date | None = Field(
+        default=None,
+        description="First daily partition (UTC). Earlier rows go to quarantine. Required with `event_time`.",
+    )
+    end: dt.date | None = Field(
+        default=None, description="Last daily partition (UTC). Later rows go to quarantine. By default today."
+    )
     columns: dict[str, ColumnType] = Field(
         default_factory=dict,
-        description="Types that cannot be seen from the values, such as clock_hhmm (1745 is 17:45) or an integer "
-        "that is a category. All others are inferred once, into the schema contract.",
+        description="Types of columns whose values do not show their type. Examples are `clock_hhmm` (1745 is 17:45), "
+        "and `category` for an integer that is a name. The types of other columns are inferred once, into the schema "
+        "contract.",
     )
     exclude: tuple[str, ...] = Field(
-        default=(), description="Columns that stay in raw_data and are not offered to the model."
+        default=(),
+        description="Columns that the model does not see. They stay in `raw_data`, and `derive` and `label` can use "
+        "them.",
     )
     derive: dict[str, str] = Field(
         default_factory=dict,
-        description="Further columns as SQL expressions over the others; clocks count in minutes after midnight.",
+        description="Additional numeric columns: SQL expressions over the other columns, for example `delay: arrival - "
+        "departure`. Clocks are minutes after midnight. An expression can use columns derived above it.",
     )
     images: ImagesConfig | None = Field(
-        default=None, description="Rows are images, or patches of images; the model looks at them and at nothing else."
+        default=None,
+        description="Settings for rows that are images, or patches of images. The model then sees the image column "
+        "only. By default the dataset is a table.",
     )
     label: str | None = Field(
         default=None,
         min_length=1,
-        description="SQL expression over the columns that is true for known anomalies, such as \"texture <> 'brick'\". "
-        "The report measures the scores by it, and no model sees it or the columns it names.",
+        description="SQL expression over the columns that is true for known anomalies, for example `texture <> "
+        "'brick'`. The report measures the scores with it. The model sees neither the label nor the columns in it.",
     )
     max_quarantine_share: Fraction = Field(
-        default=0.01, description="Share of quarantined rows above which the check of raw_data fails."
+        default=0.01,
+        description="Maximum share of quarantined rows, between 0 and 1. Above it, the check of `raw_data` fails.",
     )
-    model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
-    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The window and how it is learnt.")
-    alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="What counts as an anomaly.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The network, its inputs and its loss.")
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="The training window, and how a model is trained on it."
+    )
+    alerts: AlertsConfig = Field(
+        default_factory=AlertsConfig, description="Which rows count as anomalies, and where alerts are sent."
+    )
     latents: LatentsConfig = Field(
-        default_factory=LatentsConfig, description="When latents of two models are compatible."
+        default_factory=LatentsConfig,
+        description="How long earlier latents stay readable, and when a new latent space is compatible with the "
+        "current one.",
     )
-    retrain: RetrainConfig = Field(default_factory=RetrainConfig, description="When to train anew.")
-    gate: GateConfig = Field(default_factory=GateConfig, description="What a challenger must keep to serve.")
-    drift: DriftConfig = Field(default_factory=DriftConfig, description="When a new day counts as drifted.")
+    retrain: RetrainConfig = Field(
+        default_factory=RetrainConfig, description="When the schedule and the drift sensor train a new model."
+    )
+    gate: GateConfig = Field(
+        default_factory=GateConfig, description="Conditions that a challenger must meet to become the champion."
+    )
+    drift: DriftConfig = Field(
+        default_factory=DriftConfig, description="Thresholds above which a day counts as drifted."
+    )
     fresh_hours: int | None = Field(
         default=48,
         ge=1,
-        description="Hours after which a latent table that was not materialized counts as stale; null for never.",
+        description="Hours without a new materialization after which the latent table counts as stale. `null` switches "
+        "the check off.",
     )
 
     @field_validator("dataset")
@@ -161,120 +131,151 @@ class PipelineConfig(Section):
     def _name_is_plain(cls, value: str) -> str:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
             raise ValueError(
-                f"dataset={value!r} is not a plain name; use lower-case letters, digits and '_', beginning with a "
-                "letter: it becomes a folder, an asset group and a registered model"
+                f"dataset={value!r} is not a valid name, because it becomes a folder, an asset group and a registered "
+                "model; use lower-case letters, digits and '_', and start with a letter"
             )
         return value
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _days_fit(self) -> Self:
         if self.event_time and self.start is None:
-            raise ValueError(f"event_time={self.event_time!r} needs start: the first day of the daily partitions")
+            raise ValueError(f"event_time={self.event_time!r} needs start; give the first day of the daily partitions")
         if self.start and self.end and self.end < self.start:
-            raise ValueError(f"end={self.end} lies before start={self.start}; give the last day")
+            raise ValueError(f"end={self.end} is before start={self.start}; give the last day")
         if self.start and not self.event_time:
-            raise ValueError(f"start={self.start} needs event_time: the column that cuts the days")
-        window = self.training
-        if window.validation_days + window.calibration_days >= window.window_days:
-            raise ValueError(
-                f"validation_days={window.validation_days} and calibration_days={window.calibration_days} leave none "
-                f"of window_days={window.window_days} to train on; make the window longer"
-            )
-        if window.only_normal and self.label is None:
-            raise ValueError("only_normal=true needs label: the expression that says which rows are anomalies")
-        if self.is_daily and window.split_by:
-            raise ValueError("split_by goes with datasets without event time; days are cut by time")
-        self._check_model()
-        reserved = RESERVED_COLUMNS & (self.derive.keys() | (self.columns.keys() - {self.event_time}))
-        if reserved:
-            raise ValueError(f"column name {sorted(reserved)[0]!r} is the pipeline's own; choose another")
+            raise ValueError(f"start={self.start} needs event_time; name the column that holds the time of a row")
         return self
 
     @model_validator(mode="after")
-    def _images_fit(self) -> Self:
+    def _window_fits(self) -> Self:
+        training = self.training
+        if training.validation_days + training.calibration_days >= training.window_days:
+            raise ValueError(
+                f"validation_days={training.validation_days} and calibration_days={training.calibration_days} leave no "
+                f"training day in window_days={training.window_days}; make the window longer"
+            )
+        if training.only_normal and self.label is None:
+            raise ValueError("only_normal=true needs label; give the SQL expression that is true for anomalies")
+        if self.is_daily and training.split_by:
+            raise ValueError(
+                f"split_by={list(training.split_by)} is for datasets without event time, because days are split by "
+                "time; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_rows(self) -> Self:
+        loss = f"loss={format_loss(self.loss)}"
+        if self.images is None and LossTerm.SSIM in self.loss:
+            raise ValueError(f"{loss}: ssim compares images, and {self.dataset!r} has none; choose mse, mae or huber")
+        if self.images is not None and LossTerm.LIKELIHOOD in self.loss:
+            raise ValueError(f"{loss}: likelihood is for the columns of tables; choose mse, mae, huber, bce or ssim")
+        if self.images is not None and self.scaling == Scaling.ROBUST:
+            raise ValueError("scaling='robust' is for the numbers of tables; choose unit, symmetric or standard")
+        return self
+
+    @model_validator(mode="after")
+    def _output_fits_loss_and_scaling(self) -> Self:
+        scaling, output, bounded = self.scaling, self.output, OUTPUT_OF[self.scaling]
+        if output != Output.LINEAR and LossTerm.LIKELIHOOD in self.loss:
+            raise ValueError(f"output={output.value!r} cannot give the logits that likelihood needs; choose linear")
+        if output not in {Output.LINEAR, bounded}:
+            problem = f"output={output.value!r} cannot reach inputs of scaling={scaling.value!r}"
+            if bounded == Output.LINEAR:
+                raise ValueError(f"{problem}, which are unbounded; choose linear, or scaling unit or symmetric")
+            raise ValueError(f"{problem}; choose linear or {bounded.value}")
+        if LossTerm.BCE in self.loss and (scaling != Scaling.UNIT or output != Output.SIGMOID):
+            raise ValueError(
+                f"loss={format_loss(self.loss)}: bce needs scaling='unit' and output='sigmoid', got {scaling.value!r} "
+                f"and {output.value!r}; choose these, or another loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits_model(self) -> Self:
+        training = self.training
+        if training.corruption == "salt_and_pepper" and self.scaling not in {Scaling.UNIT, Scaling.SYMMETRIC}:
+            raise ValueError(
+                f"corruption='salt_and_pepper' needs a bounded scale, got scaling={self.scaling.value!r}; choose unit "
+                "or symmetric"
+            )
+        if 0 < training.epochs <= training.beta_warmup:
+            raise ValueError(
+                f"beta_warmup={training.beta_warmup} does not end within epochs={training.epochs}; choose a smaller "
+                "value"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        reserved = RESERVED_COLUMNS & (self.derive.keys() | (self.columns.keys() - {self.event_time}))
+        if reserved:
+            raise ValueError(f"column name {sorted(reserved)[0]!r} is reserved; choose another one")
+        return self
+
+    @model_validator(mode="after")
+    def _image_column_is_consistent(self) -> Self:
         column = self.images.column if self.images else None
         for name, kind in self.columns.items():
             if (kind == ColumnType.IMAGE) != (name == column):
                 raise ValueError(
-                    f"columns says that {name!r} is {kind.value}, and images names {column!r} as the one image column; "
-                    "name it there and leave it out of columns"
+                    f"columns gives {name!r} the type {kind.value}, but the image column is {column!r}; set "
+                    "images.column, and remove the image column from columns"
                 )
         if self.images and self.alerts.evidence == (Evidence.ENSEMBLE,):
-            raise ValueError("evidence=['ensemble'] is for tables; of images name columns, latent or row")
+            raise ValueError("evidence=['ensemble'] is for tables; for images choose columns, latent or row")
         if column in self.exclude:
-            raise ValueError(f"exclude names {column!r}, the images that the model is to look at; leave it out there")
+            raise ValueError(f"exclude contains the image column {column!r}, which the model needs; remove it there")
         if column in {*self.identity, self.event_time, *self.training.split_by} - {None}:
             raise ValueError(
-                f"column {column!r} holds images, which do not name rows or keep them together; name another"
-            )
-        if self.images and self.images.patch and {"top", "left"} & set(self.training.split_by):
-            raise ValueError("split_by names top or left, and patches that overlap must stay together; leave it out")
-        if self.images and self.images.patch and not {"top", "left"} < set(self.identity):
-            raise ValueError(
-                f"patch={self.images.patch} makes many rows of an image; add top and left to identity, beside "
-                "what names the image, so that they do not replace each other"
+                f"column {column!r} holds images, which cannot be identity, event time or split_by; choose another "
+                "column"
             )
         return self
 
-    def _check_model(self) -> None:
-        loss, scaling, output = self.loss, self.scaling, self.output
-        message = f"loss={format_loss(loss)}"
-        if self.images is None and LossTerm.SSIM in loss:
+    @model_validator(mode="after")
+    def _patches_have_identity(self) -> Self:
+        if not (self.images and self.images.patch):
+            return self
+        if {"top", "left"} & set(self.training.split_by):
             raise ValueError(
-                f"{message}: ssim compares images, and {self.dataset!r} has none; choose mse, mae or huber"
+                f"split_by={list(self.training.split_by)} contains top or left, but overlapping patches must stay "
+                "together; remove them"
             )
-        if self.images is not None and LossTerm.LIKELIHOOD in loss:
-            raise ValueError(f"{message}: likelihood is for the columns of tables; choose mse, mae, huber, bce or ssim")
-        if self.images is not None and scaling == Scaling.ROBUST:
-            raise ValueError("scaling='robust' is for the numbers of tables; choose unit, symmetric or standard")
-        if output != Output.LINEAR and LossTerm.LIKELIHOOD in loss:
-            raise ValueError(f"output={output.value!r} cannot give the logits that likelihood needs; choose linear")
-        if output not in {Output.LINEAR, OUTPUT_OF[scaling]}:
+        if not {"top", "left"} < set(self.identity):
             raise ValueError(
-                f"output={output.value!r} cannot reach inputs of scaling={scaling.value!r}; choose linear or "
-                f"{OUTPUT_OF[scaling].value}"
-                if OUTPUT_OF[scaling] != Output.LINEAR
-                else f"output={output.value!r} cannot reach inputs of scaling={scaling.value!r}, which have no ends; "
-                "choose linear, or scaling unit or symmetric"
+                f"patch={self.images.patch} makes many rows of one image; add top and left to identity, next to the "
+                "columns that identify the image"
             )
-        if LossTerm.BCE in loss and (scaling != Scaling.UNIT or output != Output.SIGMOID):
-            raise ValueError(
-                f"{message}: bce needs scaling='unit' and output='sigmoid', got {scaling.value!r} and "
-                f"{output.value!r}; choose these, or another loss"
-            )
-        if self.training.corruption == "salt_and_pepper" and scaling not in {Scaling.UNIT, Scaling.SYMMETRIC}:
-            raise ValueError(
-                f"corruption='salt_and_pepper' needs a scale with ends, got scaling={scaling.value!r}; choose unit or "
-                "symmetric"
-            )
-        if self.training.beta_warmup >= self.training.epochs > 0 and self.training.beta_warmup:
-            raise ValueError(
-                f"beta_warmup={self.training.beta_warmup} never ends within epochs={self.training.epochs}; shorten it"
-            )
+        return self
 
     @property
     def loss(self) -> dict[LossTerm, float]:
-        """Terms of the reconstruction loss with their weights, chosen or by default."""
+        """Terms of the reconstruction loss and their weights, as configured or by default."""
         return self.model.loss or {LossTerm.MSE if self.images else LossTerm.LIKELIHOOD: 1.0}
 
     @property
     def scaling(self) -> Scaling:
-        """Scaling of the inputs, chosen or by default."""
+        """Scaling of the inputs, as configured or by default."""
         return self.model.scaling or (Scaling.UNIT if self.images else Scaling.ROBUST)
 
     @property
     def output(self) -> Output:
-        """Activation of the output, chosen or by default."""
-        by_default = Output.LINEAR if LossTerm.LIKELIHOOD in self.loss else OUTPUT_OF[self.scaling]
-        return self.model.output or by_default
+        """Activation of the output layer, as configured or by default."""
+        default = Output.LINEAR if LossTerm.LIKELIHOOD in self.loss else OUTPUT_OF[self.scaling]
+        return self.model.output or default
 
     @property
     def is_daily(self) -> bool:
-        """Whether the dataset has event time, and so daily partitions."""
+        """Whether the dataset has event time and therefore daily partitions."""
         return self.event_time is not None
 
     def has_day(self, day: str) -> bool:
-        """Whether a day, ISO date or `all`, is one of the dataset's as it is configured now."""
+        """Return whether a day belongs to the dataset as configured now.
+
+        Args:
+            day: ISO date, or `all` for the rows of a dataset without event time.
+        """
         if self.start is None:
             return day == "all"
         return day != "all" and self.start.isoformat() <= day and (self.end is None or day <= self.end.isoformat())

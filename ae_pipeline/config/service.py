@@ -1,4 +1,4 @@
-"""The words of the YAML about what a model is held to while it serves: alerts, gate, retraining, drift, latents."""
+"""Sections of `defs.yaml` about a model in service: alerts, gate, drift, retraining and latents."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,7 +12,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Evidence(StrEnum):
-    """What can speak for a row being an anomaly."""
+    """The kinds of measures that a score rests on."""
 
     COLUMNS = "columns"
     LATENT = "latent"
@@ -21,45 +21,49 @@ class Evidence(StrEnum):
 
 
 class AlertsConfig(Section):
-    """What counts as an anomaly and how many rows a report shows."""
+    """Which rows count as anomalies, how many of them a report shows, and where alerts are sent."""
 
     budget: Fraction = Field(
-        default=0.001, description="Share of normal rows that may be flagged: 0.001 is one alert in a thousand."
+        default=0.001,
+        description="Alert budget: the share of normal rows that may be flagged. A row is flagged if its p-value is at "
+        "most this value; 0.001 is one false alert in a thousand normal rows.",
     )
     evidence: tuple[Evidence, ...] = Field(
         default=tuple(Evidence),
         min_length=1,
-        description="What a score rests on, the strangest of: columns (the strangest one; of an image its strangest "
-        "spot), latent (how far the latent is from those of training), row (the loss of the row as a whole, in "
-        "variational forms with the divergence of its latent: -ELBO at its mean; of an image its residual as a whole), "
-        "ensemble (tables: how far the row is from those of training, and from what small autoencoders that only score "
-        "make of it).",
+        description="Kinds of evidence; the score is the maximum over them. `columns`: the most anomalous column, or "
+        "the most anomalous window of an image. `latent`: the distance of the latent from the latents of the training "
+        "rows. `row`: the loss of the whole row; for a variational model the negative ELBO at the mean. `ensemble` "
+        "(tables only): the distance of the row from the training rows, and the errors of small autoencoders that only "
+        "score. By default all four.",
+    )
+    false_discovery_rate: Fraction | None = Field(
+        default=None,
+        description="Expected share of false alarms among rows that the report marks in addition (Benjamini & Hochberg "
+        "1995). The mark depends on the other rows of the day. The flag `is_anomaly` in the table depends on `budget` "
+        "only. By default there is no such mark.",
+    )
+    report_rows: int = Field(
+        default=200, ge=1, description="Maximum number of rows in the ranking of the report, highest score first."
+    )
+    webhook: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds an http or https URL. Each alert is posted there as "
+        "JSON. Alerts report failed runs, rejected challengers, violated contracts and days over the alert budget. "
+        "The URL is a secret and is never written to a file. By default alerts appear in the report only.",
     )
 
     @field_validator("evidence")
     @classmethod
-    def _evidence_is_named_once(cls, value: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    def _evidence_is_unique(cls, value: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
         if len(set(value)) < len(value):
-            raise ValueError(f"evidence={[part.value for part in value]} names one twice; name each once")
+            raise ValueError(f"evidence={[part.value for part in value]} contains a duplicate; name each kind once")
         return value
-
-    false_discovery_rate: Fraction | None = Field(
-        default=None,
-        description="A second mark, in reports alone: rows of a day among which this share of false alarms is expected "
-        "(Benjamini & Hochberg 1995). It depends on the other rows of the day; flags in the table always go by budget.",
-    )
-    report_rows: int = Field(default=200, ge=1, description="Rows that the report ranks at most.")
-    webhook: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Name of the environment variable that holds an address, http or https, to which each alert is "
-        "posted as JSON: a failed run, a rejected challenger, a broken contract, a day over its alert budget. "
-        "The address is a secret and stands in no file. Alerts show in the report with and without it.",
-    )
 
 
 class GateConfig(Section):
-    """What a challenger must keep beside the version that serves, on days that neither was fitted on."""
+    """Conditions that a challenger must meet to be promoted, on days that neither it nor the champion was fitted on."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "most_worse": "max_error_increase",
@@ -71,79 +75,91 @@ class GateConfig(Section):
     days: int = Field(
         default=7,
         ge=0,
-        description="The newest days with rows, which no part of a model sees: challenger and version that serves are "
-        "compared on them. Without event time a twentieth of the rows, whatever stands here; with 0 days nothing is "
-        "compared.",
+        description="Number of newest days with rows that no model is fitted on. Challenger and champion are compared "
+        "on them. 0 switches the comparison off. Without event time the gate has 5 % of the rows instead, whatever "
+        "this value is.",
     )
     max_error_increase: float = Field(
         default=0.1,
         ge=0,
-        description="By how much of the other's the challenger's reconstruction error may be greater: the geometric "
-        "mean over columns, each in its own unit.",
+        description="Maximum relative increase of the reconstruction error over that of the champion: 0.1 allows 10 %. "
+        "The increase is the geometric mean over the columns, each in its own unit.",
     )
     max_ks_distance: Fraction = Field(
         default=0.1,
-        description="Gap between the scores of the gate's rows and those of the calibration, over all levels of the "
-        "score, that a challenger may show, beyond what chance makes; or that of the version that serves.",
+        description="Maximum Kolmogorov–Smirnov distance between the scores of the gate's rows and those of the "
+        "calibration rows, after subtracting sampling noise. The distance is between 0 and 1. A challenger also passes "
+        "if its distance is not above the champion's.",
     )
     max_recall_drop: Fraction = Field(
         default=0.1,
-        description="How much smaller than the other's the challenger's share of found faults may be: values planted "
-        "into the gate's rows that must then score higher than 99 % of these.",
+        description="Maximum amount by which the challenger's recall of planted faults may be below the champion's. "
+        "Planted faults are wrong values that the gate inserts into its rows. A fault is detected if its row scores "
+        "higher than 99 % of the gate's rows.",
     )
     min_active_latents: Fraction = Field(
-        default=0.5, description="Share of the latent columns that must vary from row to row."
+        default=0.5, description="Minimum share of latents that vary from row to row, that is, have not collapsed."
     )
     compatible: bool = Field(
         default=False,
-        description="Whether latents that could not be aligned to those in use bar a challenger from serving; "
-        "otherwise that is a warning.",
+        description="Whether a challenger is rejected if its latents cannot be aligned with those in use. By default "
+        "this is only a warning.",
     )
 
 
 class DriftConfig(Section):
-    """From which effect sizes on a new day counts as unlike the training window; see drift.py for what they are."""
+    """Effect sizes above which a day counts as drifted compared with the training window."""
 
     psi: float = Field(
         default=0.5,
         gt=0,
-        description="Population stability index of a column, of the score or of a latent, less what chance makes of "
-        "so few rows.",
+        description="Threshold for the population stability index of a column, a latent or the score, after "
+        "subtracting sampling noise and normal day-to-day variation.",
     )
     wasserstein: float = Field(
         default=0.75,
         gt=0,
-        description="Wasserstein distance of numbers, in units of their spread in the window, likewise.",
+        description="Threshold for the Wasserstein distance of numbers, in standard deviations of the window, after "
+        "subtracting sampling noise and normal day-to-day variation.",
     )
     new_categories: Fraction = Field(
         default=0.05,
-        description="Share of rows with a category unseen in the window, beyond that of the calibration days with one "
-        "unseen before them.",
+        description="Threshold for the share of rows with a category that is not in the window. The share in the "
+        "newest rows of the window, compared with the rows before them, is subtracted.",
     )
-    missing: Fraction = Field(default=0.2, description="Change of the share of missing values, up or down.")
-    min_rows: int = Field(default=100, ge=1, description="Rows that a day needs to be judged.")
+    missing: Fraction = Field(
+        default=0.2, description="Threshold for the change of the share of missing values, up or down."
+    )
+    min_rows: int = Field(
+        default=100,
+        ge=1,
+        description="Minimum number of rows of a day. A day with fewer rows is not checked for drift.",
+    )
 
 
 class RetrainConfig(Section):
-    """When the schedule trains anew. It is stopped until somebody starts it."""
+    """When the pipeline trains a new model by itself. Schedule and sensor are off until you start them."""
 
-    cron: str = Field(default="0 3 * * 1", description="Cron expression, UTC.")
+    cron: str = Field(
+        default="0 3 * * 1", description="Cron expression of the schedule, in UTC. By default Mondays at 03:00."
+    )
     min_new_rows: int = Field(
         default=1,
         ge=1,
-        description="Rows on days that are new or changed since the last training below which a tick skips.",
+        description="Minimum number of rows on days that are new or changed since the last training. With fewer, the "
+        "schedule skips.",
     )
     drifting_days: int | None = Field(
         default=None,
         ge=1,
-        description="Train before the next tick once so many drifted days in a row are there that the last training "
-        "has not seen, not counting the newest gate.days, which no training sees, and if min_new_rows are there; a "
-        "sensor of its own does so. Never when left out.",
+        description="Number of consecutive drifted days, unknown to the last training, after which a sensor trains "
+        "before the next scheduled time. The newest `gate.days` days do not count, because no training uses them. "
+        "`min_new_rows` applies too. By default drift starts no training.",
     )
 
 
 class LatentsConfig(Section):
-    """How long earlier latents stay, and how near a retrained model's must come to those in use to go on with them."""
+    """How long earlier latents stay readable, and when the latents of a retrained model are compatible."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "least_explained": "min_explained_variance",
@@ -153,18 +169,17 @@ class LatentsConfig(Section):
     retention_days: int = Field(
         default=90,
         ge=1,
-        description="Days for which the rows of an earlier version of the table stay readable; after them their files "
-        "are removed.",
+        description="Days for which earlier versions of the latent table stay readable. After that their files are "
+        "vacuumed.",
     )
-
     min_explained_variance: Fraction = Field(
         default=0.9,
-        description="Share of the variance of the latents in use that the best affine map of the new ones explains: "
-        "below it the check latents_compatible warns.",
+        description="Minimum share of the variance of the latents in use that the best affine map of the new latents "
+        "explains. Below it, the check `latents_compatible` warns.",
     )
     max_condition_number: float = Field(
         default=10_000.0,
         ge=1,
-        description="Ratio of the greatest to the least stretch of that map, with each axis in units of its spread, "
-        "above which the new axes stay as they were learnt.",
+        description="Maximum condition number of that map: the ratio of its largest to its smallest stretch. Each "
+        "axis is in units of its standard deviation. Above it, the new latents keep their own axes.",
     )

@@ -1,1 +1,1 @@
-"""Features of each day, and their split into training parts."""
+"""Features: cleaned and derived columns, and their split into the parts of a training."""

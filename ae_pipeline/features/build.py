@@ -1,8 +1,9 @@
-"""Raw rows to features: cleaned and derived columns that depend on no model."""
+"""Build features from raw rows: cleaned and derived columns that do not depend on a model."""
 
 import polars as pl
 
 from ae_pipeline.common.errors import ConfigError, StorageError
+from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import MINUTES_PER_DAY, RESERVED_COLUMNS, ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL, split_columns
@@ -13,24 +14,29 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 
 FEATURES_VERSION = "1"
-"""Raised when the same raw rows would give other features."""
+"""Version of the feature code. Increase it when the same raw rows would give other features."""
 
 
 def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[FeatureColumn, ...]:
-    """Lists the features of a dataset: the contract's columns that are not excluded, then the derived ones.
+    """Return the features of a dataset: the columns of the contract without excluded ones, then the derived columns.
 
-    The event time is offered under its reserved name `event_time`; text counts as a category. What the label names is
-    never offered, nor what is derived from it: a model would read the answer there.
+    The event time has the reserved name `event_time`, and text becomes a category. Columns that the label uses, and
+    columns derived from them, are not features, because they would reveal the label to the model.
+
+    Args:
+        config: Configuration of the dataset.
+        contract: Schema contract of the dataset.
 
     Raises:
-        ConfigError: A derived column bears the name of another, or label or split_by names a column that is not there.
+        ConfigError: A derived column has the name of a landed one, or label or split_by names an unknown column.
     """
-    if doubled := sorted(config.derive.keys() & contract.columns.keys()):
+    if duplicates := sorted(config.derive.keys() & contract.columns.keys()):
         raise ConfigError(
-            f"derive names column {doubled[0]!r}, which the files of {config.dataset!r} have; choose another name"
+            f"derive defines column {duplicates[0]!r}, which the files of {config.dataset!r} already have; choose "
+            "another name"
         )
-    _check_named(config, contract)
-    withheld = {*config.exclude, *_told_by_label(config)}
+    _check_column_names(config, contract)
+    withheld = {*config.exclude, *_label_columns(config)}
     columns = [
         FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type, rule.shape)
         for name, rule in contract.columns.items()
@@ -41,50 +47,49 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
     return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive if name not in withheld))
 
 
-def _check_named(config: PipelineConfig, contract: SchemaContract) -> None:
-    there = (*contract.columns, *config.derive, "row_id", "event_time")
-    for word, names in (("label", _names_in(config.label)), ("split_by", config.training.split_by)):
-        if unknown := [name for name in names if name not in there]:
+def _check_column_names(config: PipelineConfig, contract: SchemaContract) -> None:
+    available = (*contract.columns, *config.derive, "row_id", "event_time")
+    for key, names in (("label", _names_in(config.label)), ("split_by", config.training.split_by)):
+        if unknown := [name for name in names if name not in available]:
             raise ConfigError(
-                f"{word} names column {unknown[0]!r}, which {config.dataset!r} does not have; choose among "
-                f"{', '.join(dict.fromkeys(there))}"
+                f"{key} names column {unknown[0]!r}, which {config.dataset!r} does not have; choose one of "
+                f"{', '.join(dict.fromkeys(available))}"
             )
 
 
 def _names_in(expression: str | None) -> list[str]:
-    """Lists the columns that an SQL expression names, none where it is not SQL."""
+    """Return the columns in an SQL expression; none if it is not valid SQL."""
     try:
         return pl.sql_expr(expression).meta.root_names() if expression else []
     except pl.exceptions.PolarsError:
         return []
 
 
-def _told_by_label(config: PipelineConfig) -> set[str]:
-    """Lists the columns that the label names or is derived from, and the derived ones that build on any of them."""
-    told = set(_names_in(config.label))
+def _label_columns(config: PipelineConfig) -> set[str]:
+    """Return the columns that the label uses directly or through derived columns, and the columns derived from them."""
+    columns = set(_names_in(config.label))
     for name, expression in reversed(config.derive.items()):
-        told |= set(_names_in(expression)) if name in told else set()
-    for name, expression in config.derive.items():  # in this order one builds on another
-        told |= {name} if told & set(_names_in(expression)) else set()
-    return told
+        columns |= set(_names_in(expression)) if name in columns else set()
+    for name, expression in config.derive.items():  # a derived column can use those above it
+        columns |= {name} if columns & set(_names_in(expression)) else set()
+    return columns
 
 
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
-    """Cleans raw rows and derives columns.
+    """Return cleaned and derived columns of raw rows.
 
-    Numbers are float64, so that a day without gaps has the same types as one with gaps; clocks become minutes after
-    midnight, 2400 among them as 0; text loses surrounding blanks, and empty text is missing; derived numbers that are
-    not finite are missing.
+    Numbers become float64, so that days with and without gaps have the same types. Clocks become minutes after
+    midnight, with 2400 as 0. Whitespace around text is removed, and empty text becomes missing. Derived numbers that
+    are not finite become missing.
 
     Args:
         raw: Raw rows with `row_id` and `event_time`.
-        config: What to exclude and derive.
-        contract: Types of the raw columns.
+        config: Configuration with excluded and derived columns, and the label.
+        contract: Schema contract with the types of the raw columns.
 
     Returns:
-        `row_id`, `event_time` and the columns of `feature_columns`, row for row; further the columns by which a
-        training is cut where they are not among these, and `is_known_anomaly` where the settings have a label: true for
-        known anomalies, false for others, null where that is unknown.
+        One row per raw row with `row_id`, `event_time`, the columns of `feature_columns` and those of `split_columns`.
+        With a label there is also `is_known_anomaly`: true for known anomalies, false for other rows, null if unknown.
 
     Raises:
         ConfigError: A derived column or the label cannot be computed.
@@ -98,12 +103,12 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
             cleaned = cleaned.with_columns(pl.when(value.is_finite()).then(value).alias(name))
         except pl.exceptions.PolarsError as error:
             raise ConfigError(
-                f"derive: {name}: {expression!r} cannot be computed on {config.dataset!r}: "
-                f"{str(error).splitlines()[0]}; mend the expression"
+                f"derive: {name}: {expression!r} cannot be computed on {config.dataset!r}: {first_line(error)}; "
+                "correct the expression"
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
-    wanted = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
-    return cleaned.select(*wanted, *([_label(config.label, cleaned, config)] if config.label else []))
+    selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
+    return cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
 
 
 def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
@@ -111,12 +116,12 @@ def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Se
         label = rows.with_columns(pl.sql_expr(expression).alias(LABEL))[LABEL]
     except pl.exceptions.PolarsError as error:
         raise ConfigError(
-            f"label={expression!r} cannot be computed on {config.dataset!r}: {str(error).splitlines()[0]}; mend the "
+            f"label={expression!r} cannot be computed on {config.dataset!r}: {first_line(error)}; correct the "
             "expression"
         ) from error
     if label.dtype != pl.Boolean:
         raise ConfigError(
-            f'label={expression!r} gives {label.dtype} and not true or false; write a condition, such as "anomaly = 1"'
+            f'label={expression!r} has type {label.dtype}, not Boolean; write a condition, such as "anomaly = 1"'
         )
     return label
 
@@ -136,38 +141,50 @@ def _clean(name: str, kind: ColumnType) -> pl.Expr:
 
 
 def features_input_hash(day: str, dataset: Dataset, contract: SchemaContract) -> str | None:
-    """Changes when the day's raw rows or the settings would give other features; None where there are no raw rows."""
-    config, paths = dataset.config, dataset.paths
-    raw_facts = read_facts(paths.raw(day))
+    """Return a hash of everything that the features of a day are made from, or None if the day has no raw rows.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        dataset: Dataset of the day.
+        contract: Current schema contract.
+    """
+    config = dataset.config
+    raw_facts = read_facts(dataset.paths.raw(day))
     if not raw_facts:
         return None
     settings: list[object] = [config.exclude, sorted(config.derive.items()), config.event_time]
-    if config.label or split_columns(config):  # alone, so that days of before there were labels stay up to date
+    if config.label or split_columns(config):  # conditional, so that datasets without labels keep their hash
         settings += [config.label, split_columns(config)]
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])
 
 
 def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> DayResult:
-    """Writes the features of a day, unless they are up to date.
+    """Write the features of a day, unless the file is up to date.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        dataset: Dataset of the day.
+        contract: Current schema contract.
 
     Raises:
-        StorageError: The raw rows of the day are not there.
+        StorageError: The day has no raw rows.
+        ConfigError: A derived column or the label cannot be computed.
     """
     config, paths = dataset.config, dataset.paths
     input_hash = features_input_hash(day, dataset, contract)
     if input_hash is None:
-        raise StorageError(f"raw_data of {config.dataset!r} has no {day}; materialize that partition first")
+        raise StorageError(f"raw_data of {config.dataset!r} has no partition {day}; materialize it first")
     target = paths.features(day)
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:
-        return DayResult(day, int(facts["rows"]), facts["content_hash"], False)
+        return DayResult(day=day, rows=int(facts["rows"]), content_hash=facts["content_hash"], built=False)
     features = build_features(pl.read_parquet(paths.raw(day)), config, contract)
     content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
-    return DayResult(day, features.height, content_hash, True)
+    return DayResult(day=day, rows=features.height, content_hash=content_hash, built=True)
 
 
 def features_content(dataset: Dataset) -> dict[str, tuple[str, int]]:
-    """Lists the dataset's days whose features are there, with content hash and rows."""
+    """Return content hash and number of rows of each day that has features."""
     config, paths = dataset.config, dataset.paths
     files = sorted(paths.features("_").parent.glob("[!.]*.parquet"))
     facts = {path.stem: read_facts(path) for path in files if config.has_day(path.stem)}

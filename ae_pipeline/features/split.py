@@ -1,4 +1,4 @@
-"""Which days a training learns from, stops on and calibrates on."""
+"""Split the rows of a dataset into training, validation, calibration and gate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,26 +11,27 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import bytes_of_row, detach, rows_together
+from ae_pipeline.storage.parquet import detach, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
-"""What a model is fitted on."""
+"""Parts of the training window, on which a model is fitted."""
 
 GATE = "gate"
-"""What no part of a model is fitted on: there it faces the version that serves."""
+"""The part on which no model is fitted. Challenger and champion are compared on it."""
 
 LABEL = "is_known_anomaly"
-"""Column of features that is true for known anomalies."""
+"""Feature column that is true for known anomalies."""
 
-_DRAWN = 2
-"""Seed of the hash that a part is thinned by; that of its cut is another, so that the one says nothing of the other."""
+_SAMPLING_SEED = 2
+"""Seed of the hash that samples rows. It differs from the seed of the split, so that the two are independent."""
 
 
 def split_columns(config: PipelineConfig) -> tuple[str, ...]:
-    """Lists the columns whose values keep rows together in one part; none where each row goes by its identity.
+    """Return the columns that define groups of rows that stay in one part; none if each row is assigned by itself.
 
-    Patches go by the identity of their image: they overlap, and a patch in another part would show the same pixels.
+    Patches are grouped by the identity of their image: they overlap, so that a patch in another part would contain the
+    same pixels.
     """
     if config.is_daily:
         return ()
@@ -39,21 +40,21 @@ def split_columns(config: PipelineConfig) -> tuple[str, ...]:
     return tuple(name for name in config.identity if name not in PATCH_COLUMNS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
-    """Days of a training, cut by time into disjoint parts.
+    """The days of a training, split by time into disjoint parts.
 
-    One slice that serves two of them would void what they promise.
+    No row is in two parts. Otherwise early stopping, p-values and the gate would be too optimistic.
 
     Attributes:
-        train: Days whose rows the encoder and the weights are fitted on; `ALL_ROWS` for a dataset without event time,
-            whose rows are cut by a hash instead.
-        validation: Later days, for early stopping and the tails of the losses; with those before, for the ensemble.
-        calibration: The newest days, for p-values.
-        fingerprint: Of the content of all these days.
-        split_by: Without event time: columns whose values keep rows together in one part; their identity where none.
-        only_normal: Whether rows that the label calls anomalies are left out of all parts.
-        gate: Days after all these, which belong to the gate; without event time `ALL_ROWS`.
+        train: Days on which encoder and weights are fitted. Without event time it is `ALL_ROWS`, and a hash assigns
+            each row to a part.
+        validation: Later days, for early stopping and the tails of the losses. The ensemble uses them too.
+        calibration: Newest days of the window, for p-values.
+        fingerprint: Hash of the content of these days.
+        split_by: Columns that define groups of rows, without event time; the identity of each row by default.
+        only_normal: Whether known anomalies are left out of all parts.
+        gate: Days after the window, for the gate; `ALL_ROWS` without event time.
     """
 
     train: tuple[str, ...]
@@ -66,48 +67,48 @@ class Window:
 
     @property
     def days(self) -> tuple[str, ...]:
-        """All days that a model is fitted on, the oldest first."""
+        """All days on which a model is fitted, the oldest first."""
         return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
 
     def rows(
         self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None, most: int | None = None
     ) -> pl.DataFrame:
-        """Reads the features of one of `PARTS` or of the gate, in the order of time.
+        """Return the features of a part, in the order of time.
 
-        Rows without event time are cut 14 : 2 : 3 : 1, the last of them for the gate. By identity a hash alone decides,
-        so that a row stays in its part whatever lands beside it: there are many rows, and chance evens them out. Groups
-        of `split_by` may be few, and a hash alone would now and then leave a part with one of them or none. So they are
-        ranked by their hash, and the ranking is cut. As groups land, one near a cut may change its part from one
-        training to the next; a training is whole in itself, so that its parts are disjoint is what counts. The gate
-        lies at the end of the ranking, far from the training part, so that its groups have not been in that of the
-        model before either.
+        Without event time, rows are split 14 : 2 : 3 : 1 into training, validation, calibration and gate. A hash of its
+        identity assigns each row, so that a row stays in its part when other rows land.
+
+        Groups of `split_by` can be few, and a hash of each could leave a part empty. They are ranked by their hash
+        instead, and the ranking is cut at 70, 80 and 95 %. When new groups land, a group near a cut can change its
+        part; within one training the parts are still disjoint. The gate is at the end of the ranking, far from the
+        training part, so that its groups were not in the training part of the previous model either.
 
         Args:
-            part: Which.
-            paths: Where the features are.
-            columns: The columns to give, all when left out; images are not read where they are not asked for.
-            most: About how many rows to give, drawn by a hash of their identity where there are more.
+            part: One of `PARTS`, or `GATE`.
+            paths: Paths of the dataset.
+            columns: Columns to read; all by default.
+            most: Approximate maximum number of rows. A larger part is sampled by a hash of the identity.
 
         Raises:
-            TrainingError: No row is left for the part, or the features lack a column that this takes.
+            TrainingError: The part has no rows, or the features lack a required column.
         """
         count = self.count(part, paths) if most is not None else 0
         if most is None or count <= most:
-            found = pl.concat(self.batches(part, paths, columns, at_once=None))
+            rows = pl.concat(self.batches(part, paths, columns, at_once=None))
         else:
-            wanted = None if columns is None else ("row_id", *columns)
-            batches = [sample_by_hash(rows, most / count) for rows in self.batches(part, paths, wanted)]
-            found = pl.concat(batches, how="diagonal")
-            found = found if columns is None else found.select(columns)
-        if found.is_empty():
-            raise TrainingError(self._nothing_left(part, paths))
-        return found
+            with_identity = None if columns is None else ("row_id", *columns)
+            samples = [sample_by_hash(batch, most / count) for batch in self.batches(part, paths, with_identity)]
+            rows = pl.concat(samples, how="diagonal")
+            rows = rows if columns is None else rows.select(columns)
+        if rows.is_empty():
+            raise TrainingError(self._empty_part(part, paths))
+        return rows
 
     def count(self, part: str, paths: DatasetPaths) -> int:
-        """Counts the rows of a part.
+        """Return the number of rows of a part.
 
         Raises:
-            TrainingError: The features lack a column that this takes.
+            TrainingError: The features lack a required column.
         """
         days: tuple[str, ...] = getattr(self, part)
         if days == (ALL_ROWS,) or self.only_normal:
@@ -121,80 +122,83 @@ class Window:
         columns: Sequence[str] | None = None,
         at_once: int | None = 0,
     ) -> Iterator[pl.DataFrame]:
-        """Reads the same rows as `rows` in the same order, some at a time, so that memory does not grow with them.
+        """Yield the rows of `rows` in the same order in batches, so that memory stays bounded.
 
         Args:
-            part: Which.
-            paths: Where the features are.
-            columns: The columns to give, all when left out.
-            at_once: How many to read at once, about; all when None, and by default as many as are held together.
+            part: One of `PARTS`, or `GATE`.
+            paths: Paths of the dataset.
+            columns: Columns to read; all by default.
+            at_once: Approximate number of rows of a batch; None for a single batch. By default it depends on the size
+                of a row.
 
         Raises:
-            TrainingError: The features lack a column that this takes.
+            TrainingError: The features lack a required column.
         """
         days: tuple[str, ...] = getattr(self, part)
         width = self._check_columns(days, paths)
         if at_once == 0:
-            row_bytes = bytes_of_row(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
-            at_once = rows_together(width if columns is None else len(columns), row_bytes)
-        groups = self._ranked(part, paths) if days == (ALL_ROWS,) and self.split_by else None
-        for scanned in _scans([paths.features(day) for day in days], at_once):
-            wanted = scanned
+            bytes_per_row = row_bytes(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
+            at_once = rows_per_batch(width if columns is None else len(columns), bytes_per_row)
+        groups = self._groups_of(part, paths) if days == (ALL_ROWS,) and self.split_by else None
+        for scan in _scans([paths.features(day) for day in days], at_once):
+            selected = scan
             if columns is not None:
-                wanted = scanned.select(*dict.fromkeys(("row_id", *columns, *self._cut_by)))
-            found = self._normal(wanted).collect()
+                selected = scan.select(*dict.fromkeys(("row_id", *columns, *self._split_columns)))
+            rows = self._without_anomalies(selected).collect()
             if days == (ALL_ROWS,):
-                found = found.filter(self._cut(found, part) if groups is None else self._group(found).is_in(groups))
-            yield found if columns is None else found.select(dict.fromkeys(columns).keys())
+                is_in_part = self._is_in(part, rows) if groups is None else self._group_hash(rows).is_in(groups)
+                rows = rows.filter(is_in_part)
+            yield rows if columns is None else rows.select(dict.fromkeys(columns).keys())
 
     @property
-    def _cut_by(self) -> tuple[str, ...]:
+    def _split_columns(self) -> tuple[str, ...]:
         return (*self.split_by, *([LABEL] if self.only_normal else []))
 
-    def _normal(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+    def _without_anomalies(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         return rows.filter(~pl.col(LABEL).fill_null(value=False)) if self.only_normal else rows
 
     def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> int:
-        """Checks that all days have the same columns, and counts these."""
+        """Check that all days have the same columns, and return their number."""
         names = {day: pq.read_schema(paths.features(day)).names for day in days}
-        needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._cut_by)
+        needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._split_columns)
         for day, columns in names.items():
             if missing := sorted(needed - set(columns)):
                 raise TrainingError(
-                    f"features of {paths.dataset!r} lack column {missing[0]!r} on {day}: they were made under other "
-                    "settings than the rest; materialize features of all days first"
+                    f"features of {paths.dataset!r} lack column {missing[0]!r} on {day}, because they were built with "
+                    "other settings; materialize features of all days first"
                 )
         return len(needed)
 
-    def _nothing_left(self, part: str, paths: DatasetPaths) -> str:
+    def _empty_part(self, part: str, paths: DatasetPaths) -> str:
         all_rows = pl.concat([pl.scan_parquet(paths.features(day)) for day in getattr(self, part)], how="diagonal")
-        count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._normal(all_rows)))
+        count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._without_anomalies(all_rows)))
         normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
         return (
-            f"no row is left for the {part} part of {paths.dataset!r}: {count:,} rows{normal}; land more, or change "
-            "label, only_normal or the days of training in the YAML"
+            f"the {part} part of {paths.dataset!r} has no rows: {count:,} rows{normal}; land more rows, or change "
+            "label, training.only_normal or the days of training in the YAML"
         )
 
-    def _cut(self, features: pl.DataFrame, part: str) -> pl.Series:
-        """Marks the rows of a part by the hash of their identity."""
+    def _is_in(self, part: str, features: pl.DataFrame) -> pl.Series:
+        """Return whether the hash of its identity assigns a row to a part."""
         hashes = features["row_id"].hash(seed=0)
         twentieth = hashes % 10 * 2 + hashes // 10 % 2
         low, high = {"train": (0, 13), "validation": (14, 15), "calibration": (16, 18), GATE: (19, 19)}[part]
         return twentieth.is_between(low, high)
 
-    def _group(self, features: pl.DataFrame) -> pl.Series:
+    def _group_hash(self, features: pl.DataFrame) -> pl.Series:
         return features.select(self.split_by).hash_rows(seed=0)
 
-    def _ranked(self, part: str, paths: DatasetPaths) -> pl.Series:
-        """Gives the groups of `split_by` that belong to a part, by their hash."""
-        there = pl.scan_parquet(paths.features(ALL_ROWS)).select(*dict.fromkeys(self._cut_by))
-        ranking = self._group(self._normal(there).unique().collect(engine="streaming")).unique().sort()
+    def _groups_of(self, part: str, paths: DatasetPaths) -> pl.Series:
+        """Return the hashes of the groups of `split_by` that belong to a part."""
+        rows = pl.scan_parquet(paths.features(ALL_ROWS)).select(*dict.fromkeys(self._split_columns))
+        groups = self._without_anomalies(rows).unique().collect(engine="streaming")
+        ranking = self._group_hash(groups).unique().sort()
         count = ranking.len()
         if count < len((*PARTS, GATE)):
             raise TrainingError(
-                f"{paths.dataset!r} has {count} groups of rows by {', '.join(self.split_by)}, and train, validation, "
-                "calibration and gate each need one of their own; land more, or choose columns of more values as "
-                "split_by"
+                f"{paths.dataset!r} has {count} groups of rows by {', '.join(self.split_by)}, but train, validation, "
+                "calibration and gate need at least one each; land more groups, or choose split_by columns with more "
+                "values"
             )
         validation, calibration, gate = (max(1, round(count * share)) for share in (0.1, 0.15, 0.05))
         train = count - validation - calibration - gate
@@ -208,17 +212,26 @@ class Window:
 
 
 def sample_by_hash(rows: pl.DataFrame, share: float) -> pl.DataFrame:
-    """Draws about a share of some rows by a hash of their identity, whatever stands beside them."""
-    return rows if share >= 1 else detach(rows.filter(pl.col("row_id").hash(seed=_DRAWN) <= int(share * (2**64 - 1))))
+    """Return a random share of rows. A hash of its identity decides about each row, so that other rows do not matter.
+
+    Args:
+        rows: Rows with `row_id`.
+        share: Approximate share of the rows; 1 or more returns all.
+    """
+    return (
+        rows
+        if share >= 1
+        else detach(rows.filter(pl.col("row_id").hash(seed=_SAMPLING_SEED) <= int(share * (2**64 - 1))))
+    )
 
 
 def sample_rows(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
-    """Draws so many rows, in their order, by a hash of their identity; gives all where there are no more.
+    """Return a random sample of rows in their order, chosen by a hash of their identity.
 
     Args:
-        rows: With `row_id`.
-        most: How many.
-        seed: Of the hash; another one draws others.
+        rows: Rows with `row_id`.
+        most: Maximum number of rows.
+        seed: Seed of the hash. Another seed gives another sample.
     """
     if rows.height <= most:
         return rows
@@ -226,59 +239,66 @@ def sample_rows(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
 
 
 def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:
-    """Scans files in their order, several small ones together and large ones in pieces."""
-    together: list[pl.LazyFrame] = []
+    """Yield scans of files in their order. Small files are combined, and large files are divided."""
+    combined: list[pl.LazyFrame] = []
     rows = 0
     for file in files:
-        scanned = pl.scan_parquet(file)
+        scan = pl.scan_parquet(file)
         height = pq.read_metadata(file).num_rows if at_once is not None else 0
-        if at_once is not None and together and rows + height > at_once:
-            yield pl.concat(together, how="diagonal")
-            together, rows = [], 0
+        if at_once is not None and combined and rows + height > at_once:
+            yield pl.concat(combined, how="diagonal")
+            combined, rows = [], 0
         if at_once is not None and height > at_once:
-            yield from (scanned.slice(start, at_once) for start in range(0, height, at_once))
+            yield from (scan.slice(start, at_once) for start in range(0, height, at_once))
         else:
-            together.append(scanned)
+            combined.append(scan)
             rows += height
-    if together:
-        yield pl.concat(together, how="diagonal")
+    if combined:
+        yield pl.concat(combined, how="diagonal")
 
 
 def cut_window(content: Mapping[str, str], config: PipelineConfig, gate_days: int = 0) -> Window:
-    """Cuts the days that have features into the parts of a training window.
+    """Split the days that have features into the parts of a training window.
 
     Args:
         content: Content hash of each day with rows.
-        config: Lengths of the parts, in days of the calendar that have rows.
-        gate_days: The newest days, which are kept for the gate.
+        config: Configuration with the lengths of the parts, in days that have rows.
+        gate_days: Number of newest days for the gate.
 
     Raises:
-        TrainingError: There are too few days.
+        TrainingError: There are too few days, or no rows.
     """
     training = config.training
     if not config.is_daily:
         if ALL_ROWS not in content:
             raise TrainingError(f"features of {config.dataset!r} hold no rows; materialize raw_data and features first")
         whole = (ALL_ROWS,)
-        return Window(whole, whole, whole, hash_json(content), split_columns(config), training.only_normal, whole)
-    newest = sorted(content)
-    last = max(len(newest) - gate_days, 0)
-    days, gate = newest[:last][-training.window_days :], newest[last:]
-    held = training.validation_days + training.calibration_days
-    if len(days) <= held:
-        kept = f" plus the gate's {gate_days}" if gate_days else ""
-        raise TrainingError(
-            f"{config.dataset!r} has {len(newest)} days with features, and validation_days={training.validation_days} "
-            f"plus calibration_days={training.calibration_days}{kept} leave none to train on; materialize more days, "
-            "or shorten these"
+        return Window(
+            train=whole,
+            validation=whole,
+            calibration=whole,
+            fingerprint=hash_json(content),
+            split_by=split_columns(config),
+            only_normal=training.only_normal,
+            gate=whole,
         )
-    cut = len(days) - held
-    validation_end = cut + training.validation_days
+    all_days = sorted(content)
+    window_end = max(len(all_days) - gate_days, 0)
+    days, gate = all_days[:window_end][-training.window_days :], all_days[window_end:]
+    train_end = len(days) - training.validation_days - training.calibration_days
+    if train_end <= 0:
+        gate_part = f" plus the gate's {gate_days}" if gate_days else ""
+        raise TrainingError(
+            f"{config.dataset!r} has {len(all_days)} days with features, but "
+            f"validation_days={training.validation_days} plus calibration_days={training.calibration_days}{gate_part} "
+            "leave none to train on; materialize more days, or choose smaller values"
+        )
+    validation_end = train_end + training.validation_days
     return Window(
-        tuple(days[:cut]),
-        tuple(days[cut:validation_end]),
-        tuple(days[validation_end:]),
-        hash_json([(day, content[day]) for day in days]),
+        train=tuple(days[:train_end]),
+        validation=tuple(days[train_end:validation_end]),
+        calibration=tuple(days[validation_end:]),
+        fingerprint=hash_json([(day, content[day]) for day in days]),
         only_normal=training.only_normal,
         gate=tuple(gate),
     )

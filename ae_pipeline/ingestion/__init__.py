@@ -1,1 +1,1 @@
-"""Landed files to typed, deduplicated raw rows."""
+"""From landed files to typed, deduplicated rows: readers, schema contract, ledger and quarantine."""

@@ -1,4 +1,4 @@
-"""Holds landed files against the schema contract many at a time, and stages their typed rows."""
+"""Validate landed files in batches, and write a staged copy of the typed rows of each file."""
 
 import datetime as dt
 import hashlib
@@ -10,52 +10,66 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract, keys_of
+from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers import read_file
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, FileRows, UnreadableFileError
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_parquet
 
 RAW_VERSION = "1"
-"""Raised when the same files would give other raw rows."""
+"""Version of the ingestion code. Increase it when the same files would give other raw rows."""
 
 IMAGE_FACT = "image."
-"""Begins the fact in a staged copy's footer that says what the images of a column are."""
+"""Prefix of the footer key with the shape of the images of a column in a staged copy."""
 
 _BATCH_ROWS, _BATCH_CELLS = 50_000, 2**21
 _BATCH_IMAGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Fingerprints of all that rows are held against: of what lasts, and of that with the last day allowed.
+class RuleFingerprints:
+    """Fingerprints of everything that rows are validated with.
 
-    A file bears the second one while rows of it lie after the last day, so that they are read again when it has passed.
+    Attributes:
+        lasting: Fingerprint of the schema contract and the settings.
+        until_last_day: Fingerprint of the same and the last valid day. Files with rows after that day get this one, so
+            that they are read again on the next day.
     """
 
     lasting: str
     until_last_day: str
 
 
-def rules_in_force(contract: SchemaContract, config: PipelineConfig, today: dt.date) -> Rules:
-    """Gives the fingerprints of the contract and the settings."""
+def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: dt.date) -> RuleFingerprints:
+    """Return the fingerprints of a schema contract and the settings.
+
+    Args:
+        contract: Current schema contract.
+        config: Configuration of the dataset.
+        today: Last valid day if the configuration has no `end`.
+    """
     settings: list[object] = [config.identity, config.event_time, config.start, config.end]
-    if config.images:  # alone, so that the files of datasets without images are not read again
+    if config.images:  # conditional, so that datasets without images keep their fingerprint
         settings.append(config.images.model_dump(mode="json"))
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
-    return Rules(lasting, hash_json([lasting, config.end or today]))
+    return RuleFingerprints(lasting, hash_json([lasting, config.end or today]))
 
 
 class StagingBatch:
-    """Holds files against the contract many at a time, since a pass costs the same for 10 rows as for 10,000."""
+    """Validate many files at once, because validation takes as long for 10 rows as for 10,000.
+
+    Args:
+        contract: Current schema contract.
+        dataset: Dataset whose files are staged.
+        today: Last valid day if the configuration has no `end`.
+    """
 
     def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:
-        config, paths = dataset.config, dataset.paths
-        self._contract, self._config, self._paths, self._today = contract, config, paths, today
-        self._rules = rules_in_force(contract, config, today)
-        self._waiting: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
+        self._contract, self._config, self._paths, self._today = contract, dataset.config, dataset.paths, today
+        self._rules = rule_fingerprints(contract, dataset.config, today)
+        self._pending: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
         self._rows, self._cells, self._image_bytes = 0, 0, 0
 
     @property
@@ -66,32 +80,45 @@ class StagingBatch:
 
     @property
     def is_full(self) -> bool:
-        """Whether enough rows wait to be worth a pass, or as much as memory should hold."""
-        waiting = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
-        return any(held >= most for held, most in waiting)
+        """Whether the batch has enough rows, cells or image bytes to be staged."""
+        sizes = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
+        return any(size >= limit for size, limit in sizes)
 
     def add(self, name: str, path: Path, previous: LandedFile | None) -> LandedFile | None:
-        """Reads a file; gives its ledger entry if that is settled already, and otherwise lets its rows wait.
+        """Read a file, and add its rows to the batch.
+
+        Args:
+            name: Path of the file below the landing folder.
+            path: Path of the file.
+            previous: Ledger entry of an earlier version, or None.
+
+        Returns:
+            The ledger entry if the file needs no staging, because it is unchanged or unreadable; otherwise None.
 
         Raises:
-            SchemaError: Its columns are not the contract's.
+            SchemaError: The columns of the file do not match the schema contract.
         """
         stat = path.stat()
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        again = previous is not None and previous.sha256 == digest
-        landed = previous.landed_ns if previous and again else stat.st_mtime_ns
-        seen = LandedFile(stat.st_size, stat.st_mtime_ns, digest, landed, self._rules.lasting, None)
-        held = {self._rules.lasting, self._rules.until_last_day}
-        if previous and again and previous.contract in held:
-            return replace(previous, size=seen.size, modified_ns=seen.modified_ns)
+        same_content = previous if previous and previous.sha256 == digest else None
+        entry = LandedFile(
+            size=stat.st_size,
+            modified_ns=stat.st_mtime_ns,
+            sha256=digest,
+            landed_ns=same_content.landed_ns if same_content else stat.st_mtime_ns,
+            contract=self._rules.lasting,
+            staged=None,
+        )
+        if same_content and same_content.contract in {self._rules.lasting, self._rules.until_last_day}:
+            return replace(same_content, size=entry.size, modified_ns=entry.modified_ns)
         try:
             file = read_file(name, data, self._config.images, self._image_dtype)
         except UnreadableFileError as error:
-            return _refused(seen, previous, str(error))
-        columns = [column for column in file.rows.columns if column not in PLACE]
-        check_columns(columns, self._contract, name, keys_of(self._contract, self._config))
-        self._waiting[name] = (file, seen, previous)
+            return _refused(entry, previous, str(error))
+        columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
+        check_columns(columns, self._contract, name, required_columns(self._contract, self._config))
+        self._pending[name] = (file, entry, previous)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width
         if self._config.images and file.rows.schema.get(self._config.images.column) == IMAGE_STRUCT:
@@ -100,54 +127,58 @@ class StagingBatch:
         return None
 
     def stage(self) -> dict[str, LandedFile]:
-        """Writes the staged copies of all files that wait; gives their ledger entries."""
-        alike: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
-        for name, (file, *_) in self._waiting.items():
-            alike.setdefault(tuple(file.rows.schema.items()), []).append(name)
+        """Validate the rows of the batch, write the staged copies of its files, and empty the batch.
+
+        Returns:
+            Ledger entry of each file.
+        """
+        by_schema: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
+        for name, (file, *_) in self._pending.items():
+            by_schema.setdefault(tuple(file.rows.schema.items()), []).append(name)
         entries = {}
-        for names in alike.values():
-            files = [self._waiting[name][0] for name in names]
-            together = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
-            result = conform(together, self._contract, self._config, self._today)
+        for names in by_schema.values():
+            files = [self._pending[name][0] for name in names]
+            combined = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
+            result = conform(combined, self._contract, self._config, self._today)
             rows = result.rows.partition_by("_source_file", as_dict=True)
             rejected = result.rejected.partition_by("source_file", as_dict=True)
             for name in names:
-                found = FileRows(rows.get((name,), result.rows.clear()), rejected.get((name,), result.rejected.clear()))
-                entries[name] = self._stage_file(name, found)
-        self._waiting.clear()
+                part = FileRows(rows.get((name,), result.rows.clear()), rejected.get((name,), result.rejected.clear()))
+                entries[name] = self._stage_file(name, part)
+        self._pending.clear()
         self._rows, self._cells, self._image_bytes = 0, 0, 0
         return entries
 
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:
-        _, seen, previous = self._waiting[name]
+        _, entry, previous = self._pending[name]
         if file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
-            seen = replace(seen, contract=self._rules.until_last_day)
-        copy = hash_json([name, seen.sha256, seen.contract])
+            entry = replace(entry, contract=self._rules.until_last_day)
+        copy = hash_json([name, entry.sha256, entry.contract])
         if file.rejected.height:
             write_parquet(self._paths.quarantined(copy), file.rejected.to_arrow())
             by_rule = Counter(file.rejected["rule"].to_list())
-            seen = replace(seen, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
+            entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
-            first = file.rejected["reason"][0]
+            count, first = file.rejected.height, file.rejected["reason"][0]
             return _refused(
-                seen, previous, f"none of its {file.rejected.height:,} rows keeps the contract; the first one: {first}"
+                entry, previous, f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
             )
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
         write_parquet(self._paths.staged(copy), file.rows.to_arrow(), shapes)
         days = file.rows["_day"].value_counts()
         return replace(
-            seen,
+            entry,
             staged=copy,
             rows=file.rows.height,
             days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
         )
 
 
-def _refused(seen: LandedFile, previous: LandedFile | None, reason: str) -> LandedFile:
-    """The entry of a file that cannot be used: what an earlier version of it gave stands.
+def _refused(entry: LandedFile, previous: LandedFile | None, reason: str) -> LandedFile:
+    """Return the entry of a file that cannot be used. It keeps the rows of an earlier version.
 
-    The same content that breaks rules edited since is no other version: what it gave under the old ones is withdrawn.
+    If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn.
     """
-    if previous is None or (previous.sha256 == seen.sha256 and previous.refused is None):
-        return replace(seen, refused=reason)
-    return replace(seen, staged=previous.staged, rows=previous.rows, days=previous.days, refused=reason)
+    if previous is None or (previous.sha256 == entry.sha256 and previous.refused is None):
+        return replace(entry, refused=reason)
+    return replace(entry, staged=previous.staged, rows=previous.rows, days=previous.days, refused=reason)

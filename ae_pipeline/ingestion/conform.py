@@ -1,4 +1,4 @@
-"""Holds rows of landed files against the schema contract: typed rows on one side, broken ones with reasons beside."""
+"""Validate rows with the schema contract: return typed rows, and rejected rows with reasons."""
 
 import datetime as dt
 from collections.abc import Collection
@@ -11,109 +11,117 @@ from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
 from ae_pipeline.ingestion.parse import finite_numbers, parse_text, whole_numbers
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, REJECTED_SCHEMA, FileRows, image_words
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, REJECTED_SCHEMA, FileRows, format_image
 from ae_pipeline.storage.paths import ALL_ROWS
 
 ROW_COLUMNS = ("row_id", "event_time", "_day")
-"""Columns that conforming adds: identity as one text, event time (UTC, µs), and the day that the row belongs to."""
+"""Columns that `conform` adds: identity as one text, event time (UTC, µs), and the day of the row."""
 
 AFTER_LAST_DAY = ": after the last day"
-"""End of the name of the rule that a row breaks whose day has not come yet."""
+"""Suffix of the name of the rule for rows whose day is in the future."""
 
 _TYPED = "\0"
-"""Stands before a column's name for its typed values; a landed column's name cannot hold it."""
+"""Prefix of the columns with typed values. Names of landed columns cannot contain it."""
 
 
 def check_columns(names: list[str], contract: SchemaContract, source: str, keys: Collection[str]) -> None:
-    """Compares a file's columns with the contract's.
+    """Compare the columns of a file with the schema contract.
 
     Args:
-        names: The file's.
-        contract: What it is held against.
-        source: The file.
-        keys: Columns that no row can do without.
+        names: Columns of the file.
+        contract: Schema contract of the dataset.
+        source: Name of the file.
+        keys: Columns that every row needs.
 
     Raises:
-        SchemaError: A column is missing or new.
+        SchemaError: A column is missing or unknown.
     """
     missing = [name for name, rule in contract.columns.items() if name not in names and not rule.optional]
     new = [name for name in names if name not in contract.columns]
     if not missing and not new:
         return
-    found = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
-    found += [f"has {', '.join(map(repr, new))}, unknown so far"] if new else []
-    changed = f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(found)}"
+    differences = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
+    differences += [f"has unknown {', '.join(map(repr, new))}"] if new else []
+    changed = f"the columns of {contract.dataset!r} have changed: {source} {' and '.join(differences)}"
     if lost := [name for name in missing if name in keys]:
         raise SchemaError(
-            f"{changed}. Without {lost[0]!r} its rows cannot be told apart, placed in time or looked at: land the file "
-            "anew with that column, or name another identity, event time or image column in the dataset's YAML"
+            f"{changed}. Every row needs {lost[0]!r}, because it is an identity, event time or image column; land the "
+            "file again with that column, or choose another one in the dataset's YAML"
         )
-    remedy = [f"mark {missing[0]!r} there as 'optional: true'"] if missing else []
-    remedy += [f"add '{new[0]}: {{type: …, optional: true}}' there"] if new else []
+    edits = [f"set 'optional: true' for {missing[0]!r}"] if missing else []
+    edits += [f"add '{new[0]}: {{type: …, optional: true}}'"] if new else []
     raise SchemaError(
-        f"{changed}. If this is meant, declare it in the schema contract ({' and '.join(remedy)}) and run again; "
-        "if not, land the file anew"
+        f"{changed}. If this is intended, edit the schema contract ({' and '.join(edits)}) and run again; if not, land "
+        "the file again"
     )
 
 
 def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, today: dt.date) -> FileRows:
-    """Types rows and rejects those that break the contract.
+    """Cast rows to the types of the schema contract, and reject the rows that violate it.
 
     Args:
-        file: Rows as they stand in their files; `check_columns` has passed.
-        contract: The rule of each column.
-        config: Identity, event time and the days that the dataset spans.
-        today: Day after which an event time cannot lie, unless the configuration gives a later end.
+        file: Rows as read; `check_columns` has accepted their columns.
+        contract: Rule of each column.
+        config: Configuration with identity, event time, first and last day.
+        today: Last valid day if the configuration has no `end`.
 
     Returns:
-        Rows in the contract's columns and `ROW_COLUMNS`, and the rejected ones: those that could not be read and those
-        that break a rule, each with the first rule broken.
+        Valid rows with the columns of the contract and `ROW_COLUMNS`; and rejected rows: those that could not be read,
+        and those that violate a rule, each with the first violated rule.
     """
     schema = {name: dtype for name, dtype in file.rows.schema.items() if name in contract.columns}
-    # In steps, each a small plan: one plan over all columns and rules takes polars ten times as long to optimise.
+    # Several small plans: polars takes ten times as long to optimize one plan over all columns and rules.
     present = file.rows.select(
-        *PLACE, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
+        *ORIGIN_COLUMNS, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
     )
     values = present.select(
         _value(name, schema.get(name), rule).alias(_TYPED + name) for name, rule in contract.columns.items()
     )
     both = pl.concat([present, values], how="horizontal")
-    rules = [broken for name, dtype in schema.items() for broken in _broken_rules(name, dtype, contract.columns[name])]
+    rules = [rule for name, dtype in schema.items() for rule in _column_rules(name, dtype, contract.columns[name])]
     if config.event_time is not None:
-        rules += _broken_times(config.event_time, config, today)
-    wrong = both.select(pl.any_horizontal(broken.condition for broken in rules)).to_series().fill_null(value=False)
+        rules += _time_rules(config.event_time, config, today)
+    is_wrong = both.select(pl.any_horizontal(rule.condition for rule in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
-    if wrong.any():
-        rejected = pl.concat(
-            [rejected, _told(file.rows.filter(wrong).rechunk(), both.filter(wrong).rechunk(), rules)]
-        ).sort("source_file", "row_number")
-        both = both.filter(~wrong)
-    typed = both.select(*PLACE, *(pl.col(_TYPED + name).alias(name) for name in contract.columns))
+    if is_wrong.any():
+        # polars 2.1 panics in str.format on a filtered frame with several chunks, hence rechunk.
+        violations = _rejections(file.rows.filter(is_wrong).rechunk(), both.filter(is_wrong).rechunk(), rules)
+        rejected = pl.concat([rejected, violations]).sort("source_file", "row_number")
+        both = both.filter(~is_wrong)
+    typed = both.select(*ORIGIN_COLUMNS, *(pl.col(_TYPED + name).alias(name) for name in contract.columns))
     return FileRows(_with_row_columns(typed, contract, config), rejected)
 
 
-def _told(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]) -> pl.DataFrame:
-    """Says of each row which rule it breaks first, and keeps it as it stood; of an image what it is, not its bytes.
+def _rejections(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]) -> pl.DataFrame:
+    """Return rejected rows with the first violated rule and the original values; of images only their shape.
 
-    Both frames are in one chunk: polars' format panics on a filtered frame of many (seen with 2.1).
+    Args:
+        original: The rows as they landed.
+        both: The same rows, as present and typed values.
+        rules: All rules; each row violates at least one.
     """
-    rule = pl.coalesce([pl.when(broken.condition).then(pl.lit(broken.name)) for broken in rules])
-    reason = pl.coalesce([pl.when(broken.condition).then(broken.reason) for broken in rules])
+    first_rule = pl.coalesce([pl.when(rule.condition).then(pl.lit(rule.name)) for rule in rules])
+    first_reason = pl.coalesce([pl.when(rule.condition).then(rule.reason) for rule in rules])
     texts = [
-        image_words(pl.col(name)).alias(name) if dtype == IMAGE_STRUCT else pl.col(name).cast(pl.String)
+        format_image(pl.col(name)).alias(name) if dtype == IMAGE_STRUCT else pl.col(name).cast(pl.String)
         for name, dtype in original.schema.items()
-        if name not in PLACE
+        if name not in ORIGIN_COLUMNS
     ]
     record = pl.struct(texts).struct.json_encode()
-    told = both.select(source_file="_source_file", row_number="_row_number", rule=rule, reason=reason)
-    return told.with_columns(original.select(record=record)).select(*REJECTED_SCHEMA)
+    rejected = both.select(source_file="_source_file", row_number="_row_number", rule=first_rule, reason=first_reason)
+    return rejected.with_columns(original.select(record=record)).select(*REJECTED_SCHEMA)
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """A rule that a row may break: its name, when it is broken, and the reason in words.
+    """A rule that a row can violate.
 
-    Both expressions stand over the values present in the file, `name`, and the same typed, `_TYPED + name`.
+    The expressions use the present values of a column, `name`, and its typed values, `_TYPED + name`.
+
+    Attributes:
+        name: Name of the rule, such as `price: number`.
+        condition: Expression that is true for a violation.
+        reason: Expression for the reason as text.
     """
 
     name: str
@@ -122,7 +130,7 @@ class _Rule:
 
 
 def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
-    """The value as it stands in the file, null where it is missing."""
+    """Return the value as in the file, null if it is missing."""
     column = pl.col(name)
     if dtype == pl.String:
         text = column.str.strip_chars()
@@ -132,7 +140,7 @@ def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
 
 
 def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
-    """The value in the contract's type, null where it is missing or cannot be read."""
+    """Return the value in the type of the contract, null if it is missing or cannot be parsed."""
     target = POLARS_TYPES[rule.type]
     if dtype is None:
         return pl.lit(None, dtype=target)
@@ -155,7 +163,7 @@ def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
     return parse_text(present.cast(pl.String, strict=False), rule)
 
 
-def _spoken(rule: ColumnRule) -> str:
+def _describe_type(rule: ColumnRule) -> str:
     match rule.type:
         case ColumnType.INTEGER:
             return "a whole number"
@@ -164,64 +172,64 @@ def _spoken(rule: ColumnRule) -> str:
         case ColumnType.BOOLEAN:
             return "true or false"
         case ColumnType.CLOCK_HHMM:
-            return "a clock such as 1745"
+            return "a time of day such as 1745"
         case ColumnType.IMAGE:
             return "an image"
         case ColumnType.TIMESTAMP | ColumnType.DATE:
             return f"a {rule.type.value}" + (
-                f" written {rule.format} (without format in the contract: any usual form)" if rule.format else ""
+                f" with the format {rule.format} (without a format in the contract: ISO 8601)" if rule.format else ""
             )
         case _:
             return "text"
 
 
-def _broken_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule]:
+def _column_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule]:
     present, value = pl.col(name), pl.col(_TYPED + name)
-    remedy = "; mend it at the source, or change the rule in the schema contract"
+    remedy = "; correct it at the source, or change the rule in the schema contract"
     if rule.shape is not None and dtype == IMAGE_STRUCT:
-        told = pl.format(f"{_literal(name)} is {{}}, and the contract says {rule.shape}{remedy}", image_words(present))
-        return [_Rule(f"{name}: shape", image_words(present) != str(rule.shape), told)]
-    shown = present.cast(pl.String, strict=False).str.slice(0, 80)
+        actual = format_image(present)
+        reason = pl.format(f"{_literal(name)} is {{}}, but the contract says {rule.shape}{remedy}", actual)
+        return [_Rule(f"{name}: shape", actual != str(rule.shape), reason)]
+    value_text = present.cast(pl.String, strict=False).str.slice(0, 80)
 
-    def broken(what: str, condition: pl.Expr, message: str) -> _Rule:
-        told = pl.format(f"{_literal(name)} = {{}} {_literal(message)}{remedy}", shown)
-        return _Rule(f"{name}: {what}", condition, told)
+    def violation(rule_name: str, condition: pl.Expr, problem: str) -> _Rule:
+        reason = pl.format(f"{_literal(name)} = {{}} {_literal(problem)}{remedy}", value_text)
+        return _Rule(f"{name}: {rule_name}", condition, reason)
 
     rules = []
     if POLARS_TYPES[rule.type] != pl.String:
-        rules.append(broken(rule.type.value, value.is_null() & present.is_not_null(), f"is not {_spoken(rule)}"))
-    if rule.required:
         rules.append(
-            _Rule(
-                f"{name}: required", value.is_null(), pl.lit(f"{name} is missing, and required; fill it at the source")
-            )
+            violation(rule.type.value, value.is_null() & present.is_not_null(), f"is not {_describe_type(rule)}")
         )
+    if rule.required:
+        reason = pl.lit(f"{name} is missing, but required; add it at the source")
+        rules.append(_Rule(f"{name}: required", value.is_null(), reason))
     if rule.type == ColumnType.CLOCK_HHMM:
-        wrong = (value < 0) | (value > 2400) | (value % 100 > 59)
-        rules.append(broken(rule.type.value, wrong, f"is not {_spoken(rule)}"))
+        is_no_time = (value < 0) | (value > 2400) | (value % 100 > 59)
+        rules.append(violation(rule.type.value, is_no_time, f"is not {_describe_type(rule)}"))
     if rule.minimum is not None:
-        rules.append(broken("minimum", value < rule.minimum, f"is below the minimum {rule.minimum:g}"))
+        rules.append(violation("minimum", value < rule.minimum, f"is below the minimum {rule.minimum:g}"))
     if rule.maximum is not None:
-        rules.append(broken("maximum", value > rule.maximum, f"is above the maximum {rule.maximum:g}"))
+        rules.append(violation("maximum", value > rule.maximum, f"is above the maximum {rule.maximum:g}"))
     if rule.allowed is not None:
-        message = f"is none of {', '.join(rule.allowed)[:120]}"
-        rules.append(broken("allowed", ~value.cast(pl.String).is_in(rule.allowed), message))
+        problem = f"is not one of {', '.join(rule.allowed)[:120]}"
+        rules.append(violation("allowed", ~value.cast(pl.String).is_in(rule.allowed), problem))
     return rules
 
 
 def _literal(text: str) -> str:
-    """Keeps braces in a name from being read as a place holder."""
+    """Replace braces, which `pl.format` would read as placeholders."""
     return text.replace("{", "(").replace("}", ")")
 
 
-def _broken_times(name: str, config: PipelineConfig, today: dt.date) -> list[_Rule]:
+def _time_rules(name: str, config: PipelineConfig, today: dt.date) -> list[_Rule]:
     last = config.end or today
-    remedy = "mend it at the source, or widen start and end in the YAML"
-    shown, day = pl.col(name).cast(pl.String), pl.col(_TYPED + name).cast(pl.Date)
-    message = pl.format(f"{_literal(name)} = {{}} lies outside {config.start} to {last}; {remedy}", shown)
+    remedy = "correct it at the source, or widen start and end in the YAML"
+    value_text, day = pl.col(name).cast(pl.String), pl.col(_TYPED + name).cast(pl.Date)
+    reason = pl.format(f"{_literal(name)} = {{}} is outside {config.start} to {last}; {remedy}", value_text)
     return [
-        _Rule(f"{name}: before start", day < pl.lit(config.start), message),
-        _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), message),
+        _Rule(f"{name}: before start", day < pl.lit(config.start), reason),
+        _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), reason),
     ]
 
 
@@ -242,7 +250,7 @@ def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: Pipe
         day = pl.col(config.event_time).dt.strftime("%Y-%m-%d")
     return rows.select(
         *(name for name in contract.columns if name != "event_time"),
-        *PLACE,
+        *ORIGIN_COLUMNS,
         row_id=pl.concat_str([as_text(name) for name in config.identity], separator="|"),
         event_time=moment,
         _day=day,

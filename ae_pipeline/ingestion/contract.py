@@ -1,4 +1,4 @@
-"""The schema contract of a dataset: inferred once from what landed, then frozen in a YAML file that people edit."""
+"""The schema contract of a dataset: a YAML file that is inferred once and then edited by people."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,29 +26,46 @@ POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {
     ColumnType.DATE: pl.Date(),
     ColumnType.IMAGE: pl.Binary(),
 }
-"""What a contract's type is in memory and in staged, raw and feature files.
+"""Data type of each contract type in memory and in staged, raw and feature files.
 
-An image is the raw bytes of its height × width × channels values: row by row, channels last, little endian.
+An image is stored as the bytes of its height × width × channels values: row by row, channels last, little endian.
 """
 
 
 class ColumnRule(Section):
-    """What a column's values must be."""
+    """The rule for the values of a column. A row that violates it goes to quarantine."""
 
-    type: ColumnType
-    required: bool = Field(default=False, description="A missing value sends the row to quarantine.")
-    optional: bool = Field(default=False, description="A file may come without this column; its values are missing.")
-    null_values: tuple[str, ...] = Field(default=(), description="Texts that mean missing, beside the empty one.")
-    format: str | None = Field(default=None, description="How a timestamp or date is written (strftime).")
-    minimum: float | None = Field(default=None, description="Least value allowed.")
-    maximum: float | None = Field(default=None, description="Greatest value allowed.")
-    allowed: tuple[str, ...] | None = Field(default=None, description="The only texts allowed.")
-    shape: ImageShape | None = Field(default=None, description="What each image of the column is.")
+    type: ColumnType = Field(
+        description="Type of the values. `clock_hhmm` is a time of day as an integer, such as 1745."
+    )
+    required: bool = Field(
+        default=False, description="Whether every row must have a value. By default values may be missing."
+    )
+    optional: bool = Field(
+        default=False,
+        description="Whether a file may lack this column; its values are then missing. By default such a file is "
+        "refused.",
+    )
+    null_values: tuple[str, ...] = Field(
+        default=(), description="Texts that mean a missing value, in addition to the empty text."
+    )
+    format: str | None = Field(
+        default=None,
+        description="Format of a timestamp or date, in strftime notation. By default the usual ISO 8601 forms.",
+    )
+    minimum: float | None = Field(default=None, description="Smallest valid number. By default there is no limit.")
+    maximum: float | None = Field(default=None, description="Largest valid number. By default there is no limit.")
+    allowed: tuple[str, ...] | None = Field(
+        default=None, description="All valid texts. By default every text is valid."
+    )
+    shape: ImageShape | None = Field(
+        default=None, description="Shape of every image: height, width, channels and dtype. Required for type `image`."
+    )
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
         if (self.minimum is not None or self.maximum is not None) and not POLARS_TYPES[self.type].is_numeric():
-            raise ValueError(f"minimum and maximum do not go with type {self.type.value}; leave them out")
+            raise ValueError(f"minimum and maximum are for numbers, got type {self.type.value}; remove them")
         return self
 
     @model_validator(mode="after")
@@ -59,22 +76,22 @@ class ColumnRule(Section):
                 "uint8, uint16 or float32"
             )
         if self.type != ColumnType.IMAGE and self.shape is not None:
-            raise ValueError(f"shape={self.shape} goes with type image, got {self.type.value}; leave it out")
+            raise ValueError(f"shape={self.shape} is for type image, got type {self.type.value}; remove it")
         if self.type == ColumnType.IMAGE and (self.null_values or self.format or self.allowed is not None):
-            raise ValueError("null_values, format and allowed do not go with type image; leave them out")
+            raise ValueError("null_values, format and allowed are not for type image; remove them")
         return self
 
 
 class SchemaContract(Section):
-    """Columns of a dataset and the rule of each."""
+    """The columns of a dataset and the rule for each."""
 
-    dataset: str
-    columns: Annotated[dict[str, ColumnRule], Field(min_length=1)]
+    dataset: str = Field(description="Name of the dataset.")
+    columns: Annotated[dict[str, ColumnRule], Field(min_length=1, description="Rule of each column.")]
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a rule does."""
-        # Without the shapes that are not there, so that contracts of before there were images keep theirs.
+        """Hash of all rules."""
+        # A missing shape is left out, so that contracts without images keep the fingerprint they had before images.
         rules = {
             name: rule.model_dump(mode="json", exclude=None if rule.shape else {"shape"})
             for name, rule in self.columns.items()
@@ -83,111 +100,130 @@ class SchemaContract(Section):
 
     @property
     def images(self) -> dict[str, ImageShape]:
-        """Image columns and what their images are."""
+        """Image columns and the shape of their images."""
         return {name: rule.shape for name, rule in self.columns.items() if rule.shape}
 
     @property
     def polars_schema(self) -> dict[str, pl.DataType]:
-        """Column types in memory."""
+        """Data type of each column in memory."""
         return {name: POLARS_TYPES[rule.type] for name, rule in self.columns.items()}
 
 
 def load_contract(path: Path) -> SchemaContract:
-    """Reads a contract.
+    """Read a schema contract.
 
     Raises:
-        SchemaError: The file is not a contract.
+        SchemaError: The file is not a valid contract.
     """
     try:
         return SchemaContract.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(
-            f"the schema contract {path} is not YAML: {error}; mend it, or move it away to have one inferred anew"
+            f"the schema contract {path} is not valid YAML: {error}; correct it, or move it away to infer a new one"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
-        index = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"])
         raise SchemaError(
-            f"the schema contract {path} breaks a rule at {index}: {first['msg']}, got "
-            f"{first['input']!r}; mend it, or move it away to have one inferred anew"
+            f"the schema contract {path} is not valid at {key}: {first['msg']}, got {first['input']!r}; correct it, or "
+            "move it away to infer a new one"
         ) from error
 
 
 def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
-    """Writes a contract with a head that tells a person what it is."""
+    """Write a schema contract, with comments that explain how to edit it.
+
+    Args:
+        contract: Contract to write.
+        path: File to write.
+        origin: What the contract was inferred from, such as `1,200 rows of 3 files`.
+    """
     body = contract.model_dump(mode="json", exclude_defaults=True)
-    head = (
+    comments = (
         f"# Schema contract of {contract.dataset!r}, inferred once from {origin}.\n"
-        "# It is yours to edit: a row that breaks it goes to quarantine with a reason, and a file with other columns\n"
-        "# is refused. After an edit the landed files are read again by the next run.\n"
-        "# type: integer, number, boolean, category, clock_hhmm, timestamp, date, text or image; further words a\n"
-        "# column may bear: required, optional (may be absent), null_values, format, minimum, maximum, allowed; an\n"
-        "# image bears shape: {height, width, channels, dtype}, where dtype is uint8, uint16 or float32.\n"
+        "# You can edit it. A row that violates it goes to quarantine with a reason, and a file with other columns is\n"
+        "# refused. After an edit, the next run reads the landed files again.\n"
+        "# type: integer, number, boolean, category, clock_hhmm, timestamp, date, text or image.\n"
+        "# Other keys of a column: required, optional (files may lack it), null_values, format, minimum, maximum,\n"
+        "# allowed. An image needs shape: {height, width, channels, dtype}; dtype is uint8, uint16 or float32.\n"
     )
-    write_text(path, head + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110))
+    write_text(path, comments + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110))
 
 
 def check_names(names: Sequence[str], config: PipelineConfig) -> None:
-    """Holds the columns that the settings name against those that there are.
+    """Check that the columns in the configuration exist.
+
+    Args:
+        names: Columns of the landed files.
+        config: Configuration of the dataset.
 
     Raises:
-        SchemaError: The settings name a column that there is not.
+        SchemaError: The configuration names a column that no file has.
     """
-    wanted = {*config.identity, *config.columns, *config.exclude, *([config.event_time] if config.event_time else [])}
-    wanted |= {config.images.column} if config.images else set()
-    if unknown := sorted(wanted - set(names)):
+    configured = {
+        *config.identity,
+        *config.columns,
+        *config.exclude,
+        *([config.event_time] if config.event_time else []),
+    }
+    configured |= {config.images.column} if config.images else set()
+    if unknown := sorted(configured - set(names)):
         raise SchemaError(
-            f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file "
-            f"has; the files have {', '.join(names)}"
+            f"the configuration of {config.dataset!r} names column {unknown[0]!r}, which no landed file has; choose "
+            f"one of {', '.join(names)}"
         )
 
 
 def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
-    """Reads a contract and holds it against the settings, since either may have been edited after it was inferred.
+    """Read a schema contract and check that it fits the configuration. People can edit both after the inference.
 
-    Identity and event time are required whatever the file says: a row without them would collapse into another. So are
-    images, without which there is nothing to look at.
+    Identity, event time and images are required even if the file says otherwise: rows without an identity would replace
+    one another, and a row without an image has no content.
+
+    Args:
+        path: File of the contract.
+        config: Configuration of the dataset.
 
     Raises:
-        SchemaError: The file is no contract, the settings name a column that it does not have, the event time is no
-            time in it, or its images are not those of the settings.
+        SchemaError: The file is not a valid contract, lacks a column of the configuration, gives the event time another
+            type, or has other images than the configuration.
     """
     contract = load_contract(path)
     check_names(list(contract.columns), config)
     _check_images(contract, config, path)
-    keys = keys_of(contract, config)
+    keys = required_columns(contract, config)
     if config.event_time and contract.columns[config.event_time].type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
         raise SchemaError(
             f"event_time={config.event_time!r} of {config.dataset!r} is "
             f"{contract.columns[config.event_time].type.value} in the schema contract, not a timestamp or date; change "
-            "its type there, or name another column"
+            "its type there, or choose another column"
         )
     always = {"required": True, "optional": False}
     rules = {name: rule.model_copy(update=always) if name in keys else rule for name, rule in contract.columns.items()}
     return contract.model_copy(update={"columns": rules})
 
 
-def keys_of(contract: SchemaContract, config: PipelineConfig) -> set[str]:
-    """Names the columns that no row can do without: identity, event time, images."""
+def required_columns(contract: SchemaContract, config: PipelineConfig) -> set[str]:
+    """Return the columns that every row needs: identity, event time and images."""
     return {*config.identity, *contract.images, *([config.event_time] if config.event_time else [])}
 
 
 def _check_images(contract: SchemaContract, config: PipelineConfig, path: Path) -> None:
-    wanted = config.images.column if config.images else None
-    anew = f"move {path} away to have it inferred anew"
-    if wanted is not None and wanted not in contract.images:
+    column = config.images.column if config.images else None
+    remedy = f"move {path} away to infer a new contract"
+    if column is not None and column not in contract.images:
         raise SchemaError(
-            f"images of {config.dataset!r} are in column {wanted!r}, which the schema contract says is "
-            f"{contract.columns[wanted].type.value}; {anew}"
+            f"images.column={column!r} of {config.dataset!r} has type {contract.columns[column].type.value} in the "
+            f"schema contract, not image; {remedy}"
         )
-    if others := sorted(contract.images.keys() - {wanted}):
+    if others := sorted(contract.images.keys() - {column}):
         raise SchemaError(
-            f"column {others[0]!r} is an image in the schema contract of {config.dataset!r}, and images of the YAML "
-            f"names {'no column' if wanted is None else repr(wanted)}; name it there, or {anew}"
+            f"column {others[0]!r} is an image in the schema contract of {config.dataset!r}, but images.column in the "
+            f"YAML is {'not set' if column is None else repr(column)}; set it, or {remedy}"
         )
     patch = config.images.patch if config.images else None
-    if wanted and patch and (contract.images[wanted].height, contract.images[wanted].width) != (patch, patch):
+    if column and patch and (contract.images[column].height, contract.images[column].width) != (patch, patch):
         raise SchemaError(
-            f"patch={patch} of images gives {config.dataset!r} rows of {patch}×{patch} pixels, and the schema contract "
-            f"says {contract.images[wanted]}; change one of them, or {anew}"
+            f"images.patch={patch} gives {config.dataset!r} rows of {patch}×{patch} pixels, but the schema contract "
+            f"says {contract.images[column]}; change one of them, or {remedy}"
         )

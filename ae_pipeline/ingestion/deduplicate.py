@@ -1,4 +1,4 @@
-"""Rows of the same identity side by side, however many rows there are."""
+"""Partition rows by identity with bounded memory."""
 
 import math
 import tempfile
@@ -11,44 +11,44 @@ import pyarrow as pa
 
 from ae_pipeline.storage.files import make_folder, translate_os_error
 
-_AT_ONCE = 200_000
-"""Rows that are held at once, about."""
+_PARTITION_ROWS = 200_000
+"""Approximate number of rows in memory at once."""
 
-_MOST_PARTS = 128
-"""Files that are open at once, at most."""
+_MAX_PARTITIONS = 128
+"""Maximum number of open files."""
 
 
-def by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Path) -> Iterator[pl.DataFrame]:
-    """Gives rows in parts, all rows of an identity in the same part, in the order in which they came.
+def partition_by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Path) -> Iterator[pl.DataFrame]:
+    """Yield rows in partitions. All rows of an identity are in the same partition, in their original order.
 
-    Many rows are parted by a hash into files without a name, of which one after another is read: memory does not grow
-    with them, and time goes with their number (as in a Grace hash join, Kitsuregawa et al. 1983).
+    Many rows are first distributed to temporary files by a hash of their identity. Then each file is one partition, as
+    in a Grace hash join (Kitsuregawa et al. 1983). Memory stays bounded, and the time is linear in the number of rows.
 
     Args:
-        batches: Rows with `row_id`, all of the same columns.
-        rows: How many there are, about.
-        folder: Where there is room.
+        batches: Rows with `row_id`, all with the same columns.
+        rows: Approximate number of rows.
+        folder: Folder for the temporary files.
 
     Raises:
-        StorageError: There is no room.
+        StorageError: The disk is full, or the folder cannot be written.
     """
-    parts = min(math.ceil(rows / _AT_ONCE), _MOST_PARTS)
-    if parts <= 1:
-        together = list(batches)
-        if together:
-            yield pl.concat(together)
+    partitions = min(math.ceil(rows / _PARTITION_ROWS), _MAX_PARTITIONS)
+    if partitions <= 1:
+        frames = list(batches)
+        if frames:
+            yield pl.concat(frames)
         return
     with ExitStack() as stack:
         try:
             make_folder(folder)
-            files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]
+            files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(partitions)]
             writers: list[pa.ipc.RecordBatchStreamWriter] = []
             for batch in batches:
                 table = batch.to_arrow(compat_level=pl.CompatLevel.oldest())
                 writers = writers or [pa.ipc.new_stream(file, table.schema) for file in files]
-                own = (batch["row_id"].hash(seed=0) % parts).to_numpy()
+                partition = (batch["row_id"].hash(seed=0) % partitions).to_numpy()
                 for index, writer in enumerate(writers):
-                    writer.write_table(table.filter(pa.array(own == index)))
+                    writer.write_table(table.filter(pa.array(partition == index)))
             for writer in writers:
                 writer.close()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Reads images: decodes PNG and JPEG, and takes arrays out of Arrow columns without a loop over pixels."""
+"""Read images: decode PNG and JPEG, and convert nested Arrow lists to arrays without a loop over pixels."""
 
 import io
 import struct
@@ -18,25 +18,25 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, UnreadableFileError
 
 _FORMATS = ("PNG", "JPEG")
-# All that Pillow's readers are known to raise on bytes that are no whole image.
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, zlib.error)
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_SAME_COLOURS = {"1": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
+# Errors that Pillow is known to raise for incomplete or invalid files.
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, zlib.error)
+_SIZE_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_CONVERTED_MODES = {"1": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
 
 Pixels = npt.NDArray[Any]
 
 
 class UnreadableImageError(Exception):
-    """Bytes that are no image; the message says why and what to do."""
+    """Bytes are not a valid image. The message states the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class ImageColumn:
-    """Images of a column, row for row.
+    """The images of a column, one per row.
 
     Attributes:
-        images: `IMAGE_STRUCT`, null where there is no image to be had.
-        reasons: Why not, null elsewhere.
+        images: Images as `IMAGE_STRUCT`, null for a row without a readable image.
+        reasons: Reason for each row without a readable image, null for the others.
     """
 
     images: pl.Series
@@ -44,92 +44,96 @@ class ImageColumn:
 
 
 def decode_image(data: bytes) -> Pixels:
-    """Decodes a PNG or JPEG, turned upright as its EXIF data say.
+    """Decode a PNG or JPEG, and rotate it as its EXIF orientation says.
 
-    Grey, grey with alpha, RGB and RGBA stay what they are. A palette becomes the colours it stands for, black and white
-    becomes grey, CMYK becomes RGB. 16-bit grey keeps its 16 bits; of 16-bit colour Pillow gives the upper 8.
+    Gray, gray with alpha, RGB and RGBA are kept. A palette is replaced by its colors, black and white becomes gray, and
+    CMYK becomes RGB. 16-bit gray keeps its 16 bits; Pillow reduces 16-bit color to the upper 8 bits.
 
     Returns:
-        uint8 or uint16 of shape (height, width, channels).
+        Array of uint8 or uint16 with shape (height, width, channels).
 
     Raises:
-        UnreadableImageError: It is neither, is cut off, or is too large to be opened safely.
+        UnreadableImageError: The bytes are neither PNG nor JPEG, are truncated, or have too many pixels.
     """
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(io.BytesIO(data), formats=_FORMATS) as opened,
         ):
-            image = _in_plain_colours(ImageOps.exif_transpose(opened))
+            image = _convert_mode(ImageOps.exif_transpose(opened))
             pixels = np.asarray(image)
-    except _BOMBS as error:
+    except _SIZE_ERRORS as error:
         raise UnreadableImageError(
-            f"it has too many pixels to be opened safely ({first_line(error)}); land it smaller, or cut into parts"
+            f"it has too many pixels to be opened safely ({first_line(error)}); land a smaller image, or parts of it"
         ) from error
-    except _BROKEN as error:
-        told = first_line(error) if not isinstance(error, UnidentifiedImageError) else "neither PNG nor JPEG"
+    except _DECODING_ERRORS as error:
+        problem = "neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UnreadableImageError(
-            f"it cannot be read as an image ({told}); it may have been cut off on its way: land it again"
+            f"it cannot be read as an image ({problem}); it may be truncated: land it again"
         ) from error
-    if pixels.dtype != np.uint8:  # I;16, or I from a Pillow of before 11
+    if pixels.dtype != np.uint8:  # mode I;16, or mode I before Pillow 11
         pixels = pixels.astype(np.uint16)
     return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
 
 
-def _in_plain_colours(image: Image.Image) -> Image.Image:
+def _convert_mode(image: Image.Image) -> Image.Image:
     if image.mode == "P":
         return image.convert("RGBA" if "transparency" in image.info else "RGB")
-    return image.convert(_SAME_COLOURS[image.mode]) if image.mode in _SAME_COLOURS else image
+    return image.convert(_CONVERTED_MODES[image.mode]) if image.mode in _CONVERTED_MODES else image
 
 
 def image_struct(pixels: Pixels) -> dict[str, Any]:
-    """Gives the fields of `IMAGE_STRUCT` of an array of shape (height, width, channels)."""
+    """Return the fields of `IMAGE_STRUCT` for an array of shape (height, width, channels).
+
+    >>> image_struct(np.zeros((2, 3, 1), np.uint8))["height"], image_struct(np.zeros((2, 3, 1), np.uint8))["dtype"]
+    (2, 'uint8')
+    """
     height, width, channels = pixels.shape
     data = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)).tobytes()
     return {"data": data, "height": height, "width": width, "channels": channels, "dtype": pixels.dtype.name}
 
 
 def read_image_column(column: pa.ChunkedArray, name: str, dtype: str | None = None) -> ImageColumn:
-    """Reads images of a Parquet column: nested lists of numbers, encoded bytes, or a struct that holds such bytes.
+    """Read the images of a Parquet column: nested lists of numbers, encoded bytes, or a struct with encoded bytes.
 
     Args:
-        column: Its values, n rows.
-        name: Its name, for messages.
-        dtype: What integers of other widths than 8 and 16 bits are to become, where the contract says it.
+        column: Values of the column, n rows.
+        name: Name of the column, for messages.
+        dtype: Type for integers that have neither 8 nor 16 bits, if the schema contract declares it.
 
     Raises:
-        UnreadableFileError: Values of its type are no images.
+        UnreadableFileError: The type of the column cannot hold images.
     """
     kind = column.type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as the datasets of Hugging Face hold them
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # the format of Hugging Face datasets
         column = pc.struct_field(column, "bytes")
         kind = column.type
     if pa.types.is_null(kind):
-        return _decoded([None] * len(column))
+        return _decode_all([None] * len(column))
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return _decoded(column.to_pylist())
+        return _decode_all(column.to_pylist())
     if isinstance(kind, pa.FixedShapeTensorType):
         column, kind = _as_lists(column)
     depth, leaf = _depth(kind)
     if depth not in {2, 3} or not (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
         raise UnreadableFileError(
-            f"column {name!r} holds {kind}, and an image is lists of numbers, height × width or height × width × "
-            "channels, or the bytes of a PNG or JPEG; change it at the source, or name another column in images"
+            f"column {name!r} has type {kind}, but an image must be nested lists of numbers (height × width, or height "
+            "× width × channels) or the bytes of a PNG or JPEG; change it at the source, or set another images.column"
         )
     target = leaf
     for _ in range(depth):
         target = pa.large_list(target)
-    arrays = [_Arrays.of(chunk.cast(target), depth) for chunk in column.chunks]
-    return _Arrays.joined(arrays, leaf).read(dtype)
+    arrays = [_Arrays.from_lists(chunk.cast(target), depth) for chunk in column.chunks]
+    return _Arrays.concatenate(arrays, leaf).to_images(dtype)
 
 
-def _decoded(values: list[bytes | None]) -> ImageColumn:
+def _decode_all(values: list[bytes | None]) -> ImageColumn:
     images: list[dict[str, Any] | None] = []
     reasons: list[str | None] = []
     for value in values:
         try:
             if not value:
-                raise UnreadableImageError("it is missing; fill it at the source")
+                raise UnreadableImageError("it is missing; add it at the source")
             images.append(image_struct(decode_image(value)))
             reasons.append(None)
         except UnreadableImageError as error:
@@ -139,12 +143,10 @@ def _decoded(values: list[bytes | None]) -> ImageColumn:
 
 
 def _as_lists(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.DataType]:
-    """Turns tensors of one shape, which Arrow keeps flat, into nested lists."""
+    """Convert an Arrow column of tensors of a fixed shape to nested lists."""
     shape, order = column.type.shape, column.type.permutation
     if order is not None and list(order) != sorted(order):
-        raise UnreadableFileError(
-            f"it holds tensors in the order {list(order)} of their axes; land them row by row, channels last"
-        )
+        raise UnreadableFileError(f"its tensors have the axis order {list(order)}; land them row by row, channels last")
     kind = column.type.value_type
     for size in reversed(shape):
         kind = pa.list_(kind, size)
@@ -164,16 +166,16 @@ def _depth(kind: pa.DataType) -> tuple[int, pa.DataType]:
     return depth, kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Arrays:
-    """Arrays of n rows as their values lie in memory, one after another, and what is wrong with them.
+    """Arrays of n rows in one flat buffer, and their defects.
 
     Attributes:
-        values: Of all rows, flat.
-        starts: Where each row's values begin, and where the last one's end, (n + 1,).
-        shape: Height, width and channels, (n, 3).
+        values: Values of all rows, flat.
+        starts: Index of the first value of each row, and the number of values, (n + 1,).
+        shape: Height, width and channels of each row, (n, 3).
         is_missing: Whether a row, or a value in it, is null, (n,).
-        is_ragged: Whether lists of a row differ in length, (n,).
+        is_ragged: Whether the lists of a row differ in length, (n,).
     """
 
     values: Pixels
@@ -183,8 +185,13 @@ class _Arrays:
     is_ragged: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, array: pa.Array, depth: int) -> "_Arrays":
-        """Takes nested large lists apart."""
+    def from_lists(cls, array: pa.Array, depth: int) -> "_Arrays":
+        """Convert nested large lists.
+
+        Args:
+            array: Lists of numbers, nested `depth` times; n rows.
+            depth: 2 for height × width, 3 for height × width × channels.
+        """
         count = len(array)
         is_missing = array.is_null().to_numpy(zero_copy_only=False)
         is_ragged = np.zeros(count, dtype=bool)
@@ -194,10 +201,10 @@ class _Arrays:
             array = array.values
             is_missing = is_missing | _any(array.is_null().to_numpy(zero_copy_only=False), starts)
             offsets = array.offsets.to_numpy()
-            here = np.diff(offsets)
-            first = here[np.minimum(starts[:-1], len(here) - 1)] if len(here) else np.zeros(count, dtype=np.int64)
-            inside = here[starts[0] : starts[-1]] != np.repeat(first, np.diff(starts))
-            is_ragged = is_ragged | _any(inside, starts - starts[0])
+            sizes = np.diff(offsets)
+            first = sizes[np.minimum(starts[:-1], len(sizes) - 1)] if len(sizes) else np.zeros(count, dtype=np.int64)
+            differs = sizes[starts[0] : starts[-1]] != np.repeat(first, np.diff(starts))
+            is_ragged = is_ragged | _any(differs, starts - starts[0])
             starts = offsets[starts]
             lengths.append(np.where(lengths[-1] > 0, first, 0))
         array = array.values
@@ -207,29 +214,46 @@ class _Arrays:
         values = (array.fill_null(0) if array.null_count else array).to_numpy(zero_copy_only=False)[
             starts[0] : starts[-1]
         ]
-        return cls(values, starts - starts[0], np.stack(lengths, axis=1), is_missing, is_ragged)
-
-    @classmethod
-    def joined(cls, parts: list["_Arrays"], leaf: pa.DataType) -> "_Arrays":
-        """Puts chunks of one column one after another."""
-        kind, nothing = leaf.to_pandas_dtype(), np.zeros(0, dtype=bool)
-        ends = np.cumsum([0, *(len(part.values) for part in parts)])
         return cls(
-            np.concatenate([np.zeros(0, dtype=kind), *(part.values for part in parts)]),
-            np.concatenate([[0], *(part.starts[1:] + end for part, end in zip(parts, ends[:-1], strict=True))]),
-            np.concatenate([np.zeros((0, 3), dtype=np.int64), *(part.shape for part in parts)]),
-            np.concatenate([nothing, *(part.is_missing for part in parts)]),
-            np.concatenate([nothing, *(part.is_ragged for part in parts)]),
+            values=values,
+            starts=starts - starts[0],
+            shape=np.stack(lengths, axis=1),
+            is_missing=is_missing,
+            is_ragged=is_ragged,
         )
 
-    def read(self, dtype: str | None) -> ImageColumn:
-        """Makes images of the arrays, in the types that the contract knows."""
+    @classmethod
+    def concatenate(cls, parts: list["_Arrays"], leaf: pa.DataType) -> "_Arrays":
+        """Concatenate the chunks of a column.
+
+        Args:
+            parts: The chunks; a column without rows has none.
+            leaf: Type of the values.
+        """
+        kind, empty = leaf.to_pandas_dtype(), np.zeros(0, dtype=bool)
+        ends = np.cumsum([0, *(len(part.values) for part in parts)])
+        starts = (part.starts[1:] + end for part, end in zip(parts, ends[:-1], strict=True))
+        return cls(
+            values=np.concatenate([np.zeros(0, dtype=kind), *(part.values for part in parts)]),
+            starts=np.concatenate([[0], *starts]),
+            shape=np.concatenate([np.zeros((0, 3), dtype=np.int64), *(part.shape for part in parts)]),
+            is_missing=np.concatenate([empty, *(part.is_missing for part in parts)]),
+            is_ragged=np.concatenate([empty, *(part.is_ragged for part in parts)]),
+        )
+
+    def to_images(self, dtype: str | None) -> ImageColumn:
+        """Convert the arrays to images with values of type uint8, uint16 or float32.
+
+        Args:
+            dtype: Type for integers that have neither 8 nor 16 bits, if the schema contract declares it.
+        """
         reason = np.full(len(self.shape), None, dtype=object)
-        reason[self.shape.prod(axis=1) == 0] = "it has no pixel; fill it at the source"
-        reason[self.is_ragged] = "its lists differ in length, so it is no rectangle; mend it at the source"
-        reason[self.is_missing] = "it, or a value in it, is missing; fill it at the source"
-        values, unfit, why = _in_contract_type(self.values, self.starts, reason == None, dtype)  # noqa: E711
-        reason[(reason == None) & unfit] = why  # noqa: E711
+        reason[self.shape.prod(axis=1) == 0] = "it has no pixels; add them at the source"
+        reason[self.is_ragged] = "its lists differ in length, so it is not a rectangle; correct it at the source"
+        reason[self.is_missing] = "the image or a value in it is missing; add it at the source"
+        is_valid = reason == None  # noqa: E711
+        values, is_unfit, problem = _to_contract_type(self.values, self.starts, is_valid, dtype)
+        reason[is_valid & is_unfit] = problem
         fits = reason == None  # noqa: E711
         data = pa.LargeBinaryArray.from_buffers(
             pa.large_binary(),
@@ -244,32 +268,38 @@ class _Arrays:
         )
 
 
-def _any(wrong: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether anything is wrong between each start and the next."""
-    return np.diff(np.concatenate([[0], np.cumsum(wrong)])[starts]) > 0
+def _any(flags: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return whether any element between each start and the next one is true."""
+    return np.diff(np.concatenate([[0], np.cumsum(flags)])[starts]) > 0
 
 
-def _in_contract_type(
-    values: Pixels, starts: npt.NDArray[np.int64], sound: npt.NDArray[np.bool_], dtype: str | None
+def _to_contract_type(
+    values: Pixels, starts: npt.NDArray[np.int64], is_valid: npt.NDArray[np.bool_], dtype: str | None
 ) -> tuple[Pixels, npt.NDArray[np.bool_], str]:
-    """Brings values to uint8, uint16 or float32; gives them, which rows they do not fit, and why.
+    """Convert values to uint8, uint16 or float32.
 
-    Integers of other widths say nothing about the range that is meant: they become what the contract says, and before
-    there is one uint8 where most rows of the file fit it, and uint16 otherwise, so that neither a dark image nor a
-    wrong one sets itself apart.
+    Other integer types do not show the range of the values. Such integers become the type of the schema contract.
+    Without a contract they become uint8 if most images of the file fit it, and uint16 otherwise. A single dark or
+    faulty image therefore does not get a type of its own.
+
+    Args:
+        values: Values of n rows, flat.
+        starts: Index of the first value of each row, and the number of values, (n + 1,).
+        is_valid: Rows that count for the choice of the type, (n,).
+        dtype: Type in the schema contract, if there is one.
+
+    Returns:
+        The converted values, whether a row does not fit the type, (n,), and the reason for these rows.
     """
     if values.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
-        return values.astype(values.dtype.newbyteorder("<"), copy=False), np.zeros(len(sound), dtype=bool), ""
+        return values.astype(values.dtype.newbyteorder("<"), copy=False), np.zeros(len(is_valid), dtype=bool), ""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
             single = values.astype("<f4")
-        return single, _any(~np.isfinite(single), starts), "a value in it is not finite; mend it at the source"
+        return single, _any(~np.isfinite(single), starts), "a value in it is not finite; correct it at the source"
     beyond_8, beyond_16 = (_any((values < 0) | (values > top), starts) for top in (255, 65535))
-    is_8_bit = dtype == "uint8" or (dtype != "uint16" and (beyond_8 & sound).sum() * 2 <= sound.sum())
+    is_8_bit = dtype == "uint8" or (dtype != "uint16" and (beyond_8 & is_valid).sum() * 2 <= is_valid.sum())
     if is_8_bit:
-        return (
-            values.astype(np.uint8),
-            beyond_8,
-            "a value in it is not within 0 to 255, as in most; mend it at the source",
-        )
-    return values.astype("<u2"), beyond_16, "a value in it is not within 0 to 65535; mend it at the source"
+        reason = "a value in it is outside 0 to 255, the range of the other images; correct it at the source"
+        return values.astype(np.uint8), beyond_8, reason
+    return values.astype("<u2"), beyond_16, "a value in it is outside 0 to 65535; correct it at the source"

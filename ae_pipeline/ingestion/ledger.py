@@ -1,4 +1,4 @@
-"""The ledger: what has been read from which landed file."""
+"""The ledger: a JSON file that records which landed file gave which rows."""
 
 import json
 from collections import Counter
@@ -10,23 +10,24 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import write_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LandedFile:
-    """What the ledger knows of one landed file.
+    """The entry of one landed file.
 
     Attributes:
-        size: Bytes, as last seen.
-        modified_ns: When it was last written, ns since 1970.
-        sha256: Of its content.
-        landed_ns: When this content was first written there; the newest wins where two files bear the same row, and the
-            same content copied there again is no newer.
-        contract: Fingerprint of the contract and settings that its rows were held against.
-        staged: Name of its staged copy, or None when no version of it could be read.
-        rows: Good rows in the staged copy.
-        days: Good rows by day.
-        quarantined: Rejected rows by rule.
-        rejected_copy: Name of the file in quarantine that holds them.
-        refused: Why the newest version cannot be used; what an earlier version gave stands until it is landed again.
+        size: Size of the file in bytes, as last seen.
+        modified_ns: Modification time of the file in ns since 1970, as last seen.
+        sha256: Hash of the content.
+        landed_ns: Time at which this content landed first, in ns since 1970. Of two rows with the same identity, the
+            one from the file with the later time wins. Landing the same content again does not change the time.
+        contract: Fingerprint of the schema contract and settings that the rows were validated with.
+        staged: Name of the staged copy, or None if no version of the file could be read.
+        rows: Number of valid rows in the staged copy.
+        days: Number of valid rows of each day.
+        quarantined: Number of rejected rows for each violated rule.
+        rejected_copy: Name of the quarantine file with the rejected rows, or None.
+        refused: Reason why the newest version cannot be used, or None. Rows of an earlier version remain until the file
+            lands again.
     """
 
     size: int
@@ -44,22 +45,27 @@ class LandedFile:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All files that ever landed, by their path below the landing place."""
+    """The entries of all files that have ever landed.
+
+    Attributes:
+        files: Entries by the path of the file below the landing folder.
+    """
 
     files: dict[str, LandedFile] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> "Ledger":
-        """Reads the ledger, empty when there is none yet.
+        """Read a ledger. It is empty if nothing was read yet.
 
         Raises:
-            StorageError: It is broken, or it is gone while the copies that it knew of are there.
+            StorageError: The ledger is invalid, or it is missing although staged copies exist.
         """
-        remedy = f"put it back, or remove {path.parent} to have all files read anew that still lie in the landing place"
+        remedy = f"restore it, or delete {path.parent} to read all files again that are still in the landing folder"
         if not path.exists():
             if any(path.parent.glob("files/*.parquet")):
                 raise StorageError(
-                    f"the ledger {path} is gone, and rows of files that have left are known to it alone; {remedy}"
+                    f"the ledger {path} is missing, but it is the only record of rows whose files have left the "
+                    f"landing folder; {remedy}"
                 )
             return cls()
         try:
@@ -69,21 +75,25 @@ class Ledger:
             raise StorageError(f"the ledger {path} cannot be read ({error}); {remedy}") from error
 
     def save(self, path: Path) -> None:
-        """Writes the ledger in one step."""
+        """Write the ledger atomically."""
         write_text(path, json.dumps({name: asdict(entry) for name, entry in self.files.items()}, indent=0))
 
     @property
     def days(self) -> list[str]:
-        """Every day that some file has rows for, sorted."""
+        """Days with rows of at least one file, sorted."""
         return sorted({day for entry in self.files.values() for day in entry.days})
 
     @property
     def refused(self) -> dict[str, str]:
-        """Files whose newest version cannot be used, with the reason."""
+        """Reason for each file whose newest version cannot be used."""
         return {name: entry.refused for name, entry in self.files.items() if entry.refused}
 
     def quarantined(self, days: Sequence[str] | None = None) -> dict[str, int]:
-        """Adds up rejected rows by rule, the most frequent first; of all files, or of those with rows on some days."""
+        """Return the number of rejected rows for each rule, the most frequent rule first.
+
+        Args:
+            days: Count only files with rows on these days, or without any valid row; all files by default.
+        """
         total: Counter[str] = Counter()
         for entry in self.files.values():
             if days is None or not entry.days or not entry.days.keys().isdisjoint(days):
@@ -91,15 +101,15 @@ class Ledger:
         return dict(total.most_common())
 
     def rows_beside(self, days: Sequence[str]) -> int:
-        """Counts the good rows of all files that have rows on some days, on whatever day these rows are."""
-        wanted = set(days)
-        return sum(entry.rows for entry in self.files.values() if not entry.days or entry.days.keys() & wanted)
+        """Return the number of valid rows, on any day, of files with rows on some of the given days."""
+        selected = set(days)
+        return sum(entry.rows for entry in self.files.values() if not entry.days or entry.days.keys() & selected)
 
     def sources(self, day: str) -> list[tuple[str, LandedFile]]:
-        """Files with rows of a day, the newest last."""
+        """Return the files with rows of a day, the newest last."""
         return sorted(((name, entry) for name, entry in self.files.items() if day in entry.days), key=landing_order)
 
 
 def landing_order(item: tuple[str, LandedFile]) -> tuple[int, str]:
-    """Sorts files by when their content landed, the newest last."""
+    """Return a sort key that orders files by the time their content landed."""
     return item[1].landed_ns, item[0]

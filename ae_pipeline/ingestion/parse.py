@@ -1,4 +1,4 @@
-"""Expressions that parse text and numbers into the types of a schema contract."""
+"""Polars expressions that parse text and numbers into the types of a schema contract."""
 
 import re
 
@@ -15,15 +15,15 @@ TIMESTAMP_FORMATS = (
     "%Y-%m-%dT%H:%M",
     "%Y-%m-%d %H:%M",
 )
-"""Text forms of a timestamp that are recognised; any other stands in the contract as `format`."""
+"""Timestamp formats that are recognized. The schema contract declares any other one as `format`."""
 
 
 def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
-    """Reads text as a contract's type; what cannot be read becomes null.
+    """Return an expression that parses text. Values that cannot be parsed become null.
 
     Args:
-        text: String values without surrounding blanks.
-        rule: Type and format.
+        text: Strings without surrounding whitespace.
+        rule: Type and format of the column.
     """
     match rule.type:
         case ColumnType.INTEGER | ColumnType.CLOCK_HHMM:
@@ -33,14 +33,14 @@ def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
             return finite_numbers(text.cast(pl.Float64, strict=False))
         case ColumnType.BOOLEAN:
             lower = text.str.to_lowercase()
-            said = pl.when(lower.is_in(["true", "t", "yes"])).then(statement=True)
-            return said.when(lower.is_in(["false", "f", "no"])).then(statement=False)
+            value = pl.when(lower.is_in(["true", "t", "yes"])).then(statement=True)
+            return value.when(lower.is_in(["false", "f", "no"])).then(statement=False)
         case ColumnType.DATE:
             return text.str.to_date(rule.format or "%Y-%m-%d", strict=False)
         case ColumnType.TIMESTAMP:
             if rule.format is None:
-                tries = [rule.model_copy(update={"format": form}) for form in TIMESTAMP_FORMATS]
-                return pl.coalesce([parse_text(text, known) for known in tries])
+                candidates = [rule.model_copy(update={"format": form}) for form in TIMESTAMP_FORMATS]
+                return pl.coalesce([parse_text(text, candidate) for candidate in candidates])
             form = rule.format
             if re.search("%#?:*z|%\\+", form):
                 return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
@@ -50,11 +50,14 @@ def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
 
 
 def whole_numbers(value: pl.Expr) -> pl.Expr:
-    """Makes integers of floats that are whole, as files with gaps write them (517.0); all others become null."""
+    """Return an expression that casts whole floats to integers. All other values become null.
+
+    Files write integers with gaps as floats, such as 517.0.
+    """
     is_whole = (value == value.floor()) & (value.abs() < 2**53)
     return pl.when(is_whole).then(value).cast(pl.Int64)
 
 
 def finite_numbers(value: pl.Expr) -> pl.Expr:
-    """Makes null of what is infinite or not a number."""
+    """Return an expression that replaces NaN and infinite values with null."""
     return pl.when(value.is_finite()).then(value)

@@ -1,4 +1,4 @@
-"""The raw rows of a day: the upsert of what all landed files have for it."""
+"""Build the raw rows of a day: the upsert of the staged rows of all landed files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,24 +8,25 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.text import first_line
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
-from ae_pipeline.ingestion.deduplicate import by_identity
+from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DayResult:
-    """One day's file of a stage.
+    """The file of one day in one stage.
 
     Attributes:
         day: ISO date, or `ALL_ROWS`.
-        rows: Rows in it.
-        content_hash: Of these rows.
-        built: Whether it was written now; otherwise it was up to date.
-        superseded: Raw only: rows that a newer row of the same identity replaced.
+        rows: Number of rows.
+        content_hash: Hash of the rows.
+        built: Whether the file was written now. Otherwise it was up to date.
+        superseded: Number of rows that a newer row with the same identity has replaced; raw rows only.
     """
 
     day: str
@@ -35,61 +36,79 @@ class DayResult:
     superseded: int = 0
 
 
-def build_raw_day(day: str, intake: IngestResult, paths: DatasetPaths) -> DayResult:
-    """Writes the raw rows of a day, unless they are up to date.
+def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayResult:
+    """Write the raw rows of a day, unless the file is up to date.
 
-    Columns are the contract's, `row_id` and `event_time`; rows are sorted by event time and identity, each identity
-    once.
+    The columns are those of the schema contract, `row_id` and `event_time`. The rows are deduplicated by identity, and
+    sorted by event time and identity.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        ingested: Result of the last ingestion.
+        paths: Paths of the dataset.
+
+    Raises:
+        SchemaError: Staged rows of a file that has left the landing folder do not fit the edited contract.
     """
     target = paths.raw(day)
-    facts, input_hash = read_facts(target), intake.input_hash(day)
+    facts, input_hash = read_facts(target), ingested.input_hash(day)
     if facts.get("input_hash") == input_hash:
-        return DayResult(day, int(facts["rows"]), facts["content_hash"], False, int(facts["superseded"]))
-    schema = {**intake.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
+        return DayResult(
+            day=day,
+            rows=int(facts["rows"]),
+            content_hash=facts["content_hash"],
+            built=False,
+            superseded=int(facts["superseded"]),
+        )
+    schema = {**ingested.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
     empty = pl.DataFrame(schema=schema)
     parts = [
-        _typed(_staged(paths.staged(entry.staged), intake.contract, name).filter(pl.col("_day") == day), schema, name)
-        for name, entry in intake.ledger.sources(day)
+        _cast(
+            _read_staged(paths.staged(entry.staged), ingested.contract, name).filter(pl.col("_day") == day),
+            schema,
+            name,
+        )
+        for name, entry in ingested.ledger.sources(day)
         if entry.staged
     ]
-    # Diagonal: a copy staged before an optional column was declared lacks it.
+    # "diagonal", because a copy lacks optional columns that were declared after it was staged.
     rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
     kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
-    kept = kept.filter(~pl.col("row_id").is_in(intake.moved.get(day, []))).sort("event_time", "row_id")
+    kept = kept.filter(~pl.col("row_id").is_in(ingested.moved.get(day, []))).sort("event_time", "row_id")
     superseded = rows.height - kept.height
     content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
-    return DayResult(day, kept.height, content_hash, True, superseded)
+    return DayResult(day=day, rows=kept.height, content_hash=content_hash, built=True, superseded=superseded)
 
 
-def _staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFrame:
-    """Reads the staged copy of a file; bytes do not tell what an image is, so its footer must."""
-    staged = read_facts(path) if contract.images else {}
+def _read_staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFrame:
+    """Read a staged copy, and check the shape of its images in the footer, since their bytes do not show it."""
+    facts = read_facts(path) if contract.images else {}
     for name, shape in contract.images.items():
-        found = staged.get(IMAGE_FACT + name, "of no known shape")
-        if found != str(shape):
+        staged_shape = facts.get(IMAGE_FACT + name, "of unknown shape")
+        if staged_shape != str(shape):
             raise SchemaError(
-                f"images of column {name!r} read from {source} under an earlier schema contract are {found}, and the "
-                f"one in force says {shape}; land {source} again, or take the edit back"
+                f"images of column {name!r} from {source} were staged under an earlier schema contract and are "
+                f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
     return pl.read_parquet(path)
 
 
-def _typed(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:
-    """Brings rows of a file that cannot be read again, since it has left or is broken, to the contract's types."""
+def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:
+    """Cast staged rows to the current types, for files that have left the landing folder or are now unreadable."""
     try:
         return rows.cast({name: dtype for name, dtype in schema.items() if name in rows.columns})
     except pl.exceptions.PolarsError as error:
         raise SchemaError(
-            f"rows read from {source} under an earlier schema contract do not fit the types of the one in force "
-            f"({str(error).splitlines()[0]}); land {source} again, or take the edit back"
+            f"rows from {source} were staged under an earlier schema contract and do not fit the types of the current "
+            f"one ({first_line(error)}); land {source} again, or undo the edit"
         ) from error
 
 
 def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
-    """Counts rows of days whose identity stands a second time among them."""
-    there = [path for day in days if (path := paths.raw(day)).exists()]
-    if not there:
+    """Return the number of rows on some days whose identity occurs in an earlier row of these days."""
+    files = [path for day in days if (path := paths.raw(day)).exists()]
+    if not files:
         return 0
-    rows = sum(pq.read_metadata(path).num_rows for path in there)
-    batches = (pl.read_parquet(path, columns=["row_id"], glob=False) for path in there)
-    return sum(part.height - part["row_id"].n_unique() for part in by_identity(batches, rows, paths.scratch))
+    rows = sum(pq.read_metadata(path).num_rows for path in files)
+    batches = (pl.read_parquet(path, columns=["row_id"], glob=False) for path in files)
+    return sum(part.height - part["row_id"].n_unique() for part in partition_by_identity(batches, rows, paths.scratch))

@@ -1,4 +1,4 @@
-"""Reads one landed file into text or typed columns, keeping what cannot be read and saying why."""
+"""Read one landed file: CSV, Parquet, PNG or JPEG. Rows that cannot be read are kept with a reason."""
 
 import io
 import json
@@ -11,48 +11,55 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.text import first_line
-from ae_pipeline.config.pipeline import ImagesConfig
+from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.ingestion.images import UnreadableImageError, decode_image, image_struct, read_image_column
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, PLACE, REJECTED_SCHEMA, FileRows, UnreadableFileError, image_words
+from ae_pipeline.ingestion.rows import (
+    IMAGE_STRUCT,
+    ORIGIN_COLUMNS,
+    REJECTED_SCHEMA,
+    FileRows,
+    UnreadableFileError,
+    format_image,
+)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 FILE_COLUMN = "file"
-"""Column that holds the path of an image file below the landing place."""
+"""Column with the path of an image file below the landing folder."""
 
 _VALUE = r'(?:[^",][^,]*|"(?:[^"]|"")*"[^",]*|)'
 _CLOSED_QUOTES = f"^{_VALUE}(?:,{_VALUE})*$"
 
 
 def suffixes(images: ImagesConfig | None) -> tuple[str, ...]:
-    """Lists the endings of the files that are read."""
+    """Return the suffixes of the files that a dataset reads."""
     return (".csv", ".parquet", *(IMAGE_SUFFIXES if images else ()))
 
 
 def read_file(name: str, data: bytes, images: ImagesConfig | None = None, dtype: str | None = None) -> FileRows:
-    """Reads a landed file.
+    """Read a landed file.
 
     Args:
-        name: Its path below the landing place, whose ending tells the format.
-        data: Its content.
-        images: Which column holds images and how they are cut; files of a dataset without images have none.
-        dtype: Of the images' values by the contract, where there is one.
+        name: Path of the file below the landing folder. Its suffix determines the format.
+        data: Content of the file.
+        images: Settings for images, or None for a table.
+        dtype: Type of the images' values in the schema contract, if there is a contract.
 
     Raises:
-        UnreadableFileError: Nothing of it can be read.
+        UnreadableFileError: No row of the file can be read.
     """
-    ending = PurePath(name).suffix.lower()
-    if images and ending in IMAGE_SUFFIXES:
+    suffix = PurePath(name).suffix.lower()
+    if images and suffix in IMAGE_SUFFIXES:
         file = _read_image(name, data, images)
     elif not data:
-        raise UnreadableFileError("the file is empty (0 bytes); land it again, with at least its header")
-    elif ending == ".parquet":
+        raise UnreadableFileError("the file is empty (0 bytes); land it again, at least with a header")
+    elif suffix == ".parquet":
         file = _read_parquet(data, images, dtype)
     else:
         file = _read_csv(data)
     if images and images.patch and file.rows.schema.get(images.column) == IMAGE_STRUCT:
-        file = _in_patches(file, images)
+        file = _cut_patches(file, images)
     rejected = file.rejected.with_columns(source_file=pl.lit(name))
     return FileRows(file.rows.with_columns(_source_file=pl.lit(name)), rejected)
 
@@ -64,38 +71,38 @@ def _read_image(name: str, data: bytes, images: ImagesConfig) -> FileRows:
     try:
         image = decode_image(data)
     except UnreadableImageError as error:
-        return _no_image(f"{images.column}: readable", f"{images.column}: {error}", values, schema)
+        return _rejected_image(f"{images.column}: readable", f"{images.column}: {error}", values, schema)
     match = expression.search(name)
     if match is None:
-        why = f"{FILE_COLUMN} = {name} does not match path={images.path!r} of images; rename the file, or change path"
-        return _no_image(f"{FILE_COLUMN}: path", why, values, schema)
+        reason = f"{FILE_COLUMN} = {name} does not match images.path={images.path!r}; rename the file, or change path"
+        return _rejected_image(f"{FILE_COLUMN}: path", reason, values, schema)
     values |= {**match.groupdict(), images.column: image_struct(image)}
     row = pl.DataFrame([values], schema={**schema, "_row_number": pl.Int64()}, orient="row")
     return FileRows(row.with_columns(_row_number=pl.lit(1, pl.Int64)))
 
 
-def _no_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:
+def _rejected_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:
     record = json.dumps(values, ensure_ascii=False)
     rejected = pl.DataFrame([(None, 1, rule, reason, record)], schema=REJECTED_SCHEMA, orient="row")
     return FileRows(pl.DataFrame(schema={**schema, "_row_number": pl.Int64()}), rejected)
 
 
-def _in_patches(file: FileRows, images: ImagesConfig) -> FileRows:
+def _cut_patches(file: FileRows, images: ImagesConfig) -> FileRows:
     if taken := [name for name in PATCH_COLUMNS if name in file.rows.columns]:
         raise UnreadableFileError(
-            f"column {taken[0]!r} bears the name of a patch's place in its image; rename it at the source"
+            f"column {taken[0]!r} has a reserved name, which holds the position of a patch; rename it at the source"
         )
     patch = images.patch or 0
     rows, refused = cut_patches(file.rows, images.column, patch, images.stride or patch)
-    reasons = pl.Series([f"{images.column}: {why}" for _, why in refused], dtype=pl.String)
-    lost = _rejected(file.rows[[index for index, _ in refused]], images.column, "patches", reasons)
-    return FileRows(rows, pl.concat([file.rejected, lost]).sort("row_number"))
+    reasons = pl.Series([f"{images.column}: {reason}" for _, reason in refused], dtype=pl.String)
+    rejected = _rejected(file.rows[[index for index, _ in refused]], images.column, "patches", reasons)
+    return FileRows(rows, pl.concat([file.rejected, rejected]).sort("row_number"))
 
 
 def _rejected(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Series) -> pl.DataFrame:
-    """Puts rows aside for their image, of which the record keeps what it is, not its bytes."""
-    image = pl.coalesce(image_words(pl.col(column)), pl.lit("no image")).alias(column)
-    record = pl.struct(pl.exclude(column, *PLACE).cast(pl.String), image).struct.json_encode()
+    """Return rejected rows with the shape of their image in place of its bytes."""
+    image = pl.coalesce(format_image(pl.col(column)), pl.lit("no image")).alias(column)
+    record = pl.struct(pl.exclude(column, *ORIGIN_COLUMNS).cast(pl.String), image).struct.json_encode()
     return rows.select(
         source_file=pl.lit(None, pl.String),
         row_number="_row_number",
@@ -107,38 +114,38 @@ def _rejected(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Series) ->
 
 def _read_parquet(data: bytes, images: ImagesConfig | None, dtype: str | None) -> FileRows:
     try:
-        _refuse_names(pq.read_schema(io.BytesIO(data)).names)
+        _check_names(pq.read_schema(io.BytesIO(data)).names)
         table = _read_table(data, with_images=images is not None)
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
-            f"not a whole Parquet file ({first_line(error)}); it may have been cut off on its way: land it again"
+            f"not a complete Parquet file ({first_line(error)}); it may be truncated: land it again"
         ) from error
-    found = None
+    decoded = None
     if images and images.column in table.column_names:
-        found = read_image_column(table[images.column], images.column, dtype)
+        decoded = read_image_column(table[images.column], images.column, dtype)
         index = table.column_names.index(images.column)
         table = table.set_column(index, images.column, pa.nulls(table.num_rows))
     frame = pl.DataFrame(pl.from_arrow(table))
     for name, kind in frame.schema.items():
         if kind.is_nested() or kind in {pl.Binary(), pl.Object()}:
             raise UnreadableFileError(
-                f"column {name!r} holds {kind}, and a value is one number, text or time; flatten it at the source"
+                f"column {name!r} has type {kind}, but a value must be one number, text or time; flatten it at the "
+                "source"
             )
     rows = frame.with_row_index("_row_number", offset=1).cast({"_row_number": pl.Int64})
-    if not images or found is None:
+    if not images or decoded is None:
         return FileRows(rows)
-    rows = rows.with_columns(found.images.alias(images.column))
-    bad = found.reasons.is_not_null()
-    reasons = found.reasons.filter(bad)
-    lost = _rejected(rows.filter(bad), images.column, "readable", f"{images.column}: " + reasons)
-    return FileRows(rows.filter(~bad), lost)
+    rows = rows.with_columns(decoded.images.alias(images.column))
+    is_rejected = decoded.reasons.is_not_null()
+    reasons = f"{images.column}: " + decoded.reasons.filter(is_rejected)
+    return FileRows(rows.filter(~is_rejected), _rejected(rows.filter(is_rejected), images.column, "readable", reasons))
 
 
 def _read_table(data: bytes, *, with_images: bool) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(data))
     except pa.ArrowInvalid as error:
-        # pyarrow does not read missing values among lists of a fixed size (seen with 25.0); polars does.
+        # pyarrow 25.0 cannot read missing values among lists of a fixed size; polars can.
         if not with_images or "Expected all lists to be of size" not in str(error):
             raise
         return pl.read_parquet(io.BytesIO(data)).to_arrow()
@@ -150,12 +157,12 @@ def _read_csv(data: bytes) -> FileRows:
     data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     header, _, body = data.partition(b"\n")
     names = _header_names(header)
-    refused = pl.DataFrame(schema=REJECTED_SCHEMA)
+    broken = pl.DataFrame(schema=REJECTED_SCHEMA)
     if b'"' in body or not _is_utf8(body):
-        body, refused = _without_broken_lines(body, len(names))
+        body, broken = _blank_broken_lines(body, len(names))
     rows, ragged = _parse(header + b"\n" + body, names)
-    rows = rows.filter(~pl.col("_row_number").is_in(refused["row_number"].implode()))
-    return FileRows(rows, pl.concat([refused, ragged]).sort("row_number"))
+    rows = rows.filter(~pl.col("_row_number").is_in(broken["row_number"].implode()))
+    return FileRows(rows, pl.concat([broken, ragged]).sort("row_number"))
 
 
 def _header_names(header: bytes) -> list[str]:
@@ -165,17 +172,17 @@ def _header_names(header: bytes) -> list[str]:
         names = [name.strip() for name in pa.csv.read_csv(io.BytesIO(header + b"\n")).column_names]
     except pa.ArrowInvalid as error:
         raise UnreadableFileError(
-            f"the first line is no header ({first_line(error)}); begin the file with one"
+            f"the first line is not a header ({first_line(error)}); add one with the column names"
         ) from error
-    _refuse_names(names)
+    _check_names(names)
     return names
 
 
-def _refuse_names(names: list[str]) -> None:
-    if own := sorted(set(PLACE) & set(names)):
-        raise UnreadableFileError(f"column {own[0]!r} bears a name of the pipeline's own; rename it at the source")
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UnreadableFileError(f"the header names column {doubled[0]!r} twice; give each column a name of its own")
+def _check_names(names: list[str]) -> None:
+    if reserved := sorted(set(ORIGIN_COLUMNS) & set(names)):
+        raise UnreadableFileError(f"column {reserved[0]!r} has a reserved name; rename it at the source")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise UnreadableFileError(f"two columns have the name {duplicates[0]!r}; give each column a unique name")
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -186,17 +193,24 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _without_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]:
-    """Blanks out the lines that would lead the parser astray, so that each line keeps its number.
+def _blank_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]:
+    """Replace the lines that would mislead the parser with empty values, so that each line keeps its number.
 
-    An open quote swallows the good rows after it, and one byte that is not UTF-8 fails the whole file: such lines are
-    taken out before the parser sees them. Hence a record is one line: a quoted value may hold commas, not line breaks.
+    An open quote would swallow the following rows, and one byte that is not UTF-8 would fail the whole file. A record
+    is therefore one line: a quoted value can contain commas, but no line breaks.
+
+    Args:
+        body: The lines after the header.
+        width: Number of columns.
+
+    Returns:
+        The body without broken lines, and the broken lines as rejected rows.
     """
-    whole = _is_utf8(body)
+    is_utf8 = _is_utf8(body)
     text = pl.Series("text", body.decode("utf-8", errors="replace").split("\n"), dtype=pl.String)
     lines = text.to_frame().with_columns(
         row_number=pl.int_range(2, pl.len() + 2, dtype=pl.Int64),
-        rule=pl.when(pl.lit(not whole) & pl.col("text").str.contains("\ufffd", literal=True))
+        rule=pl.when(pl.lit(not is_utf8) & pl.col("text").str.contains("\ufffd", literal=True))
         .then(pl.lit("encoding"))
         .when(
             (pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
@@ -204,20 +218,20 @@ def _without_broken_lines(body: bytes, width: int) -> tuple[bytes, pl.DataFrame]
         )
         .then(pl.lit("quote")),
     )
-    message = {
-        "encoding": "the line is not UTF-8 text; land the file in one encoding",
-        "quote": "a quote is opened and not closed on its line; double a quote inside a value; a record is one line",
+    reasons = {
+        "encoding": "the line is not UTF-8 text; land the file with one encoding",
+        "quote": "a quote is not closed on its line; write each record on one line, and double a quote inside a value",
     }
-    refused = lines.filter(pl.col("rule").is_not_null()).select(
+    broken = lines.filter(pl.col("rule").is_not_null()).select(
         pl.lit(None, dtype=pl.String).alias("source_file"),
         "row_number",
         "rule",
-        reason=pl.col("rule").replace_strict(message, return_dtype=pl.String),
+        reason=pl.col("rule").replace_strict(reasons, return_dtype=pl.String),
         record="text",
     )
     blank = pl.lit("," * (width - 1))
-    mended = lines.select(pl.when(pl.col("rule").is_null()).then("text").otherwise(blank)).to_series()
-    return "\n".join(mended.to_list()).encode(), refused
+    kept = lines.select(pl.when(pl.col("rule").is_null()).then("text").otherwise(blank)).to_series()
+    return "\n".join(kept.to_list()).encode(), broken
 
 
 def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -225,8 +239,8 @@ def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
 
     def keep(row: pa.csv.InvalidRow) -> str:
         reason = (
-            f"the line has {row.actual_columns} values where the header names {row.expected_columns} columns; "
-            "give each column one value"
+            f"the line has {row.actual_columns} values, but the header has {row.expected_columns} columns; write one "
+            "value for each column"
         )
         ragged.append((None, row.number, "columns", reason, row.text))
         return "skip"
@@ -234,7 +248,7 @@ def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = (
         pa.csv.read_csv(
             io.BytesIO(data),
-            # One thread: only then do rows bear their numbers.
+            # With several threads, the handler of invalid rows receives no row numbers.
             read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
             parse_options=pa.csv.ParseOptions(invalid_row_handler=keep, ignore_empty_lines=False),
             convert_options=pa.csv.ConvertOptions(
@@ -248,6 +262,6 @@ def _parse(data: bytes, names: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     skipped = {number for _, number, *_ in ragged}
     numbers = pl.Series("_row_number", range(2, rows.height + len(ragged) + 2), dtype=pl.Int64)
     rows = rows.with_columns(numbers.filter(~numbers.is_in(list(skipped))))
-    if len(names) > 1:  # an empty line is no row
+    if len(names) > 1:  # an empty line is not a row
         rows = rows.filter(~pl.all_horizontal(pl.col(names).is_null()))
     return rows, pl.DataFrame(ragged, schema=REJECTED_SCHEMA, orient="row")

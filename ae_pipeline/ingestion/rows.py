@@ -1,4 +1,4 @@
-"""FileRows: what reading a landed file comes to, before anything is held against the schema contract."""
+"""FileRows: the rows of landed files as read, before validation with the schema contract."""
 
 from dataclasses import dataclass, field
 
@@ -11,36 +11,36 @@ REJECTED_SCHEMA = {
     "reason": pl.String(),
     "record": pl.String(),
 }
-"""Rows in quarantine: file and place in it, the rule broken, the reason in words, the row as it stood."""
+"""Columns of quarantined rows: file and row number, violated rule, reason as text, and the row as it landed (JSON)."""
 
-PLACE = ("_source_file", "_row_number")
-"""Columns that say where a row comes from."""
+ORIGIN_COLUMNS = ("_source_file", "_row_number")
+"""Columns with the file and the row number that a row comes from."""
 
 IMAGE_STRUCT = pl.Struct(
     {"data": pl.Binary(), "height": pl.Int32(), "width": pl.Int32(), "channels": pl.Int32(), "dtype": pl.String()}
 )
-"""An image that was read: its values row by row, channels last, little endian, and what they are."""
+"""A decoded image: its values (row by row, channels last, little endian), its shape and the type of its values."""
 
 
 class UnreadableFileError(Exception):
-    """A landed file that cannot be read at all; the message says why and what to do."""
+    """A landed file cannot be read at all. The message states the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """What one or more files of the same columns hold.
+    """Rows of one or more files that have the same columns.
 
     Attributes:
-        rows: Their columns as they stand in them (CSV: all text; images: `IMAGE_STRUCT`), and `PLACE`: the file, and
-            the line in a CSV or the row in a Parquet file, counted from 1. Patches of one image share it.
-        rejected: Rows that cannot be read, in the columns of `REJECTED_SCHEMA`.
+        rows: Columns as in the files (CSV: text only; images: `IMAGE_STRUCT`), and `ORIGIN_COLUMNS`. The row number is
+            the line of a CSV file or the row of a Parquet file, from 1. All patches of an image have the same number.
+        rejected: Rows that cannot be read, with the columns of `REJECTED_SCHEMA`.
     """
 
     rows: pl.DataFrame
     rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
 
 
-def image_words(image: pl.Expr) -> pl.Expr:
-    """Says what an image is, such as `32×32×1 uint8`."""
+def format_image(image: pl.Expr) -> pl.Expr:
+    """Return an expression for the shape of an image as text, such as `32×32×1 uint8`."""
     fields = (image.struct.field(name) for name in ("height", "width", "channels", "dtype"))
     return pl.format("{}×{}×{} {}", *fields)

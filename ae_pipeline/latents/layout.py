@@ -21,7 +21,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import ROW_GROUP, bytes_of_row, rows_together
+from ae_pipeline.storage.parquet import ROW_GROUP, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS
 
 LATENTS_VERSION = "3"
@@ -177,7 +177,7 @@ def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterat
     """
     # A pre-buffer would hold the whole file in memory.
     file = pq.ParquetFile(features, pre_buffer=False)
-    for batch in prefetch(file.iter_batches(rows_together(file.metadata.num_columns, bytes_of_row(file.metadata)))):
+    for batch in prefetch(file.iter_batches(rows_per_batch(file.metadata.num_columns, row_bytes(file.metadata)))):
         yield _score_batch(bundle, model_version, batch)
 
 

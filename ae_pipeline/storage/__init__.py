@@ -1,1 +1,1 @@
-"""Files, paths, and hashes."""
+"""Local files: paths of a dataset, atomic writes, Parquet and JSON Lines files, content hashes."""

@@ -8,10 +8,10 @@ from ae_pipeline.storage.paths import DatasetPaths
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that a pipeline works on.
+    """A dataset: what it is configured to be, and where its files are.
 
     Attributes:
-        config: Configuration, as its `defs.yaml` states it now.
+        config: Current configuration, as in its `defs.yaml`.
         paths: Paths of its files.
     """
 

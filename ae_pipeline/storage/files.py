@@ -1,4 +1,4 @@
-"""Atomic writes of local files, with errors that name the remedy."""
+"""Atomic writes of local files, and errors that name the remedy."""
 
 import contextlib
 import errno
@@ -10,19 +10,20 @@ from pathlib import Path
 from ae_pipeline.common.errors import StorageError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder and its parents.
+    """Create a folder and its parents if they do not exist, and return its path.
 
     Raises:
-        StorageError: A file stands where the folder must be.
+        StorageError: A file is in the way, or the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         blocking = next(p for p in (path, *path.parents) if p.exists() and not p.is_dir())
-        raise StorageError(f"{blocking} is a file where a folder must be; move it away") from error
+        raise StorageError(f"expected a directory at {blocking}, found a file; move or delete it") from error
     except OSError as error:
         raise translate_os_error(error, path) from error
     return path
@@ -30,12 +31,12 @@ def make_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; on success it becomes `path` in one step.
+    """Yield a temporary path next to `path`, and rename it to `path` on success.
 
-    Whatever goes wrong in between leaves `path` as it was and no temporary file.
+    On an error, `path` stays as it was, and the temporary file is deleted.
 
     Raises:
-        StorageError: The disk is full, or the place cannot be written.
+        StorageError: The disk is full, or the folder cannot be written.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -52,17 +53,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step."""
+    """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def translate_os_error(error: OSError, path: Path) -> OSError | StorageError:
-    """Makes an error that says what to do of one that writing at `path` gave."""
+    """Return a `StorageError` that names the remedy, or the error itself if there is no known remedy.
+
+    Args:
+        error: Error of a write.
+        path: File or folder that was being written.
+    """
     if error.errno in _NO_SPACE:
-        return StorageError(
-            f"no space left while writing {path}; nothing was changed there: free some space and run again"
-        )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return StorageError(f"{path} cannot be written ({error.strerror}); give this user the right to")
+        return StorageError(f"no space left while writing {path}, which is unchanged; free some space and run again")
+    if error.errno in _NO_PERMISSION:
+        return StorageError(f"{path} cannot be written ({error.strerror}); grant this user write permission")
     return error

@@ -8,15 +8,22 @@ import pyarrow.parquet as pq
 
 
 def hash_table(table: pa.Table) -> str:
-    """Hashes names, types and values of a table, whatever its chunks and the bytes behind missing values."""
+    """Return a hash of the column names, types and values of a table.
+
+    The hash does not depend on chunks, metadata, or the bytes behind missing values.
+    """
     sink = pa.BufferOutputStream()
     plain = table.replace_schema_metadata(None).combine_chunks()
-    # Parquet stores no bytes for a missing value, as Arrow's own format does.
+    # Arrow's own format would store the arbitrary bytes behind missing values; Parquet does not.
     pq.write_table(plain, sink, compression="none", use_dictionary=False, write_statistics=False)
     return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
 
 
 def hash_json(value: object) -> str:
-    """Hashes anything that JSON can hold; the order of keys does not matter."""
+    """Return a hash of a JSON value. The order of keys does not matter.
+
+    >>> hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
+    True
+    """
     text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

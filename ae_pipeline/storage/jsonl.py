@@ -1,4 +1,4 @@
-"""Append-only files of JSON lines."""
+"""Append-only JSON Lines files."""
 
 import json
 import os
@@ -10,19 +10,21 @@ from ae_pipeline.storage.files import make_folder
 
 
 def add_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line of JSON to a file, in one write that has reached the disk when this returns."""
+    """Append a line to a JSON Lines file. When the function returns, the line is on disk.
+
+    If an interrupted write has left a partial line, the new line starts below it.
+    """
     make_folder(path.parent)
     text = json.dumps(line, default=str) + "\n"
     with path.open("ab") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            text = "\n" + text  # a power cut has left half a line
-        file.write(text.encode())
+        is_partial = path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        file.write(("\n" + text if is_partial else text).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Reads the lines of such a file; half a line that a power cut has left is passed over."""
+    """Yield the lines of a JSON Lines file. Partial lines are skipped, and a missing file has no lines."""
     if not path.exists():
         return
     for text in path.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Paths of what a dataset owns, files that appear whole or not at all, and Parquet files that know their content."""
+"""Parquet files with a content hash in their footer, and batch sizes that bound memory."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -11,68 +11,76 @@ from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_table
 
 ROW_GROUP = 122_880
-"""Rows of a row group at most: many enough for the codec, few enough to be read in pieces."""
+"""Maximum number of rows of a row group. Large groups compress well; readers read a file group by group."""
 
-_LEAST_TOGETHER, _CELLS_TOGETHER, _BYTES_TOGETHER = 1024, 2**22, 2**25
+_MIN_BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 1024, 2**22, 2**25
 
 _METADATA_PREFIX = b"ae_pipeline."
 
 
-def rows_together(columns: int, row_bytes: float = 0.0) -> int:
-    """Says how many rows are read, written and held together: fewer of wide ones, and of images.
+def rows_per_batch(columns: int, bytes_per_row: float = 0.0) -> int:
+    """Return how many rows to read, write or hold at once. Wide rows and images give a smaller number.
 
     Args:
-        columns: How many they have.
-        row_bytes: What one takes, where that is known.
+        columns: Number of columns.
+        bytes_per_row: Size of a row in bytes, if known.
+
+    >>> rows_per_batch(columns=10), rows_per_batch(columns=1000), rows_per_batch(columns=2, bytes_per_row=1e6)
+    (122880, 4194, 33)
     """
-    by_columns = max(_LEAST_TOGETHER, min(ROW_GROUP, _CELLS_TOGETHER // max(columns, 1)))
-    return max(1, min(by_columns, int(_BYTES_TOGETHER / max(row_bytes, 1.0))))
+    by_columns = max(_MIN_BATCH_ROWS, min(ROW_GROUP, _BATCH_CELLS // max(columns, 1)))
+    return max(1, min(by_columns, int(_BATCH_BYTES / max(bytes_per_row, 1.0))))
 
 
-def bytes_of_row(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
-    """Says what a row of a Parquet file takes as it was written, before it was compressed; texts that repeat take more.
+def row_bytes(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
+    """Return the mean size of a row in a Parquet file before compression, in bytes.
+
+    Dictionary encoding counts a repeated text once, so rows with such texts need more memory than this.
 
     Args:
-        metadata: Of the file.
-        columns: Of which columns, all when left out.
+        metadata: Metadata of the file.
+        columns: Columns to count; all by default.
     """
     chunks = (
         metadata.row_group(group).column(index)
         for group in range(metadata.num_row_groups)
         for index in range(metadata.num_columns)
     )
-    wanted = (c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns)
-    held: int = sum(chunk.total_uncompressed_size for chunk in wanted)
-    return held / max(int(metadata.num_rows), 1)
+    selected = (chunk for chunk in chunks if columns is None or chunk.path_in_schema.split(".")[0] in columns)
+    size: int = sum(chunk.total_uncompressed_size for chunk in selected)
+    return size / max(int(metadata.num_rows), 1)
 
 
 def detach(rows: pl.DataFrame) -> pl.DataFrame:
-    """Copies rows that were chosen among many: texts are views, and few would keep the bytes of all others."""
+    """Return a copy of selected rows that does not share memory with the frame they come from.
+
+    Texts in polars are views. Without the copy, a few selected rows would keep the bytes of all rows in memory.
+    """
     return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()), schema=rows.schema)
 
 
 def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = None) -> str:
-    """Writes a table in one step, with the hash of its content and further facts in the footer.
+    """Write a table atomically, with its content hash, its number of rows and further facts in the footer.
 
     Args:
-        path: Where to.
-        table: What.
-        facts: Short texts to keep in the footer, read again by `read_facts`.
+        path: File to write.
+        table: Rows to write.
+        facts: Short texts for the footer, which `read_facts` returns.
 
     Returns:
-        The content hash: the same rows in the same order give the same hash.
+        The content hash. The same rows in the same order give the same hash.
     """
     content_hash = hash_table(table)
     footer = {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})}
     table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
-    together = rows_together(table.num_columns, table.nbytes / max(table.num_rows, 1))
+    group_rows = rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=together)
+        pq.write_table(table, temporary, compression="zstd", row_group_size=group_rows)
     return content_hash
 
 
 def read_facts(path: Path) -> dict[str, str]:
-    """Gives the facts in the footer of a file that `write_parquet` wrote, or none where there is no such file."""
+    """Return the facts in the footer of a file of `write_parquet`, or an empty dictionary if the file is missing."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except FileNotFoundError:

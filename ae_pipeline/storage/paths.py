@@ -4,18 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALL_ROWS = "all"
-"""What stands for the day of a dataset without event time."""
+"""Name of the only partition of a dataset without event time, used in place of a day."""
 
 
 @dataclass(frozen=True)
 class DatasetPaths:
-    """Where one dataset keeps what.
+    """Paths of the files of one dataset.
+
+    >>> DatasetPaths(Path("data"), "orders").raw("2025-01-31").as_posix()
+    'data/raw/orders/2025-01-31.parquet'
 
     Attributes:
-        root: The data folder, shared by all datasets.
+        root: Data folder, shared by all datasets.
         dataset: Name of the dataset.
-        tables: Folder, or prefix of an object store, that holds the latent tables of all datasets; `latents` in the
-            data folder by default.
+        tables: Folder, or prefix of an object store, with the latent tables of all datasets. By default `latents` in
+            the data folder.
     """
 
     root: Path
@@ -24,68 +27,76 @@ class DatasetPaths:
 
     @property
     def landing(self) -> Path:
-        """Where files land unless the configuration says otherwise."""
+        """Folder of the landed files, unless `source.path` names another one."""
         return self.root / "landing" / self.dataset
 
     @property
     def contract(self) -> Path:
-        """The schema contract: inferred once, then a person's to edit."""
+        """Schema contract, which is inferred once and then edited by people."""
         return self.root / "contracts" / f"{self.dataset}.yaml"
 
     @property
     def ledger(self) -> Path:
-        """What has been read from which landed file."""
+        """Ledger: which landed file gave which rows."""
         return self.root / "staging" / self.dataset / "ledger.json"
 
     @property
     def history(self) -> Path:
-        """What became of the dataset's models, a line each."""
+        """History of the champions, as JSON Lines."""
         return self.root / "history" / f"{self.dataset}.jsonl"
 
     @property
     def alerts(self) -> Path:
-        """What was raised for a person to look at, a line each."""
+        """Alerts, as JSON Lines."""
         return self.root / "history" / f"{self.dataset}.alerts.jsonl"
 
     @property
     def lock(self) -> Path:
-        """Held by the one run of this dataset."""
+        """Lock file that serializes the runs of the dataset."""
         return self.root / "locks" / f"{self.dataset}.lock"
 
     @property
     def scratch(self) -> Path:
-        """Where a training puts what does not fit into memory, in files that go with it."""
+        """Folder for temporary files of work that does not fit into memory."""
         return self.root / "scratch"
 
     @property
     def cache(self) -> Path:
-        """What can be made anew at any time and takes a while."""
+        """Folder of files that can be deleted and recomputed at any time."""
         return self.root / "cache"
 
     @property
     def latents(self) -> str:
-        """The published Delta table: a folder, or an address of an object store."""
+        """Published Delta table: a folder, or the URI of an object store."""
         if self.tables and "://" in self.tables:
             return f"{self.tables.rstrip('/')}/{self.dataset}"
         return str((Path(self.tables) if self.tables else self.root / "latents").absolute() / self.dataset)
 
     @property
     def reports(self) -> Path:
-        """Reports of the dataset."""
+        """Folder of the reports."""
         return self.root / "reports" / self.dataset
 
     def staged(self, name: str) -> Path:
-        """Typed rows of one landed file, by the name of its staged copy."""
+        """Return the path of the staged copy of a landed file.
+
+        Args:
+            name: Name of the copy, as in the ledger.
+        """
         return self.root / "staging" / self.dataset / "files" / f"{name}.parquet"
 
     def quarantined(self, name: str) -> Path:
-        """Rows of one landed file that break the contract, by the name of its staged copy."""
+        """Return the path of the quarantined rows of a landed file.
+
+        Args:
+            name: Name of the copy, as in the ledger.
+        """
         return self.root / "quarantine" / self.dataset / f"{name}.parquet"
 
     def raw(self, day: str) -> Path:
-        """Rows of one day, typed and deduplicated."""
+        """Return the path of the typed and deduplicated rows of a day."""
         return self.root / "raw" / self.dataset / f"{day}.parquet"
 
     def features(self, day: str) -> Path:
-        """Cleaned and derived columns of one day."""
+        """Return the path of the cleaned and derived columns of a day."""
         return self.root / "features" / self.dataset / f"{day}.parquet"

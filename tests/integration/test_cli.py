@@ -71,7 +71,7 @@ def test_nothing_has_served_before_the_first_run(root: Path) -> None:
 
 def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, first: str) -> None:
     assert f"{DAYS * ROWS:,} in {DAYS} files" in first
-    assert "in quarantine    0 (every row keeps the contract)" in first
+    assert "in quarantine    0 (every row satisfies the schema contract)" in first
     assert re.search(r"model            flights version 1, MLflow run [0-9a-f]{32}", first)
     assert f"latent table     {root / 'data' / 'latents' / 'flights'}" in first
     assert f"report           {root / 'data' / 'reports' / 'flights' / 'report.html'}" in first

@@ -1,6 +1,7 @@
-"""A small dataset under a test's own folder: lands files and reads them back, one second of file time apart."""
+"""A small dataset in the temporary folder of a test: land files, ingest them and read the rows."""
 
 import datetime as dt
+import io
 import itertools
 import os
 import re
@@ -21,18 +22,24 @@ from ae_pipeline.storage.paths import DatasetPaths
 TODAY = dt.date(2024, 12, 31)
 DAY = "2024-03-01"
 HEADER = "id,time,price,city\n"
-REMEDY = r"; .*\b(add|begin|change|choose|double|fill|flatten|free|give|land|mend|move|put|rename|use|widen)\b"
-"""What an explanation ends with: words that tell a person what to do."""
+REMEDY = r"; .*\b(add|change|choose|correct|double|flatten|free|give|land|move|put|rename|set|widen|write)\b"
+"""Pattern of the end of an error message, which states the remedy as an imperative."""
 
 _file_times = itertools.count(1_700_000_000)
 
 
 @dataclass(frozen=True)
 class LandedDataset(Dataset):
-    """A dataset's configuration and folders, and what a test does with them."""
+    """A dataset with methods to land files and to read the results."""
 
     def land(self, name: str, content: str | bytes, at: int | None = None) -> Path:
-        """Writes a landed file; without `at`, seconds since 1970, each is newer than all before it."""
+        """Write a landed file.
+
+        Args:
+            name: Path below the landing folder.
+            content: Content of the file.
+            at: Modification time in seconds since 1970. By default later than that of all earlier files.
+        """
         path = landing_folder(self) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -41,50 +48,50 @@ class LandedDataset(Dataset):
         return path
 
     def declare(self, **columns: dict[str, Any]) -> None:
-        """Writes a schema contract."""
+        """Write a schema contract."""
         contract = SchemaContract.model_validate({"dataset": self.config.dataset, "columns": columns})
         save_contract(contract, self.paths.contract, "a test")
 
     def edit_contract(self, old: str, new: str) -> None:
-        """Changes words of the schema contract, as a person would."""
+        """Replace text in the schema contract, as a user would."""
         text = self.paths.contract.read_text(encoding="utf-8")
         if old not in text:
-            raise ValueError(f"the contract does not say {old!r}:\n{text}")
+            raise ValueError(f"the contract does not contain {old!r}:\n{text}")
         self.paths.contract.write_text(text.replace(old, new), encoding="utf-8")
 
     def ingest(self, today: dt.date = TODAY) -> IngestResult:
-        """Reads what has landed."""
+        """Ingest the landed files."""
         return ingest(self, today)
 
-    def file(self, name: str) -> LandedFile:
-        """Reads what has landed and gives the ledger's entry of a file."""
+    def entry(self, name: str) -> LandedFile:
+        """Ingest the landed files, and return the ledger entry of one file."""
         return self.ingest().ledger.files[name]
 
-    def raw(self, intake: IngestResult, day: str = DAY) -> pl.DataFrame:
-        """Writes the raw rows of a day and reads them."""
-        build_raw_day(day, intake, self.paths)
+    def raw(self, ingested: IngestResult, day: str = DAY) -> pl.DataFrame:
+        """Build the raw rows of a day, and return them."""
+        build_raw_day(day, ingested, self.paths)
         return pl.read_parquet(self.paths.raw(day))
 
     def rows(self, *columns: str) -> list[tuple[Any, ...]]:
-        """Reads what has landed, writes all days and gives columns of their rows, day by day."""
-        intake = self.ingest()
-        days = [self.raw(intake, day) for day in intake.ledger.days]
+        """Ingest the landed files, build all days, and return some columns of their rows, day by day."""
+        ingested = self.ingest()
+        days = [self.raw(ingested, day) for day in ingested.ledger.days]
         return pl.concat(days).select(columns).rows() if days else []
 
     def ids(self) -> list[Any]:
-        """Reads what has landed and gives the ids of all rows, sorted."""
+        """Ingest the landed files, and return the sorted ids of all rows."""
         return sorted(row[0] for row in self.rows("id"))
 
     def quarantine(self) -> list[tuple[str, int, str, str]]:
-        """Gives file, row number, rule and reason of all rows in quarantine, in the order of file and row."""
+        """Return file, row number, rule and reason of all quarantined rows, sorted by file and row."""
         files = sorted(self.paths.quarantined("_").parent.glob("*.parquet"))
         rows = [pl.read_parquet(file).select("source_file", "row_number", "rule", "reason") for file in files]
         return sorted(row for part in rows for row in part.rows())
 
 
 def make_dataset(root: Path, **settings: Any) -> LandedDataset:
-    """Makes the dataset 'shop': rows with `id` and `time` in 2024, unless the settings say otherwise."""
-    given = {
+    """Return the dataset `shop`: rows with `id` and `time` in 2024. Settings override this; None removes a key."""
+    values = {
         "dataset": "shop",
         "identity": ["id"],
         "event_time": "time",
@@ -92,38 +99,41 @@ def make_dataset(root: Path, **settings: Any) -> LandedDataset:
         "end": "2024-12-31",
         **settings,
     }
-    config = PipelineConfig.model_validate({name: value for name, value in given.items() if value is not None})
+    config = PipelineConfig.model_validate({name: value for name, value in values.items() if value is not None})
     return LandedDataset(config, DatasetPaths(root, config.dataset))
 
 
 def line(number: object, time: str = f"{DAY}T10:00:00", price: object = "1.5", city: str = "Oslo") -> str:
-    """Gives one line of a CSV file with the columns of `HEADER`."""
+    """Return a line of a CSV file with the columns of `HEADER`."""
     return f"{number},{time},{price},{city}\n"
 
 
 def frame(*numbers: int, **columns: Any) -> pl.DataFrame:
-    """Gives rows with the columns of `HEADER`, typed, as a Parquet file holds them."""
+    """Return typed rows with the columns of `HEADER`, as in a Parquet file.
+
+    Args:
+        numbers: Ids of the rows.
+        columns: Other values of a column, or further columns.
+    """
     count = len(numbers)
     time = dt.datetime.fromisoformat(f"{DAY}T10:00:00")
-    plain = {"id": list(numbers), "time": [time] * count, "price": [1.5] * count, "city": ["Oslo"] * count}
-    return pl.DataFrame({**plain, **columns})
+    defaults = {"id": list(numbers), "time": [time] * count, "price": [1.5] * count, "city": ["Oslo"] * count}
+    return pl.DataFrame({**defaults, **columns})
 
 
 def parquet(rows: pl.DataFrame) -> bytes:
-    """Gives the content of a Parquet file."""
-    import io
-
+    """Return rows as the content of a Parquet file."""
     buffer = io.BytesIO()
     rows.write_parquet(buffer)
     return buffer.getvalue()
 
 
 def leftovers(root: Path) -> list[str]:
-    """Lists half-written and temporary files below a folder: all that is hidden or called so."""
+    """Return the partial and temporary files below a folder: hidden files, and names that end with tmp."""
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if re.search(r"^\.|\.?tmp$", path.name))
 
 
 def assert_says(message: str | None, *patterns: str) -> None:
-    """Holds a message against patterns: what the rule is, which value broke it, what to do."""
-    unsaid = [pattern for pattern in patterns if not re.search(pattern, message or "")]
-    assert not unsaid, f"{message!r} does not say {unsaid}"
+    """Assert that a message matches patterns, such as those of the rule, the value and the remedy."""
+    missing = [pattern for pattern in patterns if not re.search(pattern, message or "")]
+    assert not missing, f"{message!r} does not match {missing}"

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 
-from ae_pipeline.common import progress
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.common.progress import ProgressLogger, ThrottledLogger
 
@@ -25,7 +24,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Clock:
     caplog.set_level(logging.INFO, "ae_pipeline.test")
     clock = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", clock)
+    monkeypatch.setattr("ae_pipeline.common.progress.time.monotonic", clock)
     return clock
 
 

@@ -1,4 +1,4 @@
-"""Raw rows to features: what each type becomes, what is left out and what is derived."""
+"""From raw rows to features, and the split of rows into the parts of a training."""
 
 import datetime as dt
 from pathlib import Path
@@ -24,7 +24,7 @@ MOMENT = dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC)
 
 
 def features_of(values: dict[str, tuple[str, list[Any]]], **settings: Any) -> pl.DataFrame:
-    """Builds features of raw columns, given as their contract's type and values."""
+    """Build features of raw columns, given as contract type and values."""
     contract = contract_of({name: kind for name, (kind, _) in values.items()})
     count = len(next(iter(values.values()))[1])
     raw = pl.DataFrame(
@@ -38,7 +38,7 @@ def features_of(values: dict[str, tuple[str, list[Any]]], **settings: Any) -> pl
 
 
 def contract_of(types: dict[str, str]) -> SchemaContract:
-    """Makes a contract of column types alone."""
+    """Return a contract with column types only."""
     return SchemaContract(dataset="shop", columns={name: ColumnRule(type=ColumnType(t)) for name, t in types.items()})
 
 
@@ -59,12 +59,12 @@ def test_numbers_are_float64_with_gaps_and_without(kind: str, values: list[float
 
 
 @pytest.mark.parametrize("kind", ["text", "category"])
-def test_text_loses_surrounding_blanks_and_empty_text_is_missing(kind: str) -> None:
+def test_text_is_stripped_and_empty_text_is_missing(kind: str) -> None:
     texts = features_of({"t": (kind, [" a b ", "\tc", "", "   ", None])})["t"]
     assert texts.to_list() == ["a b", "c", None, None, None]
 
 
-def test_booleans_dates_and_timestamps_stay_as_they_are() -> None:
+def test_booleans_dates_and_timestamps_are_unchanged() -> None:
     day = dt.date(2024, 2, 29)
     built = features_of(
         {"b": ("boolean", [True, None]), "d": ("date", [day, None]), "s": ("timestamp", [MOMENT, None])}
@@ -72,7 +72,7 @@ def test_booleans_dates_and_timestamps_stay_as_they_are() -> None:
     assert built.select("b", "d", "s").rows() == [(True, day, MOMENT), (None, None, None)]
 
 
-def test_excluded_columns_are_not_offered_but_can_be_derived_from() -> None:
+def test_excluded_columns_can_be_used_in_derived_ones() -> None:
     built = features_of(
         {"price": ("number", [6.0]), "items": ("integer", [4])}, exclude=["price"], derive={"each": "price / items"}
     )
@@ -80,14 +80,14 @@ def test_excluded_columns_are_not_offered_but_can_be_derived_from() -> None:
     assert built["each"].to_list() == [1.5]
 
 
-def test_derived_columns_count_clocks_in_minutes() -> None:
+def test_derived_columns_use_clocks_in_minutes() -> None:
     built = features_of(
         {"left": ("clock_hhmm", [955, 2400]), "due": ("clock_hhmm", [1005, 30])}, derive={"early": "due - left"}
     )
     assert built["early"].to_list() == [10.0, 30.0]
 
 
-def test_a_derived_column_can_build_on_an_earlier_one() -> None:
+def test_a_derived_column_can_use_an_earlier_one() -> None:
     built = features_of({"n": ("integer", [3])}, derive={"twice": "n * 2", "four": "twice * 2"})
     assert built.select("twice", "four").rows() == [(6.0, 12.0)]
 
@@ -100,23 +100,23 @@ def test_derived_numbers_that_are_not_finite_are_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expression", "why"),
+    ("expression", "problem"),
     [("n /", "unable to parse"), ("nn + 1", 'unable to find column "nn"'), ("'dear'", "conversion from `str`")],
 )
-def test_a_derived_column_that_cannot_be_computed_is_explained(expression: str, why: str) -> None:
+def test_an_invalid_derived_column_is_explained(expression: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         features_of({"n": ("integer", [1])}, derive={"d": expression})
-    assert_says(str(caught.value), "derive: d", "'shop'", why, REMEDY)
+    assert_says(str(caught.value), "derive: d", "'shop'", problem, REMEDY)
 
 
-def test_a_derived_column_cannot_bear_the_name_of_a_landed_one() -> None:
+def test_a_derived_column_needs_a_new_name() -> None:
     with pytest.raises(
-        ConfigError, match=r"derive names column 'n', which the files of 'shop' have; choose another name"
+        ConfigError, match=r"derive defines column 'n', which the files of 'shop' already have; choose another name"
     ):
         features_of({"n": ("integer", [1])}, derive={"n": "1"})
 
 
-def test_features_are_the_contracts_columns_then_the_derived_ones_with_event_time_under_its_own_name() -> None:
+def test_features_are_contract_columns_then_derived_columns() -> None:
     contract = contract_of({"id": "integer", "time": "timestamp", "note": "text", "due": "clock_hhmm"})
     config = make_dataset(ROOT, exclude=["id"], derive={"late": "due - 60"}).config
     assert feature_columns(config, contract) == (
@@ -127,35 +127,35 @@ def test_features_are_the_contracts_columns_then_the_derived_ones_with_event_tim
     )
 
 
-def test_an_excluded_event_time_is_no_feature_and_stays_in_the_table() -> None:
+def test_an_excluded_event_time_is_only_in_the_table() -> None:
     contract = contract_of({"id": "integer", "time": "timestamp"})
     config = make_dataset(ROOT, exclude=["time"]).config
     assert [column.name for column in feature_columns(config, contract)] == ["id"]
     assert features_of({"id": ("integer", [7])}, exclude=["time"]).columns == ["row_id", "event_time", "id"]
 
 
-def test_a_days_features_are_written_once_row_for_row_and_again_when_the_settings_change(tmp_path: Path) -> None:
+def test_features_are_rebuilt_if_the_settings_change(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path)
     shop.land("a.csv", HEADER + line(1, price=2) + line(2, price=""))
-    intake = shop.ingest()
-    shop.raw(intake)
-    first = build_features_day(DAY, Dataset(shop.config, shop.paths), intake.contract)
-    again = build_features_day(DAY, Dataset(shop.config, shop.paths), intake.contract)
+    ingested = shop.ingest()
+    shop.raw(ingested)
+    first = build_features_day(DAY, Dataset(shop.config, shop.paths), ingested.contract)
+    again = build_features_day(DAY, Dataset(shop.config, shop.paths), ingested.contract)
     changed = make_dataset(tmp_path, derive={"double": "price * 2"}).config
-    derived = build_features_day(DAY, Dataset(changed, shop.paths), intake.contract)
+    derived = build_features_day(DAY, Dataset(changed, shop.paths), ingested.contract)
     assert (first.rows, first.built, again.built, derived.built) == (2, True, False, True)
     assert again.content_hash == first.content_hash != derived.content_hash
     assert pl.read_parquet(shop.paths.features(DAY)).select("row_id", "double").rows() == [("1", 4.0), ("2", None)]
     assert leftovers(tmp_path) == []
 
 
-def test_features_of_a_day_without_raw_rows_say_what_to_materialize(tmp_path: Path) -> None:
+def test_a_day_without_raw_rows_is_explained(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path)
-    with pytest.raises(StorageError, match=r"raw_data of 'shop' has no 2024-03-01; materialize that partition first"):
+    with pytest.raises(StorageError, match=r"raw_data of 'shop' has no partition 2024-03-01; materialize it first"):
         build_features_day(DAY, Dataset(shop.config, shop.paths), contract_of({"id": "integer"}))
 
 
-def test_clock_minutes_agree_with_the_standard_library_for_every_minute_of_a_day() -> None:
+def test_clock_minutes_agree_with_the_standard_library() -> None:
     times = [dt.time(hour, minute) for hour in range(24) for minute in range(60)]
     built = features_of({"due": ("clock_hhmm", [time.hour * 100 + time.minute for time in times])})["due"]
     expected = [dt.timedelta(hours=time.hour, minutes=time.minute).total_seconds() / 60 for time in times]
@@ -167,80 +167,88 @@ def test_clock_minutes_agree_with_the_standard_library_for_every_minute_of_a_day
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
 
 
-def offered(types: dict[str, str], **settings: Any) -> list[str]:
-    """Gives the names of the columns that a model may look at."""
+def feature_names(types: dict[str, str], **settings: Any) -> list[str]:
+    """Return the names of the columns that a model sees."""
     return [column.name for column in feature_columns(make_dataset(ROOT, **settings).config, contract_of(types))]
 
 
-def test_a_label_is_true_for_known_anomalies_and_missing_where_its_column_is() -> None:
+def test_a_label_is_missing_if_its_column_is_missing() -> None:
     built = features_of({"kind": ("text", [" bad", "good", "", None]), "n": ("integer", [1] * 4)}, label="kind = 'bad'")
     assert built.columns == ["row_id", "event_time", "n", "is_known_anomaly"]
     assert built["is_known_anomaly"].to_list() == [True, False, None, None]
     assert built["is_known_anomaly"].dtype == pl.Boolean
 
 
-def test_a_label_can_name_what_is_derived_and_what_is_excluded() -> None:
-    columns = {"left": ("clock_hhmm", [100, 200]), "due": ("clock_hhmm", [50, 150]), "n": ("number", [1.0, 2.0])}
+def test_a_label_can_use_derived_and_excluded_columns() -> None:
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "left": ("clock_hhmm", [100, 200]),
+        "due": ("clock_hhmm", [50, 150]),
+        "n": ("number", [1.0, 2.0]),
+    }
     built = features_of(columns, label="late > 10 AND n < 2", derive={"late": "left - due"}, exclude=["n"])
-    assert built.columns == ["row_id", "event_time", "is_known_anomaly"]  # the answer stands in left and due
+    assert built.columns == ["row_id", "event_time", "is_known_anomaly"]  # left and due reveal the label
     assert built["is_known_anomaly"].to_list() == [60 - 50 > 10 and 1.0 < 2, False]
 
 
-def test_what_a_label_names_and_what_is_derived_from_it_is_not_offered() -> None:
+def test_columns_that_reveal_the_label_are_not_features() -> None:
     types = {"id": "integer", "kind": "text", "n": "number"}
     derive = {"bad": "CASE WHEN kind = 'x' THEN 1 ELSE 0 END", "worse": "bad * 2", "half": "n / 2"}
-    assert offered(types, derive=derive) == ["id", "kind", "n", "event_time", "bad", "worse", "half"]
-    assert offered(types, derive=derive, label="kind = 'x'") == ["id", "n", "event_time", "half"]
-    assert offered(types, derive=derive, label="bad = 1") == ["id", "n", "event_time", "half"]
+    assert feature_names(types, derive=derive) == ["id", "kind", "n", "event_time", "bad", "worse", "half"]
+    assert feature_names(types, derive=derive, label="kind = 'x'") == ["id", "n", "event_time", "half"]
+    assert feature_names(types, derive=derive, label="bad = 1") == ["id", "n", "event_time", "half"]
     twins = {"bad": "n * 1", "worse": "n + 1"}
-    assert offered(types, derive=twins, label="bad = 1") == ["id", "kind", "event_time"]
-    assert offered({**types, "time": "timestamp"}, label="time > '2024-03-01'") == ["id", "kind", "n"]
-    assert offered(types, label="event_time IS NULL") == ["id", "kind", "n"]
+    assert feature_names(types, derive=twins, label="bad = 1") == ["id", "kind", "event_time"]
+    assert feature_names({**types, "time": "timestamp"}, label="time > '2024-03-01'") == ["id", "kind", "n"]
+    assert feature_names(types, label="event_time IS NULL") == ["id", "kind", "n"]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label": "knd = 'x'"}, r"label names column 'knd', which 'shop' does not have; choose among n, d, row_id"),
+        ({"label": "knd = 'x'"}, r"label names column 'knd', which 'shop' does not have; choose one of n, d, row_id"),
         (
             {"training": {"split_by": ["knd"]}},
-            r"split_by names column 'knd', which 'shop' does not have; choose among n",
+            r"split_by names column 'knd', which 'shop' does not have; choose one of n",
         ),
-        ({"label": "n ="}, r"label='n =' cannot be computed on 'shop': .*; mend the expression"),
-        ({"label": "n"}, r"label='n' gives Float64 and not true or false; write a condition"),
+        ({"label": "n ="}, r"label='n =' cannot be computed on 'shop': .*; correct the expression"),
+        ({"label": "n"}, r"label='n' has type Float64, not Boolean; write a condition"),
     ],
 )
-def test_a_label_or_a_split_that_cannot_be_had_is_explained(settings: dict[str, Any], message: str) -> None:
+def test_an_invalid_label_or_split_is_explained(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         features_of({"n": ("integer", [1])}, derive={"d": "n"}, **UNDATED, **settings)
 
 
-def test_columns_that_keep_rows_together_stay_in_the_features_though_they_are_not_offered() -> None:
-    columns = {"n": ("integer", [1]), "site": ("text", ["a "]), "kind": ("text", ["x"])}
+def test_split_columns_are_in_the_table_but_not_features() -> None:
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "n": ("integer", [1]),
+        "site": ("text", ["a "]),
+        "kind": ("text", ["x"]),
+    }
     settings = {**UNDATED, "exclude": ["site"], "label": "kind = 'x'", "training": {"split_by": ["site", "kind"]}}
     built = features_of(columns, **settings)
     assert built.drop("event_time").rows(named=True) == [
         {"row_id": "0", "n": 1.0, "site": "a", "kind": "x", "is_known_anomaly": True}
     ]
-    assert offered({name: kind for name, (kind, _) in columns.items()}, **settings) == ["n"]
+    assert feature_names({name: kind for name, (kind, _) in columns.items()}, **settings) == ["n"]
 
 
 @pytest.mark.parametrize("changed", [{"label": "city = 'Oslo'"}, {"training": {"split_by": ["city"]}}])
-def test_features_are_built_again_when_label_or_split_change(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_features_are_rebuilt_if_label_or_split_change(tmp_path: Path, changed: dict[str, Any]) -> None:
     shop = make_dataset(tmp_path, **UNDATED)
     shop.land("a.csv", HEADER + line(1) + line(2, city="Bergen"))
-    intake = shop.ingest()
-    shop.raw(intake, ALL_ROWS)
+    ingested = shop.ingest()
+    shop.raw(ingested, ALL_ROWS)
     other = make_dataset(tmp_path, **UNDATED, **changed).config
     built = [
-        build_features_day(ALL_ROWS, Dataset(config, shop.paths), intake.contract).built
+        build_features_day(ALL_ROWS, Dataset(config, shop.paths), ingested.contract).built
         for config in (shop.config, other, other)
     ]
     assert built == [True, True, False]
 
 
 def parts_of(root: Path, rows: pl.DataFrame, **settings: Any) -> dict[str, pl.DataFrame]:
-    """Cuts features of a dataset without event time into the parts of a training."""
+    """Split features of a dataset without event time into the parts of a training."""
     config = PipelineConfig.model_validate({"dataset": "d", "identity": ["id"], **settings})
     paths = DatasetPaths(root, "d")
     write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
@@ -249,7 +257,7 @@ def parts_of(root: Path, rows: pl.DataFrame, **settings: Any) -> dict[str, pl.Da
 
 
 def grouped(groups: int, rows: int) -> pl.DataFrame:
-    """Features of so many groups, and so many rows in each."""
+    """Return features of some groups with some rows each."""
     numbers = [(f"g{group}", index) for group in range(groups) for index in range(rows)]
     return pl.DataFrame({"row_id": [f"{g}|{n}" for g, n in numbers], "g": [g for g, _ in numbers]})
 
@@ -264,9 +272,7 @@ def grouped(groups: int, rows: int) -> pl.DataFrame:
         (200, (140, 20, 30, 10)),
     ],
 )
-def test_groups_are_cut_14_to_2_to_3_to_1_and_none_stands_in_two_parts(
-    tmp_path: Path, groups: int, sizes: tuple[int, ...]
-) -> None:
+def test_groups_are_split_70_10_15_5_without_overlap(tmp_path: Path, groups: int, sizes: tuple[int, ...]) -> None:
     rows = grouped(groups, 5)
     parts = parts_of(tmp_path, rows, training={"split_by": ["g"]})
     assert tuple(part["g"].n_unique() for part in parts.values()) == sizes
@@ -278,21 +284,21 @@ def test_groups_are_cut_14_to_2_to_3_to_1_and_none_stands_in_two_parts(
     }
 
 
-def test_a_group_is_what_all_columns_of_the_split_say(tmp_path: Path) -> None:
+def test_a_group_is_defined_by_all_split_columns(tmp_path: Path) -> None:
     rows = grouped(10, 10).with_columns(h=pl.Series([n % 2 for n in range(100)]))
     parts = parts_of(tmp_path, rows, training={"split_by": ["g", "h"]})
     assert [part.select("g", "h").n_unique() for part in parts.values()] == [14, 2, 3, 1]
     assert pl.concat([part.select("g", "h").unique() for part in parts.values()]).is_duplicated().sum() == 0
 
 
-def test_patches_of_an_image_are_kept_together(tmp_path: Path) -> None:
+def test_patches_of_an_image_stay_together(tmp_path: Path) -> None:
     rows = grouped(10, 9).rename({"g": "file"})
     parts = parts_of(tmp_path, rows, identity=["file", "top", "left"], images={"patch": 8})
     assert [part["file"].n_unique() for part in parts.values()] == [6, 1, 2, 1]
     assert [part.height for part in parts.values()] == [54, 9, 18, 9]
 
 
-def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_stay(tmp_path: Path) -> None:
+def test_only_known_anomalies_are_left_out_of_all_parts(tmp_path: Path) -> None:
     label = pl.Series("is_known_anomaly", [True, False, None] * 400)
     rows = grouped(1, 1200).with_columns(label)
     parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True})
@@ -302,11 +308,12 @@ def test_rows_known_as_anomalies_are_left_out_of_every_part_and_unknown_ones_sta
     ]
     everything = parts_of(tmp_path, rows, label="g = 'x'")
     assert sum(part.height for part in everything.values()) == 1200
-    for name, part in parts.items():  # a row stays in its part whether or not anomalies stand beside it
+    assert set(parts) == {*PARTS, GATE}
+    for name, part in parts.items():  # removing anomalies does not move other rows
         assert set(part["row_id"]) <= set(everything[name]["row_id"])
 
 
-def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: Path) -> None:
+def test_groups_of_anomalies_are_not_ranked(tmp_path: Path) -> None:
     rows = grouped(100, 2).with_columns(is_known_anomaly=pl.col("g").str.len_chars() == 3)  # g10 … g99
     parts = parts_of(tmp_path, rows, label="g = 'x'", training={"only_normal": True, "split_by": ["g"]})
     assert [part["g"].n_unique() for part in parts.values()] == [6, 1, 2, 1]
@@ -318,38 +325,42 @@ def test_normal_groups_alone_are_ranked_where_anomalies_are_left_out(tmp_path: P
         (
             grouped(3, 50),
             {"training": {"split_by": ["g"]}},
-            "'d' has 3 groups of rows by g, and train, .* each need one of their own; land more, or choose columns",
+            "'d' has 3 groups of rows by g, but train, .* need at least one each; land more groups, or choose",
         ),
-        (grouped(1, 1), {}, "no row is left for the [a-z]+ part of 'd': 1 rows; land more, or change label"),
+        (grouped(1, 1), {}, "the [a-z]+ part of 'd' has no rows: 1 rows; land more rows, or change label"),
         (
             grouped(9, 9).with_columns(is_known_anomaly=pl.lit(True)),
             {"label": "g = 'x'", "training": {"only_normal": True}},
-            "no row is left for the train part of 'd': 81 rows, of which 0 are not known anomalies; land more",
+            "the train part of 'd' has no rows: 81 rows, of which 0 are not known anomalies; land more",
         ),
         (
             grouped(9, 9),
             {"label": "g = 'x'", "training": {"only_normal": True}},
-            "features of 'd' lack column 'is_known_anomaly' on all: .*; materialize features of all days first",
+            "features of 'd' lack column 'is_known_anomaly' on all, .*; materialize features of all days first",
         ),
         (
             grouped(9, 9),
             {"training": {"split_by": ["h"]}},
-            "features of 'd' lack column 'h' on all: .*; materialize features",
+            "features of 'd' lack column 'h' on all, .*; materialize features",
         ),
     ],
 )
-def test_a_part_without_rows_is_explained(
-    tmp_path: Path, rows: pl.DataFrame, settings: dict[str, Any], message: str
-) -> None:
+def test_an_empty_part_is_explained(tmp_path: Path, rows: pl.DataFrame, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         parts_of(tmp_path, rows, **settings)
 
 
-def test_a_model_of_other_images_or_another_label_is_another_model() -> None:
-    from ae_pipeline.orchestration.retraining import settings_hash
+def test_changes_of_images_and_label_require_a_training() -> None:
+    from ae_pipeline.lifecycle.plan import settings_hash
 
-    base = {"dataset": "d", "identity": ["file", "top", "left"]}
-    settings = [{}, {"images": {}}, {"images": {"patch": 8}}, {"label": "n = 1"}, {"training": {"split_by": ["n"]}}]
+    base: dict[str, Any] = {"dataset": "d", "identity": ["file", "top", "left"]}
+    settings: list[dict[str, Any]] = [
+        {},
+        {"images": {}},
+        {"images": {"patch": 8}},
+        {"label": "n = 1"},
+        {"training": {"split_by": ["n"]}},
+    ]
     hashes = [settings_hash(PipelineConfig.model_validate({**base, **more})) for more in settings]
     assert len(set(hashes)) == len(settings)
     described = PipelineConfig.model_validate({**base, "description": "words"})

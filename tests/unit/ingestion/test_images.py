@@ -1,4 +1,4 @@
-"""Images: from PNG, JPEG and Parquet files to the bytes in raw rows and features, and what becomes of broken ones."""
+"""Images: from PNG, JPEG and Parquet files to the bytes in raw rows and features, or to quarantine."""
 
 import datetime as dt
 import importlib.util
@@ -20,31 +20,33 @@ from pydantic import ValidationError
 from ae_pipeline.cli import demo
 from ae_pipeline.common.errors import ConfigError, SchemaError, StorageError
 from ae_pipeline.config.columns import FeatureColumn
-from ae_pipeline.config.pipeline import ImagesConfig, PipelineConfig
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.ingestion import batch, patches
 from ae_pipeline.ingestion.contract import ColumnRule, load_contract
+from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.ingestion.readers import read_file
 from tests.support.datasets import REMEDY, LandedDataset, assert_says, leftovers, make_dataset
 
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
-GREY = np.arange(30, dtype=np.uint8).reshape(5, 6)
-"""An image of five rows and six columns, each value its own."""
+GRAY = np.arange(30, dtype=np.uint8).reshape(5, 6)
+"""An image of five rows and six columns with different values."""
 
 
-def album(root: Path, **settings: Any) -> LandedDataset:
-    """A dataset of images without event time."""
+def image_files(root: Path, **settings: Any) -> LandedDataset:
+    """Return a dataset of image files without event time."""
     return make_dataset(root, **{**UNDATED, "identity": ["file"], "images": {}, **settings})
 
 
-def shelf(root: Path, **settings: Any) -> LandedDataset:
-    """A dataset of Parquet files with images, without event time."""
+def image_tables(root: Path, **settings: Any) -> LandedDataset:
+    """Return a dataset of Parquet files with images, without event time."""
     return make_dataset(root, **{**UNDATED, "images": {}, **settings})
 
 
 def encoded(pixels: npt.NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """Encodes an image."""
+    """Return an encoded image."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -52,14 +54,14 @@ def encoded(pixels: npt.NDArray[Any] | Image.Image, kind: str = "PNG", **options
 
 
 def table(images: pa.Array | list[Any], **columns: Any) -> bytes:
-    """Gives a Parquet file of images, numbered from 1."""
+    """Return a Parquet file of images with ids from 1."""
     buffer = io.BytesIO()
     pq.write_table(pa.table({"id": range(1, len(images) + 1), "image": images, **columns}), buffer)
     return buffer.getvalue()
 
 
 def lists(*images: Any, of: pa.DataType, depth: int = 2) -> pa.Array:
-    """Nests numbers, or arrays of them, in lists of a type."""
+    """Return nested lists with numbers of a type."""
     kind = of
     for _ in range(depth):
         kind = pa.list_(kind)
@@ -67,12 +69,12 @@ def lists(*images: Any, of: pa.DataType, depth: int = 2) -> pa.Array:
 
 
 def shapes(dataset: LandedDataset) -> str:
-    """Reads what has landed and gives the shape of images by the contract."""
+    """Ingest the landed files, and return the shape of images in the contract."""
     return str(dataset.ingest().contract.columns["image"].shape)
 
 
 def images_of(dataset: LandedDataset) -> list[npt.NDArray[Any]]:
-    """Reads what has landed and gives the images of all rows, in the shape of the contract."""
+    """Ingest the landed files, and return the images of all rows in the shape of the contract."""
     shape = dataset.ingest().contract.columns["image"].shape
     assert shape is not None
     kind = np.dtype(shape.dtype).newbyteorder("<")
@@ -84,44 +86,44 @@ def images_of(dataset: LandedDataset) -> list[npt.NDArray[Any]]:
 # PNG and JPEG
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["grey", "grey and alpha", "RGB", "RGBA"])
-def test_a_png_gives_the_values_it_was_written_from(tmp_path: Path, channels: int) -> None:
+@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["gray", "gray and alpha", "RGB", "RGBA"])
+def test_a_png_gives_its_original_values(tmp_path: Path, channels: int) -> None:
     pixels = np.random.default_rng(channels).integers(0, 256, (5, 6, channels), dtype=np.uint8)
-    shop = album(tmp_path)
+    shop = image_files(tmp_path)
     shop.land("a.png", encoded(pixels.squeeze()))
     assert shapes(shop) == f"5×6×{channels} uint8"
     np.testing.assert_array_equal(images_of(shop), [pixels])
 
 
-def test_a_palette_becomes_the_colours_it_stands_for(tmp_path: Path) -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (30, 3), dtype=np.uint8)
-    image = Image.fromarray(GREY).convert("L")
-    image.putpalette(colours.tobytes())
-    plain, clear = album(tmp_path / "plain"), album(tmp_path / "clear")
-    plain.land("a.png", encoded(image))
+def test_a_palette_is_replaced_by_its_colors(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (30, 3), dtype=np.uint8)
+    image = Image.fromarray(GRAY).convert("L")
+    image.putpalette(colors.tobytes())
+    opaque, clear = image_files(tmp_path / "opaque"), image_files(tmp_path / "clear")
+    opaque.land("a.png", encoded(image))
     clear.land("a.png", encoded(image, transparency=7))
-    alpha = np.where(GREY == 7, 0, 255)[:, :, np.newaxis]
-    np.testing.assert_array_equal(images_of(plain), [colours[GREY]])
-    np.testing.assert_array_equal(images_of(clear), [np.concatenate([colours[GREY], alpha], axis=2)])
+    alpha = np.where(GRAY == 7, 0, 255)[:, :, np.newaxis]
+    np.testing.assert_array_equal(images_of(opaque), [colors[GRAY]])
+    np.testing.assert_array_equal(images_of(clear), [np.concatenate([colors[GRAY], alpha], axis=2)])
 
 
 def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    shop.land("a.png", encoded(GREY % 3 == 0))
-    np.testing.assert_array_equal(images_of(shop), [np.where(GREY % 3 == 0, 255, 0)[:, :, np.newaxis]])
+    shop = image_files(tmp_path)
+    shop.land("a.png", encoded(GRAY % 3 == 0))
+    np.testing.assert_array_equal(images_of(shop), [np.where(GRAY % 3 == 0, 255, 0)[:, :, np.newaxis]])
 
 
-def test_16_bit_grey_keeps_its_16_bits(tmp_path: Path) -> None:
+def test_gray_with_16_bits_keeps_16_bits(tmp_path: Path) -> None:
     pixels = np.array([[0, 1, 255], [256, 4660, 65535]], dtype=np.uint16)
-    shop = album(tmp_path)
+    shop = image_files(tmp_path)
     shop.land("a.png", encoded(pixels))
     assert shapes(shop) == "2×3×1 uint16"
     assert shop.rows("image") == [(struct.pack("<6H", *pixels.ravel().tolist()),)]
 
 
-def test_a_jpeg_in_cmyk_becomes_rgb(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
     data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
-    shop = album(tmp_path)
+    shop = image_files(tmp_path)
     shop.land("a.jpg", data)
     (image,) = images_of(shop)
     assert image.shape == (8, 8, 3)
@@ -137,45 +139,45 @@ def test_a_jpeg_in_cmyk_becomes_rgb(tmp_path: Path) -> None:
         (6, lambda image: np.rot90(image, -1)),
         (8, np.rot90),
     ],
-    ids=["as it is", "mirrored", "upside down", "on its left side", "on its right side"],
+    ids=["upright", "mirrored", "upside down", "rotated left", "rotated right"],
 )
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "png"])
-def test_an_image_is_turned_upright_as_its_exif_data_say(
+def test_an_image_is_rotated_by_its_exif_orientation(
     tmp_path: Path, orientation: int, upright: Any, ending: str
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     kind = "PNG" if ending == "png" else "JPEG"
-    pixels = np.repeat(np.repeat(GREY * 8, 8, axis=0), 8, axis=1)
-    shop = album(tmp_path)
+    pixels = np.repeat(np.repeat(GRAY * 8, 8, axis=0), 8, axis=1)
+    shop = image_files(tmp_path)
     shop.land(f"a.{ending}", encoded(pixels, kind, exif=exif))
-    lying = np.asarray(Image.open(io.BytesIO(encoded(pixels, kind))))
-    np.testing.assert_array_equal(images_of(shop), [upright(lying)[:, :, np.newaxis]])
+    stored = np.asarray(Image.open(io.BytesIO(encoded(pixels, kind))))
+    np.testing.assert_array_equal(images_of(shop), [upright(stored)[:, :, np.newaxis]])
 
 
-def test_a_files_path_and_the_named_groups_of_it_become_columns(tmp_path: Path) -> None:
-    shop = album(tmp_path, images={"path": r"(?P<kind>[a-z]+)/(?P<number>\d+)"})
-    shop.land("new/brick/7.png", encoded(GREY))
-    shop.land("grass/12.png", encoded(GREY))
+def test_path_and_its_named_groups_become_columns(tmp_path: Path) -> None:
+    shop = image_files(tmp_path, images={"path": r"(?P<kind>[a-z]+)/(?P<number>\d+)"})
+    shop.land("new/brick/7.png", encoded(GRAY))
+    shop.land("grass/12.png", encoded(GRAY))
     assert shop.rows("file", "kind", "number") == [("grass/12.png", "grass", 12), ("new/brick/7.png", "brick", 7)]
     assert list(shop.ingest().contract.columns) == ["file", "kind", "number", "image"]
 
 
-def test_a_path_that_does_not_match_sends_its_image_to_quarantine(tmp_path: Path) -> None:
-    shop = album(tmp_path, images={"path": r"(?P<kind>[a-z]+)/"})
-    shop.land("brick/7.png", encoded(GREY))
-    shop.land("8.png", encoded(GREY))
+def test_an_image_whose_path_does_not_match_is_quarantined(tmp_path: Path) -> None:
+    shop = image_files(tmp_path, images={"path": r"(?P<kind>[a-z]+)/"})
+    shop.land("brick/7.png", encoded(GRAY))
+    shop.land("8.png", encoded(GRAY))
     assert shop.rows("file") == [("brick/7.png",)]
     ((*index, reason),) = shop.quarantine()
     assert index == ["8.png", 1, "file: path"]
-    assert_says(reason, r"file = 8\.png does not match path='\(\?P<kind>\[a-z\]\+\)/' of images", REMEDY)
-    shop.land("grass/8.png", encoded(GREY))
+    assert_says(reason, r"file = 8\.png does not match images\.path='\(\?P<kind>\[a-z\]\+\)/'", REMEDY)
+    shop.land("grass/8.png", encoded(GRAY))
     (shop.paths.landing / "8.png").unlink()
     assert (shop.rows("kind"), shop.quarantine()) == ([("brick",), ("grass",)], [])
 
 
 def oversized() -> bytes:
-    """A PNG of a few bytes that says it has 100,000 × 100,000 pixels."""
+    """Return a PNG of a few bytes whose header declares 100,000 × 100,000 pixels."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0"))]
     framed = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
@@ -185,36 +187,36 @@ def oversized() -> bytes:
 
 BROKEN = [
     pytest.param(b"", "neither PNG nor JPEG", id="empty"),
-    pytest.param(b"I am no image", "neither PNG nor JPEG", id="text"),
-    pytest.param(encoded(GREY, "GIF"), "neither PNG nor JPEG", id="GIF"),
-    pytest.param(encoded(GREY)[:-30], "truncated", id="truncated"),
+    pytest.param(b"not an image", "neither PNG nor JPEG", id="text"),
+    pytest.param(encoded(GRAY, "GIF"), "neither PNG nor JPEG", id="GIF"),
+    pytest.param(encoded(GRAY)[:-30], "truncated", id="truncated"),
     pytest.param(oversized(), "too many pixels to be opened safely", id="oversized"),
 ]
 
 
 @pytest.mark.parametrize("name", ["b.png", "b.jpg"])
-@pytest.mark.parametrize(("data", "why"), BROKEN)
-def test_a_file_that_is_no_whole_image_lies_in_quarantine_until_it_is_mended(
-    tmp_path: Path, name: str, data: bytes, why: str
+@pytest.mark.parametrize(("data", "problem"), BROKEN)
+def test_a_broken_image_is_quarantined_until_it_is_corrected(
+    tmp_path: Path, name: str, data: bytes, problem: str
 ) -> None:
-    shop = album(tmp_path)
-    shop.land("a.png", encoded(GREY))
+    shop = image_files(tmp_path)
+    shop.land("a.png", encoded(GRAY))
     shop.land(name, data)
-    assert_says(shop.ingest().ledger.refused[name], "none of its 1 rows keeps the contract", why)
+    assert_says(shop.ingest().ledger.refused[name], "none of its 1 rows satisfies the schema contract", problem)
     assert shop.rows("file") == [("a.png",)]
     ((*index, reason),) = shop.quarantine()
     assert index == [name, 1, "image: readable"]
-    assert_says(reason, why, REMEDY)
-    shop.land(name, encoded(GREY + 1))
-    np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 1])
+    assert_says(reason, problem, REMEDY)
+    shop.land(name, encoded(GRAY + 1))
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:, :, np.newaxis], GRAY[:, :, np.newaxis] + 1])
     assert (shop.quarantine(), shop.ingest().ledger.refused) == ([], {})
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_an_image_is_refused_at_whatever_byte_it_ends(tmp_path: Path, kind: str) -> None:
+def test_an_image_truncated_at_any_byte_is_refused(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     whole = encoded(noise, kind)
-    shop = album(tmp_path)
+    shop = image_files(tmp_path)
     shop.land("whole.png", whole)
     ends = list(range(0, len(whole) - 40, len(whole) // 40))
     for end in ends:
@@ -224,47 +226,49 @@ def test_an_image_is_refused_at_whatever_byte_it_ends(tmp_path: Path, kind: str)
     assert len(shop.quarantine()) == len(ends)
 
 
-def test_a_good_image_replaced_by_a_broken_one_keeps_its_row(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    shop.land("a.png", encoded(GREY))
-    shop.land("b.png", encoded(GREY + 1))
+def test_a_row_remains_while_its_image_is_broken(tmp_path: Path) -> None:
+    shop = image_files(tmp_path)
+    shop.land("a.png", encoded(GRAY))
+    shop.land("b.png", encoded(GRAY + 1))
     assert len(images_of(shop)) == 2
-    shop.land("b.png", encoded(GREY + 2)[:-30])
-    np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 1])
+    shop.land("b.png", encoded(GRAY + 2)[:-30])
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:, :, np.newaxis], GRAY[:, :, np.newaxis] + 1])
     assert leftovers(tmp_path) == []
 
 
-def test_a_first_landing_of_broken_images_alone_says_why(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    shop.land("a.png", b"I am no image")
-    with pytest.raises(SchemaError, match=r"none of the 1 landed files .*a\.png: image: it cannot be read.*; land one"):
+def test_a_first_broken_image_is_explained(tmp_path: Path) -> None:
+    shop = image_files(tmp_path)
+    shop.land("a.png", b"not an image")
+    with pytest.raises(
+        SchemaError, match=r"none of the 1 landed files .*a\.png: image: it cannot be read.*; land a file"
+    ):
         shop.ingest()
     assert not shop.paths.contract.exists()
 
 
-def test_without_images_in_the_settings_no_image_file_is_read(tmp_path: Path) -> None:
+def test_image_files_are_read_only_with_images_configured(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, **UNDATED)
-    shop.land("a.png", encoded(GREY))
-    with pytest.raises(StorageError, match=r"holds no \.csv or \.parquet file that matches"):
+    shop.land("a.png", encoded(GRAY))
+    with pytest.raises(StorageError, match=r"has no \.csv or \.parquet file that matches"):
         shop.ingest()
-    with pytest.raises(StorageError, match=r"holds no \.csv or \.parquet or \.png or \.jpg or \.jpeg file"):
-        album(tmp_path / "b", source={"path": str(tmp_path), "pattern": "*.txt"}).ingest()
+    with pytest.raises(StorageError, match=r"has no \.csv or \.parquet or \.png or \.jpg or \.jpeg file"):
+        image_files(tmp_path / "b", source={"path": str(tmp_path), "pattern": "*.txt"}).ingest()
     with pytest.raises(StorageError, match="does not exist; put PNG, JPEG, CSV or Parquet files there"):
-        album(tmp_path / "c").ingest()
+        image_files(tmp_path / "c").ingest()
 
 
 # Images against the contract
 
 
-def test_the_contract_takes_the_most_frequent_shape_and_puts_the_others_into_quarantine(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    shop.land("0.png", encoded(GREY[:4]))
-    shop.land("1.png", encoded(GREY))
-    shop.land("2.png", encoded(GREY))
-    shop.land("3.png", encoded(np.stack([GREY] * 3, axis=2)))
-    shop.land("4.png", encoded(GREY.astype(np.uint16)))
+def test_images_with_a_rare_shape_are_quarantined(tmp_path: Path) -> None:
+    shop = image_files(tmp_path)
+    shop.land("0.png", encoded(GRAY[:4]))
+    shop.land("1.png", encoded(GRAY))
+    shop.land("2.png", encoded(GRAY))
+    shop.land("3.png", encoded(np.stack([GRAY] * 3, axis=2)))
+    shop.land("4.png", encoded(GRAY.astype(np.uint16)))
     assert shop.rows("file") == [("1.png",), ("2.png",)]
-    end = "and the contract says 5×6×1 uint8; mend it at the source, or change the rule in the schema contract"
+    end = "but the contract says 5×6×1 uint8; correct it at the source, or change the rule in the schema contract"
     assert shop.quarantine() == [
         ("0.png", 1, "image: shape", f"image is 4×6×1 uint8, {end}"),
         ("3.png", 1, "image: shape", f"image is 5×6×3 uint8, {end}"),
@@ -272,41 +276,41 @@ def test_the_contract_takes_the_most_frequent_shape_and_puts_the_others_into_qua
     ]
     text = shop.paths.contract.read_text(encoding="utf-8")
     assert "    shape: {height: 5, width: 6, channels: 1, dtype: uint8}\n" in text
-    assert "# image bears shape: {height, width, channels, dtype}" in text
+    assert "An image needs shape: {height, width, channels, dtype}" in text
     assert load_contract(shop.paths.contract) == shop.ingest().contract
 
 
-def test_a_quarantined_image_is_kept_as_its_shape_and_not_as_its_bytes(tmp_path: Path) -> None:
-    shop = album(tmp_path, images={"path": "(?P<kind>[a-z]+)"})
-    shop.land("a.png", encoded(GREY))
-    shop.land("b.png", encoded(GREY[:4]))
-    copy = shop.file("b.png").rejected_copy
+def test_quarantine_has_the_shape_of_an_image_not_its_bytes(tmp_path: Path) -> None:
+    shop = image_files(tmp_path, images={"path": "(?P<kind>[a-z]+)"})
+    shop.land("a.png", encoded(GRAY))
+    shop.land("b.png", encoded(GRAY[:4]))
+    copy = shop.entry("b.png").rejected_copy
     assert copy is not None
     record = pl.read_parquet(shop.paths.quarantined(copy))["record"].to_list()
     assert record == ['{"file":"b.png","kind":"b","image":"4×6×1 uint8"}']
 
 
-def test_an_edited_shape_reads_the_landed_images_again(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    shop.land("a.png", encoded(GREY))
-    shop.land("b.png", encoded(GREY[:4]))
+def test_after_an_edit_of_the_shape_images_are_read_again(tmp_path: Path) -> None:
+    shop = image_files(tmp_path)
+    shop.land("a.png", encoded(GRAY))
+    shop.land("b.png", encoded(GRAY[:4]))
     assert shop.rows("file") == [("a.png",)]
     shop.edit_contract("height: 5", "height: 4")
     assert shop.ingest().read == ("a.png", "b.png")
-    np.testing.assert_array_equal(images_of(shop), [GREY[:4, :, np.newaxis]])
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:4, :, np.newaxis]])
     assert [(name, rule) for name, _, rule, _ in shop.quarantine()] == [("a.png", "image: shape")]
 
 
-def test_images_of_a_file_that_has_left_do_not_pass_for_another_shape_of_as_many_bytes(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    gone = shop.land("a.png", encoded(GREY))
+def test_staged_images_of_another_shape_are_an_error(tmp_path: Path) -> None:
+    shop = image_files(tmp_path)
+    gone = shop.land("a.png", encoded(GRAY))
     assert len(images_of(shop)) == 1
     gone.unlink()
-    shop.land("b.png", encoded(GREY.reshape(6, 5)))
+    shop.land("b.png", encoded(GRAY.reshape(6, 5)))
     shop.edit_contract("height: 5, width: 6", "height: 6, width: 5")
-    intake = shop.ingest()
-    with pytest.raises(SchemaError, match=r"'image' read from a\.png .* are 5×6×1 uint8, .* 6×5×1 uint8; land a\.png"):
-        build_raw_day("all", intake, shop.paths)
+    ingested = shop.ingest()
+    with pytest.raises(SchemaError, match=r"'image' from a\.png .* are 5×6×1 uint8, .* 6×5×1 uint8; land a\.png"):
+        build_raw_day("all", ingested, shop.paths)
 
 
 @pytest.mark.parametrize(
@@ -315,24 +319,24 @@ def test_images_of_a_file_that_has_left_do_not_pass_for_another_shape_of_as_many
         ({"type": "image"}, "type image needs shape; give 'shape"),
         (
             {"type": "text", "shape": {"height": 1, "width": 1, "channels": 1, "dtype": "uint8"}},
-            "1×1×1 uint8 goes with",
+            "1×1×1 uint8 is for type image, got type text; remove it",
         ),
         ({"type": "image", "shape": {"height": 0, "width": 1, "channels": 1, "dtype": "uint8"}}, "height"),
         ({"type": "image", "shape": {"height": 1, "width": 1, "channels": 1, "dtype": "int8"}}, "'uint8', 'uint16' or"),
         (
             {"type": "image", "shape": {"height": 1, "width": 1, "channels": 1, "dtype": "uint8"}, "allowed": ["a"]},
-            "null_values, format and allowed do not go with type image; leave them out",
+            "null_values, format and allowed are not for type image; remove them",
         ),
     ],
 )
-def test_a_rule_that_no_image_can_keep_is_explained(rule: dict[str, Any], message: str) -> None:
+def test_an_invalid_rule_for_images_is_explained(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ColumnRule.model_validate(rule)
 
 
-def test_an_image_is_required_whatever_the_contract_says(tmp_path: Path) -> None:
-    shop = shelf(tmp_path)
-    shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
+def test_images_are_required_even_if_the_contract_says_no(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path)
+    shop.land("a.parquet", table(lists(GRAY, of=pa.uint8())))
     shop.ingest()
     shop.edit_contract("required: true\n    shape", "optional: true\n    shape")
     shop.land("b.csv", "id\n2\n")
@@ -340,9 +344,9 @@ def test_an_image_is_required_whatever_the_contract_says(tmp_path: Path) -> None
         shop.ingest()
 
 
-def test_text_in_the_place_of_an_image_is_quarantined(tmp_path: Path) -> None:
-    shop = shelf(tmp_path)
-    shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
+def test_text_in_an_image_column_is_quarantined(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path)
+    shop.land("a.parquet", table(lists(GRAY, of=pa.uint8())))
     shop.land("b.csv", "id,image\n2,a.png\n")
     assert shop.ids() == [1]
     ((*index, reason),) = shop.quarantine()
@@ -350,11 +354,11 @@ def test_text_in_the_place_of_an_image_is_quarantined(tmp_path: Path) -> None:
     assert_says(reason, r"image = a\.png is not an image", REMEDY)
 
 
-def test_a_dataset_of_images_without_any_is_explained(tmp_path: Path) -> None:
-    shop = shelf(tmp_path)
+def test_an_image_column_without_images_is_explained(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path)
     shop.land("b.csv", "id,image\n2,a.png\n")
     with pytest.raises(
-        SchemaError, match=r"'image' of 'shop' should hold images, and no landed file has one.*; land PNG"
+        SchemaError, match=r"'image' of 'shop' should hold images, but no landed file has a .*; land PNG"
     ):
         shop.ingest()
     assert not shop.paths.contract.exists()
@@ -365,41 +369,41 @@ def test_a_dataset_of_images_without_any_is_explained(tmp_path: Path) -> None:
     [
         (
             {"images": {"column": "id"}},
-            "images of 'shop' are in column 'id', which the schema contract says is integer",
+            "images.column='id' of 'shop' has type integer in the schema contract, not image; move",
         ),
         (
             {"images": None},
-            "column 'image' is an image in the schema contract of 'shop', and images .* names no column",
+            "column 'image' is an image in the schema contract of 'shop', but images.column .* is not set; set it",
         ),
         ({"images": {"patch": 4}, "identity": ["id", "top", "left"]}, "names column 'left', which no landed file has"),
     ],
 )
-def test_settings_that_have_left_the_contract_behind_are_explained(
+def test_settings_that_contradict_the_contract_are_explained(
     tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    shop = shelf(tmp_path, identity=["key"])
-    shop.land("a.parquet", table(lists(GREY, of=pa.uint8()), key=["a"]))
+    shop = image_tables(tmp_path, identity=["key"])
+    shop.land("a.parquet", table(lists(GRAY, of=pa.uint8()), key=["a"]))
     shop.ingest()
-    changed = shelf(tmp_path, **{"identity": ["key"], **settings})
+    changed = image_tables(tmp_path, **{"identity": ["key"], **settings})
     with pytest.raises(SchemaError, match=message):
         changed.ingest()
 
 
-def test_another_patch_than_the_contracts_is_explained(tmp_path: Path) -> None:
+def test_a_patch_size_that_contradicts_the_contract_is_explained(tmp_path: Path) -> None:
     identity = ["file", "top", "left"]
-    shop = album(tmp_path, identity=identity, images={"patch": 5})
-    shop.land("a.png", encoded(GREY))
+    shop = image_files(tmp_path, identity=identity, images={"patch": 5})
+    shop.land("a.png", encoded(GRAY))
     shop.ingest()
-    with pytest.raises(SchemaError, match=r"patch=4 of images gives 'shop' rows of 4×4 .* 5×5×1 uint8; change one of"):
-        album(tmp_path, identity=identity, images={"patch": 4}).ingest()
+    with pytest.raises(SchemaError, match=r"images.patch=4 gives 'shop' rows of 4×4 .* 5×5×1 uint8; change one of"):
+        image_files(tmp_path, identity=identity, images={"patch": 4}).ingest()
 
 
-def test_other_settings_of_images_read_the_landed_files_again(tmp_path: Path) -> None:
+def test_after_a_change_of_images_files_are_read_again(tmp_path: Path) -> None:
     identity = ["file", "top", "left"]
-    shop = album(tmp_path, identity=identity, images={"patch": 4})
-    shop.land("a.png", encoded(GREY))
+    shop = image_files(tmp_path, identity=identity, images={"patch": 4})
+    shop.land("a.png", encoded(GRAY))
     assert shop.rows("top", "left") == [(0, 0)]
-    closer = album(tmp_path, identity=identity, images={"patch": 4, "stride": 1})
+    closer = image_files(tmp_path, identity=identity, images={"patch": 4, "stride": 1})
     assert closer.ingest().read == ("a.png",)
     assert closer.rows("top", "left") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
 
@@ -407,16 +411,16 @@ def test_other_settings_of_images_read_the_landed_files_again(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": {"patch": 8}}, "patch=8 makes many rows of an image; add top and left to identity"),
-        ({"identity": ["image"]}, "column 'image' holds images, which do not name rows"),
-        ({"columns": {"photo": "image"}}, "columns says that 'photo' is image"),
-        ({"columns": {"image": "text"}}, "columns says that 'image' is text"),
-        ({"images": {"path": "(?P<file>.*)"}}, "the group 'file' bears a name of the pipeline's own; choose another"),
-        ({"images": {"path": "(?P<score>.*)"}}, "the group 'score' bears a name of the pipeline's own; choose another"),
-        ({"images": {"column": "top"}}, "column='top' is the pipeline's own; choose another"),
+        ({"images": {"patch": 8}}, "patch=8 makes many rows of one image; add top and left to identity"),
+        ({"identity": ["image"]}, "column 'image' holds images, which cannot be identity"),
+        ({"columns": {"photo": "image"}}, "columns gives 'photo' the type image"),
+        ({"columns": {"image": "text"}}, "columns gives 'image' the type text"),
+        ({"images": {"path": "(?P<file>.*)"}}, "the group 'file' has a reserved name; choose another"),
+        ({"images": {"path": "(?P<score>.*)"}}, "the group 'score' has a reserved name; choose another"),
+        ({"images": {"column": "top"}}, "column='top' is a reserved name; choose another"),
     ],
 )
-def test_settings_of_images_that_do_not_fit_each_other_are_explained(settings: dict[str, Any], message: str) -> None:
+def test_contradictory_settings_of_images_are_explained(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PipelineConfig.model_validate({"dataset": "shop", "identity": ["file"], "images": {}, **settings})
 
@@ -442,7 +446,7 @@ def test_settings_of_images_that_do_not_fit_each_other_are_explained(settings: d
 def test_nested_lists_of_numbers_are_images(tmp_path: Path, kind: pa.DataType, dtype: str, channels: int) -> None:
     rng = np.random.default_rng(channels)
     images = rng.integers(0, 100, (4, 5, 6, channels) if channels else (4, 5, 6)).astype(kind.to_pandas_dtype())
-    shop = shelf(tmp_path)
+    shop = image_tables(tmp_path)
     values = pa.array(images.ravel())
     for size in images.shape[:0:-1]:
         values = pa.ListArray.from_arrays(pa.array(range(0, len(values) + 1, size), pa.int32()), values)
@@ -454,7 +458,7 @@ def test_nested_lists_of_numbers_are_images(tmp_path: Path, kind: pa.DataType, d
 @pytest.mark.parametrize("form", ["fixed", "tensor", "polars"])
 def test_arrays_of_a_fixed_size_are_images(tmp_path: Path, form: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
-    shop = shelf(tmp_path)
+    shop = image_tables(tmp_path)
     if form == "tensor":
         shop.land("a.parquet", table(pa.FixedShapeTensorArray.from_numpy_ndarray(images)))
     elif form == "polars":
@@ -467,29 +471,29 @@ def test_arrays_of_a_fixed_size_are_images(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(images_of(shop), images)
 
 
-def test_a_missing_array_of_a_fixed_size_costs_its_own_row(tmp_path: Path) -> None:
+def test_a_missing_array_of_fixed_size_rejects_only_its_row(tmp_path: Path) -> None:
     kind = pa.list_(pa.list_(pa.uint8(), 6), 5)
-    shop = shelf(tmp_path)
-    shop.land("a.parquet", table(pa.array([GREY.tolist(), None, (GREY + 1).tolist()], kind)))
-    np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 1])
+    shop = image_tables(tmp_path)
+    shop.land("a.parquet", table(pa.array([GRAY.tolist(), None, (GRAY + 1).tolist()], kind)))
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:, :, np.newaxis], GRAY[:, :, np.newaxis] + 1])
     assert [row[:3] for row in shop.quarantine()] == [("a.parquet", 2, "image: readable")]
 
 
 @pytest.mark.parametrize("form", ["bytes", "struct"])
 def test_encoded_bytes_in_a_column_are_images(tmp_path: Path, form: str) -> None:
-    data = [encoded(GREY), encoded(GREY)[:-30], encoded(GREY + 1), None, b""]
-    shop = shelf(tmp_path)
+    data = [encoded(GRAY), encoded(GRAY)[:-30], encoded(GRAY + 1), None, b""]
+    shop = image_tables(tmp_path)
     values: list[Any] = data if form == "bytes" else [{"bytes": entry, "path": "x.png"} for entry in data]
     shop.land("a.parquet", table(values))
     assert shop.rows("id") == [(1,), (3,)]
-    np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 1])
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:, :, np.newaxis], GRAY[:, :, np.newaxis] + 1])
     assert [row[:3] for row in shop.quarantine()] == [("a.parquet", row, "image: readable") for row in (2, 4, 5)]
     for *_, reason in shop.quarantine():
         assert_says(reason, "image: it (cannot be read as an image|is missing)", REMEDY)
 
 
 @pytest.mark.parametrize(
-    ("bad", "why"),
+    ("bad", "problem"),
     [
         (None, "missing"),
         ([[1, 2], None, [3, 4]], "missing"),
@@ -497,24 +501,24 @@ def test_encoded_bytes_in_a_column_are_images(tmp_path: Path, form: str) -> None
         ([[1, 2], [3]], "its lists differ in length"),
         ([[1], [2, 3]], "its lists differ in length"),
         ([[], [1]], "its lists differ in length"),
-        ([], "has no pixel"),
-        ([[], []], "has no pixel"),
+        ([], "has no pixels"),
+        ([[], []], "has no pixels"),
     ],
 )
 @pytest.mark.parametrize("index", [0, 1, 3])
-def test_an_array_that_is_no_image_costs_its_own_row(tmp_path: Path, bad: Any, why: str, index: int) -> None:
-    good = [GREY, GREY + 1, GREY + 2]
-    shop = shelf(tmp_path)
+def test_an_invalid_array_rejects_only_its_own_row(tmp_path: Path, bad: Any, problem: str, index: int) -> None:
+    good = [GRAY, GRAY + 1, GRAY + 2]
+    shop = image_tables(tmp_path)
     shop.land("a.parquet", table(lists(*good[:index], bad, *good[index:], of=pa.int16())))
     np.testing.assert_array_equal(images_of(shop), [image[:, :, np.newaxis] for image in good])
     assert shop.ids() == [row for row in range(1, 5) if row != index + 1]
-    ((*where, reason),) = shop.quarantine()
-    assert where == ["a.parquet", index + 1, "image: readable"]
-    assert_says(reason, why, REMEDY)
+    ((*origin, reason),) = shop.quarantine()
+    assert origin == ["a.parquet", index + 1, "image: readable"]
+    assert_says(reason, problem, REMEDY)
 
 
-def test_pixels_whose_channels_differ_in_number_are_no_image(tmp_path: Path) -> None:
-    shop = shelf(tmp_path)
+def test_pixels_with_different_channels_are_rejected(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path)
     ragged = [[[1, 2], [3, 4]], [[5, 6], [7]]]
     shop.land("a.parquet", table(lists([[[1, 2]] * 2] * 2, ragged, of=pa.uint8(), depth=3)))
     assert (shop.ids(), shapes(shop)) == ([1], "2×2×2 uint8")
@@ -522,12 +526,12 @@ def test_pixels_whose_channels_differ_in_number_are_no_image(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e300])
-def test_an_image_of_floats_that_are_not_finite_is_quarantined(tmp_path: Path, bad: float) -> None:
-    wrong = GREY.astype(np.float64)
+def test_an_image_with_values_that_are_not_finite_is_rejected(tmp_path: Path, bad: float) -> None:
+    wrong = GRAY.astype(np.float64)
     wrong[2, 3] = bad
-    shop = shelf(tmp_path)
-    shop.land("a.parquet", table(lists(GREY / 7, wrong, of=pa.float64())))
-    np.testing.assert_array_equal(images_of(shop), [(GREY / 7).astype(np.float32)[:, :, np.newaxis]])
+    shop = image_tables(tmp_path)
+    shop.land("a.parquet", table(lists(GRAY / 7, wrong, of=pa.float64())))
+    np.testing.assert_array_equal(images_of(shop), [(GRAY / 7).astype(np.float32)[:, :, np.newaxis]])
     assert_says(shop.quarantine()[0][3], "a value in it is not finite", REMEDY)
 
 
@@ -540,34 +544,34 @@ def test_an_image_of_floats_that_are_not_finite_is_quarantined(tmp_path: Path, b
         ([9, -1, 9], "uint8", [1, 3]),
     ],
 )
-def test_wide_integers_become_the_type_that_most_images_of_the_file_fit(
+def test_wide_integers_become_the_type_that_most_images_fit(
     tmp_path: Path, tops: list[int], dtype: str, kept: list[int]
 ) -> None:
-    shop = shelf(tmp_path)
+    shop = image_tables(tmp_path)
     shop.land("a.parquet", table(lists(*([[0, top]] for top in tops), of=pa.int64())))
     assert (shop.ids(), shapes(shop)) == (kept, f"1×2×1 {dtype}")
     assert [image.ravel().tolist() for image in images_of(shop)] == [[0, tops[number - 1]] for number in kept]
     assert [rule for *_, rule, _ in shop.quarantine()] == ["image: readable"] * (3 - len(kept))
 
 
-def test_a_dark_file_of_wide_integers_becomes_what_the_contract_says(tmp_path: Path) -> None:
-    shop = shelf(tmp_path)
+def test_wide_integers_become_the_type_in_the_contract(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path)
     shop.land("a.parquet", table(lists([[0, 4000]], [[5, 6]], [[1000, 9]], of=pa.int32())))
     assert shapes(shop) == "1×2×1 uint16"
     shop.land("night.parquet", table(lists([[1, 2]], of=pa.int32())))
     assert shop.quarantine() == []
-    assert shop.file("night.parquet").rows == 1
+    assert shop.entry("night.parquet").rows == 1
 
 
-def test_images_are_read_from_all_row_groups_of_a_file(tmp_path: Path) -> None:
+def test_images_are_read_from_all_row_groups(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 2), dtype=np.uint8)
     rows = pa.table({"id": range(50), "image": lists(*images, of=pa.uint8())})
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, row_group_size=7)
-    shop = shelf(tmp_path)
+    shop = image_tables(tmp_path)
     shop.land("a.parquet", buffer.getvalue())
-    found = dict(zip((row[0] for row in shop.rows("id")), images_of(shop), strict=True))
-    np.testing.assert_array_equal([found[index] for index in range(50)], images[:, :, :, np.newaxis])
+    by_id = dict(zip((row[0] for row in shop.rows("id")), images_of(shop), strict=True))
+    np.testing.assert_array_equal([by_id[index] for index in range(50)], images[:, :, :, np.newaxis])
 
 
 @pytest.mark.parametrize(
@@ -575,28 +579,28 @@ def test_images_are_read_from_all_row_groups_of_a_file(tmp_path: Path) -> None:
     [["a.png"], [1.5], [[1, 2]], [[[[[1]]]]], [[["a"]]], [{"path": "a.png"}]],
     ids=["text", "number", "flat", "four levels", "lists of text", "struct"],
 )
-def test_a_column_that_cannot_hold_images_refuses_the_file(tmp_path: Path, values: list[Any]) -> None:
-    shop = shelf(tmp_path)
-    shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
+def test_a_file_whose_image_column_has_another_type_is_refused(tmp_path: Path, values: list[Any]) -> None:
+    shop = image_tables(tmp_path)
+    shop.land("a.parquet", table(lists(GRAY, of=pa.uint8())))
     shop.land("b.parquet", table(pa.array(values)))
-    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'image' holds", REMEDY)
+    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'image' has type", REMEDY)
     assert shop.ids() == [1]
 
 
-def test_another_column_of_lists_refuses_the_file_though_there_are_images(tmp_path: Path) -> None:
-    shop = shelf(tmp_path)
-    shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
-    shop.land("b.parquet", table(lists(GREY, of=pa.uint8()), more=[[1, 2]]))
-    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'more' holds List", REMEDY)
+def test_a_file_with_another_column_of_lists_is_refused(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path)
+    shop.land("a.parquet", table(lists(GRAY, of=pa.uint8())))
+    shop.land("b.parquet", table(lists(GRAY, of=pa.uint8()), more=[[1, 2]]))
+    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'more' has type List", REMEDY)
 
 
 # Patches
 
 
 @pytest.mark.parametrize("stride", [None, 1, 3, 9])
-def test_patches_are_the_slices_of_their_image(tmp_path: Path, stride: int | None) -> None:
+def test_patches_are_slices_of_their_image(tmp_path: Path, stride: int | None) -> None:
     image = np.random.default_rng(0).integers(0, 65536, (11, 14), dtype=np.uint16)
-    shop = album(tmp_path, identity=["file", "top", "left"], images={"patch": 4, "stride": stride})
+    shop = image_files(tmp_path, identity=["file", "top", "left"], images={"patch": 4, "stride": stride})
     shop.land("a.png", encoded(image))
     step = stride or 4
     expected = {
@@ -606,13 +610,13 @@ def test_patches_are_the_slices_of_their_image(tmp_path: Path, stride: int | Non
     }
     assert {(top, left): data for top, left, data in shop.rows("top", "left", "image")} == expected
     assert shapes(shop) == "4×4×1 uint16"
-    assert len(expected) == shop.file("a.png").rows
+    assert len(expected) == shop.entry("a.png").rows
 
 
-def test_patches_of_many_images_of_different_shapes_keep_what_stands_beside_them(tmp_path: Path) -> None:
+def test_patches_keep_the_other_columns_of_their_image(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((6, 5, 3), (4, 9, 3), (6, 5, 3), (3, 8, 3))]
-    shop = shelf(tmp_path, identity=["id", "top", "left"], images={"patch": 4, "stride": 2})
+    shop = image_tables(tmp_path, identity=["id", "top", "left"], images={"patch": 4, "stride": 2})
     shop.land("a.parquet", table(lists(*images, of=pa.uint8(), depth=3), name=["a", "b", "c", "d"]))
     expected = {
         (number, name, top, left): image[top : top + 4, left : left + 4].tobytes()
@@ -626,91 +630,93 @@ def test_patches_of_many_images_of_different_shapes_keep_what_stands_beside_them
     assert_says(reason, "image: it has 3×8 pixels, fewer than a patch of 4×4", REMEDY)
 
 
-def test_patches_stand_in_the_order_of_their_images_whatever_the_shapes(tmp_path: Path) -> None:
+def test_patches_are_in_the_order_of_their_images(tmp_path: Path) -> None:
     images = [np.zeros((4 + n % 3, 4), np.uint8) for n in range(30)]
     rows = read_file("a.parquet", table(lists(*images, of=pa.uint8())), ImagesConfig(patch=4, stride=1)).rows
     assert rows.select("id", "top").rows() == [(n + 1, top) for n in range(30) for top in range(n % 3 + 1)]
 
 
-def test_an_image_whose_patches_would_fill_the_memory_is_quarantined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_with_too_many_patches_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "_MAX_PATCH_BYTES", 6 * 16)
-    shop = album(tmp_path, identity=["file", "top", "left"], images={"patch": 4, "stride": 1})
-    shop.land("a.png", encoded(GREY))
+    shop = image_files(tmp_path, identity=["file", "top", "left"], images={"patch": 4, "stride": 1})
+    shop.land("a.png", encoded(GRAY))
     shop.land("b.png", encoded(np.zeros((5, 7), np.uint8)))
     assert {row[0] for row in shop.rows("file")} == {"a.png"}
     assert_says(shop.quarantine()[0][3], "its 8 patches take more than", REMEDY)
 
 
-def test_a_file_with_a_column_called_like_a_patchs_place_is_refused(tmp_path: Path) -> None:
-    shop = shelf(tmp_path, identity=["id", "top", "left"], images={"patch": 5})
-    shop.land("a.parquet", table(lists(GREY, of=pa.uint8())))
-    shop.land("b.parquet", table(lists(GREY, of=pa.uint8()), top=[1]))
-    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'top' bears the name of a patch's place", REMEDY)
+def test_a_column_with_the_name_of_a_patch_position_is_refused(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path, identity=["id", "top", "left"], images={"patch": 5})
+    shop.land("a.parquet", table(lists(GRAY, of=pa.uint8())))
+    shop.land("b.parquet", table(lists(GRAY, of=pa.uint8()), top=[1]))
+    assert_says(shop.ingest().ledger.refused["b.parquet"], "column 'top' has a reserved name", REMEDY)
 
 
-# The whole way
+# From files to features
 
 
-def test_images_go_the_whole_way_to_the_features_of_the_day_that_their_path_names(tmp_path: Path) -> None:
+def test_images_reach_the_features_of_the_day_in_their_path(tmp_path: Path) -> None:
     path = r"(?P<line>[a-z]+)/(?P<taken_on>\d{4}-\d\d-\d\d)_"
     shop = make_dataset(tmp_path, identity=["file"], event_time="taken_on", images={"path": path})
-    shop.land("north/2024-03-01_1.png", encoded(GREY))
-    shop.land("north/2024-03-02_1.png", encoded(GREY + 1))
+    shop.land("north/2024-03-01_1.png", encoded(GRAY))
+    shop.land("north/2024-03-02_1.png", encoded(GRAY + 1))
     shop.land("south/2024-03-02_2.jpg", encoded(np.full((5, 6), 77, np.uint8), "JPEG"))
-    shop.land("south/2023-03-02_3.png", encoded(GREY + 3))
-    intake = shop.ingest()
-    assert intake.ledger.days == ["2024-03-01", "2024-03-02"]
+    shop.land("south/2023-03-02_3.png", encoded(GRAY + 3))
+    ingested = shop.ingest()
+    assert ingested.ledger.days == ["2024-03-01", "2024-03-02"]
     assert [(name, rule) for name, _, rule, _ in shop.quarantine()] == [
         ("south/2023-03-02_3.png", "taken_on: before start")
     ]
-    found = {}
-    for day in intake.ledger.days:
-        shop.raw(intake, day)
-        assert build_features_day(day, shop, intake.contract).built
-        found[day] = pl.read_parquet(shop.paths.features(day))
+    features = {}
+    for day in ingested.ledger.days:
+        shop.raw(ingested, day)
+        assert build_features_day(day, shop, ingested.contract).built
+        features[day] = pl.read_parquet(shop.paths.features(day))
     columns = ["row_id", "event_time", "file", "line", "image"]
-    assert [rows.columns for rows in found.values()] == [columns, columns]
+    assert [rows.columns for rows in features.values()] == [columns, columns]
     second = dt.datetime(2024, 3, 2, tzinfo=dt.UTC)
-    assert found["2024-03-02"].drop("row_id").rows() == [
-        (second, "north/2024-03-02_1.png", "north", (GREY + 1).tobytes()),
+    assert features["2024-03-02"].drop("row_id").rows() == [
+        (second, "north/2024-03-02_1.png", "north", (GRAY + 1).tobytes()),
         (second, "south/2024-03-02_2.jpg", "south", bytes([77] * 30)),
     ]
-    image = next(column for column in feature_columns(shop.config, intake.contract) if column.name == "image")
-    assert image == FeatureColumn("image", intake.contract.columns["image"].type, intake.contract.images["image"])
+    image = next(column for column in feature_columns(shop.config, ingested.contract) if column.name == "image")
+    assert image == FeatureColumn("image", ingested.contract.columns["image"].type, ingested.contract.images["image"])
     assert leftovers(tmp_path) == []
 
 
-def test_images_are_staged_by_the_bytes_that_wait_and_come_out_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    staged = []
+def test_images_are_staged_in_batches_of_limited_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged: list[dict[str, LandedFile]] = []
     stage = batch.StagingBatch.stage
-    monkeypatch.setattr(batch, "_BATCH_IMAGE_BYTES", 3 * GREY.nbytes)
-    monkeypatch.setattr(batch.StagingBatch, "stage", lambda self: staged.append(entries := stage(self)) or entries)
-    shop = album(tmp_path)
+
+    def record(self: batch.StagingBatch) -> dict[str, LandedFile]:
+        entries = stage(self)
+        staged.append(entries)
+        return entries
+
+    monkeypatch.setattr(batch, "_BATCH_IMAGE_BYTES", 3 * GRAY.nbytes)
+    monkeypatch.setattr(batch.StagingBatch, "stage", record)
+    shop = image_files(tmp_path)
     for number in range(8):
-        shop.land(f"{number}.png", encoded(GREY + number))
-    np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis] + number for number in range(8)])
+        shop.land(f"{number}.png", encoded(GRAY + number))
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:, :, np.newaxis] + number for number in range(8)])
     assert [len(entries) for entries in staged if entries] == [3, 3, 2]
 
 
-def test_an_image_landed_again_replaces_its_row_and_nothing_is_read_twice(tmp_path: Path) -> None:
-    shop = album(tmp_path)
-    shop.land("a.png", encoded(GREY))
-    shop.land("b.png", encoded(GREY + 1))
+def test_an_image_landed_again_replaces_its_row(tmp_path: Path) -> None:
+    shop = image_files(tmp_path)
+    shop.land("a.png", encoded(GRAY))
+    shop.land("b.png", encoded(GRAY + 1))
     assert shop.ingest().read == ("a.png", "b.png")
     assert shop.ingest().read == ()
-    shop.land("b.png", encoded(GREY + 2))
+    shop.land("b.png", encoded(GRAY + 2))
     assert shop.ingest().read == ("b.png",)
-    np.testing.assert_array_equal(images_of(shop), [GREY[:, :, np.newaxis], GREY[:, :, np.newaxis] + 2])
+    np.testing.assert_array_equal(images_of(shop), [GRAY[:, :, np.newaxis], GRAY[:, :, np.newaxis] + 2])
 
 
-# The data that the shipped pipelines land
+# The data of the demo pipelines
 
 
-def test_the_tiles_of_a_texture_are_the_whole_photograph(tmp_path: Path) -> None:
+def test_the_tiles_of_a_texture_make_up_the_photograph(tmp_path: Path) -> None:
     from skimage import data
 
     landing = tmp_path / "landing" / "textures"
@@ -725,7 +731,7 @@ def test_the_tiles_of_a_texture_are_the_whole_photograph(tmp_path: Path) -> None
     assert leftovers(tmp_path) == []
 
 
-def test_the_readings_of_the_shuttle_are_landed_with_their_labels_and_a_number_each(tmp_path: Path) -> None:
+def test_shuttle_readings_land_with_labels_and_row_numbers(tmp_path: Path) -> None:
     assert demo.land_shuttle(tmp_path / "shuttle") == 1
     rows = pl.read_csv(tmp_path / "shuttle" / "shuttle.csv")
     assert rows.columns == ["row", *(f"f{number}" for number in range(1, 10)), "anomaly"]
@@ -734,7 +740,7 @@ def test_the_readings_of_the_shuttle_are_landed_with_their_labels_and_a_number_e
 
 
 @pytest.mark.parametrize(("dataset", "package"), [("textures", "scikit-image"), ("shuttle", "river")])
-def test_a_package_that_is_not_installed_is_named_and_leaves_nothing_landed(
+def test_a_missing_package_is_named_and_nothing_lands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, package: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

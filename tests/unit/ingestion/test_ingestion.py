@@ -1,4 +1,4 @@
-"""From landed files to raw rows: the contract, the ledger, and which row wins."""
+"""From landed files to raw rows: contract, ledger and upsert."""
 
 import datetime as dt
 import json
@@ -11,8 +11,7 @@ import pytest
 
 from ae_pipeline.common.errors import PipelineError, SchemaError
 from ae_pipeline.config.columns import ColumnType
-from ae_pipeline.ingestion import deduplicate as identities
-from ae_pipeline.ingestion import landing
+from ae_pipeline.ingestion import deduplicate, landing
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.landing import last_ingest
@@ -33,8 +32,8 @@ from tests.support.datasets import (
 OTHER_DAY = "2024-03-05"
 
 
-def read_with(dataset: LandedDataset, **settings: Any) -> LandedDataset:
-    """The same folders under other settings."""
+def with_settings(dataset: LandedDataset, **settings: Any) -> LandedDataset:
+    """Return the same dataset with other settings."""
     return replace(dataset, config=make_dataset(dataset.paths.root, **settings).config)
 
 
@@ -69,7 +68,7 @@ def shop(tmp_path: Path) -> LandedDataset:
         ([" 4", "5 "], "integer", ()),
     ],
 )
-def test_a_columns_type_is_inferred_from_all_its_values(
+def test_the_type_is_inferred_from_all_values_of_a_column(
     shop: LandedDataset, texts: list[str], kind: str, missing: tuple[str, ...]
 ) -> None:
     sample = pl.DataFrame({"id": "1", "time": "2024-03-01T10:00:00", "x": texts})
@@ -93,7 +92,7 @@ def test_a_typed_column_keeps_its_type(shop: LandedDataset, values: pl.Series, k
     assert contract.columns["x"].type == ColumnType(kind)
 
 
-def test_the_configuration_says_what_values_cannot_show(tmp_path: Path) -> None:
+def test_declared_types_are_used_for_the_inference(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, columns={"due": "clock_hhmm", "branch": "category"})
     sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "due": ["1745", "NA"], "branch": ["12", "13"]})
     rules = infer_contract([sample], shop.config).columns
@@ -101,7 +100,7 @@ def test_the_configuration_says_what_values_cannot_show(tmp_path: Path) -> None:
     assert rules["due"].null_values == ("NA",)
 
 
-def test_identity_and_event_time_are_required_and_a_column_that_some_files_lack_is_optional(
+def test_keys_are_required_and_partial_columns_are_optional(
     shop: LandedDataset,
 ) -> None:
     first = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "x": "1"})
@@ -114,7 +113,7 @@ def test_identity_and_event_time_are_required_and_a_column_that_some_files_lack_
     }
 
 
-def test_a_word_that_means_missing_among_numbers_means_it_among_texts_too(shop: LandedDataset) -> None:
+def test_null_words_of_numbers_apply_to_text_too(shop: LandedDataset) -> None:
     sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", "n": ["NA", "1"], "t": ["NA", "red"], "u": ["a", "b"]})
     rules = infer_contract([sample], shop.config).columns
     assert {name: rules[name].null_values for name in "ntu"} == {"n": ("NA",), "t": ("NA",), "u": ()}
@@ -123,13 +122,13 @@ def test_a_word_that_means_missing_among_numbers_means_it_among_texts_too(shop: 
 @pytest.mark.parametrize(
     ("settings", "columns", "message"),
     [
-        ({"identity": ["key"]}, {}, r"'shop' names column 'key', which no landed file has; the files have id, time$"),
-        ({"exclude": ["old"]}, {}, r"'shop' names column 'old', which no landed file has; the files have id, time$"),
-        ({}, {"score": "1"}, r"column 'score' of 'shop' bears a name that the pipeline .* own columns; rename it"),
-        ({"event_time": "id"}, {}, r"event_time='id' of 'shop' holds integer values such as '1', not .*; name another"),
+        ({"identity": ["key"]}, {}, r"'shop' names column 'key', which no landed file has; choose one of id, time$"),
+        ({"exclude": ["old"]}, {}, r"'shop' names column 'old', which no landed file has; choose one of id, time$"),
+        ({}, {"score": "1"}, r"column 'score' of 'shop' has a name that is reserved .*; rename it"),
+        ({"event_time": "id"}, {}, r"event_time='id' of 'shop' has integer values such as '1', not .*; choose another"),
     ],
 )
-def test_a_contract_that_cannot_be_inferred_is_explained(
+def test_a_failed_inference_is_explained(
     tmp_path: Path, settings: dict[str, Any], columns: dict[str, str], message: str
 ) -> None:
     sample = pl.DataFrame({"id": "1", "time": f"{DAY}T10:00:00", **columns})
@@ -137,21 +136,21 @@ def test_a_contract_that_cannot_be_inferred_is_explained(
         infer_contract([sample], make_dataset(tmp_path, **settings).config)
 
 
-def test_csv_and_parquet_files_side_by_side_infer_the_types_that_each_alone_would(shop: LandedDataset) -> None:
+def test_csv_and_parquet_files_together_give_the_same_types(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.parquet", parquet(frame(2)))
     types = {name: rule.type.value for name, rule in shop.ingest().contract.columns.items()}
     assert types == {"id": "integer", "time": "timestamp", "price": "number", "city": "text"}
 
 
-def test_a_parquet_column_without_any_value_leaves_the_type_to_the_other_files(shop: LandedDataset) -> None:
+def test_an_empty_parquet_column_does_not_determine_the_type(shop: LandedDataset) -> None:
     shop.land("a.parquet", parquet(frame(1, price=[None])))
     shop.land("b.parquet", parquet(frame(2)))
     assert shop.ingest().contract.columns["price"].type == ColumnType.NUMBER
     assert shop.rows("id", "price") == [(1, None), (2, 1.5)]
 
 
-def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_what_it_is(shop: LandedDataset) -> None:
+def test_the_contract_is_saved_with_explanations(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2))
     in_force = shop.ingest().contract
     assert load_contract(shop.paths.contract) == in_force
@@ -163,12 +162,20 @@ def test_the_contract_in_the_file_is_the_contract_in_force_and_tells_a_person_wh
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("price: {type: number", "price: {type: numeric", r"at columns\.price\.type: .*'number'.* got 'numeric'; mend"),
-        ("price: {type: number", "price: {type: number, min: 2", r"at columns\.price\.min: Extra .* got 2; mend"),
-        ("price: {type: number}", "price: {type: number", r"(?s)is not YAML: .*line \d+.*; mend it, or move it away"),
+        (
+            "price: {type: number",
+            "price: {type: numeric",
+            r"at columns\.price\.type: .*'number'.* got 'numeric'; correct",
+        ),
+        ("price: {type: number", "price: {type: number, min: 2", r"at columns\.price\.min: Extra .* got 2; correct"),
+        (
+            "price: {type: number}",
+            "price: {type: number",
+            r"(?s)is not valid YAML: .*line \d+.*; correct it, or move it away",
+        ),
     ],
 )
-def test_a_contract_edited_wrongly_is_explained(shop: LandedDataset, old: str, new: str, message: str) -> None:
+def test_an_invalid_edit_of_the_contract_is_explained(shop: LandedDataset, old: str, new: str, message: str) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.edit_contract(old, new)
@@ -176,7 +183,7 @@ def test_a_contract_edited_wrongly_is_explained(shop: LandedDataset, old: str, n
         shop.ingest()
 
 
-def test_a_contract_whose_event_time_is_no_time_is_explained(shop: LandedDataset) -> None:
+def test_an_event_time_of_another_type_is_explained(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.edit_contract("time: {type: timestamp, required: true, format: '%Y-%m-%dT%H:%M:%S%.f'}", "time: {type: text}")
@@ -185,7 +192,7 @@ def test_a_contract_whose_event_time_is_no_time_is_explained(shop: LandedDataset
     assert_says(str(caught.value), "time", "text", REMEDY)
 
 
-def test_an_edited_contract_reads_the_landed_files_again(shop: LandedDataset) -> None:
+def test_after_an_edit_of_the_contract_files_are_read_again(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1, price=1) + line(2, price=2))
     assert shop.ids() == [1, 2]
     shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
@@ -197,18 +204,18 @@ def test_an_edited_contract_reads_the_landed_files_again(shop: LandedDataset) ->
     assert shop.quarantine() == []
 
 
-def test_an_edit_that_no_row_of_a_file_keeps_withdraws_them_all_until_it_is_taken_back(shop: LandedDataset) -> None:
+def test_undoing_an_edit_restores_the_withdrawn_rows(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1, price=1))
     shop.land("b.csv", HEADER + line(2, price=2))
     assert shop.ids() == [1, 2]
     shop.edit_contract("price: {type: integer}", "price: {type: integer, minimum: 2}")
-    assert_says(shop.file("a.csv").refused, "price = 1 is below the minimum 2", REMEDY)
+    assert_says(shop.entry("a.csv").refused, "price = 1 is below the minimum 2", REMEDY)
     assert shop.ids() == [2]
     shop.edit_contract(", minimum: 2", "")
     assert shop.ids() == [1, 2]
 
 
-def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: LandedDataset) -> None:
+def test_rows_of_a_deleted_file_follow_an_edited_contract(shop: LandedDataset) -> None:
     gone = shop.land("a.csv", HEADER + line(1, price=1))
     assert shop.rows("price") == [(1,)]
     gone.unlink()
@@ -226,18 +233,23 @@ def test_rows_of_a_file_that_has_left_follow_an_edited_contract(shop: LandedData
         ({"type": "integer"}, {"7": 7, "7.0": 7, "007": 7, "": None}, "7.5", "x = 7.5 is not a whole number"),
         ({"type": "number"}, {"1e3": 1000.0, " 2 ": 2.0, "nan": None}, "2,5", 'x = "?2,5"? is not a finite number'),
         ({"type": "boolean"}, {"YES": True, "f": False}, "2", "x = 2 is not true or false"),
-        ({"type": "clock_hhmm"}, {"0": 0, "1745": 1745, "2400": 2400}, "1260", "x = 1260 is not a clock such as 1745"),
-        ({"type": "clock_hhmm"}, {"2359": 2359}, "2401", "x = 2401 is not a clock such as 1745"),
-        ({"type": "clock_hhmm"}, {"59": 59}, "-5", "x = -5 is not a clock such as 1745"),
+        (
+            {"type": "clock_hhmm"},
+            {"0": 0, "1745": 1745, "2400": 2400},
+            "1260",
+            "x = 1260 is not a time of day such as 1745",
+        ),
+        ({"type": "clock_hhmm"}, {"2359": 2359}, "2401", "x = 2401 is not a time of day such as 1745"),
+        ({"type": "clock_hhmm"}, {"59": 59}, "-5", "x = -5 is not a time of day such as 1745"),
         ({"type": "date", "format": "%d.%m.%Y"}, {"29.02.2024": dt.date(2024, 2, 29)}, "29.02.2023", "not a date"),
-        ({"type": "text", "required": True}, {"a": "a"}, "  ", "x is missing, and required"),
+        ({"type": "text", "required": True}, {"a": "a"}, "  ", "x is missing, but required"),
         ({"type": "number", "minimum": 0}, {"0": 0.0}, "-0.5", "x = -0.5 is below the minimum 0"),
         ({"type": "integer", "maximum": 9}, {"9": 9}, "10", "x = 10 is above the maximum 9"),
-        ({"type": "category", "allowed": ["a", "b"]}, {"b": "b"}, "c", "x = c is none of a, b"),
+        ({"type": "category", "allowed": ["a", "b"]}, {"b": "b"}, "c", "x = c is not one of a, b"),
         ({"type": "integer", "null_values": ["-9"]}, {"-9": None, "9": 9}, "--", "x = -- is not a whole number"),
     ],
 )
-def test_a_value_that_breaks_its_rule_sends_its_row_to_quarantine_and_no_other(
+def test_only_the_row_with_an_invalid_value_is_quarantined(
     shop: LandedDataset, rule: dict[str, Any], good: dict[str, Any], bad: str, reason: str
 ) -> None:
     shop.declare(id={"type": "integer"}, time={"type": "timestamp", "format": "%Y-%m-%dT%H:%M:%S"}, x=rule)
@@ -245,20 +257,20 @@ def test_a_value_that_breaks_its_rule_sends_its_row_to_quarantine_and_no_other(
     lines = [f'{number},{DAY}T10:00:00,"{text}"\n' for number, text in enumerate(texts)]
     shop.land("a.csv", "id,time,x\n" + "".join(lines))
     assert shop.rows("id", "x") == list(enumerate(good.values(), start=1))
-    ((source, number, _, told),) = shop.quarantine()
+    ((source, number, _, actual),) = shop.quarantine()
     assert (source, number) == ("a.csv", 2)
-    assert_says(told, reason, REMEDY)
+    assert_says(actual, reason, REMEDY)
 
 
 @pytest.mark.parametrize("written", [f"{DAY}T10:00:00", f"{DAY} 10:00:00", f"{DAY}T10:00:00Z", f"{DAY} 10:00"])
-def test_a_timestamp_declared_without_a_format_is_read_in_every_usual_one(shop: LandedDataset, written: str) -> None:
+def test_a_timestamp_without_format_can_have_any_iso_form(shop: LandedDataset, written: str) -> None:
     shop.declare(id={"type": "integer"}, time={"type": "timestamp"})
     shop.land("a.csv", f"id,time\n1,{written}\n")
-    assert shop.file("a.csv").refused is None
+    assert shop.entry("a.csv").refused is None
     assert shop.rows("event_time") == [(dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC),)]
 
 
-def test_the_same_rows_give_the_same_table_from_csv_and_from_parquet(tmp_path: Path) -> None:
+def test_csv_and_parquet_give_the_same_table(tmp_path: Path) -> None:
     rows = frame(1, 2, 3, price=[1.5, None, -2.0], city=["Oslo", None, "Bergen"])
     tables = []
     for suffix, content in ((".csv", rows.write_csv()), (".parquet", parquet(rows))):
@@ -270,7 +282,7 @@ def test_the_same_rows_give_the_same_table_from_csv_and_from_parquet(tmp_path: P
     assert tables[0]["price"].to_list() == [1.5, None, -2.0]
 
 
-def test_a_category_of_whole_numbers_is_the_same_whether_a_file_holds_text_integers_or_floats(tmp_path: Path) -> None:
+def test_a_numeric_category_is_the_same_in_all_file_types(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, columns={"price": "category"})
     shop.land("a.csv", HEADER + line(1, price=517))
     shop.ingest()
@@ -283,12 +295,12 @@ def test_a_category_of_whole_numbers_is_the_same_whether_a_file_holds_text_integ
     "name",
     ["_id", "_price", "price_", "{price}", "a price", "|"],
 )
-def test_a_column_may_bear_any_name_that_is_not_reserved(shop: LandedDataset, name: str) -> None:
+def test_unusual_column_names_are_valid(shop: LandedDataset, name: str) -> None:
     shop.land("a.csv", HEADER.replace("city", name) + line(1))
     assert shop.rows("id", "price", name) == [(1, 1.5, "Oslo")]
 
 
-def test_the_event_time_column_may_be_called_event_time(tmp_path: Path) -> None:
+def test_the_event_time_column_can_be_called_event_time(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, event_time="event_time")
     shop.land("a.csv", HEADER.replace("time", "event_time") + line(1))
     assert shop.rows("id", "event_time") == [(1, dt.datetime(2024, 3, 1, 10, tzinfo=dt.UTC))]
@@ -301,10 +313,10 @@ def test_different_identities_have_different_row_ids(tmp_path: Path) -> None:
     assert sorted(shop.rows("a", "b")) == sorted(pairs)
 
 
-# Landing again and again
+# Repeated ingestion
 
 
-def test_a_file_is_read_once_and_a_day_is_written_once(shop: LandedDataset) -> None:
+def test_files_are_read_once_and_days_are_written_once(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     first = shop.ingest()
     assert (first.read, first.pending_days(shop)) == (("a.csv",), [DAY])
@@ -325,38 +337,38 @@ def test_only_new_and_rewritten_files_are_read(shop: LandedDataset) -> None:
 
 
 @pytest.mark.parametrize("name", [".a.csv", "_a.csv", "a.csv.tmp", "a.txt"])
-def test_files_that_are_still_being_written_or_of_another_kind_are_not_read(shop: LandedDataset, name: str) -> None:
+def test_hidden_files_and_other_file_types_are_ignored(shop: LandedDataset, name: str) -> None:
     shop.land("good.csv", HEADER + line(1))
     shop.land(name, HEADER + line(2))
     assert shop.ids() == [1]
 
 
-def test_an_ending_in_capitals_is_read_too(shop: LandedDataset) -> None:
+def test_suffixes_in_capital_letters_are_read(shop: LandedDataset) -> None:
     shop.land("A.CSV", HEADER + line(1))
     shop.land("B.PARQUET", parquet(frame(2)))
     assert shop.ids() == [1, 2]
 
 
-def test_of_an_identity_the_row_of_the_newest_file_stands(shop: LandedDataset) -> None:
+def test_the_row_of_the_newest_file_wins(shop: LandedDataset) -> None:
     shop.land("z.csv", HEADER + line(1, price=1.5) + line(2, price=2.5))
     shop.land("a.csv", HEADER + line(1, price=9.5))
     assert shop.rows("id", "price") == [(1, 9.5), (2, 2.5)]
     assert build_raw_day(DAY, shop.ingest(), shop.paths).superseded == 1
 
 
-def test_a_late_file_changes_its_own_day_and_leaves_the_others(shop: LandedDataset) -> None:
+def test_a_late_file_changes_only_its_own_day(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2, time=f"{OTHER_DAY}T10:00:00"))
     assert shop.ids() == [1, 2]
     previous = shop.paths.raw(OTHER_DAY).read_bytes()
     shop.land("late.csv", HEADER + line(3))
-    intake = shop.ingest()
-    assert intake.pending_days(shop) == [DAY]
-    assert shop.raw(intake)["id"].to_list() == [1, 3]
+    ingested = shop.ingest()
+    assert ingested.pending_days(shop) == [DAY]
+    assert shop.raw(ingested)["id"].to_list() == [1, 3]
     assert shop.paths.raw(OTHER_DAY).read_bytes() == previous
 
 
-def test_a_file_that_has_left_the_landing_place_keeps_its_rows(shop: LandedDataset) -> None:
+def test_rows_of_a_deleted_file_remain(shop: LandedDataset) -> None:
     gone = shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(2))
     assert shop.ids() == [1, 2]
@@ -364,7 +376,7 @@ def test_a_file_that_has_left_the_landing_place_keeps_its_rows(shop: LandedDatas
     assert shop.ids() == [1, 2]
 
 
-def test_rows_are_the_same_in_whatever_order_files_are_read(tmp_path: Path) -> None:
+def test_the_order_of_reading_does_not_change_the_rows(tmp_path: Path) -> None:
     hashes = []
     for case, names in {"one": ["a", "b", "c"], "two": ["c", "b", "a"]}.items():
         shop = make_dataset(tmp_path / case)
@@ -377,12 +389,12 @@ def test_rows_are_the_same_in_whatever_order_files_are_read(tmp_path: Path) -> N
     assert hashes[0] == hashes[1]
 
 
-def test_rows_without_event_time_stand_in_one_table(tmp_path: Path) -> None:
+def test_rows_without_event_time_are_in_one_partition(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, event_time=None, start=None, end=None)
     shop.land("a.csv", HEADER + line(1) + line(2, time="1999-01-01T00:00:00"))
-    intake = shop.ingest()
-    assert intake.ledger.days == ["all"]
-    assert shop.raw(intake, "all").select("id", "event_time").rows() == [(1, None), (2, None)]
+    ingested = shop.ingest()
+    assert ingested.ledger.days == ["all"]
+    assert shop.raw(ingested, "all").select("id", "event_time").rows() == [(1, None), (2, None)]
 
 
 @pytest.mark.parametrize(
@@ -394,7 +406,7 @@ def test_rows_without_event_time_stand_in_one_table(tmp_path: Path) -> None:
     ],
     ids=["moved", "moved and back", "moved twice in one file"],
 )
-def test_an_identity_with_a_new_event_time_leaves_its_old_day(
+def test_a_new_event_time_moves_an_identity_to_another_day(
     shop: LandedDataset, landings: list[list[tuple[int, str, int]]], expected: dict[str, list[tuple[int, float]]]
 ) -> None:
     shop.land("0.csv", HEADER + line(1, price="1.0") + line(2, price="1.0"))
@@ -402,20 +414,20 @@ def test_an_identity_with_a_new_event_time_leaves_its_old_day(
     for count, rows in enumerate(landings, start=1):
         shop.land(f"{count}.csv", HEADER + "".join(line(n, f"{day}T09:00:00", price) for n, day, price in rows))
         shop.ids()
-    intake = shop.ingest()
-    assert {day: shop.raw(intake, day).select("id", "price").rows() for day in expected} == expected
+    ingested = shop.ingest()
+    assert {day: shop.raw(ingested, day).select("id", "price").rows() for day in expected} == expected
     assert count_duplicates(list(expected), shop.paths) == 0
 
 
-def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
+def test_moved_and_duplicate_identities_are_found_in_partitions(
     shop: LandedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identities, "_AT_ONCE", 2)
+    monkeypatch.setattr(deduplicate, "_PARTITION_ROWS", 2)
     shop.land("0.csv", HEADER + "".join(line(n) for n in range(1, 8)))
     shop.land("1.csv", HEADER + line(3, f"{OTHER_DAY}T09:00:00") + line(5, f"{OTHER_DAY}T09:00:00") + line(9))
-    intake = shop.ingest()
-    assert {day: sorted(ids) for day, ids in intake.moved.items()} == {DAY: ["3", "5"]}
-    rows = {day: shop.raw(intake, day)["row_id"].to_list() for day in (DAY, OTHER_DAY)}
+    ingested = shop.ingest()
+    assert {day: sorted(ids) for day, ids in ingested.moved.items()} == {DAY: ["3", "5"]}
+    rows = {day: shop.raw(ingested, day)["row_id"].to_list() for day in (DAY, OTHER_DAY)}
     assert rows == {DAY: ["1", "2", "4", "6", "7", "9"], OTHER_DAY: ["3", "5"]}
     assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 0
     again = pl.read_parquet(shop.paths.raw(DAY))
@@ -423,9 +435,7 @@ def test_identities_that_have_moved_or_stand_twice_are_found_in_parts_too(
     assert count_duplicates([DAY, OTHER_DAY], shop.paths) == 4
 
 
-def test_which_identities_have_moved_is_read_from_the_rows_once(
-    shop: LandedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_identities_are_cached(shop: LandedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.land("0.csv", HEADER + line(1) + line(2))
     shop.land("1.csv", HEADER + line(1, f"{OTHER_DAY}T09:00:00"))
     moved = shop.ingest().moved
@@ -433,13 +443,13 @@ def test_which_identities_have_moved_is_read_from_the_rows_once(
     def fail(*_: object) -> None:
         raise AssertionError("the rows are read again")
 
-    monkeypatch.setattr(landing.pl, "scan_parquet", fail)
-    known = last_ingest(shop)
-    assert known is not None
-    assert known.moved == moved == {DAY: ["1"]}
+    monkeypatch.setattr(landing, "partition_by_identity", fail)
+    last = last_ingest(shop)
+    assert last is not None
+    assert last.moved == moved == {DAY: ["1"]}
 
 
-def test_an_identity_that_holds_its_event_time_cannot_move(tmp_path: Path) -> None:
+def test_an_identity_with_its_event_time_does_not_move(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, identity=["id", "time"])
     shop.land("a.csv", HEADER + line(1))
     shop.land("b.csv", HEADER + line(1, time=f"{OTHER_DAY}T10:00:00"))
@@ -449,21 +459,21 @@ def test_an_identity_that_holds_its_event_time_cannot_move(tmp_path: Path) -> No
 # Settings that change after the first landing
 
 
-def test_another_identity_names_rows_anew(shop: LandedDataset) -> None:
+def test_a_changed_identity_gives_new_row_ids(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(1, city="Bergen"))
     assert shop.rows("row_id") == [("1",)]
-    assert read_with(shop, identity=["id", "city"]).rows("row_id") == [("1|Bergen",), ("1|Oslo",)]
+    assert with_settings(shop, identity=["id", "city"]).rows("row_id") == [("1|Bergen",), ("1|Oslo",)]
 
 
-def test_a_wider_span_takes_rows_out_of_quarantine(shop: LandedDataset) -> None:
+def test_a_later_end_removes_rows_from_quarantine(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2, time="2025-02-01T10:00:00"))
     assert shop.ids() == [1]
-    wider = read_with(shop, end="2025-12-31")
+    wider = with_settings(shop, end="2025-12-31")
     assert wider.ids() == [1, 2]
     assert wider.quarantine() == []
 
 
-def test_a_row_of_tomorrow_is_taken_in_tomorrow(tmp_path: Path) -> None:
+def test_a_row_of_tomorrow_is_valid_tomorrow(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, end=None)
     shop.land("a.csv", HEADER + line(1) + line(2, time="2024-03-02T10:00:00"))
     shop.ingest(dt.date(2024, 3, 1))
@@ -473,20 +483,20 @@ def test_a_row_of_tomorrow_is_taken_in_tomorrow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"identity": ["idd"]}, {"event_time": "tyme"}, {"exclude": ["old"]}])
-def test_a_name_misspelt_after_the_first_landing_is_explained_too(
-    shop: LandedDataset, settings: dict[str, Any]
-) -> None:
+def test_an_unknown_column_in_changed_settings_is_explained(shop: LandedDataset, settings: dict[str, Any]) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.land("b.csv", HEADER + line(2))
-    with pytest.raises(PipelineError, match=r"'shop' names column '(idd|tyme|old)'.*have id, time, price, city"):
-        read_with(shop, **settings).ingest()
+    with pytest.raises(
+        PipelineError, match=r"'shop' names column '(idd|tyme|old)'.*; choose one of id, time, price, city"
+    ):
+        with_settings(shop, **settings).ingest()
 
 
 # The ledger
 
 
-def test_the_ledger_knows_files_days_and_rules_broken(shop: LandedDataset) -> None:
+def test_the_ledger_counts_rows_by_day_and_violated_rule(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2, time=f"{OTHER_DAY}T10:00:00"))
     shop.ingest()
     shop.land("b.csv", HEADER + line(3) + line("x") + line("y") + line(4, price="dear"))
@@ -505,7 +515,7 @@ def test_the_ledger_knows_files_days_and_rules_broken(shop: LandedDataset) -> No
     }
 
 
-def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop: LandedDataset) -> None:
+def test_unreferenced_and_partial_copies_are_vacuumed(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1) + line(2))
     shop.ingest()
     folder = shop.paths.staged("_").parent
@@ -518,12 +528,12 @@ def test_copies_that_no_file_needs_any_more_and_half_written_ones_are_swept(shop
     assert leftovers(shop.paths.root) == []
 
 
-def test_files_of_other_columns_do_not_keep_the_rest_from_being_read(shop: LandedDataset) -> None:
+def test_other_files_are_read_if_columns_have_changed(shop: LandedDataset) -> None:
     shop.land("a.csv", HEADER + line(1))
     shop.ingest()
     shop.land("b.csv", "id,time,price\n2,2024-03-01T10:00:00,1.5\n")
     shop.land("c.csv", HEADER.replace("\n", ",size\n") + "3,2024-03-01T10:00:00,1.5,Oslo,XL\n")
     shop.land("d.csv", HEADER + line(4))
-    with pytest.raises(SchemaError, match=r"b\.csv lacks 'city'.*\(1 further files likewise\)"):
+    with pytest.raises(SchemaError, match=r"b\.csv lacks 'city'.*\(and 1 more file with other columns\)"):
         shop.ingest()
     assert sorted(json.loads(shop.paths.ledger.read_text(encoding="utf-8"))) == ["a.csv", "d.csv"]

@@ -49,15 +49,15 @@ REJECTED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     ),
     "likelihood and another term": (
         {"loss": {"likelihood": 1, "mse": 0.5}},
-        ("goes with no other term", r"loss=\{likelihood: 1, mse: 0.5\}", "; name it alone, or leave it out"),
+        ("cannot be combined with other terms", r"loss=\{likelihood: 1, mse: 0.5\}", "; use it alone, or remove it"),
     ),
     "an ensemble alone for images": (
         {"kind": "image", "alerts": {"evidence": ["ensemble"]}},
-        ("is for tables", r"evidence=\['ensemble'\]", "; of images name columns, latent or row"),
+        ("is for tables", r"evidence=\['ensemble'\]", "; for images choose columns, latent or row"),
     ),
     "evidence named twice": (
         {"alerts": {"evidence": ["row", "columns", "row"]}},
-        ("names one twice", r"evidence=\['row', 'columns', 'row'\]", "; name each once"),
+        ("contains a duplicate", r"evidence=\['row', 'columns', 'row'\]", "; name each kind once"),
     ),
     "robust scaling of images": (
         {"kind": "image", "scaling": "robust"},
@@ -77,11 +77,11 @@ REJECTED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     ),
     "tanh on a scale without ends": (
         {"loss": {"mse": 1}, "scaling": "standard", "output": "tanh"},
-        ("scaling='standard', which have no ends", "output='tanh'", "; choose linear, or scaling unit or symmetric"),
+        ("scaling='standard', which are unbounded", "output='tanh'", "; choose linear, or scaling unit or symmetric"),
     ),
     "sigmoid on the scale by default": (
         {"loss": {"mae": 1}, "output": "sigmoid"},
-        ("scaling='robust', which have no ends", "output='sigmoid'", "; choose linear, or scaling unit or symmetric"),
+        ("scaling='robust', which are unbounded", "output='sigmoid'", "; choose linear, or scaling unit or symmetric"),
     ),
     "bce of another scale": (
         {"loss": {"bce": 1}},
@@ -93,11 +93,15 @@ REJECTED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     ),
     "salt and pepper without ends": (
         {"training": {"corruption": "salt_and_pepper"}},
-        ("needs a scale with ends", "got scaling='robust'", "; choose unit or symmetric"),
+        ("needs a bounded scale", "got scaling='robust'", "; choose unit or symmetric"),
     ),
     "a share above one": (
         {"scaling": "unit", "training": {"corruption": "masking", "corruption_level": 1.5}},
-        ("is no share of the entries, as masking needs", "corruption_level=1.5", "; choose one below 1"),
+        (
+            "must be a share of the entries, because corruption is masking",
+            "corruption_level=1.5",
+            "; choose a value below 1",
+        ),
     ),
 }
 

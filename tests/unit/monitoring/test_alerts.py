@@ -302,7 +302,7 @@ class TestEvents:
         assert [asked.split()[0] for asked in shop.obey(landing_requests)] == ["orders_intake"]
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
-        assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows keeps the contract" in posted["text"]
+        assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows satisfies the schema contract" in posted["text"]
 
     def test_changed_columns_raise_an_alert_and_block_no_other_day(self, shop: Shop, hook: Hook) -> None:
         from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests

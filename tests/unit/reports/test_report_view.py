@@ -267,7 +267,7 @@ class TestDays:
     def test_files_without_a_valid_row_are_counted(self, report: Reported) -> None:
         dataset, days, _ = report
         assert "no valid row" not in Text(reported(dataset, days).page.read_text()).text
-        known = LandedFile(1, 1, "", 1, "", None)
+        known = LandedFile(size=1, modified_ns=1, sha256="", landed_ns=1, contract="", staged=None)
         refused = dataclasses.replace(known, refused="no header")
         stands = dataclasses.replace(known, refused="no header", staged="d", rows=5, days={days[0]: 5})
         rejected = dataclasses.replace(known, quarantined={"missing identity": 3})

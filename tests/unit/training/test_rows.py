@@ -178,7 +178,7 @@ class TestBatches:
         paths = DatasetPaths(tmp_path, "pictures")
         images = [bytes([number]) * 10_000 for number in range(50)]
         rows = pl.DataFrame({"row_id": [str(number) for number in range(50)], "image": images})
-        monkeypatch.setattr("ae_pipeline.storage.parquet._BYTES_TOGETHER", 100_000)
+        monkeypatch.setattr("ae_pipeline.storage.parquet._BATCH_BYTES", 100_000)
         write_parquet(paths.features("2024-01-01"), rows.to_arrow())
         window = Window(("2024-01-01",), (), (), "")
         assert pq.read_metadata(paths.features("2024-01-01")).num_row_groups == 6
