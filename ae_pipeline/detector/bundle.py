@@ -21,7 +21,7 @@ from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
 from ae_pipeline.detector.detector import Array, Detector
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.facts import TrainingFacts
 from ae_pipeline.detector.network import FittedNetwork, Pictures
 from ae_pipeline.detector.tensors import Tensors, check_detector, read_detector, tensors_of
@@ -155,8 +155,8 @@ class ModelBundle:
         return self.detector.latents_and_scores(features)
 
     def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
-        """Return the parts that contribute most to the score of each row; see `Detector.explain`."""
-        return self.detector.explain(features, columns)
+        """Return the parts that contribute most to the score of each row; see `explanation.explain`."""
+        return explain(self.detector, features, columns)
 
     def score(self, features: pl.DataFrame) -> ScoredRows:
         """Return latents, scores and p-values of n rows. The same rows in the same batches give the same bytes.

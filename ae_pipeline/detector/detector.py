@@ -12,7 +12,6 @@ import torch
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
-from ae_pipeline.detector.explanation import Contribution, explain_rows
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
@@ -184,23 +183,3 @@ class Detector:
         of_columns = np.log(max(column_count, 1)) + penalty if Evidence.COLUMNS in used else np.inf
         thresholds = np.where(np.arange(self.part_count) < column_count, of_columns, 0.0)
         return self.combine(self.tails(losses, thresholds))
-
-    def explain(self, features: pl.DataFrame, columns: int = 3) -> list[list[Contribution]]:
-        """Return the parts that contribute most to the score of each row, highest first.
-
-        For tables these are columns, and `latent` or `ensemble` if the row is anomalous as a whole; see
-        `explanation.explain_rows`. For images these are `spot`, the patch with the highest score, and `image`.
-
-        Args:
-            features: A few rows with the fitted columns.
-            columns: Upper limit on the number of contributions of a row.
-
-        Raises:
-            BundleError: A column is missing or has another type.
-        """
-
-        def explain_batch(rows: pl.DataFrame) -> list[list[Contribution]]:
-            return explain_rows(self, rows, columns)
-
-        batches = self.network.small_batches(features)
-        return [contributions for batch in parallel_map(explain_batch, batches) for contributions in batch]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +10,12 @@ import polars as pl
 import torch
 from torch.nn.functional import one_hot
 
+from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.service import Evidence
+from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
 from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.image_loss import ImageLoss
-
-if TYPE_CHECKING:
-    from ae_pipeline.detector.detector import Detector
 
 Array = npt.NDArray[np.float64]
 
@@ -59,7 +58,29 @@ class Contribution:
         return cls(record["column"], record["surprise"], record["actual"], record["expected"])
 
 
-def explain_rows(detector: "Detector", rows: pl.DataFrame, limit: int) -> list[list[Contribution]]:
+def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[list[Contribution]]:
+    """Return the parts that contribute most to the score of each row, highest first.
+
+    For tables these are columns, and `latent` or `ensemble` if the row is anomalous as a whole; see `explain_rows`. For
+    images these are `spot`, the patch with the highest score, and `image`.
+
+    Args:
+        detector: Fitted detector.
+        features: A few rows with the fitted columns.
+        limit: Upper limit on the number of contributions of a row.
+
+    Raises:
+        BundleError: A column is missing or has another type.
+    """
+
+    def explain_batch(rows: pl.DataFrame) -> list[list[Contribution]]:
+        return explain_rows(detector, rows, limit)
+
+    batches = detector.network.small_batches(features)
+    return [contributions for batch in parallel_map(explain_batch, batches) for contributions in batch]
+
+
+def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[list[Contribution]]:
     """Return the contributions to the score of each row, highest first.
 
     One wrong value also distorts the reconstruction of other columns. So each column is imputed in turn, and the column
@@ -86,7 +107,7 @@ def explain_rows(detector: "Detector", rows: pl.DataFrame, limit: int) -> list[l
 
 
 def _row_descriptions(
-    detector: "Detector", x: torch.Tensor, output: AutoEncoderOutput
+    detector: Detector, x: torch.Tensor, output: AutoEncoderOutput
 ) -> dict[Evidence, Sequence[tuple[str, str]]]:
     """Return actual and expected text of each row, for each kind of evidence about the whole row."""
     usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:.1f} times at most in 99 %"
@@ -102,7 +123,7 @@ def _row_descriptions(
 
 
 def _explain_whole_rows(
-    detector: "Detector",
+    detector: Detector,
     surprisal: Array,
     remaining: Array,
     descriptions: Mapping[Evidence, Sequence[tuple[str, str]]],
@@ -128,7 +149,7 @@ def _explain_whole_rows(
 
 
 def _explain_by_column(
-    detector: "Detector", rows: pl.DataFrame, x: torch.Tensor, surprisal: Array, limit: int
+    detector: Detector, rows: pl.DataFrame, x: torch.Tensor, surprisal: Array, limit: int
 ) -> tuple[list[list[Contribution]], Array]:
     """Return the columns that contribute most to each row, and the surprisal after the first one is imputed.
 
@@ -162,7 +183,7 @@ def _explain_by_column(
 
 
 def _removed_surprisal(
-    detector: "Detector", x: torch.Tensor, surprisal: Array, is_imputed: npt.NDArray[np.bool_]
+    detector: Detector, x: torch.Tensor, surprisal: Array, is_imputed: npt.NDArray[np.bool_]
 ) -> Array:
     """Return the surprisal that imputing each column removes, (n, columns); −∞ for columns that are not tried.
 
@@ -183,9 +204,7 @@ def _removed_surprisal(
     return removed
 
 
-def _impute(
-    detector: "Detector", x: torch.Tensor, mask: npt.NDArray[np.bool_]
-) -> tuple[AutoEncoderOutput, torch.Tensor]:
+def _impute(detector: Detector, x: torch.Tensor, mask: npt.NDArray[np.bool_]) -> tuple[AutoEncoderOutput, torch.Tensor]:
     """Replace a column by the value that fits the rest of each row.
 
     The column starts at its mean over the training rows. Then each output of the network becomes its next input, as
@@ -222,7 +241,7 @@ def _most_likely(encoder: TableEncoder, x: torch.Tensor) -> torch.Tensor:
 
 
 def _explain_images(
-    detector: "Detector", x: torch.Tensor, output: AutoEncoderOutput, surprisal: Array
+    detector: Detector, x: torch.Tensor, output: AutoEncoderOutput, surprisal: Array
 ) -> list[list[Contribution]]:
     """Return the contributions of the whole image and of its highest-scoring patch, highest first."""
     expected = detector.network.double_loss.to_scale(output.output)
@@ -233,9 +252,7 @@ def _explain_images(
     return [sorted(parts, key=lambda part: -part.surprisal) for parts in by_image]
 
 
-def _explain_image(
-    detector: "Detector", surprisal: Array, expected: torch.Tensor, x: torch.Tensor
-) -> list[Contribution]:
+def _explain_image(detector: Detector, surprisal: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
     """Return the contributions of one image, (1, channels, height, width), and of its highest-scoring patch."""
     loss, row = cast("ImageLoss", detector.network.double_loss), detector.part_index(Evidence.ROW)
     scores = loss.patch_scores(expected, x)

@@ -18,7 +18,7 @@ from ae_pipeline.storage.hashing import hash_json
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
     """Raise an alert and show it in the report. The caller holds the lock of the dataset."""
     if raise_alert(alert, dataset):
-        refresh_operations(dataset.paths, dataset.config.drift.min_rows)
+        refresh_operations(dataset)
 
 
 def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
@@ -67,7 +67,9 @@ def alert_broken_contract(
     if subjects:
         key = f"contract {hash_json(sorted(subjects))}"
         event = AlertEvent.CONTRACT_BROKEN
-        raise_and_show(Alert(event, key, "; ".join(messages), run_id, subjects=tuple(subjects)), dataset)
+        message = "; ".join(messages)
+        alert = Alert(event=event, key=key, message=message, run_id=run_id, subjects=tuple(subjects))
+        raise_and_show(alert, dataset)
 
 
 def _refused_message(refused: dict[str, LandedFile]) -> str:
@@ -104,6 +106,6 @@ def alert_over_budget(days: Sequence[ReportDay], bundle: ModelBundle, dataset: D
                 f"{flagged:,} of {rows:,} rows of {day.day} are flagged, {flagged / rows / budget:.1f} times the budget"
             )
             figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
-            raise_alert(
-                Alert(AlertEvent.OVER_BUDGET, f"budget {day.day} {day.rows}", message, run_id, figures), dataset
-            )
+            key = f"budget {day.day} {day.rows}"
+            alert = Alert(event=AlertEvent.OVER_BUDGET, key=key, message=message, run_id=run_id, figures=figures)
+            raise_alert(alert, dataset)

@@ -93,7 +93,8 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
     except SchemaError as error:
         # The message is the subject: another attempt has the same, whichever files landed beside it.
         event, message = AlertEvent.CONTRACT_BROKEN, str(error)
-        raise_and_show(Alert(event, alert_key, message, run_id, subjects=(message,)), dataset)
+        alert = Alert(event=event, key=alert_key, message=message, run_id=run_id, subjects=(message,))
+        raise_and_show(alert, dataset)
         raise
     alert_broken_contract(result.ledger, None, dataset, run_id, result.read)
     days = {day for name in result.read for day in result.ledger.files[name].days}

@@ -1,4 +1,4 @@
-"""Alerts: kept beside the data, shown in the report, and posted to a webhook where one is configured."""
+"""Alerts: store them beside the data, and post them to a webhook if one is configured."""
 
 import http.client
 import json
@@ -22,16 +22,16 @@ from ae_pipeline.storage.paths import DatasetPaths
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often an alert is posted before it waits for the next one to be raised."""
+"""Number of attempts to post a new alert."""
 
 _TIMEOUT_SECONDS, _PAUSE_SECONDS = 10.0, 1.0
 
-_WAITING = 20
-"""How many that wait are posted after one that was taken: whoever raises it must not be held up for long."""
+_MAX_POSTED_AGAIN = 20
+"""Undelivered alerts that are posted again after a delivered one, so that the caller does not wait for long."""
 
 
 class AlertEvent(StrEnum):
-    """What an alert is of."""
+    """Kind of an alert."""
 
     RUN_FAILED = "run_failed"
     CHALLENGER_REJECTED = "challenger_rejected"
@@ -39,20 +39,20 @@ class AlertEvent(StrEnum):
     OVER_BUDGET = "over_budget"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Something that a person should look at.
+    """An event that a person should know about.
 
     Attributes:
-        event: What kind.
-        key: Names it: an alert of the same key is raised once.
-        message: What happened, and what to do.
-        run_id: Dagster run that found it.
-        figures: What was measured.
-        subjects: What it is about, by name and content; where given, an alert is new if one of them is, whatever its
-            key.
-        at: When, ISO 8601, UTC.
-        delivered: Whether the webhook took it; None where none is configured.
+        event: Kind of the event.
+        key: Identifier. A second alert with the same key is not raised.
+        message: Description of the event and of what to do.
+        run_id: Dagster run that raised the alert.
+        figures: Measured values, by name.
+        subjects: Subjects of the event, by name and content. With subjects, an alert is raised only if at least one
+            of them is new, even if its key is new.
+        at: Time of the event, ISO 8601, UTC.
+        delivered: Whether the webhook accepted the alert; None without a webhook.
     """
 
     event: AlertEvent
@@ -78,28 +78,28 @@ class Alert:
 
 
 def alerts_of(paths: DatasetPaths) -> list[Alert]:
-    """Reads the alerts that were raised, the oldest first."""
-    found = {line["key"]: Alert.from_record(line) for line in lines_of(paths.alerts)}
-    return list(found.values())
+    """Return the alerts of a dataset, the oldest first."""
+    by_key = {line["key"]: Alert.from_record(line) for line in lines_of(paths.alerts)}
+    return list(by_key.values())
 
 
 def alerted_subjects(paths: DatasetPaths, event: AlertEvent) -> set[str]:
-    """Gives the subjects of all alerts of a kind."""
+    """Return the subjects of all alerts of one kind."""
     return {subject for alert in alerts_of(paths) if alert.event == event for subject in alert.subjects}
 
 
 def raise_alert(alert: Alert, dataset: Dataset) -> bool:
-    """Keeps an alert, and then posts it, unless one of the same key was raised before.
+    """Store an alert and post it to the webhook, unless it was raised before.
 
-    A webhook that cannot be reached stops nothing: the alert is kept as not delivered, and posted again after the next
-    one that is.
+    A webhook that fails does not raise an error. The alert stays undelivered, and is posted again after the next
+    delivered alert.
 
     Args:
-        alert: What happened.
+        alert: Alert to raise.
         dataset: Configuration and paths of the dataset.
 
     Returns:
-        Whether it is new.
+        Whether the alert is new.
     """
     config, paths = dataset.config, dataset.paths
     previous = alerts_of(paths)
@@ -107,35 +107,45 @@ def raise_alert(alert: Alert, dataset: Dataset) -> bool:
         return False
     if alert.subjects and alerted_subjects(paths, alert.event).issuperset(alert.subjects):
         return False
-    kept = {**alert.record(), "delivered": False if config.alerts.webhook else None}
-    add_line(paths.alerts, kept)
+    record = {**alert.record(), "delivered": False if config.alerts.webhook else None}
+    add_line(paths.alerts, record)
     if not post(alert, config):
         return True
-    add_line(paths.alerts, {**kept, "delivered": True})
-    for waiting in [earlier for earlier in previous if earlier.delivered is False][:_WAITING]:
-        if not post(waiting, config, attempts=1):
+    add_line(paths.alerts, {**record, "delivered": True})
+    for undelivered in [earlier for earlier in previous if earlier.delivered is False][:_MAX_POSTED_AGAIN]:
+        if not post(undelivered, config, attempts=1):
             break
-        add_line(paths.alerts, {**waiting.record(), "delivered": True})
+        add_line(paths.alerts, {**undelivered.record(), "delivered": True})
     return True
 
 
 def post(alert: Alert, config: PipelineConfig, attempts: int = ATTEMPTS) -> bool | None:
-    """Posts an alert as JSON; gives whether the webhook took it, None where none is configured."""
+    """Post an alert to the webhook as JSON.
+
+    Args:
+        alert: Alert to post.
+        config: Configuration of the dataset; its `alerts.webhook` names the environment variable with the URL.
+        attempts: Number of attempts.
+
+    Returns:
+        Whether the webhook accepted the alert; None without a webhook.
+    """
     variable = config.alerts.webhook
     if variable is None:
         return None
-    address = os.environ.get(variable, "").strip()
-    if not _is_address(address):
+    url = os.environ.get(variable, "").strip()
+    if not _is_http_url(url):
         logger.warning(
-            f"alerts.webhook names {variable}, which holds no address; set it to one that begins with http:// or https://"
+            f"the environment variable {variable} of alerts.webhook contains no URL; set it to a URL that starts with "
+            "http:// or https://"
         )
         return False
-    # What chat programs show is called text.
+    # Chat programs display the key "text".
     body = {"text": f"{config.dataset}: {alert.message}", "dataset": config.dataset, **alert.record()}
-    for inward in ("delivered", "subjects"):
-        del body[inward]
+    for internal in ("delivered", "subjects"):
+        del body[internal]
     request = urllib.request.Request(  # noqa: S310
-        address, json.dumps(body, default=str).encode(), {"Content-Type": "application/json"}, method="POST"
+        url, json.dumps(body, default=str).encode(), {"Content-Type": "application/json"}, method="POST"
     )
     reason = ""
     for attempt in range(attempts):
@@ -143,25 +153,27 @@ def post(alert: Alert, config: PipelineConfig, attempts: int = ATTEMPTS) -> bool
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):  # noqa: S310
                 return True
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # The address is a secret, and what errors say may quote it.
-            reason = _kind(error)
+            reason = _reason(error)
             if attempt + 1 < attempts:
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
-    logger.warning(f"the webhook in {variable} did not take an alert ({reason}); it is posted again after the next one")
+    logger.warning(
+        f"the webhook in {variable} did not accept an alert ({reason}); it is posted again after the next one"
+    )
     return False
 
 
-def _is_address(text: str) -> bool:
+def _is_http_url(text: str) -> bool:
     try:
-        found = urllib.parse.urlparse(text)
-        return found.scheme in {"http", "https"} and bool(found.hostname)
+        url = urllib.parse.urlparse(text)
+        return url.scheme in {"http", "https"} and bool(url.hostname)
     except ValueError:
         return False
 
 
-def _kind(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Return why a request failed, without the text of the error: it may contain the secret URL."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP status {error.code}"
     reason = getattr(error, "reason", None)
-    told = reason if isinstance(reason, OSError) else error
-    return (told.strerror if isinstance(told, OSError) else None) or type(told).__name__
+    cause = reason if isinstance(reason, OSError) else error
+    return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__

@@ -1,28 +1,27 @@
-"""Whether a day flags more rows than its alert budget allows."""
+"""Compare the flagged rows of a day with the alert budget."""
 
 import math
 from dataclasses import dataclass
 
 TOLERATED_FACTOR = 3
-"""Times the alert budget that a day or a run may flag before somebody should look."""
+"""Multiple of the alert budget that a day or a run may flag without an alert."""
+
+_MAX_FALSE_ALARM_RATE = 1e-3
+"""Largest probability that a day within its budget counts as over it."""
 
 
-_BY_CHANCE = 1e-3
-"""How often chance may make a day of as many flagged rows look over its budget."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportDay:
-    """A day's ranked rows.
+    """Counts of one reported day.
 
     Attributes:
         day: ISO date, or `ALL_ROWS`.
-        rows: Rows scored.
+        rows: Scored rows.
         flagged: Rows within the alert budget.
-        known_anomalies: Rows that the label calls anomalies.
-        known_flagged: Flagged ones among these.
+        known_anomalies: Rows that the label marks as anomalies.
+        known_flagged: Flagged known anomalies.
         discovery_count: Rows marked at the false discovery rate; 0 without one.
-        content_hash: Of the ranked rows.
+        content_hash: Content hash of the ranked rows.
     """
 
     day: str
@@ -35,16 +34,21 @@ class ReportDay:
 
 
 def is_over_budget(rows: int, flagged: int, budget: float) -> bool:
-    """Tells whether far more rows are flagged than the budget allows, and more than chance makes of so few rows.
+    """Return whether a day flags more than three times its budget, and significantly more than chance.
 
-    Where the budget holds, chance flags so many at most once in a thousand times (Chernoff's bound).
+    If the budget holds, the Chernoff bound limits the probability of a false alarm to one in a thousand.
 
     Args:
-        rows: That are not known anomalies: those should be flagged, and are none of what a budget is for.
-        flagged: Among them.
+        rows: Rows that are not known anomalies. The budget covers only normal rows.
+        flagged: Flagged rows among them.
         budget: Share of normal rows that may be flagged.
+
+    >>> is_over_budget(rows=1000, flagged=3, budget=0.001)
+    False
+    >>> is_over_budget(rows=1000, flagged=7, budget=0.001)
+    True
     """
     expected = budget * rows
     if flagged <= TOLERATED_FACTOR * expected:
         return False
-    return flagged * (1 + math.log(expected / flagged)) - expected < math.log(_BY_CHANCE)
+    return flagged * (1 + math.log(expected / flagged)) - expected < math.log(_MAX_FALSE_ALARM_RATE)

@@ -1,4 +1,4 @@
-"""How far each published day is from the training window of the model that serves: a table, a row for each effect."""
+"""Daily drift: compare each published day with the training window of the serving model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 _VERSION = "1"
-"""Raised when the same rows would give other effects."""
+"""Increased whenever the same rows would give other effects."""
 
 _SCHEMA: dict[str, type[pl.DataType]] = {
     "day": pl.String,
@@ -34,17 +34,17 @@ _SCHEMA: dict[str, type[pl.DataType]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DayDrift:
-    """A day beside the training window.
+    """Drift of one day.
 
     Attributes:
         day: ISO date.
-        is_after: Whether it comes after the window. Of others the columns alone are looked at: the model has learnt
-            from them, and scores them lower than what comes.
-        rows: On it.
-        effects: What has drifted, the farthest first; none where the day is like the window.
-        is_judged: Whether it has rows enough to be judged.
+        is_after: Whether the day comes after the training window. Only the columns of other days are measured: the
+            model has learned from their rows and scores them lower.
+        rows: Number of rows.
+        effects: Drifted columns, latents and scores, the largest stability index first; empty without drift.
+        is_judged: Whether the day has enough rows for a comparison.
     """
 
     day: str
@@ -55,107 +55,133 @@ class DayDrift:
 
     @property
     def message(self) -> str:
-        """What has drifted, for a person."""
-        told = [
+        """The first three effects as text; empty without drift."""
+        parts = [
             f"{effect.name if effect.part == Part.SCORE else f'{effect.part.value} {effect.name}'}: {effect.message}"
             for effect in self.effects[:3]
         ]
-        more = len(self.effects) - len(told)
-        return " · ".join(told) + (f" · and {more} more" if more > 0 else "")
+        more = len(self.effects) - len(parts)
+        return " · ".join(parts) + (f" · and {more} more" if more > 0 else "")
 
 
 def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> tuple[DayDrift, ...]:
-    """Holds every published day against the training window, and keeps what came of it in `drift.parquet`.
+    """Measure the drift of every published day and write it to `drift.parquet`.
 
-    Days measured before stay as they are while their rows, the model and the thresholds do.
+    A day is measured again only if its rows, the model or the thresholds have changed.
 
     Args:
-        files: The published days.
+        files: Published days.
         dataset: Configuration and paths of the dataset.
-        bundle: The model that the table was scored with.
+        bundle: Model that scored the published table.
 
     Returns:
-        All days, the oldest first; none without event time.
+        All days, the oldest first; empty without event time.
     """
-    config, paths = dataset.config, dataset.paths
     if not bundle.reference:
         return ()
-    rule = hash_json([_VERSION, config.drift.model_dump(), bundle.fingerprint])
-    wanted = {day: f"{found.identity} {rule}" for day, found in files.items()}
-    path = paths.reports / "drift.parquet"
+    rule = hash_json([_VERSION, dataset.config.drift.model_dump(), bundle.fingerprint])
+    identities = {day: f"{file.identity} {rule}" for day, file in files.items()}
+    path = dataset.paths.reports / "drift.parquet"
     empty = pl.DataFrame(schema=_SCHEMA)
     previous = pl.read_parquet(path) if path.exists() else empty
     previous = previous if previous.schema == empty.schema else empty
-    known = previous.filter(pl.col("identity").is_in(list(wanted.values())))
-    there = set(known["day"])
+    unchanged = previous.filter(pl.col("identity").is_in(list(identities.values())))
+    measured_days = set(unchanged["day"])
 
     def measured(day: str) -> pl.DataFrame:
-        return _measured(day, wanted[day], files[day], dataset, bundle)
+        return _measured(day, identities[day], files[day], dataset, bundle)
 
-    parts = [known, *parallel_map(measured, [day for day in sorted(wanted) if day not in there])]
-    everything = pl.concat(parts).sort("day", maintain_order=True)
-    if not everything.equals(previous) or not path.exists():
-        write_parquet(path, everything.to_arrow())
-    return day_drifts(everything, config.drift.min_rows)
+    parts = [unchanged, *parallel_map(measured, [day for day in sorted(identities) if day not in measured_days])]
+    effects = pl.concat(parts).sort("day", maintain_order=True)
+    if not effects.equals(previous) or not path.exists():
+        write_parquet(path, effects.to_arrow())
+    return day_drifts(effects, dataset.config.drift.min_rows)
 
 
 def day_drifts(effects: pl.DataFrame, min_rows: int) -> tuple[DayDrift, ...]:
-    """Makes days of the rows of `drift.parquet`."""
+    """Return the days of the rows of `drift.parquet`.
+
+    Args:
+        effects: Rows of `drift.parquet`.
+        min_rows: Rows from which a day is compared.
+    """
     days = []
     for (day,), part in effects.group_by("day", maintain_order=True):
         rows = int(part["rows"][0])
-        drifted = part.filter("is_drift").sort("psi", descending=True)
-        found = [_effect(row) for row in drifted.to_dicts()]
-        days.append(DayDrift(str(day), bool(part["is_after"][0]), rows, tuple(found), rows >= min_rows))
+        significant = part.filter("is_drift").sort("psi", descending=True)
+        days.append(
+            DayDrift(
+                day=str(day),
+                is_after=bool(part["is_after"][0]),
+                rows=rows,
+                effects=tuple(_effect(row) for row in significant.to_dicts()),
+                is_judged=rows >= min_rows,
+            )
+        )
     return tuple(days)
 
 
 def read_all_days(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
-    """Reads all days as they were measured last, the oldest first."""
+    """Read the drift of all days from `drift.parquet`, the oldest first.
+
+    Args:
+        paths: Paths of the dataset.
+        min_rows: Rows from which a day is compared.
+    """
     path = paths.reports / "drift.parquet"
     effects = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=_SCHEMA)
-    # A table of before knows the days after the window alone.
+    # Files of earlier versions contain only days after the window.
     effects = effects if "is_after" in effects.columns else effects.with_columns(is_after=pl.lit(value=True))
     return day_drifts(effects, min_rows)
 
 
 def read_drift(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
-    """Reads the days after the training window as they were measured last, the oldest first."""
+    """Read the drift of the days after the training window from `drift.parquet`, the oldest first.
+
+    Args:
+        paths: Paths of the dataset.
+        min_rows: Rows from which a day is compared.
+    """
     return tuple(day for day in read_all_days(paths, min_rows) if day.is_after)
 
 
 def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
-    """Lists the newest days that have drifted without one between them that has not, the newest last."""
-    found: list[str] = []
+    """Return the newest consecutive days with drift, the newest last; days with too few rows are skipped.
+
+    Args:
+        paths: Paths of the dataset.
+        min_rows: Rows from which a day is compared.
+    """
+    days: list[str] = []
     for day in reversed([day for day in read_drift(paths, min_rows) if day.is_judged]):
         if not day.effects:
             break
-        found.insert(0, day.day)
-    return found
+        days.insert(0, day.day)
+    return days
 
 
-def _measured(day: str, identity: str, found: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
+def _measured(day: str, identity: str, file: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
     config, paths = dataset.config, dataset.paths
-    there = pl.read_parquet_schema(paths.features(day)).keys()  # once: of wide rows it takes long to read
-    rows = pl.read_parquet(paths.features(day), columns=[name for name in bundle.columns if name in there])
+    columns = pl.read_parquet_schema(paths.features(day)).keys()  # read once: slow for wide tables
+    rows = pl.read_parquet(paths.features(day), columns=[name for name in bundle.columns if name in columns])
     is_after = day > bundle.window.days[-1]
     effects: list[Effect] = []
     if rows.height >= config.drift.min_rows:
         effects += measure_columns(rows, bundle.reference, config.drift)
     if rows.height >= config.drift.min_rows and is_after:
-        scored, numbers = published_day(found, paths), (Part.SCORE, Part.LATENT)
+        scored, numbers = published_day(file, paths), (Part.SCORE, Part.LATENT)
         effects += [
             measure_numbers(known, scored[known.name].cast(pl.Float64).to_numpy(), scored.height, config.drift)
             for known in bundle.reference
             if known.part in numbers
         ]
-    # A day that is not judged has a row too, so that it is known to have been looked at.
+    # A day with too few rows gets a row too, so that it is not measured again.
     effects = effects or [Effect(part=Part.SCORE, name="score", psi=0.0)]
-    told = [
+    records = [
         {"day": day, "identity": identity, "is_after": is_after, "rows": rows.height, **_record(effect)}
         for effect in effects
     ]
-    return pl.DataFrame(told, schema=_SCHEMA)
+    return pl.DataFrame(records, schema=_SCHEMA)
 
 
 def _record(effect: Effect) -> dict[str, Any]:

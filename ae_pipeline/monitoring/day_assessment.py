@@ -1,4 +1,4 @@
-"""What somebody wants to know in the morning: is anything wrong, how bad is it, can the model be trusted."""
+"""Assess a day: alert budget, drift and completeness."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -12,27 +12,30 @@ from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import Deviation
 
 _WEEKS = 8
-"""Same weekdays before a day that tell how many rows it usually has."""
+"""Previous weeks whose same weekday determines the usual number of rows."""
 
-_COMPLETE = 0.8
-"""Share of the usual number of rows below which a day looks incomplete."""
+_MIN_WEEKS = 2
+"""Weeks with rows that are needed to determine it."""
+
+_MIN_COMPLETENESS = 0.8
+"""Share of the usual number of rows below which a day counts as incomplete."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DayAssessment:
-    """Of a day.
+    """Assessment of one day.
 
     Attributes:
-        day: ISO date.
-        is_wrong: Whether somebody should look.
-        message: Why, or that nothing is.
-        aside: What else somebody must know to understand the words; may be empty.
-        rows: On that day.
-        flagged: Of them.
-        known: Of these, known anomalies.
-        expected: Flagged rows that the budget would have, of those that are no known anomalies.
-        usual_rows: Median of the same weekday in the weeks before; None where there are none.
-        deviations: The day as a whole.
+        day: ISO date, or `all rows`.
+        is_wrong: Whether the day needs attention.
+        message: Reasons why it needs attention, or that nothing is unusual.
+        aside: Remark that completes the message; may be empty.
+        rows: Scored rows.
+        flagged: Flagged rows.
+        known: Flagged rows that are known anomalies.
+        expected: Flagged rows that the budget allows, among rows that are not known anomalies.
+        usual_rows: Median number of rows on the same weekday of the previous weeks; None if unknown.
+        deviations: Differences between the day as a whole and the training window.
     """
 
     day: str
@@ -48,7 +51,7 @@ class DayAssessment:
 
     @property
     def completeness(self) -> float | None:
-        """Rows beside the usual number, 1 for as many."""
+        """Number of rows relative to the usual number; None if that is unknown."""
         return self.rows / self.usual_rows if self.usual_rows else None
 
 
@@ -59,51 +62,63 @@ def assess_day(
     deviations: Sequence[Deviation],
     budget: float,
 ) -> DayAssessment:
-    """Judges a day.
+    """Return whether a day needs attention, and why.
+
+    A day needs attention if it is over its alert budget, deviates from the training window, or is incomplete.
 
     Args:
-        entry: Its ranked rows.
-        previous: Rows of the days before it, by day.
-        drift: How far it is from the training window, where that was measured.
-        deviations: The same in words.
-        budget: Share of rows that may be flagged.
+        entry: Counts of the day.
+        previous: Number of rows of the previous days, by day.
+        drift: Drift of the day; None if it was not measured.
+        deviations: Deviations of the day.
+        budget: Share of normal rows that may be flagged.
     """
     rows, flagged = entry.rows - entry.known_anomalies, entry.flagged - entry.known_flagged
     usual = _usual_rows(entry.day, previous)
-    wrong, aside = [], ""
+    reasons, aside = [], ""
     is_over = is_over_budget(rows, flagged, budget)
     if is_over:
-        wrong.append(f"{flagged:,} rows are flagged, {flagged / max(budget * rows, 1e-9):.0f} times the budget")
-    if deviations:
-        more = len(deviations) - 1
-        also = f", and the day is unusual in {more} more {'way' if more == 1 else 'ways'}" if more else ""
-        wrong.append(deviations[0].message + also)
-    elif drift and drift.effects:
-        wrong.append(f"the day as a whole is unlike those that the model learnt from ({drift.message})")
-    but = " that are not known anomalies" if entry.known_anomalies else ""
-    counts = f"{flagged:,} of {rows:,} rows{but} are flagged, and the alert budget allows {_few(budget * rows)}"
-    if wrong and not is_over:
-        calm = "not single rows" if flagged <= budget * rows else "single rows no more than chance makes of the budget"
-        aside = f"The day as a whole is unusual, {calm}: {counts}."
-    if usual and entry.rows < _COMPLETE * usual:
-        wrong.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
-    judged = "" if drift is None or drift.is_judged else "; too few rows to hold the day as a whole against the window"
+        reasons.append(f"{flagged:,} rows are flagged, {flagged / max(budget * rows, 1e-9):.0f} times the budget")
+    if unusual := _unusual_as_a_whole(drift, deviations):
+        reasons.append(unusual)
+    restriction = " that are not known anomalies" if entry.known_anomalies else ""
+    counts = (
+        f"{flagged:,} of {rows:,} rows{restriction} are flagged, and the alert budget allows {_count(budget * rows)}"
+    )
+    if reasons and not is_over:
+        level = "within the budget" if flagged <= budget * rows else "not significantly above the budget"
+        aside = f"The day as a whole is unusual, but the number of flagged rows is {level}: {counts}."
+    if usual and entry.rows < _MIN_COMPLETENESS * usual:
+        reasons.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
+    compared = "" if drift is None or drift.is_judged else "; too few rows to compare the day with the training window"
     return DayAssessment(
-        entry.day,
-        bool(wrong),
-        "; ".join(wrong) or f"nothing unusual: {counts}{judged}",
-        aside,
-        entry.rows,
-        entry.flagged,
-        entry.known_flagged,
-        budget * rows,
-        usual,
-        tuple(deviations),
+        day=entry.day,
+        is_wrong=bool(reasons),
+        message="; ".join(reasons) or f"nothing unusual: {counts}{compared}",
+        aside=aside,
+        rows=entry.rows,
+        flagged=entry.flagged,
+        known=entry.known_flagged,
+        expected=budget * rows,
+        usual_rows=usual,
+        deviations=tuple(deviations),
     )
 
 
-def _few(count: float) -> str:
-    return f"{count:,.0f}" if count >= 10 else f"{count:.1f}"
+def _unusual_as_a_whole(drift: DayDrift | None, deviations: Sequence[Deviation]) -> str:
+    """Return how the day as a whole is unusual; empty if it is not."""
+    if deviations:
+        more = len(deviations) - 1
+        return deviations[0].message + (
+            f", and the day is unusual in {more} more {'way' if more == 1 else 'ways'}" if more else ""
+        )
+    if drift and drift.effects:
+        return f"the day as a whole is unlike the training window ({drift.message})"
+    return ""
+
+
+def _count(rows: float) -> str:
+    return f"{rows:,.0f}" if rows >= 10 else f"{rows:.1f}"
 
 
 def _usual_rows(day: str, previous: Mapping[str, int]) -> int | None:
@@ -113,29 +128,29 @@ def _usual_rows(day: str, previous: Mapping[str, int]) -> int | None:
         return None
     weeks = [(date - dt.timedelta(weeks=number)).isoformat() for number in range(1, _WEEKS + 1)]
     known = [previous[week] for week in weeks if week in previous]
-    return int(np.median(known)) if len(known) >= 2 else None
+    return int(np.median(known)) if len(known) >= _MIN_WEEKS else None
 
 
-def assessment_json(verdict: DayAssessment) -> dict[str, Any]:
-    """Gives what summary.json keeps of a verdict."""
+def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
+    """Return an assessment as `summary.json` stores it: messages are under the key `words`."""
     return {
-        "day": verdict.day,
-        "is_wrong": verdict.is_wrong,
-        "words": verdict.message,
-        "aside": verdict.aside,
-        "rows": verdict.rows,
-        "flagged": verdict.flagged,
-        "known": verdict.known,
-        "expected": verdict.expected,
-        "usual_rows": verdict.usual_rows,
+        "day": assessment.day,
+        "is_wrong": assessment.is_wrong,
+        "words": assessment.message,
+        "aside": assessment.aside,
+        "rows": assessment.rows,
+        "flagged": assessment.flagged,
+        "known": assessment.known,
+        "expected": assessment.expected,
+        "usual_rows": assessment.usual_rows,
         "deviations": [
             {
-                "columns": list(each.columns),
-                "words": each.message,
-                "rows": each.rows,
-                "where": each.where,
-                "splits": list(each.splits),
+                "columns": list(deviation.columns),
+                "words": deviation.message,
+                "rows": deviation.rows,
+                "where": deviation.where,
+                "splits": list(deviation.splits),
             }
-            for each in verdict.deviations
+            for deviation in assessment.deviations
         ],
     }

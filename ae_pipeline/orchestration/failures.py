@@ -37,4 +37,5 @@ def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert
     """Return the alert about a failed run, or None if an alert about a broken contract covers it."""
     if reason in alerted_subjects(paths, AlertEvent.CONTRACT_BROKEN):
         return None
-    return Alert(AlertEvent.RUN_FAILED, alert_key(run), f"{run.job_name} failed: {reason[:1000]}", run.run_id)
+    message = f"{run.job_name} failed: {reason[:1000]}"
+    return Alert(event=AlertEvent.RUN_FAILED, key=alert_key(run), message=message, run_id=run.run_id)

@@ -94,7 +94,8 @@ def _sensor(
             from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 
             message = f"the sensor {config.dataset}_{name} cannot tell what to do: {error}"
-            raise_without_lock(Alert(AlertEvent.RUN_FAILED, f"sensor {name} {error}", message), dataset)
+            alert = Alert(event=AlertEvent.RUN_FAILED, key=f"sensor {name} {error}", message=message)
+            raise_without_lock(alert, dataset)
             raise
 
     return sensor

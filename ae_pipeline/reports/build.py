@@ -1,7 +1,7 @@
-"""The anomaly report: ranked rows of each day with explanations, and one page and one JSON file over all days."""
+"""Build the anomaly report: ranked rows, a page over all days, pages of single days, and summary.json."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,15 +9,16 @@ import polars as pl
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.latents.read import published_days
+from ae_pipeline.latents.read import PublishedDay, published_days
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift, read_all_days
 from ae_pipeline.monitoring.day_assessment import DayAssessment, assessment_json
 from ae_pipeline.reports.charts import Chart
+from ae_pipeline.reports.context import PageContext, day_variables, page_context, report_variables
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
-from ae_pipeline.reports.page import render_day, render_operations, render_page
+from ae_pipeline.reports.page import refresh_operations, render_day, write_report
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
     RankedRow,
@@ -27,51 +28,54 @@ from ae_pipeline.reports.ranking import (
     is_reported,
     ranked_day,
     report_days,
-    reported_day,
+    reported_days,
 )
 from ae_pipeline.reports.summary import Summary, row_facts, schema_text
-from ae_pipeline.reports.view import PageContext, Published
+from ae_pipeline.reports.view import Published
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import write_parquet
 
+_SUMMARY_ROWS = 50
+"""Number of rows in summary.json."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a report came to.
+    """Result of building a report.
 
     Attributes:
-        page: The HTML page over all days.
-        summary: The same as JSON.
-        alerts: Ranked rows of all days as Parquet.
-        days: Days of this run.
-        listed: Ranked rows over all days.
-        rows: Rows scored on the days of this run.
-        flagged: Flagged ones among them.
-        known_anomalies: Rows on these days that the label calls anomalies; none without a label.
-        known_flagged: Flagged ones among these.
-        newest: The newest day of this run that has rows, None where none has.
-        day_page: Its page, None where it has none.
-        verdict: On it; where there is none on the newest day of the table.
-        charts: Of it.
-        strangest: Highest scores over the days of this run.
-        labels: Scores of all days against the labels, None without a label.
-        gallery: Pictures of the strangest rows, None where rows are no images.
-        drift: Days after the training window beside it; none without event time.
+        page: HTML page over all days.
+        summary: `summary.json`.
+        alerts: Ranked rows of all days, Parquet.
+        days: Counts of the days of this run.
+        ranked_rows: Number of ranked rows of all days.
+        rows: Scored rows on the days of this run.
+        flagged: Flagged rows on these days.
+        known_anomalies: Known anomalies on these days; 0 without a label.
+        known_flagged: Flagged known anomalies on these days.
+        newest: Newest day of this run with rows; None if no day has rows.
+        day_page: Page of the newest day; None if it has none.
+        assessment: Assessment of the newest day of this run, or else of the newest published day.
+        charts: Charts of the newest day of this run.
+        strangest: Rows with the highest scores on the days of this run.
+        labels: Measures against the label; None without a label.
+        gallery: Pictures; None if rows are not images.
+        drift: Drift of all days; empty without event time.
     """
 
     page: Path
     summary: Path
     alerts: Path
     days: tuple[ReportDay, ...]
-    listed: int
+    ranked_rows: int
     rows: int
     flagged: int
     known_anomalies: int
     known_flagged: int
     newest: str | None
     day_page: Path | None
-    verdict: DayAssessment | None
+    assessment: DayAssessment | None
     charts: Sequence[Chart]
     strangest: tuple[RankedRow, ...]
     labels: Labels | None
@@ -87,148 +91,180 @@ def build_report(
     run_id: str,
     on_ranked: Callable[[Sequence[ReportDay]], None] = lambda _: None,
 ) -> Report:
-    """Ranks and explains the strangest rows of days, and rewrites page and summary over all published days.
+    """Rank and explain the most anomalous rows of days, and write page and summary over all published days.
 
-    A day's flagged rows are listed, up to report_rows of them, and its ten strangest where fewer are flagged.
+    All flagged rows of a day are ranked, and at least ten rows, but at most `alerts.report_rows`.
 
     Args:
         days: Days to report on; they must be published.
         dataset: Configuration and paths of the dataset.
-        bundle: The model that the table was scored with.
-        model_version: Its version.
-        run_id: MLflow run that made it.
-        on_ranked: Told the days once their rows are ranked; alerts that it raises are in the page.
+        bundle: Model that scored the published table.
+        model_version: Version of the model.
+        run_id: MLflow run that trained the model.
+        on_ranked: Called with the ranked days before the page is written. The page shows alerts raised here.
 
     Raises:
-        PublicationError: A day has features and is not in the published table.
+        PublicationError: A day has features but is not in the published table.
     """
-    config, paths = dataset.config, dataset.paths
+    paths = dataset.paths
     files = published_days(paths)
-    # A table that has changed its model as a whole takes the report of all its days along.
-    behind = {day for day, found in files.items() if not is_reported(day, found, dataset)}
-    behind |= cut_short(paths) & files.keys()
+    outdated = _outdated_days(files, dataset)
     unfinished = paths.reports / UNFINISHED
-    write_text(unfinished, json.dumps(sorted({*days, *behind})))
-    everything_built = report_days(sorted({*days, *behind}), files, dataset, bundle)
-    built = [day for day in everything_built if day.day in set(days)]
-    on_ranked(everything_built)
-    everything = all_ranked(paths, set(files))
-    alerts = paths.reports / "alerts.parquet"
-    write_parquet(alerts, everything.to_arrow())
-    strangest = tuple(as_rows(everything.head(config.alerts.report_rows)))
+    write_text(unfinished, json.dumps(sorted({*days, *outdated})))
+    all_reported = report_days(sorted({*days, *outdated}), files, dataset, bundle)
+    on_ranked(all_reported)
+    ranked = all_ranked(paths, set(files))
+    write_parquet(paths.reports / "alerts.parquet", ranked.to_arrow())
     labels = measure_labels(files, dataset, bundle)
-    drift = measure_drift(files, dataset, bundle)
+    published = Published(
+        files=files,
+        dataset=dataset,
+        bundle=bundle,
+        model_version=model_version,
+        drift=measure_drift(files, dataset, bundle),
+        entries=reported_days(files, paths),
+    )
     gallery = build_gallery(files, paths, bundle)
-    entries = {day: found for day in sorted(files) if (found := reported_day(day, paths))}
-    published = Published(files, paths, bundle, config, model_version, entries, drift)
-    # Days that were asked for alone have a page, and keep it up to date.
-    alone = set(days) if len(days) == 1 and config.is_daily else set()
-    for day in sorted(alone | {day.day for day in everything_built if published.page_of(day.day).exists()}):
+    # A day that is reported alone gets a page. Existing pages are kept up to date.
+    with_page = set(days) if len(days) == 1 and dataset.config.is_daily else set()
+    with_page |= {day.day for day in all_reported if published.page_of(day.day).exists()}
+    for day in sorted(with_page):
         write_day_page(day, published, labels)
-    page = paths.reports / "report.html"
-    shown = published.show(published.newest, strangest, page)
-    summary = _summary(published, run_id, shown, labels)
-    write_text(paths.reports / "summary.json", summary.text())
-    write_text(paths.reports / "summary.schema.json", schema_text())
-    operations = render_operations(paths, config.drift.min_rows)
-    features = published.features_beside(page, published.newest)
-    index = published.index(page)
-    listed = with_causes(most_worth_a_look(index), paths) if config.is_daily else ()
-    write_text(page, render_page(summary.model_dump(), shown, index, listed, labels, gallery, features, operations))
+    context = _write_pages(published, ranked, run_id, labels, gallery)
     unfinished.unlink()
-    newest = max((day.day for day in built if day.rows), default=None)
-    asked = pl.col("event_time").dt.date().cast(pl.String).is_in([day.day for day in built])
-    of_run = everything.filter(asked) if config.is_daily else everything
-    same = shown.verdict is not None and newest == published.newest
+    reported = [day for day in all_reported if day.day in set(days)]
+    return _report(reported, ranked, published, context, labels, gallery)
+
+
+def _outdated_days(files: Mapping[str, PublishedDay], dataset: Dataset) -> set[str]:
+    """Return the published days whose ranked rows do not match the table, such as all days after a promotion."""
+    outdated = {day for day, file in files.items() if not is_reported(day, file, dataset)}
+    return outdated | (cut_short(dataset.paths) & files.keys())
+
+
+def _write_pages(
+    published: Published, ranked: pl.DataFrame, run_id: str, labels: Labels | None, gallery: Gallery | None
+) -> PageContext:
+    """Write `summary.json`, its schema and the page over all days."""
+    dataset = published.dataset
+    reports = dataset.paths.reports
+    rows = tuple(as_rows(ranked.head(dataset.config.alerts.report_rows)))
+    context = page_context(published, published.newest, rows, reports / "report.html")
+    summary = _summary(published, run_id, context, labels)
+    write_text(reports / "summary.json", summary.text())
+    write_text(reports / "summary.schema.json", schema_text())
+    index = published.index()
+    listed_days = with_causes(most_worth_a_look(index), dataset.paths) if dataset.config.is_daily else ()
+    summary_json = summary.model_dump(mode="json")
+    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery), dataset)
+    return context
+
+
+def _report(
+    days: Sequence[ReportDay],
+    ranked: pl.DataFrame,
+    published: Published,
+    context: PageContext,
+    labels: Labels | None,
+    gallery: Gallery | None,
+) -> Report:
+    """Return the result of a run over `days`; the page over all days assesses the newest published day."""
+    config, reports = published.dataset.config, published.dataset.paths.reports
+    newest = max((day.day for day in days if day.rows), default=None)
+    is_on_page = context.assessment is not None and newest == published.newest
+    of_run = ranked
+    if config.is_daily:
+        of_run = ranked.filter(pl.col("event_time").dt.date().cast(pl.String).is_in([day.day for day in days]))
     return Report(
-        page=page,
-        summary=paths.reports / "summary.json",
-        alerts=alerts,
-        days=tuple(built),
-        listed=everything.height,
-        rows=sum(day.rows for day in built),
-        flagged=sum(day.flagged for day in built),
-        known_anomalies=sum(day.known_anomalies for day in built),
-        known_flagged=sum(day.known_flagged for day in built),
+        page=reports / "report.html",
+        summary=reports / "summary.json",
+        alerts=reports / "alerts.parquet",
+        days=tuple(days),
+        ranked_rows=ranked.height,
+        rows=sum(day.rows for day in days),
+        flagged=sum(day.flagged for day in days),
+        known_anomalies=sum(day.known_anomalies for day in days),
+        known_flagged=sum(day.known_flagged for day in days),
         newest=newest,
-        day_page=own if newest and (own := published.page_of(newest)).exists() else None,
-        verdict=published.verdict(newest) if newest and not same else shown.verdict,
-        charts=shown.charts if same else published.charts(newest) if newest else (),
-        strangest=published.listed.explanations(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
+        day_page=page if newest and (page := published.page_of(newest)).exists() else None,
+        assessment=published.assess(newest) if newest and not is_on_page else context.assessment,
+        charts=context.charts if is_on_page else published.charts(newest) if newest else (),
+        strangest=published.row_details.explanations(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
         labels=labels,
         gallery=gallery,
-        drift=drift,
+        drift=tuple(published.drift),
     )
 
 
 def day_page(day: str, dataset: Dataset, bundle: ModelBundle, model_version: int) -> Path:
-    """Makes the page of a day that is in the report already.
+    """Write the page of a reported day, and link it from the page over all days.
 
     Args:
         day: ISO date.
         dataset: Configuration and paths of the dataset.
-        bundle: The model that the table was scored with.
-        model_version: Its version.
+        bundle: Model that scored the published table.
+        model_version: Version of the model.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        PublicationError: The report knows no rows of that day.
+        PublicationError: The dataset has no days, or the report has no rows of this day.
     """
     config, paths = dataset.config, dataset.paths
     if not config.is_daily:
-        raise PublicationError(f"rows of {paths.dataset!r} have no days, so there is one page of them all: report.html")
+        raise PublicationError(
+            f"{dataset.name!r} has no event time, so its rows have no days; open the page of all rows, report.html"
+        )
     files = published_days(paths)
     if not files or not min(files) <= day <= max(files):
-        there = f"those from {min(files)} to {max(files)} do" if files else "none does so far"
-        raise PublicationError(f"{day!r} has no report; of {paths.dataset!r} {there}, ISO dates; name one of them")
-    entries = {one: found for one in sorted(files) if (found := reported_day(one, paths))}
-    drift = read_all_days(paths, config.drift.min_rows)
-    published = Published(files, paths, bundle, config, model_version, entries, drift)
+        reported = f"days {min(files)} to {max(files)}" if files else "no day yet"
+        raise PublicationError(
+            f"{day!r} has no report; {dataset.name!r} has reports of {reported}; name one of its days as an ISO date"
+        )
+    published = Published(
+        files=files,
+        dataset=dataset,
+        bundle=bundle,
+        model_version=model_version,
+        entries=reported_days(files, paths),
+        drift=read_all_days(paths, config.drift.min_rows),
+    )
     labels = measure_labels(files, dataset, bundle)
     page = write_day_page(day, published, labels) if is_reported(day, files.get(day), dataset) else None
     if page is None:
         raise PublicationError(
-            f"the report of {paths.dataset!r} has no rows of {day} as the table has them; materialize that partition "
-            "of anomaly_report, or name another day"
+            f"the report of {dataset.name!r} has no current rows of {day}; materialize that partition of "
+            "anomaly_report, or name another day"
         )
-    _link(day, page, paths.reports / "report.html")
+    refresh_operations(dataset)
     return page
 
 
-def _link(day: str, page: Path, report: Path) -> None:
-    """Makes the day a link where the page over all days lists it."""
-    if report.exists():
-        plain, linked = f'<td class="d">{day}</td>', f'<td class="d"><a href="days/{page.name}">{day}</a></td>'
-        previous = report.read_text(encoding="utf-8")
-        if (after := previous.replace(plain, linked, 1)) != previous:
-            write_text(report, after)
-
-
 def write_day_page(day: str, published: Published, labels: Labels | None) -> Path | None:
-    """Writes the page of one day, or removes it where the day has no rows any more.
+    """Write the page of one day, or delete it if the day has no rows.
 
     Args:
         day: ISO date.
-        published: The table and its ranked days.
-        labels: Whether rows are known as anomalies or not.
+        published: Published table.
+        labels: Measures against the label; None without a label.
 
     Returns:
-        Where it is.
+        Path of the page; None if the day has no rows.
     """
-    page, paths = published.page_of(day), published.paths
+    page, dataset = published.page_of(day), published.dataset
     entry = published.entries.get(day)
     if entry is None or not entry.rows:
         page.unlink(missing_ok=True)
         return None
-    rows = tuple(as_rows(ranked_day(day, paths).head(published.config.alerts.report_rows)))
-    shown = published.show(day, rows, page)
-    alerts = (published.bundle.config.alerts.budget, published.config.alerts.false_discovery_rate)
-    features, beside = published.features_beside(page, day), published.pages_beside(day)
-    write_text(page, render_day(paths.dataset, shown, features, labels, *alerts, beside))
+    rows = tuple(as_rows(ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows)))
+    context = page_context(published, day, rows, page)
+    write_text(page, render_day(day_variables(published, day, context, labels), dataset))
     return page
 
 
-def _summary(published: Published, run_id: str, shown: PageContext, labels: Labels | None) -> Summary:
-    paths, bundle, config = published.paths, published.bundle, published.config
+def _summary(published: Published, run_id: str, context: PageContext, labels: Labels | None) -> Summary:
+    paths, bundle, config = published.dataset.paths, published.bundle, published.dataset.config
     by_day = list(published.entries.values())
     rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
     budget, rate = bundle.config.alerts.budget, config.alerts.false_discovery_rate
@@ -244,7 +280,7 @@ def _summary(published: Published, run_id: str, shown: PageContext, labels: Labe
             "expected_alerts": rows * budget,
             "false_discovery_rate": rate,
             "discoveries": sum(day.discovery_count for day in by_day) if rate is not None else None,
-            "verdict": assessment_json(shown.verdict) if shown.verdict else None,
+            "verdict": assessment_json(context.assessment) if context.assessment else None,
             "groups": [
                 {
                     "columns": list(group.columns),
@@ -253,9 +289,9 @@ def _summary(published: Published, run_id: str, shown: PageContext, labels: Labe
                     "highest_score": group.rows[0].score,
                     "days": list(group.days),
                 }
-                for group in shown.groups
+                for group in context.groups
             ],
-            # Beside the version that served when it was trained: figures of `latents.compatibility`.
+            # Compared with the version that served at the time of the training.
             "alignment": bundle.facts.alignment.to_json() if bundle.facts.alignment else None,
             "score_threshold": bundle.calibration.threshold,
             "calibration_rows": len(bundle.calibration.scores),
@@ -276,7 +312,7 @@ def _summary(published: Published, run_id: str, shown: PageContext, labels: Labe
                 for day in published.drift
             ],
             "days": [{"day": day.day, "rows": day.rows, "flagged": day.flagged} for day in by_day],
-            "strangest": [row_facts(row) for row in shown.strangest[:50]],
+            "strangest": [row_facts(row) for row in context.rows[:_SUMMARY_ROWS]],
             "files": {
                 "alerts": "alerts.parquet",
                 "days": "days/",

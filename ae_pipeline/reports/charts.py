@@ -1,4 +1,4 @@
-"""Charts of the page: Vega-Lite specifications, drawn by scripts that the page carries along."""
+"""Charts as Vega-Lite specifications, which scripts within the page render."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ import polars as pl
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
-from ae_pipeline.reports.latent_map import latents_in, places, shown_rows
+from ae_pipeline.reports.latent_map import latents_in, project, shown_rows
 from ae_pipeline.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 _BINS = 50
-_DRIFT_DAYS, _DRIFT_COLUMNS = 60, 15
+_MAX_DRIFT_DAYS, _MAX_DRIFT_COLUMNS = 60, 15
 _STRONG, _SOFT, _GREY = "#c2352b", "#3b73b9", "#8b8b8b"
 _RISING = ["#7da7d9", "#e0a030", "#d0312d"]
-"""Colours that stand out from a white and from a black ground alike."""
+"""Colors with enough contrast on a white and on a black background."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and what it shows in words.
+    """A chart and its description.
 
     Attributes:
-        name: Identifies it on its page.
-        title: Above it.
-        message: What it shows, also for those who do not see it.
-        spec: Vega-Lite, JSON.
+        name: Identifier within the page.
+        title: Title above the chart.
+        message: Description, also for screen readers.
+        spec: Vega-Lite specification, JSON.
     """
 
     name: str
@@ -48,7 +48,14 @@ class Chart:
 
 
 def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -> Chart:
-    """Shows how the scores of a day lie beside those of the calibration, and where rows are flagged from."""
+    """Return histograms of the scores of a day and of the calibration rows, with the threshold.
+
+    Args:
+        of_day: Scores of the day, nats.
+        calibration: Scores of the calibration rows, nats.
+        threshold: Score above which rows are flagged, nats.
+        day: Name of the day.
+    """
     import altair as alt
 
     data = _Data()
@@ -56,10 +63,10 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
     highest = float(max(calibration.max(initial=0.0), of_day.max(initial=0.0), threshold * 1.1))
     edges = np.linspace(0.0, highest, _BINS + 1)
     bars = []
-    for whose, scores in ((_CALIBRATED, calibration), (day, of_day)):
+    for part, scores in ((_CALIBRATED, calibration), (day, of_day)):
         shares = np.histogram(np.clip(scores, 0.0, highest), edges)[0] / max(len(scores), 1)
         bars += [
-            {"from": float(low), "to": float(high), "share": float(share), "rows": whose}
+            {"from": float(low), "to": float(high), "share": float(share), "rows": part}
             for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)
             if share
         ]
@@ -88,44 +95,57 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
     rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(x="at:Q")
     above = int((of_day > threshold).sum())
     message = (
-        f"Scores of {len(of_day):,} rows of {day} beside {len(calibration):,} of the calibration. Rows beyond "
-        f"{threshold:.2f} nats, the dashed line, are flagged: {above:,}."
+        f"Scores of the {len(of_day):,} rows of {day} and of {len(calibration):,} calibration rows. The dashed line is "
+        f"the threshold, {threshold:.2f} nats. Rows of {day} above it are flagged: {above:,}."
     )
     return _chart("scores", "Scores", message, base + rule, data)
 
 
 def calibration_chart(p_values: Array, message: str) -> Chart:
-    """Shows which share of rows would be flagged at each budget: on the line where the budget means what it says."""
+    """Return the share of rows that each alert budget would flag; calibrated p-values lie on the diagonal.
+
+    Args:
+        p_values: p-values of n rows.
+        message: Description of these rows.
+    """
     import altair as alt
 
     data = _Data()
 
     rows = np.sort(p_values)
-    least = 1 / max(len(rows), 10)
-    budgets = np.geomspace(least, 0.5, 40)
+    smallest = 1 / max(len(rows), 10)
+    budgets = np.geomspace(smallest, 0.5, 40)
     shares = np.searchsorted(rows, budgets, side="right") / max(len(rows), 1)
     points = [{"budget": float(b), "share": float(s)} for b, s in zip(budgets, shares, strict=True) if s > 0]
-    scale = alt.Scale(type="log", domain=[float(least), 0.5], clamp=True)
+    scale = alt.Scale(type="log", domain=[float(smallest), 0.5], clamp=True)
     line = (
         alt.Chart(data(points))
         .mark_line(color=_SOFT, point={"size": 18, "color": _SOFT})
         .encode(
-            x=alt.X("budget:Q", title="budget", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
-            y=alt.Y(
-                "share:Q", title="share of rows flagged at it", scale=scale, axis=alt.Axis(format="~%", tickCount=5)
-            ),
+            x=alt.X("budget:Q", title="alert budget", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
+            y=alt.Y("share:Q", title="share of rows flagged", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
             tooltip=[alt.Tooltip("budget:Q", format=".3%"), alt.Tooltip("share:Q", format=".3%")],
         )
     )
-    ends = [{"budget": float(least), "share": float(least)}, {"budget": 0.5, "share": 0.5}]
+    ends = [{"budget": float(smallest), "share": float(smallest)}, {"budget": 0.5, "share": 0.5}]
     ideal = alt.Chart(data(ends)).mark_line(color=_GREY, strokeDash=[4, 3]).encode(x="budget:Q", y="share:Q")
     return _chart(
-        "calibration", "Calibration", f"{message} On the dashed line a budget flags its share.", ideal + line, data
+        "calibration",
+        "Calibration",
+        f"{message} On the dashed line, each budget flags exactly its share of rows.",
+        ideal + line,
+        data,
     )
 
 
 def loss_chart(epochs: Sequence[Epoch], best_epoch: int, unit: str) -> Chart:
-    """Shows training and validation loss by epoch, and the epoch that was kept."""
+    """Return the training and validation loss by epoch, and the epoch whose weights were kept.
+
+    Args:
+        epochs: Losses of each epoch.
+        best_epoch: Epoch whose weights were kept.
+        unit: Unit of the loss.
+    """
     import altair as alt
 
     data = _Data()
@@ -151,20 +171,28 @@ def loss_chart(epochs: Sequence[Epoch], best_epoch: int, unit: str) -> Chart:
         )
     )
     kept = alt.Chart(data([{"epoch": best_epoch}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(x="epoch:Q")
-    message = f"Loss by epoch; weights of epoch {best_epoch} of {len(epochs)} were kept."
+    message = f"Loss by epoch. The dashed line is epoch {best_epoch} of {len(epochs)}, whose weights were kept."
     return _chart("loss", "Training", message, lines + kept, data)
 
 
 def latent_chart(
-    rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle, day: str, whose: str = "the calibration"
+    rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle, day: str, reference_name: str = "the calibration"
 ) -> Chart:
-    """Shows a day's rows over ordinary ones in the two widest directions of the latent space."""
+    """Return a map of the rows of a day and of normal rows in the latent space.
+
+    Args:
+        rows: Rows of the published table.
+        reference: Normal rows.
+        bundle: Model that scored the rows.
+        day: Name of the day.
+        reference_name: Name of the part that the normal rows come from.
+    """
     import altair as alt
 
     data = _Data()
 
     def points(some: pl.DataFrame) -> list[dict[str, Any]]:
-        at = places(latents_in(some), bundle)
+        coordinates = project(latents_in(some), bundle)
         return [
             {
                 "x": round(float(x), 3),
@@ -174,14 +202,15 @@ def latent_chart(
                 "flagged": flagged,
             }
             for (x, y), row_id, score, flagged in zip(
-                at, some["row_id"], some["score"], some["is_anomaly"], strict=True
+                coordinates, some["row_id"], some["score"], some["is_anomaly"], strict=True
             )
         ]
 
-    own, others = shown_rows(rows), shown_rows(reference)
-    x, y = (alt.X("x:Q", title="widest direction, spreads"), alt.Y("y:Q", title="second one"))
+    of_day, normal = shown_rows(rows), shown_rows(reference)
+    x = alt.X("x:Q", title="first direction, standard deviations")
+    y = alt.Y("y:Q", title="second direction")
     above = (
-        alt.Chart(data(points(own)))
+        alt.Chart(data(points(of_day)))
         .mark_point(filled=True)
         .encode(
             x=x,
@@ -193,17 +222,23 @@ def latent_chart(
         )
     )
     message = (
-        f"{own.height:,} rows of {day}, coloured by score, flagged ones as triangles, over {others.height:,} ordinary "
-        f"rows of {whose} in grey. The axes are the model's and stay the same from day to day."
+        f"{of_day.height:,} rows of {day}, colored by score, and {normal.height:,} normal rows of {reference_name} in "
+        "gray. Triangles are flagged rows. The axes are the two directions of largest variance in the training data. "
+        "They are the same for every day."
     )
-    if not others.height:  # an axis of no value has no end
+    if not normal.height:  # Vega-Lite cannot scale an axis without values
         return _chart("latents", "Latent space", message, above, data)
-    below = alt.Chart(data(points(others))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
+    below = alt.Chart(data(points(normal))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
     return _chart("latents", "Latent space", message, below + above, data)
 
 
 def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
-    """Shows how far the columns of each day are from the training window, None where nothing was measured."""
+    """Return how far the columns of each day are from the training window; None if nothing was measured.
+
+    Args:
+        effects: Rows of `drift.parquet`.
+        config: Drift thresholds.
+    """
     import altair as alt
 
     data = _Data()
@@ -211,25 +246,25 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
     columns = effects.filter(pl.col("part") == "column")
     if not columns.height:
         return None
-    days = columns["day"].unique().sort().tail(_DRIFT_DAYS)
+    days = columns["day"].unique().sort().tail(_MAX_DRIFT_DAYS)
     excess = pl.max_horizontal(
         pl.col("psi") / config.psi,
         pl.col("wasserstein").fill_null(0.0) / config.wasserstein,
         pl.col("new_categories").fill_null(0.0) / config.new_categories,
         pl.col("missing").abs() / config.missing,
     )
-    told = columns.filter(pl.col("day").is_in(days.implode())).with_columns(excess=excess)
-    farthest = told.group_by("name").agg(pl.col("excess").max()).sort("excess", "name", descending=[True, False])
-    names = farthest["name"].head(_DRIFT_COLUMNS)
+    recent = columns.filter(pl.col("day").is_in(days.implode())).with_columns(excess=excess)
+    farthest = recent.group_by("name").agg(pl.col("excess").max()).sort("excess", "name", descending=[True, False])
+    names = farthest["name"].head(_MAX_DRIFT_COLUMNS)
     values = [
         {
             "day": row["day"],
-            "date": row["day"],  # as it stands: Vega would tell a time in the reader's time zone
+            "date": row["day"],  # as text: Vega would convert a time to the time zone of the reader
             "column": row["name"],
             "times": round(row["excess"], 3),
-            "words": row["words"] or "like the window",
+            "words": row["words"] or "no drift",
         }
-        for row in told.filter(pl.col("name").is_in(names.implode())).iter_rows(named=True)
+        for row in recent.filter(pl.col("name").is_in(names.implode())).iter_rows(named=True)
     ]
     scale = alt.Scale(domain=[0, 1, 2], range=["#88888822", "#f0a04b", "#b3261e"], clamp=True)
     capped = alt.Legend(values=[0, 1, 2], labelExpr="datum.value == 2 ? '2 or more' : datum.label")
@@ -242,21 +277,26 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
             ),
             y=alt.Y("column:N", title=None, sort=names.to_list()),
             color=alt.Color("times:Q", title="× threshold", scale=scale, legend=capped),
-            tooltip=[alt.Tooltip("date:N", title="day"), "column:N", "times:Q", "words:N"],
+            tooltip=[
+                alt.Tooltip("date:N", title="day"),
+                "column:N",
+                alt.Tooltip("times:Q", title="× threshold"),
+                alt.Tooltip("words:N", title="drift"),
+            ],
         )
     )
     message = (
-        f"How far each column is from the days that the model learnt from, on each day up to {days[-1]}, in times of "
-        "the threshold that it is farthest beyond or comes nearest to: from 1 on it counts as drifted."
+        f"Distance of each column from the training window, on each day up to {days[-1]}, as a multiple of its drift "
+        "threshold. With several thresholds, the highest multiple counts. From 1 on, the column has drifted."
     )
-    return _chart("drift", "Drift of the columns", message, chart, data)
+    return _chart("drift", "Column drift", message, chart, data)
 
 
 _CALIBRATED = "calibration"
 
 
 class _Data:
-    """The values of a chart, put into its specification at last: Altair would check each of them against its schema."""
+    """Values of a chart, added to its specification at the end: Altair would validate each value, which is slow."""
 
     def __init__(self) -> None:
         self.sets: dict[str, list[Mapping[str, Any]]] = {}
@@ -264,7 +304,7 @@ class _Data:
     def __call__(self, values: Sequence[Mapping[str, Any]]) -> "alt.NamedData":
         import altair as alt
 
-        name = f"values_{len(self.sets)}"  # Vega-Lite calls its own data_0 and so on
+        name = f"values_{len(self.sets)}"  # Vega-Lite uses the names data_0, data_1, …
         self.sets[name] = list(values)
         return alt.NamedData(name=name)
 
@@ -284,17 +324,17 @@ def _chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data
 
 @functools.lru_cache(maxsize=1)
 def scripts(folder: Path) -> str:
-    """Gives Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`.
+    """Return Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`.
 
     Args:
-        folder: Where it stays, since putting it together takes a second or two.
+        folder: Folder that caches the script, because bundling takes a second or two.
     """
-    kept = folder / f"vega-{version('vl-convert-python')}.js"
-    if kept.exists():
-        return kept.read_text(encoding="utf-8")
+    cached = folder / f"vega-{version('vl-convert-python')}.js"
+    if cached.exists():
+        return cached.read_text(encoding="utf-8")
     import vl_convert
 
     bundle: Any = vl_convert.javascript_bundle
     text = str(bundle())
-    write_text(kept, text)
+    write_text(cached, text)
     return text

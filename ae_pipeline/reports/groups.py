@@ -1,4 +1,4 @@
-"""Alerts of one cause as one line: rows that the same columns made strange."""
+"""Group rows whose scores have the same cause: the same columns contribute most."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 from ae_pipeline.reports.ranking import RankedRow
 
-_SHARE = 0.3
-"""Of the strongest contribution: what a column must contribute to be a part of the cause."""
+_MIN_SHARE = 0.3
+"""Share of the largest contribution from which a column belongs to the cause."""
 
-_SAME = 0.5
-"""Share of a group's rows that must have the same value for it to be named."""
+_MIN_SHARE_OF_VALUE = 0.5
+"""A group names a value of a column if more than this share of its rows has it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
-    """Explained rows of one cause.
+    """Explained rows with the same cause.
 
     Attributes:
-        columns: That made them strange, in the order of the alphabet.
-        rows: The strangest first.
-        days: On which they are, ISO dates, the oldest first; none without event time.
-        message: What they have in common, for a person.
-        where: In which hours and parts of the day's rows they lie, a sentence each; of single days alone.
+        columns: Columns of the cause, sorted by name.
+        rows: Rows, the highest score first.
+        days: Days of the rows, ISO dates, the oldest first; empty without event time.
+        message: Description of the cause.
+        where: Phrases that locate the rows within their day; only on the page of a day.
     """
 
     columns: tuple[str, ...]
@@ -33,31 +33,31 @@ class Group:
 
 
 def group_rows(rows: Iterable[RankedRow]) -> list[Group]:
-    """Puts explained rows together whose strangeness lies in the same columns, the largest group first.
+    """Return explained rows in groups with the same cause, the largest group first.
 
     Args:
-        rows: The strangest first; those without an explanation are left out.
+        rows: Rows, the highest score first; rows without contributions are omitted.
     """
     causes: dict[tuple[str, ...], list[RankedRow]] = {}
     for row in rows:
         if row.contributions:
             causes.setdefault(cause(row), []).append(row)
-    groups = [_group(columns, alike) for columns, alike in causes.items()]
+    groups = [_group(columns, grouped_rows) for columns, grouped_rows in causes.items()]
     return sorted(groups, key=lambda group: (-len(group.rows), -group.rows[0].score, group.columns))
 
 
 def cause(row: RankedRow) -> tuple[str, ...]:
-    """Names the columns that a row is strange by: those that contribute about as much as the strongest."""
-    most = max(part.surprisal for part in row.contributions)
-    return tuple(sorted({part.column for part in row.contributions if part.surprisal >= _SHARE * most}))
+    """Return the columns with at least 30% of the largest contribution to the score, sorted by name."""
+    highest = max(part.surprisal for part in row.contributions)
+    return tuple(sorted({part.column for part in row.contributions if part.surprisal >= _MIN_SHARE * highest}))
 
 
 def _group(columns: tuple[str, ...], rows: Sequence[RankedRow]) -> Group:
     days = sorted({row.event_time.date().isoformat() for row in rows if row.event_time})
-    told = []
+    parts = []
     for column in columns:
         values = [part.actual for row in rows for part in row.contributions if part.column == column]
         value, count = Counter(values).most_common(1)[0]
-        alike = len(rows) > 1 and count > _SAME * len(rows)
-        told.append(f"{column} is {value}" if alike or len(rows) == 1 else column)
-    return Group(columns, tuple(rows), tuple(days), ", ".join(told))
+        is_shared = len(rows) == 1 or count > _MIN_SHARE_OF_VALUE * len(rows)
+        parts.append(f"{column} is {value}" if is_shared else column)
+    return Group(columns=columns, rows=tuple(rows), days=tuple(days), message=", ".join(parts))

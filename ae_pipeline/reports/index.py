@@ -1,4 +1,4 @@
-"""Which days the page over all days lists, and what it says of them."""
+"""Choose the days that the report page lists."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,22 +7,35 @@ from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.ranking import as_rows, ranked_day
 from ae_pipeline.storage.paths import DatasetPaths
 
-_INDEX = 20
-"""Days that the index lists, about."""
+_MAX_DAYS = 20
+"""Days that need attention, and about the number of all listed days."""
+
+_CAUSES = 3
+"""Causes that are named of a day."""
 
 
 def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Takes the days that the index lists: the newest with words, then those with the most flagged rows."""
-    told = sorted((entry for entry in index if entry["words"]), key=lambda entry: entry["day"], reverse=True)
+    """Return the listed days: the newest that need attention, then those with the most flagged rows.
+
+    Args:
+        index: All days. A day that needs attention has a message under `words`.
+    """
+    urgent = sorted((entry for entry in index if entry["words"]), key=lambda entry: entry["day"], reverse=True)
     others = [entry for entry in index if not entry["words"] and entry["flagged"]]
     others.sort(key=lambda entry: (-entry["flagged"], entry["day"]))
-    return [*told[:_INDEX], *others[: max(_INDEX // 3, _INDEX - len(told))]]
+    return [*urgent[:_MAX_DAYS], *others[: max(_MAX_DAYS // 3, _MAX_DAYS - len(urgent))]]
 
 
 def with_causes(index: Sequence[Mapping[str, Any]], paths: DatasetPaths) -> list[Mapping[str, Any]]:
-    """Says of listed days that have no words what their flagged rows are strange by."""
-    told: list[Mapping[str, Any]] = []
+    """Return days with a message each: those without one get the causes of their flagged rows.
+
+    Args:
+        index: Listed days.
+        paths: Paths of the dataset.
+    """
+    described: list[Mapping[str, Any]] = []
     for entry in index:
         causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths)))
-        told.append({**entry, "words": entry["words"] or "; ".join(cause.message for cause in causes[:3])})
-    return told
+        message = entry["words"] or "; ".join(cause.message for cause in causes[:_CAUSES])
+        described.append({**entry, "words": message})
+    return described

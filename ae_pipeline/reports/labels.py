@@ -1,4 +1,4 @@
-"""Holds scores against known anomalies, where the settings have a label."""
+"""Compare the published scores with known anomalies, if the configuration has a label."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,18 +18,17 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 _UNSEEN = "that neither the network nor the tails of its losses were fitted on"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measures:
-    """How scores of some rows fare against their labels.
+    """Scores of labeled rows, measured against their labels.
 
     Attributes:
-        rows: Rows whose label is known.
-        anomalies: Known anomalies among them.
-        anomalies_flagged: Flagged ones among these.
-        normal_flagged: Flagged ones among the others, which are known to be normal.
-        auroc: Share of all pairs of an anomaly and a normal row in which the anomaly scores higher, a tie counting
-            half; None where there are no such pairs.
-        average_precision: Precision at each anomaly as one goes down the ranking, its mean; None likewise.
+        rows: Rows with a known label.
+        anomalies: Known anomalies.
+        anomalies_flagged: Flagged known anomalies.
+        normal_flagged: Flagged rows that are known to be normal.
+        auroc: Area under the ROC curve; None unless there are both anomalies and normal rows.
+        average_precision: Average precision; None under the same condition.
     """
 
     rows: int
@@ -41,21 +40,21 @@ class Measures:
 
     @property
     def normal(self) -> int:
-        """Rows known to be normal."""
+        """Rows that are known to be normal."""
         return self.rows - self.anomalies
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What the known anomalies say of the published scores.
+    """Published scores, measured against the label.
 
     Attributes:
-        label: The expression that is true for known anomalies.
-        only_normal: Whether the training has left known anomalies out.
-        unknown: Published rows of which the label says nothing.
-        all_rows: Over all published rows with a known label.
-        held_out: Over those that the model was not fitted on; None where it cannot be told which these are.
-        held_out_is: Which rows these are, or why it cannot be told.
+        label: Expression that is true for known anomalies.
+        only_normal: Whether known anomalies were excluded from the training.
+        unknown: Published rows without a known label.
+        all_rows: Measures over all published rows with a known label.
+        held_out: Measures over those that the model was not fitted on; None if these rows are unknown.
+        held_out_is: Description of the held-out rows, or why they are unknown.
     """
 
     label: str
@@ -69,32 +68,39 @@ class Labels:
 def measure(
     scores: npt.NDArray[np.float64], anomalies: npt.NDArray[np.bool_], flagged: npt.NDArray[np.bool_]
 ) -> Measures:
-    """Measures the scores of n rows whose label is known."""
-    total, normal = int(anomalies.sum()), int((~anomalies).sum())
-    counts = (len(scores), total, int((anomalies & flagged).sum()), int((~anomalies & flagged).sum()))
-    if not total or not normal:
-        return Measures(*counts, None, None)
-    # The statistic of Mann and Whitney: equal scores share the mean of their ranks.
-    ranks = pl.Series(scores).rank("average").to_numpy()
-    auroc = (ranks[anomalies].sum() - total * (total + 1) / 2) / (total * normal)
-    order = np.argsort(-scores)
-    falling, hits = scores[order], np.cumsum(anomalies[order])
-    # Rows of equal scores enter together: there is no threshold between them.
-    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    precision = hits[ends] / (ends + 1)
-    average = (np.diff(hits[ends], prepend=0) * precision).sum() / total
-    return Measures(*counts, float(auroc), float(average))
+    """Measure the scores of n rows with known labels.
+
+    Args:
+        scores: Scores, (n,).
+        anomalies: Whether each row is a known anomaly, (n,).
+        flagged: Whether each row is flagged, (n,).
+
+    >>> scores, anomalies = np.array([3.0, 1.0, 2.0]), np.array([True, False, False])
+    >>> measure(scores, anomalies, scores > 1.5).auroc
+    1.0
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    has_both = bool(anomalies.any() and not anomalies.all())
+    return Measures(
+        rows=len(scores),
+        anomalies=int(anomalies.sum()),
+        anomalies_flagged=int((anomalies & flagged).sum()),
+        normal_flagged=int((~anomalies & flagged).sum()),
+        auroc=float(roc_auc_score(anomalies, scores)) if has_both else None,
+        average_precision=float(average_precision_score(anomalies, scores)) if has_both else None,
+    )
 
 
 def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> Labels | None:
-    """Holds the scores of all published rows against their labels; None where the settings have no label.
+    """Measure the scores of all published rows against their labels; return None without a label.
 
-    Rows are read day by day; what stays are a score and three bits of each.
+    Rows are read one day at a time. Only a score and three booleans of each row stay in memory.
 
     Args:
-        files: The published days.
+        files: Published days.
         dataset: Configuration and paths of the dataset.
-        bundle: The model that the table was scored with.
+        bundle: Model that scored the published table.
     """
     config, paths = dataset.config, dataset.paths
     if config.label is None:
@@ -108,11 +114,16 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
         unseen = ~rows["row_id"].is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
         parts.append(rows.select("score", "is_anomaly", LABEL, unseen.alias("new")))
     rows = pl.concat(parts)
-    known = rows.drop_nulls(LABEL)
-    told = ALL_ROWS not in window.train or seen is not None
-    held_out = _measure(known.filter("new")) if told else None
-    unknown = rows.height - known.height
-    return Labels(config.label, window.only_normal, unknown, _measure(known), held_out, message)
+    labeled = rows.drop_nulls(LABEL)
+    is_seen_known = ALL_ROWS not in window.train or seen is not None
+    return Labels(
+        label=config.label,
+        only_normal=window.only_normal,
+        unknown=rows.height - labeled.height,
+        all_rows=_measure(labeled),
+        held_out=_measure(labeled.filter("new")) if is_seen_known else None,
+        held_out_is=message,
+    )
 
 
 def _measure(rows: pl.DataFrame) -> Measures:
@@ -124,9 +135,12 @@ def _all_but_days(window: Window) -> str:
 
 
 def _seen_rows(bundle: ModelBundle, paths: DatasetPaths) -> tuple[pl.Series | None, str]:
-    """Names the rows without event time that the model was fitted on, where they are as the training found them."""
+    """Return the rows without event time that the model was fitted on, and a description of all others.
+
+    The rows are None if the features have changed since the training.
+    """
     content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS)).get("content_hash", "")}
     if cut_window(content, bundle.config).fingerprint != bundle.window.fingerprint:
-        return None, "rows have changed since the training, so it cannot be told which of them the model has seen"
+        return None, "unknown, because the rows have changed since the training"
     seen = pl.concat([bundle.window.rows(part, paths, ["row_id"])["row_id"] for part in ("train", "validation")])
     return seen, f"rows {_UNSEEN}: all but those of its training and validation parts"

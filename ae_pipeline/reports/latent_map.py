@@ -1,4 +1,4 @@
-"""Where rows lie in the latent space: a map of two directions that stays as it is from day to day, and who is near."""
+"""Project rows onto two directions of the latent space, and find their nearest normal rows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,55 +16,57 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 Array = npt.NDArray[np.float64]
 
 REFERENCE_ROWS, SHOWN_ROWS = 4000, 1000
-"""Rows that others are held against, and rows that one map shows of either, at most."""
+"""Maximum number of reference rows, and of rows of each kind that one map shows."""
 
 NEIGHBORS = 3
+"""Number of nearest normal rows of each row."""
 
 
 def projection(bundle: ModelBundle) -> Array:
-    """Gives the two directions in which the latents of the training rows vary most, scaled by their spread.
+    """Return the two directions of largest variance of the training latents, scaled to unit variance.
 
-    They are a part of the model: the map of every day under it has the same axes.
+    The directions belong to the model, so the maps of all days have the same axes.
 
     Returns:
-        Shape (latent_dim, 2 or 1); its first column is the widest direction.
+        Array of shape (latent_dim, 2), or (latent_dim, 1) with one latent. The first column has the largest variance.
     """
-    # Ascending variance, as eigh gives it; each with its largest entry positive, since a sign means nothing.
+    # `eigh` sorts by ascending variance. The sign is arbitrary, so the largest entry is made positive.
     widest = bundle.mahalanobis.whitening[:, ::-1][:, :2]
     signs = np.sign(widest[np.abs(widest).argmax(axis=0), np.arange(widest.shape[1])])
     directions: Array = widest * signs
     return directions
 
 
-def places(latents: Array, bundle: ModelBundle) -> Array:
-    """Puts latents, (n, latent_dim), on the map, (n, 2)."""
-    found = (latents - bundle.mahalanobis.mean) @ projection(bundle)
-    flat: Array = found if found.shape[1] == 2 else np.column_stack([found, np.zeros(len(found))])
-    return flat
+def project(latents: Array, bundle: ModelBundle) -> Array:
+    """Return the coordinates on the map, (n, 2), of latents, (n, latent_dim)."""
+    coordinates: Array = (latents - bundle.mahalanobis.mean) @ projection(bundle)
+    if coordinates.shape[1] == 1:
+        return np.column_stack([coordinates, np.zeros(len(coordinates))])
+    return coordinates
 
 
 def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
-    """Reads calibration rows that are neither flagged nor known anomalies, up to `REFERENCE_ROWS`, evenly spaced.
+    """Read up to `REFERENCE_ROWS` evenly spaced calibration rows that are neither flagged nor known anomalies.
 
     Args:
-        files: The published days.
-        paths: The dataset's.
-        bundle: The model that the table was scored with.
+        files: Published days.
+        paths: Paths of the dataset.
+        bundle: Model that scored the published table.
     """
     days = [files[day] for day in bundle.window.calibration if day in files]
     each = max(1, REFERENCE_ROWS // max(len(days), 1))
-    parts = [_thinned(_ordinary(day, paths, bundle), each) for day in days]
+    parts = [_thinned(_unflagged(day, paths, bundle), each) for day in days]
     return pl.concat(parts) if parts else pl.DataFrame(schema=_schema(bundle))
 
 
-def _ordinary(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
+def _unflagged(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
     rows = published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly"))
     features = pl.scan_parquet(paths.features(day.day), glob=False)
     marks = [LABEL] if LABEL in features.collect_schema() else []
     if day.day == ALL_ROWS:
         try:
             known = bundle.window.rows("calibration", paths, ["row_id", *marks], most=2 * REFERENCE_ROWS)
-        except TrainingError:  # none is left of these rows
+        except TrainingError:  # the features no longer contain these rows
             return rows.clear()
     elif marks:
         known = features.select("row_id", *marks).collect()
@@ -75,14 +77,14 @@ def _ordinary(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl
 
 
 def shown_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """Takes as many rows as a map shows: all that are flagged, and others evenly spaced."""
+    """Return the rows that a map shows: the flagged ones, and evenly spaced others, at most `SHOWN_ROWS`."""
     flagged, others = rows.filter("is_anomaly"), rows.filter(~pl.col("is_anomaly"))
     flagged = flagged.sort("score", "row_id", descending=[True, False]).head(SHOWN_ROWS // 2)
     return pl.concat([_thinned(others, SHOWN_ROWS - flagged.height), flagged])
 
 
 def columns_of(bundle: ModelBundle) -> list[str]:
-    """Names the columns of the latent table that a map needs."""
+    """Return the columns of the latent table that a map needs."""
     return [
         "row_id",
         "event_time",
@@ -93,48 +95,53 @@ def columns_of(bundle: ModelBundle) -> list[str]:
 
 
 def _schema(bundle: ModelBundle) -> dict[str, pl.DataType]:
-    own = {
+    types = {
         "row_id": pl.String(),
         "event_time": pl.Datetime("us", "UTC"),
         "score": pl.Float64(),
         "is_anomaly": pl.Boolean(),
     }
-    return {name: own.get(name, pl.Float32()) for name in columns_of(bundle)}
+    return {name: types.get(name, pl.Float32()) for name in columns_of(bundle)}
 
 
 def latents_in(rows: pl.DataFrame) -> Array:
-    """Gives the latents of rows of the table, (n, latent_dim), float64."""
+    """Return the latents of n rows of the published table, (n, latent_dim), float64."""
     return rows.select(pl.col("^z_[0-9]+$").cast(pl.Float64)).to_numpy()
 
 
-def near(rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle) -> dict[str, list[tuple[str, float]]]:
-    """Names for each row the ordinary ones that are nearest in the latent space.
+def nearest_neighbors(
+    rows: pl.DataFrame, reference: pl.DataFrame, bundle: ModelBundle
+) -> dict[str, list[tuple[str, float]]]:
+    """Return the k nearest neighbors of each row among the reference rows, k = `NEIGHBORS`.
 
     Args:
-        rows: Of the table.
-        reference: Of `reference_rows`.
-        bundle: Whose latents they are.
+        rows: Rows of the published table.
+        reference: Rows of `reference_rows`.
+        bundle: Model that scored the published table.
 
     Returns:
-        By `row_id`: identities, and distances in units of the training rows' spread.
+        For each `row_id`: identities of the neighbors and their Mahalanobis distances. A row is not its own neighbor.
     """
     from sklearn.neighbors import NearestNeighbors
 
     if not rows.height or not reference.height:
         return {}
-    white, others = (
+    whitened, reference_latents = (
         (latents_in(part) - bundle.mahalanobis.mean) @ bundle.mahalanobis.whitening for part in (rows, reference)
     )
-    count = min(NEIGHBORS + 1, len(others))
-    distances, at = NearestNeighbors(n_neighbors=count).fit(others).kneighbors(white)
+    # One more than needed, because a reference row is its own nearest neighbor.
+    count = min(NEIGHBORS + 1, len(reference_latents))
+    distances, indices = NearestNeighbors(n_neighbors=count).fit(reference_latents).kneighbors(whitened)
     names = reference["row_id"].to_list()
-    found: dict[str, list[tuple[str, float]]] = {}
-    for row_id, far, nearest in zip(rows["row_id"], distances, at, strict=True):
-        told = [(names[index], float(distance)) for index, distance in zip(nearest, far, strict=True)]
-        found[row_id] = [(name, distance) for name, distance in told if name != row_id][:NEIGHBORS]
-    return found
+    neighbors: dict[str, list[tuple[str, float]]] = {}
+    for row_id, row_distances, row_indices in zip(rows["row_id"], distances, indices, strict=True):
+        nearest = [(names[i], float(distance)) for i, distance in zip(row_indices, row_distances, strict=True)]
+        neighbors[row_id] = [(name, distance) for name, distance in nearest if name != row_id][:NEIGHBORS]
+    return neighbors
 
 
-def _thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
-    places: Sequence[int] = np.linspace(0, rows.height - 1, min(max(most, 0), rows.height)).astype(int).tolist()
-    return detach(rows[places])
+def _thinned(rows: pl.DataFrame, max_rows: int) -> pl.DataFrame:
+    """Return at most `max_rows` evenly spaced rows."""
+    count = min(max(max_rows, 0), rows.height)
+    indices: Sequence[int] = np.linspace(0, rows.height - 1, count).astype(int).tolist()
+    return detach(rows[indices])

@@ -1,4 +1,4 @@
-"""Markdown of what data hold: names and values are shown as they are and never read as Markdown or HTML."""
+"""Markdown with names and values of the data, which are shown as text and never interpreted as Markdown or HTML."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,20 +6,34 @@ from typing import Any
 
 
 class Markdown(str):
-    """Text that is Markdown already, of our own making."""
+    """Text that is Markdown already and is not escaped."""
 
     __slots__ = ()
 
 
 def escaped(text: object) -> str:
-    """Gives a text as Markdown that shows it, on one line."""
+    r"""Return Markdown that shows a text literally, on one line.
+
+    >>> print(escaped("a *b* [c]"))
+    a \*b\* \[c\]
+    """
     line = re.sub(r"\s+", " ", str(text))
-    # An underscore within a word means nothing, and names of columns are easier to read without a stroke before it.
+    # An underscore within a word is literal in Markdown. Column names are easier to read without a backslash.
     return re.sub(r"([\\`*\[\]<>|!#~&])|(?<!\w)(_)|(_)(?!\w)", r"\\\1\2\3", line)
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Makes a table, or the word none; what is not `Markdown` is escaped."""
+    """Return a Markdown table, or `none` without rows.
+
+    Args:
+        heads: Headings, as Markdown.
+        rows: Cells; those that are not `Markdown` are escaped.
+
+    >>> print(markdown_table(["column", "rows"], [["load", 3]]))
+    | column | rows |
+    | --- | --- |
+    | load | 3 |
+    """
     lines = [[cell if isinstance(cell, Markdown) else escaped(cell) for cell in row] for row in rows]
     if not lines:
         return "none"

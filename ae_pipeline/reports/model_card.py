@@ -1,4 +1,4 @@
-"""What a training tells of its model: plots, and a model card (Mitchell et al. 2019) in Markdown."""
+"""Charts of a training, and its model card (Mitchell et al. 2019) as Markdown."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from ae_pipeline.gate.rules import GateResult
 
 
-_NAMED = 60
-"""Columns of a kind that a card names, at most."""
+_MAX_NAMED = 60
+"""Maximum number of columns of one type that a card names."""
 
 
 def training_charts(bundle: ModelBundle, validation: pl.DataFrame, unseen: pl.DataFrame) -> list[Chart]:
-    """Draws what a training shows: loss, scores, latent space, and calibration where rows were left for it.
+    """Return charts of loss, scores and latent space, and of the calibration if there are unseen rows.
 
     Args:
-        bundle: The model.
+        bundle: Model.
         validation: Features of validation rows, n > 0.
-        unseen: Of rows that no part of it has seen, such as those of the gate; may be none.
+        unseen: Features of rows that no part of the model was fitted on, such as those of the gate; may be empty.
     """
     known = _scored(bundle, validation)
     rows, name = (_scored(bundle, unseen), "the gate") if unseen.height else (known, "the validation")
@@ -40,17 +40,17 @@ def training_charts(bundle: ModelBundle, validation: pl.DataFrame, unseen: pl.Da
         latent_chart(rows, known.filter(~pl.col("is_anomaly")), bundle, name, "the validation"),
     ]
     if unseen.height:
-        message = f"{len(scores):,} rows of {name}, which no part of the model has seen."
+        message = f"{len(scores):,} rows of {name}, on which no part of the model was fitted."
         charts.append(calibration_chart(rows["p_value"].to_numpy(), message))
     return charts
 
 
 def _scored(bundle: ModelBundle, features: pl.DataFrame) -> pl.DataFrame:
-    """Scores rows, in the columns of the latent table that charts need."""
-    found = bundle.score(features)
-    latents = {f"z_{index:03d}": values for index, values in enumerate(found.latents.T)}
-    facts = {"score": found.score, "p_value": found.p_value, "is_anomaly": found.is_anomaly}
-    return features.select("row_id").with_columns(**facts, **latents)
+    """Return scored rows, in the columns of the latent table that charts need."""
+    scored = bundle.score(features)
+    latents = {f"z_{index:03d}": values for index, values in enumerate(scored.latents.T)}
+    scores = {"score": scored.score, "p_value": scored.p_value, "is_anomaly": scored.is_anomaly}
+    return features.select("row_id").with_columns(**scores, **latents)
 
 
 def model_card(
@@ -61,15 +61,15 @@ def model_card(
     gate_rows: int,
     links: Mapping[str, str],
 ) -> str:
-    """Tells what a model is, what it has learnt from, how good it is, and what it is not for.
+    """Return the model card: architecture, data, training, metrics, calibration and limits.
 
     Args:
-        bundle: The model.
-        version: As which it is registered.
-        results: Of the gate, and of the latents.
-        gate: What they came to.
-        gate_rows: Rows that they rest on.
-        links: Where to look further: addresses by what is there.
+        bundle: Model.
+        version: Registered version of the model.
+        results: Results of the gate and of the latent checks.
+        gate: Decision of the gate, as text.
+        gate_rows: Number of rows that the gate evaluated.
+        links: URLs by link text.
     """
     config, window, facts = bundle.config, bundle.window, bundle.facts
     counts = {**facts.rows, GATE: gate_rows}
@@ -98,7 +98,7 @@ def model_card(
 
 
 def head_of(card: str) -> str:
-    """Takes what stands above a card's first section: MLflow's notes hold no more than 5,000 characters."""
+    """Return a card up to its first section, because notes in MLflow are limited to 5,000 characters."""
     return card.partition("\n## ")[0].strip()
 
 
@@ -115,23 +115,23 @@ def _left_out(bundle: ModelBundle) -> dict[str, list[str]]:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ae_pipeline", "reports"),
-        autoescape=False,  # noqa: S701 (Markdown, whose values are escaped as such)
+        autoescape=False,  # noqa: S701 (the output is Markdown, and values are escaped as Markdown)
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    told: dict[str, Any] = {
+    filters: dict[str, Any] = {
         "shown": escaped,
         "count": "{:,}".format,
         "short": "{:.4g}".format,
         "percent": "{:.3%}".format,
     }
-    environment.filters |= told
+    environment.filters |= filters
     return environment.get_template("model_card.md.j2")

@@ -1,4 +1,4 @@
-// Sorts, filters and opens the rows of the table, and draws the charts. Without it the page shows the same rows.
+// Sort, filter and expand the rows of the table, and render the charts. Without scripts, all rows and details are visible.
 (() => {
   const table = document.querySelector("#rows");
   if (table) {
@@ -7,14 +7,14 @@
     const shown = document.querySelector("#shown"), all = document.querySelector("#all");
     let group = null;
     const filter = () => {
-      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       let count = 0;
       for (const body of bodies()) {
         const text = body.textContent.toLowerCase();
-        const fits = words.every((word) => text.includes(word)) && (!flagged.checked || body.dataset.flagged === "1")
+        const matches = terms.every((term) => text.includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
           && (group === null || body.dataset.group === group);
-        body.hidden = !fits;
-        count += fits;
+        body.hidden = !matches;
+        count += matches;
       }
       shown.textContent = `${count} of ${bodies().length} rows shown`;
       all.hidden = group === null;
@@ -27,10 +27,10 @@
     }
     for (const button of table.querySelectorAll("th button")) {
       button.addEventListener("click", () => {
-        const head = button.closest("th"), falling = head.getAttribute("aria-sort") !== "descending";
+        const head = button.closest("th"), descending = head.getAttribute("aria-sort") !== "descending";
         for (const other of table.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", falling ? "descending" : "ascending");
-        const key = button.dataset.key, sign = falling ? -1 : 1;
+        head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        const key = button.dataset.key, sign = descending ? -1 : 1;
         const value = (body) => key === "row" ? body.dataset.row : Number(body.dataset[key]);
         bodies().sort((a, b) => sign * (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0)).forEach((body) => table.append(body));
       });
@@ -44,12 +44,12 @@
     }
     filter();
   }
-  for (const place of document.querySelectorAll(".chart")) {
-    const spec = JSON.parse(document.getElementById(`${place.id}-spec`).textContent);
-    window.vegaEmbed(place, spec, { renderer: "svg", actions: false }).then(() => {
-      const picture = place.querySelector("svg");
-      picture.setAttribute("role", "img");
-      picture.setAttribute("aria-label", place.dataset.words);
+  for (const container of document.querySelectorAll(".chart")) {
+    const spec = JSON.parse(document.getElementById(`${container.id}-spec`).textContent);
+    window.vegaEmbed(container, spec, { renderer: "svg", actions: false }).then(() => {
+      const svg = container.querySelector("svg");
+      svg.setAttribute("role", "img");
+      svg.setAttribute("aria-label", container.dataset.description);
     });
   }
 })();

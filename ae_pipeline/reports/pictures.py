@@ -1,18 +1,20 @@
-"""Pictures of a row that is an image: itself, its reconstruction and its residual map, as PNG."""
+"""Pictures of a row that is an image: the image, its reconstruction and its residual map, as PNG."""
 
 import base64
+import functools
 import io
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-_COLOURS = "inferno"
 _FRAME = "#00c8ff"
-_LEAST_END = 10.0
+_MIN_END = 10.0
 _GAP = 6
 
 Floats = npt.NDArray[np.float64]
@@ -21,13 +23,13 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scale:
-    """What pictures have in common, so that they can be compared with each other.
+    """Scale that all pictures of a page share, so that they are comparable.
 
-    Residual maps are black where the residual is as usual or less; from there on the colours are logarithmic.
+    Residual maps are black up to the usual residual. Above it, their colors are logarithmic.
 
     Attributes:
-        end: What the brightest colour stands for, in times of the usual residual.
-        white: What white stands for in images and reconstructions, of 0 to 1.
+        end: Residual of the brightest color, as a multiple of the usual residual.
+        white: Value of white in images and reconstructions, 0 to 1.
     """
 
     end: float
@@ -35,49 +37,60 @@ class Scale:
 
     @classmethod
     def up_to(cls, residual: float, brightness: float) -> "Scale":
-        """Takes the next 10, 30, 100, 300, … that is as high as the residual, and makes the brightness white."""
-        end = _LEAST_END
+        """Return the scale that ends at the first of 10, 30, 100, 300, … that the residual does not exceed.
+
+        Args:
+            residual: Highest residual, as a multiple of the usual residual.
+            brightness: Highest value of an image, 0 to 1, which becomes white.
+
+        >>> Scale.up_to(31.0, 1.0)
+        Scale(end=100.0, white=1.0)
+        """
+        end = _MIN_END
         while end < residual:
             end = end * 3 if f"{end:e}".startswith("1") else end / 3 * 10
         return cls(end, brightness or 1.0)
 
     @property
     def ticks(self) -> list[tuple[str, float]]:
-        """Figures along the scale, and where each stands, 0 to 1."""
+        """Labels of the scale and their positions, 0 to 1."""
         powers = range(round(math.log10(self.end)) + 1)
         steps = [step for power in powers for step in (10**power, 3 * 10**power) if step <= self.end * 1.001]
         return [(f"{step:,}", math.log(step) / math.log(self.end)) for step in steps]
 
     @property
     def colours(self) -> list[str]:
-        """Colours along the scale, evenly apart, as CSS writes them."""
+        """Evenly spaced colors of the scale, for CSS."""
         palette = _palette()
         return ["#{:02x}{:02x}{:02x}".format(*palette[index]) for index in range(0, 256, 15)]
 
     def heat(self, residual: Floats) -> Image.Image:
-        """Draws a residual map, (height, width)."""
-        places = np.log(np.clip(residual, 1, self.end)) / math.log(self.end)
-        picture = Image.fromarray(np.rint(places * 255).astype(np.uint8))
+        """Return a residual map, (height, width), as a picture."""
+        positions = np.log(np.clip(residual, 1, self.end)) / math.log(self.end)
+        picture = Image.fromarray(np.rint(positions * 255).astype(np.uint8))
         picture.putpalette(_palette().tobytes())
         return picture
 
     def shades(self, image: Floats) -> Image.Image:
-        """Draws an image, (height, width, channels), in RGB by its first three channels, or in grey by their mean."""
+        """Return an image, (height, width, channels), as a picture.
+
+        The first three channels are red, green and blue. With fewer channels, the picture shows their mean in gray.
+        """
         channels = image.shape[2]
-        shown = image[:, :, :3] if channels >= 3 else image.mean(2)
-        return Image.fromarray(np.rint(np.clip(shown / self.white, 0, 1) * 255).astype(np.uint8))
+        values = image[:, :, :3] if channels >= 3 else image.mean(2)
+        return Image.fromarray(np.rint(np.clip(values / self.white, 0, 1) * 255).astype(np.uint8))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What is to be shown of a row.
+    """Arrays that the pictures of a row show.
 
     Attributes:
-        image: On the scale 0 to 1, (height, width, channels).
-        reconstruction: Likewise.
-        residual: In times of the usual, (height, width).
-        spot: Left, top, width and height of the strangest window, as shares of the picture's width and height.
-        highest: Residual there.
+        image: Image, 0 to 1, (height, width, channels).
+        reconstruction: Reconstruction, of the same shape and scale.
+        residual: Residual map, as a multiple of the usual residual, (height, width).
+        spot: Left, top, width and height of the window with the highest residual, relative to the size of the picture.
+        highest: Residual of that window.
     """
 
     image: Floats
@@ -87,17 +100,17 @@ class Drawing:
     highest: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A row's pictures as they are shown.
+    """Pictures of a row, side by side.
 
     Attributes:
-        row_id: Of the row.
-        score: Its score, nats.
-        is_anomaly: Whether it is flagged.
-        is_known_anomaly: What the label says of it, None where that is unknown.
-        drawing: What is shown.
-        scale: How.
+        row_id: Identity of the row.
+        score: Score, nats.
+        is_anomaly: Whether the row is flagged.
+        is_known_anomaly: Whether the label marks the row as an anomaly; None if unknown.
+        drawing: Arrays to show.
+        scale: Scale of the pictures.
     """
 
     row_id: str
@@ -115,18 +128,27 @@ class Panel:
 
     @cached_property
     def addresses(self) -> tuple[str, str, str]:
-        """The same as PNG in data: addresses."""
+        """The pictures as PNG in `data:` URLs."""
         image, reconstruction, residual = self.pictures
         return as_address(image), as_address(reconstruction), as_address(residual)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Gives width and height at which a picture just fits into a space, its pixels square."""
+        """Return the largest width and height of a picture with square pixels that fits into a box.
+
+        Args:
+            width: Width of the box.
+            height: Height of the box.
+        """
         pixels_high, pixels_wide = self.drawing.residual.shape
         scale = min(width / pixels_wide, height / pixels_high)
         return max(1, round(pixels_wide * scale)), max(1, round(pixels_high * scale))
 
     def strip(self, height: int) -> Image.Image:
-        """Draws all three beside each other, the strangest spot framed in the first and the last."""
+        """Return the three pictures side by side, with the window of the highest residual framed.
+
+        Args:
+            height: Height of the strip, pixels.
+        """
         size = width, height = self.size(3 * height, height)
         strip = Image.new("RGB", (3 * width + 2 * _GAP, height), "white")
         left, top, *span = (round(share * side) for share, side in zip(self.drawing.spot, size * 2, strict=True))
@@ -140,14 +162,14 @@ class Panel:
 
 
 def as_address(picture: Image.Image) -> str:
-    """Gives a picture as PNG in a data: address."""
+    """Return a picture as PNG in a `data:` URL."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+@functools.cache
 def _palette() -> Bytes:
-    import matplotlib
-
-    colours: Bytes = matplotlib.colormaps[_COLOURS](np.arange(256), bytes=True)[:, :3]
-    return colours
+    """Return the 256 colors of matplotlib's colormap `inferno` (CC0), which is perceptually uniform; (256, 3)."""
+    colors = json.loads(files("ae_pipeline").joinpath("reports/inferno.json").read_text(encoding="utf-8"))["colors"]
+    return np.array([tuple(bytes.fromhex(color[1:])) for color in colors], dtype=np.uint8)

@@ -1,9 +1,9 @@
-"""Ranks the strangest rows of each day and explains those that are flagged, a Parquet file a day."""
+"""Rank the most anomalous rows of each day and explain the flagged ones; one Parquet file for each day."""
 
 import datetime as dt
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,16 @@ from ae_pipeline.storage.parquet import detach, read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 REPORT_VERSION = "5"
-"""Raised when the same scores would give another report."""
+"""Increased whenever the same scores would give another report."""
 
-_ALWAYS_SHOWN = 10
-"""Rows of each day that are ranked at least, so that the ten strangest of all days are among them."""
+_MIN_RANKED = 10
+"""Rows that are ranked of each day, so that they contain the ten most anomalous rows of all days."""
 
-_BYTES_AT_ONCE = 1 << 26
-"""Of the features of ranked rows that wait to be explained together."""
+_BATCH_BYTES = 1 << 26
+"""Size of the features that are explained together, bytes."""
+
+_MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
+"""Contributions that an explanation names: nats, and share of the first contribution."""
 
 _SCHEMA = {
     "row_id": pl.String(),
@@ -49,31 +52,42 @@ _SCHEMA = {
 
 DESCRIBED = {
     "row_id": "Identity of the row, as in the latent table.",
-    "event_time": "When it happened, UTC; null without event time.",
-    "score": "Surprise, nats; the higher, the stranger.",
-    "p_value": "Share of rows like those of the calibration that score as high.",
-    "is_anomaly": "Whether it is flagged: its p-value lies within the alert budget.",
-    "is_discovery": "Whether it is also one at the false discovery rate; null without one.",
-    LABEL: "What the label says of it; null without one.",
-    "model_version": "That scored it.",
-    "because": "What made it strange, in words; empty where it is not flagged.",
-    "contributions": "The same by column, the largest first: surprise in nats, actual and expected value.",
+    "event_time": "Event time, UTC; null without event time.",
+    "score": "Surprisal, nats; a higher score is more anomalous.",
+    "p_value": "Share of calibration rows with a score at least as high.",
+    "is_anomaly": "Whether the row is flagged: its p-value is within the alert budget.",
+    "is_discovery": "Whether the row is a discovery at the false discovery rate; null without a rate.",
+    LABEL: "Whether the label marks the row as an anomaly; null if unknown.",
+    "model_version": "Version of the model that scored the row.",
+    "because": "Explanation of the score as text; empty if the row is not flagged.",
+    "contributions": "Contributions by column, the largest first: surprisal in nats, actual and expected value.",
 }
-"""Columns of the ranked rows."""
+"""Descriptions of the columns of the ranked rows."""
 
 UNFINISHED = "unfinished.json"
-"""Beside a report while it is made: its days."""
+"""File that exists while a report is built; it lists the days of the report."""
 
-_RANKED = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
-"""What a ranked row bears of the published one."""
-
+_PUBLISHED_COLUMNS = ("row_id", "event_time", "score", "p_value", "is_anomaly", "model_version")
+"""Columns that ranked rows take from the published table."""
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankedRow:
-    """A row of the report; one that is not marked has contributions only where somebody asked for them."""
+    """A ranked row.
+
+    Attributes:
+        row_id: Identity of the row.
+        event_time: Event time, UTC; None without event time.
+        score: Surprisal, nats.
+        p_value: Share of calibration rows with a score at least as high.
+        is_anomaly: Whether the row is flagged.
+        is_discovery: Whether the row is a discovery at the false discovery rate; None without a rate.
+        is_known_anomaly: Whether the label marks the row as an anomaly; None if unknown.
+        because: Explanation as text; may be empty.
+        contributions: Contributions to the score; empty if the row is not explained.
+    """
 
     row_id: str
     event_time: dt.datetime | None
@@ -87,36 +101,49 @@ class RankedRow:
 
     @property
     def reason(self) -> str:
-        """Why it stands out, and whether that is enough to be flagged."""
+        """Explanation, with the remark that the row is not flagged if it is not."""
         return reason_of(self.because, is_marked=self.is_anomaly or bool(self.is_discovery))
 
 
 def reason_of(because: str, *, is_marked: bool) -> str:
-    """Says why a row stands out, and that it is not marked where it is not; then it may have no reason."""
+    """Return an explanation, with the remark that the row is not flagged if it is not.
+
+    Args:
+        because: Explanation of the row; may be empty if the row is not marked.
+        is_marked: Whether the row is flagged or a discovery.
+
+    >>> reason_of("load is 9, expected 1", is_marked=False)
+    'not flagged; most unusual: load is 9, expected 1'
+    """
     if is_marked:
         return because
     return f"not flagged; most unusual: {because}" if because else "not flagged"
 
 
 def is_reported(day: str, published: PublishedDay | None, dataset: Dataset) -> bool:
-    """Tells whether a day's ranked rows are those that the table has."""
-    config, paths = dataset.config, dataset.paths
-    return read_facts(_day_file(paths, day)).get("input_hash") == _input_hash(published, config)
+    """Return whether the ranked rows of a day match the published table.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        published: File of the day in the published table; None if it has none.
+        dataset: Configuration and paths of the dataset.
+    """
+    return read_facts(_day_file(dataset.paths, day)).get("input_hash") == _input_hash(published, dataset.config)
 
 
 def cut_short(paths: DatasetPaths) -> set[str]:
-    """Lists the days of a report that was begun and not ended: their rows may be ranked, and the rest lacks them."""
-    index = paths.reports / UNFINISHED
-    return set(json.loads(index.read_text(encoding="utf-8"))) if index.exists() else set()
+    """Return the days of a report that was interrupted. The report must be built again."""
+    unfinished = paths.reports / UNFINISHED
+    return set(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else set()
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
-    """Reads what is known of a day that was ranked before."""
+    """Return the counts of a ranked day; None if the day is not ranked."""
     facts = read_facts(_day_file(paths, day))
     if not facts:
         return None
     return ReportDay(
-        day,
+        day=day,
         rows=int(facts["scored"]),
         flagged=int(facts.get("flagged", 0)),
         known_anomalies=int(facts.get("known_anomalies", 0)),
@@ -126,22 +153,30 @@ def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
     )
 
 
+def reported_days(days: Iterable[str], paths: DatasetPaths) -> dict[str, ReportDay]:
+    """Return the counts of the ranked days among `days`, by day, the oldest first."""
+    return {day: entry for day in sorted(days) if (entry := reported_day(day, paths))}
+
+
 def report_days(
     days: Sequence[str],
     files: Mapping[str, PublishedDay],
     dataset: Dataset,
     bundle: ModelBundle,
 ) -> list[ReportDay]:
-    """Ranks the rows of each day that needs it, explains those that are marked, and writes a file for each.
+    """Rank the rows of each changed day, explain the marked ones, and write a file for each day.
 
     Args:
-        days: To rank.
-        files: The published days.
+        days: Days to rank.
+        files: Published days.
         dataset: Configuration and paths of the dataset.
-        bundle: The model that the table was scored with.
+        bundle: Model that scored the published table.
+
+    Returns:
+        Counts of all `days`.
 
     Raises:
-        PublicationError: A day has features and is not in the published table.
+        PublicationError: A day has features but is not in the published table.
     """
     paths, progress = dataset.paths, ProgressLogger(logger)
     drafts: list[_Draft] = []
@@ -149,41 +184,41 @@ def report_days(
         progress.update(done, len(days), "days ranked")
         if not is_reported(day, files.get(day), dataset):
             drafts.append(_rank(day, files.get(day), dataset))
-        # Many together, since explaining one row costs nearly what explaining a thousand does.
-        if sum(draft.features.estimated_size() for draft in drafts) > _BYTES_AT_ONCE:
+        # Explaining one row costs nearly as much as explaining a thousand, so days are explained together.
+        if sum(draft.features.estimated_size() for draft in drafts) > _BATCH_BYTES:
             _explain(drafts, paths, bundle)
             drafts.clear()
     _explain(drafts, paths, bundle)
-    return [found for day in days if (found := reported_day(day, paths))]
+    return [entry for day in days if (entry := reported_day(day, paths))]
 
 
 def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
-    """Reads the ranked rows of all published days, the strangest first."""
+    """Read the ranked rows of all published days, the highest score first."""
     reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
     rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path) for path in reported)])
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 
 def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
-    """Reads the ranked rows of a day, the strangest first."""
+    """Read the ranked rows of a day, the highest score first."""
     return pl.read_parquet(_day_file(paths, day))
 
 
 def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
-    """Gives ranked rows one by one."""
+    """Yield the rows of a ranked table."""
     for row in ranked.drop("model_version").iter_rows(named=True):
         yield RankedRow(**{**row, "contributions": tuple(map(Contribution.from_record, row["contributions"]))})
 
 
 def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFrame:
-    """Reads the features of some rows of a day, in their order; a row that has left the day is left out."""
+    """Read the features of rows of a day, in the order of `row_ids`; rows that the day no longer has are omitted."""
     file = pl.scan_parquet(paths.features(day), glob=False)
-    found = file.filter(pl.col("row_id").is_in(row_ids.implode())).collect()
-    return row_ids.to_frame("row_id").join(found, on="row_id", maintain_order="left").select(found.columns)
+    features = file.filter(pl.col("row_id").is_in(row_ids.implode())).collect()
+    return row_ids.to_frame("row_id").join(features, on="row_id", maintain_order="left").select(features.columns)
 
 
 def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
-    """Reads identity, score and flag of a published day, with `LABEL`: null where nothing is known."""
+    """Read identity, score and flag of the rows of a published day, and the label in `LABEL`; null if unknown."""
     return _with_label(published_day(day, paths, ["row_id", "score", "is_anomaly"]), day.day, paths)
 
 
@@ -205,7 +240,7 @@ def _day_file(paths: DatasetPaths, day: str) -> Path:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A day whose rows are ranked and not yet explained."""
+    """A ranked day whose rows are not explained yet."""
 
     day: str
     facts: dict[str, str]
@@ -220,14 +255,14 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
             raise PublicationError(
                 f"{day} of {paths.dataset!r} is not in the published table; materialize latent_features first"
             )
-        scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_RANKED, LABEL)})
+        scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_PUBLISHED_COLUMNS, LABEL)})
     else:
-        scored = _with_label(published_day(published, paths, _RANKED), day, paths)
+        scored = _with_label(published_day(published, paths, _PUBLISHED_COLUMNS), day, paths)
     scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
     marked = scored["is_discovery"].sum()
-    count = min(max(int(flagged.sum()), int(marked), _ALWAYS_SHOWN), config.alerts.report_rows, scored.height)
-    # Highest score first; of equal ones the identity decides, so that the order is always the same.
+    count = min(max(int(flagged.sum()), int(marked), _MIN_RANKED), config.alerts.report_rows, scored.height)
+    # The identity breaks ties, so that the order is deterministic.
     top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
     features = features_of(top["row_id"], day, paths)
     top = top.join(features.select("row_id"), on="row_id", how="semi", maintain_order="left")
@@ -244,11 +279,11 @@ def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:
 
 def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle) -> None:
     marked = [draft.top["is_anomaly"] | draft.top["is_discovery"].fill_null(value=False) for draft in drafts]
-    # The model's columns alone: days whose features were made under other settings may have others beside them.
-    features = [draft.features.select(bundle.columns).filter(own) for draft, own in zip(drafts, marked, strict=True)]
+    # Days with features of other settings may have further columns.
+    features = [draft.features.select(bundle.columns).filter(mask) for draft, mask in zip(drafts, marked, strict=True)]
     explanations = iter(bundle.explain(pl.concat(features)) if drafts else [])
-    for draft, own in zip(drafts, marked, strict=True):
-        parts: list[list[Contribution]] = [next(explanations) if is_marked else [] for is_marked in own]
+    for draft, mask in zip(drafts, marked, strict=True):
+        parts: list[list[Contribution]] = [next(explanations) if is_marked else [] for is_marked in mask]
         ranked = draft.top.with_columns(
             because=pl.Series([because(row) for row in parts], dtype=pl.String),
             contributions=pl.Series([[part.record() for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
@@ -257,6 +292,9 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
 
 
 def because(parts: Sequence[Contribution]) -> str:
-    """Says in one line what made a row strange: its strongest parts, and those that are rare on their own beside."""
-    telling = [part for part in parts if part.surprisal >= max(4.6, 0.3 * parts[0].surprisal)] or parts[:1]
-    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in telling)
+    """Return an explanation as text: the first contribution, and all that are large.
+
+    A contribution is large if it has at least 30% of the first one, and at least 4.6 nats (a tail probability of 1%).
+    """
+    large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
+    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in large or parts[:1])

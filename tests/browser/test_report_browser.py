@@ -1,4 +1,4 @@
-"""The pages as a person meets them, in Chromium: no error, no request, all by mouse and by keyboard, for everybody."""
+"""The pages in Chromium: no errors or requests, usable by mouse and by keyboard, and accessible."""
 
 import datetime as dt
 import json
@@ -6,29 +6,30 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.reports.build import day_page
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from tests.support.reports import SCRIPT, published, reported
+from tests.support.sensors import Fitted
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="pages are not tried in a browser: install Debian's package chromium"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium")
 
-LARGEST, FIRST_PAINT = 2_000_000, 1000
-"""Bytes of a page, and milliseconds."""
+MAX_BYTES, MAX_FIRST_PAINT = 2_000_000, 1000
+"""Size of a page, and time to its first paint in milliseconds."""
 
 
 @pytest.fixture(scope="module")
-def pages(fitted, tmp_path_factory) -> dict[str, Path]:
-    """A report over five days with strange rows on the second, and the page of that day."""
+def pages(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A report over five days with anomalous rows on the second, and the page of that day."""
     dataset = fitted.at(tmp_path_factory.mktemp("browser") / "data")
     days = dataset.days[-5:]
     rows = dataset.features(days[1]).with_row_index("i")
@@ -45,16 +46,17 @@ def pages(fitted, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def year(fitted, other_bundle, tmp_path_factory) -> dict[str, Path]:
-    """A report over 336,720 rows of 366 days, some of which are strange, and the page of its newest day."""
+def year(fitted: Fitted, other_bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A report over 336,720 rows of 366 days with some anomalous rows, and the page of its newest day."""
     dataset = fitted.at(tmp_path_factory.mktemp("year") / "data")
-    # One without an ensemble: what a page shows does not depend on it, and it would take a minute.
+    # Without an ensemble, because it would take a minute and the page does not depend on it.
     dataset = replace(dataset, config=other_bundle.config, bundle=other_bundle)
     known = pl.concat(map(dataset.features, dataset.days))
-    chance = np.random.default_rng(0)
-    days = [(dataset.config.end + dt.timedelta(days=index + 1)).isoformat() for index in range(366)]
+    rng = np.random.default_rng(0)
+    last = dt.date.fromisoformat(dataset.days[-1])
+    days = [(last + dt.timedelta(days=index + 1)).isoformat() for index in range(366)]
     for index, day in enumerate(days):
-        rows = known[chance.integers(0, known.height, 920).tolist()]
+        rows = known[rng.integers(0, known.height, 920).tolist()]
         strange = pl.when(pl.int_range(920) < index % 5).then(-pl.col("load") * 9).otherwise("load")
         moved = rows.with_columns(
             row_id=pl.format("{}/{}", pl.lit(day), pl.int_range(920)),
@@ -70,7 +72,7 @@ def year(fitted, other_bundle, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
+def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
@@ -78,63 +80,69 @@ def browser() -> Iterator["playwright.Browser"]:
 
 
 class Visit:
-    """A page that is open, and what went wrong on it."""
+    """An open page, and its problems: console messages, errors, dialogs and requests."""
 
-    def __init__(self, browser: "playwright.Browser", path: Path, scheme: str = "light", width: int = 1280) -> None:
+    def __init__(self, browser: Any, path: Path, scheme: str = "light", width: int = 1280) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.wrong: list[str] = []
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
+        self.problems: list[str] = []
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", self._dismiss)
         self.page.on("request", lambda request: self._note(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector(".chart svg")
 
-    def _note(self, address: str) -> None:
-        if not address.startswith(("file:", "data:")):
-            self.wrong.append(f"asked for {address}")
+    def _dismiss(self, dialog: Any) -> None:
+        self.problems.append(dialog.message)
+        dialog.dismiss()
+
+    def _note(self, url: str) -> None:
+        if not url.startswith(("file:", "data:")):
+            self.problems.append(f"requested {url}")
 
     def first_paint(self) -> float:
-        """Gives the fastest of up to three loads, milliseconds: beside other tests the machine is busy."""
-        found: list[float] = []
-        while len(found) < 3 and min(found, default=FIRST_PAINT) >= FIRST_PAINT:
-            if found:
+        """Return the fastest first paint of up to three loads, milliseconds; other tests share the machine."""
+        paints: list[float] = []
+        while len(paints) < 3 and min(paints, default=MAX_FIRST_PAINT) >= MAX_FIRST_PAINT:
+            if paints:
                 self.page.reload()
                 self.page.wait_for_selector(".chart svg")
-            found.append(self.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-        return min(found)
+            paints.append(self.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        return min(paints)
 
     def shown(self) -> list[str]:
-        return self.page.eval_on_selector_all("#rows > tbody:not([hidden])", "all => all.map(one => one.dataset.row)")
+        rows: list[str] = self.page.eval_on_selector_all(
+            "#rows > tbody:not([hidden])", "all => all.map(one => one.dataset.row)"
+        )
+        return rows
 
 
 @pytest.fixture(params=["window", "day"])
-def visit(request, browser, pages) -> Iterator[Visit]:
-    found = Visit(browser, pages[request.param])
-    yield found
-    found.page.close()
+def visit(request: pytest.FixtureRequest, browser: Any, pages: dict[str, Path]) -> Iterator[Visit]:
+    opened = Visit(browser, pages[request.param])
+    yield opened
+    opened.page.close()
 
 
-def test_it_opens_at_once_without_an_error_or_a_request_and_is_small(visit, pages):
-    assert visit.first_paint() < FIRST_PAINT
+def test_a_page_opens_fast_without_errors_or_requests(visit: Visit, pages: dict[str, Path]) -> None:
+    assert visit.first_paint() < MAX_FIRST_PAINT
     assert visit.page.locator(".chart svg").count() == visit.page.locator(".chart").count() >= 4
-    assert visit.wrong == []
-    assert max(page.stat().st_size for page in pages.values()) < LARGEST
+    assert visit.problems == []
+    assert max(page.stat().st_size for page in pages.values()) < MAX_BYTES
 
 
 @pytest.mark.parametrize("name", ["window", "day"])
-def test_a_year_of_rows_makes_no_larger_or_slower_page(browser, year, name):
+def test_a_page_over_a_year_is_as_small_and_fast(browser: Any, year: dict[str, Path], name: str) -> None:
     folder = year["window"].parent
     assert json.loads((folder / "summary.json").read_text())["rows"] == 336_720
     visit = Visit(browser, year[name])
-    assert visit.first_paint() < FIRST_PAINT
-    assert visit.wrong == []
-    assert year[name].stat().st_size < LARGEST
+    assert visit.first_paint() < MAX_FIRST_PAINT
+    assert visit.problems == []
+    assert year[name].stat().st_size < MAX_BYTES
     visit.page.close()
 
 
-def test_numbers_of_all_alerts_are_those_of_the_parquet_file(browser, pages):
-    """Also what stands in the explanation of each."""
+def test_the_page_of_a_day_matches_its_parquet_file(browser: Any, pages: dict[str, Path]) -> None:
     visit = Visit(browser, pages["day"])
     alerts = pl.read_parquet(pages["day"].with_suffix(".parquet")).filter("is_anomaly")
     assert alerts.height >= 8
@@ -145,14 +153,14 @@ def test_numbers_of_all_alerts_are_those_of_the_parquet_file(browser, pages):
         assert float(body.get_attribute("data-score") or "") == alert["score"]
         assert float(body.get_attribute("data-p") or "") == alert["p_value"]
         body.locator(".open").click()
-        told = [row.locator("td").all_inner_texts()[:4] for row in body.locator(".detail tbody tr").all()]
+        cells_of_parts = [row.locator("td").all_inner_texts()[:4] for row in body.locator(".detail tbody tr").all()]
         parts = alert["contributions"]
-        assert told == [[p["column"], p["actual"], p["expected"], f"{p['surprise']:.1f}"] for p in parts]
+        assert cells_of_parts == [[p["column"], p["actual"], p["expected"], f"{p['surprise']:.1f}"] for p in parts]
     assert f"{alerts.height} of 60 rows" in visit.page.inner_text(".card >> nth=0")
     visit.page.close()
 
 
-def test_numbers_over_all_days_are_those_of_the_json_file(browser, pages):
+def test_the_page_over_all_days_matches_the_summary(browser: Any, pages: dict[str, Path]) -> None:
     visit = Visit(browser, pages["window"])
     summary = json.loads(pages["window"].with_name("summary.json").read_text())
     shown = visit.page.eval_on_selector_all(
@@ -161,17 +169,17 @@ def test_numbers_over_all_days_are_those_of_the_json_file(browser, pages):
     assert shown[:50] == [[row["row_id"], row["score"]] for row in summary["strangest"]]
     verdict = summary["verdict"]
     assert f"{verdict['flagged']} of {verdict['rows']} rows" in visit.page.inner_text(".card >> nth=0")
-    assert verdict["words"] in visit.page.inner_text(".verdict")
+    assert verdict["words"] in visit.page.inner_text(".assessment")
     assert f"{summary['rows']:,}" in visit.page.inner_text("body")
     visit.page.close()
 
 
-def test_text_of_the_data_is_shown_and_not_run(visit):
+def test_text_of_the_data_is_not_executed(visit: Visit) -> None:
     assert SCRIPT in visit.page.inner_text("#rows")
-    assert visit.wrong == []
+    assert visit.problems == []
 
 
-def test_rows_are_sorted_by_mouse_and_by_keyboard(visit):
+def test_rows_are_sorted_by_mouse_and_by_keyboard(visit: Visit) -> None:
     first = visit.shown()
     assert len(first) >= 10
     visit.page.click("th button[data-key=row]")
@@ -184,7 +192,7 @@ def test_rows_are_sorted_by_mouse_and_by_keyboard(visit):
     assert visit.shown() == first
 
 
-def test_rows_are_searched_and_filtered(visit):
+def test_rows_are_searched_and_filtered(visit: Visit) -> None:
     everything = visit.shown()
     visit.page.fill("#search", "<SCRIPT>alert")
     assert visit.shown() == [SCRIPT]
@@ -196,20 +204,20 @@ def test_rows_are_searched_and_filtered(visit):
     assert f"{len(flagged)} of {len(everything)} rows shown" in visit.page.inner_text("#shown")
 
 
-def test_a_row_is_opened_to_its_explanation_by_mouse_and_by_keyboard(visit):
+def test_a_row_is_expanded_by_mouse_and_by_keyboard(visit: Visit) -> None:
     button = visit.page.locator("#rows .open").first
     detail = visit.page.locator(f"#{button.get_attribute('aria-controls')}")
     assert not detail.is_visible()
     button.click()
     assert detail.is_visible()
-    for message in ("actual", "expected", "surprise, nats", "Nearest ordinary rows", "row_id ="):
+    for message in ("actual", "expected", "surprisal, nats", "Nearest normal rows", "row_id ="):
         assert message in detail.inner_text()
     assert detail.locator(".meter").count() == 3
     button.press("Enter")
     assert not detail.is_visible()
 
 
-def test_a_cause_shows_its_rows_alone_and_the_others_come_back(visit):
+def test_a_cause_filters_its_rows_and_can_be_cleared(visit: Visit) -> None:
     everything = visit.shown()
     pick = visit.page.locator(".pick").first
     count = int(visit.page.locator("tr:has(.pick) td").first.inner_text())
@@ -219,7 +227,7 @@ def test_a_cause_shows_its_rows_alone_and_the_others_come_back(visit):
     assert visit.shown() == everything
 
 
-def test_a_link_to_a_row_opens_it(browser, pages):
+def test_a_link_to_a_row_expands_it(browser: Any, pages: dict[str, Path]) -> None:
     page = browser.new_page()
     page.goto(pages["day"].as_uri())
     link = page.locator("#rows > tbody").nth(1).get_attribute("id")
@@ -232,21 +240,21 @@ def test_a_link_to_a_row_opens_it(browser, pages):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["window", "day"])
-def test_nothing_hinders_people_in_either_theme(browser, pages, name, scheme):
+def test_a_page_is_accessible_in_both_themes(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     visit = Visit(browser, pages[name], scheme)
     visit.page.locator("#rows .open").first.click()
-    found = [
+    violations = [
         f"{one['impact']}: {one['id']}: {one['nodes'][0]['html'][:200]}"
         for one in Axe().run(visit.page).response["violations"]
         if one["impact"] in {"serious", "critical"}
     ]
-    assert found == []
+    assert violations == []
     visit.page.close()
 
 
-def test_it_fits_a_phone(browser, pages):
+def test_a_page_fits_a_phone(browser: Any, pages: dict[str, Path]) -> None:
     visit = Visit(browser, pages["window"], width=380)
     wide = visit.page.evaluate("document.documentElement.scrollWidth")
     assert wide <= 380

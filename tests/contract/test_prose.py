@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import prose
 import pytest
+
+from tests.contract import prose
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -491,7 +491,7 @@ class TestDays:
         assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert DAYS[-1] not in published_days(serving.paths)
         told = str(serving.metadata("anomaly_report", DAYS[-1])["verdict"])
-        assert f"no row has come for {DAYS[-1]}; on {DAYS[-2]} " in told
+        assert f"no rows arrived for {DAYS[-1]}; on {DAYS[-2]} " in told
         assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
     def test_a_window_with_too_few_rows_fails_once_with_the_remedy_and_leaves_the_champion(self, serving):

@@ -1,4 +1,4 @@
-"""Publishes and reports a fitted dataset, and reads the text of a page."""
+"""Publish and report a fitted dataset, and read the text of a page."""
 
 import html.parser
 from collections.abc import Iterable
@@ -11,16 +11,23 @@ from tests.support.sensors import Fitted
 SCRIPT = "<script>alert(1)</script>"
 
 
-def published(dataset: Fitted, days: Iterable[str]) -> None:
-    publish(list(days), Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 3, {})
+def as_dataset(fitted: Fitted) -> Dataset:
+    """Return the dataset with the configuration of its model."""
+    return Dataset(fitted.bundle.config, fitted.paths)
 
 
-def reported(dataset: Fitted, days: Iterable[str]) -> Report:
-    return build_report(list(days), Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 3, "run-of-mlflow")
+def published(fitted: Fitted, days: Iterable[str]) -> None:
+    """Publish days with version 3 of the model."""
+    publish(list(days), as_dataset(fitted), fitted.bundle, 3, {})
+
+
+def reported(fitted: Fitted, days: Iterable[str]) -> Report:
+    """Build the report of days with version 3 of the model."""
+    return build_report(list(days), as_dataset(fitted), fitted.bundle, 3, "run-of-mlflow")
 
 
 class Text(html.parser.HTMLParser):
-    """Collects the tags of a page and the text between them."""
+    """Tags of a page and the text between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         add_latest_metadata(context, config, report.newest or days[-1], _latest_metadata(report, workspace))
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": report.listed,
+                "dagster/row_count": report.ranked_rows,
                 "dagster/uri": report.page.as_uri(),
                 "dagster/column_schema": parquet_schema(report.alerts, DESCRIBED),
                 "report": dg.MetadataValue.url(workspace.file_url(report.page)),
@@ -123,7 +123,7 @@ def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
         for row in report.strangest[:_ROWS]
     ]
     return {
-        **({"verdict": _assessment(report.verdict)} if report.verdict else {}),
+        **({"verdict": _assessment(report.assessment)} if report.assessment else {}),
         **({"day": dg.MetadataValue.url(workspace.file_url(report.day_page))} if report.day_page else {}),
         **{f"{chart.name}_plot": plot(chart) for chart in report.charts if chart.name in _PLOTS},
         "strangest_rows_of_run": table(["row", "event time", "score", "p-value", "because"], rows),

@@ -63,7 +63,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         dataset, tracker = workspace.dataset(pipeline), workspace.tracker()
         with as_dagster_failure():
             decision = _decide(context, config, dataset, workspace)
-            refresh_operations(dataset.paths, pipeline.drift.min_rows)
+            refresh_operations(dataset)
             version, bundle = load_champion(dataset.name, tracker)
         context.log.info(decision.message)
         loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"
@@ -105,6 +105,7 @@ def _decide(
     def on_rejected(challenger: "TrackedVersion", message: str) -> None:
         key = f"version {challenger.version} of run {challenger.run_id}"
         message = f"{message}. Look at the checks of autoencoder."
-        raise_and_show(Alert(AlertEvent.CHALLENGER_REJECTED, key, message, context.run.run_id), dataset)
+        alert = Alert(event=AlertEvent.CHALLENGER_REJECTED, key=key, message=message, run_id=context.run.run_id)
+        raise_and_show(alert, dataset)
 
     return decide(dataset, workspace.tracker(), who, origin, on_rejected)

@@ -16,7 +16,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector import explanation
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.scoring.tails import TailCalibrator
@@ -158,7 +158,7 @@ class TestFit:
         assert surprisal.shape == (40, 3)  # spot, latent, image
         counted = surprisal if "latent" in evidence else surprisal[:, :1]
         np.testing.assert_allclose(fitted_detector.latents_and_scores(rows)[1], counted.max(1), rtol=1e-12)
-        named = {part.column for parts in fitted_detector.explain(rows.head(5), 9) for part in parts}
+        named = {part.column for parts in explain(fitted_detector, rows.head(5), 9) for part in parts}
         assert {"spot", "image"} <= named <= {"spot", "image", "latent"}
 
 

@@ -309,9 +309,9 @@ class TestComparison:
         self, fitted: Fitted, rivals: tuple[ModelBundle, ModelBundle]
     ) -> None:
         rows = gate_rows(rivals[1].window, None, fitted.paths)
-        without_champion = compare(rivals[1], None, rows, "0 versions serve so far", GateConfig())
+        without_champion = compare(rivals[1], None, rows, "no version serves so far", GateConfig())
         assert [(result.rule, result.passed, result.message) for result in without_champion] == [
-            (rule, True, "not compared: 0 versions serve so far") for rule in COMPARED
+            (rule, True, "not compared: no version serves so far") for rule in COMPARED
         ]
         without_rows = compare(rivals[1], rivals[0], pl.DataFrame(), "", GateConfig())
         assert [(result.rule, result.passed, result.message) for result in without_rows] == [

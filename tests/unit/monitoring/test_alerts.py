@@ -1,4 +1,4 @@
-"""Alerts: posted to a real HTTP server on loopback, kept beside the data, and shown in the report."""
+"""Alerts: posted to an HTTP server on loopback, stored beside the data, and shown in the report."""
 
 import contextlib
 import html
@@ -32,7 +32,7 @@ VARIABLE = "ORDERS_WEBHOOK"
 
 @dataclass
 class Hook:
-    """A webhook that takes what is posted, or answers with another status."""
+    """A webhook that records posted alerts, or answers with an error status."""
 
     address: str = ""
     status: int = 204
@@ -41,32 +41,32 @@ class Hook:
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
-    found = Hook()
+    hook = Hook()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert self.headers["Content-Type"] == "application/json"
-            if found.status < 300:
-                found.posted.append(body)
-            self.send_response(found.status)
+            if hook.status < 300:
+                hook.posted.append(body)
+            self.send_response(hook.status)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Keeps quiet."""
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.address = f"http://127.0.0.1:{server.server_port}/orders?token=secret"
-    monkeypatch.setenv(VARIABLE, found.address)
+    hook.address = f"http://127.0.0.1:{server.server_port}/orders?token=secret"
+    monkeypatch.setenv(VARIABLE, hook.address)
     monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
-    yield found
+    yield hook
     server.shutdown()
 
 
 @pytest.fixture
 def config() -> PipelineConfig:
-    return PipelineConfig(dataset="orders", identity=("id",), alerts={"webhook": VARIABLE})
+    return PipelineConfig.model_validate({"dataset": "orders", "identity": ("id",), "alerts": {"webhook": VARIABLE}})
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def paths(tmp_path: Path) -> DatasetPaths:
     return DatasetPaths(tmp_path, "orders")
 
 
-def _mumble(server: socket.socket) -> None:
+def _answer_without_http(server: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             connection, _ = server.accept()
@@ -84,12 +84,23 @@ def _mumble(server: socket.socket) -> None:
 
 
 def alert(key: str = "budget 2024-02-10", message: str = "9 of 40 rows of 2024-02-10 are flagged") -> Alert:
-    return Alert(AlertEvent.OVER_BUDGET, key, message, "run-1", {"rows": 40.0})
+    return Alert(event=AlertEvent.OVER_BUDGET, key=key, message=message, run_id="run-1", figures={"rows": 40.0})
+
+
+def delivered(paths: DatasetPaths) -> list[tuple[str, bool | None]]:
+    return [(stored.key, stored.delivered) for stored in alerts_of(paths)]
+
+
+@pytest.fixture
+def dataset(config: PipelineConfig, paths: DatasetPaths) -> Dataset:
+    return Dataset(config, paths)
 
 
 class TestWebhook:
-    def test_an_alert_is_posted_as_json_that_chat_programs_can_show(self, hook, config, paths):
-        assert raise_alert(alert(), Dataset(config, paths), pytest.fail)
+    def test_an_alert_is_posted_as_json_for_chat_programs(
+        self, hook: Hook, dataset: Dataset, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert raise_alert(alert(), dataset)
         (posted,) = hook.posted
         assert posted["text"] == "orders: 9 of 40 rows of 2024-02-10 are flagged"
         assert {name: posted[name] for name in ("dataset", "event", "key", "run_id", "figures")} == {
@@ -99,93 +110,106 @@ class TestWebhook:
             "run_id": "run-1",
             "figures": {"rows": 40.0},
         }
-        assert [found.delivered for found in alerts_of(paths)] == [True]
+        assert delivered(dataset.paths) == [(alert().key, True)]
+        assert caplog.messages == []
 
-    def test_an_alert_of_the_same_key_is_raised_once(self, hook, config, paths):
-        assert raise_alert(alert(), Dataset(config, paths))
-        assert not raise_alert(alert(message="told in other words"), Dataset(config, paths))
-        assert len(hook.posted) == len(alerts_of(paths)) == 1
+    def test_an_alert_with_a_known_key_is_not_raised(self, hook: Hook, dataset: Dataset) -> None:
+        assert raise_alert(alert(), dataset)
+        assert not raise_alert(alert(message="the same in other words"), dataset)
+        assert len(hook.posted) == len(alerts_of(dataset.paths)) == 1
 
-    def test_what_the_webhook_did_not_take_is_kept_and_posted_with_the_next(self, hook, config, paths):
-        said: list[str] = []
+    def test_an_undelivered_alert_is_posted_after_the_next_one(
+        self, hook: Hook, dataset: Dataset, caplog: pytest.LogCaptureFixture
+    ) -> None:
         hook.status = 500
-        assert raise_alert(alert("a"), Dataset(config, paths), said.append)
-        assert said == [
-            "the webhook in ORDERS_WEBHOOK did not take an alert (HTTP status 500); "
+        assert raise_alert(alert("a"), dataset)
+        assert caplog.messages == [
+            "the webhook in ORDERS_WEBHOOK did not accept an alert (HTTP status 500); "
             "it is posted again after the next one"
         ]
-        assert [found.delivered for found in alerts_of(paths)] == [False]
+        assert delivered(dataset.paths) == [("a", False)]
+        caplog.clear()
         hook.status = 200
-        assert raise_alert(alert("b"), Dataset(config, paths), pytest.fail)
+        assert raise_alert(alert("b"), dataset)
+        assert caplog.messages == []
         assert [posted["key"] for posted in hook.posted] == ["b", "a"]
-        assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", True), ("b", True)]
-        assert raise_alert(alert("c"), Dataset(config, paths))
+        assert delivered(dataset.paths) == [("a", True), ("b", True)]
+        assert raise_alert(alert("c"), dataset)
         assert len(hook.posted) == 3
 
-    @pytest.mark.parametrize("address", ["", "file:///etc/passwd", "not an address"])
-    def test_an_address_that_is_none_is_told_without_showing_it(self, config, paths, monkeypatch, address):
-        said: list[str] = []
-        monkeypatch.setenv(VARIABLE, address)
-        assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert said == [
-            "alerts.webhook names ORDERS_WEBHOOK, which holds no address; set it to one that begins with http:// or "
-            "https://"
+    @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "not an address"])
+    def test_an_invalid_url_is_reported_without_its_text(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv(VARIABLE, url)
+        assert raise_alert(alert(), dataset)
+        assert caplog.messages == [
+            "the environment variable ORDERS_WEBHOOK of alerts.webhook contains no URL; set it to a URL that starts "
+            "with http:// or https://"
         ]
 
     @pytest.mark.parametrize("path", ["[", "[::1/hook", "/to ken=secret", ":port/secret", "/secret\n"])
-    def test_an_odd_address_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch, path):
-        said: list[str] = []
+    def test_an_unusable_url_raises_no_error_and_is_not_logged(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:9{path}".replace(":9[", "["))
-        assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert len(said) == 1
-        assert "secret" not in said[0] + paths.alerts.read_text()
-        assert [found.delivered for found in alerts_of(paths)] == [False]
+        assert raise_alert(alert(), dataset)
+        assert len(caplog.messages) == 1
+        assert "secret" not in caplog.text + dataset.paths.alerts.read_text()
+        assert delivered(dataset.paths) == [(alert().key, False)]
 
-    def test_a_server_that_does_not_speak_http_stops_nothing(self, config, paths, monkeypatch):
-        said: list[str] = []
+    def test_a_server_without_http_raises_no_error(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         with socket.create_server(("127.0.0.1", 0)) as server:
-            threading.Thread(target=_mumble, args=(server,), daemon=True).start()
+            threading.Thread(target=_answer_without_http, args=(server,), daemon=True).start()
             monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{server.getsockname()[1]}/hook")
-            assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert len(said) == len(alerts_of(paths)) == 1
+            assert raise_alert(alert(), dataset)
+        assert len(caplog.messages) == len(alerts_of(dataset.paths)) == 1
 
-    def test_an_alert_is_kept_before_it_is_posted(self, config, paths, hook, monkeypatch):
+    def test_an_alert_is_stored_before_it_is_posted(
+        self, dataset: Dataset, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def die(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(alerting, "post", die)
         with pytest.raises(KeyboardInterrupt):
-            raise_alert(alert("a"), Dataset(config, paths))
-        assert [(found.key, found.delivered) for found in alerts_of(paths)] == [("a", False)]
+            raise_alert(alert("a"), dataset)
+        assert delivered(dataset.paths) == [("a", False)]
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)
-        assert raise_alert(alert("b"), Dataset(config, paths))
+        assert raise_alert(alert("b"), dataset)
         assert [posted["key"] for posted in hook.posted] == ["b", "a"]
 
-    def test_an_alert_with_subjects_is_new_where_one_of_them_is(self, config, paths, hook):
+    def test_an_alert_is_new_if_one_of_its_subjects_is(self, dataset: Dataset, hook: Hook) -> None:
         for key, subjects, is_new in (("1", ("a", "b"), True), ("2", ("b",), False), ("3", ("b", "c"), True)):
-            told = Alert(AlertEvent.CONTRACT_BROKEN, key, "files are broken", subjects=subjects)
-            assert raise_alert(told, Dataset(config, paths)) == is_new
+            broken = Alert(event=AlertEvent.CONTRACT_BROKEN, key=key, message="files are broken", subjects=subjects)
+            assert raise_alert(broken, dataset) == is_new
         assert len(hook.posted) == 2
 
-    def test_a_server_that_is_not_there_stops_nothing_and_the_secret_is_not_told(self, config, paths, monkeypatch):
-        said: list[str] = []
+    def test_an_unreachable_server_raises_no_error(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(alerting, "_PAUSE_SECONDS", 0.01)
         monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret")
-        assert raise_alert(alert(), Dataset(config, paths), said.append)
-        assert "Connection refused" in said[0]
-        assert "secret" not in said[0] + paths.alerts.read_text()
+        assert raise_alert(alert(), dataset)
+        assert "Connection refused" in caplog.text
+        assert "secret" not in caplog.text + dataset.paths.alerts.read_text()
 
-    def test_without_a_webhook_alerts_are_kept_all_the_same(self, paths):
+    def test_alerts_are_stored_without_a_webhook(self, paths: DatasetPaths, caplog: pytest.LogCaptureFixture) -> None:
         bare = PipelineConfig(dataset="orders", identity=("id",))
-        assert raise_alert(alert(), Dataset(bare, paths), pytest.fail)
-        assert [found.delivered for found in alerts_of(paths)] == [None]
+        assert raise_alert(alert(), Dataset(bare, paths))
+        assert delivered(paths) == [(alert().key, None)]
+        assert caplog.messages == []
 
-    def test_an_address_does_not_belong_into_the_yaml(self):
+    def test_a_url_in_the_configuration_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="webhook"):
-            PipelineConfig(dataset="orders", identity=("id",), alerts={"webhook": "https://chat.example/secret"})
+            PipelineConfig.model_validate(
+                {"dataset": "orders", "identity": ("id",), "alerts": {"webhook": "https://chat.example/secret"}}
+            )
 
 
 @pytest.fixture
@@ -198,8 +222,8 @@ def page_of(shop: Shop) -> str:
     return (shop.paths.reports / "report.html").read_text()
 
 
-def tell_of_failure(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
-    """Lets the failure sensor look at a run that has failed, as the daemon would."""
+def run_failure_sensor(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
+    """Run the failure sensor for a failed run, as the daemon does."""
     (sensor,) = [sensor for sensor in shop.defs.sensors or [] if sensor.name == "orders_failure"]
     context = dg.build_run_status_sensor_context(
         "orders_failure",
@@ -212,11 +236,11 @@ def tell_of_failure(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
 
 
 class TestEvents:
-    def test_a_good_start_raises_none(self, shop, hook):
+    def test_a_first_run_without_problems_raises_no_alert(self, shop: Shop, hook: Hook) -> None:
         assert hook.posted == []
         assert "<h2>Alerts</h2>" not in page_of(shop)
 
-    def test_a_new_day_over_its_budget_does_and_stands_in_its_report(self, shop, hook):
+    def test_a_new_day_over_its_budget_raises_an_alert(self, shop: Shop, hook: Hook) -> None:
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
         assert shop.run("day", DAYS[-1]).success
         (posted,) = hook.posted
@@ -224,16 +248,18 @@ class TestEvents:
         assert posted["figures"]["flagged"] > 3
         assert posted["figures"]["rows"] == 40
         assert posted["text"].split("orders: ")[1] in page_of(shop)
-        assert "took it" in page_of(shop)
-        assert shop.run("publish", DAYS[-1]).success  # reported on again: no news
+        assert ">delivered<" in page_of(shop)
+        assert shop.run("publish", DAYS[-1]).success  # reported again, without a new alert
         assert len(hook.posted) == 1
 
-    def test_days_that_the_model_was_fitted_on_raise_none(self, shop, hook):
+    def test_days_of_the_training_window_raise_no_alert(self, shop: Shop, hook: Hook) -> None:
         shop.land(DAYS[3], orders_csv(DAYS[3]).replace(",DE,", ",DE,9999"))
         assert shop.run("day", DAYS[3]).success
         assert hook.posted == []
 
-    def test_one_that_was_cut_short_while_it_was_told_comes_with_the_next_look(self, shop, hook, monkeypatch):
+    def test_an_interrupted_report_raises_its_alert_later(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.orchestration.sensors import rebuild_requests
         from ae_pipeline.reports import build
 
@@ -254,7 +280,7 @@ class TestEvents:
         assert summary["days"][-1]["day"] == DAYS[-1]
         assert not list(shop.paths.reports.glob("unfinished*"))
 
-    def test_a_broken_contract_does_once(self, shop, hook):
+    def test_a_broken_contract_raises_one_alert(self, shop: Shop, hook: Hook) -> None:
         broken = orders_csv(DAYS[-1]).replace(",DE,", ",DE,many")
         shop.land(DAYS[-1], broken)
         assert shop.run("ingest", DAYS[-1]).success
@@ -266,11 +292,11 @@ class TestEvents:
         assert html.unescape(page_of(shop)).count(posted["text"].split("orders: ")[1]) == 1
         assert shop.run("ingest", DAYS[-1]).success
         assert len(hook.posted) == 1
-        shop.land(DAYS[-2], orders_csv(DAYS[-2]).replace(",FR,", ",FR,few"))  # as many rows, and other ones
+        shop.land(DAYS[-2], orders_csv(DAYS[-2]).replace(",FR,", ",FR,few"))  # the same number of other rows
         assert shop.run("ingest", DAYS[-2]).success
         assert f"orders_{DAYS[-2]}.csv" in hook.posted[1]["text"]
 
-    def test_a_file_of_which_no_row_can_be_used_does(self, shop, hook):
+    def test_a_file_without_a_valid_row_raises_an_alert(self, shop: Shop, hook: Hook) -> None:
         from ae_pipeline.orchestration.sensors import landing_requests
 
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(f"{DAYS[-1]}T", "someday "))
@@ -279,17 +305,18 @@ class TestEvents:
         assert posted["event"] == "contract_broken"
         assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows satisfies the schema contract" in posted["text"]
 
-    def test_changed_columns_do_and_hold_up_no_other_day(self, shop, hook):
+    def test_changed_columns_raise_an_alert_and_block_no_other_day(self, shop: Shop, hook: Hook) -> None:
         from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 
         shop.land("bad", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
         shop.land(DAYS[-1])
         job = shop.defs.resolve_job_def("orders_intake")
-        for _ in range(2):  # first with the good file beside it
+        for _ in range(2):  # the first run also reads the valid file
             (request,) = landing_requests(shop.dataset, shop.workspace, shop.instance)
+            assert isinstance(request, dg.RunRequest)
             done = job.execute_in_process(instance=shop.instance, tags=dict(request.tags), raise_on_error=False)
             assert not done.success
-            tell_of_failure(shop, done)
+            run_failure_sensor(shop, done)
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
         assert "orders_bad.csv" in posted["text"]
@@ -298,7 +325,9 @@ class TestEvents:
         assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert len(hook.posted) == 1
 
-    def test_a_rejected_challenger_does(self, shop, hook, monkeypatch):
+    def test_a_rejected_challenger_raises_an_alert(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.lifecycle import train as model_steps
 
         monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
@@ -308,7 +337,9 @@ class TestEvents:
         assert "challenger 2 rejected: loss_fell: it rose; version 1 keeps serving" in posted["text"]
         assert "challenger 2 rejected" in page_of(shop)
 
-    def test_a_rejection_that_was_cut_short_before_it_was_told_does(self, shop, hook, monkeypatch):
+    def test_an_interrupted_rejection_raises_its_alert_later(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.lifecycle import alerts
         from ae_pipeline.lifecycle import train as model_steps
         from ae_pipeline.orchestration.sensors import rebuild_requests
@@ -329,7 +360,9 @@ class TestEvents:
         assert [posted["event"] for posted in hook.posted] == ["challenger_rejected"]
         assert [entry.version for entry in history(shop.paths)] == [1, 2]
 
-    def test_a_failed_run_does_once_for_all_its_attempts(self, shop, hook, monkeypatch):
+    def test_all_attempts_of_a_failed_run_raise_one_alert(
+        self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(*_: object) -> None:
             raise StorageError("no space left while writing orders.parquet; free some space and run again")
 
@@ -338,34 +371,36 @@ class TestEvents:
             job = shop.defs.resolve_job_def("orders_intake")
             tags = {"ae_pipeline/request": "intake x", DATASET_TAG: "orders"}
             done = job.execute_in_process(instance=shop.instance, tags=tags, raise_on_error=False)
-            tell_of_failure(shop, done)
+            run_failure_sensor(shop, done)
         (posted,) = hook.posted
         assert posted["event"] == "run_failed"
         assert posted["text"].startswith("orders: orders_intake failed: ")
         assert "free some space" in posted["text"]
         assert "orders_intake failed" in page_of(shop)
 
-    def test_only_runs_of_the_dataset_concern_it(self, shop):
+    def test_only_runs_of_the_dataset_raise_its_alerts(self, shop: Shop) -> None:
         job = shop.defs.resolve_job_def("orders_train")
-        chosen = frozenset({dg.AssetKey(["orders", "champion"])})  # by a person, without a tag
+        chosen = frozenset({dg.AssetKey(["orders", "champion"])})  # selected by a person, without a tag
         run = shop.instance.create_run_for_job(job, asset_selection=chosen)
         assert belongs_to(run, shop.config)
         other = shop.instance.create_run_for_job(job, tags={DATASET_TAG: "flights"})
         assert not belongs_to(other, shop.config)
         failure = dg.DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, "orders_train", message="killed")
-        found = failure_alert(run, failure_reason(run, failure, shop.instance), shop.paths)
-        assert found is not None
-        assert found.message == "orders_train failed: killed"
+        raised = failure_alert(run, failure_reason(run, failure, shop.instance), shop.paths)
+        assert raised is not None
+        assert raised.message == "orders_train failed: killed"
 
-    def test_the_failure_sensor_runs_where_there_is_a_webhook(self, shop):
+    def test_the_failure_sensor_runs_if_there_is_a_webhook(self, shop: Shop) -> None:
         status = {sensor.name: sensor.default_status for sensor in shop.defs.sensors or []}
         assert status["orders_failure"] == dg.DefaultSensorStatus.RUNNING
         assert status["orders_landing"] == status["orders_rebuild"] == dg.DefaultSensorStatus.STOPPED
 
 
-def test_a_page_of_another_time_is_left_alone(paths: DatasetPaths) -> None:
-    refresh_operations(paths, 100)
-    paths.reports.mkdir(parents=True)
-    (paths.reports / "report.html").write_text("<h1>no place for it</h1>")
-    refresh_operations(paths, 100)
-    assert (paths.reports / "report.html").read_text() == "<h1>no place for it</h1>"
+def test_a_page_without_stored_variables_is_not_changed(dataset: Dataset) -> None:
+    refresh_operations(dataset)
+    page = dataset.paths.reports / "report.html"
+    assert not page.exists()
+    page.parent.mkdir(parents=True)
+    page.write_text("<h1>another version</h1>")
+    refresh_operations(dataset)
+    assert page.read_text() == "<h1>another version</h1>"

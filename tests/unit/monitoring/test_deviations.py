@@ -1,4 +1,4 @@
-"""What is said of a day that is unusual as a whole: how, when, in which of its rows."""
+"""Deviations of a day as a whole: description, hours and categories."""
 
 import dataclasses
 import datetime as dt
@@ -14,16 +14,17 @@ from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import DETAILED, deviations_of
 from ae_pipeline.scoring.drift import Effect, Part, describe_columns
 from ae_pipeline.training.reference import with_reference
+from tests.support.sensors import Fitted
 
 
 @pytest.fixture(scope="module")
-def bundle(fitted):
-    """The fitted model with what days are held against."""
+def bundle(fitted: Fitted) -> ModelBundle:
+    """The fitted model with the distributions of its training window."""
     return with_reference(fitted.bundle, fitted.columns, fitted.paths)
 
 
 class TestColumns:
-    def test_columns_that_lack_their_values_together_are_one_deviation(self, fitted, bundle):
+    def test_columns_missing_in_the_same_rows_are_one_deviation(self, fitted: Fitted, bundle: ModelBundle) -> None:
         day = fitted.features(fitted.days[-1])
         hit = pl.int_range(pl.len()) < 30
         gone = day.with_columns(
@@ -33,16 +34,16 @@ class TestColumns:
             Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, message="more missing")
             for name in ("load", "power")
         )
-        drift = DayDrift("2024-02-09", True, 60, effects, True)
-        (found,) = deviations_of(drift, gone, bundle, fitted.config.drift)
-        assert set(found.columns) == {"load", "power"}
-        assert found.rows == 30
-        assert found.message.startswith("50% of rows (30) lack load and power, usually 0.0%")
+        drift = day_drift("2024-02-09", 60, effects)
+        (deviation,) = deviations_of(drift, gone, bundle, fitted.config.drift)
+        assert set(deviation.columns) == {"load", "power"}
+        assert deviation.rows == 30
+        assert deviation.message.startswith("50% of rows (30) lack load and power, usually 0.0%")
         context = pl.SQLContext(day=gone)
-        hit_ids = context.execute(f"SELECT row_id FROM day WHERE {found.where}", eager=True)["row_id"]
-        assert set(hit_ids) == set(day["row_id"].head(30)) == set(found.row_ids)
+        hit_ids = context.execute(f"SELECT row_id FROM day WHERE {deviation.where}", eager=True)["row_id"]
+        assert set(hit_ids) == set(day["row_id"].head(30)) == set(deviation.row_ids)
 
-    def test_columns_that_lack_their_values_in_different_rows_are_told_apart(self, fitted, bundle):
+    def test_columns_missing_in_different_rows_are_two_deviations(self, fitted: Fitted, bundle: ModelBundle) -> None:
         index = pl.int_range(pl.len())
         gone = fitted.features(fitted.days[-1]).with_columns(
             load=pl.when(index < 30).then(None).otherwise("load"),
@@ -52,73 +53,73 @@ class TestColumns:
             Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, message="more missing")
             for name in ("load", "power")
         )
-        found = deviations_of(DayDrift("d", True, 60, effects, True), gone, bundle, fitted.config.drift)
-        assert [(each.columns, each.rows) for each in found] == [(("load",), 30), (("power",), 30)]
+        deviations = deviations_of(day_drift("d", 60, effects), gone, bundle, fitted.config.drift)
+        assert [(each.columns, each.rows) for each in deviations] == [(("load",), 30), (("power",), 30)]
 
-    def test_numbers_are_told_beside_what_is_usual(self, fitted, bundle):
+    def test_a_median_is_compared_with_its_usual_value(self, fitted: Fitted, bundle: ModelBundle) -> None:
         day = fitted.features(fitted.days[-1]).with_columns(load=pl.lit(77.0))
         effect = Effect(
             part=Part.COLUMN, name="load", psi=3.0, is_drift=True, message="stability index 3.00, at most 0.5"
         )
-        drift = DayDrift("2024-02-09", True, 60, (effect,), True)
-        (found,) = deviations_of(drift, day, bundle, fitted.config.drift)
+        drift = day_drift("2024-02-09", 60, (effect,))
+        (deviation,) = deviations_of(drift, day, bundle, fitted.config.drift)
         usual = next(known for known in bundle.reference if known.name == "load").quantiles[49]
-        assert found.message == f"the median of load is 77, usually {usual:.4g} (stability index 3.00, at most 0.5)"
+        assert deviation.message == f"the median of load is 77, usually {usual:.4g} (stability index 3.00, at most 0.5)"
 
-    def test_a_name_with_quotes_can_be_asked_for(self, bundle):
+    def test_a_column_name_with_quotes_is_valid_in_the_query(self, bundle: ModelBundle) -> None:
         name = 'load "A" in %'
         known = remembered(bundle, pl.DataFrame({name: [float(n) for n in range(100)]}))
         day = pl.DataFrame({"row_id": ["a", "b", "c", "d"], name: [None, 1.0, None, None]})
-        (found,) = deviations_of(lacking(name), day, known, DriftConfig())
-        assert pl.SQLContext(day=day).execute(f"SELECT row_id FROM day WHERE {found.where}", eager=True).rows() == [
+        (deviation,) = deviations_of(lacking(name), day, known, DriftConfig())
+        assert pl.SQLContext(day=day).execute(f"SELECT row_id FROM day WHERE {deviation.where}", eager=True).rows() == [
             ("a",),
             ("c",),
             ("d",),
         ]
 
-    def test_of_a_column_that_is_gone_no_row_has_a_value(self, fitted, bundle):
-        (found,) = deviations_of(lacking("load"), day_rows().drop("load"), bundle, fitted.config.drift)
-        assert found.message == "100% of rows (240) lack load, usually 0.0%"
-        assert (found.rows, found.where) == (240, "")
+    def test_all_rows_lack_an_absent_column(self, fitted: Fitted, bundle: ModelBundle) -> None:
+        (deviation,) = deviations_of(lacking("load"), day_rows().drop("load"), bundle, fitted.config.drift)
+        assert deviation.message == "100% of rows (240) lack load, usually 0.0%"
+        assert (deviation.rows, deviation.where) == (240, "")
 
-    def test_a_column_that_is_gone_is_apart_from_one_that_lacks_some_values(self, fitted, bundle):
+    def test_an_absent_column_is_a_deviation_of_its_own(self, fitted: Fitted, bundle: ModelBundle) -> None:
         day = day_rows().drop("load").with_columns(power=pl.when(pl.col("of_hour") < 5).then(None).otherwise(1.0))
-        found = deviations_of(lacking("load", "power"), day, bundle, fitted.config.drift)
-        assert [(each.columns, each.rows) for each in found] == [(("load",), 240), (("power",), 120)]
+        deviations = deviations_of(lacking("load", "power"), day, bundle, fitted.config.drift)
+        assert [(each.columns, each.rows) for each in deviations] == [(("load",), 240), (("power",), 120)]
 
-    def test_columns_that_usually_lack_different_shares_are_told_apart(self, bundle):
+    def test_columns_with_different_usual_shares_are_not_grouped(self, bundle: ModelBundle) -> None:
         window = pl.DataFrame({"a": [float(n) for n in range(100)], "b": [None, 1.0] * 50})
         known = remembered(bundle, window)
         day = pl.DataFrame({"a": [None] * 20, "b": [None] * 20}, schema={"a": pl.Float64, "b": pl.Float64})
-        found = deviations_of(lacking("a", "b"), day, known, DriftConfig())
-        assert [each.message for each in found] == [
+        deviations = deviations_of(lacking("a", "b"), day, known, DriftConfig())
+        assert [each.message for each in deviations] == [
             "100% of rows (20) lack a, usually 0.0%",
             "100% of rows (20) lack b, usually 50.0%",
         ]
 
-    def test_fewer_missing_values_than_usual_are_told_last_and_as_what_is_there(self, bundle):
+    def test_fewer_missing_values_than_usual_come_last(self, bundle: ModelBundle) -> None:
         window = pl.DataFrame({"a": [None, 1.0] * 50, "b": [float(n) for n in range(100)]})
         day = pl.DataFrame({"a": [1.0] * 16 + [None] * 4, "b": [1.0] * 10 + [None] * 10})
         fewer = Effect(part=Part.COLUMN, name="a", psi=9.0, missing=-0.3, is_drift=True, message="fewer missing")
         more = lacking("b").effects
-        drift = DayDrift("d", True, 20, (fewer, *more), True)
+        drift = day_drift("d", 20, (fewer, *more))
         first, second = deviations_of(drift, day, remembered(bundle, window), DriftConfig())
         assert first.columns == ("b",)
         assert second.message == "80% of rows (16) have a, usually 50.0%"
         assert (second.rows, second.where, second.splits) == (16, '"a" IS NOT NULL', ())
 
-    def test_of_many_deviations_the_first_ones_are_told_in_detail(self, bundle):
+    def test_only_the_first_deviations_are_described_in_detail(self, bundle: ModelBundle) -> None:
         names = [f"c{n}" for n in range(DETAILED + 2)]
         window = pl.DataFrame({name: [float(n) for n in range(100)] for name in names})
-        places = pl.int_range(240)
-        # Each lacks its values in rows of its own.
+        indices = pl.int_range(240)
+        # Each column lacks values in different rows.
         day = day_rows().select(
             "event_time",
-            *(pl.when(places // 30 == n).then(None).otherwise(1.0).alias(name) for n, name in enumerate(names)),
+            *(pl.when(indices // 30 == n).then(None).otherwise(1.0).alias(name) for n, name in enumerate(names)),
         )
-        found = deviations_of(lacking(*names), day, remembered(bundle, window), DriftConfig())
-        assert [bool(each.hours) for each in found] == [True] * DETAILED + [False] * 2
-        assert all(each.where and "UTC" in each.message for each in found)
+        deviations = deviations_of(lacking(*names), day, remembered(bundle, window), DriftConfig())
+        assert [bool(each.hours) for each in deviations] == [True] * DETAILED + [False] * 2
+        assert all(each.where and "UTC" in each.message for each in deviations)
 
     @pytest.mark.parametrize(
         ("modes", "message"),
@@ -127,108 +128,112 @@ class TestColumns:
             (["run"] * 60 + ["idle"] * 180, "idle is 75.0% of its values, usually"),
         ],
     )
-    def test_of_a_category_the_value_is_named_whose_share_changed_the_most(self, fitted, bundle, modes, message):
+    def test_the_category_value_with_the_largest_change_is_named(
+        self, fitted: Fitted, bundle: ModelBundle, modes: list[str], message: str
+    ) -> None:
         effect = Effect(
             part=Part.COLUMN, name="mode", psi=1.0, is_drift=True, message="stability index 1.00, at most 0.5"
         )
         day = day_rows().with_columns(mode=pl.Series(modes))
-        (found,) = deviations_of(DayDrift("d", True, 240, (effect,), True), day, bundle, fitted.config.drift)
-        assert message in found.message
-        assert found.message.endswith("(stability index 1.00, at most 0.5)")
+        (deviation,) = deviations_of(day_drift("d", 240, (effect,)), day, bundle, fitted.config.drift)
+        assert message in deviation.message
+        assert deviation.message.endswith("(stability index 1.00, at most 0.5)")
 
 
-class TestWhere:
+class TestLocations:
     @pytest.mark.parametrize(
         ("hit", "message"),
         [
-            (pl.col("hour").is_between(6, 14), ", among them nearly every row from 06:00 to 14:59 UTC"),
+            (pl.col("hour").is_between(6, 14), ", including nearly every row from 06:00 to 14:59 UTC"),
             (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), ", most of them from 06:00 to 14:59 UTC"),
-            (pl.col("of_hour") < 5, ", all over the day"),
-            # Two nights on one day of UTC, and nothing between.
+            (pl.col("of_hour") < 5, ", throughout the day"),
+            # Two nights of the same UTC day, and no row in between.
             ((pl.col("hour") < 3) | (pl.col("hour") > 21), ""),
-            # A few hours of which all lack it, while most of those that do are elsewhere.
-            ((pl.col("hour").is_in([6, 7])) | (pl.col("of_hour") < 2), ", all over the day"),
+            # A few completely affected hours, but most affected rows are elsewhere.
+            ((pl.col("hour").is_in([6, 7])) | (pl.col("of_hour") < 2), ", throughout the day"),
         ],
     )
-    def test_the_hours_are_told(self, fitted, bundle, hit, message):
+    def test_affected_hours_are_described(
+        self, fitted: Fitted, bundle: ModelBundle, hit: pl.Expr, message: str
+    ) -> None:
         day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
-        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.message.endswith(f"usually 0.0%{message}")
+        (deviation,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert deviation.message.endswith(f"usually 0.0%{message}")
         counts = day.group_by("hour").agg(pl.col("load").null_count(), pl.len()).sort("hour")
-        assert found.hours == tuple(counts.select("load", "len").rows())
+        assert deviation.hours == tuple(counts.select("load", "len").rows())
 
-    def test_hours_tell_nothing_where_all_rows_lack_it_or_rows_come_in_those_hours_alone(self, fitted, bundle):
+    def test_no_hours_are_named_if_they_do_not_stand_out(self, fitted: Fitted, bundle: ModelBundle) -> None:
         everything = day_rows().with_columns(load=pl.lit(None, pl.Float64))
-        (found,) = deviations_of(lacking("load"), everything, bundle, fitted.config.drift)
-        assert found.message == "100% of rows (240) lack load, usually 0.0%"
+        (deviation,) = deviations_of(lacking("load"), everything, bundle, fitted.config.drift)
+        assert deviation.message == "100% of rows (240) lack load, usually 0.0%"
         noon = day_rows().filter(pl.col("hour").is_between(9, 12))
         noon = noon.with_columns(load=pl.when(pl.col("of_hour") < 3).then(None).otherwise("load"))
-        (found,) = deviations_of(lacking("load"), noon, bundle, fitted.config.drift)
-        assert found.message == "30% of rows (12) lack load, usually 0.0%, all over the day"
+        (deviation,) = deviations_of(lacking("load"), noon, bundle, fitted.config.drift)
+        assert deviation.message == "30% of rows (12) lack load, usually 0.0%, throughout the day"
 
-    def test_an_hour_beside_the_span_in_which_hardly_fewer_lack_it_belongs_to_it(self, fitted, bundle):
+    def test_a_neighboring_hour_with_a_similar_rate_extends_the_span(self, fitted: Fitted, bundle: ModelBundle) -> None:
         hit = pl.col("hour").is_between(9, 16) & (pl.col("of_hour") < 6) | (pl.col("hour") == 17) & (
             pl.col("of_hour") < 3
         )
         day = day_rows().with_columns(load=pl.when(hit).then(None).otherwise("load"))
-        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.message.endswith(", most of them from 09:00 to 17:59 UTC")
+        (deviation,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert deviation.message.endswith(", most of them from 09:00 to 17:59 UTC")
 
-    def test_hours_without_a_row_are_no_gap(self, fitted, bundle):
+    def test_hours_without_rows_do_not_interrupt_a_run(self, fitted: Fitted, bundle: ModelBundle) -> None:
         day = day_rows().filter(~pl.col("hour").is_between(8, 10))
         day = day.with_columns(load=pl.when(pl.col("hour").is_between(6, 14)).then(None).otherwise("load"))
-        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.message.endswith(", among them nearly every row from 06:00 to 14:59 UTC")
-        assert found.hours[9] == (0, 0)
+        (deviation,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert deviation.message.endswith(", including nearly every row from 06:00 to 14:59 UTC")
+        assert deviation.hours[9] == (0, 0)
 
-    def test_parts_of_the_rows_are_named_that_lack_more_than_their_share(self, fitted, bundle):
+    def test_category_values_with_higher_rates_are_named(self, fitted: Fitted, bundle: ModelBundle) -> None:
         day = day_rows().with_columns(load=pl.when(pl.col("mode") == "run").then(None).otherwise("load"))
-        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.splits == ("by mode, most of all run 100% (120 of 120)",)
+        (deviation,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert deviation.splits == ("by mode: run 100% (120 of 120)",)
 
-    def test_where_all_parts_lack_the_same_share_that_is_said(self, fitted, bundle):
+    def test_an_even_distribution_is_reported(self, fitted: Fitted, bundle: ModelBundle) -> None:
         day = day_rows().with_columns(load=pl.when(pl.col("of_hour") < 4).then(None).otherwise("load"))
-        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.splits == ("about evenly over mode",)
+        (deviation,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert deviation.splits == ("about evenly over the values of mode",)
         few = day.filter(pl.col("hour") < 6)
-        (found,) = deviations_of(lacking("load"), few, bundle, fitted.config.drift)
-        assert found.splits == ()
+        (deviation,) = deviations_of(lacking("load"), few, bundle, fitted.config.drift)
+        assert deviation.splits == ()
 
-    def test_what_chance_makes_of_many_values_names_none(self, bundle):
-        window = pl.DataFrame({"a": [float(n) for n in range(100)], "place": [f"p{n % 90}" for n in range(100)]})
+    def test_sampling_noise_of_many_values_names_none(self, bundle: ModelBundle) -> None:
+        window = pl.DataFrame({"a": [float(n) for n in range(100)], "site": [f"p{n % 90}" for n in range(100)]})
         known = remembered(bundle, window)
         named = 0
         for seed in range(50):
             rng = np.random.default_rng(seed)
-            places = rng.zipf(1.6, 750) % 90
+            indices = rng.zipf(1.6, 750) % 90
             values = pl.Series(np.where(rng.random(750) < 0.35, np.nan, 1.0)).fill_nan(None)
-            day = pl.DataFrame({"a": values, "place": [f"p{n}" for n in places]})
-            (found,) = deviations_of(lacking("a"), day, known, DriftConfig())
-            named += found.splits != ("about evenly over place",)
+            day = pl.DataFrame({"a": values, "site": [f"p{n}" for n in indices]})
+            (deviation,) = deviations_of(lacking("a"), day, known, DriftConfig())
+            named += deviation.splits != ("about evenly over the values of site",)
         assert named <= 1
 
-    def test_one_of_many_values_that_lacks_more_is_named(self, bundle):
-        window = pl.DataFrame({"a": [float(n) for n in range(100)], "place": [f"p{n % 90}" for n in range(100)]})
+    def test_one_of_many_values_with_a_higher_rate_is_named(self, bundle: ModelBundle) -> None:
+        window = pl.DataFrame({"a": [float(n) for n in range(100)], "site": [f"p{n % 90}" for n in range(100)]})
         rng = np.random.default_rng(0)
-        places = rng.integers(0, 30, 750)
-        gone = (rng.random(750) < 0.2) | (places == 7)
+        indices = rng.integers(0, 30, 750)
+        gone = (rng.random(750) < 0.2) | (indices == 7)
         values = pl.Series(np.where(gone, np.nan, 1.0)).fill_nan(None)
-        day = pl.DataFrame({"a": values, "place": [f"p{n}" for n in places]})
-        (found,) = deviations_of(lacking("a"), day, remembered(bundle, window), DriftConfig())
-        of_place = int((places == 7).sum())
-        assert found.splits[0].startswith(f"by place, most of all p7 100% ({of_place} of {of_place})")
+        day = pl.DataFrame({"a": values, "site": [f"p{n}" for n in indices]})
+        (deviation,) = deviations_of(lacking("a"), day, remembered(bundle, window), DriftConfig())
+        of_place = int((indices == 7).sum())
+        assert deviation.splits[0].startswith(f"by site: p7 100% ({of_place} of {of_place})")
 
-    def test_rows_without_a_value_are_no_part(self, fitted, bundle):
+    def test_missing_category_values_are_ignored(self, fitted: Fitted, bundle: ModelBundle) -> None:
         hit = pl.col("of_hour") < 5
         day = day_rows().with_columns(
             load=pl.when(hit).then(None).otherwise("load"), mode=pl.when(hit).then(None).otherwise("mode")
         )
-        (found,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
-        assert found.splits == ()
+        (deviation,) = deviations_of(lacking("load"), day, bundle, fitted.config.drift)
+        assert deviation.splits == ()
 
 
 def day_rows() -> pl.DataFrame:
-    """Ten rows in each hour of a day, in two modes by turns, which goes with neither the hour nor half of it."""
+    """Return ten rows for each hour of a day, in two alternating modes that are independent of the hour."""
     rows = pl.DataFrame({"at": range(240)}).with_columns(hour=pl.col("at") // 10, of_hour=pl.col("at") % 10)
     begin = dt.datetime(2024, 2, 9, tzinfo=dt.UTC)
     return rows.select(
@@ -241,16 +246,20 @@ def day_rows() -> pl.DataFrame:
     )
 
 
+def day_drift(day: str, rows: int, effects: tuple[Effect, ...]) -> DayDrift:
+    return DayDrift(day=day, is_after=True, rows=rows, effects=effects, is_judged=True)
+
+
 def lacking(*names: str) -> DayDrift:
     effects = (
         Effect(part=Part.COLUMN, name=name, psi=0.0, missing=0.5, is_drift=True, message="more missing")
         for name in names
     )
-    return DayDrift("2024-02-09", True, 240, tuple(effects), True)
+    return day_drift("2024-02-09", 240, tuple(effects))
 
 
 def remembered(bundle: ModelBundle, window: pl.DataFrame) -> ModelBundle:
-    """The model as if it had learnt from other columns; texts are categories."""
+    """Return the model as if it was trained on other columns; text columns are categories."""
     kinds = {pl.String: ColumnType.CATEGORY, pl.Float64: ColumnType.NUMBER}
     columns = [FeatureColumn(name, kinds[type(window[name].dtype)]) for name in window.columns]
     return dataclasses.replace(bundle, reference=describe_columns(window, columns))

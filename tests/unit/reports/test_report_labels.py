@@ -1,10 +1,12 @@
-"""Scores against labels: the measures themselves, over which rows they are taken, and where they are told."""
+"""Scores measured against labels: the measures, their rows, and where they are reported."""
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -18,8 +20,8 @@ from tests.support.reports import Text, published, reported
 from tests.support.sensors import Fitted, with_config
 
 
-def drawn(seed: int, n: int, distinct: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of few distinct values, so that they tie, of which anomalies have the higher ones."""
+def random_scores(seed: int, n: int, distinct: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return random scores with ties, labels and flags; anomalies have higher scores."""
     rng = np.random.default_rng(seed)
     anomalies = rng.random(n) < 0.2
     anomalies[:2] = True, False
@@ -30,37 +32,43 @@ def drawn(seed: int, n: int, distinct: int) -> tuple[np.ndarray, np.ndarray, np.
 class TestMeasures:
     @pytest.mark.parametrize(("n", "distinct"), [(2, 1), (50, 1), (500, 3), (4000, 1000)])
     @pytest.mark.parametrize("seed", range(3))
-    def test_auroc_and_average_precision_are_those_of_scikit_learn(self, seed, n, distinct):
-        scores, anomalies, flagged = drawn(seed, n, distinct)
-        found = measure(scores, anomalies, flagged)
-        assert found.auroc == pytest.approx(roc_auc_score(anomalies, scores), abs=1e-12)
-        assert found.average_precision == pytest.approx(average_precision_score(anomalies, scores), abs=1e-12)
+    def test_auroc_and_average_precision_match_scikit_learn(self, seed: int, n: int, distinct: int) -> None:
+        scores, anomalies, flagged = random_scores(seed, n, distinct)
+        measures = measure(scores, anomalies, flagged)
+        assert measures.auroc == pytest.approx(roc_auc_score(anomalies, scores), abs=1e-12)
+        assert measures.average_precision == pytest.approx(average_precision_score(anomalies, scores), abs=1e-12)
 
-    def test_auroc_is_the_share_of_pairs_that_are_in_order_a_tie_counting_half(self):
+    def test_auroc_is_the_share_of_ordered_pairs_and_ties_count_half(self) -> None:
         scores = np.array([3.0, 1.0, 2.0, 2.0, 0.0])
         anomalies = np.array([True, True, False, False, False])
-        found = measure(scores, anomalies, scores > 1.5)
-        assert found.auroc == (3 + 1) / 6
+        measures = measure(scores, anomalies, scores > 1.5)
+        assert measures.auroc == pytest.approx((3 + 1) / 6, abs=1e-12)
         assert measure(scores, anomalies, scores > 1.5).average_precision == (1 / 1 + 2 / 4) / 2
         assert measure(scores[::-1] * 0, anomalies, scores > 1.5).auroc == 0.5
 
-    def test_counts_are_of_rows_flagged_among_anomalies_and_among_normal_rows(self):
+    def test_flagged_rows_are_counted_by_label(self) -> None:
         flagged = np.array([True, False, True, True, False])
-        found = measure(np.arange(5.0), np.array([True, True, False, False, False]), flagged)
-        assert (found.rows, found.anomalies, found.anomalies_flagged, found.normal, found.normal_flagged) == (
+        measures = measure(np.arange(5.0), np.array([True, True, False, False, False]), flagged)
+        assert (
+            measures.rows,
+            measures.anomalies,
+            measures.anomalies_flagged,
+            measures.normal,
+            measures.normal_flagged,
+        ) == (
             *(5, 2, 1),
             *(3, 2),
         )
 
     @pytest.mark.parametrize("anomaly", [True, False])
-    def test_there_is_nothing_to_rank_where_all_rows_are_alike(self, anomaly):
-        found = measure(np.arange(3.0), np.full(3, anomaly), np.zeros(3, bool))
-        assert (found.auroc, found.average_precision, found.rows) == (None, None, 3)
+    def test_auroc_is_none_if_all_labels_are_the_same(self, anomaly: bool) -> None:
+        measures = measure(np.arange(3.0), np.full(3, anomaly), np.zeros(3, bool))
+        assert (measures.auroc, measures.average_precision, measures.rows) == (None, None, 3)
 
 
 @pytest.fixture
 def labelled(dataset: Fitted, rewrite_day: Callable[..., None]) -> Fitted:
-    """Ten days published, two of validation and eight of calibration, with anomalies planted into every sixth row."""
+    """Ten published days, two of validation and eight of calibration, with an anomaly in every sixth row."""
     for day in dataset.days[-10:]:
         rows = dataset.features(day).with_row_index("i")
         planted, unknown = pl.col("i") % 6 == 0, pl.col("i") % 6 == 1
@@ -85,45 +93,49 @@ def scores_and_labels(dataset: Fitted, days: tuple[str, ...]) -> pl.DataFrame:
     return table.join(labels, on="row_id").drop_nulls(LABEL)
 
 
-def test_known_anomalies_are_no_ordinary_rows_though_they_are_not_flagged(labelled):
-    ordinary = reference_rows(published_days(labelled.paths), labelled.paths, labelled.bundle)
+def test_unflagged_known_anomalies_are_no_reference_rows(labelled: Fitted) -> None:
+    normal = reference_rows(published_days(labelled.paths), labelled.paths, labelled.bundle)
     rows = scores_and_labels(labelled, labelled.window.calibration)
     assert rows.filter(~pl.col("is_anomaly") & pl.col(LABEL)).height > 0
     known = rows.filter(pl.col(LABEL))["row_id"].implode()
-    assert ordinary.height > 100
-    assert not ordinary["row_id"].is_in(known).any()
+    assert normal.height > 100
+    assert not normal["row_id"].is_in(known).any()
 
 
 class TestOfAReport:
     @pytest.mark.parametrize(("part", "days"), [("all_rows", 10), ("held_out", 8)])
-    def test_all_rows_and_those_of_days_after_the_validation_are_measured(self, labelled, report, part, days):
+    def test_all_rows_and_held_out_rows_are_measured(
+        self, labelled: Fitted, report: Report, part: str, days: int
+    ) -> None:
         rows = scores_and_labels(labelled, labelled.days[-days:])
         flagged = rows.filter("is_anomaly")
-        found = json.loads(report.summary.read_text())["labels"][part]
-        assert {name: found[name] for name in ("rows", "anomalies", "anomalies_flagged", "normal_flagged")} == {
+        measures = json.loads(report.summary.read_text())["labels"][part]
+        assert {name: measures[name] for name in ("rows", "anomalies", "anomalies_flagged", "normal_flagged")} == {
             "rows": 50 * days,
             "anomalies": 10 * days,
             "anomalies_flagged": flagged[LABEL].sum(),
             "normal_flagged": flagged.height - flagged[LABEL].sum(),
         }
         truth, scores = rows[LABEL].to_numpy(), rows["score"].to_numpy()
-        assert found["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
-        assert found["average_precision"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
-        assert 0.5 < found["auroc"] < 1
+        assert measures["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+        assert measures["average_precision"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+        assert 0.5 < measures["auroc"] < 1
 
-    def test_the_page_tells_the_same_and_over_which_rows(self, labelled, report):
+    def test_the_page_shows_the_measures_and_names_the_rows(self, labelled: Fitted, report: Report) -> None:
         page = " ".join(Text(report.page.read_text()).text.split())
+        assert report.labels is not None
         whole, held_out = report.labels.all_rows, report.labels.held_out
-        assert "A row is a known anomaly where power > 2.1 * load. Only this report looks at that" in page
-        assert "rows whose label is known500400" in page
+        assert held_out is not None
+        assert "A row is a known anomaly if power > 2.1 * load. Only this report uses the label" in page
+        assert "rows with a known label500400" in page
         assert f"{whole.anomalies_flagged} of 100 ({whole.anomalies_flagged / 100:.2%})" in page
         assert f"{held_out.normal_flagged} of 320 ({held_out.normal_flagged / 320:.2%})" in page
         assert f"{whole.auroc:.4f}" in page
         assert f"{held_out.average_precision:.4f} (0.2000)" in page
-        assert "Of 100 further rows the label says nothing." in page
+        assert "The label of 100 further rows is unknown." in page
         assert f"all but {labelled.days[0]} to {labelled.days[31]}." in page
 
-    def test_days_and_ranked_rows_bear_what_is_known(self, labelled, report):
+    def test_days_and_ranked_rows_contain_the_labels(self, labelled: Fitted, report: Report) -> None:
         table = pl.read_delta(labelled.paths.latents)
         known = pl.concat([labelled.features(day).select("row_id", LABEL) for day in labelled.days[-10:]])
         flagged = set(table.filter("is_anomaly")["row_id"])
@@ -140,11 +152,11 @@ class TestOfAReport:
         assert set(alerts[LABEL].to_list()) == {True, False, None}
         assert LABEL not in table.columns
 
-    def test_without_a_label_nothing_is_measured(self, dataset):
+    def test_nothing_is_measured_without_a_label(self, dataset: Fitted) -> None:
         published(dataset, dataset.days[-2:])
         report = reported(dataset, dataset.days[-2:])
         assert json.loads(report.summary.read_text())["labels"] is None
         assert (report.labels, report.known_anomalies, report.known_flagged) == (None, 0, 0)
         page = Text(report.page.read_text()).text
         assert "Known anomalies" not in page
-        assert "known as" not in page
+        assert "label" not in page

@@ -1,4 +1,4 @@
-"""Reports of images: which rows are shown, that pictures are the bundle's, and what is said beside them."""
+"""Reports of images: shown rows, pictures, and the text of the page."""
 
 import base64
 import html.parser
@@ -18,14 +18,14 @@ from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.network import Pictures
 from ae_pipeline.features.split import LABEL, cut_window
 from ae_pipeline.latents.read import published_days
-from ae_pipeline.orchestration import product_assets
+from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.reports import gallery
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.latent_map import reference_rows
 from ae_pipeline.reports.markdown import escaped
-from ae_pipeline.reports.pictures import Drawing, Panel, Scale
 from ae_pipeline.reports.ranking import features_of
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
@@ -41,7 +41,7 @@ PREFIX = "data:image/png;base64,"
 
 
 def album_rows() -> pl.DataFrame:
-    """Features of 350 images; each of the last 50 has a spot that others have not, and of 20 nothing is known."""
+    """Features of 350 images. Each of the last 50 has a colored spot, and the label of the last 20 is unknown."""
     grey = waves(NORMAL + STRANGE + UNKNOWN, 0, SHAPE.model_copy(update={"channels": 1}))
     images = np.concatenate([grey, grey // 2 + 60, 255 - grey], axis=3)
     for index in range(NORMAL, len(images)):
@@ -59,8 +59,8 @@ def album_rows() -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def album(tmp_path_factory) -> Fitted:
-    """A dataset of images without event time, published; tests must not write to it."""
+def album(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A published dataset of images without event time. Tests must not write to it."""
     config = PipelineConfig.model_validate(
         {
             "dataset": "album",
@@ -91,29 +91,29 @@ def album(tmp_path_factory) -> Fitted:
 
 
 @pytest.fixture(scope="module")
-def report(album) -> Report:
+def report(album: Fitted) -> Report:
     return reported(album, [ALL_ROWS])
 
 
 @pytest.fixture
-def own_album(album, tmp_path) -> Fitted:
-    """The same, published under a root that the test may write to."""
-    own = replace(album, paths=DatasetPaths(tmp_path, "album"))
-    write_parquet(own.paths.features(ALL_ROWS), album_rows().to_arrow())
-    published(own, [ALL_ROWS])
-    return own
+def writable_album(album: Fitted, tmp_path: Path) -> Fitted:
+    """The same dataset under a root that the test may write to."""
+    copy = replace(album, paths=DatasetPaths(tmp_path, "album"))
+    write_parquet(copy.paths.features(ALL_ROWS), album_rows().to_arrow())
+    published(copy, [ALL_ROWS])
+    return copy
 
 
-def test_of_rows_without_a_day_only_those_of_the_calibration_are_ordinary(album):
-    ordinary = reference_rows(published_days(album.paths), album.paths, album.bundle)["row_id"].to_list()
+def test_reference_rows_without_a_day_are_calibration_rows(album: Fitted) -> None:
+    normal = reference_rows(published_days(album.paths), album.paths, album.bundle)["row_id"].to_list()
     calibrated = album.bundle.window.rows("calibration", album.paths, ["row_id"])["row_id"].to_list()
-    assert set(ordinary) < set(calibrated)
-    assert len(ordinary) > len(calibrated) / 2
+    assert set(normal) < set(calibrated)
+    assert len(normal) > len(calibrated) / 2
 
 
 @dataclass
 class Figure:
-    """What a page shows of a row."""
+    """Pictures and text that a page shows of a row."""
 
     kind: str
     text: str = ""
@@ -131,11 +131,11 @@ class Figure:
 
 
 class Figures(html.parser.HTMLParser):
-    """Collects the rows that a page shows in pictures."""
+    """Rows that a page shows in pictures."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
-        self.found: list[Figure] = []
+        self.figures: list[Figure] = []
         self._inside = False
         self.feed(page.read_text())
 
@@ -143,24 +143,24 @@ class Figures(html.parser.HTMLParser):
         given = {name: value or "" for name, value in attrs}
         if tag == "figure":
             self._inside = "row" in given.get("class", "").split()
-            self.found += [Figure(given["class"].split()[-1])] if self._inside else []
+            self.figures += [Figure(given["class"].split()[-1])] if self._inside else []
         elif tag == "img":
-            self.found[-1].images.append(given)
+            self.figures[-1].images.append(given)
         elif tag == "i":
             ends = re.findall(r"(left|top|width|height):([\d.]+)%", given["style"])
-            self.found[-1].frames.append({name: float(share) / 100 for name, share in ends})
+            self.figures[-1].frames.append({name: float(share) / 100 for name, share in ends})
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = self._inside and tag != "figure"
 
     def handle_data(self, data: str) -> None:
         if self._inside:
-            self.found[-1].text += data
+            self.figures[-1].text += data
 
 
 @pytest.fixture(scope="module")
-def figures(report) -> list[Figure]:
-    return Figures(report.page).found
+def figures(report: Report) -> list[Figure]:
+    return Figures(report.page).figures
 
 
 def of_kind(figures: list[Figure], kind: str) -> list[Figure]:
@@ -176,24 +176,41 @@ def table(dataset: Fitted) -> pl.DataFrame:
     return pl.read_delta(dataset.paths.latents).sort(["score", "row_id"], descending=[True, False])
 
 
+def pictures_of(album: Fitted, figures: list[Figure]) -> Pictures:
+    pictures = album.bundle.pictures(rows_of(figures))
+    assert pictures is not None
+    return pictures
+
+
+def gallery_of(report: Report) -> gallery.Gallery:
+    assert report.gallery is not None
+    return report.gallery
+
+
+def first_match(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    assert match is not None
+    return match
+
+
 class TestWhichRows:
-    def test_the_fifty_strangest_are_shown_in_the_order_of_their_scores(self, album, figures):
+    def test_the_fifty_highest_scores_are_shown_in_order(self, album: Fitted, figures: list[Figure]) -> None:
         shown = of_kind(figures, "strangest")
         assert [figure.row_id for figure in shown] == table(album)["row_id"].head(50).to_list()
-        scores = [float(re.search(r"score ([\d.]+)", figure.text).group(1)) for figure in shown]
+        scores = [float(first_match(r"score ([\d.]+)", figure.text)[1]) for figure in shown]
         assert scores == [pytest.approx(score, abs=0.051) for score in table(album)["score"].head(50)]
 
-    def test_the_page_says_how_many_of_how_many_are_shown(self, report):
-        assert "The 50 strangest of 350 rows." in Text(report.page.read_text()).text
+    def test_the_page_states_the_number_of_shown_rows(self, report: Report) -> None:
+        assert "The 50 most anomalous of 350 rows." in Text(report.page.read_text()).text
 
-    def test_ordinary_rows_are_unsuspicious_ones_that_score_as_half_of_the_calibration_rows_do(self, album, figures):
+    def test_normal_rows_have_scores_near_the_calibration_median(self, album: Fitted, figures: list[Figure]) -> None:
         median = np.median(album.bundle.calibration.scores)
         rows = table(album).join(album_rows().select("row_id", LABEL), on="row_id").filter(~pl.col("is_anomaly"))
         rows = rows.filter(pl.col(LABEL).is_null() | ~pl.col(LABEL))
         nearest = sorted(rows.select("score", "row_id").rows(), key=lambda row: (abs(row[0] - median), row[1]))[:6]
-        assert [figure.row_id for figure in of_kind(figures, "ordinary")] == [row_id for _, row_id in nearest]
+        assert [figure.row_id for figure in of_kind(figures, "normal")] == [row_id for _, row_id in nearest]
 
-    def test_a_row_bears_its_flag_and_what_is_known_of_it(self, album, figures):
+    def test_a_row_shows_its_flag_and_its_label(self, album: Fitted, figures: list[Figure]) -> None:
         known = dict(album_rows().select("row_id", LABEL).rows())
         message = {True: "known anomaly", False: "known to be normal", None: ""}
         flags = dict(table(album).select("row_id", "is_anomaly").rows())
@@ -204,33 +221,37 @@ class TestWhichRows:
             assert ("⚑" in figure.text) == flags[figure.row_id]
         assert {known[figure.row_id] for figure in of_kind(figures, "strangest")} == {True, False, None}
 
-    def test_fewer_are_shown_where_they_would_make_the_page_slow_to_open(self, own_album, monkeypatch):
+    def test_fewer_rows_are_shown_if_the_page_would_be_too_large(
+        self, writable_album: Fitted, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(gallery, "_PAGE_BYTES", 40_000)
-        report = reported(own_album, [ALL_ROWS])
-        few = Figures(report.page).found
+        report = reported(writable_album, [ALL_ROWS])
+        few = Figures(report.page).figures
         assert 30_000 < sum(len(image["src"]) for figure in few for image in figure.images) <= 40_000
         shown = [figure.row_id for figure in of_kind(few, "strangest")]
         assert 0 < len(shown) < 50
-        assert shown == table(own_album)["row_id"].head(len(shown)).to_list()
-        assert f"The {len(shown)} strangest of 350 rows." in Text(report.page.read_text()).text
+        assert shown == table(writable_album)["row_id"].head(len(shown)).to_list()
+        assert f"The {len(shown)} most anomalous of 350 rows." in Text(report.page.read_text()).text
 
-    def test_a_row_that_has_left_the_features_since_is_left_out(self, own_album, report, figures):
+    def test_a_row_without_features_is_omitted(
+        self, writable_album: Fitted, report: Report, figures: list[Figure]
+    ) -> None:
         gone = of_kind(figures, "strangest")[3].row_id
-        reported(own_album, [ALL_ROWS])
-        write_parquet(own_album.paths.features(ALL_ROWS), album_rows().filter(pl.col("row_id") != gone).to_arrow())
-        again = Figures(reported(own_album, [ALL_ROWS]).page).found
+        reported(writable_album, [ALL_ROWS])
+        write_parquet(writable_album.paths.features(ALL_ROWS), album_rows().filter(pl.col("row_id") != gone).to_arrow())
+        again = Figures(reported(writable_album, [ALL_ROWS]).page).figures
         previous = [figure.row_id for figure in of_kind(figures, "strangest")]
         assert [figure.row_id for figure in of_kind(again, "strangest")] == [row for row in previous if row != gone]
 
-    def test_features_are_given_in_the_order_asked_for(self, album):
+    def test_features_are_read_in_the_requested_order(self, album: Fitted) -> None:
         wanted = ["shelf/<7>.png", "shelf/<300>.png", "nowhere", "shelf/<0>.png"]
-        found = features_of(pl.Series("row_id", wanted), ALL_ROWS, album.paths)
-        assert found.equals(album_rows()[[7, 300, 0]])
+        features = features_of(pl.Series("row_id", wanted), ALL_ROWS, album.paths)
+        assert features.equals(album_rows()[[7, 300, 0]])
 
 
 class TestPictures:
-    def test_images_and_reconstructions_are_the_bundles(self, album, figures):
-        expected = album.bundle.pictures(rows_of(figures))
+    def test_images_and_reconstructions_are_those_of_the_bundle(self, album: Fitted, figures: list[Figure]) -> None:
+        expected = pictures_of(album, figures)
         white = expected.image.max()
         for index, figure in enumerate(figures):
             assert len(figure.images) == 3
@@ -239,32 +260,34 @@ class TestPictures:
                 assert pixels.shape == (12, 16, 3)
                 np.testing.assert_allclose(pixels, np.minimum(values / white, 1) * 255, atol=0.5 + 1e-6)
 
-    def test_an_image_is_shown_as_it_landed(self, figures):
+    def test_an_image_is_shown_unchanged(self, figures: list[Figure]) -> None:
         landed = dict(album_rows().select("row_id", "image").rows())
-        for figure in figures:  # some have a white spot, so nothing is brightened
+        for figure in figures:  # some images contain white, so the scale does not change them
             assert np.asarray(figure.picture(0)).tobytes() == landed[figure.row_id]
 
-    def test_residual_maps_have_one_scale_for_the_whole_page(self, album, report, figures):
-        residuals = album.bundle.pictures(rows_of(figures)).residual
-        end = report.gallery.scale.end
+    def test_all_residual_maps_of_a_page_share_one_scale(
+        self, album: Fitted, report: Report, figures: list[Figure]
+    ) -> None:
+        residuals = pictures_of(album, figures).residual
+        end = gallery_of(report).scale.end
         assert end / 10 < residuals.max() <= end
         for index, figure in enumerate(figures):
             along = np.asarray(LogNorm(1, end, clip=True)(residuals[index]))
             colours = matplotlib.colormaps["inferno"](np.rint(along * 255).astype(int), bytes=True)[..., :3]
             np.testing.assert_array_equal(np.asarray(figure.picture(2).convert("RGB")), colours)
 
-    def test_the_frame_is_around_the_spot_that_the_explanation_names(self, album, figures):
-        explained = album.bundle.explain(rows_of(figures))
-        for figure, parts in zip(figures, explained, strict=True):
+    def test_the_frame_marks_the_spot_of_the_explanation(self, album: Fitted, figures: list[Figure]) -> None:
+        explanations = album.bundle.explain(rows_of(figures))
+        for figure, parts in zip(figures, explanations, strict=True):
             (spot,) = [part.actual for part in parts if part.column == "spot"]
-            row, column = map(int, re.search(r"at row (\d+), column (\d+)", spot).groups())
+            row, column = map(int, first_match(r"at row (\d+), column (\d+)", spot).groups())
             assert figure.images[2]["alt"].endswith(f": at most {spot.split()[0]} times the usual residual, framed")
             assert figure.frames[0] == figure.frames[1]
             left, top, width, height = (figure.frames[0][name] for name in ("left", "top", "width", "height"))
-            assert (width * 16, height * 12) == (pytest.approx(5, abs=1e-3), pytest.approx(5, abs=1e-3))
+            assert [width * 16, height * 12] == pytest.approx([5, 5], abs=1e-3)
             assert (round(top * 12) + 2, round(left * 16) + 2) == (row, column)
 
-    def test_the_frame_is_where_the_spot_was_planted(self, figures):
+    def test_the_frame_marks_the_planted_spot(self, figures: list[Figure]) -> None:
         hits = 0
         planted = [figure for figure in of_kind(figures, "strangest") if int(figure.row_id[7:-5]) >= NORMAL]
         for figure in planted:
@@ -274,7 +297,7 @@ class TestPictures:
         assert len(planted) >= 30
         assert hits >= 0.9 * len(planted)
 
-    def test_every_picture_has_words_for_those_who_do_not_see_it_and_a_readable_size(self, figures):
+    def test_every_picture_has_an_alternative_text_and_a_size(self, figures: list[Figure]) -> None:
         for figure in figures:
             message = [image["alt"] for image in figure.images]
             assert message[0] == f"image of {figure.row_id}"
@@ -285,78 +308,24 @@ class TestPictures:
             )
             assert {(image["width"], image["height"]) for image in figure.images} == {("160", "120")}
 
-    def test_the_page_is_small_and_asks_for_nothing_beside_it(self, report):
+    def test_the_page_is_small_and_needs_no_external_resource(self, report: Report) -> None:
         page = report.page.read_text()
         assert len(page) < 2_000_000
-        # Addresses in scripts and schemas name things and are not asked for; test_report_browser.py watches requests.
+        # URLs in scripts and schemas are identifiers. test_report_browser.py checks that no page sends a request.
         assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
         assert set(re.findall(r'<img src="(.{22})', page.split("<script", 1)[0])) == {PREFIX}
         assert "<300>" not in page
 
-    def test_a_second_build_gives_the_same_page(self, own_album):
-        first = reported(own_album, [ALL_ROWS]).page.read_bytes()
-        assert reported(own_album, [ALL_ROWS]).page.read_bytes() == first
-
-
-class TestScale:
-    @pytest.mark.parametrize(
-        ("residual", "end"), [(0.0, 10), (10.0, 10), (10.1, 30), (31, 100), (899.6, 1000), (2.9e5, 3e5)]
-    )
-    def test_it_ends_at_a_round_figure_that_no_residual_exceeds(self, residual, end):
-        assert Scale.up_to(residual, 1.0).end == pytest.approx(end)
-
-    def test_figures_stand_where_their_logarithms_are(self):
-        assert Scale(100.0, 1.0).ticks == [
-            ("1", 0),
-            ("3", pytest.approx(np.log10(3) / 2)),
-            ("10", pytest.approx(0.5)),
-            ("30", pytest.approx(np.log10(30) / 2)),
-            ("100", pytest.approx(1)),
-        ]
-        assert Scale(3000.0, 1.0).ticks[-1] == ("3,000", pytest.approx(1))
-
-    def test_the_legend_runs_from_the_first_colour_to_the_last(self):
-        colours = Scale(10.0, 1.0).colours
-        assert (colours[0], colours[-1]) == ("#000003", "#fcfea4")
-
-    @pytest.mark.parametrize(
-        ("channels", "mode", "expected"),
-        [(1, "L", [51]), (2, "L", [77]), (3, "RGB", [51, 102, 153]), (4, "RGB", [51, 102, 153])],
-    )
-    def test_any_number_of_channels_is_shown(self, channels, mode, expected):
-        image = np.broadcast_to(np.array([0.2, 0.4, 0.6, 0.8])[:channels], (4, 5, channels))
-        picture = Scale(10.0, 1.0).shades(image)
-        assert (picture.mode, picture.size) == (mode, (5, 4))
-        assert np.asarray(picture).reshape(4, 5, -1)[2, 3].tolist() == expected
-
-    def test_what_is_as_bright_as_anything_is_white(self):
-        image = np.array([[[0.1], [0.05]]])
-        assert np.asarray(Scale.up_to(1.0, 0.1).shades(image)).tolist() == [[255, 128]]
-
-    def test_all_black_images_are_shown_black(self):
-        assert np.asarray(Scale.up_to(1.0, 0.0).shades(np.zeros((2, 2, 1)))).tolist() == [[0, 0], [0, 0]]
-
-
-class TestLargeImages:
-    def test_they_are_shrunk_and_keep_a_small_spot(self):
-        image = np.random.default_rng(0).random((300, 200, 3))
-        residual = np.ones((300, 200))
-        residual[151, 77] = 50.0
-        drawn = gallery._drawing(image, image, residual, (5, 5))
-        assert (drawn.image.shape, drawn.residual.shape) == ((100, 67, 3), (100, 67))
-        np.testing.assert_allclose(drawn.image[10, 20], image[30:33, 60:63].mean((0, 1)))
-        assert drawn.residual[50, 25] == drawn.residual.max() == drawn.highest == 50
-        assert drawn.spot == (75 / 200, 149 / 300, 5 / 200, 5 / 300)
-
-    def test_wide_ones_fit_the_space_too(self):
-        empty = np.zeros((10, 40, 1))
-        drawing = Drawing(empty, empty, np.ones((10, 40)), (0, 0, 0.1, 0.5), 1.0)
-        assert Panel("a", 1.0, False, None, drawing, Scale(10.0, 1.0)).size(160, 160) == (160, 40)
+    def test_a_second_build_gives_the_same_page(self, writable_album: Fitted) -> None:
+        first = reported(writable_album, [ALL_ROWS]).page.read_bytes()
+        assert reported(writable_album, [ALL_ROWS]).page.read_bytes() == first
 
 
 class TestBesideThePage:
-    def test_the_materialization_shows_the_strangest_rows_within_50_kilobytes(self, album, report):
-        text = product_assets._pictures(report.gallery).value
+    def test_the_materialization_shows_the_strangest_rows_within_50_kilobytes(
+        self, album: Fitted, report: Report
+    ) -> None:
+        text = anomaly_report._pictures(gallery_of(report)).value
         heads, _, *rows = text.split("\n")
         assert heads == "| row | score | image, reconstruction, residual map |"
         assert len(text) < 50_000
@@ -364,50 +333,55 @@ class TestBesideThePage:
             f"| {escaped(row_id)}" for row_id in table(album)["row_id"].head(len(rows))
         ]
         assert 3 <= len(rows) <= 5
-        panel = report.gallery.strangest[0]
-        strip = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)\)", rows[0]).group(1))))
+        panel = gallery_of(report).strangest[0]
+        strip = Image.open(io.BytesIO(base64.b64decode(first_match(r"base64,([^)]+)\)", rows[0])[1])))
         assert strip.size == (3 * 128 + 2 * 6, 96)
         middle = np.asarray(strip.convert("RGB"))[:, 128 + 6 : 2 * 128 + 6]
         np.testing.assert_array_equal(middle[4::8, 4::8], np.asarray(panel.pictures[1]))
 
-    def test_pictures_that_are_too_long_are_left_out(self, report, monkeypatch):
-        monkeypatch.setattr(product_assets, "_PICTURE_BYTES", 100)
-        assert product_assets._pictures(report.gallery).value == "none"
+    def test_pictures_that_are_too_long_are_left_out(self, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(anomaly_report, "_PICTURE_BYTES", 100)
+        assert anomaly_report._pictures(gallery_of(report)).value == "none"
 
-    def test_a_table_has_no_pictures(self, dataset):
+    def test_a_table_has_no_pictures(self, dataset: Fitted) -> None:
         published(dataset, dataset.days[-2:])
         report = reported(dataset, dataset.days[-2:])
         assert report.gallery is None
         page = Text(report.page.read_text())
         assert "img" not in page.tags
-        assert "What stands out" not in page.text
+        assert "Pictures" not in page.text
 
 
 class TestLabelsWithoutEventTime:
-    def test_held_out_are_all_rows_but_those_of_training_and_validation(self, album, report):
+    def test_held_out_rows_exclude_training_and_validation_rows(self, album: Fitted, report: Report) -> None:
         fitted = pl.concat([album.window.rows(part, album.paths) for part in ("train", "validation")])["row_id"]
         rows = table(album).join(album_rows().select("row_id", LABEL), on="row_id").drop_nulls(LABEL)
         rows = rows.filter(~pl.col("row_id").is_in(fitted.implode()))
-        found = json.loads(report.summary.read_text())["labels"]
-        assert (found["unknown"], found["all_rows"]["rows"], found["all_rows"]["anomalies"]) == (20, 330, 30)
-        assert (found["held_out"]["rows"], found["held_out"]["anomalies"]) == (rows.height, 30)
+        labels = json.loads(report.summary.read_text())["labels"]
+        assert (labels["unknown"], labels["all_rows"]["rows"], labels["all_rows"]["anomalies"]) == (20, 330, 30)
+        assert (labels["held_out"]["rows"], labels["held_out"]["anomalies"]) == (rows.height, 30)
         expected = roc_auc_score(rows[LABEL].to_numpy(), rows["score"].to_numpy())
-        assert found["held_out"]["auroc"] == pytest.approx(expected, abs=1e-12)
-        assert "The training has left such rows out" in Text(report.page.read_text()).text
+        assert labels["held_out"]["auroc"] == pytest.approx(expected, abs=1e-12)
+        assert "The training excludes known anomalies" in Text(report.page.read_text()).text
 
-    def test_where_rows_have_changed_since_the_training_it_cannot_be_told(self, own_album):
-        write_parquet(own_album.paths.features(ALL_ROWS), album_rows().tail(349).to_arrow())
-        published(own_album, [ALL_ROWS])
-        report = reported(own_album, [ALL_ROWS])
+    def test_held_out_rows_are_unknown_if_the_rows_have_changed(self, writable_album: Fitted) -> None:
+        write_parquet(writable_album.paths.features(ALL_ROWS), album_rows().tail(349).to_arrow())
+        published(writable_album, [ALL_ROWS])
+        report = reported(writable_album, [ALL_ROWS])
+        assert report.labels is not None
         assert report.labels.held_out is None
         assert report.labels.all_rows.rows == 329
-        assert "Held out: rows have changed since the training" in Text(report.page.read_text()).text
+        assert (
+            "Held out: unknown, because the rows have changed since the training" in Text(report.page.read_text()).text
+        )
 
-    def test_the_page_speaks_of_rows_and_not_of_days(self, album, report):
+    def test_a_page_without_event_time_does_not_mention_days(self, album: Fitted, report: Report) -> None:
         page = " ".join(Text(report.page.read_text()).text.split())
         sizes = [album.window.rows(part, album.paths).height for part in ("train", "validation", "calibration")]
-        assert f"{sizes[0]} rows, validated on {sizes[1]} others" in page
-        assert f"calibrated on {sizes[2]} others" in page.replace("calibrated on", "calibrated on ").replace("  ", " ")
-        assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Strangest rows")[0])
+        assert f"{sizes[0]} rows, validated on {sizes[1]} other rows" in page
+        assert f"calibrated on {sizes[2]} other rows" in page.replace("calibrated on", "calibrated on ").replace(
+            "  ", " "
+        )
+        assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Most anomalous rows")[0])
         assert re.search(r"Quarantine\s*0 rows\s*of the landed files", page)
         assert "Completeness" not in page

@@ -1,184 +1,69 @@
-"""What the pages say: verdicts of days, causes of alerts, ordinary neighbours, and pages of single days."""
+"""Content of the pages of days, and of the page over all days."""
 
 import dataclasses
-import datetime as dt
 import html
 import json
 import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import pytest
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
-from ae_pipeline.monitoring.daily_drift import DayDrift, drifting_days, read_all_days, read_drift
-from ae_pipeline.monitoring.day_assessment import assess_day
-from ae_pipeline.monitoring.deviations import Deviation
+from ae_pipeline.monitoring.daily_drift import drifting_days, read_all_days, read_drift
 from ae_pipeline.registry.history import Change, HistoryEntry, record
-from ae_pipeline.reports.build import day_page
-from ae_pipeline.reports.charts import calibration_chart, score_chart
-from ae_pipeline.reports.groups import cause, group_rows
+from ae_pipeline.reports.build import Report, day_page
+from ae_pipeline.reports.cards import unseen_days_summary
+from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
-from ae_pipeline.reports.latent_map import latents_in, near, places, projection, reference_rows
-from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_day
+from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_days
 from ae_pipeline.reports.view import Published
-from ae_pipeline.scoring.drift import Effect, Part
+from ae_pipeline.scoring.drift import Part
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.reference import with_reference
-from tests.support.reports import Text, published, reported
-from tests.support.sensors import with_config
+from tests.support.reports import Text, as_dataset, published, reported
+from tests.support.sensors import Fitted, with_config
 
 
 @pytest.fixture(scope="module")
-def bundle(fitted):
-    """The fitted model with what days are held against."""
+def bundle(fitted: Fitted) -> ModelBundle:
+    """The fitted model with the distributions of its training window."""
     return with_reference(fitted.bundle, fitted.columns, fitted.paths)
 
 
-def row(name: str, score: float, *parts: tuple[str, float, str], day: int = 1) -> RankedRow:
-    given = tuple(Contribution(column, surprisal, actual, "usual") for column, surprisal, actual in parts)
-    at = dt.datetime(2024, 1, day, tzinfo=dt.UTC)
-    return RankedRow(name, at, score, 0.001, True, None, None, "because", given)
+def day_of(row: RankedRow) -> str:
+    assert row.event_time is not None
+    return row.event_time.date().isoformat()
 
 
-class TestCauses:
-    def test_rows_strange_by_the_same_columns_are_one_line_with_what_they_have_in_common(self):
-        rows = [
-            row("a", 30.0, ("load", 20.0, "9"), ("mode", 8.0, "off"), day=3),
-            row("b", 20.0, ("mode", 9.0, "off"), ("load", 12.0, "7"), ("power", 1.0, "2"), day=1),
-            row("c", 10.0, ("power", 9.0, "0")),
-        ]
-        first, second = group_rows(rows)
-        assert [one.row_id for one in first.rows] == ["a", "b"]
-        assert first.columns == ("load", "mode")
-        assert first.message == "load, mode is off"
-        assert first.days == ("2024-01-01", "2024-01-03")
-        assert (second.message, len(second.rows)) == ("power is 0", 1)
-
-    def test_a_column_that_adds_little_is_no_part_of_the_cause(self):
-        assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 2.9, "1"))) == ("x",)
-        assert cause(row("a", 9.0, ("x", 10.0, "1"), ("y", 3.0, "1"))) == ("x", "y")
-
-    def test_rows_without_an_explanation_belong_to_no_cause(self):
-        assert group_rows([row("a", 1.0)]) == []
+def first_match(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    assert match is not None
+    return match
 
 
-def entry(rows: int, flagged: int = 0, day: str = "2024-03-01", known: int = 0) -> ReportDay:
-    return ReportDay(day, rows, flagged, known, known, 0, "hash")
+class Reported(NamedTuple):
+    """Twelve published and reported days; 40 rows of the fifth lack `load`."""
+
+    dataset: Fitted
+    days: tuple[str, ...]
+    report: Report
 
 
-def weeks(rows: int) -> dict[str, int]:
-    return {(dt.date(2024, 3, 1) - dt.timedelta(weeks=week)).isoformat(): rows for week in range(1, 5)}
-
-
-class TestVerdict:
-    def test_a_day_within_its_budget_of_as_many_rows_as_usual_is_nothing_unusual(self):
-        found = assess_day(entry(1000, 1), weeks(990), None, (), 0.001)
-        assert not found.is_wrong
-        assert found.message.startswith("nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0")
-        assert found.completeness == pytest.approx(1000 / 990)
-
-    @pytest.mark.parametrize(
-        ("given", "previous", "deviations", "message"),
-        [
-            (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
-            (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
-            (entry(1000), {}, (Deviation(("x",), "x is odd"),), "x is odd"),
-            (
-                entry(1000, 30),
-                {},
-                tuple(Deviation((name,), f"{name} is odd") for name in "xyz"),
-                "30 rows are flagged, 30 times the budget; x is odd, and the day is unusual in 2 more ways",
-            ),
-        ],
-    )
-    def test_whatever_is_wrong_is_said(self, given, previous, deviations, message):
-        found = assess_day(given, previous, None, deviations, 0.001)
-        assert found.is_wrong
-        assert found.message == message
-
-    def test_a_day_that_is_unusual_without_an_unusual_row_is_said_to_be_so(self):
-        odd = (Deviation(("x",), "x is odd"),)
-        assert assess_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, single rows no more than chance makes of the budget: 2 of 1,000 rows are "
-            "flagged, and the alert budget allows 1.0."
-        )
-        assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, not single rows: 0 of 970 rows that are not known anomalies are flagged, "
-            "and the alert budget allows 1.0."
-        )
-        assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
-        assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
-
-    def test_known_anomalies_are_none_of_what_the_budget_is_for(self):
-        assert not assess_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
-
-    def test_two_weeks_before_tell_what_is_usual_and_one_does_not(self):
-        two = dict(list(weeks(1000).items())[:2])
-        assert assess_day(entry(10), two, None, (), 0.001).usual_rows == 1000
-        assert assess_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
-
-    def test_a_day_of_which_only_the_scores_have_drifted_is_wrong_too(self):
-        effect = Effect(
-            part=Part.SCORE, name="score", psi=2.0, is_drift=True, message="stability index 2.00, at most 0.5"
-        )
-        found = assess_day(entry(1000), {}, DayDrift("2024-03-01", True, 1000, (effect,), True), (), 0.001)
-        assert found.is_wrong
-        assert "score: stability index 2.00" in found.message
-
-
-class TestMap:
-    @pytest.fixture
-    def table(self, dataset, fitted):
-        published(dataset, dataset.days)
-        return pl.read_delta(dataset.paths.latents).sort("row_id")
-
-    def test_its_axes_are_the_widest_directions_of_the_training_latents(self, fitted):
-        rows = fitted.window.rows("train", fitted.paths)
-        at = places(fitted.bundle.encode(rows).astype(np.float64), fitted.bundle)
-        np.testing.assert_allclose(at.mean(axis=0), 0, atol=1e-5)
-        np.testing.assert_allclose(np.cov(at.T, bias=True), np.eye(2), atol=1e-4)
-        directions = projection(fitted.bundle)
-        assert (directions[np.abs(directions).argmax(axis=0), [0, 1]] > 0).all()
-
-    def test_ordinary_neighbours_are_the_nearest_and_never_the_row_itself(self, dataset, fitted, table):
-        reference = reference_rows(published_days(dataset.paths), dataset.paths, fitted.bundle)
-        assert not reference["is_anomaly"].any()
-        rows = table.filter(pl.col("row_id").is_in(reference["row_id"].head(5).implode()))
-        found = near(rows, reference, fitted.bundle)
-        white = latents_in(reference) @ fitted.bundle.mahalanobis.whitening
-        for one in rows.iter_rows(named=True):
-            own = latents_in(rows.filter(pl.col("row_id") == one["row_id"])) @ fitted.bundle.mahalanobis.whitening
-            far = np.sqrt(np.square(white - own).sum(1))
-            expected = sorted(zip(far, reference["row_id"], strict=True))[1:4]
-            assert [name for name, _ in found[one["row_id"]]] == [name for _, name in expected]
-            assert [distance for _, distance in found[one["row_id"]]] == pytest.approx([far for far, _ in expected])
-
-
-class TestCharts:
-    def test_score_bars_are_shares_and_count_what_lies_beyond_the_threshold(self):
-        chart = score_chart(np.array([0.5, 0.5, 9.0]), np.linspace(0, 8, 100), 7.0, "2024-01-01")
-        spec = json.loads(chart.spec)
-        values = max(spec["datasets"].values(), key=len)
-        for whose in ("2024-01-01", "calibration"):
-            assert sum(value["share"] for value in values if value["rows"] == whose) == pytest.approx(1)
-        assert chart.message.endswith("are flagged: 1.")
-
-    def test_calibrated_p_values_lie_on_the_line(self):
-        p_values = np.arange(1, 10_001) / 10_000
-        spec = json.loads(calibration_chart(p_values, "10,000 rows.").spec)
-        points = max(spec["datasets"].values(), key=len)
-        for point in points:
-            assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
+def published_table(dataset: Dataset, bundle: ModelBundle, entries: Mapping[str, ReportDay]) -> Published:
+    files = published_days(dataset.paths)
+    return Published(files=files, dataset=dataset, bundle=bundle, model_version=3, entries=entries)
 
 
 class TestDays:
     @pytest.fixture
-    def report(self, dataset, bundle, rewrite_day):
+    def report(self, dataset: Fitted, bundle: ModelBundle, rewrite_day: Callable[..., None]) -> Reported:
         days = dataset.days[-12:]
         odd = dataset.features(days[4]).with_columns(
             load=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("load")
@@ -186,117 +71,115 @@ class TestDays:
         rewrite_day(dataset, days[4], odd)
         dataset = dataclasses.replace(dataset, bundle=bundle)
         published(dataset, days)
-        config = bundle.config
-        drift = config.drift.model_copy(update={"min_rows": 30})
-        self.config = config.model_copy(update={"drift": drift})
-        dataset = dataclasses.replace(dataset, bundle=with_config(bundle, self.config))
-        return dataset, days, reported(dataset, days)
+        drift = bundle.config.drift.model_copy(update={"min_rows": 30})
+        config = bundle.config.model_copy(update={"drift": drift})
+        dataset = dataclasses.replace(dataset, bundle=with_config(bundle, config))
+        return Reported(dataset, days, reported(dataset, days))
 
-    def test_days_within_the_window_are_judged_by_their_columns_and_train_nothing(self, report):
+    def test_only_columns_of_days_within_the_window_are_compared(self, report: Reported) -> None:
         dataset, days, _ = report
-        found = {day.day: day for day in read_all_days(dataset.paths, 30)}
-        assert set(found) == set(days)
-        odd = found[days[4]]
+        drift = {day.day: day for day in read_all_days(dataset.paths, 30)}
+        assert set(drift) == set(days)
+        odd = drift[days[4]]
         assert not odd.is_after
         assert {effect.name for effect in odd.effects} == {"load"}
         assert not any(
-            effect.part != Part.COLUMN for day in found.values() for effect in day.effects if not day.is_after
+            effect.part != Part.COLUMN for day in drift.values() for effect in day.effects if not day.is_after
         )
         assert read_drift(dataset.paths, 30) == ()
         assert drifting_days(dataset.paths, 30) == []
 
-    def test_the_page_over_all_days_says_which_one_to_look_at(self, report):
+    def test_the_page_over_all_days_names_the_day_to_look_at(self, report: Reported) -> None:
         _, days, built = report
         text = Text(built.page.read_text()).text
         assert f"{days[4]}" in text
         assert "67% of rows (40) lack load, usually 0.0%" in text
 
-    def test_rows_that_are_not_flagged_are_explained_on_pages_and_in_no_file(self, report):
+    def test_unflagged_rows_are_explained_on_pages_only(self, report: Reported) -> None:
         dataset, _, built = report
         ranked = pl.read_parquet(built.alerts)
         silent = ranked.filter(~pl.col("is_anomaly"))
         assert silent.height >= 20
         assert silent["contributions"].list.len().max() == 0
-        told = [row for row in built.strangest if not row.is_anomaly and row.contributions]
-        assert [row.row_id for row in told] == silent["row_id"].head(20).to_list()
-        first = told[0]
-        features = dataset.features(first.event_time.date().isoformat()).filter(pl.col("row_id") == first.row_id)
+        explained_rows = [row for row in built.strangest if not row.is_anomaly and row.contributions]
+        assert [row.row_id for row in explained_rows] == silent["row_id"].head(20).to_list()
+        first = explained_rows[0]
+        features = dataset.features(day_of(first)).filter(pl.col("row_id") == first.row_id)
         (expected,) = dataset.bundle.explain(features)
         assert [(part.column, part.actual) for part in first.contributions] == [(p.column, p.actual) for p in expected]
         assert [part.surprisal for part in first.contributions] == pytest.approx([part.surprisal for part in expected])
         text = Text(built.page.read_text()).text
         assert text.count("not flagged; most unusual: ") == 20
-        assert "Of the rows that are not flagged the strangest 20 are explained." in text
+        assert "Of the rows that are not flagged, the 20 with the highest scores are explained." in text
         assert first.reason in text
 
-    def test_pages_of_days_that_were_made_before_explain_no_further_rows_over_all_days(self, report):
+    def test_pages_of_days_do_not_change_the_explained_rows(self, report: Reported) -> None:
         dataset, days, _ = report
         previous = json.loads((dataset.paths.reports / "summary.json").read_text())["strangest"]
         for day in days[-3:]:
-            day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3)
+            day_page(day, as_dataset(dataset), dataset.bundle, 3)
         again = reported(dataset, days)
         assert json.loads(again.summary.read_text())["strangest"] == previous
         assert Text(again.page.read_text()).text.count("not flagged; most unusual: ") == 20
 
-    def test_days_whose_features_were_made_under_other_settings_are_listed_unexplained(self, report):
+    def test_rows_with_features_of_other_settings_are_not_explained(self, report: Reported) -> None:
         dataset, days, built = report
         silent = next(row for row in built.strangest if not row.is_anomaly)
-        day = silent.event_time.date().isoformat()
+        day = day_of(silent)
         path = dataset.paths.features(day)
         pl.read_parquet(path).drop("load").with_columns(power=pl.lit("n/a")).write_parquet(path)
-        entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
-        files = published_days(dataset.paths)
-        published = Published(files, dataset.paths, dataset.bundle, self.config, 3, entries, ())
+        entries = reported_days(days, dataset.paths)
+        published = published_table(as_dataset(dataset), dataset.bundle, entries)
         bare = [dataclasses.replace(row, contributions=(), because="") for row in built.strangest]
-        told = published.listed.explanations(bare)
-        assert {row.event_time.date().isoformat() for row in told if row.contributions}.isdisjoint({day})
-        assert any(row.contributions for row in told)
-        assert ("power", "n/a") in published.listed.values(bare)[silent.row_id]
+        explained_rows = published.row_details.explanations(bare)
+        assert {day_of(row) for row in explained_rows if row.contributions}.isdisjoint({day})
+        assert any(row.contributions for row in explained_rows)
+        assert ("power", "n/a") in published.row_details.values(bare)[silent.row_id]
 
-    def test_completeness_counts_rows_and_values(self, report):
+    def test_completeness_is_the_share_of_present_values(self, report: Reported) -> None:
         dataset, days, _ = report
-        page = Text(day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
+        page = Text(day_page(days[4], as_dataset(dataset), dataset.bundle, 3).read_text()).text
         features = dataset.features(days[4]).select(
             known.name for known in dataset.bundle.reference if known.part == "column"
         )
-        there = 1 - features.null_count().sum_horizontal()[0] / (features.height * features.width)
-        assert f"{there:.0%} of values" in page
+        present = 1 - features.null_count().sum_horizontal()[0] / (features.height * features.width)
+        assert f"{present:.0%} of values" in page
         usual = 1 - np.mean([known.missing for known in dataset.bundle.reference if known.part == "column"])
-        assert f"usually {usual:.0%} of the values are there" in page
+        assert f"{usual:.0%} of the values are usually present" in page
 
-    def test_the_page_of_a_day_says_when_and_how_to_find_the_rows(self, report):
+    def test_the_page_of_a_day_has_hours_and_a_query_for_the_rows(self, report: Reported) -> None:
         dataset, days, _ = report
-        page = day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3)
+        page = day_page(days[4], as_dataset(dataset), dataset.bundle, 3)
         day = dataset.features(days[4])
         hours = day["event_time"].dt.hour().n_unique()
-        assert page.read_text().count('class="there"') == hours
-        query = re.search(r"SELECT \* FROM '(.+?)' WHERE (.+?)</code>", page.read_text())
+        assert page.read_text().count('class="total"') == hours
+        query = first_match(r"SELECT \* FROM '(.+?)' WHERE (.+?)</code>", page.read_text())
         rows = pl.read_parquet(page.parent / query[1])
-        found = pl.SQLContext(day=rows).execute(f"SELECT row_id FROM day WHERE {html.unescape(query[2])}", eager=True)
-        assert set(found["row_id"]) == set(day.filter(pl.col("load").is_null())["row_id"])
+        matches = pl.SQLContext(day=rows, eager=True).execute(f"SELECT row_id FROM day WHERE {html.unescape(query[2])}")
+        assert set(matches["row_id"]) == set(day.filter(pl.col("load").is_null())["row_id"])
 
-    def test_the_page_of_a_day_lists_the_rows_and_leads_to_the_days_beside_it(self, report):
+    def test_the_page_of_a_day_lists_rows_and_links_adjacent_days(self, report: Reported) -> None:
         dataset, days, _ = report
-        for day in (days[2], days[6], days[4]):
-            page = day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3)
-        day, told = dataset.features(days[4]), page.read_text()
-        listed = re.findall(r"<li><code>(.+?)</code>", told)
-        assert set(listed) == set(day.filter(pl.col("load").is_null())["row_id"])
-        assert f'<a href="{days[2]}.html">' in told
-        assert f'<a href="{days[6]}.html">' in told
+        for other in (days[2], days[6], days[4]):
+            page = day_page(other, as_dataset(dataset), dataset.bundle, 3)
+        day, text = dataset.features(days[4]), page.read_text()
+        row_ids = re.findall(r"<li><code>(.+?)</code>", text)
+        assert set(row_ids) == set(day.filter(pl.col("load").is_null())["row_id"])
+        assert f'<a href="{days[2]}.html">' in text
+        assert f'<a href="{days[6]}.html">' in text
 
-    def test_causes_of_a_day_say_where_in_it_they_lie(self, report):
+    def test_causes_of_a_day_are_located_within_the_day(self, report: Reported) -> None:
         dataset, days, _ = report
-        page = day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3)
+        page = day_page(days[4], as_dataset(dataset), dataset.bundle, 3)
         hit = dataset.features(days[4])["load"].is_null()
         hours = dataset.features(days[4])["event_time"].dt.hour().filter(hit)
-        assert hours.max() < 23
+        assert max(hours.to_list()) < 23
         text = Text(page.read_text()).text
-        causes = text[text.index("Causes") : text.index("Strangest rows")]
+        causes = text[text.index("Causes") : text.index("Most anomalous rows")]
         assert "load is missing" in causes
         assert re.search(r"nearly every row from \d\d:00 to \d\d:59 UTC", causes)
 
-    def test_listed_days_without_words_say_what_their_flagged_rows_are_strange_by(self, report):
+    def test_listed_days_without_a_message_get_their_causes(self, report: Reported) -> None:
         dataset, days, _ = report
         index = [{"day": days[4], "flagged": 40, "words": ""}, {"day": days[5], "flagged": 0, "words": "odd"}]
         first, second = with_causes(index, dataset.paths)
@@ -304,50 +187,53 @@ class TestDays:
         assert first["words"] == "; ".join(group.message for group in groups[:3])
         assert second["words"] == "odd"
 
-    def test_a_row_shows_all_its_values(self, report):
+    def test_a_row_shows_all_its_values(self, report: Reported) -> None:
         dataset, days, _ = report
-        page = Text(day_page(days[4], Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
+        page = Text(day_page(days[4], as_dataset(dataset), dataset.bundle, 3).read_text()).text
         row = next(as_rows(ranked_day(days[4], dataset.paths)))
         values = dataset.features(days[4]).row(by_predicate=pl.col("row_id") == row.row_id, named=True)
-        told = re.search(r"The row: (.*?)\.\n", page[page.index(row.row_id) :], re.DOTALL)[1]
-        shown = dict(part.split(" ", 1) for part in told.split(", "))
+        values_text = first_match(r"Values: ((?s:.*?))\.\n", page[page.index(row.row_id) :])[1]
+        shown = dict(part.split(" ", 1) for part in values_text.split(", "))
         assert set(shown) == set(values) - {"row_id"}
         assert shown["mode"] == values["mode"]
         assert shown["load"] == "missing"
         assert shown["event_time"] == f"{values['event_time']:%Y-%m-%d %H:%M}"
         assert shown["scheduled"] == f"{int(values['scheduled']) // 60:02d}:{int(values['scheduled']) % 60:02d}"
 
-    def test_the_page_says_how_the_model_does_on_days_that_it_has_not_seen(self, report):
+    def test_the_page_states_the_flagged_share_of_unseen_days(self, report: Reported) -> None:
         dataset, days, built = report
-        assert "No row after the training is published" in Text(built.page.read_text()).text
-        files = published_days(dataset.paths)
-        entries = {one: found for one in days if (found := reported_day(one, dataset.paths))}
+        assert "No day after the training window is published" in Text(built.page.read_text()).text
+        entries = reported_days(days, dataset.paths)
         window = dataclasses.replace(dataset.bundle.window, calibration=(days[3],))
         earlier = dataclasses.replace(dataset.bundle, window=window)
-        published = Published(files, dataset.paths, earlier, self.config, 3, entries, ())
+        published = published_table(as_dataset(dataset), earlier, entries)
         after = [entries[day] for day in days if days[3] < day <= days[9]]
         rows, flagged = sum(day.rows for day in after), sum(day.flagged for day in after)
         assert flagged
-        assert published.show(days[9], (), built.page).trust == (
-            f"On the 6 days after its training it flags {flagged} of {rows} rows, {flagged / rows:.2%}; "
-            f"the budget is {dataset.bundle.config.alerts.budget:.2%}."
+        assert unseen_days_summary(published, days[9]) == (
+            f"On the 6 days after its training window, the model flags {flagged} of {rows} rows: {flagged / rows:.2%}. "
+            f"The alert budget is {dataset.bundle.config.alerts.budget:.2%}."
         )
 
-    def test_a_day_that_was_scored_long_after_it_was_new_is_said_to_be(self, report):
+    def test_the_page_says_that_a_day_was_scored_in_hindsight(self, report: Reported) -> None:
         dataset, days, _ = report
         assert "in hindsight" not in self._with_model_of(dataset, days[0], f"{days[0]}T12:00:00+00:00")
         # That it serves again since a rollback is no hindsight.
         assert "in hindsight" not in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
         dataset.paths.history.unlink()
-        assert "has scored this day in hindsight" in self._with_model_of(dataset, days[0], "2025-01-01T12:00:00+00:00")
+        assert "so it scored this day in hindsight" in self._with_model_of(
+            dataset, days[0], "2025-01-01T12:00:00+00:00"
+        )
 
-    def _with_model_of(self, dataset, day: str, at: str) -> str:
+    def _with_model_of(self, dataset: Fitted, day: str, at: str) -> str:
         record(
             dataset.paths, HistoryEntry(at=at, change=Change.PROMOTED, version=3, previous=None, who="us", why="tested")
         )
-        return Text(day_page(day, Dataset(self.config, dataset.paths), dataset.bundle, 3).read_text()).text
+        return Text(day_page(day, as_dataset(dataset), dataset.bundle, 3).read_text()).text
 
-    def test_a_day_asked_for_alone_gets_a_page_and_keeps_it_up_to_date(self, report, rewrite_day):
+    def test_a_day_reported_alone_gets_a_page_that_is_kept_current(
+        self, report: Reported, rewrite_day: Callable[..., None]
+    ) -> None:
         dataset, days, _ = report
         pages = dataset.paths.reports / "days"
         assert not list(pages.glob("*.html"))
@@ -362,49 +248,48 @@ class TestDays:
         assert "lack load" not in again
         assert f'href="days/{days[4]}.html"' in (dataset.paths.reports / "report.html").read_text()
 
-    def test_a_report_can_be_made_where_no_calibration_day_is_published(self, dataset, bundle):
+    def test_a_report_needs_no_published_calibration_day(self, dataset: Fitted, bundle: ModelBundle) -> None:
         dataset = dataclasses.replace(dataset, bundle=bundle)
         published(dataset, dataset.days[:1])
         text = Text(reported(dataset, dataset.days[:1]).page.read_text()).text
-        assert "over 0 ordinary rows" in text
+        assert "and 0 normal rows" in text
 
-    def test_days_without_rows_after_the_newest_are_told_at_the_top(self, report, rewrite_day):
+    def test_the_page_names_later_days_without_rows(self, report: Reported, rewrite_day: Callable[..., None]) -> None:
         dataset, days, built = report
-        assert "no row has come" not in Text(built.page.read_text()).text
+        assert "no rows arrived" not in Text(built.page.read_text()).text
         rewrite_day(dataset, "2024-12-31", dataset.features(days[-1]).clear())
         again = reported(dataset, days)
         assert f"2024-12-31; on {days[-1]} " in Text(again.page.read_text()).text
         assert json.loads(again.summary.read_text())["verdict"]["is_wrong"]
-        page = day_page(days[2], Dataset(self.config, dataset.paths), dataset.bundle, 3)
-        assert "no row has come" not in Text(page.read_text()).text
+        page = day_page(days[2], as_dataset(dataset), dataset.bundle, 3)
+        assert "no rows arrived" not in Text(page.read_text()).text
 
-    def test_files_that_give_no_row_are_counted_beside_the_rows_in_quarantine(self, report):
+    def test_files_without_a_valid_row_are_counted(self, report: Reported) -> None:
         dataset, days, _ = report
-        assert "no row at all" not in Text(reported(dataset, days).page.read_text()).text
+        assert "no valid row" not in Text(reported(dataset, days).page.read_text()).text
         known = LandedFile(size=1, modified_ns=1, sha256="", landed_ns=1, contract="", staged=None)
         refused = dataclasses.replace(known, refused="no header")
         stands = dataclasses.replace(known, refused="no header", staged="d", rows=5, days={days[0]: 5})
         rejected = dataclasses.replace(known, quarantined={"missing identity": 3})
-        rows = {"rows": 5, "days": {days[-1]: 5}, "quarantined": {"missing identity": 2}}
-        good = dataclasses.replace(known, staged="c", **rows)
+        good = dataclasses.replace(known, staged="c", rows=5, days={days[-1]: 5}, quarantined={"missing identity": 2})
         Ledger({"a.csv": refused, "b.csv": rejected, "c.csv": good, "d.csv": stands}).save(dataset.paths.ledger)
         text = Text(reported(dataset, days).page.read_text()).text
-        assert "2 rows of its files are in quarantine; of all landed files 2 give no row at all" in text
-        assert "of 1 landed file the newest version cannot be used, and the one before stands" in text
+        assert "2 rows of its files in quarantine; 2 landed files have no valid row" in text
+        assert "the newest version of 1 landed file is invalid, so the previous version is used" in text
 
-    def test_a_page_can_be_asked_for_of_any_reported_day(self, report):
+    def test_any_reported_day_can_get_a_page(self, report: Reported) -> None:
         dataset, days, _ = report
-        page = day_page(days[2], Dataset(self.config, dataset.paths), dataset.bundle, 3)
+        page = day_page(days[2], as_dataset(dataset), dataset.bundle, 3)
         assert page == dataset.paths.reports / "days" / f"{days[2]}.html"
         assert f"sensors on {days[2]}" in Text(page.read_text()).text
         assert f'<a href="days/{days[2]}.html">{days[2]}</a>' in (dataset.paths.reports / "report.html").read_text()
         for other in ("2019-01-01", "yesterday", "2024-13-01"):
-            told = f"'{other}' has no report; of 'sensors' those from {days[0]} to {days[-1]} do, ISO dates"
-            with pytest.raises(PublicationError, match=told):
-                day_page(other, Dataset(self.config, dataset.paths), dataset.bundle, 3)
+            message = f"'{other}' has no report; 'sensors' has reports of days {days[0]} to {days[-1]}"
+            with pytest.raises(PublicationError, match=message):
+                day_page(other, as_dataset(dataset), dataset.bundle, 3)
 
-    def test_the_index_has_days_with_words_first_and_then_those_with_most_alerts(self):
+    def test_days_that_need_attention_are_listed_first(self) -> None:
         index = [{"day": f"d{n}", "flagged": n % 7, "words": "odd" if n in {3, 5} else ""} for n in range(20)]
-        found = [one["day"] for one in most_worth_a_look(index)]
-        assert found[:4] == ["d5", "d3", "d13", "d6"]
-        assert "d7" not in found, "a day without words and alerts is not worth a look"
+        listed_days = [one["day"] for one in most_worth_a_look(index)]
+        assert listed_days[:4] == ["d5", "d3", "d13", "d6"]
+        assert "d7" not in listed_days, "a day without words and alerts is not worth a look"

@@ -1,0 +1,173 @@
+"""Variables of the page templates, as JSON-compatible values, so that a page can be rendered again from a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ae_pipeline.monitoring.day_assessment import DayAssessment
+from ae_pipeline.reports.cards import cards, unseen_days_summary
+from ae_pipeline.reports.charts import Chart
+from ae_pipeline.reports.gallery import Gallery
+from ae_pipeline.reports.groups import Group, group_rows
+from ae_pipeline.reports.labels import Labels
+from ae_pipeline.reports.pictures import Panel
+from ae_pipeline.reports.ranking import RankedRow
+from ae_pipeline.reports.view import Published
+
+_BAR_DAYS = 366
+"""Number of days shown as bars."""
+
+_PICTURE_BOX = (160, 160)
+"""Width and height that a picture must fit into, CSS pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageContext:
+    """Content that both kinds of pages have: the assessment of a day, its rows and its charts.
+
+    Attributes:
+        assessment: Assessment of the day; None if no row is published.
+        rows: Listed rows, the highest score first.
+        groups: Rows that are flagged or discoveries, grouped by cause.
+        charts: Charts, in the order of the page.
+        variables: Variables of the template, as JSON-compatible values.
+    """
+
+    assessment: DayAssessment | None
+    rows: Sequence[RankedRow]
+    groups: Sequence[Group]
+    charts: Sequence[Chart]
+    variables: Mapping[str, Any]
+
+
+def page_context(published: Published, day: str | None, ranked: Sequence[RankedRow], page: Path) -> PageContext:
+    """Return the content of a page.
+
+    Args:
+        published: Published table.
+        day: Day that the page assesses; None if no row is published.
+        ranked: Rows to list, the highest score first.
+        page: Path of the page.
+    """
+    groups = group_rows(ranked)
+    if groups and day and page == published.page_of(day):
+        groups = published.locate(groups, day)
+    assessment = published.assess_with_later_days(day) if day else None
+    rows = published.row_details.explanations(ranked)
+    charts = published.charts(day) if day else []
+    variables = {
+        **cards(published, day, assessment),
+        "dataset": published.dataset.name,
+        "features": published.features_link(day, page),
+        "budget": published.bundle.config.alerts.budget,
+        "rate": published.dataset.config.alerts.false_discovery_rate,
+        "unseen_days": unseen_days_summary(published, day),
+        "groups": [_group_variables(group) for group in groups],
+        "rows": _row_variables(published, rows, groups, page),
+        "charts": [asdict(chart) for chart in charts],
+    }
+    return PageContext(assessment=assessment, rows=rows, groups=groups, charts=charts, variables=variables)
+
+
+def day_variables(published: Published, day: str, context: PageContext, labels: Labels | None) -> dict[str, Any]:
+    """Return the variables of the page of one day.
+
+    Args:
+        published: Published table.
+        day: ISO date.
+        context: Content of the page.
+        labels: Measures against the label; None without a label.
+    """
+    return {**context.variables, "has_labels": labels is not None, "adjacent": published.adjacent_pages(day)}
+
+
+def report_variables(
+    context: PageContext,
+    summary: Mapping[str, Any],
+    index: Sequence[Mapping[str, Any]],
+    listed_days: Sequence[Mapping[str, Any]],
+    labels: Labels | None,
+    gallery: Gallery | None,
+) -> dict[str, Any]:
+    """Return the variables of the page over all days.
+
+    Args:
+        context: Content of the page.
+        summary: Content of `summary.json`.
+        index: All days.
+        listed_days: Days that the page lists.
+        labels: Measures against the label; None without a label.
+        gallery: Pictures; None if rows are not images.
+    """
+    bars = index[-_BAR_DAYS:]
+    return {
+        **context.variables,
+        "summary": summary,
+        "bars": bars,
+        "highest_bar": max([1, *(entry["flagged"] for entry in bars)]),
+        "listed_days": listed_days,
+        "flagged_share": summary["flagged"] / max(summary["rows"], 1),
+        "has_labels": labels is not None,
+        "labels": asdict(labels) if labels else None,
+        "gallery": _gallery_variables(gallery) if gallery else None,
+    }
+
+
+def _group_variables(group: Group) -> dict[str, Any]:
+    return {
+        "message": group.message,
+        "where": group.where,
+        "rows": len(group.rows),
+        "highest_score": group.rows[0].score,
+        "days": group.days,
+    }
+
+
+def _row_variables(
+    published: Published, rows: Sequence[RankedRow], groups: Sequence[Group], page: Path
+) -> list[dict[str, Any]]:
+    group_of = {row.row_id: number for number, group in enumerate(groups, 1) for row in group.rows}
+    details = published.row_details
+    neighbors, values = details.nearest(rows), details.values(rows)
+    return [
+        {
+            "row_id": row.row_id,
+            "score": row.score,
+            "p_value": row.p_value,
+            "is_anomaly": row.is_anomaly,
+            "is_discovery": row.is_discovery,
+            "is_known_anomaly": row.is_known_anomaly,
+            "reason": row.reason,
+            "contributions": [asdict(part) for part in row.contributions],
+            "group": group_of.get(row.row_id),
+            "values": values.get(row.row_id, ()),
+            "neighbors": neighbors.get(row.row_id, ()),
+            "day": details.day_of(row),
+            "features": published.features_link(details.day_of(row), page),
+        }
+        for row in rows
+    ]
+
+
+def _gallery_variables(gallery: Gallery) -> dict[str, Any]:
+    return {
+        "noun": gallery.noun,
+        "ticks": gallery.scale.ticks,
+        "colors": gallery.scale.colours,
+        "normal": [_panel_variables(panel) for panel in gallery.normal],
+        "strangest": [_panel_variables(panel) for panel in gallery.strangest],
+    }
+
+
+def _panel_variables(panel: Panel) -> dict[str, Any]:
+    return {
+        "row_id": panel.row_id,
+        "score": panel.score,
+        "is_anomaly": panel.is_anomaly,
+        "is_known_anomaly": panel.is_known_anomaly,
+        "addresses": panel.addresses,
+        "size": panel.size(*_PICTURE_BOX),
+        "spot": panel.drawing.spot,
+        "highest": panel.drawing.highest,
+    }

@@ -1,0 +1,93 @@
+"""The assessment of a day: reasons, remark and usual number of rows."""
+
+import datetime as dt
+
+import pytest
+
+from ae_pipeline.monitoring.budget import ReportDay
+from ae_pipeline.monitoring.daily_drift import DayDrift
+from ae_pipeline.monitoring.day_assessment import assess_day
+from ae_pipeline.monitoring.deviations import Deviation
+from ae_pipeline.scoring.drift import Effect, Part
+
+
+def entry(rows: int, flagged: int = 0, day: str = "2024-03-01", known: int = 0) -> ReportDay:
+    return ReportDay(
+        day=day,
+        rows=rows,
+        flagged=flagged,
+        known_anomalies=known,
+        known_flagged=known,
+        discovery_count=0,
+        content_hash="hash",
+    )
+
+
+def weeks(rows: int) -> dict[str, int]:
+    return {(dt.date(2024, 3, 1) - dt.timedelta(weeks=week)).isoformat(): rows for week in range(1, 5)}
+
+
+class TestAssessment:
+    def test_a_usual_day_within_its_budget_needs_no_attention(self) -> None:
+        assessment = assess_day(entry(1000, 1), weeks(990), None, (), 0.001)
+        assert not assessment.is_wrong
+        assert assessment.message.startswith(
+            "nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0"
+        )
+        assert assessment.completeness == pytest.approx(1000 / 990)
+
+    @pytest.mark.parametrize(
+        ("given", "previous", "deviations", "message"),
+        [
+            (entry(1000, 30), {}, (), "30 rows are flagged, 30 times the budget"),
+            (entry(500), weeks(1000), (), "500 rows came, where the same weekday usually has 1,000"),
+            (entry(1000), {}, (Deviation(columns=("x",), message="x is odd"),), "x is odd"),
+            (
+                entry(1000, 30),
+                {},
+                tuple(Deviation(columns=(name,), message=f"{name} is odd") for name in "xyz"),
+                "30 rows are flagged, 30 times the budget; x is odd, and the day is unusual in 2 more ways",
+            ),
+        ],
+    )
+    def test_the_message_contains_every_reason(
+        self, given: ReportDay, previous: dict[str, int], deviations: tuple[Deviation, ...], message: str
+    ) -> None:
+        assessment = assess_day(given, previous, None, deviations, 0.001)
+        assert assessment.is_wrong
+        assert assessment.message == message
+
+    def test_the_aside_says_that_single_rows_are_not_unusual(self) -> None:
+        odd = (Deviation(columns=("x",), message="x is odd"),)
+        assert assess_day(entry(1000, 2), {}, None, odd, 0.001).aside == (
+            "The day as a whole is unusual, but the number of flagged rows is not significantly above the budget: 2 of "
+            "1,000 rows are flagged, and the alert budget allows 1.0."
+        )
+        assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
+            "The day as a whole is unusual, but the number of flagged rows is within the budget: 0 of 970 rows that "
+            "are not known anomalies are flagged, and the alert budget allows 1.0."
+        )
+        assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
+        assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
+
+    def test_known_anomalies_do_not_count_against_the_budget(self) -> None:
+        assert not assess_day(entry(1000, 30, known=30), {}, None, (), 0.001).is_wrong
+
+    def test_the_usual_number_of_rows_needs_two_previous_weeks(self) -> None:
+        two = dict(list(weeks(1000).items())[:2])
+        assert assess_day(entry(10), two, None, (), 0.001).usual_rows == 1000
+        assert assess_day(entry(10), dict(list(two.items())[:1]), None, (), 0.001).usual_rows is None
+
+    def test_a_day_with_drift_of_its_scores_only_needs_attention(self) -> None:
+        effect = Effect(
+            part=Part.SCORE, name="score", psi=2.0, is_drift=True, message="stability index 2.00, at most 0.5"
+        )
+        assessment = assess_day(
+            entry(1000),
+            {},
+            DayDrift(day="2024-03-01", is_after=True, rows=1000, effects=(effect,), is_judged=True),
+            (),
+            0.001,
+        )
+        assert assessment.is_wrong
+        assert "score: stability index 2.00" in assessment.message
