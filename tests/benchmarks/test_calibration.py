@@ -48,21 +48,21 @@ def test_counts_of_exchangeable_scores_follow_the_law(n: int, m: int, budget: fl
     assert (counts >= law.high).mean() >= 0.005 - 4 * np.sqrt(0.005 / SIMULATIONS)
 
 
-def test_places_are_the_whole_part_of_the_budget_of_calibration_rows() -> None:
+def test_the_rank_limit_is_the_budget_rounded_down() -> None:
     for n in (*range(19, 130), 999, 1000, 1999, 4999):
         for budget in ("0.05", "0.01", "0.001"):
             fitted = Calibration(np.arange(n, dtype=float), float(budget))
             assert rank_limit(fitted) == (n + 1) * Fraction(budget) // 1
 
 
-def test_budgets_that_calibration_rows_cannot_resolve_are_left_out() -> None:
+def test_budgets_too_small_for_the_rows_are_left_out() -> None:
     scores = np.random.default_rng(0).random(2_000)
     assert [case.budget for case in evaluate("s", 0, scores[:999], scores[999:])] == [0.05, 0.01, 0.001]
     assert [case.budget for case in evaluate("s", 0, scores[:998], scores[998:])] == [0.05, 0.01]
     assert [case.budget for case in evaluate("s", 0, scores[:98], scores[98:])] == [0.05]
 
 
-def test_a_count_off_the_law_is_told_from_one_that_ties_keep_low() -> None:
+def test_ties_are_distinguished_from_a_wrong_count() -> None:
     scores = np.random.default_rng(1).random(2_000)
     held_out, test = scores[:1_000], scores[1_000:]
     usual, shifted, low, tied = (
@@ -77,7 +77,7 @@ def test_a_count_off_the_law_is_told_from_one_that_ties_keep_low() -> None:
     assert (equal.flagged, equal.tied, equal.is_below_by_ties) == (0, 1_000, True)
 
 
-def test_normal_rows_are_split_into_half_a_quarter_and_a_quarter() -> None:
+def test_normal_rows_are_split_into_half_and_two_quarters() -> None:
     is_anomaly = np.random.default_rng(0).random(4_011) < 0.1
     table = Table("made", np.arange(4_011.0)[:, None], is_anomaly)
     parts = [part[:, 0].astype(int) for part in calibration.split_normal(table, 7)]
@@ -94,7 +94,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
     assert read_seeds("3,0..2,7") == [3, 0, 1, 2, 7]
 
 
-def test_a_month_is_scored_by_the_model_of_the_days_before_it(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_month_is_scored_by_a_model_of_earlier_days(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[Window] = []
 
     def fit(dataset: object, columns: object, window: Window) -> tuple[object, None]:
@@ -148,7 +148,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
     assert "of 10 cases are within (goal: 98%)" in told
 
 
-def test_the_share_within_is_told_by_budget_and_by_set() -> None:
+def test_the_table_shows_shares_by_budget_and_by_set() -> None:
     law = law_of_flags(1_000, 1_000, 50)
     counts = {"a": (50, law.high + 1), "b": (law.low, law.high)}
     cases = [

@@ -44,7 +44,7 @@ def by_distance(train: np.ndarray, seed: int) -> Fitted:
 
 
 @pytest.mark.parametrize("normal", [100, 101])
-def test_one_class_learns_from_half_of_the_normal_rows_and_tests_on_all_others(normal: int) -> None:
+def test_one_class_trains_on_half_of_the_normal_rows(normal: int) -> None:
     table = make_table(normal, 30)
     train, test, truth = detection.make_task(table, "one-class", seed=3)
     learnt, tested = train[:, -1].astype(int), test[:, -1].astype(int)
@@ -59,7 +59,7 @@ def test_one_class_learns_from_half_of_the_normal_rows_and_tests_on_all_others(n
     np.testing.assert_array_equal(learnt, places[: normal // 2])
 
 
-def test_contaminated_learns_from_the_rows_that_it_tests_on() -> None:
+def test_contaminated_trains_on_the_test_rows() -> None:
     table = make_table(50, 10)
     task = detection.make_task(table, "contaminated", seed=1)
     assert task.test is task.train
@@ -67,7 +67,7 @@ def test_contaminated_learns_from_the_rows_that_it_tests_on() -> None:
     np.testing.assert_array_equal(task.truth, table.is_anomaly)
 
 
-def test_a_large_set_is_cut_to_ten_thousand_rows_and_a_small_one_keeps_its_order() -> None:
+def test_a_large_set_is_cut_to_ten_thousand_rows() -> None:
     large, small = make_table(11_000, 500), make_table(9_990, 10)
     chosen = np.random.RandomState(2).permutation(11_500)[:10_000]
     cut = detection.cap_rows(large, seed=2)
@@ -76,7 +76,7 @@ def test_a_large_set_is_cut_to_ten_thousand_rows_and_a_small_one_keeps_its_order
     np.testing.assert_array_equal(detection.cap_rows(small, seed=2).values, small.values)
 
 
-def test_a_peer_sees_training_rows_standardised_and_a_constant_column_as_zero() -> None:
+def test_a_peer_gets_standardized_rows() -> None:
     seen: dict[str, np.ndarray] = {}
 
     class Peer:
@@ -97,7 +97,7 @@ def test_a_peer_sees_training_rows_standardised_and_a_constant_column_as_zero() 
     np.testing.assert_array_equal(seen["test"][:, 1], 0)
 
 
-def test_a_peer_says_of_its_training_rows_what_it_knows_from_fitting() -> None:
+def test_training_rows_get_the_scores_from_fitting() -> None:
     table = make_table(80, 20)
     trial = detection.try_method(table, "contaminated", "KNN", seed=0)
     values = (table.values - table.values.mean(0)) / table.values.std(0)
@@ -131,7 +131,7 @@ def scores_infinity(train: np.ndarray, seed: int) -> Fitted:
         (scores_infinity, "3 of 80 scores are not finite"),
     ],
 )
-def test_a_method_that_fails_has_the_figures_of_chance_and_its_reason(
+def test_a_failed_method_has_chance_figures_and_a_reason(
     method: Callable[..., Fitted], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": method})
@@ -143,7 +143,7 @@ def test_a_method_that_fails_has_the_figures_of_chance_and_its_reason(
     assert trials[0].auroc > 0.95
 
 
-def test_tables_mark_and_list_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_mark_and_list_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": raises})
     table = make_table(120, 20)
     trials = [
@@ -159,7 +159,7 @@ def test_tables_mark_and_list_what_failed(monkeypatch: pytest.MonkeyPatch) -> No
     assert "failed, and counted" not in detection.describe([trial for trial in trials if trial.method == "good"])
 
 
-def test_a_fault_of_the_benchmark_is_not_counted_as_one_of_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_benchmark_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(train: np.ndarray, seed: int) -> Fitted:
         raise AssertionError
 
@@ -168,7 +168,7 @@ def test_a_fault_of_the_benchmark_is_not_counted_as_one_of_the_method(monkeypatc
         detection.try_method(make_table(30, 5), "one-class", "broken", 0)
 
 
-def test_a_run_goes_by_name_and_writes_a_row_for_each_set_protocol_method_and_seed(
+def test_a_run_writes_a_row_for_each_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": raises})
@@ -187,7 +187,7 @@ def test_a_run_goes_by_name_and_writes_a_row_for_each_set_protocol_method_and_se
     assert "c, seed 1: skipped" in capsys.readouterr().out
 
 
-def test_ours_takes_numbers_of_any_scale_and_a_constant_column() -> None:
+def test_our_method_accepts_any_scale_and_constants() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(402, 2)) @ rng.normal(size=(2, 12)) + rng.normal(0, 0.1, (402, 12))
     values[400:] = 3 * rng.normal(size=(2, 12))  # off the plane on which all others lie
@@ -206,7 +206,7 @@ def test_ours_takes_numbers_of_any_scale_and_a_constant_column() -> None:
         ({"X": np.zeros((3, 2)), "y": np.array([0, 1, 2])}, "0 or 1"),
     ],
 )
-def test_a_file_that_is_no_set_is_refused(content: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+def test_a_file_without_a_set_is_refused(content: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", **content)
     with pytest.raises(ValueError, match=message):
         detection.read_set(tmp_path / "set.npz")

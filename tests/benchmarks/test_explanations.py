@@ -64,7 +64,7 @@ def planted(raw: pl.DataFrame) -> Planted:
         *((column, {column}) for column in ("air_time", "distance", "origin", "dest", "carrier", "event_time")),
     ],
 )
-def test_guilty_are_a_column_what_it_adds_up_with_and_what_is_derived_from_it(
+def test_guilty_columns_include_addends_and_derived_columns(
     shipped: PipelineConfig, column: str, guilty: set[str]
 ) -> None:
     found = guilty_columns(column, shipped)
@@ -73,7 +73,7 @@ def test_guilty_are_a_column_what_it_adds_up_with_and_what_is_derived_from_it(
     assert {name for name, roots in names.items() if column in roots} <= found
 
 
-def test_what_is_derived_from_the_faulty_column_is_guilty_and_what_is_derived_from_its_fellows_is_not(
+def test_only_columns_derived_from_the_fault_are_guilty(
     shipped: PipelineConfig,
 ) -> None:
     derive = {"speed": "distance / air_time", "pace": "1 / speed", "caught_up": "dep_delay - arr_delay"}
@@ -83,11 +83,11 @@ def test_what_is_derived_from_the_faulty_column_is_guilty_and_what_is_derived_fr
     assert guilty_columns("arr_time", config) == ARRIVAL
 
 
-def test_every_planted_column_is_one_that_the_model_may_look_at(shipped: PipelineConfig) -> None:
+def test_the_model_uses_every_planted_column(shipped: PipelineConfig) -> None:
     assert not {fault.column for fault in SINGLE.values()} & set(shipped.exclude)
 
 
-def test_a_planted_row_differs_from_its_original_in_its_faulty_column_alone(
+def test_a_planted_row_differs_only_in_its_faulty_column(
     raw: pl.DataFrame, planted: Planted
 ) -> None:
     assert planted.kinds == [kind for kind in SINGLE for _ in range(5)]
@@ -97,7 +97,7 @@ def test_a_planted_row_differs_from_its_original_in_its_faulty_column_alone(
         assert {name for name in raw.columns if row[name] != original[name]} == {SINGLE[kind].column}
 
 
-def test_planting_is_deterministic_and_spares_flights_that_did_not_take_place(
+def test_planting_is_deterministic_and_skips_cancelled_flights(
     raw: pl.DataFrame, planted: Planted
 ) -> None:
     again, other = (plant_columns(raw, {("AA", "EWR", "BOS")}, seed, 5) for seed in (3, 4))
@@ -117,7 +117,7 @@ def named(*columns: str) -> list[Contribution]:
     return [Contribution(column, 9.0 - index, "", "") for index, column in enumerate(columns)]
 
 
-def test_a_rank_is_that_of_the_first_guilty_column_and_skipping_latent_moves_it_up() -> None:
+def test_the_rank_is_that_of_the_first_guilty_column() -> None:
     parts = named("latent", "dest", "arr_delay", "arr_time")
     assert rank(parts, {"dest"}) == 2
     assert rank(parts, ARRIVAL) == 3
@@ -126,7 +126,7 @@ def test_a_rank_is_that_of_the_first_guilty_column_and_skipping_latent_moves_it_
     assert rank([], {"carrier"}) is None
 
 
-def test_shares_and_what_was_named_instead_are_counted_over_all_kinds_and_by_kind() -> None:
+def test_shares_are_counted_over_all_kinds_and_by_kind() -> None:
     far, late = "distance in kilometres", "arrival time lost"
     guilty = {far: {"distance"}, late: ARRIVAL, "air time lost": {"air_time"}}
     answers = [
@@ -150,7 +150,7 @@ def test_shares_and_what_was_named_instead_are_counted_over_all_kinds_and_by_kin
     assert "| distance in kilometres       |        latent 1 |" in table
 
 
-def test_a_box_is_as_large_as_what_differs_and_maps_are_held_against_it() -> None:
+def test_maps_are_compared_with_the_box_of_the_defect() -> None:
     clean = np.full((3, 6, 6), 100, np.uint8)
     planted = clean.copy()
     planted[0, 1, 2] = planted[0, 3, 3] = 0

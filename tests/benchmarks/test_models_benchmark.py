@@ -40,7 +40,7 @@ def material() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
-def test_planting_is_deterministic_and_stays_within_a_spot(kind: str, clean: np.ndarray, material: np.ndarray) -> None:
+def test_planting_is_deterministic_and_local(kind: str, clean: np.ndarray, material: np.ndarray) -> None:
     previous = clean.copy()
     planted = plant(clean, kind, material, seed=3)
     np.testing.assert_array_equal(planted, plant(clean, kind, material, seed=3))
@@ -52,7 +52,7 @@ def test_planting_is_deterministic_and_stays_within_a_spot(kind: str, clean: np.
         assert np.ptp(columns) < DEFECT_SIZE
 
 
-def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
+def test_a_planted_square_has_mean_and_std_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
     # Of a patch of two values a square replaces a part, so what it is matched with is what was there before.
     dull = np.full((20, 32, 32), 120, np.uint8)
     dull[:, ::2] = 136
@@ -66,7 +66,7 @@ def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray,
         assert square.std() == pytest.approx(8, abs=0.3)
 
 
-def test_a_scratch_deviates_by_two_deviations_and_a_dead_block_is_the_mean(clean: np.ndarray) -> None:
+def test_a_scratch_is_two_stds_off_and_a_dead_block_the_mean(clean: np.ndarray) -> None:
     for patch, original in zip(plant(clean, "scratch", None, 0), clean, strict=True):
         change = patch.astype(float) - original
         assert (change != 0).sum() <= DEFECT_SIZE
@@ -79,7 +79,7 @@ def test_a_scratch_deviates_by_two_deviations_and_a_dead_block_is_the_mean(clean
         assert (windows == mean).all((2, 3)).any()
 
 
-def test_training_and_test_rows_share_no_pixel_nor_do_the_rows_for_tuning_and_the_test() -> None:
+def test_training_tuning_and_test_rows_share_no_pixel() -> None:
     def rows(region: slice) -> set[int]:
         return set(range(*region.indices(512)))
 
@@ -88,7 +88,7 @@ def test_training_and_test_rows_share_no_pixel_nor_do_the_rows_for_tuning_and_th
     assert rows(LEARNING) | rows(TUNING) == rows(TRAINING)
 
 
-def test_patches_of_two_tiles_share_no_pixel_and_those_of_a_setting_lie_in_its_rows() -> None:
+def test_patches_of_two_tiles_share_no_pixel() -> None:
     numbered = np.arange(128 * 192).reshape(128, 192)
     patches, tiles = cut_tiles(numbered, 16)
     seen = {name: set(patches[np.array(tiles) == name].ravel().tolist()) for name in set(tiles)}
@@ -100,12 +100,12 @@ def test_patches_of_two_tiles_share_no_pixel_and_those_of_a_setting_lie_in_its_r
     np.testing.assert_array_equal(setting.clean, lower)
 
 
-def test_images_come_back_from_a_frame() -> None:
+def test_a_frame_returns_its_images() -> None:
     images = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
     np.testing.assert_array_equal(images_of(image_frame(images), "float32", (4, 5)), images)
 
 
-def test_psnr_of_a_known_error_and_overlapping_patches_add_up() -> None:
+def test_psnr_and_overlapping_patches_are_exact() -> None:
     clean = np.full((64, 64), 0.5, np.float32)
     assert denoising.psnr(clean + 0.1, clean) == pytest.approx(20, abs=1e-4)
 
@@ -128,7 +128,7 @@ def test_rows_have_each_value_and_the_mean_over_seeds() -> None:
     assert "| m     | 0.700 ± 0.200 |" in to_tables(measures)
 
 
-def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_run_fits_our_method_on_each_kind_of_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def textures(seeds: list[int]) -> Iterator[Measure]:
         setting = defects.prepare(seeds[0], stride=32)
         few = {task: patches[:20] for task, patches in setting.anomalous.items()}
@@ -165,7 +165,7 @@ def test_a_denoising_network_of_one_epoch_removes_noise() -> None:
     assert gained > 3
 
 
-def test_the_shuttle_is_learnt_without_its_label() -> None:
+def test_the_shuttle_model_does_not_see_the_label() -> None:
     config, columns, features = shuttle.prepare()
     assert not config.training.only_normal
     assert [column.name for column in columns] == [f"f{number}" for number in range(1, 10)]

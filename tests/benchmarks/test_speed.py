@@ -11,7 +11,7 @@ from ae_pipeline.storage.paths import DatasetPaths
 from benchmarks import figures, generated, speed
 
 
-def test_medians_leave_the_first_round_out_and_give_everybody_a_turn_in_each() -> None:
+def test_medians_alternate_methods_and_skip_the_first_round() -> None:
     order: list[str] = []
     values = {"a": iter([100.0, 1.0, 3.0, 2.0]), "b": iter([7.0, 9.0, 8.0, 10.0])}
 
@@ -23,7 +23,7 @@ def test_medians_leave_the_first_round_out_and_give_everybody_a_turn_in_each() -
     assert order == ["a", "b"] * 4
 
 
-def test_a_table_has_a_line_for_each_method_and_a_column_for_each_metric() -> None:
+def test_a_table_has_methods_as_lines_and_metrics_as_columns() -> None:
     found = [
         figures.Measured("t", "ours", "rows/s", 123456.0, 10, 2),
         figures.Measured("t", "ours", "× (a)", 1.5, 10, 2),
@@ -42,7 +42,7 @@ def paths(tmp_path) -> DatasetPaths:
     return DatasetPaths(tmp_path, generated.DATASET)
 
 
-def test_a_day_of_generated_features_is_the_same_each_time_and_lies_on_its_day(paths) -> None:
+def test_a_generated_day_is_reproducible(paths) -> None:
     assert generated.write_day(paths, 3, 5, rows=200) == "2024-01-04"
     previous = read_facts(paths.features("2024-01-04"))
     generated.write_day(paths, 3, 5, rows=200)
@@ -54,7 +54,7 @@ def test_a_day_of_generated_features_is_the_same_each_time_and_lies_on_its_day(p
     assert [name for name in rows.columns if name.startswith("c")] == [f"c{index:03d}" for index in range(5)]
 
 
-def test_generated_numbers_are_explained_by_few() -> None:
+def test_few_components_explain_generated_numbers() -> None:
     values = generated.numbers(2000, 32, seed=0)
     spectrum = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2
     assert spectrum[: 3 * generated.HIDDEN].sum() / spectrum.sum() > 0.85

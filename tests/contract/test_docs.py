@@ -83,7 +83,7 @@ class TestAssets:
             '<link rel="stylesheet" href="https://fonts.example/css">',
         ],
     )
-    def test_a_page_that_loads_something_from_a_network_is_an_error(self, hooks, tag):
+    def test_a_page_that_loads_a_remote_file_is_an_error(self, hooks, tag):
         with pytest.raises(PluginError, match=r"page\.md loads .*example"):
             hooks.on_post_page(f"<p>{tag}</p>", self.PAGE, MkDocsConfig())
 

@@ -43,7 +43,7 @@ $ this is told to nobody
 ```
 """
 
-    def test_sentences_are_counted_without_code_blocks_tables_and_heads(self):
+    def test_code_blocks_tables_and_headings_are_not_sentences(self):
         sentences = [sentence for block in prose.blocks_of(self.PAGE) for sentence in block.sentences]
         assert [len(prose.words_of(sentence)) for sentence in sentences] == [3, 10, 5]
         assert prose.mean_length(sentences) == pytest.approx(6)
@@ -71,7 +71,7 @@ $ this is told to nobody
         sentences = ["The file is read.", "It was not yet written.", "A sensor reads it.", "It is often retried."]
         assert prose.passive_share(sentences) == pytest.approx(0.75)
 
-    def test_comments_and_texts_of_a_python_file_are_looked_at_and_its_names_are_not(self, tmp_path):
+    def test_names_in_a_python_file_are_not_checked(self, tmp_path):
         file = tmp_path / "module.py"
         file.write_text('"""Fit\n\nanew."""\n\nanew = 1  # whoever\nraise ValueError(f"{anew} mend it")\n')
         assert prose.problems_of(file) == [

@@ -55,7 +55,7 @@ def first(root: Path) -> str:
     return done.stdout
 
 
-def test_a_setting_that_names_nothing_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_architecture_is_a_short_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise RuntimeError("Dagster's component tree") from ConfigError("architecture='convv' is none of dense, conv")
 
@@ -64,12 +64,12 @@ def test_a_setting_that_names_nothing_is_told_in_a_line(monkeypatch: pytest.Monk
         Project.load()
 
 
-def test_nothing_has_served_before_the_first_run(root: Path) -> None:
+def test_the_history_is_empty_before_the_first_run(root: Path) -> None:
     done = _run(root, "history", "flights")
     assert done.stdout == "No version of 'flights' has served so far; `ae-pipeline run flights` trains one.\n"
 
 
-def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, first: str) -> None:
+def test_the_first_run_ends_with_a_summary(root: Path, first: str) -> None:
     assert f"{DAYS * ROWS:,} in {DAYS} files" in first
     assert "in quarantine    0 (every row keeps the contract)" in first
     assert re.search(r"model            flights version 1, MLflow run [0-9a-f]{32}", first)
@@ -81,7 +81,7 @@ def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, fir
     assert "epoch 1 of 6" in first
 
 
-def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
+def test_a_second_run_does_no_work(root: Path, first: str) -> None:
     previous = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,7 +90,7 @@ def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == previous
 
 
-def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) -> None:
+def test_a_third_run_works_only_on_a_late_file(root: Path, first: str) -> None:
     landing = root / "data" / "landing" / "flights"
     source = landing / "flights_2013-01-05.csv"
     lines = source.read_text().splitlines(keepends=True)
@@ -105,7 +105,7 @@ def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) ->
     assert pl.read_parquet(table.file_uris()).height == DAYS * ROWS + 1
 
 
-def test_a_file_with_other_columns_is_told_of_and_holds_up_no_other(root: Path, first: str) -> None:
+def test_a_file_with_other_columns_blocks_no_other_file(root: Path, first: str) -> None:
     landing = root / "data" / "landing" / "flights"
     lines = (landing / "flights_2013-01-09.csv").read_text().splitlines(keepends=True)
     cells = lines[1].split(",")
@@ -122,7 +122,7 @@ def test_a_file_with_other_columns_is_told_of_and_holds_up_no_other(root: Path, 
     assert [alert.event for alert in alerts_of(DatasetPaths(root / "data", "flights"))] == ["contract_broken"]
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts(root: Path) -> None:
+def test_a_port_in_use_is_an_error_before_any_server_starts(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = _run(root, "ui", "--port", str(port))
@@ -150,11 +150,11 @@ def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
         (["2024-01-01", "2024-01-03"], [("2024-01-01", "2024-01-01"), ("2024-01-03", "2024-01-03")]),
     ],
 )
-def test_neighbouring_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
+def test_consecutive_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
     assert list(contiguous(days)) == ranges
 
 
-def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(root: Path, first: str) -> None:
+def test_a_rollback_moves_model_table_reports_and_history(root: Path, first: str) -> None:
     settings = {**os.environ, "AE_PIPELINE_DATA": str(root / "data"), "AE_PIPELINE_MLRUNS": str(root / "mlruns")}
     train = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "ae_pipeline.definitions", "--select"]
     settings["DAGSTER_HOME"] = str(root / "dagster_home")
@@ -184,7 +184,7 @@ def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(ro
     assert len(told) == 3
 
 
-def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str) -> None:
+def test_a_rollback_to_an_unknown_version_is_refused(root: Path, first: str) -> None:
     done = _run(root, "rollback", "flights", "77", "--why", "a slip")
     assert done.returncode == 1
     assert "'flights' has no version 77 that can serve; choose among 1" in done.stderr

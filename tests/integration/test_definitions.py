@@ -25,7 +25,7 @@ def location() -> dg.Definitions:
     return defs()
 
 
-def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(location: dg.Definitions) -> None:
+def test_the_code_location_defines_the_expected_objects(location: dg.Definitions) -> None:
     graph = location.resolve_asset_graph()
     found = {
         node.key.to_user_string(): (
@@ -79,12 +79,12 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
     assert crons == {"flights": "0 3 * * 1", "textures": "0 4 * * 1", "shuttle": "0 5 * * 1"}
 
 
-def test_flights_have_a_partition_for_each_of_their_366_days(location: dg.Definitions) -> None:
+def test_flights_have_366_daily_partitions(location: dg.Definitions) -> None:
     keys = location.resolve_asset_graph().get(dg.AssetKey(["flights", "raw_data"])).partitions_def.get_partition_keys()
     assert (len(keys), keys[0], keys[-1]) == (366, "2013-01-01", "2014-01-01")
 
 
-def test_every_asset_has_group_owner_kinds_description_pool_and_code_version(location: dg.Definitions) -> None:
+def test_every_asset_has_complete_metadata(location: dg.Definitions) -> None:
     for asset in location.assets or []:
         assert isinstance(asset, dg.AssetsDefinition)
         (spec,) = asset.specs
@@ -103,7 +103,7 @@ def test_the_latent_table_goes_stale_after_fresh_hours(location: dg.Definitions)
     assert policy == dg.FreshnessPolicy.time_window(fail_window=dt.timedelta(hours=48))
 
 
-def test_loading_the_definitions_imports_neither_torch_nor_mlflow() -> None:
+def test_loading_the_definitions_imports_no_heavy_library() -> None:
     code = (
         "import sys; from ae_pipeline.definitions import defs; defs();"
         "print([name for name in ('torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas') if name in sys.modules])"
@@ -135,7 +135,7 @@ def test_dg_list_defs_shows_the_six_assets_of_each_dataset(tmp_path: Path) -> No
         assert all(f"{name}/{stage}" in done.stdout for name in IS_DAILY)
 
 
-def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
+def test_workspace_and_pyproject_name_one_code_location() -> None:
     import tomllib
 
     import yaml
@@ -147,6 +147,6 @@ def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
     assert entry["python_module"]["module_name"] == f"{project['root_module']}.definitions"
 
 
-def test_make_lands_and_cleans_the_demo_datasets_that_there_are() -> None:
+def test_the_makefile_names_every_demo_dataset() -> None:
     (line,) = [line for line in (PROJECT_ROOT / "Makefile").read_text().splitlines() if line.startswith("DEMOS := ")]
     assert line.split()[2:] == list(DEMOS) == list(IS_DAILY)

@@ -51,7 +51,7 @@ def running_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield shop
 
 
-def test_a_second_dataset_is_a_second_yaml_and_no_code(running_shop: Shop) -> None:
+def test_a_dataset_needs_only_a_yaml_file(running_shop: Shop) -> None:
     table = DeltaTable(running_shop.root / "data" / "latents" / "orders")
     rows = pl.read_parquet(table.file_uris())
     assert rows.height == len(DAYS) * ROWS
@@ -60,7 +60,7 @@ def test_a_second_dataset_is_a_second_yaml_and_no_code(running_shop: Shop) -> No
     assert (running_shop.root / "data" / "reports" / "orders" / "report.html").read_text().count("orders") > 0
 
 
-def test_every_partition_of_a_range_run_is_materialized_with_its_own_facts(running_shop: Shop) -> None:
+def test_each_partition_of_a_range_has_its_own_metadata(running_shop: Shop) -> None:
     for stage in ("raw_data", "features", "latent_features", "anomaly_report"):
         done = running_shop.instance.get_materialized_partitions(dg.AssetKey(["orders", stage]))
         assert done == set(DAYS)
@@ -97,7 +97,7 @@ def test_materializations_show_plots_rows_and_links(running_shop: Shop) -> None:
     assert [line[2] for line in shown] == [f"{score:.1f}" for score in ranked["score"]]
 
 
-def test_the_run_of_a_training_carries_its_plots_card_and_a_link_back(running_shop: Shop) -> None:
+def test_the_mlflow_run_has_plots_card_and_link(running_shop: Shop) -> None:
     tracker = running_shop.workspace.tracker()
     version = tracker.version("orders", CHAMPION)
     assert version
@@ -110,7 +110,7 @@ def test_the_run_of_a_training_carries_its_plots_card_and_a_link_back(running_sh
     assert used.dataset.name == "orders"
 
 
-def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
+def test_every_check_passes_with_a_number_in_its_message(running_shop: Shop) -> None:
     graph = running_shop.defs.resolve_asset_graph()
     latest = running_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
         list(graph.asset_check_keys)
@@ -122,18 +122,18 @@ def test_every_check_passed_and_names_what_it_found(running_shop: Shop) -> None:
         assert any(character.isdigit() for character in record.evaluation.description or "")
 
 
-def test_champion_bears_the_model_version_as_its_data_version(running_shop: Shop) -> None:
+def test_the_data_version_of_champion_is_the_model_version(running_shop: Shop) -> None:
     event = running_shop.instance.get_latest_materialization_event(dg.AssetKey(["orders", "champion"]))
     assert event is not None
     assert event.asset_materialization is not None
     assert (event.asset_materialization.tags or {})["dagster/data_version"] == "1"
 
 
-def test_the_schedule_trains_once_and_then_skips_with_a_reason(running_shop: Shop) -> None:
+def test_the_schedule_skips_when_nothing_is_new(running_shop: Shop) -> None:
     assert running_shop.schedule_says() == "nothing new: all 24 days are as the last training found them"
 
 
-def test_the_schedule_skips_while_there_are_no_features(shop: Shop) -> None:
+def test_the_schedule_skips_without_features(shop: Shop) -> None:
     assert "there are no features yet" in shop.schedule_says()
 
 
@@ -143,7 +143,7 @@ def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
     assert shop.schedule_says() == f"a training is active: run {run.run_id}"
 
 
-def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(served: Shop) -> None:
+def test_a_corrected_day_replaces_one_file_of_the_table(served: Shop) -> None:
     table = served.root / "data" / "latents" / "orders"
     previous = set(DeltaTable(table).file_uris())
     served.land(DAYS[3], orders_csv(DAYS[3], rows=ROWS - 1))
@@ -160,7 +160,7 @@ def test_a_corrected_day_is_one_new_file_of_the_table_and_too_little_to_retrain(
     assert served.schedule_says() == "77 rows on 2 new or changed days since the last training"
 
 
-def test_the_check_of_the_calibration_looks_at_all_newer_days_whichever_day_is_published(shop: Shop) -> None:
+def test_calibration_holds_checks_all_newer_days(shop: Shop) -> None:
     for day in DAYS[:-2]:
         shop.land(day)
     assert shop.run("ingest", DAYS[0], DAYS[-3]).success
@@ -175,7 +175,7 @@ def test_the_check_of_the_calibration_looks_at_all_newer_days_whichever_day_is_p
         assert (found.description or "").startswith(f"{4 * ROWS} rows after the calibration days")
 
 
-def test_materializing_again_with_nothing_new_changes_no_file(served: Shop) -> None:
+def test_a_run_with_nothing_new_changes_no_file(served: Shop) -> None:
     files = {path: path.stat().st_mtime_ns for path in (served.root / "data").rglob("*.parquet")}
     version = DeltaTable(served.root / "data" / "latents" / "orders").version()
     assert served.run("day", DAYS[0], DAYS[-1]).success
@@ -185,7 +185,7 @@ def test_materializing_again_with_nothing_new_changes_no_file(served: Shop) -> N
     assert DeltaTable(served.root / "data" / "latents" / "orders").version() == version
 
 
-def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_in_place(served: Shop) -> None:
+def test_changed_columns_fail_the_run_with_a_remedy(served: Shop) -> None:
     served.land(DAYS[5], orders_csv(DAYS[5]).replace("price", "amount", 1))
     result = served.run("ingest", DAYS[5])
     assert not result.success
@@ -198,7 +198,7 @@ def test_changed_columns_fail_the_run_once_with_the_remedy_and_leave_other_days_
     assert pl.read_parquet(served.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
 
 
-def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
+def test_a_missing_champion_fails_with_a_remedy(shop: Shop) -> None:
     shop.land(DAYS[0])
     assert shop.run("ingest", DAYS[0]).success
     result = shop.run("publish", DAYS[0])
@@ -207,7 +207,7 @@ def test_a_missing_champion_is_told_with_what_to_do(shop: Shop) -> None:
     assert description == "'orders' has no champion; materialize autoencoder and champion first"
 
 
-def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
+def test_a_rejected_challenger_leaves_the_champion(
     served: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ae_pipeline.gate.rules import GateResult
@@ -224,7 +224,7 @@ def test_a_rejected_challenger_leaves_the_champion_and_everything_after_it(
     assert "challenger 2 rejected: loss_fell: validation loss 2.000" in str(champion["decision"])
 
 
-def test_a_yaml_with_an_unknown_key_is_told_where_it_stands() -> None:
+def test_an_unknown_key_is_reported_with_its_file() -> None:
     attributes = {**ATTRIBUTES, "identiy": ["order_id"]}
     with create_defs_folder_sandbox() as sandbox:
         sandbox.scaffold_component(
@@ -258,7 +258,7 @@ def test_the_scaffolded_yaml_is_complete_commented_and_valid() -> None:
     assert "web_orders/latent_features" in keys
 
 
-def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are() -> None:
+def test_commented_settings_of_the_scaffold_exist() -> None:
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path="web_orders")
         text = (folder / "defs.yaml").read_text()
@@ -283,20 +283,20 @@ def test_what_the_scaffolded_yaml_offers_in_comments_are_settings_that_there_are
     assert PipelineConfig.model_validate(given).images.patch == 32
 
 
-def test_edited_settings_make_a_training_due(running_shop: Shop) -> None:
+def test_changed_settings_make_a_training_due(running_shop: Shop) -> None:
     config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
     plan = plan_training(running_shop.workspace.dataset(config), running_shop.workspace.tracker())
     (work,) = plan.work
     assert work.reason == "the settings of model, training, alert budget, or columns changed since the last training"
 
 
-def test_how_many_rows_a_report_lists_is_no_reason_to_train() -> None:
+def test_report_rows_is_no_reason_to_train() -> None:
     config = PipelineConfig.model_validate(ATTRIBUTES)
     longer = config.model_copy(update={"alerts": config.alerts.model_copy(update={"report_rows": 7})})
     assert settings_hash(longer) == settings_hash(config)
 
 
-def test_a_defect_of_the_code_is_not_taken_for_a_mistake_in_a_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_not_reported_as_an_error_in_a_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     import ae_pipeline.definitions
 
     def broken() -> None:
@@ -307,7 +307,7 @@ def test_a_defect_of_the_code_is_not_taken_for_a_mistake_in_a_yaml(monkeypatch: 
         Project.load()
 
 
-def test_a_dataset_without_event_time_goes_through_the_chain_without_partitions(tmp_path: Path) -> None:
+def test_a_dataset_without_event_time_has_no_partitions(tmp_path: Path) -> None:
     daily = ("event_time", "start", "end", "training")
     attributes = {key: value for key, value in ATTRIBUTES.items() if key not in daily}
     attributes["training"] = {"epochs": 2, "batch_size": 128}
@@ -362,7 +362,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         yield Told(shop, PipelineConfig.model_validate(attributes), out.getvalue(), err.getvalue())
 
 
-def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_without_event_time_count_rows(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = len(DAYS) * (ROWS + FRAUDS)
     assert f"raw_data         {rows:,} rows, written now; 0 rows in quarantine" in told.out
     assert f"features         {rows:,} rows, written now\n" in told.out
@@ -384,7 +384,7 @@ def test_a_dataset_without_event_time_is_spoken_of_in_rows(told: Told, monkeypat
     )
 
 
-def test_a_training_prints_its_first_and_last_epoch_and_what_mlflow_registers_once(told: Told) -> None:
+def test_a_training_prints_its_first_and_last_epoch(told: Told) -> None:
     epochs = [int(number) for number in re.findall(r"epoch (\d+) of 20: loss", told.out)]
     done = told.shop.metadata("autoencoder")["epochs"]
     assert (epochs[0], epochs[-1]) == (1, done)
@@ -399,7 +399,7 @@ def test_a_training_prints_its_first_and_last_epoch_and_what_mlflow_registers_on
     assert "Created version" not in told.out + told.err
 
 
-def test_columns_that_are_left_out_for_one_reason_are_named_together() -> None:
+def test_left_out_columns_are_grouped_by_reason() -> None:
     left_out = {"a": "one value alone", "b": "too many categories", "c": "one value alone"}
     assert by_reason(left_out) == {"one value alone": ["a", "c"], "too many categories": ["b"]}
 
@@ -447,7 +447,7 @@ class Clock:
         return self.now
 
 
-def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:
+def test_the_command_line_prints_why_a_run_failed(shop: Shop) -> None:
     config = PipelineConfig.model_validate(ATTRIBUTES)
     shop.land(DAYS[0])
     assert shop.run("ingest", DAYS[0]).success
@@ -455,7 +455,7 @@ def test_the_command_line_tells_why_a_run_failed(shop: Shop) -> None:
         project_of(shop).run_job(shop.workspace.dataset(config), "publish", (DAYS[0], DAYS[0]))
 
 
-def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_works_after_a_failed_training(served: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     from ae_pipeline.lifecycle import train as model_steps
 
     def fail(*_: object) -> None:
@@ -470,7 +470,7 @@ def test_the_summary_stands_after_a_training_that_failed(served: Shop, monkeypat
     assert "checks           all passed" in text
 
 
-def test_a_mistake_in_a_yaml_is_told_in_a_line() -> None:
+def test_an_error_in_a_yaml_is_one_line() -> None:
     error = RuntimeError("outer")
     error.__cause__ = ValueError("attributes.trainning at defs.yaml:26\n  Extra inputs are not permitted")
     told = yaml_error(error)

@@ -70,7 +70,7 @@ def spaces(shop: Shop) -> set[str]:
 
 
 class TestLanding:
-    def test_a_landed_file_is_read_and_its_days_alone_are_ingested(self, shop):
+    def test_only_days_of_landed_files_are_ingested(self, shop):
         assert shop.asks(landing_requests) == "nothing has landed so far"
         for day in (*DAYS[:3], DAYS[5]):
             os.utime(shop.land(day))
@@ -86,7 +86,7 @@ class TestLanding:
         features = shop.instance.get_materialized_partitions(dg.AssetKey(["orders", "features"]))
         assert features == {*DAYS[:3], DAYS[5]}
 
-    def test_late_data_for_an_old_day_rebuilds_that_day_alone(self, serving):
+    def test_late_data_rebuilds_only_the_affected_day(self, serving):
         previous = published_days(serving.paths)
         serving.land("late", orders_csv(DAYS[4], 3, first_id=7))
         assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[4]}"]
@@ -95,7 +95,7 @@ class TestLanding:
         assert [day for day in after if after[day].identity != previous[day].identity] == [DAYS[4]]
         assert read_facts(serving.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
 
-    def test_a_file_that_cannot_be_used_is_tried_again_after_a_pause_that_grows(self, serving, monkeypatch):
+    def test_a_bad_file_is_retried_with_growing_delays(self, serving, monkeypatch):
         serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
         (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
         job = serving.defs.resolve_job_def("orders_intake")
@@ -117,7 +117,7 @@ class TestLanding:
         serving.land("broken", orders_csv(DAYS[-1]))  # mended: there is nothing to wait for
         assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
 
-    def test_however_often_it_was_tried_it_is_tried_again(self, serving, monkeypatch):
+    def test_there_is_no_limit_on_retries(self, serving, monkeypatch):
         serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
         job, keys, now = serving.defs.resolve_job_def("orders_intake"), [], time.time()
         for attempt in range(25):
@@ -127,7 +127,7 @@ class TestLanding:
             serving.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.FAILURE)
         assert len(set(keys)) == 25
 
-    def test_a_landing_place_that_was_swept_after_its_files_were_read_holds_up_nothing(self, serving):
+    def test_a_removed_landing_folder_blocks_no_work(self, serving):
         path = serving.land(DAYS[-1])
         (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
         job = serving.defs.resolve_job_def("orders_intake")
@@ -136,7 +136,7 @@ class TestLanding:
         assert serving.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
         assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
 
-    def test_nothing_is_asked_for_while_a_run_is_under_way(self, serving):
+    def test_nothing_is_requested_while_a_run_is_active(self, serving):
         serving.land(DAYS[-1])
         run = serving.instance.create_run_for_job(
             serving.defs.resolve_job_def("orders_train"),
@@ -147,7 +147,7 @@ class TestLanding:
         assert serving.asks(landing_requests) == serving.asks(rebuild_requests) == message
         assert serving.schedule_says() == f"a training is active: run {run.run_id}"
 
-    def test_a_run_whose_process_has_died_is_ended_and_no_longer_in_the_way(self, serving, monkeypatch):
+    def test_a_dead_run_is_ended_and_blocks_no_work(self, serving, monkeypatch):
         job = serving.defs.resolve_job_def("orders_train")
         run = serving.instance.create_run_for_job(job, tags={DATASET_TAG: "orders"}, status=dg.DagsterRunStatus.STARTED)
         now = time.time()
@@ -159,12 +159,12 @@ class TestLanding:
 
 
 class TestRebuild:
-    def test_without_a_model_there_is_nothing_to_rebuild(self, shop):
+    def test_nothing_is_rebuilt_without_a_model(self, shop):
         shop.land(DAYS[0])
         assert shop.run("ingest", DAYS[0]).success
         assert shop.asks(rebuild_requests) == "no version serves so far"
 
-    def test_after_a_promotion_exactly_the_latents_are_stale_and_one_run_rebuilds_them(self, serving):
+    def test_a_promotion_makes_exactly_the_latents_stale(self, serving):
         assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
         assert serving.run("train").success
         assert stale(serving, "latent_features") == list(DAYS[:-1])
@@ -176,7 +176,7 @@ class TestRebuild:
         assert len(spaces(serving)) == 1
         assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
 
-    def test_after_a_rejection_nothing_is_stale_and_nothing_is_rebuilt(self, serving, monkeypatch):
+    def test_after_a_rejection_nothing_is_rebuilt(self, serving, monkeypatch):
         from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
@@ -195,7 +195,7 @@ class TestRebuild:
         assert serving.run("train").success  # judged again, as version 3, and told of once
         assert [entry.version for entry in history(serving.paths)] == [1, 2, 3]
 
-    def test_a_rebuild_that_failed_is_asked_for_again(self, serving, monkeypatch):
+    def test_a_failed_rebuild_is_requested_again(self, serving, monkeypatch):
         from ae_pipeline.latents import publish
 
         assert serving.run("train").success
@@ -214,7 +214,7 @@ class TestRebuild:
         monkeypatch.setattr(runs.time, "time", lambda: now + 61)
         assert serving.asks(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
 
-    def test_a_promotion_between_the_scores_of_a_day_and_its_report_loses_neither(self, serving):
+    def test_a_promotion_before_the_report_loses_no_day(self, serving):
         serving.land(DAYS[-1])
         assert serving.run("ingest", DAYS[-1]).success
         assert serving.run_stage("latent_features", DAYS[-1]).success
@@ -223,7 +223,7 @@ class TestRebuild:
         assert days_to_publish(Dataset(serving.config, serving.paths), serving.workspace.tracker()) == []
         assert model_version_of(serving.paths) == 2
 
-    def test_a_report_that_was_cut_short_is_made_anew(self, serving, monkeypatch):
+    def test_an_interrupted_report_is_built_again(self, serving, monkeypatch):
         from ae_pipeline.reports import build
 
         def fail(*_: object) -> None:
@@ -239,7 +239,7 @@ class TestRebuild:
         assert summary["days"][-1] == {"day": DAYS[-1], "rows": ROWS, "flagged": summary["days"][-1]["flagged"]}
         assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
-    def test_a_training_that_was_cut_short_before_its_decision_is_decided(self, serving):
+    def test_an_interrupted_training_is_decided_later(self, serving):
         assert serving.run_stage("autoencoder").success
         assert serving.workspace.tracker().version("orders", CHAMPION).version == 1
         assert serving.obey(rebuild_requests) == [
@@ -251,7 +251,7 @@ class TestRebuild:
             (2, Change.PROMOTED),
         ]
 
-    def test_a_decision_that_fails_holds_up_no_day(self, serving, monkeypatch):
+    def test_a_failed_decision_blocks_no_day(self, serving, monkeypatch):
         from ae_pipeline.lifecycle import promote as decision
 
         def fail(*_: object) -> None:
@@ -269,7 +269,7 @@ class TestRebuild:
         assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert model_version_of(serving.paths) == 1
 
-    def test_days_apart_are_one_run_each(self, serving):
+    def test_each_contiguous_range_is_one_run(self, serving):
         for day in (DAYS[1], DAYS[2], DAYS[9]):
             serving.land(day, orders_csv(day, ROWS + 1))
         serving.obey(landing_requests)
@@ -277,7 +277,7 @@ class TestRebuild:
 
 
 class TestRollback:
-    def test_it_moves_alias_table_and_reports_and_takes_days_landed_since_along(self, twice):
+    def test_it_moves_the_alias_the_table_and_the_reports(self, twice):
         twice.land(DAYS[-1])
         assert twice.run("ingest", DAYS[-1]).success
         done = twice.roll_back(1, who="Ada", why="version 2 flags too much")
@@ -309,7 +309,7 @@ class TestRollback:
         assert twice.run("train").success
         assert twice.metadata("champion")["model_version"] == 3
 
-    def test_a_version_whose_space_was_collected_is_scored_anew(self, twice):
+    def test_a_version_without_latents_is_scored_again(self, twice):
         (old,) = {path.name for path in Path(twice.paths.latents).glob("v1_*")}
         shutil.rmtree(Path(twice.paths.latents) / old)
         assert twice.roll_back(1).success
@@ -317,7 +317,7 @@ class TestRollback:
         assert pl.read_parquet(DeltaTable(twice.paths.latents).file_uris()).height == (len(DAYS) - 1) * ROWS
         assert {"v1"} == {name.split("_")[0] for name in spaces(twice)}
 
-    def test_a_version_that_there_is_not_is_refused_with_those_that_there_are(self, twice):
+    def test_an_unknown_version_is_refused_with_the_known_ones(self, twice):
         message = "'orders' has no version 9 that can serve; choose among 1, 2"
         assert twice.why_failed(twice.roll_back(9)) == message
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
@@ -326,7 +326,7 @@ class TestRollback:
         assert twice.why_failed(twice.roll_back(1, why=" ")).startswith("a rollback needs a reason")
         assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
 
-    def test_a_rejected_version_serves_only_where_a_person_insists(self, serving, monkeypatch):
+    def test_a_rejected_version_needs_even_if_rejected(self, serving, monkeypatch):
         from ae_pipeline.gate.rules import GateResult
         from ae_pipeline.lifecycle import train as model_steps
 
@@ -337,7 +337,7 @@ class TestRollback:
         assert serving.roll_back(2, even_if_rejected=True).success
         assert model_version_of(serving.paths) == 2
 
-    def test_a_challenger_that_waits_for_its_decision_does_not_undo_it(self, twice):
+    def test_a_waiting_challenger_does_not_undo_it(self, twice):
         assert twice.run_stage("autoencoder").success
         assert twice.roll_back(1).success
         waiting = twice.workspace.tracker().version("orders", CHALLENGER)
@@ -345,7 +345,7 @@ class TestRollback:
         assert twice.run_stage("champion").success
         assert twice.metadata("champion")["model_version"] == 1
 
-    def test_where_the_commit_fails_the_days_are_rebuilt_under_the_version_that_serves(self, twice, monkeypatch):
+    def test_a_failed_commit_is_followed_by_a_rebuild(self, twice, monkeypatch):
         from ae_pipeline.latents import publish
 
         def fail(*_: object) -> None:
@@ -358,7 +358,7 @@ class TestRollback:
         assert twice.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
         assert model_version_of(twice.paths) == twice.workspace.tracker().version("orders", CHAMPION).version == 1
 
-    def test_where_scoring_fails_nothing_has_moved(self, twice, monkeypatch):
+    def test_failed_scoring_changes_nothing(self, twice, monkeypatch):
         from ae_pipeline.latents import publish
 
         twice.land(DAYS[-1])
@@ -372,7 +372,7 @@ class TestRollback:
         assert twice.workspace.tracker().version("orders", CHAMPION).version == model_version_of(twice.paths) == 2
         assert [entry.version for entry in history(twice.paths)] == [1, 2]
 
-    def test_one_that_was_cut_short_after_the_alias_moved_is_told_of_by_the_next(self, twice, monkeypatch):
+    def test_the_next_rollback_records_an_interrupted_one(self, twice, monkeypatch):
         from ae_pipeline.registry import history as journal
 
         def fail(*_: object) -> None:
@@ -390,7 +390,7 @@ class TestRollback:
         assert twice.roll_back(1).success  # it serves, and the history says so
         assert len(history(twice.paths)) == 3
 
-    def test_one_to_a_version_that_waits_for_its_decision_says_so(self, twice):
+    def test_a_rollback_to_the_challenger_decides_it(self, twice):
         assert twice.run_stage("autoencoder").success
         assert twice.roll_back(3).success
         chosen = twice.workspace.tracker().version("orders", CHAMPION)
@@ -398,7 +398,7 @@ class TestRollback:
 
 
 class TestHistory:
-    def test_half_a_line_that_a_power_cut_has_left_is_passed_over(self, tmp_path):
+    def test_an_incomplete_line_is_skipped(self, tmp_path):
         from ae_pipeline.storage.paths import DatasetPaths
 
         paths = DatasetPaths(tmp_path, "d")
@@ -411,7 +411,7 @@ class TestHistory:
         record(paths, second)
         assert history(paths) == [first, second]
 
-    def test_lines_are_only_ever_added(self, tmp_path):
+    def test_lines_are_only_appended(self, tmp_path):
         index = tmp_path / "folder" / "lines.jsonl"
         previous = b""
         for number in range(3):
@@ -420,7 +420,7 @@ class TestHistory:
             previous = index.read_bytes()
         assert [line["number"] for line in lines_of(index)] == [0, 1, 2]
 
-    def test_a_run_that_ended_after_the_alias_moved_is_told_of_by_the_next(self, serving, monkeypatch):
+    def test_the_next_run_records_an_interrupted_promotion(self, serving, monkeypatch):
         from ae_pipeline.lifecycle import promote as decision
 
         def fail(*_: object) -> None:
@@ -433,7 +433,7 @@ class TestHistory:
         assert serving.run_stage("champion").success
         assert [(entry.version, entry.previous) for entry in history(serving.paths)] == [(1, None), (2, 1)]
 
-    def test_so_it_is_where_another_was_trained_before(self, serving, monkeypatch):
+    def test_the_next_training_records_an_interrupted_promotion(self, serving, monkeypatch):
         from ae_pipeline.lifecycle import promote as decision
 
         def fail(*_: object) -> None:
@@ -445,7 +445,7 @@ class TestHistory:
         assert serving.run("train").success
         assert [(entry.version, entry.previous) for entry in history(serving.paths)] == [(1, None), (2, 1), (3, 2)]
 
-    def test_a_new_model_store_counts_from_1_again_and_is_told_of(self, serving):
+    def test_a_new_model_store_starts_again_at_version_1(self, serving):
         serving.workspace.tracker().client.delete_registered_model("orders")
         assert serving.schedule_says() == "no model was trained so far"
         assert serving.run("train").success
@@ -456,7 +456,7 @@ class TestHistory:
 class TestDays:
     """Days that calendars and clocks make odd."""
 
-    def test_days_are_utc_whatever_the_clocks_do(self, shop):
+    def test_days_are_days_in_utc(self, shop):
         # Offsets differ with the place and the season; what counts is the moment.
         rows = [
             (1, "2024-03-01T19:30:00-05:00"),  # the next day in UTC
@@ -473,13 +473,13 @@ class TestDays:
         }
         assert {zone for found in days.values() for zone in [found.schema["event_time"].time_zone]} == {"UTC"}
 
-    def test_every_day_has_24_hours_and_a_leap_day_is_one_of_them(self, shop):
+    def test_every_day_has_24_hours_also_a_leap_day(self, shop):
         partitions = shop.defs.resolve_asset_graph().get(dg.AssetKey(["orders", "raw_data"])).partitions_def
         spans = [partitions.time_window_for_partition_key(day) for day in partitions.get_partition_keys()]
         assert {span.end - span.start for span in spans} == {dt.timedelta(days=1)}
         assert "2024-02-29" in partitions.get_partition_keys()
 
-    def test_an_empty_day_and_a_day_of_one_row_go_through_the_loop(self, serving):
+    def test_an_empty_day_and_a_day_of_one_row_are_published(self, serving):
         only = orders_csv(DAYS[-1], 1)
         serving.land(DAYS[-1], only)
         serving.land("empty", only.splitlines()[0] + "\n")
@@ -495,7 +495,7 @@ class TestDays:
         assert f"no row has come for {DAYS[-1]}; on {DAYS[-2]} " in told
         assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
-    def test_a_window_with_too_few_rows_fails_once_with_the_remedy_and_leaves_the_champion(self, serving):
+    def test_too_few_rows_fail_the_training_with_a_remedy(self, serving):
         tracker = serving.workspace.tracker()
         for day in DAYS[-9:-2]:  # two rows a day are too few to calibrate a budget of one in a hundred
             serving.land(day, orders_csv(day, 2))
@@ -507,7 +507,7 @@ class TestDays:
         assert len(tracker.versions("orders")) == 1
         assert leftovers(Path(serving.workspace.data_folder)) == []
 
-    def test_no_lock_is_held_and_no_temporary_file_is_left(self, twice):
+    def test_no_lock_and_no_temporary_file_remain(self, twice):
         with twice.workspace.locked("orders"):
             pass
         assert leftovers(Path(twice.workspace.data_folder)) == []
