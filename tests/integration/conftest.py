@@ -5,18 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ae_pipeline.gate.rules import GateResult
 from ae_pipeline.orchestration.sensors import rebuild_requests
-from ae_pipeline.registry.names import CHAMPION
-from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, served_shop
-
-REJECTED = GateResult("loss_fell", False, 2.0, 1.0, "it rose")
-"""Result of a gate rule that rejects a version."""
-
-
-def reject_every_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a rule of the gate fail for each version that is trained from now on."""
-    monkeypatch.setattr("ae_pipeline.lifecycle.train.loss_fell", lambda _: REJECTED)
+from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, reject_every_version, served_shop
 
 
 @pytest.fixture
@@ -43,9 +33,7 @@ def train_again(shop: Shop) -> None:
     """Train a second version and publish every day under it."""
     assert shop.run("train").success
     assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
-    champion = shop.workspace.tracker().version("orders", CHAMPION)
-    assert champion is not None
-    assert champion.version == 2
+    assert shop.champion.version == 2
 
 
 @pytest.fixture

@@ -207,9 +207,7 @@ def test_a_missing_champion_fails_with_a_remedy(shop: Shop) -> None:
     assert description == "'orders' has no champion; materialize autoencoder and champion first"
 
 
-def test_a_rejected_challenger_leaves_the_champion(
-    served: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rejected_challenger_leaves_the_champion(served: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     from ae_pipeline.gate.rules import GateResult
     from ae_pipeline.lifecycle import train as model_steps
 

@@ -19,6 +19,7 @@ import pytest
 from dagster.components.testing import create_defs_folder_sandbox
 
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.gate.rules import GateResult
 from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.component import AutoencoderPipeline
@@ -27,6 +28,8 @@ from ae_pipeline.orchestration.jobs import rollback_run_config
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.schedules import training_request
 from ae_pipeline.orchestration.sensors import Look
+from ae_pipeline.registry.names import CHAMPION
+from ae_pipeline.registry.store import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -129,6 +132,27 @@ class Shop:
         """Paths of the dataset."""
         return self.workspace.paths("orders")
 
+    @property
+    def champion(self) -> TrackedVersion:
+        """The version that serves."""
+        champion = self.workspace.tracker().version("orders", CHAMPION)
+        assert champion is not None
+        return champion
+
+    def request(self, look: Look) -> dg.RunRequest:
+        """Return the only run that a sensor requests."""
+        answer = look(self.dataset, self.workspace, self.instance)
+        assert isinstance(answer, list)
+        (request,) = answer
+        return request
+
+    def run_request(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """Run what a sensor requested, as the daemon does."""
+        job = self.defs.resolve_job_def(str(request.job_name))
+        return job.execute_in_process(
+            run_config=LOGGERS, instance=self.instance, tags=dict(request.tags), raise_on_error=False
+        )
+
     def asks(self, look: Look) -> list[str] | str:
         """Return the job and the days of each run that a sensor requests, or why it requests none."""
         answer = look(self.dataset, self.workspace, self.instance)
@@ -141,11 +165,7 @@ class Shop:
         done = []
         while not isinstance(answer := look(self.dataset, self.workspace, self.instance), dg.SkipReason):
             for request in answer:
-                job = self.defs.resolve_job_def(str(request.job_name))
-                result = job.execute_in_process(
-                    run_config=LOGGERS, instance=self.instance, tags=dict(request.tags), raise_on_error=False
-                )
-                assert result.success
+                assert self.run_request(request).success
                 done.append(f"{request.job_name} {request.tags['ae_pipeline/reason']}")
         return done
 
@@ -257,6 +277,13 @@ LOGS = {"python_logs": {"managed_python_loggers": ["ae_pipeline"], "python_log_l
 """Settings with which Dagster captures the log messages of the package, as in .dagster/dagster.yaml."""
 
 STORE = Path("mlruns", "mlflow.db")
+"""File of the model store in a project."""
+
+
+def reject_every_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a rule of the gate fail for each version that is trained from now on."""
+    rejected = GateResult("loss_fell", False, 2.0, 1.0, "it rose")
+    monkeypatch.setattr("ae_pipeline.lifecycle.train.loss_fell", lambda _: rejected)
 
 
 def prepared_shop(
