@@ -163,6 +163,7 @@ def test_calibration_holds_checks_all_newer_days(shop: Shop) -> None:
 
 def test_a_run_with_nothing_new_changes_no_file(serving_shop: Shop) -> None:
     files = {path: path.stat().st_mtime_ns for path in (serving_shop.root / "data").rglob("*.parquet")}
+    assert len(files) >= 3 * len(PUBLISHED)  # raw data, features, and reports
     version = DeltaTable(serving_shop.root / "data" / "latents" / "orders").version()
     assert serving_shop.run("day", PUBLISHED[0], PUBLISHED[-1]).success
     again = {path: path.stat().st_mtime_ns for path in (serving_shop.root / "data").rglob("*.parquet")}
