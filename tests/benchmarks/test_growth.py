@@ -1,6 +1,7 @@
-"""The benchmark of growth: stages of a deployment in processes of their own, and the slope of their times."""
+"""The benchmark of growth: stages of a deployment, each in its own process, and the exponent of their times."""
 
 import math
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -26,9 +27,10 @@ def test_a_category_has_a_thousand_values_and_sets_a_mean() -> None:
     assert len([name for name in day.columns if name.startswith("c")]) == 8
 
 
-def test_every_stage_of_a_small_deployment_is_measured(tmp_path) -> None:
+def test_every_stage_of_a_small_deployment_is_measured(tmp_path: Path) -> None:
     data = growth.Data(lambda index: generated.day_rows(index, 4, 1500), 1500, 4, "1MiB")
     days = data.land(tmp_path, 3)
+    assert len(STAGES) > 0
     for stage in STAGES:
         measure = run_stage(tmp_path, data.attributes, stage, days)
         assert measure.seconds > 0

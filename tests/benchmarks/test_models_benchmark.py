@@ -1,4 +1,4 @@
-"""The benchmark of the models: what it plants, how it splits, and what it hands over."""
+"""The benchmark of the models: planted defects, splits, and the results file."""
 
 import json
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ pytest.importorskip("pyod")
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
+from ae_pipeline.features.split import LABEL
 from benchmarks import defects, denoising, digits, models, shuttle
 from benchmarks.frames import image_frame, images_of
 from benchmarks.measures import Measure, means, to_rows, to_tables
@@ -31,11 +32,13 @@ from benchmarks.textures import (
 
 @pytest.fixture(scope="module")
 def clean() -> np.ndarray:
+    """Test patches of a brick wall."""
     return cut(photograph("brick")[TEST], 32)
 
 
 @pytest.fixture(scope="module")
 def material() -> np.ndarray:
+    """A photograph of grass."""
     return photograph("grass")[TEST]
 
 
@@ -46,6 +49,7 @@ def test_planting_is_deterministic_and_local(kind: str, clean: np.ndarray, mater
     np.testing.assert_array_equal(planted, plant(clean, kind, material, seed=3))
     assert (planted != plant(clean, kind, material, seed=4)).any()
     np.testing.assert_array_equal(clean, previous)
+    assert len(planted) == len(clean) > 10
     for patch, original in zip(planted, clean, strict=True):
         rows, columns = np.nonzero(patch != original)
         assert np.ptp(rows) < DEFECT_SIZE
@@ -53,7 +57,7 @@ def test_planting_is_deterministic_and_local(kind: str, clean: np.ndarray, mater
 
 
 def test_a_planted_square_has_mean_and_std_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
-    # Of a patch of two values a square replaces a part, so what it is matched with is what was there before.
+    # The patch has two values. The square is matched with all of the original patch.
     dull = np.full((20, 32, 32), 120, np.uint8)
     dull[:, ::2] = 136
     planted = plant(dull, "grass square", material, seed=0)
@@ -62,7 +66,7 @@ def test_a_planted_square_has_mean_and_std_of_its_patch(clean: np.ndarray, mater
         top, left = (int(generator.integers(32 - DEFECT_SIZE + 1)) for _ in range(2))
         [generator.integers(size - DEFECT_SIZE + 1) for size in material.shape]
         square = patch[top : top + DEFECT_SIZE, left : left + DEFECT_SIZE]
-        assert square.mean() == pytest.approx(128, abs=0.5)  # rounded to whole grey values
+        assert square.mean() == pytest.approx(128, abs=0.5)  # rounded to whole gray levels
         assert square.std() == pytest.approx(8, abs=0.3)
 
 
@@ -134,15 +138,15 @@ def test_a_tiny_run_fits_our_method_on_each_kind_of_task(tmp_path: Path, monkeyp
         few = {task: patches[:20] for task, patches in setting.anomalous.items()}
         setting = replace(setting, clean=setting.clean[:20], anomalous=few)
         for form in defects.FORMS:
-            found = setting.auroc(defects.fit_ours(form, setting, seeds[0], epochs=1))
-            assert found.keys() == {"all defects", *DEFECTS, "whole grass", "whole gravel"}
-            yield Measure("textures", form, "AUROC", found["all defects"], seeds[0])
+            auroc = setting.auroc(defects.fit_ours(form, setting, seeds[0], epochs=1))
+            assert auroc.keys() == {"all defects", *DEFECTS, "whole grass", "whole gravel"}
+            yield Measure("textures", form, "AUROC", auroc["all defects"], seeds[0])
 
     def latents(seeds: list[int]) -> Iterator[Measure]:
         train, test = digits.split(seeds[0])
         for form in digits.FORMS:
-            found = digits.evaluate(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
-            yield Measure("digits", form, "probe accuracy", found["probe accuracy"], seeds[0])
+            figures = digits.evaluate(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
+            yield Measure("digits", form, "probe accuracy", figures["probe accuracy"], seeds[0])
 
     monkeypatch.setattr(defects, "MODEL", {**defects.MODEL, "channels": [4], "latent_dim": 8})
     monkeypatch.setattr(models, "TASKS", {"textures": textures, "digits": latents})
@@ -170,4 +174,4 @@ def test_the_shuttle_model_does_not_see_the_label() -> None:
     assert not config.training.only_normal
     assert [column.name for column in columns] == [f"f{number}" for number in range(1, 10)]
     assert features.height == 49_097
-    assert features[shuttle.LABEL].sum() == 3_511
+    assert features[LABEL].sum() == 3_511

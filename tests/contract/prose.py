@@ -110,7 +110,7 @@ def words_of(text: str) -> list[str]:
 
 def blocks_of(markdown: str) -> list[Block]:
     """Return the text blocks of a Markdown page, without code blocks, images and links' addresses."""
-    found, stack, line = [], [""], 0
+    blocks, stack, line = [], [""], 0
     for token in _MARKDOWN.parse(re.sub(r"^(!!!|\?\?\?).*$", "", markdown, flags=re.MULTILINE)):
         if token.nesting == 1:
             stack.append(token.type)
@@ -119,8 +119,8 @@ def blocks_of(markdown: str) -> list[Block]:
         if token.map:
             line = token.map[0] + 1
         if token.type == "inline":
-            found.append(Block(line, _plain(token).strip(), stack[-1] == "paragraph_open"))
-    return [block for block in found if block.text]
+            blocks.append(Block(line, _plain(token).strip(), stack[-1] == "paragraph_open"))
+    return [block for block in blocks if block.text]
 
 
 def _plain(inline: Token) -> str:
@@ -205,11 +205,11 @@ def problems_of(path: Path) -> list[str]:
 
 def main(paths: Sequence[str]) -> int:
     """Print the violations in files and folders; return 1 if there are any."""
-    wanted = {".md", ".py", ".j2", ".yaml"}
+    suffixes = {".md", ".py", ".j2", ".yaml"}
     files = [
         file
         for path in map(Path, paths)
-        for file in (sorted(f for f in path.rglob("*") if f.suffix in wanted) if path.is_dir() else [path])
+        for file in (sorted(f for f in path.rglob("*") if f.suffix in suffixes) if path.is_dir() else [path])
     ]
     problems = [f"{file}:{problem}" for file in files for problem in problems_of(file)]
     print("\n".join([*problems, f"{len(problems)} violations in {len(files)} files"]))  # noqa: T201

@@ -89,6 +89,7 @@ def test_the_first_run_ends_with_a_summary(root: Path, first_output: str) -> Non
 
 def test_a_second_run_does_no_work(root: Path, first_output: str) -> None:
     previous = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
+    assert len(previous) >= 3 * DAYS
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"nothing new: all {DAYS} days are the same as in the last training" in done.stdout

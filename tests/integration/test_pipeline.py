@@ -92,6 +92,7 @@ def test_the_mlflow_run_has_plots_card_and_link(complete_shop: Shop) -> None:
     assert artifacts >= {"loss.png", "scores.png", "latents.png", "calibration.png", "model_card.md", "window.json"}
     note = run.data.tags["mlflow.note.content"]
     assert f"(http://127.0.0.1:3000/runs/{run.data.tags['dagster_run_id']})" in note
+    assert run.inputs is not None
     (dataset_input,) = run.inputs.dataset_inputs
     assert dataset_input.dataset.name == "orders"
 
@@ -179,7 +180,7 @@ def test_changed_columns_fail_the_run_with_a_remedy(serving_shop: Shop) -> None:
     failures = [event for event in result.all_events if event.is_step_failure]
     assert len(failures) == 1
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
-    message = str(failures[0].step_failure_data.user_failure_data.description)
+    message = serving_shop.why_failed(result)
     for part in ("lacks 'price'", "has 'amount'", "optional: true"):
         assert part in message
     assert pl.read_parquet(serving_shop.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
@@ -189,9 +190,7 @@ def test_a_missing_champion_fails_with_a_remedy(shop: Shop) -> None:
     shop.land(DAYS[0])
     assert shop.run("ingest", DAYS[0]).success
     result = shop.run("publish", DAYS[0])
-    (failure,) = [event for event in result.all_events if event.is_step_failure]
-    description = failure.step_failure_data.user_failure_data.description
-    assert description == "'orders' has no champion; materialize autoencoder and champion first"
+    assert shop.why_failed(result) == "'orders' has no champion; materialize autoencoder and champion first"
 
 
 def test_a_rejected_challenger_leaves_the_champion(serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +217,8 @@ def test_an_unknown_key_is_reported_with_its_file() -> None:
         )
         with pytest.raises(Exception, match="orders") as caught, sandbox.build_all_defs():
             pass
-    text, error = "", caught.value
+    text = ""
+    error: BaseException | None = caught.value
     while error:
         text, error = text + str(error), error.__cause__ or error.__context__
     assert "defs.yaml" in text
@@ -263,7 +263,9 @@ def test_commented_settings_of_the_scaffold_exist() -> None:
     training = {**attributes["training"], "only_normal": True, "corruption": settings["corruption"]}
     identity = ["file", "top", "left"]
     changed = {**attributes, **images, "model": model, "training": training, "identity": identity}
-    assert PipelineConfig.model_validate(changed).images.patch == 32
+    config = PipelineConfig.model_validate(changed)
+    assert config.images is not None
+    assert config.images.patch == 32
 
 
 def test_changed_settings_make_a_training_due(complete_shop: Shop) -> None:

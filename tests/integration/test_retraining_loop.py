@@ -135,7 +135,8 @@ class TestLanding:
         with serving_shop.workspace.locked("orders"):  # the process is alive
             assert "is active" in serving_shop.asks(rebuild_requests)
         assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
-        assert serving_shop.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+        (ended,) = serving_shop.instance.get_runs(dg.RunsFilter(run_ids=[run.run_id]))
+        assert ended.status == dg.DagsterRunStatus.FAILURE
 
 
 class TestRebuild:
@@ -465,6 +466,7 @@ class TestDays:
 
     def test_every_day_has_24_hours_also_a_leap_day(self, shop: Shop) -> None:
         partitions = shop.defs.resolve_asset_graph().get(dg.AssetKey(["orders", "raw_data"])).partitions_def
+        assert isinstance(partitions, dg.DailyPartitionsDefinition)
         spans = [partitions.time_window_for_partition_key(day) for day in partitions.get_partition_keys()]
         assert {span.end - span.start for span in spans} == {dt.timedelta(days=1)}
         assert "2024-02-29" in partitions.get_partition_keys()
