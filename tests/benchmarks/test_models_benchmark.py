@@ -62,6 +62,7 @@ def test_a_planted_square_has_mean_and_std_of_its_patch(clean: np.ndarray, mater
     dull[:, ::2] = 136
     planted = plant(dull, "grass square", material, seed=0)
     generator = np.random.default_rng([0, DEFECTS.index("grass square")])
+    assert len(planted) == len(dull)
     for patch in planted:
         top, left = (int(generator.integers(32 - DEFECT_SIZE + 1)) for _ in range(2))
         [generator.integers(size - DEFECT_SIZE + 1) for size in material.shape]
@@ -71,6 +72,7 @@ def test_a_planted_square_has_mean_and_std_of_its_patch(clean: np.ndarray, mater
 
 
 def test_a_scratch_is_two_stds_off_and_a_dead_block_the_mean(clean: np.ndarray) -> None:
+    assert len(clean) > 10
     for patch, original in zip(plant(clean, "scratch", None, 0), clean, strict=True):
         change = patch.astype(float) - original
         assert (change != 0).sum() <= DEFECT_SIZE

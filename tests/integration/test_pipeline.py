@@ -290,19 +290,24 @@ def test_a_defect_is_not_reported_as_an_error_in_a_yaml(monkeypatch: pytest.Monk
         Project.load()
 
 
-def test_a_dataset_without_event_time_has_no_partitions(tmp_path: Path) -> None:
+@pytest.fixture
+def shop_without_event_time(tmp_path: Path) -> Iterator[Shop]:
+    """A project without data, whose dataset has no event time."""
     daily = ("event_time", "start", "end", "training")
     attributes = {key: value for key, value in ATTRIBUTES.items() if key not in daily}
-    attributes["training"] = {"epochs": 2, "batch_size": 128}
-    for shop in make_shop(tmp_path, attributes):
-        for day in DAYS:
-            shop.land(day)
-        assert shop.run("ingest").success
-        assert shop.run("train").success
-        assert shop.run("publish").success
-        rows = pl.read_parquet(DeltaTable(tmp_path / "data" / "latents" / "orders").file_uris())
-        assert rows.height == len(DAYS) * ROWS
-        assert rows["event_time"].null_count() == rows.height
+    yield from make_shop(tmp_path, {**attributes, "training": {"epochs": 2, "batch_size": 128}})
+
+
+def test_a_dataset_without_event_time_has_no_partitions(shop_without_event_time: Shop) -> None:
+    shop = shop_without_event_time
+    for day in DAYS:
+        shop.land(day)
+    assert shop.run("ingest").success
+    assert shop.run("train").success
+    assert shop.run("publish").success
+    rows = pl.read_parquet(DeltaTable(shop.paths.latents).file_uris())
+    assert rows.height == len(DAYS) * ROWS
+    assert rows["event_time"].null_count() == rows.height
 
 
 FRAUDS = 4

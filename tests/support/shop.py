@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from dagster.components.testing import create_defs_folder_sandbox
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.gate.rules import GateResult
+from ae_pipeline.gate.rules import GateResult, loss_fell
 from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.component import AutoencoderPipeline
@@ -32,6 +32,7 @@ from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.training.loop import TrainingResult
 
 FIRST = dt.date(2024, 2, 10)
 DAYS = [(FIRST + dt.timedelta(days=i)).isoformat() for i in range(24)]  # with a leap day
@@ -282,8 +283,11 @@ STORE = Path("mlruns", "mlflow.db")
 
 def reject_every_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a rule of the gate fail for each version that is trained from now on."""
-    rejected = GateResult("loss_fell", False, 2.0, 1.0, "it rose")
-    monkeypatch.setattr("ae_pipeline.lifecycle.train.loss_fell", lambda _: rejected)
+
+    def rejected(result: TrainingResult) -> GateResult:
+        return replace(loss_fell(result), passed=False, figure=2.0, message="it rose")
+
+    monkeypatch.setattr("ae_pipeline.lifecycle.train.loss_fell", rejected)
 
 
 def prepared_shop(
