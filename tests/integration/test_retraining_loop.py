@@ -361,12 +361,12 @@ class TestRollback:
     def test_the_next_rollback_records_an_interrupted_one(
         self, twice_trained_shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from ae_pipeline.registry import history as history_module
+        from ae_pipeline.lifecycle import promote
 
         def fail(*_: object) -> None:
             raise OSError("power failure")
 
-        monkeypatch.setattr(history_module, "record", fail)
+        monkeypatch.setattr(promote, "record", fail)
         assert not twice_trained_shop.roll_back(1, who="Ada").success
         monkeypatch.undo()
         assert twice_trained_shop.champion.version == 1
