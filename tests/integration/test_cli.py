@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from deltalake import DeltaTable
 
 from ae_pipeline.cli.demo import land_flights
@@ -18,6 +19,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.lifecycle.plan import contiguous
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.shop import LOGS
 
 DAYS = 73
 ROWS = 30
@@ -27,7 +29,7 @@ def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `ae-pipeline` with data, models and Dagster's instance below a folder."""
     home = root / "dagster_home"
     home.mkdir(exist_ok=True)
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    (home / "dagster.yaml").write_text(yaml.safe_dump({"telemetry": {"enabled": False}, **LOGS}))
     environment = {
         **os.environ,
         "DAGSTER_HOME": str(home),
@@ -122,7 +124,7 @@ def test_a_file_with_other_columns_blocks_no_other_file(root: Path, first_output
     done = _run(root, "run", "flights")
     (landing / "bad.csv").unlink()
     assert done.returncode == 1
-    assert "SchemaError: the columns of 'flights' have changed: bad.csv lacks" in done.stderr
+    assert "PipelineError: flights_intake failed: the columns of 'flights' have changed: bad.csv lacks" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "flights_ingest 2013-01-09" in done.stdout
     assert "flights_publish 2013-01-09" in done.stdout
