@@ -1,4 +1,4 @@
-"""The benchmark of alert budgets: the law that it holds counts against, its splits, and what it hands over."""
+"""The benchmark of alert budgets: the distribution of flagged rows, the splits, and the results file."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SIMULATIONS = 4_000
 
 @pytest.mark.parametrize(("n", "m", "budget"), [(199, 150, 0.05), (120, 300, 0.01), (99, 40, 0.2)])
 def test_counts_of_exchangeable_scores_follow_the_law(n: int, m: int, budget: float) -> None:
-    # Exchangeable and far from independent: each draw has a scale of its own and distinct ranks in random order.
+    # Exchangeable, but far from independent: each draw has its own scale, and distinct ranks in random order.
     rng = np.random.default_rng(n)
     counts = np.empty(SIMULATIONS)
     for index in range(SIMULATIONS):
@@ -43,41 +43,41 @@ def test_counts_of_exchangeable_scores_follow_the_law(n: int, m: int, budget: fl
     assert law.coverage >= 0.99
     assert within.mean() == pytest.approx(law.coverage, abs=4 * np.sqrt(0.01 / SIMULATIONS))
     assert counts.mean() / m == pytest.approx(law.mean, abs=4 * counts.std() / m / np.sqrt(SIMULATIONS))
-    # Neither end could be drawn in: then more than half a percent of the counts would lie outside of it.
+    # The interval cannot be narrower: otherwise more than 0.5% of the counts would lie beyond one end.
     assert (counts <= law.low).mean() >= 0.005 - 4 * np.sqrt(0.005 / SIMULATIONS)
     assert (counts >= law.high).mean() >= 0.005 - 4 * np.sqrt(0.005 / SIMULATIONS)
 
 
-def test_places_are_the_whole_part_of_the_budget_of_calibration_rows() -> None:
+def test_the_rank_limit_is_the_budget_rounded_down() -> None:
     for n in (*range(19, 130), 999, 1000, 1999, 4999):
         for budget in ("0.05", "0.01", "0.001"):
             fitted = Calibration(np.arange(n, dtype=float), float(budget))
             assert rank_limit(fitted) == (n + 1) * Fraction(budget) // 1
 
 
-def test_budgets_that_calibration_rows_cannot_resolve_are_left_out() -> None:
+def test_budgets_too_small_for_the_rows_are_left_out() -> None:
     scores = np.random.default_rng(0).random(2_000)
     assert [case.budget for case in evaluate("s", 0, scores[:999], scores[999:])] == [0.05, 0.01, 0.001]
     assert [case.budget for case in evaluate("s", 0, scores[:998], scores[998:])] == [0.05, 0.01]
     assert [case.budget for case in evaluate("s", 0, scores[:98], scores[98:])] == [0.05]
 
 
-def test_a_count_off_the_law_is_told_from_one_that_ties_keep_low() -> None:
+def test_ties_are_distinguished_from_a_wrong_count() -> None:
     scores = np.random.default_rng(1).random(2_000)
     held_out, test = scores[:1_000], scores[1_000:]
-    usual, shifted, low, tied = (
+    normal, shifted, low, tied = (
         next(evaluate("s", 0, held_out, rows)) for rows in (test, test + 0.2, test - 0.2, np.full(1_000, 0.5))
     )
-    assert (usual.is_within, usual.is_above, usual.is_below, usual.tied) == (True, False, False, 0)
+    assert (normal.is_within, normal.is_above, normal.is_below, normal.tied) == (True, False, False, 0)
     assert (shifted.is_within, shifted.is_above) == (False, True)
     assert (low.flagged, low.is_below, low.is_below_by_ties) == (0, True, False)
     assert (tied.flagged, tied.is_below, tied.is_below_by_ties) == (0, True, False)
-    # Of equal scores none exceeds another, and any of them might.
+    # No score exceeds an equal one, but the interval allows for any order of ties.
     equal = next(evaluate("s", 0, np.full(1_000, 0.5), np.full(1_000, 0.5)))
     assert (equal.flagged, equal.tied, equal.is_below_by_ties) == (0, 1_000, True)
 
 
-def test_normal_rows_are_split_into_half_a_quarter_and_a_quarter() -> None:
+def test_normal_rows_are_split_into_half_and_two_quarters() -> None:
     is_anomaly = np.random.default_rng(0).random(4_011) < 0.1
     table = Table("made", np.arange(4_011.0)[:, None], is_anomaly)
     parts = [part[:, 0].astype(int) for part in calibration.split_normal(table, 7)]
@@ -86,7 +86,8 @@ def test_normal_rows_are_split_into_half_a_quarter_and_a_quarter() -> None:
     assert list(map(len, parts)) == [normal // 2, rest // 2, rest - rest // 2]
     assert sorted(np.concatenate(parts)) == np.flatnonzero(~is_anomaly).tolist()
     again = calibration.split_normal(table, 7)
-    assert all((one[:, 0] == other).all() for one, other in zip(again, parts, strict=True))
+    for part, expected in zip(again, parts, strict=True):
+        np.testing.assert_array_equal(part[:, 0], expected)
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
@@ -94,7 +95,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
     assert read_seeds("3,0..2,7") == [3, 0, 1, 2, 7]
 
 
-def test_a_month_is_scored_by_the_model_of_the_days_before_it(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_month_is_scored_by_a_model_of_earlier_days(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[Window] = []
 
     def fit(dataset: object, columns: object, window: Window) -> tuple[object, None]:
@@ -104,15 +105,15 @@ def test_a_month_is_scored_by_the_model_of_the_days_before_it(fitted: Fitted, mo
     monkeypatch.setattr(calibration, "fit_bundle", fit)
     contract = load_contract(fitted.paths.contract)
     prepared = Prepared(fitted.config, contract, fitted.paths, fitted.window, pl.DataFrame(), set())
-    found = calibration.try_month(prepared, "2024-02")
+    month = calibration.try_month(prepared, "2024-02")
     assert windows[0].days == tuple(f"2024-01-{day:02}" for day in range(1, 32))
-    assert found.days == (17, 6, 8)
+    assert month.days == (17, 6, 8)
     rows = pl.concat([fitted.features(day) for day in fitted.days if day >= "2024-02-01"])
-    assert found.rows == rows.height == 9 * 60
-    assert found.flagged == fitted.bundle.score(rows).is_anomaly.sum()
+    assert month.rows == rows.height == 9 * 60
+    assert month.flagged == fitted.bundle.score(rows).is_anomaly.sum()
     newest = fitted.bundle.score(rows.tail(8 * 60)).score
-    assert found.drift == calibration_holds(newest, fitted.bundle.calibration.scores)
-    assert found.drift.message.startswith("480 rows after the calibration days")
+    assert month.drift == calibration_holds(newest, fitted.bundle.calibration.scores)
+    assert month.drift.message.startswith("480 rows after the calibration days")
 
 
 def test_a_run_writes_a_row_for_each_case_and_month(
@@ -126,7 +127,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
 
     monkeypatch.setattr(calibration, "fit_ours", fit_ours)
     drift = GateResult(rule="calibration_holds", passed=False, figure=0.2, threshold=0.1, message="")
-    monkeypatch.setattr(calibration, "try_months", lambda _, of: [Month(*of, (9, 2, 1), 0.001, 2_000, 3, drift)])
+    monkeypatch.setattr(calibration, "try_months", lambda _, of: [Month(of[0], (9, 2, 1), 0.001, 2_000, 3, drift)])
     rng = np.random.default_rng(0)
     for name, normal in (("few", 1_999), ("enough", 2_000), ("many", 4_000)):
         np.savez(tmp_path / f"{name}.npz", X=rng.normal(size=(normal + 9, 2)), y=np.arange(normal + 9) < 9)
@@ -134,6 +135,7 @@ def test_a_run_writes_a_row_for_each_case_and_month(
     assert fits == [(1_000, 0), (1_000, 4), (2_000, 0), (2_000, 4)]
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["name"] == "calibration"
+    assert len(report["rows"]) == 11
     rows, month = report["rows"][:-1], report["rows"][-1]
     assert [(row["set"], row["seed"], row["budget"]) for row in rows] == [
         *(("enough", seed, budget) for seed in (0, 4) for budget in (0.05, 0.01)),
@@ -143,20 +145,20 @@ def test_a_run_writes_a_row_for_each_case_and_month(
     assert all(row["within"] == (row["low"] <= row["flagged"] <= row["high"]) for row in rows)
     assert month.keys() == MONTH_ROW
     assert (month["set"], month["share"], month["calibration_holds"]) == ("flights", 0.0015, False)
-    told = capsys.readouterr().out
-    assert "few, 0 s: skipped, 1,999 normal rows are fewer than 2,000" in told
-    assert "of 10 cases are within (goal: 98%)" in told
+    output = capsys.readouterr().out
+    assert "few, 0 s: skipped, 1,999 normal rows are fewer than 2,000" in output
+    assert "of 10 cases are within (goal: 98%)" in output
 
 
-def test_the_share_within_is_told_by_budget_and_by_set() -> None:
+def test_the_table_shows_shares_by_budget_and_by_set() -> None:
     law = law_of_flags(1_000, 1_000, 50)
     counts = {"a": (50, law.high + 1), "b": (law.low, law.high)}
     cases = [
         Case(name, seed, 0.05, 1_000, 1_000, flagged, 0, law)
-        for name, some in counts.items()
-        for seed, flagged in enumerate(some)
+        for name, flagged_rows in counts.items()
+        for seed, flagged in enumerate(flagged_rows)
     ]
-    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in calibration.describe(cases).splitlines()]
-    assert ["all", "4", "75.0%", f"{law.coverage:.1%}", "25.0%", "0.0%", "0.0%", "", ""] in told
-    assert ["a", "2", "50.0%", "50.0%", f"{(51 + law.high) / 2_000:.3%}"] in told
-    assert ["b", "2", "100.0%", "100.0%", f"{(law.low + law.high) / 2_000:.3%}"] in told
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in calibration.describe(cases).splitlines()]
+    assert ["all", "4", "75.0%", f"{law.coverage:.1%}", "25.0%", "0.0%", "0.0%", "", ""] in lines
+    assert ["a", "2", "50.0%", "50.0%", f"{(51 + law.high) / 2_000:.3%}"] in lines
+    assert ["b", "2", "100.0%", "100.0%", f"{(law.low + law.high) / 2_000:.3%}"] in lines

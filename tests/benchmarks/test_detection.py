@@ -1,4 +1,4 @@
-"""The benchmark of anomalies in tables: how it splits, what it counts of a method that fails, what it hands over."""
+"""The benchmark of anomaly detection in tables: the splits, failed methods, and the results file."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ROW = {
 
 
 def make_table(normal: int, anomalies: int, columns: int = 3, seed: int = 0) -> Table:
-    """Makes normal rows around zero and anomalies around four, mixed; the last column is the row's number."""
+    """Return shuffled normal rows around 0 and anomalies around 4. The last column is the number of the row."""
     rng = np.random.default_rng(seed)
     is_anomaly = rng.permutation(np.arange(normal + anomalies) >= normal)
     values = rng.normal(4.0 * is_anomaly[:, None], 1, (normal + anomalies, columns))
@@ -33,33 +33,33 @@ def make_table(normal: int, anomalies: int, columns: int = 3, seed: int = 0) -> 
 
 
 def save(folder: Path, table: Table, name: str) -> Path:
-    """Writes a set as ADBench does."""
+    """Write a data set in the format of ADBench."""
     np.savez(folder / f"{name}.npz", X=table.values, y=table.is_anomaly.astype(int))
     return folder / f"{name}.npz"
 
 
 def by_distance(train: np.ndarray, seed: int) -> Fitted:
-    """A method that scores by the distance from the mean of the training rows."""
+    """Score by the distance from the mean of the training rows."""
     return Fitted(lambda values: np.linalg.norm((values - train.mean(0))[:, :-1], axis=1), None)
 
 
 @pytest.mark.parametrize("normal", [100, 101])
-def test_one_class_learns_from_half_of_the_normal_rows_and_tests_on_all_others(normal: int) -> None:
+def test_one_class_trains_on_half_of_the_normal_rows(normal: int) -> None:
     table = make_table(normal, 30)
     train, test, truth = detection.make_task(table, "one-class", seed=3)
-    learnt, tested = train[:, -1].astype(int), test[:, -1].astype(int)
-    assert len(learnt) == normal // 2
-    assert not table.is_anomaly[learnt].any()
-    assert not set(learnt) & set(tested)
-    assert sorted([*learnt, *tested]) == list(range(normal + 30))
+    trained, tested = train[:, -1].astype(int), test[:, -1].astype(int)
+    assert len(trained) == normal // 2
+    assert not table.is_anomaly[trained].any()
+    assert not set(trained) & set(tested)
+    assert sorted([*trained, *tested]) == list(range(normal + 30))
     np.testing.assert_array_equal(truth, table.is_anomaly[tested])
-    # The order that the protocol names, by other calls.
-    places = np.where(~table.is_anomaly)[0]
-    np.random.RandomState(3).shuffle(places)
-    np.testing.assert_array_equal(learnt, places[: normal // 2])
+    # The order of the protocol, computed in another way.
+    indices = np.where(~table.is_anomaly)[0]
+    np.random.RandomState(3).shuffle(indices)
+    np.testing.assert_array_equal(trained, indices[: normal // 2])
 
 
-def test_contaminated_learns_from_the_rows_that_it_tests_on() -> None:
+def test_contaminated_trains_on_the_test_rows() -> None:
     table = make_table(50, 10)
     task = detection.make_task(table, "contaminated", seed=1)
     assert task.test is task.train
@@ -67,7 +67,7 @@ def test_contaminated_learns_from_the_rows_that_it_tests_on() -> None:
     np.testing.assert_array_equal(task.truth, table.is_anomaly)
 
 
-def test_a_large_set_is_cut_to_ten_thousand_rows_and_a_small_one_keeps_its_order() -> None:
+def test_a_large_set_is_cut_to_ten_thousand_rows() -> None:
     large, small = make_table(11_000, 500), make_table(9_990, 10)
     chosen = np.random.RandomState(2).permutation(11_500)[:10_000]
     cut = detection.cap_rows(large, seed=2)
@@ -76,32 +76,32 @@ def test_a_large_set_is_cut_to_ten_thousand_rows_and_a_small_one_keeps_its_order
     np.testing.assert_array_equal(detection.cap_rows(small, seed=2).values, small.values)
 
 
-def test_a_peer_sees_training_rows_standardised_and_a_constant_column_as_zero() -> None:
-    seen: dict[str, np.ndarray] = {}
+def test_a_peer_gets_standardized_rows() -> None:
+    received: dict[str, np.ndarray] = {}
 
     class Peer:
         def fit(self, values: np.ndarray) -> None:
-            seen["train"] = values
+            received["train"] = values
             self.decision_scores_ = values[:, 0]
 
         def decision_function(self, values: np.ndarray) -> np.ndarray:
-            seen["test"] = values
+            received["test"] = values
             return values[:, 0]
 
     rng = np.random.default_rng(0)
     train, test = (np.column_stack([rng.normal(50, 9, n), np.full(n, 7.0)]) for n in (40, 20))
     detection.fit_peer(lambda _: Peer(), train, 0).score(test)
-    np.testing.assert_allclose(seen["train"].mean(0), 0, atol=1e-12)
-    np.testing.assert_allclose(seen["train"].std(0), [1, 0])
-    np.testing.assert_allclose(seen["test"][:, 0], (test[:, 0] - train[:, 0].mean()) / train[:, 0].std())
-    np.testing.assert_array_equal(seen["test"][:, 1], 0)
+    np.testing.assert_allclose(received["train"].mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(received["train"].std(0), [1, 0])
+    np.testing.assert_allclose(received["test"][:, 0], (test[:, 0] - train[:, 0].mean()) / train[:, 0].std())
+    np.testing.assert_array_equal(received["test"][:, 1], 0)
 
 
-def test_a_peer_says_of_its_training_rows_what_it_knows_from_fitting() -> None:
+def test_training_rows_get_the_scores_from_fitting() -> None:
     table = make_table(80, 20)
     trial = detection.try_method(table, "contaminated", "KNN", seed=0)
     values = (table.values - table.values.mean(0)) / table.values.std(0)
-    # Asked without rows scikit-learn gives the neighbours of the fitted ones, none of which is its own.
+    # Without rows, scikit-learn returns the neighbors of the fitted rows, and no row is its own neighbor.
     fifth = NearestNeighbors(n_neighbors=5).fit(values).kneighbors()[0][:, -1]
     assert trial.auroc == pytest.approx(roc_auc_score(table.is_anomaly, fifth))
     assert trial.ap == pytest.approx(average_precision_score(table.is_anomaly, fifth))
@@ -109,10 +109,13 @@ def test_a_peer_says_of_its_training_rows_what_it_knows_from_fitting() -> None:
 
 
 def raises(train: np.ndarray, seed: int) -> Fitted:
+    """Fail in fitting."""
     raise ValueError("too few\n rows")
 
 
 def raises_on_scoring(train: np.ndarray, seed: int) -> Fitted:
+    """Fail in scoring."""
+
     def score(values: np.ndarray) -> np.ndarray:
         raise np.linalg.LinAlgError("singular")
 
@@ -120,6 +123,7 @@ def raises_on_scoring(train: np.ndarray, seed: int) -> Fitted:
 
 
 def scores_infinity(train: np.ndarray, seed: int) -> Fitted:
+    """Return three infinite scores."""
     return Fitted(lambda values: np.where(np.arange(len(values)) < 3, np.inf, 0.0), None)
 
 
@@ -131,7 +135,7 @@ def scores_infinity(train: np.ndarray, seed: int) -> Fitted:
         (scores_infinity, "3 of 80 scores are not finite"),
     ],
 )
-def test_a_method_that_fails_has_the_figures_of_chance_and_its_reason(
+def test_a_failed_method_has_chance_figures_and_a_reason(
     method: Callable[..., Fitted], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": method})
@@ -143,7 +147,7 @@ def test_a_method_that_fails_has_the_figures_of_chance_and_its_reason(
     assert trials[0].auroc > 0.95
 
 
-def test_tables_mark_and_list_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_mark_and_list_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": raises})
     table = make_table(120, 20)
     trials = [
@@ -152,14 +156,14 @@ def test_tables_mark_and_list_what_failed(monkeypatch: pytest.MonkeyPatch) -> No
         for protocol in detection.PROTOCOLS
         for name in ("good", "bad")
     ]
-    told = detection.describe(trials)
-    assert "0.500*" in told
-    assert "2 of 2" in told
-    assert "- bad on made, one-class, seed 5, 6: ValueError: too few rows" in told
+    text = detection.describe(trials)
+    assert "0.500*" in text
+    assert "2 of 2" in text
+    assert "- bad on made, one-class, seed 5, 6: ValueError: too few rows" in text
     assert "failed, and counted" not in detection.describe([trial for trial in trials if trial.method == "good"])
 
 
-def test_a_fault_of_the_benchmark_is_not_counted_as_one_of_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_benchmark_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(train: np.ndarray, seed: int) -> Fitted:
         raise AssertionError
 
@@ -168,7 +172,7 @@ def test_a_fault_of_the_benchmark_is_not_counted_as_one_of_the_method(monkeypatc
         detection.try_method(make_table(30, 5), "one-class", "broken", 0)
 
 
-def test_a_run_goes_by_name_and_writes_a_row_for_each_set_protocol_method_and_seed(
+def test_a_run_writes_a_row_for_each_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": raises})
@@ -183,14 +187,14 @@ def test_a_run_goes_by_name_and_writes_a_row_for_each_set_protocol_method_and_se
     assert list(dict.fromkeys(row["set"] for row in rows)) == ["a", "b"]
     assert all(row.keys() == (ROW if row["method"] == "good" else {*ROW, "error"}) for row in rows)
     assert {row["rows"] for row in rows if row["set"] == "a"} == {30, 70}
-    # A set without an anomaly can judge nobody.
+    # A data set without anomalies cannot evaluate a method.
     assert "c, seed 1: skipped" in capsys.readouterr().out
 
 
-def test_ours_takes_numbers_of_any_scale_and_a_constant_column() -> None:
+def test_our_method_accepts_any_scale_and_constants() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(402, 2)) @ rng.normal(size=(2, 12)) + rng.normal(0, 0.1, (402, 12))
-    values[400:] = 3 * rng.normal(size=(2, 12))  # off the plane on which all others lie
+    values[400:] = 3 * rng.normal(size=(2, 12))  # not on the plane of the other rows
     values *= np.logspace(-3, 5, 12)
     values[:, 5] = 3.0
     scores = detection.fit_ours(values[:400], seed=1)(values)
@@ -206,7 +210,7 @@ def test_ours_takes_numbers_of_any_scale_and_a_constant_column() -> None:
         ({"X": np.zeros((3, 2)), "y": np.array([0, 1, 2])}, "0 or 1"),
     ],
 )
-def test_a_file_that_is_no_set_is_refused(content: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+def test_a_file_without_a_set_is_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", **content)
     with pytest.raises(ValueError, match=message):
         detection.read_set(tmp_path / "set.npz")
@@ -216,4 +220,5 @@ def test_whole_numbers_are_read_as_floats(tmp_path: Path) -> None:
     values = np.array([[200, 1], [3, 4]], np.uint8)
     np.savez(tmp_path / "set.npz", X=values, y=np.array([0, 1]))
     name, read, is_anomaly = detection.read_set(tmp_path / "set.npz")
-    assert (name, read.dtype, read.tolist(), is_anomaly.tolist()) == ("set", np.float64, values.tolist(), [False, True])
+    assert (name, read.dtype) == ("set", np.dtype(np.float64))
+    assert (read.tolist(), is_anomaly.tolist()) == (values.tolist(), [False, True])

@@ -1,4 +1,4 @@
-"""The benchmark of the models: what it plants, how it splits, and what it hands over."""
+"""The benchmark of the models: planted defects, splits, and the results file."""
 
 import json
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ pytest.importorskip("pyod")
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
+from ae_pipeline.features.split import LABEL
 from benchmarks import defects, denoising, digits, models, shuttle
 from benchmarks.frames import image_frame, images_of
 from benchmarks.measures import Measure, means, to_rows, to_tables
@@ -31,42 +32,47 @@ from benchmarks.textures import (
 
 @pytest.fixture(scope="module")
 def clean() -> np.ndarray:
+    """Test patches of a brick wall."""
     return cut(photograph("brick")[TEST], 32)
 
 
 @pytest.fixture(scope="module")
 def material() -> np.ndarray:
+    """A photograph of grass."""
     return photograph("grass")[TEST]
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
-def test_planting_is_deterministic_and_stays_within_a_spot(kind: str, clean: np.ndarray, material: np.ndarray) -> None:
+def test_planting_is_deterministic_and_local(kind: str, clean: np.ndarray, material: np.ndarray) -> None:
     previous = clean.copy()
     planted = plant(clean, kind, material, seed=3)
     np.testing.assert_array_equal(planted, plant(clean, kind, material, seed=3))
     assert (planted != plant(clean, kind, material, seed=4)).any()
     np.testing.assert_array_equal(clean, previous)
+    assert len(planted) == len(clean) > 10
     for patch, original in zip(planted, clean, strict=True):
         rows, columns = np.nonzero(patch != original)
         assert np.ptp(rows) < DEFECT_SIZE
         assert np.ptp(columns) < DEFECT_SIZE
 
 
-def test_a_planted_square_has_mean_and_deviation_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
-    # Of a patch of two values a square replaces a part, so what it is matched with is what was there before.
+def test_a_planted_square_has_mean_and_std_of_its_patch(clean: np.ndarray, material: np.ndarray) -> None:
+    # The patch has two values. The square is matched with all of the original patch.
     dull = np.full((20, 32, 32), 120, np.uint8)
     dull[:, ::2] = 136
     planted = plant(dull, "grass square", material, seed=0)
     generator = np.random.default_rng([0, DEFECTS.index("grass square")])
+    assert len(planted) == len(dull)
     for patch in planted:
         top, left = (int(generator.integers(32 - DEFECT_SIZE + 1)) for _ in range(2))
         [generator.integers(size - DEFECT_SIZE + 1) for size in material.shape]
         square = patch[top : top + DEFECT_SIZE, left : left + DEFECT_SIZE]
-        assert square.mean() == pytest.approx(128, abs=0.5)  # rounded to whole grey values
+        assert square.mean() == pytest.approx(128, abs=0.5)  # rounded to whole gray levels
         assert square.std() == pytest.approx(8, abs=0.3)
 
 
-def test_a_scratch_deviates_by_two_deviations_and_a_dead_block_is_the_mean(clean: np.ndarray) -> None:
+def test_a_scratch_is_two_stds_off_and_a_dead_block_the_mean(clean: np.ndarray) -> None:
+    assert len(clean) > 10
     for patch, original in zip(plant(clean, "scratch", None, 0), clean, strict=True):
         change = patch.astype(float) - original
         assert (change != 0).sum() <= DEFECT_SIZE
@@ -79,7 +85,7 @@ def test_a_scratch_deviates_by_two_deviations_and_a_dead_block_is_the_mean(clean
         assert (windows == mean).all((2, 3)).any()
 
 
-def test_training_and_test_rows_share_no_pixel_nor_do_the_rows_for_tuning_and_the_test() -> None:
+def test_training_tuning_and_test_rows_share_no_pixel() -> None:
     def rows(region: slice) -> set[int]:
         return set(range(*region.indices(512)))
 
@@ -88,7 +94,7 @@ def test_training_and_test_rows_share_no_pixel_nor_do_the_rows_for_tuning_and_th
     assert rows(LEARNING) | rows(TUNING) == rows(TRAINING)
 
 
-def test_patches_of_two_tiles_share_no_pixel_and_those_of_a_setting_lie_in_its_rows() -> None:
+def test_patches_of_two_tiles_share_no_pixel() -> None:
     numbered = np.arange(128 * 192).reshape(128, 192)
     patches, tiles = cut_tiles(numbered, 16)
     seen = {name: set(patches[np.array(tiles) == name].ravel().tolist()) for name in set(tiles)}
@@ -100,12 +106,12 @@ def test_patches_of_two_tiles_share_no_pixel_and_those_of_a_setting_lie_in_its_r
     np.testing.assert_array_equal(setting.clean, lower)
 
 
-def test_images_come_back_from_a_frame() -> None:
+def test_a_frame_returns_its_images() -> None:
     images = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
     np.testing.assert_array_equal(images_of(image_frame(images), "float32", (4, 5)), images)
 
 
-def test_psnr_of_a_known_error_and_overlapping_patches_add_up() -> None:
+def test_psnr_and_overlapping_patches_are_exact() -> None:
     clean = np.full((64, 64), 0.5, np.float32)
     assert denoising.psnr(clean + 0.1, clean) == pytest.approx(20, abs=1e-4)
 
@@ -128,21 +134,21 @@ def test_rows_have_each_value_and_the_mean_over_seeds() -> None:
     assert "| m     | 0.700 ± 0.200 |" in to_tables(measures)
 
 
-def test_a_tiny_run_of_one_seed_fits_ours_on_each_kind_of_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_run_fits_our_method_on_each_kind_of_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def textures(seeds: list[int]) -> Iterator[Measure]:
         setting = defects.prepare(seeds[0], stride=32)
         few = {task: patches[:20] for task, patches in setting.anomalous.items()}
         setting = replace(setting, clean=setting.clean[:20], anomalous=few)
         for form in defects.FORMS:
-            found = setting.auroc(defects.fit_ours(form, setting, seeds[0], epochs=1))
-            assert found.keys() == {"all defects", *DEFECTS, "whole grass", "whole gravel"}
-            yield Measure("textures", form, "AUROC", found["all defects"], seeds[0])
+            auroc = setting.auroc(defects.fit_ours(form, setting, seeds[0], epochs=1))
+            assert auroc.keys() == {"all defects", *DEFECTS, "whole grass", "whole gravel"}
+            yield Measure("textures", form, "AUROC", auroc["all defects"], seeds[0])
 
     def latents(seeds: list[int]) -> Iterator[Measure]:
         train, test = digits.split(seeds[0])
         for form in digits.FORMS:
-            found = digits.evaluate(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
-            yield Measure("digits", form, "probe accuracy", found["probe accuracy"], seeds[0])
+            figures = digits.evaluate(digits.fit_ours(form, train[0], 8, seeds[0], epochs=1), train, test)
+            yield Measure("digits", form, "probe accuracy", figures["probe accuracy"], seeds[0])
 
     monkeypatch.setattr(defects, "MODEL", {**defects.MODEL, "channels": [4], "latent_dim": 8})
     monkeypatch.setattr(models, "TASKS", {"textures": textures, "digits": latents})
@@ -165,9 +171,9 @@ def test_a_denoising_network_of_one_epoch_removes_noise() -> None:
     assert gained > 3
 
 
-def test_the_shuttle_is_learnt_without_its_label() -> None:
+def test_the_shuttle_model_does_not_see_the_label() -> None:
     config, columns, features = shuttle.prepare()
     assert not config.training.only_normal
     assert [column.name for column in columns] == [f"f{number}" for number in range(1, 10)]
     assert features.height == 49_097
-    assert features[shuttle.LABEL].sum() == 3_511
+    assert features[LABEL].sum() == 3_511

@@ -1,4 +1,4 @@
-"""Find long sentences, passive voice and words that hide the meaning in the text of this repository.
+"""Find long sentences, passive voice and unclear phrases in the text of this repository.
 
 Run it over Markdown, Python, YAML or Jinja files: ``python tests/contract/prose.py README.md ae_pipeline``.
 """
@@ -15,17 +15,17 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-LONGEST_SENTENCE = 30
-"""Words of the longest sentence."""
+MAX_SENTENCE_WORDS = 30
+"""Words that a sentence may have."""
 
-MEAN_SENTENCE = 16
-"""Words of a sentence of one page, on average."""
+MAX_MEAN_WORDS = 16
+"""Words that the sentences of a page may have on average."""
 
-PASSIVE_SHARE = 0.4
-"""Share of the sentences of one page that may be in the passive voice."""
+MAX_PASSIVE_SHARE = 0.4
+"""Share of the sentences of a page that may be in the passive voice."""
 
-ENOUGH = 10
-"""Sentences from which on a page has a mean and a share."""
+MIN_SENTENCES = 10
+"""Sentences that a page needs for a check of its mean and its share."""
 
 WORDINGS = {
     r"(?:is|are|was|were|be|been) told": "receives, shows, or name who says what to whom",
@@ -63,7 +63,7 @@ WORDINGS = {
     r"a (?:large|small) number of": "many, few",
     r"has the ability to|is able to": "can",
 }
-"""Words and turns of phrase that readers stumble over, each with what to write instead."""
+"""Patterns of phrases to avoid, each with its replacement."""
 
 _WORDINGS = [(re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), remedy) for pattern, remedy in WORDINGS.items()]
 
@@ -90,7 +90,7 @@ class Block:
     Attributes:
         line: Number of its first line, from 1.
         text: Its text without markup; each inline code is one word.
-        is_running: Whether it consists of sentences, as headings and cells do not.
+        is_running: Whether it consists of sentences. Headings and table cells do not.
     """
 
     line: int
@@ -109,8 +109,8 @@ def words_of(text: str) -> list[str]:
 
 
 def blocks_of(markdown: str) -> list[Block]:
-    """Return the text blocks of a Markdown page, without code blocks, images and links' addresses."""
-    found, stack, line = [], [""], 0
+    """Return the text blocks of a Markdown page, without code blocks, images, and addresses of links."""
+    blocks, stack, line = [], [""], 0
     for token in _MARKDOWN.parse(re.sub(r"^(!!!|\?\?\?).*$", "", markdown, flags=re.MULTILINE)):
         if token.nesting == 1:
             stack.append(token.type)
@@ -119,8 +119,8 @@ def blocks_of(markdown: str) -> list[Block]:
         if token.map:
             line = token.map[0] + 1
         if token.type == "inline":
-            found.append(Block(line, _plain(token).strip(), stack[-1] == "paragraph_open"))
-    return [block for block in found if block.text]
+            blocks.append(Block(line, _plain(token).strip(), stack[-1] == "paragraph_open"))
+    return [block for block in blocks if block.text]
 
 
 def _plain(inline: Token) -> str:
@@ -144,25 +144,25 @@ def wording_problems(text: str) -> Iterator[tuple[int, str]]:
 
 
 def page_problems(markdown: str) -> list[str]:
-    """Return what breaks the rules on one Markdown page, one message per violation."""
+    """Return one message per violation on a Markdown page."""
     blocks = blocks_of(markdown)
     problems = []
     for block in blocks:
         without_code = re.sub(r"`[^`]*`", "`code`", block.text)
         problems += [f"{block.line}: {message}" for _, message in wording_problems(without_code)]
         problems += [
-            f"{block.line}: a sentence has {len(words_of(sentence))} words, at most {LONGEST_SENTENCE} are allowed; "
+            f"{block.line}: a sentence has {len(words_of(sentence))} words, at most {MAX_SENTENCE_WORDS} are allowed; "
             f"split it: {sentence[:60]}…"
             for sentence in block.sentences
-            if len(words_of(sentence)) > LONGEST_SENTENCE
+            if len(words_of(sentence)) > MAX_SENTENCE_WORDS
         ]
     sentences = [sentence for block in blocks for sentence in block.sentences]
-    if len(sentences) < ENOUGH:
+    if len(sentences) < MIN_SENTENCES:
         return problems
-    if (mean := mean_length(sentences)) > MEAN_SENTENCE:
-        problems.append(f"1: sentences have {mean:.1f} words on average, at most {MEAN_SENTENCE} are allowed")
-    if (share := passive_share(sentences)) > PASSIVE_SHARE:
-        problems.append(f"1: {share:.0%} of the sentences are passive, at most {PASSIVE_SHARE:.0%} are allowed")
+    if (mean := mean_length(sentences)) > MAX_MEAN_WORDS:
+        problems.append(f"1: sentences have {mean:.1f} words on average, at most {MAX_MEAN_WORDS} are allowed")
+    if (share := passive_share(sentences)) > MAX_PASSIVE_SHARE:
+        problems.append(f"1: {share:.0%} of the sentences are passive, at most {MAX_PASSIVE_SHARE:.0%} are allowed")
     return problems
 
 
@@ -199,17 +199,17 @@ def source_problems(path: Path) -> list[str]:
 
 
 def problems_of(path: Path) -> list[str]:
-    """Return what breaks the rules in a file."""
+    """Return one message per violation in a file."""
     return page_problems(path.read_text(encoding="utf-8")) if path.suffix == ".md" else source_problems(path)
 
 
 def main(paths: Sequence[str]) -> int:
     """Print the violations in files and folders; return 1 if there are any."""
-    wanted = {".md", ".py", ".j2", ".yaml"}
+    suffixes = {".md", ".py", ".j2", ".yaml"}
     files = [
         file
         for path in map(Path, paths)
-        for file in (sorted(f for f in path.rglob("*") if f.suffix in wanted) if path.is_dir() else [path])
+        for file in (sorted(f for f in path.rglob("*") if f.suffix in suffixes) if path.is_dir() else [path])
     ]
     problems = [f"{file}:{problem}" for file in files for problem in problems_of(file)]
     print("\n".join([*problems, f"{len(problems)} violations in {len(files)} files"]))  # noqa: T201

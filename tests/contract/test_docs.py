@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
+    """The module with the hooks of mkdocs."""
     spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
     assert spec is not None
     assert spec.loader is not None
@@ -37,14 +38,14 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 class TestConfigurationPage:
-    def test_it_lists_every_key_of_every_section_once(self, hooks):
+    def test_it_lists_every_key_of_every_section_once(self, hooks: ModuleType) -> None:
         page, _, contract = hooks.configuration_page().partition("## The schema contract")
-        listed = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
-        assert sorted(listed) == sorted(keys_of(PipelineConfig))
-        assert {"identity", "model.latent_dim", "gate.days", "alerts.budget"} < set(listed)
+        keys = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
+        assert sorted(keys) == sorted(keys_of(PipelineConfig))
+        assert {"identity", "model.latent_dim", "gate.days", "alerts.budget"} < set(keys)
         assert "| `null_values` |" in contract
 
-    def test_a_row_has_type_default_and_description(self, hooks):
+    def test_a_row_has_type_default_and_description(self, hooks: ModuleType) -> None:
         rows = {
             line.split("`")[1]: line.split(" | ") for line in hooks.configuration_page().splitlines() if "| `" in line
         }
@@ -55,7 +56,7 @@ class TestConfigurationPage:
 
 
 class TestNavigation:
-    def test_a_pattern_becomes_its_pages_with_the_index_first(self, hooks, tmp_path):
+    def test_a_pattern_becomes_its_pages_with_the_index_first(self, hooks: ModuleType, tmp_path: Path) -> None:
         for name in ("b.md", "a.md", "index.md"):
             (tmp_path / "notes").mkdir(exist_ok=True)
             (tmp_path / "notes" / name).touch()
@@ -83,10 +84,10 @@ class TestAssets:
             '<link rel="stylesheet" href="https://fonts.example/css">',
         ],
     )
-    def test_a_page_that_loads_something_from_a_network_is_an_error(self, hooks, tag):
+    def test_a_page_that_loads_a_remote_file_is_an_error(self, hooks: ModuleType, tag: str) -> None:
         with pytest.raises(PluginError, match=r"page\.md loads .*example"):
             hooks.on_post_page(f"<p>{tag}</p>", self.PAGE, MkDocsConfig())
 
     @pytest.mark.parametrize("tag", ['<a href="https://example">', '<script src="assets/x.js">', '<img src="a.png">'])
-    def test_links_and_files_of_the_site_are_allowed(self, hooks, tag):
+    def test_links_and_files_of_the_site_are_allowed(self, hooks: ModuleType, tag: str) -> None:
         assert hooks.on_post_page(tag, self.PAGE, MkDocsConfig()) == tag

@@ -1,4 +1,4 @@
-"""`ae-pipeline run` as a person calls it: a sample of the flights, then the same again, then a late file."""
+"""The command line in a process of its own: a sample of flights, a second run, late and bad files, and a rollback."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from deltalake import DeltaTable
 
 from ae_pipeline.cli.demo import land_flights
@@ -18,71 +19,79 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.lifecycle.plan import contiguous
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.shop import LOGS
 
 DAYS = 73
 ROWS = 30
 
 
-def _run(root: Path, *message: str) -> subprocess.CompletedProcess[str]:
+def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `ae-pipeline` with data, models and Dagster's instance below a folder."""
     home = root / "dagster_home"
     home.mkdir(exist_ok=True)
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    (home / "dagster.yaml").write_text(yaml.safe_dump({"telemetry": {"enabled": False}, **LOGS}))
     environment = {
         **os.environ,
         "DAGSTER_HOME": str(home),
         "AE_PIPELINE_DATA": str(root / "data"),
         "AE_PIPELINE_MLRUNS": str(root / "mlruns"),
     }
-    command = [sys.executable, "-m", "ae_pipeline.cli", *message]
+    command = [sys.executable, "-m", "ae_pipeline.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first rows of some days of flights have landed."""
     root = tmp_path_factory.mktemp("cli")
     landing = root / "data" / "landing" / "flights"
     assert land_flights(landing) == 366
     for index, path in enumerate(sorted(landing.iterdir())):
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[: ROWS + 1])) if index < DAYS else path.unlink()
+        if index < DAYS:
+            path.write_text("".join(lines[: ROWS + 1]))
+        else:
+            path.unlink()
     return root
 
 
 @pytest.fixture(scope="module")
-def first(root: Path) -> str:
+def first_output(root: Path) -> str:
+    """What the first run printed."""
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_a_setting_that_names_nothing_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load() -> None:
+def test_an_unknown_architecture_is_a_short_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
         raise RuntimeError("Dagster's component tree") from ConfigError("architecture='convv' is none of dense, conv")
 
-    monkeypatch.setattr("ae_pipeline.definitions.defs", load)
+    monkeypatch.setattr("ae_pipeline.definitions.defs", fail)
     with pytest.raises(ConfigError, match=r"^the defs folder cannot be loaded: architecture='convv' is none of"):
         Project.load()
 
 
-def test_nothing_has_served_before_the_first_run(root: Path) -> None:
+def test_the_history_is_empty_before_the_first_run(root: Path) -> None:
     done = _run(root, "history", "flights")
     assert done.stdout == "No version of 'flights' has served so far; `ae-pipeline run flights` trains one.\n"
 
 
-def test_the_first_run_ends_with_what_it_did_and_what_to_do_next(root: Path, first: str) -> None:
-    assert f"{DAYS * ROWS:,} in {DAYS} files" in first
-    assert "in quarantine    0 (every row satisfies the schema contract)" in first
-    assert re.search(r"model            flights version 1, MLflow run [0-9a-f]{32}", first)
-    assert f"latent table     {root / 'data' / 'latents' / 'flights'}" in first
-    assert f"report           {root / 'data' / 'reports' / 'flights' / 'report.html'}" in first
-    assert len(re.findall(r"^ +\d+\. .*\(score ", first, flags=re.MULTILINE)) == 10
-    assert len(re.findall(r"^     .+ expected .+$", first, flags=re.MULTILINE)) == 10
-    assert "make ui" in first
-    assert "epoch 1 of 6" in first
+def test_the_first_run_ends_with_a_summary(root: Path, first_output: str) -> None:
+    assert f"{DAYS * ROWS:,} in {DAYS} files" in first_output
+    assert "in quarantine    0 (every row satisfies the schema contract)" in first_output
+    assert re.search(r"model            flights version 1, MLflow run [0-9a-f]{32}", first_output)
+    assert f"latent table     {root / 'data' / 'latents' / 'flights'}" in first_output
+    assert f"report           {root / 'data' / 'reports' / 'flights' / 'report.html'}" in first_output
+    assert len(re.findall(r"^ +\d+\. .*\(score ", first_output, flags=re.MULTILINE)) == 10
+    assert len(re.findall(r"^     .+ expected .+$", first_output, flags=re.MULTILINE)) == 10
+    assert "make ui" in first_output
+    assert "epoch 1 of 6" in first_output
 
 
-def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
+def test_a_second_run_does_no_work(root: Path, first_output: str) -> None:
     previous = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")}
+    assert len(previous) >= 3 * DAYS
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"nothing new: all {DAYS} days are the same as in the last training" in done.stdout
@@ -90,12 +99,12 @@ def test_a_second_run_does_no_work_and_says_so(root: Path, first: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*.parquet")} == previous
 
 
-def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) -> None:
+def test_a_third_run_works_only_on_a_late_file(root: Path, first_output: str) -> None:
     landing = root / "data" / "landing" / "flights"
     source = landing / "flights_2013-01-05.csv"
     lines = source.read_text().splitlines(keepends=True)
     cells = lines[1].split(",")
-    cells[10] = "9999"  # another flight number, so another flight
+    cells[10] = "9999"  # another flight number makes it another flight
     (landing / "late.csv").write_text(lines[0] + ",".join(cells))
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +114,7 @@ def test_a_late_file_is_all_that_a_third_run_works_on(root: Path, first: str) ->
     assert pl.read_parquet(table.file_uris()).height == DAYS * ROWS + 1
 
 
-def test_a_file_with_other_columns_is_told_of_and_holds_up_no_other(root: Path, first: str) -> None:
+def test_a_file_with_other_columns_blocks_no_other_file(root: Path, first_output: str) -> None:
     landing = root / "data" / "landing" / "flights"
     lines = (landing / "flights_2013-01-09.csv").read_text().splitlines(keepends=True)
     cells = lines[1].split(",")
@@ -115,21 +124,21 @@ def test_a_file_with_other_columns_is_told_of_and_holds_up_no_other(root: Path, 
     done = _run(root, "run", "flights")
     (landing / "bad.csv").unlink()
     assert done.returncode == 1
-    assert "SchemaError: the columns of 'flights' have changed: bad.csv lacks" in done.stderr
+    assert "PipelineError: flights_intake failed: the columns of 'flights' have changed: bad.csv lacks" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "flights_ingest 2013-01-09" in done.stdout
     assert "flights_publish 2013-01-09" in done.stdout
     assert [alert.event for alert in alerts_of(DatasetPaths(root / "data", "flights"))] == ["contract_broken"]
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts(root: Path) -> None:
+def test_a_port_in_use_is_an_error_before_any_server_starts(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = _run(root, "ui", "--port", str(port))
     assert done.returncode == 1
     assert (
         f"ConfigError: port {port} of 127.0.0.1 is in use; stop the server there, or choose another port with --port"
-        in (done.stderr)
+        in done.stderr
     )
 
 
@@ -150,11 +159,11 @@ def test_an_unknown_dataset_is_named_with_those_there_are(root: Path) -> None:
         (["2024-01-01", "2024-01-03"], [("2024-01-01", "2024-01-01"), ("2024-01-03", "2024-01-03")]),
     ],
 )
-def test_neighbouring_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
+def test_consecutive_days_make_one_range(days: list[str], ranges: list[tuple[str, str]]) -> None:
     assert list(contiguous(days)) == ranges
 
 
-def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(root: Path, first: str) -> None:
+def test_a_rollback_moves_model_table_reports_and_history(root: Path, first_output: str) -> None:
     settings = {**os.environ, "AE_PIPELINE_DATA": str(root / "data"), "AE_PIPELINE_MLRUNS": str(root / "mlruns")}
     train = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "ae_pipeline.definitions", "--select"]
     settings["DAGSTER_HOME"] = str(root / "dagster_home")
@@ -169,7 +178,7 @@ def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(ro
     assert _run(root, "run", "flights").returncode == 0
     table = DeltaTable(root / "data" / "latents" / "flights")
     assert set(pl.read_delta(table)["model_version"]) == {2}
-    done = _run(root, "rollback", "flights", "1", "--why", "to see that it works")
+    done = _run(root, "rollback", "flights", "1", "--why", "a test of the rollback")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"version 1 serves; its table has \d+ days, 0 of them scored now; table version \d+", done.stdout)
     assert re.search(r"flights_publish .*anomaly_report .* rows flagged", done.stdout, re.DOTALL)
@@ -177,15 +186,15 @@ def test_a_rollback_moves_model_table_and_reports_and_the_history_tells_of_it(ro
     assert set(pl.read_delta(table)["model_version"]) == {1}
     summary = json.loads((root / "data" / "reports" / "flights" / "summary.json").read_text())
     assert summary["model_version"] == 1
-    told = _run(root, "history", "flights").stdout.splitlines()
-    assert re.search(r"version 1 promoted, by .+, command line: it passed the gate$", told[0])
-    assert re.search(r"version 2 promoted, replaces version 1, by somebody in the Dagster UI: ", told[1])
-    assert re.search(r"version 1 rolled back, replaces version 2, by .+: to see that it works$", told[2])
-    assert len(told) == 3
+    lines = _run(root, "history", "flights").stdout.splitlines()
+    assert re.search(r"version 1 promoted, by .+, command line: it passed the gate$", lines[0])
+    assert re.search(r"version 2 promoted, replaces version 1, by somebody in the Dagster UI: ", lines[1])
+    assert re.search(r"version 1 rolled back, replaces version 2, by .+: a test of the rollback$", lines[2])
+    assert len(lines) == 3
 
 
-def test_a_version_that_there_is_not_is_refused_in_a_line(root: Path, first: str) -> None:
-    done = _run(root, "rollback", "flights", "77", "--why", "a slip")
+def test_a_rollback_to_an_unknown_version_is_refused(root: Path, first_output: str) -> None:
+    done = _run(root, "rollback", "flights", "77", "--why", "a mistake")
     assert done.returncode == 1
     assert "'flights' has no version 77 that can serve; choose among 1" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,13 +1,15 @@
-"""The code location: what it holds, what loading it costs, and what the commands of Dagster's users make of it."""
+"""The code location: its objects, its imports, and the commands of `dg` on it."""
 
 import datetime as dt
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from ae_pipeline.cli.demo import DEMOS
 from ae_pipeline.definitions import PROJECT_ROOT, defs
@@ -15,19 +17,18 @@ from ae_pipeline.definitions import PROJECT_ROOT, defs
 BINARIES = Path(sys.executable).parent
 IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
 TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
-
-
 JOBS = ("decide", "ingest", "train", "publish", "day", "intake", "rollback")
 
 
 @pytest.fixture(scope="module")
 def location() -> dg.Definitions:
+    """Everything that Dagster loads."""
     return defs()
 
 
-def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(location: dg.Definitions) -> None:
+def test_the_code_location_defines_the_expected_objects(location: dg.Definitions) -> None:
     graph = location.resolve_asset_graph()
-    found = {
+    nodes = {
         node.key.to_user_string(): (
             sorted(parent.to_user_string() for parent in node.parent_keys),
             node.is_partitioned,
@@ -61,7 +62,7 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
             ),
             f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget", "drift"]),
         }
-    assert found == expected
+    assert nodes == expected
     jobs = {job.name for job in location.resolve_all_job_defs() if not job.name.startswith("__")}
     assert jobs == {f"{name}_{job}" for name in IS_DAILY for job in JOBS}
     sensors = {sensor.name: sensor.default_status for sensor in location.sensors or []}
@@ -79,13 +80,17 @@ def test_assets_dependencies_checks_jobs_and_schedules_are_the_agreed_ones(locat
     assert crons == {"flights": "0 3 * * 1", "textures": "0 4 * * 1", "shuttle": "0 5 * * 1"}
 
 
-def test_flights_have_a_partition_for_each_of_their_366_days(location: dg.Definitions) -> None:
-    keys = location.resolve_asset_graph().get(dg.AssetKey(["flights", "raw_data"])).partitions_def.get_partition_keys()
+def test_flights_have_366_daily_partitions(location: dg.Definitions) -> None:
+    partitions = location.resolve_asset_graph().get(dg.AssetKey(["flights", "raw_data"])).partitions_def
+    assert partitions is not None
+    keys = partitions.get_partition_keys()
     assert (len(keys), keys[0], keys[-1]) == (366, "2013-01-01", "2014-01-01")
 
 
-def test_every_asset_has_group_owner_kinds_description_pool_and_code_version(location: dg.Definitions) -> None:
-    for asset in location.assets or []:
+def test_every_asset_has_complete_metadata(location: dg.Definitions) -> None:
+    assets = list(location.assets or [])
+    assert len(assets) == 6 * len(IS_DAILY)
+    for asset in assets:
         assert isinstance(asset, dg.AssetsDefinition)
         (spec,) = asset.specs
         dataset = spec.key.path[0]
@@ -103,7 +108,7 @@ def test_the_latent_table_goes_stale_after_fresh_hours(location: dg.Definitions)
     assert policy == dg.FreshnessPolicy.time_window(fail_window=dt.timedelta(hours=48))
 
 
-def test_loading_the_definitions_imports_neither_torch_nor_mlflow() -> None:
+def test_loading_the_definitions_imports_no_heavy_library() -> None:
     code = (
         "import sys; from ae_pipeline.definitions import defs; defs();"
         "print([name for name in ('torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas') if name in sys.modules])"
@@ -112,14 +117,15 @@ def test_loading_the_definitions_imports_neither_torch_nor_mlflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def _dg(tmp_path: Path, *message: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess[str]:
+def _dg(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `dg` in the project, with an instance of its own."""
     home = tmp_path / "dagster_home"
     home.mkdir(exist_ok=True)
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "DAGSTER_HOME": str(home), "PATH": path, "VIRTUAL_ENV": str(BINARIES.parent)}
-    command = [str(BINARIES / "dg"), *message]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    command = [str(BINARIES / "dg"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, env=environment, check=False)
 
 
 def test_dg_check_defs_passes(tmp_path: Path) -> None:
@@ -135,11 +141,7 @@ def test_dg_list_defs_shows_the_six_assets_of_each_dataset(tmp_path: Path) -> No
         assert all(f"{name}/{stage}" in done.stdout for name in IS_DAILY)
 
 
-def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
-    import tomllib
-
-    import yaml
-
+def test_workspace_and_pyproject_name_one_code_location() -> None:
     workspace = yaml.safe_load((PROJECT_ROOT / "workspace.yaml").read_text())
     project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["tool"]["dg"]["project"]
     (entry,) = workspace["load_from"]
@@ -147,6 +149,6 @@ def test_workspace_yaml_and_pyproject_name_the_same_code_location() -> None:
     assert entry["python_module"]["module_name"] == f"{project['root_module']}.definitions"
 
 
-def test_make_lands_and_cleans_the_demo_datasets_that_there_are() -> None:
+def test_the_makefile_names_every_demo_dataset() -> None:
     (line,) = [line for line in (PROJECT_ROOT / "Makefile").read_text().splitlines() if line.startswith("DEMOS := ")]
     assert line.split()[2:] == list(DEMOS) == list(IS_DAILY)

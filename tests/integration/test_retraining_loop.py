@@ -1,11 +1,10 @@
-"""The retraining loop: new and late data, rebuilding after a promotion, rollback, and what must not be lost."""
+"""The retraining loop: new and late data, rebuilds after a promotion, rollbacks, and recovery after failures."""
 
 import datetime as dt
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -19,59 +18,35 @@ from ae_pipeline.common.errors import PublicationError, StorageError
 from ae_pipeline.latents.read import model_version_of, published_days
 from ae_pipeline.lifecycle.plan import days_to_publish
 from ae_pipeline.lifecycle.promote import DECIDED
-from ae_pipeline.orchestration import runs
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import DATASET_TAG
 from ae_pipeline.registry.history import Change, Entry, history, record
-from ae_pipeline.registry.names import CHALLENGER, CHAMPION
+from ae_pipeline.registry.names import CHALLENGER
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.parquet import read_facts
 from tests.support.datasets import leftovers
-from tests.support.sensors import LOSS_ROSE
-from tests.support.shop import DAYS, ROWS, Shop, make_shop, orders_csv, served_shop
+from tests.support.shop import DAYS, ROWS, Shop, orders_csv, reject_every_version
 
 ALL = f"{DAYS[0]} to {DAYS[-1]}"
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    yield from make_shop(tmp_path)
-
-
-@pytest.fixture
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A shop all of whose days but the last are published under version 1."""
-    yield from served_shop(tmp_path_factory, days=DAYS[:-1])
-
-
-def train_again(shop: Shop) -> None:
-    assert shop.run("train").success
-    assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
-    assert shop.workspace.tracker().version("orders", CHAMPION).version == 2
-
-
-@pytest.fixture
-def twice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """The same after a second training, whose version serves and has published all days."""
-    yield from served_shop(tmp_path_factory, days=DAYS[:-1], then=train_again)
-
-
 def stale(shop: Shop, stage: str) -> list[str]:
-    """Days of a stage that Dagster shows as stale."""
+    """Return the days of an asset that Dagster shows as stale."""
     graph = shop.defs.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(shop.instance, graph, LoadingContextForTest(shop.instance))
     key = dg.AssetKey(["orders", stage])
-    there = shop.instance.get_materialized_partitions(key)
-    return sorted(day for day in there if resolver.get_status(key, day) == StaleStatus.STALE)
+    days = shop.instance.get_materialized_partitions(key)
+    return sorted(day for day in days if resolver.get_status(key, day) == StaleStatus.STALE)
 
 
-def spaces(shop: Shop) -> set[str]:
-    return {found.path.split("/")[0] for found in published_days(shop.paths).values()}
+def space_folders(shop: Shop) -> set[str]:
+    """Return the folders of the latent spaces that the table refers to."""
+    return {published.path.split("/")[0] for published in published_days(shop.paths).values()}
 
 
 class TestLanding:
-    def test_a_landed_file_is_read_and_its_days_alone_are_ingested(self, shop):
+    def test_only_days_of_landed_files_are_ingested(self, shop: Shop) -> None:
         assert shop.asks(landing_requests) == "nothing has landed so far"
         for day in (*DAYS[:3], DAYS[5]):
             os.utime(shop.land(day))
@@ -87,317 +62,331 @@ class TestLanding:
         features = shop.instance.get_materialized_partitions(dg.AssetKey(["orders", "features"]))
         assert features == {*DAYS[:3], DAYS[5]}
 
-    def test_late_data_for_an_old_day_rebuilds_that_day_alone(self, serving):
-        previous = published_days(serving.paths)
-        serving.land("late", orders_csv(DAYS[4], 3, first_id=7))
-        assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[4]}"]
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[4]}"]
-        after = published_days(serving.paths)
+    def test_late_data_rebuilds_only_the_affected_day(self, serving_shop: Shop) -> None:
+        previous = published_days(serving_shop.paths)
+        serving_shop.land("late", orders_csv(DAYS[4], 3, first_id=7))
+        assert serving_shop.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[4]}"]
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[4]}"]
+        after = published_days(serving_shop.paths)
         assert [day for day in after if after[day].identity != previous[day].identity] == [DAYS[4]]
-        assert read_facts(serving.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
+        assert read_facts(serving_shop.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
 
-    def test_a_file_that_cannot_be_used_is_tried_again_after_a_pause_that_grows(self, serving, monkeypatch):
-        serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
-        (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
-        job = serving.defs.resolve_job_def("orders_intake")
+    def test_a_bad_file_is_retried_with_growing_delays(
+        self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        serving_shop.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
+        request = serving_shop.request(landing_requests)
+        job = serving_shop.defs.resolve_job_def("orders_intake")
         keys = [request.run_key]
         for pause in (60, 120, 240):
-            done = job.execute_in_process(instance=serving.instance, tags=dict(request.tags), raise_on_error=False)
-            assert "lacks column 'items'" in serving.why_failed(done) or "columns" in serving.why_failed(done)
-            assert f"run {done.run_id} ended (failure) and did not finish it; next attempt at" in serving.asks(
+            done = job.execute_in_process(instance=serving_shop.instance, tags=dict(request.tags), raise_on_error=False)
+            assert "lacks column 'items'" in serving_shop.why_failed(done) or "columns" in serving_shop.why_failed(done)
+            assert f"run {done.run_id} ended (failure) and did not finish it; next attempt at" in serving_shop.asks(
                 landing_requests
             )
             now = time.time()
-            monkeypatch.setattr(runs.time, "time", lambda late=now + pause - 5: late)
-            assert "did not finish it" in serving.asks(landing_requests)
-            monkeypatch.setattr(runs.time, "time", lambda late=now + pause + 5: late)
-            (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
+            monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda late=now + pause - 5: late)
+            assert "did not finish it" in serving_shop.asks(landing_requests)
+            monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda late=now + pause + 5: late)
+            request = serving_shop.request(landing_requests)
             keys.append(request.run_key)
             monkeypatch.undo()
-        assert len(set(keys)) == 4  # Dagster would pass over a key that it knows
-        serving.land("broken", orders_csv(DAYS[-1]))  # mended: there is nothing to wait for
-        assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
+        assert len(set(keys)) == 4  # Dagster ignores a key that it has seen
+        serving_shop.land("broken", orders_csv(DAYS[-1]))  # a corrected file is not delayed
+        assert serving_shop.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
 
-    def test_however_often_it_was_tried_it_is_tried_again(self, serving, monkeypatch):
-        serving.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
-        job, keys, now = serving.defs.resolve_job_def("orders_intake"), [], time.time()
+    def test_there_is_no_limit_on_retries(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        serving_shop.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
+        job, keys, now = serving_shop.defs.resolve_job_def("orders_intake"), [], time.time()
         for attempt in range(25):
-            monkeypatch.setattr(runs.time, "time", lambda late=now + 7200 * attempt: late)
-            (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
+            monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda late=now + 7200 * attempt: late)
+            request = serving_shop.request(landing_requests)
             keys.append(request.run_key)
-            serving.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.FAILURE)
+            serving_shop.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.FAILURE)
         assert len(set(keys)) == 25
 
-    def test_a_landing_place_that_was_swept_after_its_files_were_read_holds_up_nothing(self, serving):
-        path = serving.land(DAYS[-1])
-        (request,) = landing_requests(serving.dataset, serving.workspace, serving.instance)
-        job = serving.defs.resolve_job_def("orders_intake")
-        assert job.execute_in_process(instance=serving.instance, tags=dict(request.tags)).success
+    def test_a_removed_landing_folder_blocks_no_work(self, serving_shop: Shop) -> None:
+        path = serving_shop.land(DAYS[-1])
+        request = serving_shop.request(landing_requests)
+        job = serving_shop.defs.resolve_job_def("orders_intake")
+        assert job.execute_in_process(instance=serving_shop.instance, tags=dict(request.tags)).success
         shutil.rmtree(path.parent)
-        assert serving.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert serving_shop.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
 
-    def test_nothing_is_asked_for_while_a_run_is_under_way(self, serving):
-        serving.land(DAYS[-1])
-        run = serving.instance.create_run_for_job(
-            serving.defs.resolve_job_def("orders_train"),
+    def test_nothing_is_requested_while_a_run_is_active(self, serving_shop: Shop) -> None:
+        serving_shop.land(DAYS[-1])
+        run = serving_shop.instance.create_run_for_job(
+            serving_shop.defs.resolve_job_def("orders_train"),
             tags={DATASET_TAG: "orders"},
             status=dg.DagsterRunStatus.STARTED,
         )
         message = f"run {run.run_id} of orders_train is active (started)"
-        assert serving.asks(landing_requests) == serving.asks(rebuild_requests) == message
-        assert serving.schedule_says() == f"a training is active: run {run.run_id}"
+        assert serving_shop.asks(landing_requests) == serving_shop.asks(rebuild_requests) == message
+        assert serving_shop.schedule_says() == f"a training is active: run {run.run_id}"
 
-    def test_a_run_whose_process_has_died_is_ended_and_no_longer_in_the_way(self, serving, monkeypatch):
-        job = serving.defs.resolve_job_def("orders_train")
-        run = serving.instance.create_run_for_job(job, tags={DATASET_TAG: "orders"}, status=dg.DagsterRunStatus.STARTED)
+    def test_a_dead_run_is_ended_and_blocks_no_work(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = serving_shop.defs.resolve_job_def("orders_train")
+        run = serving_shop.instance.create_run_for_job(
+            job, tags={DATASET_TAG: "orders"}, status=dg.DagsterRunStatus.STARTED
+        )
         now = time.time()
-        monkeypatch.setattr(runs.time, "time", lambda: now + 600)
-        with serving.workspace.locked("orders"):  # it still works
-            assert "is active" in serving.asks(rebuild_requests)
-        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
-        assert serving.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+        monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda: now + 600)
+        with serving_shop.workspace.locked("orders"):  # the process is alive
+            assert "is active" in serving_shop.asks(rebuild_requests)
+        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        (ended,) = serving_shop.instance.get_runs(dg.RunsFilter(run_ids=[run.run_id]))
+        assert ended.status == dg.DagsterRunStatus.FAILURE
 
 
 class TestRebuild:
-    def test_without_a_model_there_is_nothing_to_rebuild(self, shop):
+    def test_nothing_is_rebuilt_without_a_model(self, shop: Shop) -> None:
         shop.land(DAYS[0])
         assert shop.run("ingest", DAYS[0]).success
         assert shop.asks(rebuild_requests) == "no version serves so far"
 
-    def test_after_a_promotion_exactly_the_latents_are_stale_and_one_run_rebuilds_them(self, serving):
-        assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
-        assert serving.run("train").success
-        assert stale(serving, "latent_features") == list(DAYS[:-1])
-        assert stale(serving, "anomaly_report") == []
-        assert spaces(serving) == {published_days(serving.paths)[DAYS[0]].path.split("/")[0]}
-        assert model_version_of(serving.paths) == 1  # the old table stays until the new one is whole
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
-        assert model_version_of(serving.paths) == 2
-        assert len(spaces(serving)) == 1
-        assert stale(serving, "latent_features") == stale(serving, "anomaly_report") == []
+    def test_a_promotion_makes_exactly_the_latents_stale(self, serving_shop: Shop) -> None:
+        assert stale(serving_shop, "latent_features") == stale(serving_shop, "anomaly_report") == []
+        assert serving_shop.run("train").success
+        assert stale(serving_shop, "latent_features") == list(DAYS[:-1])
+        assert stale(serving_shop, "anomaly_report") == []
+        assert space_folders(serving_shop) == {published_days(serving_shop.paths)[DAYS[0]].path.split("/")[0]}
+        assert model_version_of(serving_shop.paths) == 1  # the old table stays until the new one is complete
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert model_version_of(serving_shop.paths) == 2
+        assert len(space_folders(serving_shop)) == 1
+        assert stale(serving_shop, "latent_features") == stale(serving_shop, "anomaly_report") == []
 
-    def test_after_a_rejection_nothing_is_stale_and_nothing_is_rebuilt(self, serving, monkeypatch):
-        from ae_pipeline.lifecycle import train as model_steps
-
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
-        assert serving.run("train").success
+    def test_after_a_rejection_nothing_is_rebuilt(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        reject_every_version(monkeypatch)
+        assert serving_shop.run("train").success
         for stage in ("latent_features", "anomaly_report"):
-            assert stale(serving, stage) == []
-        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
-        (first, second) = history(serving.paths)
+            assert stale(serving_shop, stage) == []
+        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        (first, second) = history(serving_shop.paths)
         assert (first.change, first.version, first.previous) == (Change.PROMOTED, 1, None)
         assert (second.change, second.version, second.previous) == (Change.REJECTED, 2, 1)
         assert second.why == "loss_fell: it rose"
         assert second.figures["loss_fell.figure"] == 2.0
-        page = (serving.paths.reports / "report.html").read_text()
+        page = (serving_shop.paths.reports / "report.html").read_text()
         assert "challenger 2 rejected: loss_fell: it rose" in page  # without a new report
-        assert serving.run("train").success  # judged again, as version 3, and told of once
-        assert [entry.version for entry in history(serving.paths)] == [1, 2, 3]
+        assert serving_shop.run("train").success  # evaluated as version 3, and recorded once
+        assert [entry.version for entry in history(serving_shop.paths)] == [1, 2, 3]
 
-    def test_a_rebuild_that_failed_is_asked_for_again(self, serving, monkeypatch):
+    def test_a_failed_rebuild_is_requested_again(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         from ae_pipeline.latents import publish
 
-        assert serving.run("train").success
-        (request,) = rebuild_requests(serving.dataset, serving.workspace, serving.instance)
+        assert serving_shop.run("train").success
+        request = serving_shop.request(rebuild_requests)
 
         def fail(*_: object) -> None:
-            raise PublicationError("no luck")
+            raise PublicationError("the commit failed")
 
         monkeypatch.setattr(publish, "_commit", fail)
-        job = serving.defs.resolve_job_def("orders_publish")
+        job = serving_shop.defs.resolve_job_def("orders_publish")
         tags = dict(request.tags)
-        assert not job.execute_in_process(instance=serving.instance, tags=tags, raise_on_error=False).success
+        assert not job.execute_in_process(instance=serving_shop.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
-        assert "(failure) and did not finish it; next attempt at" in serving.asks(rebuild_requests)
+        assert "(failure) and did not finish it; next attempt at" in serving_shop.asks(rebuild_requests)
         now = time.time()
-        monkeypatch.setattr(runs.time, "time", lambda: now + 61)
-        assert serving.asks(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda: now + 61)
+        assert serving_shop.asks(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
 
-    def test_a_promotion_between_the_scores_of_a_day_and_its_report_loses_neither(self, serving):
-        serving.land(DAYS[-1])
-        assert serving.run("ingest", DAYS[-1]).success
-        assert serving.run_stage("latent_features", DAYS[-1]).success
-        assert serving.run("train").success
-        assert serving.obey(rebuild_requests) == [f"orders_publish {ALL}"]
-        assert days_to_publish(Dataset(serving.config, serving.paths), serving.workspace.tracker()) == []
-        assert model_version_of(serving.paths) == 2
+    def test_a_promotion_before_the_report_loses_no_day(self, serving_shop: Shop) -> None:
+        serving_shop.land(DAYS[-1])
+        assert serving_shop.run("ingest", DAYS[-1]).success
+        assert serving_shop.run_stage("latent_features", DAYS[-1]).success
+        assert serving_shop.run("train").success
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {ALL}"]
+        assert days_to_publish(Dataset(serving_shop.config, serving_shop.paths), serving_shop.workspace.tracker()) == []
+        assert model_version_of(serving_shop.paths) == 2
 
-    def test_a_report_that_was_cut_short_is_made_anew(self, serving, monkeypatch):
+    def test_an_interrupted_report_is_built_again(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         from ae_pipeline.reports import build
 
         def fail(*_: object) -> None:
-            raise OSError("the power went")
+            raise OSError("power failure")
 
-        serving.land(DAYS[-1])
-        assert serving.run("ingest", DAYS[-1]).success
+        serving_shop.land(DAYS[-1])
+        assert serving_shop.run("ingest", DAYS[-1]).success
         monkeypatch.setattr(build, "measure_labels", fail)
-        assert not serving.run("publish", DAYS[-1]).success
+        assert not serving_shop.run("publish", DAYS[-1]).success
         monkeypatch.undo()
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
-        summary = json.loads((serving.paths.reports / "summary.json").read_text())
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        summary = json.loads((serving_shop.paths.reports / "summary.json").read_text())
         assert summary["days"][-1] == {"day": DAYS[-1], "rows": ROWS, "flagged": summary["days"][-1]["flagged"]}
-        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
-    def test_a_training_that_was_cut_short_before_its_decision_is_decided(self, serving):
-        assert serving.run_stage("autoencoder").success
-        assert serving.workspace.tracker().version("orders", CHAMPION).version == 1
-        assert serving.obey(rebuild_requests) == [
+    def test_an_interrupted_training_is_decided_later(self, serving_shop: Shop) -> None:
+        assert serving_shop.run_stage("autoencoder").success
+        assert serving_shop.champion.version == 1
+        assert serving_shop.obey(rebuild_requests) == [
             "orders_decide version 2 was evaluated by the gate and waits for the decision",
             f"orders_publish {DAYS[0]} to {DAYS[-2]}",
         ]
-        assert [(entry.version, entry.change) for entry in history(serving.paths)] == [
+        assert [(entry.version, entry.change) for entry in history(serving_shop.paths)] == [
             (1, Change.PROMOTED),
             (2, Change.PROMOTED),
         ]
 
-    def test_a_decision_that_fails_holds_up_no_day(self, serving, monkeypatch):
-        from ae_pipeline.lifecycle import promote as decision
+    def test_a_failed_decision_blocks_no_day(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ae_pipeline.lifecycle import promote
 
         def fail(*_: object) -> None:
             raise StorageError("no space left")
 
-        assert serving.run_stage("autoencoder").success
-        (request,) = rebuild_requests(serving.dataset, serving.workspace, serving.instance)
-        monkeypatch.setattr(decision, "record", fail)
-        job, tags = serving.defs.resolve_job_def("orders_decide"), dict(request.tags)
+        assert serving_shop.run_stage("autoencoder").success
+        request = serving_shop.request(rebuild_requests)
+        monkeypatch.setattr(promote, "record", fail)
+        job, tags = serving_shop.defs.resolve_job_def("orders_decide"), dict(request.tags)
         monkeypatch.setattr("ae_pipeline.registry.store.Tracker.set_alias", fail)
-        assert not job.execute_in_process(instance=serving.instance, tags=tags, raise_on_error=False).success
+        assert not job.execute_in_process(instance=serving_shop.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
-        serving.land(DAYS[-1])
-        serving.obey(landing_requests)
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
-        assert model_version_of(serving.paths) == 1
+        serving_shop.land(DAYS[-1])
+        serving_shop.obey(landing_requests)
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert model_version_of(serving_shop.paths) == 1
 
-    def test_days_apart_are_one_run_each(self, serving):
+    def test_each_contiguous_range_is_one_run(self, serving_shop: Shop) -> None:
         for day in (DAYS[1], DAYS[2], DAYS[9]):
-            serving.land(day, orders_csv(day, ROWS + 1))
-        serving.obey(landing_requests)
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[1]} to {DAYS[2]}", f"orders_publish {DAYS[9]}"]
+            serving_shop.land(day, orders_csv(day, ROWS + 1))
+        serving_shop.obey(landing_requests)
+        assert serving_shop.obey(rebuild_requests) == [
+            f"orders_publish {DAYS[1]} to {DAYS[2]}",
+            f"orders_publish {DAYS[9]}",
+        ]
 
 
 class TestRollback:
-    def test_it_moves_alias_table_and_reports_and_takes_days_landed_since_along(self, twice):
-        twice.land(DAYS[-1])
-        assert twice.run("ingest", DAYS[-1]).success
-        done = twice.roll_back(1, who="Ada", why="version 2 flags too much")
+    def test_it_moves_the_alias_the_table_and_the_reports(self, twice_trained_shop: Shop) -> None:
+        twice_trained_shop.land(DAYS[-1])
+        assert twice_trained_shop.run("ingest", DAYS[-1]).success
+        done = twice_trained_shop.roll_back(1, who="Ada", why="version 2 flags too much")
         assert done.success
-        tracker = twice.workspace.tracker()
-        assert tracker.version("orders", CHAMPION).version == model_version_of(twice.paths) == 1
-        assert sorted(published_days(twice.paths)) == DAYS
-        assert len(spaces(twice)) == 1
-        rows = pl.read_parquet(DeltaTable(twice.paths.latents).file_uris())
+        assert twice_trained_shop.champion.version == model_version_of(twice_trained_shop.paths) == 1
+        assert sorted(published_days(twice_trained_shop.paths)) == DAYS
+        assert len(space_folders(twice_trained_shop)) == 1
+        rows = pl.read_parquet(DeltaTable(twice_trained_shop.paths.latents).file_uris())
         assert (rows.height, set(rows["model_version"])) == (len(DAYS) * ROWS, {1})
-        entry = history(twice.paths)[-1]
+        entry = history(twice_trained_shop.paths)[-1]
         assert (entry.change, entry.version, entry.previous) == (Change.ROLLED_BACK, 1, 2)
         assert (entry.who, entry.why) == ("Ada", "version 2 flags too much")
         assert entry.runs["dagster_run_id"] == done.run_id
-        # The table has moved already; Dagster shows the latents as stale until their runs have recorded that.
-        assert twice.metadata("champion")["model_version"] == 1
-        assert stale(twice, "latent_features") == list(DAYS[:-1])
-        assert twice.obey(rebuild_requests) == [f"orders_publish {ALL}"]
-        assert stale(twice, "latent_features") == stale(twice, "anomaly_report") == []
-        assert twice.metadata("latent_features", DAYS[3])["model_version"] == 1
-        assert "version 2 flags too much" in (twice.paths.reports / "report.html").read_text()
+        # The table is already that of version 1. Dagster shows latents as stale until a run materializes them.
+        assert twice_trained_shop.metadata("champion")["model_version"] == 1
+        assert stale(twice_trained_shop, "latent_features") == list(DAYS[:-1])
+        assert twice_trained_shop.obey(rebuild_requests) == [f"orders_publish {ALL}"]
+        assert stale(twice_trained_shop, "latent_features") == stale(twice_trained_shop, "anomaly_report") == []
+        assert twice_trained_shop.metadata("latent_features", DAYS[3])["model_version"] == 1
+        assert "version 2 flags too much" in (twice_trained_shop.paths.reports / "report.html").read_text()
 
-    def test_it_lasts_until_another_version_is_trained(self, twice):
-        assert twice.roll_back(1).success
-        assert twice.run_stage("champion").success
-        assert twice.metadata("champion")["model_version"] == 1
+    def test_it_lasts_until_another_version_is_trained(self, twice_trained_shop: Shop) -> None:
+        assert twice_trained_shop.roll_back(1).success
+        assert twice_trained_shop.run_stage("champion").success
+        assert twice_trained_shop.metadata("champion")["model_version"] == 1
         message = "challenger 2 was promoted before; version 1 keeps serving until another is trained"
-        assert twice.metadata("champion")["decision"] == message
-        assert twice.run("train").success
-        assert twice.metadata("champion")["model_version"] == 3
+        assert twice_trained_shop.metadata("champion")["decision"] == message
+        assert twice_trained_shop.run("train").success
+        assert twice_trained_shop.metadata("champion")["model_version"] == 3
 
-    def test_a_version_whose_space_was_collected_is_scored_anew(self, twice):
-        (old,) = {path.name for path in Path(twice.paths.latents).glob("v1_*")}
-        shutil.rmtree(Path(twice.paths.latents) / old)
-        assert twice.roll_back(1).success
-        assert model_version_of(twice.paths) == 1
-        assert pl.read_parquet(DeltaTable(twice.paths.latents).file_uris()).height == (len(DAYS) - 1) * ROWS
-        assert {"v1"} == {name.split("_")[0] for name in spaces(twice)}
+    def test_a_version_without_latents_is_scored_again(self, twice_trained_shop: Shop) -> None:
+        (old,) = {path.name for path in Path(twice_trained_shop.paths.latents).glob("v1_*")}
+        shutil.rmtree(Path(twice_trained_shop.paths.latents) / old)
+        assert twice_trained_shop.roll_back(1).success
+        assert model_version_of(twice_trained_shop.paths) == 1
+        assert (
+            pl.read_parquet(DeltaTable(twice_trained_shop.paths.latents).file_uris()).height == (len(DAYS) - 1) * ROWS
+        )
+        assert {"v1"} == {name.split("_")[0] for name in space_folders(twice_trained_shop)}
 
-    def test_a_version_that_there_is_not_is_refused_with_those_that_there_are(self, twice):
+    def test_an_unknown_version_is_refused_with_the_known_ones(self, twice_trained_shop: Shop) -> None:
         message = "'orders' has no version 9 that can serve; choose among 1, 2"
-        assert twice.why_failed(twice.roll_back(9)) == message
-        assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
+        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(9)) == message
+        assert twice_trained_shop.champion.version == 2
 
-    def test_without_a_reason_nothing_is_rolled_back(self, twice):
-        assert twice.why_failed(twice.roll_back(1, why=" ")).startswith("a rollback needs a reason")
-        assert twice.workspace.tracker().version("orders", CHAMPION).version == 2
+    def test_without_a_reason_nothing_is_rolled_back(self, twice_trained_shop: Shop) -> None:
+        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(1, why=" ")).startswith(
+            "a rollback needs a reason"
+        )
+        assert twice_trained_shop.champion.version == 2
 
-    def test_a_rejected_version_serves_only_where_a_person_insists(self, serving, monkeypatch):
-        from ae_pipeline.lifecycle import train as model_steps
-
-        monkeypatch.setattr(model_steps, "loss_fell", lambda _: LOSS_ROSE)
-        assert serving.run("train").success
+    def test_a_rejected_version_needs_even_if_rejected(
+        self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reject_every_version(monkeypatch)
+        assert serving_shop.run("train").success
         message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or set even_if_rejected"
-        assert serving.why_failed(serving.roll_back(2)) == message
-        assert serving.roll_back(2, even_if_rejected=True).success
-        assert model_version_of(serving.paths) == 2
+        assert serving_shop.why_failed(serving_shop.roll_back(2)) == message
+        assert serving_shop.roll_back(2, even_if_rejected=True).success
+        assert model_version_of(serving_shop.paths) == 2
 
-    def test_a_challenger_that_waits_for_its_decision_does_not_undo_it(self, twice):
-        assert twice.run_stage("autoencoder").success
-        assert twice.roll_back(1).success
-        waiting = twice.workspace.tracker().version("orders", CHALLENGER)
+    def test_a_waiting_challenger_does_not_undo_it(self, twice_trained_shop: Shop) -> None:
+        assert twice_trained_shop.run_stage("autoencoder").success
+        assert twice_trained_shop.roll_back(1).success
+        waiting = twice_trained_shop.workspace.tracker().version("orders", CHALLENGER)
+        assert waiting is not None
         assert (waiting.version, waiting.tags[DECIDED]) == (3, "passed over by a rollback")
-        assert twice.run_stage("champion").success
-        assert twice.metadata("champion")["model_version"] == 1
+        assert twice_trained_shop.run_stage("champion").success
+        assert twice_trained_shop.metadata("champion")["model_version"] == 1
 
-    def test_where_the_commit_fails_the_days_are_rebuilt_under_the_version_that_serves(self, twice, monkeypatch):
+    def test_a_failed_commit_is_followed_by_a_rebuild(
+        self, twice_trained_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from ae_pipeline.latents import publish
 
         def fail(*_: object) -> None:
-            raise PublicationError("no luck")
+            raise PublicationError("the commit failed")
 
         monkeypatch.setattr(publish, "_commit", fail)
-        assert twice.why_failed(twice.roll_back(1)) == "no luck"
+        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(1)) == "the commit failed"
         monkeypatch.undo()
-        assert model_version_of(twice.paths) == 2  # readers have the old table, whole
-        assert twice.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
-        assert model_version_of(twice.paths) == twice.workspace.tracker().version("orders", CHAMPION).version == 1
+        assert model_version_of(twice_trained_shop.paths) == 2  # readers still see the complete old table
+        assert twice_trained_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert model_version_of(twice_trained_shop.paths) == twice_trained_shop.champion.version == 1
 
-    def test_where_scoring_fails_nothing_has_moved(self, twice, monkeypatch):
+    def test_failed_scoring_changes_nothing(self, twice_trained_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         from ae_pipeline.latents import publish
 
-        twice.land(DAYS[-1])
-        assert twice.run("ingest", DAYS[-1]).success
+        twice_trained_shop.land(DAYS[-1])
+        assert twice_trained_shop.run("ingest", DAYS[-1]).success
 
         def fail(*_: object) -> None:
-            raise PublicationError("no luck")
+            raise PublicationError("the disk is full")
 
         monkeypatch.setattr(publish, "write_file", fail)
-        assert twice.why_failed(twice.roll_back(1)) == "no luck"
-        assert twice.workspace.tracker().version("orders", CHAMPION).version == model_version_of(twice.paths) == 2
-        assert [entry.version for entry in history(twice.paths)] == [1, 2]
+        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(1)) == "the disk is full"
+        assert twice_trained_shop.champion.version == model_version_of(twice_trained_shop.paths) == 2
+        assert [entry.version for entry in history(twice_trained_shop.paths)] == [1, 2]
 
-    def test_one_that_was_cut_short_after_the_alias_moved_is_told_of_by_the_next(self, twice, monkeypatch):
-        from ae_pipeline.registry import history as journal
+    def test_the_next_rollback_records_an_interrupted_one(
+        self, twice_trained_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ae_pipeline.lifecycle import promote
 
         def fail(*_: object) -> None:
-            raise OSError("the power went")
+            raise OSError("power failure")
 
-        monkeypatch.setattr(journal, "record", fail)
-        assert not twice.roll_back(1, who="Ada").success
+        monkeypatch.setattr(promote, "record", fail)
+        assert not twice_trained_shop.roll_back(1, who="Ada").success
         monkeypatch.undo()
-        assert twice.workspace.tracker().version("orders", CHAMPION).version == 1
-        assert twice.roll_back(1, who="Ada", why="floods of alerts").success
-        entries = history(twice.paths)
+        assert twice_trained_shop.champion.version == 1
+        assert twice_trained_shop.roll_back(1, who="Ada", why="floods of alerts").success
+        entries = history(twice_trained_shop.paths)
         assert [(entry.version, entry.previous) for entry in entries] == [(1, None), (2, 1), (1, 2)]
         assert (entries[-1].who, entries[-1].why) == ("Ada", "floods of alerts")
         assert "planted_faults_found.figure" in entries[1].figures
-        assert twice.roll_back(1).success  # it serves, and the history says so
-        assert len(history(twice.paths)) == 3
+        assert twice_trained_shop.roll_back(1).success  # version 1 serves already, and the history contains it
+        assert len(history(twice_trained_shop.paths)) == 3
 
-    def test_one_to_a_version_that_waits_for_its_decision_says_so(self, twice):
-        assert twice.run_stage("autoencoder").success
-        assert twice.roll_back(3).success
-        chosen = twice.workspace.tracker().version("orders", CHAMPION)
-        assert (chosen.version, chosen.tags[DECIDED]) == (3, "chosen by a rollback")
+    def test_a_rollback_to_the_challenger_decides_it(self, twice_trained_shop: Shop) -> None:
+        assert twice_trained_shop.run_stage("autoencoder").success
+        assert twice_trained_shop.roll_back(3).success
+        champion = twice_trained_shop.champion
+        assert (champion.version, champion.tags[DECIDED]) == (3, "chosen by a rollback")
 
 
 class TestHistory:
-    def test_half_a_line_that_a_power_cut_has_left_is_passed_over(self, tmp_path):
+    def test_an_incomplete_line_is_skipped(self, tmp_path: Path) -> None:
         from ae_pipeline.storage.paths import DatasetPaths
 
         paths = DatasetPaths(tmp_path, "d")
@@ -410,53 +399,56 @@ class TestHistory:
         record(paths, second)
         assert history(paths) == [first, second]
 
-    def test_lines_are_only_ever_added(self, tmp_path):
-        index = tmp_path / "folder" / "lines.jsonl"
+    def test_lines_are_only_appended(self, tmp_path: Path) -> None:
+        path = tmp_path / "folder" / "lines.jsonl"
         previous = b""
         for number in range(3):
-            add_line(index, {"number": number, "word": "Ærø\nline"})
-            assert index.read_bytes().startswith(previous)
-            previous = index.read_bytes()
-        assert [line["number"] for line in lines_of(index)] == [0, 1, 2]
+            add_line(path, {"number": number, "word": "Ærø\nline"})
+            assert path.read_bytes().startswith(previous)
+            previous = path.read_bytes()
+        assert [line["number"] for line in lines_of(path)] == [0, 1, 2]
 
-    def test_a_run_that_ended_after_the_alias_moved_is_told_of_by_the_next(self, serving, monkeypatch):
-        from ae_pipeline.lifecycle import promote as decision
-
-        def fail(*_: object) -> None:
-            raise OSError("the power went")
-
-        monkeypatch.setattr(decision, "record", fail)
-        assert not serving.run("train").success
-        assert serving.workspace.tracker().version("orders", CHAMPION).version == 2
-        monkeypatch.undo()
-        assert serving.run_stage("champion").success
-        assert [(entry.version, entry.previous) for entry in history(serving.paths)] == [(1, None), (2, 1)]
-
-    def test_so_it_is_where_another_was_trained_before(self, serving, monkeypatch):
-        from ae_pipeline.lifecycle import promote as decision
+    def test_the_next_run_records_an_interrupted_promotion(
+        self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ae_pipeline.lifecycle import promote
 
         def fail(*_: object) -> None:
-            raise OSError("the power went")
+            raise OSError("power failure")
 
-        monkeypatch.setattr(decision, "record", fail)
-        assert not serving.run("train").success
+        monkeypatch.setattr(promote, "record", fail)
+        assert not serving_shop.run("train").success
+        assert serving_shop.champion.version == 2
         monkeypatch.undo()
-        assert serving.run("train").success
-        assert [(entry.version, entry.previous) for entry in history(serving.paths)] == [(1, None), (2, 1), (3, 2)]
+        assert serving_shop.run_stage("champion").success
+        assert [(entry.version, entry.previous) for entry in history(serving_shop.paths)] == [(1, None), (2, 1)]
 
-    def test_a_new_model_store_counts_from_1_again_and_is_told_of(self, serving):
-        serving.workspace.tracker().client.delete_registered_model("orders")
-        assert serving.schedule_says() == "no model was trained so far"
-        assert serving.run("train").success
-        told = [(entry.version, entry.previous) for entry in history(serving.paths)]
-        assert told == [(1, None), (1, 1)]
+    def test_the_next_training_records_an_interrupted_promotion(
+        self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ae_pipeline.lifecycle import promote
+
+        def fail(*_: object) -> None:
+            raise OSError("power failure")
+
+        monkeypatch.setattr(promote, "record", fail)
+        assert not serving_shop.run("train").success
+        monkeypatch.undo()
+        assert serving_shop.run("train").success
+        assert [(entry.version, entry.previous) for entry in history(serving_shop.paths)] == [(1, None), (2, 1), (3, 2)]
+
+    def test_a_new_model_store_starts_again_at_version_1(self, serving_shop: Shop) -> None:
+        serving_shop.workspace.tracker().client.delete_registered_model("orders")
+        assert serving_shop.schedule_says() == "no model was trained so far"
+        assert serving_shop.run("train").success
+        assert [(entry.version, entry.previous) for entry in history(serving_shop.paths)] == [(1, None), (1, 1)]
 
 
 class TestDays:
-    """Days that calendars and clocks make odd."""
+    """Unusual days: time zones, leap days, and days with few or no rows."""
 
-    def test_days_are_utc_whatever_the_clocks_do(self, shop):
-        # Offsets differ with the place and the season; what counts is the moment.
+    def test_days_are_days_in_utc(self, shop: Shop) -> None:
+        # Offsets differ between places and seasons. The day in UTC counts.
         rows = [
             (1, "2024-03-01T19:30:00-05:00"),  # the next day in UTC
             (2, "2024-03-02T18:59:59-05:00"),
@@ -466,48 +458,48 @@ class TestDays:
         shop.land("clocks", "order_id,created_at,items,country,price\n" + text)
         assert shop.obey(landing_requests)[1:] == ["orders_ingest 2024-03-01 to 2024-03-02"]
         days = {day: pl.read_parquet(shop.paths.features(day)) for day in ("2024-03-01", "2024-03-02")}
-        assert {day: sorted(found["row_id"]) for day, found in days.items()} == {
+        assert {day: sorted(rows["row_id"]) for day, rows in days.items()} == {
             "2024-03-01": ["3"],
             "2024-03-02": ["1", "2"],
         }
-        assert {zone for found in days.values() for zone in [found.schema["event_time"].time_zone]} == {"UTC"}
+        assert {rows.schema["event_time"] for rows in days.values()} == {pl.Datetime("us", "UTC")}
 
-    def test_every_day_has_24_hours_and_a_leap_day_is_one_of_them(self, shop):
+    def test_every_day_has_24_hours_also_a_leap_day(self, shop: Shop) -> None:
         partitions = shop.defs.resolve_asset_graph().get(dg.AssetKey(["orders", "raw_data"])).partitions_def
+        assert isinstance(partitions, dg.DailyPartitionsDefinition)
         spans = [partitions.time_window_for_partition_key(day) for day in partitions.get_partition_keys()]
         assert {span.end - span.start for span in spans} == {dt.timedelta(days=1)}
         assert "2024-02-29" in partitions.get_partition_keys()
 
-    def test_an_empty_day_and_a_day_of_one_row_go_through_the_loop(self, serving):
+    def test_an_empty_day_and_a_day_of_one_row_are_published(self, serving_shop: Shop) -> None:
         only = orders_csv(DAYS[-1], 1)
-        serving.land(DAYS[-1], only)
-        serving.land("empty", only.splitlines()[0] + "\n")
-        serving.obey(landing_requests)
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
-        assert serving.metadata("latent_features", DAYS[-1])["dagster/partition_row_count"] == 1
-        # The day loses its only row, which a file landed anew no longer has.
-        serving.land(DAYS[-1], only.splitlines()[0] + "\n")
-        assert serving.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
-        assert serving.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
-        assert DAYS[-1] not in published_days(serving.paths)
-        told = str(serving.metadata("anomaly_report", DAYS[-1])["verdict"])
-        assert f"no rows arrived for {DAYS[-1]}; on {DAYS[-2]} " in told
-        assert serving.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        serving_shop.land(DAYS[-1], only)
+        serving_shop.land("empty", only.splitlines()[0] + "\n")
+        serving_shop.obey(landing_requests)
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert serving_shop.metadata("latent_features", DAYS[-1])["dagster/partition_row_count"] == 1
+        # The file lands again without its only row, so the day becomes empty.
+        serving_shop.land(DAYS[-1], only.splitlines()[0] + "\n")
+        assert serving_shop.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
+        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert DAYS[-1] not in published_days(serving_shop.paths)
+        assessment = str(serving_shop.metadata("anomaly_report", DAYS[-1])["verdict"])
+        assert f"no row has come for {DAYS[-1]}; on {DAYS[-2]} " in assessment
+        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
 
-    def test_a_window_with_too_few_rows_fails_once_with_the_remedy_and_leaves_the_champion(self, serving):
-        tracker = serving.workspace.tracker()
-        for day in DAYS[-9:-2]:  # two rows a day are too few to calibrate a budget of one in a hundred
-            serving.land(day, orders_csv(day, 2))
-        serving.obey(landing_requests)
-        done = serving.run("train")
-        assert "rows" in serving.why_failed(done)
-        assert "; " in serving.why_failed(done)
-        assert tracker.version("orders", CHAMPION).version == 1
-        assert len(tracker.versions("orders")) == 1
-        assert leftovers(Path(serving.workspace.data_folder)) == []
+    def test_too_few_rows_fail_the_training_with_a_remedy(self, serving_shop: Shop) -> None:
+        for day in DAYS[-9:-2]:  # two rows per day are too few to calibrate a budget of 1%
+            serving_shop.land(day, orders_csv(day, 2))
+        serving_shop.obey(landing_requests)
+        done = serving_shop.run("train")
+        assert "rows" in serving_shop.why_failed(done)
+        assert "; " in serving_shop.why_failed(done)
+        assert serving_shop.champion.version == 1
+        assert len(serving_shop.workspace.tracker().versions("orders")) == 1
+        assert leftovers(Path(serving_shop.workspace.data_folder)) == []
 
-    def test_no_lock_is_held_and_no_temporary_file_is_left(self, twice):
-        with twice.workspace.locked("orders"):
+    def test_no_lock_and_no_temporary_file_remain(self, twice_trained_shop: Shop) -> None:
+        with twice_trained_shop.workspace.locked("orders"):
             pass
-        assert leftovers(Path(twice.workspace.data_folder)) == []
-        assert [path.name for path in twice.paths.lock.parent.iterdir()] == ["orders.lock"]
+        assert leftovers(Path(twice_trained_shop.workspace.data_folder)) == []
+        assert [path.name for path in twice_trained_shop.paths.lock.parent.iterdir()] == ["orders.lock"]

@@ -1,0 +1,131 @@
+"""The planner on a real project: its callers agree, and no work is lost."""
+
+import datetime as dt
+
+import dagster as dg
+import pytest
+
+from ae_pipeline.cli.project import Project
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.lifecycle.plan import Plan, Step, plan_landing, plan_serving, plan_training
+from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
+from ae_pipeline.orchestration.tags import READ_TAG, REPOSITORY_TAG
+from ae_pipeline.registry.names import CHAMPION
+from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop
+
+REJECTED_DAYS = DAYS[:-2]
+"""Days that the rejected version was trained on and tested with."""
+
+NO_CHAMPION = "version 1 was rejected: loss_fell: it rose, and no other version can serve"
+
+
+def landing_plan(shop: Shop) -> Plan:
+    """Return the plan of the command line, which does not wait until a file has settled."""
+    return plan_landing(shop.dataset, dt.datetime.now(dt.UTC).date())
+
+
+def training_plan(shop: Shop, **settings: object) -> Plan:
+    """Return the plan for a training, with other settings than those of the YAML if given."""
+    config = PipelineConfig.model_validate({**ATTRIBUTES, **settings})
+    return plan_training(shop.workspace.dataset(config), shop.workspace.tracker())
+
+
+def serving_plan(shop: Shop) -> Plan:
+    """Return the plan for the decision and the publication."""
+    return plan_serving(shop.dataset, shop.workspace.tracker())
+
+
+def project_of(shop: Shop) -> Project:
+    """Return the project as the command line sees it."""
+    return Project(shop.defs, shop.workspace, {"orders": shop.dataset}, shop.instance)
+
+
+class TestRejectedFirstVersion:
+    def test_all_callers_agree_that_no_work_is_due(self, rejected_shop: Shop) -> None:
+        assert rejected_shop.workspace.tracker().version("orders", CHAMPION) is None
+        days = len(REJECTED_DAYS)
+        reason = f"nothing new: all {days} days are the same as in the last training; {NO_CHAMPION}"
+        assert training_plan(rejected_shop) == Plan((), reason)
+        assert rejected_shop.schedule_says() == reason
+        idle = f"no version serves so far; {NO_CHAMPION}"
+        assert serving_plan(rejected_shop) == Plan((), idle)
+        assert rejected_shop.asks(rebuild_requests) == idle
+        assert landing_plan(rejected_shop).work == ()
+
+    def test_too_few_new_rows_are_no_reason_to_train(self, rejected_shop: Shop) -> None:
+        rejected_shop.land(DAYS[-2])
+        assert rejected_shop.run("ingest", DAYS[-2]).success
+        reason = f"{ROWS} rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
+        assert training_plan(rejected_shop) == Plan((), f"{reason}; {NO_CHAMPION}")
+        assert rejected_shop.schedule_says() == f"{reason}; {NO_CHAMPION}"
+
+    def test_new_rows_make_a_training_due(self, rejected_shop: Shop) -> None:
+        for day in DAYS[-2:]:
+            rejected_shop.land(day)
+        assert rejected_shop.run("ingest", DAYS[-2], DAYS[-1]).success
+        reason = f"{2 * ROWS} rows on 2 new or changed days since the last training"
+        (work,) = training_plan(rejected_shop).work
+        assert (work.step, work.days, work.reason) == (Step.TRAIN, (), reason)
+        assert rejected_shop.schedule_says() == reason
+        assert serving_plan(rejected_shop).work == ()
+
+    def test_changed_settings_make_a_training_due(self, rejected_shop: Shop) -> None:
+        settings = {"training": {**ATTRIBUTES["training"], "epochs": 4}}
+        (work,) = training_plan(rejected_shop, **settings).work
+        expected = "the settings of model, training, alert budget, or columns changed since the last training"
+        assert (work.step, work.reason) == (Step.TRAIN, expected)
+
+
+class TestLanding:
+    @pytest.fixture
+    def shop_with_a_bad_file(self, shop: Shop) -> Shop:
+        """A project that has read two days, and could not read a third file."""
+        shop.land(DAYS[0])
+        assert shop.run("intake").success
+        shop.land(DAYS[1])
+        shop.land("bad", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
+        assert not shop.run("intake").success
+        return shop
+
+    def test_days_are_ingested_although_a_bad_file_waits(self, shop_with_a_bad_file: Shop) -> None:
+        read, ingest = landing_plan(shop_with_a_bad_file).work
+        assert (read.step, read.days, read.reason) == (Step.READ, (), "1 new or changed file: orders_bad.csv")
+        assert (ingest.step, ingest.days) == (Step.INGEST, tuple(DAYS[:2]))
+        assert ingest.ranges == [(DAYS[0], DAYS[1])]
+        assert ingest.reason == f"{DAYS[0]} to {DAYS[1]}"
+
+    def test_after_ingestion_only_the_bad_file_waits(self, shop_with_a_bad_file: Shop) -> None:
+        shop = shop_with_a_bad_file
+        project_of(shop).run_job(shop.dataset, Step.INGEST, (DAYS[0], DAYS[1]), tags={READ_TAG: "by an earlier run"})
+        assert [work.step for work in landing_plan(shop).work] == [Step.READ]
+        features = shop.instance.get_materialized_partitions(dg.AssetKey(["orders", "features"]))
+        assert features == set(DAYS[:2])
+
+    def test_the_sensor_requests_what_the_planner_plans(self, shop_with_a_bad_file: Shop) -> None:
+        # The failed run did not come from the sensor, so the sensor does not delay the next attempt.
+        planned = landing_plan(shop_with_a_bad_file).work
+        assert shop_with_a_bad_file.asks(landing_requests) == [f"orders_intake {planned[0].reason}"]
+
+
+class TestRunsOfTheCommandLine:
+    def test_a_run_belongs_to_the_code_location(self, shop: Shop) -> None:
+        shop.land(DAYS[0])
+        project_of(shop).run_job(shop.dataset, Step.READ)
+        (run,) = shop.instance.get_runs()
+        assert run.job_name == "orders_intake"
+        assert run.tags[REPOSITORY_TAG] == run.tags[".dagster/repository"] == "__repository__@ae_pipeline"
+
+    def test_a_failed_run_belongs_to_it_too(self, shop: Shop) -> None:
+        shop.land(DAYS[0], "order_id\n1\n")
+        with pytest.raises(PipelineError, match="orders_intake failed"):
+            project_of(shop).run_job(shop.dataset, Step.READ)
+        (run,) = shop.instance.get_runs()
+        assert run.tags[".dagster/repository"] == "__repository__@ae_pipeline"
+
+    def test_the_event_log_contains_messages_of_the_package(self, shop: Shop) -> None:
+        shop.land(DAYS[0])
+        project_of(shop).run_job(shop.dataset, Step.READ)
+        (run,) = shop.instance.get_runs()
+        messages = [entry.user_message for entry in shop.instance.all_logs(run.run_id) if not entry.is_dagster_event]
+        assert messages.count("1 file read, with rows on 1 day") == 1
