@@ -165,7 +165,7 @@ def follow(flights: Flights, champion: ModelBundle, way: str, seed: int, months:
     """Retrain month by month after a first champion, and print a line for each month."""
     first_rows = flights.rows(flights.days_before(FIRST))
     downstream = fit_downstream(champion, first_rows)
-    found: list[Month] = []
+    results: list[Month] = []
     first = previous = Served(0, champion)
     for number, month in enumerate(months, 1):
         started = time.perf_counter()
@@ -185,13 +185,13 @@ def follow(flights: Flights, champion: ModelBundle, way: str, seed: int, months:
         }
         condition = alignment.compatibility.condition
         loss = retrained.facts.validation_loss
-        found.append(
+        results.append(
             Month(way, month, seed, values, alignment.explained_variance, condition, loss, alignment.is_compatible)
         )
         summary = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
         print(f"{way}, {month}, seed {seed}, {time.perf_counter() - started:.0f} s: {summary}", flush=True)
         previous = Served(number, aligned)
-    return found
+    return results
 
 
 def describe(results: Sequence[Month]) -> str:
