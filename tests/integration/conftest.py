@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ae_pipeline.orchestration.sensors import rebuild_requests
-from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, reject_every_version, served_shop
+from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, published_shop, reject_every_version
 
 
 @pytest.fixture
@@ -18,28 +18,28 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 @pytest.fixture
 def serving_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A project whose days, except the last, are published under version 1."""
-    yield from served_shop(tmp_path_factory, days=DAYS[:-1])
+    yield from published_shop(tmp_path_factory, days=DAYS[:-1])
 
 
 @pytest.fixture(scope="module")
 def complete_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A project whose days are all published under version 1; tests must not change it."""
     for shop in make_shop(tmp_path_factory.mktemp("complete")):
-        shop.bring_up()
+        shop.publish_first_version()
         yield shop
 
 
 def train_again(shop: Shop) -> None:
     """Train a second version and publish every day under it."""
     assert shop.run("train").success
-    assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+    assert shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
     assert shop.champion.version == 2
 
 
 @pytest.fixture
 def twice_trained_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A project whose days, except the last, are published under version 2; version 1 served before."""
-    yield from served_shop(tmp_path_factory, days=DAYS[:-1], then=train_again)
+    yield from published_shop(tmp_path_factory, days=DAYS[:-1], then=train_again)
 
 
 def train_a_rejected_version(shop: Shop) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ae_pipeline.monitoring.daily_drift import drifting_days, read_drift
 from ae_pipeline.orchestration.sensors import early_training_requests, landing_requests, rebuild_requests
-from tests.support.shop import ATTRIBUTES, DAYS, FIRST, Shop, orders_csv, served_shop
+from tests.support.shop import ATTRIBUTES, DAYS, FIRST, Shop, orders_csv, published_shop
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         "drift": {"min_rows": 30, "psi": 1.0},
         "retrain": {"min_new_rows": 50, "drifting_days": 2},
     }
-    yield from served_shop(tmp_path_factory, attributes, DAYS[:-3])
+    yield from published_shop(tmp_path_factory, attributes, DAYS[:-3])
 
 
 NEW = [(FIRST + dt.timedelta(days=index)).isoformat() for index in range(len(DAYS) - 3, len(DAYS) + 2)]
@@ -76,31 +76,31 @@ class TestDailyDrift:
         assert drift_check(shop).description == description
 
     def test_drift_triggers_training_on_enough_new_drifting_days(self, shop: Shop) -> None:
-        assert shop.asks(early_training_requests) == "0 days in a row have drifted, fewer than drifting_days=2"
+        assert shop.requested(early_training_requests) == "0 days in a row have drifted, fewer than drifting_days=2"
         answers = []
         for index, day in enumerate(NEW, 1):
             shop.land(day, drifting_csv(day))
-            shop.obey(landing_requests)
-            shop.obey(rebuild_requests)
+            shop.run_requests(landing_requests)
+            shop.run_requests(rebuild_requests)
             assert drifting_days(shop.paths, 30) == list(NEW[:index])
-            answers.append(shop.asks(early_training_requests))
+            answers.append(shop.requested(early_training_requests))
         few = "{} days in a row have drifted; {} of them are new to a training, fewer than drifting_days=2"
         assert answers[0] == "1 day in a row have drifted, fewer than drifting_days=2"
         assert str(answers[1]).startswith(few.format(2, 0))
         assert str(answers[2]).startswith(few.format(3, 1))
-        assert answers[2].endswith("the newest 2 belong to the gate")
-        (request,) = answers[3]
+        assert str(answers[2]).endswith("the newest 2 belong to the gate")
+        (request,) = list(answers[3])
         assert request.startswith("orders_train 4 days in a row have drifted; 160 rows on 4 new or changed days")
         assert [sensor.name for sensor in shop.defs.sensors or []].count("orders_drift") == 1
 
     def test_drift_does_not_trigger_training_twice(self, shop: Shop) -> None:
         for day in NEW[:4]:
             shop.land(day, drifting_csv(day))
-        shop.obey(landing_requests)
-        shop.obey(rebuild_requests)
-        assert len(shop.obey(early_training_requests)) == 1  # whether the challenger was promoted or rejected
-        shop.obey(rebuild_requests)
+        shop.run_requests(landing_requests)
+        shop.run_requests(rebuild_requests)
+        assert len(shop.run_requests(early_training_requests)) == 1  # whether the challenger was promoted or rejected
+        shop.run_requests(rebuild_requests)
         shop.land(NEW[4], drifting_csv(NEW[4]))
-        shop.obey(landing_requests)
-        shop.obey(rebuild_requests)
-        assert isinstance(shop.asks(early_training_requests), str)
+        shop.run_requests(landing_requests)
+        shop.run_requests(rebuild_requests)
+        assert isinstance(shop.requested(early_training_requests), str)

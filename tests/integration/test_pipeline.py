@@ -127,17 +127,17 @@ def test_the_data_version_of_champion_is_the_model_version(complete_shop: Shop) 
 
 
 def test_the_schedule_skips_when_nothing_is_new(complete_shop: Shop) -> None:
-    assert complete_shop.schedule_says() == "nothing new: all 24 days are the same as in the last training"
+    assert complete_shop.schedule_answer() == "nothing new: all 24 days are the same as in the last training"
 
 
 def test_the_schedule_skips_without_features(shop: Shop) -> None:
-    assert "there are no features yet" in shop.schedule_says()
+    assert "there are no features yet" in shop.schedule_answer()
 
 
 def test_the_schedule_skips_while_a_training_runs(shop: Shop) -> None:
     run = dg.DagsterRun(job_name="orders_train", status=dg.DagsterRunStatus.STARTED)
     shop.instance.add_run(run)
-    assert shop.schedule_says() == f"a training is active: run {run.run_id}"
+    assert shop.schedule_answer() == f"a training is active: run {run.run_id}"
 
 
 def test_a_corrected_day_replaces_one_file_of_the_table(serving_shop: Shop) -> None:
@@ -149,12 +149,12 @@ def test_a_corrected_day_replaces_one_file_of_the_table(serving_shop: Shop) -> N
     assert len(previous - after) == len(after - previous) == 1
     assert f"/{DAYS[3][:7]}/" in next(iter(after - previous))
     assert pl.read_parquet(list(after)).height == len(PUBLISHED) * ROWS - 1
-    assert serving_shop.schedule_says() == (
+    assert serving_shop.schedule_answer() == (
         "39 rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
     )
     serving_shop.land(DAYS[4], orders_csv(DAYS[4], rows=ROWS - 2))
     assert serving_shop.run("ingest", DAYS[4]).success
-    assert serving_shop.schedule_says() == "77 rows on 2 new or changed days since the last training"
+    assert serving_shop.schedule_answer() == "77 rows on 2 new or changed days since the last training"
 
 
 def test_calibration_holds_checks_all_newer_days(shop: Shop) -> None:
@@ -190,7 +190,7 @@ def test_changed_columns_fail_the_run_with_a_remedy(serving_shop: Shop) -> None:
     failures = [event for event in result.all_events if event.is_step_failure]
     assert len(failures) == 1
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
-    message = serving_shop.why_failed(result)
+    message = serving_shop.failure_message(result)
     for part in ("lacks 'price'", "has 'amount'", "optional: true"):
         assert part in message
     assert pl.read_parquet(serving_shop.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
@@ -200,7 +200,7 @@ def test_a_missing_champion_fails_with_a_remedy(shop: Shop) -> None:
     shop.land(DAYS[0])
     assert shop.run("ingest", DAYS[0]).success
     result = shop.run("publish", DAYS[0])
-    assert shop.why_failed(result) == "'orders' has no champion; materialize autoencoder and champion first"
+    assert shop.failure_message(result) == "'orders' has no champion; materialize autoencoder and champion first"
 
 
 def test_a_rejected_challenger_leaves_the_champion(serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,10 +47,10 @@ class TestRejectedFirstVersion:
         days = len(REJECTED_DAYS)
         reason = f"nothing new: all {days} days are the same as in the last training; {NO_CHAMPION}"
         assert training_plan(rejected_shop) == Plan((), reason)
-        assert rejected_shop.schedule_says() == reason
+        assert rejected_shop.schedule_answer() == reason
         idle = f"no version serves so far; {NO_CHAMPION}"
         assert serving_plan(rejected_shop) == Plan((), idle)
-        assert rejected_shop.asks(rebuild_requests) == idle
+        assert rejected_shop.requested(rebuild_requests) == idle
         assert landing_plan(rejected_shop).work == ()
 
     def test_too_few_new_rows_are_no_reason_to_train(self, rejected_shop: Shop) -> None:
@@ -58,7 +58,7 @@ class TestRejectedFirstVersion:
         assert rejected_shop.run("ingest", DAYS[-2]).success
         reason = f"{ROWS} rows on 1 new or changed day since the last training, fewer than min_new_rows=50"
         assert training_plan(rejected_shop) == Plan((), f"{reason}; {NO_CHAMPION}")
-        assert rejected_shop.schedule_says() == f"{reason}; {NO_CHAMPION}"
+        assert rejected_shop.schedule_answer() == f"{reason}; {NO_CHAMPION}"
 
     def test_new_rows_make_a_training_due(self, rejected_shop: Shop) -> None:
         for day in DAYS[-2:]:
@@ -67,7 +67,7 @@ class TestRejectedFirstVersion:
         reason = f"{2 * ROWS} rows on 2 new or changed days since the last training"
         (work,) = training_plan(rejected_shop).work
         assert (work.step, work.days, work.reason) == (Step.TRAIN, (), reason)
-        assert rejected_shop.schedule_says() == reason
+        assert rejected_shop.schedule_answer() == reason
         assert serving_plan(rejected_shop).work == ()
 
     def test_changed_settings_make_a_training_due(self, rejected_shop: Shop) -> None:
@@ -105,7 +105,7 @@ class TestLanding:
     def test_the_sensor_requests_what_the_planner_plans(self, shop_with_a_bad_file: Shop) -> None:
         # The failed run did not come from the sensor, so the sensor does not delay the next attempt.
         planned = landing_plan(shop_with_a_bad_file).work
-        assert shop_with_a_bad_file.asks(landing_requests) == [f"orders_intake {planned[0].reason}"]
+        assert shop_with_a_bad_file.requested(landing_requests) == [f"orders_intake {planned[0].reason}"]
 
 
 class TestRunsOfTheCommandLine:

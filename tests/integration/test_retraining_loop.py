@@ -20,7 +20,7 @@ from ae_pipeline.lifecycle.plan import days_to_publish
 from ae_pipeline.lifecycle.promote import DECIDED
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import DATASET_TAG
-from ae_pipeline.registry.history import Change, Entry, history, record
+from ae_pipeline.registry.history import Change, HistoryEntry, history, record
 from ae_pipeline.registry.names import CHALLENGER
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
@@ -47,26 +47,26 @@ def space_folders(shop: Shop) -> set[str]:
 
 class TestLanding:
     def test_only_days_of_landed_files_are_ingested(self, shop: Shop) -> None:
-        assert shop.asks(landing_requests) == "nothing has landed so far"
+        assert shop.requested(landing_requests) == "nothing has landed so far"
         for day in (*DAYS[:3], DAYS[5]):
             os.utime(shop.land(day))
-        assert shop.asks(landing_requests) == "4 new or changed files, still being written"
+        assert shop.requested(landing_requests) == "4 new or changed files, still being written"
         for path in shop.landing.iterdir():
             os.utime(path, (1_700_000_000, 1_700_000_000))
-        assert shop.obey(landing_requests) == [
+        assert shop.run_requests(landing_requests) == [
             f"orders_intake 4 new or changed files: {', '.join(f'orders_{day}.csv' for day in (*DAYS[:3], DAYS[5]))}",
             f"orders_ingest {DAYS[0]} to {DAYS[2]}",
             f"orders_ingest {DAYS[5]}",
         ]
-        assert shop.asks(landing_requests) == "every landed file is read, and every day has its features"
+        assert shop.requested(landing_requests) == "every landed file is read, and every day has its features"
         features = shop.instance.get_materialized_partitions(dg.AssetKey(["orders", "features"]))
         assert features == {*DAYS[:3], DAYS[5]}
 
     def test_late_data_rebuilds_only_the_affected_day(self, serving_shop: Shop) -> None:
         previous = published_days(serving_shop.paths)
         serving_shop.land("late", orders_csv(DAYS[4], 3, first_id=7))
-        assert serving_shop.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[4]}"]
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[4]}"]
+        assert serving_shop.run_requests(landing_requests)[1:] == [f"orders_ingest {DAYS[4]}"]
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[4]}"]
         after = published_days(serving_shop.paths)
         assert [day for day in after if after[day].identity != previous[day].identity] == [DAYS[4]]
         assert read_facts(serving_shop.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
@@ -80,20 +80,20 @@ class TestLanding:
         keys = [request.run_key]
         for pause in (60, 120, 240):
             done = job.execute_in_process(instance=serving_shop.instance, tags=dict(request.tags), raise_on_error=False)
-            assert "lacks column 'items'" in serving_shop.why_failed(done) or "columns" in serving_shop.why_failed(done)
-            assert f"run {done.run_id} ended (failure) and did not finish it; next attempt at" in serving_shop.asks(
-                landing_requests
-            )
+            message = serving_shop.failure_message(done)
+            assert "lacks column 'items'" in message or "columns" in message
+            answer = serving_shop.requested(landing_requests)
+            assert f"run {done.run_id} ended (failure) and did not finish it; next attempt at" in answer
             now = time.time()
             monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda late=now + pause - 5: late)
-            assert "did not finish it" in serving_shop.asks(landing_requests)
+            assert "did not finish it" in serving_shop.requested(landing_requests)
             monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda late=now + pause + 5: late)
             request = serving_shop.request(landing_requests)
             keys.append(request.run_key)
             monkeypatch.undo()
         assert len(set(keys)) == 4  # Dagster ignores a key that it has seen
         serving_shop.land("broken", orders_csv(DAYS[-1]))  # a corrected file is not delayed
-        assert serving_shop.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
+        assert serving_shop.run_requests(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
 
     def test_there_is_no_limit_on_retries(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         serving_shop.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
@@ -111,8 +111,8 @@ class TestLanding:
         job = serving_shop.defs.resolve_job_def("orders_intake")
         assert job.execute_in_process(instance=serving_shop.instance, tags=dict(request.tags)).success
         shutil.rmtree(path.parent)
-        assert serving_shop.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert serving_shop.run_requests(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
 
     def test_nothing_is_requested_while_a_run_is_active(self, serving_shop: Shop) -> None:
         serving_shop.land(DAYS[-1])
@@ -122,8 +122,8 @@ class TestLanding:
             status=dg.DagsterRunStatus.STARTED,
         )
         message = f"run {run.run_id} of orders_train is active (started)"
-        assert serving_shop.asks(landing_requests) == serving_shop.asks(rebuild_requests) == message
-        assert serving_shop.schedule_says() == f"a training is active: run {run.run_id}"
+        assert serving_shop.requested(landing_requests) == serving_shop.requested(rebuild_requests) == message
+        assert serving_shop.schedule_answer() == f"a training is active: run {run.run_id}"
 
     def test_a_dead_run_is_ended_and_blocks_no_work(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         job = serving_shop.defs.resolve_job_def("orders_train")
@@ -133,8 +133,8 @@ class TestLanding:
         now = time.time()
         monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda: now + 600)
         with serving_shop.workspace.locked("orders"):  # the process is alive
-            assert "is active" in serving_shop.asks(rebuild_requests)
-        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
+            assert "is active" in serving_shop.requested(rebuild_requests)
+        assert serving_shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
         (ended,) = serving_shop.instance.get_runs(dg.RunsFilter(run_ids=[run.run_id]))
         assert ended.status == dg.DagsterRunStatus.FAILURE
 
@@ -143,7 +143,7 @@ class TestRebuild:
     def test_nothing_is_rebuilt_without_a_model(self, shop: Shop) -> None:
         shop.land(DAYS[0])
         assert shop.run("ingest", DAYS[0]).success
-        assert shop.asks(rebuild_requests) == "no version serves so far"
+        assert shop.requested(rebuild_requests) == "no version serves so far"
 
     def test_a_promotion_makes_exactly_the_latents_stale(self, serving_shop: Shop) -> None:
         assert stale(serving_shop, "latent_features") == stale(serving_shop, "anomaly_report") == []
@@ -152,7 +152,7 @@ class TestRebuild:
         assert stale(serving_shop, "anomaly_report") == []
         assert space_folders(serving_shop) == {published_days(serving_shop.paths)[DAYS[0]].path.split("/")[0]}
         assert model_version_of(serving_shop.paths) == 1  # the old table stays until the new one is complete
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
         assert model_version_of(serving_shop.paths) == 2
         assert len(space_folders(serving_shop)) == 1
         assert stale(serving_shop, "latent_features") == stale(serving_shop, "anomaly_report") == []
@@ -162,7 +162,7 @@ class TestRebuild:
         assert serving_shop.run("train").success
         for stage in ("latent_features", "anomaly_report"):
             assert stale(serving_shop, stage) == []
-        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        assert serving_shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
         (first, second) = history(serving_shop.paths)
         assert (first.change, first.version, first.previous) == (Change.PROMOTED, 1, None)
         assert (second.change, second.version, second.previous) == (Change.REJECTED, 2, 1)
@@ -187,17 +187,17 @@ class TestRebuild:
         tags = dict(request.tags)
         assert not job.execute_in_process(instance=serving_shop.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
-        assert "(failure) and did not finish it; next attempt at" in serving_shop.asks(rebuild_requests)
+        assert "(failure) and did not finish it; next attempt at" in serving_shop.requested(rebuild_requests)
         now = time.time()
         monkeypatch.setattr("ae_pipeline.orchestration.runs.time.time", lambda: now + 61)
-        assert serving_shop.asks(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert serving_shop.requested(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
 
     def test_a_promotion_before_the_report_loses_no_day(self, serving_shop: Shop) -> None:
         serving_shop.land(DAYS[-1])
         assert serving_shop.run("ingest", DAYS[-1]).success
         assert serving_shop.run_stage("latent_features", DAYS[-1]).success
         assert serving_shop.run("train").success
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {ALL}"]
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {ALL}"]
         assert days_to_publish(Dataset(serving_shop.config, serving_shop.paths), serving_shop.workspace.tracker()) == []
         assert model_version_of(serving_shop.paths) == 2
 
@@ -212,15 +212,15 @@ class TestRebuild:
         monkeypatch.setattr(build, "measure_labels", fail)
         assert not serving_shop.run("publish", DAYS[-1]).success
         monkeypatch.undo()
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         summary = json.loads((serving_shop.paths.reports / "summary.json").read_text())
         assert summary["days"][-1] == {"day": DAYS[-1], "rows": ROWS, "flagged": summary["days"][-1]["flagged"]}
-        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        assert serving_shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
 
     def test_an_interrupted_training_is_decided_later(self, serving_shop: Shop) -> None:
         assert serving_shop.run_stage("autoencoder").success
         assert serving_shop.champion.version == 1
-        assert serving_shop.obey(rebuild_requests) == [
+        assert serving_shop.run_requests(rebuild_requests) == [
             "orders_decide version 2 was evaluated by the gate and waits for the decision",
             f"orders_publish {DAYS[0]} to {DAYS[-2]}",
         ]
@@ -243,15 +243,15 @@ class TestRebuild:
         assert not job.execute_in_process(instance=serving_shop.instance, tags=tags, raise_on_error=False).success
         monkeypatch.undo()
         serving_shop.land(DAYS[-1])
-        serving_shop.obey(landing_requests)
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        serving_shop.run_requests(landing_requests)
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert model_version_of(serving_shop.paths) == 1
 
     def test_each_contiguous_range_is_one_run(self, serving_shop: Shop) -> None:
         for day in (DAYS[1], DAYS[2], DAYS[9]):
             serving_shop.land(day, orders_csv(day, ROWS + 1))
-        serving_shop.obey(landing_requests)
-        assert serving_shop.obey(rebuild_requests) == [
+        serving_shop.run_requests(landing_requests)
+        assert serving_shop.run_requests(rebuild_requests) == [
             f"orders_publish {DAYS[1]} to {DAYS[2]}",
             f"orders_publish {DAYS[9]}",
         ]
@@ -275,7 +275,7 @@ class TestRollback:
         # The table is already that of version 1. Dagster shows latents as stale until a run materializes them.
         assert twice_trained_shop.metadata("champion")["model_version"] == 1
         assert stale(twice_trained_shop, "latent_features") == list(DAYS[:-1])
-        assert twice_trained_shop.obey(rebuild_requests) == [f"orders_publish {ALL}"]
+        assert twice_trained_shop.run_requests(rebuild_requests) == [f"orders_publish {ALL}"]
         assert stale(twice_trained_shop, "latent_features") == stale(twice_trained_shop, "anomaly_report") == []
         assert twice_trained_shop.metadata("latent_features", DAYS[3])["model_version"] == 1
         assert "version 2 flags too much" in (twice_trained_shop.paths.reports / "report.html").read_text()
@@ -301,11 +301,11 @@ class TestRollback:
 
     def test_an_unknown_version_is_refused_with_the_known_ones(self, twice_trained_shop: Shop) -> None:
         message = "'orders' has no version 9 that can serve; choose among 1, 2"
-        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(9)) == message
+        assert twice_trained_shop.failure_message(twice_trained_shop.roll_back(9)) == message
         assert twice_trained_shop.champion.version == 2
 
     def test_without_a_reason_nothing_is_rolled_back(self, twice_trained_shop: Shop) -> None:
-        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(1, why=" ")).startswith(
+        assert twice_trained_shop.failure_message(twice_trained_shop.roll_back(1, why=" ")).startswith(
             "a rollback needs a reason"
         )
         assert twice_trained_shop.champion.version == 2
@@ -316,7 +316,7 @@ class TestRollback:
         reject_every_version(monkeypatch)
         assert serving_shop.run("train").success
         message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or set even_if_rejected"
-        assert serving_shop.why_failed(serving_shop.roll_back(2)) == message
+        assert serving_shop.failure_message(serving_shop.roll_back(2)) == message
         assert serving_shop.roll_back(2, even_if_rejected=True).success
         assert model_version_of(serving_shop.paths) == 2
 
@@ -338,10 +338,10 @@ class TestRollback:
             raise PublicationError("the commit failed")
 
         monkeypatch.setattr(publish, "_commit", fail)
-        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(1)) == "the commit failed"
+        assert twice_trained_shop.failure_message(twice_trained_shop.roll_back(1)) == "the commit failed"
         monkeypatch.undo()
         assert model_version_of(twice_trained_shop.paths) == 2  # readers still see the complete old table
-        assert twice_trained_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
+        assert twice_trained_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[0]} to {DAYS[-2]}"]
         assert model_version_of(twice_trained_shop.paths) == twice_trained_shop.champion.version == 1
 
     def test_failed_scoring_changes_nothing(self, twice_trained_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ class TestRollback:
             raise PublicationError("the disk is full")
 
         monkeypatch.setattr(publish, "write_file", fail)
-        assert twice_trained_shop.why_failed(twice_trained_shop.roll_back(1)) == "the disk is full"
+        assert twice_trained_shop.failure_message(twice_trained_shop.roll_back(1)) == "the disk is full"
         assert twice_trained_shop.champion.version == model_version_of(twice_trained_shop.paths) == 2
         assert [entry.version for entry in history(twice_trained_shop.paths)] == [1, 2]
 
@@ -391,11 +391,26 @@ class TestHistory:
 
         paths = DatasetPaths(tmp_path, "d")
         assert history(paths) == []
-        first = Entry("2024-01-01T00:00:00+00:00", Change.PROMOTED, 1, None, "a test", "it passed", {"a.figure": 1.5})
+        first = HistoryEntry(
+            at="2024-01-01T00:00:00+00:00",
+            change=Change.PROMOTED,
+            version=1,
+            previous=None,
+            who="a test",
+            why="it passed",
+            figures={"a.figure": 1.5},
+        )
         record(paths, first)
         with paths.history.open("a") as file:
             file.write('{"at": "2024-01-0')
-        second = Entry("2024-01-02T00:00:00+00:00", Change.ROLLED_BACK, 1, 2, "a test", "it must")
+        second = HistoryEntry(
+            at="2024-01-02T00:00:00+00:00",
+            change=Change.ROLLED_BACK,
+            version=1,
+            previous=2,
+            who="a test",
+            why="it must",
+        )
         record(paths, second)
         assert history(paths) == [first, second]
 
@@ -439,7 +454,7 @@ class TestHistory:
 
     def test_a_new_model_store_starts_again_at_version_1(self, serving_shop: Shop) -> None:
         serving_shop.workspace.tracker().client.delete_registered_model("orders")
-        assert serving_shop.schedule_says() == "no model was trained so far"
+        assert serving_shop.schedule_answer() == "no model was trained so far"
         assert serving_shop.run("train").success
         assert [(entry.version, entry.previous) for entry in history(serving_shop.paths)] == [(1, None), (1, 1)]
 
@@ -456,7 +471,7 @@ class TestDays:
         ]
         text = "".join(f"{number},{time},1,DE,10\n" for number, time in rows)
         shop.land("clocks", "order_id,created_at,items,country,price\n" + text)
-        assert shop.obey(landing_requests)[1:] == ["orders_ingest 2024-03-01 to 2024-03-02"]
+        assert shop.run_requests(landing_requests)[1:] == ["orders_ingest 2024-03-01 to 2024-03-02"]
         days = {day: pl.read_parquet(shop.paths.features(day)) for day in ("2024-03-01", "2024-03-02")}
         assert {day: sorted(rows["row_id"]) for day, rows in days.items()} == {
             "2024-03-01": ["3"],
@@ -475,25 +490,25 @@ class TestDays:
         only = orders_csv(DAYS[-1], 1)
         serving_shop.land(DAYS[-1], only)
         serving_shop.land("empty", only.splitlines()[0] + "\n")
-        serving_shop.obey(landing_requests)
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        serving_shop.run_requests(landing_requests)
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert serving_shop.metadata("latent_features", DAYS[-1])["dagster/partition_row_count"] == 1
         # The file lands again without its only row, so the day becomes empty.
         serving_shop.land(DAYS[-1], only.splitlines()[0] + "\n")
-        assert serving_shop.obey(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
-        assert serving_shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert serving_shop.run_requests(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert DAYS[-1] not in published_days(serving_shop.paths)
         assessment = str(serving_shop.metadata("anomaly_report", DAYS[-1])["verdict"])
-        assert f"no row has come for {DAYS[-1]}; on {DAYS[-2]} " in assessment
-        assert serving_shop.asks(rebuild_requests) == "every day is published and reported on under version 1"
+        assert f"no rows arrived for {DAYS[-1]}; on {DAYS[-2]} " in assessment
+        assert serving_shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
 
     def test_too_few_rows_fail_the_training_with_a_remedy(self, serving_shop: Shop) -> None:
         for day in DAYS[-9:-2]:  # two rows per day are too few to calibrate a budget of 1%
             serving_shop.land(day, orders_csv(day, 2))
-        serving_shop.obey(landing_requests)
+        serving_shop.run_requests(landing_requests)
         done = serving_shop.run("train")
-        assert "rows" in serving_shop.why_failed(done)
-        assert "; " in serving_shop.why_failed(done)
+        assert "rows" in serving_shop.failure_message(done)
+        assert "; " in serving_shop.failure_message(done)
         assert serving_shop.champion.version == 1
         assert len(serving_shop.workspace.tracker().versions("orders")) == 1
         assert leftovers(Path(serving_shop.workspace.data_folder)) == []

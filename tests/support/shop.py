@@ -29,7 +29,7 @@ from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.schedules import training_request
 from ae_pipeline.orchestration.sensors import Look
 from ae_pipeline.registry.names import CHAMPION
-from ae_pipeline.registry.store import TrackedVersion
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import TrainingResult
@@ -107,7 +107,7 @@ class Shop:
             run_config=LOGGERS, instance=self.instance, tags=tags, raise_on_error=False
         )
 
-    def bring_up(self, days: Sequence[str] = DAYS) -> None:
+    def publish_first_version(self, days: Sequence[str] = DAYS) -> None:
         """Land days, ingest them, train the first model, and publish them."""
         for day in days:
             self.land(day)
@@ -154,14 +154,14 @@ class Shop:
             run_config=LOGGERS, instance=self.instance, tags=dict(request.tags), raise_on_error=False
         )
 
-    def asks(self, look: Look) -> list[str] | str:
+    def requested(self, look: Look) -> list[str] | str:
         """Return the job and the days of each run that a sensor requests, or why it requests none."""
         answer = look(self.dataset, self.workspace, self.instance)
         if isinstance(answer, dg.SkipReason):
             return str(answer.skip_message)
         return [f"{request.job_name} {request.tags['ae_pipeline/reason']}" for request in answer]
 
-    def obey(self, look: Look) -> list[str]:
+    def run_requests(self, look: Look) -> list[str]:
         """Run what a sensor requests until it requests nothing, as the daemon does; return the runs."""
         done = []
         while not isinstance(answer := look(self.dataset, self.workspace, self.instance), dg.SkipReason):
@@ -184,7 +184,7 @@ class Shop:
         job = self.defs.resolve_job_def("orders_rollback")
         return job.execute_in_process(run_config=config, instance=self.instance, raise_on_error=False)
 
-    def why_failed(self, result: dg.ExecuteInProcessResult) -> str:
+    def failure_message(self, result: dg.ExecuteInProcessResult) -> str:
         """Return the message of the only step of a run that failed."""
         (failed,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
         assert failed.user_failure_data
@@ -204,7 +204,7 @@ class Shop:
         assert record.asset_materialization
         return {name: value.value for name, value in record.asset_materialization.metadata.items()}
 
-    def schedule_says(self) -> str:
+    def schedule_answer(self) -> str:
         """Return why the schedule requests a training, or why it skips."""
         answer = training_request(self.dataset, self.workspace, self.instance)
         return str(answer.skip_message if isinstance(answer, dg.SkipReason) else answer.tags["ae_pipeline/reason"])
@@ -236,7 +236,7 @@ def make_shop(root: Path, attributes: dict[str, Any] = ATTRIBUTES) -> Iterator[S
             yield Shop(root, dg.Definitions.merge(built, resources), instance)
 
 
-def served_shop(
+def published_shop(
     folders: pytest.TempPathFactory,
     attributes: dict[str, Any] = ATTRIBUTES,
     days: Sequence[str] = DAYS,
@@ -252,7 +252,7 @@ def served_shop(
     """
 
     def prepare(shop: Shop) -> None:
-        shop.bring_up(days)
+        shop.publish_first_version(days)
         if then:
             then(shop)
 

@@ -337,9 +337,9 @@ class TestExplanations:
         assert renamed.latents_and_scores(odd.rename(names))[1].tolist() == same.latents_and_scores(odd)[1].tolist()
         expected = [
             [dataclasses.replace(part, column=names.get(part.column, part.column)) for part in parts]
-            for parts in same.explain(odd)
+            for parts in explain(same, odd)
         ]
-        assert renamed.explain(odd.rename(names)) == expected
+        assert explain(renamed, odd.rename(names)) == expected
 
     def test_only_the_columns_with_the_highest_surprisal_are_tried(
         self, fitted: Fitted, monkeypatch: pytest.MonkeyPatch

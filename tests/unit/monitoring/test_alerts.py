@@ -25,7 +25,7 @@ from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.sensors import LOSS_ROSE
-from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, served_shop
+from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, published_shop
 
 VARIABLE = "ORDERS_WEBHOOK"
 
@@ -214,8 +214,8 @@ class TestWebhook:
 
 @pytest.fixture
 def shop(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[Shop]:
-    alerts = {**ATTRIBUTES["alerts"], "webhook": VARIABLE}  # type: ignore[dict-item]
-    yield from served_shop(tmp_path_factory, {**ATTRIBUTES, "alerts": alerts}, DAYS[:-1])
+    alerts = {**ATTRIBUTES["alerts"], "webhook": VARIABLE}
+    yield from published_shop(tmp_path_factory, {**ATTRIBUTES, "alerts": alerts}, DAYS[:-1])
 
 
 def page_of(shop: Shop) -> str:
@@ -274,7 +274,7 @@ class TestEvents:
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)
         assert hook.posted == []
-        assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert [posted["event"] for posted in hook.posted] == ["over_budget"]
         summary = json.loads((shop.paths.reports / "summary.json").read_text())
         assert summary["days"][-1]["day"] == DAYS[-1]
@@ -300,7 +300,7 @@ class TestEvents:
         from ae_pipeline.orchestration.sensors import landing_requests
 
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(f"{DAYS[-1]}T", "someday "))
-        assert [asked.split()[0] for asked in shop.obey(landing_requests)] == ["orders_intake"]
+        assert [asked.split()[0] for asked in shop.run_requests(landing_requests)] == ["orders_intake"]
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
         assert f"orders_{DAYS[-1]}.csv is refused: none of its 40 rows satisfies the schema contract" in posted["text"]
@@ -320,9 +320,9 @@ class TestEvents:
         (posted,) = hook.posted
         assert posted["event"] == "contract_broken"
         assert "orders_bad.csv" in posted["text"]
-        assert shop.obey(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
-        assert "did not finish it" in shop.asks(landing_requests)
-        assert shop.obey(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert shop.run_requests(landing_requests) == [f"orders_ingest {DAYS[-1]}"]
+        assert "did not finish it" in shop.requested(landing_requests)
+        assert shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert len(hook.posted) == 1
 
     def test_a_rejected_challenger_raises_an_alert(
@@ -354,7 +354,7 @@ class TestEvents:
         monkeypatch.setenv(VARIABLE, hook.address)
         for run in shop.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             shop.instance.report_run_canceled(run)
-        assert shop.obey(rebuild_requests) == [
+        assert shop.run_requests(rebuild_requests) == [
             "orders_decide version 2 was evaluated by the gate and waits for the decision"
         ]
         assert [posted["event"] for posted in hook.posted] == ["challenger_rejected"]

@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from ae_pipeline.detector.detector import Contribution
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.reports.groups import cause, group_rows
 from ae_pipeline.reports.ranking import RankedRow
 
