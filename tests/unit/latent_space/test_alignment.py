@@ -360,4 +360,6 @@ class TestRetraining:
         trained = self.retrain(served)
         assert trained.alignment is None
         assert not trained.compatible.passed
-        assert trained.compatible.message.startswith("latents of version 1 cannot be compared with: the bundle in ")
+        assert trained.compatible.message.startswith(
+            "the latents cannot be compared with those of version 1: the bundle in "
+        )
