@@ -28,6 +28,16 @@ from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
 from tests.support.sensors import DATASET, NO_ENSEMBLE, ROWS_A_DAY, FitFrame, Fitted, sensor_config, sensor_rows
 
+SLOW = {"browser", "benchmarks", "integration"}
+"""Folders whose tests start processes or whole runs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of some folders as slow."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:

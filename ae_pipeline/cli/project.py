@@ -97,6 +97,7 @@ class Project:
             PipelineError: The run failed. An alert was raised.
         """
         from ae_pipeline.orchestration.console import LOGGERS
+        from ae_pipeline.orchestration.failures import first_reason
         from ae_pipeline.orchestration.jobs import job_name
         from ae_pipeline.orchestration.tags import REPOSITORY, REPOSITORY_TAG, WHO_TAG, range_tags
         from ae_pipeline.storage.paths import ALL_ROWS
@@ -113,9 +114,7 @@ class Project:
             run_config=run_config or LOGGERS, instance=self.instance, tags=all_tags, raise_on_error=False
         )
         if not result.success:
-            failed = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
-            described = failed.user_failure_data.description if failed.user_failure_data else None
-            reason = (described or failed.error_display_string).strip()
+            reason = first_reason(result.all_events)
             self._alert(dataset, result.dagster_run, reason)
             raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
 

@@ -1,5 +1,7 @@
 """Alerts about failed Dagster runs."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -22,15 +24,25 @@ def alert_key(run: dg.DagsterRun) -> str:
 
 def failure_reason(run: dg.DagsterRun, failure: dg.DagsterEvent, instance: dg.DagsterInstance) -> str:
     """Return why a run failed, as far as that is known."""
-    steps = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
-    reasons = [
-        data.user_failure_data.description if data.user_failure_data else data.error_display_string
-        for entry in steps
-        if entry.dagster_event and (data := entry.dagster_event.step_failure_data)
-    ]
-    reason = ([text for text in reasons if text] or [failure.message or "it ended without a message"])[0].strip()
+    entries = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    reason = first_reason([*(entry.dagster_event for entry in entries if entry.dagster_event), failure])
     # Dagster's message about a process that is gone does not say that it was killed.
     return "its process was killed" if "outside the execution context" in reason else reason
+
+
+def first_reason(events: Sequence[dg.DagsterEvent]) -> str:
+    """Return the reason of the first failed step, or that of the run if no step failed."""
+    for event in events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            described = data.user_failure_data.description if data.user_failure_data else None
+            if reason := described or data.error_display_string:
+                return reason.strip()
+    failed = next((event for event in events if event.event_type == dg.DagsterEventType.RUN_FAILURE), None)
+    if failed is None:
+        return "it ended without a message"
+    error = failed.job_failure_data.error
+    return ((error.to_string() if error else failed.message) or "it ended without a message").strip()
 
 
 def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert | None:

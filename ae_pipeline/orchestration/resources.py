@@ -114,7 +114,7 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["RunLock"]:
         """Hold the locks, in the order of the names, so that two runs never wait for each other."""
         with ExitStack() as stack:
-            for dataset in _datasets_of(context.dagster_run):
+            for dataset in _datasets_of(context.run):
                 stack.enter_context(self.workspace.locked(dataset))
             yield self
 

@@ -37,6 +37,8 @@ from ae_pipeline.models.losses import ReconstructionLoss, TermsLoss
 from ae_pipeline.training.loop import TrainingResult, train
 from tests.support.images import image_frame, waves
 
+pytestmark = pytest.mark.slow
+
 ALL_EVIDENCE = {"alerts": {"budget": 0.02, "evidence": tuple(Evidence)}}
 """All kinds of evidence. The ensemble takes longer than these small networks, so only one form of each has it."""
 

@@ -7,8 +7,9 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.component import AutoencoderPipeline
 from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.failures import first_reason
 from ae_pipeline.orchestration.jobs import rollback_run_config
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.schedules import training_request
@@ -103,9 +105,7 @@ class Shop:
         tags = {}
         if start:
             tags = {"dagster/asset_partition_range_start": start, "dagster/asset_partition_range_end": end or start}
-        return self.defs.resolve_job_def(f"orders_{job}").execute_in_process(
-            run_config=LOGGERS, instance=self.instance, tags=tags, raise_on_error=False
-        )
+        return self._execute(self.defs.resolve_job_def(f"orders_{job}"), tags)
 
     def publish_first_version(self, days: Sequence[str] = DAYS) -> None:
         """Land days, ingest them, train the first model, and publish them."""
@@ -149,10 +149,7 @@ class Shop:
 
     def run_request(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         """Run what a sensor requested, as the daemon does."""
-        job = self.defs.resolve_job_def(str(request.job_name))
-        return job.execute_in_process(
-            run_config=LOGGERS, instance=self.instance, tags=dict(request.tags), raise_on_error=False
-        )
+        return self._execute(self.defs.resolve_job_def(str(request.job_name)), dict(request.tags))
 
     def requested(self, look: Look) -> list[str] | str:
         """Return the job and the days of each run that a sensor requests, or why it requests none."""
@@ -175,14 +172,23 @@ class Shop:
         selection = {dg.AssetKey(["orders", stage])}
         job = self.defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=selection)
         tags = {"dagster/partition": day} if day else {}
-        return job.execute_in_process(run_config=LOGGERS, instance=self.instance, tags=tags, raise_on_error=False)
+        return self._execute(job, tags)
 
     def roll_back(self, version: int, **settings: Any) -> dg.ExecuteInProcessResult:
         """Run the rollback to a version; `settings` are other fields of `ChampionConfig`."""
         champion = ChampionConfig(version=version, **{"why": "a test", **settings})
         config = rollback_run_config(self.config, champion)
         job = self.defs.resolve_job_def("orders_rollback")
-        return job.execute_in_process(run_config=config, instance=self.instance, raise_on_error=False)
+        return self._execute(job, {}, config)
+
+    def _execute(
+        self, job: dg.JobDefinition, tags: Mapping[str, str], config: Any = LOGGERS
+    ) -> dg.ExecuteInProcessResult:
+        """Run a job and print why it failed, so that a failed test shows it."""
+        result = job.execute_in_process(run_config=config, instance=self.instance, tags=tags, raise_on_error=False)
+        if not result.success:
+            sys.stdout.write(f"{first_reason(result.all_events)}\n")
+        return result
 
     def failure_message(self, result: dg.ExecuteInProcessResult) -> str:
         """Return the message of the only step of a run that failed."""

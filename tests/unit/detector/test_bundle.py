@@ -25,6 +25,8 @@ from ae_pipeline.training import fit
 from ae_pipeline.training.fit import fit_bundle, fit_detector
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def saved(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:

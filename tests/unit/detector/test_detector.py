@@ -23,6 +23,8 @@ from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.training.fit import fit_detector
 from tests.support.sensors import FitFrame, Fitted, with_evidence
 
+pytestmark = pytest.mark.slow
+
 WHOLE_ROW = {"latent", "ensemble"}
 """Contributions of the row as a whole."""
 

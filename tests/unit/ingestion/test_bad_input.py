@@ -33,6 +33,8 @@ from tests.support.datasets import (
     parquet,
 )
 
+pytestmark = pytest.mark.slow
+
 YAML = {"dataset": "shop", "identity": ["id"], "event_time": "time", "start": "2024-01-01"}
 GOOD = HEADER + line(1) + line(2) + line(3)
 

@@ -30,6 +30,8 @@ from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.ingestion.readers import read_file
 from tests.support.datasets import REMEDY, LandedDataset, assert_says, leftovers, make_dataset
 
+pytestmark = pytest.mark.slow
+
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
 GRAY = np.arange(30, dtype=np.uint8).reshape(5, 6)
 """An image of five rows and six columns with different values."""

@@ -28,6 +28,8 @@ from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
 from tests.support.sensors import DATASET, NO_ENSEMBLE, Fitted, sensor_config
 
+pytestmark = pytest.mark.slow
+
 N = 2000
 
 

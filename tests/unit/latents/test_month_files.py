@@ -29,6 +29,8 @@ from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.latents import RewriteDay, publish_days, table
 from tests.support.sensors import Fitted
 
+pytestmark = pytest.mark.slow
+
 
 class TestMonths:
     """Days with few rows share the file of their month."""

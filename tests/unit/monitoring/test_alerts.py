@@ -27,6 +27,8 @@ from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.sensors import LOSS_ROSE
 from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, published_shop
 
+pytestmark = pytest.mark.slow
+
 VARIABLE = "ORDERS_WEBHOOK"
 
 

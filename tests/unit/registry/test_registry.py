@@ -26,6 +26,8 @@ from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion
 from tests.support.sensors import Fitted
 
+pytestmark = pytest.mark.slow
+
 Contexts = list[AbstractContextManager[TrainingRun]]
 Kill = Callable[..., str]
 

@@ -11,6 +11,8 @@ from ae_pipeline.reports.page import by_reason, refresh_operations
 from tests.support.reports import SCRIPT, Text, as_dataset, published, reported
 from tests.support.sensors import Fitted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def days(fitted: Fitted) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from ae_pipeline.reports.latent_map import reference_rows
 from tests.support.reports import Text, published, reported
 from tests.support.sensors import Fitted, with_config
 
+pytestmark = pytest.mark.slow
+
 
 def random_scores(seed: int, n: int, distinct: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Return random scores with ties, labels and flags; anomalies have higher scores."""

@@ -35,6 +35,8 @@ from tests.support.images import waves
 from tests.support.reports import Text, published, reported
 from tests.support.sensors import Fitted
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ImageShape(height=12, width=16, channels=3, dtype="uint8")
 NORMAL, STRANGE, UNKNOWN = 300, 30, 20
 PREFIX = "data:image/png;base64,"

@@ -30,6 +30,8 @@ from ae_pipeline.training.reference import with_reference
 from tests.support.reports import Text, as_dataset, published, reported
 from tests.support.sensors import Fitted, with_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(fitted: Fitted) -> ModelBundle:

@@ -21,6 +21,8 @@ from ae_pipeline.storage.parquet import read_facts
 from tests.support.reports import SCRIPT, Text, published, reported
 from tests.support.sensors import Fitted, with_config
 
+pytestmark = pytest.mark.slow
+
 
 def ranked(dataset: Fitted, day: str) -> pl.DataFrame:
     return pl.read_parquet(dataset.paths.reports / "days" / f"{day}.parquet")

@@ -18,6 +18,8 @@ from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS, Ensemble, fit_ensemb
 from ae_pipeline.scoring.neighbors import nearest
 from tests.support.arrays import Array, copied
 
+pytestmark = pytest.mark.slow
+
 DESCRIPTIONS = (
     "distance from the nearest training row",
     "distance from the nearest training row by ranks",

@@ -25,6 +25,8 @@ from ae_pipeline.training import fit
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from tests.support.sensors import FitFrame
 
+pytestmark = pytest.mark.slow
+
 WIDTH, LATENTS = 8, 3
 OPTIMIZERS = ("gd", "sgd", "momentum", "nesterov", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "one_cycle")

@@ -28,6 +28,8 @@ from ae_pipeline.training.reference import with_reference
 from ae_pipeline.training.rows import InMemory, OnDisk, blocks_for
 from tests.support.sensors import NO_ENSEMBLE, FitFrame, Fitted
 
+pytestmark = pytest.mark.slow
+
 FULL = Path("/dev/full")
 
 KINDS = (

@@ -21,6 +21,8 @@ from ae_pipeline.training.loop import LatentRegularizer, TrainingResult
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 from tests.support.sensors import FitFrame
 
+pytestmark = pytest.mark.slow
+
 ROWS = 600
 NUMBER, CATEGORY = ColumnType.NUMBER, ColumnType.CATEGORY
 COLUMNS = [FeatureColumn("x", NUMBER), FeatureColumn("y", NUMBER), FeatureColumn("c", CATEGORY)]
