@@ -106,10 +106,12 @@ def _show_history(name: str) -> int:
 
 def _make_page(name: str, day: str) -> int:
     from ae_pipeline.lifecycle.publish import load_table_model
+    from ae_pipeline.orchestration.console import print_messages
     from ae_pipeline.reports.build import day_page
 
     project = Project.load()
     dataset = project.dataset(name)
+    print_messages()  # that it waits for a run, if one holds the lock
     with project.workspace.locked(name):
         version, bundle = load_table_model(dataset, project.tracker)
         print(day_page(day, dataset, bundle, version.version))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
-from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.errors import PipelineError, TrainingError
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.plan import Plan, Step, Work
@@ -19,15 +19,17 @@ def run(name: str) -> int:
     A step that fails does not stop the steps that do not depend on it. Its error is raised at the end.
 
     Raises:
-        PipelineError: A step failed.
+        PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
     from ae_pipeline.cli.summary import summarize
+    from ae_pipeline.ingestion.landing import landed_files
 
     started = time.monotonic()
     print(f"Bringing {name!r} up to date.")
     project = Project.load()
     dataset = project.dataset(name)
     _land_demo(dataset)
+    landed_files(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset)
     runner.follow_plans()
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
@@ -48,6 +50,7 @@ class _Runner:
     def follow_plans(self) -> None:
         """Ask the planner after each step, because the step changes what the dataset needs next."""
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
+        from ae_pipeline.registry.names import CHAMPION
 
         tracker = self._project.tracker
         self._follow(lambda: plan_landing(self._dataset, dt.datetime.now(dt.UTC).date()))
@@ -56,7 +59,9 @@ class _Runner:
         print(f"\n{'Training' if training.work else 'Not training'}: {reason}.", flush=True)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
-        if not self._done:
+        if tracker.version(self._dataset.name, CHAMPION) is None:
+            self.failure = self.failure or TrainingError(serving.idle)
+        elif not self._done:
             print(f"\nNothing to do: {serving.idle}.", flush=True)
 
     def _follow(self, ask: "Callable[[], Plan]") -> "Plan":

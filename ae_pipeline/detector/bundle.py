@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ae_pipeline.common.deprecation import warn_deprecated
+from ae_pipeline.common.deprecation import REMOVED_IN, warn
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
@@ -203,8 +203,12 @@ class ModelBundle:
         manifest, tensors = _read_files(folder)
         stored_fingerprint = None
         if manifest.get("format") == legacy_bundle.FORMAT:
-            warn_deprecated(f"format {legacy_bundle.FORMAT}", f"format {FORMAT}", f"the bundle {folder}")
+            warn(
+                f"the bundle in {folder} has format {legacy_bundle.FORMAT}, whose reader will be removed in version "
+                f"{REMOVED_IN}; train a new model, which has format {FORMAT}"
+            )
             stored_fingerprint = _fingerprint(manifest, tensors)
+            manifest = {**manifest, "config": legacy_bundle.upgrade_config(manifest["config"])}
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") != FORMAT:
             raise BundleError(

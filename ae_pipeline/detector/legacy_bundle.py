@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
+
+from ae_pipeline.config.service import GateConfig, LatentsConfig
 
 FORMAT = 6
 
@@ -23,10 +26,20 @@ _RENAMED = (
 def upgrade_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a bundle of format 6 under their names of format 7.
 
-    The keys of the manifest have not changed, except for those of the configuration. The configuration accepts its old
-    keys itself.
+    The keys of the manifest have not changed, except for those of the configuration; see `upgrade_config`.
     """
     return {_upgrade(name): tensor for name, tensor in tensors.items()}
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a bundle of format 6 under the present keys."""
+    renamed = {"gate": GateConfig.renamed_keys, "latents": LatentsConfig.renamed_keys}
+    return {
+        section: {renamed[section].get(key, key): value for key, value in values.items()}
+        if section in renamed
+        else values
+        for section, values in config.items()
+    }
 
 
 def _upgrade(name: str) -> str:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
+from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
@@ -25,6 +26,7 @@ from ae_pipeline.monitoring.daily_drift import drifting_days
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.window import window_content
+from ae_pipeline.reports.page import can_refresh
 from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
@@ -118,6 +120,8 @@ def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
 
     if last is None:
         return training("no model was trained so far")
+    if last.settings is None:
+        return training(f"the bundle of version {last.version} cannot be read")
     if last.settings != settings_hash(config):
         return training("the settings of model, training, alert budget, or columns changed since the last training")
     changed = [day for day, (digest, _) in content.items() if last.content.get(day, ("", 0))[0] != digest]
@@ -190,7 +194,9 @@ def _without_champion(dataset: Dataset, tracker: Tracker) -> str:
     if newest is None or tracker.version(dataset.name, CHAMPION) is not None:
         return ""
     return (
-        f"; version {newest.version} was {newest.tags.get(GATE_TAG, 'never evaluated')}, and no other version can serve"
+        f"; version {newest.version} was {newest.tags.get(GATE_TAG, 'never evaluated')}, and no other version can "
+        f"serve; change the data or the settings, or let it serve: `ae-pipeline rollback {dataset.name} "
+        f"{newest.version} --why … --even-if-rejected`"
     )
 
 
@@ -201,12 +207,12 @@ class LastTraining:
     Attributes:
         version: Version that it registered.
         content: Days of features at its start.
-        settings: Hash of the settings that shape a model.
+        settings: Hash of the settings that shape a model; None if the bundle cannot be read.
     """
 
     version: int
     content: Content
-    settings: str
+    settings: str | None
 
 
 def last_training(config: PipelineConfig, tracker: Tracker) -> LastTraining | None:
@@ -221,7 +227,11 @@ def last_training(config: PipelineConfig, tracker: Tracker) -> LastTraining | No
     content = window_content(tracker, newest)
     if content is None:
         return None
-    return LastTraining(newest.version, content, settings_hash(_bundle(tracker.bundle_folder(newest)).config))
+    try:
+        _, settings = _fingerprint_and_settings(tracker.bundle_folder(newest))
+    except (BundleError, StorageError):
+        settings = None
+    return LastTraining(newest.version, content, settings)
 
 
 def settings_hash(config: PipelineConfig) -> str:
@@ -267,17 +277,20 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     champion = tracker.version(dataset.name, CHAMPION)
     if champion is None:
         return []
-    fingerprint = _bundle(tracker.bundle_folder(champion)).fingerprint
+    fingerprint, _ = _fingerprint_and_settings(tracker.bundle_folder(champion))
     days = list(features_content(dataset))
     published, interrupted = published_days(paths), cut_short(paths)
+    if published and not can_refresh(paths):
+        interrupted.add(max(published))  # its report is built again, and with it the page over all days
     unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
 
 
-@lru_cache(maxsize=4)
-def _bundle(folder: Path) -> ModelBundle:
-    """Load a registered bundle; it never changes."""
-    return ModelBundle.load(folder)
+@lru_cache(maxsize=64)
+def _fingerprint_and_settings(folder: Path) -> tuple[str, str]:
+    """Return the fingerprint of a registered bundle and the hash of its settings. A bundle never changes."""
+    bundle = ModelBundle.load(folder)
+    return bundle.fingerprint, settings_hash(bundle.config)
 
 
 def _days_in(folder: Path) -> list[str]:

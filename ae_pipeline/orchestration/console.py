@@ -30,8 +30,14 @@ class _LineFormatter(logging.Formatter):
 
 def print_package_messages(instance: dg.DagsterInstance) -> None:
     """Print what the package logs, if the instance does not capture it: its dagster.yaml lacks `python_logs`."""
+    if PACKAGE_LOGGER not in instance.managed_python_loggers:
+        print_messages()
+
+
+def print_messages() -> None:
+    """Print what the package logs in this process outside of runs."""
     package = logging.getLogger(PACKAGE_LOGGER)
-    if PACKAGE_LOGGER in instance.managed_python_loggers or package.handlers:
+    if package.handlers:
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_LineFormatter())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import dagster as dg
+from dagster._core.events import JobFailureData
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects
@@ -41,7 +42,8 @@ def first_reason(events: Sequence[dg.DagsterEvent]) -> str:
     failed = next((event for event in events if event.event_type == dg.DagsterEventType.RUN_FAILURE), None)
     if failed is None:
         return "it ended without a message"
-    error = failed.job_failure_data.error
+    failure = failed.event_specific_data
+    error = failure.error if isinstance(failure, JobFailureData) else None
     return ((error.to_string() if error else failed.message) or "it ended without a message").strip()
 
 

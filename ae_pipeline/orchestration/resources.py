@@ -114,14 +114,20 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["RunLock"]:
         """Hold the locks, in the order of the names, so that two runs never wait for each other."""
         with ExitStack() as stack:
-            for dataset in _datasets_of(context.run):
+            for dataset in _datasets_of(context.run, context.instance):
                 stack.enter_context(self.workspace.locked(dataset))
             yield self
 
 
-def _datasets_of(run: dg.DagsterRun | None) -> list[str]:
+def _datasets_of(run: dg.DagsterRun | None, instance: dg.DagsterInstance | None) -> list[str]:
+    """Return the datasets of a run: by its tag, by the assets that a person selected, or by the assets of its plan."""
     if run is None:
         return []
     if DATASET_TAG in run.tags:
         return [run.tags[DATASET_TAG]]
-    return sorted({key.path[0] for key in run.asset_selection or ()})
+    keys = set(run.asset_selection or ())
+    if not keys and instance is not None and run.execution_plan_snapshot_id:  # a job that somebody else defined
+        plan = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+        outputs = [output.properties for step in plan.steps for output in step.outputs]
+        keys = {properties.asset_key for properties in outputs if properties and properties.asset_key}
+    return sorted({key.path[0] for key in keys})

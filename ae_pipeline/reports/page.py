@@ -53,12 +53,22 @@ def refresh_operations(dataset: Dataset) -> None:
     Args:
         dataset: Configuration and paths of the dataset.
     """
-    path, page = _context_path(dataset.paths), dataset.paths.reports / "report.html"
-    if not page.exists() or not path.exists():
-        return
-    context = json.loads(path.read_text(encoding="utf-8"))
-    if context["version"] == _CONTEXT_VERSION:
-        write_text(page, render_report(context["variables"], dataset))
+    if (context := _read_context(dataset.paths)) is not None:
+        write_text(dataset.paths.reports / "report.html", render_report(context["variables"], dataset))
+
+
+def can_refresh(paths: DatasetPaths) -> bool:
+    """Return whether there is no page over all days, or the page can be rendered again from its stored variables."""
+    return not (paths.reports / "report.html").exists() or _read_context(paths) is not None
+
+
+def _read_context(paths: DatasetPaths) -> dict[str, Any] | None:
+    """Return the stored variables of the page, or None without a page or with those of another version."""
+    path = _context_path(paths)
+    if not (paths.reports / "report.html").exists() or not path.exists():
+        return None
+    context: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return context if context["version"] == _CONTEXT_VERSION else None
 
 
 def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:

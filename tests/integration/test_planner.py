@@ -17,7 +17,10 @@ from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop
 REJECTED_DAYS = DAYS[:-2]
 """Days that the rejected version was trained on and tested with."""
 
-NO_CHAMPION = "version 1 was rejected: loss_fell: it rose, and no other version can serve"
+NO_CHAMPION = (
+    "version 1 was rejected: loss_fell: it rose, and no other version can serve; change the data or the settings, or "
+    "let it serve: `ae-pipeline rollback orders 1 --why … --even-if-rejected`"
+)
 
 
 def landing_plan(shop: Shop) -> Plan:
