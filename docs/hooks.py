@@ -123,7 +123,10 @@ def _table(
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    """Escape Markdown, but leave code spans as they are, except for the column separator of the table."""
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _default(facts: Mapping[str, Any]) -> str:

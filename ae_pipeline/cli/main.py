@@ -98,7 +98,9 @@ def _show_history(name: str) -> int:
     for entry in entries:
         relation = "; serving" if entry.change == Change.REJECTED else ", replaces"
         previous = "" if entry.previous is None else f"{relation} version {entry.previous}"
-        print(f"{entry.at}  version {entry.version} {entry.change}{previous}, by {entry.who}: {entry.why}")
+        version = f"version {entry.version}"
+        change = f"rolled back to {version}" if entry.change == Change.ROLLED_BACK else f"{version} {entry.change}"
+        print(f"{entry.at}  {change}{previous}, by {entry.who}: {entry.why}")
     if not entries:
         print(f"No version of {name!r} has served so far; `ae-pipeline run {name}` trains one.")
     return 0

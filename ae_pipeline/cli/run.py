@@ -105,5 +105,5 @@ def _land_demo(dataset: "Dataset") -> None:
     from ae_pipeline.orchestration.console import format_line
 
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)
-    if land and not (folder.is_dir() and any(folder.iterdir())):
+    if land and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
         print(format_line("landing", f"{land(folder):,} files landed in {folder}", time.time()), flush=True)

@@ -88,7 +88,7 @@ def plan_landing(dataset: Dataset, today: dt.date, settle_seconds: float = 0.0) 
     Args:
         dataset: Dataset to look at.
         today: Last day whose rows are accepted, unless the configuration names one.
-        settle_seconds: Time since a file was last written before it is read, because it may still grow.
+        settle_seconds: Age of the oldest unread file from which files are read, because they may still grow.
     """
     unread = unread_files(dataset, today)
     changed = pluralize(len(unread), "new or changed file")

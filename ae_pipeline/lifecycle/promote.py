@@ -258,7 +258,8 @@ def _rollback_target(dataset: Dataset, tracker: Tracker, request: RollbackReques
     gate = target.tags.get(GATE_TAG, _NOT_EVALUATED)
     if gate != PASSED and not request.even_if_rejected:
         raise PromotionError(
-            f"version {target.version} of {dataset.name!r} was {gate}; choose another, or set even_if_rejected"
+            f"version {target.version} of {dataset.name!r} was {gate}; choose another, or set even_if_rejected "
+            "(`--even-if-rejected` on the command line)"
         )
     return target
 

@@ -72,6 +72,33 @@ def test_an_unknown_architecture_is_a_short_error(monkeypatch: pytest.MonkeyPatc
         Project.load()
 
 
+def test_a_run_without_landed_files_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "landing" / "flights"
+    folder.parent.mkdir(parents=True)
+    folder.write_text("")  # a file in place of the folder
+    done = _run(tmp_path, "run", "flights")
+    assert done.returncode == 1
+    assert "move or delete it" in done.stderr
+
+
+def test_deprecated_keys_are_printed_once(tmp_path: Path) -> None:
+    """Dagster hides deprecation warnings while it loads definitions; users must see ours."""
+    code = """
+import warnings
+from ae_pipeline.common.deprecation import show_deprecations
+from ae_pipeline.config.service import GateConfig
+
+show_deprecations()
+for _ in range(2):
+    with warnings.catch_warnings(action="ignore"):
+        GateConfig.model_validate({"most_worse": 1.2})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr.count("\n") == 1
+    assert "'most_worse' in section gate of the YAML is deprecated" in done.stderr
+    assert "write 'max_error_increase'" in done.stderr
+
+
 def test_the_history_is_empty_before_the_first_run(root: Path) -> None:
     done = _run(root, "history", "flights")
     assert done.stdout == "No version of 'flights' has served so far; `ae-pipeline run flights` trains one.\n"
@@ -189,7 +216,7 @@ def test_a_rollback_moves_model_table_reports_and_history(root: Path, first_outp
     lines = _run(root, "history", "flights").stdout.splitlines()
     assert re.search(r"version 1 promoted, by .+, command line: it passed the gate$", lines[0])
     assert re.search(r"version 2 promoted, replaces version 1, by somebody in the Dagster UI: ", lines[1])
-    assert re.search(r"version 1 rolled back, replaces version 2, by .+: a test of the rollback$", lines[2])
+    assert re.search(r"rolled back to version 1, replaces version 2, by .+: a test of the rollback$", lines[2])
     assert len(lines) == 3
 
 

@@ -1,6 +1,9 @@
 """The planner on a real project: its callers agree, and no work is lost."""
 
 import datetime as dt
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 import pytest
@@ -9,6 +12,7 @@ from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.lifecycle.plan import Plan, Step, plan_landing, plan_serving, plan_training
+from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import READ_TAG, REPOSITORY_TAG
 from ae_pipeline.registry.names import CHAMPION
@@ -132,3 +136,37 @@ class TestRunsOfTheCommandLine:
         (run,) = shop.instance.get_runs()
         messages = [entry.user_message for entry in shop.instance.all_logs(run.run_id) if not entry.is_dagster_event]
         assert messages.count("1 file read, with rows on 1 day") == 1
+
+
+class TestRobustness:
+    def test_an_unreadable_bundle_makes_a_training_due(self, serving_shop: Shop) -> None:
+        from ae_pipeline.lifecycle import plan
+
+        shutil.rmtree(serving_shop.workspace.tracker().bundle_folder(serving_shop.champion))
+        plan._fingerprint_and_settings.cache_clear()
+        (training,) = training_plan(serving_shop).work
+        assert training.reason == "the bundle of version 1 cannot be read"
+
+    def test_a_report_of_an_earlier_version_is_built_again(self, serving_shop: Shop) -> None:
+        assert serving_plan(serving_shop).work == ()
+        (serving_shop.paths.reports / "report.context.json").unlink()
+        (publication,) = serving_plan(serving_shop).work
+        assert publication.days == (DAYS[-2],)
+        assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-2]}"]
+        assert serving_plan(serving_shop).work == ()
+
+    def test_a_job_without_our_tags_holds_the_lock(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        locked = []
+
+        @contextmanager
+        def record(_: Workspace, dataset: str) -> Iterator[None]:
+            locked.append(dataset)
+            yield
+
+        monkeypatch.setattr(Workspace, "locked", record)
+        shop.land(DAYS[0])
+        job = dg.define_asset_job("nightly", selection=dg.AssetSelection.keys(["orders", "raw_data"]))
+        definitions = dg.Definitions.merge(shop.defs, dg.Definitions(jobs=[job]))
+        tags = {"dagster/partition": DAYS[0]}
+        assert definitions.resolve_job_def("nightly").execute_in_process(instance=shop.instance, tags=tags).success
+        assert locked == ["orders"]

@@ -316,6 +316,7 @@ class TestRollback:
         reject_every_version(monkeypatch)
         assert serving_shop.run("train").success
         message = "version 2 of 'orders' was rejected: loss_fell: it rose; choose another, or set even_if_rejected"
+        message += " (`--even-if-rejected` on the command line)"
         assert serving_shop.failure_message(serving_shop.roll_back(2)) == message
         assert serving_shop.roll_back(2, even_if_rejected=True).success
         assert model_version_of(serving_shop.paths) == 2
