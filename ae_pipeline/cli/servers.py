@@ -146,7 +146,7 @@ def address_lines(addresses: Mapping[str, str], workspace: "Workspace", datasets
 class FileHandler(SimpleHTTPRequestHandler):
     """Serves files to browsers on this machine, under the names of this machine only.
 
-    A sandbox lets a page run its own scripts and read no other file, because whoever lands files may land a page.
+    A sandbox lets a page run its own scripts and read no other file, because a landed file may be a page.
     """
 
     def send_head(self) -> Any:

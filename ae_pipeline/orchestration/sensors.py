@@ -93,7 +93,7 @@ def _sensor(
             from ae_pipeline.lifecycle.alerts import raise_without_lock
             from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 
-            message = f"the sensor {config.dataset}_{name} cannot tell what to do: {error}"
+            message = f"the sensor {config.dataset}_{name} cannot find out what is due: {error}"
             alert = Alert(event=AlertEvent.RUN_FAILED, key=f"sensor {name} {error}", message=message)
             raise_without_lock(alert, dataset)
             raise
@@ -102,7 +102,7 @@ def _sensor(
 
 
 def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
-    # Whoever configures a webhook expects alerts without starting a sensor first.
+    # A user who configures a webhook expects alerts without starting a sensor first.
     running = dg.DefaultSensorStatus.RUNNING if config.alerts.webhook else dg.DefaultSensorStatus.STOPPED
 
     @dg.run_failure_sensor(

@@ -15,7 +15,7 @@ WINDOW_FILE = "window.json"
 
 
 def window_content(tracker: Tracker, version: TrackedVersion) -> dict[str, tuple[str, int]] | None:
-    """Return content hash and rows of each day of features when a version was trained; None where that is not known.
+    """Return content hash and rows of each day of features when a version was trained; None if that is not known.
 
     Args:
         tracker: The model store.
