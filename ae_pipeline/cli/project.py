@@ -99,6 +99,7 @@ class Project:
         from ae_pipeline.orchestration.console import LOGGERS
         from ae_pipeline.orchestration.failures import first_reason
         from ae_pipeline.orchestration.jobs import job_name
+        from ae_pipeline.orchestration.runs import show_in_timeline
         from ae_pipeline.orchestration.tags import REPOSITORY, REPOSITORY_TAG, WHO_TAG, range_tags
         from ae_pipeline.storage.paths import ALL_ROWS
 
@@ -113,6 +114,7 @@ class Project:
         result = self.definitions.resolve_job_def(name).execute_in_process(
             run_config=run_config or LOGGERS, instance=self.instance, tags=all_tags, raise_on_error=False
         )
+        show_in_timeline(result.dagster_run, self.instance)
         if not result.success:
             reason = first_reason(result.all_events)
             self._alert(dataset, result.dagster_run, reason)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster._core.events import JobFailureData
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects
@@ -35,15 +34,15 @@ def first_reason(events: Sequence[dg.DagsterEvent]) -> str:
     """Return the reason of the first failed step, or that of the run if no step failed."""
     for event in events:
         if event.is_step_failure:
-            data = event.step_failure_data
-            described = data.user_failure_data.description if data.user_failure_data else None
-            if reason := described or data.error_display_string:
+            step = event.step_failure_data
+            described = step.user_failure_data.description if step.user_failure_data else None
+            if reason := described or step.error_display_string:
                 return reason.strip()
     failed = next((event for event in events if event.event_type == dg.DagsterEventType.RUN_FAILURE), None)
     if failed is None:
         return "it ended without a message"
-    failure = failed.event_specific_data
-    error = failure.error if isinstance(failure, JobFailureData) else None
+    data = failed.job_failure_data  # None for a run whose process was lost
+    error = data.error if data else None
     return ((error.to_string() if error else failed.message) or "it ended without a message").strip()
 
 

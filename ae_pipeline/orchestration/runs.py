@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.jobs import job_name
-from ae_pipeline.orchestration.tags import DATASET_TAG, READ_TAG, REASON_TAG, REQUEST_TAG, range_tags
+from ae_pipeline.orchestration.tags import DATASET_TAG, READ_TAG, REASON_TAG, REPOSITORY, REQUEST_TAG, range_tags
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -126,3 +126,17 @@ def _is_dead(record: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInst
         return False
     newest = instance.get_records_for_run(record.dagster_run.run_id, limit=1, ascending=False).records
     return not newest or time.time() - newest[0].timestamp > limit
+
+
+def show_in_timeline(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
+    """Assign a run of this process to the code location of `workspace.yaml`, so that the timeline of the UI shows it.
+
+    Dagster assigns the runs that its own servers launch. The job pages go by `REPOSITORY_TAG`, the timeline does not.
+    """
+    from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+    from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+    repository, location = REPOSITORY.split("@")
+    target = LoadableTargetOrigin(module_name=f"{location}.definitions")
+    origin = RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(target, location), repository)
+    instance.run_storage.replace_job_origin(run, origin.get_job_origin(run.job_name))

@@ -20,7 +20,7 @@ WHO_TAG = "ae_pipeline/who"
 """Person who requested the run."""
 
 REPOSITORY_TAG = ".dagster/repository"
-"""Dagster's own tag that assigns a run to a code location, so that jobs and the timeline show it."""
+"""Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
 
 REPOSITORY = "__repository__@ae_pipeline"
 

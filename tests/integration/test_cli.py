@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 from deltalake import DeltaTable
+from filelock import FileLock
 
 from ae_pipeline.cli.demo import land_flights
 from ae_pipeline.cli.project import Project
@@ -25,8 +26,8 @@ DAYS = 73
 ROWS = 30
 
 
-def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `ae-pipeline` with data, models and Dagster's instance below a folder."""
+def _command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return command and environment of `ae-pipeline` with data, models and Dagster's instance below a folder."""
     home = root / "dagster_home"
     home.mkdir(exist_ok=True)
     (home / "dagster.yaml").write_text(yaml.safe_dump({"telemetry": {"enabled": False}, **LOGS}))
@@ -36,7 +37,12 @@ def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "AE_PIPELINE_DATA": str(root / "data"),
         "AE_PIPELINE_MLRUNS": str(root / "mlruns"),
     }
-    command = [sys.executable, "-m", "ae_pipeline.cli", *arguments]
+    return [sys.executable, "-m", "ae_pipeline.cli", *arguments], environment
+
+
+def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `ae-pipeline` and capture its output."""
+    command, environment = _command(root, *arguments)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -79,6 +85,17 @@ def test_a_run_without_landed_files_fails(tmp_path: Path) -> None:
     done = _run(tmp_path, "run", "flights")
     assert done.returncode == 1
     assert "move or delete it" in done.stderr
+
+
+def test_page_says_that_it_waits_for_a_run(root: Path, first_output: str) -> None:
+    day = re.findall(r"\d{4}-\d\d-\d\d", first_output)[0]
+    command, environment = _command(root, "page", "flights", day)
+    with FileLock(root / "data" / "locks" / "flights.lock"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        assert "waiting for another run of 'flights' to end" in process.stdout.readline()
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output.strip()[-15:]) == (0, f"{day}.html")
 
 
 def test_deprecated_keys_are_printed_once(tmp_path: Path) -> None:

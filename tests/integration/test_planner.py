@@ -9,7 +9,8 @@ import dagster as dg
 import pytest
 
 from ae_pipeline.cli.project import Project
-from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.cli.run import run
+from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.lifecycle.plan import Plan, Step, plan_landing, plan_serving, plan_training
 from ae_pipeline.orchestration.resources import Workspace
@@ -59,6 +60,17 @@ class TestRejectedFirstVersion:
         assert serving_plan(rejected_shop) == Plan((), idle)
         assert rejected_shop.requested(rebuild_requests) == idle
         assert landing_plan(rejected_shop).work == ()
+
+    def test_the_command_line_fails_without_training(
+        self, rejected_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Project, "load", lambda: project_of(rejected_shop))
+        runs = len(rejected_shop.instance.get_runs())
+        with pytest.raises(
+            TrainingError, match=r"no version serves so far; version 1 was rejected: .*even-if-rejected"
+        ):
+            run("orders")
+        assert len(rejected_shop.instance.get_runs()) == runs
 
     def test_too_few_new_rows_are_no_reason_to_train(self, rejected_shop: Shop) -> None:
         rejected_shop.land(DAYS[-2])
@@ -120,7 +132,10 @@ class TestRunsOfTheCommandLine:
         shop.land(DAYS[0])
         project_of(shop).run_job(shop.dataset, Step.READ)
         (run,) = shop.instance.get_runs()
+        assert run.is_success
         assert run.job_name == "orders_intake"
+        assert run.remote_job_origin is not None
+        assert run.remote_job_origin.repository_origin.get_label() == run.tags[REPOSITORY_TAG]
         assert run.tags[REPOSITORY_TAG] == run.tags[".dagster/repository"] == "__repository__@ae_pipeline"
 
     def test_a_failed_run_belongs_to_it_too(self, shop: Shop) -> None:
@@ -128,7 +143,9 @@ class TestRunsOfTheCommandLine:
         with pytest.raises(PipelineError, match="orders_intake failed"):
             project_of(shop).run_job(shop.dataset, Step.READ)
         (run,) = shop.instance.get_runs()
+        assert run.is_failure_or_canceled
         assert run.tags[".dagster/repository"] == "__repository__@ae_pipeline"
+        assert run.remote_job_origin is not None
 
     def test_the_event_log_contains_messages_of_the_package(self, shop: Shop) -> None:
         shop.land(DAYS[0])

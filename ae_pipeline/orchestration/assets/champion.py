@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ae_pipeline.storage.dataset import Dataset
 
 _DESCRIPTION = """\
-**The model version that serves.** The challenger is promoted if it keeps every rule of the gate. A person goes back to
+**The model version that serves.** The challenger is promoted if it passes every rule of the gate. A person goes back to
 another version with the job rollback. The data version is the model version, so a rejected challenger makes nothing
 stale.
 
-The metadata `history` tells which version served since when, who decided it and why."""
+The metadata `history` shows which version served since when, who decided it and why."""
 
 _CHECKS = {"can_be_loaded": "The bundle of the version that serves can be loaded."}
 
