@@ -116,8 +116,8 @@ for _ in range(2):
     assert "write 'max_error_increase'" in done.stderr
 
 
-def test_the_history_is_empty_before_the_first_run(root: Path) -> None:
-    done = _run(root, "history", "flights")
+def test_the_history_is_empty_before_the_first_run(tmp_path: Path) -> None:
+    done = _run(tmp_path, "history", "flights")
     assert done.stdout == "No version of 'flights' has served so far; `ae-pipeline run flights` trains one.\n"
 
 
