@@ -14,6 +14,7 @@ from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers import read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
+from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_parquet
@@ -110,7 +111,8 @@ class StagingBatch:
             contract=self._rules.lasting,
             staged=None,
         )
-        if same_content and same_content.contract in {self._rules.lasting, self._rules.until_last_day}:
+        is_same = same_content and same_content.contract in {self._rules.lasting, self._rules.until_last_day}
+        if same_content and is_same and has_whole_copies(same_content, self._paths):
             return replace(same_content, size=entry.size, modified_ns=entry.modified_ns)
         try:
             file = read_file(name, data, self._config.images, self._image_dtype)
@@ -164,14 +166,15 @@ class StagingBatch:
                 entry, previous, f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
             )
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
-        write_parquet(self._paths.staged(copy), file.rows.to_arrow(), shapes)
         days = file.rows["_day"].value_counts()
-        return replace(
+        entry = replace(
             entry,
             staged=copy,
             rows=file.rows.height,
             days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
         )
+        write_parquet(self._paths.staged(copy), file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)})
+        return entry
 
 
 def _refused(entry: LandedFile, previous: LandedFile | None, reason: str) -> LandedFile:

@@ -26,6 +26,7 @@ from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, UnreadableFileError
+from ae_pipeline.ingestion.staged import has_whole_copies, read_staged
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
@@ -124,7 +125,7 @@ def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]
     rules = (
         rule_fingerprints(contract_in_force(paths.contract, config), config, today) if paths.contract.exists() else None
     )
-    stats = {name: path.stat() for name, path in landed.items() if not _is_current(entries.get(name), path, rules)}
+    stats = {name: path.stat() for name, path in landed.items() if not _is_current(entries.get(name), path, rules, paths)}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
@@ -137,9 +138,11 @@ def last_ingest(dataset: Dataset) -> IngestResult | None:
     return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved_identities(ledger, paths, config))
 
 
-def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | None) -> bool:
-    """Return whether the ledger has this version of a file under the current rules."""
-    if entry is None or rules is None:
+def _is_current(
+    entry: LandedFile | None, path: Path, rules: RuleFingerprints | None, paths: DatasetPaths
+) -> bool:
+    """Return whether the ledger has this version of a file under the current rules, and its copies are whole."""
+    if entry is None or rules is None or not has_whole_copies(entry, paths):
         return False
     stat = path.stat()
     has_current_rules = entry.contract in {rules.lasting, rules.until_last_day}
@@ -166,7 +169,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, config, today)
-    new = [name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules)]
+    new = [name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules, paths)]
     # Forget refused files that have left the landing folder and gave no rows.
     files = {
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
@@ -209,17 +212,31 @@ def _moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfi
     staged = [str(entry.staged) for entry in files]
     if not staged:
         return {}
+    sources = {str(entry.staged): name for name, entry in ledger.files.items()}
     # Cached, because it needs the identities of all rows, and sensors call last_ingest often.
     cache, key = paths.ledger.with_name("moved.json"), hash_json([RAW_VERSION, staged])
-    if cache.exists() and (content := json.loads(cache.read_text(encoding="utf-8")))["of"] == key:
-        return dict(content["moved"])
-    rows = (pl.read_parquet(paths.staged(name), columns=["row_id", "_day"]) for name in staged)
+    if (known := _cached_moves(cache, key)) is not None:
+        return known
+    rows = (read_staged(paths.staged(name), sources[name], ["row_id", "_day"]) for name in staged)
     newest = pl.col("_day").last().over("row_id")  # files are in landing order
     parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
     lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in parts]).sort("row_id")
     moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
-    write_text(cache, json.dumps({"of": key, "moved": moved}))
+    write_text(cache, json.dumps({"of": key, "moved": moved, "digest": hash_json([key, moved])}))
     return moved
+
+
+def _cached_moves(cache: Path, key: str) -> dict[str, list[str]] | None:
+    """Return the cached result of `_moved_identities`, or None if it is missing, of other files, or damaged."""
+    if not cache.exists():
+        return None
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        of, moved, digest = content["of"], dict(content["moved"]), content.get("digest")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        logger.warning(f"{cache} is damaged and computed again")
+        return None
+    return moved if of == key and digest == hash_json([key, moved]) else None
 
 
 def _infer_and_save_contract(dataset: Dataset, landed: dict[str, Path]) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.hashing import hash_json
+
+_DIGEST = "sha256"
+"""Key beside the files with the digest of their entries. No landed file has this name, because it has no suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,10 @@ class Ledger:
         Raises:
             StorageError: The ledger is invalid, or it is missing although staged copies exist.
         """
-        remedy = f"restore it, or delete {path.parent} to read all files again that are still in the landing folder"
+        remedy = (
+            f"`ae-pipeline doctor {path.parent.name} --repair` rebuilds it from the staged copies, or restore it, or "
+            f"delete {path.parent} to read all files again that are still in the landing folder"
+        )
         if not path.exists():
             if any(path.parent.glob("files/*.parquet")):
                 raise StorageError(
@@ -70,13 +77,17 @@ class Ledger:
             return cls()
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
+            digest = entries.pop(_DIGEST, None)
+            if digest is not None and digest != hash_json(entries):
+                raise ValueError("its entries are not those that were written: their digest is another one")
             return cls({name: LandedFile(**entry) for name, entry in entries.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise StorageError(f"the ledger {path} cannot be read ({error}); {remedy}") from error
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        write_text(path, json.dumps({name: asdict(entry) for name, entry in self.files.items()}, indent=0))
+        entries: dict[str, object] = {name: asdict(entry) for name, entry in self.files.items()}
+        write_text(path, json.dumps({**entries, _DIGEST: hash_json(entries)}, indent=0))
 
     @property
     def days(self) -> list[str]:

@@ -13,6 +13,7 @@ from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
+from ae_pipeline.ingestion.staged import read_staged
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -90,7 +91,7 @@ def _read_staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFr
                 f"images of column {name!r} from {source} were staged under an earlier schema contract and are "
                 f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
-    return pl.read_parquet(path)
+    return read_staged(path, source)
 
 
 def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.scoring.drift import Effect, Part, measure_columns, measure_numbers
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 _VERSION = "1"
@@ -83,7 +83,7 @@ def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
     identities = {day: f"{file.identity} {rule}" for day, file in files.items()}
     path = dataset.paths.reports / "drift.parquet"
     empty = pl.DataFrame(schema=_SCHEMA)
-    previous = pl.read_parquet(path) if path.exists() else empty
+    previous = pl.read_parquet(path) if read_facts(path) else empty
     previous = previous if previous.schema == empty.schema else empty
     unchanged = previous.filter(pl.col("identity").is_in(list(identities.values())))
     measured_days = set(unchanged["day"])
@@ -93,7 +93,7 @@ def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
 
     parts = [unchanged, *parallel_map(measured, [day for day in sorted(identities) if day not in measured_days])]
     effects = pl.concat(parts).sort("day", maintain_order=True)
-    if not effects.equals(previous) or not path.exists():
+    if not effects.equals(previous) or not read_facts(path):
         write_parquet(path, effects.to_arrow())
     return day_drifts(effects, dataset.config.drift.min_rows)
 
@@ -129,7 +129,7 @@ def read_all_days(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
         min_rows: Rows from which a day is compared.
     """
     path = paths.reports / "drift.parquet"
-    effects = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=_SCHEMA)
+    effects = pl.read_parquet(path) if read_facts(path) else pl.DataFrame(schema=_SCHEMA)
     # Files of earlier versions contain only days after the window.
     effects = effects if "is_after" in effects.columns else effects.with_columns(is_after=pl.lit(value=True))
     return day_drifts(effects, min_rows)

@@ -178,7 +178,7 @@ class Published:
             latent_chart(rows, self.reference, bundle, name),
         ]
         drift = self.dataset.paths.reports / "drift.parquet"
-        if drift.exists():
+        if read_facts(drift):
             effects = pl.read_parquet(drift).filter(pl.col("day") <= day)
             charts += [chart] if (chart := drift_chart(effects, config.drift)) else []
         charts.append(self._calibration(day))

@@ -1,6 +1,8 @@
 """Parquet files with a content hash in their footer, and batch sizes that bound memory."""
 
+import logging
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_table
+from ae_pipeline.storage.integrity import SEAL, UNSEALED, parquet_damage, seal
 
 ROW_GROUP = 122_880
 """Maximum number of rows of a row group. Large groups compress well; readers read a file group by group."""
@@ -16,6 +19,8 @@ ROW_GROUP = 122_880
 _MIN_BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 1024, 2**22, 2**25
 
 _METADATA_PREFIX = b"ae_pipeline."
+
+logger = logging.getLogger(__name__)
 
 
 def rows_per_batch(columns: int, bytes_per_row: float = 0.0) -> int:
@@ -60,7 +65,7 @@ def detach(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = None) -> str:
-    """Write a table atomically, with its content hash, its number of rows and further facts in the footer.
+    """Write a table atomically, with a seal, its content hash, its number of rows and further facts in the footer.
 
     Args:
         path: File to write.
@@ -75,15 +80,46 @@ def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = No
     table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
     group_rows = rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=group_rows)
+        with pq.ParquetWriter(temporary, table.schema, compression="zstd") as writer:
+            writer.write_table(table, row_group_size=group_rows)
+            writer.add_key_value_metadata({SEAL: UNSEALED})
+        seal(temporary)
     return content_hash
 
 
 def read_facts(path: Path) -> dict[str, str]:
-    """Return the facts in the footer of a file of `write_parquet`, or an empty dictionary if the file is missing."""
+    """Return the facts in the footer of a file of `write_parquet`, or an empty dictionary if the file is missing.
+
+    A file whose bytes are not those that were written counts as missing, so that it is built again. The whole file is
+    read to find this out: once in a process, and again if its size or modification time changes.
+    """
+    return dict(_checked(path)[0])
+
+
+def damage_of(path: Path) -> str | None:
+    """Return how a file of `write_parquet` is damaged, or None if it is whole or missing."""
+    return _checked(path)[1]
+
+
+def _checked(path: Path) -> tuple[dict[str, str], str | None]:
     try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, None
+    return _check(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _check(path: Path, *_state: int) -> tuple[dict[str, str], str | None]:
+    """Return facts and damage of a file in a state."""
+    damage = parquet_damage(path)
+    facts: dict[str, str] = {}
+    if damage is None:
         metadata = pq.read_schema(path).metadata or {}
-    except FileNotFoundError:
-        return {}
-    prefix = len(_METADATA_PREFIX)
-    return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}
+        prefix = len(_METADATA_PREFIX)
+        facts = {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}
+        damage = None if {"content_hash", "rows"} <= facts.keys() else "its footer lacks the hash of its content"
+    if damage is None:
+        return facts, None
+    logger.warning(f"{path} is damaged and not used: {damage}; `ae-pipeline run` builds it again")
+    return {}, damage

@@ -1,0 +1,62 @@
+"""Staged copies: whether they are whole, and how they are read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import polars as pl
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.storage.parquet import damage_of, read_facts
+from ae_pipeline.storage.paths import DatasetPaths
+
+ENTRY_FACT = "ledger_entry"
+"""Footer key of a staged copy with its entry of the ledger, as JSON, from which a lost ledger is rebuilt."""
+
+
+def entry_fact(name: str, entry: LandedFile) -> dict[str, str]:
+    """Return the footer entry of a staged copy.
+
+    Args:
+        name: Path of the file below the landing folder.
+        entry: Entry of the file; rows and days are those of the copy.
+    """
+    return {ENTRY_FACT: json.dumps({"name": name, **asdict(entry)})}
+
+
+def stored_entry(path: Path) -> tuple[str, LandedFile] | None:
+    """Return name and ledger entry of a staged copy, or None if it is damaged or of an earlier version."""
+    text = read_facts(path).get(ENTRY_FACT)
+    if text is None:
+        return None
+    values = json.loads(text)
+    return values.pop("name"), LandedFile(**values)
+
+
+def has_whole_copies(entry: LandedFile, paths: DatasetPaths) -> bool:
+    """Return whether the staged copy and the quarantine file of a landed file are there and not damaged."""
+    copies = ((entry.staged, paths.staged), (entry.rejected_copy, paths.quarantined))
+    return all(name is None or bool(read_facts(path_of(name))) for name, path_of in copies)
+
+
+def read_staged(path: Path, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a staged copy.
+
+    Args:
+        path: Path of the copy.
+        source: Path of the landed file below the landing folder.
+        columns: Columns to read; all by default.
+
+    Raises:
+        StorageError: The copy is missing or damaged.
+    """
+    if not read_facts(path):
+        dataset = path.parent.parent.name
+        raise StorageError(
+            f"the staged copy of {source} is {'damaged' if damage_of(path) else 'missing'}, so that its rows cannot be "
+            f"read: {path}; land {source} again, or `ae-pipeline doctor {dataset} --repair` takes its rows from "
+            "raw_data"
+        )
+    return pl.read_parquet(path, columns=columns, glob=False)
