@@ -21,6 +21,7 @@ from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
 from ae_pipeline.detector.detector import Array, Detector
+from ae_pipeline.detector.digests import check_digests, with_digests
 from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.facts import TrainingFacts
 from ae_pipeline.detector.network import FittedNetwork, Pictures
@@ -186,8 +187,9 @@ class ModelBundle:
         make_folder(folder)
         with atomic_write(folder / WEIGHTS) as temporary:
             save_file(self._tensors(), temporary)
+        manifest = with_digests(self._manifest(), folder / WEIGHTS)
         with atomic_write(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(self._manifest(), indent=1, sort_keys=True), encoding="utf-8")
+            temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
@@ -227,6 +229,7 @@ class ModelBundle:
                 stored_fingerprint=stored_fingerprint,
             )
             check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
+            check_digests(manifest, folder / WEIGHTS)
         except (ConfigError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BundleError(
                 f"the parts of the bundle in {folder} do not match: {error}; train a new model"

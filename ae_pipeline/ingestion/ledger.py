@@ -65,8 +65,8 @@ class Ledger:
             StorageError: The ledger is invalid, or it is missing although staged copies exist.
         """
         remedy = (
-            f"`ae-pipeline doctor {path.parent.name} --repair` rebuilds it from the staged copies, or restore it, or "
-            f"delete {path.parent} to read all files again that are still in the landing folder"
+            f"restore it, or delete {path.parent} to read all files again that are still in the landing folder, or run "
+            f"`ae-pipeline doctor {path.parent.name} --repair`, which rebuilds it from the staged copies"
         )
         if not path.exists():
             if any(path.parent.glob("files/*.parquet")):

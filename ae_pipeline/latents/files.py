@@ -2,24 +2,46 @@
 
 import contextlib
 import datetime as dt
+import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.text import first_line
+from ae_pipeline.latents.log import damaged_commits
 from ae_pipeline.storage.files import atomic_write, make_folder
+from ae_pipeline.storage.integrity import parquet_damage
+
+logger = logging.getLogger(__name__)
 
 
 def live_files(table: DeltaTable) -> list[str]:
     """Return the paths of the files in the loaded version of a table, relative to the table."""
     # From the log, because file_uris() percent-encodes spaces and other characters of the folder's name.
     return sorted(pa.table(table.get_add_actions())["path"].to_pylist())
+
+
+def sizes_in_log(table: DeltaTable) -> dict[str, int]:
+    """Return the size in bytes of each file in the loaded version of a table, as its log has it."""
+    actions = pa.table(table.get_add_actions())
+    return dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+
+
+@lru_cache(maxsize=1 << 14)
+def _damage(path: Path, *_state: int) -> str | None:
+    damage = parquet_damage(path)
+    if damage:
+        logger.warning(f"{path} is damaged and not used: {damage}; the next publication writes it again")
+    return damage
 
 
 class TableFiles:
@@ -60,8 +82,41 @@ class TableFiles:
             make_folder(Path(self.location))
 
     def open(self) -> DeltaTable | None:
-        """Return the newest version of the table, or None if nothing was published yet."""
-        return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
+        """Return the newest version of the table, or None if nothing was published yet.
+
+        Raises:
+            PublicationError: The log of the table is damaged.
+        """
+        if self.is_folder and (damaged := damaged_commits(Path(self.location))):
+            name, reason = next(iter(damaged.items()))
+            raise self._damaged_log(f"{name}: {reason}")
+        try:
+            return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
+        except (DeltaError, ValueError, pa.ArrowException) as error:
+            raise self._damaged_log(first_line(error)) from error
+
+    def _damaged_log(self, reason: str) -> PublicationError:
+        name = self.location.rstrip("/").rpartition("/")[2]
+        return PublicationError(
+            f"the log of the table {self.location} is damaged ({reason}); `ae-pipeline doctor {name} --repair` moves the "
+            f"damaged part aside, and `ae-pipeline run {name}` publishes what is missing"
+        )
+
+    def damage(self, path: str) -> str | None:
+        """Return how a file of a table in a folder is damaged; None if it is whole, or in an object store."""
+        if not self.is_folder:
+            return None
+        try:
+            stat = (local := Path(self.location) / path).stat()
+        except OSError:
+            return "it is missing"
+        return _damage(local, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def whole(self, paths: Iterable[str]) -> list[str]:
+        """Return those of the files that exist and are not damaged."""
+        if not self.is_folder:
+            return [path for path in paths if self.has(path)]
+        return [path for path in paths if self.damage(path) is None]
 
     def full_path(self, path: str) -> str:
         """Return the path or address with which other programs open a file."""

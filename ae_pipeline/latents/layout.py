@@ -21,6 +21,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.integrity import SEAL, UNSEALED, seal
 from ae_pipeline.storage.parquet import ROW_GROUP, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS
 
@@ -216,25 +217,25 @@ def write_file(
     # Latents look like noise to a codec: zstd makes them a tenth smaller, but reading takes two to five times as long.
     # A dictionary would store each value twice.
     codecs = {name: "NONE" if name.startswith("z_") else "zstd" for name in schema.names}
-    with (
-        files.writing(path) as temporary,
-        pq.ParquetWriter(
+    with files.writing(path) as temporary:
+        with pq.ParquetWriter(
             temporary,
             schema.with_metadata({_DAYS_KEY: json.dumps(dict(keys))}),
             compression=codecs,
             use_dictionary=["latent_space", "model_version", "date"],
             write_page_checksum=True,
             sorting_columns=pq.SortingColumn.from_ordering(schema, [("event_time", "ascending")]),
-        ) as writer,
-    ):
-        buffer = schema.empty_table()
-        for rows in days:
-            buffer = pa.concat_tables([buffer, rows])
-            while buffer.num_rows >= ROW_GROUP:
-                writer.write_table(buffer.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
-                buffer = buffer.slice(ROW_GROUP)
-        if buffer.num_rows:
-            writer.write_table(buffer, row_group_size=ROW_GROUP)
+        ) as writer:
+            buffer = schema.empty_table()
+            for rows in days:
+                buffer = pa.concat_tables([buffer, rows])
+                while buffer.num_rows >= ROW_GROUP:
+                    writer.write_table(buffer.slice(0, ROW_GROUP), row_group_size=ROW_GROUP)
+                    buffer = buffer.slice(ROW_GROUP)
+            if buffer.num_rows:
+                writer.write_table(buffer, row_group_size=ROW_GROUP)
+            writer.add_key_value_metadata({SEAL: UNSEALED})
+        seal(temporary)
 
 
 def verify_file(

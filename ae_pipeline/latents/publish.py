@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
@@ -23,8 +24,8 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.contract_versions import update_contract
-from ae_pipeline.latents.data_contract import build_contract, violations
-from ae_pipeline.latents.files import TableFiles, live_files
+from ae_pipeline.latents.data_contract import CONTRACT, PAGE, build_contract, violations
+from ae_pipeline.latents.files import TableFiles, live_files, sizes_in_log
 from ae_pipeline.latents.layout import (
     add_action,
     day_key,
@@ -36,6 +37,7 @@ from ae_pipeline.latents.layout import (
     verify_file,
     write_file,
 )
+from ae_pipeline.latents.log import record_digests, restore_texts
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
 from ae_pipeline.latents.retention import ORPHAN_AGE, earlier_files, retention_properties, vacuum
 from ae_pipeline.storage.dataset import Dataset
@@ -142,12 +144,14 @@ def publish(
     """
     config, files = dataset.config, TableFiles(dataset.paths.latents)
     table = files.open()
+    if files.is_folder:
+        restore_texts(Path(files.location))
     contract = build_contract(config, bundle, model_version, files)
     update = _TableUpdate(dataset.paths, bundle, model_version, files, contract, table)
     planned = update.plan(days)
     version_at_start = table.version() if table else None
     published, space = update.write(planned), update.space
-    added, removed = sorted(set(planned) - update.live), sorted(update.live - set(planned))
+    added, removed = sorted({*planned} - update.live | update.resized), sorted(update.live - set(planned))
     changes = bool(added or removed)
     before_commit()
     if changes:
@@ -163,6 +167,8 @@ def publish(
     files.write_text(MANIFEST, "".join(f"{files.full_path(path)}\n" for path in live_files(table)))
     contract = update_contract(contract, files, last_versions(table), dt.datetime.now(dt.UTC))
     vacuum(table, files, config.latents.retention_days)
+    if files.is_folder:
+        record_digests(Path(files.location), texts=(CONTRACT, PAGE), files=(MANIFEST,))
     return Publication(
         days=published,
         table_version=table.version(),
@@ -195,16 +201,26 @@ class _TableUpdate:
         self.space = latent_space_name(model_version, bundle.fingerprint)
         written = files.written()
         self.live = set(live_files(table) if table else ())
-        self.published = days_in(self.live & written.keys(), files)
+        self.published = days_in(files.whole(self.live & written.keys()), files)
         committed = self.live | (earlier_files(table) if table else set())
         oldest_reused = dt.datetime.now(dt.UTC) - _MAX_REUSE_AGE
         self._reusable = {
             path
             for path, modified in written.items()
-            if path.startswith(f"{self.space}/") and (path in committed or modified > oldest_reused)
+            if path.startswith(f"{self.space}/")
+            and (path in committed or modified > oldest_reused)
+            and not files.damage(path)
         }
+        self._sizes = sizes_in_log(table) if table else {}
         self._rows: dict[str, int] = {}
         self._keys: dict[str, str] = {}
+        self._written: set[str] = set()
+
+    @property
+    def resized(self) -> set[str]:
+        """Current files that were written again after a damage, by another version of the writer in another size."""
+        sizes = {path: size for path, size in self._sizes.items() if path in self._written}
+        return {path for path, size in sizes.items() if self._files.filesystem.get_file_info(path).size != size}
 
     def plan(self, days: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the path of each file that the table must have, with the key of each day in it."""
@@ -252,6 +268,7 @@ class _TableUpdate:
                 if path in missing:
                     tables = self._log_progress(next(scored_files)[1], done, progress)
                     write_file(tables, keys, self._bundle.model.latent_dim, path, self._files)
+                    self._written.add(path)
                 if rows or path not in self.live:
                     flagged = verify_file(path, self._files, keys, rows, self._schema, self.space, self._violations)
                     for day, count in rows.items():

@@ -19,7 +19,9 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.text import first_line
 from ae_pipeline.latents.files import TableFiles, live_files
+from ae_pipeline.latents.log import damaged_texts
 from ae_pipeline.latents.layout import PathParts, keys_of, parse_path
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -131,6 +133,10 @@ def read_latents(
         rows = _read_rows(source, names, condition)
     except FileNotFoundError as error:
         raise _missing_file(paths, table, commit, space) from error
+    except (OSError, pa.ArrowException) as error:
+        raise PublicationError(
+            f"a file of {paths.latents} is damaged ({first_line(error)}); `ae-pipeline run {dataset}` writes it again"
+        ) from error
     if _has_month_and_day_files(parts):
         rows = rows.sort_by("event_time")
     spaces = sorted(str(name) for name in pc.unique(rows["latent_space"]).to_pylist())
@@ -154,7 +160,8 @@ def _read_rows(source: ds.FileSystemDataset, names: Sequence[str], condition: pc
     fragments = sorted(source.get_fragments(condition), key=lambda fragment: str(fragment.path))
     ordered = ds.FileSystemDataset(fragments, source.schema, source.format, source.filesystem)
     further = {"latent_space", "model_version", "event_time"} - set(names)
-    return ordered.to_table([*names, *further], filter=condition)
+    checks = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    return ordered.to_table([*names, *further], filter=condition, fragment_scan_options=checks)
 
 
 def _has_month_and_day_files(parts: Sequence[PathParts]) -> bool:
@@ -282,7 +289,14 @@ def days_in(paths: Iterable[str], files: TableFiles) -> dict[str, PublishedDay]:
 def published_days(paths: DatasetPaths) -> dict[str, PublishedDay]:
     """Return the published days of a dataset, by date."""
     table = open_table(paths)
-    return days_in(live_files(table), TableFiles(paths.latents)) if table else {}
+    files = TableFiles(paths.latents)
+    # Days of a damaged file count as not published, so that they are published again.
+    return days_in(files.whole(live_files(table)), files) if table else {}
+
+
+def has_damaged_texts(paths: DatasetPaths) -> bool:
+    """Return whether the data contract, its page or the list of current files is missing or changed."""
+    return TableFiles(paths.latents).is_folder and bool(damaged_texts(Path(paths.latents)))
 
 
 def read_day(day: PublishedDay, files: TableFiles, columns: Sequence[str] | None = None) -> pa.Table:
@@ -314,8 +328,10 @@ def rows_published(days: Sequence[str], paths: DatasetPaths) -> int:
 
 def model_version_of(paths: DatasetPaths) -> int:
     """Return the version of the model that scored the table. It is the same in all rows."""
-    rows = TableFiles(paths.latents).read(current_files(paths)[-1], ["model_version"])
-    return int(rows["model_version"][0].as_py())
+    files, current = TableFiles(paths.latents), current_files(paths)
+    if not (whole := files.whole(current)):
+        return int(current[-1].split("_")[0].removeprefix("v"))  # the name of the latent space
+    return int(files.read(whole[-1], ["model_version"])["model_version"][0].as_py())
 
 
 def latents_of(days: Iterable[PublishedDay], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:

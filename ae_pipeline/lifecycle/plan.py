@@ -20,11 +20,13 @@ from ae_pipeline.features.build import features_content, features_input_hash
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.landing import last_ingest, unread_files
 from ae_pipeline.latents.publish import stale_days
-from ae_pipeline.latents.read import published_days
+from ae_pipeline.latents.read import has_damaged_texts, published_days
 from ae_pipeline.lifecycle.promote import undecided_challenger
 from ae_pipeline.monitoring.daily_drift import drifting_days
+from ae_pipeline.registry.bundles import digest_tags, verified_folder
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import window_content
 from ae_pipeline.reports.page import can_refresh
 from ae_pipeline.reports.ranking import cut_short, is_reported
@@ -120,6 +122,8 @@ def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
 
     if last is None:
         return training("no model was trained so far")
+    if unusable := _unusable_champion(config, tracker):
+        return training(unusable)
     if last.settings is None:
         return training(f"the bundle of version {last.version} cannot be read")
     if last.settings != settings_hash(config):
@@ -228,7 +232,7 @@ def last_training(config: PipelineConfig, tracker: Tracker) -> LastTraining | No
     if content is None:
         return None
     try:
-        _, settings = _fingerprint_and_settings(tracker.bundle_folder(newest))
+        _, settings = _bundle_facts(tracker, newest)
     except (BundleError, StorageError):
         settings = None
     return LastTraining(newest.version, content, settings)
@@ -277,18 +281,42 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     champion = tracker.version(dataset.name, CHAMPION)
     if champion is None:
         return []
-    fingerprint, _ = _fingerprint_and_settings(tracker.bundle_folder(champion))
+    fingerprint, _ = _bundle_facts(tracker, champion)
     days = list(features_content(dataset))
     published, interrupted = published_days(paths), cut_short(paths)
     if published and not can_refresh(paths):
         interrupted.add(max(published))  # its report is built again, and with it the page over all days
+    if published and has_damaged_texts(paths):
+        interrupted.add(max(published))  # a publication without new rows writes them again
     unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
 
 
+def _unusable_champion(config: PipelineConfig, tracker: Tracker) -> str | None:
+    """Return why the version that serves cannot be loaded; None if it can, or if no version serves."""
+    champion = tracker.version(config.dataset, CHAMPION)
+    if champion is None:
+        return None
+    try:
+        _bundle_facts(tracker, champion)
+    except (BundleError, StorageError) as error:
+        return f"version {champion.version}, which serves, cannot be loaded ({error})"
+    return None
+
+
+def _bundle_facts(tracker: Tracker, version: TrackedVersion) -> tuple[str, str]:
+    """Return the fingerprint of a registered bundle and the hash of its settings.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        StorageError: The bundle is gone.
+    """
+    folder = verified_folder(tracker, version)
+    return _fingerprint_and_settings(folder, tuple(digest_tags(folder).values()))
+
+
 @lru_cache(maxsize=64)
-def _fingerprint_and_settings(folder: Path) -> tuple[str, str]:
-    """Return the fingerprint of a registered bundle and the hash of its settings. A bundle never changes."""
+def _fingerprint_and_settings(folder: Path, digests: tuple[str, ...]) -> tuple[str, str]:  # noqa: ARG001
     bundle = ModelBundle.load(folder)
     return bundle.fingerprint, settings_hash(bundle.config)
 

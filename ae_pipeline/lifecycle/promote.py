@@ -9,9 +9,9 @@ from ae_pipeline.common.errors import PromotionError, TrainingError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content
 from ae_pipeline.latents.publish import Publication, publish
+from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.history import Change, HistoryEntry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
@@ -225,7 +225,7 @@ def roll_back(dataset: Dataset, tracker: Tracker, request: RollbackRequest, orig
         BundleError: The bundle cannot be read, or cannot score the present features.
     """
     target = _rollback_target(dataset, tracker, request)
-    bundle = ModelBundle.load(tracker.bundle_folder(target))
+    bundle = load_bundle(tracker, target)
     runs = {**origin, RUN: target.run_id}
     days = list(features_content(dataset))
     publication = publish(

@@ -25,6 +25,7 @@ from ae_pipeline.lifecycle.alerts import alert_over_budget
 from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
+from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
@@ -89,7 +90,7 @@ def load_champion(dataset: str, tracker: Tracker) -> tuple[TrackedVersion, Model
     champion = tracker.version(dataset, CHAMPION)
     if champion is None:
         raise TrainingError(f"{dataset!r} has no champion; materialize autoencoder and champion first")
-    return champion, ModelBundle.load(tracker.bundle_folder(champion))
+    return champion, load_bundle(tracker, champion)
 
 
 def load_table_model(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion, ModelBundle]:
@@ -101,7 +102,7 @@ def load_table_model(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion
     if not current_files(dataset.paths):
         raise StorageError(f"nothing was published for {dataset.name!r}; materialize latent_features first")
     version = tracker.version_number(dataset.name, model_version_of(dataset.paths))
-    return version, ModelBundle.load(tracker.bundle_folder(version))
+    return version, load_bundle(tracker, version)
 
 
 def publish_latents(

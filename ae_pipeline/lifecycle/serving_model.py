@@ -10,6 +10,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.gate.rules import GateResult
 from ae_pipeline.latent_space.alignment import Alignment, Served, align
+from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
@@ -51,7 +52,7 @@ def serving_model(config: PipelineConfig, tracker: Tracker) -> ServingModel:
 
 
 def _load(tracker: Tracker, version: TrackedVersion) -> Served:
-    return Served(version.version, ModelBundle.load(tracker.bundle_folder(version)))
+    return Served(version.version, load_bundle(tracker, version))
 
 
 def align_to_serving(

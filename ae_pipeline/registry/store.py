@@ -1,5 +1,6 @@
 """The MLflow store of a project: experiments, runs, and model versions by number and alias."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,11 @@ from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
 from ae_pipeline.storage.files import make_folder
+from ae_pipeline.storage.sqlite import copy_database, is_empty, sqlite_damage
+
+logger = logging.getLogger(__name__)
+
+_SQLITE = "sqlite:///"
 
 _LOCATION_TAG = "place"
 """Tag of a run with the data folder that it trained in."""
@@ -56,11 +62,45 @@ class Tracker:
         """MLflow client of the store. A lock keeps processes from creating the database at the same time."""
         make_folder(self.root)
         with FileLock(self.root / ".mlflow.lock"):
+            self._check_database()
             mlflow.set_tracking_uri(self.uri)
             mlflow.set_registry_uri(self.uri)
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
         return client
+
+    @property
+    def database(self) -> Path | None:
+        """File of the database in SQLite; None for another one."""
+        return Path(self.uri.removeprefix(_SQLITE)) if self.uri.startswith(_SQLITE) else None
+
+    @property
+    def backup(self) -> Path | None:
+        """Copy of the database after the last training, decision or rollback; None without a file."""
+        return self.database.with_name(f"{self.database.name}.backup") if self.database else None
+
+    def _check_database(self) -> None:
+        """Restore a database that is missing, if it has a backup.
+
+        Raises:
+            StorageError: The database is damaged.
+        """
+        database, backup = self.database, self.backup
+        if database is None or backup is None:
+            return
+        if damage := sqlite_damage(database):
+            raise StorageError(
+                f"the database of the model store, {database}, is damaged ({damage}); `ae-pipeline doctor --repair` "
+                "moves it aside and restores the state after the last training, decision or rollback"
+            )
+        if backup.exists() and is_empty(database) and not sqlite_damage(backup):
+            logger.warning(f"the database of the model store, {database}, is missing; its backup is restored")
+            copy_database(backup, database)
+
+    def back_up(self) -> None:
+        """Copy the database beside itself, unless it is damaged, so that it can be restored."""
+        if self.database and self.backup and self.database.is_file() and not sqlite_damage(self.database):
+            copy_database(self.database, self.backup)
 
     def open(self) -> str:
         """Create the store if it does not exist, and return its URI."""
@@ -109,6 +149,7 @@ class Tracker:
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
             raise
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+        self.back_up()
 
     def _continue_failed_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """Reopen the newest failed run with these tags and return its id, or return None if there is none."""
@@ -176,11 +217,13 @@ class Tracker:
     def set_alias(self, dataset: str, alias: str, version: int) -> None:
         """Move an alias to a version."""
         self.client.set_registered_model_alias(dataset, alias, str(version))
+        self.back_up()
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""
         for key, value in tags.items():
             self.client.set_model_version_tag(dataset, str(version), key, value)
+        self.back_up()
 
     def bundle_folder(self, version: TrackedVersion) -> Path:
         """Return the local folder of a version's bundle. A bundle on a tracking server is downloaded.

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
+from dataclasses import replace
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlflow.utils.validation import MAX_DATASET_SCHEMA_SIZE
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.registry.bundles import digest_tags
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.registry.versions import TrackedVersion, newest_version_of_run, version_by_alias
 
@@ -161,6 +163,7 @@ class TrainingRun:
         quiet = redirect_stderr(StringIO())
         with TemporaryDirectory() as folder, mlflow.start_run(self.run_id, nested=nested), quiet:
             bundle.save(Path(folder) / "bundle")
+            digests = digest_tags(Path(folder) / "bundle")
             # The signature is given, so MLflow needs no input example to infer it from.
             warnings.filterwarnings("ignore", message=".*input example was not provided.*")
             mlflow.pyfunc.log_model(
@@ -178,13 +181,17 @@ class TrainingRun:
             raise StorageError(
                 f"MLflow did not register the model of run {self.run_id}; check the log of MLflow and run again"
             )
+        # In two places, so that a damaged tag refuses no whole bundle.
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in digests.items()])
+        for key, value in digests.items():
+            self.client.set_model_version_tag(self.dataset, str(registered.version), key, value)
         self.client.set_registered_model_alias(self.dataset, CHALLENGER, str(registered.version))
         champion = version_by_alias(self.client, self.dataset, CHAMPION)
         if previous and previous.version not in {registered.version, champion.version if champion else None}:
             self.client.delete_model_version(self.dataset, str(previous.version))
         # Registering has ended the MLflow run, but the training continues.
         self.client.update_run(self.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        return registered
+        return replace(registered, tags={**registered.tags, **digests})
 
 
 def _inputs(bundle: ModelBundle) -> Schema:

@@ -509,6 +509,7 @@ def test_the_ledger_counts_rows_by_day_and_violated_rule(shop: LandedDataset) ->
     assert list(ledger.quarantined().items()) == [("id: integer", 2), ("price: number", 1)]
     assert (ledger.quarantined([OTHER_DAY]), ledger.refused) == ({}, {})
     saved = json.loads(shop.paths.ledger.read_text(encoding="utf-8"))
+    assert len(saved.pop("sha256")) == 32  # the digest of the entries
     assert {name: (entry["rows"], entry["refused"]) for name, entry in saved.items()} == {
         "a.csv": (2, None),
         "b.csv": (1, None),
@@ -536,4 +537,4 @@ def test_other_files_are_read_if_columns_have_changed(shop: LandedDataset) -> No
     shop.land("d.csv", HEADER + line(4))
     with pytest.raises(SchemaError, match=r"b\.csv lacks 'city'.*\(and 1 more file with other columns\)"):
         shop.ingest()
-    assert sorted(json.loads(shop.paths.ledger.read_text(encoding="utf-8"))) == ["a.csv", "d.csv"]
+    assert sorted(json.loads(shop.paths.ledger.read_text(encoding="utf-8"))) == ["a.csv", "d.csv", "sha256"]

@@ -41,7 +41,7 @@ def test_entries_are_returned_as_recorded_in_their_order(paths: DatasetPaths) ->
 def test_the_keys_on_disk_stay_the_same(paths: DatasetPaths) -> None:
     record(paths, ROLLBACK)
     line = json.loads(paths.history.read_text(encoding="utf-8"))
-    assert list(line) == ["at", "change", "version", "before", "who", "why", "figures", "runs"]
+    assert list(line) == ["at", "change", "version", "before", "who", "why", "figures", "runs", "crc32"]
     assert (line["change"], line["before"]) == ("rolled back", 2)
 
 

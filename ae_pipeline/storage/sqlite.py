@@ -1,0 +1,46 @@
+"""SQLite databases of other programs: whether they are whole, their backup, and its restoration."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from ae_pipeline.storage.files import atomic_write
+
+_BUSY_SECONDS = 30.0
+
+
+def sqlite_damage(path: Path, *, thorough: bool = False) -> str | None:
+    """Return how a database is damaged, or None if it is whole, missing, or in use by a long transaction.
+
+    Args:
+        path: File of the database.
+        thorough: Whether to compare indexes with their tables, too.
+    """
+    if not path.exists():
+        return None
+    if not path.is_file():
+        return "it is not a file"
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+            (answer,) = connection.execute(f"PRAGMA {'integrity_check' if thorough else 'quick_check'}(1)").fetchone()
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        return None if "locked" in str(error) else str(error)
+    return None if answer == "ok" else str(answer).splitlines()[0]
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether a database does not exist or has no table."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return True
+    with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+        return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database in a consistent state, also while others write to it. The copy appears in one step."""
+    with (
+        atomic_write(target) as temporary,
+        closing(sqlite3.connect(source, timeout=_BUSY_SECONDS)) as connection,
+        closing(sqlite3.connect(temporary)) as copy,
+    ):
+        connection.backup(copy)
