@@ -12,6 +12,7 @@ from ae_pipeline.ingestion.raw import DayResult
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
 
 FEATURES_VERSION = "1"
 """Version of the feature code. Increase it when the same raw rows would give other features."""
@@ -183,9 +184,13 @@ def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> 
     return DayResult(day=day, rows=features.height, content_hash=content_hash, built=True)
 
 
+def content_days(paths: DatasetPaths) -> list[str]:
+    """Return the names of the files of features, including damaged ones."""
+    return sorted(path.stem for path in paths.features("_").parent.glob("[!.]*.parquet"))
+
+
 def features_content(dataset: Dataset) -> dict[str, tuple[str, int]]:
     """Return content hash and number of rows of each day that has features."""
     config, paths = dataset.config, dataset.paths
-    files = sorted(paths.features("_").parent.glob("[!.]*.parquet"))
-    facts = {path.stem: read_facts(path) for path in files if config.has_day(path.stem)}
+    facts = {day: read_facts(paths.features(day)) for day in content_days(paths) if config.has_day(day)}
     return {day: (fact["content_hash"], int(fact["rows"])) for day, fact in facts.items() if fact}

@@ -119,14 +119,16 @@ def load_contract(path: Path) -> SchemaContract:
         return SchemaContract.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(
-            f"the schema contract {path} is not valid YAML: {error}; correct it, or move it away to infer a new one"
+            f"the schema contract {path} is not valid YAML: {error}; correct it, or move it away to infer a new one, "
+            f"or `ae-pipeline doctor {path.stem} --repair` restores the one that the last run used"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SchemaError(
             f"the schema contract {path} is not valid at {key}: {first['msg']}, got {first['input']!r}; correct it, or "
-            "move it away to infer a new one"
+            f"move it away to infer a new one, or `ae-pipeline doctor {path.stem} --repair` restores the one that the "
+            "last run used"
         ) from error
 
 

@@ -26,7 +26,7 @@ from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, UnreadableFileError
-from ae_pipeline.ingestion.staged import has_whole_copies, read_staged
+from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract, read_staged
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
@@ -125,7 +125,8 @@ def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]
     rules = (
         rule_fingerprints(contract_in_force(paths.contract, config), config, today) if paths.contract.exists() else None
     )
-    stats = {name: path.stat() for name, path in landed.items() if not _is_current(entries.get(name), path, rules, paths)}
+    unread = [name for name, path in landed.items() if not _is_current(entries.get(name), path, rules, paths)]
+    stats = {name: landed[name].stat() for name in unread}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
@@ -138,9 +139,7 @@ def last_ingest(dataset: Dataset) -> IngestResult | None:
     return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved_identities(ledger, paths, config))
 
 
-def _is_current(
-    entry: LandedFile | None, path: Path, rules: RuleFingerprints | None, paths: DatasetPaths
-) -> bool:
+def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | None, paths: DatasetPaths) -> bool:
     """Return whether the ledger has this version of a file under the current rules, and its copies are whole."""
     if entry is None or rules is None or not has_whole_copies(entry, paths):
         return False
@@ -167,6 +166,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     if not paths.contract.exists():
         _infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
+    keep_contract(paths)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, config, today)
     new = [name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules, paths)]

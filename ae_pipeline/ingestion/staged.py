@@ -9,6 +9,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import damage_of, read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -39,6 +40,18 @@ def has_whole_copies(entry: LandedFile, paths: DatasetPaths) -> bool:
     """Return whether the staged copy and the quarantine file of a landed file are there and not damaged."""
     copies = ((entry.staged, paths.staged), (entry.rejected_copy, paths.quarantined))
     return all(name is None or bool(read_facts(path_of(name))) for name, path_of in copies)
+
+
+def kept_contract(paths: DatasetPaths) -> Path:
+    """Return the path of the copy of the schema contract that the last ingestion used."""
+    return paths.ledger.with_name("contract.yaml")
+
+
+def keep_contract(paths: DatasetPaths) -> None:
+    """Copy the valid schema contract, so that it can be restored."""
+    text, copy = paths.contract.read_text(encoding="utf-8"), kept_contract(paths)
+    if not copy.is_file() or copy.read_bytes() != text.encode():
+        write_text(copy, text)
 
 
 def read_staged(path: Path, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:

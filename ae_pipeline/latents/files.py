@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.text import first_line
-from ae_pipeline.latents.log import damaged_commits
+from ae_pipeline.latents.log import damaged_commits, damaged_texts
 from ae_pipeline.storage.files import atomic_write, make_folder
 from ae_pipeline.storage.integrity import parquet_damage
 
@@ -98,9 +98,13 @@ class TableFiles:
     def _damaged_log(self, reason: str) -> PublicationError:
         name = self.location.rstrip("/").rpartition("/")[2]
         return PublicationError(
-            f"the log of the table {self.location} is damaged ({reason}); `ae-pipeline doctor {name} --repair` moves the "
-            f"damaged part aside, and `ae-pipeline run {name}` publishes what is missing"
+            f"the log of the table {self.location} is damaged ({reason}); `ae-pipeline doctor {name} --repair` moves "
+            f"the damaged part aside, and `ae-pipeline run {name}` publishes what is missing"
         )
+
+    def damaged_texts(self) -> list[str]:
+        """Return texts beside a table in a folder that are missing or changed, such as the data contract."""
+        return damaged_texts(Path(self.location)) if self.is_folder else []
 
     def damage(self, path: str) -> str | None:
         """Return how a file of a table in a folder is damaged; None if it is whole, or in an object store."""

@@ -1,7 +1,7 @@
 """Integrity of a latent table in a folder: digests of its Delta log and of the texts beside it, and their repair.
 
-A commit of the log that was cut at the end of a line is valid JSON with fewer rows, so parsing does not find the damage.
-The digests of the log are therefore kept beside it. In an object store, the store itself keeps objects whole.
+A commit of the log that was cut at the end of a line is valid JSON with fewer rows, so parsing does not find the
+damage. The digests of the log are therefore kept beside it. In an object store, the store itself keeps objects whole.
 """
 
 import json
@@ -55,9 +55,7 @@ def damaged_commits(table: Path) -> dict[str, str]:
     )
     # Delta deletes commits that a checkpoint contains after the retention of the log.
     return {
-        name: reason
-        for name, reason in damaged.items()
-        if reason != "missing" or _version(name) > newest_checkpoint
+        name: reason for name, reason in damaged.items() if reason != "missing" or _version(name) > newest_checkpoint
     }
 
 

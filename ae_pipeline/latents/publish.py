@@ -2,7 +2,6 @@
 
 import datetime as dt
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,9 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import PublicationError
@@ -23,11 +20,11 @@ from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import first_line
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
+from ae_pipeline.latents.commit import commit_files, conflict_message, create_table
 from ae_pipeline.latents.contract_versions import update_contract
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, build_contract, violations
 from ae_pipeline.latents.files import TableFiles, live_files, sizes_in_log
 from ae_pipeline.latents.layout import (
-    add_action,
     day_key,
     file_path,
     group_of,
@@ -39,7 +36,7 @@ from ae_pipeline.latents.layout import (
 )
 from ae_pipeline.latents.log import record_digests, restore_texts
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
-from ae_pipeline.latents.retention import ORPHAN_AGE, earlier_files, retention_properties, vacuum
+from ae_pipeline.latents.retention import ORPHAN_AGE, earlier_files, vacuum
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
@@ -155,11 +152,11 @@ def publish(
     changes = bool(added or removed)
     before_commit()
     if changes:
-        table = table or _create(files, dataset, bundle)
+        table = table or create_table(files, dataset, bundle)
         metadata = {**origin, "model_version": str(model_version), "latent_space": space}
-        _commit(table, files, bundle, added, removed, metadata)
+        commit_files(table, files, bundle, added, removed, metadata)
     elif (current := files.open()) and current.version() != version_at_start:
-        raise PublicationError(_conflict(files))
+        raise PublicationError(conflict_message(files))
     if table is None:
         return Publication(days=published, table_version=-1, latent_space=space, committed=changes, contract=None)
     # Also without a commit, because an earlier run may have been interrupted between its commit and these steps.
@@ -313,55 +310,3 @@ class _TableUpdate:
                 f"{self._files.full_path(day.path)} cannot be read ({first_line(error)}); delete this file and run "
                 "again"
             ) from error
-
-
-def _create(files: TableFiles, dataset: Dataset, bundle: ModelBundle) -> DeltaTable:
-    files.prepare()
-    try:
-        return DeltaTable.create(
-            files.location,
-            latent_schema(bundle.model.latent_dim),
-            name=f"{dataset.paths.dataset}_latents",
-            configuration=retention_properties(dataset.config.latents.retention_days),
-        )
-    except DeltaError as error:
-        if files.open() is not None:
-            raise PublicationError(_conflict(files)) from error
-        raise
-
-
-def _commit(
-    table: DeltaTable,
-    files: TableFiles,
-    bundle: ModelBundle,
-    added: Sequence[str],
-    removed: Sequence[str],
-    metadata: Mapping[str, str],
-) -> None:
-    schema = latent_schema(bundle.model.latent_dim)
-    now = int(time.time() * 1000)
-    try:
-        actions: list[AddAction | RemoveAction] = [add_action(path, files, now) for path in added]
-    except FileNotFoundError as error:
-        raise PublicationError(
-            f"a file of {files.location} was deleted before the commit, and the table is unchanged; run it again"
-        ) from error
-    actions += [RemoveAction(path, data_change=True, deletion_timestamp=now) for path in removed]
-    # Another latent width is another schema. Only an overwrite can change it, and it removes all files by itself.
-    columns: list[str] = [field.name for field in table.schema().fields]
-    mode = "append" if columns == list(schema.names) else "overwrite"
-    if mode == "overwrite":
-        actions = [action for action in actions if isinstance(action, AddAction)]
-    # Without retries: a retry would add the files to what a concurrent publication has made of the table.
-    properties = CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0)
-    try:
-        table.create_write_transaction(actions, mode, schema, commit_properties=properties)
-    except CommitFailedError as error:
-        raise PublicationError(_conflict(files)) from error
-    table.update_incremental()
-
-
-def _conflict(files: TableFiles) -> str:
-    return (
-        f"another publication changed {files.location} at the same time, and this one committed nothing; run it again"
-    )

@@ -21,7 +21,6 @@ from deltalake import DeltaTable
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.latents.files import TableFiles, live_files
-from ae_pipeline.latents.log import damaged_texts
 from ae_pipeline.latents.layout import PathParts, keys_of, parse_path
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -292,11 +291,6 @@ def published_days(paths: DatasetPaths) -> dict[str, PublishedDay]:
     files = TableFiles(paths.latents)
     # Days of a damaged file count as not published, so that they are published again.
     return days_in(files.whole(live_files(table)), files) if table else {}
-
-
-def has_damaged_texts(paths: DatasetPaths) -> bool:
-    """Return whether the data contract, its page or the list of current files is missing or changed."""
-    return TableFiles(paths.latents).is_folder and bool(damaged_texts(Path(paths.latents)))
 
 
 def read_day(day: PublishedDay, files: TableFiles, columns: Sequence[str] | None = None) -> pa.Table:

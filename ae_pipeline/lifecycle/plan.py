@@ -19,8 +19,9 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.landing import last_ingest, unread_files
+from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import stale_days
-from ae_pipeline.latents.read import has_damaged_texts, published_days
+from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.promote import undecided_challenger
 from ae_pipeline.monitoring.daily_drift import drifting_days
 from ae_pipeline.registry.bundles import digest_tags, verified_folder
@@ -28,6 +29,7 @@ from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import window_content
+from ae_pipeline.reports.files import damaged_report_files
 from ae_pipeline.reports.page import can_refresh
 from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage.dataset import Dataset
@@ -284,9 +286,9 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     fingerprint, _ = _bundle_facts(tracker, champion)
     days = list(features_content(dataset))
     published, interrupted = published_days(paths), cut_short(paths)
-    if published and not can_refresh(paths):
+    if published and (not can_refresh(paths) or damaged_report_files(paths)):
         interrupted.add(max(published))  # its report is built again, and with it the page over all days
-    if published and has_damaged_texts(paths):
+    if published and TableFiles(paths.latents).damaged_texts():
         interrupted.add(max(published))  # a publication without new rows writes them again
     unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})

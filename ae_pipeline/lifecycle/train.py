@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from typing import TypeVar
 
 import polars as pl
 
-from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.common.progress import ThrottledLogger
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
-from ae_pipeline.features.build import feature_columns, features_content
+from ae_pipeline.features.build import content_days, feature_columns, features_content
 from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, sample_rows
 from ae_pipeline.gate.evaluation import gate_rows
 from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
@@ -103,6 +104,11 @@ def train_challenger(
     content = features_content(dataset)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
     columns = feature_columns(config, contract_in_force(paths.contract, config))
+    if damaged := [day for day in content_days(paths) if config.has_day(day) and day not in content]:
+        raise StorageError(
+            f"features of {dataset.name!r} are damaged on {abbreviate(damaged)}; `ae-pipeline run {dataset.name}` "
+            "builds them again and trains"
+        )
     serving = serving_model(config, tracker)
     logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
     run_name = f"{dataset.name} {window.days[-1]}"
@@ -266,9 +272,10 @@ def _describe(
 def _location_id(paths: DatasetPaths) -> str:
     """Return the id of the data folder, which moves with it. One run at a time holds the lock of a dataset there."""
     path = paths.history.with_suffix(".place")
-    if not path.exists():
-        write_text(path, secrets.token_hex(8))
-    return path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if not re.fullmatch("[0-9a-f]{16}", text):  # the first training here, or a damaged file
+        write_text(path, text := secrets.token_hex(8))
+    return text
 
 
 def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift, read_all
 from ae_pipeline.monitoring.day_assessment import DayAssessment, assessment_json
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.context import PageContext, day_variables, page_context, report_variables
+from ae_pipeline.reports.files import damaged_report_files, record_report_file, write_report_file
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
@@ -115,6 +116,7 @@ def build_report(
     on_ranked(all_reported)
     ranked = all_ranked(paths, set(files))
     write_parquet(paths.reports / "alerts.parquet", ranked.to_arrow())
+    record_report_file(paths.reports / "alerts.parquet", paths)
     labels = measure_labels(files, dataset, bundle)
     published = Published(
         files=files,
@@ -128,6 +130,9 @@ def build_report(
     # A day that is reported alone gets a page. Existing pages are kept up to date.
     with_page = set(days) if len(days) == 1 and dataset.config.is_daily else set()
     with_page |= {day.day for day in all_reported if published.page_of(day.day).exists()}
+    damaged = {path.stem for path in damaged_report_files(paths) if path.suffix == ".html"}
+    with_page |= damaged & published.entries.keys()
+    record_report_file(paths.reports / "drift.parquet", paths)
     for day in sorted(with_page):
         write_day_page(day, published, labels)
     context = _write_pages(published, ranked, run_id, labels, gallery)
@@ -151,8 +156,8 @@ def _write_pages(
     rows = tuple(as_rows(ranked.head(dataset.config.alerts.report_rows)))
     context = page_context(published, published.newest, rows, reports / "report.html")
     summary = _summary(published, run_id, context, labels)
-    write_text(reports / "summary.json", summary.text())
-    write_text(reports / "summary.schema.json", schema_text())
+    write_report_file(reports / "summary.json", summary.text(), dataset.paths)
+    write_report_file(reports / "summary.schema.json", schema_text(), dataset.paths)
     index = published.index()
     listed_days = with_causes(most_worth_a_look(index), dataset.paths) if dataset.config.is_daily else ()
     summary_json = summary.model_dump(mode="json")
@@ -256,10 +261,11 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
     entry = published.entries.get(day)
     if entry is None or not entry.rows:
         page.unlink(missing_ok=True)
+        record_report_file(page, dataset.paths)
         return None
     rows = tuple(as_rows(ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows)))
     context = page_context(published, day, rows, page)
-    write_text(page, render_day(day_variables(published, day, context, labels), dataset))
+    write_report_file(page, render_day(day_variables(published, day, context, labels), dataset), dataset.paths)
     return page
 
 

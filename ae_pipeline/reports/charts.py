@@ -1,6 +1,7 @@
 """Charts as Vega-Lite specifications, which scripts within the page render."""
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -322,6 +323,9 @@ def _chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data
     return Chart(name, title, message, json.dumps(spec, separators=(",", ":")))
 
 
+_DIGEST_COMMENT = "\n// sha256 "
+
+
 @functools.lru_cache(maxsize=1)
 def scripts(folder: Path) -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`.
@@ -330,11 +334,13 @@ def scripts(folder: Path) -> str:
         folder: Folder that caches the script, because bundling takes a second or two.
     """
     cached = folder / f"vega-{version('vl-convert-python')}.js"
-    if cached.exists():
-        return cached.read_text(encoding="utf-8")
+    if cached.is_file():
+        cached_text, _, digest = cached.read_text(encoding="utf-8", errors="replace").rpartition(_DIGEST_COMMENT)
+        if digest.strip() == hashlib.sha256(cached_text.encode()).hexdigest():
+            return cached_text
     import vl_convert
 
     bundle: Any = vl_convert.javascript_bundle
     text = str(bundle())
-    write_text(cached, text)
+    write_text(cached, f"{text}{_DIGEST_COMMENT}{hashlib.sha256(text.encode()).hexdigest()}\n")
     return text

@@ -16,9 +16,9 @@ from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.charts import scripts
+from ae_pipeline.reports.files import damaged_report_files, write_report_file
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 
 _CONTEXT_VERSION = 1
@@ -39,9 +39,9 @@ def write_report(variables: Mapping[str, Any], dataset: Dataset) -> Path:
         Path of the page.
     """
     text = json.dumps({"version": _CONTEXT_VERSION, "variables": variables}, separators=(",", ":"))
-    write_text(_context_path(dataset.paths), text)
+    write_report_file(_context_path(dataset.paths), text, dataset.paths)
     page = dataset.paths.reports / "report.html"
-    write_text(page, render_report(json.loads(text)["variables"], dataset))
+    write_report_file(page, render_report(json.loads(text)["variables"], dataset), dataset.paths)
     return page
 
 
@@ -54,7 +54,8 @@ def refresh_operations(dataset: Dataset) -> None:
         dataset: Configuration and paths of the dataset.
     """
     if (context := _read_context(dataset.paths)) is not None:
-        write_text(dataset.paths.reports / "report.html", render_report(context["variables"], dataset))
+        page = render_report(context["variables"], dataset)
+        write_report_file(dataset.paths.reports / "report.html", page, dataset.paths)
 
 
 def can_refresh(paths: DatasetPaths) -> bool:
@@ -65,10 +66,13 @@ def can_refresh(paths: DatasetPaths) -> bool:
 def _read_context(paths: DatasetPaths) -> dict[str, Any] | None:
     """Return the stored variables of the page, or None without a page or with those of another version."""
     path = _context_path(paths)
-    if not (paths.reports / "report.html").exists() or not path.exists():
+    if not (paths.reports / "report.html").exists() or not path.exists() or path in damaged_report_files(paths):
         return None
-    context: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return context if context["version"] == _CONTEXT_VERSION else None
+    try:
+        context: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return context if context["version"] == _CONTEXT_VERSION else None
+    except (ValueError, KeyError, TypeError):  # damaged, without a recorded digest
+        return None
 
 
 def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:

@@ -134,7 +134,12 @@ def is_reported(day: str, published: PublishedDay | None, dataset: Dataset) -> b
 def cut_short(paths: DatasetPaths) -> set[str]:
     """Return the days of a report that was interrupted. The report must be built again."""
     unfinished = paths.reports / UNFINISHED
-    return set(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else set()
+    if not unfinished.exists():
+        return set()
+    try:
+        return set(json.loads(unfinished.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):  # damaged: every reported day may be one of them
+        return {path.stem for path in (paths.reports / "days").glob("[!.]*.parquet")}
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ae_pipeline import read_latents
-from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents import layout
 from ae_pipeline.latents import publish as publication
@@ -142,15 +141,13 @@ class TestMonths:
         previous = table(dataset.paths)
         lost = current_files(dataset.paths)[0]
         (Path(dataset.paths.latents) / lost).unlink()
-        layout._read_keys.cache_clear()
-        with pytest.raises(PublicationError, match=r"part-\w+.parquet is missing; .* scores its days again"):
-            published_days(dataset.paths)
+        assert set(published_days(dataset.paths)) == {day for day in dataset.days if day[:7] not in lost}
         result = publish_days(dataset, dataset.days[-1:])
         assert result.committed is False
         assert {day.day for day in result.days if day.built} == {day for day in dataset.days if day[:7] in lost}
         assert table(dataset.paths).equals(previous)
 
-    def test_an_unreadable_file_is_named_before_it_is_copied(self, dataset: Fitted, rewrite_day: RewriteDay) -> None:
+    def test_the_days_of_an_unreadable_file_are_scored_again(self, dataset: Fitted, rewrite_day: RewriteDay) -> None:
         publish_days(dataset, dataset.days)
         damaged = Path(dataset.paths.latents) / current_files(dataset.paths)[0]
         content = bytearray(damaged.read_bytes())
@@ -158,9 +155,6 @@ class TestMonths:
         content[column.data_page_offset + column.total_compressed_size - 3] ^= 1
         damaged.write_bytes(content)
         rewrite_day(dataset, dataset.days[0], dataset.features(dataset.days[0]).head(7))
-        with pytest.raises(PublicationError, match=r"part-\w+.parquet cannot be read .*; delete this file"):
-            publish_days(dataset, [dataset.days[0]])
-        damaged.unlink()
         publish_days(dataset, [dataset.days[0]])
         assert table(dataset.paths).height == 2347
 

@@ -14,6 +14,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import LatentsConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
+from ae_pipeline.latents.log import DIGESTS
 from ae_pipeline.latents.publish import Publication, publish
 from ae_pipeline.latents.read import (
     model_version_of,
@@ -35,6 +36,7 @@ def shift_removals(dataset: Fitted, count: int) -> None:
             if "remove" in line:
                 line["remove"]["deletionTimestamp"] -= count * 86_400_000
         entry.write_text("\n".join(map(json.dumps, lines)))
+    (Path(dataset.paths.latents) / DIGESTS).unlink()  # which would say that the log is damaged
 
 
 def with_retention(dataset: Fitted, retention: int) -> PipelineConfig:
