@@ -9,6 +9,7 @@ from pathlib import Path
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.storage.sqlite import database_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,12 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _show_history(options.dataset)
             case "page":
                 return _make_page(options.dataset, options.day)
+            case "doctor":
+                from ae_pipeline.cli.doctor import doctor
+
+                return doctor(options.dataset, repair=options.repair, as_json=options.json)
         return _serve(options.port, options.mlflow_port, options.data_port)
     except PipelineError as error:
         print_error(error)
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (damaged := database_error(error)) is None:
+            raise
+        print_error(damaged)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     page = commands.add_parser("page", help="make the page of one day of the report, and print its path")
     page.add_argument("dataset", help="a dataset of the defs folder")
     page.add_argument("day", help="ISO date, such as 2013-02-08")
+    doctor = commands.add_parser("doctor", help="check the whole state of a dataset, and repair it")
+    doctor.add_argument("dataset", nargs="?", help="a dataset of the defs folder; all by default")
+    doctor.add_argument("--repair", action="store_true", help="repair; what cannot be derived is moved aside")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")

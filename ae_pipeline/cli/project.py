@@ -4,8 +4,10 @@ import getpass
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.common.errors import ConfigError, PipelineError
@@ -44,14 +46,11 @@ class Project:
         """
         import dagster as dg
 
-        from ae_pipeline.orchestration.component import AutoencoderPipeline
+        from ae_pipeline.lifecycle.doctor.dagster_home import check_databases
         from ae_pipeline.orchestration.console import print_package_messages
 
-        definitions = _load_definitions()
-        workspace: Workspace = (definitions.resources or {})["workspace"]
-        tree = definitions.component_tree
-        components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
-        datasets = {component.config.dataset: workspace.dataset(component.config) for component in components}
+        definitions, workspace, datasets = load_datasets()
+        check_databases(Path(os.environ["DAGSTER_HOME"]))
         instance = dg.DagsterInstance.get()
         print_package_messages(instance)
         for name in datasets:
@@ -70,10 +69,7 @@ class Project:
         Raises:
             ConfigError: The project has no such dataset.
         """
-        if name not in self.datasets:
-            names = ", ".join(sorted(self.datasets)) or "none"
-            raise ConfigError(f"no dataset {name!r} in the defs folder; it has {names}")
-        return self.datasets[name]
+        return dataset_of(self.datasets, name)
 
     def run_job(
         self,
@@ -127,6 +123,33 @@ class Project:
 
         if alert := failure_alert(run, reason, dataset.paths):
             raise_without_lock(alert, dataset)
+
+
+def load_datasets() -> "tuple[dg.Definitions, Workspace, dict[str, Dataset]]":
+    """Load the definitions, and return them with the workspace and the datasets, by name.
+
+    Raises:
+        ConfigError: A `defs.yaml` is invalid.
+    """
+    from ae_pipeline.orchestration.component import AutoencoderPipeline
+
+    definitions = _load_definitions()
+    workspace: Workspace = (definitions.resources or {})["workspace"]
+    tree = definitions.component_tree
+    components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
+    return definitions, workspace, {each.config.dataset: workspace.dataset(each.config) for each in components}
+
+
+def dataset_of(datasets: "Mapping[str, Dataset]", name: str) -> "Dataset":
+    """Return a dataset by name.
+
+    Raises:
+        ConfigError: The project has no such dataset.
+    """
+    if name not in datasets:
+        names = ", ".join(sorted(datasets)) or "none"
+        raise ConfigError(f"no dataset {name!r} in the defs folder; it has {names}")
+    return datasets[name]
 
 
 def current_user() -> str:

@@ -4,6 +4,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import atomic_write
 
 _BUSY_SECONDS = 30.0
@@ -26,6 +27,22 @@ def sqlite_damage(path: Path, *, thorough: bool = False) -> str | None:
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return None if "locked" in str(error) else str(error)
     return None if answer == "ok" else str(answer).splitlines()[0]
+
+
+def database_error(error: BaseException) -> StorageError | None:
+    """Return an error that names the remedy if a database could not be read, or None for every other error.
+
+    Args:
+        error: Error of a library; its chain has the error of SQLite.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, sqlite3.DatabaseError) and "locked" not in str(each):
+            return StorageError(
+                f"a database cannot be read ({each}); `ae-pipeline doctor --repair` moves it aside if it is damaged"
+            )
+        each = each.__cause__ or each.__context__
+    return None
 
 
 def is_empty(path: Path) -> bool:

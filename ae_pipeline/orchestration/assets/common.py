@@ -10,6 +10,7 @@ import dagster as dg
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.storage.paths import ALL_ROWS
+from ae_pipeline.storage.sqlite import database_error
 
 CODE_VERSION = "1"
 """Raised when the result of an asset would change."""
@@ -100,6 +101,10 @@ def as_dagster_failure() -> Iterator[None]:
         yield
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except Exception as error:
+        if (damaged := database_error(error)) is None:
+            raise
+        raise dg.Failure(description=str(damaged), allow_retries=False) from error
 
 
 def check_result(

@@ -1,0 +1,1 @@
+"""Checks of the whole state of a dataset, and its repair."""

@@ -1,0 +1,259 @@
+"""Checks of what ingestion keeps: schema contract, ledger, staged copies, quarantine, raw rows and features."""
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from ae_pipeline.common.errors import SchemaError, StorageError
+from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.ingestion.batch import IMAGE_FACT
+from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, load_contract
+from ae_pipeline.ingestion.landing import landing_folder
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger
+from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, kept_contract, stored_entry
+from ae_pipeline.lifecycle.doctor.problem import Problem, remove, set_aside
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
+
+
+def contract_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with the schema contract."""
+    paths = dataset.paths
+    copy, has_rows = kept_contract(paths), paths.ledger.exists() or any(paths.staged("_").parent.glob("*.parquet"))
+    if not paths.contract.exists():
+        if has_rows:
+            yield _contract_problem(paths, copy, "it is missing, although files were read with it")
+        return
+    try:
+        contract_in_force(paths.contract, dataset.config)
+    except (SchemaError, OSError) as error:
+        yield _contract_problem(paths, copy, str(error))
+
+
+def _contract_problem(paths: DatasetPaths, copy: Path, message: str) -> Problem:
+    restored = copy.is_file() and _is_contract(copy)
+    remedy = (
+        "restore the one that the last run used"
+        if restored
+        else "the next run infers a new one from the landed files; edits of the old one are lost"
+    )
+
+    def repair() -> None:
+        if paths.contract.exists():
+            set_aside(paths.contract, paths)
+        if restored:
+            write_text(paths.contract, copy.read_text(encoding="utf-8"))
+
+    return Problem(kind="contract", subject=str(paths.contract), message=message, remedy=remedy, repair=repair)
+
+
+def _is_contract(path: Path) -> bool:
+    try:
+        load_contract(path)
+    except SchemaError:
+        return False
+    return True
+
+
+def ledger_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with the ledger and with the copies that it names."""
+    paths = dataset.paths
+    try:
+        ledger = Ledger.load(paths.ledger)
+    except (StorageError, OSError) as error:
+        yield Problem(
+            kind="ledger",
+            subject=str(paths.ledger),
+            message=str(error),
+            remedy="rebuild it from the staged copies; files that were refused are read again if they are still there",
+            repair=lambda: _rebuild_ledger(paths),
+        )
+        return
+    for name, entry in ledger.files.items():
+        if not has_whole_copies(entry, paths):
+            yield _copy_problem(name, entry, ledger, dataset)
+    moved = paths.ledger.with_name("moved.json")
+    if moved.exists() and not moved.is_file():
+        yield Problem(
+            kind="cache",
+            subject=str(moved),
+            message="it is not a file",
+            remedy="move it aside; it is computed again",
+            repair=lambda: set_aside(moved, paths),
+        )
+
+
+def _copy_problem(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset) -> Problem:
+    paths = dataset.paths
+    copies = [
+        *([paths.staged(entry.staged)] if entry.staged else []),
+        *([paths.quarantined(entry.rejected_copy)] if entry.rejected_copy else []),
+    ]
+    bad = [path for path in copies if not read_facts(path)]
+    message = f"the copy of {name} is {damage_of(bad[0]) or 'missing'}"
+    kind = "staged copy" if entry.staged and paths.staged(entry.staged) in bad else "quarantine"
+    if (landing_folder(dataset) / name).is_file():
+        remedy = f"the next run reads {name} again"
+        return Problem(
+            kind=kind,
+            subject=str(bad[0]),
+            message=message,
+            remedy=remedy,
+            repair=lambda: [path.unlink(missing_ok=True) for path in bad],
+        )
+    if kind == "quarantine":
+        remedy = f"the rejected rows of {name}, which has left the landing folder, are lost; their numbers stay"
+        return Problem(
+            kind=kind,
+            subject=str(bad[0]),
+            message=message,
+            remedy=remedy,
+            repair=lambda: _forget_rejected(name, bad[0], paths),
+        )
+    lost = [day for day in entry.days if not read_facts(paths.raw(day))]
+    remedy = f"take its rows from raw_data, because {name} has left the landing folder"
+    if lost:
+        remedy += f"; its rows on {abbreviate(lost)} are lost, so land it again"
+    return Problem(
+        kind=kind,
+        subject=str(bad[0]),
+        message=message,
+        remedy=remedy,
+        repair=lambda: _recover_copy(name, entry, ledger, dataset),
+    )
+
+
+def _forget_rejected(name: str, path: Path, paths: DatasetPaths) -> None:
+    if path.exists():
+        set_aside(path, paths)
+    ledger = Ledger.load(paths.ledger)
+    Ledger({**ledger.files, name: replace(ledger.files[name], rejected_copy=None)}).save(paths.ledger)
+
+
+def _recover_copy(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset) -> None:
+    """Write a staged copy again from the raw rows of its days that no other copy has."""
+    paths, contract = dataset.paths, load_contract(dataset.paths.contract)
+    target = paths.staged(str(entry.staged))
+    if target.exists():
+        set_aside(target, paths)
+    parts = [_empty_copy(contract)]
+    for day in entry.days:
+        if not read_facts(paths.raw(day)):
+            continue
+        rows = pl.read_parquet(paths.raw(day), glob=False).with_columns(_day=pl.lit(day))
+        others = [other for source, other in ledger.sources(day) if source != name and other.staged != entry.staged]
+        for other in others:
+            path = paths.staged(str(other.staged))
+            if other.staged and read_facts(path):
+                known = pl.read_parquet(path, columns=["row_id", "_day"], glob=False).filter(pl.col("_day") == day)
+                rows = rows.join(known.select("row_id"), on="row_id", how="anti", maintain_order="left")
+        parts.append(rows)
+    shapes = {IMAGE_FACT + column: str(shape) for column, shape in contract.images.items()}
+    rows = pl.concat(parts, how="diagonal_relaxed")
+    write_parquet(target, rows.to_arrow(), {**shapes, **entry_fact(name, entry)})
+
+
+def _empty_copy(contract: SchemaContract) -> pl.DataFrame:
+    schema = {**contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
+    return pl.DataFrame(schema={**schema, "_day": pl.String()})
+
+
+def _rebuild_ledger(paths: DatasetPaths) -> None:
+    """Write the ledger again from the entries in the footers of the staged copies."""
+    if paths.ledger.exists():
+        set_aside(paths.ledger, paths)
+    files: dict[str, LandedFile] = {}
+    for path in sorted(paths.staged("_").parent.glob("[!.]*.parquet")):
+        known = stored_entry(path) or _entry_of_copy(path)
+        if known is None:  # damaged; its file is read again if it is still there
+            set_aside(path, paths)
+            continue
+        name, entry = known
+        if name not in files or entry.landed_ns > files[name].landed_ns:
+            files[name] = entry
+    Ledger(files).save(paths.ledger)
+
+
+def _entry_of_copy(path: Path) -> tuple[str, LandedFile] | None:
+    """Return an entry for a staged copy of an earlier version, whose footer does not name its file."""
+    if not read_facts(path):
+        return None
+    days = pl.read_parquet(path, columns=["_day"], glob=False)["_day"].value_counts()
+    counts = dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True)))
+    stat = path.stat()
+    entry = LandedFile(
+        size=0,
+        modified_ns=0,
+        sha256="",
+        landed_ns=stat.st_mtime_ns,
+        contract="",
+        staged=path.stem,
+        rows=sum(counts.values()),
+        days=counts,
+    )
+    return f"recovered/{path.stem}", entry
+
+
+def day_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Yield damaged and missing files of raw rows and features."""
+    paths, config = dataset.paths, dataset.config
+    try:
+        days = {day for day in Ledger.load(paths.ledger).days if config.has_day(day)}
+    except (StorageError, OSError):
+        days = set()
+    for kind, path_of in (("raw_data", paths.raw), ("features", paths.features)):
+        folder = path_of("_").parent
+        for path in sorted(folder.glob("[!.]*.parquet")):
+            if damage := damage_of(path):
+                remedy = f"the next run builds {kind} of {path.stem} again"
+                yield Problem(kind=kind, subject=str(path), message=damage, remedy=remedy, repair=remove(path))
+        missing = sorted(day for day in days if not path_of(day).exists())
+        if missing and folder.exists():
+            yield Problem(
+                kind=kind,
+                subject=str(folder),
+                message=f"{pluralize(len(missing), 'day')} are missing: {abbreviate(missing)}",
+                remedy="the next run builds them",
+            )
+
+
+def scratch_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is in the way of folders and locks, and old temporary files."""
+    paths = dataset.paths
+    if paths.lock.exists() and not paths.lock.is_file():
+        yield Problem(
+            kind="lock",
+            subject=str(paths.lock),
+            message="it is not a file",
+            remedy="move it aside",
+            repair=lambda: set_aside(paths.lock, paths),
+        )
+    for kind, folder in (("scratch", paths.scratch), ("cache", paths.cache)):
+        if folder.exists() and not folder.is_dir():
+            yield Problem(
+                kind=kind,
+                subject=str(folder),
+                message="it is not a folder",
+                remedy="move it aside",
+                repair=lambda folder=folder: set_aside(folder, paths),  # type: ignore[misc]
+            )
+    yesterday = (dt.datetime.now(dt.UTC) - dt.timedelta(days=1)).timestamp()
+    old = [
+        path
+        for folder in (paths.scratch, paths.raw("_").parent, paths.features("_").parent, paths.reports)
+        for path in (folder.glob("*" if folder == paths.scratch else ".*.tmp") if folder.is_dir() else ())
+        if path.is_file() and path.stat().st_mtime < yesterday
+    ]
+    if old:
+        yield Problem(
+            kind="scratch",
+            subject=str(old[0]),
+            message=f"{pluralize(len(old), 'temporary file')} of killed runs",
+            remedy="delete them",
+            repair=lambda: [path.unlink(missing_ok=True) for path in old],
+        )
