@@ -24,7 +24,8 @@ from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.promote import undecided_challenger
 from ae_pipeline.monitoring.daily_drift import drifting_days
-from ae_pipeline.registry.bundles import digest_tags, verified_folder
+from ae_pipeline.registry.bundles import verified_folder
+from ae_pipeline.registry.digests import digest_tags
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion

@@ -10,33 +10,15 @@ from typing import TYPE_CHECKING
 from mlflow.exceptions import MlflowException
 
 from ae_pipeline.common.errors import BundleError, StorageError
-from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS, ModelBundle
-from ae_pipeline.registry.names import GATE_TAG
-from ae_pipeline.storage.integrity import file_digest
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.registry.digests import DIGEST_TAG, digest_tags
+from ae_pipeline.registry.names import GATEDIGEST_TAG
 
 if TYPE_CHECKING:
     from ae_pipeline.registry.store import Tracker
     from ae_pipeline.registry.versions import TrackedVersion
 
 logger = logging.getLogger(__name__)
-
-_TAG = "sha256."
-"""Prefix of the tags of a version and of its run with the digests of its files."""
-
-
-def digest_tags(folder: Path) -> dict[str, str]:
-    """Return the tags of a version with the SHA-256 of its manifest and its weights.
-
-    Args:
-        folder: Folder of the bundle.
-
-    Raises:
-        BundleError: A file is missing.
-    """
-    digests = {name: file_digest(folder / name) for name in (MANIFEST, WEIGHTS)}
-    if missing := [name for name, digest in digests.items() if digest is None]:
-        raise BundleError(f"{folder} is not a model bundle: it has no {missing[0]}; train a new model")
-    return {f"{_TAG}{name}": str(digest) for name, digest in digests.items()}
 
 
 def load_bundle(tracker: "Tracker", version: "TrackedVersion") -> ModelBundle:
@@ -92,7 +74,7 @@ def _compare(folder: Path, registered: Mapping[str, set[str]], version: "Tracked
     for tag, digest in digest_tags(folder).items():
         if registered.get(tag) and digest not in registered[tag]:
             raise BundleError(
-                f"{folder / tag.removeprefix(_TAG)} of version {version.version} of {version.dataset!r} is not the "
+                f"{folder / tag.removeprefix(DIGEST_TAG)} of version {version.version} of {version.dataset!r} is not the "
                 f"file that was registered: its SHA-256 is {digest[:12]}…, not {min(registered[tag])[:12]}…. It is not "
                 "used"
             )
@@ -107,7 +89,7 @@ def _registered(tracker: "Tracker", version: "TrackedVersion") -> dict[str, set[
     digests: dict[str, set[str]] = {}
     for tags in (version.tags, run):
         for tag, digest in tags.items():
-            if tag.startswith(_TAG):
+            if tag.startswith(DIGEST_TAG):
                 digests.setdefault(tag, set()).add(digest)
     return digests
 
@@ -121,7 +103,7 @@ def _with_remedy(tracker: "Tracker", version: "TrackedVersion") -> Iterator[None
         others = [
             other.version
             for other in tracker.versions(version.dataset)
-            if other.version != version.version and other.tags.get(GATE_TAG) == "passed"
+            if other.version != version.version and other.tags.get(GATEDIGEST_TAG) == "passed"
         ]
         name = version.dataset
         back = f", or `ae-pipeline rollback {name} {max(others)} --why …` lets another one serve" if others else ""

@@ -23,7 +23,7 @@ from mlflow.utils.validation import MAX_DATASET_SCHEMA_SIZE
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.registry.bundles import digest_tags
+from ae_pipeline.registry.digests import digest_tags
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.registry.versions import TrackedVersion, newest_version_of_run, version_by_alias
 
