@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.registry.digests import DIGEST_TAG, digest_tags
-from ae_pipeline.registry.names import GATEDIGEST_TAG
+from ae_pipeline.registry.names import GATE_TAG
 
 if TYPE_CHECKING:
     from ae_pipeline.registry.store import Tracker
@@ -74,9 +74,9 @@ def _compare(folder: Path, registered: Mapping[str, set[str]], version: "Tracked
     for tag, digest in digest_tags(folder).items():
         if registered.get(tag) and digest not in registered[tag]:
             raise BundleError(
-                f"{folder / tag.removeprefix(DIGEST_TAG)} of version {version.version} of {version.dataset!r} is not the "
-                f"file that was registered: its SHA-256 is {digest[:12]}…, not {min(registered[tag])[:12]}…. It is not "
-                "used"
+                f"{folder / tag.removeprefix(DIGEST_TAG)} of version {version.version} of {version.dataset!r} is not "
+                f"the file that was registered: its SHA-256 is {digest[:12]}…, not {min(registered[tag])[:12]}…. It "
+                "is not used"
             )
 
 
@@ -103,7 +103,7 @@ def _with_remedy(tracker: "Tracker", version: "TrackedVersion") -> Iterator[None
         others = [
             other.version
             for other in tracker.versions(version.dataset)
-            if other.version != version.version and other.tags.get(GATEDIGEST_TAG) == "passed"
+            if other.version != version.version and other.tags.get(GATE_TAG) == "passed"
         ]
         name = version.dataset
         back = f", or `ae-pipeline rollback {name} {max(others)} --why …` lets another one serve" if others else ""
