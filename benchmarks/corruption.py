@@ -1,8 +1,8 @@
 """Damage each kind of state, and see whether it is served, found and repaired.
 
 A small dataset is published. In each case one file of its state is truncated, overwritten with noise, deleted, or gets
-one flipped bit, with its modification time kept. Then `ae-pipeline run` runs, then the command that its message names if
-it failed, then `ae-pipeline run` again. The latent table is compared with the undamaged one after each step.
+one flipped bit, with its modification time kept. Then `ae-pipeline run` runs, then the command that its message names
+if it failed, then `ae-pipeline run` again. The latent table is compared with the undamaged one after each step.
 """
 
 import argparse
@@ -236,9 +236,7 @@ def definitions() -> Iterator[None]:
     component = f"{AutoencoderPipeline.__module__}.{AutoencoderPipeline.__name__}"
     yaml_file = {"type": component, "attributes": {**ATTRIBUTES, "max_quarantine_share": 0.5}}
     with create_defs_folder_sandbox() as sandbox:
-        sandbox.scaffold_component(
-            component_cls=AutoencoderPipeline, defs_path=DATASET, defs_yaml_contents=yaml_file
-        )
+        sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path=DATASET, defs_yaml_contents=yaml_file)
         with sandbox.build_all_defs() as built:
 
             def load() -> dg.Definitions:

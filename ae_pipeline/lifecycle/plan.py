@@ -297,23 +297,16 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
 
 def _unusable_champion(config: PipelineConfig, tracker: Tracker) -> str | None:
     """Return why the version that serves cannot be loaded; None if it can, or if no version serves."""
-    champion = tracker.version(config.dataset, CHAMPION)
-    if champion is None:
-        return None
-    try:
-        _bundle_facts(tracker, champion)
-    except (BundleError, StorageError) as error:
-        return f"version {champion.version}, which serves, cannot be loaded ({error})"
+    if champion := tracker.version(config.dataset, CHAMPION):
+        try:
+            _bundle_facts(tracker, champion)
+        except (BundleError, StorageError) as error:
+            return f"version {champion.version}, which serves, cannot be loaded ({error})"
     return None
 
 
 def _bundle_facts(tracker: Tracker, version: TrackedVersion) -> tuple[str, str]:
-    """Return the fingerprint of a registered bundle and the hash of its settings.
-
-    Raises:
-        BundleError: The bundle is damaged.
-        StorageError: The bundle is gone.
-    """
+    """Return the fingerprint of a verified bundle and the hash of its settings."""
     folder = verified_folder(tracker, version)
     return _fingerprint_and_settings(folder, tuple(digest_tags(folder).values()))
 

@@ -1,5 +1,6 @@
 """Alerts: store them beside the data, and post them to a webhook if one is configured."""
 
+import contextlib
 import http.client
 import json
 import logging
@@ -79,7 +80,10 @@ class Alert:
 
 def alerts_of(paths: DatasetPaths) -> list[Alert]:
     """Return the alerts of a dataset, the oldest first."""
-    by_key = {line["key"]: Alert.from_record(line) for line in lines_of(paths.alerts)}
+    by_key: dict[str, Alert] = {}
+    for line in lines_of(paths.alerts):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged, in a line without a checksum
+            by_key[line["key"]] = Alert.from_record(line)
     return list(by_key.values())
 
 

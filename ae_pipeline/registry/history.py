@@ -49,11 +49,14 @@ def record(paths: DatasetPaths, entry: HistoryEntry) -> None:
 
 
 def history(paths: DatasetPaths) -> list[HistoryEntry]:
-    """Return the history, the oldest entry first."""
-    return [_parse_entry(line) for line in lines_of(paths.history)]
+    """Return the history, the oldest entry first. Lines that are no entries are skipped."""
+    return [entry for line in lines_of(paths.history) if (entry := _parse_entry(line))]
 
 
-def _parse_entry(line: Mapping[str, Any]) -> HistoryEntry:
-    """Return the entry of a line. On disk, the previous version has the key `before`."""
+def _parse_entry(line: Mapping[str, Any]) -> HistoryEntry | None:
+    """Return the entry of a line, or None if it is none. On disk, the previous version has the key `before`."""
     values = {"previous" if name == "before" else name: value for name, value in line.items()}
-    return HistoryEntry(**{**values, "change": Change(line["change"])})
+    try:
+        return HistoryEntry(**{**values, "change": Change(line["change"])})
+    except (KeyError, TypeError, ValueError):  # damaged, in a line of an earlier version, which has no checksum
+        return None

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ CHECKSUM = "crc32"
 """Key of the checksum of a line, over the line without it."""
 
 logger = logging.getLogger(__name__)
+
+_OTHER_KEY = re.compile(rb', "[^"]{%d}": \d+\}\s*$' % len(CHECKSUM))
+"""End of a line whose key of the checksum is damaged. Lines of earlier versions end otherwise."""
 
 _reported: set[tuple[object, ...]] = set()
 """Files and damaged lines that this process has warned about."""
@@ -69,7 +73,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             line = None
         if isinstance(line, dict):
             checksum = line.pop(CHECKSUM, None)
-            if checksum is None or checksum == zlib.crc32(json.dumps(line).encode()):
+            is_unsealed = checksum is None and not _OTHER_KEY.search(text)
+            if is_unsealed or checksum == zlib.crc32(json.dumps(line).encode()):
                 lines.append(line)
                 continue
         damaged.append(number)

@@ -104,7 +104,7 @@ def _copy_problem(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset
             subject=str(bad[0]),
             message=message,
             remedy=remedy,
-            repair=lambda: [path.unlink(missing_ok=True) for path in bad],
+            repair=remove(*bad),
         )
     if kind == "quarantine":
         remedy = f"the rejected rows of {name}, which has left the landing folder, are lost; their numbers stay"
@@ -255,5 +255,5 @@ def scratch_problems(dataset: Dataset) -> Iterator[Problem]:
             subject=str(old[0]),
             message=f"{pluralize(len(old), 'temporary file')} of killed runs",
             remedy="delete them",
-            repair=lambda: [path.unlink(missing_ok=True) for path in old],
+            repair=remove(*old),
         )

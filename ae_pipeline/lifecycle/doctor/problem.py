@@ -1,6 +1,5 @@
 """A problem in the state of a dataset, and its repair."""
 
-import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +35,14 @@ class Problem:
         return {"kind": self.kind, "subject": self.subject, "message": self.message, "remedy": self.remedy}
 
 
-def remove(path: Path) -> Callable[[], object]:
-    """Return a repair that deletes a derived file, so that the next run builds it again."""
-    return lambda: path.unlink(missing_ok=True)
+def remove(*files: Path) -> Callable[[], object]:
+    """Return a repair that deletes derived files, so that the next run builds them again."""
+
+    def repair() -> None:
+        for path in files:
+            path.unlink(missing_ok=True)
+
+    return repair
 
 
 def set_aside(path: Path, paths: DatasetPaths) -> Path:
@@ -48,8 +52,3 @@ def set_aside(path: Path, paths: DatasetPaths) -> Path:
         Its new path.
     """
     return move_aside(path, paths.root / "damaged" / paths.dataset)
-
-
-def today() -> dt.date:
-    """Return the current day, UTC."""
-    return dt.datetime.now(dt.UTC).date()

@@ -56,17 +56,16 @@ def store_problems(tracker: Tracker) -> Iterator[Problem]:
 
 def version_problems(dataset: Dataset, tracker: Tracker) -> Iterator[Problem]:
     """Yield versions whose bundles are not those that were registered."""
-    aliases = {alias: tracker.version(dataset.name, alias) for alias in (CHAMPION, CHALLENGER)}
-    serving = aliases[CHAMPION]
+    champion, challenger = (tracker.version(dataset.name, alias) for alias in (CHAMPION, CHALLENGER))
     for version in tracker.versions(dataset.name):
         try:
             ModelBundle.load(verified_folder(tracker, version))
         except (BundleError, StorageError) as error:
             subject = f"version {version.version}"
-            if serving is not None and serving.version == version.version:
+            if champion is not None and champion.version == version.version:
                 remedy = "the next run trains a new version; until then nothing is scored with this one"
                 yield Problem(kind="bundle", subject=subject, message=str(error), remedy=remedy)
-            elif aliases[CHALLENGER] is not None and aliases[CHALLENGER].version == version.version:
+            elif challenger is not None and challenger.version == version.version:
                 yield Problem(
                     kind="bundle", subject=subject, message=str(error), remedy="the next run trains a new version"
                 )
