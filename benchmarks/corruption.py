@@ -131,7 +131,7 @@ class Project:
         landing = self.folder / "data" / "landing" / DATASET
         landing.mkdir(parents=True)
         for index, day in enumerate(DAYS):
-            text = orders_csv(day) + (f"{index},{day}T01:00:00Z,many,DE,1\n" if index < 2 else "")
+            text = orders_csv(day) + (f",{day}T01:00:00Z,1,DE,1\n" if index < 2 else "")  # without an identity
             path = landing / f"orders_{day}.csv"
             path.write_text(text, encoding="utf-8")
             os.utime(path, (time.time() - 7200 + index,) * 2)
@@ -357,7 +357,7 @@ def measure(kinds: Sequence[Kind], damages: Sequence[str], root: Path | None = N
         if isinstance(expected, str):
             raise TypeError(expected)
         rows = []
-        for seed, (kind, how) in enumerate(itertools.product(kinds, damages)):
+        for seed, (how, kind) in enumerate(itertools.product(damages, kinds)):
             started = time.monotonic()
             row = run_case(project, kind, how, expected, seed)
             rows.append(row)

@@ -217,7 +217,7 @@ def day_problems(dataset: Dataset) -> Iterator[Problem]:
             yield Problem(
                 kind=kind,
                 subject=str(folder),
-                message=f"{pluralize(len(missing), 'day')} are missing: {abbreviate(missing)}",
+                message=f"{pluralize(len(missing), 'day')} missing: {abbreviate(missing)}",
                 remedy="the next run builds them",
             )
 

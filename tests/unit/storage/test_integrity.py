@@ -46,7 +46,9 @@ class TestSeals:
         assert len(unnoticed) <= 1  # the length of the key of the seal: the content hash then proves the rows
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
-    def test_a_truncated_file_counts_as_missing(self, file: Path, share: float, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_truncated_file_counts_as_missing(
+        self, file: Path, share: float, caplog: pytest.LogCaptureFixture
+    ) -> None:
         content = file.read_bytes()
         file.write_bytes(content[: int(len(content) * share)])
         with caplog.at_level(logging.WARNING):
