@@ -66,6 +66,8 @@ def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> t
         return None, "all its values are missing in the training window"
     if distinct == 1 and present.len() == values.len():
         return None, f"its only value in the training window is {present[0]}"
+    if column.is_identity and distinct == values.len() > 1:
+        return None, f"an identifier: its {distinct:,} values are all distinct"
     plain = ColumnEncoding(name=column.name, type=column.type)
     match column.type:
         case ColumnType.INTEGER | ColumnType.NUMBER:

@@ -13,15 +13,19 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 """Version of the feature code. Increase it when the same raw rows would give other features."""
+
+
+_FEATURE_TYPES = {ColumnType.TEXT: ColumnType.CATEGORY, ColumnType.DECIMAL: ColumnType.NUMBER}
 
 
 def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[FeatureColumn, ...]:
     """Return the features of a dataset: the columns of the contract without excluded ones, then the derived columns.
 
-    The event time has the reserved name `event_time`, and text becomes a category. Columns that the label uses, and
-    columns derived from them, are not features, because they would reveal the label to the model.
+    The event time has the reserved name `event_time`, text becomes a category, and a decimal a number. Columns that the
+    label uses, and columns derived from them, are not features, because they would reveal the label to the model. A
+    column that alone identifies a row is none, because it is unique. Columns of a longer identity are marked.
 
     Args:
         config: Configuration of the dataset.
@@ -36,13 +40,13 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
             "another name"
         )
     _check_column_names(config, contract)
-    withheld = {*config.exclude, *_label_columns(config)}
+    withheld = {*config.exclude, *_label_columns(config), *(config.identity if len(config.identity) == 1 else ())}
     columns = [
-        FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type, rule.shape)
+        FeatureColumn(name, _FEATURE_TYPES.get(rule.type, rule.type), rule.shape, is_identity=name in config.identity)
         for name, rule in contract.columns.items()
         if name not in withheld and name != config.event_time
     ]
-    if config.event_time and not withheld & {config.event_time, "event_time"}:
+    if config.event_time and not {*config.exclude, *_label_columns(config)} & {config.event_time, "event_time"}:
         columns.append(FeatureColumn("event_time", ColumnType.TIMESTAMP))
     return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive if name not in withheld))
 
@@ -78,7 +82,8 @@ def _label_columns(config: PipelineConfig) -> set[str]:
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Return cleaned and derived columns of raw rows.
 
-    Numbers become float64, so that days with and without gaps have the same types. Clocks become minutes after
+    Numbers and decimals become float64, so that days with and without gaps have the same types; `raw_data` keeps the
+    exact values. Timestamps get microseconds. Clocks become minutes after
     midnight, with 2400 as 0. Whitespace around text is removed, and empty text becomes missing. Derived numbers that
     are not finite become missing.
 
@@ -89,6 +94,7 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
 
     Returns:
         One row per raw row with `row_id`, `event_time`, the columns of `feature_columns` and those of `split_columns`.
+        A column that alone identifies a row stays, too, because older models can use it.
         With a label there is also `is_known_anomaly`: true for known anomalies, false for other rows, null if unknown.
 
     Raises:
@@ -107,6 +113,12 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
                 "correct the expression"
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
+    if len(config.identity) == 1 and not {*config.identity} & {
+        *config.exclude,
+        config.event_time,
+        *_label_columns(config),
+    }:
+        names = [name for name in (*contract.columns, *names) if name in {*names, *config.identity}]
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
     return cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
 
@@ -131,8 +143,10 @@ def _clean(name: str, kind: ColumnType) -> pl.Expr:
     match kind:
         case ColumnType.CLOCK_HHMM:
             return ((value // 100 * 60 + value % 100) % MINUTES_PER_DAY).cast(pl.Float64).alias(name)
-        case ColumnType.INTEGER | ColumnType.NUMBER:
+        case ColumnType.INTEGER | ColumnType.NUMBER | ColumnType.DECIMAL:
             return value.cast(pl.Float64)
+        case ColumnType.TIMESTAMP:
+            return value.dt.cast_time_unit("us")
         case ColumnType.TEXT | ColumnType.CATEGORY:
             text = value.str.strip_chars()
             return pl.when(text != "").then(text).alias(name)
