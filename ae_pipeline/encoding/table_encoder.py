@@ -316,7 +316,7 @@ def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[
 
 
 def _format_number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
 
 
 def _format_cycle(part: str, position: float) -> str:

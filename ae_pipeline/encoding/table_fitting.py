@@ -15,6 +15,9 @@ MAX_CATEGORIES = 1024
 MIN_CATEGORY_ROWS = 5
 MIN_CATEGORY_COVER = 0.9
 
+_LARGEST = 1e100
+"""Numbers are clipped to ± this value for their statistics, so that squares and differences stay finite."""
+
 _BlockSpec = tuple[ColumnEncoding, str, int]
 """Column, part and width of a block."""
 
@@ -90,6 +93,7 @@ def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> t
 
 
 def _fit_scale(values: npt.NDArray[np.float64], scaling: Scaling) -> dict[str, float]:
+    values = np.clip(values, -_LARGEST, _LARGEST)
     match scaling:
         case Scaling.ROBUST:
             low, center, high = np.quantile(values, [0.25, 0.5, 0.75])
