@@ -71,16 +71,15 @@ def _infer_column(name: str, columns: Sequence[pl.Series], config: PipelineConfi
     try:
         rule = _infer_rule(columns, declared, role)
     except AmbiguousOrderError as error:
+        choices = " or ".join(f"{{{name}: {choice}}}" for choice in error.choices)
         if role == Role.VALUE and declared is None:
             logger.info(
-                f"{name!r} of {config.dataset!r} stays text: {error.problem}; to read it as a time, declare "
-                f"columns: {{{name}: {error.choices[0]}}} or {{{name}: {error.choices[1]}}} in the YAML, and move the "
-                "schema contract away"
+                f"{name!r} of {config.dataset!r} stays text: {error.problem}; to read it as a time, declare columns: "
+                f"{choices} in the YAML, and move the schema contract away"
             )
             return ColumnRule(type=ColumnType.TEXT)
         raise SchemaError(
-            f"{name!r} of {config.dataset!r} is ambiguous: {error.problem}; declare columns: "
-            f"{{{name}: {error.choices[0]}}} or columns: {{{name}: {error.choices[1]}}} in the YAML"
+            f"{name!r} of {config.dataset!r} is ambiguous: {error.problem}; declare columns: {choices} in the YAML"
         ) from error
     if role == Role.EVENT_TIME and rule.type not in _TIMES:
         texts = _texts(columns)

@@ -112,6 +112,8 @@ def landed_text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         return format_moment(moments(value, dtype), nanoseconds(value, dtype, None))
     if dtype == pl.Date:
         return valid_dates(value).cast(pl.String)
+    if dtype == pl.Time:
+        return value.dt.strftime("%H:%M:%S%.f")
     if dtype == pl.Duration:
         return value.dt.to_string("iso")
     return value.cast(pl.String, strict=False)

@@ -29,7 +29,7 @@ _MAYBE_COMMA = r"^[+-]?(0|[1-9][0-9]*)(,[0-9]+)?$"
 _SHARE, _EVENT_TIME_SHARE = 0.95, 0.5
 """Share of the values that must have a type. The event time must be a time, so that fewer values decide."""
 
-_MAX_ODD = 20
+_MAX_ODD, _MAX_ODD_BOOLEANS = 20, 2
 """Distinct texts that may not have the type of the column."""
 
 _LETTERS = {"t", "f", "y", "n"}
@@ -48,7 +48,7 @@ class AmbiguousOrderError(Exception):
 
     Attributes:
         problem: What is ambiguous, with values.
-        choices: The two declarations that the YAML can have.
+        choices: The declarations that the YAML can have.
     """
 
     def __init__(self, problem: str, choices: Sequence[str]) -> None:
@@ -95,6 +95,8 @@ def infer_from_texts(
     counts = counts.filter(~pl.col("text").is_in(known))
     texts = counts["text"]
     words = texts.filter(texts.str.to_lowercase().is_in(list(_NULL_WORDS)))
+    if role == Role.EVENT_TIME:
+        words = words.clear()  # a row without a time goes to quarantine, which shows its text
     values = texts.filter(~texts.is_in(words.implode()))
     for candidates, null_values in ((texts, ()), (values, tuple(sorted(words)))):
         if candidates.is_empty():
@@ -175,13 +177,14 @@ def _mostly_fitting_rule(
         if rule is None:
             continue
         odd = values.filter(~_fits(texts, rule) & ~_is_infinite(texts))
-        if odd.height > _MAX_ODD and role == Role.VALUE and declared is None:
+        limit = _MAX_ODD_BOOLEANS if rule.type == ColumnType.BOOLEAN else _MAX_ODD
+        if odd.height > limit and role == Role.VALUE and declared is None:
             continue
         repeated = odd.filter((pl.col("count") > 1) & ~pl.col("text").str.contains("[0-9]"))["text"]
         if rule.type == ColumnType.BOOLEAN and repeated.len():
             continue  # a third value, not a missing one
         if role == Role.EVENT_TIME:
-            repeated = repeated.clear()  # a row without a time goes to quarantine, which shows its text
+            repeated = repeated.clear()
         return _with_null_values(rule, sorted({*words, *repeated}), declared.null_values if declared else ())
     return None
 
@@ -260,12 +263,15 @@ def _fitting_rule(
     if best < min_fit or best == 0.0:
         return None
     winners = [rule for share, rule in shares if share == best]
-    orders = {day_order(rule.format): rule for rule in reversed(winners) if rule.format}
+    orders: dict[str, ColumnRule] = {}
+    for rule in winners:
+        if rule.format:
+            orders.setdefault(day_order(rule.format), rule)
     if winners[0].format and len(orders) > 1:
         values = counts.filter(_fits(counts["text"], winners[0]))["text"].head(3).to_list()
         raise AmbiguousOrderError(
             f"in {', '.join(map(repr, values))} the order of day and month is not clear",
-            [describe_format(orders[order]) for order in list(orders)[:2]],
+            [describe_format(rule) for rule in orders.values()],
         )
     return winners[0]
 

@@ -178,7 +178,7 @@ def _epoch_nanoseconds(text: pl.Expr, form: str) -> pl.Expr:
     fraction = text.str.extract(r"^[+-]?[0-9]+\.([0-9]*)$").fill_null("").str.strip_chars_end("0")
     exact = pl.when(fraction.str.len_bytes() <= digits).then(fraction.str.pad_end(digits, "0"))
     part = pl.when(exact == "").then(pl.lit("0")).otherwise(exact).cast(pl.Int128, strict=False)
-    return whole * factor + pl.when(text.str.starts_with("-")).then(-part).otherwise(part)
+    return whole * factor + pl.when(text.str.starts_with("-")).then(part * -1).otherwise(part)
 
 
 def _nanoseconds_of_text(texts: pl.Series) -> pl.Series:
