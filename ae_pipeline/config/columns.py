@@ -1,6 +1,6 @@
 """Column types, image shapes and feature columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -168,10 +168,12 @@ class FeatureColumn:
         name: Name in the features table.
         type: Type of the values. Clocks are minutes after midnight.
         shape: Shape of the images, or None if the column holds no images.
-        is_identity: Whether the column is one of several that identify a row. It is left out if it is unique.
+        is_identity: Whether the column identifies a row, alone or with others. A model leaves it out if it is unique.
+        is_unique: Whether the column alone identifies a row.
     """
 
     name: str
     type: ColumnType
     shape: ImageShape | None = None
-    is_identity: bool = False
+    is_identity: bool = field(default=False, kw_only=True)
+    is_unique: bool = field(default=False, kw_only=True)

@@ -24,8 +24,8 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
     """Return the features of a dataset: the columns of the contract without excluded ones, then the derived columns.
 
     The event time has the reserved name `event_time`, text becomes a category, and a decimal a number. Columns that the
-    label uses, and columns derived from them, are not features, because they would reveal the label to the model. A
-    column that alone identifies a row is none, because it is unique. Columns of a longer identity are marked.
+    label uses, and columns derived from them, are not features, because they would reveal the label to the model.
+    Columns of the identity are marked: a model leaves them out if they are unique.
 
     Args:
         config: Configuration of the dataset.
@@ -40,13 +40,19 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
             "another name"
         )
     _check_column_names(config, contract)
-    withheld = {*config.exclude, *_label_columns(config), *(config.identity if len(config.identity) == 1 else ())}
+    withheld = {*config.exclude, *_label_columns(config)}
     columns = [
-        FeatureColumn(name, _FEATURE_TYPES.get(rule.type, rule.type), rule.shape, is_identity=name in config.identity)
+        FeatureColumn(
+            name,
+            _FEATURE_TYPES.get(rule.type, rule.type),
+            rule.shape,
+            is_identity=name in config.identity,
+            is_unique=config.identity == (name,),
+        )
         for name, rule in contract.columns.items()
         if name not in withheld and name != config.event_time
     ]
-    if config.event_time and not {*config.exclude, *_label_columns(config)} & {config.event_time, "event_time"}:
+    if config.event_time and not withheld & {config.event_time, "event_time"}:
         columns.append(FeatureColumn("event_time", ColumnType.TIMESTAMP))
     return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive if name not in withheld))
 
@@ -94,7 +100,6 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
 
     Returns:
         One row per raw row with `row_id`, `event_time`, the columns of `feature_columns` and those of `split_columns`.
-        A column that alone identifies a row stays, too, because older models can use it.
         With a label there is also `is_known_anomaly`: true for known anomalies, false for other rows, null if unknown.
 
     Raises:
@@ -113,12 +118,6 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
                 "correct the expression"
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
-    if len(config.identity) == 1 and not {*config.identity} & {
-        *config.exclude,
-        config.event_time,
-        *_label_columns(config),
-    }:
-        names = [name for name in (*contract.columns, *names) if name in {*names, *config.identity}]
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
     return cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
 

@@ -114,11 +114,11 @@ def _time_remedy(name: str, value: str) -> str:
 def _log_assumptions(name: str, rule: ColumnRule, columns: Sequence[pl.Series], config: PipelineConfig) -> None:
     """Log which texts mean a missing value, and a decimal comma that the values show."""
     declared = as_declaration(config.columns[name]) if name in config.columns else ColumnDeclaration(type=rule.type)
-    words = [word for word in rule.null_values if word not in declared.null_values]
-    if words:
-        counts = dict(_texts(columns).filter(pl.col("text").is_in(words)).iter_rows())
-        listed = ", ".join(f"{word!r} ({counts.get(word, 0):,})" for word in words)
-        logger.info(f"{name!r} of {config.dataset!r} is {rule.type.value}; these texts mean a missing value: {listed}")
+    null_texts = [word for word in rule.null_values if word not in declared.null_values]
+    if null_texts:
+        counts = dict(_texts(columns).filter(pl.col("text").is_in(null_texts)).iter_rows())
+        named = ", ".join(f"{word!r} ({counts.get(word, 0):,})" for word in null_texts)
+        logger.info(f"{name!r} of {config.dataset!r} is {rule.type.value}; these texts mean a missing value: {named}")
     if rule.decimal == "," and declared.decimal is None:
         logger.info(f"{name!r} of {config.dataset!r} is {rule.type.value} with a decimal comma")
 
@@ -139,7 +139,7 @@ def _infer_image(columns: Sequence[pl.Series], config: PipelineConfig) -> Column
 
 
 def _with_null_words(rules: dict[str, ColumnRule], samples: Sequence[pl.DataFrame]) -> dict[str, ColumnRule]:
-    """Apply the null words of number columns to text columns, since one source uses the same words in all columns."""
+    """Apply the null values of number columns to text columns, since one source uses the same in all columns."""
     null_words = sorted({word for rule in rules.values() for word in rule.null_values if is_null_word(word)})
     if not null_words:
         return rules

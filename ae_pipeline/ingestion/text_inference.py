@@ -94,17 +94,17 @@ def infer_from_texts(
     known = declared.null_values if declared else ()
     counts = counts.filter(~pl.col("text").is_in(known))
     texts = counts["text"]
-    words = texts.filter(texts.str.to_lowercase().is_in(list(_NULL_WORDS)))
+    null_texts = texts.filter(texts.str.to_lowercase().is_in(list(_NULL_WORDS)))
     if role == Role.EVENT_TIME:
-        words = words.clear()  # a row without a time goes to quarantine, which shows its text
-    values = texts.filter(~texts.is_in(words.implode()))
-    for candidates, null_values in ((texts, ()), (values, tuple(sorted(words)))):
+        null_texts = null_texts.clear()  # a row without a time goes to quarantine, which shows its text
+    values = texts.filter(~texts.is_in(null_texts.implode()))
+    for candidates, null_values in ((texts, ()), (values, tuple(sorted(null_texts)))):
         if candidates.is_empty():
             continue
         rule = _rule_that_fits(candidates, declared, role, min_scale)
         if rule is not None:
             return _with_null_values(rule, null_values, known)
-    return _mostly_fitting_rule(counts, words, declared, role, min_scale) or (
+    return _mostly_fitting_rule(counts, null_texts, declared, role, min_scale) or (
         _declared(declared) if declared else ColumnRule(type=ColumnType.TEXT)
     )
 
@@ -115,10 +115,10 @@ def suggest_declaration(texts: pl.Series) -> Suggestion | None:
     if texts.is_empty():
         return None
     matches = [re.match(r"^[+-]?([^\d\s.,+-]*)\s?[+-]?([\d.,' \u00a0]*\d)\s?([^\d.,]*)$", text) for text in texts[:200]]
-    found = [match.groups() for match in matches if match]
-    if len(found) < 0.95 * len(matches):
+    parts = [match.groups() for match in matches if match]
+    if len(parts) < 0.95 * len(matches):
         return None
-    prefixes, bodies, suffixes = zip(*found, strict=True)
+    prefixes, bodies, suffixes = zip(*parts, strict=True)
     if len(set(prefixes)) > 1 or len(set(suffixes)) > 1 or len(prefixes[0]) > 3 or len(suffixes[0]) > 8:
         return None
     keys = {"prefix": prefixes[0], "suffix": suffixes[0].strip()}
@@ -126,8 +126,8 @@ def suggest_declaration(texts: pl.Series) -> Suggestion | None:
     rule = ColumnRule.model_validate({"type": "number", **{key: value for key, value in keys.items() if value}})
     if not any(keys.values()) or _fitting_share(texts.to_frame("text").with_columns(count=1), rule) < _SHARE:
         return None
-    listed = "".join(f', {key}: "{value}"' for key, value in keys.items() if value)
-    return Suggestion("number", f"{{type: number{listed}}}")
+    keys_text = "".join(f', {key}: "{value}"' for key, value in keys.items() if value)
+    return Suggestion("number", f"{{type: number{keys_text}}}")
 
 
 def _separators(characters: str, bodies: Sequence[str]) -> dict[str, str]:
@@ -147,8 +147,8 @@ def _declared(declared: ColumnDeclaration) -> ColumnRule:
     return ColumnRule.model_validate(declared.model_dump())
 
 
-def _with_null_values(rule: ColumnRule, words: Sequence[str], known: Sequence[str]) -> ColumnRule:
-    return rule.model_copy(update={"null_values": (*known, *(word for word in words if word not in known))})
+def _with_null_values(rule: ColumnRule, null_texts: Sequence[str], known: Sequence[str]) -> ColumnRule:
+    return rule.model_copy(update={"null_values": (*known, *(word for word in null_texts if word not in known))})
 
 
 def _rule_that_fits(
@@ -164,10 +164,10 @@ def _rule_that_fits(
 
 
 def _mostly_fitting_rule(
-    counts: pl.DataFrame, words: pl.Series, declared: ColumnDeclaration | None, role: Role, min_scale: int | None
+    counts: pl.DataFrame, null_texts: pl.Series, declared: ColumnDeclaration | None, role: Role, min_scale: int | None
 ) -> ColumnRule | None:
     """Return the rule that fits nearly all values, with the repeated words among the others as null values."""
-    values = counts.filter(~pl.col("text").is_in(words.implode()))
+    values = counts.filter(~pl.col("text").is_in(null_texts.implode()))
     texts = values["text"]
     if texts.str.contains(LEADING_ZERO).any() and role == Role.VALUE and declared is None:
         return None  # such as ZIP codes: the others are names, too
@@ -185,7 +185,7 @@ def _mostly_fitting_rule(
             continue  # a third value, not a missing one
         if role == Role.EVENT_TIME:
             repeated = repeated.clear()
-        return _with_null_values(rule, sorted({*words, *repeated}), declared.null_values if declared else ())
+        return _with_null_values(rule, sorted({*null_texts, *repeated}), declared.null_values if declared else ())
     return None
 
 

@@ -96,28 +96,28 @@ def _formats_of(text: str) -> list[str]:
         match = pattern.match(text)
         if match is None:
             continue
-        found = match.groupdict()
-        marks = {key: found.get(key) or "" for key in "ab"}
-        weekday = found.get("weekday") or ""
-        before = re.sub(_NAME, "%a" if len(weekday.strip(" ,")) == 3 else "%A", weekday)
-        return [before + form.format(**marks) + _time_format(found) for form in formats]
+        parts = match.groupdict()
+        marks = {key: parts.get(key) or "" for key in "ab"}
+        weekday = parts.get("weekday") or ""
+        day_of_week = re.sub(_NAME, "%a" if len(weekday.strip(" ,")) == 3 else "%A", weekday)
+        return [day_of_week + form.format(**marks) + _time_format(parts) for form in formats]
     return []
 
 
-def _time_format(found: dict[str, str | None]) -> str:
+def _time_format(parts: dict[str, str | None]) -> str:
     """Return the format of the time of day in a text."""
-    fraction = found.get("fraction") or ""
+    fraction = parts.get("fraction") or ""
     form = ""
-    if found.get("hour"):
-        form = (found["separator"] or "") + ("%I:%M" if found["noon"] else "%H:%M")
-        form += ":%S" if found["second"] else ""
+    if parts.get("hour"):
+        form = (parts["separator"] or "") + ("%I:%M" if parts["noon"] else "%H:%M")
+        form += ":%S" if parts["second"] else ""
         # Every other value may have a fraction, which "%.f" also reads if it is missing.
-        form += f",%{len(fraction) - 1}f" if fraction.startswith(",") else "%.f" if found["second"] else ""
-        noon = found["noon"] or ""
+        form += f",%{len(fraction) - 1}f" if fraction.startswith(",") else "%.f" if parts["second"] else ""
+        noon = parts["noon"] or ""
         form += (" %p" if noon[:1].isspace() else "%p") if noon else ""
     elif fraction:
         form = "%.f"
-    zone = found.get("zone") or ""
+    zone = parts.get("zone") or ""
     if zone.strip() in {"UTC", "GMT"}:
         return form + zone
     return form + (" %#z" if zone[:1].isspace() else "%#z" if zone else "")
