@@ -42,10 +42,12 @@ class BundleModel(PythonModel):
         time_columns = sorted(times & set(model_input.columns))
         model_input = model_input.assign(**{name: pd.to_datetime(model_input[name], utc=True) for name in time_columns})
         # pandas gives integers with missing values as floats; the encoder reads both.
-        flags = {c.name for c in self.bundle.encoder.columns if c.type == ColumnType.BOOLEAN} & set(model_input.columns)
-        names = [name for name in model_input if name in self.bundle.columns and name not in flags]
-        features = pl.from_pandas(model_input[names]) if names else pl.DataFrame()
-        features = features.with_columns(_flags(name, model_input[name]) for name in sorted(flags))
+        flags = {c.name for c in self.bundle.encoder.columns if c.type == ColumnType.BOOLEAN}
+        names = [name for name in model_input if name in self.bundle.columns]
+        others = [name for name in names if name not in flags]
+        features = pl.from_pandas(model_input[others]) if others else pl.DataFrame()
+        features = features.with_columns(_flags(name, model_input[name]) for name in names if name in flags)
+        features = features.select(names)
         if use == "denoise":
             return self.bundle.denoise(features).to_pandas().set_index(model_input.index)
         scored = self.bundle.score(features)

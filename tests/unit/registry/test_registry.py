@@ -392,7 +392,7 @@ class TestServing:
         rows = gappy.to_pandas()
         if dtype == "request":
             body = {"dataframe_split": json.loads(rows.to_json(orient="split", date_format="iso"))}
-            rows, _ = infer_and_parse_data(json.dumps(body), model.metadata.get_input_schema())
+            rows = infer_and_parse_data(body, model.metadata.get_input_schema())
         else:
             rows = rows.assign(is_open=pd.Series([True, None, False], dtype="object").astype(dtype))
         np.testing.assert_allclose(model.predict(rows)["score"], expected, rtol=1e-5, atol=1e-5)

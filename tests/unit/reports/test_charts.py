@@ -34,11 +34,10 @@ class TestCharts:
         for point in points:
             assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
 
-    @pytest.mark.parametrize("text", NASTY)
-    def test_any_character_can_be_drawn(self, text: str) -> None:
-        chart = score_chart(np.array([0.5, 9.0]), np.linspace(0, 8, 100), 7.0, f"day {text}")
-        assert render_png(chart).startswith(b"\x89PNG")
-        json.loads(chart.spec)
+    def test_any_character_can_be_drawn(self) -> None:
+        chart = score_chart(np.array([0.5, 9.0]), np.linspace(0, 8, 100), 7.0, "".join(NASTY))
+        assert render_png(chart).width > 100
+        assert not set("\x00\x1b\u2028\uffff\ud800") & set(str(json.loads(chart.spec)))
 
 
 def test_printable_text_keeps_differences_and_plain_text() -> None:
