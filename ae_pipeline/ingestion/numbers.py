@@ -45,19 +45,19 @@ def plain_number(text: pl.Expr, form: ValueFormat) -> pl.Expr:
     return pl.when(fits).then(plain)
 
 
-def parse_integers(text: pl.Expr) -> pl.Expr:
-    """Return the integers in plain texts. Leading zeros, fractions and numbers beyond int64 become null."""
-    # Files write integers with gaps as floats, such as 517.0.
-    whole = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-    scientific = pl.when(text.str.len_bytes() <= _FLOAT_DIGITS).then(text.cast(pl.Float64, strict=False))
-    value = pl.coalesce(whole, whole_numbers(scientific))
-    return pl.when(~text.str.contains(LEADING_ZERO)).then(value)
+def parse_integers(text: pl.Expr, *, with_zeros: bool = False) -> pl.Expr:
+    """Return the integers in plain texts. Leading zeros, fractions and numbers beyond int64 become null.
+
+    Args:
+        text: Plain texts, see `plain_number`.
+        with_zeros: Whether numbers may have leading zeros.
+    """
+    return text.map_batches(_integers_with_zeros if with_zeros else _integers, return_dtype=pl.Int64)
 
 
 def parse_floats(text: pl.Expr) -> pl.Expr:
     """Return the finite float64 numbers in plain texts. Leading zeros, and digits that would be lost, become null."""
-    value = finite_numbers(text.cast(pl.Float64, strict=False))
-    return pl.when(~(text.str.contains(LEADING_ZERO) | loses_digits(text))).then(value)
+    return text.map_batches(_floats, return_dtype=pl.Float64)
 
 
 def parse_decimals(text: pl.Expr, scale: int) -> pl.Expr:
@@ -92,9 +92,9 @@ def finite_numbers(value: pl.Expr) -> pl.Expr:
     return pl.when(value.is_finite()).then(value)
 
 
-def loses_digits(text: pl.Expr) -> pl.Expr:
-    """Return whether float64 cannot keep all digits of a number text."""
-    return text.map_batches(_loses_digits, return_dtype=pl.Boolean)
+def loses_digits(texts: pl.Series) -> pl.Series:
+    """Return whether float64 cannot keep all digits of number texts."""
+    return _loses_digits(texts, texts.cast(pl.Float64, strict=False))
 
 
 def decimal_scale(texts: pl.Series) -> int | None:
@@ -130,14 +130,53 @@ def _without_exponents(texts: pl.Series) -> pl.Series:
     return texts.replace(unique, plain)
 
 
-def _loses_digits(texts: pl.Series) -> pl.Series:
+def _integers_with_zeros(texts: pl.Series) -> pl.Series:
+    whole = texts.cast(pl.Int64, strict=False)
+    if whole.null_count() == texts.null_count():
+        return whole
+    # Files write integers with gaps as floats, such as 517.0.
+    short = texts.set(texts.str.len_bytes() > _FLOAT_DIGITS, None).cast(pl.Float64, strict=False)
+    candidates = pl.DataFrame({"whole": whole, "text": texts, "short": short}).select(
+        pl.coalesce(
+            "whole",
+            pl.col("text").str.replace(r"\.0*$", "").cast(pl.Int64, strict=False),
+            whole_numbers(pl.col("short")),
+        )
+    )
+    return candidates.to_series()
+
+
+def _integers(texts: pl.Series) -> pl.Series:
+    return _without_leading_zeros(_integers_with_zeros(texts), texts)
+
+
+def _floats(texts: pl.Series) -> pl.Series:
     values = texts.cast(pl.Float64, strict=False)
-    is_small = ((values.abs() < _SMALLEST_NORMAL) & texts.str.contains("^[^eE]*[1-9]")).fill_null(value=False)
-    candidates = (texts.str.len_bytes() > _FLOAT_DIGITS).fill_null(value=False) & values.is_not_null()
-    # A number that float64 writes in the same way is kept; this is the usual case of a long number.
-    candidates = (candidates & (values.cast(pl.String) != texts).fill_null(value=True)) | is_small
-    lost = [text for text in texts.filter(candidates).unique() if not _is_kept(text)]
-    return texts.is_in(lost) if lost else pl.Series(texts.name, [False], dtype=pl.Boolean).new_from_index(0, len(texts))
+    is_wrong = ~values.is_finite() | _loses_digits(texts, values)
+    values = values.set(is_wrong, None) if is_wrong.any() else values
+    return _without_leading_zeros(values, texts)
+
+
+def _without_leading_zeros(values: pl.Series, texts: pl.Series) -> pl.Series:
+    has_zeros = texts.str.contains(LEADING_ZERO)
+    return values.set(has_zeros, None) if has_zeros.any() else values
+
+
+def _loses_digits(texts: pl.Series, values: pl.Series) -> pl.Series:
+    """Return whether the digits of texts are not those of their float64 values."""
+    is_long = texts.str.len_bytes() > _FLOAT_DIGITS
+    is_small = values.abs() < _SMALLEST_NORMAL
+    is_candidate = pl.repeat(value=False, n=len(texts), eager=True).alias(texts.name)
+    if is_long.any():
+        # A number that float64 writes in the same way is kept; this is the usual case of a long number.
+        is_candidate |= is_long & values.is_not_null() & (values.cast(pl.String) != texts)
+    if is_small.any():
+        is_candidate |= is_small & texts.str.contains("^[^eE]*[1-9]")
+    is_candidate = is_candidate.fill_null(value=False)
+    if not is_candidate.any():
+        return is_candidate
+    lost = [text for text in texts.filter(is_candidate).unique() if not _is_kept(text)]
+    return texts.is_in(lost).fill_null(value=False)
 
 
 def _is_kept(text: str) -> bool:

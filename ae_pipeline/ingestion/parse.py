@@ -39,7 +39,7 @@ def parse_text(text: pl.Expr, rule: ColumnRule, timezone: str = "UTC") -> pl.Exp
         case ColumnType.INTEGER:
             return parse_integers(plain_number(text, rule))
         case ColumnType.CLOCK_HHMM:
-            return parse_integers(text.str.replace("^0+([0-9])", "${1}"))
+            return parse_integers(text, with_zeros=True)
         case ColumnType.NUMBER:
             return parse_floats(plain_number(text, rule))
         case ColumnType.DECIMAL:

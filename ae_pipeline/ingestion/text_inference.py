@@ -227,7 +227,7 @@ def _number_candidates(texts: pl.Series, min_scale: int | None) -> list[ColumnRu
         whole = numbers.cast(pl.Int64, strict=False)
         if min_scale is None and not whole.null_count():
             return [ColumnRule(type=ColumnType.INTEGER)]
-    elif min_scale is None and not numbers.to_frame("text").select(loses_digits(pl.col("text"))).to_series().any():
+    elif min_scale is None and not loses_digits(numbers).any():
         return [ColumnRule(type=ColumnType.NUMBER)]
     scale = decimal_scale(numbers)
     if scale is None or max(scale, min_scale or 0) > 38:

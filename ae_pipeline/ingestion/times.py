@@ -1,6 +1,7 @@
 """Polars expressions that read times exactly: a time that a type cannot keep becomes null, and never wraps."""
 
 import re
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -22,7 +23,7 @@ MICROSECONDS = pl.Datetime("us", "UTC")
 _FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999
 """The years 1 to 9999: what Python, SQL and ISO 8601 can write."""
 
-_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+_FIRST_DAY, _YEAR_1000, _LAST_DAY = -719_162, -354_285, 2_932_896
 _NS_LIMIT = 2**63 // 1000 - 1
 """Greatest distance from 1970 in µs that fits into nanoseconds: the years 1678 to 2261."""
 
@@ -152,22 +153,25 @@ def _with_day(text: pl.Expr, form: str) -> tuple[pl.Expr, str]:
 
 def _plausible(value: pl.Expr, text: pl.Expr, form: str) -> pl.Expr:
     """Drop values outside the years 1 to 9999, and years that are written with two digits in a format with four."""
-    days = value.cast(pl.Date).to_physical()
-    value = pl.when(days.is_between(_FIRST_DAY, _LAST_DAY)).then(value)
-    if "%Y" not in form:
-        return value
-    is_long = pl.map_batches([value, text], _has_long_year, return_dtype=pl.Boolean)
-    return pl.when(is_long).then(value)
+    check = _with_long_year if "%Y" in form else _with_valid_year
+    return pl.map_batches([value, text], check, return_dtype=pl.self_dtype())
 
 
-def _has_long_year(columns: list[pl.Series]) -> pl.Series:
-    """Return whether a year below 1000 is written with four digits; `%Y` also reads 12 as the year 12."""
-    values, texts = columns
-    years = values.dt.year()
-    is_early = (years < 1000).fill_null(value=False)
+def _with_valid_year(columns: Sequence[pl.Series]) -> pl.Series:
+    values = columns[0]
+    days = values.cast(pl.Date).to_physical()
+    if not values.len() or ((days.min() or 0) >= _FIRST_DAY and (days.max() or 0) <= _LAST_DAY):
+        return values
+    return values.set(~days.is_between(_FIRST_DAY, _LAST_DAY), None)
+
+
+def _with_long_year(columns: Sequence[pl.Series]) -> pl.Series:
+    """Drop years below 1000 that are not written with four digits; `%Y` also reads 12 as the year 12."""
+    values, texts = _with_valid_year(columns), columns[1]
+    is_early = (values.cast(pl.Date).to_physical() < _YEAR_1000).fill_null(value=False)
     if not is_early.any():
-        return is_early | True
-    return ~is_early | texts.str.contains(r"(^|[^0-9])0[0-9]{3}([^0-9]|$)|^0[0-9]{7}")
+        return values
+    return values.set(is_early & ~texts.str.contains(r"(^|[^0-9])0[0-9]{3}([^0-9]|$)|^0[0-9]{7}"), None)
 
 
 def _epoch_nanoseconds(text: pl.Expr, form: str) -> pl.Expr:
