@@ -146,12 +146,20 @@ def _recover_copy(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset
         if not read_facts(paths.raw(day)):
             continue
         rows = pl.read_parquet(paths.raw(day), glob=False).with_columns(_day=pl.lit(day))
-        others = [other for source, other in ledger.sources(day) if source != name and other.staged != entry.staged]
-        for other in others:
-            path = paths.staged(str(other.staged))
-            if other.staged and read_facts(path):
-                known = pl.read_parquet(path, columns=["row_id", "_day"], glob=False).filter(pl.col("_day") == day)
-                rows = rows.join(known.select("row_id"), on="row_id", how="anti", maintain_order="left")
+        if not dataset.config.identity:  # raw_data numbers equal rows
+            rows = rows.with_columns(pl.col("row_id").str.replace(r"-\d+$", ""))
+        known = [
+            pl.read_parquet(path, columns=["row_id", "_day"], glob=False).filter(pl.col("_day") == day)["row_id"]
+            for source, other in ledger.sources(day)
+            if source != name and other.staged and read_facts(path := paths.staged(other.staged))
+        ]
+        others = pl.concat([pl.Series("row_id", [], pl.String), *known]).value_counts(name="others")
+        rows = (
+            rows.with_columns(occurrence=pl.int_range(1, pl.len() + 1).over("row_id"))
+            .join(others, on="row_id", how="left", maintain_order="left")
+            .filter(pl.col("occurrence") > pl.col("others").fill_null(0))
+            .drop("occurrence", "others")
+        )
         parts.append(rows)
     shapes = {IMAGE_FACT + column: str(shape) for column, shape in contract.images.items()}
     rows = pl.concat(parts, how="diagonal_relaxed")
