@@ -287,10 +287,9 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     fingerprint, _ = _bundle_facts(tracker, champion)
     days = list(features_content(dataset))
     published, interrupted = published_days(paths), cut_short(paths)
-    if published and (not can_refresh(paths) or damaged_report_files(paths)):
-        interrupted.add(max(published))  # its report is built again, and with it the page over all days
-    if published and TableFiles(paths.latents).damaged_texts():
-        interrupted.add(max(published))  # a publication without new rows writes them again
+    texts = TableFiles(paths.latents).damaged_texts()
+    if published and (texts or not can_refresh(paths) or damaged_report_files(paths)):
+        interrupted.add(max(published))  # that writes the texts of the table and the page over all days again
     unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
 

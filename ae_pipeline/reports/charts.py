@@ -1,12 +1,8 @@
 """Charts as Vega-Lite specifications, which scripts within the page render."""
 
-import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +14,6 @@ from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.reports.latent_map import latents_in, project, shown_rows
-from ae_pipeline.storage.files import write_text
 
 if TYPE_CHECKING:
     import altair as alt
@@ -335,26 +330,3 @@ def _printable(value: Any) -> Any:
             return [_printable(entry) for entry in value]
         case _:
             return value
-
-
-_DIGEST_COMMENT = "\n// sha256 "
-
-
-@functools.lru_cache(maxsize=1)
-def scripts(folder: Path) -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script that sets `window.vegaEmbed`.
-
-    Args:
-        folder: Folder that caches the script, because bundling takes a second or two.
-    """
-    cached = folder / f"vega-{version('vl-convert-python')}.js"
-    if cached.is_file():
-        cached_text, _, digest = cached.read_text(encoding="utf-8", errors="replace").rpartition(_DIGEST_COMMENT)
-        if digest.strip() == hashlib.sha256(cached_text.encode()).hexdigest():
-            return cached_text
-    import vl_convert
-
-    bundle: Any = vl_convert.javascript_bundle
-    text = str(bundle())
-    write_text(cached, f"{text}{_DIGEST_COMMENT}{hashlib.sha256(text.encode()).hexdigest()}\n")
-    return text

@@ -16,9 +16,9 @@ from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
 from ae_pipeline.registry.history import history
-from ae_pipeline.reports.charts import scripts
 from ae_pipeline.reports.files import damaged_report_files, write_report_file
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
+from ae_pipeline.reports.scripts import scripts
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
