@@ -114,7 +114,7 @@ class TableFiles:
             stat = (local := Path(self.location) / path).stat()
         except OSError:
             return "it is missing"
-        return _damage(local, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return _damage(local, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def whole(self, paths: Iterable[str]) -> list[str]:
         """Return those of the files that exist and are not damaged."""

@@ -68,7 +68,7 @@ def file_digest(path: Path) -> str | None:
         stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return _file_digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) if path.is_file() else None
+    return _file_digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) if path.is_file() else None
 
 
 def move_aside(path: Path, folder: Path | None = None) -> Path:

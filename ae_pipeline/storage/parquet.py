@@ -91,7 +91,7 @@ def read_facts(path: Path) -> dict[str, str]:
     """Return the facts in the footer of a file of `write_parquet`, or an empty dictionary if the file is missing.
 
     A file whose bytes are not those that were written counts as missing, so that it is built again. The whole file is
-    read to find this out: once in a process, and again if its size or modification time changes.
+    read to find this out: once in a process, and again after a change.
     """
     return dict(_checked(path)[0])
 
@@ -106,7 +106,7 @@ def _checked(path: Path) -> tuple[dict[str, str], str | None]:
         stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return {}, None
-    return _check(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return _check(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=1 << 16)
