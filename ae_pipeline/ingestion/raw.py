@@ -121,7 +121,7 @@ def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) ->
 
 def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
     """Return the number of rows on some days whose identity occurs in an earlier row of these days."""
-    files = [path for day in days if (path := paths.raw(day)).exists()]
+    files = [path for day in days if read_facts(path := paths.raw(day))]
     if not files:
         return 0
     rows = sum(pq.read_metadata(path).num_rows for path in files)

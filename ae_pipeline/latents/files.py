@@ -93,7 +93,12 @@ class TableFiles:
         try:
             return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
         except (DeltaError, ValueError, pa.ArrowException) as error:
-            raise self._damaged_log(first_line(error)) from error
+            if self.is_folder:
+                raise self._damaged_log(first_line(error)) from error
+            raise PublicationError(
+                f"the table {self.location} cannot be opened ({first_line(error)}); check its address and the "
+                "credentials, or restore its log"
+            ) from error
 
     def _damaged_log(self, reason: str) -> PublicationError:
         name = self.location.rstrip("/").rpartition("/")[2]

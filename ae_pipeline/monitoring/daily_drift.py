@@ -12,7 +12,7 @@ from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.scoring.drift import Effect, Part, measure_columns, measure_numbers
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.parquet import read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 _VERSION = "1"
@@ -162,7 +162,7 @@ def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
 
 def _measured(day: str, identity: str, file: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
     config, paths = dataset.config, dataset.paths
-    columns = pl.read_parquet_schema(paths.features(day)).keys()  # read once: slow for wide tables
+    columns = pl.read_parquet_schema(whole(paths.features(day))).keys()  # read once: slow for wide tables
     rows = pl.read_parquet(paths.features(day), columns=[name for name in bundle.columns if name in columns])
     is_after = day > bundle.window.days[-1]
     effects: list[Effect] = []

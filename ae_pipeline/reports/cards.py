@@ -12,6 +12,7 @@ from ae_pipeline.monitoring.day_assessment import DayAssessment
 from ae_pipeline.registry.history import Change, history
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Part
+from ae_pipeline.storage.parquet import whole
 from ae_pipeline.storage.paths import ALL_ROWS
 
 _HINDSIGHT = dt.timedelta(days=7)
@@ -113,7 +114,7 @@ def value_completeness(published: Published, day: str | None) -> tuple[float, fl
     known = {entry.name: entry.missing for entry in published.bundle.reference if entry.part == Part.COLUMN}
     if day is None or not known:
         return None
-    file = pl.scan_parquet(published.dataset.paths.features(day), glob=False)
+    file = pl.scan_parquet(whole(published.dataset.paths.features(day)), glob=False)
     columns = [name for name in file.collect_schema().names() if name in known]
     rows = int(file.select(pl.len()).collect().item())
     nulls = file.select(pl.col(columns).null_count()).collect(engine="streaming").rows() if columns else [()]

@@ -10,7 +10,7 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
-from ae_pipeline.storage.parquet import detach
+from ae_pipeline.storage.parquet import detach, whole
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 Array = npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ def reference_rows(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundl
 
 def _unflagged(day: PublishedDay, paths: DatasetPaths, bundle: ModelBundle) -> pl.DataFrame:
     rows = published_day(day, paths, columns_of(bundle)).filter(~pl.col("is_anomaly"))
-    features = pl.scan_parquet(paths.features(day.day), glob=False)
+    features = pl.scan_parquet(whole(paths.features(day.day)), glob=False)
     marks = [LABEL] if LABEL in features.collect_schema() else []
     if day.day == ALL_ROWS:
         try:

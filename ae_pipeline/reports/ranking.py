@@ -20,7 +20,7 @@ from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import detach, read_facts, write_parquet
+from ae_pipeline.storage.parquet import detach, read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 REPORT_VERSION = "5"
@@ -220,7 +220,7 @@ def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFra
 
     Integers and decimals have their exact raw values, which people are shown. A model reads both as float64.
     """
-    file = pl.scan_parquet(paths.features(day), glob=False)
+    file = pl.scan_parquet(whole(paths.features(day)), glob=False)
     features = _with_exact_values(file.filter(pl.col("row_id").is_in(row_ids.implode())).collect(), paths.raw(day))
     return row_ids.to_frame("row_id").join(features, on="row_id", maintain_order="left").select(features.columns)
 
@@ -229,7 +229,7 @@ def _with_exact_values(features: pl.DataFrame, path: Path) -> pl.DataFrame:
     """Replace float64 features by the integers or decimals that they are made from."""
     if not path.exists():
         return features
-    raw = pl.scan_parquet(path, glob=False)
+    raw = pl.scan_parquet(whole(path), glob=False)
     exact = [
         name
         for name, dtype in raw.collect_schema().items()
@@ -250,7 +250,7 @@ def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
 
 
 def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFrame:
-    file = pl.scan_parquet(paths.features(day), glob=False)
+    file = pl.scan_parquet(whole(paths.features(day)), glob=False)
     if LABEL not in file.collect_schema():
         return scored.with_columns(pl.lit(None, pl.Boolean).alias(LABEL))
     return scored.join(file.select("row_id", LABEL).collect(), on="row_id", how="left", maintain_order="left")

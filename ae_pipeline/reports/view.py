@@ -24,7 +24,7 @@ from ae_pipeline.reports.latent_map import columns_of, reference_rows
 from ae_pipeline.reports.row_details import RowDetails
 from ae_pipeline.scoring.drift import Part
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.parquet import read_facts, whole
 from ae_pipeline.storage.paths import ALL_ROWS
 
 
@@ -118,7 +118,7 @@ class Published:
 
     def _features(self, day: str, columns: Collection[str]) -> pl.DataFrame:
         """Read those of the columns that the features of a day have."""
-        file = pl.scan_parquet(self.dataset.paths.features(day), glob=False)
+        file = pl.scan_parquet(whole(self.dataset.paths.features(day)), glob=False)
         return file.select([name for name in file.collect_schema().names() if name in columns]).collect()
 
     def assess(self, day: str, *, in_detail: bool = True) -> DayAssessment:

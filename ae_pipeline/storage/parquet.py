@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.integrity import SEAL, UNSEALED, parquet_damage, seal
@@ -94,6 +95,17 @@ def read_facts(path: Path) -> dict[str, str]:
     read to find this out: once in a process, and again after a change.
     """
     return dict(_checked(path)[0])
+
+
+def whole(path: Path) -> Path:
+    """Return the path of a file of `write_parquet` that is about to be read.
+
+    Raises:
+        StorageError: The file is damaged.
+    """
+    if damage := damage_of(path):
+        raise StorageError(f"{path} is damaged: {damage}; `ae-pipeline run {path.parent.name}` builds it again")
+    return path
 
 
 def damage_of(path: Path) -> str | None:

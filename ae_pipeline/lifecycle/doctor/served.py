@@ -150,9 +150,11 @@ def table_problems(dataset: Dataset) -> Iterator[Problem]:
             kind="latents",
             subject=f"{files.location}/_delta_log",
             message=str(error),
-            remedy="move the damaged commits and those after them aside; those versions of the table are lost, and the "
+            remedy="repair nothing in an object store"
+            if not files.is_folder
+            else "move the damaged commits and those after them aside; those versions of the table are lost, and the "
             "next run publishes what is missing",
-            repair=lambda: repair_log(Path(files.location)),
+            repair=lambda: repair_log(Path(files.location)) if files.is_folder else None,
         )
         return
     for path in live_files(table) if table else ():
