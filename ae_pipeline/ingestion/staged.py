@@ -72,4 +72,4 @@ def read_staged(path: Path, source: str, columns: Sequence[str] | None = None) -
             f"read: {path}; land {source} again, or `ae-pipeline doctor {dataset} --repair` takes its rows from "
             "raw_data"
         )
-    return pl.read_parquet(path, columns=columns, glob=False)
+    return pl.read_parquet(path, columns=None if columns is None else list(columns), glob=False)
