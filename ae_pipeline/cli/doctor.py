@@ -51,11 +51,11 @@ def doctor(name: str | None, *, repair: bool, as_json: bool) -> int:
         if not as_json:
             print(_conclusion(each, len(results[each].problems), repaired=repair and results[each].repaired))
     if as_json:
-        found = {
+        report = {
             each: {"repaired": repair and result.repaired, "problems": [p.as_json() for p in result.problems]}
             for each, result in results.items()
         }
-        json.dump(found, sys.stdout, indent=1)
+        json.dump(report, sys.stdout, indent=1)
         print()
     return 0 if all(result.repaired for result in results.values()) else 1
 

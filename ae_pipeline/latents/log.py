@@ -61,8 +61,8 @@ def damaged_commits(table: Path) -> dict[str, str]:
 
 def damaged_texts(table: Path) -> list[str]:
     """Return the files beside the log that are missing or changed, relative to the table; also `DIGESTS` itself."""
-    own = [DIGESTS] if (table / DIGESTS).exists() and _read(table) is None else []
-    return own + [name for name in _damaged(table) if not _COMMIT.fullmatch(name)]
+    record = [DIGESTS] if (table / DIGESTS).exists() and _read(table) is None else []
+    return record + [name for name in _damaged(table) if not _COMMIT.fullmatch(name)]
 
 
 def restore_texts(table: Path) -> None:
@@ -130,10 +130,10 @@ def _forget(table: Path) -> None:
 
 def _damaged(table: Path) -> dict[str, str]:
     known = (_read(table) or {"files": {}})["files"]
-    found = {name: (digest, file_digest(table / name)) for name, digest in known.items()}
+    digests = {name: (digest, file_digest(table / name)) for name, digest in known.items()}
     return {
         name: "missing" if actual is None else "its SHA-256 is another one"
-        for name, (expected, actual) in found.items()
+        for name, (expected, actual) in digests.items()
         if actual != expected
     }
 
