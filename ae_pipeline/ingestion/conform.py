@@ -1,6 +1,7 @@
 """Validate rows with the schema contract: return typed rows, and rejected rows with reasons."""
 
 import datetime as dt
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
-from ae_pipeline.ingestion.parse import finite_numbers, parse_text, whole_numbers
+from ae_pipeline.ingestion.local_time import UTC, occurs_twice, start_of_day, to_instant, to_local
+from ae_pipeline.ingestion.parse import finite_numbers, has_offset, parse_text, whole_numbers
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, REJECTED_SCHEMA, FileRows, format_image
 from ae_pipeline.storage.paths import ALL_ROWS
 
@@ -19,6 +21,11 @@ ROW_COLUMNS = ("row_id", "event_time", "_day")
 
 AFTER_LAST_DAY = ": after the last day"
 """Suffix of the name of the rule for rows whose day is in the future."""
+
+_OTHER_ZONE = "Etc/GMT+12"
+"""A zone with an offset that no zone has in which clocks change. Only times without a zone differ under it."""
+
+logger = logging.getLogger(__name__)
 
 _TYPED = "\0"
 """Prefix of the columns with typed values. Names of landed columns cannot contain it."""
@@ -75,12 +82,17 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         *ORIGIN_COLUMNS, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
     )
     values = present.select(
-        _value(name, schema.get(name), rule).alias(_TYPED + name) for name, rule in contract.columns.items()
+        _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
+        for name, rule in contract.columns.items()
     )
     both = pl.concat([present, values], how="horizontal")
     rules = [rule for name, dtype in schema.items() for rule in _column_rules(name, dtype, contract.columns[name])]
+    if config.timezone != UTC:
+        local = {name: dtype for name, dtype in schema.items() if _is_local_time(dtype, contract.columns[name])}
+        rules = [_skipped(name, dtype, contract.columns[name], config) for name, dtype in local.items()] + rules
+        _log_repeated_times(both, local, contract, config)
     if config.event_time is not None:
-        rules += _time_rules(config.event_time, config, today)
+        rules += _time_rules(config.event_time, contract.columns[config.event_time], config, today)
     is_wrong = both.select(pl.any_horizontal(rule.condition for rule in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
     if is_wrong.any():
@@ -139,8 +151,11 @@ def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
     return column.fill_nan(None) if dtype.is_float() else column
 
 
-def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
-    """Return the value in the type of the contract, null if it is missing or cannot be parsed."""
+def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule, timezone: str) -> pl.Expr:
+    """Return the value in the type of the contract, null if it is missing or cannot be parsed.
+
+    Times without a zone are local times of `timezone`.
+    """
     target = POLARS_TYPES[rule.type]
     if dtype is None:
         return pl.lit(None, dtype=target)
@@ -148,7 +163,7 @@ def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
     if rule.type == ColumnType.IMAGE:
         return present.struct.field("data") if dtype == IMAGE_STRUCT else pl.lit(None, dtype=target)
     if dtype == pl.String:
-        return parse_text(present, rule)
+        return parse_text(present, rule, timezone)
     if dtype.is_float() and target == pl.String:  # 517.0 is category 517 in a column with gaps
         return pl.coalesce(whole_numbers(present).cast(pl.String), present.cast(pl.String))
     if dtype.is_float() and target == pl.Int64:
@@ -156,11 +171,11 @@ def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
     if dtype.is_numeric() and target == pl.Float64:
         return finite_numbers(present.cast(pl.Float64))
     if isinstance(target, pl.Datetime) and isinstance(dtype, pl.Datetime):
-        moment = present.dt.convert_time_zone("UTC") if dtype.time_zone else present.dt.replace_time_zone("UTC")
+        moment = present.dt.convert_time_zone(UTC) if dtype.time_zone else to_instant(present, timezone)
         return moment.dt.cast_time_unit("us")
     if target in (pl.String(), dtype) or (dtype.is_integer() and target == pl.Int64):
         return present.cast(target, strict=False)
-    return parse_text(present.cast(pl.String, strict=False), rule)
+    return parse_text(present.cast(pl.String, strict=False), rule, timezone)
 
 
 def _describe_type(rule: ColumnRule) -> str:
@@ -222,15 +237,63 @@ def _literal(text: str) -> str:
     return text.replace("{", "(").replace("}", ")")
 
 
-def _time_rules(name: str, config: PipelineConfig, today: dt.date) -> list[_Rule]:
+def _is_local_time(dtype: pl.DataType, rule: ColumnRule) -> bool:
+    """Return whether a column can have times without a zone."""
+    if rule.type != ColumnType.TIMESTAMP or (isinstance(dtype, pl.Datetime) and dtype.time_zone):
+        return False
+    return rule.format is None or not has_offset(rule.format)
+
+
+def _skipped(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig) -> _Rule:
+    """Return the rule for local times that the clocks skip: they are no instant."""
+    is_time = _value(name, dtype, rule, UTC).is_not_null()
+    problem = f"does not exist in {config.timezone}, because the clocks were set forward"
+    remedy = "; correct it at the source, write the times with their offset from UTC, or correct timezone in the YAML"
+    reason = pl.format(f"{_literal(name)} = {{}} {problem}{remedy}", pl.col(name).cast(pl.String, strict=False))
+    return _Rule(f"{name}: skipped by the clocks", is_time & pl.col(_TYPED + name).is_null(), reason)
+
+
+def _log_repeated_times(
+    both: pl.DataFrame, local: dict[str, pl.DataType], contract: SchemaContract, config: PipelineConfig
+) -> None:
+    """Log how many times without a zone occur twice, because the clocks were set back."""
+    for name, dtype in local.items():
+        value = pl.col(_TYPED + name)
+        repeated = both.filter(occurs_twice(value, config.timezone))
+        count = repeated.filter(value != _value(name, dtype, contract.columns[name], _OTHER_ZONE)).height
+        if count:
+            logger.info(
+                f"{count:,} values of {name!r} occur twice in {config.timezone}, because the clocks were set back; the "
+                "earlier time is used"
+            )
+
+
+def _time_rules(name: str, rule: ColumnRule, config: PipelineConfig, today: dt.date) -> list[_Rule]:
     last = config.end or today
     remedy = "correct it at the source, or widen start and end in the YAML"
-    value_text, day = pl.col(name).cast(pl.String), pl.col(_TYPED + name).cast(pl.Date)
+    value_text, value = pl.col(name).cast(pl.String), pl.col(_TYPED + name)
+    day, rules = _day(value, rule, config), []
     reason = pl.format(f"{_literal(name)} = {{}} is outside {config.start} to {last}; {remedy}", value_text)
+    if rule.type == ColumnType.DATE and config.timezone != UTC:
+        skips = pl.format(
+            f"{_literal(name)} = {{}} does not exist in {config.timezone}, because the clocks skip that date; correct "
+            "it at the source, or correct timezone in the YAML",
+            value_text,
+        )
+        is_skipped = to_local(start_of_day(value, config.timezone), config.timezone).dt.date() != value
+        rules.append(_Rule(f"{name}: skipped by the clocks", is_skipped, skips))
     return [
+        *rules,
         _Rule(f"{name}: before start", day < pl.lit(config.start), reason),
         _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), reason),
     ]
+
+
+def _day(value: pl.Expr, rule: ColumnRule, config: PipelineConfig) -> pl.Expr:
+    """Return the dates of event times in the time zone of the dataset."""
+    if rule.type == ColumnType.DATE:
+        return value
+    return to_local(value, config.timezone).dt.date()
 
 
 def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: PipelineConfig) -> pl.DataFrame:
@@ -246,8 +309,9 @@ def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: Pipe
         moment = pl.lit(None, dtype=pl.Datetime("us", "UTC"))
         day = pl.lit(ALL_ROWS)
     else:
-        moment = pl.col(config.event_time).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-        day = pl.col(config.event_time).dt.strftime("%Y-%m-%d")
+        value, rule = pl.col(config.event_time), contract.columns[config.event_time]
+        moment = start_of_day(value, config.timezone) if rule.type == ColumnType.DATE else value
+        day = _day(value, rule, config).dt.strftime("%Y-%m-%d")
     return rows.select(
         *(name for name in contract.columns if name != "event_time"),
         *ORIGIN_COLUMNS,

@@ -6,6 +6,7 @@ import polars as pl
 
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.ingestion.contract import ColumnRule
+from ae_pipeline.ingestion.local_time import UTC, to_instant
 
 TIMESTAMP_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
@@ -18,12 +19,13 @@ TIMESTAMP_FORMATS = (
 """Timestamp formats that are recognized. The schema contract declares any other one as `format`."""
 
 
-def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
+def parse_text(text: pl.Expr, rule: ColumnRule, timezone: str = UTC) -> pl.Expr:
     """Return an expression that parses text. Values that cannot be parsed become null.
 
     Args:
         text: Strings without surrounding whitespace.
         rule: Type and format of the column.
+        timezone: IANA name of the zone of times that are written without one.
     """
     match rule.type:
         case ColumnType.INTEGER | ColumnType.CLOCK_HHMM:
@@ -40,13 +42,18 @@ def parse_text(text: pl.Expr, rule: ColumnRule) -> pl.Expr:
         case ColumnType.TIMESTAMP:
             if rule.format is None:
                 candidates = [rule.model_copy(update={"format": form}) for form in TIMESTAMP_FORMATS]
-                return pl.coalesce([parse_text(text, candidate) for candidate in candidates])
+                return pl.coalesce([parse_text(text, candidate, timezone) for candidate in candidates])
             form = rule.format
-            if re.search("%#?:*z|%\\+", form):
+            if has_offset(form):
                 return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
-            return text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone("UTC")
+            return to_instant(text.str.to_datetime(form, time_unit="us", strict=False), timezone)
         case _:
             return text
+
+
+def has_offset(form: str) -> bool:
+    """Return whether times in a strftime format have an offset from UTC, so that they are instants."""
+    return re.search("%#?:*z|%\\+", form) is not None
 
 
 def whole_numbers(value: pl.Expr) -> pl.Expr:
