@@ -37,9 +37,9 @@ def local_csv(day: str) -> str:
     following = dt.datetime.combine(dt.date.fromisoformat(day) + dt.timedelta(days=1), dt.time(), ZoneInfo(ZONE))
     times = [start + dt.timedelta(minutes=30 * n) for n in range(int((following - start).total_seconds() // 1800))]
     lines = ["order_id,created_at,items,country,price"]
-    for n, time in enumerate(times):
+    for n, moment in enumerate(times):
         items, country = n % 9 + 1, ("DE", "FR", "NA")[n % 3]
-        lines.append(f"{day}-{n},{time:%Y-%m-%dT%H:%M:%SZ},{items},{country},{items * 10 + n % 7 / 7:.2f}")
+        lines.append(f"{day}-{n},{moment:%Y-%m-%dT%H:%M:%SZ},{items},{country},{items * 10 + n % 7 / 7:.2f}")
     return "\n".join(lines) + "\n"
 
 
