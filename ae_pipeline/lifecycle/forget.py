@@ -114,12 +114,12 @@ def _table(files: TableFiles) -> list[StoredPart]:
             f"{files.location} cannot be read ({first_line(error)}); set the credentials of the object store, and run "
             "it again"
         ) from error
-    found = [info for info in infos if info.type == fs.FileType.File]
-    if not found:
+    stored = [info for info in infos if info.type == fs.FileType.File]
+    if not stored:
         return []
-    size = sum(info.size for info in found)
+    size = sum(info.size for info in stored)
     # The log goes first, so that no reader finds a table with missing files.
-    names = sorted((info.path for info in found), key=lambda path: ("_delta_log" not in path, path))
+    names = sorted((info.path for info in stored), key=lambda path: ("_delta_log" not in path, path))
     return [StoredPart(name="latent table", address=files.location, size=size, remove=lambda: files.remove(names))]
 
 

@@ -74,17 +74,19 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
     crons = {}
     for name in IS_DAILY:
         schedule = location.resolve_schedule_def(f"{name}_retrain")
-        assert schedule.execution_timezone == "UTC"
+        assert schedule.execution_timezone == ("America/New_York" if name == "flights" else "UTC")
         assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
         crons[name] = schedule.cron_schedule
     assert crons == {"flights": "0 3 * * 1", "textures": "0 4 * * 1", "shuttle": "0 5 * * 1"}
 
 
-def test_flights_have_366_daily_partitions(location: dg.Definitions) -> None:
+def test_flights_have_365_daily_partitions_in_new_york(location: dg.Definitions) -> None:
     partitions = location.resolve_asset_graph().get(dg.AssetKey(["flights", "raw_data"])).partitions_def
     assert partitions is not None
     keys = partitions.get_partition_keys()
-    assert (len(keys), keys[0], keys[-1]) == (366, "2013-01-01", "2014-01-01")
+    assert (len(keys), keys[0], keys[-1]) == (365, "2013-01-01", "2013-12-31")
+    assert isinstance(partitions, dg.TimeWindowPartitionsDefinition)
+    assert partitions.timezone == "America/New_York"
 
 
 def test_every_asset_has_complete_metadata(location: dg.Definitions) -> None:
