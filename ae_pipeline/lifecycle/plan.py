@@ -292,7 +292,8 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     published, interrupted = published_days(paths), cut_short(paths)
     if published and not can_refresh(paths):
         interrupted.add(max(published))  # its report is built again, and with it the page over all days
-    interrupted |= {day_that_filled(dataset)} & set(days)
+    if (filled := day_that_filled(dataset)) and filled in days:
+        interrupted.add(filled)
     if days and any(not dataset.config.has_day(day) for day in published):
         interrupted.add(days[-1])  # its publication removes the rows of days that the dataset no longer has
     unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
