@@ -3,6 +3,7 @@
 import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -163,11 +164,10 @@ class TableEncoder(Section):
         matrix = np.zeros((features.height, self.width), dtype=np.float32)
         for column in self.columns:
             values = features[column.name]
-            # Dates can come as midnights in UTC.
-            timezone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"
+            zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
             try:
-                known = column.vocabulary
-                numbers = category_codes(values, known) if column.is_category else _numbers(values, timezone)
+                is_code = column.is_category
+                numbers = category_codes(values, column.vocabulary) if is_code else _numbers(values, zone)
             except (pl.exceptions.PolarsError, pa.ArrowException) as error:
                 raise BundleError(
                     f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
@@ -324,7 +324,7 @@ def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[
 
 
 def _format_number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
 
 
 def _format_cycle(part: str, position: float) -> str:
@@ -345,4 +345,9 @@ def _format_value(encoding: ColumnEncoding, value: Any, timezone: str) -> str:
         if timezone != "UTC":
             value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
-    return _format_number(float(value)) if encoding.type in {ColumnType.NUMBER, ColumnType.INTEGER} else str(value)
+    if encoding.type not in {ColumnType.NUMBER, ColumnType.INTEGER}:
+        return str(value)
+    # Integers and decimals come from the raw rows and are shown exactly.
+    return (
+        f"{value:f}" if isinstance(value, Decimal) else str(value) if isinstance(value, int) else _format_number(value)
+    )
