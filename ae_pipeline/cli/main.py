@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _show_history(options.dataset)
             case "page":
                 return _make_page(options.dataset, options.day)
+            case "forget":
+                from ae_pipeline.cli.forget import forget
+
+                return forget(options.dataset, confirmed=options.yes, landing_too=options.landing_too)
             case "doctor":
                 from ae_pipeline.cli.doctor import doctor
 
@@ -65,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     page = commands.add_parser("page", help="make the page of one day of the report, and print its path")
     page.add_argument("dataset", help="a dataset of the defs folder")
     page.add_argument("day", help="ISO date, such as 2013-02-08")
+    forget = commands.add_parser("forget", help="list what is stored of a dataset, and remove it after a confirmation")
+    forget.add_argument("dataset", help="a dataset, also one without a YAML")
+    forget.add_argument("--yes", action="store_true", help="remove without a question")
+    forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
     doctor = commands.add_parser("doctor", help="check the whole state of a dataset, and repair it")
     doctor.add_argument("dataset", nargs="?", help="a dataset of the defs folder; all by default")
     doctor.add_argument("--repair", action="store_true", help="repair; what cannot be derived is moved aside")

@@ -56,7 +56,8 @@ def _requests(
     work: "Work", config: PipelineConfig, instance: dg.DagsterInstance
 ) -> tuple[list[dg.RunRequest], list[str]]:
     """Return requests for the runs of some work, and a message for each run that waits after a failed attempt."""
-    from ae_pipeline.lifecycle.plan import Step, range_name
+    from ae_pipeline.lifecycle.plan import Step
+    from ae_pipeline.lifecycle.ranges import range_name
 
     requests, delayed = [], []
     read = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}

@@ -57,6 +57,11 @@ class Tracker:
             return None
         return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
+    @property
+    def database(self) -> Path | None:
+        """File of the database of a local store; None for another store."""
+        return Path(self.uri.removeprefix(_SQLITE)) if self.uri.startswith(_SQLITE) else None
+
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow client of the store. A lock keeps processes from creating the database at the same time."""
@@ -68,11 +73,6 @@ class Tracker:
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
         return client
-
-    @property
-    def database(self) -> Path | None:
-        """File of the database in SQLite; None for another one."""
-        return Path(self.uri.removeprefix(_SQLITE)) if self.uri.startswith(_SQLITE) else None
 
     @property
     def backup(self) -> Path | None:
