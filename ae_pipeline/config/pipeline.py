@@ -147,6 +147,18 @@ class PipelineConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _query_fits_days(self) -> Self:
+        used = self.source.query_parameters
+        if self.source.query and self.event_time and not used:
+            raise ValueError(
+                "source.query fetches the rows of one day, but uses no day; add a condition such as "
+                f"{self.event_time} >= :day_start AND {self.event_time} < :day_end"
+            )
+        if used and not self.event_time:
+            raise ValueError(f"source.query uses :{min(used)}, but the dataset has no days; set event_time and start")
+        return self
+
+    @model_validator(mode="after")
     def _window_fits(self) -> Self:
         training = self.training
         if training.validation_days + training.calibration_days >= training.window_days:
