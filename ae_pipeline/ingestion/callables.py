@@ -40,7 +40,8 @@ def load_callable(name: str, subject: str) -> Callable[..., Any]:
         function = getattr(function, part, None)
     if not callable(function):
         raise SourceError(f"{subject}: the module {module_name} has no function {attribute!r}; correct source.callable")
-    return function
+    fetching: Callable[..., Any] = function
+    return fetching
 
 
 def call(function: Callable[..., Any], arguments: tuple[Any, ...], subject: str) -> pa.Table:

@@ -18,8 +18,8 @@ _DECIMAL_DIGITS = 38
 def to_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.Table:
     """Return rows as an Arrow table with exact values.
 
-    The type of a column comes from all of its values. Values that no type holds exactly become text: integers of more
-    than 64 bits, decimals of more than 38 digits or beside NaN, and values of different kinds. UUIDs, times of day,
+    The type of a column comes from all of its values. Values that no type holds exactly become text: numbers of more
+    than 38 digits, decimals beside NaN, and values of different kinds. UUIDs, times of day,
     intervals and JSON become text too. A column without any value has the type null.
 
     Args:
