@@ -11,7 +11,7 @@ from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.model import Section
 
 DAY_PARAMETERS = ("day", "day_start", "day_end")
-"""Parameters of a query: the day as ISO date, and the instants at which it starts and ends."""
+"""Parameters of a query: the day as ISO date, and the times at which it starts and ends."""
 
 
 class SourceConfig(Section):
@@ -32,7 +32,7 @@ class SourceConfig(Section):
         default=None,
         min_length=1,
         description="SQL query whose rows are fetched into the landing folder, one Parquet file a day. With event time "
-        "it contains `:day_start` and `:day_end`, the instants at which a day starts and ends, or `:day`, the ISO "
+        "it contains `:day_start` and `:day_end`, the times at which a day starts and ends, or `:day`, the ISO "
         "date. Without event time it runs once, and its rows replace those of the last fetch. Write `\\:` for a colon "
         "before a word. Needs `connection`.",
     )

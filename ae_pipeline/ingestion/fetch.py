@@ -24,7 +24,7 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.callables import call, load_callable
 from ae_pipeline.ingestion.landing import landing_folder
-from ae_pipeline.ingestion.query import Bounds, open_query
+from ae_pipeline.ingestion.query import open_query
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json, hash_table
@@ -188,8 +188,8 @@ def _open(dataset: Dataset) -> Iterator[Callable[[str], pa.Table]]:
     config, subject = dataset.config, describe_source(dataset.config)
     source = config.source
     if source.query and source.connection:
-        with open_query(source.query, source.connection, subject) as run:
-            yield lambda day: run(day, None if day == ALL_ROWS else _bounds(day, day_zone(config)))
+        with open_query(source.query, source.connection, day_zone(config), subject) as run:
+            yield lambda day: run(None if day == ALL_ROWS else dt.date.fromisoformat(day))
         return
     function = load_callable(str(source.callable), subject)
 
@@ -199,15 +199,6 @@ def _open(dataset: Dataset) -> Iterator[Callable[[str], pa.Table]]:
         return call(function, (dt.date.fromisoformat(day),), f"{subject} for {day}")
 
     yield call_for
-
-
-def _bounds(day: str, zone: dt.tzinfo) -> Bounds:
-    """Return the instants at which a day starts and ends. They are 23 or 25 hours apart where clocks change."""
-    first = dt.date.fromisoformat(day)
-    start, end = (
-        dt.datetime.combine(date, dt.time(), zone).astimezone(dt.UTC) for date in (first, first + dt.timedelta(days=1))
-    )
-    return start, end
 
 
 def _land(day: str, table: pa.Table, dataset: Dataset) -> str:

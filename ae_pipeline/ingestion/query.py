@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, quote_plus
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
@@ -31,20 +32,18 @@ _TIMEOUT_OPTIONS = {
 
 T = TypeVar("T")
 
-Bounds = tuple[dt.datetime, dt.datetime]
-"""Instants at which a day starts and ends, in UTC."""
-
-RunQuery = Callable[[str, Bounds | None], pa.Table]
-"""Function that runs the query for a day, or once for all rows without bounds."""
+RunQuery = Callable[[dt.date | None], pa.Table]
+"""Function that runs the query for a day, or for all rows without a day."""
 
 
 @contextmanager
-def open_query(query: str, variable: str, subject: str) -> Iterator[RunQuery]:
+def open_query(query: str, variable: str, zone: ZoneInfo, subject: str) -> Iterator[RunQuery]:
     """Connect to a database, and yield a function that runs the query for a day.
 
     Args:
         query: SQL query with the parameters of `DAY_PARAMETERS`, or without parameters.
         variable: Environment variable that holds the SQLAlchemy URL.
+        zone: Time zone that cuts the days.
         subject: What fails, for messages, such as `the query of 'orders' (connection ORDERS_DB)`.
 
     Raises:
@@ -65,16 +64,17 @@ def open_query(query: str, variable: str, subject: str) -> Iterator[RunQuery]:
         engine.connect, url, f"{subject} cannot connect", f"check that the database runs, and the URL in {variable}"
     )
     try:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET TIME ZONE 'UTC'")  # times without a zone are UTC, as in files
+        if engine.dialect.name == "postgresql":  # a time without a zone is a local time, as in files
+            connection.execute(sa.text("SELECT set_config('TimeZone', :zone, false)"), {"zone": zone.key})
 
-        def run(day: str, bounds: Bounds | None) -> pa.Table:
-            parameters = {} if bounds is None else _parameters(day, bounds, engine.dialect.name)
-            statement = sa.text(query)
-            known = {name: parameters[name] for name in parameters if name in statement._bindparams}
-            problem = f"{subject} failed{'' if bounds is None else f' for {day}'}"
+        def run(day: dt.date | None) -> pa.Table:
+            parameters = {} if day is None else day_parameters(day, zone, engine.dialect.name)
+            problem = f"{subject} failed{'' if day is None else f' for {day}'}"
             return _attempt(
-                lambda: _read(connection, statement, known), url, problem, "correct the query, or repair the database"
+                lambda: _read(connection, sa.text(query), parameters),
+                url,
+                problem,
+                "correct the query, or repair the database",
             )
 
         yield run
@@ -93,15 +93,19 @@ def _read(connection: "sa.Connection", statement: "sa.TextClause", parameters: d
     return to_table(names, result.fetchall())
 
 
-def _parameters(day: str, bounds: Bounds, dialect: str) -> dict[str, object]:
-    """Return the parameters of a query in the form that the database compares with its own times."""
-    start, end = bounds
+def day_parameters(day: dt.date, zone: ZoneInfo, dialect: str) -> dict[str, object]:
+    """Return the parameters of a query in the form that the database compares with its own times.
+
+    PostgreSQL gets instants, which may be 23 or 25 hours apart. Other databases get local times without a zone, and
+    SQLite, which has no times, gets them as the texts that its own functions write.
+    """
+    midnights = [dt.datetime.combine(date, dt.time()) for date in (day, day + dt.timedelta(days=1))]
+    bounds: list[object] = list(midnights)
     if dialect == "postgresql":
-        return {"day": day, "day_start": start, "day_end": end}
-    naive = (start.replace(tzinfo=None), end.replace(tzinfo=None))
-    if dialect == "sqlite":  # it has no times; its own functions write texts of this form
-        return {"day": day, "day_start": naive[0].isoformat(" "), "day_end": naive[1].isoformat(" ")}
-    return {"day": day, "day_start": naive[0], "day_end": naive[1]}
+        bounds = [midnight.replace(tzinfo=zone).astimezone(dt.UTC) for midnight in midnights]
+    elif dialect == "sqlite":
+        bounds = [midnight.isoformat(" ") for midnight in midnights]
+    return {"day": day.isoformat(), "day_start": bounds[0], "day_end": bounds[1]}
 
 
 def _url(variable: str, subject: str) -> "sa.URL":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import polars as pl
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from ae_pipeline.common.errors import ConfigError, PipelineError, SourceError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.fetch import days_to_fetch, fetch
+from ae_pipeline.ingestion.query import day_parameters
 from ae_pipeline.lifecycle.ingest import read_landed_files
 from ae_pipeline.lifecycle.plan import Step, plan_landing
 from ae_pipeline.storage.dataset import Dataset
@@ -249,6 +251,21 @@ def test_url_in_the_yaml_is_refused_without_showing_it(tmp_path: Path, source: d
     with pytest.raises(ConfigError, match=message) as caught:
         make_dataset(tmp_path, source)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("day", "dialect", "start", "end"),
+    [
+        ("2025-03-30", "postgresql", "2025-03-29 23:00:00+00:00", "2025-03-30 22:00:00+00:00"),  # 23 hours
+        ("2025-10-26", "postgresql", "2025-10-25 22:00:00+00:00", "2025-10-26 23:00:00+00:00"),  # 25 hours
+        ("2025-03-30", "mysql", "2025-03-30 00:00:00", "2025-03-31 00:00:00"),
+        ("2025-03-30", "sqlite", "2025-03-30 00:00:00", "2025-03-31 00:00:00"),
+    ],
+)
+def test_days_start_and_end_in_their_time_zone(day: str, dialect: str, start: str, end: str) -> None:
+    parameters = day_parameters(dt.date.fromisoformat(day), ZoneInfo("Europe/Berlin"), dialect)
+    assert {name: str(value) for name, value in parameters.items()} == {"day": day, "day_start": start, "day_end": end}
+    assert isinstance(parameters["day_start"], str) == (dialect == "sqlite")
 
 
 @pytest.mark.parametrize(
