@@ -36,7 +36,6 @@ def new(name: str, files: Sequence[Path], *, yes: bool) -> int:
     Raises:
         ConfigError: The name is invalid, or the dataset exists already.
         StorageError: A file does not exist, cannot be read, or two files have the same name.
-        SchemaError: A column has a reserved name.
     """
     from ae_pipeline.definitions import PROJECT_ROOT
 

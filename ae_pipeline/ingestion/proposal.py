@@ -7,7 +7,6 @@ from itertools import combinations
 
 import polars as pl
 
-from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -79,9 +78,6 @@ def propose(rows: pl.DataFrame, today: dt.date) -> Proposal:
     Args:
         rows: Landed rows as read, without the columns of their origin.
         today: Current day.
-
-    Raises:
-        SchemaError: A column has a name that the pipeline uses itself.
     """
     columns = _Columns(rows)
     times = {name: each for name in columns.names if (each := columns.times(name)) is not None}
@@ -91,10 +87,6 @@ def propose(rows: pl.DataFrame, today: dt.date) -> Proposal:
         f"{name} may be the event_time: choose its format below, and set event_time and start." for name in unclear
     ]
     event_time = str(days["event_time"].value) if "event_time" in days and days["event_time"].is_live else None
-    if reserved := sorted(RESERVED_COLUMNS & set(columns.names) - {event_time}):
-        raise SchemaError(
-            f"column {reserved[0]!r} has a name that is reserved for the pipeline; rename it at the source"
-        )
     identity = _propose_identity(columns, event_time)
     kinds = _propose_kinds(columns, event_time)
     label = _propose_label(columns)
@@ -206,7 +198,7 @@ def _propose_days(columns: _Columns, times: Mapping[str, Times], today: dt.date)
 
 def _propose_identity(columns: _Columns, event_time: str | None) -> Choice:
     rows = f"all {pluralize(columns.rows.height, 'row')}"
-    possible = [name for name in columns.names if _can_identify(columns, name)]
+    possible = [name for name in columns.names if _can_identify(columns, name, event_time)]
     unique = [name for name in possible if columns.is_unique([name])]
     for name in sorted((name for name in unique if is_id_name(name)), key=lambda name: not names_row(name)):
         return Choice([name], f"no value occurs twice in {rows}")
@@ -218,9 +210,7 @@ def _propose_identity(columns: _Columns, event_time: str | None) -> Choice:
     if event_time in unique:
         return Choice([event_time], f"no time occurs twice in {rows}")
     keys = [name for name in possible if is_id_name(name) or name == event_time]
-    others = [
-        name for name in possible if name not in keys and columns.kind(name) in {ColumnType.TEXT, ColumnType.CATEGORY}
-    ]
+    others = [name for name in possible if name not in keys and _groups_rows(columns, name)]
     tried = [*keys, *others][:_MAX_CANDIDATES]
     for size in range(2, _MAX_COMBINED + 1):
         for names in combinations(tried, size):
@@ -229,10 +219,23 @@ def _propose_identity(columns: _Columns, event_time: str | None) -> Choice:
     return Choice([], "no columns are unique by their names and values, so a row is known by its content")
 
 
-def _can_identify(columns: _Columns, name: str) -> bool:
+def _can_identify(columns: _Columns, name: str, event_time: str | None) -> bool:
     kinds = {ColumnType.INTEGER, ColumnType.TEXT, ColumnType.CATEGORY, ColumnType.DATE, ColumnType.TIMESTAMP}
     values = columns.present(name)
-    return columns.kind(name) in kinds and values.len() == columns.rows.height and values.dtype.is_nested() is False
+    if name in RESERVED_COLUMNS and name != event_time:
+        return False
+    return (
+        name == event_time
+        or columns.kind(name) in kinds
+        and values.len() == columns.rows.height
+        and values.dtype.is_nested() is False
+    )
+
+
+def _groups_rows(columns: _Columns, name: str) -> bool:
+    """Return whether a text has few values. One with many values is unique beside a time by chance."""
+    is_text = columns.kind(name) in {ColumnType.TEXT, ColumnType.CATEGORY}
+    return is_text and columns.present(name).n_unique() <= columns.rows.height // 10
 
 
 def _numbers_rows(columns: _Columns, name: str) -> bool:
@@ -297,6 +300,11 @@ def _propose_exclude(columns: _Columns, identity: Sequence[str], event_time: str
     exclude: dict[str, Choice] = {}
     for name in columns.names:
         values = columns.present(name)
+        if name in RESERVED_COLUMNS and name != event_time:
+            exclude[name] = Choice(
+                name, "the pipeline uses this name itself; rename the column at the source to keep it"
+            )
+            continue
         if (
             name == event_time
             or not values.len()
