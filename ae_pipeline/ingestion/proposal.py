@@ -224,11 +224,8 @@ def _can_identify(columns: _Columns, name: str, event_time: str | None) -> bool:
     values = columns.present(name)
     if name in RESERVED_COLUMNS and name != event_time:
         return False
-    return (
-        name == event_time
-        or columns.kind(name) in kinds
-        and values.len() == columns.rows.height
-        and values.dtype.is_nested() is False
+    return name == event_time or (
+        columns.kind(name) in kinds and values.len() == columns.rows.height and values.dtype.is_nested() is False
     )
 
 
