@@ -99,14 +99,14 @@ def plan_dataset(name: str, files: Sequence[Path], target: Path, landing: Path) 
     """
     _check_name(name, target)
     folder = files[0].resolve() if len(files) == 1 and files[0].is_dir() else None
-    found = _files_in(folder) if folder else [_existing(file) for file in files]
-    copies = {} if folder else _copies(found, landing)
-    rows, remarks = _read(found, folder)
+    paths = _files_in(folder) if folder else [_existing(file) for file in files]
+    copies = {} if folder else _copies(paths, landing)
+    rows, remarks = _read(paths, folder)
     if copies and landing.is_dir() and any(landing.iterdir()):
         remarks.append(f"{landing} holds other files, which belong to the dataset too")
     source = folder if folder and folder != landing.resolve() else None
     proposal = propose(rows, dt.datetime.now(dt.UTC).date())
-    text = render(name, proposal, [path.name for path in found], source)
+    text = render(name, proposal, [path.name for path in paths], source)
     _check(text)
     return Plan(text=text, target=target, copies=copies, remarks=tuple(remarks))
 
@@ -131,8 +131,8 @@ def _existing(file: Path) -> Path:
 
 def _files_in(folder: Path) -> list[Path]:
     endings = suffixes(None)
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
-    if visible := [path for path in found if not path.name.startswith((".", "_"))]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
+    if visible := [path for path in paths if not path.name.startswith((".", "_"))]:
         return visible
     raise StorageError(f"{folder} holds no {' or '.join(endings)} file; give another folder, or files")
 

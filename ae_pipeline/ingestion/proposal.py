@@ -12,8 +12,22 @@ from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import ColumnRule
 from ae_pipeline.ingestion.inference import infer_contract
-from ae_pipeline.ingestion.proposal_names import is_code_name, is_id_name, label_strength, names_row, time_score
-from ae_pipeline.ingestion.proposal_times import Times, ambiguous_formats, read_times
+from ae_pipeline.ingestion.proposal_names import (
+    is_code_name,
+    is_id_name,
+    is_time_name,
+    label_strength,
+    names_row,
+    time_score,
+)
+from ae_pipeline.ingestion.proposal_times import (
+    EPOCH_UNITS,
+    EpochUnit,
+    Times,
+    ambiguous_formats,
+    epoch_unit,
+    read_times,
+)
 
 _MISSING_SHARE = 0.01
 """Largest share of missing or unreadable times of an event time."""
@@ -30,6 +44,8 @@ _MAX_COMBINED, _MAX_CANDIDATES = 4, 8
 
 _ANOMALY_SHARE = 0.35
 """Largest share of the rarer value of a label."""
+
+_TIME_TYPES = {ColumnType.TIMESTAMP, ColumnType.DATE}
 
 _NORMAL_WORDS = ("normal", "benign", "ok", "none", "good", "regular", "legit", "legitimate", "healthy", "valid")
 
@@ -88,7 +104,7 @@ def propose(rows: pl.DataFrame, today: dt.date) -> Proposal:
     ]
     event_time = str(days["event_time"].value) if "event_time" in days and days["event_time"].is_live else None
     identity = _propose_identity(columns, event_time)
-    kinds = _propose_kinds(columns, event_time)
+    kinds = _propose_kinds(columns)
     label = _propose_label(columns)
     keys = tuple(identity.value) if isinstance(identity.value, list) else ()
     return Proposal(
@@ -123,14 +139,22 @@ class _Columns:
         values = self.rows[name].drop_nulls()
         if values.dtype != pl.String:
             return values
-        words = ["", *(self.rules[name].null_values if name in self.rules else ())]
+        missing = ["", *(self.rules[name].null_values if name in self.rules else ())]
         texts = values.str.strip_chars()
-        return texts.filter(~texts.is_in(words))
+        return texts.filter(~texts.is_in(missing))
 
     def times(self, name: str) -> Times | None:
         """Return the times of a column, or None if it does not hold times."""
-        is_time = self.kind(name) in {ColumnType.TIMESTAMP, ColumnType.DATE}
+        if unit := self.epoch_unit(name):
+            numbers = self.rows[name].cast(pl.String).str.strip_chars().cast(pl.Int64, strict=False)
+            return read_times(pl.from_epoch(numbers.alias(name), unit))
+        is_time = self.kind(name) in _TIME_TYPES
         return read_times(self.rows[name]) if is_time or name in self._reserved else None
+
+    def epoch_unit(self, name: str) -> EpochUnit | None:
+        """Return the unit of a column of numbers since 1970, or None for another column."""
+        numbers = self.whole_numbers(name)
+        return None if numbers is None or not is_time_name(name) else epoch_unit(numbers)
 
     def is_unique(self, names: Sequence[str]) -> bool:
         """Return whether columns have a value in each row, and no values twice but in rows that are exact repeats."""
@@ -158,36 +182,36 @@ def _propose_days(columns: _Columns, times: Mapping[str, Times], today: dt.date)
         why = "no column holds a time in nearly every row" + (f" ({', '.join(times)} have gaps)" if times else "")
         return {}, [f"No event_time: {why}. All rows are one partition."]
     name = ranked[0]
-    found = usable[name]
+    chosen = usable[name]
     others = f"; also times: {', '.join(ranked[1:])}" if ranked[1:] else ""
     problem = ""
-    if time_score(name, has_clock=found.has_clock) < 0:
+    if time_score(name, has_clock=chosen.has_clock) < 0:
         problem = "its name is not that of the time of a row"
-    elif found.days < _MIN_DAYS or found.rows / found.days < _MIN_ROWS_PER_DAY:
-        problem = f"it has only {pluralize(found.rows, 'row')} on {pluralize(found.days, 'day')}"
-    elif (found.last - found.first).days > _MAX_SPAN_DAYS:
-        problem = f"it spans {found.first} to {found.last}"
+    elif chosen.days < _MIN_DAYS or chosen.rows / chosen.days < _MIN_ROWS_PER_DAY:
+        problem = f"it has only {pluralize(chosen.rows, 'row')} on {pluralize(chosen.days, 'day')}"
+    elif (chosen.last - chosen.first).days > _MAX_SPAN_DAYS:
+        problem = f"it spans {chosen.first} to {chosen.last}"
     is_live = not problem or name in RESERVED_COLUMNS
-    missing = found.missing_share(columns.rows.height)
+    missing = chosen.missing_share(columns.rows.height)
     share = "in every row" if not missing else f"in all but {missing:.2%} of the rows"
     reason = (
         f"not used, because {problem}"
         if problem and not is_live
-        else f"a time {share}, on {pluralize(found.days, 'day')}{others}"
+        else f"a time {share}, on {pluralize(chosen.days, 'day')}{others}"
     )
     days = {"event_time": Choice(name, reason, is_live)}
-    days["start"] = Choice(found.start, found.start_reason, is_live)
-    last = found.last
+    days["start"] = Choice(chosen.start, chosen.start_reason, is_live)
+    last = chosen.last
     if last > today:
         days["end"] = Choice(last, "the newest day, which is in the future", is_live)
     elif (today - last).days > _HISTORIC_DAYS:
         days["end"] = Choice(last, "the newest day; remove this line if new rows arrive", is_live)
-    if found.zone or found.offset:
-        where = f"the times are in {found.zone}" if found.zone else f"the times carry {found.offset}"
+    if chosen.zone or chosen.offset:
+        where = f"the times are in {chosen.zone}" if chosen.zone else f"the times carry {chosen.offset}"
         days["timezone"] = Choice(
-            found.zone or "Europe/Berlin",
+            chosen.zone or "Europe/Berlin",
             f"{where}; days are cut in UTC without it",
-            is_live=bool(found.zone) and is_live,
+            is_live=bool(chosen.zone) and is_live,
         )
     elif is_live:
         days["timezone"] = Choice(
@@ -207,8 +231,8 @@ def _propose_identity(columns: _Columns, event_time: str | None) -> Choice:
             return Choice([name], f"it numbers {rows}")
         if _looks_like_code(columns, name):
             return Choice([name], f"texts of one form, none of which occurs twice in {rows}")
-    if event_time in unique:
-        return Choice([event_time], f"no time occurs twice in {rows}")
+    if times := [name for name in unique if name == event_time or columns.kind(name) in _TIME_TYPES]:
+        return Choice([times[0]], f"no time occurs twice in {rows}")
     keys = [name for name in possible if is_id_name(name) or name == event_time]
     others = [name for name in possible if name not in keys and _groups_rows(columns, name)]
     tried = [*keys, *others][:_MAX_CANDIDATES]
@@ -253,16 +277,20 @@ def _looks_like_code(columns: _Columns, name: str) -> bool:
         or columns.kind(name) not in {ColumnType.TEXT, ColumnType.CATEGORY}
     ):
         return False
-    return bool(values.str.contains(r"^[\w-]*\d[\w-]*$").all()) and values.str.len_chars().n_unique() <= 2
+    return bool(values.str.contains(r"^([\w-]*\d[\w-]*|[A-Z-]+)$").all()) and values.str.len_chars().n_unique() <= 2
 
 
-def _propose_kinds(columns: _Columns, event_time: str | None) -> dict[str, Choice]:
+def _propose_kinds(columns: _Columns) -> dict[str, Choice]:
     kinds: dict[str, Choice] = {}
     for name in columns.names:
         numbers = columns.whole_numbers(name)
-        if numbers is None or numbers.len() < 20 or name == event_time:
+        if numbers is None or numbers.len() < 20:
             continue
-        if _is_clock(name, numbers):
+        if unit := columns.epoch_unit(name):
+            kinds[name] = Choice(
+                {"type": "timestamp", "format": f"epoch_{unit}"}, f"numbers of {EPOCH_UNITS[unit]} since 1970 (UTC)"
+            )
+        elif _is_clock(name, numbers):
             example = int(numbers.max() or 0)  # type: ignore[arg-type]
             kinds[name] = Choice(
                 "clock_hhmm", f"times of day such as {example} for {example // 100:02d}:{example % 100:02d}"
@@ -281,7 +309,7 @@ def _is_clock(name: str, numbers: pl.Series) -> bool:
 
 def _ambiguous(columns: _Columns, event_time: str | None) -> dict[str, Choice]:
     """Return columns whose day and month cannot be told apart, with both formats as comments."""
-    found: dict[str, Choice] = {}
+    choices: dict[str, Choice] = {}
     for name in columns.names:
         values = columns.present(name)
         if name == event_time or values.dtype != pl.String or columns.kind(name) != ColumnType.TEXT:
@@ -289,8 +317,8 @@ def _ambiguous(columns: _Columns, event_time: str | None) -> dict[str, Choice]:
         if formats := ambiguous_formats(values):
             kind = "timestamp" if "%H" in formats[0] else "date"
             reason = f"or {formats[1]!r}: no value shows which of day and month comes first, so choose"
-            found[name] = Choice({"type": kind, "format": formats[0]}, reason, is_live=False)
-    return found
+            choices[name] = Choice({"type": kind, "format": formats[0]}, reason, is_live=False)
+    return choices
 
 
 def _propose_exclude(columns: _Columns, identity: Sequence[str], event_time: str | None) -> dict[str, Choice]:

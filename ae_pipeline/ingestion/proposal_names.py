@@ -18,6 +18,7 @@ _QUANTITY_WORDS = {
     *("count", "of", "total", "amount", "sum", "qty", "quantity", "size", "avg", "mean", "rate", "n", "max", "min"),
     *("median", "std", "price", "cost", "value", "score", "age", "len", "length", "time", "year", "share", "ratio"),
 }
+_GROUP_WORDS = {"status", "type", "kind", "category", "state", "mode", "name", "description", "date", "day", "at"}
 _STRONG_TIMES = {
     *("event", "timestamp", "datetime", "created", "occurred", "recorded", "measured", "observed", "logged", "moment"),
     *("received", "ts", "posted", "pickup"),
@@ -36,7 +37,7 @@ _WEAK_LABELS = {"target", "class", "y", "outcome", "churn", "default", "response
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of a name in lower case.
+    """Return the parts of a name in lower case.
 
     >>> words_of("TransactionID"), words_of("is_fraud"), words_of("Order No."), words_of("createdAt2")
     (['transaction', 'id'], ['is', 'fraud'], ['order', 'no'], ['created', 'at', '2'])
@@ -47,11 +48,11 @@ def words_of(name: str) -> list[str]:
 def is_id_name(name: str) -> bool:
     """Return whether a name is that of a column that tells things apart.
 
-    >>> [is_id_name(name) for name in ("PassengerId", "flight", "price", "number_of_items")]
+    >>> [is_id_name(name) for name in ("PassengerId", "flight", "order_date", "number_of_items")]
     [True, True, False, False]
     """
-    words = set(words_of(name))
-    return bool(words & _ID_WORDS) and (bool(words & _ROW_KEYS) or not words & _QUANTITY_WORDS)
+    parts = set(words_of(name))
+    return bool(parts & _ID_WORDS) and (bool(parts & _ROW_KEYS) or not parts & (_QUANTITY_WORDS | _GROUP_WORDS))
 
 
 def names_row(name: str) -> bool:
@@ -65,8 +66,8 @@ def is_code_name(name: str) -> bool:
     >>> [is_code_name(name) for name in ("store_nr", "zip", "number_of_items", "price")]
     [True, True, False, False]
     """
-    words = set(words_of(name))
-    return bool(words & _CODE_WORDS) and not words & _QUANTITY_WORDS
+    parts = set(words_of(name))
+    return bool(parts & _CODE_WORDS) and not parts & _QUANTITY_WORDS
 
 
 def time_score(name: str, *, has_clock: bool) -> float:
@@ -77,9 +78,19 @@ def time_score(name: str, *, has_clock: bool) -> float:
     >>> time_score("date_of_birth", has_clock=False) < 0
     True
     """
-    words = set(words_of(name))
-    score = 2.0 * bool(words & _STRONG_TIMES) + 1.0 * bool(words & _TIMES) - 4.0 * bool(words & _OTHER_TIMES)
+    parts = set(words_of(name))
+    score = 2.0 * bool(parts & _STRONG_TIMES) + 1.0 * bool(parts & _TIMES) - 4.0 * bool(parts & _OTHER_TIMES)
     return score + 0.5 * has_clock
+
+
+def is_time_name(name: str) -> bool:
+    """Return whether a name is that of a time.
+
+    >>> is_time_name("unix_ts"), is_time_name("price")
+    (True, False)
+    """
+    parts = set(words_of(name))
+    return bool(parts & (_STRONG_TIMES | _TIMES | _OTHER_TIMES | {"unix", "epoch", "unixtime"}))
 
 
 def label_strength(name: str) -> int:
@@ -88,5 +99,5 @@ def label_strength(name: str) -> int:
     >>> [label_strength(name) for name in ("is_fraud", "Class", "price")]
     [2, 1, 0]
     """
-    words = set(words_of(name))
-    return 2 if words & _LABELS else 1 if words & _WEAK_LABELS else 0
+    parts = set(words_of(name))
+    return 2 if parts & _LABELS else 1 if parts & _WEAK_LABELS else 0

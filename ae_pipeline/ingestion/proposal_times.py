@@ -1,8 +1,10 @@
 """The times of a landed column, as the ingestion reads them."""
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import polars as pl
 
@@ -16,6 +18,17 @@ _NAME = "time_of_row"
 """Name of the column while it is read, because its own may be reserved."""
 
 _OFFSET = r"[+-]\d\d:?\d\d$"
+
+
+EpochUnit = Literal["s", "ms", "us", "ns"]
+
+EPOCH_UNITS: Mapping[EpochUnit, str] = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
+}
+"""Units of times that are numbers since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +96,27 @@ def read_times(values: pl.Series) -> Times | None:
 
 def _start(days: list[dt.date], counts: list[int]) -> tuple[dt.date, str]:
     """Return the first day, without a few rows far before all others: they often stand for a missing time."""
-    rows, before = sum(counts), 0
+    rows, earlier = sum(counts), 0
     for index, (day, following) in enumerate(pairwise(days)):
-        before += counts[index]
-        if before > rows / 100:
+        earlier += counts[index]
+        if earlier > rows / 100:
             break
         if following - day > max(days[-1] - following, dt.timedelta(days=365)):
-            return following, f"the first day but {before:,} of {rows:,} rows far before it, which go to quarantine"
+            return following, f"the first day but {earlier:,} of {rows:,} rows far before it, which go to quarantine"
     return days[0], "the first day in the data"
+
+
+def epoch_unit(numbers: pl.Series) -> EpochUnit | None:
+    """Return the unit in which numbers are times of 1990 to 2060, or None if there is none.
+
+    >>> epoch_unit(pl.Series([1_700_000_000, 1_700_086_400])), epoch_unit(pl.Series([20250101, 20250102]))
+    ('s', None)
+    """
+    for exponent, unit in enumerate(EPOCH_UNITS):
+        factor = 10 ** (3 * exponent)
+        if numbers.len() and bool(numbers.is_between(631_152_000 * factor, 2_840_140_800 * factor).all()):
+            return unit
+    return None
 
 
 def _offset(values: pl.Series) -> str | None:
