@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.proposal import Choice, Proposal, propose
+from ae_pipeline.ingestion.proposal.columns import Choice
+from ae_pipeline.ingestion.proposal.propose import Proposal, propose
 from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
 from ae_pipeline.storage.files import atomic_write, make_folder, write_text

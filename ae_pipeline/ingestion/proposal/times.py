@@ -1,7 +1,7 @@
 """The times of a landed column, as the ingestion reads them."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -38,10 +38,10 @@ class Times:
     Attributes:
         rows: Number of rows with a time.
         days: Number of days with rows.
-        first: First day.
-        last: Last day.
-        start: First day without days that lie far before all others.
-        start_reason: Why it is the first day.
+        first: First day, without a few that lie far before all others.
+        last: Last day, without a few that lie far after all others.
+        early_rows: Rows on days that lie far before all others.
+        late_rows: Rows on days that lie far after all others.
         has_clock: Whether the times have a time of day.
         zone: IANA name of the time zone of a typed column, if it is not UTC.
         offset: The only offset that texts carry, such as `+02:00`, if it is not UTC.
@@ -51,8 +51,8 @@ class Times:
     days: int
     first: dt.date
     last: dt.date
-    start: dt.date
-    start_reason: str
+    early_rows: int
+    late_rows: int
     has_clock: bool
     zone: str | None
     offset: str | None
@@ -78,7 +78,9 @@ def read_times(values: pl.Series) -> Times | None:
         return None
     counts = rows.group_by("_day").len().sort("_day")
     days = [dt.date.fromisoformat(day) for day in counts["_day"]]
-    start, reason = _start(days, counts["len"].to_list())
+    early, early_rows = _outlying(days, counts["len"].to_list())
+    late, late_rows = _outlying(days[early:][::-1], counts["len"].to_list()[early:][::-1])
+    days = days[early : len(days) - late]
     moments = rows["event_time"]
     zone = values.dtype.time_zone if isinstance(values.dtype, pl.Datetime) else None
     return Times(
@@ -86,24 +88,30 @@ def read_times(values: pl.Series) -> Times | None:
         days=len(days),
         first=days[0],
         last=days[-1],
-        start=start,
-        start_reason=reason,
+        early_rows=early_rows,
+        late_rows=late_rows,
         has_clock=bool((moments.dt.truncate("1d") != moments).any()),
         zone=zone if zone and "/" in zone and not zone.startswith("Etc/") else None,
         offset=_offset(values),
     )
 
 
-def _start(days: list[dt.date], counts: list[int]) -> tuple[dt.date, str]:
-    """Return the first day, without a few rows far before all others: they often stand for a missing time."""
-    rows, earlier = sum(counts), 0
+def _outlying(days: Sequence[dt.date], counts: Sequence[int]) -> tuple[int, int]:
+    """Return how many leading days lie far from all others, and their rows: they often stand for a missing time.
+
+    Far is further than all others are from each other, and than a year. Up to a hundredth of the rows may be far.
+
+    >>> _outlying([dt.date(1900, 1, 1), dt.date(2025, 1, 1), dt.date(2025, 1, 2)], [1, 500, 500])
+    (1, 1)
+    """
+    rows, limit = 0, sum(counts) / 100
     for index, (day, following) in enumerate(pairwise(days)):
-        earlier += counts[index]
-        if earlier > rows / 100:
+        rows += counts[index]
+        if rows > limit:
             break
-        if following - day > max(days[-1] - following, dt.timedelta(days=365)):
-            return following, f"the first day but {earlier:,} of {rows:,} rows far before it, which go to quarantine"
-    return days[0], "the first day in the data"
+        if abs(following - day) > max(abs(days[-1] - following), dt.timedelta(days=365)):
+            return index + 1, rows
+    return 0, 0
 
 
 def epoch_unit(numbers: pl.Series) -> EpochUnit | None:
@@ -142,11 +150,10 @@ def ambiguous_formats(values: pl.Series) -> tuple[str, str] | None:
     clocks = clock.drop_nulls().str.len_chars()
     if 0 < clocks.len() < values.len() or clocks.n_unique() > 2:
         return None
-    limits = [int(part.cast(pl.Int64).max() or 0) for part in (first, second)]  # type: ignore[arg-type]
-    if max(limits) > 12:
+    if any(part.cast(pl.Int64).gt(12).any() for part in (first, second)):
         return None
-    tail = ("%Y" if year.str.len_chars().max() == 4 else "%y") + (
-        "" if not clocks.len() else " %H:%M:%S" if int(clocks.max() or 0) > 6 else " %H:%M"
-    )  # type: ignore[arg-type]
+    has_seconds = bool((clocks > len(" 10:30")).any())
+    tail = ("%Y" if year.str.len_chars().max() == 4 else "%y") + (" %H:%M" if clocks.len() else "")
+    tail += ":%S" if has_seconds else ""
     sign = mark[0]
     return f"%d{sign}%m{sign}{tail}", f"%m{sign}%d{sign}{tail}"
