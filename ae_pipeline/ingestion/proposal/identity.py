@@ -33,7 +33,7 @@ def propose_identity(columns: LandedColumns, event_time: str | None) -> Choice:
             return Choice([name], f"texts of one form, none of which occurs twice in {rows}")
     if times := [name for name in unique if name == event_time or columns.kind(name) in TIME_TYPES]:
         return Choice([times[0]], f"no time occurs twice in {rows}")
-    keys = [name for name in possible if is_id_name(name) or name == event_time]
+    keys = [name for name in possible if is_id_name(name) or name == event_time or columns.kind(name) in TIME_TYPES]
     others = [name for name in possible if name not in keys and _groups_rows(columns, name)]
     tried = [*keys, *others][:_MAX_CANDIDATES]
     for size in range(2, _MAX_COMBINED + 1):
@@ -44,13 +44,14 @@ def propose_identity(columns: LandedColumns, event_time: str | None) -> Choice:
 
 
 def _can_identify(columns: LandedColumns, name: str, event_time: str | None) -> bool:
-    kinds = {ColumnType.INTEGER, ColumnType.TEXT, ColumnType.CATEGORY, ColumnType.DATE, ColumnType.TIMESTAMP}
+    """Return whether a column may identify rows: a time, a text or a whole number, with a value in each row."""
     values = columns.present(name)
-    if name in RESERVED_COLUMNS and name != event_time:
+    if (name in RESERVED_COLUMNS and name != event_time) or values.len() < columns.rows.height:
         return False
-    return name == event_time or (
-        columns.kind(name) in kinds and values.len() == columns.rows.height and values.dtype.is_nested() is False
-    )
+    if name == event_time or columns.kind(name) in TEXT_TYPES | TIME_TYPES:
+        return not values.dtype.is_nested()
+    is_number = values.dtype == pl.String or values.dtype.is_integer()
+    return is_number and bool(values.cast(pl.String).str.contains(r"^[+-]?\d+$").all())
 
 
 def _groups_rows(columns: LandedColumns, name: str) -> bool:
