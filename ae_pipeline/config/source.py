@@ -90,9 +90,11 @@ class SourceConfig(Section):
             raise ValueError("query needs connection; give the environment variable that holds the database's URL")
         if self.connection and not self.query:
             raise ValueError(f"connection={self.connection!r} needs query; give the SQL query that fetches the rows")
-        settings = self.model_fields_set & {"refresh_days", "check_minutes"}
+        fields = type(self).model_fields
+        # A bundle holds every key, so that a default is no setting.
+        settings = [key for key in ("refresh_days", "check_minutes") if getattr(self, key) != fields[key].default]
         if settings and not self.is_fetched:
-            raise ValueError(f"{min(settings)} is for a query or a callable; give one of them, or remove it")
+            raise ValueError(f"{settings[0]} is for a query or a callable; give one of them, or remove it")
         if self.is_fetched and not PurePath("2000-01-01.parquet").match(self.pattern.removeprefix("**/")):
             raise ValueError(
                 f"pattern={self.pattern!r} does not match the files that are fetched, such as 2000-01-01.parquet; "

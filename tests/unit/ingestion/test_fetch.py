@@ -289,6 +289,12 @@ def test_contradictory_sources_are_refused(
         make_dataset(tmp_path, source, **settings)
 
 
+@pytest.mark.parametrize("source", [{}, {"query": QUERY, "connection": "A"}, {"callable": "m:f", "refresh_days": 9}])
+def test_dumped_configuration_loads_again(tmp_path: Path, source: dict[str, Any]) -> None:
+    config = make_dataset(tmp_path, source).config
+    assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
+
+
 def test_colons_that_are_no_parameters_are_allowed(tmp_path: Path) -> None:
     query = r"SELECT a::text, '12:30', '\:x' FROM t WHERE d = :day"
     dataset = make_dataset(tmp_path, {"query": query, "connection": "A", "pattern": "*.parquet"})
