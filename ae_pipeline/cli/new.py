@@ -127,15 +127,22 @@ def _existing(file: Path) -> Path:
             "is a folder; give one folder alone, or files" if file.is_dir() else "does not exist; correct the path"
         )
         raise StorageError(f"{file} {problem}")
+    if not _is_table(file):
+        raise StorageError(
+            f"{file} is no {' or '.join(suffixes(None))} file; give files with rows, or write the YAML by hand"
+        )
     return file.resolve()
 
 
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in suffixes(None)
+
+
 def _files_in(folder: Path) -> list[Path]:
-    endings = suffixes(None)
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
+    paths = [path for path in sorted(folder.rglob("*")) if _is_table(path) and path.is_file()]
     if visible := [path for path in paths if not path.name.startswith((".", "_"))]:
         return visible
-    raise StorageError(f"{folder} holds no {' or '.join(endings)} file; give another folder, or files")
+    raise StorageError(f"{folder} holds no {' or '.join(suffixes(None))} file; give another folder, or files")
 
 
 def _copies(files: Sequence[Path], landing: Path) -> dict[Path, Path]:

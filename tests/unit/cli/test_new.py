@@ -113,6 +113,7 @@ def test_other_file_of_the_same_name_is_not_replaced(tmp_path: Path, files: list
         (["missing.csv"], "missing.csv does not exist; correct the path"),
         (["source", "source"], "source is a folder; give one folder alone, or files"),
         (["empty"], r"holds no \.csv"),
+        (["photo.png"], r"photo.png is no \.csv .* give files with rows"),
         (["source/a.csv", "copy/a.csv"], "two files have the name 'a.csv'"),
         (["broken.csv"], "none of 1 file has a readable row; broken.csv would be refused: the file is empty"),
     ],
@@ -122,7 +123,8 @@ def test_unusable_files_are_refused(tmp_path: Path, given: list[str], message: s
         (tmp_path / folder).mkdir()
     for file in ("source/a.csv", "copy/a.csv"):
         (tmp_path / file).write_text("id\n1\n")
-    (tmp_path / "broken.csv").write_bytes(b"")
+    for file in ("broken.csv", "photo.png"):
+        (tmp_path / file).write_bytes(b"")
     with pytest.raises(StorageError, match=message):
         plan(tmp_path, [tmp_path / name for name in given])
 

@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from ae_pipeline.common.errors import ConfigError, PipelineError, SourceError, StorageError
@@ -390,3 +391,38 @@ def test_failed_function_names_line_and_keeps_days(tmp_path: Path, module: types
 def test_missing_function_is_named(tmp_path: Path, module: types.ModuleType, name: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         fetch(make_dataset(tmp_path, {"callable": name}), NOW)
+
+
+class TestGuide:
+    """The examples of the guide on SQL and Python sources."""
+
+    PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "sql-and-python.md").read_text(encoding="utf-8")
+
+    @classmethod
+    def block(cls, start: str) -> str:
+        """Return the code block that starts with a text."""
+        return cls.PAGE.partition(f"\n{start}")[2].partition("\n```")[0]
+
+    @classmethod
+    def dataset(cls, name: str, root: Path) -> Dataset:
+        """Return the dataset of a YAML in the guide."""
+        blocks = cls.PAGE.split("```yaml\n")[1:]
+        (text,) = [block.partition("```")[0] for block in blocks if f"dataset: {name}\n" in block]
+        config = PipelineConfig.model_validate(yaml.safe_load(text)["attributes"])
+        return Dataset(config, DatasetPaths(root / "data", name))
+
+    def test_query_gives_the_orders(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        script = self.block("$ .venv/bin/python - <<'EOF'\n").partition("\nEOF")[0]
+        exec(script, {})
+        monkeypatch.setenv("ORDERS_DB", f"sqlite:///{tmp_path}/orders.db")
+        result = read_landed_files(self.dataset("orders", tmp_path), "key", "run")
+        assert (len(result.ledger.days), sum(entry.rows for entry in result.ledger.files.values())) == (39, 4000)
+
+    def test_function_gives_the_visits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = types.ModuleType("ae_pipeline.defs.visits.fetch")
+        exec("import datetime as dt\n" + self.block("import datetime as dt\n"), module.__dict__)
+        monkeypatch.setitem(sys.modules, "ae_pipeline.defs.visits.fetch", module)
+        result = read_landed_files(self.dataset("visits", tmp_path), "key", "run")
+        assert sum(entry.rows for entry in result.ledger.files.values()) == 3400
+        assert len(result.ledger.days) == 34  # of 39 days, 5 are Sundays
