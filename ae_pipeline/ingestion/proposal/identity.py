@@ -39,7 +39,9 @@ def propose_identity(columns: LandedColumns, event_time: str | None) -> Choice:
     for size in range(2, _MAX_COMBINED + 1):
         for names in combinations(tried, size):
             if set(names) & set(keys) and columns.is_unique(names):
-                return Choice(list(names), f"together unique in {rows}; fewer columns are not")
+                return Choice(
+                    sorted(names, key=columns.names.index), f"together unique in {rows}; fewer columns are not"
+                )
     return Choice([], "no columns are unique by their names and values, so a row is known by its content")
 
 

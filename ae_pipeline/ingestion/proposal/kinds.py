@@ -20,13 +20,17 @@ def propose_kinds(columns: LandedColumns) -> dict[str, Choice]:
                 {"type": "timestamp", "format": f"epoch_{unit}"}, f"numbers of {EPOCH_UNITS[unit]} since 1970 (UTC)"
             )
         elif _is_clock(name, numbers):
-            example = int(numbers.max() or 0)  # type: ignore[arg-type]
-            kinds[name] = Choice(
-                "clock_hhmm", f"times of day such as {example} for {example // 100:02d}:{example % 100:02d}"
-            )
-        elif is_code_name(name) and 2 < numbers.n_unique() <= min(1000, numbers.len() // 5):
+            example = int(numbers.filter(numbers < 2400).max() or 0)  # type: ignore[arg-type]
+            text = f"times of day such as {example} for {example // 100:02d}:{example % 100:02d}"
+            kinds[name] = Choice("clock_hhmm", text)
+        elif is_code_name(name) and 2 < numbers.n_unique() <= _most_codes(numbers.len()):
             kinds[name] = Choice("category", f"{numbers.n_unique():,} numbers that are names, by the column's name")
     return kinds
+
+
+def _most_codes(rows: int) -> int:
+    """Return how many names a column of numbers may hold: each should occur in several rows."""
+    return min(10_000, max(rows // 20, min(1000, rows // 5)))
 
 
 def _is_clock(name: str, numbers: pl.Series) -> bool:

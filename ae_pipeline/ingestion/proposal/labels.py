@@ -4,11 +4,12 @@ import polars as pl
 
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.ingestion.proposal.columns import Choice, LandedColumns
-from ae_pipeline.ingestion.proposal.names import label_strength
+from ae_pipeline.ingestion.proposal.names import label_strength, names_anomaly
 
 _ANOMALY_SHARE = 0.35
 """Largest share of the rarer value of a label."""
 
+_TRUE_WORDS = {"1", "1.0", "true", "t", "yes", "y"}
 _NORMAL_WORDS = ("normal", "benign", "ok", "none", "good", "regular", "legit", "legitimate", "healthy", "valid")
 
 
@@ -28,10 +29,13 @@ def propose_label(columns: LandedColumns) -> Choice | None:
                 return Choice(
                     f"{column} <> '{normal}'", f"every value but {normal!r} looks like an anomaly", strength == 2
                 )
-            share = counts["count"][-1] / values.len()
-            value = _literal(distinct[-1], columns.kind(name))
-            reason = f"the rarer value, {share:.1%} of the rows"
-            is_live = strength == 2 and len(distinct) == 2 and share <= _ANOMALY_SHARE
+            # is_fraud = 1 is a fraud, however frequent; of a column called label, the rarer value is the anomaly.
+            is_named = names_anomaly(name) and len(distinct) == 2
+            index = next((i for i, each in enumerate(distinct) if str(each).lower() in _TRUE_WORDS and is_named), -1)
+            share = counts["count"][index] / values.len()
+            value = _literal(distinct[index], columns.kind(name))
+            reason = f"{'true by its name' if index >= 0 else 'the rarer value'}, {share:.1%} of the rows"
+            is_live = strength == 2 and len(distinct) == 2 and (index >= 0 or share <= _ANOMALY_SHARE)
             return Choice(f"{column} = {value}", reason if is_live else f"true for known anomalies; {reason}", is_live)
     return None
 

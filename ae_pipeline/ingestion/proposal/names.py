@@ -93,6 +93,11 @@ def is_time_name(name: str) -> bool:
     return bool(parts & (_STRONG_TIMES | _TIMES | _OTHER_TIMES | {"unix", "epoch", "unixtime"}))
 
 
+def names_anomaly(name: str) -> bool:
+    """Return whether a name says what an anomaly is, as `is_fraud` does and `label` does not."""
+    return bool(set(words_of(name)) & _LABELS - {"label", "labels"})
+
+
 def label_strength(name: str) -> int:
     """Return 2 for the name of a column that marks anomalies, 1 for that of a target, 0 for another name.
 
