@@ -22,7 +22,7 @@ from ae_pipeline.ingestion.readers import read_file, suffixes
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
 from ae_pipeline.storage.files import atomic_write, make_folder, write_text
 
-_READ_BYTES, _READ_FILES = 256 << 20, 200
+_READ_BYTES, _READ_FILES = 128 << 20, 200
 """Bytes and files that a proposal rests on; of more files, it takes some over the whole range."""
 
 

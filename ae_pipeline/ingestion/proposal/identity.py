@@ -92,7 +92,7 @@ def propose_exclude(columns: LandedColumns, identity: Sequence[str], event_time:
         values = columns.present(name)
         if name in RESERVED_COLUMNS and name != event_time:
             exclude[name] = Choice(
-                name, "the pipeline uses this name itself; rename the column at the source to keep it"
+                name, "it cannot be read, because the pipeline uses its name; rename it at the source to keep it"
             )
             continue
         if (

@@ -21,7 +21,9 @@ _MISSING_SHARE = 0.01
 _MIN_DAYS, _MIN_ROWS_PER_DAY = 10, 2.0
 """Days with rows, and mean rows on them, from which daily partitions make sense."""
 
-_MAX_SPAN_DAYS = 40 * 366
+_MIN_DAY_SHARE, _MAX_SPAN_DAYS = 0.4, 40 * 366
+"""Share of days with rows from which daily partitions make sense, and most days; each gap in them costs runs."""
+
 _HISTORIC_DAYS = 30
 """Age of the newest row from which the data counts as historic, so that its last day is the end."""
 
@@ -95,7 +97,7 @@ def _propose_days(
         return {}, [f"No event_time: {why}. All rows are one partition."]
     name, chosen = ranked[0], usable[ranked[0]]
     problem = _problem(name, chosen)
-    is_live = not problem or name in RESERVED_COLUMNS
+    is_live = not problem
     missing = chosen.missing_share(columns.rows.height)
     share = "in every row" if not missing else f"in all but {missing:.2%} of the rows"
     others = f"; also times: {', '.join(ranked[1:])}" if ranked[1:] else ""
@@ -125,10 +127,13 @@ def _problem(name: str, times: Times) -> str:
     """Return why a column of times should not cut days, or an empty text."""
     if time_score(name, has_clock=times.has_clock) < 0:
         return "its name is not that of the time of a row"
-    if times.days < _MIN_DAYS or times.rows / times.days < _MIN_ROWS_PER_DAY:
+    # A column with a reserved name can be read only as the event time.
+    is_dense = times.rows / times.days >= _MIN_ROWS_PER_DAY or name in RESERVED_COLUMNS
+    if times.days < _MIN_DAYS or not is_dense:
         return f"it has only {pluralize(times.rows, 'row')} on {pluralize(times.days, 'day')}"
-    if (times.last - times.first).days > _MAX_SPAN_DAYS:
-        return f"it spans {times.first} to {times.last}"
+    span = (times.last - times.first).days + 1
+    if times.days / span < _MIN_DAY_SHARE or span > _MAX_SPAN_DAYS:
+        return f"it has rows on only {times.days:,} of the {span:,} days from {times.first} to {times.last}"
     return ""
 
 

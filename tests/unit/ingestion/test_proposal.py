@@ -83,6 +83,8 @@ def test_exact_repeats_do_not_spoil_an_identity() -> None:
         ({"date_of_birth": lambda i: hour(i * 500)[:10]}, None),
         ({"at": lambda i: hour(i) if i % 10 else None}, None),
         ({"at": lambda i: hour(i // 300)}, None),
+        ({"at": lambda i: hour(i // 4 * 40)}, None),
+        ({"date": lambda i: (START - dt.timedelta(days=7 * i)).date()}, None),
         ({"month": lambda i: (START - dt.timedelta(days=31 * i)).date()}, None),
         ({"at": lambda i: hour(0)}, None),
         ({"text": lambda i: f"note {i}"}, None),
@@ -168,7 +170,7 @@ def test_columns_that_tell_rows_apart_are_excluded() -> None:
 
 def test_reserved_names_are_left_out() -> None:
     result = proposal(at=hour, score=noise, value=noise)
-    assert "the pipeline uses this name itself" in result.exclude["score"].reason
+    assert "the pipeline uses its name" in result.exclude["score"].reason
     assert result.identity.value == ["at"]
 
 
