@@ -5,6 +5,7 @@ The model is also the schema of the YAML file. Its descriptions are shown by `dg
 
 import datetime as dt
 import re
+from pathlib import PurePath
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -147,7 +148,7 @@ class PipelineConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _query_fits_days(self) -> Self:
+    def _fetched_source_fits(self) -> Self:
         used = self.source.query_parameters
         if self.source.query and self.event_time and not used:
             raise ValueError(
@@ -156,6 +157,12 @@ class PipelineConfig(Section):
             )
         if used and not self.event_time:
             raise ValueError(f"source.query uses :{min(used)}, but the dataset has no days; set event_time and start")
+        pattern = self.source.pattern
+        if self.source.is_fetched and not PurePath("2000-01-01.parquet").match(pattern.removeprefix("**/")):
+            raise ValueError(
+                f"source.pattern={pattern!r} does not match the files that are fetched, such as 2000-01-01.parquet; "
+                "remove it"
+            )
         return self
 
     @model_validator(mode="after")
