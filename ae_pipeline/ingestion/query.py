@@ -53,9 +53,8 @@ def open_query(query: str, variable: str, zone: ZoneInfo, subject: str) -> Itera
     import sqlalchemy as sa
 
     url = _url(variable, subject)
-    options = {} if (name := _timeout_option(url)) is None else {name: CONNECT_SECONDS}
     engine = _attempt(
-        lambda: sa.create_engine(url, poolclass=sa.NullPool, connect_args=options),
+        lambda: sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_options(url)),
         url,
         f"{subject} cannot load the driver of the database",
         f"install the driver, or name another one in {variable}",
@@ -135,14 +134,14 @@ def _url(variable: str, subject: str) -> "sa.URL":
     return url
 
 
-def _timeout_option(url: "sa.URL") -> str | None:
-    """Return the option for the timeout of a connection, unless the URL has it or the driver has none."""
+def connect_options(url: "sa.URL") -> dict[str, int]:
+    """Return the option that bounds the time of an attempt to connect, unless the URL has it or the driver has none."""
     try:
         driver = url.get_driver_name()
     except Exception:  # noqa: BLE001  # an unknown dialect or a missing driver, which create_engine reports
-        return None
+        return {}
     option = _TIMEOUT_OPTIONS.get(driver)
-    return None if option in url.query else option
+    return {} if option is None or option in url.query else {option: CONNECT_SECONDS}
 
 
 def _attempt(work: Callable[[], T], url: "sa.URL", problem: str, remedy: str) -> T:

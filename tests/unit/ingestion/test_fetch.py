@@ -15,13 +15,14 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 import yaml
 from pydantic import ValidationError
 
 from ae_pipeline.common.errors import ConfigError, PipelineError, SourceError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.fetch import days_to_fetch, fetch
-from ae_pipeline.ingestion.query import day_parameters
+from ae_pipeline.ingestion.query import connect_options, day_parameters
 from ae_pipeline.lifecycle.ingest import read_landed_files
 from ae_pipeline.lifecycle.plan import Step, plan_landing
 from ae_pipeline.storage.dataset import Dataset
@@ -238,6 +239,21 @@ def test_connection_errors_hold_no_secret(
         assert "s3cret" not in str(error)
         error = error.__cause__ or error.__context__
     assert not Path("/no/such/s3cret.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("postgresql+psycopg2://host/db", {"connect_timeout": 10}),
+        ("postgresql://host/db", {"connect_timeout": 10}),
+        ("postgresql+psycopg2://host/db?connect_timeout=3", {}),
+        ("mysql+pymysql://host/db", {"connect_timeout": 10}),
+        ("sqlite:///file.db", {}),
+        ("nosuch://host", {}),
+    ],
+)
+def test_attempt_to_connect_is_bounded(url: str, options: dict[str, int]) -> None:
+    assert connect_options(sa.make_url(url)) == options
 
 
 @pytest.mark.parametrize(
