@@ -45,7 +45,7 @@ attributes:
   # source: {{query: "SELECT * FROM {name} WHERE created_at >= :day_start AND created_at < :day_end", connection: DB}}
   # source: {{callable: "my_package.module:fetch_day"}}
 
-  identity: [id] # columns that together identify a row; a newer row with the same identity replaces it
+  identity: [id] # columns that together identify a row; a newer row with the same identity replaces it; or none: []
   event_time: created_at # defines the daily partitions; leave it and start out if rows have no time
   start: 2025-01-01 # first day, UTC
   # end: 2025-12-31 # last day; leave it out while new data arrives

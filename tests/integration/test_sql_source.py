@@ -116,7 +116,7 @@ def make_dataset(root: Path, column: str, query: str | None = None) -> Dataset:
     config = PipelineConfig.model_validate(
         {
             "dataset": "orders",
-            "identity": ["key"],
+            "identity": ["id"],
             "event_time": column,
             "start": "2025-03-29",
             "end": "2025-03-31",
