@@ -15,8 +15,6 @@ from deltalake import DeltaTable
 from filelock import FileLock
 
 from ae_pipeline.cli.demo import land_flights
-from ae_pipeline.cli.project import Project
-from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.lifecycle.plan import contiguous
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.storage.paths import DatasetPaths
@@ -67,15 +65,6 @@ def first_output(root: Path) -> str:
     done = _run(root, "run", "flights")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def test_an_unknown_architecture_is_a_short_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise RuntimeError("Dagster's component tree") from ConfigError("architecture='convv' is none of dense, conv")
-
-    monkeypatch.setattr("ae_pipeline.definitions.defs", fail)
-    with pytest.raises(ConfigError, match=r"^the defs folder cannot be loaded: architecture='convv' is none of"):
-        Project.load()
 
 
 def test_a_run_without_landed_files_fails(tmp_path: Path) -> None:
