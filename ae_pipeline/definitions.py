@@ -27,11 +27,12 @@ def defs() -> dg.Definitions:
     """
     show_deprecations()
     loaded = load_project()
+    defects = [broken.error for broken in loaded.broken if not is_expected(broken.error)]
     # Dagster sets the variable for code that must be stricter while it is checked.
     if loaded.broken and os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"):
-        raise ConfigError("\n".join(broken.message for broken in loaded.broken)) from loaded.broken[0].error
+        raise ConfigError("\n".join(broken.message for broken in loaded.broken)) from next(iter(defects), None)
     for broken in loaded.broken:
-        logger.error(f"not loaded: {broken.message}", exc_info=None if is_expected(broken.error) else broken.error)
+        logger.error(f"not loaded: {broken.message}", exc_info=broken.error if broken.error in defects else None)
     return loaded.definitions
 
 
