@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from ae_pipeline.cli.datasets import list_datasets
 
                 return list_datasets()
+            case "score":
+                from ae_pipeline.cli.score import score
+
+                return score(options.dataset, options.file, options.version, options.out)
             case "rollback":
                 return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
             case "history":

@@ -36,7 +36,7 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
             "another name"
         )
     _check_column_names(config, contract)
-    withheld = {*config.exclude, *_label_columns(config)}
+    withheld = {*config.exclude, *label_columns(config)}
     columns = [
         FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type, rule.shape)
         for name, rule in contract.columns.items()
@@ -65,7 +65,7 @@ def _names_in(expression: str | None) -> list[str]:
         return []
 
 
-def _label_columns(config: PipelineConfig) -> set[str]:
+def label_columns(config: PipelineConfig) -> set[str]:
     """Return the columns that the label uses directly or through derived columns, and the columns derived from them."""
     columns = set(_names_in(config.label))
     for name, expression in reversed(config.derive.items()):

@@ -13,7 +13,7 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
@@ -32,9 +32,6 @@ _MIN_RANKED = 10
 _BATCH_BYTES = 1 << 26
 """Size of the features that are explained together, bytes."""
 
-_MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
-"""Contributions that an explanation names: nats, and share of the first contribution."""
-
 _SCHEMA = {
     "row_id": pl.String(),
     "event_time": pl.Datetime("us", "UTC"),
@@ -45,9 +42,7 @@ _SCHEMA = {
     LABEL: pl.Boolean(),
     "model_version": pl.Int64(),
     "because": pl.String(),
-    "contributions": pl.List(
-        pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
-    ),
+    "contributions": CONTRIBUTIONS,
 }
 
 DESCRIBED = {
@@ -289,12 +284,3 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
             contributions=pl.Series([[part.record() for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )
         write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), draft.facts)
-
-
-def because(parts: Sequence[Contribution]) -> str:
-    """Return an explanation as text: the first contribution, and all that are large.
-
-    A contribution is large if it has at least 30% of the first one, and at least 4.6 nats (a tail probability of 1%).
-    """
-    large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
-    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in large or parts[:1])

@@ -259,7 +259,7 @@ class TestErrors:
     @pytest.mark.parametrize("other", [4, "5", None])
     def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update(format=other))
-        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 and 7; train a new model"
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 8; train a new model"
         with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 
@@ -277,7 +277,7 @@ class TestErrors:
         with pytest.raises(BundleError, match=r"the bundle in .* train a new model"):
             ModelBundle.load(folder)
 
-    @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
+    @pytest.mark.parametrize("key", ["config", "contract", "encoder", "window", "facts"])
     def test_a_missing_part_of_the_manifest_is_named(self, folder: Path, key: str) -> None:
         edit_manifest(folder, lambda manifest: manifest.pop(key))
         with pytest.raises(BundleError, match=f"do not match: .*{key}"):
