@@ -1,11 +1,12 @@
 """`ae-pipeline list`: the datasets of the project and their state."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.text import align
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
@@ -21,7 +22,7 @@ def list_datasets() -> int:
     loaded = load_project()
     workspace: Workspace = (loaded.definitions.resources or {})["workspace"]
     rows = [_state(workspace.dataset(loaded.configs[name])) for name in sorted(loaded.configs)]
-    print("\n".join(_table([_HEADER, *rows])))
+    print("\n".join(align([_HEADER, *rows], right={"version", "rows"})))
     if not rows:
         print("The defs folder has no dataset that can be loaded.")
     for broken in loaded.broken:
@@ -61,16 +62,3 @@ def _rows(files: "Iterable[Path]") -> int:
     import pyarrow.parquet as pq
 
     return sum(pq.read_metadata(file).num_rows for file in files if file.exists())
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text as aligned lines; numbers to the right."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    right = {_HEADER.index("version"), _HEADER.index("rows")}
-    return [
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ingest new files, train if enough is new, publish, and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
+    scored = commands.add_parser("score", help="score the rows of a file, which need not have landed")
+    scored.add_argument("dataset", help="a dataset of the defs folder")
+    scored.add_argument("file", type=Path, help="file with rows as they land, in a format that the dataset reads")
+    scored.add_argument("--version", type=int, help="version of the model; by default the one that serves")
+    scored.add_argument("--out", type=Path, help="file for all scores: .csv, .jsonl or .parquet")
     commands.add_parser(
         "list", help="show all datasets: version that serves, newest day, rows; and errors in YAML files"
     )

@@ -1,10 +1,12 @@
 """`ae-pipeline score`: scores of the rows of a file, which need not have landed."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.text import align
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,6 +38,8 @@ def score(name: str, file: Path, version: int | None, out: Path | None) -> int:
 
     if out is not None and out.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"--out {out} has no known suffix; choose one of {', '.join(_SUFFIXES)}")
+    if out is not None and file.resolve() in {out.resolve(), _rejected_beside(out).resolve()}:
+        raise ConfigError(f"--out {out} would overwrite the rows to score; choose another file")
     project = Project.load()
     dataset = project.dataset(name)
     tracked, bundle = _model(project, dataset, version)
@@ -66,11 +70,21 @@ def _lines(scores: "RawScores", name: str, version: int) -> list[str]:
     from ae_pipeline.reports.ranking import reason_of
 
     lines = []
-    for row in scores.scored.sort("score", descending=True).head(_SHOWN).iter_rows(named=True):
-        reason = reason_of(row["because"], is_marked=row["is_anomaly"])
-        lines.append(f"row {row['row_number']:,}  {row['row_id']}  score {row['score']:.2f}  {reason}")
-    for row in scores.rejected.head(_SHOWN).iter_rows(named=True):
-        lines.append(f"row {row['row_number']:,}  rejected: {row['reason']}")
+    if scores.scored.height:
+        top = scores.scored.sort("score", descending=True).head(_SHOWN)
+        cells = [
+            (
+                f"{row['row_number']:,}",
+                _printable(row["row_id"]),
+                f"{row['score']:.2f}",
+                f"{row['p_value']:.2g}",
+                _printable(reason_of(row["because"], is_marked=row["is_anomaly"])),
+            )
+            for row in top.iter_rows(named=True)
+        ]
+        lines += align([("row", "row_id", "score", "p_value", "reason"), *cells], right={"row", "score", "p_value"})
+    rejected = scores.rejected.head(_SHOWN).iter_rows(named=True)
+    lines += [f"row {row['row_number']:,} rejected: {_printable(row['reason'])}" for row in rejected]
     if (more := scores.rejected.height - _SHOWN) > 0:
         lines.append(f"and {more:,} more rejected rows")
     flagged = int(scores.scored["is_anomaly"].sum())
@@ -78,9 +92,18 @@ def _lines(scores: "RawScores", name: str, version: int) -> list[str]:
     return [*lines, f"{summary}{flagged:,} flagged; {scores.rejected.height:,} rejected"]
 
 
+def _printable(text: str) -> str:
+    """Replace characters that a terminal would obey, because the text comes from a landed file."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def _rejected_beside(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.rejected{out.suffix}")
+
+
 def _write(scores: "RawScores", out: Path) -> list[Path]:
     """Write scores, and rejected rows if there are any, and return the paths."""
-    rejected = out.with_name(f"{out.stem}.rejected{out.suffix}")
+    rejected = _rejected_beside(out)
     rejected.unlink(missing_ok=True)  # of an earlier call
     _write_table(scores.scored, out)
     if not scores.rejected.height:
@@ -107,6 +130,4 @@ def _write_table(table: "pl.DataFrame", path: Path) -> None:
 
 
 def _json(values: "pl.Series") -> str:
-    import json
-
     return json.dumps(values.to_list(), ensure_ascii=False)

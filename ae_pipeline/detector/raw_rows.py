@@ -76,9 +76,9 @@ class RawFeatures:
         flagged = table.with_row_index().filter("is_anomaly").sort(["score", "row_id"], descending=[True, False])
         indices = flagged["index"].head(limit)
         parts = dict(zip(indices, explain(fitted[indices]) if indices.len() else [], strict=True))
-        explained = [parts.get(index, []) for index in range(table.height)]
-        texts = pl.Series("because", [because(each) if each else "" for each in explained], dtype=pl.String)
-        records = [[part.record() for part in each] for each in explained]
+        by_row = [parts.get(index, []) for index in range(table.height)]
+        texts = pl.Series("because", [because(each) if each else "" for each in by_row], dtype=pl.String)
+        records = [[part.record() for part in each] for each in by_row]
         scored = table.with_columns(texts, pl.Series("contributions", records, dtype=CONTRIBUTIONS))
         first = (ROW_NUMBER, "row_id", "event_time", "score", "p_value", "is_anomaly", "because", "contributions")
         return RawScores(scored.select(*first, pl.exclude(first)), self.rejected)

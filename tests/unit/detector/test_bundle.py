@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.training import fit
 from ae_pipeline.training.fit import fit_bundle, fit_detector
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
@@ -52,6 +54,11 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     change(tensors)
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
+
+
+def tensor_digests(folder: Path) -> dict[str, str]:
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
 
 
 def truncate(path: Path, keep: float) -> None:
@@ -243,6 +250,21 @@ class TestFittedParts:
         assert np.isfinite(scored.score).all()
         assert np.isfinite(scored.latents).all()
         assert scored.is_anomaly[0]
+
+
+class TestFormat7:
+    def test_it_scores_as_before_under_its_own_fingerprint(self, fitted: Fitted, folder: Path) -> None:
+        def downgrade(manifest: dict[str, Any]) -> None:
+            manifest.pop("contract")
+            manifest["format"] = 7
+
+        edit_manifest(folder, downgrade)
+        loaded = ModelBundle.load(folder)
+        content = [json.loads((folder / MANIFEST).read_text()), tensor_digests(folder)]
+        assert loaded.fingerprint == hash_json(content) != fitted.bundle.fingerprint
+        assert loaded.contract is None
+        rows = fitted.features(fitted.days[-1])
+        assert loaded.score(rows).score.tobytes() == fitted.bundle.score(rows).score.tobytes()
 
 
 class TestErrors:
