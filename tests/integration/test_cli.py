@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -22,7 +23,11 @@ from tests.support.shop import LOGS
 
 DAYS = 73
 ROWS = 30
-_READERS = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
+_READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+    ".csv": pl.read_csv,
+    ".jsonl": pl.read_ndjson,
+    ".parquet": pl.read_parquet,
+}
 
 
 def _command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -133,7 +138,9 @@ def test_score_gives_the_scores_of_the_published_table(root: Path, first_output:
     assert re.fullmatch(r"30 rows: 30 scored under version 1 of 'flights', \d+ flagged; 0 rejected", lines[-2])
     assert lines[-1] == f"Written: {out}"
     scored = _READERS[suffix](out).select("row_id", "score", "p_value", "is_anomaly").sort("row_id")
-    published = pl.read_delta(str(root / "data" / "latents" / "flights")).filter(pl.col("row_id").is_in(scored["row_id"]))
+    published = pl.read_delta(str(root / "data" / "latents" / "flights")).filter(
+        pl.col("row_id").is_in(scored["row_id"])
+    )
     published = published.select(scored.columns).sort("row_id")
     assert scored.height == published.height == 30
     assert scored["row_id"].equals(published["row_id"])

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from ae_pipeline.common.errors import BundleError, TrainingError
-from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS, ModelBundle
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
 from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -185,8 +186,7 @@ def test_a_file_that_cannot_be_read_is_named(bundle: ModelBundle, tmp_path: Path
 
 
 def test_a_pandas_column_of_several_types_is_an_error(bundle: ModelBundle) -> None:
-    rows = sensor_rows().tail(2).to_pandas()
-    rows["mode"] = [1, "run"]
+    rows = sensor_rows().tail(2).to_pandas().assign(mode=pd.Series([1, "run"], dtype=object, index=[0, 1]))
     with pytest.raises(
         SchemaError, match=r"(?s)cannot be read as columns of one type each .*'?mode'?.*; convert the col"
     ):
