@@ -10,11 +10,22 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from PIL import Image
 
 from ae_pipeline.common.errors import BundleError, SchemaError, StorageError
+from ae_pipeline.config.columns import ImageShape
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
+from ae_pipeline.features.build import build_features_day, feature_columns
+from ae_pipeline.features.split import cut_window
 from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.landing import ingest
+from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+from ae_pipeline.training.fit import fit_bundle
+from tests.support.images import waves
 from tests.support.sensors import Fitted, sensor_config, sensor_rows, with_config
 
 pytestmark = pytest.mark.slow
@@ -206,3 +217,46 @@ def test_a_bundle_without_contract_asks_for_a_new_model(fitted: Fitted) -> None:
     assert fitted.bundle.contract is None
     with pytest.raises(BundleError, match=r"has no schema contract, .* train a new model to score rows as they land"):
         fitted.bundle.score_raw(sensor_rows().tail(1))
+
+
+def test_patches_of_an_image_file_get_the_scores_of_its_features(tmp_path: Path) -> None:
+    dataset, bundle = fit_patches(tmp_path)
+    assert bundle.contract is not None
+    image = dataset.paths.landing / "waves" / "7.png"
+    scores = bundle.score_raw(image, landing=dataset.paths.landing)
+    features = pl.read_parquet(dataset.paths.features(ALL_ROWS)).filter(
+        pl.col("row_id").str.starts_with("waves/7.png|")
+    )
+    expected = features.select("row_id").hstack(bundle.score(features).to_frame())
+    assert (scores.rows, features.height) == (4, 4)
+    joined = scores.scored.join(expected, on="row_id", maintain_order="left", suffix="_expected")
+    np.testing.assert_allclose(joined["score"], joined["score_expected"], rtol=1e-9)
+    elsewhere = tmp_path / "broken.png"
+    elsewhere.write_bytes(image.read_bytes()[:60])
+    rejected = bundle.score_raw(elsewhere).rejected
+    assert rejected.select("row_number", "rule").rows() == [(1, "image: readable")]
+
+
+def fit_patches(root: Path) -> tuple[Dataset, ModelBundle]:
+    """Return a dataset whose rows are patches of PNG files, and a bundle that is fitted on it."""
+    config = PipelineConfig.model_validate(
+        {
+            "dataset": "waves",
+            "identity": ("file", "top", "left"),
+            "images": {"path": "(?P<kind>[a-z]+)/", "patch": 8},
+            "model": {"architecture": "conv", "latent_dim": 2, "hidden": (4,)},
+            "training": {"epochs": 1, "batch_size": 64, "device": "cpu"},
+            "alerts": {"budget": 0.05},
+        }
+    )
+    dataset = Dataset(config, DatasetPaths(root, "waves"))
+    folder = dataset.paths.landing / "waves"
+    folder.mkdir(parents=True)
+    for index, pixels in enumerate(waves(120, 0, ImageShape(height=16, width=16, channels=1, dtype="uint8"))):
+        Image.fromarray(pixels[:, :, 0]).save(folder / f"{index}.png")
+    ingested = ingest(dataset, dt.date(2025, 1, 1))
+    build_raw_day(ALL_ROWS, ingested, dataset.paths)
+    content = {ALL_ROWS: build_features_day(ALL_ROWS, dataset, ingested.contract).content_hash}
+    columns = feature_columns(config, ingested.contract)
+    bundle, _ = fit_bundle(dataset, columns, cut_window(content, config))
+    return dataset, dataclasses.replace(bundle, contract=ingested.contract)
