@@ -32,8 +32,15 @@ def defs() -> dg.Definitions:
     if loaded.broken and os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"):
         raise ConfigError("\n".join(broken.message for broken in loaded.broken)) from next(iter(defects), None)
     for broken in loaded.broken:
-        logger.error(f"not loaded: {broken.message}", exc_info=broken.error if broken.error in defects else None)
+        # Dagster calls this function more than once in a process.
+        if broken.message not in _logged:
+            _logged.add(broken.message)
+            logger.error(f"not loaded: {broken.message}", exc_info=broken.error if broken.error in defects else None)
     return loaded.definitions
+
+
+_logged: set[str] = set()
+"""Messages that this process has logged."""
 
 
 def load_project() -> DefsFolder:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ae_pipeline.cli.project import load_folder
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.text import align
 
@@ -17,9 +18,7 @@ _HEADER = ("dataset", "version", "newest day", "rows", "state")
 
 def list_datasets() -> int:
     """Print each dataset with its state, then each file that cannot be loaded; return 1 if there is one."""
-    from ae_pipeline.definitions import load_project
-
-    loaded = load_project()
+    loaded = load_folder()
     workspace: Workspace = (loaded.definitions.resources or {})["workspace"]
     rows = [_state(workspace.dataset(loaded.configs[name])) for name in sorted(loaded.configs)]
     print("\n".join(align([_HEADER, *rows], right={"version", "rows"})))

@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.text import first_line
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from ae_pipeline.lifecycle.plan import Step
-    from ae_pipeline.orchestration.defs_folder import BrokenFile
+    from ae_pipeline.orchestration.defs_folder import BrokenFile, DefsFolder
     from ae_pipeline.orchestration.resources import Workspace
     from ae_pipeline.registry.store import Tracker
     from ae_pipeline.storage.dataset import Dataset
@@ -39,13 +40,16 @@ class Project:
 
     @classmethod
     def load(cls) -> "Project":
-        """Load the project. A `defs.yaml` with an error takes only its own datasets out; see `broken`."""
+        """Load the project. A `defs.yaml` with an error takes only its own datasets out; see `broken`.
+
+        Raises:
+            ConfigError: Files of the defs folder that can be loaded alone contradict one another.
+        """
         import dagster as dg
 
-        from ae_pipeline.definitions import load_project
         from ae_pipeline.orchestration.console import print_package_messages
 
-        loaded = load_project()
+        loaded = load_folder()
         workspace: Workspace = (loaded.definitions.resources or {})["workspace"]
         datasets = {name: workspace.dataset(config) for name, config in loaded.configs.items()}
         instance = dg.DagsterInstance.get()
@@ -141,6 +145,24 @@ def current_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # in a container, a user may have a number and no name
         return f"user {os.getuid()}"
+
+
+def load_folder() -> "DefsFolder":
+    """Load the defs folder.
+
+    Raises:
+        ConfigError: Files that can be loaded alone contradict one another.
+    """
+    import dagster as dg
+
+    from ae_pipeline.definitions import load_project
+
+    try:
+        return load_project()
+    except dg.DagsterError as error:
+        raise ConfigError(
+            f"the defs folder cannot be loaded: {first_line(error)}; correct it, `dg check defs` shows more"
+        ) from error
 
 
 def print_error(error: PipelineError) -> None:

@@ -1,5 +1,6 @@
 """Load the defs folder. A file that cannot be loaded takes only its own datasets out."""
 
+import contextlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,12 @@ import yaml
 from dagster.components.core.decl import ComponentDecl, ComponentRootDecl, build_filesystem_component_decl_from_context
 from dagster.components.core.defs_module import ComponentPath, ComponentRootLoc
 
+from ae_pipeline.common.deprecation import REMOVED_IN, warn
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.load_error import build_load_error
 from ae_pipeline.orchestration.component import AutoencoderPipeline
-from ae_pipeline.orchestration.yaml_errors import describe_error, is_expected
+from ae_pipeline.orchestration.yaml_errors import describe_error, is_expected, repeated_keys
 
 _YAML_NAMES = ("defs.yaml", "defs.yml", "component.yaml")
 """Names of the file that defines a component, in Dagster's order."""
@@ -73,6 +75,13 @@ def load_defs_folder(path_within_project: Path, deployment: dg.Definitions) -> D
     Raises:
         Exception: Files that can be loaded alone cannot be loaded together.
     """
+    loaded = _load(path_within_project, deployment)
+    if tree := loaded.definitions.component_tree:
+        _warn_of_repeated_keys(tree)
+    return loaded
+
+
+def _load(path_within_project: Path, deployment: dg.Definitions) -> DefsFolder:
     whole_error: Exception | None = None
     try:
         definitions = dg.Definitions.merge(
@@ -205,6 +214,16 @@ def _broken_files(tree: _PartialTree, configs: Mapping[str, PipelineConfig]) -> 
         message = str(error) if isinstance(error, _ClashError) else describe_error(error, shown)
         broken.append(BrokenFile(group=group, datasets=datasets, message=message, error=error))
     return tuple(broken)
+
+
+def _warn_of_repeated_keys(tree: dg.ComponentTree) -> None:
+    for file in sorted(path for path in tree.defs_module_path.rglob("*") if path.name in _YAML_NAMES):
+        with contextlib.suppress(OSError, UnicodeError, yaml.YAMLError):  # of a file that is reported as broken
+            for line, key in repeated_keys(file.read_text(encoding="utf-8")):
+                warn(
+                    f"{_shown(file.parent, tree.project_root)}:{line}: {key!r} is there twice, and only the last one "
+                    f"counts; it will be an error in version {REMOVED_IN}; remove one"
+                )
 
 
 def _yaml_in(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError
+from yaml import MappingNode, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose_all
 
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.text import first_line
@@ -34,6 +34,29 @@ def describe_error(error: BaseException, path: Path) -> str:
         path: The file, relative to the project.
     """
     return " ".join(_describe(_cause(error), path).split())
+
+
+def repeated_keys(text: str) -> list[tuple[int, str]]:
+    r"""Return line and name of each key that a section of a YAML file has already. YAML forbids it; PyYAML does not.
+
+    >>> repeated_keys("identity: [a]\nlabel: x\nidentity: [b]")
+    [(3, 'identity')]
+    """
+    found, seen, pending = [], set[int](), list(compose_all(text, Loader=SafeLoader))
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        match node:
+            case MappingNode(value=pairs):
+                names = [key.value for key, _ in pairs if isinstance(key, ScalarNode)]
+                lines = [key.start_mark.line + 1 for key, _ in pairs if isinstance(key, ScalarNode)]
+                found += [(lines[i], name) for i, name in enumerate(names) if name in names[:i]]
+                pending += [value for _, value in pairs]
+            case SequenceNode(value=values):
+                pending += values
+    return sorted(found)
 
 
 def is_expected(error: BaseException) -> bool:

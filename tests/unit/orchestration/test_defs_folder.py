@@ -244,6 +244,14 @@ def test_the_placeholder_shows_the_error_and_fails_with_it(load: Load) -> None:
     assert failure.user_failure_data.description == message
 
 
+def test_a_key_that_is_there_twice_is_deprecated(load: Load) -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"/defs/figs/defs.yaml:5: 'identity' is there twice, and only the last"
+    ):
+        loaded = load({"figs/defs.yaml": SECTIONS + "  identity: [other]\n"})
+    assert loaded.configs["figs"].identity == ("other",)
+
+
 def test_a_defect_of_the_code_is_told_apart(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: Any) -> None:
         if config.dataset == "figs":
@@ -253,3 +261,10 @@ def test_a_defect_of_the_code_is_told_apart(load: Load, monkeypatch: pytest.Monk
     broken = only(load({"figs/defs.yaml": FIGS}))
     assert broken.message.endswith("defs/figs/defs.yaml: AttributeError: a defect; correct the file")
     assert not is_expected(broken.error)
+    assert broken.as_exception("figs") is broken.error
+
+
+def test_python_files_that_contradict_each_other_raise(load: Load) -> None:
+    python = "import dagster as dg\n\n@dg.asset\ndef extra() -> None: ...\n"
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="extra"):
+        load({"one.py": python, "two.py": python})
