@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
-from ae_pipeline.common.text import align
+from ae_pipeline.common.text import align, printable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -75,26 +75,21 @@ def _lines(scores: "RawScores", name: str, version: int) -> list[str]:
         cells = [
             (
                 f"{row['row_number']:,}",
-                _printable(row["row_id"]),
+                printable(row["row_id"], is_line=True),
                 f"{row['score']:.2f}",
                 f"{row['p_value']:.2g}",
-                _printable(reason_of(row["because"], is_marked=row["is_anomaly"])),
+                printable(reason_of(row["because"], is_marked=row["is_anomaly"]), is_line=True),
             )
             for row in top.iter_rows(named=True)
         ]
         lines += align([("row", "row_id", "score", "p_value", "reason"), *cells], right={"row", "score", "p_value"})
     rejected = scores.rejected.head(_SHOWN).iter_rows(named=True)
-    lines += [f"row {row['row_number']:,} rejected: {_printable(row['reason'])}" for row in rejected]
+    lines += [f"row {row['row_number']:,} rejected: {printable(row['reason'], is_line=True)}" for row in rejected]
     if (more := scores.rejected.height - _SHOWN) > 0:
         lines.append(f"and {more:,} more rejected rows")
     flagged = int(scores.scored["is_anomaly"].sum())
     summary = f"{scores.rows:,} rows: {scores.scored.height:,} scored under version {version} of {name!r}, "
     return [*lines, f"{summary}{flagged:,} flagged; {scores.rejected.height:,} rejected"]
-
-
-def _printable(text: str) -> str:
-    """Replace characters that a terminal would obey, because the text comes from a landed file."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _rejected_beside(out: Path) -> Path:

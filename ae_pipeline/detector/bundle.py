@@ -220,8 +220,8 @@ class ModelBundle:
         name, data = read_rows(rows, landing)
         period = days or (self.config.start, self.config.end)
         raw = build_raw_features(name, data, self.contract, self.config, period)
-        fitted = raw.features.select(self.columns)
-        return raw.with_scores(self.score(fitted).to_frame(), fitted, self.explain, self.config.alerts.report_rows)
+        scores = self.score(raw.features.select(self.columns)).to_frame()
+        return raw.with_scores(scores, raw.exact.select(self.columns), self.explain, self.config.alerts.report_rows)
 
     def with_network(self, network: FittedNetwork, mahalanobis: MahalanobisDistance) -> "ModelBundle":
         """Return the same bundle with another network, such as one whose latents were transformed.

@@ -3,7 +3,7 @@
 import datetime as dt
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
-from ae_pipeline.features.build import build_features, label_columns
+from ae_pipeline.features.build import build_features, label_columns, with_exact_values
 from ae_pipeline.ingestion.conform import check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.readers import read_file
-from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, FileRows, UnreadableFileError
+from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError, plain_text, with_occurrence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,9 +52,16 @@ class RawScores:
 
 @dataclass(frozen=True)
 class RawFeatures:
-    """Valid rows as features with `ROW_NUMBER`, and rejected rows."""
+    """Valid rows and rejected rows.
+
+    Attributes:
+        features: Features with `ROW_NUMBER`.
+        exact: The same rows with the exact values of integers and decimals, for explanations.
+        rejected: As in `RawScores`.
+    """
 
     features: pl.DataFrame
+    exact: pl.DataFrame
     rejected: pl.DataFrame
 
     def with_scores(
@@ -68,7 +75,7 @@ class RawFeatures:
 
         Args:
             scores: Scores and latents, in the order of the features.
-            fitted: The columns that the model was fitted on.
+            fitted: The columns that the model was fitted on, with exact values.
             explain: Function that explains some of these rows.
             limit: Upper limit on the number of explained rows.
         """
@@ -152,18 +159,16 @@ def build_raw_features(
         file = read_file(name, data, config.images, dtype)
     except UnreadableFileError as error:
         raise SchemaError(f"{name} cannot be read: {error}") from error
+    file = replace(file, rows=plain_text(file.rows))
     columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
     check_columns(columns, contract, name, required_columns(contract, config))
     first, last = days
     config = config.model_copy(update={"start": first, "end": last})
     valid = conform(file, contract, config, dt.datetime.now(dt.UTC).date())
-    numbers = valid.rows["_row_number"].alias(ROW_NUMBER)
-    features = build_features(valid.rows, config, contract).with_columns(numbers)
-    return RawFeatures(features, _rejected(valid))
-
-
-def _rejected(rows: FileRows) -> pl.DataFrame:
-    return rows.rejected.select(ROW_NUMBER, "rule", "reason", "record")
+    rows = valid.rows if config.identity else with_occurrence(valid.rows)
+    features = build_features(rows, config, contract).with_columns(rows["_row_number"].alias(ROW_NUMBER))
+    rejected = valid.rejected.select(ROW_NUMBER, "rule", "reason", "record")
+    return RawFeatures(features, with_exact_values(features, rows), rejected)
 
 
 def _without_label(contract: SchemaContract, config: PipelineConfig) -> SchemaContract:

@@ -106,7 +106,7 @@ def _describe_key(details: Any, path: Path) -> str:
         case "missing":
             return f"{head}the key is required; add it"
         case "model_type" if value is None:
-            return f"{path}: attributes: the section is empty; give at least dataset and identity"
+            return f"{path}: attributes: the section is empty; give at least dataset"
         case "value_error":
             return head + str(details["ctx"]["error"])
     shown = "" if isinstance(value, dict | list) else f", not {str(value)[:80]!r}"

@@ -260,3 +260,19 @@ def fit_patches(root: Path) -> tuple[Dataset, ModelBundle]:
     columns = feature_columns(config, ingested.contract)
     bundle, _ = fit_bundle(dataset, columns, cut_window(content, config))
     return dataset, dataclasses.replace(bundle, contract=ingested.contract)
+
+
+def test_without_identity_a_row_is_known_by_its_content_and_occurrence(bundle: ModelBundle) -> None:
+    nameless = with_config(bundle, sensor_config(identity=()))
+    row = sensor_rows().tail(1)
+    scored = nameless.score_raw(pl.concat([row, row])).scored
+    first, second = scored["row_id"].to_list()
+    assert first.removesuffix("-1") == second.removesuffix("-2")
+    assert len(first) == 34
+    assert scored["score"][0] == bundle.score_raw(row).scored["score"][0]
+
+
+def test_dictionary_encoded_text_is_read_like_plain_text(bundle: ModelBundle) -> None:
+    rows = sensor_rows().tail(60)
+    encoded = bundle.score_raw(rows.with_columns(pl.col("mode").cast(pl.Categorical), site=pl.lit(" north ")))
+    assert encoded.scored["score"].equals(bundle.score_raw(rows).scored["score"])

@@ -104,10 +104,10 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "not '0'; correct the value; ",
     ),
     "missing key": (
-        "type: " + TYPE + "\nattributes: {dataset: figs}\n",
-        ":2: attributes.identity: the key is required",
+        "type: " + TYPE + "\nattributes: {identity: [id]}\n",
+        ":2: attributes.dataset: the key is required",
     ),
-    "no attributes": ("type: " + TYPE + "\n", ": attributes: the section is empty; give at least dataset and identity"),
+    "no attributes": ("type: " + TYPE + "\n", ": attributes: the section is empty; give at least dataset"),
     "contradiction": (
         dataset_yaml("figs", end="2023-01-01"),
         "end=2023-01-01 is before start=2024-01-01; give the last day",
