@@ -42,7 +42,7 @@ def repeated_keys(text: str) -> list[tuple[int, str]]:
     >>> repeated_keys("identity: [a]\nlabel: x\nidentity: [b]")
     [(3, 'identity')]
     """
-    found, seen, pending = [], set[int](), list(compose_all(text, Loader=SafeLoader))
+    repeated, seen, pending = [], set[int](), list(compose_all(text, Loader=SafeLoader))
     while pending:
         node = pending.pop()
         if id(node) in seen:  # an alias
@@ -52,11 +52,11 @@ def repeated_keys(text: str) -> list[tuple[int, str]]:
             case MappingNode(value=pairs):
                 names = [key.value for key, _ in pairs if isinstance(key, ScalarNode)]
                 lines = [key.start_mark.line + 1 for key, _ in pairs if isinstance(key, ScalarNode)]
-                found += [(lines[i], name) for i, name in enumerate(names) if name in names[:i]]
+                repeated += [(lines[i], name) for i, name in enumerate(names) if name in names[:i]]
                 pending += [value for _, value in pairs]
             case SequenceNode(value=values):
                 pending += values
-    return sorted(found)
+    return sorted(repeated)
 
 
 def is_expected(error: BaseException) -> bool:
