@@ -77,7 +77,8 @@ class ModelBundle:
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
         contract: Schema contract of the rows, for `score_raw`; None in bundles of earlier formats.
-        stored_fingerprint: Fingerprint of a bundle that was read from an earlier format; None otherwise.
+        stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
+            later version of the package may write further keys, which must not change it.
 
     Examples:
         >>> import tempfile
@@ -253,17 +254,15 @@ class ModelBundle:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
         """
         manifest, tensors = read_files(folder)
-        stored_fingerprint = None
+        stored_fingerprint = fingerprint_of(manifest, tensors)
         if manifest.get("format") == legacy_bundle.FORMAT:
             warn(
                 f"the bundle in {folder} has format {legacy_bundle.FORMAT}, whose reader will be removed in version "
                 f"{REMOVED_IN}; train a new model, which has format {FORMAT}"
             )
-            stored_fingerprint = fingerprint_of(manifest, tensors)
             manifest = {**manifest, "config": legacy_bundle.upgrade_config(manifest["config"]), "contract": None}
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") == WITHOUT_CONTRACT:
-            stored_fingerprint = fingerprint_of(manifest, tensors)
             manifest = {**manifest, "contract": None}
         elif manifest.get("format") != FORMAT:
             raise BundleError(

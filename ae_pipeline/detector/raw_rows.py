@@ -164,7 +164,7 @@ def build_raw_features(
     check_columns(columns, contract, name, required_columns(contract, config))
     first, last = days
     config = config.model_copy(update={"start": first, "end": last})
-    valid = conform(file, contract, config, dt.datetime.now(dt.UTC).date())
+    valid = conform(file, contract, config, config.today())
     rows = valid.rows if config.identity else with_occurrence(valid.rows)
     features = build_features(rows, config, contract).with_columns(rows["_row_number"].alias(ROW_NUMBER))
     rejected = valid.rejected.select(ROW_NUMBER, "rule", "reason", "record")

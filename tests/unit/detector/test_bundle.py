@@ -51,6 +51,23 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
+def test_keys_of_a_later_version_do_not_change_the_fingerprint(fitted: Fitted, folder: Path) -> None:
+    """A bundle of before time zones keeps its fingerprint, on which the names of the table's files depend."""
+
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["config"]["timezone"], manifest["encoder"]["timezone"]
+
+    edit_manifest(folder, forget)
+    bundle = ModelBundle.load(folder)
+    assert bundle.config.timezone == "UTC"
+    assert bundle.fingerprint != fitted.bundle.fingerprint
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+    assert bundle.fingerprint == hash_json([json.loads((folder / MANIFEST).read_text()), digests])
+    rows = fitted.features(fitted.days[0])
+    np.testing.assert_array_equal(bundle.score(rows).score, fitted.bundle.score(rows).score)
+
+
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     change(tensors)
