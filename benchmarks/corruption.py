@@ -227,9 +227,11 @@ def definitions() -> Iterator[None]:
     import dagster as dg
     from dagster.components.testing import create_defs_folder_sandbox
 
-    import ae_pipeline.definitions
+    import ae_pipeline.cli.project
+    from ae_pipeline.config.pipeline import PipelineConfig
     from ae_pipeline.orchestration import console
     from ae_pipeline.orchestration.component import AutoencoderPipeline
+    from ae_pipeline.orchestration.defs_folder import DefsFolder
     from ae_pipeline.orchestration.resources import RunLock, Workspace
     from tests.support.shop import ATTRIBUTES
 
@@ -239,7 +241,7 @@ def definitions() -> Iterator[None]:
         sandbox.scaffold_component(component_cls=AutoencoderPipeline, defs_path=DATASET, defs_yaml_contents=yaml_file)
         with sandbox.build_all_defs() as built:
 
-            def load() -> dg.Definitions:
+            def load() -> DefsFolder:
                 workspace = Workspace(
                     data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"]
                 )
@@ -248,14 +250,15 @@ def definitions() -> Iterator[None]:
                     executor=dg.in_process_executor,
                     loggers={"console": console.line_logger},
                 )
-                return dg.Definitions.merge(built, resources)
+                config = PipelineConfig.model_validate(yaml_file["attributes"])
+                return DefsFolder(dg.Definitions.merge(built, resources), {DATASET: config})
 
-            original = ae_pipeline.definitions.defs
-            ae_pipeline.definitions.defs = load  # type: ignore[assignment]
+            original = ae_pipeline.cli.project.load_folder
+            ae_pipeline.cli.project.load_folder = load
             try:
                 yield
             finally:
-                ae_pipeline.definitions.defs = original
+                ae_pipeline.cli.project.load_folder = original
 
 
 def run_case(project: Project, kind: Kind, how: str, expected: pl.DataFrame, seed: int) -> Row:

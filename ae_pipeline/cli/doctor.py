@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ae_pipeline.cli.project import dataset_of, load_datasets
+from ae_pipeline.cli.project import Project
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.doctor.problem import Problem
@@ -37,16 +37,16 @@ def doctor(name: str | None, *, repair: bool, as_json: bool) -> int:
 
     if not as_json:
         print_messages()
-    _, workspace, datasets = load_datasets()
-    tracker, home = workspace.tracker(), Path(os.environ["DAGSTER_HOME"])
+    project = Project.load(opens_instance=False)
+    tracker, home = project.tracker, Path(os.environ["DAGSTER_HOME"])
     results = {}
-    for each in [name] if name else sorted(datasets):
-        dataset = dataset_of(datasets, each)
+    for each in [name] if name else sorted(project.datasets):
+        dataset = project.dataset(each)
         if repair:
             for problem in scratch_problems(dataset):  # a lock that is not a file cannot be held
                 if problem.kind == "lock":
                     problem.repair()
-        with workspace.locked(each) if repair else nullcontext():
+        with project.workspace.locked(each) if repair else nullcontext():
             results[each] = examine(dataset, tracker, home, show, repair=repair)
         if not as_json:
             print(_conclusion(each, len(results[each].problems), repaired=repair and results[each].repaired))

@@ -16,6 +16,11 @@ def with_digests(manifest: Mapping[str, Any], weights: Path) -> dict[str, Any]:
     return {**manifest, _DIGESTS: {"manifest": hash_json(manifest), "weights": _sha256(weights)}}
 
 
+def without_digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without its digests, which are no part of the model."""
+    return {key: value for key, value in manifest.items() if key != _DIGESTS}
+
+
 def check_digests(manifest: Mapping[str, Any], weights: Path) -> None:
     """Compare manifest and weights with the digests in the manifest. Manifests of earlier versions have none.
 
@@ -29,7 +34,7 @@ def check_digests(manifest: Mapping[str, Any], weights: Path) -> None:
     if _DIGESTS not in manifest:
         return
     digests = manifest[_DIGESTS] if isinstance(manifest[_DIGESTS], dict) else {}
-    if digests.get("manifest") != hash_json({key: value for key, value in manifest.items() if key != _DIGESTS}):
+    if digests.get("manifest") != hash_json(without_digests(manifest)):
         raise ValueError("the manifest is not the one that was saved, because the digest of its values is another one")
     if digests.get("weights") != _sha256(weights):
         raise ValueError("the weights are not those that were saved, because their SHA-256 is another one")
