@@ -53,8 +53,8 @@ def score(name: str, file: Path, version: int | None, out: Path | None) -> int:
 
 
 def _model(project: Project, dataset: "Dataset", version: int | None) -> "tuple[TrackedVersion, ModelBundle]":
-    from ae_pipeline.detector.bundle import ModelBundle
     from ae_pipeline.lifecycle.publish import load_champion
+    from ae_pipeline.registry.bundles import load_bundle
 
     if version is None:
         return load_champion(dataset.name, project.tracker)
@@ -62,7 +62,7 @@ def _model(project: Project, dataset: "Dataset", version: int | None) -> "tuple[
     if version not in known:
         numbers = ", ".join(map(str, sorted(known))) or "none"
         raise ConfigError(f"{dataset.name!r} has no version {version}; choose one of {numbers}")
-    return known[version], ModelBundle.load(project.tracker.bundle_folder(known[version]))
+    return known[version], load_bundle(project.tracker, known[version])
 
 
 def _lines(scores: "RawScores", name: str, version: int) -> list[str]:
