@@ -154,7 +154,8 @@ class Project:
 
     def call(self, arguments: Sequence[str]) -> tuple[int, str]:
         """Run `ae-pipeline` in a process of its own, and return exit status and output."""
-        return self._in_process(_main, list(arguments))
+        answer: tuple[int, str] = self._in_process(_main, list(arguments))
+        return answer
 
     def table(self) -> pl.DataFrame | str:
         """Return the rows of the table without model version and latent space, or why they cannot be read."""

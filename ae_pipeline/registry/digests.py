@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ae_pipeline.common.errors import BundleError
-from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS
+from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
 from ae_pipeline.storage.integrity import file_digest
 
 DIGEST_TAG = "sha256."

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ae_pipeline.common.errors import BundleError, StorageError
-from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS
+from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
 from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.digests import DIGEST_TAG
 from ae_pipeline.registry.names import CHAMPION
