@@ -66,6 +66,14 @@ class Output(StrEnum):
     TANH = "tanh"
 
 
+class EventTime(StrEnum):
+    """How a model uses the event time of a table."""
+
+    CONTEXT = "context"
+    TARGET = "target"
+    IGNORE = "ignore"
+
+
 OUTPUT_OF = {
     Scaling.ROBUST: Output.LINEAR,
     Scaling.STANDARD: Output.LINEAR,
@@ -122,6 +130,14 @@ class ModelConfig(Section):
     )
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"] = Field(
         default="relu", description="Activation function between the layers."
+    )
+    event_time: EventTime = Field(
+        default=EventTime.CONTEXT,
+        description="How a table's model uses the time of day and the weekday of the event time. `context`: encoder "
+        "and decoder read them, but nothing reconstructs them, so they are never a reason for an alert. `target`: "
+        "they are a column like all others. `ignore`: the model does not see them. With `context` and `ignore`, "
+        "columns that restate a part of the event time, such as a month, are left out unless `columns` or `derive` "
+        "declares them.",
     )
     scaling: Scaling | None = Field(
         default=None,

@@ -69,7 +69,7 @@ class ModelBundle:
         window: Days of each part of the training window.
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
-        stored_fingerprint: Fingerprint of a bundle that was read from the previous format; None otherwise.
+        stored_fingerprint: Fingerprint of the files that a bundle was read from; None for a new bundle.
 
     Examples:
         >>> import tempfile
@@ -127,7 +127,7 @@ class ModelBundle:
     @property
     def columns(self) -> list[str]:
         """Names of the feature columns that the model needs."""
-        return [column.name for column in self.encoder.columns]
+        return [column.name for column in self.encoder.inputs]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -201,13 +201,13 @@ class ModelBundle:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
         """
         manifest, tensors = _read_files(folder)
-        stored_fingerprint = None
+        # Of the files, not of what is read from them: later versions add keys with defaults.
+        stored_fingerprint = _fingerprint(manifest, tensors)
         if manifest.get("format") == legacy_bundle.FORMAT:
             warn(
                 f"the bundle in {folder} has format {legacy_bundle.FORMAT}, whose reader will be removed in version "
                 f"{REMOVED_IN}; train a new model, which has format {FORMAT}"
             )
-            stored_fingerprint = _fingerprint(manifest, tensors)
             manifest = {**manifest, "config": legacy_bundle.upgrade_config(manifest["config"])}
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") != FORMAT:
@@ -217,10 +217,12 @@ class ModelBundle:
                 "ae_pipeline that wrote the bundle"
             )
         try:
+            manifest = {**manifest, "config": legacy_bundle.with_defaults_of_format_7(manifest["config"])}
             detector = read_detector(manifest, tensors, device)
+            budget = manifest["calibration"].get("budget", detector.config.alerts.budget)
             bundle = cls(
                 detector=detector,
-                calibration=Calibration(tensors["calibration.scores"].numpy(), detector.config.alerts.budget),
+                calibration=Calibration(tensors["calibration.scores"].numpy(), float(budget)),
                 window=_read_window(manifest["window"]),
                 facts=TrainingFacts.model_validate(manifest["facts"]),
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
@@ -238,7 +240,11 @@ class ModelBundle:
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
-            "calibration": {"rows": len(self.calibration.scores), "threshold": self.calibration.threshold},
+            "calibration": {
+                "rows": len(self.calibration.scores),
+                "threshold": self.calibration.threshold,
+                "budget": self.calibration.budget,
+            },
             "window": {
                 **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
                 "fingerprint": self.window.fingerprint,

@@ -18,7 +18,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import Epoch, TrainingFacts, library_versions
 from ae_pipeline.detector.network import FittedNetwork
-from ae_pipeline.encoding.encoder import Encoder, fit_encoder
+from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.features.split import PARTS, Window, sample_by_hash, sample_rows
@@ -172,7 +172,7 @@ def fit_detector(
     torch.set_num_threads(config.training.threads)
     encoder = fit_encoder(config, train_rows, columns)
     generator = torch.Generator().manual_seed(config.training.seed)
-    model = build_model(config, encoder.shape, generator).to(device)
+    model = build_model(config, encoder.shape, generator, context_width(encoder)).to(device)
     loss = build_loss(config, encoder).to(device)
 
     row_bytes = 4 * (math.prod(encoder.shape) + model.latent_dim)
@@ -251,7 +251,7 @@ def _start_from(
 
 def _corruption(config: PipelineConfig, encoder: Encoder) -> Corruption | None:
     groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
-    return build_corruption(config.training, groups, encoder.ends)
+    return build_corruption(config.training, groups, encoder.ends, context_width(encoder))
 
 
 def _encode_to_disk(
@@ -285,7 +285,9 @@ def _fit_loss_statistics(model: AutoEncoder, loss: ReconstructionLoss, validatio
 def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConfig) -> Ensemble | None:
     if not isinstance(encoder, TableEncoder) or Evidence.ENSEMBLE not in config.alerts.evidence:
         return None
-    return fit_ensemble(np.concatenate(matrices), encoder.asinh_mask, config.training.seed)
+    width = encoder.target_width  # the context is not evidence
+    rows = np.concatenate([matrix[:, :width] for matrix in matrices])
+    return fit_ensemble(rows, encoder.asinh_mask[:width], config.training.seed)
 
 
 def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:
