@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -147,13 +146,8 @@ class Detector:
         losses = self.network.double_loss.parts(output, x).cpu().numpy()
         parts = [losses[:, :-1], self.mahalanobis(output.latents.cpu().numpy()), losses[:, -1]]
         if self.ensemble is not None:
-            parts.append(self.ensemble(self.ensemble_inputs(x)))
+            parts.append(self.ensemble(x.cpu().numpy()))
         return np.column_stack(parts)
-
-    def ensemble_inputs(self, x: torch.Tensor) -> Array:
-        """Return the encoded columns that the ensemble measures: all but the context, (n, target_width)."""
-        inputs: Array = x[:, : cast("TableEncoder", self.encoder).target_width].cpu().numpy()
-        return inputs
 
     def surprisal(self, output: AutoEncoderOutput, x: torch.Tensor) -> Array:
         """Return the surprisal of each part, (n, parts), for inputs and what the network returned for them."""

@@ -118,7 +118,7 @@ def _row_descriptions(
         ]
     }
     if detector.ensemble is not None:
-        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(detector.ensemble_inputs(x))
+        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x.cpu().numpy())
     return descriptions
 
 
