@@ -60,7 +60,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         **cards(published, day, assessment),
         "dataset": published.dataset.name,
         "features": published.features_link(day, page),
-        "budget": published.bundle.config.alerts.budget,
+        "budget": published.bundle.calibration.budget,
         "rate": published.dataset.config.alerts.false_discovery_rate,
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
