@@ -15,6 +15,7 @@ from ae_pipeline.encoding.encoder import context_width, fit_encoder
 from ae_pipeline.features.sizes import MIN_ROWS, STANDARD_DAYS
 from ae_pipeline.features.split import PARTS, Window, split_columns, split_sizes
 from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.models.factory import default_latent_dim
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS
 from ae_pipeline.training.size_rules import RELAXED, Problem, Sizes, TrainingData, changed, examine, get_value
@@ -128,6 +129,8 @@ def propose(
         if sizes is None:
             continue
         values = {key: sizes.chosen.get(key, RELAXED[key]) for key in RELAXED if key in keys}
+        if "model.latent_dim" in wrong:
+            values["model.latent_dim"] = default_latent_dim(data.width(relaxed, sizes.window))
         values = {key: value for key, value in values.items() if value != get_value(config, key)}
         if examine(changed(config, values), data, content)[0] is not None:
             return values
