@@ -24,9 +24,8 @@ def flowers(rows: int) -> str:
     for index in range(rows):
         species = index % 3
         petal = rng.gauss([1.5, 4.3, 5.5][species], 0.3)
-        lines.append(
-            f"p{index},{rng.gauss(5 + species / 2, 0.4):.1f},{petal:.1f},{petal / 3 + rng.gauss(0, 0.1):.1f},{'abc'[species]}"
-        )
+        sepal, width = rng.gauss(5 + species / 2, 0.4), petal / 3 + rng.gauss(0, 0.1)
+        lines.append(f"p{index},{sepal:.1f},{petal:.1f},{width:.1f},{'abc'[species]}")
     return "\n".join(lines) + "\n"
 
 
