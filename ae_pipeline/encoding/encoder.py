@@ -32,7 +32,8 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
     if config.images is not None:
         return fit_image_encoder(features, columns, config.images.column, config.scaling)
     declared = {*config.columns, *config.derive}
-    return fit_table_encoder(features, columns, config.scaling, config.model.event_time, declared)
+    event_time = config.model.event_time
+    return fit_table_encoder(features, columns, config.scaling, event_time=event_time, declared=declared)
 
 
 def context_width(encoder: Encoder) -> int:

@@ -52,7 +52,7 @@ _NUMBERS = {
 _COUNTED = {"month", "week", "weekday", "weekday from Sunday", "hour", "day", "day of the year", "quarter"}
 """Parts that a column may count from 0 or from 1."""
 
-_UNITS = {"date": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000, "time": 1}
+_UNITS = {"time": 1, "date": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000}
 """Microseconds of what a time can be truncated to."""
 
 _TEXTS = {
@@ -158,11 +158,12 @@ def _shares(values: pl.Series, local: pl.DataFrame, zones: int) -> Iterator[tupl
 
 
 def _constant_shares(parts: _Floats, column: _Floats) -> _Floats:
-    """Return the share of the most frequent difference, shape (zones,); 0 for columns of one or two values."""
-    if len(np.unique(column)) <= 2:
+    """Return the share of the median difference, shape (zones,); 0 for columns and parts of one or two values."""
+    if min(len(np.unique(column)), len(np.unique(parts[0]))) <= 2:
         return np.zeros(len(parts))
     difference = parts - column
-    return (np.abs(difference - np.median(difference, axis=1, keepdims=True)) < 0.5).mean(axis=1)
+    shares: _Floats = (np.abs(difference - np.median(difference, axis=1, keepdims=True)) < 1e-3).mean(axis=1)
+    return shares
 
 
 def _one_to_one_share(codes: _Floats, part: _Floats) -> float:

@@ -25,6 +25,7 @@ def fit_table_encoder(
     features: pl.DataFrame,
     columns: Sequence[FeatureColumn],
     scaling: Scaling = Scaling.ROBUST,
+    *,
     event_time: EventTime = EventTime.CONTEXT,
     declared: Collection[str] = (),
 ) -> TableEncoder:
