@@ -1,7 +1,8 @@
 """Columns that restate a part of the event time: year, month, weekday, hour and the like, in any time zone."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,10 @@ _MIN_MATCH = 0.999
 """Share of the rows on which a column must restate a part."""
 
 _MIN_ROWS, _SAMPLE_ROWS, _MIN_SAMPLE_MATCH = 20, 256, 0.98
-"""Rows that show a match at all, and rows on which candidates are searched. The match is then checked on all rows."""
+"""Rows that show a match at all, and rows on which candidates are searched."""
+
+_CHECKED_ROWS = 20_000
+"""Rows, at most, on which a match is checked."""
 
 _MIN_NAMES, _ROWS_PER_NAME = 5, 3
 """Distinct texts that name a part one to one, such as weekdays in any language, and rows for each of them."""
@@ -24,7 +28,12 @@ _ZONES = (
 """Zones of each common rule of daylight saving time. Constant offsets are tried too."""
 
 _OFFSETS = sorted((60 * hours + minutes for hours in range(-12, 15) for minutes in (0, 30, 45)), key=abs)
-"""Constant offsets in minutes, the smallest first."""
+_PLAUSIBLE = [
+    *(minutes for minutes in _OFFSETS if minutes % 60 == 0),
+    *_ZONES,
+    *(minutes for minutes in _OFFSETS if minutes % 60),
+]
+"""Constant offsets in minutes and zones, the most plausible first."""
 
 _TIME = pl.col("time")
 _OF_DAY = _TIME.dt.hour().cast(pl.Int64) * 60 + _TIME.dt.minute()
@@ -52,7 +61,14 @@ _NUMBERS = {
 _COUNTED = {"month", "week", "weekday", "weekday from Sunday", "hour", "day", "day of the year", "quarter"}
 """Parts that a column may count from 0 or from 1."""
 
-_UNITS = {"time": 1, "date": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000}
+_UNITS = {
+    "time": 1,
+    "date": 86_400_000_000,
+    "hour": 3_600_000_000,
+    "minute": 60_000_000,
+    "second": 1_000_000,
+    "millisecond": 1000,
+}
 """Microseconds of what a time can be truncated to."""
 
 _TEXTS = {
@@ -81,80 +97,93 @@ class EventTimeParts:
     """
 
     def __init__(self, times: pl.Series, zone: str = "UTC") -> None:
-        self._times = times.alias("time")
         known = np.flatnonzero(times.is_not_null().to_numpy()) if times.dtype.is_temporal() else np.empty(0, np.int64)
-        self._rows = known[np.unique(np.linspace(0, len(known) - 1, min(_SAMPLE_ROWS, len(known))).astype(np.int64))]
-        self._zones: list[str | int] = [zone, *_OFFSETS, *_ZONES]
-        if len(self._rows):
-            sample = self._times.gather(self._rows)
-            self._sample = pl.concat([_local(sample, zone) for zone in self._zones]).to_frame()
+        self._times, self._zones = times, [zone, *_PLAUSIBLE]
+        self._sample, self._rows = (_spread(known, most) for most in (_SAMPLE_ROWS, _CHECKED_ROWS))
+        self._sampled = _LocalTimes(times.gather(self._sample), self._zones) if len(known) else None
 
     def restated_by(self, values: pl.Series) -> str | None:
         """Return the part that a column restates on at least 99.9 % of the rows, or None."""
-        if values.dtype == pl.Boolean or len(self._rows) < _MIN_ROWS:
+        if values.dtype == pl.Boolean or self._sampled is None:
             return None
-        for part, match in self._matches(values.gather(self._rows), self._sample, _MIN_SAMPLE_MATCH, self._zones):
-            for zone in match:
-                rows = _local(self._times, zone).to_frame()
-                if any(name == part for name, _ in self._matches(values, rows, _MIN_MATCH, [zone])):
-                    return part if zone == self._zones[0] else f"{part}, {_zone_name(zone)}"
+        for part, shares in _shares(values.gather(self._sample), self._sampled):
+            candidates = np.flatnonzero(shares >= _MIN_SAMPLE_MATCH)
+            if not candidates.size:
+                continue
+            # Many zones have nearly the same dates. The first zone with the best match is that of the column.
+            times, checked = self._times.gather(self._rows), values.gather(self._rows)
+            best, best_zone = 0.0, self._zones[0]
+            for zone in (self._zones[index] for index in candidates):
+                share = max(each.max() for _, each in _shares(checked, _LocalTimes(times, [zone]), part))
+                best, best_zone = (share, zone) if share > best else (best, best_zone)
+                if best == 1:
+                    break
+            if best >= _MIN_MATCH:
+                return part if best_zone == self._zones[0] else f"{part}, {_zone_name(best_zone)}"
         return None
 
-    def _matches(
-        self, values: pl.Series, local: pl.DataFrame, least: float, zones: list[str | int]
-    ) -> Iterator[tuple[str, list[str | int]]]:
-        """Yield each part that a column of n rows restates, with the zones in which it does.
 
-        Args:
-            values: Values of the column, shape (n,).
-            local: Column `time` with the local times of the n rows, zone after zone.
-            least: Share of the rows that must match.
-            zones: The zones.
-        """
-        for part, shares in _shares(values, local, len(zones)):
-            if (matching := np.flatnonzero(shares >= least)).size:
-                yield part, [zones[index] for index in matching]
+class _LocalTimes:
+    """Local times of n rows in some zones, and their parts. A part is computed once."""
+
+    def __init__(self, times: pl.Series, zones: Sequence[str | int]) -> None:
+        self._frame = pl.concat([_local(times, zone) for zone in zones]).alias("time").to_frame()
+        self._shape = len(zones), len(times)
+
+    @lru_cache(maxsize=len(_NUMBERS) + 2 * len(_UNITS) + 1)  # noqa: B019 - lives as long as the fit of an encoder
+    def numbers(self, part: str, scale: int = 0) -> _Floats:
+        """Return a part as numbers, or the time truncated to a unit, shape (zones, n)."""
+        time = _TIME.cast(pl.Int64)
+        expression = _NUMBERS[part] if not scale else time // _UNITS[part] * scale
+        values = self._frame.select(expression.cast(pl.Float64)).to_series().fill_null(float("nan"))
+        return values.to_numpy().reshape(self._shape)
+
+    @lru_cache(maxsize=64)  # noqa: B019
+    def texts(self, pattern: str) -> npt.NDArray[np.object_]:
+        """Return the times as text in lower case, shape (zones, n)."""
+        return (
+            self._frame.select(_TIME.dt.strftime(pattern).str.to_lowercase())
+            .to_series()
+            .to_numpy()
+            .reshape(self._shape)
+        )
 
 
-def _shares(values: pl.Series, local: pl.DataFrame, zones: int) -> Iterator[tuple[str, _Floats]]:
-    """Yield the share of matching rows in each zone, shape (zones,), for each part."""
+def _shares(values: pl.Series, local: _LocalTimes, only: str | None = None) -> Iterator[tuple[str, _Floats]]:
+    """Yield the share of matching rows in each zone, shape (zones,), for each part or for one part."""
     present = values.is_not_null().to_numpy()
     if present.sum() < _MIN_ROWS:
         return
 
-    def part_of(expression: pl.Expr) -> npt.NDArray[np.float64]:
-        part = local.select(expression.cast(pl.Float64)).to_series().fill_null(float("nan")).to_numpy()
-        return part.reshape(zones, len(values))[:, present]
-
-    def texts_of(pattern: str) -> npt.NDArray[np.object_]:
-        texts = local.select(_TIME.dt.strftime(pattern).str.to_lowercase()).to_series().to_numpy()
-        return texts.reshape(zones, len(values))[:, present]
+    def wanted(parts: Iterable[str]) -> list[str]:
+        return [part for part in parts if only in {None, part}]
 
     if values.dtype.is_temporal():
         micros = values.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()[present].astype(np.float64)
-        for part, unit in _UNITS.items():
-            yield part, _constant_shares(part_of(_TIME.cast(pl.Int64) // unit * unit), micros)
+        for part in wanted(_UNITS):
+            yield part, _constant_shares(local.numbers(part, _UNITS[part])[:, present], micros)
         return
     numbers, is_text = values, not values.dtype.is_numeric()
+    texts = values.cast(pl.String).str.strip_chars().str.to_lowercase() if is_text else pl.Series([], dtype=pl.String)
     if is_text:
-        texts = values.cast(pl.String).str.strip_chars().str.to_lowercase()
         numbers = texts.cast(pl.Float64, strict=False)
     column = numbers.cast(pl.Float64).to_numpy()[present]
     if np.isfinite(column).mean() >= _MIN_SAMPLE_MATCH:
-        for part, expression in _NUMBERS.items():
-            difference = part_of(expression) - column
+        for part in wanted(_NUMBERS):
+            difference = local.numbers(part)[:, present] - column
             shifts = (0, 1, -1) if part in _COUNTED else (0,)
             yield part, np.max([(np.abs(difference - shift) < 1e-6).mean(axis=1) for shift in shifts], axis=0)
-        for part, unit in _UNITS.items():
-            yield part, _constant_shares(part_of(_TIME.cast(pl.Int64) // unit), column)
-        yield "time", _constant_shares(part_of(_TIME.cast(pl.Int64) // 1000), column)
+        for part in wanted(_UNITS):
+            yield part, _constant_shares(local.numbers(part, 1)[:, present], column)
     if is_text:
-        column_texts = texts.to_numpy()[present]
-        for part, patterns in _TEXTS.items():
-            yield part, np.max([(texts_of(each) == column_texts).mean(axis=1) for each in patterns], axis=0)
-        codes = texts.filter(pl.Series(present)).cast(pl.Categorical).to_physical().to_numpy().astype(np.float64)
-        for part in _NAMED:
-            yield part, np.array([_one_to_one_share(codes, each) for each in part_of(_NUMBERS[part])])
+        names = texts.to_numpy()[present]
+        for part in wanted(_TEXTS):
+            matches = [(local.texts(each)[:, present] == names).mean(axis=1) for each in _TEXTS[part]]
+            yield part, np.max(matches, axis=0)
+        distinct, codes = np.unique(names.astype(str), return_inverse=True)
+        if len(distinct) >= _MIN_NAMES and len(names) >= _ROWS_PER_NAME * len(distinct):
+            for part in wanted(_NAMED):
+                yield part, np.array([_one_to_one_share(codes, each[present]) for each in local.numbers(part)])
 
 
 def _constant_shares(parts: _Floats, column: _Floats) -> _Floats:
@@ -166,14 +195,21 @@ def _constant_shares(parts: _Floats, column: _Floats) -> _Floats:
     return shares
 
 
-def _one_to_one_share(codes: _Floats, part: _Floats) -> float:
-    """Return the share of rows on which codes and a part name each other; 0 for few names or few rows of each."""
-    names = np.unique(codes)
-    if len(names) < _MIN_NAMES or len(codes) < _ROWS_PER_NAME * len(names):
-        return 0.0
-    pairs = pl.DataFrame({"code": codes, "part": part}).group_by("code", "part").len()
-    shares = [pairs.group_by(name).agg(pl.col("len").max())["len"].sum() / len(codes) for name in ("code", "part")]
+def _one_to_one_share(codes: npt.NDArray[np.int64], part: _Floats) -> float:
+    """Return the share of rows on which codes from 0 and a part name each other, shape (n,) both."""
+    values, part_codes = np.unique(part, return_inverse=True)
+    pairs, counts = np.unique(codes * len(values) + part_codes, return_counts=True)
+    shares = []
+    for group in (pairs // len(values), pairs % len(values)):
+        largest = np.zeros(group.max() + 1, dtype=np.int64)
+        np.maximum.at(largest, group, counts)
+        shares.append(largest.sum() / len(codes))
     return float(min(shares))
+
+
+def _spread(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return at most a number of rows, evenly spread."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 
 def _local(times: pl.Series, zone: str | int) -> pl.Series:

@@ -158,11 +158,11 @@ def _message(
     size = data.describe(config)
     if sum(data.rows.values()) < MIN_ROWS:
         return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} rows; land more rows"
-    listed = "; ".join(problem.message for problem in problems)
+    problem_list = "; ".join(problem.message for problem in problems)
     if proposal is None:
-        return f"the settings of {config.dataset!r} do not fit its {size}: {listed}; land more rows"
+        return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; land more rows"
     remedy = f"set in its defs.yaml:\n{as_yaml(proposal)}"
-    return f"the settings of {config.dataset!r} do not fit its {size}: {listed}; {remedy}"
+    return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; {remedy}"
 
 
 def _why(config: PipelineConfig, data: TrainingData, sizes: Sizes) -> str:

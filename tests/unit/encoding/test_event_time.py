@@ -145,7 +145,7 @@ RESTATED: dict[str, tuple[Callable[[pl.Series], pl.Series], str]] = {
     "time as text": (lambda t: t.dt.strftime("%H:%M"), "time of day"),
     "time as a number": (lambda t: t.dt.strftime("%H%M").cast(pl.Int64), "time of day"),
     "epoch": (lambda t: t.dt.epoch("s"), "second"),
-    "epoch in ms": (lambda t: t.dt.epoch("ms"), "time"),
+    "epoch in ms": (lambda t: t.dt.epoch("ms"), "millisecond"),
     "a copy": (lambda t: t, "time"),
     "the hour as a time": (lambda t: t.dt.truncate("1h"), "hour"),
     "hour in New York": (lambda t: local(t, NEW_YORK).dt.hour(), f"hour, {NEW_YORK}"),
