@@ -28,7 +28,7 @@ _ZONES = (
 """Zones of each common rule of daylight saving time. Constant offsets are tried too."""
 
 _OFFSETS = sorted((60 * hours + minutes for hours in range(-12, 15) for minutes in (0, 30, 45)), key=abs)
-_PLAUSIBLE = [
+_PLAUSIBLE: list[str | int] = [
     *(minutes for minutes in _OFFSETS if minutes % 60 == 0),
     *_ZONES,
     *(minutes for minutes in _OFFSETS if minutes % 60),
@@ -98,7 +98,7 @@ class EventTimeParts:
 
     def __init__(self, times: pl.Series, zone: str = "UTC") -> None:
         known = np.flatnonzero(times.is_not_null().to_numpy()) if times.dtype.is_temporal() else np.empty(0, np.int64)
-        self._times, self._zones = times, [zone, *_PLAUSIBLE]
+        self._times, self._zones = times, list[str | int]([zone, *_PLAUSIBLE])
         self._sample, self._rows = (_spread(known, most) for most in (_SAMPLE_ROWS, _CHECKED_ROWS))
         self._sampled = _LocalTimes(times.gather(self._sample), self._zones) if len(known) else None
 

@@ -184,7 +184,7 @@ class TableEncoder(Section):
                     f"{first_line(error)}"
                 ) from error
             if column.hours:
-                numbers = to_known_hours(numbers, column.hours)
+                numbers = to_known_hours(numbers.astype(np.float64), column.hours)
             for block in self._blocks_of[column.name]:
                 _fill(matrix, block, column, numbers, self.scaling)
         return matrix

@@ -122,7 +122,8 @@ def choose_budget(rows: int) -> float:
         return BUDGET
     lowest = 1 / (rows + 1)
     digits = -math.floor(math.log10(lowest))
-    return min(math.ceil(round(lowest * 10**digits, 9)) / 10**digits, 0.9)
+    power = 10.0**digits
+    return min(math.ceil(round(lowest * power, 9)) / power, 0.9)
 
 
 def choose_batch_size(rows: int) -> int:
@@ -131,5 +132,5 @@ def choose_batch_size(rows: int) -> int:
     >>> choose_batch_size(300_000), choose_batch_size(1000), choose_batch_size(30)
     (512, 32, 8)
     """
-    fitting = 2 ** max(0, (rows // _STEPS_PER_EPOCH).bit_length() - 1)
+    fitting = 1 << max(0, (rows // _STEPS_PER_EPOCH).bit_length() - 1)
     return min(BATCH_SIZE, max(_MIN_BATCH_SIZE, fitting))

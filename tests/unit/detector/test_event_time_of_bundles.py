@@ -66,4 +66,5 @@ class TestEventTime:
         moved = rows.with_columns(pl.col("event_time") + pl.duration(hours=9))
         matrices = [bundle.encoder.encode(each).astype(np.float64) for each in (rows, moved)]
         assert (matrices[0] != matrices[1]).any()
-        np.testing.assert_array_equal(*map(bundle.detector.ensemble, matrices))
+        before, after = map(bundle.detector.ensemble, matrices)
+        np.testing.assert_array_equal(before, after)

@@ -76,7 +76,7 @@ class TestContext:
 
     def test_without_any_part_the_reason_is_recorded(self) -> None:
         encoder = fit(times(days=10, hours=(0, 1)))
-        assert encoder.context == encoder.context_blocks == ()
+        assert (encoder.context, encoder.context_blocks) == ((), ())
         assert [(entry.column, entry.reason[:35]) for entry in encoder.left_out] == [
             ("event_time", "all rows are of one hour of the day")
         ]
