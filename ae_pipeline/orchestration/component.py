@@ -72,7 +72,8 @@ attributes:
     # only_normal: true # leave known anomalies out of the training
     # corruption: gaussian # train to remove noise (also masking; salt_and_pepper for images)
 
-  # alerts:
+  alerts:
+    report_rows: 200 # rows in the ranking of the report, the highest score first
     # budget: 0.001 # one alert in a thousand normal rows, if there are 999 calibration rows
     # webhook: ORDERS_WEBHOOK # environment variable with the address that receives alerts
 
@@ -81,9 +82,9 @@ attributes:
     min_new_rows: 1000 # a tick with fewer new rows skips the training
     # drifting_days: 3 # train before the next tick after this many drifted days
 
-  # gate:
+  gate:
+    max_error_increase: 0.1 # the reconstruction error of a new model may be 10 % greater
     # days: 7 # newest days, on which a new model is compared with the one that serves
-    # max_error_increase: 0.1 # its reconstruction error may be 10 % greater
 """
 
 
