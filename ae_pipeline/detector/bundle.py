@@ -69,7 +69,8 @@ class ModelBundle:
         window: Days of each part of the training window.
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
-        stored_fingerprint: Fingerprint of the files that a bundle was read from; None for a new bundle.
+        stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
+            later version of the package may write further keys, which must not change it.
 
     Examples:
         >>> import tempfile
@@ -201,7 +202,6 @@ class ModelBundle:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
         """
         manifest, tensors = _read_files(folder)
-        # Of the files, not of what is read from them: later versions add keys with defaults.
         stored_fingerprint = _fingerprint(manifest, tensors)
         if manifest.get("format") == legacy_bundle.FORMAT:
             warn(

@@ -22,7 +22,7 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
     """Fit an encoder on the rows of the training window.
 
     Args:
-        config: Section `images` and the scaling of the inputs.
+        config: Section `images`, the scaling of the inputs and the time zone.
         features: Training rows.
         columns: Features and their types.
 
@@ -33,7 +33,9 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
         return fit_image_encoder(features, columns, config.images.column, config.scaling)
     declared = {*config.columns, *config.derive}
     event_time = config.model.event_time
-    return fit_table_encoder(features, columns, config.scaling, event_time=event_time, declared=declared)
+    return fit_table_encoder(
+        features, columns, config.scaling, config.timezone, event_time=event_time, declared=declared
+    )
 
 
 def context_width(encoder: Encoder) -> int:

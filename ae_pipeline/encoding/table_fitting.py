@@ -28,6 +28,7 @@ def fit_table_encoder(
     features: pl.DataFrame,
     columns: Sequence[FeatureColumn],
     scaling: Scaling = Scaling.ROBUST,
+    timezone: str = "UTC",
     *,
     event_time: EventTime = EventTime.CONTEXT,
     declared: Collection[str] = (),
@@ -42,6 +43,7 @@ def fit_table_encoder(
         features: Training rows.
         columns: Features and their types.
         scaling: Scaling of the numbers.
+        timezone: IANA name of the zone whose time of day and weekday the model sees.
         event_time: How the model uses the event time.
         declared: Columns that the configuration declares. They are never taken for a part of the event time.
 
@@ -51,8 +53,8 @@ def fit_table_encoder(
     kept: list[ColumnEncoding] = []
     left_out: list[LeftOut] = []
     seen: dict[tuple[str, ...], str] = {}
-    context, context_parts, why_not = _fit_context(features, columns, event_time)
-    times = EventTimeParts(features[EVENT_TIME]) if EVENT_TIME in features.columns else None
+    context, context_parts, why_not = _fit_context(features, columns, event_time, timezone)
+    times = EventTimeParts(features[EVENT_TIME], timezone) if EVENT_TIME in features.columns else None
     for column in columns:
         if column.name == EVENT_TIME and event_time != EventTime.TARGET:
             left_out += [LeftOut(column=EVENT_TIME, reason=why_not)] if context is None else []
@@ -80,6 +82,7 @@ def fit_table_encoder(
     blocks = _lay_out(kept)
     return TableEncoder(
         scaling=scaling,
+        timezone=timezone,
         columns=tuple(kept),
         left_out=tuple(left_out),
         blocks=blocks,
@@ -92,12 +95,12 @@ def fit_table_encoder(
 
 
 def _fit_context(
-    features: pl.DataFrame, columns: Sequence[FeatureColumn], event_time: EventTime
+    features: pl.DataFrame, columns: Sequence[FeatureColumn], event_time: EventTime, timezone: str
 ) -> tuple[ColumnEncoding | None, tuple[str, ...], str]:
     """Return the encoding of the event time as context and its parts; or None, no parts, and the reason."""
     if event_time != EventTime.CONTEXT or all(column.name != EVENT_TIME for column in columns):
         return None, (), "model.event_time is ignore"
-    return fit_context(_numbers(features[EVENT_TIME]))
+    return fit_context(_numbers(features[EVENT_TIME], timezone))
 
 
 def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> tuple[ColumnEncoding | None, str]:
