@@ -16,7 +16,7 @@ ISO_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
 )
-"""Timestamp formats that are read without a `format`. Times without a zone are UTC."""
+"""Timestamp formats that are read without a `format`. Times without a zone are those of the dataset."""
 
 MICROSECONDS = pl.Datetime("us", "UTC")
 
@@ -36,7 +36,11 @@ def has_offset(form: str) -> bool:
 
 
 def to_instant(value: pl.Expr, timezone: str) -> pl.Expr:
-    """Return times without a zone as moments in UTC."""
+    """Return times without a zone as moments in UTC.
+
+    A time that occurs twice, because the clocks were set back, means the earlier moment. A time that the clocks skip
+    becomes null.
+    """
     return value.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").dt.convert_time_zone("UTC")
 
 
