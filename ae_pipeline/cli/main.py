@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
             case "history":
                 return _show_history(options.dataset)
+            case "new":
+                from ae_pipeline.cli.new import new
+
+                return new(options.name, options.files, yes=options.yes)
             case "page":
                 return _make_page(options.dataset, options.day)
             case "forget":
@@ -63,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     forget.add_argument("dataset", help="a dataset, also one without a YAML")
     forget.add_argument("--yes", action="store_true", help="remove without a question")
     forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
+    new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
+    new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
+    new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
+    new.add_argument("--yes", action="store_true", help="write the YAML and copy the files without a question")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")

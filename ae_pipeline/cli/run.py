@@ -1,5 +1,6 @@
 """`ae-pipeline run`: do what the planner says until a dataset is up to date."""
 
+import datetime as dt
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,7 +29,8 @@ def run(name: str) -> int:
     project = Project.load()
     dataset = project.dataset(name)
     _land_demo(dataset)
-    require_landed(dataset)  # raises StorageError if nothing has landed
+    if not dataset.config.source.is_fetched:
+        require_landed(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset)
     runner.follow_plans()
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
@@ -51,8 +53,8 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
         from ae_pipeline.registry.names import CHAMPION
 
-        tracker = self._project.tracker
-        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today()))
+        tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {reason}.", flush=True)

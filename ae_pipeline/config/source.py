@@ -6,10 +6,11 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.config.columns import RESERVED_COLUMNS
+from ae_pipeline.config.fetch import FetchedSource
 from ae_pipeline.config.model import Section
 
 
-class SourceConfig(Section):
+class SourceConfig(FetchedSource):
     """The files that belong to the dataset."""
 
     path: str | None = Field(

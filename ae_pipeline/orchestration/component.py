@@ -41,6 +41,9 @@ attributes:
 
   # Put CSV, Parquet or image files into data/landing/{name}, or set where they land:
   # source: {{path: /where/files/land, pattern: "**/*.csv"}}
+  # Or fetch rows: a SQL query over the database whose URL an environment variable holds, or a Python function:
+  # source: {{query: "SELECT * FROM {name} WHERE created_at >= :day_start AND created_at < :day_end", connection: DB}}
+  # source: {{callable: "my_package.module:fetch_day"}}
 
   identity: [id] # columns that together identify a row; a newer row with the same identity replaces it; or none: []
   event_time: created_at # defines the daily partitions; leave it and start out if rows have no time

@@ -383,8 +383,8 @@ def test_an_identity_above_2_to_53_is_left_out_although_floats_repeat() -> None:
     values = [float(2**60 + i) for i in range(200)]
     assert len(set(values)) < 200
     rows = pl.DataFrame({"id": values, "n": np.arange(200) % 7 * 1.0})
-    for marks in ({"is_identity": True}, {"is_identity": True, "is_unique": True}):
-        columns = [FeatureColumn("id", ColumnType.INTEGER, **marks), number("n")]
+    for is_unique in (False, True):
+        columns = [FeatureColumn("id", ColumnType.INTEGER, is_identity=True, is_unique=is_unique), number("n")]
         assert [entry.column for entry in fit_table_encoder(rows, columns).left_out] == ["id"]
 
 
