@@ -95,9 +95,8 @@ class TableEncoder(Section):
     """Encode features with statistics of the training window. `fit_table_encoder` creates it.
 
     Numbers become (x − center) / scale. Robust scaling uses the median and IQR / 1.349, and then takes the asinh. It is
-    linear near the median and logarithmic in the tails, so a heavy tail does not dominate. Clocks and the parts of
-    timestamps become sine and cosine of their cycle. Unit scaling moves these to 0 to 1. Time of day and weekday are
-    those of the time zone.
+    linear near the median and logarithmic in the tails, so a heavy tail does not dominate. Clocks, and the parts of
+    timestamps in the time zone, become sine and cosine of their cycle. Unit scaling moves these to 0 to 1.
 
     The network reconstructs `columns`. The blocks of `context` are the last matrix columns: inputs only.
     """
@@ -375,8 +374,7 @@ def _format_value(encoding: ColumnEncoding, value: Any, timezone: str) -> str:
     if encoding.type == ColumnType.BOOLEAN:
         return str(value).lower()
     if encoding.type == ColumnType.TIMESTAMP:
-        if timezone != "UTC":
-            value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
+        value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
     if encoding.type not in {ColumnType.NUMBER, ColumnType.INTEGER}:
         return str(value)
