@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return new(options.name, options.files, yes=options.yes)
             case "page":
                 return _make_page(options.dataset, options.day)
+            case "forget":
+                from ae_pipeline.cli.forget import forget
+
+                return forget(options.dataset, confirmed=options.yes, landing_too=options.landing_too)
         return _serve(options.port, options.mlflow_port, options.data_port)
     except PipelineError as error:
         print_error(error)
@@ -63,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
     new.add_argument("--yes", action="store_true", help="write the YAML and copy the files without a question")
+    forget = commands.add_parser("forget", help="list what is stored of a dataset, and remove it after a confirmation")
+    forget.add_argument("dataset", help="a dataset, also one without a YAML")
+    forget.add_argument("--yes", action="store_true", help="remove without a question")
+    forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")

@@ -88,10 +88,10 @@ def _label_columns(config: PipelineConfig) -> set[str]:
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Return cleaned and derived columns of raw rows.
 
-    Numbers and decimals become float64, so that days with and without gaps have the same types; `raw_data` keeps the
-    exact values. Timestamps get microseconds. Clocks become minutes after
-    midnight, with 2400 as 0. Whitespace around text is removed, and empty text becomes missing. Derived numbers that
-    are not finite become missing.
+    Times are UTC; `derive` and `label` see them in the time zone of the dataset. Numbers and decimals become float64,
+    so that days with and without gaps have the same types; `raw_data` keeps the exact values. Timestamps get
+    microseconds. Clocks become minutes after midnight, with 2400 as 0. Whitespace around text is removed, and empty
+    text becomes missing. Derived numbers that are not finite become missing.
 
     Args:
         raw: Raw rows with `row_id` and `event_time`.
@@ -107,7 +107,7 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
     """
     cleaned = raw.with_columns(
         *(_clean(name, rule.type) for name, rule in contract.columns.items() if name not in RESERVED_COLUMNS)
-    )
+    ).with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone(config.timezone))
     for name, expression in config.derive.items():
         try:
             value = pl.sql_expr(expression).cast(pl.Float64)
@@ -119,7 +119,8 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
-    return cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    features = cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    return features.with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
 
 
 def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
@@ -165,7 +166,12 @@ def features_input_hash(day: str, dataset: Dataset, contract: SchemaContract) ->
     raw_facts = read_facts(dataset.paths.raw(day))
     if not raw_facts:
         return None
-    settings: list[object] = [config.exclude, sorted(config.derive.items()), config.event_time]
+    settings: list[object] = [
+        config.exclude,
+        sorted(config.derive.items()),
+        config.event_time,
+        *config.timezone_setting(),
+    ]
     if config.label or split_columns(config):  # conditional, so that datasets without labels keep their hash
         settings += [config.label, split_columns(config)]
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])

@@ -50,7 +50,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
         config: Configuration of the dataset.
         today: Last valid day if the configuration has no `end`.
     """
-    settings: list[object] = [config.identity, config.event_time, config.start, config.end]
+    settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
         settings.append(config.images.model_dump(mode="json"))
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,7 +111,7 @@ def _due_days(dataset: Dataset, state: FetchState, now: dt.datetime) -> list[str
     config = dataset.config
     if config.start is None:
         return [ALL_ROWS]
-    folder, today = landing_folder(dataset), now.astimezone(day_zone(config)).date()
+    folder, today = landing_folder(dataset), now.astimezone(config.zone).date()
     last = min(config.end or today, today)
     dates = (config.start + dt.timedelta(days=index) for index in range((last - config.start).days + 1))
     landed = {path.name for path in folder.glob("*.parquet")}
@@ -149,7 +148,7 @@ def fetch(dataset: Dataset, now: dt.datetime) -> None:
     days = _due_days(dataset, state, now)
     if not days:
         return
-    today = now.astimezone(day_zone(dataset.config)).date().isoformat()
+    today = now.astimezone(dataset.config.zone).date().isoformat()
     done = dict(state.days)
     outcomes: dict[str, str] = {}
     saved, progress = time.monotonic(), ProgressLogger(logger)
@@ -188,7 +187,7 @@ def _open(dataset: Dataset) -> Iterator[Callable[[str], pa.Table]]:
     config, subject = dataset.config, describe_source(dataset.config)
     source = config.source
     if source.query and source.connection:
-        with open_query(source.query, source.connection, day_zone(config), subject) as run:
+        with open_query(source.query, source.connection, config.zone, subject) as run:
             yield lambda day: run(None if day == ALL_ROWS else dt.date.fromisoformat(day))
         return
     function = load_callable(str(source.callable), subject)
@@ -265,14 +264,9 @@ def _source_hash(config: PipelineConfig) -> str:
         source.callable,
         source.path,
         config.event_time,
-        day_zone(config).key,
+        config.timezone,
     ]
     return hash_json(settings)
-
-
-def day_zone(config: PipelineConfig) -> ZoneInfo:
-    """Return the time zone that cuts the days of a dataset."""
-    return ZoneInfo(getattr(config, "timezone", "UTC"))
 
 
 def describe_source(config: PipelineConfig) -> str:

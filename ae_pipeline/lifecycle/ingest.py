@@ -178,13 +178,10 @@ def _fetch_and_ingest(dataset: Dataset) -> IngestResult:
         fetch(dataset, dt.datetime.now(dt.UTC))
     except PipelineError as error:
         failure = error
-    if failure and not unread_files(dataset, _today()):
+    today = dataset.config.today()
+    if failure and not unread_files(dataset, today):
         raise failure
-    result = ingest(dataset, _today())
+    result = ingest(dataset, today)
     if failure:
         raise failure
     return result
-
-
-def _today() -> dt.date:
-    return dt.datetime.now(dt.UTC).date()

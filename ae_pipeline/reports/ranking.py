@@ -79,7 +79,7 @@ class RankedRow:
 
     Attributes:
         row_id: Identity of the row.
-        event_time: Event time, UTC; None without event time.
+        event_time: Event time, in the time zone of the dataset; None without event time.
         score: Surprisal, nats.
         p_value: Share of calibration rows with a score at least as high.
         is_anomaly: Whether the row is flagged.
@@ -135,6 +135,13 @@ def cut_short(paths: DatasetPaths) -> set[str]:
     """Return the days of a report that was interrupted. The report must be built again."""
     unfinished = paths.reports / UNFINISHED
     return set(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else set()
+
+
+def remove_foreign_days(dataset: Dataset) -> None:
+    """Delete the ranked rows and pages of days that the dataset does not have as configured now."""
+    for path in (dataset.paths.reports / "days").glob("[!.]*"):
+        if path.suffix in {".parquet", ".html"} and not dataset.config.has_day(path.stem):
+            path.unlink(missing_ok=True)
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
@@ -204,9 +211,15 @@ def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
     return pl.read_parquet(_day_file(paths, day))
 
 
-def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
-    """Yield the rows of a ranked table."""
-    for row in ranked.drop("model_version").iter_rows(named=True):
+def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:
+    """Yield the rows of a ranked table.
+
+    Args:
+        ranked: Ranked rows.
+        timezone: Time zone of the event times of the result.
+    """
+    local = ranked.with_columns(pl.col("event_time").dt.convert_time_zone(timezone))
+    for row in local.drop("model_version").iter_rows(named=True):
         yield RankedRow(**{**row, "contributions": tuple(map(Contribution.from_record, row["contributions"]))})
 
 

@@ -394,11 +394,13 @@ class TestServing:
             body = {"dataframe_split": json.loads(rows.to_json(orient="split", date_format="iso"))}
             rows = infer_and_parse_data(body, model.metadata.get_input_schema())
         else:
-            rows = rows.assign(is_open=pd.Series([True, None, False], dtype="object").astype(dtype))
+            rows = rows.assign(
+                is_open=pd.Series([True, None, False], dtype="object").astype(pd.api.types.pandas_dtype(dtype))
+            )
         np.testing.assert_allclose(model.predict(rows)["score"], expected, rtol=1e-5, atol=1e-5)
 
     def test_a_text_in_a_boolean_column_is_an_error(self, model: Any, fitted: Fitted) -> None:
-        rows = fitted.features(fitted.days[-1]).head(2).to_pandas().assign(is_open=["ja", None])
+        rows = fitted.features(fitted.days[-1]).head(2).to_pandas().assign(is_open="ja")
         with pytest.raises(BundleError, match="column 'is_open' holds 'ja', which is no boolean; give true, false or"):
             model.predict(rows)
 
