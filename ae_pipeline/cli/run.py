@@ -53,8 +53,8 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
         from ae_pipeline.registry.names import CHAMPION
 
-        tracker, started = self._project.tracker, dt.datetime.now(dt.UTC)
-        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=started))
+        tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {reason}.", flush=True)

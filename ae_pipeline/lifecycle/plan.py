@@ -95,8 +95,8 @@ def plan_landing(
         settle_seconds: Age of the oldest unread file from which files are read, because they may still grow.
         fetched_since: Time from which a fetch counts as new enough; by default `source.check_minutes` ago.
     """
-    due = days_to_fetch(dataset, dt.datetime.now(dt.UTC), fetched_since)
     unread, deleted = unread_files(dataset, today), unhandled_deletions(dataset)
+    due = days_to_fetch(dataset, dt.datetime.now(dt.UTC), fetched_since)
     changed = pluralize(len(unread), "new or changed file")
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < settle_seconds:
         return Plan((), f"{changed}, still being written")
@@ -109,8 +109,8 @@ def plan_landing(
         what = "all rows" if due == [ALL_ROWS] else pluralize(len(due), "day")
         reasons.append(f"{what} to fetch with {describe_source(dataset.config)}")
     if reasons:
-        state = hash_json([unread, sorted(deleted)] if deleted else unread)
-        state = hash_json([state, last_fetch(dataset)]) if due else state
+        extra = [*([sorted(deleted)] if deleted else []), *([last_fetch(dataset)] if due else [])]
+        state = hash_json([unread, *extra] if extra else unread)
         work.append(Work(step=Step.READ, reason="; ".join(reasons), state=state))
     if not dataset.paths.ledger.exists():
         return Plan(tuple(work), "nothing has landed so far")
