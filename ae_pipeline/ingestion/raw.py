@@ -90,7 +90,7 @@ def _read_staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFr
                 f"images of column {name!r} from {source} were staged under an earlier schema contract and are "
                 f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
-    return pl.read_parquet(path)
+    return pl.read_parquet(path, glob=False)
 
 
 def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from ae_pipeline.ingestion import batch, patches
 from ae_pipeline.ingestion.contract import ColumnRule, load_contract
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.raw import build_raw_day
-from ae_pipeline.ingestion.readers import read_file
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from tests.support.datasets import REMEDY, LandedDataset, assert_says, leftovers, make_dataset
 
 pytestmark = pytest.mark.slow
