@@ -86,14 +86,19 @@ def find_separator(kind: str, text: bytes, allowed: Sequence[Separator] = ()) ->
     found = [separator for separator, fit in candidates.items() if fit == best]
     if len(found) > 1 and not allowed:
         raise UnreadableFileError(
-            f"the values may be separated by {' or '.join(map(repr, found))}, since both give {pluralize(best[1], 'column')}; "
+            f"the values may be separated by {' or '.join(map(repr, found))}, since both give {pluralize(best[2], 'column')}; "
             "set source.separator in the YAML"
         )
     return found[0]
 
 
-def _fit(text: str, separator: str) -> tuple[float, int] | None:
-    """Return the share of rows with as many values as the header, and that number; None if the header has one value."""
+def _fit(text: str, separator: str) -> tuple[float, float, int] | None:
+    """Return how well a separator fits, or None if the header has one value.
+
+    Returns:
+        The share of rows with as many values as the header, the share of quotes at the edge of a value, and the number
+        of values of the header.
+    """
     counts: list[int] = []
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
@@ -105,7 +110,8 @@ def _fit(text: str, separator: str) -> tuple[float, int] | None:
     if not counts or counts[0] < 2:
         return None
     rows = counts[1:]
-    return sum(count == counts[0] for count in rows) / len(rows) if rows else 1.0, counts[0]
+    share = sum(count == counts[0] for count in rows) / len(rows) if rows else 1.0
+    return share, RecordScanner(text.encode(), separator.encode()).share_of_edge_quotes, counts[0]
 
 
 def _read_header(text: DecodedText, separator: str) -> tuple[int, list[str]]:

@@ -40,7 +40,7 @@ def read_excel(data: bytes, source: SourceConfig) -> FileRows:
         ).to_arrow_with_errors()
         frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])))
     rows = frame.with_columns(
-        _midnights_as_dates(frame), pl.Series("_row_number", range(2, frame.height + 2), dtype=pl.Int64)
+        *_midnights_as_dates(frame), pl.Series("_row_number", range(2, frame.height + 2), dtype=pl.Int64)
     )
     is_wrong = {error.offset_position[0]: error for error in (errors.errors if errors else ())}
     record = pl.struct(pl.all().cast(pl.String)).struct.json_encode()

@@ -40,7 +40,7 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
             if not isinstance(row, dict):
                 raise ValueError("it is no object with names and values")  # noqa: TRY004
             if b"\\ud" in line or b"\\uD" in line:
-                str(row).encode()
+                "".join(each for each in (*row, *row.values()) if isinstance(each, str)).encode()
         except (ValueError, RecursionError) as error:
             reason = f"the line is not a JSON object ({first_line(error)}); write one object on each line"
             rejected.append((number, "json", reason, printable_text(line).rstrip("\r")))

@@ -1,13 +1,13 @@
 """Split a text file into records: where each one starts, and which ones have a quote that is not closed.
 
-A value may be quoted, and a quoted value may hold line breaks, separators and doubled quotes, as in RFC 4180. A quote in
-the middle of a value that does not start with one is an ordinary character. Spaces may follow a closing quote.
+A value may be quoted, and a quoted value may hold line breaks, separators and doubled quotes, as in RFC 4180. A quote
+in the middle of a value that does not start with one is an ordinary character. Spaces may follow a closing quote.
 
-A quoted value ends at the first quote that is not doubled and that a separator or a line break follows. If a quote comes
-first that looks like the start of another value (a separator or a line break precedes it, none follows it), or if no
-quote comes at all, then the value was never closed. Only the lines up to the one with the open quote are broken, and the
-next line is a new record. Any other quote in between is one that should be doubled: the whole record is broken, so that
-no line of a quoted value is taken for a row.
+A quoted value ends at the first quote that is not doubled and that a separator or a line break follows. If a quote
+comes first that looks like the start of another value (a separator or a line break precedes it, none follows it), or if
+no quote comes at all, then the value was never closed. Only the lines up to the one with the open quote are broken, and
+the next line is a new record. Other quotes in between should be doubled; they come in pairs. The whole record is then
+broken, so that no line of a quoted value is taken for a row.
 """
 
 import re
@@ -131,6 +131,14 @@ class RecordScanner:
         match = self._after_close.match(self.data, quote + 1)
         return match.end() if match else None
 
+    @property
+    def share_of_edge_quotes(self) -> float:
+        """Share of the quotes that are doubled, or next to a separator or a line break."""
+        if not len(self._quotes):
+            return 1.0
+        touches_previous = np.insert(self._touches_next[:-1], 0, False)
+        return float((self._can_open | self._can_close | self._touches_next | touches_previous).mean())
+
     def _line_end(self, position: int) -> int:
         """Return the index after the line that a byte is in."""
         index = int(np.searchsorted(self.breaks, position))
@@ -148,18 +156,21 @@ class RecordScanner:
         run_starts, following, odd_before = self._resolution
         run = int(np.searchsorted(run_starts, index, side="right")) - 1
         last = int(run_starts[run + 1]) - 1  # the last quote of the run that the opening one is in
-        is_stray = False
+        strays = 0
         if (last - index) % 2 == 1:  # it is not doubled
             if self._end_of_close(int(self._quotes[last])) is not None:
                 return int(self._quotes[last]), False
-            is_stray = True
-        target = int(following[run + 1])
-        if target == len(run_starts) - 1:
-            return None, True
-        last = int(run_starts[target + 1]) - 1
-        is_stray = is_stray or bool(odd_before[target] - odd_before[run + 1])
-        position = int(self._quotes[last])
-        return (position, is_stray) if self._end_of_close(position) is not None else (None, True)
+            strays = 1
+        run += 1
+        while (target := int(following[run])) < len(run_starts) - 1:
+            position = int(self._quotes[run_starts[target + 1] - 1])
+            if self._end_of_close(position) is None:  # it opens another value
+                break
+            strays += int(odd_before[target] - odd_before[run])
+            if strays % 2 == 0:
+                return position, strays > 0
+            run, strays = target + 1, strays + 1  # quotes that should be doubled come in pairs
+        return None, True
 
     def record(self, start: int) -> _Record:
         """Return the record that starts at an index, byte by byte as a reader would.
