@@ -161,7 +161,7 @@ class RecordScanner:
             if self._end_of_close(int(self._quotes[last])) is not None:
                 return int(self._quotes[last]), False
             strays = 1
-        run += 1
+        run, first = run + 1, None
         while (target := int(following[run])) < len(run_starts) - 1:
             position = int(self._quotes[run_starts[target + 1] - 1])
             if self._end_of_close(position) is None:  # it opens another value
@@ -169,8 +169,9 @@ class RecordScanner:
             strays += int(odd_before[target] - odd_before[run])
             if strays % 2 == 0:
                 return position, strays > 0
+            first = position if first is None else first
             run, strays = target + 1, strays + 1  # quotes that should be doubled come in pairs
-        return None, True
+        return first, True
 
     def record(self, start: int) -> _Record:
         """Return the record that starts at an index, byte by byte as a reader would.
