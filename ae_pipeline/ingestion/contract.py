@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
-from ae_pipeline.config.columns import ColumnType, ImageShape
+from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape
 from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect
@@ -212,7 +212,8 @@ def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
             type, or has other images than the configuration.
     """
     contract = load_contract(path)
-    readable = tuple(name for name in config.exclude if name not in contract.skipped)
+    known_unread = {*contract.skipped, *(RESERVED_COLUMNS - contract.columns.keys())}
+    readable = tuple(name for name in config.exclude if name not in known_unread)
     check_names(list(contract.columns), config.model_copy(update={"exclude": readable}))
     _check_images(contract, config, path)
     keys = required_columns(contract, config)

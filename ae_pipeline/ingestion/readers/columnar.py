@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.feather
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.text import first_line
@@ -89,14 +88,17 @@ def _fits_ns(column: pa.ChunkedArray) -> bool:
 
 
 def _read_arrow(data: bytes, with_images: bool) -> pa.Table:  # noqa: ARG001
-    if data.startswith(b"FEA1"):
-        return pyarrow.feather.read_table(io.BytesIO(data))
+    if data.startswith(b"FEA1"):  # pyarrow's reader of this format crashes on damaged files
+        raise UnreadableFileError("the file has version 1 of the Feather format; write it again as version 2")
     if data.startswith(b"ARROW1"):
-        return pa.ipc.open_file(data).read_all()
+        table = pa.ipc.open_file(data).read_all()
     # A stream that ends between two batches would be read without an error.
-    if not data.endswith(_END_OF_STREAM):
+    elif data.endswith(_END_OF_STREAM):
+        table = pa.ipc.open_stream(data).read_all()
+    else:
         raise pa.ArrowInvalid("the mark at the end of the stream is missing")
-    return pa.ipc.open_stream(data).read_all()
+    table.validate(full=True)
+    return table
 
 
 def _read_avro(data: bytes, with_images: bool) -> pa.Table:  # noqa: ARG001

@@ -97,16 +97,20 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
 
     with library_errors_as(UnreadableFileError, message):
         file = _read(name, data, options)
-        file = replace(
-            file,
-            rows=file.rows.drop(options.left_out, strict=False),
-            skipped={column: why for column, why in file.skipped.items() if column not in options.left_out},
-        )
+        file = _leave_out(file, options)
         file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
         if options.images:
             file = cut_images(file, options.images)
         rejected = file.rejected.with_columns(source_file=pl.lit(name))
         return replace(file, rows=file.rows.with_columns(_source_file=pl.lit(name)), rejected=rejected)
+
+
+def _leave_out(file: FileRows, options: ReadOptions) -> FileRows:
+    skipped = {column: why for column, why in file.skipped.items() if column not in options.left_out}
+    if options.columns is None:  # the first contract must know of it
+        reason = "its name is reserved for the pipeline, and it is excluded; rename it at the source to have it"
+        skipped |= {column: reason for column in file.rows.columns if column in options.left_out}
+    return replace(file, rows=file.rows.drop(options.left_out, strict=False), skipped=skipped)
 
 
 def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
