@@ -170,7 +170,9 @@ class Window:
         return len(needed)
 
     def _empty_part(self, part: str, paths: DatasetPaths) -> str:
-        all_rows = pl.concat([pl.scan_parquet(paths.features(day), glob=False) for day in getattr(self, part)], how="diagonal")
+        all_rows = pl.concat(
+            [pl.scan_parquet(paths.features(day), glob=False) for day in getattr(self, part)], how="diagonal"
+        )
         count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._without_anomalies(all_rows)))
         normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
         return (

@@ -16,11 +16,11 @@ from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers.failures import library_errors_as
-from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.parquet import write_rows
 
 RAW_VERSION = "1"
 """Version of the ingestion code. Increase it when the same files would give other raw rows."""
@@ -97,13 +97,16 @@ class StagingBatch:
         sizes = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
         return any(size >= limit for size, limit in sizes)
 
-    def add(self, name: str, path: Path, previous: LandedFile | None) -> LandedFile | None:
+    def add(
+        self, name: str, path: Path, previous: LandedFile | None, read: FileRows | None = None
+    ) -> LandedFile | None:
         """Read a file, and add its rows to the batch.
 
         Args:
             name: Path of the file below the landing folder.
             path: Path of the file.
             previous: Ledger entry of an earlier version, or None.
+            read: Rows of the file, if it was read for the first schema contract.
 
         Returns:
             The ledger entry if the file needs no staging, because it is unchanged, cannot be read, or has other columns
@@ -124,7 +127,7 @@ class StagingBatch:
         if same_content and same_content.contract in {self._rules.lasting, self._rules.until_last_day}:
             return replace(same_content, size=entry.size, modified_ns=entry.modified_ns)
         try:
-            file = read_file(name, data, self._options)
+            file = leave_out(read, self._options) if read else read_file(name, data, self._options)
             entry = replace(entry, skipped=dict(file.skipped))
             self._check_columns(name, file)
         except UnreadableFileError as error:
@@ -208,7 +211,7 @@ class StagingBatch:
             entry = replace(entry, contract=self._rules.until_last_day)
         copy = hash_json([name, entry.sha256, entry.contract])
         if file.rejected.height:
-            write_parquet(self._paths.quarantined(copy), file.rejected.to_arrow())
+            write_rows(self._paths.quarantined(copy), file.rejected.to_arrow())
             by_rule = Counter(file.rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
@@ -217,7 +220,7 @@ class StagingBatch:
                 entry, previous, f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
             )
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
-        write_parquet(self._paths.staged(copy), file.rows.to_arrow(), shapes)
+        write_rows(self._paths.staged(copy), file.rows.to_arrow(), shapes)
         days = file.rows["_day"].value_counts()
         return replace(
             entry,

@@ -16,12 +16,15 @@ from ae_pipeline.config.source import Dialect
 from ae_pipeline.ingestion.contract import is_needed, save_contract
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, UnreadableFileError
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import detach
 
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 """Size of the sample that a contract is inferred from: files (up to twice as many), and rows × columns of all."""
+
+_KEPT_CELLS = 2**23
+"""Maximum rows × columns of the files that are kept until they are validated."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +38,17 @@ class _Sample:
         rows: Rows without the bytes of images.
         skipped: Reason for each column that was not read.
         dialect: How a text file is written.
+        file: All rows, as far as they fit into memory.
     """
 
     name: str
     rows: pl.DataFrame
     skipped: Mapping[str, str]
     dialect: Dialect | None
+    file: FileRows | None
 
 
-def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> None:
+def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dict[str, FileRows]:
     """Infer a schema contract from some of the landed files, and write it.
 
     A file that lacks an identity, event time or image column does not count if others have them. It is refused later.
@@ -51,6 +56,9 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> Non
     Args:
         dataset: Dataset without a contract.
         landed: Landed files by their path below the landing folder.
+
+    Returns:
+        Rows of files that need not be read again, as far as they fit into memory.
 
     Raises:
         SchemaError: No file has a readable row, or the rows do not fit the configuration.
@@ -80,6 +88,9 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> Non
         logger.info(f"text files: {dialect}, as found in {name}; the schema contract now expects it")
     for column, why in skipped.items():
         logger.warning(f"column {column!r} is not read: {why}")
+    if config.images:
+        return {}
+    return {sample.name: sample.file for sample in samples if sample.file}
 
 
 def _samples(
@@ -116,7 +127,8 @@ def _sample(
     # Sampled over the whole file and detached, because a slice would keep all rows in memory.
     step = math.ceil(file.rows.height * max(file.rows.width, 1) * count / _SAMPLED_CELLS)
     rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(max(step, 1)).with_columns(*without_bytes)
-    return _Sample(name, detach(rows), file.skipped, file.dialect), ""
+    whole = file if file.rows.height * file.rows.width * count < _KEPT_CELLS else None
+    return _Sample(name, detach(rows), file.skipped, file.dialect, whole), ""
 
 
 def _fits(sample: _Sample, config: PipelineConfig) -> bool:

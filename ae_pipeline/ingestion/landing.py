@@ -220,8 +220,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     landed = landed_files(dataset)
     if (landing := list_landing(dataset)).others:
         logger.warning(f"{landing_folder(dataset)}: {landing.describe_others()}")
-    if not paths.contract.exists():
-        infer_and_save_contract(dataset, landed)
+    already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, config, today)
@@ -235,7 +234,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     try:
         for done, name in enumerate(new):
             progress.update(done, len(new), "files read")
-            entry = batch.add(name, landed[name], files.get(name))
+            entry = batch.add(name, landed[name], files.get(name), already_read.pop(name, None))
             files.update({name: entry} if entry else {})
             if batch.is_full:
                 files.update(batch.stage())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.detector.bundle import ModelBundle
@@ -162,7 +163,7 @@ def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
 
 def _measured(day: str, identity: str, file: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
     config, paths = dataset.config, dataset.paths
-    columns = pl.read_parquet_schema(paths.features(day)).keys()  # read once: slow for wide tables
+    columns = pq.read_schema(paths.features(day)).names  # read once: slow for wide tables
     names = [name for name in bundle.columns if name in columns]
     rows = pl.read_parquet(paths.features(day), columns=names, glob=False)
     is_after = day > bundle.window.days[-1]

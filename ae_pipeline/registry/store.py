@@ -81,8 +81,10 @@ class Tracker:
             if experiment is not None:
                 return str(experiment.experiment_id)
             # A tracking server chooses where artifacts go: a folder of this machine is not readable by others.
-            local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None
-            return str(client.create_experiment(dataset, artifact_location=local))
+            if self.is_remote:
+                return str(client.create_experiment(dataset))
+            folder = make_folder(self.root / "artifacts" / dataset).resolve()
+            return str(client.create_experiment(dataset, artifact_location=_plain(folder).as_uri()))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:

@@ -85,7 +85,9 @@ class LandedDataset(Dataset):
     def quarantine(self) -> list[tuple[str, int, str, str]]:
         """Return file, row number, rule and reason of all quarantined rows, sorted by file and row."""
         files = sorted(self.paths.quarantined("_").parent.glob("*.parquet"))
-        rows = [pl.read_parquet(file, glob=False).select("source_file", "row_number", "rule", "reason") for file in files]
+        rows = [
+            pl.read_parquet(file, glob=False).select("source_file", "row_number", "rule", "reason") for file in files
+        ]
         return sorted(row for part in rows for row in part.rows())
 
 

@@ -152,15 +152,17 @@ class _Body:
     """The records below the header.
 
     Attributes:
-        data: The records that can be read.
-        lines: Line at which each of them starts; None if each line after the header is one record.
-        longest: Length of the longest record in bytes.
+        parts: The records that can be read.
+        lines: Line at which each of them starts.
+        longest: Length of the longest record in bytes, if it was measured.
+        has_quotes: Whether there are quotes.
         rejected: Line, rule, reason and text of the records that cannot be read.
     """
 
-    data: bytes
-    lines: npt.NDArray[np.int64] | None
+    parts: list[pa.Buffer]
+    lines: npt.NDArray[np.int64]
     longest: int
+    has_quotes: bool
     rejected: list[tuple[int, str, str, str]]
 
     @classmethod
@@ -176,10 +178,16 @@ class _Body:
         """
         data = text.data
         if start == len(data):
-            return cls(data=b"", lines=np.empty(0, np.int64), longest=0, rejected=[])
+            return cls(parts=[], lines=np.empty(0, np.int64), longest=0, has_quotes=False, rejected=[])
+        has_quotes = data.find(b'"', start) >= 0
+        if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start):
+            first = data.count(b"\n", 0, start) + 1
+            count = data.count(b"\n", start) + (not data.endswith(b"\n"))
+            parts = [pa.py_buffer(data).slice(start)]
+            return cls(parts=parts, lines=np.arange(first, first + count), longest=0, has_quotes=False, rejected=[])
         scanner = RecordScanner(data, separator.encode())
         breaks = scanner.breaks
-        structural, broken = scanner.structure(start) if b'"' in data[start:] else (np.empty(0, np.int64), [])
+        structural, broken = scanner.structure(start) if has_quotes else (np.empty(0, np.int64), [])
         ends = breaks[breaks >= start]
         is_inside = np.searchsorted(structural, ends) % 2 == 1
         ends = ends[~is_inside] + 1
@@ -216,7 +224,13 @@ class _Body:
         is_blank = (bytes_[starts] == ord("\n")) | (bytes_[starts] == ord("\r"))
         is_kept = ~is_broken & ~is_blank if width > 1 else ~is_broken
         longest = int((ends - starts).max())
-        return cls(data=_without(data, start, broken), lines=lines[is_kept], longest=longest, rejected=rejected)
+        return cls(
+            parts=_without(data, start, broken),
+            lines=lines[is_kept],
+            longest=longest,
+            has_quotes=has_quotes,
+            rejected=rejected,
+        )
 
 
 def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
@@ -225,32 +239,39 @@ def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDAr
     return np.searchsorted(edges, starts, side="right") % 2 == 1
 
 
-def _without(data: bytes, start: int, broken: Sequence[Broken]) -> bytes:
-    if not broken:
-        return data[start:]
-    parts = []
+def _is_one_row_a_line(data: bytes, start: int) -> bool:
+    """Return whether each line below the header is a row, and none is empty. The data has no quotes."""
+    return b"\r" not in data and data.find(b"\n\n", start) < 0 and not data.startswith(b"\n", start)
+
+
+def _without(data: bytes, start: int, broken: Sequence[Broken]) -> list[pa.Buffer]:
+    buffer, parts = pa.py_buffer(data), []
     for each in broken:
-        parts.append(data[start : each.start])
+        parts.append(buffer.slice(start, each.start - start))
         start = each.end
-    return b"".join([*parts, data[start:]])
+    return [*parts, buffer.slice(start)]
 
 
 def _parse(body: _Body, names: list[str], separator: str) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]]]:
+    lines, block_size = body.lines, max(1 << 21, body.longest + 16)
+    if not len(lines):
+        return pl.DataFrame(schema={**dict.fromkeys(names, pl.String()), "_row_number": pl.Int64()}), []
     ragged: list[pa.csv.InvalidRow] = []
 
     def keep(row: pa.csv.InvalidRow) -> str:
         ragged.append(row)
         return "skip"
 
+    content = body.parts[0] if len(body.parts) == 1 else pa.py_buffer(b"".join(body.parts))
+
     def parse(*, use_threads: bool) -> pa.Table:
+        ragged.clear()
         return pa.csv.read_csv(
-            io.BytesIO(body.data),
-            read_options=pa.csv.ReadOptions(
-                use_threads=use_threads, column_names=names, block_size=max(1 << 21, body.longest + 16)
-            ),
+            pa.BufferReader(content),
+            read_options=pa.csv.ReadOptions(use_threads=use_threads, column_names=names, block_size=block_size),
             parse_options=pa.csv.ParseOptions(
                 delimiter=separator,
-                newlines_in_values=b'"' in body.data,
+                newlines_in_values=body.has_quotes,
                 ignore_empty_lines=len(names) > 1,
                 invalid_row_handler=None if use_threads else keep,
             ),
@@ -262,12 +283,10 @@ def _parse(body: _Body, names: list[str], separator: str) -> tuple[pl.DataFrame,
             ),
         )
 
-    lines = body.lines if body.lines is not None else np.empty(0, np.int64)
-    if not len(lines):
-        return pl.DataFrame(schema={**dict.fromkeys(names, pl.String()), "_row_number": pl.Int64()}), []
     try:
         table = parse(use_threads=True)
     except pa.ArrowInvalid:  # a row with another number of values: with several threads, its number is unknown
+        block_size = max(block_size, content.size + 16) if not body.longest else block_size
         table = parse(use_threads=False)
     if table.num_rows + len(ragged) != len(lines):
         raise UnreadableFileError(

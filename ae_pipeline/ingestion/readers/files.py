@@ -97,7 +97,7 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
 
     with library_errors_as(UnreadableFileError, message):
         file = _read(name, data, options)
-        file = _leave_out(file, options)
+        file = leave_out(file, options)
         file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
         if options.images:
             file = cut_images(file, options.images)
@@ -105,7 +105,8 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
         return replace(file, rows=file.rows.with_columns(_source_file=pl.lit(name)), rejected=rejected)
 
 
-def _leave_out(file: FileRows, options: ReadOptions) -> FileRows:
+def leave_out(file: FileRows, options: ReadOptions) -> FileRows:
+    """Return a file without the columns that are never read."""
     skipped = {column: why for column, why in file.skipped.items() if column not in options.left_out}
     if options.columns is None:  # the first contract must know of it
         reason = "its name is reserved for the pipeline, and it is excluded; rename it at the source to have it"
