@@ -5,12 +5,14 @@ from typing import Any
 
 import dagster as dg
 
+from ae_pipeline.common.text import printable
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.ranking import reason_of
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
 _ROWS = 10
@@ -21,7 +23,12 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     """Return the state of a dataset: rows, model, table, report, the highest-scoring rows, and what to do next."""
     paths = dataset.paths
     failed = _failed_checks(dataset, definitions, instance)
-    lines = ["", f"── {dataset.name} " + "─" * 60, *_ingestion_lines(Ledger.load(paths.ledger))]
+    lines = [
+        "",
+        f"── {dataset.name} " + "─" * 60,
+        *_ingestion_lines(Ledger.load(paths.ledger)),
+        *_duplicate_lines(dataset),
+    ]
     if champion := tracker.version(dataset.name, CHAMPION):
         lines.append(_line("model", f"{dataset.name} version {champion.version}, MLflow run {champion.run_id}"))
     lines += [_line("latent table", paths.latents), _line("report", paths.reports / "report.html")]
@@ -56,6 +63,15 @@ def _ingestion_lines(ledger: Ledger) -> list[str]:
     return lines
 
 
+def _duplicate_lines(dataset: Dataset) -> list[str]:
+    """Return how many rows were replaced, or occur again in a dataset without identity."""
+    facts = [read_facts(path) for path in dataset.paths.raw("_").parent.glob("[!.]*.parquet")]
+    key, label = ("superseded", "replaced") if dataset.config.identity else ("repeated", "exact repeats")
+    rows = sum(int(fact.get(key, 0)) for fact in facts)
+    meaning = "identities replaced by a newer row" if dataset.config.identity else "rows equal an earlier row; all stay"
+    return [_line(label, f"{rows:,} {meaning}")] if rows else []
+
+
 def _report_lines(paths: DatasetPaths) -> list[str]:
     file = paths.reports / "summary.json"
     if not file.exists():
@@ -71,9 +87,9 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
         lines.append(_line("left out", f"{', '.join(left_out)} (not seen by the model; summary.json says why)"))
     lines += ["", f"The {_ROWS} highest-scoring rows:"]
     for index, row in enumerate(summary["strangest"][:_ROWS], 1):
-        lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:.1f})")
+        lines.append(f"{index:>3}. {printable(row['row_id'], is_line=True)}  (score {row['score']:.1f})")
         is_marked = row["is_anomaly"] or bool(row["is_discovery"])
-        lines.append(f"     {reason_of(row['because'], is_marked=is_marked)}")
+        lines.append(f"     {printable(reason_of(row['because'], is_marked=is_marked), is_line=True)}")
     return lines
 
 

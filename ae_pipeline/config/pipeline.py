@@ -5,11 +5,17 @@ The model is also the schema of the YAML file. Its descriptions are shown by `dg
 
 import datetime as dt
 import re
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType
+from ae_pipeline.config.columns import (
+    RESERVED_COLUMNS,
+    ColumnDeclaration,
+    ColumnType,
+    as_declaration,
+    declaration_kind,
+)
 from ae_pipeline.config.model import (
     OUTPUT_OF,
     LossTerm,
@@ -52,8 +58,10 @@ class PipelineConfig(Section):
     )
     source: SourceConfig = Field(default_factory=SourceConfig, description="Which files belong to the dataset.")
     identity: tuple[str, ...] = Field(
-        min_length=1,
-        description="Columns that together identify a row. A later row with the same identity replaces an earlier one.",
+        default=(),
+        description="Columns that together identify a row. A later row with the same identity replaces an earlier one. "
+        "Their values are compared as text, exactly as they landed. Without identity, every landed row is kept: a row "
+        "is known by a hash of its values and the number of its occurrence.",
     )
     event_time: str | None = Field(
         default=None,
@@ -67,11 +75,18 @@ class PipelineConfig(Section):
     end: dt.date | None = Field(
         default=None, description="Last daily partition (UTC). Later rows go to quarantine. By default today."
     )
-    columns: dict[str, ColumnType] = Field(
+    columns: dict[
+        str,
+        Annotated[
+            Annotated[ColumnType, Tag("name")] | Annotated[ColumnDeclaration, Tag("mapping")],
+            Discriminator(declaration_kind),
+        ],
+    ] = Field(
         default_factory=dict,
         description="Types of columns whose values do not show their type. Examples are `clock_hhmm` (1745 is 17:45), "
-        "and `category` for an integer that is a name. The types of other columns are inferred once, into the schema "
-        "contract.",
+        "and `category` for an integer that is a name. A mapping also says how the values are written, for example "
+        '`{type: number, decimal: ",", suffix: "%"}` or `{type: timestamp, format: "%d/%m/%Y %H:%M"}`. The types '
+        "of other columns are inferred once, into the schema contract.",
     )
     exclude: tuple[str, ...] = Field(
         default=(),
@@ -216,7 +231,8 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _image_column_is_consistent(self) -> Self:
         column = self.images.column if self.images else None
-        for name, kind in self.columns.items():
+        for name, declaration in self.columns.items():
+            kind = as_declaration(declaration).type
             if (kind == ColumnType.IMAGE) != (name == column):
                 raise ValueError(
                     f"columns gives {name!r} the type {kind.value}, but the image column is {column!r}; set "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -315,7 +316,7 @@ def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[
 
 
 def _format_number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
 
 
 def _format_cycle(part: str, position: float) -> str:
@@ -334,4 +335,9 @@ def _format_value(encoding: ColumnEncoding, value: Any) -> str:
         return str(value).lower()
     if encoding.type == ColumnType.TIMESTAMP:
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
-    return _format_number(float(value)) if encoding.type in {ColumnType.NUMBER, ColumnType.INTEGER} else str(value)
+    if encoding.type not in {ColumnType.NUMBER, ColumnType.INTEGER}:
+        return str(value)
+    # Integers and decimals come from the raw rows and are shown exactly.
+    return (
+        f"{value:f}" if isinstance(value, Decimal) else str(value) if isinstance(value, int) else _format_number(value)
+    )

@@ -13,15 +13,19 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 """Version of the feature code. Increase it when the same raw rows would give other features."""
+
+
+_FEATURE_TYPES = {ColumnType.TEXT: ColumnType.CATEGORY, ColumnType.DECIMAL: ColumnType.NUMBER}
 
 
 def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[FeatureColumn, ...]:
     """Return the features of a dataset: the columns of the contract without excluded ones, then the derived columns.
 
-    The event time has the reserved name `event_time`, and text becomes a category. Columns that the label uses, and
-    columns derived from them, are not features, because they would reveal the label to the model.
+    The event time has the reserved name `event_time`, text becomes a category, and a decimal a number. Columns that the
+    label uses, and columns derived from them, are not features, because they would reveal the label to the model.
+    Columns of the identity are marked: a model leaves them out if they are unique.
 
     Args:
         config: Configuration of the dataset.
@@ -38,7 +42,13 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
     _check_column_names(config, contract)
     withheld = {*config.exclude, *_label_columns(config)}
     columns = [
-        FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type, rule.shape)
+        FeatureColumn(
+            name,
+            _FEATURE_TYPES.get(rule.type, rule.type),
+            rule.shape,
+            is_identity=name in config.identity,
+            is_unique=config.identity == (name,),
+        )
         for name, rule in contract.columns.items()
         if name not in withheld and name != config.event_time
     ]
@@ -78,7 +88,8 @@ def _label_columns(config: PipelineConfig) -> set[str]:
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Return cleaned and derived columns of raw rows.
 
-    Numbers become float64, so that days with and without gaps have the same types. Clocks become minutes after
+    Numbers and decimals become float64, so that days with and without gaps have the same types; `raw_data` keeps the
+    exact values. Timestamps get microseconds. Clocks become minutes after
     midnight, with 2400 as 0. Whitespace around text is removed, and empty text becomes missing. Derived numbers that
     are not finite become missing.
 
@@ -131,8 +142,10 @@ def _clean(name: str, kind: ColumnType) -> pl.Expr:
     match kind:
         case ColumnType.CLOCK_HHMM:
             return ((value // 100 * 60 + value % 100) % MINUTES_PER_DAY).cast(pl.Float64).alias(name)
-        case ColumnType.INTEGER | ColumnType.NUMBER:
+        case ColumnType.INTEGER | ColumnType.NUMBER | ColumnType.DECIMAL:
             return value.cast(pl.Float64)
+        case ColumnType.TIMESTAMP:
+            return value.dt.cast_time_unit("us")
         case ColumnType.TEXT | ColumnType.CATEGORY:
             text = value.str.strip_chars()
             return pl.when(text != "").then(text).alias(name)

@@ -17,12 +17,12 @@ from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_c
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_rows
 
-RAW_VERSION = "1"
+RAW_VERSION = "2"
 """Version of the ingestion code. Increase it when the same files would give other raw rows."""
 
 IMAGE_FACT = "image."
@@ -134,6 +134,7 @@ class StagingBatch:
             return _refused(entry, previous, str(error))
         except SchemaError as error:
             return _refused(entry, previous, str(error), keep=True)
+        file = replace(file, rows=plain_text(file.rows))
         self._pending[name] = (file, entry, previous)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width

@@ -48,12 +48,14 @@ class IngestResult:
         contract: Current schema contract.
         read: Files that this ingestion has read, because they were new or changed.
         moved: For each day, the identities that a newer file has moved to another day.
+        has_identity: Whether columns identify a row. Otherwise equal rows are counted, and none is replaced.
     """
 
     ledger: Ledger
     contract: SchemaContract
     read: tuple[str, ...]
     moved: dict[str, list[str]]
+    has_identity: bool = True
 
     def pending_days(self, dataset: Dataset) -> list[str]:
         """Return the days whose raw rows are out of date, including days that no longer have rows."""
@@ -191,7 +193,8 @@ def last_ingest(dataset: Dataset) -> IngestResult | None:
     if not paths.contract.exists():
         return None
     ledger = Ledger.load(paths.ledger)
-    return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved_identities(ledger, paths, config))
+    moved = _moved_identities(ledger, paths, config)
+    return IngestResult(ledger, contract_in_force(paths.contract, config), (), moved, bool(config.identity))
 
 
 def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | None) -> bool:
@@ -246,15 +249,15 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         _vacuum(ledger, paths)
     _log_skipped_columns(new, ledger)
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
-    return IngestResult(ledger, contract, changed, _moved_identities(ledger, paths, config))
+    return IngestResult(ledger, contract, changed, _moved_identities(ledger, paths, config), bool(config.identity))
 
 
 def _moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig) -> dict[str, list[str]]:
     """Return the identities that a newer file has moved to another day, by their old day.
 
-    There are none if the event time is part of the identity.
+    There are none if the event time is part of the identity, or there is no identity.
     """
-    if config.event_time is None or config.event_time in config.identity:
+    if config.event_time is None or not config.identity or config.event_time in config.identity:
         return {}
     files = [entry for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
     staged = [str(entry.staged) for entry in files]

@@ -42,7 +42,7 @@ attributes:
   # Put CSV, Parquet or image files into data/landing/{name}, or set where they land:
   # source: {{path: /where/files/land, pattern: "**/*.csv"}}
 
-  identity: [id] # columns that together identify a row; a newer row with the same identity replaces it
+  identity: [id] # columns that together identify a row; a newer row with the same identity replaces it; or none: []
   event_time: created_at # defines the daily partitions; leave it and start out if rows have no time
   start: 2025-01-01 # first day, UTC
   # end: 2025-12-31 # last day; leave it out while new data arrives

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ae_pipeline.common.text import printable
+
 
 class Markdown(str):
     """Text that is Markdown already and is not escaped."""
@@ -17,7 +19,7 @@ def escaped(text: object) -> str:
     >>> print(escaped("a *b* [c]"))
     a \*b\* \[c\]
     """
-    line = re.sub(r"\s+", " ", str(text))
+    line = printable(re.sub(r"[^\S\x1c-\x1f\x85\u2028\u2029]+", " ", str(text)))
     # An underscore within a word is literal in Markdown. Column names are easier to read without a backslash.
     return re.sub(r"([\\`*\[\]<>|!#~&])|(?<!\w)(_)|(_)(?!\w)", r"\\\1\2\3", line)
 

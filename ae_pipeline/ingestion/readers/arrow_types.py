@@ -1,6 +1,7 @@
 """Arrow columns to polars, one by one: what polars cannot hold exactly is converted, or the column is skipped."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import polars as pl
@@ -10,8 +11,8 @@ import pyarrow.compute as pc
 from ae_pipeline.common.text import first_line
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 
-_MICROSECONDS = {"s": 10**6, "ms": 10**3}
-_MAX_MICROSECONDS = 2**63 - 1
+_MAX_SECONDS = 253_402_300_800
+"""Seconds from 1970 to the year 10000."""
 
 
 class SkippedColumnError(Exception):
@@ -102,22 +103,19 @@ def _plain_decimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _plain_timestamp(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return times with a zone as UTC: the instants are the same, and polars knows only some names of zones.
 
-    Times that µs cannot hold become text, so that the rows go to quarantine with their value.
+    polars has no seconds. Seconds that ms cannot hold become text, so that their rows go to quarantine.
     """
     kind = column.type
     zone = "UTC" if kind.tz else None
     instants = column.cast(pa.timestamp(kind.unit, zone))
-    factor = _MICROSECONDS.get(kind.unit)
-    if factor is None:
+    if kind.unit != "s":
         return instants
+    for unit in ("us", "ms"):
+        with suppress(pa.ArrowInvalid):
+            return instants.cast(pa.timestamp(unit, zone))
     numbers = instants.cast(pa.int64())
-    bounds = pc.min_max(numbers)
-    if all(
-        bounds[key].as_py() is None or abs(bounds[key].as_py()) <= _MAX_MICROSECONDS // factor for key in ("min", "max")
-    ):
-        return instants.cast(pa.timestamp("us", zone)) if kind.unit == "s" else instants
-    is_near = pc.less_equal(pc.abs_checked(pc.max_element_wise(numbers, -(2**63) + 1)), _MAX_MICROSECONDS // factor)
-    near = pc.if_else(is_near, numbers, None).cast(pa.timestamp(kind.unit, zone)).cast(pa.timestamp("us", zone))
+    is_near = pc.and_(pc.greater(numbers, -_MAX_SECONDS), pc.less(numbers, _MAX_SECONDS))
+    near = pc.if_else(is_near, numbers, None).cast(pa.timestamp("s", zone)).cast(pa.timestamp("us", zone))
     text = pc.strftime(near, format="%Y-%m-%dT%H:%M:%SZ" if zone else "%Y-%m-%dT%H:%M:%S")
-    far = pc.binary_join_element_wise(numbers.cast(pa.string()), f" {kind.unit} since 1970", "")
+    far = pc.binary_join_element_wise(numbers.cast(pa.string()), "s since 1970", " ")
     return pc.if_else(pc.is_null(numbers), None, pc.if_else(is_near, text, far))

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.config.model import Scaling
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, Matrix, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from tests.support.sensors import Fitted
@@ -301,3 +303,46 @@ def test_timestamp_is_described_by_time_and_weekday() -> None:
     output = np.array([0, -1, math.sin(angle), math.cos(angle)], np.float32)
     row = {"event_time": dt.datetime(2024, 1, 3, 17, 45)}
     assert encoder.describe(row, output, "event_time") == ("17:45 Wed", "12:00 Sat")
+
+
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_huge_and_tiny_numbers_have_finite_statistics_and_codes(scaling: Scaling) -> None:
+    largest = np.finfo(np.float64).max
+    values = [*np.linspace(0.0, 9.0, 500), 1e300, -1e300, largest, -largest, 5e-324]
+    rows = pl.DataFrame({"a": values, "b": [5e-324, *[0.0] * 504], "c": [1e300, -1e300, *[0.0] * 503]})
+    encoder = fit_table_encoder(rows, [number(name) for name in "abc"], scaling)
+    assert all(np.isfinite([column.center, column.scale]).all() for column in encoder.columns)
+    matrix = encoder.encode(rows)
+    assert np.isfinite(matrix).all()
+    assert matrix[500, 0] > matrix[499, 0] > matrix[501, 0]
+    decoded = encoder.decode(matrix.astype(np.float64), rows)
+    assert decoded["a"].is_finite().all()
+
+
+@pytest.mark.parametrize("values", [[f"k{i}" for i in range(200)], [float(i) for i in range(200)]])
+def test_a_unique_column_of_the_identity_is_left_out(values: list[Any]) -> None:
+    kind = ColumnType.CATEGORY if isinstance(values[0], str) else ColumnType.NUMBER
+    rows = pl.DataFrame({"key": values, "half": [*values[:100], *values[:100]], "n": np.arange(200) % 7 * 1.0})
+    columns = [FeatureColumn(name, kind, is_identity=True) for name in ("key", "half")]
+    encoder = fit_table_encoder(rows, [*columns, number("n")])
+    left_out = {entry.column: entry.reason for entry in encoder.left_out}
+    assert left_out["key"] == "an identifier: its 200 values identify the rows"
+    assert ("half" in left_out) == (kind == ColumnType.CATEGORY)  # 100 rare categories
+
+
+def test_an_identity_above_2_to_53_is_left_out_although_floats_repeat() -> None:
+    values = [float(2**60 + i) for i in range(200)]
+    assert len(set(values)) < 200
+    rows = pl.DataFrame({"id": values, "n": np.arange(200) % 7 * 1.0})
+    for marks in ({"is_identity": True}, {"is_identity": True, "is_unique": True}):
+        columns = [FeatureColumn("id", ColumnType.INTEGER, **marks), number("n")]
+        assert [entry.column for entry in fit_table_encoder(rows, columns).left_out] == ["id"]
+
+
+def test_integers_and_decimals_are_shown_exactly() -> None:
+    rows = pl.DataFrame({"a": np.arange(200) * 1.5, "b": np.arange(200) % 50 * 2.0})
+    encoder = fit_table_encoder(rows, [number("a"), FeatureColumn("b", ColumnType.INTEGER)])
+    assert encoder.speak("a", Decimal("12345678901234567890.10")) == "12345678901234567890.10"
+    assert encoder.speak("b", 2**60 + 1) == "1152921504606846977"
+    assert encoder.speak("b", 12.0) == "12"
+    assert encoder.speak("a", 1e300) == "1e+300"

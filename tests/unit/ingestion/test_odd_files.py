@@ -84,7 +84,6 @@ EXACT = {
     "json": (pa.ExtensionArray.from_storage(pa.json_(), pa.array(["[1]", None])), ["[1]"]),
     "seconds": (pa.array([253_402_214_400, None], pa.timestamp("s")), [dt.datetime(9999, 12, 31)]),
     "far seconds": (pa.array([2**60, 1], pa.timestamp("s")), [f"{2**60} s since 1970", "1970-01-01T00:00:01.000000"]),
-    "far milliseconds": (pa.array([-(2**63), None], pa.timestamp("ms", "UTC")), [f"{-(2**63)} ms since 1970"]),
 }
 
 
@@ -318,7 +317,7 @@ def test_a_folder_can_be_identity_and_event_time(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, identity=["store", "id"], event_time="date")
     shop.land("store=007/date=2024-03-01/a.csv", "id,x\n1,2\n")
     shop.land("store=7/date=2024-03-02/a.csv", "id,x\n1,2\n")
-    assert shop.rows("store", "id", "date") == [("007", 1, dt.date(2024, 3, 1)), ("7", 1, dt.date(2024, 3, 2))]
+    assert shop.rows("store", "id", "date") == [("007", "1", dt.date(2024, 3, 1)), ("7", "1", dt.date(2024, 3, 2))]
 
 
 def test_a_contract_from_before_ignores_folders_that_look_like_columns(shop: LandedDataset) -> None:
