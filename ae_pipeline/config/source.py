@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.model import Section
 
-
 Separator = Literal[",", ";", "\t", "|"]
 """Character between the values of a text file."""
 

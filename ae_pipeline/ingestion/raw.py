@@ -17,7 +17,6 @@ from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-
 _KEPT_BYTES = 64 << 20
 """Maximum size of a staged copy that is kept in memory from one day to the next."""
 

@@ -38,7 +38,7 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
         try:
             row = parse(line.decode())
             if not isinstance(row, dict):
-                raise ValueError("it is no object with names and values")  # noqa: TRY004
+                raise ValueError("it is no object with names and values")
             if b"\\ud" in line or b"\\uD" in line:
                 "".join(each for each in (*row, *row.values()) if isinstance(each, str)).encode()
         except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ import xlsxwriter
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.readers.files import format_of, read_file
 from ae_pipeline.ingestion.rows import UnreadableFileError
-from tests.support.datasets import DAY, REMEDY, LandedDataset, assert_says, make_dataset, parquet
+from tests.support.datasets import DAY, REMEDY, assert_says, make_dataset, parquet
 
 pytestmark = pytest.mark.slow
 

@@ -257,7 +257,7 @@ def test_an_odd_file_later_holds_up_no_other(case: str, shop: LandedDataset) -> 
 def test_a_panic_while_rows_are_validated_refuses_only_its_file(
     shop: LandedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class PanicException(BaseException):  # noqa: N818
+    class PanicException(BaseException):
         """What an extension written in Rust raises."""
 
     conform = batch.conform
