@@ -54,8 +54,8 @@ def check_named_groups(key: str, value: str | None) -> str | None:
 class Dialect(Section):
     """How a text file is written.
 
-    >>> str(Dialect(separator="\\t", encoding="latin-1"))
-    "separator '\\\\t', encoding iso8859-1"
+    >>> str(Dialect(separator=";", encoding="latin-1"))
+    "separator ';', encoding iso8859-1"
     """
 
     separator: Separator = Field(description='Character between two values: `,`, `;`, `|`, or a tab as `"\\t"`.')
@@ -93,8 +93,8 @@ class SourceConfig(Section):
     )
     encoding: str | None = Field(
         default=None,
-        description="Encoding of text files, such as `utf-8`, `utf-16` or `cp1252`. By default a byte order mark or the "
-        "content tells UTF-8, UTF-16 and cp1252 (Latin-1), and the schema contract then fixes it.",
+        description="Encoding of text files, such as `utf-8`, `utf-16` or `cp1252`. By default a byte order mark or "
+        "the content tells UTF-8, UTF-16 and cp1252 (Latin-1), and the schema contract then fixes it.",
     )
     max_record_lines: int = Field(
         default=1000,

@@ -70,8 +70,8 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dic
         samples, problem = _samples([name for name in landed if name not in set(chosen)], landed, config, 1, problem)
     if not samples:
         raise SchemaError(
-            f"none of the {len(landed)} landed files of {config.dataset!r} has a readable row{problem}, so that no schema "
-            "contract can be inferred; land a file with readable rows"
+            f"none of the {len(landed)} landed files of {config.dataset!r} has a readable row{problem}, so that no "
+            "schema contract can be inferred; land a file with readable rows"
         )
     usable = [sample for sample in samples if _fits(sample, config)]
     samples = usable or samples

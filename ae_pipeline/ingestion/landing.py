@@ -156,8 +156,8 @@ def landed_files(dataset: Dataset) -> dict[str, Path]:
         )
     if not landing.files:
         raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} is empty; put {_kinds(config)} files there that match "
-            f"{config.source.pattern!r}"
+            f"no files have landed for {config.dataset!r}: {folder} is empty; put {_kinds(config)} files there that "
+            f"match {config.source.pattern!r}"
         )
     return landing.files
 

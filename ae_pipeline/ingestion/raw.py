@@ -95,7 +95,10 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
 
 
 def _read_staged(path: Path, contract: SchemaContract, source: str, day: str) -> pl.DataFrame:
-    """Read the rows of a day in a staged copy, and check the shape of its images in the footer, since their bytes do not show it."""
+    """Read the rows of a day in a staged copy.
+
+    The footer shows the shape of its images, because their bytes do not.
+    """
     facts = read_facts(path) if contract.images else {}
     for name, shape in contract.images.items():
         staged_shape = facts.get(IMAGE_FACT + name, "of unknown shape")

@@ -72,8 +72,8 @@ class TableFiles:
     def delta_location(self) -> str:
         """Location with which the `deltalake` package opens the table.
 
-        The package takes paths for URLs: it fails on folders such as `data[1]`, `a%20b` or `what?`. It then gets a folder
-        with plain characters whose entries are links to those of the table.
+        The package takes paths for URLs, and fails on folders such as `data[1]`, `a%20b` or `what?`. It then gets a
+        folder with plain characters whose entries are links to those of the table.
         """
         if not self.is_folder or not _SPECIAL.search(self.location):
             return self.location

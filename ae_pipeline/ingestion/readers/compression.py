@@ -54,8 +54,8 @@ def _read_member(data: bytes, formats: Sequence[str]) -> tuple[str, bytes]:
         if len(members) != 1:
             names = ", ".join(members[:5]) + (" …" if len(members) > 5 else "")
             raise UnreadableFileError(
-                f"the zip file holds {len(members)} files{f': {names}' if names else ''}, not one; land each as a file of "
-                "its own"
+                f"the zip file holds {len(members)} files{f': {names}' if names else ''}, not one; land each as a file "
+                "of its own"
             )
         kind = PurePosixPath(members[0]).suffix.lower()
         if kind not in formats:

@@ -86,8 +86,8 @@ def find_separator(kind: str, text: bytes, allowed: Sequence[Separator] = ()) ->
     found = [separator for separator, fit in candidates.items() if fit == best]
     if len(found) > 1 and not allowed:
         raise UnreadableFileError(
-            f"the values may be separated by {' or '.join(map(repr, found))}, since both give {pluralize(best[2], 'column')}; "
-            "set source.separator in the YAML"
+            f"the values may be separated by {' or '.join(map(repr, found))}, since both give "
+            f"{pluralize(best[2], 'column')}; set source.separator in the YAML"
         )
     return found[0]
 
@@ -120,7 +120,8 @@ def _read_header(text: DecodedText, separator: str) -> tuple[int, list[str]]:
     header = text.data[: head.end]
     if MARK.search(header):
         raise UnreadableFileError(
-            f"the header is not {text.encoding.upper()} text; land the file as UTF-8, or set source.encoding in the YAML"
+            f"the header is not {text.encoding.upper()} text; land the file as UTF-8, or set source.encoding in "
+            "the YAML"
         )
     if b"\0" in header:
         raise UnreadableFileError(

@@ -54,8 +54,8 @@ def decode(data: bytes, declared: str | None = None, allowed: Sequence[str] = ()
     mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), (b"", ""))
     if declared and encoding and not declared.replace("_", "-").startswith(encoding):
         raise UnreadableFileError(
-            f"the file starts with the byte order mark of {encoding.upper()}, but source.encoding is {declared}; change "
-            "source.encoding, or land the file again"
+            f"the file starts with the byte order mark of {encoding.upper()}, but source.encoding is {declared}; "
+            "change source.encoding, or land the file again"
         )
     if mark:
         content = data[len(mark) :] if encoding == "utf-8" else data

@@ -255,7 +255,7 @@ def test_image_files_are_read_only_with_images_configured(tmp_path: Path) -> Non
         shop.ingest()
     with pytest.raises(StorageError, match=r"landing/shop/a\.png: it does not match '\*\.txt'\); put PNG, JPEG, CSV"):
         image_files(tmp_path / "b", source={"path": str(tmp_path), "pattern": "*.txt"}).ingest()
-    with pytest.raises(StorageError, match="does not exist; put PNG, JPEG, CSV, .* files there"):
+    with pytest.raises(StorageError, match=r"does not exist; put PNG, JPEG, CSV, .* files there"):
         image_files(tmp_path / "c").ingest()
 
 

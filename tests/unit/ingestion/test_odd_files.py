@@ -92,8 +92,8 @@ def test_a_column_of_an_odd_type_is_read_exactly(case: str) -> None:
     values, expected = EXACT[case]
     rows = read_file("a.arrow", as_stream(pa.table({"x": values}))).rows
     found = rows["x"].to_list()
-    assert found == (expected + [None])[:2]
-    assert [str(value) for value in found] == [str(value) for value in (expected + [None])[:2]]
+    assert found == [*expected, None][:2]
+    assert [str(value) for value in found] == [str(value) for value in [*expected, None][:2]]
 
 
 SKIPPED = {
