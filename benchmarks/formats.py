@@ -134,7 +134,7 @@ def files(rows: pl.DataFrame) -> Mapping[str, tuple[str, bytes, PolarsReader | N
         ),
         "Arrow file": ("a.arrow", stored(rows.write_ipc), pl.read_ipc),
         "Arrow stream": ("a.ipc", stored(rows.write_ipc_stream), pl.read_ipc_stream),
-        "Avro": ("a.avro", stored(rows.write_avro), pl.read_avro),
+        "Avro": ("a.avro", stored(rows.write_avro), lambda data: pl.read_avro(io.BytesIO(data))),
     }
 
 

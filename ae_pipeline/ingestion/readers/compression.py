@@ -44,23 +44,23 @@ def decompress(kind: str, compression: str, data: bytes, formats: Sequence[str])
 def _read_member(data: bytes, formats: Sequence[str]) -> tuple[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         # macOS adds a folder with the attributes of each file.
-        members = [
+        entries = [
             name
             for name in archive.namelist()
             if not name.endswith("/")
             and not name.startswith("__MACOSX/")
             and not PurePosixPath(name).name.startswith(".")
         ]
-        if len(members) != 1:
-            names = ", ".join(members[:5]) + (" …" if len(members) > 5 else "")
+        if len(entries) != 1:
+            names = ", ".join(entries[:5]) + (" …" if len(entries) > 5 else "")
             raise UnreadableFileError(
-                f"the zip file holds {len(members)} files{f': {names}' if names else ''}, not one; land each as a file "
+                f"the zip file holds {len(entries)} files{f': {names}' if names else ''}, not one; land each as a file "
                 "of its own"
             )
-        kind = PurePosixPath(members[0]).suffix.lower()
+        kind = PurePosixPath(entries[0]).suffix.lower()
         if kind not in formats:
             raise UnreadableFileError(
-                f"the zip file holds {members[0]}, whose format cannot be read; land a file with one of the suffixes "
+                f"the zip file holds {entries[0]}, whose format cannot be read; land a file with one of the suffixes "
                 f"{', '.join(formats)}"
             )
-        return kind, archive.read(members[0])
+        return kind, archive.read(entries[0])

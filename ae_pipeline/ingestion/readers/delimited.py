@@ -83,13 +83,13 @@ def find_separator(kind: str, text: bytes, allowed: Sequence[Separator] = ()) ->
     if not candidates:
         return allowed[0] if allowed else ","
     best = max(candidates.values())
-    found = [separator for separator, fit in candidates.items() if fit == best]
-    if len(found) > 1 and not allowed:
+    best_fits = [separator for separator, fit in candidates.items() if fit == best]
+    if len(best_fits) > 1 and not allowed:
         raise UnreadableFileError(
-            f"the values may be separated by {' or '.join(map(repr, found))}, since both give "
+            f"the values may be separated by {' or '.join(map(repr, best_fits))}, since both give "
             f"{pluralize(best[2], 'column')}; set source.separator in the YAML"
         )
-    return found[0]
+    return best_fits[0]
 
 
 def _fit(text: str, separator: str) -> tuple[float, float, int] | None:

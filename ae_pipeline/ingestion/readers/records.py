@@ -88,7 +88,8 @@ class RecordScanner:
 
     def _is_edge(self, positions: Positions) -> npt.NDArray[np.bool_]:
         values = self._byte(positions)
-        return (values == ord(self.separator)) | (values == _LF) | (values == _CR)
+        is_edge: npt.NDArray[np.bool_] = (values == ord(self.separator)) | (values == _LF) | (values == _CR)
+        return is_edge
 
     @cached_property
     def _can_open(self) -> npt.NDArray[np.bool_]:
@@ -190,10 +191,10 @@ class RecordScanner:
                 end = self._end_of_close(close)
                 position = close + 1 if end is None else end
             line_end = self._line_end(position)
-            found = self.data.find(self.separator, position, line_end)
-            if found < 0:
+            index = self.data.find(self.separator, position, line_end)
+            if index < 0:
                 return _Record(line_end, quotes, problem)
-            position = found + 1
+            position = index + 1
 
     def structure(self, start: int = 0) -> tuple[Positions, list[Broken]]:
         """Return the quotes that open and close values, alternating, and the records that are broken.
@@ -245,8 +246,8 @@ class RecordScanner:
         problems = [2 * np.flatnonzero(~opens)[:1], 2 * np.flatnonzero(~closes)[:1] + 1]
         if len(touches) % 2:  # the last value is not closed
             problems.append(np.array([len(touches) - 1]))
-        found = np.concatenate(problems)
-        return start + int(found.min()) if len(found) else None
+        positions = np.concatenate(problems)
+        return start + int(positions.min()) if len(positions) else None
 
     def _record_start(self, first: int, index: int, start: int) -> int:
         """Return the start of the record that a quote is in.
@@ -259,10 +260,10 @@ class RecordScanner:
         while index > first:
             opening = index - (index - first) % 2
             line = self._line_start(int(self._quotes[opening]))
-            before = int(np.searchsorted(self._quotes, line))
-            if before <= first or (before - first) % 2 == 0:  # the line break before the line is in no value
+            preceding = int(np.searchsorted(self._quotes, line))
+            if preceding <= first or (preceding - first) % 2 == 0:  # the line break before the line is in no value
                 return max(line, start)
-            index = before - 1
+            index = preceding - 1
         return max(self._line_start(int(self._quotes[first])), start)
 
     def _line_start(self, position: int) -> int:
