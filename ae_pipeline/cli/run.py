@@ -22,14 +22,15 @@ def run(name: str) -> int:
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
     from ae_pipeline.cli.summary import summarize
-    from ae_pipeline.ingestion.landing import landed_files
+    from ae_pipeline.ingestion.landing import require_landed
 
     started = time.monotonic()
     print(f"Bringing {name!r} up to date.")
     project = Project.load()
     dataset = project.dataset(name)
     _land_demo(dataset)
-    landed_files(dataset)  # raises StorageError if nothing has landed
+    if not dataset.config.source.is_fetched:
+        require_landed(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset)
     runner.follow_plans()
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
@@ -52,8 +53,8 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
         from ae_pipeline.registry.names import CHAMPION
 
-        tracker = self._project.tracker
-        self._follow(lambda: plan_landing(self._dataset, dt.datetime.now(dt.UTC).date()))
+        tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {reason}.", flush=True)

@@ -99,7 +99,12 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
     flagged = f"{summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
     lines = [_line("flagged", flagged)]
     if assessment := summary.get("verdict"):
-        lines.append(_line("newest day", f"{assessment['day']}: {assessment['words']}"))
+        filling = summary.get("filling")
+        is_complete = filling is not None and not assessment.get("is_filling")
+        label = "complete day" if is_complete else "newest day"
+        lines.append(_line(label, f"{assessment['day']}: {assessment['words']}"))
+        if filling:
+            lines.append(_line("still filling", filling["words"]))
     if labels := summary.get("labels"):
         lines.append(_line("known anomalies", _label_text(labels)))
     if left_out := summary["columns_left_out"]:

@@ -1,7 +1,7 @@
 """Helpers for log lines and messages."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _LINE_BREAKS = "\t\n\r"
 _UNPRINTABLE = re.compile(
@@ -75,3 +75,23 @@ def first_line(error: BaseException) -> str:
     'no such column: prize'
     """
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def align(rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
+    """Return the rows of a table as lines with aligned columns.
+
+    Args:
+        rows: Cells as text; the first row is the header.
+        right: Columns that are aligned to the right, by their header.
+
+    >>> align([("dataset", "rows"), ("orders", "960")], right={"rows"})
+    ['dataset  rows', 'orders    960']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(rows[0], row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

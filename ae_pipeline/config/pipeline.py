@@ -5,7 +5,9 @@ The model is also the schema of the YAML file. Its descriptions are shown by `dg
 
 import datetime as dt
 import re
+from pathlib import PurePath
 from typing import Annotated, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -36,6 +38,7 @@ from ae_pipeline.config.service import (
     RetrainConfig,
 )
 from ae_pipeline.config.source import ImagesConfig, SourceConfig
+from ae_pipeline.config.timezone import check_timezone
 
 
 class PipelineConfig(Section):
@@ -66,14 +69,22 @@ class PipelineConfig(Section):
     event_time: str | None = Field(
         default=None,
         description="Column with the time at which the row happened. It determines the daily partition. Times without "
-        "a time zone are UTC. By default the dataset has no event time and no partitions.",
+        "a time zone are local times of `timezone`. By default the dataset has no event time and no partitions.",
+    )
+    timezone: str = Field(
+        default="UTC",
+        description="IANA name of the time zone of the dataset, such as `America/New_York`. Days start and end at its "
+        "midnight, the model sees its time of day and weekday, and the schedule uses it. Times in the data without a "
+        "zone are local times of it.",
     )
     start: dt.date | None = Field(
         default=None,
-        description="First daily partition (UTC). Earlier rows go to quarantine. Required with `event_time`.",
+        description="First daily partition, a day of `timezone`. Earlier rows go to quarantine. Required with "
+        "`event_time`.",
     )
     end: dt.date | None = Field(
-        default=None, description="Last daily partition (UTC). Later rows go to quarantine. By default today."
+        default=None,
+        description="Last daily partition, a day of `timezone`. Later rows go to quarantine. By default today.",
     )
     columns: dict[
         str,
@@ -151,6 +162,11 @@ class PipelineConfig(Section):
             )
         return value
 
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_exists(cls, value: str) -> str:
+        return check_timezone(value)
+
     @model_validator(mode="after")
     def _days_fit(self) -> Self:
         if self.event_time and self.start is None:
@@ -159,6 +175,24 @@ class PipelineConfig(Section):
             raise ValueError(f"end={self.end} is before start={self.start}; give the last day")
         if self.start and not self.event_time:
             raise ValueError(f"start={self.start} needs event_time; name the column that holds the time of a row")
+        return self
+
+    @model_validator(mode="after")
+    def _fetched_source_fits(self) -> Self:
+        used = self.source.query_parameters
+        if self.source.query and self.event_time and not used:
+            raise ValueError(
+                "source.query fetches the rows of one day, but uses no day; add a condition such as "
+                f"{self.event_time} >= :day_start AND {self.event_time} < :day_end"
+            )
+        if used and not self.event_time:
+            raise ValueError(f"source.query uses :{min(used)}, but the dataset has no days; set event_time and start")
+        pattern = self.source.pattern
+        if self.source.is_fetched and not PurePath("2000-01-01.parquet").match(pattern.removeprefix("**/")):
+            raise ValueError(
+                f"source.pattern={pattern!r} does not match the files that are fetched, such as 2000-01-01.parquet; "
+                "remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -285,6 +319,19 @@ class PipelineConfig(Section):
     def is_daily(self) -> bool:
         """Whether the dataset has event time and therefore daily partitions."""
         return self.event_time is not None
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Time zone of the dataset."""
+        return ZoneInfo(self.timezone)
+
+    def today(self) -> dt.date:
+        """Return the current day in the time zone of the dataset."""
+        return dt.datetime.now(self.zone).date()
+
+    def timezone_setting(self) -> list[str]:
+        """Return what a hash of settings adds for the time zone: nothing for UTC, so that earlier hashes stay valid."""
+        return [] if self.timezone == "UTC" else [self.timezone]
 
     def has_day(self, day: str) -> bool:
         """Return whether a day belongs to the dataset as configured now.

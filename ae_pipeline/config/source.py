@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.config.columns import RESERVED_COLUMNS
+from ae_pipeline.config.fetch import FetchedSource
 from ae_pipeline.config.model import Section
 
 Separator = Literal[",", ";", "\t", "|"]
@@ -70,7 +71,7 @@ class Dialect(Section):
         return f"separator {self.separator!r}, encoding {self.encoding}"
 
 
-class SourceConfig(Section):
+class SourceConfig(FetchedSource):
     """The files that belong to the dataset, and how they are read."""
 
     path: str | None = Field(

@@ -23,7 +23,10 @@ _BlockSpec = tuple[ColumnEncoding, str, int]
 
 
 def fit_table_encoder(
-    features: pl.DataFrame, columns: Sequence[FeatureColumn], scaling: Scaling = Scaling.ROBUST
+    features: pl.DataFrame,
+    columns: Sequence[FeatureColumn],
+    scaling: Scaling = Scaling.ROBUST,
+    timezone: str = "UTC",
 ) -> TableEncoder:
     """Fit a TableEncoder on the rows of the training window.
 
@@ -34,6 +37,7 @@ def fit_table_encoder(
         features: Training rows.
         columns: Features and their types.
         scaling: Scaling of the numbers.
+        timezone: IANA name of the zone whose time of day and weekday the model sees.
 
     Raises:
         TrainingError: No usable column is left.
@@ -59,7 +63,9 @@ def fit_table_encoder(
             + "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out)
             + "; add other columns, or use a longer training window"
         )
-    return TableEncoder(scaling=scaling, columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept))
+    return TableEncoder(
+        scaling=scaling, timezone=timezone, columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept)
+    )
 
 
 def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> tuple[ColumnEncoding | None, str]:

@@ -40,7 +40,7 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
             "another name"
         )
     _check_column_names(config, contract)
-    withheld = {*config.exclude, *_label_columns(config)}
+    withheld = {*config.exclude, *label_columns(config)}
     columns = [
         FeatureColumn(
             name,
@@ -75,7 +75,7 @@ def _names_in(expression: str | None) -> list[str]:
         return []
 
 
-def _label_columns(config: PipelineConfig) -> set[str]:
+def label_columns(config: PipelineConfig) -> set[str]:
     """Return the columns that the label uses directly or through derived columns, and the columns derived from them."""
     columns = set(_names_in(config.label))
     for name, expression in reversed(config.derive.items()):
@@ -88,10 +88,10 @@ def _label_columns(config: PipelineConfig) -> set[str]:
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Return cleaned and derived columns of raw rows.
 
-    Numbers and decimals become float64, so that days with and without gaps have the same types; `raw_data` keeps the
-    exact values. Timestamps get microseconds. Clocks become minutes after
-    midnight, with 2400 as 0. Whitespace around text is removed, and empty text becomes missing. Derived numbers that
-    are not finite become missing.
+    Times are UTC; `derive` and `label` see them in the time zone of the dataset. Numbers and decimals become float64,
+    so that days with and without gaps have the same types; `raw_data` keeps the exact values. Timestamps get
+    microseconds. Clocks become minutes after midnight, with 2400 as 0. Whitespace around text is removed, and empty
+    text becomes missing. Derived numbers that are not finite become missing.
 
     Args:
         raw: Raw rows with `row_id` and `event_time`.
@@ -107,7 +107,7 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
     """
     cleaned = raw.with_columns(
         *(_clean(name, rule.type) for name, rule in contract.columns.items() if name not in RESERVED_COLUMNS)
-    )
+    ).with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone(config.timezone))
     for name, expression in config.derive.items():
         try:
             value = pl.sql_expr(expression).cast(pl.Float64)
@@ -119,7 +119,25 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
-    return cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    features = cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    return features.with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
+
+
+def with_exact_values(features: pl.DataFrame, raw: pl.DataFrame) -> pl.DataFrame:
+    """Return features in which integers and decimals have their raw values, which people are shown.
+
+    Args:
+        features: Features, in which numbers are float64.
+        raw: Raw values of the same rows, in the same order.
+    """
+    exact = (
+        name
+        for name, dtype in raw.schema.items()
+        if dtype.is_numeric() and not dtype.is_float() and features.schema.get(name) == pl.Float64
+    )
+    # A time of day is minutes as a feature, and HHMM as a raw value.
+    same = [name for name in exact if raw[name].cast(pl.Float64).equals(features[name], check_names=False)]
+    return features.with_columns(raw[name] for name in same)
 
 
 def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
@@ -165,7 +183,12 @@ def features_input_hash(day: str, dataset: Dataset, contract: SchemaContract) ->
     raw_facts = read_facts(dataset.paths.raw(day))
     if not raw_facts:
         return None
-    settings: list[object] = [config.exclude, sorted(config.derive.items()), config.event_time]
+    settings: list[object] = [
+        config.exclude,
+        sorted(config.derive.items()),
+        config.event_time,
+        *config.timezone_setting(),
+    ]
     if config.label or split_columns(config):  # conditional, so that datasets without labels keep their hash
         settings += [config.label, split_columns(config)]
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])

@@ -54,7 +54,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
         config: Configuration of the dataset.
         today: Last valid day if the configuration has no `end`.
     """
-    settings: list[object] = [config.identity, config.event_time, config.start, config.end]
+    settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
         settings.append(config.images.model_dump(mode="json"))
     if config.source.reading:
@@ -80,16 +80,7 @@ class StagingBatch:
 
     @cached_property
     def _options(self) -> ReadOptions:
-        images, contract = self._config.images, self._contract
-        shape = contract.images.get(images.column) if images else None
-        options = ReadOptions.of(self._config)
-        return replace(
-            options,
-            image_dtype=shape.dtype if shape else None,
-            dialects=contract.dialects,
-            columns=frozenset(contract.columns),
-            left_out=options.left_out | {*contract.skipped},
-        )
+        return ReadOptions.under(self._contract, self._config)
 
     @property
     def is_full(self) -> bool:

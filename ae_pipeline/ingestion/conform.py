@@ -10,6 +10,7 @@ from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import NUMERIC_TYPES, ColumnType
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
+from ae_pipeline.ingestion.local_time import UTC, can_be_local, day_of, log_repeated_times, skips_date, start_of_day
 from ae_pipeline.ingestion.numbers import LEADING_ZERO, plain_number
 from ae_pipeline.ingestion.parse import identity_text, landed_text, lost_nanoseconds, parse_value
 from ae_pipeline.ingestion.rows import (
@@ -31,6 +32,9 @@ Without identity, `row_id` is a hash of the values of the row, and equal rows ha
 
 AFTER_LAST_DAY = ": after the last day"
 """Suffix of the name of the rule for rows whose day is in the future."""
+
+SKIPPED = ": skipped by the clocks"
+"""Suffix of the name of the rule for local times and dates that a zone does not have."""
 
 _TYPED = "\0"
 """Prefix of the columns with typed values. Names of landed columns cannot contain it."""
@@ -91,7 +95,8 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         *ORIGIN_COLUMNS, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
     )
     values = present.select(
-        _value(name, schema.get(name), rule).alias(_TYPED + name) for name, rule in contract.columns.items()
+        _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
+        for name, rule in contract.columns.items()
     )
     timestamps = [
         name for name in schema if contract.columns[name].type == ColumnType.TIMESTAMP and name != config.event_time
@@ -101,9 +106,14 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     ).select(_LOST + name for name in timestamps)
     both = pl.concat([present, values, lost], how="horizontal")
     rules = [rule for name, dtype in schema.items() for rule in _column_rules(name, dtype, contract.columns[name])]
+    if config.timezone != UTC:
+        local = {name: dtype for name, dtype in schema.items() if can_be_local(dtype, contract.columns[name])}
+        rules = [_skipped_time(name, dtype, contract.columns[name], config) for name, dtype in local.items()] + rules
+        log_repeated_times(both, _TYPED, local, contract, config.timezone)
     rules += [_precision_rule(name, schema[name]) for name in timestamps]
     if config.event_time is not None:
-        rules += _time_rules(config.event_time, schema[config.event_time], config, today)
+        event_rule = contract.columns[config.event_time]
+        rules += _time_rules(config.event_time, schema[config.event_time], event_rule, config, today)
     is_wrong = both.select(pl.any_horizontal(rule.condition for rule in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
     if is_wrong.any():
@@ -162,14 +172,14 @@ def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
     return column.fill_nan(None) if dtype.is_float() else column
 
 
-def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
+def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule, timezone: str) -> pl.Expr:
     """Return the value in the type of the contract, null if it is missing or cannot be kept exactly."""
     if dtype is None:
         return pl.lit(None, dtype=rule.dtype)
     present = pl.col(name)
     if rule.type == ColumnType.IMAGE:
         return present.struct.field("data") if dtype == IMAGE_STRUCT else pl.lit(None, dtype=rule.dtype)
-    return parse_value(present, dtype, rule)
+    return parse_value(present, dtype, rule, timezone)
 
 
 def _shown(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -273,12 +283,29 @@ def _literal(text: str) -> str:
     return text.replace("{", "(").replace("}", ")")
 
 
-def _time_rules(name: str, dtype: pl.DataType, config: PipelineConfig, today: dt.date) -> list[_Rule]:
+def _skipped_time(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig) -> _Rule:
+    """Return the rule for local times that the clocks skip: they are no moment."""
+    reason = pl.format(
+        f"{_literal(name)} = {{}} does not exist in {config.timezone}, because the clocks were set forward; correct it "
+        "at the source, write the times with their offset from UTC, or correct timezone in the YAML",
+        _shown(name, dtype),
+    )
+    is_time = parse_value(pl.col(name), dtype, rule, UTC).is_not_null()
+    return _Rule(f"{name}{SKIPPED}", is_time & pl.col(_TYPED + name).is_null(), reason)
+
+
+def _time_rules(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig, today: dt.date) -> list[_Rule]:
     last = config.end or today
     remedy = "correct it at the source, or widen start and end in the YAML"
-    value_text, day = _shown(name, dtype), pl.col(_TYPED + name).cast(pl.Date)
+    value_text, day = _shown(name, dtype), day_of(pl.col(_TYPED + name), rule, config.timezone)
     reason = pl.format(f"{_literal(name)} = {{}} is outside {config.start} to {last}; {remedy}", value_text)
+    rules = []
+    if rule.type == ColumnType.DATE and config.timezone != UTC:
+        problem = f"{_literal(name)} = {{}} does not exist in {config.timezone}, because the clocks skip that date"
+        skipped = pl.format(f"{problem}; correct it at the source, or correct timezone in the YAML", value_text)
+        rules = [_Rule(f"{name}{SKIPPED}", skips_date(pl.col(_TYPED + name), config.timezone), skipped)]
     return [
+        *rules,
         _Rule(f"{name}: before start", day < pl.lit(config.start), reason),
         _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), reason),
     ]
@@ -301,8 +328,10 @@ def _with_row_columns(
         moment = pl.lit(None, dtype=pl.Datetime("us", "UTC"))
         day = pl.lit(ALL_ROWS)
     else:
-        moment = pl.col(config.event_time).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-        day = pl.col(config.event_time).dt.strftime("%Y-%m-%d")
+        value, rule = pl.col(config.event_time), contract.columns[config.event_time]
+        is_date = rule.type == ColumnType.DATE
+        moment = start_of_day(value, config.timezone) if is_date else value.dt.cast_time_unit("us")
+        day = day_of(value, rule, config.timezone).dt.strftime("%Y-%m-%d")
     return typed.with_columns(both[name] for name in ORIGIN_COLUMNS).select(
         *(name for name in contract.columns if name != "event_time"),
         *ORIGIN_COLUMNS,

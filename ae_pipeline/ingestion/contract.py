@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -100,10 +101,22 @@ class ColumnRule(ValueFormat):
         return self
 
 
+class OnDelete(StrEnum):
+    """What happens to the rows of a landed file that is deleted."""
+
+    KEEP = "keep"
+    WITHDRAW = "withdraw"
+
+
 class SchemaContract(Section):
     """The columns of a dataset and the rule for each, and how its text files are written."""
 
     dataset: str = Field(description="Name of the dataset.")
+    on_delete: OnDelete = Field(
+        default=OnDelete.KEEP,
+        description="What happens to the rows of a landed file that is deleted: `keep` keeps them, `withdraw` removes "
+        "them, and builds their days again. If all files are missing, nothing is removed.",
+    )
     columns: Annotated[dict[str, ColumnRule], Field(min_length=1, description="Rule of each column.")]
     dialects: tuple[Dialect, ...] = Field(
         default=(),
@@ -185,6 +198,7 @@ def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
         "# allowed, scale (of a decimal), precision (us or ns, of a timestamp), decimal, thousands, prefix and suffix\n"
         "# (of numbers), true_values and false_values. An image needs shape: {height, width, channels, dtype};\n"
         "# dtype is uint8, uint16 or float32.\n"
+        "# on_delete: keep (the rows of a deleted file stay, the default) or withdraw (they are removed).\n"
     )
     if contract.dialects or contract.skipped:
         comments += (

@@ -1,7 +1,7 @@
 """Infer a schema contract from samples of the landed files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import polars as pl
 
@@ -206,19 +206,21 @@ def _with_precision(rule: ColumnRule, columns: Sequence[pl.Series]) -> ColumnRul
     if rule.type != ColumnType.TIMESTAMP or rule.precision is not None:
         return rule
     in_ns = rule.model_copy(update={"precision": "ns"})
-    has_nanoseconds = False
-    times = [values.rename("v") for values in columns if isinstance(values.dtype, pl.String | pl.Datetime)]
-    for values in times:
-        value = pl.col("v").str.strip_chars() if values.dtype == pl.String else pl.col("v")
-        kept = values.to_frame().select(
-            lost=lost_nanoseconds(value, values.dtype, rule).any(),
-            us=parse_value(value, values.dtype, rule).is_not_null().sum(),
-            ns=parse_value(value, values.dtype, in_ns).is_not_null().sum(),
-        )
-        has_nanoseconds |= kept["lost"][0]
-        if kept["us"][0] != kept["ns"][0]:  # some are outside the years that nanoseconds reach
-            return rule
-    return in_ns if has_nanoseconds else rule
+    times = [values.rename("v").to_frame() for values in columns if isinstance(values.dtype, pl.String | pl.Datetime)]
+    if not any(_expression(values, lost_nanoseconds, rule).any() for values in times):
+        return rule
+    counts = [[_expression(values, parse_value, each).null_count() for each in (rule, in_ns)] for values in times]
+    # Some can be outside the years that nanoseconds reach.
+    return in_ns if all(us == ns for us, ns in counts) else rule
+
+
+def _expression(
+    values: pl.DataFrame, expression: Callable[[pl.Expr, pl.DataType, ColumnRule], pl.Expr], rule: ColumnRule
+) -> pl.Series:
+    """Return an expression over the values of a column."""
+    dtype = values.schema["v"]
+    value = pl.col("v").str.strip_chars() if dtype == pl.String else pl.col("v")
+    return values.select(expression(value, dtype, rule)).to_series()
 
 
 def _type_of(dtypes: Sequence[pl.DataType]) -> ColumnType:

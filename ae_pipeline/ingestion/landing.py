@@ -3,7 +3,7 @@
 Each landed file is read once into a staged Parquet copy of typed rows. The ledger records which file has rows for which
 days. The rows of a day are the upsert of all staged rows of that day, the newest file last. A file that lands again
 under its name replaces its staged copy, which withdraws its previous rows. A file that has left the landing folder
-keeps its rows.
+keeps its rows, unless the schema contract says `on_delete: withdraw`.
 """
 
 import datetime as dt
@@ -23,6 +23,7 @@ from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
+from ae_pipeline.ingestion.deletions import deleted_files, empty_landing, handle_deletions, remove_foreign_days
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers.files import can_read
@@ -162,6 +163,20 @@ def landed_files(dataset: Dataset) -> dict[str, Path]:
     return landing.files
 
 
+def require_landed(dataset: Dataset) -> dict[str, Path]:
+    """Return the landed files as `landed_files` does, and refuse to go on if all files that were read are missing.
+
+    Raises:
+        StorageError: No file of the dataset is in the landing folder.
+    """
+    try:
+        return landed_files(dataset)
+    except StorageError as error:
+        if message := empty_landing(dataset, landing_folder(dataset)):
+            raise StorageError(message) from error
+        raise
+
+
 def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]:
     """Return the landed files that are new, or have changed since they were read.
 
@@ -185,6 +200,34 @@ def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]
     )
     stats = {name: path.stat() for name, path in landed.items() if not _is_current(entries.get(name), path, rules)}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def unhandled_deletions(dataset: Dataset) -> dict[str, int]:
+    """Return the deleted landed files that the next ingestion handles, and when something left their folder, in ns.
+
+    Empty if no file is left, because an unmounted disk looks like that.
+    """
+    paths, folder = dataset.paths, landing_folder(dataset)
+    try:
+        landed = landed_files(dataset)
+    except StorageError:
+        return {}
+    if not paths.contract.exists():
+        return {}
+    deleted = deleted_files(
+        Ledger.load(paths.ledger).files, landed, contract_in_force(paths.contract, dataset.config), folder
+    )
+    parents = {name: next(path for path in (folder / name).parents if path.exists()) for name in deleted}
+    return {name: parent.stat().st_mtime_ns for name, parent in parents.items()}
+
+
+def idle_landing(dataset: Dataset) -> str:
+    """Return why the landing folder needs a look, although no file is new; empty if it does not."""
+    try:
+        landed_files(dataset)
+    except StorageError:
+        return empty_landing(dataset, landing_folder(dataset))
+    return ""
 
 
 def last_ingest(dataset: Dataset) -> IngestResult | None:
@@ -220,7 +263,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         SchemaError: No schema contract can be inferred, or the contract is not valid.
     """
     config, paths = dataset.config, dataset.paths
-    landed = landed_files(dataset)
+    landed = require_landed(dataset)
     if (landing := list_landing(dataset)).others:
         logger.warning(f"{landing_folder(dataset)}: {landing.describe_others()}")
     already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
@@ -232,6 +275,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     files = {
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
     }
+    files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     progress = ProgressLogger(logger)
     batch = StagingBatch(contract, dataset, today)
     try:
@@ -247,6 +291,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         if files != previous.files:
             ledger.save(paths.ledger)
         _vacuum(ledger, paths)
+        remove_foreign_days(dataset)
     _log_skipped_columns(new, ledger)
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
     return IngestResult(ledger, contract, changed, _moved_identities(ledger, paths, config), bool(config.identity))

@@ -29,6 +29,7 @@ class LandedFile:
         refused: Reason why the newest version cannot be used, or None. Rows of an earlier version remain until the file
             lands again.
         skipped: Reason for each column of the newest version that was not read.
+        deleted: Whether the file has left the landing folder and the log has said so. Its rows remain.
     """
 
     size: int
@@ -43,6 +44,7 @@ class LandedFile:
     rejected_copy: str | None = None
     refused: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    deleted: bool = False
 
 
 @dataclass(frozen=True)

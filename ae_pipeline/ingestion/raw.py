@@ -14,6 +14,7 @@ from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
+from ae_pipeline.ingestion.rows import with_occurrence
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -82,9 +83,8 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
         kept = kept.filter(~pl.col("row_id").is_in(ingested.moved.get(day, [])))
         repeated = 0
     else:
-        occurrence = pl.int_range(1, pl.len() + 1).over("row_id")
         repeated = rows.height - rows["row_id"].n_unique()
-        kept = rows.with_columns(row_id=pl.format("{}-{}", "row_id", occurrence))
+        kept = with_occurrence(rows)
     kept = kept.sort("event_time", "row_id")
     superseded = rows.height - kept.height
     counts = {"superseded": str(superseded), "repeated": str(repeated)}

@@ -100,6 +100,12 @@ def content_hashes(rows: pl.DataFrame) -> pl.Series:
     return pl.Series("row_id", [hashlib.sha256(text.encode()).hexdigest()[:32] for text in contents], dtype=pl.String)
 
 
+def with_occurrence(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows whose `row_id` is a hash of their content, with the number of the occurrence behind it."""
+    occurrence = pl.int_range(1, pl.len() + 1).over("row_id")
+    return rows.with_columns(row_id=pl.format("{}-{}", "row_id", occurrence))
+
+
 def _content_text(name: str, dtype: pl.DataType) -> pl.Expr:
     value = pl.col(name)
     if dtype == pl.Binary:

@@ -258,7 +258,11 @@ def _fitting_rule(
         AmbiguousOrderError: Two candidates with another order of day and month fit equally well.
     """
     counts = texts.to_frame("text").with_columns(count=1) if isinstance(texts, pl.Series) else texts
-    shares = [(_fitting_share(counts, rule), rule) for rule in candidates]
+    shares: list[tuple[float, ColumnRule]] = []
+    for rule in candidates:
+        shares.append((_fitting_share(counts, rule), rule))
+        if shares[-1][0] == 1.0 and (not rule.format or rule.format.startswith("%Y")):  # no other order is possible
+            return rule
     best = max((share for share, _ in shares), default=0.0)
     if best < min_fit or best == 0.0:
         return None
@@ -284,8 +288,8 @@ def _fits(texts: pl.Series, rule: ColumnRule) -> pl.Series:
 
 
 def _fitting_share(counts: pl.DataFrame, rule: ColumnRule) -> float:
-    total = counts["count"].sum()
-    return float(counts.filter(_fits(counts["text"], rule))["count"].sum() / total) if total else 0.0
+    total = int(counts["count"].sum())
+    return int(counts.filter(_fits(counts["text"], rule))["count"].sum()) / total if total else 0.0
 
 
 def _is_infinite(texts: pl.Series) -> pl.Series:

@@ -16,7 +16,7 @@ ISO_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
 )
-"""Timestamp formats that are read without a `format`. Times without a zone are UTC."""
+"""Timestamp formats that are read without a `format`. Times without a zone are those of the dataset."""
 
 MICROSECONDS = pl.Datetime("us", "UTC")
 
@@ -36,7 +36,11 @@ def has_offset(form: str) -> bool:
 
 
 def to_instant(value: pl.Expr, timezone: str) -> pl.Expr:
-    """Return times without a zone as moments in UTC."""
+    """Return times without a zone as moments in UTC.
+
+    A time that occurs twice, because the clocks were set back, means the earlier moment. A time that the clocks skip
+    becomes null.
+    """
     return value.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").dt.convert_time_zone("UTC")
 
 
@@ -159,10 +163,8 @@ def _plausible(value: pl.Expr, text: pl.Expr, form: str) -> pl.Expr:
 
 def _with_valid_year(columns: Sequence[pl.Series]) -> pl.Series:
     values = columns[0]
-    days = values.cast(pl.Date).to_physical()
-    if not values.len() or ((days.min() or 0) >= _FIRST_DAY and (days.max() or 0) <= _LAST_DAY):
-        return values
-    return values.set(~days.is_between(_FIRST_DAY, _LAST_DAY), None)
+    is_outside = ~values.cast(pl.Date).to_physical().is_between(_FIRST_DAY, _LAST_DAY)
+    return values.set(is_outside, None) if is_outside.any() else values
 
 
 def _with_long_year(columns: Sequence[pl.Series]) -> pl.Series:
@@ -188,7 +190,7 @@ def _epoch_nanoseconds(text: pl.Expr, form: str) -> pl.Expr:
 def _nanoseconds_of_text(texts: pl.Series) -> pl.Series:
     """Return digits 7 to 9 of the fraction of seconds in texts; null if there are more."""
     zeros = pl.zeros(len(texts), pl.Int64, eager=True).alias(texts.name)
-    if (texts.str.len_bytes().max() or 0) <= len("20240301T100000.123456"):
+    if not (texts.str.len_bytes() > len("20240301T100000.123456")).any():
         return zeros
     rest = texts.str.extract(r"[0-9]\.[0-9]{6}([0-9]+)").fill_null("").str.strip_chars_end("0")
     if not (rest != "").any():

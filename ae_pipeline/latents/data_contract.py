@@ -122,7 +122,7 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
     descriptions = {
         "row_id": f"Identity of the row: {_identity(config)}.",
         "event_time": "Time of the event, UTC." if config.is_daily else _NO_TIME,
-        "date": "Day of event_time, UTC." if config.is_daily else _NO_TIME,
+        "date": f"Day of event_time, {config.timezone}." if config.is_daily else _NO_TIME,
         "score": "Anomaly score of the row: a higher score is more anomalous. It is a surprisal, minus the natural "
         "logarithm of the estimated probability of a row that is at least as unusual.",
         "p_value": "Conformal p-value: the share of the calibration rows that score at least as high. A smaller value "

@@ -5,7 +5,7 @@ import logging
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ import polars as pl
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.common.progress import ThrottledLogger
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
@@ -22,7 +21,7 @@ from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, sample_rows
 from ae_pipeline.gate.evaluation import gate_rows
 from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
-from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
@@ -102,13 +101,13 @@ def train_challenger(
         raise TrainingError(f"nothing to train on: raw_data and features of {dataset.name!r} were never materialized")
     content = features_content(dataset)
     window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
-    columns = feature_columns(config, contract_in_force(paths.contract, config))
+    contract = contract_in_force(paths.contract, config)
     serving = serving_model(config, tracker)
     logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
     run_name = f"{dataset.name} {window.days[-1]}"
     with tracker.training(dataset.name, run_name, origin, location=_location_id(paths)) as run:
         _log_settings(run, config, window)
-        candidate = _fit(dataset, window, columns, serving, run)
+        candidate = _fit(dataset, window, contract, serving, run)
         evaluation = _evaluate(candidate, serving, dataset)
         _log_evaluation(run, candidate, evaluation, window, content)
         # Registered within the run: a version without a gate result comes from an interrupted training.
@@ -151,9 +150,10 @@ class _Evaluation:
 
 
 def _fit(
-    dataset: Dataset, window: Window, columns: Sequence[FeatureColumn], serving: ServingModel, run: TrainingRun
+    dataset: Dataset, window: Window, contract: SchemaContract, serving: ServingModel, run: TrainingRun
 ) -> _Candidate:
     config = dataset.config
+    columns = feature_columns(config, contract)
     champion = serving.champion.bundle if serving.champion else None
     with ThrottledLogger(logger) as throttled:
 
@@ -173,7 +173,7 @@ def _fit(
         logger.info(_streaming_message(bundle))
     validation = window.rows("validation", dataset.paths, most=_COMPARED_ROWS)
     bundle, compatible, alignment = align_to_serving(config, serving, bundle, validation)
-    bundle = with_reference(bundle, columns, dataset.paths)
+    bundle = replace(with_reference(bundle, columns, dataset.paths), contract=contract)
     logger.info(compatible.message)
     return _Candidate(bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation)
 

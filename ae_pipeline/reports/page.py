@@ -22,7 +22,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 
-_CONTEXT_VERSION = 1
+_CONTEXT_VERSION = 2
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}

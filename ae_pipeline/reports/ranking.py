@@ -13,7 +13,8 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
+from ae_pipeline.features.build import with_exact_values
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
@@ -32,9 +33,6 @@ _MIN_RANKED = 10
 _BATCH_BYTES = 1 << 26
 """Size of the features that are explained together, bytes."""
 
-_MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
-"""Contributions that an explanation names: nats, and share of the first contribution."""
-
 _SCHEMA = {
     "row_id": pl.String(),
     "event_time": pl.Datetime("us", "UTC"),
@@ -45,9 +43,7 @@ _SCHEMA = {
     LABEL: pl.Boolean(),
     "model_version": pl.Int64(),
     "because": pl.String(),
-    "contributions": pl.List(
-        pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
-    ),
+    "contributions": CONTRIBUTIONS,
 }
 
 DESCRIBED = {
@@ -79,7 +75,7 @@ class RankedRow:
 
     Attributes:
         row_id: Identity of the row.
-        event_time: Event time, UTC; None without event time.
+        event_time: Event time, in the time zone of the dataset; None without event time.
         score: Surprisal, nats.
         p_value: Share of calibration rows with a score at least as high.
         is_anomaly: Whether the row is flagged.
@@ -135,6 +131,13 @@ def cut_short(paths: DatasetPaths) -> set[str]:
     """Return the days of a report that was interrupted. The report must be built again."""
     unfinished = paths.reports / UNFINISHED
     return set(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else set()
+
+
+def remove_foreign_days(dataset: Dataset) -> None:
+    """Delete the ranked rows and pages of days that the dataset does not have as configured now."""
+    for path in (dataset.paths.reports / "days").glob("[!.]*"):
+        if path.suffix in {".parquet", ".html"} and not dataset.config.has_day(path.stem):
+            path.unlink(missing_ok=True)
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
@@ -204,9 +207,15 @@ def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
     return pl.read_parquet(_day_file(paths, day), glob=False)
 
 
-def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
-    """Yield the rows of a ranked table."""
-    for row in ranked.drop("model_version").iter_rows(named=True):
+def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:
+    """Yield the rows of a ranked table.
+
+    Args:
+        ranked: Ranked rows.
+        timezone: Time zone of the event times of the result.
+    """
+    local = ranked.with_columns(pl.col("event_time").dt.convert_time_zone(timezone))
+    for row in local.drop("model_version").iter_rows(named=True):
         yield RankedRow(**{**row, "contributions": tuple(map(Contribution.from_record, row["contributions"]))})
 
 
@@ -225,18 +234,10 @@ def _with_exact_values(features: pl.DataFrame, path: Path) -> pl.DataFrame:
     if not path.exists():
         return features
     raw = pl.scan_parquet(path, glob=False)
-    exact = [
-        name
-        for name, dtype in raw.collect_schema().items()
-        if dtype.is_numeric() and not dtype.is_float() and features.schema.get(name) == pl.Float64
-    ]
-    if not exact:
-        return features
-    chosen = raw.select("row_id", *exact).filter(pl.col("row_id").is_in(features["row_id"].implode())).collect()
-    values = features.select("row_id").join(chosen, on="row_id", how="left", maintain_order="left")
-    # A time of day is minutes as a feature, and HHMM as a raw value.
-    same = [name for name in exact if values[name].cast(pl.Float64).equals(features[name], check_names=False)]
-    return features.with_columns(values[name] for name in same)
+    numbers = (name for name, dtype in raw.collect_schema().items() if dtype.is_numeric() and name in features)
+    chosen = raw.select("row_id", *numbers).filter(pl.col("row_id").is_in(features["row_id"].implode()))
+    aligned = features.select("row_id").join(chosen.collect(), on="row_id", how="left", maintain_order="left")
+    return with_exact_values(features, aligned)
 
 
 def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
@@ -311,12 +312,3 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
             contributions=pl.Series([[part.record() for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )
         write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), draft.facts)
-
-
-def because(parts: Sequence[Contribution]) -> str:
-    """Return an explanation as text: the first contribution, and all that are large.
-
-    A contribution is large if it has at least 30% of the first one, and at least 4.6 nats (a tail probability of 1%).
-    """
-    large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
-    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in large or parts[:1])

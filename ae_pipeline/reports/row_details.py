@@ -10,12 +10,12 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import Contribution, because
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.reports.latent_map import columns_of, nearest_neighbors
-from ae_pipeline.reports.ranking import RankedRow, because, features_of
+from ae_pipeline.reports.ranking import RankedRow, features_of
 from ae_pipeline.storage.parquet import detach
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -65,7 +65,8 @@ class RowDetails:
 
     def _as_text(self, name: str, value: Any, known: Collection[str]) -> str:
         if isinstance(value, dt.datetime):
-            return f"{value:%Y-%m-%d %H:%M}"
+            local = value.astimezone(self.config.zone) if value.tzinfo else value
+            return f"{local:%Y-%m-%d %H:%M}"
         # In features of other settings, a column of numbers may contain text.
         is_known = name in known and not isinstance(value, str)
         text = cast("TableEncoder", self.bundle.encoder).speak(name, value) if is_known else str(value)

@@ -41,6 +41,11 @@ class DatasetPaths:
         return self.root / "staging" / self.dataset / "ledger.json"
 
     @property
+    def fetched(self) -> Path:
+        """Days that a query or a callable has fetched, and when."""
+        return self.ledger.with_name("fetched.json")
+
+    @property
     def history(self) -> Path:
         """History of the champions, as JSON Lines."""
         return self.root / "history" / f"{self.dataset}.jsonl"

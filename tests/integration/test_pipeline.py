@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from pydantic import BaseModel
 from sklearn.metrics import roc_auc_score
 
-from ae_pipeline.cli.project import Project, yaml_error
+from ae_pipeline.cli.project import Project
 from ae_pipeline.cli.summary import summarize
 from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -291,15 +291,6 @@ def test_report_rows_is_no_reason_to_train() -> None:
     assert settings_hash(longer) == settings_hash(config)
 
 
-def test_a_defect_is_not_reported_as_an_error_in_a_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise AttributeError("a defect")
-
-    monkeypatch.setattr("ae_pipeline.definitions.defs", fail)
-    with pytest.raises(AttributeError, match="a defect"):
-        Project.load()
-
-
 @pytest.fixture
 def shop_without_event_time(tmp_path: Path) -> Iterator[Shop]:
     """A project without data, whose dataset has no event time."""
@@ -467,20 +458,3 @@ def test_the_summary_works_after_a_failed_training(serving_shop: Shop, monkeypat
     )
     assert "orders version 1" in text
     assert "checks           all passed" in text
-
-
-def test_an_error_in_a_yaml_is_one_line() -> None:
-    error = RuntimeError("outer")
-    error.__cause__ = ValueError("attributes.trainning at defs.yaml:26\n  Extra inputs are not permitted")
-    assert yaml_error(error) == (
-        "the defs folder cannot be loaded: attributes.trainning at defs.yaml:26 Extra inputs are not permitted; "
-        "fix it, `dg check defs` shows more"
-    )
-    error.__cause__ = ValueError(
-        "attributes.alerts.budget at defs.yaml:41\n  Input should be less than 1 [type=less_than, input_value=2, "
-        "input_type=int]\n    For further information visit https://errors.pydantic.dev/2.13/v/less_than"
-    )
-    assert yaml_error(error) == (
-        "the defs folder cannot be loaded: attributes.alerts.budget at defs.yaml:41 Input should be less than 1, "
-        "not 2; fix it, `dg check defs` shows more"
-    )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.config.columns import ColumnType
-from ae_pipeline.ingestion.landing import last_ingest
+from ae_pipeline.ingestion.landing import IngestResult, last_ingest
 from ae_pipeline.ingestion.raw import build_raw_day
 from tests.support.datasets import make_dataset
 
@@ -83,9 +83,9 @@ def _files(draw: st.DrawFn, index: int) -> LandedTable:
 
 
 def _csv_lines(draw: st.DrawFn, rows: list[tuple[str, dt.datetime, str]]) -> list[str]:
-    quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     buffer = io.StringIO()
-    writer = csv.writer(buffer, quoting=quoting, lineterminator="\n")
+    is_quoted = draw(st.booleans())
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows((text, time.isoformat(), value, number) for number, (text, time, value) in enumerate(rows))
     return buffer.getvalue().removesuffix("\n").split("\n")
@@ -101,8 +101,8 @@ def _parquet(draw: st.DrawFn, index: int, rows: list[tuple[str, dt.datetime, str
     elif kind == "floats":
         numbers = st.one_of(st.integers(0, 5).map(float), st.floats(0, 1, width=32), st.none())
         ids = pl.Series("id", draw(st.lists(numbers, min_size=len(rows), max_size=len(rows))), dtype=pl.Float32)
-    unit = draw(st.sampled_from(["ms", "us", "ns"]))
-    times = pl.Series("time", [time for _, time, _ in rows]).dt.cast_time_unit(unit)
+    unit = draw(st.sampled_from([pl.Datetime("ms"), pl.Datetime("us"), pl.Datetime("ns")]))
+    times = pl.Series("time", [time for _, time, _ in rows], dtype=unit)
     values = pl.Series("x", [value for *_, value in rows], dtype=pl.String)
     buffer = io.BytesIO()
     pl.DataFrame([ids, times, values, pl.Series("n", range(len(rows)))]).write_parquet(buffer)
@@ -165,14 +165,15 @@ def check_conservation(tables: list[LandedTable], *, has_identity: bool) -> Coun
         Number of rows with each fate.
     """
     with tempfile.TemporaryDirectory() as folder:
-        settings = {} if has_identity else {"identity": []}
-        dataset = make_dataset(Path(folder), columns={"id": "text"}, **settings)
+        identity = ["id"] if has_identity else []
+        dataset = make_dataset(Path(folder), columns={"id": "text"}, identity=identity)
         for table in tables:
             dataset.land(table.name, table.content)
+        result: IngestResult | None
         try:
             result = dataset.ingest()
         except (SchemaError, StorageError):
-            result = last_ingest(dataset)  # type: ignore[assignment]
+            result = last_ingest(dataset)
         if result is None:
             return Counter(refused=sum(table.rows for table in tables))
         fates: Counter[str] = Counter()

@@ -10,6 +10,7 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect, ImagesConfig, SourceConfig
+from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.readers.columnar import COLUMNAR_SUFFIXES, read_columnar
 from ae_pipeline.ingestion.readers.compression import COMPRESSED_SUFFIXES, decompress
 from ae_pipeline.ingestion.readers.delimited import read_delimited
@@ -56,6 +57,19 @@ class ReadOptions:
         needed = frozenset({*config.identity, *([config.event_time] if config.event_time else [])})
         left_out = frozenset(RESERVED_COLUMNS & {*config.exclude} - needed)
         return cls(source=config.source, images=config.images, left_out=left_out, needed=needed)
+
+    @classmethod
+    def under(cls, contract: SchemaContract, config: PipelineConfig) -> "ReadOptions":
+        """Return the options of a dataset with a schema contract."""
+        options = cls.of(config)
+        shape = contract.images.get(config.images.column) if config.images else None
+        return replace(
+            options,
+            image_dtype=shape.dtype if shape else None,
+            dialects=contract.dialects,
+            columns=frozenset(contract.columns),
+            left_out=options.left_out | {*contract.skipped},
+        )
 
 
 def format_of(name: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -16,11 +17,13 @@ import safetensors.torch
 import torch
 
 from ae_pipeline.common.errors import BundleError, TrainingError
-from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS, ModelBundle
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
 from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.training import fit
 from ae_pipeline.training.fit import fit_bundle, fit_detector
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
@@ -48,10 +51,32 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
+def test_keys_of_a_later_version_do_not_change_the_fingerprint(fitted: Fitted, folder: Path) -> None:
+    """A bundle of before time zones keeps its fingerprint, on which the names of the table's files depend."""
+
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["config"]["timezone"], manifest["encoder"]["timezone"]
+
+    edit_manifest(folder, forget)
+    bundle = ModelBundle.load(folder)
+    assert bundle.config.timezone == "UTC"
+    assert bundle.fingerprint != fitted.bundle.fingerprint
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+    assert bundle.fingerprint == hash_json([json.loads((folder / MANIFEST).read_text()), digests])
+    rows = fitted.features(fitted.days[0])
+    np.testing.assert_array_equal(bundle.score(rows).score, fitted.bundle.score(rows).score)
+
+
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
     change(tensors)
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
+
+
+def tensor_digests(folder: Path) -> dict[str, str]:
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
 
 
 def truncate(path: Path, keep: float) -> None:
@@ -245,6 +270,21 @@ class TestFittedParts:
         assert scored.is_anomaly[0]
 
 
+class TestFormat7:
+    def test_it_scores_as_before_under_its_own_fingerprint(self, fitted: Fitted, folder: Path) -> None:
+        def downgrade(manifest: dict[str, Any]) -> None:
+            manifest.pop("contract")
+            manifest["format"] = 7
+
+        edit_manifest(folder, downgrade)
+        loaded = ModelBundle.load(folder)
+        content = [json.loads((folder / MANIFEST).read_text()), tensor_digests(folder)]
+        assert loaded.fingerprint == hash_json(content) != fitted.bundle.fingerprint
+        assert loaded.contract is None
+        rows = fitted.features(fitted.days[-1])
+        assert loaded.score(rows).score.tobytes() == fitted.bundle.score(rows).score.tobytes()
+
+
 class TestErrors:
     @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
     def test_a_missing_file_is_named(self, folder: Path, name: str) -> None:
@@ -259,7 +299,7 @@ class TestErrors:
     @pytest.mark.parametrize("other", [4, "5", None])
     def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update(format=other))
-        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 and 7; train a new model"
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 8; train a new model"
         with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 
@@ -277,7 +317,7 @@ class TestErrors:
         with pytest.raises(BundleError, match=r"the bundle in .* train a new model"):
             ModelBundle.load(folder)
 
-    @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
+    @pytest.mark.parametrize("key", ["config", "contract", "encoder", "window", "facts"])
     def test_a_missing_part_of_the_manifest_is_named(self, folder: Path, key: str) -> None:
         edit_manifest(folder, lambda manifest: manifest.pop(key))
         with pytest.raises(BundleError, match=f"do not match: .*{key}"):

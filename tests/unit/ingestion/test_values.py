@@ -258,7 +258,7 @@ def test_a_contract_with_the_old_keys_keeps_its_fingerprint() -> None:
         (-62_135_596_800_001, pl.Datetime("ms")),
     ],
 )
-def test_a_time_outside_the_years_1_to_9999_is_rejected(tmp_path: Path, value: int, dtype: pl.DataType) -> None:
+def test_a_time_outside_the_years_1_to_9999_is_rejected(tmp_path: Path, value: int, dtype: pl.Datetime) -> None:
     shop = make_dataset(tmp_path)
     shop.declare(id={"type": "integer"}, time={"type": "timestamp"}, x={"type": "timestamp"})
     time = dt.datetime.fromisoformat(TIME)

@@ -372,6 +372,9 @@ class TestServing:
         np.testing.assert_allclose(predicted["p_value"], scored.p_value, rtol=1e-5)
         np.testing.assert_array_equal(predicted["is_anomaly"], scored.is_anomaly)
 
+    def test_its_bundle_can_be_taken_out_to_score_raw_rows(self, model: Any, fitted: Fitted) -> None:
+        assert model.unwrap_python_model().bundle.fingerprint == fitted.bundle.fingerprint
+
     def test_every_column_may_have_missing_values(self, model: Any, fitted: Fitted) -> None:
         features = fitted.features(fitted.days[-1]).head(8)
         names = ["load", "temperature", "mode", "is_open", "scheduled"]
@@ -394,11 +397,13 @@ class TestServing:
             body = {"dataframe_split": json.loads(rows.to_json(orient="split", date_format="iso"))}
             rows = infer_and_parse_data(body, model.metadata.get_input_schema())
         else:
-            rows = rows.assign(is_open=pd.Series([True, None, False], dtype="object").astype(dtype))
+            rows = rows.assign(
+                is_open=pd.Series([True, None, False], dtype="object").astype(pd.api.types.pandas_dtype(dtype))
+            )
         np.testing.assert_allclose(model.predict(rows)["score"], expected, rtol=1e-5, atol=1e-5)
 
     def test_a_text_in_a_boolean_column_is_an_error(self, model: Any, fitted: Fitted) -> None:
-        rows = fitted.features(fitted.days[-1]).head(2).to_pandas().assign(is_open=["ja", None])
+        rows = fitted.features(fitted.days[-1]).head(2).to_pandas().assign(is_open="ja")
         with pytest.raises(BundleError, match="column 'is_open' holds 'ja', which is no boolean; give true, false or"):
             model.predict(rows)
 
