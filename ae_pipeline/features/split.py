@@ -176,7 +176,9 @@ class Window:
         return len(needed)
 
     def _empty_part(self, part: str, paths: DatasetPaths) -> str:
-        all_rows = pl.concat([pl.scan_parquet(paths.features(day)) for day in getattr(self, part)], how="diagonal")
+        all_rows = pl.concat(
+            [pl.scan_parquet(paths.features(day), glob=False) for day in getattr(self, part)], how="diagonal"
+        )
         count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._without_anomalies(all_rows)))
         normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
         return (
@@ -196,7 +198,7 @@ class Window:
 
     def _groups_of(self, part: str, paths: DatasetPaths) -> pl.Series:
         """Return the hashes of the groups of `split_by` that belong to a part."""
-        rows = pl.scan_parquet([paths.features(day) for day in self.train])
+        rows = pl.scan_parquet([paths.features(day) for day in self.train], glob=False)
         groups = (
             self._without_anomalies(rows.select(*dict.fromkeys(self._split_columns)))
             .unique()
@@ -262,7 +264,7 @@ def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]
     combined: list[pl.LazyFrame] = []
     rows = 0
     for file in files:
-        scan = pl.scan_parquet(file)
+        scan = pl.scan_parquet(file, glob=False)
         height = pq.read_metadata(file).num_rows if at_once is not None else 0
         if at_once is not None and combined and rows + height > at_once:
             yield pl.concat(combined, how="diagonal")

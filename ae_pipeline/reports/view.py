@@ -200,7 +200,7 @@ class Published:
         ]
         drift = self.dataset.paths.reports / "drift.parquet"
         if drift.exists():
-            effects = pl.read_parquet(drift).filter(pl.col("day") <= day)
+            effects = pl.read_parquet(drift, glob=False).filter(pl.col("day") <= day)
             charts += [chart] if (chart := drift_chart(effects, config.drift)) else []
         charts.append(self._calibration(day))
         if bundle.facts.epochs:
