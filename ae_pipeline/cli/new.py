@@ -18,7 +18,7 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.proposal.columns import Choice
 from ae_pipeline.ingestion.proposal.propose import Proposal, propose
-from ae_pipeline.ingestion.readers import read_file, suffixes
+from ae_pipeline.ingestion.readers.files import TABLE_SUFFIXES, can_read, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
 from ae_pipeline.storage.files import atomic_write, make_folder, write_text
 
@@ -129,20 +129,20 @@ def _existing(file: Path) -> Path:
         raise StorageError(f"{file} {problem}")
     if not _is_table(file):
         raise StorageError(
-            f"{file} is no {' or '.join(suffixes(None))} file; give files with rows, or write the YAML by hand"
+            f"{file} is no {' or '.join(TABLE_SUFFIXES)} file; give files with rows, or write the YAML by hand"
         )
     return file.resolve()
 
 
 def _is_table(file: Path) -> bool:
-    return file.suffix.lower() in suffixes(None)
+    return can_read(file.name, None)
 
 
 def _files_in(folder: Path) -> list[Path]:
     paths = [path for path in sorted(folder.rglob("*")) if _is_table(path) and path.is_file()]
     if visible := [path for path in paths if not path.name.startswith((".", "_"))]:
         return visible
-    raise StorageError(f"{folder} holds no {' or '.join(suffixes(None))} file; give another folder, or files")
+    raise StorageError(f"{folder} holds no {' or '.join(TABLE_SUFFIXES)} file; give another folder, or files")
 
 
 def _copies(files: Sequence[Path], landing: Path) -> dict[Path, Path]:

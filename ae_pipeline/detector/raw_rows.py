@@ -17,7 +17,7 @@ from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, becaus
 from ae_pipeline.features.build import build_features, label_columns, with_exact_values
 from ae_pipeline.ingestion.conform import check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, required_columns
-from ae_pipeline.ingestion.readers import read_file
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError, plain_text, with_occurrence
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ def build_raw_features(
         ConfigError: A derived column cannot be computed.
     """
     contract = _without_label(contract, config)
-    dtype = contract.images[config.images.column].dtype if config.images else None
     try:
-        file = read_file(name, data, config.images, dtype)
+        file = read_file(name, data, ReadOptions.under(contract, config))
     except UnreadableFileError as error:
         raise SchemaError(f"{name} cannot be read: {error}") from error
     file = replace(file, rows=plain_text(file.rows))

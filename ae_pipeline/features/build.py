@@ -215,7 +215,7 @@ def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> 
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:
         return DayResult(day=day, rows=int(facts["rows"]), content_hash=facts["content_hash"], built=False)
-    features = build_features(pl.read_parquet(paths.raw(day)), config, contract)
+    features = build_features(pl.read_parquet(paths.raw(day), glob=False), config, contract)
     content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
     return DayResult(day=day, rows=features.height, content_hash=content_hash, built=True)
 

@@ -54,13 +54,12 @@ def keep_contract(paths: DatasetPaths) -> None:
         write_text(copy, text)
 
 
-def read_staged(path: Path, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read a staged copy.
+def require_staged(path: Path, source: str) -> None:
+    """Check that a staged copy can be read.
 
     Args:
         path: Path of the copy.
         source: Path of the landed file below the landing folder.
-        columns: Columns to read; all by default.
 
     Raises:
         StorageError: The copy is missing or damaged.
@@ -72,4 +71,9 @@ def read_staged(path: Path, source: str, columns: Sequence[str] | None = None) -
             f"read: {path}; land {source} again, or `ae-pipeline doctor {dataset} --repair` takes its rows from "
             "raw_data"
         )
-    return pl.read_parquet(path, columns=None if columns is None else list(columns), glob=False)
+
+
+def read_staged(path: Path, source: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Read columns of a staged copy; see `require_staged`."""
+    require_staged(path, source)
+    return pl.read_parquet(path, columns=list(columns), glob=False)

@@ -24,7 +24,7 @@ def create_table(files: TableFiles, dataset: Dataset, bundle: ModelBundle) -> De
     files.prepare()
     try:
         return DeltaTable.create(
-            files.location,
+            files.delta_location,
             latent_schema(bundle.model.latent_dim),
             name=f"{dataset.paths.dataset}_latents",
             configuration=retention_properties(dataset.config.latents.retention_days),

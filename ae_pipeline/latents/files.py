@@ -18,10 +18,14 @@ from pyarrow import fs
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.latents.log import damaged_commits, damaged_texts
+from ae_pipeline.storage.aliases import alias_of_entries
 from ae_pipeline.storage.files import atomic_write, make_folder
 from ae_pipeline.storage.integrity import parquet_damage
 
 logger = logging.getLogger(__name__)
+
+_SPECIAL = re.compile(r"[^\w /.,=+~@()-]")
+"""Characters of a path that the `deltalake` package may misread."""
 
 
 def live_files(table: DeltaTable) -> list[str]:
@@ -79,7 +83,7 @@ class TableFiles:
             StorageError: The path of the folder is a file.
         """
         if self.is_folder:
-            make_folder(Path(self.location))
+            make_folder(Path(self.location, "_delta_log"))
 
     def open(self) -> DeltaTable | None:
         """Return the newest version of the table, or None if nothing was published yet.
@@ -91,7 +95,8 @@ class TableFiles:
             name, reason = next(iter(damaged.items()))
             raise self._damaged_log(f"{name}: {reason}")
         try:
-            return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
+            location = self.delta_location
+            return DeltaTable(location) if DeltaTable.is_deltatable(location) else None
         except (DeltaError, ValueError, pa.ArrowException) as error:
             if self.is_folder:
                 raise self._damaged_log(first_line(error)) from error
@@ -126,6 +131,17 @@ class TableFiles:
         if not self.is_folder:
             return [path for path in paths if self.has(path)]
         return [path for path in paths if self.damage(path) is None]
+
+    @property
+    def delta_location(self) -> str:
+        """Location with which the `deltalake` package opens the table.
+
+        The package takes paths for URLs, and fails on folders such as `data[1]`, `a%20b` or `what?`. It then gets a
+        folder with plain characters whose entries are links to those of the table.
+        """
+        if not self.is_folder or not _SPECIAL.search(self.location):
+            return self.location
+        return str(alias_of_entries(Path(self.location)))
 
     def full_path(self, path: str) -> str:
         """Return the path or address with which other programs open a file."""

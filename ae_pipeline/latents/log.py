@@ -74,11 +74,12 @@ def restore_texts(table: Path) -> None:
             write_text(table / name, content["texts"][name])
 
 
-def repair_log(table: Path) -> list[Path]:
+def repair_log(table: Path, location: str) -> list[Path]:
     """Move aside the damaged commits of a log and those after them, or the whole log if no version remains.
 
     Args:
         table: Folder of the table.
+        location: Location with which the `deltalake` package opens the table.
 
     Returns:
         The new paths of what was moved.
@@ -101,8 +102,8 @@ def repair_log(table: Path) -> list[Path]:
             if path.name == "_last_checkpoint" or (match and int(match[1]) > last):
                 moved.append(move_aside(path, aside))
         try:
-            if DeltaTable.is_deltatable(str(table)):
-                DeltaTable(str(table)).get_add_actions()
+            if DeltaTable.is_deltatable(location):
+                DeltaTable(location).get_add_actions()
                 _forget(table)
                 return moved
         except (DeltaError, OSError, ValueError):

@@ -203,13 +203,13 @@ def report_days(
 def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
     """Read the ranked rows of all published days, the highest score first."""
     reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
-    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path) for path in reported)])
+    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path, glob=False) for path in reported)])
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 
 def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
     """Read the ranked rows of a day, the highest score first."""
-    return pl.read_parquet(_day_file(paths, day))
+    return pl.read_parquet(_day_file(paths, day), glob=False)
 
 
 def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:

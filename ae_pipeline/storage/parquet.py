@@ -77,15 +77,26 @@ def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = No
         The content hash. The same rows in the same order give the same hash.
     """
     content_hash = hash_table(table)
-    footer = {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})}
-    table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
+    write_rows(path, table, {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})})
+    return content_hash
+
+
+def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None) -> None:
+    """Write a table atomically, with facts in the footer.
+
+    Args:
+        path: File to write.
+        table: Rows to write.
+        facts: Short texts for the footer, which `read_facts` returns.
+    """
+    footer = {_METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
+    table = table.replace_schema_metadata(footer)
     group_rows = rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
     with atomic_write(path) as temporary:
         with pq.ParquetWriter(temporary, table.schema, compression="zstd") as writer:
             writer.write_table(table, row_group_size=group_rows)
             writer.add_key_value_metadata({SEAL: UNSEALED})
         seal(temporary)
-    return content_hash
 
 
 def read_facts(path: Path) -> dict[str, str]:
@@ -127,10 +138,10 @@ def _check(path: Path, *_state: int) -> tuple[dict[str, str], str | None]:
     damage = parquet_damage(path)
     facts: dict[str, str] = {}
     if damage is None:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_metadata(path).metadata or {}  # with the seal
         prefix = len(_METADATA_PREFIX)
         facts = {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}
-        damage = None if {"content_hash", "rows"} <= facts.keys() else "its footer lacks the hash of its content"
+        damage = None if facts.keys() & {"content_hash", "sha256"} else "its footer has no digest"
     if damage is None:
         return facts, None
     logger.warning(f"{path} is damaged and not used: {damage}; `ae-pipeline run` builds it again")

@@ -22,6 +22,7 @@ from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.lifecycle.plan import plan_training, settings_hash
+from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.orchestration.component import ASSETS, AutoencoderPipeline
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.reports.page import by_reason
@@ -183,16 +184,15 @@ def test_a_run_with_nothing_new_changes_no_file(serving_shop: Shop) -> None:
     assert DeltaTable(serving_shop.root / "data" / "latents" / "orders").version() == version
 
 
-def test_changed_columns_fail_the_run_with_a_remedy(serving_shop: Shop) -> None:
+def test_changed_columns_refuse_the_file_with_a_remedy(serving_shop: Shop) -> None:
     serving_shop.land(DAYS[5], orders_csv(DAYS[5]).replace("price", "amount", 1))
     result = serving_shop.run("ingest", DAYS[5])
-    assert not result.success
-    failures = [event for event in result.all_events if event.is_step_failure]
-    assert len(failures) == 1
-    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
-    message = serving_shop.failure_message(result)
-    for part in ("lacks 'price'", "has unknown 'amount'", "optional: true"):
-        assert part in message
+    assert result.success
+    (failed,) = [each for each in result.get_asset_check_evaluations() if not each.passed]
+    assert failed.check_name == "schema"
+    for part in ("1 landed files are refused", "lacks 'price'", "has unknown 'amount'", "optional: true"):
+        assert part in str(failed.description)
+    assert [alert.event for alert in alerts_of(serving_shop.paths)] == ["contract_broken"]
     assert pl.read_parquet(serving_shop.root / "data" / "raw" / "orders" / f"{DAYS[5]}.parquet").height == ROWS
 
 

@@ -154,7 +154,7 @@ def table_problems(dataset: Dataset) -> Iterator[Problem]:
             if not files.is_folder
             else "move the damaged commits and those after them aside; those versions of the table are lost, and the "
             "next run publishes what is missing",
-            repair=lambda: repair_log(Path(files.location)) if files.is_folder else None,
+            repair=lambda: repair_log(Path(files.location), files.delta_location) if files.is_folder else None,
         )
         return
     for path in live_files(table) if table else ():

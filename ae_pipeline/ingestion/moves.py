@@ -1,0 +1,56 @@
+"""Identities that a newer file has moved to another day."""
+
+import json
+import logging
+from pathlib import Path
+
+import polars as pl
+
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.ingestion.batch import RAW_VERSION
+from ae_pipeline.ingestion.deduplicate import partition_by_identity
+from ae_pipeline.ingestion.ledger import Ledger, landing_order
+from ae_pipeline.ingestion.staged import read_staged
+from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.paths import DatasetPaths
+
+logger = logging.getLogger(__name__)
+
+
+def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig) -> dict[str, list[str]]:
+    """Return the identities that a newer file has moved to another day, by their old day.
+
+    There are none if the event time is part of the identity, or there is no identity.
+    """
+    if config.event_time is None or not config.identity or config.event_time in config.identity:
+        return {}
+    files = [entry for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
+    staged = [str(entry.staged) for entry in files]
+    if not staged:
+        return {}
+    sources = {str(entry.staged): name for name, entry in ledger.files.items()}
+    # Cached, because it needs the identities of all rows, and sensors call last_ingest often.
+    cache, key = paths.ledger.with_name("moved.json"), hash_json([RAW_VERSION, staged])
+    if (known := _cached_moves(cache, key)) is not None:
+        return known
+    rows = (read_staged(paths.staged(name), sources[name], ["row_id", "_day"]) for name in staged)
+    newest = pl.col("_day").last().over("row_id")  # files are in landing order
+    parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
+    lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in parts]).sort("row_id")
+    moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
+    write_text(cache, json.dumps({"of": key, "moved": moved, "digest": hash_json([key, moved])}))
+    return moved
+
+
+def _cached_moves(cache: Path, key: str) -> dict[str, list[str]] | None:
+    """Return the cached result of `moved_identities`, or None if it is missing, of other files, or damaged."""
+    if not cache.exists():
+        return None
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        of, moved, digest = content["of"], dict(content["moved"]), content.get("digest")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        logger.warning(f"{cache} is damaged and computed again")
+        return None
+    return moved if of == key and digest == hash_json([key, moved]) else None
