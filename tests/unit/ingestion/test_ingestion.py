@@ -11,7 +11,7 @@ import pytest
 
 from ae_pipeline.common.errors import PipelineError, SchemaError
 from ae_pipeline.config.columns import ColumnType
-from ae_pipeline.ingestion import deduplicate, landing
+from ae_pipeline.ingestion import deduplicate
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.landing import last_ingest
@@ -444,7 +444,7 @@ def test_moved_identities_are_cached(shop: LandedDataset, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise AssertionError("the rows are read again")
 
-    monkeypatch.setattr(landing, "partition_by_identity", fail)
+    monkeypatch.setattr(moves, "partition_by_identity", fail)
     last = last_ingest(shop)
     assert last is not None
     assert last.moved == moved == {DAY: ["1"]}
