@@ -11,7 +11,7 @@ import pytest
 
 from ae_pipeline.common.errors import PipelineError, SchemaError
 from ae_pipeline.config.columns import ColumnType
-from ae_pipeline.ingestion import deduplicate
+from ae_pipeline.ingestion import deduplicate, moves
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.landing import last_ingest
