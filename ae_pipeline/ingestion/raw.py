@@ -16,7 +16,7 @@ from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.ingestion.rows import with_occurrence
 from ae_pipeline.ingestion.staged import require_staged
-from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 _KEPT_BYTES = 64 << 20
@@ -134,7 +134,7 @@ def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) ->
 
 def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
     """Return the number of rows on some days whose identity occurs in an earlier row of these days."""
-    files = [path for day in days if read_facts(path := paths.raw(day))]
+    files = [path for day in days if (path := paths.raw(day)).exists() and not damage_of(path)]
     if not files:
         return 0
     rows = sum(pq.read_metadata(path).num_rows for path in files)
