@@ -135,12 +135,8 @@ def _checked(path: Path) -> tuple[dict[str, str], str | None]:
 @lru_cache(maxsize=1 << 16)
 def _check(path: Path, *_state: int) -> tuple[dict[str, str], str | None]:
     """Return facts and damage of a file in a state."""
-    damage = parquet_damage(path)
-    facts: dict[str, str] = {}
-    if damage is None:
-        metadata = pq.read_metadata(path).metadata or {}  # with the seal
-        prefix = len(_METADATA_PREFIX)
-        facts = {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}
-        return facts, None
-    logger.warning(f"{path} is damaged and not used: {damage}; `ae-pipeline run` builds it again")
-    return {}, damage
+    if damage := parquet_damage(path):
+        logger.warning(f"{path} is damaged and not used: {damage}; `ae-pipeline run` builds it again")
+        return {}, damage
+    metadata, prefix = pq.read_metadata(path).metadata or {}, len(_METADATA_PREFIX)  # with the seal
+    return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}, None
