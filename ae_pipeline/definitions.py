@@ -54,6 +54,7 @@ def load_project() -> DefsFolder:
         mlflow_folder=os.environ.get("AE_PIPELINE_MLRUNS", str(PROJECT_ROOT / "mlruns")),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
         tables=os.environ.get("AE_PIPELINE_TABLES"),
+        project_folder=str(PROJECT_ROOT),
         dagster_url=os.environ.get("AE_PIPELINE_DAGSTER_URL", DAGSTER_URL),
         mlflow_url=os.environ.get("AE_PIPELINE_MLFLOW_URL"),
         data_url=os.environ.get("AE_PIPELINE_DATA_URL", DATA_URL),

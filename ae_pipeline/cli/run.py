@@ -84,9 +84,21 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import Step
         from ae_pipeline.orchestration.tags import READ_TAG
 
+        if work.step == Step.INGEST:
+            self._check_sizes()
         tags = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
         for days in work.ranges or (None,):
             self._project.run_job(self._dataset, work.step, days, tags=tags)
+
+    def _check_sizes(self) -> None:
+        """Raise an error before the first work if no model serves and the rows that were read cannot give one."""
+        from ae_pipeline.ingestion.ledger import Ledger
+        from ae_pipeline.registry.names import CHAMPION
+        from ae_pipeline.training.preflight import check_landed
+
+        dataset = self._dataset
+        if self._project.tracker.version(dataset.name, CHAMPION) is None:
+            check_landed(dataset.config, Ledger.load(dataset.paths.ledger))
 
     def _can_continue(self, step: "Step") -> bool:
         """Return whether the other steps make sense after a step failed."""

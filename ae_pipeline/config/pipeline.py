@@ -198,7 +198,7 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
         training = self.training
-        if training.validation_days + training.calibration_days >= training.window_days:
+        if (training.validation_days or 1) + (training.calibration_days or 1) >= training.window_days:
             raise ValueError(
                 f"validation_days={training.validation_days} and calibration_days={training.calibration_days} leave no "
                 f"training day in window_days={training.window_days}; make the window longer"

@@ -76,8 +76,8 @@ class SourceConfig(FetchedSource):
 
     path: str | None = Field(
         default=None,
-        description="Folder of the landed files: an absolute path, or a path relative to the data folder. By default "
-        "`landing/<dataset>`.",
+        description="Folder of the landed files: an absolute path, or a path relative to the project's folder, like "
+        "every path of the YAML. By default `landing/<dataset>` in the data folder.",
     )
     pattern: str = Field(
         default="**/*",

@@ -137,7 +137,7 @@ class ModelBundle:
     @property
     def columns(self) -> list[str]:
         """Names of the feature columns that the model needs."""
-        return [column.name for column in self.encoder.columns]
+        return [column.name for column in self.encoder.inputs]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -271,10 +271,12 @@ class ModelBundle:
                 "ae_pipeline that wrote the bundle"
             )
         try:
+            manifest = {**manifest, "config": legacy_bundle.with_defaults_of_format_7(manifest["config"])}
             detector, contract = read_detector(manifest, tensors, device), manifest["contract"]
+            budget = manifest["calibration"].get("budget", detector.config.alerts.budget)
             bundle = cls(
                 detector=detector,
-                calibration=Calibration(tensors["calibration.scores"].numpy(), detector.config.alerts.budget),
+                calibration=Calibration(tensors["calibration.scores"].numpy(), float(budget)),
                 window=_read_window(manifest["window"]),
                 facts=TrainingFacts.model_validate(manifest["facts"]),
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
@@ -293,7 +295,11 @@ class ModelBundle:
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
-            "calibration": {"rows": len(self.calibration.scores), "threshold": self.calibration.threshold},
+            "calibration": {
+                "rows": len(self.calibration.scores),
+                "threshold": self.calibration.threshold,
+                "budget": self.calibration.budget,
+            },
             "window": {
                 **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
                 "fingerprint": self.window.fingerprint,

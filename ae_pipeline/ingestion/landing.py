@@ -9,12 +9,14 @@ keeps its rows, unless the schema contract says `on_delete: withdraw`.
 import datetime as dt
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import pluralize, printable_path
@@ -72,9 +74,18 @@ class IngestResult:
 
 
 def landing_folder(dataset: Dataset) -> Path:
-    """Return the folder in which the dataset's files land."""
-    path = dataset.config.source.path
-    return dataset.paths.root / path if path else dataset.paths.landing
+    """Return the folder in which the dataset's files land.
+
+    A relative `source.path` is below the project's folder. Until version 0.3 it may be below the data folder instead.
+    """
+    path, paths = dataset.config.source.path, dataset.paths
+    if path is None:
+        return paths.landing
+    folder, former = paths.project / path, paths.root / path
+    if not folder.exists() and former.exists():
+        warn_deprecated(path, os.path.relpath(former, paths.project), "source.path, relative to the data folder,")
+        return former
+    return folder
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
+from ae_pipeline.features.sizes import gate_size
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import days_to_fetch, describe_source, last_fetch
 from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
@@ -176,7 +177,7 @@ def plan_early_training(dataset: Dataset, tracker: Tracker) -> Plan:
         return Plan(
             (),
             f"{in_a_row}; {len(new)} of them are new to a training, fewer than drifting_days={required}: the newest "
-            f"{config.gate.days} belong to the gate",
+            f"{_gate_size(config, features_content(dataset))} belong to the gate",
         )
     plan = plan_training(dataset, tracker)
     work = tuple(
@@ -266,8 +267,12 @@ def settings_hash(config: PipelineConfig) -> str:
 def last_training_day(config: PipelineConfig, content: Content) -> str:
     """Return the newest day that a training on these days sees, or an empty text. Later days belong to the gate."""
     days = sorted(day for day, (_, rows) in content.items() if rows)
-    seen = days[: max(len(days) - config.gate.days, 0)]
+    seen = days[: max(len(days) - _gate_size(config, content), 0)]
     return seen[-1] if seen else ""
+
+
+def _gate_size(config: PipelineConfig, content: Content) -> int:
+    return gate_size({day: rows for day, (_, rows) in content.items() if rows}, config)
 
 
 def days_to_ingest(dataset: Dataset) -> list[str]:

@@ -33,6 +33,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         mlflow_folder: Folder of the MLflow store.
         tracking_uri: MLflow server to use instead of the folder.
         tables: Folder or object store of the published tables, if not in the data folder.
+        project_folder: Folder to which the paths of a YAML are relative.
         dagster_url: Address of Dagster's web UI.
         mlflow_url: Address of MLflow's UI, if it differs from the tracking server.
         data_url: Address of the server of the data folder.
@@ -42,6 +43,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     mlflow_folder: str
     tracking_uri: str | None = None
     tables: str | None = None
+    project_folder: str = "."
     dagster_url: str = DAGSTER_URL
     mlflow_url: str | None = None
     data_url: str = DATA_URL
@@ -52,7 +54,8 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def paths(self, dataset: str) -> DatasetPaths:
         """Return the paths of a dataset."""
-        return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables)
+        project = Path(self.project_folder).resolve()
+        return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables, project)
 
     def tracker(self) -> "Tracker":
         """Return the model store."""

@@ -190,7 +190,7 @@ class TrainingRun:
 def _inputs(bundle: ModelBundle) -> Schema:
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False)
-        for column in bundle.encoder.columns
+        for column in bundle.encoder.inputs
     ]
     return Schema(columns)
 

@@ -148,7 +148,7 @@ class Published:
             in_detail: Whether to locate the affected rows in categories.
         """
         previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
-        budget, deviations = self.bundle.config.alerts.budget, self.deviations(day, in_detail=in_detail)
+        budget, deviations = self.bundle.calibration.budget, self.deviations(day, in_detail=in_detail)
         assessment = assess_day(
             self.entries[day], previous, self.drift_by_day.get(day), deviations, budget, self._filling(day)
         )

@@ -17,6 +17,7 @@ class DatasetPaths:
     Attributes:
         root: Data folder, shared by all datasets.
         dataset: Name of the dataset.
+        project: Folder of the project, to which the paths of the YAML are relative; by default the current folder.
         tables: Folder, or prefix of an object store, with the latent tables of all datasets. By default `latents` in
             the data folder.
     """
@@ -24,6 +25,7 @@ class DatasetPaths:
     root: Path
     dataset: str
     tables: str | None = None
+    project: Path = Path()
 
     @property
     def landing(self) -> Path:

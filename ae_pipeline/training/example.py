@@ -51,7 +51,7 @@ def fit_example_bundle() -> tuple[ModelBundle, pl.DataFrame]:
     detector, result = fit_detector(config, columns, train_rows, validation_rows)
     bundle = ModelBundle(
         detector=detector,
-        calibration=calibrate(detector.scores([calibration_rows]), config.alerts.budget, None),
+        calibration=calibrate(detector.scores([calibration_rows]), 0.01, None),
         window=Window(train=(ALL_ROWS,), validation=(ALL_ROWS,), calibration=(ALL_ROWS,), fingerprint="example"),
         facts=TrainingFacts(
             versions=library_versions(),

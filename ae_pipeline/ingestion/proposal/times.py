@@ -64,8 +64,14 @@ class Times:
 
 def read_times(values: pl.Series) -> Times | None:
     """Return what the times of a column show, or None if the ingestion does not read its values as times."""
+    zone = _zone(values.dtype)
     config = PipelineConfig(
-        dataset="proposal", identity=(_NAME,), event_time=_NAME, start=dt.date.min, end=dt.date(9999, 12, 31)
+        dataset="proposal",
+        identity=(_NAME,),
+        event_time=_NAME,
+        start=dt.date.min,
+        end=dt.date(9999, 12, 31),
+        timezone=zone or "UTC",
     )
     table = values.alias(_NAME).to_frame()
     try:
@@ -82,7 +88,6 @@ def read_times(values: pl.Series) -> Times | None:
     late, late_rows = _outlying(days[early:][::-1], counts["len"].to_list()[early:][::-1])
     days = days[early : len(days) - late]
     moments = rows["event_time"]
-    zone = values.dtype.time_zone if isinstance(values.dtype, pl.Datetime) else None
     return Times(
         rows=rows.height,
         days=len(days),
@@ -91,9 +96,15 @@ def read_times(values: pl.Series) -> Times | None:
         early_rows=early_rows,
         late_rows=late_rows,
         has_clock=bool((moments.dt.truncate("1d") != moments).any()),
-        zone=zone if zone and "/" in zone and not zone.startswith("Etc/") else None,
+        zone=zone,
         offset=_offset(values),
     )
+
+
+def _zone(dtype: pl.DataType) -> str | None:
+    """Return the time zone of a typed column, if it is that of a place."""
+    zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else None
+    return zone if zone and "/" in zone and not zone.startswith("Etc/") else None
 
 
 def _outlying(days: Sequence[dt.date], counts: Sequence[int]) -> tuple[int, int]:

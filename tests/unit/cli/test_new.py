@@ -10,6 +10,7 @@ import yaml
 from ae_pipeline.cli.main import main
 from ae_pipeline.cli.new import Plan, plan_dataset
 from ae_pipeline.common.errors import ConfigError, StorageError
+from ae_pipeline.config.columns import as_declaration
 from ae_pipeline.config.pipeline import PipelineConfig
 from tests.support.shop import DAYS, orders_csv
 
@@ -83,6 +84,29 @@ def test_names_with_special_characters_load(tmp_path: Path) -> None:
     content = attributes(plan(tmp_path, [file]).text)
     assert content["identity"] == ["id: #"]
     assert content["columns"] == {"'shop' nr": "category"}
+
+
+def test_rows_without_identity_or_time_load(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("size,weight\n" + "".join(f"{index % 7},{index / 3:.4f}\n" for index in range(100)))
+    text = plan(tmp_path, [file]).text
+    config = PipelineConfig.model_validate(attributes(text))
+    assert (config.identity, config.event_time, config.exclude) == ((), None, ())
+    assert "  # No event_time: no column holds a time in nearly every row. All rows are one partition.\n" in text
+
+
+def test_commented_choices_load_when_a_person_uncomments_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    rows = (f"{n % 12 + 1:02d}.{n % 11 + 1:02d}.2025 10:00,{1_700_000_000 + 7200 * n},{n % 2}" for n in range(400))
+    file.write_text("\n".join(["booked,ts,target", *rows]) + "\n")
+    text = plan(tmp_path, [file]).text
+    assert attributes(text)["columns"] == {"ts": {"type": "timestamp", "format": "epoch_s"}}
+    assert PipelineConfig.model_validate(attributes(text)).event_time == "ts"
+    config = PipelineConfig.model_validate(
+        attributes(text.replace("# booked:", "booked:").replace("# label:", "label:"))
+    )
+    assert as_declaration(config.columns["booked"]).format == "%d.%m.%Y %H:%M"
+    assert config.label == "target = 1"
 
 
 @pytest.mark.parametrize("name", ["Orders", "1st", "a-b", "../up"])

@@ -132,7 +132,8 @@ class TestFiles:
         rows = {part: fitted.window.rows(part, fitted.paths).height for part in PARTS}
         assert manifest["facts"]["rows"] == rows == {"train": 1560, "validation": 360, "calibration": 480}
         assert manifest["window"]["train"] == list(fitted.days[:26])
-        assert manifest["calibration"] == {"rows": 480, "threshold": fitted.bundle.calibration.threshold}
+        calibration = {"rows": 480, "threshold": fitted.bundle.calibration.threshold, "budget": 0.01}
+        assert manifest["calibration"] == calibration
         assert manifest["facts"]["validation_loss"] == fitted.result.best_loss
 
 
@@ -242,15 +243,16 @@ class TestFittedParts:
         with torch.no_grad():
             by_block = loss(model(x)[1], x).numpy()
         losses = bundle.detector.latents_and_losses(rows)[1]
-        by_column, of_row = losses[:, : len(bundle.columns)], losses[:, len(bundle.columns) + 1]
-        for index, name in enumerate(bundle.columns):
+        columns = bundle.loss.columns
+        by_column, of_row = losses[:, : len(columns)], losses[:, len(columns) + 1]
+        for index, name in enumerate(columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
             np.testing.assert_allclose(by_column[:, index], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(of_row, by_block.sum(1), rtol=1e-9, atol=1e-9)
 
     def test_the_score_is_the_ensemble_or_another_part_minus_ln_100(self, fitted: Fitted) -> None:
-        rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.columns)
+        rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.loss.columns)
         odd = rows.with_columns(load=pl.when(pl.int_range(pl.len()) < 30).then(pl.col("load") + 1).otherwise("load"))
         detector = fitted.bundle.detector
         surprisal = detector.tails(detector.latents_and_losses(odd)[1])

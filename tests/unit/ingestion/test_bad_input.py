@@ -62,6 +62,8 @@ WRONG_YAML = [
     pytest.param(
         {"columns": {"n": "float"}}, [r"columns\.n", "should be 'integer', 'number'", "'float'"], id="no type"
     ),
+    ({"columns": {"price": "numeric"}}, [r"columns", r"'number'", r"'numeric'"]),
+    ({"columns": {"price": {"type": "numeric"}}}, [r"columns", r"'number'", r"'numeric'"]),
 ]
 
 

@@ -123,7 +123,9 @@ def test_zone_is_told() -> None:
     typed = pl.DataFrame({"at": pl.Series([START + dt.timedelta(hours=i) for i in range(400)])}).with_columns(
         pl.col("at").dt.replace_time_zone("America/New_York", non_existent="null", ambiguous="earliest")
     )
-    zone = propose(typed, TODAY).days["timezone"]
+    days = propose(typed, TODAY).days
+    zone = days["timezone"]
+    assert (days["start"].value, days["end"].value) == (dt.date(2025, 1, 1), dt.date(2025, 1, 17))
     assert (zone.value, zone.is_live) == ("America/New_York", True)
 
 
