@@ -115,7 +115,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._add_headers(MutableHeaders(scope=message))
+                self._add_headers(MutableHeaders(scope=message), self._access.may_frame_itself and not refusal)
             await send(message)
 
         await (refusal or self._app)(scope, receive, send_guarded)
@@ -184,13 +184,13 @@ class Guard:
         response.set_cookie(name, value, httponly=True, samesite="strict", secure=scheme == "https")
         return response
 
-    def _add_headers(self, headers: MutableHeaders) -> None:
+    def _add_headers(self, headers: MutableHeaders, may_be_framed: bool) -> None:
         for name in [name for name in headers if name.startswith("access-control-")]:
             del headers[name]
-        ancestors = "'self'" if self._access.may_frame_itself else "'none'"
+        ancestors = "'self'" if may_be_framed else "'none'"
         policy = f"frame-ancestors {ancestors}; base-uri 'self'; form-action 'self'; object-src 'none'"
         headers.append("Content-Security-Policy", "; ".join(filter(None, [policy, self._access.policy])))
-        headers["X-Frame-Options"] = "SAMEORIGIN" if self._access.may_frame_itself else "DENY"
+        headers["X-Frame-Options"] = "SAMEORIGIN" if may_be_framed else "DENY"
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "same-origin"
         headers["Cross-Origin-Opener-Policy"] = "same-origin"

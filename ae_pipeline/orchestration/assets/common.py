@@ -33,6 +33,7 @@ def dataset_asset(
     upstream: Sequence[str] = (),
     daily: bool = False,
     freshness_policy: dg.FreshnessPolicy | None = None,
+    config_schema: Mapping[str, dg.Field] | None = None,
 ) -> Callable[[AssetBody], dg.AssetsDefinition]:
     """Return `dg.asset` with the options that all assets of a dataset share.
 
@@ -45,6 +46,7 @@ def dataset_asset(
         upstream: Names of the assets that it is made from.
         daily: Whether it has the partitions of the dataset; one run then builds many days.
         freshness_policy: When the asset counts as stale.
+        config_schema: Fields of its run config.
     """
     key = asset_key(config, name)
     options: dict[str, Any] = {
@@ -57,6 +59,7 @@ def dataset_asset(
         "pool": config.dataset,
         "code_version": CODE_VERSION,
         "freshness_policy": freshness_policy,
+        "config_schema": config_schema,
         # A missing file handle or a busy database may recover a moment later.
         "retry_policy": dg.RetryPolicy(max_retries=1, delay=5),
         "check_specs": [dg.AssetCheckSpec(check, asset=key, description=rule) for check, rule in checks.items()],
