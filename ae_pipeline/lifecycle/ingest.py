@@ -13,7 +13,7 @@ from ae_pipeline.features.build import build_features_day
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest
 from ae_pipeline.ingestion.raw import DayResult, build_raw_day, count_duplicates
-from ae_pipeline.lifecycle.alerts import alert_broken_contract, raise_and_show
+from ae_pipeline.lifecycle.alerts import alert_broken_contract, post_due_and_show, raise_and_show
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
@@ -88,6 +88,7 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
     Raises:
         SchemaError: A file has other columns than the contract. All other files are read first.
     """
+    post_due_and_show(dataset)
     try:
         result = ingest(dataset, _today())
     except SchemaError as error:

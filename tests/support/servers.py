@@ -92,8 +92,8 @@ def running_servers(root: Path) -> Iterator[Servers]:
         _wait(servers, process)
         yield servers
     finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=150)
         log.close()
 
 
