@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from ae_pipeline.common.escape import printable
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
@@ -35,7 +36,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
         f"`pandas.read_parquet(deltalake.DeltaTable('{paths.latents}').file_uris())`; put new files into",
         f"{paths.landing} and run again.",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _line(label: str, value: object) -> str:

@@ -24,8 +24,8 @@ _MLFLOW_POLICY = (
 )
 """What MLflow's pages need. They may load and send nothing elsewhere."""
 
-_DAGSTER_POLICY = "connect-src 'self' ws: wss:; frame-src 'self'; worker-src 'self' blob:"
-"""Dagster's own policy says which scripts may run."""
+_DAGSTER_POLICY = "img-src 'self' data: blob:; font-src 'self' data:; frame-src 'self'; worker-src 'self' blob:"
+"""Dagster's own policy says which scripts may run. Pictures of other sites could tell them who looks at what."""
 
 _MAX_CONNECTIONS = 500
 """Connections at the same time; more are answered with status 503."""

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.escape import without_html
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.storage.paths import ALL_ROWS
 
@@ -52,7 +53,7 @@ def dataset_asset(
     options: dict[str, Any] = {
         "key": key,
         "group_name": config.dataset,
-        "description": f"{description}\n\n{config.description}".strip(),
+        "description": f"{description}\n\n{without_html(config.description)}".strip(),
         "owners": list(config.owners) or None,
         "kinds": kinds,
         "deps": [asset_key(config, each) for each in upstream],

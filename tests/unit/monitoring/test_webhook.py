@@ -198,9 +198,7 @@ class TestBounds:
             assert post_json(url, BODY, "m") == PostResult(True)
         assert sent < 50_000_000
 
-    @pytest.mark.parametrize(
-        "text", [b"hello\n", b"", b"\x00\xff", b"HTTP/1.1 2OO OK\r\n\r\n"]
-    )
+    @pytest.mark.parametrize("text", [b"hello\n", b"", b"\x00\xff", b"HTTP/1.1 2OO OK\r\n\r\n"])
     def test_an_answer_without_http_is_a_failure(self, text: bytes) -> None:
         def answer(connection: socket.socket) -> None:
             connection.recv(65_536)
