@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.servers import Servers, running_servers
+from benchmarks import hostile
+from benchmarks.hostile import LAUNCH, state
+from benchmarks.servers import Servers, running_servers
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -18,13 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium"),
 ]
-
-LAUNCH = """mutation { launchRun(executionParams: {selector: {repositoryLocationName: "ae_pipeline", \
-repositoryName: "__repository__", pipelineName: "flights_rollback"}, runConfigData: "{}", mode: "default"}) \
-{ __typename } }"""
-"""What must not happen: it launches a run, which no page but Dagster's own may do."""
-
-RUNS = "{ runsOrError { ... on Runs { results { runId } } } }"
 
 # Each attempt ends with what it could read, or null. Changes are counted on the servers afterwards.
 ATTACK = """
@@ -103,8 +98,8 @@ PATHS = {
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     root = tmp_path_factory.mktemp("ui")
+    hostile.prepare(root)
     report = root / "data" / "reports" / "flights" / "report.html"
-    report.parent.mkdir(parents=True)
     report.write_text("<!doctype html><title>Report</title><p id=p>secret rows<script>p.dataset.ran = 1</script>")
     (report.parent / "days").mkdir()
     (report.parent / "days" / "2013-01-01.html").write_text("<title>Day</title>")
@@ -167,11 +162,10 @@ def context(browser: Any, servers: Servers) -> Iterator[Any]:
     context.close()
 
 
-def state(servers: Servers) -> tuple[int, int]:
-    """Return how many runs Dagster has, and how many experiments MLflow."""
-    runs = servers.graphql(RUNS)["runsOrError"]["results"]
-    search = f"{servers.origin('mlflow')}/ajax-api/2.0/mlflow/experiments/search?max_results=100"
-    return len(runs), len(servers.ask(search)["experiments"])
+def test_no_attack_over_http_succeeds(servers: Servers) -> None:
+    rows = hostile.attack(servers)
+    assert len(rows) == len(hostile.ATTACKS) + 1 >= 31
+    assert [row for row in rows if not row["right"]] == []
 
 
 @pytest.mark.parametrize("name", ["dagster", "mlflow", "data"])

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -14,10 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
-
-from tests.support.shop import LOGS
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def running_servers(root: Path) -> Iterator[Servers]:
     """Run `ae-pipeline ui` with data, models and Dagster's instance below a folder."""
     home = root / "dagster_home"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text(yaml.safe_dump({"telemetry": {"enabled": False}, **LOGS}))
+    shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", home)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AE_PIPELINE_")},
         "DAGSTER_HOME": str(home),
@@ -98,8 +96,6 @@ def running_servers(root: Path) -> Iterator[Servers]:
 
 
 def _wait(servers: Servers, process: "subprocess.Popen[str]") -> None:
-    import time
-
     for _ in range(240):
         assert process.poll() is None
         try:
