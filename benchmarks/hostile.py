@@ -274,8 +274,8 @@ def state(servers: Servers) -> tuple[int, int]:
 
 def attack(servers: Servers) -> list[Row]:
     """Run all attacks, then check that none changed anything."""
-    before = state(servers)
-    unchanged = Case("runs and experiments are unchanged", lambda servers: str(state(servers)), (str(before),))
+    initial = str(state(servers))
+    unchanged = Case("runs and experiments are unchanged", lambda servers: str(state(servers)), (initial,))
     return run_cases([*ATTACKS, unchanged], servers)
 
 

@@ -89,8 +89,8 @@ def _is_public(name: str) -> bool:
 
 
 def _entries(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as entries:
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                 yield f"{entry.name}/"
             elif entry.is_file(follow_symlinks=False) and _is_public(entry.name):
