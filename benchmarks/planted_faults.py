@@ -154,7 +154,8 @@ def prepare(root: Path) -> Prepared:
     window = cut_window({day.day: day.content_hash for day in built if day.rows and day.day < HELD_OUT_FROM}, config)
     raw = pl.concat([pl.read_parquet(paths.raw(day)) for day in intake.ledger.days])
     routes = set(raw.select("carrier", "origin", "dest").unique().iter_rows())
-    held_out = raw.filter(pl.col("event_time") >= dt.datetime.fromisoformat(f"{HELD_OUT_FROM}T00:00:00Z"))
+    midnight = dt.datetime.fromisoformat(HELD_OUT_FROM).replace(tzinfo=config.zone)
+    held_out = raw.filter(pl.col("event_time") >= midnight.astimezone(dt.UTC))
     return Prepared(config, intake.contract, paths, window, held_out, routes)
 
 

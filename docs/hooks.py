@@ -40,6 +40,13 @@ The first run infers `data/contracts/<dataset>.yaml` from the landed files. Edit
 entry for each column, with these keys:
 """
 
+_DECLARATION = """\
+## A declared column
+
+A column below `columns` has a type, such as `price: number`, or a mapping with these keys. The first run copies them to
+the schema contract.
+"""
+
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Replace each pattern in the navigation by the pages that match it."""
@@ -73,6 +80,7 @@ def on_post_page(output: str, page: Any, config: MkDocsConfig) -> str:  # noqa: 
 
 def configuration_page() -> str:
     """Return the reference of the YAML as Markdown."""
+    from ae_pipeline.config.columns import ColumnDeclaration
     from ae_pipeline.config.pipeline import PipelineConfig
     from ae_pipeline.ingestion.contract import ColumnRule
 
@@ -82,6 +90,9 @@ def configuration_page() -> str:
             *_sections(PipelineConfig.model_json_schema(by_alias=False)),
             _CONTRACT,
             *_table(ColumnRule.model_json_schema(), {}),
+            "",
+            _DECLARATION,
+            *_table(ColumnDeclaration.model_json_schema(), {}),
             "",
         ]
     )

@@ -18,7 +18,7 @@ TILE = 64
 
 
 def land_flights(folder: Path) -> int:
-    """Write the 336,776 flights that left New York in 2013, as one CSV for each UTC day.
+    """Write the 336,776 flights that left New York in 2013, as one CSV for each day in New York.
 
     Args:
         folder: Landing folder, which must not exist yet or must be empty.
@@ -33,8 +33,8 @@ def land_flights(folder: Path) -> int:
     with zipfile.ZipFile(archive) as zipped:
         flights = pl.read_csv(zipped.read(zipped.namelist()[0]), infer_schema=False)
     with _landing(folder) as draft:
-        days = flights.group_by(pl.col("time_hour").str.slice(0, 10), maintain_order=True)
-        for (day,), rows in days:
+        parts = (pl.col(name).str.zfill(2) for name in ("year", "month", "day"))  # of the departure, local
+        for (day,), rows in flights.group_by(pl.concat_str(*parts, separator="-"), maintain_order=True):
             rows.write_csv(draft / f"flights_{day}.csv")
     return len(list(folder.iterdir()))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
-from ae_pipeline.common.escape import printable
+from ae_pipeline.common.escape import terminal_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _show_history(options.dataset)
             case "page":
                 return _make_page(options.dataset, options.day)
+            case "forget":
+                from ae_pipeline.cli.forget import forget
+
+                return forget(options.dataset, confirmed=options.yes, landing_too=options.landing_too)
         return _serve(options.port, options.mlflow_port, options.data_port)
     except PipelineError as error:
         print_error(error)
@@ -56,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     page = commands.add_parser("page", help="make the page of one day of the report, and print its path")
     page.add_argument("dataset", help="a dataset of the defs folder")
     page.add_argument("day", help="ISO date, such as 2013-02-08")
+    forget = commands.add_parser("forget", help="list what is stored of a dataset, and remove it after a confirmation")
+    forget.add_argument("dataset", help="a dataset, also one without a YAML")
+    forget.add_argument("--yes", action="store_true", help="remove without a question")
+    forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")
@@ -101,7 +109,7 @@ def _show_history(name: str) -> int:
         previous = "" if entry.previous is None else f"{relation} version {entry.previous}"
         version = f"version {entry.version}"
         change = f"rolled back to {version}" if entry.change == Change.ROLLED_BACK else f"{version} {entry.change}"
-        print(printable(f"{entry.at}  {change}{previous}, by {entry.who}: {entry.why}"))
+        print(terminal_line(f"{entry.at}  {change}{previous}, by {entry.who}: {entry.why}"))
     if not entries:
         print(f"No version of {name!r} has served so far; `ae-pipeline run {name}` trains one.")
     return 0

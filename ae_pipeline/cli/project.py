@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.common.errors import ConfigError, PipelineError
-from ae_pipeline.common.escape import printable_lines
+from ae_pipeline.common.escape import terminal_lines
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -174,4 +174,4 @@ def yaml_error(error: BaseException) -> str:
 
 def print_error(error: PipelineError) -> None:
     """Print an error for a person."""
-    print(f"\n{type(error).__name__}: {printable_lines(error)}", file=sys.stderr)
+    print(f"\n{type(error).__name__}: {terminal_lines(error)}", file=sys.stderr)

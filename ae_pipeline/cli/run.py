@@ -1,13 +1,12 @@
 """`ae-pipeline run`: do what the planner says until a dataset is up to date."""
 
-import datetime as dt
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import PipelineError, TrainingError
-from ae_pipeline.common.escape import printable
+from ae_pipeline.common.escape import terminal_line
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.plan import Plan, Step, Work
@@ -23,14 +22,14 @@ def run(name: str) -> int:
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
     from ae_pipeline.cli.summary import summarize
-    from ae_pipeline.ingestion.landing import landed_files
+    from ae_pipeline.ingestion.landing import require_landed
 
     started = time.monotonic()
     print(f"Bringing {name!r} up to date.")
     project = Project.load()
     dataset = project.dataset(name)
     _land_demo(dataset)
-    landed_files(dataset)  # raises StorageError if nothing has landed
+    require_landed(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset)
     runner.follow_plans()
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
@@ -54,16 +53,16 @@ class _Runner:
         from ae_pipeline.registry.names import CHAMPION
 
         tracker = self._project.tracker
-        self._follow(lambda: plan_landing(self._dataset, dt.datetime.now(dt.UTC).date()))
+        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today()))
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
-        print(f"\n{'Training' if training.work else 'Not training'}: {printable(reason)}.", flush=True)
+        print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
         if tracker.version(self._dataset.name, CHAMPION) is None:
             self.failure = self.failure or TrainingError(serving.idle)
         elif not self._done:
-            print(f"\nNothing to do: {printable(serving.idle)}.", flush=True)
+            print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
 
     def _follow(self, ask: "Callable[[], Plan]") -> "Plan":
         """Do the work of a plan, one piece at a time, until a plan has no work that was not tried."""

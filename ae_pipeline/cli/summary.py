@@ -5,13 +5,14 @@ from typing import Any
 
 import dagster as dg
 
-from ae_pipeline.common.escape import printable
+from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.ranking import reason_of
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
 _ROWS = 10
@@ -22,7 +23,12 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     """Return the state of a dataset: rows, model, table, report, the highest-scoring rows, and what to do next."""
     paths = dataset.paths
     failed = _failed_checks(dataset, definitions, instance)
-    lines = ["", f"── {dataset.name} " + "─" * 60, *_ingestion_lines(Ledger.load(paths.ledger))]
+    lines = [
+        "",
+        f"── {dataset.name} " + "─" * 60,
+        *_ingestion_lines(Ledger.load(paths.ledger)),
+        *_duplicate_lines(dataset),
+    ]
     if champion := tracker.version(dataset.name, CHAMPION):
         lines.append(_line("model", f"{dataset.name} version {champion.version}, MLflow run {champion.run_id}"))
     lines += [_line("latent table", paths.latents), _line("report", paths.reports / "report.html")]
@@ -36,7 +42,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
         f"`pandas.read_parquet(deltalake.DeltaTable('{paths.latents}').file_uris())`; put new files into",
         f"{paths.landing} and run again.",
     ]
-    return "\n".join(map(printable, lines))
+    return "\n".join(map(terminal_line, lines))
 
 
 def _line(label: str, value: object) -> str:
@@ -57,6 +63,15 @@ def _ingestion_lines(ledger: Ledger) -> list[str]:
     return lines
 
 
+def _duplicate_lines(dataset: Dataset) -> list[str]:
+    """Return how many rows were replaced, or occur again in a dataset without identity."""
+    facts = [read_facts(path) for path in dataset.paths.raw("_").parent.glob("[!.]*.parquet")]
+    key, label = ("superseded", "replaced") if dataset.config.identity else ("repeated", "exact repeats")
+    rows = sum(int(fact.get(key, 0)) for fact in facts)
+    meaning = "identities replaced by a newer row" if dataset.config.identity else "rows equal an earlier row; all stay"
+    return [_line(label, f"{rows:,} {meaning}")] if rows else []
+
+
 def _report_lines(paths: DatasetPaths) -> list[str]:
     file = paths.reports / "summary.json"
     if not file.exists():
@@ -65,7 +80,12 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
     flagged = f"{summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
     lines = [_line("flagged", flagged)]
     if assessment := summary.get("verdict"):
-        lines.append(_line("newest day", f"{assessment['day']}: {assessment['words']}"))
+        filling = summary.get("filling")
+        is_complete = filling is not None and not assessment.get("is_filling")
+        label = "complete day" if is_complete else "newest day"
+        lines.append(_line(label, f"{assessment['day']}: {assessment['words']}"))
+        if filling:
+            lines.append(_line("still filling", filling["words"]))
     if labels := summary.get("labels"):
         lines.append(_line("known anomalies", _label_text(labels)))
     if left_out := summary["columns_left_out"]:

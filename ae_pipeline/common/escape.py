@@ -5,41 +5,34 @@ are for everything else.
 """
 
 import re
-import unicodedata
 
-_BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-"""Kinds of characters that change the order in which a terminal shows the others."""
+from ae_pipeline.common.text import printable
+
+_BIDIRECTIONAL = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that change the order in which a terminal shows the others."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *"\uff1d\uff0b\uff0d\uff20")
 """Characters at the start of a cell that make a spreadsheet compute it, some of them in full width."""
 
 
-def printable(text: object) -> str:
+def terminal_line(text: object) -> str:
     r"""Return a text on one line without characters that control a terminal; they appear as escapes.
 
-    >>> print(printable("order \x1b[2J 7\n8"))
+    >>> print(terminal_line("order \x1b[2J 7\n8"))
     order \x1b[2J 7\n8
     """
-    return "".join(_escape(each) if _controls(each) else each for each in str(text))
+    line = printable(str(text), is_line=True)
+    return _BIDIRECTIONAL.sub(lambda match: match.group().encode("unicode_escape").decode(), line)
 
 
-def printable_lines(text: object) -> str:
+def terminal_lines(text: object) -> str:
     r"""Return a text of several lines without characters that control a terminal.
 
-    >>> print(printable_lines("first\nsecond\x07"))
+    >>> print(terminal_lines("first\nsecond\x07"))
     first
     second\x07
     """
-    return "\n".join(printable(line) for line in str(text).split("\n"))
-
-
-def _controls(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category in {"Cc", "Cs", "Zl", "Zp"} or unicodedata.bidirectional(character) in _BIDIRECTIONAL
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return "\n".join(terminal_line(line) for line in str(text).split("\n"))
 
 
 def escape_markdown(text: object) -> str:
@@ -48,7 +41,7 @@ def escape_markdown(text: object) -> str:
     >>> print(escape_markdown("a *b* [c]"))
     a \*b\* \[c\]
     """
-    line = printable(re.sub(r"\s+", " ", str(text)))
+    line = terminal_line(re.sub(r"[^\S\x1c-\x1f\x85\u2028\u2029]+", " ", str(text)))
     # An underscore within a word is literal in Markdown. Column names are easier to read without a backslash.
     line = re.sub(r"([\\`*\[\]<>|!#~&@])|(?<![^\W_])(_)|(_)(?![^\W_])", r"\\\1\2\3", line)
     # GitHub's Markdown makes links of addresses without brackets.

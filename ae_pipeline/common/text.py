@@ -1,6 +1,34 @@
 """Helpers for log lines and messages."""
 
+import re
 from collections.abc import Sequence
+
+_LINE_BREAKS = "\t\n\r"
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\uffff]"
+    "|[" + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x10000, 0x110000, 0x10000)) + "]"
+)
+"""Control characters, line separators, surrogates and code points that are no characters: no page can show them."""
+
+
+def printable(text: str, *, is_line: bool = False) -> str:
+    r"""Return text with escapes such as `\x00` for what XML, HTML and terminals cannot show.
+
+    Args:
+        text: Text of the data.
+        is_line: Whether tabs and line breaks are escaped, too.
+
+    >>> printable("a\x00b\u2028c"), printable("a\nb", is_line=True)
+    ('a\\x00b\\u2028c', 'a\\nb')
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        character = match.group()
+        if character in _LINE_BREAKS and not is_line:
+            return character
+        return character.encode("unicode_escape").decode("ascii")
+
+    return _UNPRINTABLE.sub(escape, text)
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -5,11 +5,18 @@ The model is also the schema of the YAML file. Its descriptions are shown by `dg
 
 import datetime as dt
 import re
-from typing import Self
+from typing import Annotated, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType
+from ae_pipeline.config.columns import (
+    RESERVED_COLUMNS,
+    ColumnDeclaration,
+    ColumnType,
+    as_declaration,
+    declaration_kind,
+)
 from ae_pipeline.config.model import (
     OUTPUT_OF,
     LossTerm,
@@ -30,6 +37,7 @@ from ae_pipeline.config.service import (
     RetrainConfig,
 )
 from ae_pipeline.config.source import ImagesConfig, SourceConfig
+from ae_pipeline.config.timezone import check_timezone
 
 
 class PipelineConfig(Section):
@@ -52,26 +60,43 @@ class PipelineConfig(Section):
     )
     source: SourceConfig = Field(default_factory=SourceConfig, description="Which files belong to the dataset.")
     identity: tuple[str, ...] = Field(
-        min_length=1,
-        description="Columns that together identify a row. A later row with the same identity replaces an earlier one.",
+        default=(),
+        description="Columns that together identify a row. A later row with the same identity replaces an earlier one. "
+        "Their values are compared as text, exactly as they landed. Without identity, every landed row is kept: a row "
+        "is known by a hash of its values and the number of its occurrence.",
     )
     event_time: str | None = Field(
         default=None,
         description="Column with the time at which the row happened. It determines the daily partition. Times without "
-        "a time zone are UTC. By default the dataset has no event time and no partitions.",
+        "a time zone are local times of `timezone`. By default the dataset has no event time and no partitions.",
+    )
+    timezone: str = Field(
+        default="UTC",
+        description="IANA name of the time zone of the dataset, such as `America/New_York`. Days start and end at its "
+        "midnight, the model sees its time of day and weekday, and the schedule uses it. Times in the data without a "
+        "zone are local times of it.",
     )
     start: dt.date | None = Field(
         default=None,
-        description="First daily partition (UTC). Earlier rows go to quarantine. Required with `event_time`.",
+        description="First daily partition, a day of `timezone`. Earlier rows go to quarantine. Required with "
+        "`event_time`.",
     )
     end: dt.date | None = Field(
-        default=None, description="Last daily partition (UTC). Later rows go to quarantine. By default today."
+        default=None,
+        description="Last daily partition, a day of `timezone`. Later rows go to quarantine. By default today.",
     )
-    columns: dict[str, ColumnType] = Field(
+    columns: dict[
+        str,
+        Annotated[
+            Annotated[ColumnType, Tag("name")] | Annotated[ColumnDeclaration, Tag("mapping")],
+            Discriminator(declaration_kind),
+        ],
+    ] = Field(
         default_factory=dict,
         description="Types of columns whose values do not show their type. Examples are `clock_hhmm` (1745 is 17:45), "
-        "and `category` for an integer that is a name. The types of other columns are inferred once, into the schema "
-        "contract.",
+        "and `category` for an integer that is a name. A mapping also says how the values are written, for example "
+        '`{type: number, decimal: ",", suffix: "%"}` or `{type: timestamp, format: "%d/%m/%Y %H:%M"}`. The types '
+        "of other columns are inferred once, into the schema contract.",
     )
     exclude: tuple[str, ...] = Field(
         default=(),
@@ -135,6 +160,11 @@ class PipelineConfig(Section):
                 "model; use lower-case letters, digits and '_', and start with a letter"
             )
         return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_exists(cls, value: str) -> str:
+        return check_timezone(value)
 
     @model_validator(mode="after")
     def _days_fit(self) -> Self:
@@ -216,7 +246,8 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _image_column_is_consistent(self) -> Self:
         column = self.images.column if self.images else None
-        for name, kind in self.columns.items():
+        for name, declaration in self.columns.items():
+            kind = as_declaration(declaration).type
             if (kind == ColumnType.IMAGE) != (name == column):
                 raise ValueError(
                     f"columns gives {name!r} the type {kind.value}, but the image column is {column!r}; set "
@@ -269,6 +300,19 @@ class PipelineConfig(Section):
     def is_daily(self) -> bool:
         """Whether the dataset has event time and therefore daily partitions."""
         return self.event_time is not None
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Time zone of the dataset."""
+        return ZoneInfo(self.timezone)
+
+    def today(self) -> dt.date:
+        """Return the current day in the time zone of the dataset."""
+        return dt.datetime.now(self.zone).date()
+
+    def timezone_setting(self) -> list[str]:
+        """Return what a hash of settings adds for the time zone: nothing for UTC, so that earlier hashes stay valid."""
+        return [] if self.timezone == "UTC" else [self.timezone]
 
     def has_day(self, day: str) -> bool:
         """Return whether a day belongs to the dataset as configured now.

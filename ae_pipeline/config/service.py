@@ -148,7 +148,7 @@ class RetrainConfig(Section):
     """When the pipeline trains a new model by itself. Schedule and sensor are off until you start them."""
 
     cron: str = Field(
-        default="0 3 * * 1", description="Cron expression of the schedule, in UTC. By default Mondays at 03:00."
+        default="0 3 * * 1", description="Cron expression of the schedule, in `timezone`. By default Mondays at 03:00."
     )
     min_new_rows: int = Field(
         default=1,

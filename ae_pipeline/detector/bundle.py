@@ -69,7 +69,8 @@ class ModelBundle:
         window: Days of each part of the training window.
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
-        stored_fingerprint: Fingerprint of a bundle that was read from the previous format; None otherwise.
+        stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
+            later version of the package may write further keys, which must not change it.
 
     Examples:
         >>> import tempfile
@@ -201,13 +202,12 @@ class ModelBundle:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
         """
         manifest, tensors = _read_files(folder)
-        stored_fingerprint = None
+        stored_fingerprint = _fingerprint(manifest, tensors)
         if manifest.get("format") == legacy_bundle.FORMAT:
             warn(
                 f"the bundle in {folder} has format {legacy_bundle.FORMAT}, whose reader will be removed in version "
                 f"{REMOVED_IN}; train a new model, which has format {FORMAT}"
             )
-            stored_fingerprint = _fingerprint(manifest, tensors)
             manifest = {**manifest, "config": legacy_bundle.upgrade_config(manifest["config"])}
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") != FORMAT:

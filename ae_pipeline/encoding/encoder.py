@@ -22,7 +22,7 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
     """Fit an encoder on the rows of the training window.
 
     Args:
-        config: Section `images` and the scaling of the inputs.
+        config: Section `images`, the scaling of the inputs and the time zone.
         features: Training rows.
         columns: Features and their types.
 
@@ -31,7 +31,7 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
     """
     if config.images is not None:
         return fit_image_encoder(features, columns, config.images.column, config.scaling)
-    return fit_table_encoder(features, columns, config.scaling)
+    return fit_table_encoder(features, columns, config.scaling, config.timezone)
 
 
 def read_encoder(manifest: Any) -> Encoder:

@@ -1,10 +1,13 @@
 """Encode typed features as a float32 matrix, and decode it to values of the features."""
 
+import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -90,11 +93,13 @@ class TableEncoder(Section):
 
     Numbers become (x − center) / scale. Robust scaling uses the median and IQR / 1.349, and then takes the asinh. It is
     linear near the median and logarithmic in the tails, so a heavy tail does not dominate. Clocks and the parts of
-    timestamps become sine and cosine of their cycle. Unit scaling moves these to 0 to 1.
+    timestamps become sine and cosine of their cycle. Unit scaling moves these to 0 to 1. Time of day and weekday are
+    those of the time zone.
     """
 
     kind: Literal["table"] = "table"
     scaling: Scaling = Scaling.ROBUST
+    timezone: str = "UTC"
     columns: tuple[ColumnEncoding, ...]
     left_out: tuple[LeftOut, ...]
     blocks: tuple[Block, ...]
@@ -159,8 +164,10 @@ class TableEncoder(Section):
         matrix = np.zeros((features.height, self.width), dtype=np.float32)
         for column in self.columns:
             values = features[column.name]
+            zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
             try:
-                numbers = category_codes(values, column.vocabulary) if column.is_category else _numbers(values)
+                is_code = column.is_category
+                numbers = category_codes(values, column.vocabulary) if is_code else _numbers(values, zone)
             except (pl.exceptions.PolarsError, pa.ArrowException) as error:
                 raise BundleError(
                     f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
@@ -263,11 +270,11 @@ class TableEncoder(Section):
                     best = np.argsort(-part)[: 2 if part.max() < 0.8 else 1]
                     expected.append(" or ".join(f"{names[i]} ({part[i]:.0%})" for i in best))
         text = " ".join(expected)
-        return _format_value(encoding, row[column]), f"missing (else {text})" if is_missing else text
+        return _format_value(encoding, row[column], self.timezone), f"missing (else {text})" if is_missing else text
 
     def speak(self, column: str, value: Any) -> str:
         """Format a value of a fitted column as text."""
-        return _format_value(self._encoding(column), value)
+        return _format_value(self._encoding(column), value, self.timezone)
 
     def _encoding(self, column: str) -> ColumnEncoding:
         return next(entry for entry in self.columns if entry.name == column)
@@ -296,8 +303,10 @@ def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.N
             matrix[np.arange(len(numbers)), block.start + numbers] = 1.0
 
 
-def _numbers(values: pl.Series) -> npt.NDArray[np.float64]:
-    """Return values as float64: times in minutes since 1970, clocks in minutes after midnight, NaN if missing."""
+def _numbers(values: pl.Series, timezone: str) -> npt.NDArray[np.float64]:
+    """Return values as float64: local times in minutes since 1970, clocks in minutes, NaN if missing."""
+    if isinstance(values.dtype, pl.Datetime) and timezone != "UTC":
+        values = values.dt.convert_time_zone(timezone).dt.replace_time_zone(None)
     if values.dtype.is_temporal():
         return values.cast(pl.Datetime("us")).cast(pl.Int64).cast(pl.Float64).to_numpy() / 60e6
     return values.cast(pl.Float64).to_numpy()
@@ -315,7 +324,7 @@ def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[
 
 
 def _format_number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
 
 
 def _format_cycle(part: str, position: float) -> str:
@@ -325,7 +334,7 @@ def _format_cycle(part: str, position: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}"
 
 
-def _format_value(encoding: ColumnEncoding, value: Any) -> str:
+def _format_value(encoding: ColumnEncoding, value: Any, timezone: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "missing"
     if encoding.type == ColumnType.CLOCK_HHMM:
@@ -333,5 +342,12 @@ def _format_value(encoding: ColumnEncoding, value: Any) -> str:
     if encoding.type == ColumnType.BOOLEAN:
         return str(value).lower()
     if encoding.type == ColumnType.TIMESTAMP:
+        if timezone != "UTC":
+            value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
-    return _format_number(float(value)) if encoding.type in {ColumnType.NUMBER, ColumnType.INTEGER} else str(value)
+    if encoding.type not in {ColumnType.NUMBER, ColumnType.INTEGER}:
+        return str(value)
+    # Integers and decimals come from the raw rows and are shown exactly.
+    return (
+        f"{value:f}" if isinstance(value, Decimal) else str(value) if isinstance(value, int) else _format_number(value)
+    )

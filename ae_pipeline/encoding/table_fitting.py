@@ -15,12 +15,18 @@ MAX_CATEGORIES = 1024
 MIN_CATEGORY_ROWS = 5
 MIN_CATEGORY_COVER = 0.9
 
+_LARGEST = 1e100
+"""Numbers are clipped to ± this value for their statistics, so that squares and differences stay finite."""
+
 _BlockSpec = tuple[ColumnEncoding, str, int]
 """Column, part and width of a block."""
 
 
 def fit_table_encoder(
-    features: pl.DataFrame, columns: Sequence[FeatureColumn], scaling: Scaling = Scaling.ROBUST
+    features: pl.DataFrame,
+    columns: Sequence[FeatureColumn],
+    scaling: Scaling = Scaling.ROBUST,
+    timezone: str = "UTC",
 ) -> TableEncoder:
     """Fit a TableEncoder on the rows of the training window.
 
@@ -31,6 +37,7 @@ def fit_table_encoder(
         features: Training rows.
         columns: Features and their types.
         scaling: Scaling of the numbers.
+        timezone: IANA name of the zone whose time of day and weekday the model sees.
 
     Raises:
         TrainingError: No usable column is left.
@@ -56,7 +63,9 @@ def fit_table_encoder(
             + "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out)
             + "; add other columns, or use a longer training window"
         )
-    return TableEncoder(scaling=scaling, columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept))
+    return TableEncoder(
+        scaling=scaling, timezone=timezone, columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept)
+    )
 
 
 def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> tuple[ColumnEncoding | None, str]:
@@ -66,6 +75,8 @@ def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> t
         return None, "all its values are missing in the training window"
     if distinct == 1 and present.len() == values.len():
         return None, f"its only value in the training window is {present[0]}"
+    if column.is_identity and _is_identifier(column, present, distinct == values.len()):
+        return None, f"an identifier: its {distinct:,} values identify the rows"
     plain = ColumnEncoding(name=column.name, type=column.type)
     match column.type:
         case ColumnType.INTEGER | ColumnType.NUMBER:
@@ -87,7 +98,15 @@ def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> t
             return plain, ""
 
 
+def _is_identifier(column: FeatureColumn, present: pl.Series, is_distinct: bool) -> bool:
+    """Return whether a column of the identity is unique. Different integers above 2⁵³ can be equal as float64."""
+    largest = present.abs().max() if present.dtype.is_float() else None
+    is_large = isinstance(largest, float) and largest > 2**53 and column.type == ColumnType.INTEGER
+    return column.is_unique or is_distinct or is_large
+
+
 def _fit_scale(values: npt.NDArray[np.float64], scaling: Scaling) -> dict[str, float]:
+    values = np.clip(values, -_LARGEST, _LARGEST)
     match scaling:
         case Scaling.ROBUST:
             low, center, high = np.quantile(values, [0.25, 0.5, 0.75])

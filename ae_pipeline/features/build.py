@@ -13,15 +13,19 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 
-FEATURES_VERSION = "1"
+FEATURES_VERSION = "2"
 """Version of the feature code. Increase it when the same raw rows would give other features."""
+
+
+_FEATURE_TYPES = {ColumnType.TEXT: ColumnType.CATEGORY, ColumnType.DECIMAL: ColumnType.NUMBER}
 
 
 def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[FeatureColumn, ...]:
     """Return the features of a dataset: the columns of the contract without excluded ones, then the derived columns.
 
-    The event time has the reserved name `event_time`, and text becomes a category. Columns that the label uses, and
-    columns derived from them, are not features, because they would reveal the label to the model.
+    The event time has the reserved name `event_time`, text becomes a category, and a decimal a number. Columns that the
+    label uses, and columns derived from them, are not features, because they would reveal the label to the model.
+    Columns of the identity are marked: a model leaves them out if they are unique.
 
     Args:
         config: Configuration of the dataset.
@@ -38,7 +42,13 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
     _check_column_names(config, contract)
     withheld = {*config.exclude, *_label_columns(config)}
     columns = [
-        FeatureColumn(name, ColumnType.CATEGORY if rule.type == ColumnType.TEXT else rule.type, rule.shape)
+        FeatureColumn(
+            name,
+            _FEATURE_TYPES.get(rule.type, rule.type),
+            rule.shape,
+            is_identity=name in config.identity,
+            is_unique=config.identity == (name,),
+        )
         for name, rule in contract.columns.items()
         if name not in withheld and name != config.event_time
     ]
@@ -78,9 +88,10 @@ def _label_columns(config: PipelineConfig) -> set[str]:
 def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaContract) -> pl.DataFrame:
     """Return cleaned and derived columns of raw rows.
 
-    Numbers become float64, so that days with and without gaps have the same types. Clocks become minutes after
-    midnight, with 2400 as 0. Whitespace around text is removed, and empty text becomes missing. Derived numbers that
-    are not finite become missing.
+    Times are UTC; `derive` and `label` see them in the time zone of the dataset. Numbers and decimals become float64,
+    so that days with and without gaps have the same types; `raw_data` keeps the exact values. Timestamps get
+    microseconds. Clocks become minutes after midnight, with 2400 as 0. Whitespace around text is removed, and empty
+    text becomes missing. Derived numbers that are not finite become missing.
 
     Args:
         raw: Raw rows with `row_id` and `event_time`.
@@ -96,7 +107,7 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
     """
     cleaned = raw.with_columns(
         *(_clean(name, rule.type) for name, rule in contract.columns.items() if name not in RESERVED_COLUMNS)
-    )
+    ).with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone(config.timezone))
     for name, expression in config.derive.items():
         try:
             value = pl.sql_expr(expression).cast(pl.Float64)
@@ -108,7 +119,8 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
-    return cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    features = cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    return features.with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
 
 
 def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
@@ -131,8 +143,10 @@ def _clean(name: str, kind: ColumnType) -> pl.Expr:
     match kind:
         case ColumnType.CLOCK_HHMM:
             return ((value // 100 * 60 + value % 100) % MINUTES_PER_DAY).cast(pl.Float64).alias(name)
-        case ColumnType.INTEGER | ColumnType.NUMBER:
+        case ColumnType.INTEGER | ColumnType.NUMBER | ColumnType.DECIMAL:
             return value.cast(pl.Float64)
+        case ColumnType.TIMESTAMP:
+            return value.dt.cast_time_unit("us")
         case ColumnType.TEXT | ColumnType.CATEGORY:
             text = value.str.strip_chars()
             return pl.when(text != "").then(text).alias(name)
@@ -152,7 +166,12 @@ def features_input_hash(day: str, dataset: Dataset, contract: SchemaContract) ->
     raw_facts = read_facts(dataset.paths.raw(day))
     if not raw_facts:
         return None
-    settings: list[object] = [config.exclude, sorted(config.derive.items()), config.event_time]
+    settings: list[object] = [
+        config.exclude,
+        sorted(config.derive.items()),
+        config.event_time,
+        *config.timezone_setting(),
+    ]
     if config.label or split_columns(config):  # conditional, so that datasets without labels keep their hash
         settings += [config.label, split_columns(config)]
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])

@@ -162,7 +162,7 @@ def column_scales(rows: pl.DataFrame, champion: ModelBundle) -> dict[str, float]
     """
     scales = {known.name: known.std for known in champion.reference if not known.is_category}
     for column in rows.select(pl.selectors.numeric()):
-        std = column.cast(pl.Float64).std()
+        std = column.cast(pl.Float64).clip(-1e100, 1e100).std()  # the square of a larger number is infinite
         if isinstance(std, float):
             scales[column.name] = max(std, scales.get(column.name, 0.0))
     return scales

@@ -66,7 +66,7 @@ def _with_replaced_values(
 
 def _with_outliers(replacements: pl.Series, values: pl.Series, is_outlier: np.ndarray) -> pl.Series:
     """Return replacements of which some are numbers far above the range of the column."""
-    numbers = values.cast(pl.Float64)
+    numbers = values.cast(pl.Float64).clip(-1e100, 1e100)  # so that the outliers are finite
     low, high = (float(numbers.quantile(share) or 0.0) for share in (0.01, 0.99))
     outlier = high + _OUTLIER_DISTANCE * ((high - low) or abs(high) or 1.0)
     outliers = pl.Series(values.name, [outlier] * len(replacements))

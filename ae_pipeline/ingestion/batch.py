@@ -13,12 +13,12 @@ from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers import read_file
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_parquet
 
-RAW_VERSION = "1"
+RAW_VERSION = "2"
 """Version of the ingestion code. Increase it when the same files would give other raw rows."""
 
 IMAGE_FACT = "image."
@@ -50,7 +50,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
         config: Configuration of the dataset.
         today: Last valid day if the configuration has no `end`.
     """
-    settings: list[object] = [config.identity, config.event_time, config.start, config.end]
+    settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
         settings.append(config.images.model_dump(mode="json"))
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
@@ -116,6 +116,7 @@ class StagingBatch:
             file = read_file(name, data, self._config.images, self._image_dtype)
         except UnreadableFileError as error:
             return _refused(entry, previous, str(error))
+        file = replace(file, rows=plain_text(file.rows))
         columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
         check_columns(columns, self._contract, name, required_columns(self._contract, self._config))
         self._pending[name] = (file, entry, previous)

@@ -2,26 +2,45 @@
 
 import datetime as dt
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from ae_pipeline.common.errors import SchemaError
-from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.config.columns import NUMERIC_TYPES, ColumnType
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
-from ae_pipeline.ingestion.parse import finite_numbers, parse_text, whole_numbers
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, REJECTED_SCHEMA, FileRows, format_image
+from ae_pipeline.ingestion.local_time import UTC, can_be_local, day_of, log_repeated_times, skips_date, start_of_day
+from ae_pipeline.ingestion.numbers import LEADING_ZERO, plain_number
+from ae_pipeline.ingestion.parse import identity_text, landed_text, lost_nanoseconds, parse_value
+from ae_pipeline.ingestion.rows import (
+    IMAGE_STRUCT,
+    ORIGIN_COLUMNS,
+    REJECTED_SCHEMA,
+    FileRows,
+    content_hashes,
+    format_image,
+    plain_text,
+)
 from ae_pipeline.storage.paths import ALL_ROWS
 
 ROW_COLUMNS = ("row_id", "event_time", "_day")
-"""Columns that `conform` adds: identity as one text, event time (UTC, µs), and the day of the row."""
+"""Columns that `conform` adds: identity as one text, event time (UTC, µs), and the day of the row.
+
+Without identity, `row_id` is a hash of the values of the row, and equal rows have the same one.
+"""
 
 AFTER_LAST_DAY = ": after the last day"
 """Suffix of the name of the rule for rows whose day is in the future."""
 
+SKIPPED = ": skipped by the clocks"
+"""Suffix of the name of the rule for local times and dates that a zone does not have."""
+
 _TYPED = "\0"
 """Prefix of the columns with typed values. Names of landed columns cannot contain it."""
+
+_LOST = "\0\0"
+"""Prefix of the columns that tell whether a timestamp has digits that the contract does not keep."""
 
 
 def check_columns(names: list[str], contract: SchemaContract, source: str, keys: Collection[str]) -> None:
@@ -69,18 +88,32 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         Valid rows with the columns of the contract and `ROW_COLUMNS`; and rejected rows: those that could not be read,
         and those that violate a rule, each with the first violated rule.
     """
+    file = FileRows(plain_text(file.rows), file.rejected)
     schema = {name: dtype for name, dtype in file.rows.schema.items() if name in contract.columns}
     # Several small plans: polars takes ten times as long to optimize one plan over all columns and rules.
     present = file.rows.select(
         *ORIGIN_COLUMNS, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
     )
     values = present.select(
-        _value(name, schema.get(name), rule).alias(_TYPED + name) for name, rule in contract.columns.items()
+        _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
+        for name, rule in contract.columns.items()
     )
-    both = pl.concat([present, values], how="horizontal")
+    timestamps = [
+        name for name in schema if contract.columns[name].type == ColumnType.TIMESTAMP and name != config.event_time
+    ]
+    lost = present.with_columns(
+        lost_nanoseconds(pl.col(name), schema[name], contract.columns[name]).alias(_LOST + name) for name in timestamps
+    ).select(_LOST + name for name in timestamps)
+    both = pl.concat([present, values, lost], how="horizontal")
     rules = [rule for name, dtype in schema.items() for rule in _column_rules(name, dtype, contract.columns[name])]
+    if config.timezone != UTC:
+        local = {name: dtype for name, dtype in schema.items() if can_be_local(dtype, contract.columns[name])}
+        rules = [_skipped_time(name, dtype, contract.columns[name], config) for name, dtype in local.items()] + rules
+        log_repeated_times(both, _TYPED, local, contract, config.timezone)
+    rules += [_precision_rule(name, schema[name]) for name in timestamps]
     if config.event_time is not None:
-        rules += _time_rules(config.event_time, config, today)
+        event_rule = contract.columns[config.event_time]
+        rules += _time_rules(config.event_time, schema[config.event_time], event_rule, config, today)
     is_wrong = both.select(pl.any_horizontal(rule.condition for rule in rules)).to_series().fill_null(value=False)
     rejected = file.rejected
     if is_wrong.any():
@@ -88,8 +121,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         violations = _rejections(file.rows.filter(is_wrong).rechunk(), both.filter(is_wrong).rechunk(), rules)
         rejected = pl.concat([rejected, violations]).sort("source_file", "row_number")
         both = both.filter(~is_wrong)
-    typed = both.select(*ORIGIN_COLUMNS, *(pl.col(_TYPED + name).alias(name) for name in contract.columns))
-    return FileRows(_with_row_columns(typed, contract, config), rejected)
+    return FileRows(_with_row_columns(both, schema, contract, config), rejected)
 
 
 def _rejections(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]) -> pl.DataFrame:
@@ -103,7 +135,7 @@ def _rejections(original: pl.DataFrame, both: pl.DataFrame, rules: list["_Rule"]
     first_rule = pl.coalesce([pl.when(rule.condition).then(pl.lit(rule.name)) for rule in rules])
     first_reason = pl.coalesce([pl.when(rule.condition).then(rule.reason) for rule in rules])
     texts = [
-        format_image(pl.col(name)).alias(name) if dtype == IMAGE_STRUCT else pl.col(name).cast(pl.String)
+        format_image(pl.col(name)).alias(name) if dtype == IMAGE_STRUCT else _shown(name, dtype).alias(name)
         for name, dtype in original.schema.items()
         if name not in ORIGIN_COLUMNS
     ]
@@ -134,33 +166,27 @@ def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
     column = pl.col(name)
     if dtype == pl.String:
         text = column.str.strip_chars()
-        missing = ["", *rule.null_values, *(("nan", "NaN", "NAN") if rule.type == ColumnType.NUMBER else ())]
+        is_number = rule.type in {ColumnType.NUMBER, ColumnType.DECIMAL}
+        missing = ["", *rule.null_values, *(("nan", "NaN", "NAN") if is_number else ())]
         return pl.when(~text.is_in(missing)).then(text).alias(name)
     return column.fill_nan(None) if dtype.is_float() else column
 
 
-def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule) -> pl.Expr:
-    """Return the value in the type of the contract, null if it is missing or cannot be parsed."""
-    target = POLARS_TYPES[rule.type]
+def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule, timezone: str) -> pl.Expr:
+    """Return the value in the type of the contract, null if it is missing or cannot be kept exactly."""
     if dtype is None:
-        return pl.lit(None, dtype=target)
+        return pl.lit(None, dtype=rule.dtype)
     present = pl.col(name)
     if rule.type == ColumnType.IMAGE:
-        return present.struct.field("data") if dtype == IMAGE_STRUCT else pl.lit(None, dtype=target)
-    if dtype == pl.String:
-        return parse_text(present, rule)
-    if dtype.is_float() and target == pl.String:  # 517.0 is category 517 in a column with gaps
-        return pl.coalesce(whole_numbers(present).cast(pl.String), present.cast(pl.String))
-    if dtype.is_float() and target == pl.Int64:
-        return whole_numbers(present)
-    if dtype.is_numeric() and target == pl.Float64:
-        return finite_numbers(present.cast(pl.Float64))
-    if isinstance(target, pl.Datetime) and isinstance(dtype, pl.Datetime):
-        moment = present.dt.convert_time_zone("UTC") if dtype.time_zone else present.dt.replace_time_zone("UTC")
-        return moment.dt.cast_time_unit("us")
-    if target in (pl.String(), dtype) or (dtype.is_integer() and target == pl.Int64):
-        return present.cast(target, strict=False)
-    return parse_text(present.cast(pl.String, strict=False), rule)
+        return present.struct.field("data") if dtype == IMAGE_STRUCT else pl.lit(None, dtype=rule.dtype)
+    return parse_value(present, dtype, rule, timezone)
+
+
+def _shown(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return a value as in the file, as text."""
+    text = landed_text(pl.col(name), dtype)
+    # Times outside the years 1 to 9999 have no text.
+    return pl.coalesce(text, pl.col(name).to_physical().cast(pl.String)) if dtype.is_temporal() else text
 
 
 def _describe_type(rule: ColumnRule) -> str:
@@ -169,6 +195,8 @@ def _describe_type(rule: ColumnRule) -> str:
             return "a whole number"
         case ColumnType.NUMBER:
             return "a finite number"
+        case ColumnType.DECIMAL:
+            return f"a number with at most 38 digits, {rule.scale or 0} of them after the decimal point"
         case ColumnType.BOOLEAN:
             return "true or false"
         case ColumnType.CLOCK_HHMM:
@@ -190,17 +218,18 @@ def _column_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule
         actual = format_image(present)
         reason = pl.format(f"{_literal(name)} is {{}}, but the contract says {rule.shape}{remedy}", actual)
         return [_Rule(f"{name}: shape", actual != str(rule.shape), reason)]
-    value_text = present.cast(pl.String, strict=False).str.slice(0, 80)
+    value_text = (format_image(present) if dtype == IMAGE_STRUCT else _shown(name, dtype)).str.slice(0, 80)
 
     def violation(rule_name: str, condition: pl.Expr, problem: str) -> _Rule:
         reason = pl.format(f"{_literal(name)} = {{}} {_literal(problem)}{remedy}", value_text)
         return _Rule(f"{name}: {rule_name}", condition, reason)
 
     rules = []
-    if POLARS_TYPES[rule.type] != pl.String:
-        rules.append(
-            violation(rule.type.value, value.is_null() & present.is_not_null(), f"is not {_describe_type(rule)}")
-        )
+    if POLARS_TYPES[rule.type] != pl.String or dtype != pl.String:
+        wrong = violation(rule.type.value, value.is_null() & present.is_not_null(), f"is not {_describe_type(rule)}")
+        if rule.type in NUMERIC_TYPES and dtype != IMAGE_STRUCT:
+            wrong = replace(wrong, reason=_number_reason(name, value_text, rule, wrong.reason))
+        rules.append(wrong)
     if rule.required:
         reason = pl.lit(f"{name} is missing, but required; add it at the source")
         rules.append(_Rule(f"{name}: required", value.is_null(), reason))
@@ -217,41 +246,96 @@ def _column_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule
     return rules
 
 
+def _number_reason(name: str, text: pl.Expr, rule: ColumnRule, default: pl.Expr) -> pl.Expr:
+    """Return why a value is no number of the contract: it would lose zeros or digits, or it is no number at all."""
+
+    def says(problem: str, remedy: str) -> pl.Expr:
+        return pl.format(f"{_literal(name)} = {{}} {problem}; {remedy}", text)
+
+    plain = plain_number(text, rule)
+    kind = rule.type.value
+    zeros = says(
+        f"has leading zeros, which type {kind} would lose",
+        "change the type to text in the schema contract, or correct it at the source",
+    )
+    digits = says(
+        f"has more digits than type {kind} keeps",
+        "change the type to decimal with a larger scale, or to text, in the schema contract",
+    )
+    is_long = plain.str.replace_all("[^0-9]", "").str.len_bytes() > (18 if rule.type == ColumnType.INTEGER else 15)
+    is_number = plain.str.contains(r"^[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]+)?$")
+    is_long |= (pl.lit(rule.type == ColumnType.DECIMAL) & plain.str.contains(r"\.[0-9]*[1-9]")).fill_null(value=False)
+    reason = pl.when(plain.str.contains(LEADING_ZERO)).then(zeros)
+    return reason.when(is_number & is_long).then(digits).otherwise(default)
+
+
+def _precision_rule(name: str, dtype: pl.DataType) -> _Rule:
+    reason = pl.format(
+        f"{_literal(name)} = {{}} has digits after the microsecond, which the schema contract does not keep; set "
+        "'precision: ns' for the column there, or round it at the source",
+        _shown(name, dtype),
+    )
+    return _Rule(f"{name}: precision", pl.col(_LOST + name), reason)
+
+
 def _literal(text: str) -> str:
     """Replace braces, which `pl.format` would read as placeholders."""
     return text.replace("{", "(").replace("}", ")")
 
 
-def _time_rules(name: str, config: PipelineConfig, today: dt.date) -> list[_Rule]:
+def _skipped_time(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig) -> _Rule:
+    """Return the rule for local times that the clocks skip: they are no moment."""
+    reason = pl.format(
+        f"{_literal(name)} = {{}} does not exist in {config.timezone}, because the clocks were set forward; correct it "
+        "at the source, write the times with their offset from UTC, or correct timezone in the YAML",
+        _shown(name, dtype),
+    )
+    is_time = parse_value(pl.col(name), dtype, rule, UTC).is_not_null()
+    return _Rule(f"{name}{SKIPPED}", is_time & pl.col(_TYPED + name).is_null(), reason)
+
+
+def _time_rules(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig, today: dt.date) -> list[_Rule]:
     last = config.end or today
     remedy = "correct it at the source, or widen start and end in the YAML"
-    value_text, day = pl.col(name).cast(pl.String), pl.col(_TYPED + name).cast(pl.Date)
+    value_text, day = _shown(name, dtype), day_of(pl.col(_TYPED + name), rule, config.timezone)
     reason = pl.format(f"{_literal(name)} = {{}} is outside {config.start} to {last}; {remedy}", value_text)
+    rules = []
+    if rule.type == ColumnType.DATE and config.timezone != UTC:
+        problem = f"{_literal(name)} = {{}} does not exist in {config.timezone}, because the clocks skip that date"
+        skipped = pl.format(f"{problem}; correct it at the source, or correct timezone in the YAML", value_text)
+        rules = [_Rule(f"{name}{SKIPPED}", skips_date(pl.col(_TYPED + name), config.timezone), skipped)]
     return [
+        *rules,
         _Rule(f"{name}: before start", day < pl.lit(config.start), reason),
         _Rule(f"{name}{AFTER_LAST_DAY}", day > pl.lit(last), reason),
     ]
 
 
-def _with_row_columns(rows: pl.DataFrame, contract: SchemaContract, config: PipelineConfig) -> pl.DataFrame:
-    def as_text(name: str) -> pl.Expr:
-        column = pl.col(name)
-        if contract.columns[name].type == ColumnType.TIMESTAMP:
-            return column.dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")
-        if POLARS_TYPES[contract.columns[name].type] == pl.String:
-            return column.str.replace_all("\\", r"\\", literal=True).str.replace_all("|", r"\|", literal=True)
-        return column.cast(pl.String)
-
+def _with_row_columns(
+    both: pl.DataFrame, schema: dict[str, pl.DataType], contract: SchemaContract, config: PipelineConfig
+) -> pl.DataFrame:
+    """Return typed values with `ROW_COLUMNS`, from rows with present and typed values."""
+    typed = both.select(pl.col(_TYPED + name).alias(name) for name in contract.columns)
+    if config.identity:
+        texts = [
+            identity_text(pl.col(name), pl.col(_TYPED + name), schema[name], contract.columns[name])
+            for name in config.identity
+        ]
+        row_id = both.select(row_id=pl.concat_str(texts, separator="|")).to_series()
+    else:
+        row_id = content_hashes(typed).alias("row_id")
     if config.event_time is None:
         moment = pl.lit(None, dtype=pl.Datetime("us", "UTC"))
         day = pl.lit(ALL_ROWS)
     else:
-        moment = pl.col(config.event_time).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-        day = pl.col(config.event_time).dt.strftime("%Y-%m-%d")
-    return rows.select(
+        value, rule = pl.col(config.event_time), contract.columns[config.event_time]
+        is_date = rule.type == ColumnType.DATE
+        moment = start_of_day(value, config.timezone) if is_date else value.dt.cast_time_unit("us")
+        day = day_of(value, rule, config.timezone).dt.strftime("%Y-%m-%d")
+    return typed.with_columns(both[name] for name in ORIGIN_COLUMNS).select(
         *(name for name in contract.columns if name != "event_time"),
         *ORIGIN_COLUMNS,
-        row_id=pl.concat_str([as_text(name) for name in config.identity], separator="|"),
+        row_id,
         event_time=moment,
         _day=day,
     )

@@ -1,6 +1,7 @@
 """The schema contract of a dataset: a YAML file that is inferred once and then edited by people."""
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -9,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
-from ae_pipeline.config.columns import ColumnType, ImageShape
+from ae_pipeline.config.columns import ColumnType, ImageShape, ValueFormat, check_value_format
 from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.storage.files import write_text
@@ -18,6 +19,7 @@ from ae_pipeline.storage.hashing import hash_json
 POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {
     ColumnType.INTEGER: pl.Int64(),
     ColumnType.NUMBER: pl.Float64(),
+    ColumnType.DECIMAL: pl.Decimal(38, 0),
     ColumnType.BOOLEAN: pl.Boolean(),
     ColumnType.CATEGORY: pl.String(),
     ColumnType.TEXT: pl.String(),
@@ -26,13 +28,21 @@ POLARS_TYPES: Mapping[ColumnType, pl.DataType] = {
     ColumnType.DATE: pl.Date(),
     ColumnType.IMAGE: pl.Binary(),
 }
-"""Data type of each contract type in memory and in staged, raw and feature files.
+"""Data type of each contract type in memory and in staged and raw files, see also `ColumnRule.dtype`.
 
 An image is stored as the bytes of its height × width × channels values: row by row, channels last, little endian.
 """
 
 
-class ColumnRule(Section):
+_LATER_KEYS = {"shape", "scale", "precision", "decimal", "thousands", "prefix", "suffix", "true_values", "false_values"}
+"""Keys that the first contracts did not have. Without a value they do not change the fingerprint."""
+
+
+_FIRST_KEYS = ("type", "required", "optional", "null_values", "format")
+"""Keys of a rule that come first in the file, in this order."""
+
+
+class ColumnRule(ValueFormat):
     """The rule for the values of a column. A row that violates it goes to quarantine."""
 
     type: ColumnType = Field(
@@ -46,13 +56,6 @@ class ColumnRule(Section):
         description="Whether a file may lack this column; its values are then missing. By default such a file is "
         "refused.",
     )
-    null_values: tuple[str, ...] = Field(
-        default=(), description="Texts that mean a missing value, in addition to the empty text."
-    )
-    format: str | None = Field(
-        default=None,
-        description="Format of a timestamp or date, in strftime notation. By default the usual ISO 8601 forms.",
-    )
     minimum: float | None = Field(default=None, description="Smallest valid number. By default there is no limit.")
     maximum: float | None = Field(default=None, description="Largest valid number. By default there is no limit.")
     allowed: tuple[str, ...] | None = Field(
@@ -61,6 +64,20 @@ class ColumnRule(Section):
     shape: ImageShape | None = Field(
         default=None, description="Shape of every image: height, width, channels and dtype. Required for type `image`."
     )
+
+    @property
+    def dtype(self) -> pl.DataType:
+        """Data type of the values in memory and in staged and raw files."""
+        if self.type == ColumnType.DECIMAL:
+            return pl.Decimal(38, self.scale or 0)
+        if self.type == ColumnType.TIMESTAMP and self.precision == "ns":
+            return pl.Datetime("ns", "UTC")
+        return POLARS_TYPES[self.type]
+
+    @model_validator(mode="after")
+    def _format_fits(self) -> Self:
+        check_value_format(self, self.type)
+        return self
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
@@ -82,18 +99,29 @@ class ColumnRule(Section):
         return self
 
 
+class OnDelete(StrEnum):
+    """What happens to the rows of a landed file that is deleted."""
+
+    KEEP = "keep"
+    WITHDRAW = "withdraw"
+
+
 class SchemaContract(Section):
     """The columns of a dataset and the rule for each."""
 
     dataset: str = Field(description="Name of the dataset.")
+    on_delete: OnDelete = Field(
+        default=OnDelete.KEEP,
+        description="What happens to the rows of a landed file that is deleted: `keep` keeps them, `withdraw` removes "
+        "them, and builds their days again. If all files are missing, nothing is removed.",
+    )
     columns: Annotated[dict[str, ColumnRule], Field(min_length=1, description="Rule of each column.")]
 
     @property
     def fingerprint(self) -> str:
         """Hash of all rules."""
-        # A missing shape is left out, so that contracts without images keep the fingerprint they had before images.
         rules = {
-            name: rule.model_dump(mode="json", exclude=None if rule.shape else {"shape"})
+            name: rule.model_dump(mode="json", exclude={key for key in _LATER_KEYS if getattr(rule, key) in (None, ())})
             for name, rule in self.columns.items()
         }
         return hash_json({"dataset": self.dataset, "columns": rules})
@@ -106,7 +134,7 @@ class SchemaContract(Section):
     @property
     def polars_schema(self) -> dict[str, pl.DataType]:
         """Data type of each column in memory."""
-        return {name: POLARS_TYPES[rule.type] for name, rule in self.columns.items()}
+        return {name: rule.dtype for name, rule in self.columns.items()}
 
 
 def load_contract(path: Path) -> SchemaContract:
@@ -139,13 +167,20 @@ def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
         origin: What the contract was inferred from, such as `1,200 rows of 3 files`.
     """
     body = contract.model_dump(mode="json", exclude_defaults=True)
+    body["columns"] = {
+        name: {key: rule[key] for key in dict.fromkeys((*_FIRST_KEYS, *rule)) if key in rule}
+        for name, rule in body["columns"].items()
+    }
     comments = (
         f"# Schema contract of {contract.dataset!r}, inferred once from {origin}.\n"
         "# You can edit it. A row that violates it goes to quarantine with a reason, and a file with other columns is\n"
         "# refused. After an edit, the next run reads the landed files again.\n"
-        "# type: integer, number, boolean, category, clock_hhmm, timestamp, date, text or image.\n"
+        "# type: integer, number, decimal, boolean, category, clock_hhmm, timestamp, date, text or image.\n"
         "# Other keys of a column: required, optional (files may lack it), null_values, format, minimum, maximum,\n"
-        "# allowed. An image needs shape: {height, width, channels, dtype}; dtype is uint8, uint16 or float32.\n"
+        "# allowed, scale (of a decimal), precision (us or ns, of a timestamp), decimal, thousands, prefix and suffix\n"
+        "# (of numbers), true_values and false_values. An image needs shape: {height, width, channels, dtype};\n"
+        "# dtype is uint8, uint16 or float32.\n"
+        "# on_delete: keep (the rows of a deleted file stay, the default) or withdraw (they are removed).\n"
     )
     write_text(path, comments + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110))
 

@@ -3,7 +3,7 @@
 Each landed file is read once into a staged Parquet copy of typed rows. The ledger records which file has rows for which
 days. The rows of a day are the upsert of all staged rows of that day, the newest file last. A file that lands again
 under its name replaces its staged copy, which withdraws its previous rows. A file that has left the landing folder
-keeps its rows.
+keeps its rows, unless the schema contract says `on_delete: withdraw`.
 """
 
 import datetime as dt
@@ -22,6 +22,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
+from ae_pipeline.ingestion.deletions import deleted_files, empty_landing, handle_deletions, remove_foreign_days
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.readers import read_file, suffixes
@@ -47,12 +48,14 @@ class IngestResult:
         contract: Current schema contract.
         read: Files that this ingestion has read, because they were new or changed.
         moved: For each day, the identities that a newer file has moved to another day.
+        has_identity: Whether columns identify a row. Otherwise equal rows are counted, and none is replaced.
     """
 
     ledger: Ledger
     contract: SchemaContract
     read: tuple[str, ...]
     moved: dict[str, list[str]]
+    has_identity: bool = True
 
     def pending_days(self, dataset: Dataset) -> list[str]:
         """Return the days whose raw rows are out of date, including days that no longer have rows."""
@@ -103,6 +106,20 @@ def landed_files(dataset: Dataset) -> dict[str, Path]:
     return files
 
 
+def require_landed(dataset: Dataset) -> dict[str, Path]:
+    """Return the landed files as `landed_files` does, and refuse to go on if all files that were read are missing.
+
+    Raises:
+        StorageError: No file of the dataset is in the landing folder.
+    """
+    try:
+        return landed_files(dataset)
+    except StorageError as error:
+        if message := empty_landing(dataset, landing_folder(dataset)):
+            raise StorageError(message) from error
+        raise
+
+
 def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]:
     """Return the landed files that are new, or have changed since they were read.
 
@@ -128,13 +145,42 @@ def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
+def unhandled_deletions(dataset: Dataset) -> dict[str, int]:
+    """Return the deleted landed files that the next ingestion handles, and when something left their folder, in ns.
+
+    Empty if no file is left, because an unmounted disk looks like that.
+    """
+    paths, folder = dataset.paths, landing_folder(dataset)
+    try:
+        landed = landed_files(dataset)
+    except StorageError:
+        return {}
+    if not paths.contract.exists():
+        return {}
+    deleted = deleted_files(
+        Ledger.load(paths.ledger).files, landed, contract_in_force(paths.contract, dataset.config), folder
+    )
+    parents = {name: next(path for path in (folder / name).parents if path.exists()) for name in deleted}
+    return {name: parent.stat().st_mtime_ns for name, parent in parents.items()}
+
+
+def idle_landing(dataset: Dataset) -> str:
+    """Return why the landing folder needs a look, although no file is new; empty if it does not."""
+    try:
+        landed_files(dataset)
+    except StorageError:
+        return empty_landing(dataset, landing_folder(dataset))
+    return ""
+
+
 def last_ingest(dataset: Dataset) -> IngestResult | None:
     """Return the result of the last ingestion without reading files, or None if there was no ingestion yet."""
     config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
         return None
     ledger = Ledger.load(paths.ledger)
-    return IngestResult(ledger, contract_in_force(paths.contract, config), (), _moved_identities(ledger, paths, config))
+    moved = _moved_identities(ledger, paths, config)
+    return IngestResult(ledger, contract_in_force(paths.contract, config), (), moved, bool(config.identity))
 
 
 def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | None) -> bool:
@@ -160,7 +206,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         SchemaError: The columns of a file have changed. All other files are read first.
     """
     config, paths = dataset.config, dataset.paths
-    landed = landed_files(dataset)
+    landed = require_landed(dataset)
     if not paths.contract.exists():
         _infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
@@ -171,6 +217,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     files = {
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
     }
+    files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     errors = []
     progress = ProgressLogger(logger)
     batch = StagingBatch(contract, dataset, today)
@@ -191,19 +238,20 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         if files != previous.files:
             ledger.save(paths.ledger)
         _vacuum(ledger, paths)
+        remove_foreign_days(dataset)
     if errors:
         more = f" (and {pluralize(len(errors) - 1, 'more file')} with other columns)" if len(errors) > 1 else ""
         raise SchemaError(f"{errors[0]}{more}") from errors[0]
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
-    return IngestResult(ledger, contract, changed, _moved_identities(ledger, paths, config))
+    return IngestResult(ledger, contract, changed, _moved_identities(ledger, paths, config), bool(config.identity))
 
 
 def _moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig) -> dict[str, list[str]]:
     """Return the identities that a newer file has moved to another day, by their old day.
 
-    There are none if the event time is part of the identity.
+    There are none if the event time is part of the identity, or there is no identity.
     """
-    if config.event_time is None or config.event_time in config.identity:
+    if config.event_time is None or not config.identity or config.event_time in config.identity:
         return {}
     files = [entry for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
     staged = [str(entry.staged) for entry in files]

@@ -28,6 +28,7 @@ class LandedFile:
         rejected_copy: Name of the quarantine file with the rejected rows, or None.
         refused: Reason why the newest version cannot be used, or None. Rows of an earlier version remain until the file
             lands again.
+        deleted: Whether the file has left the landing folder and the log has said so. Its rows remain.
     """
 
     size: int
@@ -41,6 +42,7 @@ class LandedFile:
     quarantined: dict[str, int] = field(default_factory=dict)
     rejected_copy: str | None = None
     refused: str | None = None
+    deleted: bool = False
 
 
 @dataclass(frozen=True)

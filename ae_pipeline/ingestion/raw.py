@@ -27,6 +27,7 @@ class DayResult:
         content_hash: Hash of the rows.
         built: Whether the file was written now. Otherwise it was up to date.
         superseded: Number of rows that a newer row with the same identity has replaced; raw rows only.
+        repeated: Number of rows that repeat an earlier row exactly, in a dataset without identity; raw rows only.
     """
 
     day: str
@@ -34,13 +35,15 @@ class DayResult:
     content_hash: str
     built: bool
     superseded: int = 0
+    repeated: int = 0
 
 
 def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayResult:
     """Write the raw rows of a day, unless the file is up to date.
 
     The columns are those of the schema contract, `row_id` and `event_time`. The rows are deduplicated by identity, and
-    sorted by event time and identity.
+    sorted by event time and identity. Without identity all rows stay, and `row_id` is a hash of the values of the row
+    and the number of its occurrence, such as 1f3a…-2, over all files in the order in which they landed.
 
     Args:
         day: ISO date, or `ALL_ROWS`.
@@ -59,6 +62,7 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
             content_hash=facts["content_hash"],
             built=False,
             superseded=int(facts["superseded"]),
+            repeated=int(facts.get("repeated", 0)),
         )
     schema = {**ingested.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
     empty = pl.DataFrame(schema=schema)
@@ -73,11 +77,21 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
     ]
     # "diagonal", because a copy lacks optional columns that were declared after it was staged.
     rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
-    kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
-    kept = kept.filter(~pl.col("row_id").is_in(ingested.moved.get(day, []))).sort("event_time", "row_id")
+    if ingested.has_identity:
+        kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
+        kept = kept.filter(~pl.col("row_id").is_in(ingested.moved.get(day, [])))
+        repeated = 0
+    else:
+        occurrence = pl.int_range(1, pl.len() + 1).over("row_id")
+        repeated = rows.height - rows["row_id"].n_unique()
+        kept = rows.with_columns(row_id=pl.format("{}-{}", "row_id", occurrence))
+    kept = kept.sort("event_time", "row_id")
     superseded = rows.height - kept.height
-    content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, "superseded": str(superseded)})
-    return DayResult(day=day, rows=kept.height, content_hash=content_hash, built=True, superseded=superseded)
+    counts = {"superseded": str(superseded), "repeated": str(repeated)}
+    content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, **counts})
+    return DayResult(
+        day=day, rows=kept.height, content_hash=content_hash, built=True, superseded=superseded, repeated=repeated
+    )
 
 
 def _read_staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFrame:

@@ -1,5 +1,7 @@
 """FileRows: the rows of landed files as read, before validation with the schema contract."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -44,3 +46,35 @@ def format_image(image: pl.Expr) -> pl.Expr:
     """Return an expression for the shape of an image as text, such as `32×32×1 uint8`."""
     fields = (image.struct.field(name) for name in ("height", "width", "channels", "dtype"))
     return pl.format("{}×{}×{} {}", *fields)
+
+
+def plain_text(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with dictionary-encoded text as plain text, so that the same rules hold for both."""
+    encoded = [name for name, dtype in rows.schema.items() if isinstance(dtype, pl.Categorical | pl.Enum)]
+    return rows.with_columns(pl.col(encoded).cast(pl.String)) if encoded else rows
+
+
+def content_hashes(rows: pl.DataFrame) -> pl.Series:
+    """Return a hash of the values of each row: 32 hexadecimal digits of SHA-256.
+
+    The order of the columns and columns without a value do not matter, so that a new optional column changes no hash.
+
+    Args:
+        rows: Typed values of the columns of a schema contract.
+    """
+    parts = [
+        pl.lit(json.dumps(name) + ":") + _content_text(name, dtype) + "\x1e"
+        for name, dtype in sorted(rows.schema.items())
+    ]
+    contents = rows.select(pl.concat_str(parts, ignore_nulls=True).alias("row_id")).to_series()
+    return pl.Series("row_id", [hashlib.sha256(text.encode()).hexdigest()[:32] for text in contents], dtype=pl.String)
+
+
+def _content_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(name)
+    if dtype == pl.Binary:
+        return value.bin.encode("hex")
+    if dtype.is_temporal():
+        value = value.to_physical()
+    text = value.cast(pl.String)
+    return text.str.replace_all("\\", r"\\", literal=True).str.replace_all("\x1e", r"\u", literal=True)

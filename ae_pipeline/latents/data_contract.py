@@ -85,7 +85,7 @@ def build_contract(
                 logicalType="object",
                 description="Latents and anomaly scores that an autoencoder computed, one row for each row of the "
                 "dataset. The latents of a row are the numbers into which the autoencoder compresses it.",
-                dataGranularityDescription=f"One row for each {', '.join(config.identity)}.",
+                dataGranularityDescription=f"One row for each {', '.join(config.identity) or 'landed row'}.",
                 properties=_columns(config, bundle),
                 quality=_rules(bundle),
             )
@@ -122,7 +122,7 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
     descriptions = {
         "row_id": f"Identity of the row: {_identity(config)}.",
         "event_time": "Time of the event, UTC." if config.is_daily else _NO_TIME,
-        "date": "Day of event_time, UTC." if config.is_daily else _NO_TIME,
+        "date": f"Day of event_time, {config.timezone}." if config.is_daily else _NO_TIME,
         "score": "Anomaly score of the row: a higher score is more anomalous. It is a surprisal, minus the natural "
         "logarithm of the estimated probability of a row that is at least as unusual.",
         "p_value": "Conformal p-value: the share of the calibration rows that score at least as high. A smaller value "
@@ -157,6 +157,8 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
 
 
 def _identity(config: PipelineConfig) -> str:
+    if not config.identity:
+        return "a hash of its values, and the number of its occurrence"
     if len(config.identity) == 1:
         return f"the value of {config.identity[0]}"
     return f"the values of {', '.join(config.identity)}, joined by a vertical bar"

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -168,28 +168,29 @@ def _read_keys(location: str, path: str) -> dict[str, str]:
 
 
 def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterator[pa.Table]:
-    """Score one file of features, and yield its rows in the form of the table, one batch at a time.
+    """Score the features of a day, and yield its rows in the form of the table, one batch at a time.
 
     Args:
         bundle: Model.
         model_version: Version of the model.
-        features: Parquet file of the features.
+        features: Parquet file of the features, with the name of its day, which becomes the date of the rows.
     """
     # A pre-buffer would hold the whole file in memory.
     file = pq.ParquetFile(features, pre_buffer=False)
     for batch in prefetch(file.iter_batches(rows_per_batch(file.metadata.num_columns, row_bytes(file.metadata)))):
-        yield _score_batch(bundle, model_version, batch)
+        yield _score_batch(bundle, model_version, batch, features.stem)
 
 
-def _score_batch(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch) -> pa.Table:
+def _score_batch(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
     rows = pl.DataFrame(batch)
     scored = bundle.score(rows)
     space = latent_space_name(model_version, bundle.fingerprint)
+    date = None if day == ALL_ROWS else dt.date.fromisoformat(day)
     columns = [
         # From the batch, because a column of the polars frame would keep all other columns of the batch in memory.
         batch["row_id"].cast(pa.string()),
         batch["event_time"].cast(pa.timestamp("us", "UTC")),
-        rows["event_time"].dt.date().to_arrow(),
+        pa.array([date] * rows.height, pa.date32()),
         *(pa.array(np.ascontiguousarray(scored.latents[:, index])) for index in range(bundle.model.latent_dim)),
         pa.array(scored.score),
         pa.array(scored.p_value),
@@ -300,16 +301,23 @@ def add_action(path: str, files: TableFiles, now: int) -> AddAction:
         now: Modification time of the entry, in milliseconds since 1970.
     """
     metadata = pq.read_metadata(path, filesystem=files.filesystem)
-    index = metadata.schema.names.index("event_time")
-    groups = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+    times, dates = _bounds(metadata, "event_time"), _bounds(metadata, "date")
     stats: dict[str, object] = {"numRecords": metadata.num_rows}
-    if all(group is not None and group.has_min_max for group in groups):
-        low, high = min(group.min for group in groups), max(group.max for group in groups)
-        stats["minValues"] = {"event_time": _as_timestamp(low), "date": f"{low:%Y-%m-%d}"}
-        stats["maxValues"] = {"event_time": _as_timestamp(high), "date": f"{high:%Y-%m-%d}"}
+    if times and dates:
+        stats["minValues"] = {"event_time": _as_timestamp(times[0]), "date": dates[0].isoformat()}
+        stats["maxValues"] = {"event_time": _as_timestamp(times[1]), "date": dates[1].isoformat()}
         stats["nullCount"] = {"event_time": 0, "date": 0}
     size = files.filesystem.get_file_info(path).size
     return AddAction(path, size, {}, now, data_change=True, stats=json.dumps(stats))
+
+
+def _bounds(metadata: pq.FileMetaData, column: str) -> tuple[Any, Any] | None:
+    """Return the lowest and the highest value of a column; None if a row group has no statistics."""
+    index = metadata.schema.names.index(column)
+    groups = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+    if not all(group is not None and group.has_min_max for group in groups):
+        return None
+    return min(group.min for group in groups), max(group.max for group in groups)
 
 
 def _as_timestamp(moment: dt.datetime) -> str:

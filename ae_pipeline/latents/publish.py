@@ -143,7 +143,7 @@ def publish(
     config, files = dataset.config, TableFiles(dataset.paths.latents)
     table = files.open()
     contract = build_contract(config, bundle, model_version, files)
-    update = _TableUpdate(dataset.paths, bundle, model_version, files, contract, table)
+    update = _TableUpdate(dataset, bundle, model_version, files, contract, table)
     planned = update.plan(days)
     version_at_start = table.version() if table else None
     published, space = update.write(planned), update.space
@@ -178,30 +178,32 @@ class _TableUpdate:
     Attributes:
         space: Latent space of the table after the publication.
         live: Paths of the current files.
-        published: Days in those current files that exist.
+        published: Days of the dataset in those current files that exist.
     """
 
     def __init__(
         self,
-        paths: DatasetPaths,
+        dataset: Dataset,
         bundle: ModelBundle,
         model_version: int,
         files: TableFiles,
         contract: OpenDataContractStandard,
         table: DeltaTable | None,
     ) -> None:
-        self._paths, self._bundle, self._version, self._files = paths, bundle, model_version, files
+        self._paths, self._bundle, self._version, self._files = dataset.paths, bundle, model_version, files
         self._schema, self._violations = latent_schema(bundle.model.latent_dim), partial(violations, contract)
         self.space = latent_space_name(model_version, bundle.fingerprint)
         written = files.written()
         self.live = set(live_files(table) if table else ())
-        self.published = days_in(self.live & written.keys(), files)
+        self._lost = self.live - written.keys()
+        published = days_in(self.live - self._lost, files)
+        self.published = {day: published[day] for day in published if dataset.config.has_day(day)}
         committed = self.live | (earlier_files(table) if table else set())
-        oldest_reused = dt.datetime.now(dt.UTC) - _MAX_REUSE_AGE
         self._reusable = {
             path
             for path, modified in written.items()
-            if path.startswith(f"{self.space}/") and (path in committed or modified > oldest_reused)
+            if path.startswith(f"{self.space}/")
+            and (path in committed or modified > dt.datetime.now(dt.UTC) - _MAX_REUSE_AGE)
         }
         self._rows: dict[str, int] = {}
         self._keys: dict[str, str] = {}
@@ -224,8 +226,7 @@ class _TableUpdate:
             PublicationError: Features of a day are missing.
         """
         changes_space = any(not path.startswith(f"{self.space}/") for path in self.live)
-        existing = {day.path for day in self.published.values()}
-        lost_groups = {parts.group for path in self.live - existing if (parts := parse_path(path))}
+        lost_groups = {parts.group for path in self._lost if (parts := parse_path(path))}
         folder = self._paths.features("_").parent
         lost = {file.stem for group in lost_groups for file in folder.glob(f"{group}*.parquet")}
         for day in sorted({*days, *lost, *(self.published if changes_space else ())}):

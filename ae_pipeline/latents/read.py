@@ -1,5 +1,6 @@
 """Readers of the published latent table: `read_latents` for users, and functions by day for the pipeline."""
 
+import contextlib
 import datetime as dt
 import functools
 import math
@@ -89,8 +90,9 @@ def read_latents(
 
     Args:
         dataset: Name of the dataset.
-        start: First event time to read: a date, a time, or ISO 8601 text. Without a time zone it is UTC.
-        end: First event time after the rows to read.
+        start: First day or event time to read: a date, a time, or ISO 8601 text. A date is a day in the time zone of
+            the dataset, and a time without a zone is UTC.
+        end: First day or event time after the rows to read.
         space: `current`, or an earlier latent space by its name or by the version of its model. An earlier space is
             read as it was in the last version of the table under that model.
         columns: Columns to read; all by default.
@@ -180,21 +182,25 @@ def _time_condition(
     start: dt.date | dt.datetime | str | None, end: dt.date | dt.datetime | str | None
 ) -> pc.Expression | None:
     bounds = [
-        compare(pc.field("event_time"), pa.scalar(_parse_time(time), pa.timestamp("us", "UTC")))
-        for compare, time in ((pc.greater_equal, start), (pc.less, end))
-        if time is not None
+        compare(*_parse_bound(bound))
+        for compare, bound in ((pc.greater_equal, start), (pc.less, end))
+        if bound is not None
     ]
     return functools.reduce(operator.and_, bounds) if bounds else None
 
 
-def _parse_time(value: dt.date | dt.datetime | str) -> dt.datetime:
+def _parse_bound(value: dt.date | dt.datetime | str) -> tuple[pc.Expression, pa.Scalar]:
+    """Return the column to compare, `date` or `event_time`, and the value to compare it with."""
+    with contextlib.suppress(ValueError):
+        return pc.field("date"), pa.scalar(dt.date.fromisoformat(str(value)), pa.date32())
     try:
         time = dt.datetime.fromisoformat(str(value))
     except ValueError as error:
         raise PublicationError(
             f"{value!r} is not an ISO 8601 date or time; write it like 2013-07-04 or 2013-07-04T10:00:00Z"
         ) from error
-    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
+    time = time if time.tzinfo else time.replace(tzinfo=dt.UTC)
+    return pc.field("event_time"), pa.scalar(time, pa.timestamp("us", "UTC"))
 
 
 class _Commit(NamedTuple):

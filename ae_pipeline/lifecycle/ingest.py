@@ -1,6 +1,5 @@
 """Ingestion and features of days."""
 
-import datetime as dt
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
     """
     post_due_and_show(dataset)
     try:
-        result = ingest(dataset, _today())
+        result = ingest(dataset, dataset.config.today())
     except SchemaError as error:
         # The message is the subject: another attempt has the same, whichever files landed beside it.
         event, message = AlertEvent.CONTRACT_BROKEN, str(error)
@@ -115,7 +114,7 @@ def build_raw_days(dataset: Dataset, days: Sequence[str], run_id: str, *, read_l
     """
     config, paths = dataset.config, dataset.paths
     known = None if read_landed else last_ingest(dataset)
-    result = known or ingest(dataset, _today())
+    result = known or ingest(dataset, config.today())
     built = tuple(
         build_raw_day(day, result, paths) for day in ProgressLogger(logger).over(days, "days of raw rows written")
     )
@@ -168,7 +167,3 @@ def _written(built: Sequence[DayResult], config: PipelineConfig) -> str:
     if config.is_daily:
         return f"{written:,} of them written now"
     return "written now" if written else "up to date"
-
-
-def _today() -> dt.date:
-    return dt.datetime.now(dt.UTC).date()

@@ -18,9 +18,10 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
 from ae_pipeline.ingestion.contract import contract_in_force
-from ae_pipeline.ingestion.landing import last_ingest, unread_files
+from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
+from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
 from ae_pipeline.lifecycle.promote import undecided_challenger
 from ae_pipeline.monitoring.daily_drift import drifting_days
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
@@ -90,21 +91,26 @@ def plan_landing(dataset: Dataset, today: dt.date, settle_seconds: float = 0.0) 
         today: Last day whose rows are accepted, unless the configuration names one.
         settle_seconds: Age of the oldest unread file from which files are read, because they may still grow.
     """
-    unread = unread_files(dataset, today)
+    unread, deleted = unread_files(dataset, today), unhandled_deletions(dataset)
     changed = pluralize(len(unread), "new or changed file")
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < settle_seconds:
         return Plan((), f"{changed}, still being written")
+    if deleted and time.time() - max(deleted.values()) / 1e9 < settle_seconds:
+        return Plan((), f"{pluralize(len(deleted), 'deleted file')}, which may land again")
     work = []
-    if unread:
-        reason = f"{changed}: {abbreviate(sorted(unread))}"
-        work.append(Work(step=Step.READ, reason=reason, state=hash_json(unread)))
+    if unread or deleted:
+        reasons = [f"{changed}: {abbreviate(sorted(unread))}"] if unread else []
+        reasons += [f"{pluralize(len(deleted), 'deleted file')}: {abbreviate(sorted(deleted))}"] if deleted else []
+        state = hash_json([unread, sorted(deleted)] if deleted else unread)
+        work.append(Work(step=Step.READ, reason="; ".join(reasons), state=state))
     if not dataset.paths.ledger.exists():
         return Plan(tuple(work), "nothing has landed so far")
     if days := days_to_ingest(dataset):
         paths = dataset.paths
         state = hash_json([hash_json(path.read_text(encoding="utf-8")) for path in (paths.contract, paths.ledger)])
         work.append(_work_on_days(Step.INGEST, days, state))
-    return Plan(tuple(work), "every landed file is read, and every day has its features")
+    idle = "every landed file is read, and every day has its features"
+    return Plan(tuple(work), idle_landing(dataset) or idle)
 
 
 def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
@@ -123,7 +129,9 @@ def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
     if last.settings is None:
         return training(f"the bundle of version {last.version} cannot be read")
     if last.settings != settings_hash(config):
-        return training("the settings of model, training, alert budget, or columns changed since the last training")
+        return training(
+            "the settings of model, training, alert budget, time zone, or columns changed since the last training"
+        )
     changed = [day for day, (digest, _) in content.items() if last.content.get(day, ("", 0))[0] != digest]
     rows = sum(content[day][1] for day in changed)
     if not changed:
@@ -146,7 +154,8 @@ def plan_early_training(dataset: Dataset, tracker: Tracker) -> Plan:
     """
     config = dataset.config
     required = config.retrain.drifting_days or 0
-    days = drifting_days(dataset.paths, config.drift.min_rows)
+    filling = newest_filling_day(dataset)
+    days = drifting_days(dataset.paths, config.drift.min_rows, filling.day if filling else "")
     in_a_row = f"{pluralize(len(days), 'day')} in a row have drifted"
     if len(days) < required:
         return Plan((), f"{in_a_row}, fewer than drifting_days={required}")
@@ -241,7 +250,8 @@ def settings_hash(config: PipelineConfig) -> str:
     left out. Identity, event time and the schema contract show in the content of the features.
     """
     settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
-    return hash_json([settings, config.alerts.budget, config.alerts.evidence, config.gate.days])
+    further = [config.alerts.budget, config.alerts.evidence, config.gate.days, *config.timezone_setting()]
+    return hash_json([settings, *further])
 
 
 def last_training_day(config: PipelineConfig, content: Content) -> str:
@@ -282,6 +292,10 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     published, interrupted = published_days(paths), cut_short(paths)
     if published and not can_refresh(paths):
         interrupted.add(max(published))  # its report is built again, and with it the page over all days
+    if (filled := day_that_filled(dataset)) and filled in days:
+        interrupted.add(filled)
+    if days and any(not dataset.config.has_day(day) for day in published):
+        interrupted.add(days[-1])  # its publication removes the rows of days that the dataset no longer has
     unreported = [day for day in days if day in interrupted or not is_reported(day, published.get(day), dataset)]
     return sorted({*stale_days(days, paths, fingerprint, champion.version), *unreported})
 

@@ -23,6 +23,7 @@ from ae_pipeline.latents.read import (
 )
 from ae_pipeline.lifecycle.alerts import alert_over_budget, post_due_and_show
 from ae_pipeline.lifecycle.ingest import rows_on_days
+from ae_pipeline.lifecycle.newest_day import newest_filling_day
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.registry.names import CHAMPION
@@ -121,8 +122,10 @@ def publish_latents(
     publication = publish(sorted(days), dataset, bundle, version.version, runs)
     published = published_days(paths)
     recent = [published[day.day] for day in publication.days if day.rows][-_COLLAPSE_DAYS:]
+    filling = newest_filling_day(dataset)
     # The newest days of the table, whichever days were asked for: as many as the model was calibrated on.
     newer = [entry for day, entry in published.items() if config.is_daily and day > bundle.window.days[-1]]
+    newer = [entry for entry in newer if filling is None or entry.day != filling.day]
     scores = scores_of(newer[-len(bundle.window.calibration) :], paths)
     files = TableFiles(paths.latents)
     result = PublishedLatents(
@@ -196,8 +199,11 @@ class ReportedDays:
 
     @property
     def days_after_window(self) -> tuple[DayDrift, ...]:
-        """Days of this run that lie after the training window."""
-        return tuple(day for day in self.report.drift if day.is_after and day.day in set(self.days))
+        """Complete days of this run that lie after the training window."""
+        filling = self.report.filling.day if self.report.filling else ""
+        return tuple(
+            day for day in self.report.drift if day.is_after and day.day in set(self.days) and day.day != filling
+        )
 
     @property
     def drifting(self) -> list[DayDrift]:

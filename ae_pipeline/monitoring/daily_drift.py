@@ -145,15 +145,16 @@ def read_drift(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
     return tuple(day for day in read_all_days(paths, min_rows) if day.is_after)
 
 
-def drifting_days(paths: DatasetPaths, min_rows: int) -> list[str]:
+def drifting_days(paths: DatasetPaths, min_rows: int, filling: str = "") -> list[str]:
     """Return the newest consecutive days with drift, the newest last; days with too few rows are skipped.
 
     Args:
         paths: Paths of the dataset.
         min_rows: Rows from which a day is compared.
+        filling: Day that is still filling, which is skipped as well.
     """
     days: list[str] = []
-    for day in reversed([day for day in read_drift(paths, min_rows) if day.is_judged]):
+    for day in reversed([day for day in read_drift(paths, min_rows) if day.is_judged and day.day != filling]):
         if not day.effects:
             break
         days.insert(0, day.day)

@@ -17,7 +17,7 @@ _WEEKS = 8
 _MIN_WEEKS = 2
 """Weeks with rows that are needed to determine it."""
 
-_MIN_COMPLETENESS = 0.8
+MIN_COMPLETENESS = 0.8
 """Share of the usual number of rows below which a day counts as incomplete."""
 
 
@@ -36,6 +36,7 @@ class DayAssessment:
         expected: Flagged rows that the budget allows, among rows that are not known anomalies.
         usual_rows: Median number of rows on the same weekday of the previous weeks; None if unknown.
         deviations: Differences between the day as a whole and the training window.
+        is_filling: Whether rows of the day are still expected, so that only its flagged rows are assessed.
     """
 
     day: str
@@ -48,6 +49,7 @@ class DayAssessment:
     expected: float
     usual_rows: int | None
     deviations: tuple[Deviation, ...]
+    is_filling: bool = False
 
     @property
     def completeness(self) -> float | None:
@@ -61,10 +63,12 @@ def assess_day(
     drift: DayDrift | None,
     deviations: Sequence[Deviation],
     budget: float,
+    filling: str = "",
 ) -> DayAssessment:
     """Return whether a day needs attention, and why.
 
-    A day needs attention if it is over its alert budget, deviates from the training window, or is incomplete.
+    A day needs attention if it is over its alert budget, deviates from the training window, or is incomplete. A day
+    that is still filling is incomplete and unlike other days, so that only its flagged rows count.
 
     Args:
         entry: Counts of the day.
@@ -72,9 +76,12 @@ def assess_day(
         drift: Drift of the day; None if it was not measured.
         deviations: Deviations of the day.
         budget: Share of normal rows that may be flagged.
+        filling: Why the day counts as still filling; empty if it does not.
     """
     rows, flagged = entry.rows - entry.known_anomalies, entry.flagged - entry.known_flagged
-    usual = _usual_rows(entry.day, previous)
+    usual = usual_rows(entry.day, previous)
+    if filling:
+        drift, deviations = None, ()
     reasons, aside = [], ""
     is_over = is_over_budget(rows, flagged, budget)
     if is_over:
@@ -88,20 +95,21 @@ def assess_day(
     if reasons and not is_over:
         level = "within the budget" if flagged <= budget * rows else "not significantly above the budget"
         aside = f"The day as a whole is unusual, but the number of flagged rows is {level}: {counts}."
-    if usual and entry.rows < _MIN_COMPLETENESS * usual:
+    if usual and not filling and entry.rows < MIN_COMPLETENESS * usual:
         reasons.append(f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}")
     compared = "" if drift is None or drift.is_judged else "; too few rows to compare the day with the training window"
     return DayAssessment(
         day=entry.day,
         is_wrong=bool(reasons),
         message="; ".join(reasons) or f"nothing unusual: {counts}{compared}",
-        aside=aside,
+        aside=f"{filling}. It is not compared with other days until it is complete." if filling else aside,
         rows=entry.rows,
         flagged=entry.flagged,
         known=entry.known_flagged,
         expected=budget * rows,
         usual_rows=usual,
         deviations=tuple(deviations),
+        is_filling=bool(filling),
     )
 
 
@@ -121,7 +129,13 @@ def _count(rows: float) -> str:
     return f"{rows:,.0f}" if rows >= 10 else f"{rows:.1f}"
 
 
-def _usual_rows(day: str, previous: Mapping[str, int]) -> int | None:
+def usual_rows(day: str, previous: Mapping[str, int]) -> int | None:
+    """Return the median number of rows on the same weekday of the previous weeks; None if fewer than two are known.
+
+    Args:
+        day: ISO date.
+        previous: Number of rows of the previous days, by day.
+    """
     try:
         date = dt.date.fromisoformat(day)
     except ValueError:  # rows without event time
@@ -143,6 +157,7 @@ def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
         "known": assessment.known,
         "expected": assessment.expected,
         "usual_rows": assessment.usual_rows,
+        "is_filling": assessment.is_filling,
         "deviations": [
             {
                 "columns": list(deviation.columns),

@@ -17,6 +17,7 @@ from ae_pipeline.monitoring.locations import (
     describe_categories,
     describe_hours,
     enumerate_names,
+    timezone_of,
 )
 from ae_pipeline.scoring.drift import Distribution, Effect, Part
 
@@ -42,7 +43,7 @@ class Deviation:
         message: Description of the difference.
         rows: Number of affected rows; 0 if single rows cannot be identified.
         where: SQL condition that selects these rows from the features of the day; may be empty.
-        hours: Affected rows and all rows of each hour, UTC; empty if the hours are unknown.
+        hours: Affected rows and all rows of each hour, in the time zone of the dataset; empty if the hours are unknown.
         splits: Phrases that locate the affected rows in categories.
         row_ids: Identities of the first affected rows.
     """
@@ -66,7 +67,7 @@ def deviations_of(
     Args:
         drift: Drift of the day; None if it was not measured.
         features: Features of the day: the drifted columns, and the columns that locate rows: `row_id`, `event_time`
-            and the categories.
+            in the time zone of the dataset, and the categories.
         bundle: Model with the distributions of its training window.
         config: Drift thresholds.
     """
@@ -122,7 +123,7 @@ def _missing_together(
     share = rows / max(features.height, 1)
     message = f"{share:.0%} of rows ({rows:,}) lack {enumerate_names(names)}, usually {usual:.1%}"
     hours = count_by_hour(features, mask)
-    phrase = describe_hours(hours)
+    phrase = describe_hours(hours, timezone_of(features))
     categories = [
         name for name, entry in known.items() if entry.is_category and name in features.columns and name not in names
     ]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 HourCounts = tuple[tuple[int, int], ...]
-"""For each of the 24 hours, UTC: matching rows and all rows. Empty if the hours are unknown."""
+"""For each of the 24 hours, in the time zone of the event time: matching rows and all rows. Empty if unknown."""
 
 _NEARLY_ALL = 0.9
 """Share of matching rows from which an hour, or a day, counts as completely affected."""
@@ -49,7 +49,7 @@ def describe_location(features: pl.DataFrame, mask: pl.Series, categories: Seque
     """Return in which hours and categories the matching rows of a day are concentrated.
 
     Args:
-        features: Features of the day, n rows; with `event_time` if rows have one.
+        features: Features of the day, n rows; with `event_time` if rows have one, in the time zone of the dataset.
         mask: Matching rows, n booleans.
         categories: Categorical columns of the features.
 
@@ -58,12 +58,12 @@ def describe_location(features: pl.DataFrame, mask: pl.Series, categories: Seque
     """
     if mask.sum() < _MIN_ROWS:
         return ()
-    hours = describe_hours(count_by_hour(features, mask))
+    hours = describe_hours(count_by_hour(features, mask), timezone_of(features))
     return (*([hours] if hours else []), *describe_categories(features.select(categories), mask))
 
 
 def count_by_hour(features: pl.DataFrame, mask: pl.Series) -> HourCounts:
-    """Return matching rows and all rows of each hour, UTC; empty without event time or without a matching row."""
+    """Return matching rows and all rows of each hour; empty without event time or without a matching row."""
     if "event_time" not in features.columns or not mask.any():
         return ()
     by_hour = pl.DataFrame({"hour": features["event_time"].dt.hour(), "match": mask}).drop_nulls()
@@ -72,21 +72,31 @@ def count_by_hour(features: pl.DataFrame, mask: pl.Series) -> HourCounts:
     return tuple(by_number.get(hour, (0, 0)) for hour in range(24)) if by_number else ()
 
 
-def describe_hours(hours: HourCounts) -> str:
+def timezone_of(features: pl.DataFrame) -> str:
+    """Return the time zone of the event time, in which hours are counted."""
+    dtype = features.schema.get("event_time")
+    return (dtype.time_zone if isinstance(dtype, pl.Datetime) else None) or "UTC"
+
+
+def describe_hours(hours: HourCounts, timezone: str = "UTC") -> str:
     """Return the hours that are completely affected, or that contain most matching rows, as a phrase.
 
     The phrase is empty if all rows of the day match, or if no span of hours stands out.
+
+    Args:
+        hours: Matching rows and all rows of each hour.
+        timezone: Time zone of the hours.
     """
     matches, rows = sum(match for match, _ in hours), sum(count for _, count in hours)
     if not matches or matches >= _NEARLY_ALL * rows:
         return ""
     run = _longest_full_run(hours)
     if len(run) > 1 and sum(hours[hour][0] for hour in run) >= _MIN_SHARE_IN_FULL_HOURS * matches:
-        return f"including nearly every row from {run[0]:02d}:00 to {run[-1]:02d}:59 UTC"
+        return f"including nearly every row from {run[0]:02d}:00 to {run[-1]:02d}:59 {timezone}"
     first, last = _extended_span(hours, *_shortest_span(hours, _MIN_SHARE_IN_SPAN * matches))
     inside = sum(count for _, count in hours[first : last + 1]) / rows
     if inside <= _MAX_RELATIVE_SIZE_OF_SPAN * _MIN_SHARE_IN_SPAN:
-        return f"most of them from {first:02d}:00 to {last:02d}:59 UTC"
+        return f"most of them from {first:02d}:00 to {last:02d}:59 {timezone}"
     with_matches = sum(match > 0 for match, _ in hours) / sum(count > 0 for _, count in hours)
     return "throughout the day" if with_matches >= _MIN_SHARE_OF_HOURS else ""
 

@@ -42,9 +42,10 @@ attributes:
   # Put CSV, Parquet or image files into data/landing/{name}, or set where they land:
   # source: {{path: /where/files/land, pattern: "**/*.csv"}}
 
-  identity: [id] # columns that together identify a row; a newer row with the same identity replaces it
+  identity: [id] # columns that together identify a row; a newer row with the same identity replaces it; or none: []
   event_time: created_at # defines the daily partitions; leave it and start out if rows have no time
-  start: 2025-01-01 # first day, UTC
+  # timezone: Europe/Berlin # where days start and end, and the zone of times without one; UTC by default
+  start: 2025-01-01 # first day
   # end: 2025-12-31 # last day; leave it out while new data arrives
 
   # Types are inferred once, into data/contracts/{name}.yaml. Set only what the values cannot show:
@@ -76,7 +77,7 @@ attributes:
     # webhook: ORDERS_WEBHOOK # environment variable with the address that receives alerts
 
   retrain:
-    cron: "0 3 * * 1" # UTC; the schedule is stopped until you start it
+    cron: "0 3 * * 1" # in the time zone above; the schedule is stopped until you start it
     min_new_rows: 1000 # a tick with fewer new rows skips the training
     # drifting_days: 3 # train before the next tick after this many drifted days
 

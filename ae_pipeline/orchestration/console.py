@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from ae_pipeline.common.escape import printable_lines
+from ae_pipeline.common.escape import terminal_lines
 
 LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
 """Run config that selects our console logger. Without it, Dagster prints every event that it stores."""
@@ -18,7 +18,7 @@ PACKAGE_LOGGER = "ae_pipeline"
 
 def format_line(step: str, message: str, created: float) -> str:
     """Return a console line: time, step, message."""
-    text = printable_lines(message)
+    text = terminal_lines(message)
     return f"{time.strftime('%H:%M:%S', time.localtime(created))}  {step:<16} {text}"
 
 

@@ -21,7 +21,7 @@ def build_retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=f"{config.dataset}_retrain",
         cron_schedule=config.retrain.cron,
-        execution_timezone="UTC",
+        execution_timezone=config.timezone,
         job_name=job_name(config, "train"),
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description="Train when enough new rows came since the last training; otherwise skip and say why.",

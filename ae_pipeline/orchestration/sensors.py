@@ -1,6 +1,5 @@
 """Sensors of a dataset: each asks the planner what the dataset needs, and requests the runs that do it."""
 
-import datetime as dt
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.Dagste
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_landing
 
-    plan = plan_landing(dataset, dt.datetime.now(dt.UTC).date(), _SETTLE_SECONDS)
+    plan = plan_landing(dataset, dataset.config.today(), _SETTLE_SECONDS)
     return request_runs(plan, dataset.config, instance)
 
 

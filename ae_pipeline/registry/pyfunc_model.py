@@ -42,13 +42,29 @@ class BundleModel(PythonModel):
         time_columns = sorted(times & set(model_input.columns))
         model_input = model_input.assign(**{name: pd.to_datetime(model_input[name], utc=True) for name in time_columns})
         # pandas gives integers with missing values as floats; the encoder reads both.
-        features = pl.from_pandas(model_input[[c for c in model_input if c in self.bundle.columns]])
+        flags = {c.name for c in self.bundle.encoder.columns if c.type == ColumnType.BOOLEAN}
+        names = [name for name in model_input if name in self.bundle.columns]
+        others = [name for name in names if name not in flags]
+        features = pl.from_pandas(model_input[others]) if others else pl.DataFrame()
+        features = features.with_columns(_flags(name, model_input[name]) for name in names if name in flags)
+        features = features.select(names)
         if use == "denoise":
             return self.bundle.denoise(features).to_pandas().set_index(model_input.index)
         scored = self.bundle.score(features)
         columns: dict[str, Any] = {f"z_{index:03d}": values for index, values in enumerate(scored.latents.T)}
         columns |= {"score": scored.score, "p_value": scored.p_value, "is_anomaly": scored.is_anomaly}
         return pd.DataFrame(columns, index=model_input.index)
+
+
+def _flags(name: str, values: "pd.Series[Any]") -> pl.Series:
+    """Return booleans, which pandas has as objects, numbers or booleans, with None where a value is missing."""
+    missing = values.isna()
+    if wrong := [value for value in values[~missing] if value not in (True, False)]:
+        raise BundleError(
+            f"column {name!r} holds {wrong[0]!r}, which is no boolean; give true, false or a missing value"
+        )
+    flags = [None if is_missing else bool(value) for value, is_missing in zip(values, missing, strict=True)]
+    return pl.Series(name, flags, dtype=pl.Boolean)
 
 
 mlflow.models.set_model(BundleModel())

@@ -51,6 +51,11 @@ class Tracker:
             return None
         return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
+    @property
+    def database(self) -> Path | None:
+        """File of the database of a local store; None for another store."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow client of the store. A lock keeps processes from creating the database at the same time."""

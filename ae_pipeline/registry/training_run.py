@@ -42,13 +42,13 @@ _PYFUNC_MODEL = _PACKAGE / "registry" / "pyfunc_model.py"
 _NOTE_TAG = "mlflow.note.content"
 """Tag with the description of a run, Markdown."""
 
-# MLflow's datetime type rejects timestamps with a time zone. Timestamps of features have one.
+# MLflow's datetime type rejects timestamps with a time zone, and its boolean type turns missing values into False.
 _ANY = AnyType()  # type: ignore[no-untyped-call]
 _TYPES: dict[ColumnType, DataType | AnyType] = {
     ColumnType.INTEGER: DataType.double,  # pandas has integers with missing values as floats
     ColumnType.NUMBER: DataType.double,
     ColumnType.CLOCK_HHMM: DataType.double,
-    ColumnType.BOOLEAN: DataType.boolean,
+    ColumnType.BOOLEAN: _ANY,
     ColumnType.TIMESTAMP: _ANY,
     ColumnType.DATE: _ANY,
     ColumnType.IMAGE: DataType.binary,

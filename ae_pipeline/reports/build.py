@@ -13,6 +13,7 @@ from ae_pipeline.latents.read import PublishedDay, published_days
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift, read_all_days
 from ae_pipeline.monitoring.day_assessment import DayAssessment, assessment_json
+from ae_pipeline.monitoring.newest_day import FillingDay, filling_json
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.context import PageContext, day_variables, page_context, report_variables
 from ae_pipeline.reports.gallery import Gallery, build_gallery
@@ -27,6 +28,7 @@ from ae_pipeline.reports.ranking import (
     cut_short,
     is_reported,
     ranked_day,
+    remove_foreign_days,
     report_days,
     reported_days,
 )
@@ -54,7 +56,7 @@ class Report:
         flagged: Flagged rows on these days.
         known_anomalies: Known anomalies on these days; 0 without a label.
         known_flagged: Flagged known anomalies on these days.
-        newest: Newest day of this run with rows; None if no day has rows.
+        newest: Newest complete day of this run with rows, or the newest if none is complete; None if no day has rows.
         day_page: Page of the newest day; None if it has none.
         assessment: Assessment of the newest day of this run, or else of the newest published day.
         charts: Charts of the newest day of this run.
@@ -62,6 +64,7 @@ class Report:
         labels: Measures against the label; None without a label.
         gallery: Pictures; None if rows are not images.
         drift: Drift of all days; empty without event time.
+        filling: The newest day, if it is still filling.
     """
 
     page: Path
@@ -81,6 +84,7 @@ class Report:
     labels: Labels | None
     gallery: Gallery | None
     drift: tuple[DayDrift, ...]
+    filling: FillingDay | None = None
 
 
 def build_report(
@@ -107,6 +111,7 @@ def build_report(
         PublicationError: A day has features but is not in the published table.
     """
     paths = dataset.paths
+    remove_foreign_days(dataset)
     files = published_days(paths)
     outdated = _outdated_days(files, dataset)
     unfinished = paths.reports / UNFINISHED
@@ -148,13 +153,15 @@ def _write_pages(
     """Write `summary.json`, its schema and the page over all days."""
     dataset = published.dataset
     reports = dataset.paths.reports
-    rows = tuple(as_rows(ranked.head(dataset.config.alerts.report_rows)))
-    context = page_context(published, published.newest, rows, reports / "report.html")
+    rows = tuple(as_rows(ranked.head(dataset.config.alerts.report_rows), dataset.config.timezone))
+    context = page_context(published, published.headline, rows, reports / "report.html")
     summary = _summary(published, run_id, context, labels)
     write_text(reports / "summary.json", summary.text())
     write_text(reports / "summary.schema.json", schema_text())
     index = published.index()
-    listed_days = with_causes(most_worth_a_look(index), dataset.paths) if dataset.config.is_daily else ()
+    listed_days = (
+        with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone) if dataset.config.is_daily else ()
+    )
     summary_json = summary.model_dump(mode="json")
     write_report(report_variables(context, summary_json, index, listed_days, labels, gallery), dataset)
     return context
@@ -168,13 +175,17 @@ def _report(
     labels: Labels | None,
     gallery: Gallery | None,
 ) -> Report:
-    """Return the result of a run over `days`; the page over all days assesses the newest published day."""
+    """Return the result of a run over `days`; the page over all days assesses the newest complete day."""
     config, reports = published.dataset.config, published.dataset.paths.reports
-    newest = max((day.day for day in days if day.rows), default=None)
-    is_on_page = context.assessment is not None and newest == published.newest
+    with_rows = [day.day for day in days if day.rows]
+    filling = published.filling
+    complete = [day for day in with_rows if filling is None or day != filling.day]
+    newest = max(complete or with_rows, default=None)
+    is_on_page = context.assessment is not None and newest == published.headline
     of_run = ranked
     if config.is_daily:
-        of_run = ranked.filter(pl.col("event_time").dt.date().cast(pl.String).is_in([day.day for day in days]))
+        local = pl.col("event_time").dt.convert_time_zone(config.timezone)
+        of_run = ranked.filter(local.dt.date().cast(pl.String).is_in([day.day for day in days]))
     return Report(
         page=reports / "report.html",
         summary=reports / "summary.json",
@@ -189,10 +200,13 @@ def _report(
         day_page=page if newest and (page := published.page_of(newest)).exists() else None,
         assessment=published.assess(newest) if newest and not is_on_page else context.assessment,
         charts=context.charts if is_on_page else published.charts(newest) if newest else (),
-        strangest=published.row_details.explanations(tuple(as_rows(of_run.head(config.alerts.report_rows)))),
+        strangest=published.row_details.explanations(
+            tuple(as_rows(of_run.head(config.alerts.report_rows), config.timezone))
+        ),
         labels=labels,
         gallery=gallery,
         drift=tuple(published.drift),
+        filling=filling,
     )
 
 
@@ -257,7 +271,9 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
     if entry is None or not entry.rows:
         page.unlink(missing_ok=True)
         return None
-    rows = tuple(as_rows(ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows)))
+    rows = tuple(
+        as_rows(ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows), dataset.config.timezone)
+    )
     context = page_context(published, day, rows, page)
     write_text(page, render_day(day_variables(published, day, context, labels), dataset))
     return page
@@ -280,7 +296,9 @@ def _summary(published: Published, run_id: str, context: PageContext, labels: La
             "expected_alerts": rows * budget,
             "false_discovery_rate": rate,
             "discoveries": sum(day.discovery_count for day in by_day) if rate is not None else None,
+            "timezone": config.timezone,
             "verdict": assessment_json(context.assessment) if context.assessment else None,
+            "filling": filling_json(published.filling) if published.filling else None,
             "groups": [
                 {
                     "columns": list(group.columns),

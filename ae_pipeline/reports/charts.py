@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.common.text import printable
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
@@ -319,7 +320,20 @@ def _chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data
         "font": "system-ui, sans-serif",
     }
     spec["datasets"] = data.sets
-    return Chart(name, title, message, json.dumps(spec, separators=(",", ":")))
+    return Chart(name, title, message, json.dumps(_printable(spec), separators=(",", ":")))
+
+
+def _printable(value: Any) -> Any:
+    """Return a specification whose texts can be drawn: a picture is XML, which has no control characters."""
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {key: _printable(entry) for key, entry in value.items()}
+        case list():
+            return [_printable(entry) for entry in value]
+        case _:
+            return value
 
 
 @functools.lru_cache(maxsize=1)

@@ -59,6 +59,8 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
     variables = {
         **cards(published, day, assessment),
         "dataset": published.dataset.name,
+        "timezone": published.dataset.config.timezone,
+        "filling": published.filling.message if published.filling else "",
         "features": published.features_link(day, page),
         "budget": published.bundle.config.alerts.budget,
         "rate": published.dataset.config.alerts.false_discovery_rate,

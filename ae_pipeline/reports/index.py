@@ -26,16 +26,19 @@ def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     return [*urgent[:_MAX_DAYS], *others[: max(_MAX_DAYS // 3, _MAX_DAYS - len(urgent))]]
 
 
-def with_causes(index: Sequence[Mapping[str, Any]], paths: DatasetPaths) -> list[Mapping[str, Any]]:
+def with_causes(
+    index: Sequence[Mapping[str, Any]], paths: DatasetPaths, timezone: str = "UTC"
+) -> list[Mapping[str, Any]]:
     """Return days with a message each: those without one get the causes of their flagged rows.
 
     Args:
         index: Listed days.
         paths: Paths of the dataset.
+        timezone: Time zone of the dataset.
     """
     described: list[Mapping[str, Any]] = []
     for entry in index:
-        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths)))
+        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths), timezone))
         message = entry["words"] or "; ".join(cause.message for cause in causes[:_CAUSES])
         described.append({**entry, "words": message})
     return described

@@ -12,6 +12,7 @@ import jinja2
 import markupsafe
 
 from ae_pipeline.common.escape import escape_json_in_html
+from ae_pipeline.common.text import printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
@@ -22,7 +23,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 
-_CONTEXT_VERSION = 1
+_CONTEXT_VERSION = 2
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
@@ -137,7 +138,11 @@ def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) ->
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ae_pipeline", "reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("ae_pipeline", "reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_as_shown,
     )
     # A script element ends at "</script". In JSON, "<" may be escaped.
     environment.filters["in_script"] = lambda text: markupsafe.Markup(escape_json_in_html(text))  # noqa: S704
@@ -145,3 +150,8 @@ def _environment() -> jinja2.Environment:
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
+
+
+def _as_shown(value: Any) -> Any:
+    """Escape control characters in texts of the data; our own Markup stays."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, markupsafe.Markup) else value

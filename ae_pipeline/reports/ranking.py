@@ -79,7 +79,7 @@ class RankedRow:
 
     Attributes:
         row_id: Identity of the row.
-        event_time: Event time, UTC; None without event time.
+        event_time: Event time, in the time zone of the dataset; None without event time.
         score: Surprisal, nats.
         p_value: Share of calibration rows with a score at least as high.
         is_anomaly: Whether the row is flagged.
@@ -135,6 +135,13 @@ def cut_short(paths: DatasetPaths) -> set[str]:
     """Return the days of a report that was interrupted. The report must be built again."""
     unfinished = paths.reports / UNFINISHED
     return set(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else set()
+
+
+def remove_foreign_days(dataset: Dataset) -> None:
+    """Delete the ranked rows and pages of days that the dataset does not have as configured now."""
+    for path in (dataset.paths.reports / "days").glob("[!.]*"):
+        if path.suffix in {".parquet", ".html"} and not dataset.config.has_day(path.stem):
+            path.unlink(missing_ok=True)
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
@@ -204,17 +211,45 @@ def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
     return pl.read_parquet(_day_file(paths, day))
 
 
-def as_rows(ranked: pl.DataFrame) -> Iterator[RankedRow]:
-    """Yield the rows of a ranked table."""
-    for row in ranked.drop("model_version").iter_rows(named=True):
+def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:
+    """Yield the rows of a ranked table.
+
+    Args:
+        ranked: Ranked rows.
+        timezone: Time zone of the event times of the result.
+    """
+    local = ranked.with_columns(pl.col("event_time").dt.convert_time_zone(timezone))
+    for row in local.drop("model_version").iter_rows(named=True):
         yield RankedRow(**{**row, "contributions": tuple(map(Contribution.from_record, row["contributions"]))})
 
 
 def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFrame:
-    """Read the features of rows of a day, in the order of `row_ids`; rows that the day no longer has are omitted."""
+    """Read the features of rows of a day, in the order of `row_ids`; rows that the day no longer has are omitted.
+
+    Integers and decimals have their exact raw values, which people are shown. A model reads both as float64.
+    """
     file = pl.scan_parquet(paths.features(day), glob=False)
-    features = file.filter(pl.col("row_id").is_in(row_ids.implode())).collect()
+    features = _with_exact_values(file.filter(pl.col("row_id").is_in(row_ids.implode())).collect(), paths.raw(day))
     return row_ids.to_frame("row_id").join(features, on="row_id", maintain_order="left").select(features.columns)
+
+
+def _with_exact_values(features: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """Replace float64 features by the integers or decimals that they are made from."""
+    if not path.exists():
+        return features
+    raw = pl.scan_parquet(path, glob=False)
+    exact = [
+        name
+        for name, dtype in raw.collect_schema().items()
+        if dtype.is_numeric() and not dtype.is_float() and features.schema.get(name) == pl.Float64
+    ]
+    if not exact:
+        return features
+    chosen = raw.select("row_id", *exact).filter(pl.col("row_id").is_in(features["row_id"].implode())).collect()
+    values = features.select("row_id").join(chosen, on="row_id", how="left", maintain_order="left")
+    # A time of day is minutes as a feature, and HHMM as a raw value.
+    same = [name for name in exact if values[name].cast(pl.Float64).equals(features[name], check_names=False)]
+    return features.with_columns(values[name] for name in same)
 
 
 def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
@@ -281,7 +316,7 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
     marked = [draft.top["is_anomaly"] | draft.top["is_discovery"].fill_null(value=False) for draft in drafts]
     # Days with features of other settings may have further columns.
     features = [draft.features.select(bundle.columns).filter(mask) for draft, mask in zip(drafts, marked, strict=True)]
-    explanations = iter(bundle.explain(pl.concat(features)) if drafts else [])
+    explanations = iter(bundle.explain(pl.concat(features, how="vertical_relaxed")) if drafts else [])
     for draft, mask in zip(drafts, marked, strict=True):
         parts: list[list[Contribution]] = [next(explanations) if is_marked else [] for is_marked in mask]
         ranked = draft.top.with_columns(

@@ -65,7 +65,8 @@ class RowDetails:
 
     def _as_text(self, name: str, value: Any, known: Collection[str]) -> str:
         if isinstance(value, dt.datetime):
-            return f"{value:%Y-%m-%d %H:%M}"
+            local = value.astimezone(self.config.zone) if value.tzinfo else value
+            return f"{local:%Y-%m-%d %H:%M}"
         # In features of other settings, a column of numbers may contain text.
         is_known = name in known and not isinstance(value, str)
         text = cast("TableEncoder", self.bundle.encoder).speak(name, value) if is_known else str(value)

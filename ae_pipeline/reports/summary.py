@@ -1,5 +1,6 @@
 """`summary.json`: the content of the report page for other programs, and its JSON schema."""
 
+import datetime as dt
 import json
 from dataclasses import asdict
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from ae_pipeline.config.model import Section
 class DayCount(Section):
     """Counts of a day."""
 
-    day: str = Field(description="ISO date, UTC; `all` for rows without event time.")
+    day: str = Field(description="ISO date in the time zone of the dataset; `all` for rows without event time.")
     rows: int
     flagged: int = Field(description="Rows within the alert budget.")
 
@@ -38,7 +39,7 @@ class DayDeviation(Section):
 
 
 class DayVerdict(Section):
-    """Assessment of the newest day."""
+    """Assessment of the newest complete day; of the newest day if no day is complete."""
 
     day: str
     is_wrong: bool = Field(description="Whether the day needs attention.")
@@ -49,7 +50,20 @@ class DayVerdict(Section):
     known: int = Field(description="Flagged rows that are known anomalies.")
     expected: float = Field(description="Flagged rows that the budget allows, among rows that are not known anomalies.")
     usual_rows: int | None = Field(description="Median number of rows on the same weekday of the previous weeks.")
+    is_filling: bool = Field(
+        default=False, description="Whether the day is still filling; then only its flagged rows are assessed."
+    )
     deviations: list[DayDeviation]
+
+
+class FillingDay(Section):
+    """The newest day, while its rows have not all arrived."""
+
+    day: str
+    rows: int = Field(description="Rows so far.")
+    usual_rows: int | None = Field(description="Median number of rows on the same weekday of the previous weeks.")
+    last_event: str = Field(description="Newest event time, in the time zone of the dataset.")
+    words: str
 
 
 class AlertGroup(Section):
@@ -99,7 +113,13 @@ class Summary(Section):
     expected_alerts: float = Field(description="Rows times budget.")
     false_discovery_rate: float | None
     discoveries: int | None
-    verdict: DayVerdict | None = Field(description="Assessment of the newest day; null if no day is published.")
+    timezone: str = Field(default="UTC", description="Time zone of the dataset, in which its days start and end.")
+    verdict: DayVerdict | None = Field(
+        description="Assessment of the newest complete day; null if no day is published."
+    )
+    filling: FillingDay | None = Field(
+        default=None, description="The newest day, if it is still filling; null if it is complete."
+    )
     groups: list[AlertGroup] = Field(description="Causes of the listed rows, the most frequent first.")
     alignment: dict[str, Any] | None = Field(
         description="Comparison of the latents with those of the previous version."
@@ -129,5 +149,5 @@ def schema_text() -> str:
 
 def row_facts(row: Any) -> dict[str, Any]:
     """Return a ranked row as `summary.json` stores it."""
-    event_time = None if row.event_time is None else row.event_time.isoformat()
+    event_time = None if row.event_time is None else row.event_time.astimezone(dt.UTC).isoformat()
     return {**asdict(row), "event_time": event_time, "contributions": [part.record() for part in row.contributions]}

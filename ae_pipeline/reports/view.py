@@ -18,6 +18,7 @@ from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import DayAssessment, assess_day
 from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of
 from ae_pipeline.monitoring.locations import describe_location
+from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
@@ -52,6 +53,21 @@ class Published:
     def newest(self) -> str | None:
         """Newest day with rows; None if no day has rows."""
         return max((day for day, entry in self.entries.items() if entry.rows), default=None)
+
+    @cached_property
+    def filling(self) -> FillingDay | None:
+        """The newest day, if it is still filling."""
+        return filling_day({day: entry.rows for day, entry in self.entries.items()}, self.dataset)
+
+    @property
+    def headline(self) -> str | None:
+        """Newest complete day with rows, which the page over all days assesses; the newest one if none is complete."""
+        complete = (day for day, entry in self.entries.items() if entry.rows and not self._filling(day))
+        return max(complete, default=self.newest)
+
+    def _filling(self, day: str) -> str:
+        """Return why a day counts as still filling; empty if it does not."""
+        return self.filling.message if self.filling and self.filling.day == day else ""
 
     @cached_property
     def drift_by_day(self) -> dict[str, DayDrift]:
@@ -117,9 +133,12 @@ class Published:
         return deviations_of(drift, self._features(day, {*columns, "event_time"}), self.bundle, thresholds)
 
     def _features(self, day: str, columns: Collection[str]) -> pl.DataFrame:
-        """Read those of the columns that the features of a day have."""
+        """Read those of the columns that the features of a day have, with times in the time zone of the dataset."""
         file = pl.scan_parquet(self.dataset.paths.features(day), glob=False)
-        return file.select([name for name in file.collect_schema().names() if name in columns]).collect()
+        features = file.select([name for name in file.collect_schema().names() if name in columns]).collect()
+        return features.with_columns(
+            pl.selectors.datetime(time_zone="*").dt.convert_time_zone(self.dataset.config.timezone)
+        )
 
     def assess(self, day: str, *, in_detail: bool = True) -> DayAssessment:
         """Return the assessment of a day.
@@ -130,16 +149,18 @@ class Published:
         """
         previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
         budget, deviations = self.bundle.config.alerts.budget, self.deviations(day, in_detail=in_detail)
-        assessment = assess_day(self.entries[day], previous, self.drift_by_day.get(day), deviations, budget)
+        assessment = assess_day(
+            self.entries[day], previous, self.drift_by_day.get(day), deviations, budget, self._filling(day)
+        )
         return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
 
     def assess_with_later_days(self, day: str) -> DayAssessment:
-        """Return the assessment of a day; that of the newest day also names later days without rows."""
+        """Return the assessment of a day; that of the headline also names later days without rows."""
         assessment = self.assess(day)
-        if not self.dataset.config.is_daily or day != self.newest:
+        if not self.dataset.config.is_daily or day != self.headline or self.newest is None:
             return assessment
         features = self.dataset.paths.features
-        later = [path.stem for path in features("_").parent.glob("*.parquet") if path.stem > day]
+        later = [path.stem for path in features("_").parent.glob("*.parquet") if path.stem > self.newest]
         empty = sorted(other for other in later if read_facts(features(other)).get("rows") == "0")
         if not empty:
             return assessment

@@ -83,6 +83,13 @@ class Distribution(Section):
         return float(np.std(self.quantiles)) / _NORMAL_STD or self.deviation
 
 
+_LARGEST = 1e100
+"""Numbers are clipped to ± this value, so that their squares and differences stay finite."""
+
+_MAX_DISTANCE = 1e9
+"""Largest distance in standard deviations, also if all values of the window are equal."""
+
+
 class Effect(Section):
     """The difference of a day from the training window in a column, the score or a latent.
 
@@ -138,6 +145,7 @@ def describe_numbers(part: Part, name: str, values: Array, rows: int | None = No
     rows = len(values) if rows is None else rows
     if not len(values):
         return Distribution(part=part, name=name, rows=rows, missing=1.0, shares=(1.0,), quantiles=(0.0,) * len(_GRID))
+    values = np.clip(values, -_LARGEST, _LARGEST)
     edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
     shares = _counts(values, edges) / len(values)
     return Distribution(
@@ -222,11 +230,13 @@ def measure_numbers(known: Distribution, values: Array, rows: int, config: Drift
         return _apply_thresholds(
             Effect(part=known.part, name=known.name, psi=0.0, wasserstein=0.0, missing=missing), config
         )
+    values = np.clip(values, -_LARGEST, _LARGEST)
     psi = _psi(_counts(values, np.asarray(known.edges)), known.shares, known.rows * (1 - known.missing))
     gap = float(np.abs(np.quantile(values, _GRID) - np.asarray(known.quantiles)).mean())
     gap = max(gap - _expected_distance(known, len(values)), 0.0)
-    # If all values of the window are equal, any other value gets a very large distance.
-    distance = gap / known.std if known.std else (0.0 if gap == 0 else 1e9)
+    # If all values of the window are equal, any other value gets the largest distance.
+    is_near = known.std > 0 and gap / _MAX_DISTANCE < known.std
+    distance = gap / known.std if is_near else (0.0 if gap == 0 else _MAX_DISTANCE)
     psi, distance = max(psi - known.usual_psi, 0.0), max(distance - known.usual_distance, 0.0)
     effect = Effect(part=known.part, name=known.name, psi=psi, wasserstein=distance, missing=missing)
     return _apply_thresholds(effect, config)

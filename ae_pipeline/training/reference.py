@@ -51,7 +51,7 @@ def with_reference(bundle: ModelBundle, columns: Sequence[FeatureColumn], paths:
     latents = bundle.encode(held_out).astype(np.float64)
     reference += [describe_numbers(Part.LATENT, f"z_{index:03d}", values) for index, values in enumerate(latents.T)]
     effects: dict[tuple[Part, str], list[Effect]] = {}
-    for effect in _effects_of_days(reference, held_out, latents, bundle.config.drift):
+    for effect in _effects_of_days(reference, held_out, latents, bundle.config.drift, bundle.config.timezone):
         effects.setdefault((effect.part, effect.name), []).append(effect)
     reference = [with_usual(known, effects.get((known.part, known.name), [])) for known in reference]
     scores = describe_numbers(Part.SCORE, "score", bundle.calibration.scores)
@@ -73,10 +73,14 @@ def _describe_window(bundle: ModelBundle, columns: Sequence[FeatureColumn], path
 
 
 def _effects_of_days(
-    reference: Sequence[Distribution], rows: pl.DataFrame, latents: npt.NDArray[np.float64], config: DriftConfig
+    reference: Sequence[Distribution],
+    rows: pl.DataFrame,
+    latents: npt.NDArray[np.float64],
+    config: DriftConfig,
+    timezone: str,
 ) -> Iterator[Effect]:
     """Yield the drift of each day against the reference of the window; skip days of few rows."""
-    days = rows["event_time"].dt.date()
+    days = rows["event_time"].dt.convert_time_zone(timezone).dt.date()
     for day in days.unique().sort():
         is_of_day = days == day
         if is_of_day.sum() < _MIN_DAY_ROWS:

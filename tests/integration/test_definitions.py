@@ -6,13 +6,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
 import yaml
 
 from ae_pipeline.cli.demo import DEMOS
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.definitions import PROJECT_ROOT, defs
+from ae_pipeline.orchestration.assets.common import daily_partitions
 
 BINARIES = Path(sys.executable).parent
 IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
@@ -74,17 +77,19 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
     crons = {}
     for name in IS_DAILY:
         schedule = location.resolve_schedule_def(f"{name}_retrain")
-        assert schedule.execution_timezone == "UTC"
+        assert schedule.execution_timezone == ("America/New_York" if name == "flights" else "UTC")
         assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
         crons[name] = schedule.cron_schedule
     assert crons == {"flights": "0 3 * * 1", "textures": "0 4 * * 1", "shuttle": "0 5 * * 1"}
 
 
-def test_flights_have_366_daily_partitions(location: dg.Definitions) -> None:
+def test_flights_have_365_daily_partitions_in_new_york(location: dg.Definitions) -> None:
     partitions = location.resolve_asset_graph().get(dg.AssetKey(["flights", "raw_data"])).partitions_def
     assert partitions is not None
     keys = partitions.get_partition_keys()
-    assert (len(keys), keys[0], keys[-1]) == (366, "2013-01-01", "2014-01-01")
+    assert (len(keys), keys[0], keys[-1]) == (365, "2013-01-01", "2013-12-31")
+    assert isinstance(partitions, dg.TimeWindowPartitionsDefinition)
+    assert partitions.timezone == "America/New_York"
 
 
 def test_every_asset_has_complete_metadata(location: dg.Definitions) -> None:
@@ -152,3 +157,25 @@ def test_workspace_and_pyproject_name_one_code_location() -> None:
 def test_the_makefile_names_every_demo_dataset() -> None:
     (line,) = [line for line in (PROJECT_ROOT / "Makefile").read_text().splitlines() if line.startswith("DEMOS := ")]
     assert line.split()[2:] == list(DEMOS) == list(IS_DAILY)
+
+
+@pytest.mark.parametrize(
+    ("zone", "first", "last", "days"),
+    [
+        ("America/New_York", "2024-03-09", "2024-03-11", 3),
+        ("America/Sao_Paulo", "2018-11-03", "2018-11-05", 3),  # 4 November starts at 01:00
+        ("Pacific/Apia", "2011-12-29", "2011-12-31", 3),  # 30 December does not exist; its partition stays empty
+        ("Asia/Kolkata", "2024-03-09", "2024-03-11", 3),
+    ],
+)
+def test_partitions_are_days_of_the_time_zone(zone: str, first: str, last: str, days: int) -> None:
+    config = PipelineConfig.model_validate(
+        {"dataset": "d", "identity": ["id"], "event_time": "t", "timezone": zone, "start": first, "end": last}
+    )
+    partitions = daily_partitions(config)
+    assert partitions is not None
+    keys = partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
+    assert (len(keys), keys[0], keys[-1]) == (days, first, last)
+    windows = [partitions.time_window_for_partition_key(key) for key in (first, last)]
+    expected = [dt.datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)).timestamp() for day in (first, last)]
+    assert [window.start.timestamp() for window in windows] == expected

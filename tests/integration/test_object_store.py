@@ -21,6 +21,8 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import publish, stale_days
 from ae_pipeline.latents.read import MANIFEST, current_files
+from ae_pipeline.lifecycle.forget import stored_parts
+from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.sensors import Fitted
@@ -132,6 +134,20 @@ def test_a_concurrent_publication_fails(remote: Fitted, other_bundle: ModelBundl
         )
     latents = read_latents("sensors", tables=BUCKET)
     assert (latents.model_version, latents.arrow.num_rows) == (1, 180)
+
+
+def test_a_forgotten_table_leaves_the_others_in_the_bucket(remote: Fitted, tmp_path: Path) -> None:
+    publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
+    other = TableFiles(f"{BUCKET}/sensors_2")
+    other.write_text("_delta_log/00000000000000000000.json", "{}")
+    table, *_ = stored_parts(remote.paths, Tracker(tmp_path))
+    assert (table.name, table.address) == ("latent table", f"{BUCKET}/sensors")
+    assert table.size
+    assert table.size > 10_000
+    table.remove()
+    assert TableFiles(remote.paths.latents).written() == {}
+    assert list(other.written()) == ["_delta_log/00000000000000000000.json"]
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_failed_write_leaves_no_file(remote: Fitted, store: str) -> None:

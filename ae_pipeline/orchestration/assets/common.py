@@ -16,6 +16,9 @@ CODE_VERSION = "1"
 """Raised when the result of an asset would change."""
 
 
+DAYS_DESCRIPTION = "Partitions are days from midnight to midnight in the time zone {timezone}."
+
+
 def asset_key(config: PipelineConfig, asset: str) -> dg.AssetKey:
     """Return the key [dataset, asset]."""
     return dg.AssetKey([config.dataset, asset])
@@ -50,6 +53,8 @@ def dataset_asset(
         config_schema: Fields of its run config.
     """
     key = asset_key(config, name)
+    if daily and config.is_daily:
+        description = f"{description}\n\n{DAYS_DESCRIPTION.format(timezone=config.timezone)}"
     options: dict[str, Any] = {
         "key": key,
         "group_name": config.dataset,
@@ -72,7 +77,7 @@ def dataset_asset(
 
 
 def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | None:
-    """Return the days of the dataset, UTC; None without event time."""
+    """Return the days of the dataset in its time zone; None without event time."""
     if config.start is None:
         return None
     after = config.end + dt.timedelta(days=1) if config.end else None
@@ -81,7 +86,7 @@ def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | N
         start_date=config.start.isoformat(),
         end_date=after.isoformat() if after else None,
         end_offset=0 if after else 1,
-        timezone="UTC",
+        timezone=config.timezone,
     )
 
 

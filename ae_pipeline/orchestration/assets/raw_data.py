@@ -15,8 +15,8 @@ from ae_pipeline.orchestration.tags import READ_TAG
 
 _DESCRIPTION = """\
 **Rows as they landed, typed and deduplicated.** Files are read with the schema contract of the dataset. Each identity
-occurs once: the row of the newest file wins. Rows that break a rule go to quarantine with a reason. One Parquet file
-per day.
+occurs once: the row of the newest file wins. Without identity, all rows stay. Rows that break a rule go to quarantine
+with a reason. One Parquet file per day.
 
 *To correct a day, land its file again.* `data/quarantine/<dataset>/` holds the rows in quarantine with the reasons. The
 metadata `files_refused` lists the files that cannot be used."""
@@ -61,6 +61,8 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
                 "schema_contract": dg.MetadataValue.path(str(dataset.paths.contract)),
                 "files_read_now": raw.files_read,
                 "rows_superseded": sum(day.superseded for day in raw.days),
+                "identities_replaced": sum(day.superseded for day in raw.days),
+                "exact_repeats": sum(day.repeated for day in raw.days),
                 "rows_quarantined": raw.quarantined_rows,
                 "quarantined_by_rule": count_table(raw.quarantined, "rule"),
                 "files_refused": table(["file", "reason"], list(raw.refused.items())),

@@ -14,9 +14,9 @@ from markdown_it import MarkdownIt
 from ae_pipeline.common.escape import (
     escape_json_in_html,
     escape_markdown,
-    printable,
-    printable_lines,
     spreadsheet_text,
+    terminal_line,
+    terminal_lines,
     without_html,
 )
 from ae_pipeline.reports.markdown import markdown_table
@@ -137,20 +137,20 @@ def parsed(html: str) -> _Tags:
 class TestTerminal:
     @pytest.mark.parametrize("text", CONTROLS)
     def test_no_control_reaches_it(self, text: str) -> None:
-        shown = printable(text)
+        shown = terminal_line(text)
         assert shown.isprintable()
         assert "\\" in shown
         assert [each for each in text if each not in shown] == [each for each in text if not each.isprintable()]
 
     @pytest.mark.parametrize("text", PLAIN)
     def test_other_characters_are_unchanged(self, text: str) -> None:
-        assert printable(text) == printable_lines(text) == text
+        assert terminal_line(text) == terminal_lines(text) == text
 
     def test_lines_of_a_message_are_kept(self) -> None:
-        assert printable_lines("a\x1b\nb") == "a\\x1b\nb"
+        assert terminal_lines("a\x1b\nb") == "a\\x1b\nb"
 
     def test_a_surrogate_can_be_printed(self) -> None:
-        assert printable("file \udcff").encode() == b"file \\udcff"
+        assert terminal_line("file \udcff").encode() == b"file \\udcff"
 
 
 class TestMarkdown:
@@ -158,7 +158,7 @@ class TestMarkdown:
     def test_a_value_is_a_paragraph_of_text(self, text: str) -> None:
         page = parsed(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(escape_markdown(text)))
         assert page.tags == ["p"]
-        assert page.text.strip() == printable(re.sub(r"\s+", " ", text)).strip()
+        assert page.text.strip() == terminal_line(re.sub(r"[ \t\n\r\x0b\x0c]+", " ", text)).strip()
 
     @pytest.mark.parametrize("text", [*CONTROLS, *MARKDOWN, *FORMULAS, *PLAIN])
     def test_a_value_is_one_cell_of_a_table(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.training import fit
 from ae_pipeline.training.fit import fit_bundle, fit_detector
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
@@ -46,6 +48,23 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_keys_of_a_later_version_do_not_change_the_fingerprint(fitted: Fitted, folder: Path) -> None:
+    """A bundle of before time zones keeps its fingerprint, on which the names of the table's files depend."""
+
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["config"]["timezone"], manifest["encoder"]["timezone"]
+
+    edit_manifest(folder, forget)
+    bundle = ModelBundle.load(folder)
+    assert bundle.config.timezone == "UTC"
+    assert bundle.fingerprint != fitted.bundle.fingerprint
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+    assert bundle.fingerprint == hash_json([json.loads((folder / MANIFEST).read_text()), digests])
+    rows = fitted.features(fitted.days[0])
+    np.testing.assert_array_equal(bundle.score(rows).score, fitted.bundle.score(rows).score)
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:

@@ -2,7 +2,9 @@
 
 import datetime as dt
 import math
+from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -10,6 +12,8 @@ import pytest
 
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.config.model import Scaling
+from ae_pipeline.encoding.encoder import read_encoder
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, Matrix, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from tests.support.sensors import Fitted
@@ -107,6 +111,53 @@ def test_timestamp_becomes_time_of_day_and_weekday() -> None:
     angle = 2 * math.pi * 2 / 7
     np.testing.assert_allclose(day, np.array([[1, 0], [-1, 0], [0, 0]]), atol=1e-6)
     np.testing.assert_allclose(week, np.array([[0, 1], [math.sin(angle), math.cos(angle)], [0, 0]]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("zone", "first", "hours"),
+    [
+        ("America/New_York", "2024-03-10", 23),
+        ("America/New_York", "2024-11-03", 25),
+        ("Asia/Kolkata", "2024-03-10", 24),
+        ("Australia/Lord_Howe", "2024-04-07", 25),
+        ("America/Sao_Paulo", "2018-11-04", 23),
+        ("Pacific/Apia", "2011-12-29", 48),
+    ],
+)
+def test_clock_features_are_those_of_the_time_zone(zone: str, first: str, hours: int) -> None:
+    midnight = dt.datetime.combine(dt.date.fromisoformat(first), dt.time(), ZoneInfo(zone)).astimezone(dt.UTC)
+    instants = [midnight + dt.timedelta(minutes=20 * n) for n in range(3 * hours)]
+    rows = pl.DataFrame({"t": [*instants, None]}, schema={"t": pl.Datetime("us", "UTC")})
+    encoder = fit_table_encoder(rows, [FeatureColumn("t", ColumnType.TIMESTAMP)], timezone=zone)
+    local = [instant.astimezone(ZoneInfo(zone)) for instant in instants]
+    for part, position in (
+        ("time_of_day", [(time.hour * 60 + time.minute) / 1440 for time in local]),
+        ("weekday", [time.weekday() / 7 for time in local]),
+    ):
+        angle = 2 * math.pi * np.array(position)
+        expected = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+        encoded = part_of(encoder, rows, "t", BlockKind.CYCLIC, part)
+        np.testing.assert_allclose(encoded, [*expected, [0, 0]], atol=1e-6)
+    assert encoder.speak("t", instants[0]) == f"{local[0]:%H:%M %a}"
+    naive = rows.with_columns(pl.col("t").dt.replace_time_zone(None))
+    np.testing.assert_array_equal(encoder.encode(naive), encoder.encode(rows))
+
+
+def test_a_date_stays_its_own_day_in_every_time_zone() -> None:
+    rows = pl.DataFrame({"d": [dt.date(2024, 1, 1), dt.date(2024, 1, 7)]})
+    encoder = fit_table_encoder(rows, [FeatureColumn("d", ColumnType.DATE)], timezone="America/New_York")
+    served = rows.with_columns(pl.col("d").cast(pl.Datetime("ns")).dt.replace_time_zone("UTC"))
+    np.testing.assert_array_equal(encoder.encode(served), encoder.encode(rows))
+    assert encoder.speak("d", dt.date(2024, 1, 1)) == "2024-01-01"
+
+
+def test_an_encoder_of_before_time_zones_reads_as_utc() -> None:
+    rows = pl.DataFrame({"t": [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 3, 18)]})
+    manifest = fit_table_encoder(rows, [FeatureColumn("t", ColumnType.TIMESTAMP)]).model_dump(mode="json")
+    del manifest["timezone"]
+    encoder = read_encoder(manifest)
+    assert isinstance(encoder, TableEncoder)
+    assert encoder.timezone == "UTC"
 
 
 def test_date_becomes_its_weekday() -> None:
@@ -301,3 +352,46 @@ def test_timestamp_is_described_by_time_and_weekday() -> None:
     output = np.array([0, -1, math.sin(angle), math.cos(angle)], np.float32)
     row = {"event_time": dt.datetime(2024, 1, 3, 17, 45)}
     assert encoder.describe(row, output, "event_time") == ("17:45 Wed", "12:00 Sat")
+
+
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_huge_and_tiny_numbers_have_finite_statistics_and_codes(scaling: Scaling) -> None:
+    largest = np.finfo(np.float64).max
+    values = [*np.linspace(0.0, 9.0, 500), 1e300, -1e300, largest, -largest, 5e-324]
+    rows = pl.DataFrame({"a": values, "b": [5e-324, *[0.0] * 504], "c": [1e300, -1e300, *[0.0] * 503]})
+    encoder = fit_table_encoder(rows, [number(name) for name in "abc"], scaling)
+    assert all(np.isfinite([column.center, column.scale]).all() for column in encoder.columns)
+    matrix = encoder.encode(rows)
+    assert np.isfinite(matrix).all()
+    assert matrix[500, 0] > matrix[499, 0] > matrix[501, 0]
+    decoded = encoder.decode(matrix.astype(np.float64), rows)
+    assert decoded["a"].is_finite().all()
+
+
+@pytest.mark.parametrize("values", [[f"k{i}" for i in range(200)], [float(i) for i in range(200)]])
+def test_a_unique_column_of_the_identity_is_left_out(values: list[Any]) -> None:
+    kind = ColumnType.CATEGORY if isinstance(values[0], str) else ColumnType.NUMBER
+    rows = pl.DataFrame({"key": values, "half": [*values[:100], *values[:100]], "n": np.arange(200) % 7 * 1.0})
+    columns = [FeatureColumn(name, kind, is_identity=True) for name in ("key", "half")]
+    encoder = fit_table_encoder(rows, [*columns, number("n")])
+    left_out = {entry.column: entry.reason for entry in encoder.left_out}
+    assert left_out["key"] == "an identifier: its 200 values identify the rows"
+    assert ("half" in left_out) == (kind == ColumnType.CATEGORY)  # 100 rare categories
+
+
+def test_an_identity_above_2_to_53_is_left_out_although_floats_repeat() -> None:
+    values = [float(2**60 + i) for i in range(200)]
+    assert len(set(values)) < 200
+    rows = pl.DataFrame({"id": values, "n": np.arange(200) % 7 * 1.0})
+    for is_unique in (False, True):
+        columns = [FeatureColumn("id", ColumnType.INTEGER, is_identity=True, is_unique=is_unique), number("n")]
+        assert [entry.column for entry in fit_table_encoder(rows, columns).left_out] == ["id"]
+
+
+def test_integers_and_decimals_are_shown_exactly() -> None:
+    rows = pl.DataFrame({"a": np.arange(200) * 1.5, "b": np.arange(200) % 50 * 2.0})
+    encoder = fit_table_encoder(rows, [number("a"), FeatureColumn("b", ColumnType.INTEGER)])
+    assert encoder.speak("a", Decimal("12345678901234567890.10")) == "12345678901234567890.10"
+    assert encoder.speak("b", 2**60 + 1) == "1152921504606846977"
+    assert encoder.speak("b", 12.0) == "12"
+    assert encoder.speak("a", 1e300) == "1e+300"

@@ -87,6 +87,20 @@ def test_derived_columns_use_clocks_in_minutes() -> None:
     assert built["early"].to_list() == [10.0, 30.0]
 
 
+def test_derive_and_label_see_local_times() -> None:
+    expressions = {"hour": "EXTRACT(HOUR FROM event_time)", "weekday": "EXTRACT(ISODOW FROM event_time)"}
+    paid = [dt.datetime(2024, 3, 1, 2, tzinfo=dt.UTC)]
+    built = features_of(
+        {"paid": ("timestamp", paid)},
+        derive=expressions,
+        label="EXTRACT(DAY FROM paid) = 29",
+        timezone="America/New_York",
+    )
+    assert built.select("hour", "weekday", "is_known_anomaly").row(0) == (5.0, 5.0, True)
+    assert built["event_time"].to_list() == [MOMENT]
+    assert built.schema["event_time"] == pl.Datetime("us", "UTC")
+
+
 def test_a_derived_column_can_use_an_earlier_one() -> None:
     built = features_of({"n": ("integer", [3])}, derive={"twice": "n * 2", "four": "twice * 2"})
     assert built.select("twice", "four").rows() == [(6.0, 12.0)]

@@ -230,7 +230,8 @@ def test_rows_of_a_deleted_file_follow_an_edited_contract(shop: LandedDataset) -
 @pytest.mark.parametrize(
     ("rule", "good", "bad", "reason"),
     [
-        ({"type": "integer"}, {"7": 7, "7.0": 7, "007": 7, "": None}, "7.5", "x = 7.5 is not a whole number"),
+        ({"type": "integer"}, {"7": 7, "7.0": 7, "": None}, "7.5", "x = 7.5 is not a whole number"),
+        ({"type": "integer"}, {"0": 0}, "007", "x = 007 has leading zeros, which type integer would lose"),
         ({"type": "number"}, {"1e3": 1000.0, " 2 ": 2.0, "nan": None}, "2,5", 'x = "?2,5"? is not a finite number'),
         ({"type": "boolean"}, {"YES": True, "f": False}, "2", "x = 2 is not true or false"),
         (

@@ -13,8 +13,10 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
+from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from PIL import Image
 
 from ae_pipeline.common.errors import BundleError, StorageError
@@ -378,6 +380,29 @@ class TestServing:
         assert [gappy[name].null_count() >= 1 for name in names] == [True] * 5
         predicted = model.predict(gappy.to_pandas())
         np.testing.assert_allclose(predicted["score"], fitted.bundle.score(gappy).score, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", ["object", "boolean", "float64", "request"])
+    def test_a_missing_boolean_is_not_false(self, model: Any, fitted: Fitted, dtype: str) -> None:
+        features = fitted.features(fitted.days[-1]).head(3)
+        gappy = features.with_columns(is_open=pl.Series([True, None, False]))
+        expected = fitted.bundle.score(gappy).score
+        assert not np.allclose(
+            expected, fitted.bundle.score(gappy.with_columns(pl.col("is_open").fill_null(False))).score
+        )
+        rows = gappy.to_pandas()
+        if dtype == "request":
+            body = {"dataframe_split": json.loads(rows.to_json(orient="split", date_format="iso"))}
+            rows = infer_and_parse_data(body, model.metadata.get_input_schema())
+        else:
+            rows = rows.assign(
+                is_open=pd.Series([True, None, False], dtype="object").astype(pd.api.types.pandas_dtype(dtype))
+            )
+        np.testing.assert_allclose(model.predict(rows)["score"], expected, rtol=1e-5, atol=1e-5)
+
+    def test_a_text_in_a_boolean_column_is_an_error(self, model: Any, fitted: Fitted) -> None:
+        rows = fitted.features(fitted.days[-1]).head(2).to_pandas().assign(is_open="ja")
+        with pytest.raises(BundleError, match="column 'is_open' holds 'ja', which is no boolean; give true, false or"):
+            model.predict(rows)
 
     def test_the_index_of_the_input_is_kept(self, model: Any, fitted: Fitted) -> None:
         features = fitted.features(fitted.days[-1]).head(3).to_pandas().set_axis([7, 5, 9])

@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 
+from ae_pipeline.common.escape import escape_markdown
+from ae_pipeline.common.text import printable
 from ae_pipeline.reports.charts import calibration_chart, score_chart
+from ae_pipeline.reports.render import render_png
+
+NASTY = [
+    *map(
+        chr, (*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFDD0, 0xFFFE, 0xFFFF, 0x1FFFE, 0xD800)
+    ),
+    *("<b>", "</script>", "&amp;", '"', "'", "|", "`", "{{x}}", "%s", "\\"),
+]
 
 
 class TestCharts:
@@ -23,3 +33,15 @@ class TestCharts:
         points = max(spec["datasets"].values(), key=len)
         for point in points:
             assert point["share"] == pytest.approx(point["budget"], abs=1e-4)
+
+    def test_any_character_can_be_drawn(self) -> None:
+        chart = score_chart(np.array([0.5, 9.0]), np.linspace(0, 8, 100), 7.0, "".join(NASTY))
+        assert render_png(chart).width > 100
+        assert not set("\x00\x1b\u2028\uffff\ud800") & set(str(json.loads(chart.spec)))
+
+
+def test_printable_text_keeps_differences_and_plain_text() -> None:
+    assert len({printable(text, is_line=True) for text in NASTY}) == len(NASTY)
+    assert printable("München 漢字 🙂 a\tb\n") == "München 漢字 🙂 a\tb\n"
+    assert printable("a\tb\n\x1b[31m", is_line=True) == "a\\tb\\n\\x1b[31m"
+    assert escape_markdown("a\x1b b\n\u2028c") == "a\\\\x1b b \\\\u2028c"

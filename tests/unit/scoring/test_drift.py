@@ -42,6 +42,17 @@ def column(window: pl.Series, day: pl.Series, kind: ColumnType = ColumnType.NUMB
 
 
 class TestNumbers:
+    @pytest.mark.parametrize("largest", [1e155, 1e300, np.finfo(np.float64).max])
+    def test_huge_and_tiny_numbers_have_finite_effects(self, largest: float) -> None:
+        window = np.append(numbers(0, 500), [largest, -largest, 5e-324])
+        known = describe_numbers(Part.COLUMN, "c", window)
+        assert np.isfinite([known.std, known.deviation, *known.quantiles, *known.edges]).all()
+        effect = effect_of(window, np.append(numbers(1, 50), [largest]))
+        assert effect.wasserstein is not None
+        assert 0 <= effect.wasserstein <= 1e9
+        tiny = effect_of(np.array([0.0] * 50 + [5e-324] * 50), np.array([largest] * 50))
+        assert tiny.wasserstein == 1e9
+
     @pytest.mark.parametrize("size", [30, 100, 1000, 50_000])
     def test_equal_distributions_have_no_drift_at_any_size(self, size: int) -> None:
         drifts = [effect_of(numbers(0, 50_000), numbers(seed, size)).is_drift for seed in range(1, 41)]
