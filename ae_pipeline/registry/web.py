@@ -28,4 +28,5 @@ def mlflow_app(uri: str, hosts: "list[str]") -> "ASGIApp":
     from mlflow.server.handlers import initialize_backend_stores
 
     initialize_backend_stores(uri, uri, "mlflow-artifacts:/")
-    return app
+    served: ASGIApp = app
+    return served
