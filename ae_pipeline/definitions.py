@@ -1,21 +1,50 @@
 """The code location: the datasets of the defs folder, and the resources and executor of the deployment."""
 
+import logging
 import os
 from pathlib import Path
 
 import dagster as dg
 
 from ae_pipeline.common.deprecation import show_deprecations
+from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.console import line_logger
+from ae_pipeline.orchestration.defs_folder import DefsFolder, load_defs_folder
 from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, Workspace
+from ae_pipeline.orchestration.yaml_errors import is_expected
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+logger = logging.getLogger(__name__)
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """Return everything that Dagster loads."""
+    """Return everything that Dagster loads. A file with an error takes only its own datasets out.
+
+    Raises:
+        ConfigError: `dg check defs` is running, and a file cannot be loaded.
+    """
     show_deprecations()
+    loaded = load_project()
+    defects = [broken.error for broken in loaded.broken if not is_expected(broken.error)]
+    # Dagster sets the variable for code that must be stricter while it is checked.
+    if loaded.broken and os.environ.get("DAGSTER_IS_DEFS_VALIDATION_CLI"):
+        raise ConfigError("\n".join(broken.message for broken in loaded.broken)) from next(iter(defects), None)
+    for broken in loaded.broken:
+        # Dagster calls this function more than once in a process.
+        if broken.message not in _logged:
+            _logged.add(broken.message)
+            logger.error(f"not loaded: {broken.message}", exc_info=broken.error if broken.error in defects else None)
+    return loaded.definitions
+
+
+_logged: set[str] = set()
+"""Messages that this process has logged."""
+
+
+def load_project() -> DefsFolder:
+    """Return the content of the defs folder, with the resources and the executor of the deployment."""
     # A process for each step imports everything again: 2 s for a step that may take less.
     executor = (
         dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
@@ -25,15 +54,14 @@ def defs() -> dg.Definitions:
         mlflow_folder=os.environ.get("AE_PIPELINE_MLRUNS", str(PROJECT_ROOT / "mlruns")),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
         tables=os.environ.get("AE_PIPELINE_TABLES"),
+        project_folder=str(PROJECT_ROOT),
         dagster_url=os.environ.get("AE_PIPELINE_DAGSTER_URL", DAGSTER_URL),
         mlflow_url=os.environ.get("AE_PIPELINE_MLFLOW_URL"),
         data_url=os.environ.get("AE_PIPELINE_DATA_URL", DATA_URL),
     )
-    return dg.Definitions.merge(
-        dg.load_from_defs_folder(path_within_project=Path(__file__)),
-        dg.Definitions(
-            resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
-            executor=executor,
-            loggers={"console": line_logger},
-        ),
+    deployment = dg.Definitions(
+        resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
+        executor=executor,
+        loggers={"console": line_logger},
     )
+    return load_defs_folder(Path(__file__), deployment)

@@ -162,7 +162,11 @@ def fit_ours(train: FloatArray, seed: int) -> Scorer:
 def fit_detector_on(train: FloatArray, seed: int) -> Detector:
     """Fit a detector like `fit_ours` and return it. `frame_of` converts rows for it."""
     config = PipelineConfig.model_validate(
-        {"dataset": "detection", "identity": ("row_id",), "training": {"device": "cpu", "seed": seed}}
+        {
+            "dataset": "detection",
+            "identity": ("row_id",),
+            "training": {"device": "cpu", "seed": seed, "batch_size": 512},
+        }
     )
     rows = frame_of(train)
     columns = [FeatureColumn(name, ColumnType.NUMBER) for name in rows.columns]

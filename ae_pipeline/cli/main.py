@@ -25,10 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from ae_pipeline.cli.run import run
 
                 return run(options.dataset)
+            case "list":
+                from ae_pipeline.cli.datasets import list_datasets
+
+                return list_datasets()
+            case "score":
+                from ae_pipeline.cli.score import score
+
+                return score(options.dataset, options.file, options.version, options.out)
             case "rollback":
                 return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
             case "history":
                 return _show_history(options.dataset)
+            case "new":
+                from ae_pipeline.cli.new import new
+
+                return new(options.name, options.files, yes=options.yes)
             case "page":
                 return _make_page(options.dataset, options.day)
             case "forget":
@@ -50,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ingest new files, train if enough is new, publish, and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
+    scored = commands.add_parser("score", help="score the rows of a file, which need not have landed")
+    scored.add_argument("dataset", help="a dataset of the defs folder")
+    scored.add_argument("file", type=Path, help="file with rows as they land, in a format that the dataset reads")
+    scored.add_argument("--version", type=int, help="version of the model; by default the one that serves")
+    scored.add_argument("--out", type=Path, help="file for all scores: .csv, .jsonl or .parquet")
+    commands.add_parser(
+        "list", help="show all datasets: version that serves, newest day, rows; and errors in YAML files"
+    )
     back = commands.add_parser("rollback", help="let another version of the model serve, with its table and reports")
     back.add_argument("dataset", help="a dataset of the defs folder")
     back.add_argument("version", type=int, help="version that shall serve; `history` lists them")
@@ -64,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     forget.add_argument("dataset", help="a dataset, also one without a YAML")
     forget.add_argument("--yes", action="store_true", help="remove without a question")
     forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
+    new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
+    new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
+    new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
+    new.add_argument("--yes", action="store_true", help="write the YAML and copy the files without a question")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")
@@ -82,6 +106,7 @@ def _serve(dagster: int, mlflow: int, data: int) -> int:
     from ae_pipeline.cli.servers import Ports, serve
 
     project = Project.load()
+    project.print_broken()
     return serve(Ports(dagster, mlflow, data), project.workspace, list(project.datasets))
 
 

@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.escape import terminal_lines
+from ae_pipeline.common.text import first_line
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from ae_pipeline.lifecycle.plan import Step
+    from ae_pipeline.orchestration.defs_folder import BrokenFile, DefsFolder
     from ae_pipeline.orchestration.resources import Workspace
     from ae_pipeline.registry.store import Tracker
     from ae_pipeline.storage.dataset import Dataset
@@ -29,36 +30,35 @@ class Project:
         workspace: Where the project keeps its data and models.
         datasets: Its datasets, by name.
         instance: Dagster's instance, in DAGSTER_HOME.
+        broken: Files of the defs folder that cannot be loaded.
     """
 
     definitions: "dg.Definitions"
     workspace: "Workspace"
     datasets: "dict[str, Dataset]"
     instance: "dg.DagsterInstance"
+    broken: "tuple[BrokenFile, ...]" = ()
 
     @classmethod
     def load(cls) -> "Project":
-        """Load the project.
+        """Load the project. A `defs.yaml` with an error takes only its own datasets out; see `broken`.
 
         Raises:
-            ConfigError: A `defs.yaml` is invalid.
+            ConfigError: Files of the defs folder that can be loaded alone contradict one another.
         """
         import dagster as dg
 
-        from ae_pipeline.orchestration.component import AutoencoderPipeline
         from ae_pipeline.orchestration.console import print_package_messages
 
-        definitions = _load_definitions()
-        workspace: Workspace = (definitions.resources or {})["workspace"]
-        tree = definitions.component_tree
-        components = tree.get_all_components(of_type=AutoencoderPipeline) if tree else []
-        datasets = {component.config.dataset: workspace.dataset(component.config) for component in components}
+        loaded = load_folder()
+        workspace: Workspace = (loaded.definitions.resources or {})["workspace"]
+        datasets = {name: workspace.dataset(config) for name, config in loaded.configs.items()}
         instance = dg.DagsterInstance.get()
         print_package_messages(instance)
         for name in datasets:
             # Dagster enforces a pool only after it has seen it.
             instance.event_log_storage.set_concurrency_slots(name, 1)
-        return cls(definitions, workspace, datasets, instance)
+        return cls(loaded.definitions, workspace, datasets, instance, loaded.broken)
 
     @cached_property
     def tracker(self) -> "Tracker":
@@ -66,15 +66,25 @@ class Project:
         return self.workspace.tracker()
 
     def dataset(self, name: str) -> "Dataset":
-        """Return a dataset by name.
+        """Return a dataset by name, and name the files that cannot be loaded on stderr.
 
         Raises:
-            ConfigError: The project has no such dataset.
+            ConfigError: The project has no such dataset, or its `defs.yaml` cannot be loaded.
         """
         if name not in self.datasets:
+            for broken in self.broken:
+                if name in {broken.group, *broken.datasets}:
+                    raise broken.as_exception(name)
+            self.print_broken()
             names = ", ".join(sorted(self.datasets)) or "none"
             raise ConfigError(f"no dataset {name!r} in the defs folder; it has {names}")
+        self.print_broken()
         return self.datasets[name]
+
+    def print_broken(self) -> None:
+        """Print a line on stderr for each file of the defs folder that cannot be loaded."""
+        for each in self.broken:
+            print(f"Not loaded: {terminal_lines(each.message)}", file=sys.stderr, flush=True)
 
     def run_job(
         self,
@@ -138,38 +148,22 @@ def current_user() -> str:
         return f"user {os.getuid()}"
 
 
-def _load_definitions() -> "dg.Definitions":
-    import dagster as dg
-    from pydantic import ValidationError
-    from yaml import YAMLError
+def load_folder() -> "DefsFolder":
+    """Load the defs folder.
 
-    from ae_pipeline import definitions
+    Raises:
+        ConfigError: Files that can be loaded alone contradict one another.
+    """
+    import dagster as dg
+
+    from ae_pipeline.definitions import load_project
 
     try:
-        return definitions.defs()
-    except Exception as error:
-        # Dagster wraps errors of a YAML and defects of the code alike. One line is enough for the former.
-        expected = (ValidationError, YAMLError, dg.DagsterError, PipelineError)
-        if not any(isinstance(each, expected) for each in _chain(error)):
-            raise
-        raise ConfigError(yaml_error(error)) from error
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    return chain
-
-
-def yaml_error(error: BaseException) -> str:
-    """Return file, line, key and rule of an error in a `defs.yaml`, from a chain of errors."""
-    chain = _chain(error)
-    # Dagster adds file and line to pydantic's message about a key.
-    error = next((each for each in reversed(chain) if ".yaml:" in str(each)), chain[-1])
-    text = re.sub(r"\s*\[type=\w+, input_value=(.*), input_type=\w+\]", r", not \1", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "errors.pydantic.dev" not in line]
-    return f"the defs folder cannot be loaded: {' '.join(lines[:6])}; fix it, `dg check defs` shows more"
+        return load_project()
+    except dg.DagsterError as error:
+        raise ConfigError(
+            f"the defs folder cannot be loaded: {first_line(error)}; correct it, `dg check defs` shows more"
+        ) from error
 
 
 def print_error(error: PipelineError) -> None:

@@ -1,5 +1,6 @@
 """`ae-pipeline run`: do what the planner says until a dataset is up to date."""
 
+import datetime as dt
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -29,7 +30,8 @@ def run(name: str) -> int:
     project = Project.load()
     dataset = project.dataset(name)
     _land_demo(dataset)
-    require_landed(dataset)  # raises StorageError if nothing has landed
+    if not dataset.config.source.is_fetched:
+        require_landed(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset)
     runner.follow_plans()
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
@@ -52,8 +54,8 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
         from ae_pipeline.registry.names import CHAMPION
 
-        tracker = self._project.tracker
-        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today()))
+        tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
@@ -83,9 +85,21 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import Step
         from ae_pipeline.orchestration.tags import READ_TAG
 
+        if work.step == Step.INGEST:
+            self._check_sizes()
         tags = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
         for days in work.ranges or (None,):
             self._project.run_job(self._dataset, work.step, days, tags=tags)
+
+    def _check_sizes(self) -> None:
+        """Raise an error before the first work if no model serves and the rows that were read cannot give one."""
+        from ae_pipeline.ingestion.ledger import Ledger
+        from ae_pipeline.registry.names import CHAMPION
+        from ae_pipeline.training.preflight import check_landed
+
+        dataset = self._dataset
+        if self._project.tracker.version(dataset.name, CHAMPION) is None:
+            check_landed(dataset.config, Ledger.load(dataset.paths.ledger))
 
     def _can_continue(self, step: "Step") -> bool:
         """Return whether the other steps make sense after a step failed."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import dagster as dg
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
+from ae_pipeline.ingestion.landing import list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
@@ -26,7 +28,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     lines = [
         "",
         f"── {dataset.name} " + "─" * 60,
-        *_ingestion_lines(Ledger.load(paths.ledger)),
+        *_ingestion_lines(Ledger.load(paths.ledger), _unread(dataset)),
         *_duplicate_lines(dataset),
     ]
     if champion := tracker.version(dataset.name, CHAMPION):
@@ -39,17 +41,32 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     lines += [
         "",
         "Next: `make ui` opens the asset graph and the MLflow runs; open the report in a browser; read the table with",
-        f"`pandas.read_parquet(deltalake.DeltaTable('{paths.latents}').file_uris())`; put new files into",
+        f"{_reading_line(dataset)}; put new files into",
         f"{paths.landing} and run again.",
     ]
     return "\n".join(map(terminal_line, lines))
+
+
+def _unread(dataset: Dataset) -> str:
+    """Return which files of the landing folder are not read, with the reasons; an empty text if there are none."""
+    try:
+        landing = list_landing(dataset)
+    except StorageError:
+        return ""
+    return landing.describe_others() if landing.others else ""
+
+
+def _reading_line(dataset: Dataset) -> str:
+    """Return the code that reads the table, for a data folder of any name."""
+    tables = f", tables={dataset.paths.tables!r}" if dataset.paths.tables else ""
+    return f"`ae_pipeline.read_latents({dataset.name!r}, data={str(dataset.paths.root)!r}{tables}).pandas()`"
 
 
 def _line(label: str, value: object) -> str:
     return f"{label:<16} {value}"
 
 
-def _ingestion_lines(ledger: Ledger) -> list[str]:
+def _ingestion_lines(ledger: Ledger, others: str) -> list[str]:
     quarantined = ledger.quarantined()
     rows = sum(entry.rows for entry in ledger.files.values()) + sum(quarantined.values())
     rules = ", ".join(f"{rule}: {count:,}" for rule, count in list(quarantined.items())[:5])
@@ -57,6 +74,8 @@ def _ingestion_lines(ledger: Ledger) -> list[str]:
         _line("rows in", f"{rows:,} in {len(ledger.files):,} files"),
         _line("in quarantine", f"{sum(quarantined.values()):,} ({rules or 'every row satisfies the schema contract'})"),
     ]
+    if others:
+        lines.append(_line("not read", others))
     if ledger.refused:
         name, reason = next(iter(ledger.refused.items()))
         lines.append(_line("files refused", f"{len(ledger.refused):,}, the first one {name}: {reason}"))

@@ -16,6 +16,10 @@ class SchemaError(PipelineError):
     """Landed files violate the schema contract of the dataset as a whole, not in single rows."""
 
 
+class SourceError(PipelineError):
+    """A query or a Python function that fetches rows failed. Rows fetched before stay."""
+
+
 class StorageError(PipelineError):
     """A file or folder is missing, is in the way, or cannot be written."""
 

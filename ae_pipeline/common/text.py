@@ -1,7 +1,7 @@
 """Helpers for log lines and messages."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _LINE_BREAKS = "\t\n\r"
 _UNPRINTABLE = re.compile(
@@ -49,10 +49,49 @@ def abbreviate(days: Sequence[str]) -> str:
     return ", ".join(days) if len(days) <= 4 else f"{days[0]}, {days[1]} … {days[-1]}"
 
 
-def first_line(error: Exception) -> str:
+def printable_path(path: str) -> str:
+    r"""Return the path of a file as printable text. Different paths give different texts.
+
+    Bytes that are not UTF-8, which Python reads as lone surrogates, and control characters are shown as `\x` and two
+    digits. A backslash is doubled where it could be taken for one of them.
+
+    >>> printable_path("caf\udce9.csv"), printable_path("Tromsø/a b.csv")
+    ('caf\\xe9.csv', 'Tromsø/a b.csv')
+    """
+    if not _UNPRINTABLE.search(path):
+        return path
+    doubled = path.replace("\\", "\\\\")
+    return _CODED.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", doubled)
+
+
+_CODED = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
+_UNPRINTABLE = re.compile(r"\\\\|\\x[0-9a-f]{2}|" + _CODED.pattern)
+
+
+def first_line(error: BaseException) -> str:
     r"""Return the first line of an error message, 200 characters at most; the name of its type if it has no message.
 
     >>> first_line(ValueError("no such column: prize\nhint: price"))
     'no such column: prize'
     """
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def align(rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
+    """Return the rows of a table as lines with aligned columns.
+
+    Args:
+        rows: Cells as text; the first row is the header.
+        right: Columns that are aligned to the right, by their header.
+
+    >>> align([("dataset", "rows"), ("orders", "960")], right={"rows"})
+    ['dataset  rows', 'orders    960']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(rows[0], row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

@@ -66,6 +66,14 @@ class Output(StrEnum):
     TANH = "tanh"
 
 
+class EventTime(StrEnum):
+    """How a model uses the event time of a table."""
+
+    CONTEXT = "context"
+    TARGET = "target"
+    IGNORE = "ignore"
+
+
 OUTPUT_OF = {
     Scaling.ROBUST: Output.LINEAR,
     Scaling.STANDARD: Output.LINEAR,
@@ -92,7 +100,7 @@ class ModelConfig(Section):
         default=None,
         ge=1,
         description="Number of latents: columns `z_000`, `z_001`, … of the latent table. By default 8, or half the "
-        "number of encoded inputs if that number is below 16.",
+        "number of encoded values that the network reconstructs if that number is below 16.",
     )
     hidden: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None,
@@ -122,6 +130,14 @@ class ModelConfig(Section):
     )
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"] = Field(
         default="relu", description="Activation function between the layers."
+    )
+    event_time: EventTime = Field(
+        default=EventTime.CONTEXT,
+        description="How a table's model uses the time of day and the weekday of the event time. `context`: encoder "
+        "and decoder read them, but nothing reconstructs them, so they are never a reason for an alert. `target`: "
+        "they are a column like all others. `ignore`: the model does not see them. With `context` and `ignore`, "
+        "columns that restate a part of the event time, such as a month, are left out unless `columns` or `derive` "
+        "declares them.",
     )
     scaling: Scaling | None = Field(
         default=None,
@@ -167,25 +183,28 @@ class TrainingConfig(Section):
         description="Length of the training window in days that have rows: the newest days before the gate's days. "
         "The window is split by time into training, validation and calibration days. Daily datasets only.",
     )
-    validation_days: int = Field(
-        default=21,
+    validation_days: int | None = Field(
+        default=None,
         ge=1,
         description="Days of the window after the training days. They decide when early stopping ends a training, and "
-        "the tails of the losses are fitted on them. Daily datasets only.",
+        "the tails of the losses are fitted on them. By default 21, or fewer in proportion if there are fewer than 112 "
+        "days with rows. Daily datasets only.",
     )
-    calibration_days: int = Field(
-        default=42,
+    calibration_days: int | None = Field(
+        default=None,
         ge=1,
         description="Newest days of the window. Their scores turn new scores into p-values. The smallest p-value is "
-        "1 / (rows of these days + 1). Daily datasets only.",
+        "1 / (rows of these days + 1). By default 42, or fewer in proportion if there are fewer than 112 days with "
+        "rows. Daily datasets only.",
     )
     epochs: int = Field(
         default=12, ge=1, description="Maximum number of passes over the training rows. Early stopping can end sooner."
     )
-    batch_size: int = Field(
-        default=512,
+    batch_size: int | None = Field(
+        default=None,
         ge=1,
-        description="Rows per batch and optimizer step. Optimizer `gd` first adds up the gradients of all batches.",
+        description="Rows per batch and optimizer step. Optimizer `gd` first adds up the gradients of all batches. By "
+        "default 512, or less with fewer than 8,192 training rows, so that an epoch has about 16 steps.",
     )
     optimizer: Literal["gd", "sgd", "momentum", "nesterov", "adam", "adamw"] = Field(
         default="adamw",
@@ -252,7 +271,7 @@ class TrainingConfig(Section):
         description="Columns that define groups of rows, for datasets without event time. All rows of a group are in "
         "the same part. Of the groups, 70 % are for training, 10 % for validation, 15 % for calibration and 5 % for "
         "the gate, at least one each. By default a hash of its identity assigns each row, 14 : 2 : 3 : 1 in "
-        "the same order. Patches of one image always stay together.",
+        "the same order; with fewer than 1,000 rows, each row is a group. Patches of one image always stay together.",
     )
     warm_start: bool = Field(
         default=True,

@@ -5,6 +5,7 @@ The model is also the schema of the YAML file. Its descriptions are shown by `dg
 
 import datetime as dt
 import re
+from pathlib import PurePath
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo
 
@@ -177,9 +178,27 @@ class PipelineConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _fetched_source_fits(self) -> Self:
+        used = self.source.query_parameters
+        if self.source.query and self.event_time and not used:
+            raise ValueError(
+                "source.query fetches the rows of one day, but uses no day; add a condition such as "
+                f"{self.event_time} >= :day_start AND {self.event_time} < :day_end"
+            )
+        if used and not self.event_time:
+            raise ValueError(f"source.query uses :{min(used)}, but the dataset has no days; set event_time and start")
+        pattern = self.source.pattern
+        if self.source.is_fetched and not PurePath("2000-01-01.parquet").match(pattern.removeprefix("**/")):
+            raise ValueError(
+                f"source.pattern={pattern!r} does not match the files that are fetched, such as 2000-01-01.parquet; "
+                "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _window_fits(self) -> Self:
         training = self.training
-        if training.validation_days + training.calibration_days >= training.window_days:
+        if (training.validation_days or 1) + (training.calibration_days or 1) >= training.window_days:
             raise ValueError(
                 f"validation_days={training.validation_days} and calibration_days={training.calibration_days} leave no "
                 f"training day in window_days={training.window_days}; make the window longer"

@@ -23,10 +23,11 @@ class Evidence(StrEnum):
 class AlertsConfig(Section):
     """Which rows count as anomalies, how many of them a report shows, and where alerts are sent."""
 
-    budget: Fraction = Field(
-        default=0.001,
+    budget: Fraction | None = Field(
+        default=None,
         description="Alert budget: the share of normal rows that may be flagged. A row is flagged if its p-value is at "
-        "most this value; 0.001 is one false alert in a thousand normal rows.",
+        "most this value; 0.001 is one false alert in a thousand normal rows. By default 0.001, or with fewer than 999 "
+        "calibration rows the lowest value that they can measure.",
     )
     evidence: tuple[Evidence, ...] = Field(
         default=tuple(Evidence),
@@ -79,12 +80,12 @@ class GateConfig(Section):
         "least_alive": "min_active_latents",
     }
 
-    days: int = Field(
-        default=7,
+    days: int | None = Field(
+        default=None,
         ge=0,
         description="Number of newest days with rows that no model is fitted on. Challenger and champion are compared "
-        "on them. 0 switches the comparison off. Without event time the gate has 5 % of the rows instead, whatever "
-        "this value is.",
+        "on them. 0 switches the comparison off. By default 7, or fewer in proportion if there are fewer than 112 days "
+        "with rows. Without event time the gate has 5 % of the rows instead, whatever this value is.",
     )
     max_error_increase: float = Field(
         default=0.1,

@@ -1,28 +1,145 @@
 """Sections `source` and `images` of `defs.yaml`."""
 
+import codecs
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.config.columns import RESERVED_COLUMNS
+from ae_pipeline.config.fetch import FetchedSource
 from ae_pipeline.config.model import Section
 
+Separator = Literal[",", ";", "\t", "|"]
+"""Character between the values of a text file."""
 
-class SourceConfig(Section):
-    """The files that belong to the dataset."""
+
+def canonical_encoding(name: str) -> str:
+    """Return Python's name of a text encoding.
+
+    Raises:
+        ValueError: There is no such encoding.
+
+    >>> canonical_encoding("UTF8"), canonical_encoding("windows-1252"), canonical_encoding("latin-1")
+    ('utf-8', 'cp1252', 'iso8859-1')
+    """
+    try:
+        codec = codecs.lookup(name)
+        bytes(4).decode(codec.name)  # codecs such as hex are not for text
+    except LookupError as error:
+        raise ValueError(f"encoding={name!r} is not a text encoding; write for example utf-8 or cp1252") from error
+    return "utf-8" if codec.name == "utf-8-sig" else codec.name
+
+
+def check_named_groups(key: str, value: str | None) -> str | None:
+    """Return a regular expression, or None if it is not set.
+
+    Args:
+        key: Key of the YAML, for messages.
+        value: The regular expression.
+
+    Raises:
+        ValueError: It is not a regular expression, or has no named group.
+    """
+    try:
+        names = re.compile(value).groupindex if value is not None else {"": 0}
+    except re.error as error:
+        raise ValueError(f"{key}={value!r} is not a regular expression ({error}); correct it") from error
+    if not names:
+        raise ValueError(
+            f"{key}={value!r} has no named group; write (?P<name>…) around each part that should become a column"
+        )
+    return value
+
+
+class Dialect(Section):
+    """How a text file is written.
+
+    >>> str(Dialect(separator=";", encoding="latin-1"))
+    "separator ';', encoding iso8859-1"
+    """
+
+    separator: Separator = Field(description='Character between two values: `,`, `;`, `|`, or a tab as `"\\t"`.')
+    encoding: str = Field(default="utf-8", description="Text encoding, such as `utf-8`, `utf-16` or `cp1252`.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_encoding(cls, value: str) -> str:
+        return canonical_encoding(value)
+
+    def __str__(self) -> str:
+        return f"separator {self.separator!r}, encoding {self.encoding}"
+
+
+class SourceConfig(FetchedSource):
+    """The files that belong to the dataset, and how they are read."""
 
     path: str | None = Field(
         default=None,
-        description="Folder of the landed files: an absolute path, or a path relative to the data folder. By default "
-        "`landing/<dataset>`.",
+        description="Folder of the landed files: an absolute path, or a path relative to the project's folder, like "
+        "every path of the YAML. By default `landing/<dataset>` in the data folder.",
     )
     pattern: str = Field(
         default="**/*",
-        description="Glob pattern of the dataset's files, relative to the folder. The pipeline reads the `.csv` and "
-        "`.parquet` files that match; with `images` also `.png`, `.jpg` and `.jpeg`. Names that start with `.` or `_` "
-        "are ignored.",
+        description="Glob pattern of the dataset's files, relative to the folder. The pipeline reads the files that "
+        "match and have a known suffix: `.csv`, `.tsv`, `.txt`, `.jsonl`, `.ndjson`, `.xlsx`, `.parquet`, `.arrow`, "
+        "`.feather`, `.ipc` and `.avro`, each also as `.gz`, `.zst` or `.zip`; with `images` also `.png`, `.jpg` and "
+        "`.jpeg`. The log names every other file with the reason. Names that start with `.` are not read, and names "
+        "that start with `_` only if they are images.",
     )
+    separator: Separator | None = Field(
+        default=None,
+        description="Character between the values of `.csv`, `.tsv` and `.txt` files: `,`, `;`, `|` or a tab as "
+        '`"\\t"`. By default it is found in the first rows, and the schema contract then fixes it.',
+    )
+    encoding: str | None = Field(
+        default=None,
+        description="Encoding of text files, such as `utf-8`, `utf-16` or `cp1252`. By default a byte order mark or "
+        "the content tells UTF-8, UTF-16 and cp1252 (Latin-1), and the schema contract then fixes it.",
+    )
+    max_record_lines: int = Field(
+        default=1000,
+        ge=1,
+        description="Maximum number of lines of one row of a text file. A quoted value can hold line breaks. A longer "
+        "row goes to quarantine, because its quote was probably never closed.",
+    )
+    sheet: str | None = Field(
+        default=None, description="Sheet to read of each Excel file. By default the only one of the file."
+    )
+    path_columns: str | None = Field(
+        default=None,
+        description="Regular expression that searches the path of each file below the landing folder. Its named groups "
+        "become columns, for example `sales_(?P<branch>[a-z]+)_`. A file whose path does not match is refused. Folders "
+        "that are named `<column>=<value>` become columns without it.",
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else canonical_encoding(value)
+
+    @field_validator("path_columns")
+    @classmethod
+    def _has_groups(cls, value: str | None) -> str | None:
+        return check_named_groups("path_columns", value)
+
+    @model_validator(mode="after")
+    def _path_columns_are_free(self) -> Self:
+        groups = re.compile(self.path_columns or "").groupindex
+        if taken := sorted(groups.keys() & (RESERVED_COLUMNS - {"event_time", "date"})):
+            raise ValueError(
+                f"path_columns={self.path_columns!r}: the group {taken[0]!r} has a reserved name; choose another one"
+            )
+        return self
+
+    @property
+    def reading(self) -> dict[str, object]:
+        """Settings other than the defaults that decide what the rows of a file are."""
+        return self.model_dump(
+            mode="json",
+            exclude_defaults=True,
+            include={"separator", "encoding", "max_record_lines", "sheet", "path_columns"},
+        )
 
 
 class ImagesConfig(Section):
@@ -56,15 +173,7 @@ class ImagesConfig(Section):
     @field_validator("path")
     @classmethod
     def _is_expression(cls, value: str | None) -> str | None:
-        try:
-            names = re.compile(value).groupindex if value is not None else {"": 0}
-        except re.error as error:
-            raise ValueError(f"path={value!r} is not a regular expression ({error}); correct it") from error
-        if not names:
-            raise ValueError(
-                f"path={value!r} has no named group; write (?P<name>…) around each part that should become a column"
-            )
-        return value
+        return check_named_groups("path", value)
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Self:

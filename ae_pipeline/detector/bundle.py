@@ -1,7 +1,7 @@
 """ModelBundle: everything that a training fitted, in one directory without pickle."""
 
 import dataclasses
-import hashlib
+import datetime as dt
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,33 +13,35 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ae_pipeline.common.deprecation import REMOVED_IN, warn
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
+from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS, fingerprint_of, read_files
 from ae_pipeline.detector.detector import Array, Detector
 from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.facts import TrainingFacts
 from ae_pipeline.detector.network import FittedNetwork, Pictures
-from ae_pipeline.detector.tensors import Tensors, check_detector, read_detector, tensors_of
+from ae_pipeline.detector.raw_rows import RawScores, Table, build_raw_features, read_rows
+from ae_pipeline.detector.tensors import check_detector, read_detector, tensors_of
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix
 from ae_pipeline.features.split import GATE, PARTS, Window
+from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.scoring.calibration import Calibration
 from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.storage.files import atomic_write, make_folder
-from ae_pipeline.storage.hashing import hash_json
 
-FORMAT = 7
-"""Format that `save` writes. `load` also reads the previous format, with a warning."""
+FORMAT = 8
+"""Format that `save` writes. `load` also reads format 7, and format 6 with a warning."""
 
-MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
+WITHOUT_CONTRACT = 7
+"""Format without a schema contract. Its other parts are the same."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class ScoredRows:
     p_value: npt.NDArray[np.float64]
     is_anomaly: npt.NDArray[np.bool_]
 
+    def to_frame(self) -> pl.DataFrame:
+        """Return the columns `score`, `p_value`, `is_anomaly`, and the latents as `z_000`, …."""
+        scores = {"score": self.score, "p_value": self.p_value, "is_anomaly": self.is_anomaly}
+        return pl.DataFrame({**scores, **{f"z_{index:03d}": column for index, column in enumerate(self.latents.T)}})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBundle:
@@ -69,6 +76,7 @@ class ModelBundle:
         window: Days of each part of the training window.
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
+        contract: Schema contract of the rows, for `score_raw`; None in bundles of earlier formats.
         stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
             later version of the package may write further keys, which must not change it.
 
@@ -93,6 +101,7 @@ class ModelBundle:
     window: Window
     facts: TrainingFacts
     reference: tuple[Distribution, ...] = ()
+    contract: SchemaContract | None = None
     stored_fingerprint: str | None = None
 
     @property
@@ -128,12 +137,12 @@ class ModelBundle:
     @property
     def columns(self) -> list[str]:
         """Names of the feature columns that the model needs."""
-        return [column.name for column in self.encoder.columns]
+        return [column.name for column in self.encoder.inputs]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the model: equal weights, statistics and calibration have equal fingerprints."""
-        return self.stored_fingerprint or _fingerprint(self._manifest(), self._tensors())
+        return self.stored_fingerprint or fingerprint_of(self._manifest(), self._tensors())
 
     def encode(self, features: pl.DataFrame) -> Matrix:
         """Return latents of n rows, (n, latent_dim), float32; see `FittedNetwork.encode`."""
@@ -172,6 +181,49 @@ class ModelBundle:
         p_value = self.calibration.p_values(score)
         return ScoredRows(latents, score, p_value, self.calibration.flags(p_value))
 
+    def score_raw(
+        self,
+        rows: Table | Path,
+        *,
+        landing: Path | None = None,
+        days: tuple[dt.date | None, dt.date | None] | None = None,
+    ) -> RawScores:
+        """Return scores, reasons and latents of rows as they land, and the rows that the schema contract rejects.
+
+        Rows with the same identity are all scored. Of the flagged rows, those with the highest scores are explained, at
+        most `alerts.report_rows`. Columns that only the label needs may be missing.
+
+        Args:
+            rows: Table of polars, pyarrow or pandas, or path of a file in a format that the ingestion reads.
+            landing: Landing folder, for columns that come from the path of a file below it.
+            days: First and last valid day; by default `start` and `end` of the configuration.
+
+        Raises:
+            BundleError: The bundle has no schema contract, because an earlier version trained it.
+            SchemaError: The file or table cannot be read, or a column is missing or unknown.
+            StorageError: The file does not exist.
+
+        Examples:
+            >>> from ae_pipeline.training.example import fit_example_bundle
+            >>> bundle, _ = fit_example_bundle()
+            >>> rows = pl.DataFrame({"reading": [1, 2, 3], "load": ["2.0", "3.0", "many"], "power": [4.0, 9.0, 6.0]})
+            >>> scores = bundle.score_raw(rows)
+            >>> scores.scored.select("row_id", "is_anomaly", "because").rows()
+            [('1', False, ''), ('2', True, 'power is 9, expected 6.1...')]
+            >>> scores.rejected.select("row_number", "rule").rows()
+            [(3, 'load: number')]
+        """
+        if self.contract is None:
+            raise BundleError(
+                f"the bundle has no schema contract, because its format is older than {FORMAT}, so that it scores only "
+                "features; train a new model to score rows as they land"
+            )
+        name, data = read_rows(rows, landing)
+        period = days or (self.config.start, self.config.end)
+        raw = build_raw_features(name, data, self.contract, self.config, period)
+        scores = self.score(raw.features.select(self.columns)).to_frame()
+        return raw.with_scores(scores, raw.exact.select(self.columns), self.explain, self.config.alerts.report_rows)
+
     def with_network(self, network: FittedNetwork, mahalanobis: MahalanobisDistance) -> "ModelBundle":
         """Return the same bundle with another network, such as one whose latents were transformed.
 
@@ -192,7 +244,7 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
-        """Read a bundle of format 7, or of format 6 with a DeprecationWarning.
+        """Read a bundle of format 8 or 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
@@ -201,29 +253,34 @@ class ModelBundle:
         Raises:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
         """
-        manifest, tensors = _read_files(folder)
-        stored_fingerprint = _fingerprint(manifest, tensors)
+        manifest, tensors = read_files(folder)
+        stored_fingerprint = fingerprint_of(manifest, tensors)
         if manifest.get("format") == legacy_bundle.FORMAT:
             warn(
                 f"the bundle in {folder} has format {legacy_bundle.FORMAT}, whose reader will be removed in version "
                 f"{REMOVED_IN}; train a new model, which has format {FORMAT}"
             )
-            manifest = {**manifest, "config": legacy_bundle.upgrade_config(manifest["config"])}
+            manifest = {**manifest, "config": legacy_bundle.upgrade_config(manifest["config"]), "contract": None}
             tensors = legacy_bundle.upgrade_tensors(tensors)
+        elif manifest.get("format") == WITHOUT_CONTRACT:
+            manifest = {**manifest, "contract": None}
         elif manifest.get("format") != FORMAT:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, but this version of ae_pipeline reads "
-                f"only formats {legacy_bundle.FORMAT} and {FORMAT}; train a new model, or use the version of "
+                f"only formats {legacy_bundle.FORMAT} to {FORMAT}; train a new model, or use the version of "
                 "ae_pipeline that wrote the bundle"
             )
         try:
-            detector = read_detector(manifest, tensors, device)
+            manifest = {**manifest, "config": legacy_bundle.with_defaults_of_format_7(manifest["config"])}
+            detector, contract = read_detector(manifest, tensors, device), manifest["contract"]
+            budget = manifest["calibration"].get("budget", detector.config.alerts.budget)
             bundle = cls(
                 detector=detector,
-                calibration=Calibration(tensors["calibration.scores"].numpy(), detector.config.alerts.budget),
+                calibration=Calibration(tensors["calibration.scores"].numpy(), float(budget)),
                 window=_read_window(manifest["window"]),
                 facts=TrainingFacts.model_validate(manifest["facts"]),
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
+                contract=None if contract is None else SchemaContract.model_validate(contract),
                 stored_fingerprint=stored_fingerprint,
             )
             check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
@@ -238,7 +295,11 @@ class ModelBundle:
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
-            "calibration": {"rows": len(self.calibration.scores), "threshold": self.calibration.threshold},
+            "calibration": {
+                "rows": len(self.calibration.scores),
+                "threshold": self.calibration.threshold,
+                "budget": self.calibration.budget,
+            },
             "window": {
                 **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
                 "fingerprint": self.window.fingerprint,
@@ -246,36 +307,13 @@ class ModelBundle:
                 "only_normal": self.window.only_normal,
             },
             "facts": self.facts.to_json(),
+            "contract": self.contract and self.contract.model_dump(mode="json"),
             "reference": [distribution.model_dump(mode="json") for distribution in self.reference],
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         scores = torch.from_numpy(self.calibration.scores).contiguous()
         return {**tensors_of(self.detector), "calibration.scores": scores}
-
-
-def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return manifest and tensors of a bundle of any format.
-
-    Raises:
-        BundleError: A file is missing or damaged.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS, device="cpu")
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename or WEIGHTS)).name
-        raise BundleError(
-            f"{folder} is not a model bundle: it has no {missing}; train a new model, or name the directory that holds "
-            f"{MANIFEST} and {WEIGHTS}"
-        ) from error
-    except (ValueError, OSError, SafetensorError) as error:
-        raise BundleError(f"cannot read the bundle in {folder} ({error}); train a new model") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(
-            f"cannot read the bundle in {folder} ({MANIFEST} does not hold a JSON object); train a new model"
-        )
-    return manifest, tensors
 
 
 def _read_window(days: Mapping[str, Any]) -> Window:
@@ -285,11 +323,3 @@ def _read_window(days: Mapping[str, Any]) -> Window:
         split_by=tuple(days["split_by"]),
         only_normal=days["only_normal"],
     )
-
-
-def _fingerprint(manifest: Mapping[str, Any], tensors: Tensors) -> str:
-    return hash_json([manifest, {name: _digest(value) for name, value in tensors.items()}])
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

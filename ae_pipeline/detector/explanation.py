@@ -19,6 +19,14 @@ from ae_pipeline.models.image_loss import ImageLoss
 
 Array = npt.NDArray[np.float64]
 
+CONTRIBUTIONS = pl.List(
+    pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
+)
+"""Type of a column with the contributions of each row; see `Contribution.record`."""
+
+_MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
+"""Contributions that an explanation names: nats, and share of the first contribution."""
+
 _IMPUTATION_PASSES = 4
 """Forward passes that move an imputed column from its mean to the value that fits the rest of the row."""
 
@@ -56,6 +64,15 @@ class Contribution:
     def from_record(cls, record: Mapping[str, Any]) -> "Contribution":
         """Return the contribution that `record` stored."""
         return cls(record["column"], record["surprise"], record["actual"], record["expected"])
+
+
+def because(parts: Sequence[Contribution]) -> str:
+    """Return an explanation as text: the first contribution, and all that are large.
+
+    A contribution is large if it has at least 30% of the first one, and at least 4.6 nats (a tail probability of 1%).
+    """
+    large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
+    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in large or parts[:1])
 
 
 def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[list[Contribution]]:

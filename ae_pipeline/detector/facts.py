@@ -78,6 +78,7 @@ class TrainingFacts(Section):
     Attributes:
         versions: Version of each library, by name.
         rows: Number of rows of each part of the window.
+        chosen: Values of the sizes that the configuration leaves out, by dotted key.
         rows_looked_at: Number of rows of each part that were held in memory.
         epochs: Losses of each epoch, in order.
         best_epoch: Number of the epoch whose weights were restored; 0 for the initial weights.
@@ -93,6 +94,7 @@ class TrainingFacts(Section):
 
     versions: Mapping[str, str]
     rows: Mapping[str, int]
+    chosen: Mapping[str, int | float] = {}
     rows_looked_at: Mapping[str, int] = {}
     epochs: tuple[Epoch, ...] = ()
     best_epoch: int

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ae_pipeline.config.model import EventTime
 from ae_pipeline.config.service import GateConfig, LatentsConfig
 
 FORMAT = 6
@@ -40,6 +41,14 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
         else values
         for section, values in config.items()
     }
+
+
+def with_defaults_of_format_7(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a bundle with the defaults that were in force when a key did not exist yet.
+
+    Up to version 0.2 the event time was a target like every other column.
+    """
+    return {**config, "model": {"event_time": EventTime.TARGET.value, **config["model"]}}
 
 
 def _upgrade(name: str) -> str:

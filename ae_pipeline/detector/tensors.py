@@ -9,7 +9,7 @@ import torch
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.network import FittedNetwork
-from ae_pipeline.encoding.encoder import read_encoder
+from ae_pipeline.encoding.encoder import context_width, read_encoder
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
@@ -50,7 +50,7 @@ def read_detector(manifest: Mapping[str, Any], tensors: Tensors, device: torch.d
     """
     config = PipelineConfig.model_validate(manifest["config"])
     encoder = read_encoder(manifest["encoder"])
-    model, loss = build_model(config, encoder.shape), build_loss(config, encoder)
+    model, loss = build_model(config, encoder.shape, context=context_width(encoder)), build_loss(config, encoder)
     model.load_state_dict(_below("model.", tensors))
     loss.load_state_dict(_below("loss.", tensors))
     ensemble = _arrays_below("ensemble.", tensors)
@@ -79,9 +79,10 @@ def check_detector(detector: Detector, surplus: Set[str]) -> None:
     if detector.mahalanobis.whitening.shape != (latent_dim, latent_dim):
         shape = detector.mahalanobis.whitening.shape
         raise ValueError(f"mahalanobis.whitening has shape {shape}, but the model has {latent_dim} latents")
-    if ensemble is not None and ensemble.first.shape != detector.mean_input.shape:
+    width = len(detector.mean_input) - context_width(detector.encoder)
+    if ensemble is not None and ensemble.first.shape != (width,):
         raise ValueError(
-            f"ensemble.first has shape {ensemble.first.shape}, but encoded rows have {detector.mean_input.shape}"
+            f"ensemble.first has shape {ensemble.first.shape}, but rows without their context have {(width,)}"
         )
     device = next(detector.model.parameters()).device
     row = torch.from_numpy(detector.mean_input).double().unsqueeze(0).to(device)

@@ -31,7 +31,16 @@ def fit_encoder(config: PipelineConfig, features: pl.DataFrame, columns: Sequenc
     """
     if config.images is not None:
         return fit_image_encoder(features, columns, config.images.column, config.scaling)
-    return fit_table_encoder(features, columns, config.scaling, config.timezone)
+    declared = {*config.columns, *config.derive}
+    event_time = config.model.event_time
+    return fit_table_encoder(
+        features, columns, config.scaling, config.timezone, event_time=event_time, declared=declared
+    )
+
+
+def context_width(encoder: Encoder) -> int:
+    """Return the number of the last inputs that are context: read by the network, but not reconstructed."""
+    return encoder.width - encoder.target_width if isinstance(encoder, TableEncoder) else 0
 
 
 def read_encoder(manifest: Any) -> Encoder:

@@ -40,6 +40,11 @@ class ImageEncoder(Section):
         return (ColumnEncoding(name=self.name, type=ColumnType.IMAGE),)
 
     @property
+    def inputs(self) -> tuple[ColumnEncoding, ...]:
+        """The image column."""
+        return self.columns
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an encoded image."""
         return self.image.channels, self.image.height, self.image.width

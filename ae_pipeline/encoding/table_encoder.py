@@ -76,6 +76,9 @@ class ColumnEncoding(Section):
     center: float = 0.0
     scale: float = 1.0
     vocabulary: tuple[str, ...] = ()
+    hours: tuple[int, ...] = Field(
+        default=(), description="For each hour of the day, the nearest one that training rows have; empty if not used."
+    )
 
     @property
     def is_category(self) -> bool:
@@ -92,9 +95,10 @@ class TableEncoder(Section):
     """Encode features with statistics of the training window. `fit_table_encoder` creates it.
 
     Numbers become (x − center) / scale. Robust scaling uses the median and IQR / 1.349, and then takes the asinh. It is
-    linear near the median and logarithmic in the tails, so a heavy tail does not dominate. Clocks and the parts of
-    timestamps become sine and cosine of their cycle. Unit scaling moves these to 0 to 1. Time of day and weekday are
-    those of the time zone.
+    linear near the median and logarithmic in the tails, so a heavy tail does not dominate. Clocks, and the parts of
+    timestamps in the time zone, become sine and cosine of their cycle. Unit scaling moves these to 0 to 1.
+
+    The network reconstructs `columns`. The blocks of `context` are the last matrix columns: inputs only.
     """
 
     kind: Literal["table"] = "table"
@@ -103,11 +107,23 @@ class TableEncoder(Section):
     columns: tuple[ColumnEncoding, ...]
     left_out: tuple[LeftOut, ...]
     blocks: tuple[Block, ...]
+    context: tuple[ColumnEncoding, ...] = ()
+    context_blocks: tuple[Block, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[ColumnEncoding, ...]:
+        """All columns that the encoding needs: those that the network reconstructs, then the context."""
+        return (*self.columns, *self.context)
+
+    @property
+    def target_width(self) -> int:
+        """Number of matrix columns that the network reconstructs."""
+        return self.blocks[-1].stop
 
     @property
     def width(self) -> int:
         """Number of matrix columns."""
-        return self.blocks[-1].stop
+        return self.context_blocks[-1].stop if self.context_blocks else self.target_width
 
     @property
     def shape(self) -> tuple[int]:
@@ -121,9 +137,9 @@ class TableEncoder(Section):
 
     @property
     def groups(self) -> npt.NDArray[np.int64]:
-        """Index of the feature that each matrix column belongs to, shape (width,)."""
+        """Index of the feature that each matrix column belongs to, shape (width,); −1 for the context."""
         names = [column.name for column in self.columns]
-        groups = np.zeros(self.width, dtype=np.int64)
+        groups = np.full(self.width, -1, dtype=np.int64)
         for block in self.blocks:
             groups[block.start : block.stop] = names.index(block.column)
         return groups
@@ -138,8 +154,8 @@ class TableEncoder(Section):
 
     @cached_property
     def _blocks_of(self) -> dict[str, list[Block]]:
-        blocks: dict[str, list[Block]] = {column.name: [] for column in self.columns}
-        for block in self.blocks:
+        blocks: dict[str, list[Block]] = {column.name: [] for column in self.inputs}
+        for block in (*self.blocks, *self.context_blocks):
             blocks[block.column].append(block)
         return blocks
 
@@ -156,13 +172,13 @@ class TableEncoder(Section):
             BundleError: A fitted column is missing or cannot be read as its type.
         """
         available = set(features.columns)
-        if missing := [column.name for column in self.columns if column.name not in available]:
+        if missing := [column.name for column in self.inputs if column.name not in available]:
             raise BundleError(
                 f"features lack column {missing[0]!r}, on which this model was fitted; it needs "
-                f"{', '.join(column.name for column in self.columns)}"
+                f"{', '.join(column.name for column in self.inputs)}"
             )
         matrix = np.zeros((features.height, self.width), dtype=np.float32)
-        for column in self.columns:
+        for column in self.inputs:
             values = features[column.name]
             zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
             try:
@@ -173,6 +189,8 @@ class TableEncoder(Section):
                     f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
                     f"{first_line(error)}"
                 ) from error
+            if column.hours:
+                numbers = to_known_hours(numbers.astype(np.float64), column.hours)
             for block in self._blocks_of[column.name]:
                 _fill(matrix, block, column, numbers, self.scaling)
         return matrix
@@ -277,7 +295,7 @@ class TableEncoder(Section):
         return _format_value(self._encoding(column), value, self.timezone)
 
     def _encoding(self, column: str) -> ColumnEncoding:
-        return next(entry for entry in self.columns if entry.name == column)
+        return next(entry for entry in self.inputs if entry.name == column)
 
 
 def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.NDArray[Any], scaling: Scaling) -> None:
@@ -312,6 +330,20 @@ def _numbers(values: pl.Series, timezone: str) -> npt.NDArray[np.float64]:
     return values.cast(pl.Float64).to_numpy()
 
 
+def to_known_hours(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return times of which those at an unknown hour move to the middle of the nearest known hour of their day.
+
+    Args:
+        minutes: Minutes since 1970, NaN if missing, shape (n,).
+        hours: For each hour of the day, the hour to use.
+    """
+    days, of_day = np.divmod(minutes, MINUTES_PER_DAY)
+    hour = np.nan_to_num(of_day // 60).astype(np.int64)
+    known = np.asarray(hours)[hour]
+    moved: npt.NDArray[np.float64] = np.where(known == hour, minutes, days * MINUTES_PER_DAY + known * 60.0 + 30.0)
+    return np.where(np.isnan(minutes), np.nan, moved)
+
+
 def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return the index of each value in a vocabulary of n; n for rare and unseen values, n + 1 for missing ones."""
     texts = values.cast(pl.String).to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -342,8 +374,7 @@ def _format_value(encoding: ColumnEncoding, value: Any, timezone: str) -> str:
     if encoding.type == ColumnType.BOOLEAN:
         return str(value).lower()
     if encoding.type == ColumnType.TIMESTAMP:
-        if timezone != "UTC":
-            value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
+        value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
         return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
     if encoding.type not in {ColumnType.NUMBER, ColumnType.INTEGER}:
         return str(value)

@@ -1,6 +1,6 @@
 """Fit a TableEncoder on the rows of a training window."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +8,10 @@ import polars as pl
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
-from ae_pipeline.config.model import Scaling
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, ColumnEncoding, LeftOut, TableEncoder
+from ae_pipeline.config.model import EventTime, Scaling
+from ae_pipeline.encoding.event_time import EVENT_TIME, fit_context
+from ae_pipeline.encoding.restatement import EventTimeParts
+from ae_pipeline.encoding.table_encoder import Block, BlockKind, ColumnEncoding, LeftOut, TableEncoder, _numbers
 
 MAX_CATEGORIES = 1024
 MIN_CATEGORY_ROWS = 5
@@ -27,17 +29,23 @@ def fit_table_encoder(
     columns: Sequence[FeatureColumn],
     scaling: Scaling = Scaling.ROBUST,
     timezone: str = "UTC",
+    *,
+    event_time: EventTime = EventTime.CONTEXT,
+    declared: Collection[str] = (),
 ) -> TableEncoder:
     """Fit a TableEncoder on the rows of the training window.
 
     It leaves out constant columns, copies of other columns, and identifiers, and records the reason. An identifier has
-    only distinct values, or so many categories that the most frequent ones do not cover the rows.
+    only distinct values, or so many categories that the most frequent ones do not cover the rows. Unless the event time
+    is a target, it also leaves out columns that restate a part of the event time.
 
     Args:
         features: Training rows.
         columns: Features and their types.
         scaling: Scaling of the numbers.
         timezone: IANA name of the zone whose time of day and weekday the model sees.
+        event_time: How the model uses the event time.
+        declared: Columns that the configuration declares. They are never taken for a part of the event time.
 
     Raises:
         TrainingError: No usable column is left.
@@ -45,9 +53,17 @@ def fit_table_encoder(
     kept: list[ColumnEncoding] = []
     left_out: list[LeftOut] = []
     seen: dict[tuple[str, ...], str] = {}
+    context, context_parts, why_not = _fit_context(features, columns, event_time, timezone)
+    times = EventTimeParts(features[EVENT_TIME], timezone) if EVENT_TIME in features.columns else None
     for column in columns:
+        if column.name == EVENT_TIME and event_time != EventTime.TARGET:
+            left_out += [LeftOut(column=EVENT_TIME, reason=why_not)] if context is None else []
+            continue
         values = features[column.name]
         encoding, reason = _fit_column(column, values, scaling)
+        if encoding is not None and times and event_time != EventTime.TARGET and column.name not in declared:
+            part = times.restated_by(values)
+            encoding, reason = (None, f"it restates the event time: {part}") if part else (encoding, reason)
         if encoding is not None:
             digest = (str(values.dtype), str(values.hash(seed=0).sum()), str(values.null_count()))
             original = seen.setdefault(digest, column.name)
@@ -63,9 +79,28 @@ def fit_table_encoder(
             + "; ".join(f"{entry.column}: {entry.reason}" for entry in left_out)
             + "; add other columns, or use a longer training window"
         )
+    blocks = _lay_out(kept)
     return TableEncoder(
-        scaling=scaling, timezone=timezone, columns=tuple(kept), left_out=tuple(left_out), blocks=_lay_out(kept)
+        scaling=scaling,
+        timezone=timezone,
+        columns=tuple(kept),
+        left_out=tuple(left_out),
+        blocks=blocks,
+        context=(context,) if context else (),
+        context_blocks=tuple(
+            Block(column=EVENT_TIME, part=part, kind=BlockKind.CYCLIC, start=blocks[-1].stop + 2 * index, width=2)
+            for index, part in enumerate(context_parts)
+        ),
     )
+
+
+def _fit_context(
+    features: pl.DataFrame, columns: Sequence[FeatureColumn], event_time: EventTime, timezone: str
+) -> tuple[ColumnEncoding | None, tuple[str, ...], str]:
+    """Return the encoding of the event time as context and its parts; or None, no parts, and the reason."""
+    if event_time != EventTime.CONTEXT or all(column.name != EVENT_TIME for column in columns):
+        return None, (), "model.event_time is ignore"
+    return fit_context(_numbers(features[EVENT_TIME], timezone))
 
 
 def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> tuple[ColumnEncoding | None, str]:

@@ -40,7 +40,7 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
             "another name"
         )
     _check_column_names(config, contract)
-    withheld = {*config.exclude, *_label_columns(config)}
+    withheld = {*config.exclude, *label_columns(config)}
     columns = [
         FeatureColumn(
             name,
@@ -75,7 +75,7 @@ def _names_in(expression: str | None) -> list[str]:
         return []
 
 
-def _label_columns(config: PipelineConfig) -> set[str]:
+def label_columns(config: PipelineConfig) -> set[str]:
     """Return the columns that the label uses directly or through derived columns, and the columns derived from them."""
     columns = set(_names_in(config.label))
     for name, expression in reversed(config.derive.items()):
@@ -121,6 +121,23 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
     features = cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
     return features.with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
+
+
+def with_exact_values(features: pl.DataFrame, raw: pl.DataFrame) -> pl.DataFrame:
+    """Return features in which integers and decimals have their raw values, which people are shown.
+
+    Args:
+        features: Features, in which numbers are float64.
+        raw: Raw values of the same rows, in the same order.
+    """
+    exact = (
+        name
+        for name, dtype in raw.schema.items()
+        if dtype.is_numeric() and not dtype.is_float() and features.schema.get(name) == pl.Float64
+    )
+    # A time of day is minutes as a feature, and HHMM as a raw value.
+    same = [name for name in exact if raw[name].cast(pl.Float64).equals(features[name], check_names=False)]
+    return features.with_columns(raw[name] for name in same)
 
 
 def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
@@ -197,7 +214,7 @@ def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> 
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:
         return DayResult(day=day, rows=int(facts["rows"]), content_hash=facts["content_hash"], built=False)
-    features = build_features(pl.read_parquet(paths.raw(day)), config, contract)
+    features = build_features(pl.read_parquet(paths.raw(day), glob=False), config, contract)
     content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
     return DayResult(day=day, rows=features.height, content_hash=content_hash, built=True)
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.sizes import RANKED_ROWS, choose_days
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, row_bytes, rows_per_batch
@@ -48,13 +49,13 @@ class Window:
 
     Attributes:
         train: Days on which encoder and weights are fitted. Without event time it is `ALL_ROWS`, and a hash assigns
-            each row to a part.
+            each row to a part. So it does for very few days, all of which are then in each part.
         validation: Later days, for early stopping and the tails of the losses. The ensemble uses them too.
         calibration: Newest days of the window, for p-values.
         fingerprint: Hash of the content of these days.
-        split_by: Columns that define groups of rows, without event time; the identity of each row by default.
+        split_by: Columns that define groups of rows that a hash assigns; each row is assigned by itself if empty.
         only_normal: Whether known anomalies are left out of all parts.
-        gate: Days after the window, for the gate; `ALL_ROWS` without event time.
+        gate: Days after the window, for the gate; all days if a hash assigns rows.
     """
 
     train: tuple[str, ...]
@@ -69,6 +70,11 @@ class Window:
     def days(self) -> tuple[str, ...]:
         """All days on which a model is fitted, the oldest first."""
         return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
+
+    @property
+    def is_by_row(self) -> bool:
+        """Whether a hash assigns rows to parts, so that each part has the same days."""
+        return self.train == self.calibration
 
     def rows(
         self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None, most: int | None = None
@@ -111,7 +117,7 @@ class Window:
             TrainingError: The features lack a required column.
         """
         days: tuple[str, ...] = getattr(self, part)
-        if days == (ALL_ROWS,) or self.only_normal:
+        if self.is_by_row or self.only_normal:
             return sum(rows.height for rows in self.batches(part, paths, ["row_id"]))
         return sum(pq.read_metadata(paths.features(day)).num_rows for day in days)
 
@@ -139,13 +145,13 @@ class Window:
         if at_once == 0:
             bytes_per_row = row_bytes(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
             at_once = rows_per_batch(width if columns is None else len(columns), bytes_per_row)
-        groups = self._groups_of(part, paths) if days == (ALL_ROWS,) and self.split_by else None
+        groups = self._groups_of(part, paths) if self.is_by_row and self.split_by else None
         for scan in _scans([paths.features(day) for day in days], at_once):
             selected = scan
             if columns is not None:
                 selected = scan.select(*dict.fromkeys(("row_id", *columns, *self._split_columns)))
             rows = self._without_anomalies(selected).collect()
-            if days == (ALL_ROWS,):
+            if self.is_by_row:
                 is_in_part = self._is_in(part, rows) if groups is None else self._group_hash(rows).is_in(groups)
                 rows = rows.filter(is_in_part)
             yield rows if columns is None else rows.select(dict.fromkeys(columns).keys())
@@ -170,7 +176,9 @@ class Window:
         return len(needed)
 
     def _empty_part(self, part: str, paths: DatasetPaths) -> str:
-        all_rows = pl.concat([pl.scan_parquet(paths.features(day)) for day in getattr(self, part)], how="diagonal")
+        all_rows = pl.concat(
+            [pl.scan_parquet(paths.features(day), glob=False) for day in getattr(self, part)], how="diagonal"
+        )
         count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._without_anomalies(all_rows)))
         normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
         return (
@@ -190,8 +198,12 @@ class Window:
 
     def _groups_of(self, part: str, paths: DatasetPaths) -> pl.Series:
         """Return the hashes of the groups of `split_by` that belong to a part."""
-        rows = pl.scan_parquet(paths.features(ALL_ROWS)).select(*dict.fromkeys(self._split_columns))
-        groups = self._without_anomalies(rows).unique().collect(engine="streaming")
+        rows = pl.scan_parquet([paths.features(day) for day in self.train], glob=False)
+        groups = (
+            self._without_anomalies(rows.select(*dict.fromkeys(self._split_columns)))
+            .unique()
+            .collect(engine="streaming")
+        )
         ranking = self._group_hash(groups).unique().sort()
         count = ranking.len()
         if count < len((*PARTS, GATE)):
@@ -200,8 +212,7 @@ class Window:
                 "calibration and gate need at least one each; land more groups, or choose split_by columns with more "
                 "values"
             )
-        validation, calibration, gate = (max(1, round(count * share)) for share in (0.1, 0.15, 0.05))
-        train = count - validation - calibration - gate
+        train, validation, calibration, gate = split_sizes(count)
         start, length = {
             "train": (0, train),
             "validation": (train, validation),
@@ -209,6 +220,16 @@ class Window:
             GATE: (count - gate, gate),
         }[part]
         return ranking.slice(start, length).implode()
+
+
+def split_sizes(count: int) -> tuple[int, int, int, int]:
+    """Return how many of some groups are for training, validation, calibration and gate.
+
+    >>> split_sizes(150)
+    (104, 15, 22, 9)
+    """
+    validation, calibration, gate = (max(1, round(count * share)) for share in (0.1, 0.15, 0.05))
+    return count - validation - calibration - gate, validation, calibration, gate
 
 
 def sample_by_hash(rows: pl.DataFrame, share: float) -> pl.DataFrame:
@@ -243,7 +264,7 @@ def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]
     combined: list[pl.LazyFrame] = []
     rows = 0
     for file in files:
-        scan = pl.scan_parquet(file)
+        scan = pl.scan_parquet(file, glob=False)
         height = pq.read_metadata(file).num_rows if at_once is not None else 0
         if at_once is not None and combined and rows + height > at_once:
             yield pl.concat(combined, how="diagonal")
@@ -257,13 +278,20 @@ def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]
         yield pl.concat(combined, how="diagonal")
 
 
-def cut_window(content: Mapping[str, str], config: PipelineConfig, gate_days: int = 0) -> Window:
+def cut_window(
+    content: Mapping[str, str],
+    config: PipelineConfig,
+    gate_days: int | None = 0,
+    rows: Mapping[str, int] | None = None,
+) -> Window:
     """Split the days that have features into the parts of a training window.
 
     Args:
         content: Content hash of each day with rows.
-        config: Configuration with the lengths of the parts, in days that have rows.
-        gate_days: Number of newest days for the gate.
+        config: Configuration with the lengths of the parts, in days that have rows. Those that it leaves out are
+            chosen; see `sizes`.
+        gate_days: Number of newest days for the gate; chosen if it is None.
+        rows: Number of rows of each day; by default any part has enough.
 
     Raises:
         TrainingError: There are too few days, or no rows.
@@ -272,28 +300,23 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig, gate_days: in
     if not config.is_daily:
         if ALL_ROWS not in content:
             raise TrainingError(f"features of {config.dataset!r} hold no rows; materialize raw_data and features first")
-        whole = (ALL_ROWS,)
-        return Window(
-            train=whole,
-            validation=whole,
-            calibration=whole,
-            fingerprint=hash_json(content),
-            split_by=split_columns(config),
-            only_normal=training.only_normal,
-            gate=whole,
-        )
+        by_row = ("row_id",) if rows is not None and rows.get(ALL_ROWS, 0) < RANKED_ROWS else ()
+        return _window_by_row((ALL_ROWS,), content, config, split_columns(config) or by_row)
     all_days = sorted(content)
-    window_end = max(len(all_days) - gate_days, 0)
+    parts = choose_days([rows[day] if rows is not None else 2**31 for day in all_days], config, gate_days)
+    if parts.by_row and all_days:
+        return _window_by_row(tuple(all_days), content, config, ("row_id",))
+    window_end = max(len(all_days) - parts.gate, 0)
     days, gate = all_days[:window_end][-training.window_days :], all_days[window_end:]
-    train_end = len(days) - training.validation_days - training.calibration_days
+    train_end = parts.train
     if train_end <= 0:
-        gate_part = f" plus the gate's {gate_days}" if gate_days else ""
+        gate_part = f" plus the gate's {parts.gate}" if parts.gate else ""
         raise TrainingError(
             f"{config.dataset!r} has {len(all_days)} days with features, but "
-            f"validation_days={training.validation_days} plus calibration_days={training.calibration_days}{gate_part} "
+            f"validation_days={parts.validation} plus calibration_days={parts.calibration}{gate_part} "
             "leave none to train on; materialize more days, or choose smaller values"
         )
-    validation_end = train_end + training.validation_days
+    validation_end = train_end + parts.validation
     return Window(
         train=tuple(days[:train_end]),
         validation=tuple(days[train_end:validation_end]),
@@ -301,4 +324,20 @@ def cut_window(content: Mapping[str, str], config: PipelineConfig, gate_days: in
         fingerprint=hash_json([(day, content[day]) for day in days]),
         only_normal=training.only_normal,
         gate=tuple(gate),
+    )
+
+
+def _window_by_row(
+    days: tuple[str, ...], content: Mapping[str, str], config: PipelineConfig, split_by: tuple[str, ...]
+) -> Window:
+    """Return a window in which a hash assigns the rows of all days to the parts."""
+    is_daily = days != (ALL_ROWS,)
+    return Window(
+        train=days,
+        validation=days,
+        calibration=days,
+        fingerprint=hash_json([(day, content[day]) for day in days] if is_daily else content),
+        split_by=split_by,
+        only_normal=config.training.only_normal,
+        gate=days,
     )

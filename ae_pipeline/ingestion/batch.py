@@ -4,19 +4,23 @@ import datetime as dt
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.text import first_line
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract, required_columns
+from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
 from ae_pipeline.ingestion.ledger import LandedFile
-from ae_pipeline.ingestion.readers import read_file
+from ae_pipeline.ingestion.readers.failures import library_errors_as
+from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.parquet import write_rows
 
 RAW_VERSION = "2"
 """Version of the ingestion code. Increase it when the same files would give other raw rows."""
@@ -53,6 +57,8 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
     settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
         settings.append(config.images.model_dump(mode="json"))
+    if config.source.reading:
+        settings.append(config.source.reading)
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
     return RuleFingerprints(lasting, hash_json([lasting, config.end or today]))
 
@@ -72,11 +78,9 @@ class StagingBatch:
         self._pending: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
         self._rows, self._cells, self._image_bytes = 0, 0, 0
 
-    @property
-    def _image_dtype(self) -> str | None:
-        images = self._config.images
-        shape = self._contract.images.get(images.column) if images else None
-        return shape.dtype if shape else None
+    @cached_property
+    def _options(self) -> ReadOptions:
+        return ReadOptions.under(self._contract, self._config)
 
     @property
     def is_full(self) -> bool:
@@ -84,19 +88,20 @@ class StagingBatch:
         sizes = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
         return any(size >= limit for size, limit in sizes)
 
-    def add(self, name: str, path: Path, previous: LandedFile | None) -> LandedFile | None:
+    def add(
+        self, name: str, path: Path, previous: LandedFile | None, read: FileRows | None = None
+    ) -> LandedFile | None:
         """Read a file, and add its rows to the batch.
 
         Args:
             name: Path of the file below the landing folder.
             path: Path of the file.
             previous: Ledger entry of an earlier version, or None.
+            read: Rows of the file, if it was read for the first schema contract.
 
         Returns:
-            The ledger entry if the file needs no staging, because it is unchanged or unreadable; otherwise None.
-
-        Raises:
-            SchemaError: The columns of the file do not match the schema contract.
+            The ledger entry if the file needs no staging, because it is unchanged, cannot be read, or has other columns
+            than the schema contract; otherwise None.
         """
         stat = path.stat()
         data = path.read_bytes()
@@ -113,12 +118,14 @@ class StagingBatch:
         if same_content and same_content.contract in {self._rules.lasting, self._rules.until_last_day}:
             return replace(same_content, size=entry.size, modified_ns=entry.modified_ns)
         try:
-            file = read_file(name, data, self._config.images, self._image_dtype)
+            file = leave_out(read, self._options) if read else read_file(name, data, self._options)
+            entry = replace(entry, skipped=dict(file.skipped))
+            self._check_columns(name, file)
         except UnreadableFileError as error:
             return _refused(entry, previous, str(error))
+        except SchemaError as error:
+            return _refused(entry, previous, str(error), keep=True)
         file = replace(file, rows=plain_text(file.rows))
-        columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
-        check_columns(columns, self._contract, name, required_columns(self._contract, self._config))
         self._pending[name] = (file, entry, previous)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width
@@ -126,6 +133,19 @@ class StagingBatch:
             sizes = file.rows[self._config.images.column].struct.field("data").bin.size()
             self._image_bytes += int(sizes.sum() or 0)
         return None
+
+    def _check_columns(self, name: str, file: FileRows) -> None:
+        """Check that a file has the columns of the contract, and that no needed one was skipped."""
+        columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
+        for column, reason in file.skipped.items():
+            rule = self._contract.columns.get(column)
+            if is_needed(column, self._config):
+                raise UnreadableFileError(f"column {column!r} is needed, but {reason}")
+            if rule and not rule.optional:
+                raise UnreadableFileError(
+                    f"column {column!r}: {reason}; or exclude it in the YAML, so that its values are missing"
+                )
+        check_columns(columns, self._contract, name, required_columns(self._contract, self._config))
 
     def stage(self) -> dict[str, LandedFile]:
         """Validate the rows of the batch, write the staged copies of its files, and empty the batch.
@@ -138,17 +158,44 @@ class StagingBatch:
             by_schema.setdefault(tuple(file.rows.schema.items()), []).append(name)
         entries = {}
         for names in by_schema.values():
-            files = [self._pending[name][0] for name in names]
-            combined = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
-            result = conform(combined, self._contract, self._config, self._today)
-            rows = result.rows.partition_by("_source_file", as_dict=True)
-            rejected = result.rejected.partition_by("source_file", as_dict=True)
+            try:
+                parts = self._conform(names)
+            except UnreadableFileError:  # one of them cannot be validated at all
+                parts = {}
             for name in names:
-                part = FileRows(rows.get((name,), result.rows.clear()), rejected.get((name,), result.rejected.clear()))
+                try:
+                    part = parts[name] if parts else self._conform([name])[name]
+                except UnreadableFileError as error:
+                    _, entry, previous = self._pending[name]
+                    entries[name] = _refused(entry, previous, str(error))
+                    continue
                 entries[name] = self._stage_file(name, part)
         self._pending.clear()
         self._rows, self._cells, self._image_bytes = 0, 0, 0
         return entries
+
+    def _conform(self, names: list[str]) -> dict[str, FileRows]:
+        """Validate files with the same columns and types.
+
+        Raises:
+            UnreadableFileError: A library fails on the values of one of them.
+        """
+
+        def message(error: BaseException) -> str:
+            return f"its values cannot be validated ({type(error).__name__}: {first_line(error)}); correct the file"
+
+        files = [self._pending[name][0] for name in names]
+        combined = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
+        with library_errors_as(UnreadableFileError, message):
+            result = conform(combined, self._contract, self._config, self._today)
+        if len(names) == 1:
+            return {names[0]: result}
+        rows = result.rows.partition_by("_source_file", as_dict=True)
+        rejected = result.rejected.partition_by("source_file", as_dict=True)
+        nothing = FileRows(result.rows.clear(), result.rejected.clear())
+        return {
+            name: FileRows(rows.get((name,), nothing.rows), rejected.get((name,), nothing.rejected)) for name in names
+        }
 
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:
         _, entry, previous = self._pending[name]
@@ -156,7 +203,7 @@ class StagingBatch:
             entry = replace(entry, contract=self._rules.until_last_day)
         copy = hash_json([name, entry.sha256, entry.contract])
         if file.rejected.height:
-            write_parquet(self._paths.quarantined(copy), file.rejected.to_arrow())
+            write_rows(self._paths.quarantined(copy), file.rejected.to_arrow())
             by_rule = Counter(file.rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
@@ -165,7 +212,7 @@ class StagingBatch:
                 entry, previous, f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
             )
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
-        write_parquet(self._paths.staged(copy), file.rows.to_arrow(), shapes)
+        write_rows(self._paths.staged(copy), file.rows.to_arrow(), shapes)
         days = file.rows["_day"].value_counts()
         return replace(
             entry,
@@ -175,11 +222,12 @@ class StagingBatch:
         )
 
 
-def _refused(entry: LandedFile, previous: LandedFile | None, reason: str) -> LandedFile:
+def _refused(entry: LandedFile, previous: LandedFile | None, reason: str, *, keep: bool = False) -> LandedFile:
     """Return the entry of a file that cannot be used. It keeps the rows of an earlier version.
 
-    If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn.
+    If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn, unless `keep`.
     """
-    if previous is None or (previous.sha256 == entry.sha256 and previous.refused is None):
+    is_unchanged = previous is not None and previous.sha256 == entry.sha256 and previous.refused is None
+    if previous is None or (is_unchanged and not keep):
         return replace(entry, refused=reason)
     return replace(entry, staged=previous.staged, rows=previous.rows, days=previous.days, refused=reason)

@@ -1,5 +1,6 @@
 """The schema contract of a dataset: a YAML file that is inferred once and then edited by people."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,9 +11,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
-from ae_pipeline.config.columns import ColumnType, ImageShape, ValueFormat, check_value_format
+from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape, ValueFormat, check_value_format
 from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import Dialect
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
 
@@ -107,7 +109,7 @@ class OnDelete(StrEnum):
 
 
 class SchemaContract(Section):
-    """The columns of a dataset and the rule for each."""
+    """The columns of a dataset and the rule for each, and how its text files are written."""
 
     dataset: str = Field(description="Name of the dataset.")
     on_delete: OnDelete = Field(
@@ -116,6 +118,20 @@ class SchemaContract(Section):
         "them, and builds their days again. If all files are missing, nothing is removed.",
     )
     columns: Annotated[dict[str, ColumnRule], Field(min_length=1, description="Rule of each column.")]
+    dialects: tuple[Dialect, ...] = Field(
+        default=(),
+        description="Separator and encoding of the text files. A file with others is refused. By default every file is "
+        "read as it shows.",
+    )
+    skipped: tuple[str, ...] = Field(
+        default=(), description="Columns that are not read, such as those with nested or binary values."
+    )
+
+    @model_validator(mode="after")
+    def _skipped_columns_have_no_rule(self) -> Self:
+        if both := sorted({*self.skipped} & self.columns.keys()):
+            raise ValueError(f"column {both[0]!r} has a rule and is skipped; remove it from columns or from skipped")
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +140,9 @@ class SchemaContract(Section):
             name: rule.model_dump(mode="json", exclude={key for key in _LATER_KEYS if getattr(rule, key) in (None, ())})
             for name, rule in self.columns.items()
         }
-        return hash_json({"dataset": self.dataset, "columns": rules})
+        # The same holds for the keys of files.
+        of_files = self.model_dump(mode="json", include={"dialects", "skipped"}, exclude_defaults=True)
+        return hash_json({"dataset": self.dataset, "columns": rules, **of_files})
 
     @property
     def images(self) -> dict[str, ImageShape]:
@@ -182,6 +200,11 @@ def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
         "# dtype is uint8, uint16 or float32.\n"
         "# on_delete: keep (the rows of a deleted file stay, the default) or withdraw (they are removed).\n"
     )
+    if contract.dialects or contract.skipped:
+        comments += (
+            "# dialects: separator and encoding of the text files; a file with others is refused.\n"
+            "# skipped: columns that are not read.\n"
+        )
     write_text(path, comments + yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=110))
 
 
@@ -224,7 +247,9 @@ def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
             type, or has other images than the configuration.
     """
     contract = load_contract(path)
-    check_names(list(contract.columns), config)
+    known_unread = {*contract.skipped, *(RESERVED_COLUMNS - contract.columns.keys())}
+    readable = tuple(name for name in config.exclude if name not in known_unread)
+    check_names(list(contract.columns), config.model_copy(update={"exclude": readable}))
     _check_images(contract, config, path)
     keys = required_columns(contract, config)
     if config.event_time and contract.columns[config.event_time].type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
@@ -235,12 +260,23 @@ def contract_in_force(path: Path, config: PipelineConfig) -> SchemaContract:
         )
     always = {"required": True, "optional": False}
     rules = {name: rule.model_copy(update=always) if name in keys else rule for name, rule in contract.columns.items()}
+    # What the model does not see is no reason to refuse a file.
+    unseen = {name for name in config.exclude if name in rules and not is_needed(name, config)}
+    rules |= {name: rules[name].model_copy(update={"optional": True}) for name in unseen}
     return contract.model_copy(update={"columns": rules})
 
 
 def required_columns(contract: SchemaContract, config: PipelineConfig) -> set[str]:
     """Return the columns that every row needs: identity, event time and images."""
     return {*config.identity, *contract.images, *([config.event_time] if config.event_time else [])}
+
+
+def is_needed(column: str, config: PipelineConfig) -> bool:
+    """Return whether the configuration uses a column, so that a file without readable values there is refused."""
+    image = [config.images.column] if config.images else []
+    named = {*config.identity, config.event_time, *config.columns, *config.training.split_by, *image}
+    expressions = " ".join([*config.derive.values(), config.label or ""])
+    return column in named or re.search(rf"(?<!\w){re.escape(column)}(?!\w)", expressions) is not None
 
 
 def _check_images(contract: SchemaContract, config: PipelineConfig, path: Path) -> None:

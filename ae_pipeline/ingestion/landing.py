@@ -9,32 +9,35 @@ keeps its rows, unless the schema contract says `on_delete: withdraw`.
 import datetime as dt
 import json
 import logging
-import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.common.errors import SchemaError, StorageError
+from ae_pipeline.common.deprecation import warn_deprecated
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.progress import ProgressLogger
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import pluralize, printable_path
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
-from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, save_contract
+from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.deletions import deleted_files, empty_landing, handle_deletions, remove_foreign_days
-from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.first_contract import infer_and_save_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
-from ae_pipeline.ingestion.readers import read_file, suffixes
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, UnreadableFileError
+from ae_pipeline.ingestion.readers.files import can_read
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import detach, read_facts
+from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
-_SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
-"""Size of the sample that a contract is inferred from: files (up to twice as many), and rows × columns of all."""
+_NAMED_FILES = 5
+"""Number of files that a log line names."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,39 +74,104 @@ class IngestResult:
 
 
 def landing_folder(dataset: Dataset) -> Path:
-    """Return the folder in which the dataset's files land."""
-    path = dataset.config.source.path
-    return dataset.paths.root / path if path else dataset.paths.landing
+    """Return the folder in which the dataset's files land.
+
+    A relative `source.path` is below the project's folder. Until version 0.3 it may be below the data folder instead.
+    """
+    path, paths = dataset.config.source.path, dataset.paths
+    if path is None:
+        return paths.landing
+    folder, former = paths.project / path, paths.root / path
+    if not folder.exists() and former.exists():
+        warn_deprecated(path, os.path.relpath(former, paths.project), "source.path, relative to the data folder,")
+        return former
+    return folder
 
 
-def landed_files(dataset: Dataset) -> dict[str, Path]:
-    """Return the landed files by their path below the landing folder. Hidden files are still being written.
+@dataclass(frozen=True)
+class LandingFolder:
+    """What lies in the landing folder of a dataset.
+
+    Attributes:
+        files: Files to read, by their printable path below the folder.
+        others: Reason for each file that is not read.
+    """
+
+    files: dict[str, Path]
+    others: dict[str, str]
+
+    def describe_others(self) -> str:
+        """Return how many files are not read, with the first names and the reasons."""
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(self.others.items())[:_NAMED_FILES])
+        more = f"; and {len(self.others) - _NAMED_FILES:,} more" if len(self.others) > _NAMED_FILES else ""
+        return f"{pluralize(len(self.others), 'file')} not read ({named}{more})"
+
+
+def list_landing(dataset: Dataset) -> LandingFolder:
+    """Return the files in the landing folder: those to read, and the others with the reason.
 
     Raises:
-        StorageError: The folder does not exist, or contains no file of the dataset.
+        StorageError: The folder does not exist.
     """
-    config = dataset.config
-    folder, endings = landing_folder(dataset), suffixes(config.images)
-    kinds = "PNG, JPEG, CSV or Parquet" if config.images else "CSV or Parquet"
+    config, folder = dataset.config, landing_folder(dataset)
     if folder.exists() and not folder.is_dir():
         raise StorageError(
             f"expected the landing folder of {config.dataset!r} at {folder}, found a file; move or delete it"
         )
     if not folder.exists():
         raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} does not exist; put {kinds} files there"
+            f"no files have landed for {config.dataset!r}: {folder} does not exist; put {_kinds(config)} files there"
         )
-    files = {
-        str(path.relative_to(folder)): path
-        for path in sorted(folder.glob(config.source.pattern))
-        if path.suffix.lower() in endings and path.is_file() and not path.name.startswith((".", "_"))
-    }
-    if not files:
+    matching = sorted(folder.glob(config.source.pattern))
+    is_partial = config.source.pattern != SourceConfig().pattern
+    chosen = set(matching) if is_partial else set()
+    files: dict[str, Path] = {}
+    others: dict[str, str] = {}
+    for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
+        name = printable_path(str(path.relative_to(folder)))
+        reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
+        reason = reason or _reason_to_ignore(path, config)
+        if reason is None and path.is_file():
+            files[name] = path
+        elif not path.is_dir():
+            others[name] = reason or "it is no regular file"
+    return LandingFolder(files, others)
+
+
+def _reason_to_ignore(path: Path, config: PipelineConfig) -> str | None:
+    """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
+    if path.name.startswith("."):
+        return "its name starts with '.', as that of a file that is still being written"
+    if not can_read(path.name, config.images):
+        return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
+    if path.name.startswith("_") and not is_image(path.name):
+        return "its name starts with '_', as that of a file that is still being written; rename it"
+    return None
+
+
+def _kinds(config: PipelineConfig) -> str:
+    tables = "CSV, JSON Lines, Excel, Parquet, Arrow or Avro"
+    return f"PNG, JPEG, {tables}" if config.images else tables
+
+
+def landed_files(dataset: Dataset) -> dict[str, Path]:
+    """Return the landed files to read, by their printable path below the landing folder.
+
+    Raises:
+        StorageError: The folder does not exist, or contains no file of the dataset.
+    """
+    config, folder, landing = dataset.config, landing_folder(dataset), list_landing(dataset)
+    if landing.others and not landing.files:
         raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} has no {' or '.join(endings)} file that matches "
-            f"{config.source.pattern!r}; put some there"
+            f"none of the files in {folder} can be read for {config.dataset!r}: {landing.describe_others()}; put "
+            f"{_kinds(config)} files there"
         )
-    return files
+    if not landing.files:
+        raise StorageError(
+            f"no files have landed for {config.dataset!r}: {folder} is empty; put {_kinds(config)} files there that "
+            f"match {config.source.pattern!r}"
+        )
+    return landing.files
 
 
 def require_landed(dataset: Dataset) -> dict[str, Path]:
@@ -203,12 +271,13 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
 
     Raises:
         StorageError: Nothing has landed, or the disk is full.
-        SchemaError: The columns of a file have changed. All other files are read first.
+        SchemaError: No schema contract can be inferred, or the contract is not valid.
     """
     config, paths = dataset.config, dataset.paths
     landed = require_landed(dataset)
-    if not paths.contract.exists():
-        _infer_and_save_contract(dataset, landed)
+    if (landing := list_landing(dataset)).others:
+        logger.warning(f"{landing_folder(dataset)}: {landing.describe_others()}")
+    already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, config, today)
@@ -218,17 +287,12 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
     }
     files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
-    errors = []
     progress = ProgressLogger(logger)
     batch = StagingBatch(contract, dataset, today)
     try:
         for done, name in enumerate(new):
             progress.update(done, len(new), "files read")
-            try:
-                entry = batch.add(name, landed[name], files.get(name))
-            except SchemaError as error:
-                errors.append(error)
-                continue
+            entry = batch.add(name, landed[name], files.get(name), already_read.pop(name, None))
             files.update({name: entry} if entry else {})
             if batch.is_full:
                 files.update(batch.stage())
@@ -239,9 +303,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
             ledger.save(paths.ledger)
         _vacuum(ledger, paths)
         remove_foreign_days(dataset)
-    if errors:
-        more = f" (and {pluralize(len(errors) - 1, 'more file')} with other columns)" if len(errors) > 1 else ""
-        raise SchemaError(f"{errors[0]}{more}") from errors[0]
+    _log_skipped_columns(new, ledger)
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
     return IngestResult(ledger, contract, changed, _moved_identities(ledger, paths, config), bool(config.identity))
 
@@ -261,7 +323,7 @@ def _moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfi
     cache, key = paths.ledger.with_name("moved.json"), hash_json([RAW_VERSION, staged])
     if cache.exists() and (content := json.loads(cache.read_text(encoding="utf-8")))["of"] == key:
         return dict(content["moved"])
-    rows = (pl.read_parquet(paths.staged(name), columns=["row_id", "_day"]) for name in staged)
+    rows = (pl.read_parquet(paths.staged(name), columns=["row_id", "_day"], glob=False) for name in staged)
     newest = pl.col("_day").last().over("row_id")  # files are in landing order
     parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
     lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in parts]).sort("row_id")
@@ -270,36 +332,13 @@ def _moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfi
     return moved
 
 
-def _infer_and_save_contract(dataset: Dataset, landed: dict[str, Path]) -> None:
-    config = dataset.config
-    chosen = list(landed)[:: max(1, len(landed) // _SAMPLED_FILES)]
-    samples: list[pl.DataFrame] = []
-    first_problem = ""
-    for name in chosen:
-        try:
-            file = read_file(name, landed[name].read_bytes(), config.images)
-        except UnreadableFileError as error:
-            first_problem = first_problem or f" ({name}: {error})"
-            continue
-        if file.rows.is_empty() and file.rejected.height:
-            first_problem = first_problem or f" ({name}: {file.rejected['reason'][0]})"
-        # The inference needs the shape of images only; their bytes would fill the memory.
-        images = [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
-        without_bytes = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
-        # Sampled over the whole file and detached, because a slice would keep all rows in memory.
-        step = math.ceil(file.rows.height * max(file.rows.width, 1) * len(chosen) / _SAMPLED_CELLS)
-        sample = file.rows.drop(*ORIGIN_COLUMNS).gather_every(max(step, 1)).with_columns(*without_bytes)
-        samples.append(detach(sample))
-    samples = [sample for sample in samples if sample.height]
-    if not samples:
-        raise SchemaError(
-            f"none of the {len(landed)} landed files of {config.dataset!r} has a readable row{first_problem}, so that "
-            "no schema contract can be inferred; land a file with readable rows"
-        )
-    rows = pluralize(sum(sample.height for sample in samples), "row")
-    save_contract(
-        infer_contract(samples, config), dataset.paths.contract, f"{rows} of {pluralize(len(samples), 'file')}"
-    )
+def _log_skipped_columns(names: Sequence[str], ledger: Ledger) -> None:
+    files: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        for item in ledger.files[name].skipped.items():
+            files.setdefault(item, []).append(name)
+    for (column, reason), sources in files.items():
+        logger.warning(f"column {column!r} is not read in {pluralize(len(sources), 'file')} ({sources[0]}): {reason}")
 
 
 def _vacuum(ledger: Ledger, paths: DatasetPaths) -> None:

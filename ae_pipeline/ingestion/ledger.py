@@ -28,6 +28,7 @@ class LandedFile:
         rejected_copy: Name of the quarantine file with the rejected rows, or None.
         refused: Reason why the newest version cannot be used, or None. Rows of an earlier version remain until the file
             lands again.
+        skipped: Reason for each column of the newest version that was not read.
         deleted: Whether the file has left the landing folder and the log has said so. Its rows remain.
     """
 
@@ -42,6 +43,7 @@ class LandedFile:
     quarantined: dict[str, int] = field(default_factory=dict)
     rejected_copy: str | None = None
     refused: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
     deleted: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
@@ -13,8 +14,12 @@ from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
+from ae_pipeline.ingestion.rows import with_occurrence
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
+
+_KEPT_BYTES = 64 << 20
+"""Maximum size of a staged copy that is kept in memory from one day to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +72,7 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
     schema = {**ingested.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
     empty = pl.DataFrame(schema=schema)
     parts = [
-        _cast(
-            _read_staged(paths.staged(entry.staged), ingested.contract, name).filter(pl.col("_day") == day),
-            schema,
-            name,
-        )
+        _cast(_read_staged(paths.staged(entry.staged), ingested.contract, name, day), schema, name)
         for name, entry in ingested.ledger.sources(day)
         if entry.staged
     ]
@@ -82,9 +83,8 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
         kept = kept.filter(~pl.col("row_id").is_in(ingested.moved.get(day, [])))
         repeated = 0
     else:
-        occurrence = pl.int_range(1, pl.len() + 1).over("row_id")
         repeated = rows.height - rows["row_id"].n_unique()
-        kept = rows.with_columns(row_id=pl.format("{}-{}", "row_id", occurrence))
+        kept = with_occurrence(rows)
     kept = kept.sort("event_time", "row_id")
     superseded = rows.height - kept.height
     counts = {"superseded": str(superseded), "repeated": str(repeated)}
@@ -94,8 +94,11 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
     )
 
 
-def _read_staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFrame:
-    """Read a staged copy, and check the shape of its images in the footer, since their bytes do not show it."""
+def _read_staged(path: Path, contract: SchemaContract, source: str, day: str) -> pl.DataFrame:
+    """Read the rows of a day in a staged copy.
+
+    The footer shows the shape of its images, because their bytes do not.
+    """
     facts = read_facts(path) if contract.images else {}
     for name, shape in contract.images.items():
         staged_shape = facts.get(IMAGE_FACT + name, "of unknown shape")
@@ -104,7 +107,15 @@ def _read_staged(path: Path, contract: SchemaContract, source: str) -> pl.DataFr
                 f"images of column {name!r} from {source} were staged under an earlier schema contract and are "
                 f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
-    return pl.read_parquet(path)
+    if path.stat().st_size > _KEPT_BYTES:
+        return pl.scan_parquet(path, glob=False).filter(pl.col("_day") == day).collect()
+    return _staged_days(path, path.stat().st_mtime_ns)[(day,)]
+
+
+@lru_cache(maxsize=1)
+def _staged_days(path: Path, modified_ns: int) -> dict[tuple[object, ...], pl.DataFrame]:  # noqa: ARG001
+    """Read a staged copy by day, and keep it, because the next day is often in the same one."""
+    return pl.read_parquet(path, glob=False).partition_by("_day", as_dict=True)
 
 
 def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

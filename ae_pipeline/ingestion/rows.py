@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
+
+from ae_pipeline.config.source import Dialect
 
 REJECTED_SCHEMA = {
     "source_file": pl.String(),
@@ -33,13 +37,39 @@ class FileRows:
     """Rows of one or more files that have the same columns.
 
     Attributes:
-        rows: Columns as in the files (CSV: text only; images: `IMAGE_STRUCT`), and `ORIGIN_COLUMNS`. The row number is
-            the line of a CSV file or the row of a Parquet file, from 1. All patches of an image have the same number.
+        rows: Columns as in the files (text files and Excel: text as landed; images: `IMAGE_STRUCT`), and
+            `ORIGIN_COLUMNS`. The row number is the first line of a row of a text file, or the row of another file, from
+            1. All patches of an image have the same number.
         rejected: Rows that cannot be read, with the columns of `REJECTED_SCHEMA`.
+        skipped: Reason for each column that was not read.
+        dialect: How the text file is written; None for other files.
     """
 
     rows: pl.DataFrame
     rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    dialect: Dialect | None = None
+
+
+def rejected_rows(rows: Sequence[tuple[int, str, str, str]]) -> pl.DataFrame:
+    """Return rejected rows with the columns of `REJECTED_SCHEMA`.
+
+    Args:
+        rows: Number, violated rule, reason and record of each row.
+    """
+    return pl.DataFrame([(None, *row) for row in rows], schema=REJECTED_SCHEMA, orient="row")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check the names of the columns of a file.
+
+    Raises:
+        UnreadableFileError: A name is reserved or occurs twice.
+    """
+    if reserved := sorted(set(ORIGIN_COLUMNS) & set(names)):
+        raise UnreadableFileError(f"column {reserved[0]!r} has a reserved name; rename it at the source")
+    if duplicates := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise UnreadableFileError(f"two columns have the name {duplicates[0]!r}; give each column a unique name")
 
 
 def format_image(image: pl.Expr) -> pl.Expr:
@@ -68,6 +98,12 @@ def content_hashes(rows: pl.DataFrame) -> pl.Series:
     ]
     contents = rows.select(pl.concat_str(parts, ignore_nulls=True).alias("row_id")).to_series()
     return pl.Series("row_id", [hashlib.sha256(text.encode()).hexdigest()[:32] for text in contents], dtype=pl.String)
+
+
+def with_occurrence(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows whose `row_id` is a hash of their content, with the number of the occurrence behind it."""
+    occurrence = pl.int_range(1, pl.len() + 1).over("row_id")
+    return rows.with_columns(row_id=pl.format("{}-{}", "row_id", occurrence))
 
 
 def _content_text(name: str, dtype: pl.DataType) -> pl.Expr:

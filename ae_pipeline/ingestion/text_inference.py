@@ -26,6 +26,11 @@ _INTEGER = r"^[+-]?(0|[1-9][0-9]*)$"
 _COMMA = r"^[+-]?(0|[1-9][0-9]*),([0-9]{1,2}|[0-9]{4,})$"
 _MAYBE_COMMA = r"^[+-]?(0|[1-9][0-9]*)(,[0-9]+)?$"
 
+_DECIMAL_COMMA = ColumnRule(type=ColumnType.NUMBER, decimal=",")
+
+_CURRENCY = r"^[^\w]*$|^(USD|EUR|GBP|CHF|JPY|US\$)$"
+"""Texts before numbers that are a unit. Letters such as A in A12 make a name."""
+
 _SHARE, _EVENT_TIME_SHARE = 0.95, 0.5
 """Share of the values that must have a type. The event time must be a time, so that fewer values decide."""
 
@@ -119,7 +124,7 @@ def suggest_declaration(texts: pl.Series) -> Suggestion | None:
     if len(parts) < 0.95 * len(matches):
         return None
     prefixes, bodies, suffixes = zip(*parts, strict=True)
-    if len(set(prefixes)) > 1 or len(set(suffixes)) > 1 or len(prefixes[0]) > 3 or len(suffixes[0]) > 8:
+    if len(set(prefixes)) > 1 or len(set(suffixes)) > 1 or not re.match(_CURRENCY, prefixes[0]) or len(suffixes[0]) > 8:
         return None
     keys = {"prefix": prefixes[0], "suffix": suffixes[0].strip()}
     keys |= _separators("".join(bodies), bodies)
@@ -133,14 +138,15 @@ def suggest_declaration(texts: pl.Series) -> Suggestion | None:
 def _separators(characters: str, bodies: Sequence[str]) -> dict[str, str]:
     """Return decimal mark and thousands separator of numbers, as far as they differ from the usual ones."""
     marks = [mark for mark in ".,' \u00a0" if mark in characters]
-    last = {max(mark for mark in body if mark in marks) for body in bodies if any(mark in body for mark in marks)}
-    if len(marks) == 1 and marks[0] == ",":
+    separators = [mark for mark in marks if mark not in ".,"]
+    if separators:
+        return {"thousands": separators[0], **({"decimal": ","} if "," in marks else {})}
+    if marks == [","]:
         return {"thousands": ","} if all(re.match(r"^\d{1,3}(,\d{3})*$", body) for body in bodies) else {"decimal": ","}
-    if set(marks) == {".", ","}:
+    if marks == [".", ","]:
         is_comma_last = sum(body.rfind(",") > body.rfind(".") for body in bodies) > len(bodies) / 2
         return {"decimal": ",", "thousands": "."} if is_comma_last else {"thousands": ","}
-    others = [mark for mark in last if mark not in ".,"]
-    return {"thousands": others[0], **({"decimal": ","} if "," in marks else {})} if others else {}
+    return {}
 
 
 def _declared(declared: ColumnDeclaration) -> ColumnRule:
@@ -239,7 +245,7 @@ def _comma_candidates(texts: pl.Series) -> list[ColumnRule]:
     """Return the rule for numbers with a decimal comma, if a thousands separator is impossible."""
     if not texts.str.contains(_COMMA).any() or texts.str.contains(LEADING_ZERO).any():
         return []
-    return [ColumnRule(type=ColumnType.NUMBER, decimal=",")]
+    return [_DECIMAL_COMMA]
 
 
 def _time_candidates(texts: pl.Series, role: Role) -> list[ColumnRule]:
@@ -282,7 +288,7 @@ def _fitting_rule(
 
 def _fits(texts: pl.Series, rule: ColumnRule) -> pl.Series:
     values = texts.to_frame("text").select(parse_text(pl.col("text"), rule)).to_series().is_not_null()
-    if rule.type == ColumnType.NUMBER and rule.decimal == ",":
+    if rule == _DECIMAL_COMMA:  # without a declaration, the comma must be the decimal mark everywhere
         values &= texts.str.contains(_MAYBE_COMMA)
     return values
 

@@ -127,7 +127,7 @@ def _columns(config: PipelineConfig, bundle: ModelBundle) -> list[SchemaProperty
         "logarithm of the estimated probability of a row that is at least as unusual.",
         "p_value": "Conformal p-value: the share of the calibration rows that score at least as high. A smaller value "
         "is more anomalous. Calibration rows are rows of the training window that the model was not fitted on.",
-        "is_anomaly": f"Whether p_value is at most {bundle.config.alerts.budget:g}, the alert budget. The alert budget "
+        "is_anomaly": f"Whether p_value is at most {bundle.calibration.budget:g}, the alert budget. The alert budget "
         "is the share of normal rows that may be flagged.",
         "model_version": "Version of the registered model that computed the row. It is the same in all rows.",
         "latent_space": "Name of the latent space that the latents belong to. It is the same in all rows.",
@@ -172,7 +172,7 @@ def _latent_description(column: str) -> str:
 def _rules(bundle: ModelBundle) -> list[DataQuality]:
     floats = [f.name for f in latent_schema(bundle.model.latent_dim) if str(f.type) in {"float", "double"}]
     finite = " AND ".join(f"ABS({name}) <= 3.4028235e38" for name in floats)
-    budget = bundle.config.alerts.budget
+    budget = bundle.calibration.budget
     return [
         _row_rule("values_are_finite", "No latent, score or p-value is infinite or NaN.", f"NOT ({finite})"),
         _row_rule(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import CommitProperties, write_deltalake
 
+from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import latent_schema
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -33,8 +34,10 @@ def write_example_table(data: str | os.PathLike[str]) -> None:
         },
         schema=latent_schema(2),
     )
+    files = TableFiles(DatasetPaths(Path(data), "example").latents)
+    files.prepare()
     write_deltalake(
-        DatasetPaths(Path(data), "example").latents,
+        files.delta_location,
         rows,
         commit_properties=CommitProperties(custom_metadata={"latent_space": "v1_04f3a1b0", "model_version": "1"}),
     )

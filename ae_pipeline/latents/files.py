@@ -13,7 +13,11 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from pyarrow import fs
 
+from ae_pipeline.storage.aliases import alias_of_entries
 from ae_pipeline.storage.files import atomic_write, make_folder
+
+_SPECIAL = re.compile(r"[^\w /.,=+~@()-]")
+"""Characters of a path that the `deltalake` package may misread."""
 
 
 def live_files(table: DeltaTable) -> list[str]:
@@ -57,11 +61,23 @@ class TableFiles:
             StorageError: The path of the folder is a file.
         """
         if self.is_folder:
-            make_folder(Path(self.location))
+            make_folder(Path(self.location, "_delta_log"))
 
     def open(self) -> DeltaTable | None:
         """Return the newest version of the table, or None if nothing was published yet."""
-        return DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
+        location = self.delta_location
+        return DeltaTable(location) if DeltaTable.is_deltatable(location) else None
+
+    @property
+    def delta_location(self) -> str:
+        """Location with which the `deltalake` package opens the table.
+
+        The package takes paths for URLs, and fails on folders such as `data[1]`, `a%20b` or `what?`. It then gets a
+        folder with plain characters whose entries are links to those of the table.
+        """
+        if not self.is_folder or not _SPECIAL.search(self.location):
+            return self.location
+        return str(alias_of_entries(Path(self.location)))
 
     def full_path(self, path: str) -> str:
         """Return the path or address with which other programs open a file."""

@@ -303,7 +303,7 @@ def _create(files: TableFiles, dataset: Dataset, bundle: ModelBundle) -> DeltaTa
     files.prepare()
     try:
         return DeltaTable.create(
-            files.location,
+            files.delta_location,
             latent_schema(bundle.model.latent_dim),
             name=f"{dataset.paths.dataset}_latents",
             configuration=retention_properties(dataset.config.latents.retention_days),

@@ -103,7 +103,7 @@ def _subject(name: str, entry: LandedFile) -> str:
 
 def alert_over_budget(days: Sequence[ReportDay], bundle: ModelBundle, dataset: Dataset, run_id: str) -> None:
     """Raise an alert for each day over its alert budget, except for days that the model was fitted on."""
-    budget = bundle.config.alerts.budget
+    budget = bundle.calibration.budget
     for day in days:
         rows, flagged = day.rows - day.known_anomalies, day.flagged - day.known_flagged
         is_new = not dataset.config.is_daily or day.day > bundle.window.days[-1]

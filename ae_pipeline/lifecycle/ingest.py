@@ -1,16 +1,18 @@
 """Ingestion and features of days."""
 
+import datetime as dt
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.errors import PipelineError, SchemaError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.build import build_features_day
 from ae_pipeline.ingestion.contract import contract_in_force
-from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest
+from ae_pipeline.ingestion.fetch import fetch
+from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest, unread_files
 from ae_pipeline.ingestion.raw import DayResult, build_raw_day, count_duplicates
 from ae_pipeline.lifecycle.alerts import alert_broken_contract, post_due_and_show, raise_and_show
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent
@@ -77,7 +79,7 @@ class FeatureDays:
 
 
 def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestResult:
-    """Read new and changed landed files, and raise an alert about those that break the schema contract.
+    """Fetch what is due, read new and changed landed files, and raise an alert if one breaks the schema contract.
 
     Args:
         dataset: Dataset whose files landed.
@@ -86,10 +88,11 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
 
     Raises:
         SchemaError: A file has other columns than the contract. All other files are read first.
+        SourceError: The query or the function of the dataset failed. What landed before is read first.
     """
     post_due_and_show(dataset)
     try:
-        result = ingest(dataset, dataset.config.today())
+        result = _fetch_and_ingest(dataset)
     except SchemaError as error:
         # The message is the subject: another attempt has the same, whichever files landed beside it.
         event, message = AlertEvent.CONTRACT_BROKEN, str(error)
@@ -114,7 +117,7 @@ def build_raw_days(dataset: Dataset, days: Sequence[str], run_id: str, *, read_l
     """
     config, paths = dataset.config, dataset.paths
     known = None if read_landed else last_ingest(dataset)
-    result = known or ingest(dataset, config.today())
+    result = known or _fetch_and_ingest(dataset)
     built = tuple(
         build_raw_day(day, result, paths) for day in ProgressLogger(logger).over(days, "days of raw rows written")
     )
@@ -167,3 +170,19 @@ def _written(built: Sequence[DayResult], config: PipelineConfig) -> str:
     if config.is_daily:
         return f"{written:,} of them written now"
     return "written now" if written else "up to date"
+
+
+def _fetch_and_ingest(dataset: Dataset) -> IngestResult:
+    """Fetch what is due, and read what landed. A source that fails does not hold up the files that have landed."""
+    failure: PipelineError | None = None
+    try:
+        fetch(dataset, dt.datetime.now(dt.UTC))
+    except PipelineError as error:
+        failure = error
+    today = dataset.config.today()
+    if failure and not unread_files(dataset, today):
+        raise failure
+    result = ingest(dataset, today)
+    if failure:
+        raise failure
+    return result

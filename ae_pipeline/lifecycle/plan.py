@@ -17,7 +17,9 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
+from ae_pipeline.features.sizes import gate_size
 from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.fetch import days_to_fetch, describe_source, last_fetch
 from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
@@ -83,25 +85,33 @@ class Plan:
     idle: str = ""
 
 
-def plan_landing(dataset: Dataset, today: dt.date, settle_seconds: float = 0.0) -> Plan:
-    """Plan to read new and changed landed files, and to ingest the days that they change.
+def plan_landing(
+    dataset: Dataset, today: dt.date, settle_seconds: float = 0.0, fetched_since: dt.datetime | None = None
+) -> Plan:
+    """Plan to fetch and read new and changed landed files, and to ingest the days that they change.
 
     Args:
         dataset: Dataset to look at.
         today: Last day whose rows are accepted, unless the configuration names one.
         settle_seconds: Age of the oldest unread file from which files are read, because they may still grow.
+        fetched_since: Time from which a fetch counts as new enough; by default `source.check_minutes` ago.
     """
     unread, deleted = unread_files(dataset, today), unhandled_deletions(dataset)
+    due = days_to_fetch(dataset, dt.datetime.now(dt.UTC), fetched_since)
     changed = pluralize(len(unread), "new or changed file")
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < settle_seconds:
         return Plan((), f"{changed}, still being written")
     if deleted and time.time() - max(deleted.values()) / 1e9 < settle_seconds:
         return Plan((), f"{pluralize(len(deleted), 'deleted file')}, which may land again")
     work = []
-    if unread or deleted:
-        reasons = [f"{changed}: {abbreviate(sorted(unread))}"] if unread else []
-        reasons += [f"{pluralize(len(deleted), 'deleted file')}: {abbreviate(sorted(deleted))}"] if deleted else []
-        state = hash_json([unread, sorted(deleted)] if deleted else unread)
+    reasons = [f"{changed}: {abbreviate(sorted(unread))}"] if unread else []
+    reasons += [f"{pluralize(len(deleted), 'deleted file')}: {abbreviate(sorted(deleted))}"] if deleted else []
+    if due:
+        what = "all rows" if due == [ALL_ROWS] else pluralize(len(due), "day")
+        reasons.append(f"{what} to fetch with {describe_source(dataset.config)}")
+    if reasons:
+        extra = [*([sorted(deleted)] if deleted else []), *([last_fetch(dataset)] if due else [])]
+        state = hash_json([unread, *extra] if extra else unread)
         work.append(Work(step=Step.READ, reason="; ".join(reasons), state=state))
     if not dataset.paths.ledger.exists():
         return Plan(tuple(work), "nothing has landed so far")
@@ -167,7 +177,7 @@ def plan_early_training(dataset: Dataset, tracker: Tracker) -> Plan:
         return Plan(
             (),
             f"{in_a_row}; {len(new)} of them are new to a training, fewer than drifting_days={required}: the newest "
-            f"{config.gate.days} belong to the gate",
+            f"{_gate_size(config, features_content(dataset))} belong to the gate",
         )
     plan = plan_training(dataset, tracker)
     work = tuple(
@@ -257,8 +267,12 @@ def settings_hash(config: PipelineConfig) -> str:
 def last_training_day(config: PipelineConfig, content: Content) -> str:
     """Return the newest day that a training on these days sees, or an empty text. Later days belong to the gate."""
     days = sorted(day for day, (_, rows) in content.items() if rows)
-    seen = days[: max(len(days) - config.gate.days, 0)]
+    seen = days[: max(len(days) - _gate_size(config, content), 0)]
     return seen[-1] if seen else ""
+
+
+def _gate_size(config: PipelineConfig, content: Content) -> int:
+    return gate_size({day: rows for day, (_, rows) in content.items() if rows}, config)
 
 
 def days_to_ingest(dataset: Dataset) -> list[str]:

@@ -245,4 +245,4 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
     report = build_report(days, dataset, bundle, version.version, version.run_id, on_ranked=alert)
     post_due_and_show(dataset)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
-    return ReportedDays(report=report, version=version, budget=bundle.config.alerts.budget, days=tuple(days))
+    return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))

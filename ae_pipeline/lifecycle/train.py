@@ -5,7 +5,7 @@ import logging
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,15 +14,14 @@ import polars as pl
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.common.progress import ThrottledLogger
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.features.build import feature_columns, features_content
-from ae_pipeline.features.split import GATE, PARTS, Window, cut_window, sample_rows
+from ae_pipeline.features.split import GATE, PARTS, Window, sample_rows
 from ae_pipeline.gate.evaluation import gate_rows
 from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
-from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
@@ -40,7 +39,9 @@ from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
+from ae_pipeline.training.preflight import check_sizes, training_data
 from ae_pipeline.training.reference import with_reference
+from ae_pipeline.training.size_rules import Sizes
 
 logger = logging.getLogger(__name__)
 
@@ -95,20 +96,23 @@ def train_challenger(
         links: Addresses for the model card, by their text.
 
     Raises:
-        TrainingError: There are no features, or too few days or rows.
+        TrainingError: There are no features, or the configured sizes do not fit the days and rows.
     """
     config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
         raise TrainingError(f"nothing to train on: raw_data and features of {dataset.name!r} were never materialized")
     content = features_content(dataset)
-    window = cut_window({day: digest for day, (digest, rows) in content.items() if rows}, config, config.gate.days)
-    columns = feature_columns(config, contract_in_force(paths.contract, config))
+    contract = contract_in_force(paths.contract, config)
+    columns = feature_columns(config, contract)
+    data = training_data(dataset, columns, {day: rows for day, (_, rows) in content.items() if rows})
+    sizes = check_sizes(config, data, {day: digest for day, (digest, rows) in content.items() if rows})
+    window = sizes.window
     serving = serving_model(config, tracker)
     logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
     run_name = f"{dataset.name} {window.days[-1]}"
     with tracker.training(dataset.name, run_name, origin, location=_location_id(paths)) as run:
-        _log_settings(run, config, window)
-        candidate = _fit(dataset, window, columns, serving, run)
+        _log_settings(run, config, sizes)
+        candidate = _fit(dataset, window, contract, serving, run)
         evaluation = _evaluate(candidate, serving, dataset)
         _log_evaluation(run, candidate, evaluation, window, content)
         # Registered within the run: a version without a gate result comes from an interrupted training.
@@ -151,9 +155,10 @@ class _Evaluation:
 
 
 def _fit(
-    dataset: Dataset, window: Window, columns: Sequence[FeatureColumn], serving: ServingModel, run: TrainingRun
+    dataset: Dataset, window: Window, contract: SchemaContract, serving: ServingModel, run: TrainingRun
 ) -> _Candidate:
     config = dataset.config
+    columns = feature_columns(config, contract)
     champion = serving.champion.bundle if serving.champion else None
     with ThrottledLogger(logger) as throttled:
 
@@ -173,7 +178,7 @@ def _fit(
         logger.info(_streaming_message(bundle))
     validation = window.rows("validation", dataset.paths, most=_COMPARED_ROWS)
     bundle, compatible, alignment = align_to_serving(config, serving, bundle, validation)
-    bundle = with_reference(bundle, columns, dataset.paths)
+    bundle = replace(with_reference(bundle, columns, dataset.paths), contract=contract)
     logger.info(compatible.message)
     return _Candidate(bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation)
 
@@ -193,13 +198,18 @@ def _evaluate(candidate: _Candidate, serving: ServingModel, dataset: Dataset) ->
     return _Evaluation(results, PASSED if is_promoted(counted) else f"rejected: {broken}", unseen)
 
 
-def _log_settings(run: TrainingRun, config: PipelineConfig, window: Window) -> None:
+def _log_settings(run: TrainingRun, config: PipelineConfig, sizes: Sizes) -> None:
+    window = sizes.window
+    settings = {
+        **_flat("model", config.model.model_dump(mode="json")),
+        **_flat("training", config.training.model_dump(mode="json")),
+        "alerts.budget": config.alerts.budget,
+        "gate.days": config.gate.days,
+    }
+    if config.model.latent_dim is None:  # chosen when the columns are encoded
+        del settings["model.latent_dim"]
     run.log_params(
-        {
-            **_flat("model", config.model.model_dump()),
-            **_flat("training", config.training.model_dump()),
-            "alerts.budget": config.alerts.budget,
-        },
+        settings | dict(sizes.chosen),
         tags={
             "window.fingerprint": window.fingerprint,
             "window.first_day": window.days[0],
@@ -216,6 +226,8 @@ def _log_evaluation(
     content: Mapping[str, tuple[str, int]],
 ) -> None:
     alignment = candidate.alignment
+    if candidate.bundle.config.model.latent_dim is None:
+        run.log_params({"model.latent_dim": candidate.bundle.model.latent_dim})
     run.log_metrics(
         {
             **_gate_metrics((*evaluation.results, candidate.compatible)),
@@ -298,14 +310,14 @@ def _window_message(window: Window, rows_of_days: Mapping[str, int], dataset: Da
     sizes: list[str] = []
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)
-        if not dataset.config.is_daily:
+        if not dataset.config.is_daily or window.is_by_row:
             sizes.append(f"{window.count(part, dataset.paths):,}{'' if sizes else ' rows'}")
         elif window.only_normal:  # the number of normal rows is known once they are read
             sizes.append(pluralize(len(days), "day"))
         else:
             sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
     message = "training on {}, validating on {}, calibrating on {}".format(*sizes)
-    if dataset.config.is_daily:
+    if dataset.config.is_daily and not window.is_by_row:
         return f"{message}; {pluralize(len(window.gate), 'day')} left for the gate"
     return f"{message}; {gate_rows(window, None, dataset.paths).height:,} left for the gate"
 

@@ -72,6 +72,8 @@ class AutoEncoder(nn.Module):
         encoder_decoder: The encoder and the decoder.
         latent_dim: Width of the latent space.
         output: Output activation.
+        context: Number of the last inputs that are context. They are not reconstructed: the output repeats them.
+        is_conditional: Whether the decoder reads the context too, after the latents (Sohn et al. 2015).
 
     Examples:
         >>> import torch
@@ -87,9 +89,17 @@ class AutoEncoder(nn.Module):
     codes_per_latent = 1
     """Number of encoder outputs for each latent."""
 
-    def __init__(self, encoder_decoder: EncoderDecoder, latent_dim: int, output: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder_decoder: EncoderDecoder,
+        latent_dim: int,
+        output: nn.Module,
+        context: int = 0,
+        *,
+        is_conditional: bool = False,
+    ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim, self.context, self.is_conditional = latent_dim, context, is_conditional
         self.encoder, self.decoder, self.output = encoder_decoder.encoder, encoder_decoder.decoder, output
         self.latent_transform = LatentTransform(latent_dim)
 
@@ -98,9 +108,15 @@ class AutoEncoder(nn.Module):
         z: Tensor = self.latent_transform(self._learned_latents(x))
         return z
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Map latents of shape (n, latent_dim) to outputs of the shape of the inputs."""
-        return self._decode_learned(self.latent_transform.inverse(z))
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Map latents of shape (n, latent_dim) to outputs of the shape of the inputs.
+
+        Args:
+            z: Latents.
+            x: Inputs whose context the decoder reads. Without them the context is zero.
+        """
+        context = z.new_zeros(len(z), self.context) if x is None else x
+        return self._decode_learned(self.latent_transform.inverse(z), context)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:  # noqa: ARG002
         """Encode and decode inputs.
@@ -110,16 +126,21 @@ class AutoEncoder(nn.Module):
             generator: Random generator on the device of the inputs. Only variational forms in training use it.
         """
         learned = self._learned_latents(x)
-        return AutoEncoderOutput(self.latent_transform(learned), self._decode_learned(learned), x.new_zeros(len(x)))
+        return AutoEncoderOutput(self.latent_transform(learned), self._decode_learned(learned, x), x.new_zeros(len(x)))
 
     def _learned_latents(self, x: Tensor) -> Tensor:
         """Map inputs to the latents before `latent_transform`."""
         learned: Tensor = self.encoder(x)
         return learned
 
-    def _decode_learned(self, learned: Tensor) -> Tensor:
-        output: Tensor = self.output(self.decoder(learned))
-        return output
+    def _decode_learned(self, learned: Tensor, x: Tensor) -> Tensor:
+        """Map latents before `latent_transform` to outputs, given inputs that end with the context."""
+        if not self.context:
+            output: Tensor = self.output(self.decoder(learned))
+            return output
+        context = x[:, -self.context :]
+        decoded = self.output(self.decoder(torch.cat([learned, context], 1) if self.is_conditional else learned))
+        return torch.cat([decoded[:, : -self.context], context], 1)
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

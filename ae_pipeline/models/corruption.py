@@ -12,7 +12,7 @@ Corruption = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def build_corruption(
-    config: TrainingConfig, groups: Tensor | None = None, ends: tuple[float, float] = (0.0, 1.0)
+    config: TrainingConfig, groups: Tensor | None = None, ends: tuple[float, float] = (0.0, 1.0), context: int = 0
 ) -> Corruption | None:
     """Return the configured corruption, or None if there is none (Vincent et al. 2008; 2010, §3.3).
 
@@ -22,6 +22,7 @@ def build_corruption(
         config: Kind and level of the noise.
         groups: For tables, the group number of each encoded column, shape (width,). Noise hits a whole group.
         ends: Lowest and highest value of the input scale. Salt and pepper use them.
+        context: Number of the last inputs that are context and stay clean.
     """
     level = config.corruption_level
 
@@ -45,4 +46,7 @@ def build_corruption(
         return torch.where(draws < level / 2, low, torch.where(draws < level, high, x))
 
     corruptions = {"gaussian": gaussian, "masking": masking, "salt_and_pepper": salt_and_pepper}
-    return corruptions.get(config.corruption)
+    corrupt = corruptions.get(config.corruption)
+    if corrupt is None or not context:
+        return corrupt
+    return lambda x, generator: torch.cat([corrupt(x, generator)[:, :-context], x[:, -context:]], 1)

@@ -49,6 +49,11 @@ DEFAULT_LATENT_DIM = 8
 """Default width of the latent space. Fewer than 16 encoded inputs get half their number."""
 
 
+def default_latent_dim(width: int) -> int:
+    """Return the width of the latent space for a number of encoded inputs, unless the configuration sets it."""
+    return max(1, min(DEFAULT_LATENT_DIM, width // 2))
+
+
 def check_architecture(config: PipelineConfig) -> Architecture:
     """Return the configured architecture.
 
@@ -71,13 +76,17 @@ def check_architecture(config: PipelineConfig) -> Architecture:
 
 
 def build_model(
-    config: PipelineConfig, shape: tuple[int, ...], generator: "torch.Generator | None" = None
+    config: PipelineConfig, shape: tuple[int, ...], generator: "torch.Generator | None" = None, context: int = 0
 ) -> "AutoEncoder":
     """Build the configured autoencoder.
+
+    With context, the architecture builds a decoder that reads the latents and the context. With tied weights only the
+    encoder reads the context.
 
     Args:
         config: The configuration of the pipeline.
         shape: Shape of one encoded input: (width,), or (channels, height, width).
+        context: Number of the last inputs that are context; see `TableEncoder`.
         generator: Random generator of the initial weights. Without one, load the weights afterwards.
 
     Raises:
@@ -96,8 +105,8 @@ def build_model(
     from ae_pipeline.models.variational import VariationalAutoEncoder
 
     architecture, settings = check_architecture(config), config.model
-    width = math.prod(shape)
-    latent_dim = settings.latent_dim or max(1, min(DEFAULT_LATENT_DIM, width // 2))
+    width = math.prod(shape) - context
+    latent_dim = settings.latent_dim or default_latent_dim(width)
     # Only noise keeps a code that is as wide as the input from copying it (Vincent et al. 2008).
     if 2 <= width <= latent_dim and config.training.corruption == "none":
         raise ConfigError(
@@ -106,9 +115,11 @@ def build_model(
         )
     form = VariationalAutoEncoder if settings.variational else AutoEncoder
     build_encoder_decoder = importlib.import_module(architecture.module).build_encoder_decoder
-    encoder_decoder = build_encoder_decoder(settings, shape, form.codes_per_latent * latent_dim, latent_dim)
+    is_conditional = context > 0 and not settings.tied
+    decoder_inputs = latent_dim + context if is_conditional else latent_dim
+    encoder_decoder = build_encoder_decoder(settings, shape, form.codes_per_latent * latent_dim, decoder_inputs)
     output = {Output.LINEAR: nn.Identity, Output.SIGMOID: nn.Sigmoid, Output.TANH: nn.Tanh}[config.output]
-    model = form(encoder_decoder, latent_dim, output())
+    model = form(encoder_decoder, latent_dim, output(), context, is_conditional=is_conditional)
     if generator is not None:
         initialize(model, generator)
     return model

@@ -136,15 +136,16 @@ class LikelihoodLoss(ReconstructionLoss):
         """Return the loss of each row and block.
 
         Args:
-            output: Output of the decoder, shape (n, width).
+            output: Output of the decoder, shape (n, width). Columns after the blocks are context and do not count.
             x: Encoded inputs, shape (n, width).
 
         Returns:
             Shape (n, blocks).
         """
         # One split is faster than slices: the backward pass copies the whole output for each slice.
-        values, cycles, binary, *codes = output.split(self._sizes, 1)
-        x_values, x_cycles, x_binary, *x_codes = x.split(self._sizes, 1)
+        sizes = [*self._sizes, output.shape[1] - sum(self._sizes)]
+        values, cycles, binary, *codes, _ = output.split(sizes, 1)
+        x_values, x_cycles, x_binary, *x_codes, _ = x.split(sizes, 1)
         log_scale, log_scale_cyclic = self.log_scale.clamp(min=MIN_LOG_SCALE).split(
             [len(self._numeric), len(self._cyclic)]
         )
@@ -254,7 +255,8 @@ class TermsLoss(ReconstructionLoss):
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the loss of each block, shape (n, blocks). The blocks of a row sum to the mean over its elements."""
-        return self._by_block(element_losses(self._terms, self._delta, output, x), x)
+        targets = slice(0, self._width)
+        return self._by_block(element_losses(self._terms, self._delta, output[:, targets], x[:, targets]), x)
 
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the loss of each column above that of a perfect reconstruction, divided by the mean excess."""
@@ -275,7 +277,8 @@ class TermsLoss(ReconstructionLoss):
         return torch.cat([columns, (columns.sum(1) + self.kl_weight * result.kl).unsqueeze(1)], 1)
 
     def _excess(self, output: Tensor, x: Tensor) -> Tensor:
-        excess = element_losses(self._terms, self._delta, output, x) - minimum_losses(self._terms, x)
+        output, target = output[:, : self._width], x[:, : self._width]
+        excess = element_losses(self._terms, self._delta, output, target) - minimum_losses(self._terms, target)
         return self._by_block(excess, x) @ self._block_sums
 
     def _by_block(self, losses: Tensor, x: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ class VariationalAutoEncoder(AutoEncoder):
         if self.training:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             z = mean + torch.exp(0.5 * log_variance) * noise
-        return AutoEncoderOutput(self.latent_transform(z), self._decode_learned(z), kl_divergence(mean, log_variance))
+        return AutoEncoderOutput(
+            self.latent_transform(z), self._decode_learned(z, x), kl_divergence(mean, log_variance)
+        )
 
     def _learned_latents(self, x: Tensor) -> Tensor:
         return self.posterior(x)[0]

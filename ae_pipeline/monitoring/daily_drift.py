@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.detector.bundle import ModelBundle
@@ -83,7 +84,7 @@ def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
     identities = {day: f"{file.identity} {rule}" for day, file in files.items()}
     path = dataset.paths.reports / "drift.parquet"
     empty = pl.DataFrame(schema=_SCHEMA)
-    previous = pl.read_parquet(path) if path.exists() else empty
+    previous = pl.read_parquet(path, glob=False) if path.exists() else empty
     previous = previous if previous.schema == empty.schema else empty
     unchanged = previous.filter(pl.col("identity").is_in(list(identities.values())))
     measured_days = set(unchanged["day"])
@@ -129,7 +130,7 @@ def read_all_days(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:
         min_rows: Rows from which a day is compared.
     """
     path = paths.reports / "drift.parquet"
-    effects = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=_SCHEMA)
+    effects = pl.read_parquet(path, glob=False) if path.exists() else pl.DataFrame(schema=_SCHEMA)
     # Files of earlier versions contain only days after the window.
     effects = effects if "is_after" in effects.columns else effects.with_columns(is_after=pl.lit(value=True))
     return day_drifts(effects, min_rows)
@@ -163,8 +164,9 @@ def drifting_days(paths: DatasetPaths, min_rows: int, filling: str = "") -> list
 
 def _measured(day: str, identity: str, file: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
     config, paths = dataset.config, dataset.paths
-    columns = pl.read_parquet_schema(paths.features(day)).keys()  # read once: slow for wide tables
-    rows = pl.read_parquet(paths.features(day), columns=[name for name in bundle.columns if name in columns])
+    columns = pq.read_schema(paths.features(day)).names  # read once: slow for wide tables
+    names = [name for name in bundle.columns if name in columns]
+    rows = pl.read_parquet(paths.features(day), columns=names, glob=False)
     is_after = day > bundle.window.days[-1]
     effects: list[Effect] = []
     if rows.height >= config.drift.min_rows:

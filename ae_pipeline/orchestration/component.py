@@ -40,7 +40,10 @@ attributes:
   owners: ["team:your-team"]
 
   # Put CSV, Parquet or image files into data/landing/{name}, or set where they land:
-  # source: {{path: /where/files/land, pattern: "**/*.csv"}}
+  # source: {{path: /where/files/land, pattern: "**/*.csv"}} # a relative path is below the project's folder
+  # Or fetch rows: a SQL query over the database whose URL an environment variable holds, or a Python function:
+  # source: {{query: "SELECT * FROM {name} WHERE created_at >= :day_start AND created_at < :day_end", connection: DB}}
+  # source: {{callable: "my_package.module:fetch_day"}}
 
   identity: [id] # columns that together identify a row; a newer row with the same identity replaces it; or none: []
   event_time: created_at # defines the daily partitions; leave it and start out if rows have no time
@@ -61,19 +64,21 @@ attributes:
     architecture: dense # or conv, for images
     # variational: true # encode to a distribution
     # loss: {{mse: 0.8, ssim: 0.2}} # default: likelihood for tables, mse for images
-    latent_dim: 8 # columns z_000 … z_007 of the latent table
-    hidden: [128] # widths of the encoder's hidden layers; the decoder mirrors them
+    # latent_dim: 8 # columns z_000 … z_007 of the latent table
+    # hidden: [128] # widths of the encoder's hidden layers; the decoder mirrors them
+    # event_time: context # or target, to reconstruct it too, or ignore
 
   training:
-    # It needs validation_days + calibration_days + gate.days + 1 days with rows; use shorter parts for less data.
-    window_days: 365 # newest days that a training uses, split by time:
-    validation_days: 21 # after the training days, for early stopping
-    calibration_days: 42 # after these, for the p-values of the scores
+    window_days: 365 # newest days that a training uses, split by time
+    # Sizes that you leave out are chosen from the data: fewer days get shorter parts.
+    # validation_days: 21 # after the training days, for early stopping
+    # calibration_days: 42 # after these, for the p-values of the scores
     # only_normal: true # leave known anomalies out of the training
     # corruption: gaussian # train to remove noise (also masking; salt_and_pepper for images)
 
   alerts:
-    budget: 0.001 # one alert in a thousand normal rows
+    report_rows: 200 # rows in the ranking of the report, the highest score first
+    # budget: 0.001 # one alert in a thousand normal rows, if there are 999 calibration rows
     # webhook: ORDERS_WEBHOOK # environment variable with the address that receives alerts
 
   retrain:
@@ -82,8 +87,8 @@ attributes:
     # drifting_days: 3 # train before the next tick after this many drifted days
 
   gate:
-    days: 7 # newest days, on which a new model is compared with the one that serves
-    # max_error_increase: 0.1 # its reconstruction error may be 10 % greater
+    max_error_increase: 0.1 # the reconstruction error of a new model may be 10 % greater
+    # days: 7 # newest days, on which a new model is compared with the one that serves
 """
 
 

@@ -34,6 +34,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         mlflow_folder: Folder of the MLflow store.
         tracking_uri: MLflow server to use instead of the folder.
         tables: Folder or object store of the published tables, if not in the data folder.
+        project_folder: Folder to which the paths of a YAML are relative.
         dagster_url: Address of Dagster's web UI.
         mlflow_url: Address of MLflow's UI, if it differs from the tracking server.
         data_url: Address of the server of the data folder.
@@ -43,6 +44,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     mlflow_folder: PlainText
     tracking_uri: PlainText | None = None
     tables: PlainText | None = None
+    project_folder: PlainText = "."
     dagster_url: PlainText = DAGSTER_URL
     mlflow_url: PlainText | None = None
     data_url: PlainText = DATA_URL
@@ -53,7 +55,8 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def paths(self, dataset: str) -> DatasetPaths:
         """Return the paths of a dataset."""
-        return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables)
+        project = Path(self.project_folder).resolve()
+        return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables, project)
 
     def tracker(self) -> "Tracker":
         """Return the model store."""

@@ -56,8 +56,8 @@ def build_sensors(config: PipelineConfig, jobs: dict[str, Any]) -> list[dg.Senso
             "landing",
             landing_requests,
             (jobs["intake"], jobs["ingest"]),
-            "Read new and changed landed files, and materialize raw_data and features for the affected days. The "
-            "sensor rebuild does the rest.",
+            "Fetch rows that are due, read new and changed landed files, and materialize raw_data and features for "
+            "the affected days. The sensor rebuild does the rest.",
         ),
         _sensor(
             config,

@@ -38,7 +38,7 @@ class BundleModel(PythonModel):
         use = (params or {}).get("use", "score")
         if use not in {"score", "denoise"}:
             raise BundleError(f"use={use!r} is not a use of this model; choose score or denoise")
-        times = {c.name for c in self.bundle.encoder.columns if c.type in {ColumnType.TIMESTAMP, ColumnType.DATE}}
+        times = {c.name for c in self.bundle.encoder.inputs if c.type in {ColumnType.TIMESTAMP, ColumnType.DATE}}
         time_columns = sorted(times & set(model_input.columns))
         model_input = model_input.assign(**{name: pd.to_datetime(model_input[name], utc=True) for name in time_columns})
         # pandas gives integers with missing values as floats; the encoder reads both.

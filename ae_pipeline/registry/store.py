@@ -20,6 +20,7 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
+from ae_pipeline.storage.aliases import alias_of
 from ae_pipeline.storage.files import make_folder
 
 _LOCATION_TAG = "place"
@@ -27,6 +28,11 @@ _LOCATION_TAG = "place"
 
 _MAX_DOWNLOADED = 4
 """Bundles of a model that are kept after a download from a remote tracking server."""
+
+
+def _plain(folder: Path) -> Path:
+    """Return a path to a folder that MLflow does not take for a URL with a query or encoded characters."""
+    return alias_of(folder) if re.search("[?%#]", str(folder)) else folder
 
 
 class Tracker:
@@ -41,7 +47,7 @@ class Tracker:
         self.root = root
         # MLflow passes the URI of its database to child processes. Such a store is local: its artifacts are in `root`.
         self.is_remote = uri is not None and not re.match("(sqlite|mysql|postgresql|mssql)", uri)
-        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
+        self.uri = uri or f"sqlite:///{_plain(root) / 'mlflow.db'}"
 
     @property
     def web_url(self) -> str | None:
@@ -80,8 +86,10 @@ class Tracker:
             if experiment is not None:
                 return str(experiment.experiment_id)
             # A tracking server chooses where artifacts go: a folder of this machine is not readable by others.
-            local = make_folder(self.root / "artifacts" / dataset).resolve().as_uri() if not self.is_remote else None
-            return str(client.create_experiment(dataset, artifact_location=local))
+            if self.is_remote:
+                return str(client.create_experiment(dataset))
+            folder = make_folder(self.root / "artifacts" / dataset).resolve()
+            return str(client.create_experiment(dataset, artifact_location=_plain(folder).as_uri()))
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:

@@ -36,7 +36,7 @@ _FLUSH_SECONDS = 5.0
 _METRICS_PER_CALL = 900
 """Metrics in one call; MLflow accepts 1,000."""
 
-_SERVING_PACKAGES = ("numpy", "pandas", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
+_SERVING_PACKAGES = ("numpy", "pandas", "pillow", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 _PACKAGE = Path(__file__).parents[1]
 _PYFUNC_MODEL = _PACKAGE / "registry" / "pyfunc_model.py"
 _NOTE_TAG = "mlflow.note.content"
@@ -190,7 +190,7 @@ class TrainingRun:
 def _inputs(bundle: ModelBundle) -> Schema:
     columns: list[ColSpec | TensorSpec] = [
         ColSpec(_TYPES.get(column.type, DataType.string), column.name, required=False)
-        for column in bundle.encoder.columns
+        for column in bundle.encoder.inputs
     ]
     return Schema(columns)
 

@@ -283,7 +283,7 @@ def _summary(published: Published, run_id: str, context: PageContext, labels: La
     paths, bundle, config = published.dataset.paths, published.bundle, published.dataset.config
     by_day = list(published.entries.values())
     rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
-    budget, rate = bundle.config.alerts.budget, config.alerts.false_discovery_rate
+    budget, rate = bundle.calibration.budget, config.alerts.false_discovery_rate
     return Summary.model_validate(
         {
             "dataset": paths.dataset,

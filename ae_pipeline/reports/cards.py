@@ -48,7 +48,7 @@ def cards(published: Published, day: str | None, assessment: DayAssessment | Non
 
 def recent_days(published: Published, day: str | None) -> list[dict[str, Any]]:
     """Return counts and budget of the last days up to a day, the oldest first."""
-    budget = published.bundle.config.alerts.budget
+    budget = published.bundle.calibration.budget
     entries = [entry for other, entry in sorted(published.entries.items()) if day and other <= day]
     return [
         {
@@ -125,7 +125,7 @@ def unseen_days_summary(published: Published, day: str | None) -> str:
     """Return the share of flagged rows on the days after the training window, as text; empty without days."""
     if not published.dataset.config.is_daily or day is None:
         return ""
-    last_day, budget = published.bundle.window.days[-1], published.bundle.config.alerts.budget
+    last_day, budget = published.bundle.window.days[-1], published.bundle.calibration.budget
     after = [entry for other, entry in published.entries.items() if last_day < other <= day and entry.rows]
     rows = sum(entry.rows - entry.known_anomalies for entry in after)
     flagged = sum(entry.flagged - entry.known_flagged for entry in after)

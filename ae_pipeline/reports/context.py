@@ -62,7 +62,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         "timezone": published.dataset.config.timezone,
         "filling": published.filling.message if published.filling else "",
         "features": published.features_link(day, page),
-        "budget": published.bundle.config.alerts.budget,
+        "budget": published.bundle.calibration.budget,
         "rate": published.dataset.config.alerts.false_discovery_rate,
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],

@@ -104,10 +104,12 @@ def head_of(card: str) -> str:
 
 def _by_type(bundle: ModelBundle) -> dict[str, str]:
     columns = sorted(bundle.encoder.columns, key=lambda column: str(column.type))
-    return {
+    context = [escape_markdown(column.name) for column in bundle.encoder.inputs[len(columns) :]]
+    by_type = {
         str(kind): _named([escape_markdown(column.name) for column in some])
         for kind, some in groupby(columns, key=lambda column: column.type)
     }
+    return by_type | ({"context": _named(context)} if context else {})
 
 
 def _left_out(bundle: ModelBundle) -> dict[str, list[str]]:

@@ -13,7 +13,8 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
+from ae_pipeline.features.build import with_exact_values
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
@@ -32,9 +33,6 @@ _MIN_RANKED = 10
 _BATCH_BYTES = 1 << 26
 """Size of the features that are explained together, bytes."""
 
-_MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
-"""Contributions that an explanation names: nats, and share of the first contribution."""
-
 _SCHEMA = {
     "row_id": pl.String(),
     "event_time": pl.Datetime("us", "UTC"),
@@ -45,9 +43,7 @@ _SCHEMA = {
     LABEL: pl.Boolean(),
     "model_version": pl.Int64(),
     "because": pl.String(),
-    "contributions": pl.List(
-        pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
-    ),
+    "contributions": CONTRIBUTIONS,
 }
 
 DESCRIBED = {
@@ -202,13 +198,13 @@ def report_days(
 def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
     """Read the ranked rows of all published days, the highest score first."""
     reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
-    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path) for path in reported)])
+    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path, glob=False) for path in reported)])
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 
 def ranked_day(day: str, paths: DatasetPaths) -> pl.DataFrame:
     """Read the ranked rows of a day, the highest score first."""
-    return pl.read_parquet(_day_file(paths, day))
+    return pl.read_parquet(_day_file(paths, day), glob=False)
 
 
 def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:
@@ -238,18 +234,10 @@ def _with_exact_values(features: pl.DataFrame, path: Path) -> pl.DataFrame:
     if not path.exists():
         return features
     raw = pl.scan_parquet(path, glob=False)
-    exact = [
-        name
-        for name, dtype in raw.collect_schema().items()
-        if dtype.is_numeric() and not dtype.is_float() and features.schema.get(name) == pl.Float64
-    ]
-    if not exact:
-        return features
-    chosen = raw.select("row_id", *exact).filter(pl.col("row_id").is_in(features["row_id"].implode())).collect()
-    values = features.select("row_id").join(chosen, on="row_id", how="left", maintain_order="left")
-    # A time of day is minutes as a feature, and HHMM as a raw value.
-    same = [name for name in exact if values[name].cast(pl.Float64).equals(features[name], check_names=False)]
-    return features.with_columns(values[name] for name in same)
+    numbers = (name for name, dtype in raw.collect_schema().items() if dtype.is_numeric() and name in features)
+    chosen = raw.select("row_id", *numbers).filter(pl.col("row_id").is_in(features["row_id"].implode()))
+    aligned = features.select("row_id").join(chosen.collect(), on="row_id", how="left", maintain_order="left")
+    return with_exact_values(features, aligned)
 
 
 def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
@@ -324,12 +312,3 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
             contributions=pl.Series([[part.record() for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )
         write_parquet(_day_file(paths, draft.day), ranked.select(*_SCHEMA).to_arrow(), draft.facts)
-
-
-def because(parts: Sequence[Contribution]) -> str:
-    """Return an explanation as text: the first contribution, and all that are large.
-
-    A contribution is large if it has at least 30% of the first one, and at least 4.6 nats (a tail probability of 1%).
-    """
-    large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
-    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in large or parts[:1])

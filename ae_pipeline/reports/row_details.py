@@ -10,12 +10,12 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.explanation import Contribution
+from ae_pipeline.detector.explanation import Contribution, because
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.reports.latent_map import columns_of, nearest_neighbors
-from ae_pipeline.reports.ranking import RankedRow, because, features_of
+from ae_pipeline.reports.ranking import RankedRow, features_of
 from ae_pipeline.storage.parquet import detach
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 

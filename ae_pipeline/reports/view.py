@@ -148,7 +148,7 @@ class Published:
             in_detail: Whether to locate the affected rows in categories.
         """
         previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
-        budget, deviations = self.bundle.config.alerts.budget, self.deviations(day, in_detail=in_detail)
+        budget, deviations = self.bundle.calibration.budget, self.deviations(day, in_detail=in_detail)
         assessment = assess_day(
             self.entries[day], previous, self.drift_by_day.get(day), deviations, budget, self._filling(day)
         )
@@ -200,7 +200,7 @@ class Published:
         ]
         drift = self.dataset.paths.reports / "drift.parquet"
         if drift.exists():
-            effects = pl.read_parquet(drift).filter(pl.col("day") <= day)
+            effects = pl.read_parquet(drift, glob=False).filter(pl.col("day") <= day)
             charts += [chart] if (chart := drift_chart(effects, config.drift)) else []
         charts.append(self._calibration(day))
         if bundle.facts.epochs:

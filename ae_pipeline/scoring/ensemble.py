@@ -91,6 +91,7 @@ class Ensemble:
 
         For independent measures with weights of 1, this is Fisher's method of combining tail probabilities (1932). Each
         column that was constant in n training rows and differs now adds ln(n + 2), by Laplace's rule of succession.
+        Columns after the fitted ones, such as the context of a table, do not count.
         """
         changed = (matrix[:, self._constant] != self.first[self._constant]).sum(axis=1)
         total: Array = self.tails(self.measures(matrix)) @ WEIGHTS + changed * np.log(self.seen + 2)

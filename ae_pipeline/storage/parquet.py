@@ -71,12 +71,23 @@ def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = No
         The content hash. The same rows in the same order give the same hash.
     """
     content_hash = hash_table(table)
-    footer = {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})}
-    table = table.replace_schema_metadata({_METADATA_PREFIX + k.encode(): v.encode() for k, v in footer.items()})
+    write_rows(path, table, {"content_hash": content_hash, "rows": str(table.num_rows), **(facts or {})})
+    return content_hash
+
+
+def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None) -> None:
+    """Write a table atomically, with facts in the footer.
+
+    Args:
+        path: File to write.
+        table: Rows to write.
+        facts: Short texts for the footer, which `read_facts` returns.
+    """
+    footer = {_METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
+    table = table.replace_schema_metadata(footer)
     group_rows = rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=group_rows)
-    return content_hash
 
 
 def read_facts(path: Path) -> dict[str, str]:

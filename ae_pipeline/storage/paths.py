@@ -17,6 +17,7 @@ class DatasetPaths:
     Attributes:
         root: Data folder, shared by all datasets.
         dataset: Name of the dataset.
+        project: Folder of the project, to which the paths of the YAML are relative; by default the current folder.
         tables: Folder, or prefix of an object store, with the latent tables of all datasets. By default `latents` in
             the data folder.
     """
@@ -24,6 +25,7 @@ class DatasetPaths:
     root: Path
     dataset: str
     tables: str | None = None
+    project: Path = Path()
 
     @property
     def landing(self) -> Path:
@@ -39,6 +41,11 @@ class DatasetPaths:
     def ledger(self) -> Path:
         """Ledger: which landed file gave which rows."""
         return self.root / "staging" / self.dataset / "ledger.json"
+
+    @property
+    def fetched(self) -> Path:
+        """Days that a query or a callable has fetched, and when."""
+        return self.ledger.with_name("fetched.json")
 
     @property
     def history(self) -> Path:

@@ -3,11 +3,12 @@
 import numpy as np
 import polars as pl
 
-from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import TrainingFacts, library_versions
+from ae_pipeline.features.build import feature_columns
 from ae_pipeline.features.split import Window
+from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.paths import ALL_ROWS
 from ae_pipeline.training.fit import fit_detector
@@ -23,13 +24,24 @@ def fit_example_bundle() -> tuple[ModelBundle, pl.DataFrame]:
     config = PipelineConfig.model_validate(
         {
             "dataset": "example",
-            "identity": ["row_id"],
+            "exclude": ["reading"],
+            "identity": ["reading"],
             "model": {"latent_dim": 1, "hidden": [16]},
             "training": {"epochs": 10, "batch_size": 64, "learning_rate": 0.02, "device": "cpu"},
             "alerts": {"budget": 0.01, "evidence": ["columns", "latent", "row"]},
         }
     )
-    columns = [FeatureColumn(name, ColumnType.NUMBER) for name in ("load", "power")]
+    contract = SchemaContract.model_validate(
+        {
+            "dataset": "example",
+            "columns": {
+                "reading": {"type": "integer", "required": True},
+                "load": {"type": "number"},
+                "power": {"type": "number"},
+            },
+        }
+    )
+    columns = feature_columns(config, contract)
     rng = np.random.default_rng(0)
     load = rng.lognormal(1, 0.4, sum(_SIZES.values()))
     features = pl.DataFrame({"load": load, "power": 2 * load + rng.normal(0, 0.05, len(load))})
@@ -39,7 +51,7 @@ def fit_example_bundle() -> tuple[ModelBundle, pl.DataFrame]:
     detector, result = fit_detector(config, columns, train_rows, validation_rows)
     bundle = ModelBundle(
         detector=detector,
-        calibration=calibrate(detector.scores([calibration_rows]), config.alerts.budget, None),
+        calibration=calibrate(detector.scores([calibration_rows]), 0.01, None),
         window=Window(train=(ALL_ROWS,), validation=(ALL_ROWS,), calibration=(ALL_ROWS,), fingerprint="example"),
         facts=TrainingFacts(
             versions=library_versions(),
@@ -49,5 +61,6 @@ def fit_example_bundle() -> tuple[ModelBundle, pl.DataFrame]:
             untrained_loss=result.first_loss,
             validation_loss=result.best_loss,
         ),
+        contract=contract,
     )
     return bundle, pl.DataFrame({"load": [2.0, 3.0, 3.0], "power": [4.0, 6.0, 9.0]})

@@ -18,9 +18,10 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import Epoch, TrainingFacts, library_versions
 from ae_pipeline.detector.network import FittedNetwork
-from ae_pipeline.encoding.encoder import Encoder, fit_encoder
+from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
+from ae_pipeline.features.sizes import choose_batch_size, choose_budget
 from ae_pipeline.features.split import PARTS, Window, sample_by_hash, sample_rows
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.corruption import Corruption, build_corruption
@@ -35,6 +36,7 @@ from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
+from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
 _MAX_CALIBRATION_ROWS = 2**20
@@ -76,7 +78,8 @@ def fit_bundle(
     config, paths = dataset.config, dataset.paths
     days = len(window.calibration) if config.is_daily else None
     counts = {part: window.count(part, paths) for part in PARTS}
-    check_budget(counts["calibration"], config.alerts.budget, days)  # before the training, which takes long
+    budget = config.alerts.budget or choose_budget(counts["calibration"])
+    check_budget(counts["calibration"], budget, days)  # before the training, which takes long
     memory = memory_budget.share_of(config)
     limit = memory_budget.max_rows(window, paths, memory)
     train_rows, validation_rows = (window.rows(part, paths, most=limit) for part in ("train", "validation"))
@@ -88,9 +91,11 @@ def fit_bundle(
         memory=memory,
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
+    encoder = detector.encoder
     facts = TrainingFacts(
         versions=library_versions(),
         rows=counts,
+        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder)),
         rows_looked_at={"train": train_rows.height, "validation": result.validation_rows},
         epochs=result.epochs,
         best_epoch=result.best_epoch,
@@ -101,8 +106,8 @@ def fit_bundle(
         is_streamed=result.is_streamed,
     )
     del train_rows, validation_rows
-    scores = detector.scores(_calibration_rows(window, paths, config.alerts.budget, counts["calibration"]))
-    calibration = calibrate(scores, config.alerts.budget, days)
+    scores = detector.scores(_calibration_rows(window, paths, budget, counts["calibration"]))
+    calibration = calibrate(scores, budget, days)
     return ModelBundle(detector=detector, calibration=calibration, window=window, facts=facts), result
 
 
@@ -172,7 +177,7 @@ def fit_detector(
     torch.set_num_threads(config.training.threads)
     encoder = fit_encoder(config, train_rows, columns)
     generator = torch.Generator().manual_seed(config.training.seed)
-    model = build_model(config, encoder.shape, generator).to(device)
+    model = build_model(config, encoder.shape, generator, context_width(encoder)).to(device)
     loss = build_loss(config, encoder).to(device)
 
     row_bytes = 4 * (math.prod(encoder.shape) + model.latent_dim)
@@ -251,7 +256,7 @@ def _start_from(
 
 def _corruption(config: PipelineConfig, encoder: Encoder) -> Corruption | None:
     groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
-    return build_corruption(config.training, groups, encoder.ends)
+    return build_corruption(config.training, groups, encoder.ends, context_width(encoder))
 
 
 def _encode_to_disk(
@@ -261,7 +266,8 @@ def _encode_to_disk(
     packing = Packing.of(encoder)
     row_bytes = 4 * (packing.width + (previous.model.latent_dim if previous else 0))
     # Four blocks are in memory: the present one, its shuffled copy, the rest of the last one, and the prefetched one.
-    blocks = blocks_for(all_rows.train, row_bytes, all_rows.memory // 4, config.training.batch_size)
+    batch_size = config.training.batch_size or choose_batch_size(all_rows.train)
+    blocks = blocks_for(all_rows.train, row_bytes, all_rows.memory // 4, batch_size)
     encoded = ((encoder.encode(rows), previous.encode(rows) if previous else None) for rows in all_rows.batches())
     return OnDisk(all_rows.folder, encoded, packing, blocks, config.training.seed, device)
 
@@ -285,7 +291,9 @@ def _fit_loss_statistics(model: AutoEncoder, loss: ReconstructionLoss, validatio
 def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConfig) -> Ensemble | None:
     if not isinstance(encoder, TableEncoder) or Evidence.ENSEMBLE not in config.alerts.evidence:
         return None
-    return fit_ensemble(np.concatenate(matrices), encoder.asinh_mask, config.training.seed)
+    width = encoder.target_width  # the context is not evidence
+    rows = np.concatenate([matrix[:, :width] for matrix in matrices])
+    return fit_ensemble(rows, encoder.asinh_mask[:width], config.training.seed)
 
 
 def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ae_pipeline.common.errors import ConfigError, TrainingError
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
+from ae_pipeline.features.sizes import choose_batch_size
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -124,7 +125,8 @@ def train(
     noise = torch.Generator(device).manual_seed(generator.initial_seed() + 1)
     parameters = [*model.parameters(), *loss.parameters()]
     full_batch = config.optimizer == "gd"
-    steps_per_epoch = 1 if full_batch else math.ceil(len(train_rows) / config.batch_size)
+    batch_size = config.batch_size or choose_batch_size(len(train_rows))
+    steps_per_epoch = 1 if full_batch else math.ceil(len(train_rows) / batch_size)
     groups: list[dict[str, Any]] = [
         {"params": list(model.parameters())},
         {"params": list(loss.parameters()), "weight_decay": 0.0},
@@ -145,7 +147,7 @@ def train(
         beta = config.beta * min(1.0, number / max(1, config.beta_warmup))
         total = torch.zeros((), device=device)
         optimizer.zero_grad(set_to_none=True)
-        for batch, previous_latents in train_rows.shuffled(config.batch_size, generator):
+        for batch, previous_latents in train_rows.shuffled(batch_size, generator):
             inputs = corrupt(batch, noise) if corrupt else batch
             value = loss.objective(model(inputs, noise), batch, beta).mean()
             regularized = value

@@ -92,7 +92,8 @@ class TestRejectedFirstVersion:
     def test_changed_settings_make_a_training_due(self, rejected_shop: Shop) -> None:
         settings = {"training": {**ATTRIBUTES["training"], "epochs": 4}}
         (work,) = training_plan(rejected_shop, **settings).work
-        expected = "the settings of model, training, alert budget, or columns changed since the last training"
+        keys = "model, training, alert budget, time zone, or columns"
+        expected = f"the settings of {keys} changed since the last training"
         assert (work.step, work.reason) == (Step.TRAIN, expected)
 
 

@@ -45,6 +45,10 @@ def space_folders(shop: Shop) -> set[str]:
     return {published.path.split("/")[0] for published in published_days(shop.paths).values()}
 
 
+def full_disk(*_: object) -> None:
+    raise StorageError("the disk is full; free some space")
+
+
 class TestLanding:
     def test_only_days_of_landed_files_are_ingested(self, shop: Shop) -> None:
         assert shop.requested(landing_requests) == "nothing has landed so far"
@@ -71,17 +75,20 @@ class TestLanding:
         assert [day for day in after if after[day].identity != previous[day].identity] == [DAYS[4]]
         assert read_facts(serving_shop.paths.features(DAYS[4]))["rows"] == str(ROWS + 3)
 
-    def test_a_bad_file_is_retried_with_growing_delays(
+    def test_a_failed_reading_is_retried_with_growing_delays(
         self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        serving_shop.land("broken", "order_id,created_at\n1,2024-02-10T00:00:00Z\n")
+        serving_shop.land("broken", orders_csv(DAYS[-1]))
         request = serving_shop.request(landing_requests)
         job = serving_shop.defs.resolve_job_def("orders_intake")
         keys = [request.run_key]
         for pause in (60, 120, 240):
-            done = job.execute_in_process(instance=serving_shop.instance, tags=dict(request.tags), raise_on_error=False)
-            message = serving_shop.failure_message(done)
-            assert "lacks column 'items'" in message or "columns" in message
+            with monkeypatch.context() as patch:
+                patch.setattr("ae_pipeline.ingestion.landing.StagingBatch.stage", full_disk)
+                done = job.execute_in_process(
+                    instance=serving_shop.instance, tags=dict(request.tags), raise_on_error=False
+                )
+            assert "the disk is full" in serving_shop.failure_message(done)
             answer = serving_shop.requested(landing_requests)
             assert f"run {done.run_id} ended (failure) and did not finish it; next attempt at" in answer
             now = time.time()
@@ -92,7 +99,7 @@ class TestLanding:
             keys.append(request.run_key)
             monkeypatch.undo()
         assert len(set(keys)) == 4  # Dagster ignores a key that it has seen
-        serving_shop.land("broken", orders_csv(DAYS[-1]))  # a corrected file is not delayed
+        serving_shop.land("broken", orders_csv(DAYS[-1], 3))  # another file is not delayed
         assert serving_shop.run_requests(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
 
     def test_there_is_no_limit_on_retries(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ class LandedDataset(Dataset):
     def raw(self, ingested: IngestResult, day: str = DAY) -> pl.DataFrame:
         """Build the raw rows of a day, and return them."""
         build_raw_day(day, ingested, self.paths)
-        return pl.read_parquet(self.paths.raw(day))
+        return pl.read_parquet(self.paths.raw(day), glob=False)
 
     def rows(self, *columns: str) -> list[tuple[Any, ...]]:
         """Ingest the landed files, build all days, and return some columns of their rows, day by day."""
@@ -85,7 +85,9 @@ class LandedDataset(Dataset):
     def quarantine(self) -> list[tuple[str, int, str, str]]:
         """Return file, row number, rule and reason of all quarantined rows, sorted by file and row."""
         files = sorted(self.paths.quarantined("_").parent.glob("*.parquet"))
-        rows = [pl.read_parquet(file).select("source_file", "row_number", "rule", "reason") for file in files]
+        rows = [
+            pl.read_parquet(file, glob=False).select("source_file", "row_number", "rule", "reason") for file in files
+        ]
         return sorted(row for part in rows for row in part.rows())
 
 

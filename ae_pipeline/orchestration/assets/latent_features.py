@@ -19,7 +19,7 @@ _DESCRIPTION = """\
 **The published table.** It holds the latent columns z_000 …, score, p-value and flag of every row under the champion: a
 Delta Lake table of plain Parquet files that changes in one commit.
 
-Read it with `polars.scan_delta` or `pandas.read_parquet(deltalake.DeltaTable(…).file_uris())`. Its data contract is
+Read it with `ae_pipeline.read_latents` or `deltalake.DeltaTable(…).to_pandas()`. Its data contract is
 `_contract/contract.md`. The table never holds latents of two versions at once. Latents of two versions are comparable
 only if the major version of the contract is the same."""
 

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from ae_pipeline.common.errors import BundleError, TrainingError
-from ae_pipeline.detector.bundle import MANIFEST, WEIGHTS, ModelBundle
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
 from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss
@@ -73,6 +74,11 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
 
 
+def tensor_digests(folder: Path) -> dict[str, str]:
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+
+
 def truncate(path: Path, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
@@ -126,7 +132,8 @@ class TestFiles:
         rows = {part: fitted.window.rows(part, fitted.paths).height for part in PARTS}
         assert manifest["facts"]["rows"] == rows == {"train": 1560, "validation": 360, "calibration": 480}
         assert manifest["window"]["train"] == list(fitted.days[:26])
-        assert manifest["calibration"] == {"rows": 480, "threshold": fitted.bundle.calibration.threshold}
+        calibration = {"rows": 480, "threshold": fitted.bundle.calibration.threshold, "budget": 0.01}
+        assert manifest["calibration"] == calibration
         assert manifest["facts"]["validation_loss"] == fitted.result.best_loss
 
 
@@ -236,15 +243,16 @@ class TestFittedParts:
         with torch.no_grad():
             by_block = loss(model(x)[1], x).numpy()
         losses = bundle.detector.latents_and_losses(rows)[1]
-        by_column, of_row = losses[:, : len(bundle.columns)], losses[:, len(bundle.columns) + 1]
-        for index, name in enumerate(bundle.columns):
+        columns = bundle.loss.columns
+        by_column, of_row = losses[:, : len(columns)], losses[:, len(columns) + 1]
+        for index, name in enumerate(columns):
             blocks = [i for i, block in enumerate(bundle.loss.blocks) if block.column == name]
             np.testing.assert_allclose(by_column[:, index], by_block[:, blocks].sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(by_column.sum(1), by_block.sum(1), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(of_row, by_block.sum(1), rtol=1e-9, atol=1e-9)
 
     def test_the_score_is_the_ensemble_or_another_part_minus_ln_100(self, fitted: Fitted) -> None:
-        rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.columns)
+        rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.loss.columns)
         odd = rows.with_columns(load=pl.when(pl.int_range(pl.len()) < 30).then(pl.col("load") + 1).otherwise("load"))
         detector = fitted.bundle.detector
         surprisal = detector.tails(detector.latents_and_losses(odd)[1])
@@ -264,6 +272,21 @@ class TestFittedParts:
         assert scored.is_anomaly[0]
 
 
+class TestFormat7:
+    def test_it_scores_as_before_under_its_own_fingerprint(self, fitted: Fitted, folder: Path) -> None:
+        def downgrade(manifest: dict[str, Any]) -> None:
+            manifest.pop("contract")
+            manifest["format"] = 7
+
+        edit_manifest(folder, downgrade)
+        loaded = ModelBundle.load(folder)
+        content = [json.loads((folder / MANIFEST).read_text()), tensor_digests(folder)]
+        assert loaded.fingerprint == hash_json(content) != fitted.bundle.fingerprint
+        assert loaded.contract is None
+        rows = fitted.features(fitted.days[-1])
+        assert loaded.score(rows).score.tobytes() == fitted.bundle.score(rows).score.tobytes()
+
+
 class TestErrors:
     @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
     def test_a_missing_file_is_named(self, folder: Path, name: str) -> None:
@@ -278,7 +301,7 @@ class TestErrors:
     @pytest.mark.parametrize("other", [4, "5", None])
     def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update(format=other))
-        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 and 7; train a new model"
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 8; train a new model"
         with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 
@@ -296,7 +319,7 @@ class TestErrors:
         with pytest.raises(BundleError, match=r"the bundle in .* train a new model"):
             ModelBundle.load(folder)
 
-    @pytest.mark.parametrize("key", ["config", "encoder", "window", "facts"])
+    @pytest.mark.parametrize("key", ["config", "contract", "encoder", "window", "facts"])
     def test_a_missing_part_of_the_manifest_is_named(self, folder: Path, key: str) -> None:
         edit_manifest(folder, lambda manifest: manifest.pop(key))
         with pytest.raises(BundleError, match=f"do not match: .*{key}"):

@@ -118,8 +118,8 @@ class TestCombination:
 class TestFit:
     def test_evidence_without_the_ensemble_fits_none(self, fitted: Fitted, other_bundle: ModelBundle) -> None:
         assert other_bundle.detector.ensemble is None
-        assert len(other_bundle.detector.tails.quantiles) == len(other_bundle.columns) + 2
-        assert len(fitted.bundle.detector.tails.quantiles) == len(fitted.bundle.columns) + 3
+        assert len(other_bundle.detector.tails.quantiles) == len(other_bundle.loss.columns) + 2
+        assert len(fitted.bundle.detector.tails.quantiles) == len(fitted.bundle.loss.columns) + 3
 
     def test_the_ensemble_is_fitted_on_training_and_validation_rows(self, fitted: Fitted) -> None:
         rows = [fitted.window.rows(part, fitted.paths) for part in ("train", "validation")]
@@ -186,7 +186,7 @@ class Reference:
         self.model = copy.deepcopy(bundle.model).double().eval()
         self.loss = copy.deepcopy(bundle.loss).double().eval()
         self.x = torch.from_numpy(bundle.encoder.encode(row)).double()
-        self.count = len(bundle.columns)
+        self.count = len(bundle.loss.columns)
 
     @torch.no_grad()
     def surprisal(self, x: torch.Tensor) -> np.ndarray:
@@ -223,7 +223,7 @@ class Reference:
 
     def removed(self, x: torch.Tensor, name: str) -> float:
         """Return the surprisal of a column plus the decrease of all other parts but the row once it is imputed."""
-        index = self.bundle.columns.index(name)
+        index = self.bundle.loss.columns.index(name)
         previous, after = self.surprisal(x), self.surprisal(self.impute(x, name))
         others = [i for i in range(self.count) if i != index] + [self.count, self.count + 2]
         return float(previous[index] + (previous - after)[others].sum())
@@ -248,8 +248,8 @@ class TestExplanations:
         for index, parts in enumerate(fitted.bundle.explain(rows, columns=99)):
             reference = Reference(fitted.bundle, rows[index])
             named = [part for part in parts if part.column not in WHOLE_ROW]
-            assert {part.column for part in named} == set(fitted.bundle.columns)
-            x, remaining, lowest = reference.x, list(fitted.bundle.columns), np.inf
+            assert {part.column for part in named} == set(fitted.bundle.loss.columns)
+            x, remaining, lowest = reference.x, list(fitted.bundle.loss.columns), np.inf
             for part in named[:3]:
                 removed = {name: reference.removed(x, name) for name in remaining}
                 assert removed[part.column] == pytest.approx(max(removed.values()), rel=1e-9, abs=1e-9)
@@ -284,7 +284,7 @@ class TestExplanations:
         for changes in ({}, *single, FAULTS):
             for parts in fitted.bundle.explain(head(fitted, 8, **changes), columns=99):
                 nats = [part.surprisal for part in parts if part.column not in WHOLE_ROW]
-                assert len(nats) == len(fitted.bundle.columns)
+                assert len(nats) == len(fitted.bundle.loss.columns)
                 assert nats == sorted(nats, reverse=True)
 
     def test_a_row_that_no_single_column_explains_is_named_as_a_whole(self, fitted: Fitted) -> None:
@@ -350,12 +350,12 @@ class TestExplanations:
         every = fitted.bundle.explain(rows)
         monkeypatch.setattr(explanation, "_MAX_CANDIDATES", 1)
         detector = fitted.bundle.detector
-        surprisal = detector.tails(detector.latents_and_losses(rows)[1])[:, : len(fitted.bundle.columns)]
+        surprisal = detector.tails(detector.latents_and_losses(rows)[1])[:, : len(fitted.bundle.loss.columns)]
         names = [
             next(part.column for part in parts if part.column not in WHOLE_ROW) for parts in fitted.bundle.explain(rows)
         ]
-        assert names == [fitted.bundle.columns[index] for index in surprisal.argmax(axis=1)]
-        monkeypatch.setattr(explanation, "_MAX_CANDIDATES", len(fitted.bundle.columns))
+        assert names == [fitted.bundle.loss.columns[index] for index in surprisal.argmax(axis=1)]
+        monkeypatch.setattr(explanation, "_MAX_CANDIDATES", len(fitted.bundle.loss.columns))
         assert fitted.bundle.explain(rows) == every
 
     @pytest.mark.parametrize("columns", [1, 2, 3])

@@ -12,7 +12,7 @@ import pytest
 
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
-from ae_pipeline.config.model import Scaling
+from ae_pipeline.config.model import EventTime, Scaling
 from ae_pipeline.encoding.encoder import read_encoder
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, Matrix, TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
@@ -171,7 +171,8 @@ def test_date_becomes_its_weekday() -> None:
 
 def test_event_time_has_no_missing_indicator() -> None:
     rows = pl.DataFrame({"event_time": [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]})
-    encoder = fit_table_encoder(rows, [FeatureColumn("event_time", ColumnType.TIMESTAMP)])
+    column = FeatureColumn("event_time", ColumnType.TIMESTAMP)
+    encoder = fit_table_encoder(rows, [column], event_time=EventTime.TARGET)
     assert [(block.kind, block.present) for block in encoder.blocks] == [(BlockKind.CYCLIC, None)] * 2
 
 
@@ -345,9 +346,8 @@ def test_actual_and_expected_values_are_formatted_by_type(
 
 def test_timestamp_is_described_by_time_and_weekday() -> None:
     moments = [dt.datetime(2024, 1, 1, 6), dt.datetime(2024, 1, 2, 7)]
-    encoder = fit_table_encoder(
-        pl.DataFrame({"event_time": moments}), [FeatureColumn("event_time", ColumnType.TIMESTAMP)]
-    )
+    column = FeatureColumn("event_time", ColumnType.TIMESTAMP)
+    encoder = fit_table_encoder(pl.DataFrame({"event_time": moments}), [column], event_time=EventTime.TARGET)
     angle = 2 * math.pi * 5 / 7
     output = np.array([0, -1, math.sin(angle), math.cos(angle)], np.float32)
     row = {"event_time": dt.datetime(2024, 1, 3, 17, 45)}

@@ -62,6 +62,8 @@ WRONG_YAML = [
     pytest.param(
         {"columns": {"n": "float"}}, [r"columns\.n", "should be 'integer', 'number'", "'float'"], id="no type"
     ),
+    ({"columns": {"price": "numeric"}}, [r"columns", r"'number'", r"'numeric'"]),
+    ({"columns": {"price": {"type": "numeric"}}}, [r"columns", r"'number'", r"'numeric'"]),
 ]
 
 
@@ -123,10 +125,8 @@ UNREADABLE = [
         "b.parquet", truncated(parquet(frame(8, 9))), r"not a complete Parquet.*; .*land it again", id="truncated"
     ),
     pytest.param("b.parquet", b"PAR1", r"not a complete Parquet .* 4 bytes.*; .*land it again", id="four bytes"),
-    pytest.param("b.csv", GOOD.encode("utf-16"), "UTF-16; land it as UTF-8", id="UTF-16"),
-    pytest.param("b.csv", b"\xfe\xff" + GOOD.encode("utf-16-be"), "UTF-16; land it as UTF-8", id="UTF-16, big end"),
-    pytest.param("b.csv", GOOD.encode("utf-16-le"), "UTF-16; land it as UTF-8", id="UTF-16 without a mark"),
-    pytest.param("b.csv", "id,time,price,cit\xe9\n".encode("latin-1"), "not UTF-8.*; .*land", id="header not UTF-8"),
+    pytest.param("b.csv", GOOD.encode("utf-16-le"), "UTF-16 without .*mark; land it as UTF-8", id="UTF-16 without"),
+    pytest.param("b.csv", GOOD.encode("utf-16")[:-1], "not UTF-16 throughout .*; .*land it again", id="UTF-16 cut"),
     pytest.param("b.csv", b"\n" + GOOD.encode(), r"first line is not a header .*; add one", id="no header"),
     pytest.param("b.csv", b"id,time,id,city\n1,2,3,4\n", "two columns have the name 'id'; give each", id="twice"),
 ]
@@ -189,7 +189,7 @@ def test_a_parquet_file_with_duplicate_columns_is_refused(shop: LandedDataset) -
 @pytest.mark.parametrize("values", [[[1, 2], [3]], [b"\xff", b"a"]], ids=["lists", "bytes"])
 def test_a_parquet_column_of_lists_or_bytes_is_refused(shop: LandedDataset, values: list[Any]) -> None:
     shop.land("b.parquet", parquet(frame(8, 9, city=values)))
-    assert_says(shop.entry("b.parquet").refused, "'city'", "List|Binary", REMEDY)
+    assert_says(shop.entry("b.parquet").refused, "'city'", "list|binary", REMEDY)
     assert shop.ids() == [1, 2, 3]
 
 
@@ -215,10 +215,8 @@ def test_a_first_file_without_rows_gives_no_contract(tmp_path: Path, content: st
 def test_a_missing_column_is_explained_after_reading_other_files(shop: LandedDataset) -> None:
     shop.land("b.csv", "id,time,price\n8,2024-03-01T10:00:00,1.5\n")
     shop.land("c.csv", HEADER + line(9))
-    with pytest.raises(SchemaError) as caught:
-        shop.ingest()
     assert_says(
-        str(caught.value),
+        shop.ingest().ledger.refused["b.csv"],
         "the columns of 'shop' have changed: b.csv lacks 'city'",
         "edit the schema contract",
         "set 'optional: true' for 'city'",
@@ -231,17 +229,15 @@ def test_a_missing_column_is_explained_after_reading_other_files(shop: LandedDat
 @pytest.mark.parametrize(("gone", "header"), [("id", "time,price,city"), ("time", "id,price,city")])
 def test_identity_and_event_time_cannot_be_optional(shop: LandedDataset, gone: str, header: str) -> None:
     shop.land("b.csv", f"{header}\n8,1.5,Oslo\n")
-    with pytest.raises(SchemaError) as caught:
-        shop.ingest()
-    assert_says(str(caught.value), f"b.csv lacks '{gone}'", f"Every row needs '{gone}'", "; land the file again")
-    assert "optional" not in str(caught.value)
+    refused = shop.ingest().ledger.refused["b.csv"]
+    assert_says(refused, f"b.csv lacks '{gone}'", f"Every row needs '{gone}'", "; land the file again")
+    assert "optional" not in refused
 
 
 def test_a_new_column_can_be_declared_as_the_error_says(shop: LandedDataset) -> None:
     shop.land("b.csv", HEADER.replace("\n", ",size\n") + line(8).replace("\n", ",4\n"))
-    with pytest.raises(SchemaError) as caught:
-        shop.ingest()
-    assert_says(str(caught.value), "b.csv has unknown 'size'", r"add 'size: \{type: …, optional: true\}'")
+    refused = shop.ingest().ledger.refused["b.csv"]
+    assert_says(refused, "b.csv has unknown 'size'", r"add 'size: \{type: …, optional: true\}'")
     shop.edit_contract("city: {type: text}", "city: {type: text}\n  size: {type: integer, optional: true}")
     shop.land("c.csv", HEADER + line(9))
     assert shop.rows("id", "size") == [(1, None), (2, None), (3, None), (8, 4), (9, None)]
@@ -251,17 +247,17 @@ def test_a_new_column_can_be_declared_as_the_error_says(shop: LandedDataset) -> 
     ("broken", "good_after"),
     [
         ('8,2024-03-01T10:00:00,1.5,"Oslo\n', [9, 10]),
-        ('8,2024-03-01T10:00:00,1.5,Os"lo\n', [9, 10]),
         ('8,2024-03-01T10:00:00,a"b,"Oslo\n', [9, 10]),
-        ('8,2024-03-01T10:00:00,1.5,"Os\nlo"\n', [9, 10]),
+        ('8,2024-03-01T10:00:00,1.5,"Os"lo\n', [9, 10]),
     ],
-    ids=["opened", "inside", "inside and opened", "over two lines"],
+    ids=["opened", "inside and opened", "closed too early"],
 )
 def test_an_open_quote_rejects_only_its_own_line(shop: LandedDataset, broken: str, good_after: list[int]) -> None:
     shop.land("b.csv", HEADER + line(7) + broken + line(9) + line(10))
     assert shop.ids() == [1, 2, 3, 7, *good_after]
-    assert {row[:3] for row in shop.quarantine()} <= {("b.csv", 3, "quote"), ("b.csv", 4, "quote")}
-    assert_says(shop.quarantine()[0][3], "a quote is not closed on its line", REMEDY)
+    ((*index, reason),) = shop.quarantine()
+    assert index == ["b.csv", 3, "quote"]
+    assert_says(reason, "a quote is not closed", REMEDY)
 
 
 def test_quotes_closed_on_their_line_are_read(shop: LandedDataset) -> None:
@@ -492,19 +488,33 @@ def test_small_and_empty_days_have_all_columns_and_types(shop: LandedDataset, da
 
 def test_a_landing_folder_without_files_is_explained(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path)
-    shop.land("readme.txt", "nothing")
+    shop.paths.landing.mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"no files have landed for 'shop': {shop.paths.landing} is empty; put CSV"):
+        shop.ingest()
+
+
+def test_a_landing_folder_with_other_files_names_them(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path)
+    for name in ("readme.md", "_a.csv", ".b.csv", "Makefile", "c.pdf", "d.pdf", "e.pdf"):
+        shop.land(name, "nothing")
     with pytest.raises(StorageError) as caught:
         shop.ingest()
     assert_says(
-        str(caught.value), "no files have landed for 'shop'", str(shop.paths.landing), r"'\*\*/\*'; put some there"
+        str(caught.value),
+        f"none of the files in {shop.paths.landing} can be read for 'shop': 7 files not read",
+        r"\.b\.csv: its name starts with '\.'",
+        "Makefile: it has no suffix",
+        r"_a\.csv: its name starts with '_'",
+        r"c\.pdf: its suffix '\.pdf' is not one of a known format; d\.pdf: .*; and 2 more\); put CSV",
     )
+    assert "no files have landed" not in str(caught.value)
 
 
 def test_a_missing_landing_folder_is_explained(tmp_path: Path) -> None:
     shop = make_dataset(tmp_path, source={"path": "not/here"})
     with pytest.raises(StorageError) as caught:
         shop.ingest()
-    assert_says(str(caught.value), "no files have landed for 'shop'", "not/here does not exist", "; put CSV or Parquet")
+    assert_says(str(caught.value), "no files have landed for 'shop'", "not/here does not exist", "; put CSV, JSON")
 
 
 def test_a_file_in_place_of_the_landing_folder_is_explained(tmp_path: Path) -> None:
@@ -635,11 +645,8 @@ def test_a_missing_ledger_does_not_delete_staged_rows(shop: LandedDataset) -> No
 @pytest.mark.parametrize("name", ["_day", "_source_file", "_row_number"])
 def test_a_column_with_a_reserved_name_is_refused(shop: LandedDataset, name: str) -> None:
     shop.land("b.csv", HEADER.replace("city", name) + line(9))
-    if name == "_day":
-        with pytest.raises(SchemaError, match="has unknown '_day'"):
-            shop.ingest()
-    else:
-        assert_says(shop.ingest().ledger.refused["b.csv"], f"column '{name}' has a reserved name", REMEDY)
+    expected = "has unknown '_day'" if name == "_day" else f"column '{name}' has a reserved name"
+    assert_says(shop.ingest().ledger.refused["b.csv"], expected, REMEDY)
 
 
 def test_a_few_invalid_rows_in_many_files_are_quarantined(shop: LandedDataset) -> None:

@@ -530,6 +530,9 @@ def test_declarations_are_kept_in_the_contract(tmp_path: Path) -> None:
         (["$12.80", "$3.00"], '{type: number, prefix: "$"}'),
         (["12.8%", "3%"], '{type: number, suffix: "%"}'),
         (["12,800.50", "3.5"], '{type: number, thousands: ","}'),
+        (["1 234,5", "2 000,25"], '{type: number, thousands: " ", decimal: ","}'),
+        (["€ 12", "€ 3,50"], '{type: number, prefix: "€", decimal: ","}'),
+        (["12,5 €", "1.234,50 €"], '{type: number, suffix: "€", decimal: ",", thousands: "."}'),
     ],
 )
 def test_the_log_says_how_to_declare_numbers(
@@ -538,6 +541,13 @@ def test_the_log_says_how_to_declare_numbers(
     with caplog.at_level(logging.INFO, "ae_pipeline"):
         assert infer(texts).type == ColumnType.TEXT
     assert f"declare columns: {{x: {declaration}}}" in caplog.text
+
+
+@pytest.mark.parametrize("texts", [["A1", "A2"], ["3-4", "5-6"], ["12:30", "13:45"], ["1.2.3", "4.5.6"]])
+def test_names_with_digits_are_no_numbers(texts: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ae_pipeline"):
+        assert infer(texts).type == ColumnType.TEXT
+    assert not caplog.text
 
 
 def test_an_unambiguous_decimal_comma_is_inferred() -> None:

@@ -372,6 +372,9 @@ class TestServing:
         np.testing.assert_allclose(predicted["p_value"], scored.p_value, rtol=1e-5)
         np.testing.assert_array_equal(predicted["is_anomaly"], scored.is_anomaly)
 
+    def test_its_bundle_can_be_taken_out_to_score_raw_rows(self, model: Any, fitted: Fitted) -> None:
+        assert model.unwrap_python_model().bundle.fingerprint == fitted.bundle.fingerprint
+
     def test_every_column_may_have_missing_values(self, model: Any, fitted: Fitted) -> None:
         features = fitted.features(fitted.days[-1]).head(8)
         names = ["load", "temperature", "mode", "is_open", "scheduled"]

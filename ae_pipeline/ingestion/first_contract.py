@@ -1,0 +1,139 @@
+"""Infer the first schema contract of a dataset from some of its landed files."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.columns import RESERVED_COLUMNS
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import Dialect
+from ae_pipeline.ingestion.contract import is_needed, save_contract
+from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import detach
+
+_SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
+"""Size of the sample that a contract is inferred from: files (up to twice as many), and rows × columns of all."""
+
+_KEPT_CELLS = 2**23
+"""Maximum rows × columns of the files that are kept until they are validated."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Some rows of a file.
+
+    Attributes:
+        name: Path of the file below the landing folder.
+        rows: Rows without the bytes of images.
+        skipped: Reason for each column that was not read.
+        dialect: How a text file is written.
+        file: All rows, as far as they fit into memory.
+    """
+
+    name: str
+    rows: pl.DataFrame
+    skipped: Mapping[str, str]
+    dialect: Dialect | None
+    file: FileRows | None
+
+
+def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dict[str, FileRows]:
+    """Infer a schema contract from some of the landed files, and write it.
+
+    A file that lacks an identity, event time or image column does not count if others have them. It is refused later.
+
+    Args:
+        dataset: Dataset without a contract.
+        landed: Landed files by their path below the landing folder.
+
+    Returns:
+        Rows of files that need not be read again, as far as they fit into memory.
+
+    Raises:
+        SchemaError: No file has a readable row, or the rows do not fit the configuration.
+    """
+    config = dataset.config
+    chosen = list(landed)[:: max(1, len(landed) // _SAMPLED_FILES)]
+    samples, problem = _samples(chosen, landed, config, len(chosen))
+    if not samples:
+        samples, problem = _samples([name for name in landed if name not in set(chosen)], landed, config, 1, problem)
+    if not samples:
+        raise SchemaError(
+            f"none of the {len(landed)} landed files of {config.dataset!r} has a readable row{problem}, so that no "
+            "schema contract can be inferred; land a file with readable rows"
+        )
+    usable = [sample for sample in samples if _fits(sample, config)]
+    samples = usable or samples
+    readable = {name for sample in samples for name in sample.rows.columns}
+    skipped = {name: why for sample in samples for name, why in sample.skipped.items() if name not in readable}
+    dialects = {sample.dialect: sample.name for sample in reversed(samples) if sample.dialect}
+    excluded = tuple(name for name in config.exclude if name not in skipped)
+    contract = infer_contract(
+        [sample.rows for sample in samples], config.model_copy(update={"exclude": excluded})
+    ).model_copy(update={"dialects": tuple(reversed(dialects)), "skipped": tuple(skipped)})
+    rows = pluralize(sum(sample.rows.height for sample in samples), "row")
+    save_contract(contract, dataset.paths.contract, f"{rows} of {pluralize(len(samples), 'file')}")
+    for dialect, name in reversed(dialects.items()):
+        logger.info(f"text files: {dialect}, as found in {name}; the schema contract now expects it")
+    for column, why in skipped.items():
+        logger.warning(f"column {column!r} is not read: {why}")
+    if config.images:
+        return {}
+    return {sample.name: sample.file for sample in samples if sample.file}
+
+
+def _samples(
+    names: Iterable[str], landed: Mapping[str, Path], config: PipelineConfig, count: int, problem: str = ""
+) -> tuple[list[_Sample], str]:
+    """Return samples of up to `count` files with rows, and the first problem."""
+    samples: list[_Sample] = []
+    options = ReadOptions.of(config)
+    for name in names:
+        try:
+            sample, reason = _sample(name, landed[name].read_bytes(), options, config, count)
+        except UnreadableFileError as error:
+            problem = problem or f" ({name}: {error})"
+            continue
+        problem = problem or reason
+        if sample:
+            samples.append(sample)
+        if len(samples) == count:
+            break
+    return samples, problem
+
+
+def _sample(
+    name: str, data: bytes, options: ReadOptions, config: PipelineConfig, count: int
+) -> tuple[_Sample | None, str]:
+    file = read_file(name, data, options)
+    if needed := [column for column in file.skipped if is_needed(column, config)]:
+        raise UnreadableFileError(f"column {needed[0]!r} is needed, but {file.skipped[needed[0]]}")
+    if file.rows.is_empty():
+        return None, f" ({name}: {file.rejected['reason'][0]})" if file.rejected.height else ""
+    # The inference needs the shape of images only; their bytes would fill the memory.
+    images = [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
+    without_bytes = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
+    # Sampled over the whole file and detached, because a slice would keep all rows in memory.
+    step = math.ceil(file.rows.height * max(file.rows.width, 1) * count / _SAMPLED_CELLS)
+    rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(max(step, 1)).with_columns(*without_bytes)
+    whole = file if file.rows.height * file.rows.width * count < _KEPT_CELLS else None
+    return _Sample(name, detach(rows), file.skipped, file.dialect, whole), ""
+
+
+def _fits(sample: _Sample, config: PipelineConfig) -> bool:
+    """Return whether a file has the columns that every row needs, and no reserved one."""
+    image = {config.images.column} if config.images else set()
+    names = set(sample.rows.columns)
+    time = {config.event_time} if config.event_time else set()
+    return {*config.identity, *time, *image} <= names and not names & (RESERVED_COLUMNS - time)

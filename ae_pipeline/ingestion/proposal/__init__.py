@@ -1,0 +1,1 @@
+"""Propose the settings of a new dataset from its rows."""

@@ -1,0 +1,305 @@
+"""Read CSV files and their relatives as text columns, exactly as they landed."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from ae_pipeline.common.text import first_line, pluralize
+from ae_pipeline.config.source import Dialect, Separator, SourceConfig
+from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_text
+from ae_pipeline.ingestion.readers.records import Broken, RecordScanner
+from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
+
+SEPARATORS: tuple[Separator, ...] = (",", ";", "\t", "|")
+
+_HEAD_BYTES, _HEAD_ROWS = 1 << 16, 200
+"""Size of the head of a file in which its separator is found."""
+
+_MIN_SHARE = 0.5
+"""Minimum share of the first rows that must have as many values as the header has columns."""
+
+
+def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Sequence[Dialect] = ()) -> FileRows:
+    """Read a CSV, TSV or TXT file. All values are text; an empty value is missing.
+
+    Args:
+        kind: Suffix of the file, such as `.csv`.
+        data: Content of the file.
+        source: Settings that declare the separator, the encoding or the size of a record.
+        dialects: Dialects that the schema contract allows; any if there are none.
+
+    Raises:
+        UnreadableFileError: The file has no header or another dialect.
+    """
+    text = decode(data, source.encoding, [dialect.encoding for dialect in dialects])
+    separator = source.separator or find_separator(kind, text.data, [dialect.separator for dialect in dialects])
+    dialect = Dialect(separator=separator, encoding=text.encoding)
+    _check_dialect(dialect, dialects, source)
+    header_end, names = _read_header(text, separator)
+    body = _Body.read(text, header_end, separator, len(names), source.max_record_lines)
+    rows, ragged = _parse(body, names, separator)
+    rejected = rejected_rows([*body.rejected, *ragged]).sort("row_number")
+    return FileRows(rows, rejected, dialect=dialect)
+
+
+def _check_dialect(dialect: Dialect, dialects: Sequence[Dialect], source: SourceConfig) -> None:
+    """Check that the schema contract allows a dialect. What the YAML declares is always allowed."""
+    allowed = [(source.separator or each.separator, source.encoding or each.encoding) for each in dialects or [dialect]]
+    if (dialect.separator, dialect.encoding) not in allowed:
+        known = " or ".join(str(each) for each in dialects)
+        raise UnreadableFileError(
+            f"the file has {dialect}, but the schema contract says {known}; land it again in that form, or add "
+            f"'{{separator: {dialect.separator!r}, encoding: {dialect.encoding}}}' to dialects in the contract"
+        )
+
+
+def find_separator(kind: str, text: bytes, allowed: Sequence[Separator] = ()) -> Separator:
+    """Return the separator that splits the header and most of the first rows into the same number of values.
+
+    Args:
+        kind: Suffix of the file. The values of `.tsv` files are separated by tabs, if that fits.
+        text: The text in UTF-8.
+        allowed: Separators of the schema contract, which are right if they fit.
+
+    Raises:
+        UnreadableFileError: Two separators fit equally well.
+    """
+    head = text[:_HEAD_BYTES]
+    if len(text) > _HEAD_BYTES:
+        head = head[: max(head.rfind(b"\n"), head.rfind(b"\r")) + 1] or head
+    lines = head.decode("utf-8", errors="replace")
+    fits = {separator: fit for separator in SEPARATORS if (fit := _fit(lines, separator)) is not None}
+    fits = {separator: fit for separator, fit in fits.items() if fit[0] >= _MIN_SHARE} or fits
+    preferred = {separator: fits[separator] for separator in allowed if separator in fits}
+    tab = kind == ".tsv" and "\t" in fits
+    candidates = {"\t": fits["\t"]} if tab and not preferred else preferred or fits
+    if not candidates:
+        return allowed[0] if allowed else ","
+    best = max(candidates.values())
+    best_fits = [separator for separator, fit in candidates.items() if fit == best]
+    if len(best_fits) > 1 and not allowed:
+        raise UnreadableFileError(
+            f"the values may be separated by {' or '.join(map(repr, best_fits))}, since both give "
+            f"{pluralize(best[2], 'column')}; set source.separator in the YAML"
+        )
+    return best_fits[0]
+
+
+def _fit(text: str, separator: str) -> tuple[float, float, int] | None:
+    """Return how well a separator fits, or None if the header has one value.
+
+    Returns:
+        The share of rows with as many values as the header, the share of quotes at the edge of a value, and the number
+        of values of the header.
+    """
+    counts: list[int] = []
+    try:
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+            counts += [len(row)] if row else []
+            if len(counts) > _HEAD_ROWS:
+                break
+    except csv.Error:  # a value is larger than 128 KiB, probably after an open quote
+        pass
+    if not counts or counts[0] < 2:
+        return None
+    rows = counts[1:]
+    share = sum(count == counts[0] for count in rows) / len(rows) if rows else 1.0
+    return share, RecordScanner(text.encode(), separator.encode()).share_of_edge_quotes, counts[0]
+
+
+def _read_header(text: DecodedText, separator: str) -> tuple[int, list[str]]:
+    """Return the index after the header, and the names of the columns."""
+    head = RecordScanner(text.data[: 1 << 20], separator.encode()).record(0)
+    header = text.data[: head.end]
+    if MARK.search(header):
+        raise UnreadableFileError(
+            f"the header is not {text.encoding.upper()} text; land the file as UTF-8, or set source.encoding in "
+            "the YAML"
+        )
+    if b"\0" in header:
+        raise UnreadableFileError(
+            "the header has NUL bytes, so it is no text, or the text is UTF-16 without a byte order mark; land it as "
+            "UTF-8, or set source.encoding to utf-16-le or utf-16-be in the YAML"
+        )
+    try:
+        if head.problem:
+            raise pa.ArrowInvalid(head.problem)
+        options = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+        read = pa.csv.ReadOptions(block_size=len(header) + 2)
+        content = header.rstrip(b"\r\n") + b"\n"
+        landed = pa.csv.read_csv(io.BytesIO(content), read_options=read, parse_options=options).column_names
+    except pa.ArrowInvalid as error:
+        raise UnreadableFileError(
+            f"the first line is not a header ({first_line(error)}); add one with the column names"
+        ) from error
+    names = [each.strip() for each in landed]
+    if not any(names):
+        raise UnreadableFileError("the first line is not a header (it has no name); add one with the column names")
+    # pandas writes its index without a name. With a name, the contract or `exclude` can say what becomes of it.
+    names = [each or f"unnamed_{position}" for position, each in enumerate(names, 1)]
+    check_names(names)
+    return head.end, names
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Body:
+    """The records below the header.
+
+    Attributes:
+        parts: The records that can be read.
+        lines: Line at which each of them starts.
+        longest: Length of the longest record in bytes, if it was measured.
+        has_quotes: Whether there are quotes.
+        rejected: Line, rule, reason and text of the records that cannot be read.
+    """
+
+    parts: list[pa.Buffer]
+    lines: npt.NDArray[np.int64]
+    longest: int
+    has_quotes: bool
+    rejected: list[tuple[int, str, str, str]]
+
+    @classmethod
+    def read(cls, text: DecodedText, start: int, separator: str, width: int, max_lines: int) -> "_Body":
+        """Find the records of a text.
+
+        Args:
+            text: The text.
+            start: Index after the header.
+            separator: Character between values.
+            width: Number of columns.
+            max_lines: Maximum number of lines of a record.
+        """
+        data = text.data
+        if start == len(data):
+            return cls(parts=[], lines=np.empty(0, np.int64), longest=0, has_quotes=False, rejected=[])
+        has_quotes = data.find(b'"', start) >= 0
+        if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start):
+            first = data.count(b"\n", 0, start) + 1
+            count = data.count(b"\n", start) + (not data.endswith(b"\n"))
+            parts = [pa.py_buffer(data).slice(start)]
+            return cls(parts=parts, lines=np.arange(first, first + count), longest=0, has_quotes=False, rejected=[])
+        scanner = RecordScanner(data, separator.encode())
+        breaks = scanner.breaks
+        structural, broken = scanner.structure(start) if has_quotes else (np.empty(0, np.int64), [])
+        ends = breaks[breaks >= start]
+        is_inside = np.searchsorted(structural, ends) % 2 == 1
+        ends = ends[~is_inside] + 1
+        if not len(ends) or ends[-1] < len(data):
+            ends = np.append(ends, len(data))
+        starts = np.insert(ends[:-1], 0, start)
+        bytes_ = np.frombuffer(data, np.uint8)
+        lines = np.searchsorted(breaks, starts) + 1
+        spans = np.diff(np.append(lines, len(breaks) + 1))
+        broken += [
+            Broken(
+                int(starts[at]),
+                int(ends[at]),
+                "length",
+                f"the row has {spans[at]:,} lines, at most {max_lines:,} can be read; close its quote, or raise "
+                "source.max_record_lines in the YAML",
+            )
+            for at in np.flatnonzero(spans > max_lines)
+        ]
+        is_broken = _within(starts, broken)
+        if text.has_marks:
+            marks = np.array([mark.start() for mark in MARK.finditer(data)], dtype=np.int64)
+            holders = np.unique(np.searchsorted(starts, marks, side="right") - 1)
+            reason = f"the line is not {text.encoding.upper()} text; land the file with one encoding"
+            marked = [at for at in holders if at >= 0 and not is_broken[at]]
+            broken += [Broken(int(starts[at]), int(ends[at]), "encoding", reason) for at in marked]
+            is_broken[marked] = True
+        broken.sort()
+        numbers = np.searchsorted(breaks, [each.start for each in broken]) + 1
+        rejected = [
+            (int(number), each.rule, each.reason, printable_text(data[each.start : each.end]).rstrip("\r\n"))
+            for number, each in zip(numbers, broken, strict=True)
+        ]
+        is_blank = (bytes_[starts] == ord("\n")) | (bytes_[starts] == ord("\r"))
+        is_kept = ~is_broken & ~is_blank if width > 1 else ~is_broken
+        longest = int((ends - starts).max())
+        return cls(
+            parts=_without(data, start, broken),
+            lines=lines[is_kept],
+            longest=longest,
+            has_quotes=has_quotes,
+            rejected=rejected,
+        )
+
+
+def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
+    """Return whether each record starts in a broken one."""
+    edges = np.array(sorted(edge for each in broken for edge in (each.start, each.end)), dtype=np.int64)
+    return np.searchsorted(edges, starts, side="right") % 2 == 1
+
+
+def _is_one_row_a_line(data: bytes, start: int) -> bool:
+    """Return whether each line below the header is a row, and none is empty. The data has no quotes."""
+    return b"\r" not in data and data.find(b"\n\n", start) < 0 and not data.startswith(b"\n", start)
+
+
+def _without(data: bytes, start: int, broken: Sequence[Broken]) -> list[pa.Buffer]:
+    buffer, parts = pa.py_buffer(data), []
+    for each in broken:
+        parts.append(buffer.slice(start, each.start - start))
+        start = each.end
+    return [*parts, buffer.slice(start)]
+
+
+def _parse(body: _Body, names: list[str], separator: str) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]]]:
+    lines, block_size = body.lines, max(1 << 21, body.longest + 16)
+    if not len(lines):
+        return pl.DataFrame(schema={**dict.fromkeys(names, pl.String()), "_row_number": pl.Int64()}), []
+    ragged: list[pa.csv.InvalidRow] = []
+
+    def keep(row: pa.csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "skip"
+
+    content = body.parts[0] if len(body.parts) == 1 else pa.py_buffer(b"".join(body.parts))
+
+    def parse(*, use_threads: bool) -> pa.Table:
+        ragged.clear()
+        return pa.csv.read_csv(
+            pa.BufferReader(content),
+            read_options=pa.csv.ReadOptions(use_threads=use_threads, column_names=names, block_size=block_size),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=separator,
+                newlines_in_values=body.has_quotes,
+                ignore_empty_lines=len(names) > 1,
+                invalid_row_handler=None if use_threads else keep,
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+                check_utf8=False,
+            ),
+        )
+
+    try:
+        table = parse(use_threads=True)
+    except pa.ArrowInvalid:  # a row with another number of values: with several threads, its number is unknown
+        block_size = max(block_size, content.size + 16) if not body.longest else block_size
+        table = parse(use_threads=False)
+    if table.num_rows + len(ragged) != len(lines):
+        raise UnreadableFileError(
+            f"its rows cannot be told apart: there are {len(lines):,} by the rules for quotes, and "
+            f"{table.num_rows + len(ragged):,} as parsed; correct the quotes at the source"
+        )
+    places = np.array([row.number - 1 for row in ragged], dtype=np.int64)
+    rows = pl.DataFrame(pl.from_arrow(table))
+    rows = rows.with_columns(pl.Series("_row_number", np.delete(lines, places), dtype=pl.Int64))
+    reason = "the line has {} values, but the header has {} columns; write one value for each column"
+    rejected = [
+        (int(lines[row.number - 1]), "columns", reason.format(row.actual_columns, row.expected_columns), row.text)
+        for row in ragged
+    ]
+    return rows, rejected

@@ -1,0 +1,145 @@
+"""Read one landed file of any format. Rows that cannot be read are kept with a reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+
+import polars as pl
+
+from ae_pipeline.common.text import first_line
+from ae_pipeline.config.columns import RESERVED_COLUMNS
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import Dialect, ImagesConfig, SourceConfig
+from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.readers.columnar import COLUMNAR_SUFFIXES, read_columnar
+from ae_pipeline.ingestion.readers.compression import COMPRESSED_SUFFIXES, decompress
+from ae_pipeline.ingestion.readers.delimited import read_delimited
+from ae_pipeline.ingestion.readers.excel import read_excel
+from ae_pipeline.ingestion.readers.failures import library_errors_as
+from ae_pipeline.ingestion.readers.json_lines import read_json_lines
+from ae_pipeline.ingestion.readers.path_columns import add_path_columns
+from ae_pipeline.ingestion.readers.pictures import IMAGE_SUFFIXES, cut_images, read_image
+from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
+
+_DELIMITED = (".csv", ".tsv", ".txt")
+_JSON_LINES = (".jsonl", ".ndjson")
+_EXCEL = (".xlsx",)
+
+TABLE_SUFFIXES = (*_DELIMITED, *_JSON_LINES, *_EXCEL, *COLUMNAR_SUFFIXES)
+"""Suffixes of the formats of tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How the files of a dataset are read.
+
+    Attributes:
+        source: Settings of the source.
+        images: Settings for images, or None for tables.
+        image_dtype: Type of the images' values in the schema contract, if there is a contract.
+        dialects: Dialects of text files in the schema contract; empty if every dialect is accepted.
+        columns: Columns of the schema contract; None if there is no contract.
+        left_out: Columns that are never read.
+        needed: Identity and event time.
+    """
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    images: ImagesConfig | None = None
+    image_dtype: str | None = None
+    dialects: Sequence[Dialect] = ()
+    columns: frozenset[str] | None = None
+    left_out: frozenset[str] = frozenset()
+    needed: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, config: PipelineConfig) -> "ReadOptions":
+        """Return the options of a dataset without a schema contract."""
+        needed = frozenset({*config.identity, *([config.event_time] if config.event_time else [])})
+        left_out = frozenset(RESERVED_COLUMNS & {*config.exclude} - needed)
+        return cls(source=config.source, images=config.images, left_out=left_out, needed=needed)
+
+    @classmethod
+    def under(cls, contract: SchemaContract, config: PipelineConfig) -> "ReadOptions":
+        """Return the options of a dataset with a schema contract."""
+        options = cls.of(config)
+        shape = contract.images.get(config.images.column) if config.images else None
+        return replace(
+            options,
+            image_dtype=shape.dtype if shape else None,
+            dialects=contract.dialects,
+            columns=frozenset(contract.columns),
+            left_out=options.left_out | {*contract.skipped},
+        )
+
+
+def format_of(name: str) -> tuple[str, str]:
+    """Return the suffix of a file's format and the suffix of its compression, in lower case; empty if there is none.
+
+    >>> format_of("a/B.CSV.gz"), format_of("b.parquet"), format_of("readme")
+    (('.csv', '.gz'), ('.parquet', ''), ('', ''))
+    """
+    path = PurePath(name)
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED_SUFFIXES:
+        return PurePath(path.stem).suffix.lower(), suffix
+    return suffix, ""
+
+
+def can_read(name: str, images: ImagesConfig | None) -> bool:
+    """Return whether the suffix of a file belongs to a format that the dataset reads."""
+    kind, compression = format_of(name)
+    if compression == ".zip" and kind not in TABLE_SUFFIXES:
+        return True  # its only file has the format
+    return kind in TABLE_SUFFIXES or bool(images and kind in IMAGE_SUFFIXES and not compression)
+
+
+def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> FileRows:
+    """Read a landed file.
+
+    Args:
+        name: Path of the file below the landing folder. Its suffix determines the format.
+        data: Content of the file.
+        options: How the file is read.
+
+    Raises:
+        UnreadableFileError: No row of the file can be read.
+    """
+    options = options or ReadOptions()
+
+    def message(error: BaseException) -> str:
+        return f"it cannot be read ({type(error).__name__}: {first_line(error)}); it may be damaged: land it again"
+
+    with library_errors_as(UnreadableFileError, message):
+        file = _read(name, data, options)
+        file = leave_out(file, options)
+        file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
+        if options.images:
+            file = cut_images(file, options.images)
+        rejected = file.rejected.with_columns(source_file=pl.lit(name))
+        return replace(file, rows=file.rows.with_columns(_source_file=pl.lit(name)), rejected=rejected)
+
+
+def leave_out(file: FileRows, options: ReadOptions) -> FileRows:
+    """Return a file without the columns that are never read."""
+    skipped = {column: why for column, why in file.skipped.items() if column not in options.left_out}
+    if options.columns is None:  # the first contract must know of it
+        reason = "its name is reserved for the pipeline, and it is excluded; rename it at the source to have it"
+        skipped |= {column: reason for column in file.rows.columns if column in options.left_out}
+    return replace(file, rows=file.rows.drop(options.left_out, strict=False), skipped=skipped)
+
+
+def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
+    kind, compression = format_of(name)
+    if options.images and kind in IMAGE_SUFFIXES and not compression:
+        return read_image(name, data, options.images)
+    if data and compression:
+        kind, data = decompress(kind, compression, data, TABLE_SUFFIXES)
+    if not data:
+        raise UnreadableFileError("the file is empty (0 bytes); land it again, at least with a header")
+    if kind in COLUMNAR_SUFFIXES:
+        return read_columnar(kind, data, options.images, options.image_dtype)
+    if kind in _JSON_LINES:
+        return read_json_lines(data, options.source)
+    if kind in _EXCEL:
+        return read_excel(data, options.source)
+    return read_delimited(kind, data, options.source, options.dialects)

@@ -1,0 +1,99 @@
+"""Read image files, and cut images into patches."""
+
+import json
+import re
+
+import polars as pl
+
+from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion.images import UnreadableImageError, decode_image, image_struct
+from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches
+from ae_pipeline.ingestion.rows import (
+    IMAGE_STRUCT,
+    ORIGIN_COLUMNS,
+    FileRows,
+    UnreadableFileError,
+    format_image,
+    rejected_rows,
+)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+FILE_COLUMN = "file"
+"""Column with the path of an image file below the landing folder."""
+
+
+def is_image(name: str) -> bool:
+    """Return whether a name has the suffix of an image file."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def read_image(name: str, data: bytes, images: ImagesConfig) -> FileRows:
+    """Read an image file as one row. An image that cannot be read is a rejected row.
+
+    Args:
+        name: Path of the file below the landing folder.
+        data: Content of the file.
+        images: Settings for images.
+    """
+    expression = re.compile(images.path or "")
+    values: dict[str, object] = {FILE_COLUMN: name}
+    schema = {**dict.fromkeys((FILE_COLUMN, *expression.groupindex), pl.String()), images.column: IMAGE_STRUCT}
+    try:
+        image = decode_image(data)
+    except UnreadableImageError as error:
+        return _rejected_image(f"{images.column}: readable", f"{images.column}: {error}", values, schema)
+    match = expression.search(name)
+    if match is None:
+        reason = f"{FILE_COLUMN} = {name} does not match images.path={images.path!r}; rename the file, or change path"
+        return _rejected_image(f"{FILE_COLUMN}: path", reason, values, schema)
+    values |= {**match.groupdict(), images.column: image_struct(image)}
+    row = pl.DataFrame([values], schema={**schema, "_row_number": pl.Int64()}, orient="row")
+    return FileRows(row.with_columns(_row_number=pl.lit(1, pl.Int64)))
+
+
+def _rejected_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:
+    rejected = rejected_rows([(1, rule, reason, json.dumps(values, ensure_ascii=False))])
+    return FileRows(pl.DataFrame(schema={**schema, "_row_number": pl.Int64()}), rejected)
+
+
+def rejected_images(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Series) -> pl.DataFrame:
+    """Return rejected rows with the shape of their image in place of its bytes.
+
+    Args:
+        rows: Rows to reject.
+        column: Image column.
+        rule: Violated rule.
+        reasons: Reason for each row.
+    """
+    image = pl.coalesce(format_image(pl.col(column)), pl.lit("no image")).alias(column)
+    record = pl.struct(pl.exclude(column, *ORIGIN_COLUMNS).cast(pl.String), image).struct.json_encode()
+    return rows.select(
+        source_file=pl.lit(None, pl.String),
+        row_number="_row_number",
+        rule=pl.lit(f"{column}: {rule}"),
+        reason=reasons,
+        record=record,
+    )
+
+
+def cut_images(file: FileRows, images: ImagesConfig) -> FileRows:
+    """Return the patches of all images of a file, if the settings ask for patches.
+
+    Args:
+        file: Rows with whole images.
+        images: Settings for images.
+
+    Raises:
+        UnreadableFileError: A column has a name that holds the position of a patch.
+    """
+    if not images.patch or file.rows.schema.get(images.column) != IMAGE_STRUCT:
+        return file
+    if taken := [name for name in PATCH_COLUMNS if name in file.rows.columns]:
+        raise UnreadableFileError(
+            f"column {taken[0]!r} has a reserved name, which holds the position of a patch; rename it at the source"
+        )
+    rows, refused = cut_patches(file.rows, images.column, images.patch, images.stride or images.patch)
+    reasons = pl.Series([f"{images.column}: {reason}" for _, reason in refused], dtype=pl.String)
+    rejected = rejected_images(file.rows[[index for index, _ in refused]], images.column, "patches", reasons)
+    return FileRows(rows, pl.concat([file.rejected, rejected]).sort("row_number"), file.skipped)

@@ -1,0 +1,176 @@
+"""Check before a training whether the configured sizes fit the data, and propose sizes that do."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.config.columns import FeatureColumn
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.encoding.encoder import context_width, fit_encoder
+from ae_pipeline.features.sizes import MIN_ROWS, STANDARD_DAYS
+from ae_pipeline.features.split import PARTS, Window, split_columns, split_sizes
+from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.models.factory import default_latent_dim
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.paths import ALL_ROWS
+from ae_pipeline.training.size_rules import RELAXED, Problem, Sizes, TrainingData, changed, examine, get_value
+
+logger = logging.getLogger(__name__)
+
+_WIDTH_ROWS = 20_000
+"""Training rows from which the encoded width is estimated, if all rows are not needed for it."""
+
+
+def training_data(dataset: Dataset, columns: Sequence[FeatureColumn], rows: Mapping[str, int]) -> TrainingData:
+    """Return what the sizes of a training on the features of a dataset depend on.
+
+    Args:
+        dataset: Dataset to train on.
+        columns: Feature columns that the model may use.
+        rows: Number of rows of each day that has features.
+    """
+    paths = dataset.paths
+
+    @cache
+    def count(window: Window) -> Mapping[str, int]:
+        return {part: window.count(part, paths) for part in PARTS}
+
+    def width(config: PipelineConfig, window: Window) -> int:
+        def of_rows(most: int | None) -> int:
+            encoder = fit_encoder(config, window.rows("train", paths, most=most), columns)
+            size = 1
+            for length in encoder.shape:
+                size *= length
+            return size - context_width(encoder)
+
+        estimate = of_rows(_WIDTH_ROWS)
+        # A sample can lack categories. All rows decide where the estimate is too low.
+        is_sampled = count(window)["train"] > _WIDTH_ROWS and estimate <= (config.model.latent_dim or 0)
+        return of_rows(None) if is_sampled else estimate
+
+    return TrainingData(rows, count, width)
+
+
+def landed_data(rows: Mapping[str, int]) -> TrainingData:
+    """Return what is known before the features exist: an upper limit of the rows of each day, duplicates included."""
+
+    def count(window: Window) -> Mapping[str, int]:
+        if not window.is_by_row:
+            return {part: sum(rows[day] for day in getattr(window, part)) for part in PARTS}
+        total = sum(rows[day] for day in window.train)
+        return dict(zip(PARTS, split_sizes(total)[:3], strict=True))
+
+    return TrainingData(rows, count, lambda *_: 2**31)
+
+
+def check_sizes(config: PipelineConfig, data: TrainingData, content: Mapping[str, str]) -> Sizes:
+    """Return the sizes of a training.
+
+    Args:
+        config: Configuration of the dataset.
+        data: Data to train on.
+        content: Content hash of each day with rows.
+
+    Raises:
+        TrainingError: The sizes do not fit the data. The message lists all that is wrong and proposes a setting.
+    """
+    sizes, problems = examine(config, data, content)
+    if sizes is None:
+        raise TrainingError(_message(config, data, problems, propose(config, data, content, problems)))
+    for problem in problems:
+        logger.warning(f"{problem.message}; the training continues")
+    if sizes.chosen:
+        values = ", ".join(f"{key}={value:g}" for key, value in sizes.chosen.items())
+        logger.info(f"sizes chosen for {data.describe(config)}: {values}{_why(config, data, sizes)}")
+    return sizes
+
+
+def check_landed(config: PipelineConfig, ledger: Ledger) -> None:
+    """Raise an error if the rows of landed files cannot give a model, before anything is built from them.
+
+    Args:
+        config: Configuration of the dataset.
+        ledger: Files that were read.
+
+    Raises:
+        TrainingError: The sizes do not fit the data; see `check_sizes`.
+    """
+    rows: Counter[str] = Counter()
+    for entry in ledger.files.values():
+        rows.update({day: count for day, count in entry.days.items() if count and config.has_day(day)})
+    if not rows:
+        return
+    content = dict.fromkeys(rows, "")
+    sizes, problems = examine(config, landed_data(rows), content)
+    if sizes is None:
+        raise TrainingError(
+            _message(config, landed_data(rows), problems, propose(config, landed_data(rows), content, problems))
+        )
+
+
+def propose(
+    config: PipelineConfig, data: TrainingData, content: Mapping[str, str], problems: Sequence[Problem]
+) -> dict[str, Any] | None:
+    """Return values of the YAML that repair all problems, by dotted key; None if no values do.
+
+    The values are checked like a configuration before they are returned.
+    """
+    wrong = {key for problem in problems for key in problem.keys}
+    sizes_only = set(RELAXED) - {"training.only_normal", "training.split_by"}
+    # Change as little as possible: the wrong sizes, then all sizes, then also which rows are used.
+    for keys in (wrong & sizes_only, sizes_only, wrong | sizes_only, set(RELAXED)):
+        relaxed = changed(config, {key: RELAXED[key] for key in keys})
+        sizes, _ = examine(relaxed, data, content)
+        if sizes is None:
+            continue
+        values = {key: sizes.chosen.get(key, RELAXED[key]) for key in RELAXED if key in keys}
+        if "model.latent_dim" in wrong:
+            values["model.latent_dim"] = default_latent_dim(data.width(relaxed, sizes.window))
+        values = {key: value for key, value in values.items() if value != get_value(config, key)}
+        if examine(changed(config, values), data, content)[0] is not None:
+            return values
+    return None
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return values as YAML.
+
+    >>> print(as_yaml({"training.validation_days": 3, "training.split_by": ()}))
+    training:
+      validation_days: 3
+      split_by: []
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(sections, sort_keys=False).rstrip()
+
+
+def _message(
+    config: PipelineConfig, data: TrainingData, problems: Sequence[Problem], proposal: Mapping[str, Any] | None
+) -> str:
+    size = data.describe(config)
+    if sum(data.rows.values()) < MIN_ROWS:
+        return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} rows; land more rows"
+    problem_list = "; ".join(problem.message for problem in problems)
+    if proposal is None:
+        return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; land more rows"
+    remedy = f"set in its defs.yaml:\n{as_yaml(proposal)}"
+    return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; {remedy}"
+
+
+def _why(config: PipelineConfig, data: TrainingData, sizes: Sizes) -> str:
+    reasons = [f"{sizes.rows['train']:,} training and {sizes.rows['calibration']:,} calibration rows"]
+    if config.is_daily and sizes.window.is_by_row:
+        reasons.append("too few days to divide, so a hash divides the rows of all days")
+    elif config.is_daily and len(data.rows) < STANDARD_DAYS:
+        reasons.append(f"{STANDARD_DAYS} days or more get 21 validation, 42 calibration and 7 gate days")
+    elif not config.is_daily and sizes.window.split_by and not split_columns(config):
+        reasons.append(f"{data.rows[ALL_ROWS]:,} rows are ranked by a hash and divided")
+    return f" ({'; '.join(reasons)})"

@@ -1,0 +1,197 @@
+"""`ae-pipeline new`: what it prints, writes and refuses."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ae_pipeline.cli.main import main
+from ae_pipeline.cli.new import Plan, plan_dataset
+from ae_pipeline.common.errors import ConfigError, StorageError
+from ae_pipeline.config.columns import as_declaration
+from ae_pipeline.config.pipeline import PipelineConfig
+from tests.support.shop import DAYS, orders_csv
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """One CSV file with orders for each day."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for day in DAYS:
+        (folder / f"orders_{day}.csv").write_text(orders_csv(day))
+    return sorted(folder.iterdir())
+
+
+def plan(root: Path, files: list[Path], name: str = "orders") -> Plan:
+    """Return the plan for files."""
+    return plan_dataset(name, files, root / "defs" / name / "defs.yaml", root / "landing" / name)
+
+
+def attributes(text: str) -> dict[str, Any]:
+    """Return the attributes of a YAML."""
+    content: dict[str, Any] = yaml.safe_load(text)["attributes"]
+    return content
+
+
+def test_files_are_copied_and_the_yaml_loads(tmp_path: Path, files: list[Path]) -> None:
+    proposed = plan(tmp_path, files)
+    config = PipelineConfig.model_validate(attributes(proposed.text))
+    assert (config.identity, config.event_time, config.exclude) == (("order_id",), "created_at", ("order_id",))
+    assert (str(config.start), str(config.end)) == (DAYS[0], DAYS[-1])
+    assert "  identity: [order_id] # no value occurs twice in all 960 rows\n" in proposed.text
+    assert proposed.describe().splitlines() == [
+        f"would write  {tmp_path}/defs/orders/defs.yaml",
+        f"would copy   24 files to {tmp_path}/landing/orders",
+    ]
+    assert not (tmp_path / "defs").exists()
+    proposed.execute()
+    assert (tmp_path / "defs/orders/defs.yaml").read_text() == proposed.text
+    assert [path.read_bytes() for path in sorted((tmp_path / "landing/orders").iterdir())] == [
+        path.read_bytes() for path in files
+    ]
+
+
+def test_folder_stays_where_it_is(tmp_path: Path, files: list[Path]) -> None:
+    (files[0].parent / "_notes.csv").write_text("not,read\n")
+    proposed = plan(tmp_path, [files[0].parent])
+    assert proposed.copies == {}
+    assert attributes(proposed.text)["source"] == {"path": str(files[0].parent)}
+
+
+def test_files_in_the_landing_folder_are_not_copied(tmp_path: Path, files: list[Path]) -> None:
+    landing = tmp_path / "landing" / "orders"
+    shutil.copytree(files[0].parent, landing)
+    for given in ([landing], sorted(landing.iterdir())):
+        proposed = plan(tmp_path, given)
+        assert (proposed.copies, "source" in attributes(proposed.text)) == ({}, False)
+
+
+def test_unreadable_files_are_named(tmp_path: Path, files: list[Path]) -> None:
+    files[0].write_bytes(b"")
+    files[1].write_text(orders_csv(DAYS[1]) + "1,2\n")
+    first, second = plan(tmp_path, files).remarks
+    assert first.startswith(f"orders_{DAYS[0]}.csv would be refused: the file is empty")
+    assert second.startswith(f"1 row of orders_{DAYS[1]}.csv would go to quarantine, the first: the line has 2 values")
+
+
+def test_names_with_special_characters_load(tmp_path: Path) -> None:
+    file = tmp_path / "a b.csv"
+    rows = "\n".join(f"{index},{index % 3},x" for index in range(50))
+    file.write_text(f"id: #,'shop' nr,no\n{rows}\n")
+    content = attributes(plan(tmp_path, [file]).text)
+    assert content["identity"] == ["id: #"]
+    assert content["columns"] == {"'shop' nr": "category"}
+
+
+def test_rows_without_identity_or_time_load(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("size,weight\n" + "".join(f"{index % 7},{index / 3:.4f}\n" for index in range(100)))
+    text = plan(tmp_path, [file]).text
+    config = PipelineConfig.model_validate(attributes(text))
+    assert (config.identity, config.event_time, config.exclude) == ((), None, ())
+    assert "  # No event_time: no column holds a time in nearly every row. All rows are one partition.\n" in text
+
+
+def test_commented_choices_load_when_a_person_uncomments_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    rows = (f"{n % 12 + 1:02d}.{n % 11 + 1:02d}.2025 10:00,{1_700_000_000 + 7200 * n},{n % 2}" for n in range(400))
+    file.write_text("\n".join(["booked,ts,target", *rows]) + "\n")
+    text = plan(tmp_path, [file]).text
+    assert attributes(text)["columns"] == {"ts": {"type": "timestamp", "format": "epoch_s"}}
+    assert PipelineConfig.model_validate(attributes(text)).event_time == "ts"
+    config = PipelineConfig.model_validate(
+        attributes(text.replace("# booked:", "booked:").replace("# label:", "label:"))
+    )
+    assert as_declaration(config.columns["booked"]).format == "%d.%m.%Y %H:%M"
+    assert config.label == "target = 1"
+
+
+@pytest.mark.parametrize("name", ["Orders", "1st", "a-b", "../up"])
+def test_invalid_name_is_refused(tmp_path: Path, files: list[Path], name: str) -> None:
+    with pytest.raises(ConfigError, match="is not a valid name"):
+        plan(tmp_path, files, name)
+
+
+def test_existing_dataset_is_never_replaced(tmp_path: Path, files: list[Path]) -> None:
+    plan(tmp_path, files).execute()
+    with pytest.raises(ConfigError, match=r"the dataset 'orders' exists: .*defs.yaml; edit it, or choose another name"):
+        plan(tmp_path, files)
+
+
+def test_other_file_of_the_same_name_is_not_replaced(tmp_path: Path, files: list[Path]) -> None:
+    landing = tmp_path / "landing" / "orders"
+    landing.mkdir(parents=True)
+    (landing / files[0].name).write_text("other\n")
+    with pytest.raises(StorageError, match="exists and has another content"):
+        plan(tmp_path, files)
+    (landing / files[0].name).rename(landing / "other.csv")
+    assert plan(tmp_path, files).remarks == (f"{landing} holds other files, which belong to the dataset too",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["missing.csv"], "missing.csv does not exist; correct the path"),
+        (["source", "source"], "source is a folder; give one folder alone, or files"),
+        (["empty"], r"holds no .* file"),
+        (["photo.png"], r"photo.png is no .* file; give files with rows"),
+        (["source/a.csv", "copy/a.csv"], "two files have the name 'a.csv'"),
+        (["broken.csv"], "none of 1 file has a readable row; broken.csv would be refused: the file is empty"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path: Path, given: list[str], message: str) -> None:
+    for folder in ("source", "copy", "empty"):
+        (tmp_path / folder).mkdir()
+    for file in ("source/a.csv", "copy/a.csv"):
+        (tmp_path / file).write_text("id\n1\n")
+    for file in ("broken.csv", "photo.png"):
+        (tmp_path / file).write_bytes(b"")
+    with pytest.raises(StorageError, match=message):
+        plan(tmp_path, [tmp_path / name for name in given])
+
+
+class TestCommand:
+    """The command itself, with its project in a folder of its own."""
+
+    @pytest.fixture(autouse=True)
+    def project(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ae_pipeline.definitions.PROJECT_ROOT", tmp_path)
+        monkeypatch.delenv("AE_PIPELINE_DATA", raising=False)
+
+    @staticmethod
+    def written(root: Path) -> int:
+        """Return the number of files that the command has written."""
+        return sum(path.is_file() for folder in ("ae_pipeline", "data") for path in (root / folder).rglob("*"))
+
+    def test_without_a_terminal_it_only_prints(
+        self, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+        assert main(["new", "orders", *map(str, files)]) == 0
+        printed = capsys.readouterr().out
+        assert "would copy   24 files to" in printed
+        assert "Nothing was written. Run the command again with --yes" in printed
+        assert self.written(tmp_path) == 0
+
+    @pytest.mark.parametrize(("answer", "count"), [("y", 25), ("Yes ", 25), ("", 0), ("n", 0)])
+    def test_on_a_terminal_it_asks(
+        self, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, answer: str, count: int
+    ) -> None:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr("builtins.input", lambda question: answer)
+        assert main(["new", "orders", *map(str, files)]) == 0
+        assert self.written(tmp_path) == count
+
+    def test_yes_writes_the_yaml_once(
+        self, tmp_path: Path, files: list[Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["new", "orders", "--yes", *map(str, files)]
+        assert main(command) == 0
+        target = tmp_path / "ae_pipeline" / "defs" / "orders" / "defs.yaml"
+        assert attributes(target.read_text())["dataset"] == "orders"
+        assert capsys.readouterr().out.endswith(f"look at {target}, then run `ae-pipeline run orders`.\n")
+        assert main(command) == 1
+        assert "the dataset 'orders' exists" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""The event time in a bundle: context today, a target in bundles of version 0.2."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.config.model import EventTime
+from ae_pipeline.detector.bundle import MANIFEST, ModelBundle
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.fit import fit_bundle
+from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
+
+pytestmark = pytest.mark.slow
+
+
+class TestBundlesBeforeContext:
+    """Bundles that version 0.2 wrote: the event time was a column like all others."""
+
+    @pytest.fixture(scope="class")
+    def target(self, fitted: Fitted) -> ModelBundle:
+        model = fitted.config.model.model_copy(update={"event_time": EventTime.TARGET})
+        config = sensor_config(model=model.model_dump(), alerts={"budget": 0.01, "evidence": NO_ENSEMBLE})
+        return fit_bundle(Dataset(config, fitted.paths), fitted.columns, fitted.window)[0]
+
+    @pytest.fixture
+    def old(self, target: ModelBundle, tmp_path: Path) -> Path:
+        target.save(tmp_path)
+        manifest = json.loads((tmp_path / MANIFEST).read_text())
+        del manifest["config"]["model"]["event_time"], manifest["facts"]["chosen"], manifest["calibration"]["budget"]
+        del manifest["encoder"]["context"], manifest["encoder"]["context_blocks"]
+        for column in manifest["encoder"]["columns"]:
+            del column["hours"]
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        return tmp_path
+
+    def test_they_load_as_target_and_score_byte_for_byte(self, target: ModelBundle, old: Path, fitted: Fitted) -> None:
+        loaded, rows = ModelBundle.load(old), fitted.features(fitted.days[-1])
+        assert loaded.config.model.event_time == EventTime.TARGET
+        assert "event_time" in loaded.loss.columns
+        assert loaded.score(rows).score.tobytes() == target.score(rows).score.tobytes()
+        assert loaded.calibration.budget == 0.01
+        assert loaded.explain(rows.head(5)) == target.explain(rows.head(5))
+
+    def test_they_keep_their_fingerprint(self, target: ModelBundle, old: Path) -> None:
+        fingerprint = ModelBundle.load(old).fingerprint
+        assert fingerprint != target.fingerprint  # it is that of the file
+        ModelBundle.load(old).save(old / "again")
+        assert ModelBundle.load(old).fingerprint == fingerprint
+
+
+class TestEventTime:
+    def test_it_is_no_evidence_and_no_reason(self, fitted: Fitted) -> None:
+        bundle, rows = fitted.bundle, fitted.features(fitted.days[-1])
+        assert bundle.columns[-1] == "event_time"
+        assert "event_time" not in bundle.loss.columns
+        reasons = {part.column for parts in bundle.explain(rows, columns=99) for part in parts}
+        assert reasons >= set(bundle.loss.columns)
+        assert "event_time" not in reasons
+
+    def test_the_ensemble_does_not_measure_it(self, fitted: Fitted) -> None:
+        bundle, rows = fitted.bundle, fitted.features(fitted.days[-1])
+        assert bundle.detector.ensemble is not None
+        moved = rows.with_columns(pl.col("event_time") + pl.duration(hours=9))
+        matrices = [bundle.encoder.encode(each).astype(np.float64) for each in (rows, moved)]
+        assert (matrices[0] != matrices[1]).any()
+        before, after = map(bundle.detector.ensemble, matrices)
+        np.testing.assert_array_equal(before, after)
