@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run ui test test-fast coverage doctest prose docs check bench clean
+.PHONY: help setup run ui test test-fast coverage doctest prose docs check bench audit sbom clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-fast  the tests that are not marked slow      make coverage  all tests, with coverage and its floor"
 	@echo "make doctest    the examples in docstrings              make prose     the text of the documentation"
 	@echo "make bench      measure speed, planted faults and models against alternatives, into benchmarks/results"
+	@echo "make audit      look for known vulnerabilities          make sbom      list all packages, in build/sbom.cdx.json"
 	@echo "make setup      create the virtual environment          make clean     remove it and what runs have written"
 
 # One stamp for each set of packages, so that `make run` does not install what only tests need.
@@ -89,6 +90,22 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed.json
 	$(BIN)/python -m benchmarks.planted_faults --out benchmarks/results/planted_faults.json
 	$(BIN)/python -m benchmarks.models --out benchmarks/results/models.json
+
+# Tools of their own, so that what they need is not in the list.
+build/tools: constraints.txt
+	@$(PYTHON) -m venv build/tools
+	@build/tools/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+# Strict: a package that the source of advisories does not know is an error, and not a package without faults.
+audit: build/tools
+	@build/tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off \
+		|| { echo "A package has a known vulnerability, or the advisories of pypi.org could not be read. See above."; exit 1; }
+
+sbom: $(VENV)/.run build/tools
+	@build/tools/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom.cdx.json
+	@echo "The bill of materials is build/sbom.cdx.json."
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -3,6 +3,8 @@
 Run it after that, with Debian's package chromium: .venv/bin/python docs/screenshots.py
 """
 
+import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -22,6 +24,9 @@ from ae_pipeline.registry.names import CHAMPION
 DOCS = Path(__file__).parent
 DATASET, DAY = "flights", "2013-02-08"
 """The day is that of a blizzard."""
+
+TOKEN = secrets.token_urlsafe()
+"""Token of the servers."""
 
 
 def main() -> int:
@@ -43,12 +48,10 @@ def main() -> int:
         asset = _page(browser, f"{dagster}/assets/{DATASET}/autoencoder?view=overview", 1500, 1000)
         asset.get_by_text("[Show Markdown]").nth(1).click()
         _keep(asset, "asset.png")
-        run = _page(browser, here.page_of_training(DATASET, served.run_id), 1500, 1000)
+        run = _page(browser, here.mlflow_run_url(DATASET, served.run_id), 1500, 1000)
         run.get_by_role("button", name="Close", exact=False).first.click()  # an assistant that is not set up
         _keep(run, "mlflow.png")
-        report = _page(
-            browser, here.page_of_file(workspace.paths(DATASET).reports / "days" / f"{DAY}.html"), 1200, 1250
-        )
+        report = _page(browser, here.file_url(workspace.paths(DATASET).reports / "days" / f"{DAY}.html"), 1200, 1250)
         report.wait_for_selector(".chart svg")
         _keep(report, "day.png")
         browser.close()
@@ -60,7 +63,8 @@ def _screens(program: str) -> Iterator[tuple[str, str, str]]:
     """Serves Dagster, MLflow and the data folder on free ports."""
     ports = [_free_port() for _ in range(3)]
     options = [f"{name}={port}" for name, port in zip(("--port", "--mlflow-port", "--data-port"), ports, strict=True)]
-    screens = subprocess.Popen([program, "ui", *options])  # noqa: S603 (our own program)
+    environment = {**os.environ, "AE_PIPELINE_UI_TOKEN": TOKEN}
+    screens = subprocess.Popen([program, "ui", *options], env=environment)  # noqa: S603 (our own program)
     addresses = [f"http://127.0.0.1:{port}" for port in ports]
     try:
         for address in addresses:
@@ -79,7 +83,7 @@ def _free_port() -> int:
 def _wait_for(address: str) -> None:
     for _ in range(120):
         try:
-            urllib.request.urlopen(address, timeout=10).close()  # noqa: S310 (our own server)
+            urllib.request.urlopen(f"{address}/?token={TOKEN}", timeout=10).close()  # noqa: S310 (our own server)
         except OSError:
             time.sleep(1)
         else:
@@ -89,6 +93,7 @@ def _wait_for(address: str) -> None:
 
 def _page(browser: Browser, address: str, width: int, height: int) -> Page:
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+    page.set_extra_http_headers({"Authorization": f"Bearer {TOKEN}"})
     page.goto(address)
     page.wait_for_timeout(10_000)  # both go on loading for as long as they are open
     return page

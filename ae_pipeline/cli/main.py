@@ -9,6 +9,7 @@ from pathlib import Path
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.storage.sqlite import database_error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ def _show_history(name: str) -> int:
         previous = "" if entry.previous is None else f"{relation} version {entry.previous}"
         version = f"version {entry.version}"
         change = f"rolled back to {version}" if entry.change == Change.ROLLED_BACK else f"{version} {entry.change}"
-        print(f"{entry.at}  {change}{previous}, by {entry.who}: {entry.why}")
+        print(terminal_line(f"{entry.at}  {change}{previous}, by {entry.who}: {entry.why}"))
     if not entries:
         print(f"No version of {name!r} has served so far; `ae-pipeline run {name}` trains one.")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.escape import terminal_lines
 from ae_pipeline.common.text import first_line
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Project:
     def print_broken(self) -> None:
         """Print a line on stderr for each file of the defs folder that cannot be loaded."""
         for each in self.broken:
-            print(f"Not loaded: {each.message}", file=sys.stderr, flush=True)
+            print(f"Not loaded: {terminal_lines(each.message)}", file=sys.stderr, flush=True)
 
     def run_job(
         self,
@@ -176,4 +177,4 @@ def load_folder() -> "DefsFolder":
 
 def print_error(error: PipelineError) -> None:
     """Print an error for a person."""
-    print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+    print(f"\n{type(error).__name__}: {terminal_lines(error)}", file=sys.stderr)

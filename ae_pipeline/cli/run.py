@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import PipelineError, TrainingError
+from ae_pipeline.common.escape import terminal_line
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.plan import Plan, Step, Work
@@ -57,13 +58,13 @@ class _Runner:
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
-        print(f"\n{'Training' if training.work else 'Not training'}: {reason}.", flush=True)
+        print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
         if tracker.version(self._dataset.name, CHAMPION) is None:
             self.failure = self.failure or TrainingError(serving.idle)
         elif not self._done:
-            print(f"\nNothing to do: {serving.idle}.", flush=True)
+            print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
 
     def _follow(self, ask: "Callable[[], Plan]") -> "Plan":
         """Do the work of a plan, one piece at a time, until a plan has no work that was not tried."""

@@ -1,5 +1,10 @@
-"""Local servers: Dagster's web UI with its daemon, MLflow's UI, and the data folder, all on 127.0.0.1."""
+"""Local servers: Dagster's web UI with its daemon, MLflow's UI, and the data folder, all on 127.0.0.1.
 
+A guard stands before each of the three. Dagster's code server listens on a socket in a private folder, which no browser
+reaches.
+"""
+
+import json
 import os
 import signal
 import socket
@@ -10,18 +15,25 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
-from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from ae_pipeline.common.errors import ConfigError
+import yaml
+
+from ae_pipeline.cli.guard import TOKEN_VARIABLE, access, token_of_environment
+from ae_pipeline.common.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
+
+_LOCATION = "ae_pipeline"
+"""Name of the code location, as in workspace.yaml."""
+
+_CODE_SERVER_SECONDS = 180
+"""Time that the code server may take to load the definitions."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +73,68 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     if tracker.is_remote:
         defaults["mlflow"] = tracker.web_url or defaults["mlflow"]
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", defaults[name]) for name in defaults}
-    for line in address_lines(addresses, workspace, datasets):
+    token = os.environ[TOKEN_VARIABLE] = token_of_environment()
+    for line in address_lines(addresses, workspace, datasets, token):
         print(line, flush=True)
     environment = _environment()
     if not tracker.is_remote:  # not an argument, because every user can read those, and it may contain a password
         environment["MLFLOW_BACKEND_STORE_URI"] = uri
-    commands = _commands(ports)[: 1 if tracker.is_remote else 2]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: object) -> None:
+        processes.append(subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment))
+
+    python = sys.executable
     try:
-        with serve_folder(Path(workspace.data_folder), ports.data):
-            processes.extend(subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands)
+        with (
+            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"]),
+            TemporaryDirectory(prefix="ae_pipeline_") as folder,  # only this user can enter it
+        ):
+            code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
+            file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": _location(code)}]}), encoding="utf-8")
+            if not tracker.is_remote:
+                start(python, "-m", "ae_pipeline.cli.web", "mlflow", ports.mlflow)
+            start(python, "-m", "dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
+            _wait_for_code(code, processes)
+            start(python, "-m", "ae_pipeline.cli.web", "dagster", ports.dagster, file)
+            start(python, "-m", "dagster._daemon", "run", "--workspace", file)
             while all(process.poll() is None for process in processes):
                 time.sleep(0.5)
+            _stop(processes)  # before their folder is deleted
     finally:
         _stop(processes)
     return next((process.returncode for process in processes if process.returncode), 0)
+
+
+_CODE_OPTIONS = ("--module-name", "ae_pipeline.definitions", "--location-name", _LOCATION, "--log-level", "warning")
+
+
+def _location(code: Path) -> dict[str, str]:
+    return {"socket": str(code), "location_name": _LOCATION}
+
+
+def _wait_for_code(code: Path, processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """Wait until the code server has loaded the definitions."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    end = time.monotonic() + _CODE_SERVER_SECONDS
+    with grpc.insecure_channel(f"unix:{code}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while all(process.poll() is None for process in processes):
+            try:
+                answer = health.Check(health_pb2.HealthCheckRequest(service="DagsterApi"), timeout=5)
+            except grpc.RpcError:  # it does not listen yet
+                answer = None
+            if answer is not None and answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            if time.monotonic() > end:
+                raise PipelineError(
+                    f"Dagster's code server has not loaded the definitions in {_CODE_SERVER_SECONDS} s; see its "
+                    "messages above, or try `dg check defs`"
+                )
+            time.sleep(0.2)
 
 
 def _check_ports(ports: Ports, skip: Collection[str]) -> None:
@@ -89,24 +147,16 @@ def _check_ports(ports: Ports, skip: Collection[str]) -> None:
             )
 
 
-def _commands(ports: Ports) -> list[list[str]]:
-    binaries = Path(sys.executable).parent
-    quiet = ["--uvicorn-opts", "--log-level=warning"]  # otherwise one line for each request of a page
-    # Without its own check of the YAML, which would stop all datasets. Dagster's UI shows the errors.
-    dagster = [binaries / "dg", "dev", "--host", "127.0.0.1", "--port", ports.dagster, "--no-check-yaml"]
-    mlflow = [binaries / "mlflow", "server", "--host", "127.0.0.1", "--port", ports.mlflow, *quiet]
-    return [[str(word) for word in command] for command in (dagster, mlflow)]
-
-
 def _environment() -> dict[str, str]:
-    # `dg` warns if the virtual environment is not activated, and MLflow's server about a library of its own.
-    warnings = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:starlette.middleware.wsgi".lstrip(",")
-    return {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONWARNINGS": warnings}
+    # Like `dg dev`: it says so to the servers, and a file .env beside the project sets variables of the code location.
+    env_files = json.dumps({_LOCATION: str(ROOT)})
+    return {**os.environ, "DAGSTER_IS_DEV_CLI": "1", "DAGSTER_PROJECT_ENV_FILE_PATHS": env_files}
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGINT)
+    for process in reversed(processes):
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
     for process in processes:
         try:
             process.wait(timeout=30)
@@ -115,56 +165,52 @@ def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 @contextmanager
-def serve_folder(folder: Path, port: int) -> Iterator[None]:
-    """Serve a folder in a thread."""
-    with ThreadingHTTPServer(("127.0.0.1", port), partial(FileHandler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield
-        finally:
-            server.shutdown()
+def serve_folder(folder: Path, port: int, token: str, address: str | None = None) -> Iterator[None]:
+    """Serve the reports of a data folder in a thread.
+
+    Args:
+        folder: Data folder.
+        port: Port of the server.
+        token: Token that each request needs.
+        address: Address that users open, if it differs from the port's.
+    """
+    from ae_pipeline.cli.data_files import data_app
+    from ae_pipeline.cli.web import server
+
+    guarded = server(data_app(folder), port, access(token, port, address or f"http://127.0.0.1:{port}"))
+    thread = threading.Thread(target=guarded.run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive() and not guarded.started:
+            time.sleep(0.01)
+        yield
+    finally:
+        guarded.should_exit = True
+        thread.join(timeout=10)
 
 
-def address_lines(addresses: Mapping[str, str], workspace: "Workspace", datasets: Sequence[str]) -> list[str]:
+def address_lines(
+    addresses: Mapping[str, str], workspace: "Workspace", datasets: Sequence[str], token: str
+) -> list[str]:
     """Return lines with the addresses of the servers and of the reports.
 
     Args:
         addresses: Address of each server, by the names of `Ports`.
         workspace: Workspace that the servers show.
         datasets: Datasets whose reports are listed.
+        token: Token that opens them. A tracking server elsewhere does not get it.
     """
     pages = {name: page for name in datasets if (page := workspace.paths(name).reports / "report.html").exists()}
     group = next(iter(pages), None)
-    graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else ""
-    lines = [f"Dagster  {addresses['dagster']}{graph}", f"MLflow   {addresses['mlflow']}"]
+    graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else "/"
+    key = f"?token={token}"
+    mlflow = addresses["mlflow"] if workspace.tracker().is_remote else f"{addresses['mlflow'].rstrip('/')}/{key}"
+    lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]
     served = workspace.model_copy(update={"data_url": addresses["data"]})
-    lines += [f"Report   {served.file_url(page)}" for page in pages.values()]
+    lines += [f"Report   {served.file_url(page)}{key}" for page in pages.values()]
     if not pages:
         lines.append("There are no reports yet: `make run`, or materialize the assets of a dataset in Dagster.")
-    return [*lines, "Press Ctrl-C to stop all servers."]
-
-
-class FileHandler(SimpleHTTPRequestHandler):
-    """Serves files to browsers on this machine, under the names of this machine only.
-
-    A sandbox lets a page run its own scripts and read no other file, because a landed file may be a page.
-    """
-
-    def send_head(self) -> Any:
-        """Refuse requests under another host name: they come from pages of other sites."""
-        if self.headers.get("Host", "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
-            self.send_error(HTTPStatus.FORBIDDEN)
-            return None
-        return super().send_head()
-
-    def end_headers(self) -> None:
-        """Send the headers that isolate each page."""
-        self.send_header("Content-Security-Policy", "sandbox allow-scripts allow-downloads allow-popups")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+    return [*lines, "The token in these addresses opens the servers for you only. Press Ctrl-C to stop all servers."]
 
 
 def _is_free(port: int) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.common.text import printable
+from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.ingestion.landing import list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
@@ -44,7 +44,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
         f"{_reading_line(dataset)}; put new files into",
         f"{paths.landing} and run again.",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(terminal_line, lines))
 
 
 def _unread(dataset: Dataset) -> str:
@@ -111,9 +111,9 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
         lines.append(_line("left out", f"{', '.join(left_out)} (not seen by the model; summary.json says why)"))
     lines += ["", f"The {_ROWS} highest-scoring rows:"]
     for index, row in enumerate(summary["strangest"][:_ROWS], 1):
-        lines.append(f"{index:>3}. {printable(row['row_id'], is_line=True)}  (score {row['score']:.1f})")
+        lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:.1f})")
         is_marked = row["is_anomaly"] or bool(row["is_discovery"])
-        lines.append(f"     {printable(reason_of(row['because'], is_marked=is_marked), is_line=True)}")
+        lines.append(f"     {reason_of(row['because'], is_marked=is_marked)}")
     return lines
 
 

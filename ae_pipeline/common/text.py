@@ -58,14 +58,14 @@ def printable_path(path: str) -> str:
     >>> printable_path("caf\udce9.csv"), printable_path("Tromsø/a b.csv")
     ('caf\\xe9.csv', 'Tromsø/a b.csv')
     """
-    if not _UNPRINTABLE.search(path):
+    if not _AMBIGUOUS.search(path):
         return path
     doubled = path.replace("\\", "\\\\")
     return _CODED.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", doubled)
 
 
 _CODED = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
-_UNPRINTABLE = re.compile(r"\\\\|\\x[0-9a-f]{2}|" + _CODED.pattern)
+_AMBIGUOUS = re.compile(r"\\\\|\\x[0-9a-f]{2}|" + _CODED.pattern)
 
 
 def first_line(error: BaseException) -> str:

@@ -54,6 +54,13 @@ class AlertsConfig(Section):
         "JSON. Alerts report failed runs, rejected challengers, violated contracts and days over the alert budget. "
         "The URL is a secret and is never written to a file. By default alerts appear in the report only.",
     )
+    webhook_secret: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds the secret that signs each post, so that the receiver "
+        "can verify its origin. The headers `webhook-id`, `webhook-timestamp` and `webhook-signature` follow the "
+        "specification Standard Webhooks (HMAC-SHA256). By default posts have no signature.",
+    )
 
     @field_validator("evidence")
     @classmethod

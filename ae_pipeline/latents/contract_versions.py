@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 from open_data_contract_standard.model import CustomProperty, OpenDataContractStandard
 
+from ae_pipeline.common.escape import without_html
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, sla, unit_of
 from ae_pipeline.latents.files import TableFiles
 
@@ -154,6 +155,7 @@ def _render(contract: OpenDataContractStandard, earlier: list[dict[str, Any]]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["without_html"] = without_html
     (table,) = contract.schema_ or []
     return environment.get_template("contract.md.j2").render(
         contract=contract,

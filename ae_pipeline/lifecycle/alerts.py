@@ -7,7 +7,7 @@ from filelock import FileLock, Timeout
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, raise_alert
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, post_due_alerts, raise_alert
 from ae_pipeline.monitoring.budget import ReportDay, is_over_budget
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
@@ -29,6 +29,12 @@ def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
             raise_and_show(alert, dataset)
     except Timeout:
         raise_alert(alert, dataset)
+
+
+def post_due_and_show(dataset: Dataset) -> None:
+    """Post the queued alerts of earlier runs that are due. The caller holds the lock of the dataset."""
+    if post_due_alerts(dataset):
+        refresh_operations(dataset)
 
 
 def alert_broken_contract(

@@ -14,7 +14,7 @@ from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import fetch
 from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest, unread_files
 from ae_pipeline.ingestion.raw import DayResult, build_raw_day, count_duplicates
-from ae_pipeline.lifecycle.alerts import alert_broken_contract, raise_and_show
+from ae_pipeline.lifecycle.alerts import alert_broken_contract, post_due_and_show, raise_and_show
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
@@ -90,6 +90,7 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
         SchemaError: A file has other columns than the contract. All other files are read first.
         SourceError: The query or the function of the dataset failed. What landed before is read first.
     """
+    post_due_and_show(dataset)
     try:
         result = _fetch_and_ingest(dataset)
     except SchemaError as error:

@@ -21,7 +21,7 @@ from ae_pipeline.latents.read import (
     rows_published,
     scores_of,
 )
-from ae_pipeline.lifecycle.alerts import alert_over_budget
+from ae_pipeline.lifecycle.alerts import alert_over_budget, post_due_and_show
 from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.lifecycle.newest_day import newest_filling_day
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
@@ -244,5 +244,6 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
         alert_over_budget(ranked, bundle, dataset, run_id)
 
     report = build_report(days, dataset, bundle, version.version, version.run_id, on_ranked=alert)
+    post_due_and_show(dataset)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))

@@ -1,14 +1,12 @@
 """Alerts: store them beside the data, and post them to a webhook if one is configured."""
 
 import contextlib
-import http.client
+import datetime as dt
 import json
 import logging
+import math
 import os
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -16,7 +14,9 @@ from typing import Any
 
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.monitoring.webhook import PostResult, is_http_url, post_json
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -25,10 +25,16 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Number of attempts to post a new alert."""
 
-_TIMEOUT_SECONDS, _PAUSE_SECONDS = 10.0, 1.0
+MAX_FAILURES = 15
+"""Failed posts after which an alert is a dead letter: it is not posted again, and the report lists it."""
+
+_PAUSE_SECONDS = 1.0
+
+_MAX_PAUSE = dt.timedelta(hours=6)
+"""Longest pause between two posts of a queued alert. It starts with a minute and doubles."""
 
 _MAX_POSTED_AGAIN = 20
-"""Undelivered alerts that are posted again after a delivered one, so that the caller does not wait for long."""
+"""Queued alerts that one run posts, so that it does not wait for long."""
 
 
 class AlertEvent(StrEnum):
@@ -54,6 +60,9 @@ class Alert:
             of them is new, even if its key is new.
         at: Time of the event, ISO 8601, UTC.
         delivered: Whether the webhook accepted the alert; None without a webhook.
+        failures: Number of runs that posted it in vain.
+        reason: Why the last post failed; empty if none did.
+        tried_at: Time of the last failed post, ISO 8601, UTC.
     """
 
     event: AlertEvent
@@ -64,6 +73,27 @@ class Alert:
     subjects: tuple[str, ...] = ()
     at: str = field(default_factory=now)
     delivered: bool | None = None
+    failures: int = 0
+    reason: str = ""
+    tried_at: str = ""
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a later run posts it."""
+        return self.delivered is False and self.failures < MAX_FAILURES
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it was posted in vain too often."""
+        return self.delivered is False and not self.is_queued
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the pause since the last failed post has passed."""
+        if not self.tried_at:
+            return True
+        pause = min(dt.timedelta(minutes=2 ** (max(self.failures, 1) - 1)), _MAX_PAUSE)
+        return dt.datetime.fromisoformat(self.tried_at) + pause <= dt.datetime.now(dt.UTC)
 
     def record(self) -> dict[str, Any]:
         """Return the alert as files and webhooks have it: the message is under the key `words`."""
@@ -95,8 +125,7 @@ def alerted_subjects(paths: DatasetPaths, event: AlertEvent) -> set[str]:
 def raise_alert(alert: Alert, dataset: Dataset) -> bool:
     """Store an alert and post it to the webhook, unless it was raised before.
 
-    A webhook that fails does not raise an error. The alert stays undelivered, and is posted again after the next
-    delivered alert.
+    A webhook that fails does not raise an error. The alert is queued, and later runs post it again.
 
     Args:
         alert: Alert to raise.
@@ -111,73 +140,99 @@ def raise_alert(alert: Alert, dataset: Dataset) -> bool:
         return False
     if alert.subjects and alerted_subjects(paths, alert.event).issuperset(alert.subjects):
         return False
-    record = {**alert.record(), "delivered": False if config.alerts.webhook else None}
-    add_line(paths.alerts, record)
-    if not post(alert, config):
-        return True
-    add_line(paths.alerts, {**record, "delivered": True})
-    for undelivered in [earlier for earlier in previous if earlier.delivered is False][:_MAX_POSTED_AGAIN]:
-        if not post(undelivered, config, attempts=1):
-            break
-        add_line(paths.alerts, {**undelivered.record(), "delivered": True})
+    add_line(paths.alerts, {**alert.record(), "delivered": False if config.alerts.webhook else None})
+    if _deliver(alert, dataset, ATTEMPTS):
+        _post_queued(dataset, previous)  # the webhook works, so no alert waits for the end of its pause
     return True
 
 
-def post(alert: Alert, config: PipelineConfig, attempts: int = ATTEMPTS) -> bool | None:
+def post_due_alerts(dataset: Dataset) -> bool:
+    """Post the queued alerts whose pause has passed, and return whether the state of one changed.
+
+    Args:
+        dataset: Configuration and paths of the dataset.
+    """
+    if dataset.config.alerts.webhook is None:
+        return False
+    return _post_queued(dataset, [alert for alert in alerts_of(dataset.paths) if alert.is_due])
+
+
+def _post_queued(dataset: Dataset, alerts: list[Alert]) -> bool:
+    queued = [alert for alert in alerts if alert.is_queued][:_MAX_POSTED_AGAIN]
+    for alert in queued:
+        # An answer says that the server is there: another alert may pass. Without one, the others wait too.
+        if not _deliver(alert, dataset, attempts=1) and not _last_reason(alert, dataset).startswith("HTTP status 4"):
+            break
+    return bool(queued)
+
+
+def _last_reason(alert: Alert, dataset: Dataset) -> str:
+    return next((stored.reason for stored in alerts_of(dataset.paths) if stored.key == alert.key), "")
+
+
+def _deliver(alert: Alert, dataset: Dataset, attempts: int) -> bool:
+    """Post an alert, store the outcome, and return whether the webhook accepted it."""
+    result = post(alert, dataset.config, attempts)
+    if result is None:
+        return False
+    outcome: dict[str, Any] = {"delivered": True, "reason": ""}
+    if not result.accepted:
+        failures = alert.failures + 1
+        outcome = {"delivered": False, "failures": failures, "reason": result.reason, "tried_at": now()}
+        later = "later runs post it again" if failures < MAX_FAILURES else f"given up after {failures} runs"
+        logger.warning(
+            f"the webhook in {dataset.config.alerts.webhook} did not accept an alert ({result.reason}); {later}"
+        )
+    add_line(dataset.paths.alerts, {**alert.record(), **outcome})
+    return result.accepted
+
+
+def post(alert: Alert, config: PipelineConfig, attempts: int = ATTEMPTS) -> PostResult | None:
     """Post an alert to the webhook as JSON.
 
     Args:
         alert: Alert to post.
-        config: Configuration of the dataset; its `alerts.webhook` names the environment variable with the URL.
+        config: Configuration of the dataset. Its `alerts.webhook` names the environment variable with the URL, and
+            `alerts.webhook_secret` the one with the secret that signs it.
         attempts: Number of attempts.
 
     Returns:
-        Whether the webhook accepted the alert; None without a webhook.
+        The outcome of the last attempt; None without a webhook.
     """
-    variable = config.alerts.webhook
+    variable, secret_variable = config.alerts.webhook, config.alerts.webhook_secret
     if variable is None:
         return None
     url = os.environ.get(variable, "").strip()
-    if not _is_http_url(url):
-        logger.warning(
+    if not is_http_url(url):
+        return PostResult(
+            False,
             f"the environment variable {variable} of alerts.webhook contains no URL; set it to a URL that starts with "
-            "http:// or https://"
+            "http:// or https://",
         )
-        return False
+    secret = os.environ.get(secret_variable, "").strip() if secret_variable else None
+    if secret == "":
+        return PostResult(
+            False,
+            f"the environment variable {secret_variable} of alerts.webhook_secret is empty; set it to the secret that "
+            "the receiver knows, because an alert without a signature is not sent",
+        )
+    body = json.dumps(_body(alert, config), default=str).encode()
+    message_id = f"msg_{hash_json([config.dataset, alert.key])}"
+    result = PostResult(False)
+    for attempt in range(attempts):
+        result = post_json(url, body, message_id, secret)
+        if result.accepted:
+            break
+        if attempt + 1 < attempts:
+            time.sleep(_PAUSE_SECONDS * 2**attempt)
+    return result
+
+
+def _body(alert: Alert, config: PipelineConfig) -> dict[str, Any]:
     # Chat programs display the key "text".
     body = {"text": f"{config.dataset}: {alert.message}", "dataset": config.dataset, **alert.record()}
-    for internal in ("delivered", "subjects"):
+    for internal in ("delivered", "subjects", "failures", "reason", "tried_at"):
         del body[internal]
-    request = urllib.request.Request(  # noqa: S310
-        url, json.dumps(body, default=str).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
-    reason = ""
-    for attempt in range(attempts):
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):  # noqa: S310
-                return True
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = _reason(error)
-            if attempt + 1 < attempts:
-                time.sleep(_PAUSE_SECONDS * 2**attempt)
-    logger.warning(
-        f"the webhook in {variable} did not accept an alert ({reason}); it is posted again after the next one"
-    )
-    return False
-
-
-def _is_http_url(text: str) -> bool:
-    try:
-        url = urllib.parse.urlparse(text)
-        return url.scheme in {"http", "https"} and bool(url.hostname)
-    except ValueError:
-        return False
-
-
-def _reason(error: Exception) -> str:
-    """Return why a request failed, without the text of the error: it may contain the secret URL."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP status {error.code}"
-    reason = getattr(error, "reason", None)
-    cause = reason if isinstance(reason, OSError) else error
-    return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
+    # JSON has no infinity.
+    body["figures"] = {name: value if math.isfinite(value) else None for name, value in alert.figures.items()}
+    return body

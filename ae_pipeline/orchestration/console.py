@@ -7,6 +7,8 @@ from typing import Any
 
 import dagster as dg
 
+from ae_pipeline.common.escape import terminal_lines
+
 LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
 """Run config that selects our console logger. Without it, Dagster prints every event that it stores."""
 
@@ -16,7 +18,8 @@ PACKAGE_LOGGER = "ae_pipeline"
 
 def format_line(step: str, message: str, created: float) -> str:
     """Return a console line: time, step, message."""
-    return f"{time.strftime('%H:%M:%S', time.localtime(created))}  {step:<16} {message}"
+    text = terminal_lines(message)
+    return f"{time.strftime('%H:%M:%S', time.localtime(created))}  {step:<16} {text}"
 
 
 class _LineFormatter(logging.Formatter):

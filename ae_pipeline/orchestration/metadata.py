@@ -8,6 +8,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.registry.history import history
 from ae_pipeline.storage.hashing import hash_json
@@ -93,7 +94,9 @@ def plot(chart: "Chart") -> dg.MarkdownMetadataValue:
     from ae_pipeline.reports.pictures import as_address
     from ae_pipeline.reports.render import render_png
 
-    return dg.MetadataValue.md(f"![{chart.title}]({as_address(render_png(chart))})\n\n{chart.message}")
+    return dg.MetadataValue.md(
+        f"![{escape_markdown(chart.title)}]({as_address(render_png(chart))})\n\n{escape_markdown(chart.message)}"
+    )
 
 
 def history_table(paths: DatasetPaths, rows: int = 20) -> dg.MarkdownMetadataValue:

@@ -11,6 +11,7 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.plain_config import PlainText
 from ae_pipeline.orchestration.tags import DATASET_TAG
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import make_folder
@@ -39,14 +40,14 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         data_url: Address of the server of the data folder.
     """
 
-    data_folder: str
-    mlflow_folder: str
-    tracking_uri: str | None = None
-    tables: str | None = None
-    project_folder: str = "."
-    dagster_url: str = DAGSTER_URL
-    mlflow_url: str | None = None
-    data_url: str = DATA_URL
+    data_folder: PlainText
+    mlflow_folder: PlainText
+    tracking_uri: PlainText | None = None
+    tables: PlainText | None = None
+    project_folder: PlainText = "."
+    dagster_url: PlainText = DAGSTER_URL
+    mlflow_url: PlainText | None = None
+    data_url: PlainText = DATA_URL
 
     def dataset(self, config: PipelineConfig) -> Dataset:
         """Return the dataset of a configuration."""

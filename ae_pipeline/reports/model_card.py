@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import polars as pl
 
+from ae_pipeline.common.escape import escape_markdown, without_html
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, PARTS
 from ae_pipeline.reports.charts import Chart, calibration_chart, latent_chart, loss_chart, score_chart
-from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage.paths import ALL_ROWS
 
@@ -104,16 +104,16 @@ def head_of(card: str) -> str:
 
 def _by_type(bundle: ModelBundle) -> dict[str, str]:
     columns = sorted(bundle.encoder.columns, key=lambda column: str(column.type))
-    context = [escaped(column.name) for column in bundle.encoder.inputs[len(columns) :]]
+    context = [escape_markdown(column.name) for column in bundle.encoder.inputs[len(columns) :]]
     by_type = {
-        str(kind): _named([escaped(column.name) for column in some])
+        str(kind): _named([escape_markdown(column.name) for column in some])
         for kind, some in groupby(columns, key=lambda column: column.type)
     }
     return by_type | ({"context": _named(context)} if context else {})
 
 
 def _left_out(bundle: ModelBundle) -> dict[str, list[str]]:
-    return by_reason({escaped(entry.column): entry.reason for entry in bundle.encoder.left_out})
+    return by_reason({escape_markdown(entry.column): entry.reason for entry in bundle.encoder.left_out})
 
 
 def _named(names: Sequence[str]) -> str:
@@ -130,7 +130,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {
-        "shown": escaped,
+        "shown": escape_markdown,
+        "without_html": without_html,
         "count": "{:,}".format,
         "short": "{:.4g}".format,
         "percent": "{:.3%}".format,

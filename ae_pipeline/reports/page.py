@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
@@ -148,7 +149,7 @@ def _environment() -> jinja2.Environment:
         finalize=_as_shown,
     )
     # A script element ends at "</script". In JSON, "<" may be escaped.
-    environment.filters["in_script"] = lambda text: markupsafe.Markup(text.replace("<", "\\u003c"))  # noqa: S704
+    environment.filters["in_script"] = lambda text: markupsafe.Markup(escape_json_in_html(text))  # noqa: S704
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}

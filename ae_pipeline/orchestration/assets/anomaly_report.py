@@ -132,12 +132,12 @@ def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
 
 
 def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
-    from ae_pipeline.reports.markdown import escaped
+    from ae_pipeline.common.escape import escape_markdown
 
     first, rest = assessment.deviations[:1], assessment.deviations[1:]
     details = [*(split for each in first for split in each.splits), *(each.message for each in rest)]
-    points = "\n".join(f"- {escaped(detail)}" for detail in details)
-    parts = [f"**{assessment.day}**: {escaped(assessment.message)}.", escaped(assessment.aside), points]
+    points = "\n".join(f"- {escape_markdown(detail)}" for detail in details)
+    parts = [f"**{assessment.day}**: {escape_markdown(assessment.message)}.", escape_markdown(assessment.aside), points]
     return dg.MetadataValue.md("\n\n".join(part for part in parts if part))
 
 
@@ -157,7 +157,8 @@ def _label_metadata(labels: "Labels") -> dict[str, float]:
 
 def _pictures(gallery: "Gallery") -> dg.MarkdownMetadataValue:
     """Return pictures of the highest-scoring rows, as many as fit into an event."""
-    from ae_pipeline.reports.markdown import Markdown, escaped
+    from ae_pipeline.common.escape import escape_markdown
+    from ae_pipeline.reports.markdown import Markdown
     from ae_pipeline.reports.pictures import as_address
 
     remaining, rows = _PICTURE_BYTES, []
@@ -166,5 +167,5 @@ def _pictures(gallery: "Gallery") -> dg.MarkdownMetadataValue:
         remaining -= len(address)
         if remaining < 0:
             break
-        rows.append((panel.row_id, f"{panel.score:.1f}", Markdown(f"![of {escaped(panel.row_id)}]({address})")))
+        rows.append((panel.row_id, f"{panel.score:.1f}", Markdown(f"![of {escape_markdown(panel.row_id)}]({address})")))
     return table(["row", "score", f"{gallery.noun}, reconstruction, residual map"], rows)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
@@ -13,6 +13,7 @@ from ae_pipeline.orchestration.assets.common import (
     origin_of,
 )
 from ae_pipeline.orchestration.metadata import history_table
+from ae_pipeline.orchestration.plain_config import plain_schema
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.tags import requested_by
 
@@ -31,7 +32,7 @@ The metadata `history` shows which version served since when, who decided it and
 _CHECKS = {"can_be_loaded": "The bundle of the version that serves can be loaded."}
 
 
-class ChampionConfig(dg.Config):
+class ChampionConfig(BaseModel, frozen=True):
     """Which version shall serve: the gate's decision by default, or a version that a person chooses."""
 
     version: int | None = Field(
@@ -53,13 +54,13 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         checks=_CHECKS,
         kinds={"mlflow"},
         upstream=["autoencoder"],
+        config_schema=plain_schema(ChampionConfig),
     )
-    def champion(
-        context: dg.AssetExecutionContext, config: ChampionConfig, workspace: Workspace, run_lock: RunLock
-    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def champion(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.publish import load_champion
         from ae_pipeline.reports.page import refresh_operations
 
+        config = ChampionConfig.model_validate(context.op_execution_context.op_config)
         dataset, tracker = workspace.dataset(pipeline), workspace.tracker()
         with as_dagster_failure():
             decision = _decide(context, config, dataset, workspace)

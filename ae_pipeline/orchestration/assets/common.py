@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.escape import without_html
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.storage.paths import ALL_ROWS
 from ae_pipeline.storage.sqlite import database_error
@@ -37,6 +38,7 @@ def dataset_asset(
     upstream: Sequence[str] = (),
     daily: bool = False,
     freshness_policy: dg.FreshnessPolicy | None = None,
+    config_schema: Mapping[str, dg.Field] | None = None,
 ) -> Callable[[AssetBody], dg.AssetsDefinition]:
     """Return `dg.asset` with the options that all assets of a dataset share.
 
@@ -49,6 +51,7 @@ def dataset_asset(
         upstream: Names of the assets that it is made from.
         daily: Whether it has the partitions of the dataset; one run then builds many days.
         freshness_policy: When the asset counts as stale.
+        config_schema: Fields of its run config.
     """
     key = asset_key(config, name)
     if daily and config.is_daily:
@@ -56,13 +59,14 @@ def dataset_asset(
     options: dict[str, Any] = {
         "key": key,
         "group_name": config.dataset,
-        "description": f"{description}\n\n{config.description}".strip(),
+        "description": f"{description}\n\n{without_html(config.description)}".strip(),
         "owners": list(config.owners) or None,
         "kinds": kinds,
         "deps": [asset_key(config, each) for each in upstream],
         "pool": config.dataset,
         "code_version": CODE_VERSION,
         "freshness_policy": freshness_policy,
+        "config_schema": config_schema,
         # A missing file handle or a busy database may recover a moment later.
         "retry_policy": dg.RetryPolicy(max_retries=1, delay=5),
         "check_specs": [dg.AssetCheckSpec(check, asset=key, description=rule) for check, rule in checks.items()],

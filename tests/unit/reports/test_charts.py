@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.common.text import printable
 from ae_pipeline.reports.charts import calibration_chart, score_chart
-from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.render import render_png
 
 NASTY = [
@@ -44,4 +44,4 @@ def test_printable_text_keeps_differences_and_plain_text() -> None:
     assert len({printable(text, is_line=True) for text in NASTY}) == len(NASTY)
     assert printable("München 漢字 🙂 a\tb\n") == "München 漢字 🙂 a\tb\n"
     assert printable("a\tb\n\x1b[31m", is_line=True) == "a\\tb\\n\\x1b[31m"
-    assert escaped("a\x1b b\n\u2028c") == "a\\\\x1b b \\\\u2028c"
+    assert escape_markdown("a\x1b b\n\u2028c") == "a\\\\x1b b \\\\u2028c"

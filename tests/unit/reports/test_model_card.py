@@ -111,7 +111,7 @@ class TestCard:
         bundle = with_encoder(fitted.bundle, renamed)
         card = model_card(bundle, 7, results, "passed", 0, {})
         assert [line for line in card.splitlines() if line.startswith("# ")] == ["# sensors, model version 7"]
-        assert "\\!\\[x\\](http://evil/x.png)\\`" in card
+        assert "\\!\\[x\\](http:\\/\\/evil/x.png)\\`" in card
         assert "<b>" not in card.replace("\\<", "")
 
     def test_the_head_of_the_card_is_short_and_has_the_links(self, card: str) -> None:

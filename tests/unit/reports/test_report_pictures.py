@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.network import Pictures
@@ -25,7 +26,6 @@ from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.reports import gallery
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.latent_map import reference_rows
-from ae_pipeline.reports.markdown import escaped
 from ae_pipeline.reports.ranking import features_of
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
@@ -332,7 +332,7 @@ class TestBesideThePage:
         assert heads == "| row | score | image, reconstruction, residual map |"
         assert len(text) < 50_000
         assert [row.split(" | ")[0] for row in rows] == [
-            f"| {escaped(row_id)}" for row_id in table(album)["row_id"].head(len(rows))
+            f"| {escape_markdown(row_id)}" for row_id in table(album)["row_id"].head(len(rows))
         ]
         assert 3 <= len(rows) <= 5
         panel = gallery_of(report).strangest[0]

@@ -1,0 +1,105 @@
+"""Web server of the data folder: the reports, and the features that their pages link to. Nothing else is served."""
+
+import os
+import stat
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+_FOLDERS = {"reports": True, "features": False}
+"""Folders that are served, and whether their content is listed."""
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+}
+"""Kinds of files that are served. A browser downloads Parquet, and never guesses a type."""
+
+_INTERNAL = (".context.json", "unfinished.json")
+"""Ends of the names of files that only the pipeline reads."""
+
+_MAX_LISTED = 5_000
+"""Maximum number of entries of a folder that a list shows."""
+
+_POLICY = (
+    "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'unsafe-inline'; img-src data:"
+)
+"""A sandbox lets a page run its own scripts and reach nothing else. Vega compiles expressions, hence `unsafe-eval`."""
+
+
+def data_app(folder: Path) -> Starlette:
+    """Return the app that serves a data folder.
+
+    Args:
+        folder: Data folder. It and its folders `reports` and `features` may be links; links below are not followed.
+    """
+
+    async def answer(request: Request) -> Response:
+        return await run_in_threadpool(_answer, folder, request.path_params["path"])
+
+    return Starlette(routes=[Route("/{path:path}", answer, methods=["GET"])])
+
+
+def _answer(folder: Path, path: str) -> Response:
+    if not path:
+        return _listing("Data", [f"{name}/" for name, is_listed in _FOLDERS.items() if is_listed])
+    names = path.rstrip("/").split("/")
+    target = _find(folder, names)
+    try:
+        status = os.lstat(target) if target else None
+    except (OSError, ValueError):  # too long, or with a character that no path may contain
+        status = None
+    if target is None or status is None:
+        raise HTTPException(404)
+    if stat.S_ISREG(status.st_mode) and not path.endswith("/") and _is_public(target.name):
+        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+        return FileResponse(target, stat_result=status, media_type=_TYPES[target.suffix], headers=headers)
+    if stat.S_ISDIR(status.st_mode) and _FOLDERS[names[0]]:
+        if not path.endswith("/"):
+            return RedirectResponse(f"/{quote(path)}/")
+        return _listing(path, _entries(target))
+    raise HTTPException(404)  # FIFOs, sockets and devices are never opened
+
+
+def _find(folder: Path, names: list[str]) -> Path | None:
+    """Return the path of a name below the data folder, or None if it is not served."""
+    if names[0] not in _FOLDERS or any(not name or name.startswith(".") or "\0" in name for name in names):
+        return None
+    try:
+        root = (folder / names[0]).resolve()
+        target = root.joinpath(*names[1:])
+        return target if Path(os.path.realpath(target)) == target else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _is_public(name: str) -> bool:
+    return Path(name).suffix in _TYPES and not name.startswith(".") and not name.endswith(_INTERNAL)
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                yield f"{entry.name}/"
+            elif entry.is_file(follow_symlinks=False) and _is_public(entry.name):
+                yield entry.name
+
+
+def _listing(title: str, entries: Iterator[str] | list[str]) -> Response:
+    names = sorted(entries)
+    items = "".join(f'<li><a href="./{quote(name)}">{escape(name)}</a>' for name in names[:_MAX_LISTED])
+    more = f"<p>{len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><ul>{items}</ul>{more}"
+    return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
