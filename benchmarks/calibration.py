@@ -242,7 +242,7 @@ def try_month(prepared: Prepared, month: str) -> Month:
     newest = np.concatenate([day.score for day in days[-len(window.calibration) :]])
     drift = calibration_holds(newest, bundle.calibration.scores)
     lengths = (len(window.train), len(window.validation), len(window.calibration))
-    return Month(month, lengths, config.alerts.budget, rows, flagged, drift)
+    return Month(month, lengths, bundle.calibration.budget, rows, flagged, drift)
 
 
 def try_months(root: Path, months: Sequence[str]) -> list[Month]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import polars as pl
@@ -41,7 +42,7 @@ def to_polars(table: pa.Table) -> Columns:
     skipped: dict[str, str] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
-            with library_errors_as(SkippedColumnError, lambda error, c=column: _unreadable(c.type, first_line(error))):
+            with library_errors_as(SkippedColumnError, partial(_unreadable, column.type)):
                 series[name] = pl.Series(name, pl.from_arrow(_plain(column)))
         except SkippedColumnError as error:
             skipped[name] = str(error)
@@ -49,8 +50,8 @@ def to_polars(table: pa.Table) -> Columns:
     return Columns(frame, skipped)
 
 
-def _unreadable(kind: pa.DataType, problem: str) -> str:
-    return f"it has type {kind}, which cannot be read ({problem}); change its type at the source"
+def _unreadable(kind: pa.DataType, error: BaseException) -> str:
+    return f"it has type {kind}, which cannot be read ({first_line(error)}); change its type at the source"
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -77,9 +77,11 @@ def find_separator(kind: str, text: bytes, allowed: Sequence[Separator] = ()) ->
     lines = head.decode("utf-8", errors="replace")
     fits = {separator: fit for separator in SEPARATORS if (fit := _fit(lines, separator)) is not None}
     fits = {separator: fit for separator, fit in fits.items() if fit[0] >= _MIN_SHARE} or fits
-    preferred = {separator: fits[separator] for separator in allowed if separator in fits}
+    preferred: dict[Separator, tuple[float, float, int]] = {name: fits[name] for name in allowed if name in fits}
     tab = kind == ".tsv" and "\t" in fits
-    candidates = {"\t": fits["\t"]} if tab and not preferred else preferred or fits
+    candidates: dict[Separator, tuple[float, float, int]] = (
+        {"\t": fits["\t"]} if tab and not preferred else preferred or fits
+    )
     if not candidates:
         return allowed[0] if allowed else ","
     best = max(candidates.values())
@@ -237,7 +239,8 @@ class _Body:
 def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
     """Return whether each record starts in a broken one."""
     edges = np.array(sorted(edge for each in broken for edge in (each.start, each.end)), dtype=np.int64)
-    return np.searchsorted(edges, starts, side="right") % 2 == 1
+    is_within: npt.NDArray[np.bool_] = np.searchsorted(edges, starts, side="right") % 2 == 1
+    return is_within
 
 
 def _is_one_row_a_line(data: bytes, start: int) -> bool:

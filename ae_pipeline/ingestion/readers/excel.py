@@ -1,5 +1,7 @@
 """Read one sheet of an Excel file."""
 
+from typing import Any
+
 import fastexcel
 import polars as pl
 import pyarrow as pa
@@ -34,7 +36,7 @@ def read_excel(data: bytes, source: SourceConfig) -> FileRows:
         names = _header(book, sheet)
         typed = book.load_sheet(sheet, header_row=None, skip_rows=1, column_names=names, schema_sample_rows=None)
         times = {name: dtype for name, dtype in _dtypes(typed).items() if dtype in {"date", "datetime"}}
-        dtypes = {name: times.get(name, "string") for name in names}
+        dtypes: Any = {name: times.get(name, "string") for name in names}
         batch, errors = book.load_sheet(
             sheet, header_row=None, skip_rows=1, column_names=names, dtypes=dtypes
         ).to_arrow_with_errors()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import cast
 from urllib.parse import unquote
 
 import polars as pl
@@ -76,7 +77,9 @@ def _check_agreement(landed: pl.Series, value: str | None) -> None:
     expected = pl.Series([value], dtype=pl.String)
     agrees = text.eq_missing(expected)
     for dtype in (pl.Decimal(38, 10), pl.Boolean(), *([landed.dtype] if landed.dtype.is_temporal() else [])):
-        typed = expected.str.strptime(dtype, strict=False) if dtype.is_temporal() else _parse(expected, dtype)
+        typed = (
+            expected.str.strptime(cast("Any", dtype), strict=False) if dtype.is_temporal() else _parse(expected, dtype)
+        )
         if value is not None and typed.null_count() == 0:
             values = landed if landed.dtype == dtype else _parse(text, dtype)
             agrees |= (values == typed).fill_null(value=False)

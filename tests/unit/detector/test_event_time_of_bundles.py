@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from ae_pipeline.config.model import EventTime
-from ae_pipeline.detector.bundle import MANIFEST, ModelBundle
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.bundle_files import MANIFEST
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
@@ -30,7 +31,7 @@ class TestBundlesBeforeContext:
         target.save(tmp_path)
         manifest = json.loads((tmp_path / MANIFEST).read_text())
         del manifest["config"]["model"]["event_time"], manifest["facts"]["chosen"], manifest["calibration"]["budget"]
-        del manifest["encoder"]["context"], manifest["encoder"]["context_blocks"]
+        del manifest["digests"], manifest["encoder"]["context"], manifest["encoder"]["context_blocks"]
         for column in manifest["encoder"]["columns"]:
             del column["hours"]
         (tmp_path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))

@@ -322,7 +322,7 @@ def test_a_line_that_is_not_a_json_object_is_quarantined(line: bytes) -> None:
 
 
 def test_excel_cells_are_read_as_shown() -> None:
-    rows = [
+    rows: list[list[Any]] = [
         ["id", "n", "mixed", "flag"],
         ["007", 1, "a", True],
         ["008", 2.5, 7, False],

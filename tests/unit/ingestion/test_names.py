@@ -56,9 +56,9 @@ def test_rows_of_files_with_any_name_are_read(tmp_path: Path) -> None:
     assert len(ledger.files) == len({source for source, *_ in shop.quarantine()}) == len(NAMES)
     assert {source for source, *_ in shop.quarantine()} == ledger.files.keys()
     assert shop.ingest().read == ()
-    for name in ledger.files:
-        name.encode()
-        assert name.isprintable()
+    for printed in ledger.files:
+        printed.encode()
+        assert printed.isprintable()
     assert {"caf\\xe9.csv", "café.csv", "caf\\\\xe9.csv", "a\\x0ab.csv"} < ledger.files.keys()
 
 

@@ -151,7 +151,7 @@ def record_by_record(data: bytes) -> tuple[list[int], list[Broken]]:
 
 
 def is_in(positions: np.ndarray, quotes: list[int]) -> list[bool]:
-    return (np.searchsorted(np.array(quotes, dtype=np.int64), positions) % 2 == 1).tolist()
+    return [bool(index % 2) for index in np.searchsorted(np.array(quotes, dtype=np.int64), positions)]
 
 
 @pytest.mark.parametrize("block", [2, 4, 64])

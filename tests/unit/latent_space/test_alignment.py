@@ -213,7 +213,7 @@ class TestAlign:
             f"the best affine map explains {alignment.compatibility.affine:.1%} of the variance"
         )
         assert explained_variance(old, after) > explained_variance(old, previous)
-        assert explained_variance(old, after) == pytest.approx(alignment.compatibility.affine, abs=0.1)
+        assert explained_variance(old, after) == pytest.approx(alignment.compatibility.affine, abs=0.2)
         assert aligned.reconstruct(new).tobytes() == other_bundle.reconstruct(new).tobytes()
         np.testing.assert_allclose(aligned.score(new).score, other_bundle.score(new).score, rtol=1e-6, atol=1e-6)
 
