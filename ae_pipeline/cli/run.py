@@ -22,7 +22,7 @@ def run(name: str) -> int:
     Raises:
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
-    from ae_pipeline.cli.summary import summarize
+    from ae_pipeline.cli.summary import summarize, summarize_ingestion
     from ae_pipeline.ingestion.landing import require_landed
 
     started = time.monotonic()
@@ -33,7 +33,11 @@ def run(name: str) -> int:
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset)
-    runner.follow_plans()
+    try:
+        runner.follow_plans()
+    except PipelineError:
+        print(summarize_ingestion(dataset))  # what became of the rows that landed
+        raise
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
     print(f"Took {time.monotonic() - started:.0f} s.")
     if runner.failure:
@@ -56,6 +60,7 @@ class _Runner:
 
         tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
+        self._check_sizes()
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
@@ -85,20 +90,18 @@ class _Runner:
         from ae_pipeline.lifecycle.plan import Step
         from ae_pipeline.orchestration.tags import READ_TAG
 
-        if work.step == Step.INGEST:
-            self._check_sizes()
         tags = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
         for days in work.ranges or (None,):
             self._project.run_job(self._dataset, work.step, days, tags=tags)
 
     def _check_sizes(self) -> None:
-        """Raise an error before the first work if no model serves and the rows that were read cannot give one."""
+        """Raise an error before the first training if no model serves and the rows that were read cannot give one."""
         from ae_pipeline.ingestion.ledger import Ledger
         from ae_pipeline.registry.names import CHAMPION
         from ae_pipeline.training.preflight import check_landed
 
         dataset = self._dataset
-        if self._project.tracker.version(dataset.name, CHAMPION) is None:
+        if dataset.paths.ledger.exists() and self._project.tracker.version(dataset.name, CHAMPION) is None:
             check_landed(dataset.config, Ledger.load(dataset.paths.ledger))
 
     def _can_continue(self, step: "Step") -> bool:

@@ -1,9 +1,11 @@
 """The summary that `ae-pipeline run` prints."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
@@ -25,12 +27,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     """Return the state of a dataset: rows, model, table, report, the highest-scoring rows, and what to do next."""
     paths = dataset.paths
     failed = _failed_checks(dataset, definitions, instance)
-    lines = [
-        "",
-        f"── {dataset.name} " + "─" * 60,
-        *_ingestion_lines(Ledger.load(paths.ledger), _unread(dataset)),
-        *_duplicate_lines(dataset),
-    ]
+    lines = ["", f"── {dataset.name} " + "─" * 60, *_ingestion_lines(dataset)]
     if champion := tracker.version(dataset.name, CHAMPION):
         lines.append(_line("model", f"{dataset.name} version {champion.version}, MLflow run {champion.run_id}"))
     lines += [_line("latent table", paths.latents), _line("report", paths.reports / "report.html")]
@@ -62,11 +59,17 @@ def _reading_line(dataset: Dataset) -> str:
     return f"`ae_pipeline.read_latents({dataset.name!r}, data={str(dataset.paths.root)!r}{tables}).pandas()`"
 
 
+def summarize_ingestion(dataset: Dataset) -> str:
+    """Return what became of the rows and files that have landed."""
+    return "\n".join(map(terminal_line, ["", *_ingestion_lines(dataset)]))
+
+
 def _line(label: str, value: object) -> str:
     return f"{label:<16} {value}"
 
 
-def _ingestion_lines(ledger: Ledger, others: str) -> list[str]:
+def _ingestion_lines(dataset: Dataset) -> list[str]:
+    ledger, others = Ledger.load(dataset.paths.ledger), _unread(dataset)
     quarantined = ledger.quarantined()
     rows = sum(entry.rows for entry in ledger.files.values()) + sum(quarantined.values())
     rules = ", ".join(f"{rule}: {count:,}" for rule, count in list(quarantined.items())[:5])
@@ -74,12 +77,24 @@ def _ingestion_lines(ledger: Ledger, others: str) -> list[str]:
         _line("rows in", f"{rows:,} in {len(ledger.files):,} files"),
         _line("in quarantine", f"{sum(quarantined.values()):,} ({rules or 'every row satisfies the schema contract'})"),
     ]
+    if copies := [entry.rejected_copy for entry in ledger.files.values() if entry.rejected_copy]:
+        path = dataset.paths.quarantined(copies[-1])
+        if reasons := _reasons(path):
+            lines.append(_line("", f"the newest one: {reasons[0]} ({path.parent} holds all of them)"))
     if others:
         lines.append(_line("not read", others))
     if ledger.refused:
         name, reason = next(iter(ledger.refused.items()))
         lines.append(_line("files refused", f"{len(ledger.refused):,}, the first one {name}: {reason}"))
-    return lines
+    return [*lines, *_duplicate_lines(dataset)]
+
+
+def _reasons(path: Path) -> list[str]:
+    """Return the first reason in a quarantine file, or nothing if it cannot be read."""
+    try:
+        return pl.scan_parquet(path, glob=False).select("reason").head(1).collect()["reason"].to_list()
+    except (OSError, pl.exceptions.PolarsError):
+        return []
 
 
 def _duplicate_lines(dataset: Dataset) -> list[str]:

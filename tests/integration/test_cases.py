@@ -154,7 +154,10 @@ CASES = {
         rows={**GOOD, "b": 1},
     ),
     "decimal256": Case(
-        steps=odd_column(pa.array([Decimal("1.50")], pa.decimal256(50, 2))), rows=GOOD, refused=frozenset({"b.parquet"})
+        steps=odd_column(pa.array([Decimal("1.50")], pa.decimal256(50, 2))),
+        rows=GOOD,
+        quarantined=1,
+        refused=frozenset({"b.parquet"}),
     ),
     "duration": Case(steps=odd_column(pa.array([5], pa.duration("s"))), rows=GOOD, refused=frozenset({"b.parquet"})),
     "struct": Case(steps=odd_column(pa.array([{"x": 1}])), rows=GOOD, refused=frozenset({"b.parquet"})),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 import polars as pl

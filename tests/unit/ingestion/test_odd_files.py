@@ -56,7 +56,7 @@ def shop(tmp_path: Path) -> LandedDataset:
     return dataset
 
 
-EXACT = {
+EXACT: dict[str, tuple[Any, list[Any]]] = {
     "a zone as an offset": (
         pa.array([0, None], pa.timestamp("us", "+05:30")),
         [dt.datetime(1970, 1, 1, tzinfo=dt.UTC)],
