@@ -1,6 +1,8 @@
 """Damaged state is found, never served, and repaired."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +16,7 @@ from ae_pipeline.lifecycle.doctor.examine import Examination, examine
 from ae_pipeline.lifecycle.plan import Step, days_to_ingest, plan_serving, plan_training
 from ae_pipeline.registry.history import history
 from ae_pipeline.storage.sqlite import sqlite_damage
-from benchmarks.corruption import KINDS, damage, is_missed, measure
+from benchmarks.corruption import damage
 from tests.support.shop import DAYS, Shop
 
 pytestmark = pytest.mark.slow
@@ -144,6 +146,11 @@ class TestServing:
 
 @pytest.mark.timeout(900)
 def test_cases_of_the_benchmark_reach_its_goal(tmp_path: Path) -> None:
-    chosen = [kind for kind in KINDS if kind.name in {"newest commit", "model store"}]
-    cases = measure(chosen, ["truncated"], tmp_path)
-    assert (len(cases), [case for case in cases if is_missed(case)]) == (2, [])
+    # In a process of its own: the benchmark forks, which a process with polars' threads must not do.
+    out, kinds = tmp_path / "corruption.json", ["newest commit", "model store"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.corruption", "--kinds", ",".join(kinds)]
+    done = subprocess.run(
+        [*command, "--damages", "truncated", "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert "2 cases, 0 missed the goal." in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
