@@ -99,7 +99,7 @@ class EventTimeParts:
     def __init__(self, times: pl.Series, zone: str = "UTC") -> None:
         known = np.flatnonzero(times.is_not_null().to_numpy()) if times.dtype.is_temporal() else np.empty(0, np.int64)
         self._times, self._zones = times, list[str | int]([zone, *_PLAUSIBLE])
-        self._sample, self._rows = (_spread(known, most) for most in (_SAMPLE_ROWS, _CHECKED_ROWS))
+        self._sample, self._rows = (_evenly_spaced(known, most) for most in (_SAMPLE_ROWS, _CHECKED_ROWS))
         self._sampled = _LocalTimes(times.gather(self._sample), self._zones) if len(known) else None
 
     def restated_by(self, values: pl.Series) -> str | None:
@@ -207,8 +207,8 @@ def _one_to_one_share(codes: npt.NDArray[np.int64], part: _Floats) -> float:
     return float(min(shares))
 
 
-def _spread(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
-    """Return at most a number of rows, evenly spread."""
+def _evenly_spaced(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return at most a number of rows, evenly spaced."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 

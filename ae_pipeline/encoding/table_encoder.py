@@ -1,13 +1,9 @@
 """Encode typed features as a float32 matrix, and decode it to values of the features."""
 
-import datetime as dt
-import math
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +16,7 @@ from ae_pipeline.common.errors import BundleError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import MINUTES_PER_DAY, ColumnType
 from ae_pipeline.config.model import Scaling, Section
+from ae_pipeline.encoding.values import column_numbers, format_cycle, format_number, format_value, to_known_hours
 
 Matrix = npt.NDArray[np.float32]
 
@@ -27,8 +24,6 @@ OTHER, MISSING = "<other>", "<missing>"
 
 _MAX_SCALED = 1e6
 """Scaled numbers are clipped to ± this value, so that their squares stay finite."""
-
-_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 class BlockKind(StrEnum):
@@ -183,7 +178,7 @@ class TableEncoder(Section):
             zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
             try:
                 is_code = column.is_category
-                numbers = category_codes(values, column.vocabulary) if is_code else _numbers(values, zone)
+                numbers = category_codes(values, column.vocabulary) if is_code else column_numbers(values, zone)
             except (pl.exceptions.PolarsError, pa.ArrowException) as error:
                 raise BundleError(
                     f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
@@ -276,11 +271,9 @@ class TableEncoder(Section):
             part = output[block.start : block.stop]
             match block.kind:
                 case BlockKind.NUMERIC:
-                    expected.append(_format_number(float(self._number(encoding, part)[0])))
+                    expected.append(format_number(float(self._number(encoding, part)[0])))
                 case BlockKind.CYCLIC:
-                    expected.append(
-                        _format_cycle(block.part, float(self._cycle_position(block, output[np.newaxis])[0]))
-                    )
+                    expected.append(format_cycle(block.part, float(self._cycle_position(block, output[np.newaxis])[0])))
                 case BlockKind.BINARY:
                     is_missing = bool(part[0] > 0.5)
                 case BlockKind.CATEGORICAL:
@@ -288,11 +281,11 @@ class TableEncoder(Section):
                     best = np.argsort(-part)[: 2 if part.max() < 0.8 else 1]
                     expected.append(" or ".join(f"{names[i]} ({part[i]:.0%})" for i in best))
         text = " ".join(expected)
-        return _format_value(encoding, row[column], self.timezone), f"missing (else {text})" if is_missing else text
+        return format_value(encoding.type, row[column], self.timezone), f"missing (else {text})" if is_missing else text
 
     def speak(self, column: str, value: Any) -> str:
         """Format a value of a fitted column as text."""
-        return _format_value(self._encoding(column), value, self.timezone)
+        return format_value(self._encoding(column).type, value, self.timezone)
 
     def _encoding(self, column: str) -> ColumnEncoding:
         return next(entry for entry in self.inputs if entry.name == column)
@@ -321,29 +314,6 @@ def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.N
             matrix[np.arange(len(numbers)), block.start + numbers] = 1.0
 
 
-def _numbers(values: pl.Series, timezone: str) -> npt.NDArray[np.float64]:
-    """Return values as float64: local times in minutes since 1970, clocks in minutes, NaN if missing."""
-    if isinstance(values.dtype, pl.Datetime) and timezone != "UTC":
-        values = values.dt.convert_time_zone(timezone).dt.replace_time_zone(None)
-    if values.dtype.is_temporal():
-        return values.cast(pl.Datetime("us")).cast(pl.Int64).cast(pl.Float64).to_numpy() / 60e6
-    return values.cast(pl.Float64).to_numpy()
-
-
-def to_known_hours(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return times of which those at an unknown hour move to the middle of the nearest known hour of their day.
-
-    Args:
-        minutes: Minutes since 1970, NaN if missing, shape (n,).
-        hours: For each hour of the day, the hour to use.
-    """
-    days, of_day = np.divmod(minutes, MINUTES_PER_DAY)
-    hour = np.nan_to_num(of_day // 60).astype(np.int64)
-    known = np.asarray(hours)[hour]
-    moved: npt.NDArray[np.float64] = np.where(known == hour, minutes, days * MINUTES_PER_DAY + known * 60.0 + 30.0)
-    return np.where(np.isnan(minutes), np.nan, moved)
-
-
 def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return the index of each value in a vocabulary of n; n for rare and unseen values, n + 1 for missing ones."""
     texts = values.cast(pl.String).to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -353,32 +323,3 @@ def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[
     )
     codes[values.is_null().to_numpy()] = len(vocabulary) + 1
     return codes
-
-
-def _format_number(value: float) -> str:
-    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
-
-
-def _format_cycle(part: str, position: float) -> str:
-    if part == "weekday":
-        return _WEEKDAYS[round(position * 7) % 7]
-    minutes = round(position * MINUTES_PER_DAY) % MINUTES_PER_DAY
-    return f"{minutes // 60:02d}:{minutes % 60:02d}"
-
-
-def _format_value(encoding: ColumnEncoding, value: Any, timezone: str) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "missing"
-    if encoding.type == ColumnType.CLOCK_HHMM:
-        return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
-    if encoding.type == ColumnType.BOOLEAN:
-        return str(value).lower()
-    if encoding.type == ColumnType.TIMESTAMP:
-        value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
-        return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
-    if encoding.type not in {ColumnType.NUMBER, ColumnType.INTEGER}:
-        return str(value)
-    # Integers and decimals come from the raw rows and are shown exactly.
-    return (
-        f"{value:f}" if isinstance(value, Decimal) else str(value) if isinstance(value, int) else _format_number(value)
-    )

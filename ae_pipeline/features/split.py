@@ -226,7 +226,7 @@ def split_sizes(count: int) -> tuple[int, int, int, int]:
     """Return how many of some groups are for training, validation, calibration and gate.
 
     >>> split_sizes(150)
-    (104, 15, 22, 9)
+    (105, 15, 22, 8)
     """
     validation, calibration, gate = (max(1, round(count * share)) for share in (0.1, 0.15, 0.05))
     return count - validation - calibration - gate, validation, calibration, gate

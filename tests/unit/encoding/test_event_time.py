@@ -12,8 +12,9 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import EventTime, Scaling
 from ae_pipeline.encoding.encoder import context_width
 from ae_pipeline.encoding.restatement import EventTimeParts
-from ae_pipeline.encoding.table_encoder import TableEncoder, to_known_hours
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
+from ae_pipeline.encoding.values import to_known_hours
 
 TIME = FeatureColumn("event_time", ColumnType.TIMESTAMP)
 LOAD = FeatureColumn("load", ColumnType.NUMBER)

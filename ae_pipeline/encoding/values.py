@@ -1,0 +1,71 @@
+"""Values of columns as numbers and as text."""
+
+import datetime as dt
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.config.columns import MINUTES_PER_DAY, ColumnType
+
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def column_numbers(values: pl.Series, timezone: str) -> npt.NDArray[np.float64]:
+    """Return values as float64: local times in minutes since 1970, clocks in minutes, NaN if missing."""
+    if isinstance(values.dtype, pl.Datetime) and timezone != "UTC":
+        values = values.dt.convert_time_zone(timezone).dt.replace_time_zone(None)
+    if values.dtype.is_temporal():
+        return values.cast(pl.Datetime("us")).cast(pl.Int64).cast(pl.Float64).to_numpy() / 60e6
+    return values.cast(pl.Float64).to_numpy()
+
+
+def to_known_hours(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return times of which those at an unknown hour move to the middle of the nearest known hour of their day.
+
+    Args:
+        minutes: Minutes since 1970, NaN if missing, shape (n,).
+        hours: For each hour of the day, the hour to use.
+    """
+    days, of_day = np.divmod(minutes, MINUTES_PER_DAY)
+    hour = np.nan_to_num(of_day // 60).astype(np.int64)
+    known = np.asarray(hours)[hour]
+    moved: npt.NDArray[np.float64] = np.where(known == hour, minutes, days * MINUTES_PER_DAY + known * 60.0 + 30.0)
+    return np.where(np.isnan(minutes), np.nan, moved)
+
+
+def format_number(value: float) -> str:
+    """Return a number as short text."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
+
+
+def format_cycle(part: str, position: float) -> str:
+    """Return a position in a cycle, 0 to 1, as weekday or time of day."""
+    if part == "weekday":
+        return _WEEKDAYS[round(position * 7) % 7]
+    minutes = round(position * MINUTES_PER_DAY) % MINUTES_PER_DAY
+    return f"{minutes // 60:02d}:{minutes % 60:02d}"
+
+
+def format_value(kind: ColumnType, value: Any, timezone: str) -> str:
+    """Return a value of a column as text. Times are local times of the time zone."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "missing"
+    if kind == ColumnType.CLOCK_HHMM:
+        return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
+    if kind == ColumnType.BOOLEAN:
+        return str(value).lower()
+    if kind == ColumnType.TIMESTAMP:
+        value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)).astimezone(ZoneInfo(timezone))
+        return f"{value:%H:%M} {_WEEKDAYS[value.weekday()]}"
+    if kind not in {ColumnType.NUMBER, ColumnType.INTEGER}:
+        return str(value)
+    # Integers and decimals come from the raw rows and are shown exactly.
+    return (
+        f"{value:f}" if isinstance(value, Decimal) else str(value) if isinstance(value, int) else format_number(value)
+    )
