@@ -11,7 +11,8 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import EventTime, Scaling
 from ae_pipeline.encoding.event_time import EVENT_TIME, fit_context
 from ae_pipeline.encoding.restatement import EventTimeParts
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, ColumnEncoding, LeftOut, TableEncoder, _numbers
+from ae_pipeline.encoding.table_encoder import Block, BlockKind, ColumnEncoding, LeftOut, TableEncoder
+from ae_pipeline.encoding.values import column_numbers
 
 MAX_CATEGORIES = 1024
 MIN_CATEGORY_ROWS = 5
@@ -100,7 +101,7 @@ def _fit_context(
     """Return the encoding of the event time as context and its parts; or None, no parts, and the reason."""
     if event_time != EventTime.CONTEXT or all(column.name != EVENT_TIME for column in columns):
         return None, (), "model.event_time is ignore"
-    return fit_context(_numbers(features[EVENT_TIME], timezone))
+    return fit_context(column_numbers(features[EVENT_TIME], timezone))
 
 
 def _fit_column(column: FeatureColumn, values: pl.Series, scaling: Scaling) -> tuple[ColumnEncoding | None, str]:
