@@ -18,6 +18,7 @@ from ae_pipeline.features.build import with_exact_values
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
+from ae_pipeline.reports.files import record_report_file
 from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
@@ -143,6 +144,7 @@ def remove_foreign_days(dataset: Dataset) -> None:
     for path in (dataset.paths.reports / "days").glob("[!.]*"):
         if path.suffix in {".parquet", ".html"} and not dataset.config.has_day(path.stem):
             path.unlink(missing_ok=True)
+            record_report_file(path, dataset.paths)
 
 
 def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:

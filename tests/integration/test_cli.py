@@ -22,7 +22,7 @@ from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.shop import LOGS
 
 DAYS = 73
-ROWS = 30
+ROWS = 31  # enough calibration rows for the alert budget
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".csv": pl.read_csv,
     ".jsonl": pl.read_ndjson,

@@ -282,7 +282,8 @@ def test_changed_settings_make_a_training_due(complete_shop: Shop) -> None:
     config = PipelineConfig.model_validate({**ATTRIBUTES, "alerts": {**ATTRIBUTES["alerts"], "budget": 0.02}})
     plan = plan_training(complete_shop.workspace.dataset(config), complete_shop.workspace.tracker())
     (work,) = plan.work
-    assert work.reason == "the settings of model, training, alert budget, or columns changed since the last training"
+    keys = "model, training, alert budget, time zone, or columns"
+    assert work.reason == f"the settings of {keys} changed since the last training"
 
 
 def test_report_rows_is_no_reason_to_train() -> None:

@@ -189,7 +189,7 @@ class TestRebuild:
         def fail(*_: object) -> None:
             raise PublicationError("the commit failed")
 
-        monkeypatch.setattr(publish, "_commit", fail)
+        monkeypatch.setattr(publish, "commit_files", fail)
         job = serving_shop.defs.resolve_job_def("orders_publish")
         tags = dict(request.tags)
         assert not job.execute_in_process(instance=serving_shop.instance, tags=tags, raise_on_error=False).success
@@ -345,7 +345,7 @@ class TestRollback:
         def fail(*_: object) -> None:
             raise PublicationError("the commit failed")
 
-        monkeypatch.setattr(publish, "_commit", fail)
+        monkeypatch.setattr(publish, "commit_files", fail)
         assert twice_trained_shop.failure_message(twice_trained_shop.roll_back(1)) == "the commit failed"
         monkeypatch.undo()
         assert model_version_of(twice_trained_shop.paths) == 2  # readers still see the complete old table
