@@ -135,14 +135,14 @@ def test_score_gives_the_scores_of_the_published_table(root: Path, first_output:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["row", "row_id", "score", "p_value", "reason"]
-    assert re.fullmatch(r"30 rows: 30 scored under version 1 of 'flights', \d+ flagged; 0 rejected", lines[-2])
+    assert re.fullmatch(rf"{ROWS} rows: {ROWS} scored under version 1 of 'flights', \d+ flagged; 0 rejected", lines[-2])
     assert lines[-1] == f"Written: {out}"
     scored = _READERS[suffix](out).select("row_id", "score", "p_value", "is_anomaly").sort("row_id")
     published = pl.read_delta(str(root / "data" / "latents" / "flights")).filter(
         pl.col("row_id").is_in(scored["row_id"])
     )
     published = published.select(scored.columns).sort("row_id")
-    assert scored.height == published.height == 30
+    assert scored.height == published.height == ROWS
     assert scored["row_id"].equals(published["row_id"])
     assert scored["is_anomaly"].equals(published["is_anomaly"])
     for name in ("score", "p_value"):
