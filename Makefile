@@ -100,7 +100,7 @@ build/tools: constraints.txt
 # Strict: a package that the source of advisories does not know is an error, and not a package without faults.
 audit: build/tools
 	@build/tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off \
-		|| { echo "A package has a known vulnerability, or the advisories of pypi.org could not be read. See above."; exit 1; }
+		|| { echo "A package has a known vulnerability, or the advisories could not be read. See above."; exit 1; }
 
 sbom: $(VENV)/.run build/tools
 	@build/tools/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \

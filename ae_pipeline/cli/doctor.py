@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def doctor(name: str | None, *, repair: bool, as_json: bool) -> int:
-    """Check datasets and print what is wrong; return the exit status: 1 if a problem remains.
+    """Check datasets, and print what is wrong. Return 1 if a problem remains, otherwise 0.
 
-    Dagster's instance is not opened, because its databases are among what is checked.
+    Dagster's instance stays closed, because the command checks its databases.
 
     Args:
         name: Dataset to check; all by default.

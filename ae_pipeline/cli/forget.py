@@ -16,7 +16,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
-    """List what is stored of a dataset, remove it after a confirmation, and return the exit status.
+    """List and remove what is stored of a dataset, after a confirmation. Return the exit status.
 
     The dataset need not be defined any more.
 

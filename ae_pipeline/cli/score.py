@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.escape import spreadsheet_text
 from ae_pipeline.common.text import align, printable
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ def _write_table(table: "pl.DataFrame", path: Path) -> None:
             case _:
                 nested = [name for name, dtype in table.schema.items() if dtype.is_nested()]
                 as_json = (pl.Series(name, [_json(value) for value in table[name]], dtype=pl.String) for name in nested)
-                table.with_columns(*as_json).write_csv(temporary)
+                cells = table.with_columns(*as_json)
+                safe = pl.col(pl.String).map_elements(spreadsheet_text, return_dtype=pl.String)
+                cells.with_columns(safe).write_csv(temporary)
 
 
 def _json(values: "pl.Series") -> str:

@@ -81,7 +81,7 @@ def handle_deletions(
 
 
 def empty_landing(dataset: Dataset, folder: Path) -> str:
-    """Return what is wrong if no file is in the landing folder, although files were read from it; otherwise nothing.
+    """Return an error text if the landing folder is empty although files were read from it.
 
     An unmounted disk looks like this, so nothing is withdrawn.
     """

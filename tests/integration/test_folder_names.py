@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 def test_a_project_in_a_folder_of_any_name_publishes_and_is_read(folder: str, tmp_path: Path) -> None:
     for shop in make_shop(tmp_path / folder, ATTRIBUTES):
         run_and_read(shop)
+        assert shop.root.name == folder
 
 
 def run_and_read(shop: Shop) -> None:

@@ -11,7 +11,7 @@ from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, load_contract
-from ae_pipeline.ingestion.landing import landing_folder
+from ae_pipeline.ingestion.landing import list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, kept_contract, stored_entry
 from ae_pipeline.lifecycle.doctor.problem import Problem, remove, set_aside
@@ -88,6 +88,14 @@ def ledger_problems(dataset: Dataset) -> Iterator[Problem]:
         )
 
 
+def _is_landed(name: str, dataset: Dataset) -> bool:
+    """Return whether a file of the ledger lies in the landing folder. Its name in the ledger may not be its path."""
+    try:
+        return name in list_landing(dataset).files
+    except StorageError:
+        return False
+
+
 def _copy_problem(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset) -> Problem:
     paths = dataset.paths
     copies = [
@@ -97,7 +105,7 @@ def _copy_problem(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset
     bad = [path for path in copies if not read_facts(path)]
     message = f"the copy of {name} is {damage_of(bad[0]) or 'missing'}"
     kind = "staged copy" if entry.staged and paths.staged(entry.staged) in bad else "quarantine"
-    if (landing_folder(dataset) / name).is_file():
+    if _is_landed(name, dataset):
         remedy = f"the next run reads {name} again"
         return Problem(
             kind=kind,

@@ -57,9 +57,12 @@ class TestDigests:
         assert load_bundle(tracker, version).fingerprint == fitted.bundle.fingerprint
         assert sorted(version.tags) == [f"{DIGEST_TAG}{MANIFEST}", f"{DIGEST_TAG}{WEIGHTS}"]
 
-    def test_a_damaged_tag_refuses_no_whole_bundle(self, tracker: Tracker, version: TrackedVersion) -> None:
+    def test_a_damaged_tag_refuses_no_whole_bundle(
+        self, tracker: Tracker, version: TrackedVersion, fitted: Fitted
+    ) -> None:
         tracker.tag_version("guarded", version.version, {f"{DIGEST_TAG}{WEIGHTS}": "0" * 64})
-        load_bundle(tracker, tracker.version_number("guarded", version.version))
+        loaded = load_bundle(tracker, tracker.version_number("guarded", version.version))
+        assert loaded.fingerprint == fitted.bundle.fingerprint
 
     def test_digests_of_an_earlier_version_are_recorded(self, tracker: Tracker, version: TrackedVersion) -> None:
         for name in version.tags:
