@@ -100,8 +100,14 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
         raise_and_show(alert, dataset)
         raise
     alert_broken_contract(result.ledger, None, dataset, run_id, result.read)
-    days = {day for name in result.read for day in result.ledger.files[name].days}
-    logger.info(f"{pluralize(len(result.read), 'file')} read, with rows on {pluralize(len(days), 'day')}")
+    read = {name: result.ledger.files[name] for name in result.read}
+    refused = {name: entry.refused for name, entry in read.items() if entry.refused}
+    days = {day for entry in read.values() for day in entry.days}
+    for name, reason in sorted(refused.items()):
+        logger.warning(f"{name} is refused: {reason}")
+    accepted = pluralize(len(read) - len(refused), "file")
+    more = f"; {pluralize(len(refused), 'file')} refused" if refused else ""
+    logger.info(f"{accepted} read, with rows on {pluralize(len(days), 'day')}{more}")
     return result
 
 
