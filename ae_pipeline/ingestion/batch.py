@@ -11,6 +11,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
+from ae_pipeline.config.days import last_day
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
@@ -53,7 +54,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
     Args:
         contract: Current schema contract.
         config: Configuration of the dataset.
-        today: Last valid day if the configuration has no `end`.
+        today: Current day in the time zone of the dataset.
     """
     settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
@@ -61,7 +62,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
     if config.source.reading:
         settings.append(config.source.reading)
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
-    return RuleFingerprints(lasting, hash_json([lasting, config.end or today]))
+    return RuleFingerprints(lasting, hash_json([lasting, last_day(config, today)]))
 
 
 class StagingBatch:
@@ -70,7 +71,7 @@ class StagingBatch:
     Args:
         contract: Current schema contract.
         dataset: Dataset whose files are staged.
-        today: Last valid day if the configuration has no `end`.
+        today: Current day in the time zone of the dataset.
     """
 
     def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:

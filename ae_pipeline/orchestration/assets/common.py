@@ -9,7 +9,9 @@ import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import without_html
+from ae_pipeline.config.days import check_days
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.tags import named_days
 from ae_pipeline.storage.paths import ALL_ROWS
 from ae_pipeline.storage.sqlite import database_error
 
@@ -82,19 +84,25 @@ def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | N
     if config.start is None:
         return None
     after = config.end + dt.timedelta(days=1) if config.end else None
-    # Without an end, today's partition exists while the day lasts, so that it can be scored as it fills.
     return dg.DailyPartitionsDefinition(
         start_date=config.start.isoformat(),
         end_date=after.isoformat() if after else None,
-        end_offset=0 if after else 1,
+        end_offset=1,  # today's partition exists while the day lasts, so that it can be scored as it fills
         timezone=config.timezone,
     )
 
 
-def days_of(context: dg.AssetExecutionContext) -> list[str]:
-    """Return the partitions of a run in order, or `ALL_ROWS` for an asset without partitions."""
-    has_days = context.has_partition_key or context.has_partition_key_range
-    return sorted(context.partition_keys) if has_days else [ALL_ROWS]
+def days_of(context: dg.AssetExecutionContext, config: PipelineConfig) -> list[str]:
+    """Return the partitions of a run in order, or `ALL_ROWS` for a dataset without event time.
+
+    Raises:
+        dagster.Failure: The run names no day of a dataset with event time, or a day outside its days.
+    """
+    if not config.is_daily:
+        return [ALL_ROWS]
+    with as_dagster_failure():
+        check_days(named_days(context.run.tags), config)
+    return sorted(context.partition_keys)
 
 
 def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
