@@ -62,6 +62,10 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.forget import forget
 
             return forget(options.dataset, confirmed=options.yes, landing_too=options.landing_too)
+        case "withdraw":
+            from ae_pipeline.cli.withdraw import withdraw
+
+            return withdraw(options.dataset, options.days, options.why, undo=options.undo, confirmed=options.yes)
         case "doctor":
             from ae_pipeline.cli.doctor import doctor
 
@@ -98,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     forget.add_argument("dataset", help="a dataset, also one without a YAML")
     forget.add_argument("--yes", action="store_true", help="remove without a question")
     forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
+    withdrawn = commands.add_parser("withdraw", help="take the rows of wrong days out of all tables, or list such days")
+    withdrawn.add_argument("dataset", help="a dataset of the defs folder")
+    withdrawn.add_argument("days", nargs="*", metavar="DAY", help="ISO date; without one, list the withdrawn days")
+    withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
+    withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
+    withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
     new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")

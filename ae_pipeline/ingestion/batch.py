@@ -222,6 +222,8 @@ class StagingBatch:
             rows=file.rows.height,
             days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
         )
+        if previous and previous.sha256 == entry.sha256:
+            entry = entry.without_days(previous.withdrawn)
         write_rows(self._paths.staged(copy), file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)})
         return entry
 
@@ -232,6 +234,8 @@ def _refused(entry: LandedFile, previous: LandedFile | None, reason: str, *, kee
     If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn, unless `keep`.
     """
     is_unchanged = previous is not None and previous.sha256 == entry.sha256 and previous.refused is None
+    withdrawn = previous.withdrawn if previous and previous.sha256 == entry.sha256 else {}
     if previous is None or (is_unchanged and not keep):
-        return replace(entry, refused=reason)
-    return replace(entry, staged=previous.staged, rows=previous.rows, days=previous.days, refused=reason)
+        return replace(entry, refused=reason, withdrawn=withdrawn)
+    kept = {"rows": previous.rows, "days": previous.days, "withdrawn": previous.withdrawn}
+    return replace(entry, staged=previous.staged, refused=reason, **kept)
