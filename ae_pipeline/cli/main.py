@@ -10,7 +10,7 @@ from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import terminal_line
-from ae_pipeline.storage.sqlite import database_error
+from ae_pipeline.storage.environment import environment_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (damaged := database_error(error)) is None:
+        if (damaged := environment_error(error)) is None:
             raise
         print_error(damaged)
         return 1

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.errors import ConfigError, PipelineError, StorageError
 from ae_pipeline.common.escape import terminal_lines
 from ae_pipeline.common.text import first_line
+from ae_pipeline.storage.environment import environment_error
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -145,8 +146,11 @@ class Project:
         from ae_pipeline.lifecycle.alerts import raise_without_lock
         from ae_pipeline.orchestration.failures import failure_alert
 
-        if alert := failure_alert(run, reason, dataset.paths):
-            raise_without_lock(alert, dataset)
+        try:
+            if alert := failure_alert(run, reason, dataset.paths):
+                raise_without_lock(alert, dataset)
+        except (OSError, StorageError) as error:  # what hinders the run hinders the alert too
+            print(f"The alert about it is not stored: {terminal_lines(environment_error(error) or error)}", flush=True)
 
 
 def current_user() -> str:

@@ -10,6 +10,7 @@ from ae_pipeline.common import errors
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects
 from ae_pipeline.orchestration.tags import DATASET_TAG, REQUEST_TAG
+from ae_pipeline.storage.environment import environment_message
 from ae_pipeline.storage.paths import DatasetPaths
 
 
@@ -59,6 +60,8 @@ def own_message(error: SerializableErrorInfo | None) -> str | None:
         name, _, message = each.message.partition(": ")
         if issubclass(getattr(errors, name.rpartition(".")[2], object), errors.PipelineError):
             return message.strip()
+        if known := environment_message(each.message):
+            return known
         if "for a non-partitioned run" in each.message:
             return (
                 "the asset has a partition for each day, but this run names no day; choose days, or run `ae-pipeline "

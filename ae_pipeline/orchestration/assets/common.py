@@ -12,8 +12,8 @@ from ae_pipeline.common.escape import without_html
 from ae_pipeline.config.days import check_days
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.tags import named_days
+from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.paths import ALL_ROWS
-from ae_pipeline.storage.sqlite import database_error
 
 CODE_VERSION = "1"
 """Raised when the result of an asset would change."""
@@ -119,7 +119,7 @@ def as_dagster_failure() -> Iterator[None]:
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except Exception as error:
-        if (damaged := database_error(error)) is None:
+        if (damaged := environment_error(error)) is None:
             raise
         raise dg.Failure(description=str(damaged), allow_retries=False) from error
 
