@@ -36,6 +36,17 @@ from ae_pipeline.storage.paths import DatasetPaths
 _NAMED_FILES = 5
 """Number of files that a log line names."""
 
+_FOREIGN_FOLDERS = {
+    "__MACOSX": "archives of macOS",
+    "@eaDir": "a network storage, which keeps thumbnails there",
+    "#recycle": "a network storage, which keeps deleted files there",
+    "$RECYCLE.BIN": "Windows, which keeps deleted files there",
+    "RECYCLER": "Windows, which keeps deleted files there",
+    "System Volume Information": "Windows",
+    "lost+found": "the file system",
+}
+"""Folders that programs create beside the files of people."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -127,7 +138,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
         name = printable_path(str(path.relative_to(folder)))
         reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or _reason_to_ignore(path, config)
+        reason = reason or _reason_to_ignore(path, folder, config)
         if reason is None and path.is_file():
             files[name] = path
         elif not path.is_dir():
@@ -135,8 +146,13 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     return LandingFolder(files, others)
 
 
-def _reason_to_ignore(path: Path, config: PipelineConfig) -> str | None:
+def _reason_to_ignore(path: Path, landing: Path, config: PipelineConfig) -> str | None:
     """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
+    for folder in path.relative_to(landing).parts[:-1]:
+        if folder.startswith("."):
+            return f"the folder {printable_path(folder)!r} is hidden"
+        if folder in _FOREIGN_FOLDERS:
+            return f"the folder {folder!r} belongs to {_FOREIGN_FOLDERS[folder]}"
     if path.name.startswith("."):
         return "its name starts with '.', as that of a file that is still being written"
     if not can_read(path.name, config.images):
@@ -148,7 +164,7 @@ def _reason_to_ignore(path: Path, config: PipelineConfig) -> str | None:
 
 def _kinds(config: PipelineConfig) -> str:
     tables = "CSV, JSON Lines, Excel, Parquet, Arrow or Avro"
-    return f"PNG, JPEG, {tables}" if config.images else tables
+    return f"PNG, JPEG, WebP, BMP, TIFF, {tables}" if config.images else tables
 
 
 def landed_files(dataset: Dataset) -> dict[str, Path]:

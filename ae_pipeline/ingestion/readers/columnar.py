@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion.image_files import decode_image
 from ae_pipeline.ingestion.images import read_image_column
 from ae_pipeline.ingestion.readers.arrow_types import to_polars
 from ae_pipeline.ingestion.readers.failures import library_errors_as
@@ -43,7 +44,7 @@ def read_columnar(kind: str, data: bytes, images: ImagesConfig | None = None, dt
     table = table.rename_columns(names)
     decoded = None
     if images and images.column in table.column_names:
-        decoded = read_image_column(table[images.column], images.column, dtype)
+        decoded = read_image_column(table[images.column], images.column, decode_image, dtype, images.channels)
         index = table.column_names.index(images.column)
         table = table.set_column(index, images.column, pa.nulls(table.num_rows))
     frame, skipped = to_polars(table)
