@@ -27,6 +27,7 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.files import can_read
 from ae_pipeline.ingestion.readers.pictures import is_image
+from ae_pipeline.ingestion.removal import accept_removal, find_removal
 from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
@@ -258,7 +259,7 @@ def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | 
     return has_current_rules and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
+def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -> IngestResult:
     """Read each new or changed landed file into a staged copy and quarantine, and update the ledger.
 
     A missing schema contract is inferred first. If the function fails, files that it has read stay read.
@@ -266,10 +267,12 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     Args:
         dataset: Dataset to ingest.
         today: Last valid day if the configuration has no `end`.
+        accepts_removal: Whether more than `max_removed_share` of the rows may go.
 
     Raises:
         StorageError: Nothing has landed, or the disk is full.
         SchemaError: No schema contract can be inferred, or the contract is not valid.
+        RemovalError: Too many rows would go. Ledger, staged copies and raw rows are as before.
     """
     config, paths = dataset.config, dataset.paths
     landed = require_landed(dataset)
@@ -277,7 +280,6 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         logger.warning(f"{landing_folder(dataset)}: {landing.describe_others()}")
     already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
-    keep_contract(paths)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, config, today)
     new = [name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules, paths)]
@@ -288,6 +290,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     progress = ProgressLogger(logger)
     batch = StagingBatch(contract, dataset, today)
+    is_refused = True
     try:
         for done, name in enumerate(new):
             progress.update(done, len(new), "files read")
@@ -297,14 +300,29 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
                 files.update(batch.stage())
         files.update(batch.stage())
     finally:
-        ledger = Ledger(files)
-        if files != previous.files:
-            ledger.save(paths.ledger)
-        _vacuum(ledger, paths)
-        remove_foreign_days(dataset)
-    _log_skipped_columns(new, ledger)
+        try:
+            removal = find_removal(previous, files, contract, dataset)
+            is_removal = removal is not None and removal.exceeds(config.max_removed_share)
+            is_refused = is_removal and not accepts_removal
+            if not is_refused:
+                _save(previous, Ledger(files), dataset, is_accepted=is_removal)
+        finally:
+            _vacuum(previous if is_refused else Ledger(files), paths)
+    if removal and is_refused:
+        raise removal.as_error(dataset)
+    _log_skipped_columns(new, ledger := Ledger(files))
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
     return IngestResult(ledger, contract, changed, moved_identities(ledger, paths, config), bool(config.identity))
+
+
+def _save(previous: Ledger, ledger: Ledger, dataset: Dataset, *, is_accepted: bool) -> None:
+    """Save what an ingestion has read, and the schema contract that it used."""
+    keep_contract(dataset.paths)
+    if ledger != previous:
+        ledger.save(dataset.paths.ledger)
+    if is_accepted:
+        accept_removal(ledger, dataset.paths)
+    remove_foreign_days(dataset)
 
 
 def _log_skipped_columns(names: Sequence[str], ledger: Ledger) -> None:
