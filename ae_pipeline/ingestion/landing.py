@@ -27,7 +27,7 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.files import can_read
 from ae_pipeline.ingestion.readers.pictures import is_image
-from ae_pipeline.ingestion.removal import accept_removal, find_removal
+from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
 from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
@@ -318,6 +318,7 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
 def _save(previous: Ledger, ledger: Ledger, dataset: Dataset, *, is_accepted: bool) -> None:
     """Save what an ingestion has read, and the schema contract that it used."""
     keep_contract(dataset.paths)
+    keep_settings(dataset)
     if ledger != previous:
         ledger.save(dataset.paths.ledger)
     if is_accepted:

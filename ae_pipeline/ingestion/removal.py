@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from ae_pipeline.common.errors import RemovalError, SchemaError
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
@@ -197,20 +199,52 @@ def _foreign_reason(changed: Files, files: Files, dataset: Dataset) -> list[str]
 
 
 def _edits(contract: SchemaContract, dataset: Dataset) -> list[str]:
-    """Return what was edited in the schema contract since the last ingestion."""
-    last = _last_contract(dataset)
-    old = {name: rule.model_dump(mode="json") for name, rule in last.columns.items()} if last else {}
-    new = {name: rule.model_dump(mode="json") for name, rule in contract.columns.items()} if last else {}
-    keys = [(name, key) for name in {**old, **new} for key in (new.get(name) or old[name])]
-    edits = [
-        f"{name}.{key} is {new.get(name, {}).get(key)!r}, was {old.get(name, {}).get(key)!r}"
-        for name, key in keys
-        if old.get(name, {}).get(key) != new.get(name, {}).get(key)
-    ]
-    if not edits:
-        return []
-    more = f" and {len(edits) - _NAMED} more" if len(edits) > _NAMED else ""
-    return [f"edits in {dataset.paths.contract}: {', '.join(edits[:_NAMED])}{more}"]
+    """Return what was edited since the last ingestion, in the schema contract and in the YAML."""
+    last, settings = _last_contract(dataset), _last_settings(dataset.paths)
+    pairs = (
+        (dataset.paths.contract, _rules(last) if last else {}, _rules(contract)),
+        ("the YAML", settings, json.loads(json.dumps(_settings(dataset.config)))),
+    )
+    texts = []
+    for place, old, new in pairs:
+        changed = [key for key in {**old, **new} if old and old.get(key) != new.get(key)]
+        edits = [f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in changed[:_NAMED]]
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        texts += [f"edits in {place}: {', '.join(edits)}{more}"] if edits else []
+    return texts
+
+
+def _rules(contract: SchemaContract) -> dict[str, Any]:
+    """Return the keys of a schema contract with their values; those of a column start with its name."""
+    content = contract.model_dump(mode="json", exclude={"dataset"})
+    columns = content.pop("columns")
+    return {**content, **{f"{name}.{key}": value for name, rule in columns.items() for key, value in rule.items()}}
+
+
+def _settings(config: PipelineConfig) -> dict[str, Any]:
+    """Return the settings that decide which rows are valid, by their key in the YAML."""
+    settings = config.model_dump(mode="json", include={"identity", "event_time", "timezone", "start", "end", "images"})
+    source = config.source.model_dump(mode="json", include={"path", "pattern"})
+    return {**settings, **{f"source.{key}": value for key, value in {**source, **config.source.reading}.items()}}
+
+
+def _last_settings(paths: DatasetPaths) -> dict[str, Any]:
+    """Return the settings of the last ingestion; empty if they are not known."""
+    try:
+        return dict(json.loads(_kept_settings(paths).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def keep_settings(dataset: Dataset) -> None:
+    """Remember the settings of an ingestion, so that a later one can name what was edited."""
+    text, path = json.dumps(_settings(dataset.config)), _kept_settings(dataset.paths)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
+def _kept_settings(paths: DatasetPaths) -> Path:
+    return paths.ledger.with_name("settings.json")
 
 
 def _last_contract(dataset: Dataset) -> SchemaContract | None:
