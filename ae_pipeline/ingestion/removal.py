@@ -38,13 +38,13 @@ class Removal:
     Attributes:
         rows: Number of rows that would go.
         standing: Number of rows that stand.
-        place: Where they stand, such as `raw_data`.
+        where: Where they stand, such as `raw_data`.
         reasons: Why they would go, the most frequent reason first.
     """
 
     rows: int
     standing: int
-    place: str
+    where: str
     reasons: tuple[str, ...]
 
     def exceeds(self, max_share: float) -> bool:
@@ -57,7 +57,7 @@ class Removal:
         reasons = "; ".join(self.reasons) or "no rule is known"
         return RemovalError(
             f"{self.rows:,} of {pluralize(self.standing, 'row')} ({self.rows / self.standing:.1%}) of {dataset.name!r} "
-            f"would leave {self.place}, more than max_removed_share={dataset.config.max_removed_share:g} allows: "
+            f"would leave {self.where}, more than max_removed_share={dataset.config.max_removed_share:g} allows: "
             f"{reasons}. Nothing was changed. Undo what removes them, or accept it with `ae-pipeline run "
             f"{dataset.name} --accept-removal` (in Dagster: a run with the tag ae_pipeline/accept_removal=yes)"
         )
@@ -96,7 +96,7 @@ def find_removal(previous: Ledger, files: Files, contract: SchemaContract, datas
     if is_lost:
         reasons = [f"{dataset.paths.ledger} knew no file, so only files in the landing folder count"]
     reasons += _edits(contract, dataset)
-    return Removal(rows=removed, standing=standing, place="raw_data", reasons=tuple(reasons))
+    return Removal(rows=removed, standing=standing, where="raw_data", reasons=tuple(reasons))
 
 
 def _staged(entry: LandedFile | None) -> str | None:
@@ -112,25 +112,25 @@ def _compare(previous: Files, files: Files, standing: Mapping[str, int], dataset
         standing: Number of raw rows of each day.
         dataset: Dataset with the present configuration.
     """
-    before = {entry.staged: name for name, entry in previous.items() if entry.staged}
+    earlier = {entry.staged: name for name, entry in previous.items() if entry.staged}
     after = {entry.staged: name for name, entry in files.items() if entry.staged}
-    known = {copy for copy, name in after.items() if name in previous or not before}
+    known = {copy for copy, name in after.items() if name in previous or not earlier}
     has_day = dataset.config.has_day
     built = [day for day, rows in standing.items() if rows]
 
-    damaged = {copy for copy in (*before, *after) if not read_facts(dataset.paths.staged(copy))}
+    damaged = {copy for copy in (*earlier, *after) if not read_facts(dataset.paths.staged(copy))}
 
     def batches() -> Iterator[pl.DataFrame]:
-        for copy in dict.fromkeys((*before, *after)):
+        for copy in dict.fromkeys((*earlier, *after)):
             if copy in damaged:
                 continue
-            source = before.get(copy) or after[copy]
+            source = earlier.get(copy) or after[copy]
             rows = read_staged(dataset.paths.staged(copy), source, ["row_id", "_day"])
             valid = [day for day in rows["_day"].unique() if has_day(day)]
             is_valid = pl.col("_day").is_in(valid) & pl.lit(copy in after)
             yield rows.select(
                 "row_id",
-                before=pl.col("_day").is_in(built) & pl.lit(copy in before),
+                earlier=pl.col("_day").is_in(built) & pl.lit(copy in earlier),
                 after=is_valid,
                 known=is_valid & pl.lit(copy in known),
             )
@@ -139,13 +139,13 @@ def _compare(previous: Files, files: Files, standing: Mapping[str, int], dataset
     lost = 0
     kept = sum(files[name].rows for copy, name in after.items() if copy in damaged & known)
     for part in partition_by_identity(batches(), count, dataset.paths.scratch):
-        counts = part.group_by("row_id").agg(pl.col("before", "after", "known").sum().cast(pl.Int64))
+        counts = part.group_by("row_id").agg(pl.col("earlier", "after", "known").sum().cast(pl.Int64))
         if dataset.config.identity:  # a later row replaces an earlier one
-            counts = counts.with_columns(pl.col("before", "after", "known").clip(upper_bound=1))
-        lost += int((counts["before"] - counts["after"]).clip(lower_bound=0).sum())
+            counts = counts.with_columns(pl.col("earlier", "after", "known").clip(upper_bound=1))
+        lost += int((counts["earlier"] - counts["after"]).clip(lower_bound=0).sum())
         kept += int(counts["known"].sum())
     # What was in a damaged copy is unknown, so that only the number of rows counts.
-    return sum(standing.values()) if damaged & before.keys() else lost, kept
+    return sum(standing.values()) if damaged & earlier.keys() else lost, kept
 
 
 def _reasons(changed: Files, files: Files, dataset: Dataset) -> list[str]:
@@ -206,11 +206,11 @@ def _edits(contract: SchemaContract, dataset: Dataset) -> list[str]:
         ("the YAML", settings, json.loads(json.dumps(_settings(dataset.config)))),
     )
     texts = []
-    for place, old, new in pairs:
+    for source, old, new in pairs:
         changed = [key for key in {**old, **new} if old and old.get(key) != new.get(key)]
         edits = [f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in changed[:_NAMED]]
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-        texts += [f"edits in {place}: {', '.join(edits)}{more}"] if edits else []
+        texts += [f"edits in {source}: {', '.join(edits)}{more}"] if edits else []
     return texts
 
 

@@ -26,8 +26,8 @@ def check_removal(
         RemovalError: More than `max_removed_share` of the rows would go.
     """
     config = dataset.config
-    before = {each.day: read_day(each, files, ["date"]).num_rows for each in changed}
-    lost = {day: count - rows.get(day, 0) for day, count in before.items()}
+    published = {each.day: read_day(each, files, ["date"]).num_rows for each in changed}
+    lost = {day: count - rows.get(day, 0) for day, count in published.items()}
     # Rows that moved to other days are published with those days.
     in_features = sum(count for _, count in features_content(dataset).values())
     foreign = sum(count for day, count in lost.items() if not config.has_day(day))
@@ -38,7 +38,7 @@ def check_removal(
     removal = Removal(
         rows=min(sum(lost.values()), standing - in_features),
         standing=standing,
-        place=f"the table {files.location}",
+        where=f"the table {files.location}",
         reasons=tuple(reasons),
     )
     if removal.exceeds(config.max_removed_share):
