@@ -43,11 +43,15 @@ class ImageColumn:
     reasons: pl.Series
 
 
-def decode_image(data: bytes) -> Pixels:
+def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
     """Decode a PNG or JPEG, and rotate it as its EXIF orientation says.
 
     Gray, gray with alpha, RGB and RGBA are kept. A palette is replaced by its colors, black and white becomes gray, and
     CMYK becomes RGB. 16-bit gray keeps its 16 bits; Pillow reduces 16-bit color to the upper 8 bits.
+
+    Args:
+        data: Content of the file.
+        max_pixels: Maximum number of pixels, checked before they are decoded.
 
     Returns:
         Array of uint8 or uint16 with shape (height, width, channels).
@@ -60,6 +64,11 @@ def decode_image(data: bytes) -> Pixels:
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(io.BytesIO(data), formats=_FORMATS) as opened,
         ):
+            if max_pixels is not None and opened.width * opened.height > max_pixels:
+                raise UnreadableImageError(
+                    f"it has {opened.width:,}×{opened.height:,} pixels, but source.limits.pixels is {max_pixels:,}; "
+                    "land a smaller image, or parts of it, or raise source.limits.pixels in the YAML"
+                )
             image = _convert_mode(ImageOps.exif_transpose(opened))
             pixels = np.asarray(image)
     except _SIZE_ERRORS as error:
@@ -93,13 +102,16 @@ def image_struct(pixels: Pixels) -> dict[str, Any]:
     return {"data": data, "height": height, "width": width, "channels": channels, "dtype": pixels.dtype.name}
 
 
-def read_image_column(column: pa.ChunkedArray, name: str, dtype: str | None = None) -> ImageColumn:
+def read_image_column(
+    column: pa.ChunkedArray, name: str, dtype: str | None = None, max_pixels: int | None = None
+) -> ImageColumn:
     """Read the images of a Parquet column: nested lists of numbers, encoded bytes, or a struct with encoded bytes.
 
     Args:
         column: Values of the column, n rows.
         name: Name of the column, for messages.
         dtype: Type for integers that have neither 8 nor 16 bits, if the schema contract declares it.
+        max_pixels: Maximum number of pixels of an encoded image.
 
     Raises:
         UnreadableFileError: The type of the column cannot hold images.
@@ -109,9 +121,9 @@ def read_image_column(column: pa.ChunkedArray, name: str, dtype: str | None = No
         column = pc.struct_field(column, "bytes")
         kind = column.type
     if pa.types.is_null(kind):
-        return _decode_all([None] * len(column))
+        return _decode_all([None] * len(column), max_pixels)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return _decode_all(column.to_pylist())
+        return _decode_all(column.to_pylist(), max_pixels)
     if isinstance(kind, pa.FixedShapeTensorType):
         column, kind = _as_lists(column)
     depth, leaf = _depth(kind)
@@ -127,14 +139,14 @@ def read_image_column(column: pa.ChunkedArray, name: str, dtype: str | None = No
     return _Arrays.concatenate(arrays, leaf).to_images(dtype)
 
 
-def _decode_all(values: list[bytes | None]) -> ImageColumn:
+def _decode_all(values: list[bytes | None], max_pixels: int | None) -> ImageColumn:
     images: list[dict[str, Any] | None] = []
     reasons: list[str | None] = []
     for value in values:
         try:
             if not value:
                 raise UnreadableImageError("it is missing; add it at the source")
-            images.append(image_struct(decode_image(value)))
+            images.append(image_struct(decode_image(value, max_pixels)))
             reasons.append(None)
         except UnreadableImageError as error:
             images.append(None)

@@ -21,9 +21,16 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
-from ae_pipeline.ingestion.deletions import deleted_files, empty_landing, handle_deletions, remove_foreign_days
+from ae_pipeline.ingestion.deletions import (
+    deleted_files,
+    empty_landing,
+    handle_deletions,
+    remove_foreign_days,
+    remove_unused_copies,
+)
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
+from ae_pipeline.ingestion.links import LinkChecker, surplus_files
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.files import can_read
 from ae_pipeline.ingestion.readers.pictures import is_image
@@ -125,15 +132,17 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     chosen = set(matching) if is_partial else set()
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
+    links = LinkChecker(folder)
     for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
         name = printable_path(str(path.relative_to(folder)))
         reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or _reason_to_ignore(path, config)
+        reason = reason or _reason_to_ignore(path, config) or links.reason_to_ignore(path)
         if reason is None and path.is_file():
             files[name] = path
         elif not path.is_dir():
             others[name] = reason or "it is no regular file"
-    return LandingFolder(files, others)
+    others |= surplus_files(files, config.source.limits.files)
+    return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
 
 
 def _reason_to_ignore(path: Path, config: PipelineConfig) -> str | None:
@@ -307,7 +316,7 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
             if not is_refused:
                 _save(previous, Ledger(files), dataset, is_accepted=is_removal)
         finally:
-            _vacuum(previous if is_refused else Ledger(files), paths)
+            remove_unused_copies(previous if is_refused else Ledger(files), paths)
     if removal and is_refused:
         raise removal.as_error(dataset)
     _log_skipped_columns(new, ledger := Ledger(files))
@@ -333,15 +342,3 @@ def _log_skipped_columns(names: Sequence[str], ledger: Ledger) -> None:
             files.setdefault(item, []).append(name)
     for (column, reason), sources in files.items():
         logger.warning(f"column {column!r} is not read in {pluralize(len(sources), 'file')} ({sources[0]}): {reason}")
-
-
-def _vacuum(ledger: Ledger, paths: DatasetPaths) -> None:
-    """Delete staged copies and quarantine files that no ledger entry references, and partial files of killed runs."""
-    entries = ledger.files.values()
-    for folder, current in (
-        (paths.staged("_").parent, {entry.staged for entry in entries}),
-        (paths.quarantined("_").parent, {entry.rejected_copy for entry in entries}),
-    ):
-        for path in folder.glob("*"):
-            if path.stem not in current or path.name.startswith("."):
-                path.unlink(missing_ok=True)
