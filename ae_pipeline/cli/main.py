@@ -39,7 +39,7 @@ def _execute(options: argparse.Namespace) -> int:
         case "run":
             from ae_pipeline.cli.run import run
 
-            return run(options.dataset)
+            return run(options.dataset, accepts_removal=options.accept_removal)
         case "list":
             from ae_pipeline.cli.datasets import list_datasets
 
@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ingest new files, train if enough is new, publish, and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
+    run.add_argument(
+        "--accept-removal", action="store_true", help="allow that more rows go than max_removed_share of the YAML"
+    )
     scored = commands.add_parser("score", help="score the rows of a file, which need not have landed")
     scored.add_argument("dataset", help="a dataset of the defs folder")
     scored.add_argument("file", type=Path, help="file with rows as they land, in a format that the dataset reads")

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.errors import ConfigError, PipelineError, RemovalError
 from ae_pipeline.common.escape import terminal_lines
 from ae_pipeline.common.text import first_line
 
@@ -114,10 +114,11 @@ class Project:
             tags: More tags of the run.
 
         Raises:
+            RemovalError: The run would remove many rows, so that it changed nothing.
             PipelineError: The run failed. An alert was raised.
         """
         from ae_pipeline.orchestration.console import LOGGERS
-        from ae_pipeline.orchestration.failures import first_reason
+        from ae_pipeline.orchestration.failures import caused_by, first_reason
         from ae_pipeline.orchestration.jobs import job_name
         from ae_pipeline.orchestration.runs import show_in_timeline
         from ae_pipeline.orchestration.tags import REPOSITORY, REPOSITORY_TAG, WHO_TAG, range_tags
@@ -138,7 +139,8 @@ class Project:
         if not result.success:
             reason = first_reason(result.all_events)
             self._alert(dataset, result.dagster_run, reason)
-            raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
+            kind = RemovalError if caused_by(RemovalError, result.all_events) else PipelineError
+            raise kind(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
 
     def _alert(self, dataset: "Dataset", run: "dg.DagsterRun", reason: str) -> None:
         """Raise an alert about a failed run. The failure sensor does the same for runs of the daemon."""

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.fetch import FetchedSource
+from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.model import Section
 
 Separator = Literal[",", ";", "\t", "|"]
@@ -103,6 +104,10 @@ class SourceConfig(FetchedSource):
         description="Maximum number of lines of one row of a text file. A quoted value can hold line breaks. A longer "
         "row goes to quarantine, because its quote was probably never closed.",
     )
+    limits: LimitsConfig = Field(
+        default_factory=LimitsConfig,
+        description="How much a file may hold. A file that exceeds a limit is refused before it is read.",
+    )
     sheet: str | None = Field(
         default=None, description="Sheet to read of each Excel file. By default the only one of the file."
     )
@@ -138,7 +143,7 @@ class SourceConfig(FetchedSource):
         return self.model_dump(
             mode="json",
             exclude_defaults=True,
-            include={"separator", "encoding", "max_record_lines", "sheet", "path_columns"},
+            include={"separator", "encoding", "max_record_lines", "limits", "sheet", "path_columns"},
         )
 
 

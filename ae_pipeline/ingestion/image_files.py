@@ -61,12 +61,16 @@ _UPRIGHT = {
 _LARGEST_EXACT_FLOAT32 = 2**24
 
 
-def decode_image(data: bytes) -> Pixels:
+def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
     """Decode an image file, and rotate it as its EXIF orientation says. Metadata that cannot be read is ignored.
 
     Gray, gray with alpha, RGB and RGBA are kept. A palette is replaced by its colors, black and white becomes gray, and
     CMYK becomes RGB. Gray with 16 bits or with floating-point values keeps them; Pillow reduces 16-bit color and 16-bit
     gray with alpha to the upper 8 bits.
+
+    Args:
+        data: Content of the file.
+        max_pixels: Maximum number of pixels, checked before they are decoded.
 
     Returns:
         Array of uint8, uint16 or float32 with shape (height, width, channels).
@@ -76,7 +80,7 @@ def decode_image(data: bytes) -> Pixels:
             hold several pages.
     """
     try:
-        return _decode(data)
+        return _decode(data, max_pixels)
     except _SIZE_ERRORS as error:
         raise UnreadableImageError(
             f"it has too many pixels to be opened safely ({first_line(error)}); land a smaller image, or parts of it"
@@ -85,7 +89,7 @@ def decode_image(data: bytes) -> Pixels:
         # Pillow refuses some files whose metadata is damaged or large, although their pixels are whole.
         if (bare := _without_metadata(data)) is not None:
             with suppress(*_DECODING_ERRORS, *_SIZE_ERRORS):
-                return _decode(bare, _orientation_of(data))
+                return _decode(bare, max_pixels, _orientation_of(data))
         if isinstance(error, UnidentifiedImageError):
             raise UnreadableImageError(_unknown_format(data)) from error
         raise UnreadableImageError(
@@ -93,8 +97,13 @@ def decode_image(data: bytes) -> Pixels:
         ) from error
 
 
-def _decode(data: bytes, orientation: int | None = None) -> Pixels:
+def _decode(data: bytes, max_pixels: int | None, orientation: int | None = None) -> Pixels:
     with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        if max_pixels is not None and opened.width * opened.height > max_pixels:
+            raise UnreadableImageError(
+                f"it has {opened.width:,}×{opened.height:,} pixels, but source.limits.pixels is {max_pixels:,}; land a "
+                "smaller image, or parts of it, or raise source.limits.pixels in the YAML"
+            )
         _check_pages(opened)
         is_gray_with_alpha = opened.format == "PNG" and data[25:26] == b"\x04"  # Pillow opens 16 bits of it as RGBA
         opened.load()

@@ -132,13 +132,14 @@ def leave_out(file: FileRows, options: ReadOptions) -> FileRows:
 def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
     kind, compression = format_of(name)
     if options.images and kind in IMAGE_SUFFIXES and not compression:
-        return read_image(name, data, options.images)
+        return read_image(name, data, options.images, options.source.limits.pixels)
+    limits = options.source.limits
     if data and compression:
-        kind, data = decompress(kind, compression, data, TABLE_SUFFIXES)
+        kind, data = decompress(kind, compression, data, TABLE_SUFFIXES, limits)
     if not data:
         raise UnreadableFileError("the file is empty (0 bytes); land it again, at least with a header")
     if kind in COLUMNAR_SUFFIXES:
-        return read_columnar(kind, data, options.images, options.image_dtype)
+        return read_columnar(kind, data, limits, options.images, options.image_dtype)
     if kind in _JSON_LINES:
         return read_json_lines(data, options.source)
     if kind in _EXCEL:

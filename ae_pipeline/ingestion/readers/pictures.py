@@ -29,19 +29,20 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def read_image(name: str, data: bytes, images: ImagesConfig) -> FileRows:
+def read_image(name: str, data: bytes, images: ImagesConfig, max_pixels: int | None = None) -> FileRows:
     """Read an image file as one row. An image that cannot be read is a rejected row.
 
     Args:
         name: Path of the file below the landing folder.
         data: Content of the file.
         images: Settings for images.
+        max_pixels: Maximum number of pixels.
     """
     expression = re.compile(images.path or "")
     values: dict[str, object] = {FILE_COLUMN: name}
     schema = {**dict.fromkeys((FILE_COLUMN, *expression.groupindex), pl.String()), images.column: IMAGE_STRUCT}
     try:
-        image = decode_image(data)
+        image = decode_image(data, max_pixels)
     except UnreadableImageError as error:
         return _rejected_image(f"{images.column}: readable", f"{images.column}: {error}", values, schema)
     match = expression.search(name)

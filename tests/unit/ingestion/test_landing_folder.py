@@ -78,3 +78,14 @@ def test_files_in_hidden_and_foreign_folders_are_named_and_not_read(tmp_path: Pa
     found = list_landing(shop)
     assert list(found.files) == ["a.csv"]
     assert found.others[f"{folder}/b.csv"].startswith(reason)
+
+
+def test_a_linked_folder_is_named(tmp_path: Path) -> None:
+    shop, elsewhere = dataset(tmp_path, None), tmp_path / "elsewhere"
+    for folder in (landing_folder(shop), elsewhere):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.csv").write_text("id\n1\n")
+    (landing_folder(shop) / "linked").symlink_to(elsewhere)
+    found = list_landing(shop)
+    assert list(found.files) == ["a.csv"]
+    assert found.others == {"linked": "it is a linked folder, which is not followed; copy it, or set source.path"}
