@@ -27,7 +27,7 @@ import xlsxwriter
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.landing import ingest
-from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.ingestion.raw import write_raw_days
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -149,7 +149,7 @@ def ingested(name: str, content: bytes, settings: Mapping[str, object]) -> tuple
         os.utime(path, (1, 1))
         started = time.perf_counter()
         result = ingest(dataset, dt.date(2024, 12, 31))
-        days = [build_raw_day(day, result, dataset.paths) for day in result.ledger.days]
+        days = list(write_raw_days(sorted(result.ledger.days), result, dataset.paths))
         seconds = time.perf_counter() - started
         raw = [pl.read_parquet(dataset.paths.raw(day.day), glob=False) for day in days]
         return seconds, sum(day.rows for day in days), hash_table(pl.concat(raw).to_arrow())

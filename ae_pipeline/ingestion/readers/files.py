@@ -125,7 +125,8 @@ def leave_out(file: FileRows, options: ReadOptions) -> FileRows:
     if options.columns is None:  # the first contract must know of it
         reason = "its name is reserved for the pipeline, and it is excluded; rename it at the source to have it"
         skipped |= {column: reason for column in file.rows.columns if column in options.left_out}
-    return replace(file, rows=file.rows.drop(options.left_out, strict=False), skipped=skipped)
+    rows = file.rows.drop(options.left_out, strict=False) if options.left_out else file.rows
+    return replace(file, rows=rows, skipped=skipped)
 
 
 def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
