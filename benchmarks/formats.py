@@ -125,6 +125,7 @@ def files(rows: pl.DataFrame) -> Mapping[str, tuple[str, bytes, PolarsReader | N
         "CSV, zip": ("a.csv.zip", zipped(plain.encode()), None),
         "JSON Lines": ("a.jsonl", json_lines(rows), pl.read_ndjson),
         "JSON Lines, gzip": ("a.jsonl.gz", gzip.compress(json_lines(rows)), None),
+        "JSON array": ("a.json", json.dumps(rows.to_dicts(), ensure_ascii=False).encode(), pl.read_json),
         "Excel": ("a.xlsx", excel(rows), lambda data: pl.read_excel(data, engine="calamine")),
         "Parquet": ("a.parquet", stored(rows.write_parquet), pl.read_parquet),
         "Parquet, categories": (

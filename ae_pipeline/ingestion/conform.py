@@ -13,7 +13,7 @@ from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContr
 from ae_pipeline.ingestion.local_time import UTC, can_be_local, day_of, log_repeated_times, skips_date, start_of_day
 from ae_pipeline.ingestion.numbers import LEADING_ZERO, plain_number
 from ae_pipeline.ingestion.parse import identity_text, landed_text, lost_nanoseconds, parse_value
-from ae_pipeline.ingestion.present import plain_numbers, present_value, without_words
+from ae_pipeline.ingestion.present import plain_numbers, present_value, without_null_values
 from ae_pipeline.ingestion.rows import (
     IMAGE_STRUCT,
     ORIGIN_COLUMNS,
@@ -96,7 +96,9 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     present = file.rows.select(
         *ORIGIN_COLUMNS,
         *(
-            present_value(name, dtype, contract.columns[name]) if name not in plain else without_words(name, contract)
+            present_value(name, dtype, contract.columns[name])
+            if name not in plain
+            else without_null_values(name, contract)
             for name, dtype in schema.items()
         ),
     )

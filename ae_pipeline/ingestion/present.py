@@ -20,15 +20,15 @@ def plain_numbers(
     Most columns are such, and their texts need no other treatment: whitespace around a number would make it none.
     """
     names = [name for name, dtype in schema.items() if dtype == pl.String and contract.columns[name].type in _NUMBERS]
-    texts = rows.select(without_words(name, contract) for name in names)
+    texts = rows.select(without_null_values(name, contract) for name in names)
     values = texts.select(parse_value(pl.col(name), pl.String(), contract.columns[name]) for name in names)
     return {name: values[name] for name in names if values[name].null_count() == texts[name].null_count()}
 
 
-def without_words(name: str, contract: SchemaContract) -> pl.Expr:
+def without_null_values(name: str, contract: SchemaContract) -> pl.Expr:
     """Return a column without the texts that mean a missing value in the contract."""
-    words, column = [word for word in contract.columns[name].null_values if word == word.strip()], pl.col(name)
-    return pl.when(~column.is_in(words)).then(column).alias(name) if words else column
+    null_texts, column = [word for word in contract.columns[name].null_values if word == word.strip()], pl.col(name)
+    return pl.when(~column.is_in(null_texts)).then(column).alias(name) if null_texts else column
 
 
 def present_value(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
@@ -38,11 +38,11 @@ def present_value(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
         text = column.str.strip_chars()
         is_number = rule.type in {ColumnType.NUMBER, ColumnType.DECIMAL}
         missing = ["", *rule.null_values, *(("nan", "NaN", "NAN") if is_number else ())]
-        return text.map_batches(partial(_drop, words=missing), return_dtype=pl.String)
+        return text.map_batches(partial(_drop, null_texts=missing), return_dtype=pl.String)
     return column.fill_nan(None) if dtype.is_float() else column
 
 
-def _drop(texts: pl.Series, words: Sequence[str]) -> pl.Series:
-    """Replace some words with null."""
-    is_word = texts.is_in(words).fill_null(value=False)
-    return texts.set(is_word, None) if is_word.any() else texts
+def _drop(texts: pl.Series, null_texts: Sequence[str]) -> pl.Series:
+    """Replace some texts with null."""
+    is_null_text = texts.is_in(null_texts).fill_null(value=False)
+    return texts.set(is_null_text, None) if is_null_text.any() else texts
