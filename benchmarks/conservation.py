@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.report import format_table, write_report
-from tests.support.tables import LandedTable, check_conservation, landed_tables
+from tests.support.landed_files import LandedTable
+from tests.support.tables import FATES, check_conservation, landed_tables
 
 
 def fuzz(examples: int) -> Counter[str]:
@@ -36,7 +37,7 @@ def fuzz(examples: int) -> Counter[str]:
     def check(tables: list[LandedTable], has_identity: bool) -> None:
         fates = check_conservation(tables, has_identity=has_identity)
         rows = sum(table.rows for table in tables)
-        if fates["staged"] + fates["quarantined"] + fates["refused"] != rows:
+        if sum(fates[each] for each in FATES) != rows:
             raise AssertionError(f"{rows} rows landed, but {dict(fates)} are accounted for")
         totals.update(fates, tables=1, files=len(tables), rows=rows)
 
