@@ -18,6 +18,10 @@ from tests.support.landed_files import LandedTable
 from tests.support.tables import FATES, check_conservation, landed_tables
 
 
+_REPORT_EVERY = 250
+"""Number of tables after which the figures are written."""
+
+
 def fuzz(examples: int) -> Counter[str]:
     """Check random tables, and return the number of tables and of rows with each fate.
 
@@ -52,9 +56,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     start = time.monotonic()
-    totals = fuzz(arguments.examples)
-    row = {**dict(sorted(totals.items())), "seconds": round(time.monotonic() - start, 1)}
-    write_report(arguments.out, "conservation", [row], ("hypothesis", "polars", "pyarrow"))
+    totals: Counter[str] = Counter()
+    for done in range(0, arguments.examples, _REPORT_EVERY):  # a long run leaves figures when it is stopped
+        totals += fuzz(min(_REPORT_EVERY, arguments.examples - done))
+        row = {**dict(sorted(totals.items())), "seconds": round(time.monotonic() - start, 1)}
+        write_report(arguments.out, "conservation", [row], ("hypothesis", "polars", "pyarrow"))
     print(format_table(list(row), [[f"{value:,}" for value in row.values()]]))
 
 
