@@ -17,7 +17,6 @@ from benchmarks.report import format_table, write_report
 from tests.support.landed_files import LandedTable
 from tests.support.tables import FATES, check_conservation, landed_tables
 
-
 _REPORT_EVERY = 250
 """Number of tables after which the figures are written."""
 
