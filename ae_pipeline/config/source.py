@@ -83,10 +83,10 @@ class SourceConfig(FetchedSource):
     pattern: str = Field(
         default="**/*",
         description="Glob pattern of the dataset's files, relative to the folder. The pipeline reads the files that "
-        "match and have a known suffix: `.csv`, `.tsv`, `.txt`, `.jsonl`, `.ndjson`, `.xlsx`, `.parquet`, `.arrow`, "
-        "`.feather`, `.ipc` and `.avro`, each also as `.gz`, `.zst` or `.zip`; with `images` also `.png`, `.jpg` and "
-        "`.jpeg`. The log names every other file with the reason. Names that start with `.` are not read, and names "
-        "that start with `_` only if they are images.",
+        "match and have a known suffix: `.csv`, `.tsv`, `.txt`, `.json`, `.jsonl`, `.ndjson`, `.xlsx`, `.parquet`, "
+        "`.arrow`, `.feather`, `.ipc` and `.avro`, each also as `.gz`, `.zst` or `.zip`; with `images` also `.png`, "
+        "`.jpg` and `.jpeg`. The log names every other file with the reason. Names that start with `.` are not read, "
+        "and names that start with `_` only if they are images.",
     )
     separator: Separator | None = Field(
         default=None,

@@ -19,7 +19,7 @@ from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
-from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies
+from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, keep_rows
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_rows
@@ -233,7 +233,9 @@ class StagingBatch:
             rows=file.rows.height,
             days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
         )
-        write_rows(self._paths.staged(copy), file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)})
+        path = self._paths.staged(copy)
+        write_rows(path, file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)}, fast=True)
+        keep_rows(path, file.rows)
         return entry
 
 

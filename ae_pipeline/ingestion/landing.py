@@ -33,6 +33,7 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.links import LinkChecker, surplus_files
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.files import can_read
+from ae_pipeline.ingestion.readers.json_lines import starts_with_array
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
 from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
@@ -169,13 +170,20 @@ def _reason_to_ignore(path: Path, landing: Path, config: PipelineConfig) -> str 
         return "its name starts with '.', as that of a file that is still being written"
     if not can_read(path.name, config.images):
         return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
+    if path.suffix.lower() == ".json" and path.is_file() and not _is_array(path):
+        return "its content is no JSON array; rename it to .jsonl if each line is an object"
     if path.name.startswith("_") and not is_image(path.name):
         return "its name starts with '_', as that of a file that is still being written; rename it"
     return None
 
 
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return starts_with_array(file.read(64))
+
+
 def _kinds(config: PipelineConfig) -> str:
-    tables = "CSV, JSON Lines, Excel, Parquet, Arrow or Avro"
+    tables = "CSV, JSON, JSON Lines, Excel, Parquet, Arrow or Avro"
     return f"PNG, JPEG, WebP, BMP, TIFF, {tables}" if config.images else tables
 
 
