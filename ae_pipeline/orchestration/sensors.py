@@ -7,6 +7,7 @@ import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.runs import Answer, active_run, active_training, request_runs
 from ae_pipeline.storage.dataset import Dataset
@@ -20,9 +21,9 @@ _SETTLE_SECONDS = 3.0
 Look = Callable[[Dataset, Workspace, dg.DagsterInstance], Answer]
 
 
-def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:  # noqa: ARG001
+def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
     """Request to read new and changed landed files, and raw_data and features of the days that they change."""
-    if active := active_run(dataset, instance):
+    if active := active_run(dataset, workspace, instance):
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_landing
 
@@ -32,16 +33,18 @@ def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.Dagste
 
 def rebuild_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
     """Request latents and reports of the days that differ from what the model that serves would give."""
-    if active := active_run(dataset, instance):
+    if active := active_run(dataset, workspace, instance):
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_serving
 
-    return request_runs(plan_serving(dataset, workspace.tracker()), dataset.config, instance)
+    tracker = workspace.tracker()
+    withdraw_cancelled_challenger(dataset, tracker, instance)
+    return request_runs(plan_serving(dataset, tracker), dataset.config, instance)
 
 
 def early_training_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
     """Request a training before the next scheduled one if enough drifted days are new to a training."""
-    if active := active_training(dataset, instance):
+    if active := active_training(dataset, workspace, instance):
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_early_training
 

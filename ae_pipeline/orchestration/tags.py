@@ -19,6 +19,9 @@ READ_TAG = "ae_pipeline/read"
 WHO_TAG = "ae_pipeline/who"
 """Person who requested the run."""
 
+PROCESS_TAG = "ae_pipeline/process"
+"""Process that executes the run, by run id, host, start of the machine, process id and start."""
+
 REPOSITORY_TAG = ".dagster/repository"
 """Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
 

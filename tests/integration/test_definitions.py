@@ -105,7 +105,7 @@ def test_every_asset_has_complete_metadata(location: dg.Definitions) -> None:
         assert "A row is " in (spec.description or "")
         assert asset.op.pool == dataset
         assert spec.code_version == "1"
-        assert asset.op.retry_policy is not None
+        assert asset.op.retry_policy is None  # Dagster applies a policy to interrupts as well
 
 
 def test_the_latent_table_goes_stale_after_fresh_hours(location: dg.Definitions) -> None:

@@ -58,7 +58,11 @@ def build_latent_features(config: PipelineConfig) -> dg.AssetsDefinition:
 
         with as_dagster_failure():
             latents = publish_latents(
-                workspace.dataset(config), workspace.tracker(), days_of(context), origin_of(context)
+                workspace.dataset(config),
+                workspace.tracker(),
+                days_of(context),
+                origin_of(context),
+                run_lock.require_active,
             )
         publication, files, version = latents.publication, latents.files, latents.version
         for day in latents.days:
