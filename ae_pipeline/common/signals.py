@@ -66,6 +66,20 @@ def critical_section() -> Iterator[list[int]]:
         signal.raise_signal(received[0])
 
 
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """Raise `Stopped` on SIGINT and SIGTERM meanwhile, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {each: signal.signal(each, raise_stopped) for each in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler if handler is not None else signal.SIG_DFL)
+
+
 class SignalWatch:
     """Ends this process if it goes on after a signal: Python's handlers wait while native code executes.
 
@@ -79,7 +93,7 @@ class SignalWatch:
         received: First signal that arrived; None before that.
     """
 
-    _active = False
+    _current: "SignalWatch | None" = None
 
     def __init__(self, before_exit: Callable[[int], None] = lambda _: None, grace: float = GRACE_SECONDS) -> None:
         self.received: int | None = None
@@ -88,8 +102,8 @@ class SignalWatch:
 
     def __enter__(self) -> Self:
         """Start to watch."""
-        if threading.current_thread() is threading.main_thread() and not SignalWatch._active:
-            self._owns = SignalWatch._active = True
+        if threading.current_thread() is threading.main_thread() and SignalWatch._current is None:
+            self._owns, SignalWatch._current = True, self
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
             self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -99,8 +113,14 @@ class SignalWatch:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Stop to watch."""
-        if not self._owns:
-            return
+        if self._owns:
+            self._close()
+
+    def stay(self) -> None:
+        """Watch on after the end of the context, because threads can delay the end of the process."""
+        self._owns = False
+
+    def _close(self) -> None:
         self._ended.set()
         signal.set_wakeup_fd(self._previous)
         with suppress(OSError):
@@ -108,7 +128,7 @@ class SignalWatch:
         self._thread.join(timeout=1)
         self._reader.close()
         self._writer.close()
-        SignalWatch._active = False
+        SignalWatch._current = None
 
     def _watch(self) -> None:
         while not self._ended.is_set():
@@ -119,6 +139,11 @@ class SignalWatch:
                         exit_late(number, self._before_exit, self._ended)
 
 
+def stop_signal() -> int | None:
+    """Return the first signal that a watch of this process has seen, or None."""
+    return SignalWatch._current.received if SignalWatch._current else None
+
+
 def exit_late(signum: int, before_exit: Callable[[int], None], ended: threading.Event) -> None:
     """End this process with the exit status of a signal, unless it ends or leaves a critical section in time.
 
@@ -127,11 +152,11 @@ def exit_late(signum: int, before_exit: Callable[[int], None], ended: threading.
         before_exit: Function to call first; its errors do not matter.
         ended: Set where the process stops by itself.
     """
-    end = time.monotonic() + _CRITICAL_SECONDS
+    end, was_critical = time.monotonic() + _CRITICAL_SECONDS, _critical.is_set()
     while _critical.is_set() and time.monotonic() < end:
         if ended.wait(0.05):
             return
-    if ended.is_set():
+    if ended.wait(GRACE_SECONDS if was_critical else 0):
         return
     with suppress(Exception):
         before_exit(signum)

@@ -8,12 +8,16 @@ import dagster as dg
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
+from ae_pipeline.orchestration.dead_runs import describe_run, end_dead_runs
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.runs import Answer, active_run, active_training, request_runs
 from ae_pipeline.storage.dataset import Dataset
 
 _TICK_SECONDS = 10
 """Least time between two looks of a sensor."""
+
+_DEAD_RUNS_SECONDS = 20
+"""The same for the sensor that ends dead runs."""
 
 _SETTLE_SECONDS = 3.0
 """Time since a landed file was last written before it is read."""
@@ -99,6 +103,24 @@ def _sensor(
             alert = Alert(event=AlertEvent.RUN_FAILED, key=f"sensor {name} {error}", message=message)
             raise_without_lock(alert, dataset)
             raise
+
+    return sensor
+
+
+def build_dead_runs_sensor() -> dg.SensorDefinition:
+    """Build the sensor of the deployment that ends dead runs of all datasets; it runs from the start."""
+
+    @dg.sensor(
+        name="end_dead_runs",
+        minimum_interval_seconds=_DEAD_RUNS_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="End runs whose process was killed, or whose machine was restarted, whatever started them. "
+        "Otherwise they block their dataset for ever.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+        ended = end_dead_runs(context.instance, workspace.paths)
+        names = ", ".join(describe_run(run) for run in ended)
+        return dg.SkipReason(f"ended, because the process is dead: {names}" if ended else "no active run is dead")
 
     return sensor
 

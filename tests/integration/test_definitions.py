@@ -73,7 +73,7 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
         f"{name}_{sensor}": dg.DefaultSensorStatus.STOPPED
         for name in IS_DAILY
         for sensor in ("landing", "rebuild", "failure")
-    }
+    } | {"end_dead_runs": dg.DefaultSensorStatus.RUNNING}
     crons = {}
     for name in IS_DAILY:
         schedule = location.resolve_schedule_def(f"{name}_retrain")
