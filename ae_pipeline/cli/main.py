@@ -46,11 +46,8 @@ def _report(error: Exception) -> int:
 
 
 def _print_stopped(signum: int) -> None:
-    sys.stdout.flush()
-    name = signal.Signals(signum).name
-    print(
-        f"\nStopped by {name}. Nothing is half done; the same command goes on from here.", file=sys.stderr, flush=True
-    )
+    line = f"\nStopped by {signal.Signals(signum).name}. Nothing is half done; the same command goes on from here.\n"
+    os.write(2, line.encode())  # the interrupted code may hold the lock of a stream
 
 
 def _execute(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from ae_pipeline.common.signals import SignalWatch, Stopped, critical_section, s
 
 
 def _run(code: str, signum: int) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run code in a process, send it a signal when it prints "ready", and return what it printed and how long it took."""
+    """Run code, send it a signal when it prints "ready", and return what it printed and how long it took."""
     process = subprocess.Popen([sys.executable, "-c", _PREAMBLE + code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -36,9 +36,14 @@ def test_a_signal_is_raised_with_its_number(signum: int) -> None:
 
 def test_a_critical_section_ends_before_the_interrupt() -> None:
     done = []
-    with pytest.raises(Stopped), signals_raised(), critical_section() as signals:
-        signal.raise_signal(signal.SIGTERM)
-        done.append(list(signals))
+
+    def work() -> None:
+        with signals_raised(), critical_section() as signals:
+            signal.raise_signal(signal.SIGTERM)
+            done.append(list(signals))
+
+    with pytest.raises(Stopped):
+        work()
     assert done == [[signal.SIGTERM]]
 
 
@@ -50,10 +55,15 @@ def test_a_cleared_signal_is_not_raised() -> None:
 
 def test_the_inner_of_two_critical_sections_raises_nothing() -> None:
     passed = []
-    with pytest.raises(Stopped), signals_raised(), critical_section():
-        with critical_section():
-            signal.raise_signal(signal.SIGINT)
-        passed.append("inner")
+
+    def work() -> None:
+        with signals_raised(), critical_section():
+            with critical_section():
+                signal.raise_signal(signal.SIGINT)
+            passed.append("inner")
+
+    with pytest.raises(Stopped):
+        work()
     assert passed == ["inner"]
 
 
