@@ -39,7 +39,9 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         require_landed(dataset)  # raises StorageError if nothing has landed
     runner = _Runner(project, dataset, accepts_removal)
     try:
-        runner.follow_plans()
+        # Planned under the lock: what another run does meanwhile is not done twice.
+        with project.holding(dataset):
+            runner.follow_plans()
     except PipelineError:
         print(summarize_ingestion(dataset))  # what became of the rows that landed
         raise
@@ -61,9 +63,11 @@ class _Runner:
     def follow_plans(self) -> None:
         """Ask the planner after each step, because the step changes what the dataset needs next."""
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
+        from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
         from ae_pipeline.registry.names import CHAMPION
 
         tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        withdraw_cancelled_challenger(self._dataset, tracker, self._project.instance)
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         self._check_sizes()
         training = plan_training(self._dataset, tracker)

@@ -22,6 +22,9 @@ ACCEPT_TAG = "ae_pipeline/accept_removal"
 WHO_TAG = "ae_pipeline/who"
 """Person who requested the run."""
 
+PROCESS_TAG = "ae_pipeline/process"
+"""Process that executes the run, by run id, host, start of the machine, process id and start."""
+
 REPOSITORY_TAG = ".dagster/repository"
 """Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
 

@@ -63,6 +63,7 @@ def build_latent_features(config: PipelineConfig) -> dg.AssetsDefinition:
                 workspace.tracker(),
                 days_of(context),
                 origin_of(context),
+                before_commit=run_lock.require_active,
                 accepts_removal=accepts_removal(context.run.tags),
             )
         publication, files, version = latents.publication, latents.files, latents.version
