@@ -14,6 +14,7 @@ from ae_pipeline.cli.run import run
 from ae_pipeline.common.errors import PipelineError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.lifecycle.plan import Plan, Step, plan_landing, plan_serving, plan_training
+from ae_pipeline.orchestration.failures import first_reason
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import READ_TAG, REPOSITORY_TAG
@@ -207,3 +208,26 @@ class TestRobustness:
         tags = {"dagster/partition": DAYS[0]}
         assert definitions.resolve_job_def("nightly").execute_in_process(instance=shop.instance, tags=tags).success
         assert locked == ["orders"]
+
+
+def test_runs_outside_the_days_are_refused_and_write_nothing(shop: Shop) -> None:
+    shop.land(DAYS[0])
+    assert shop.run("ingest", DAYS[0]).success
+    files = sorted(path for path in (shop.root / "data").rglob("*") if path.is_file())
+    reasons = {
+        "future": shop.run_stage("raw_data", "2124-01-01"),
+        "before": shop.run_stage("features", "2024-01-20"),
+        "range": shop.run("ingest", DAYS[1], "2024-03-20"),
+        "none": shop.run("ingest"),
+        "publish": shop.run("publish"),
+        "day": shop.run("day"),
+    }
+    messages = {name: first_reason(done.all_events) for name, done in reasons.items()}
+    assert messages["future"].startswith("2124-01-01 is not a day of 'orders': it is outside 2024-02-10 to 2024-03-04;")
+    assert messages["before"] == (
+        "2024-01-20 is before the days of the dataset; choose other days, or change start or end"
+    )
+    assert messages["range"].startswith("2024-03-20 is not a day of 'orders'")
+    assert all("this run names no day; choose days" in messages[name] for name in ("none", "publish", "day"))
+    assert all("\n" not in message for message in messages.values())
+    assert sorted(path for path in (shop.root / "data").rglob("*") if path.is_file()) == files
