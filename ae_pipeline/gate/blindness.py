@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.errors import BundleError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, Window
@@ -189,7 +190,7 @@ def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, min_share:
     share = float(challenger.score(alerts.rows).is_anomaly.mean())
     message = (
         f"it flags {share:.1%} of the {alerts.rows.height:,} rows that the version that serves flags on the "
-        f"{alerts.days} recent days over its budget; at least {min_share:.1%} must be"
+        f"{pluralize(alerts.days, 'recent day')} over its budget; at least {min_share:.1%} must be"
     )
     return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)
 
