@@ -14,6 +14,7 @@ from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContr
 from ae_pipeline.ingestion.local_time import UTC, can_be_local, day_of, log_repeated_times, skips_date, start_of_day
 from ae_pipeline.ingestion.numbers import LEADING_ZERO, plain_number
 from ae_pipeline.ingestion.parse import identity_text, landed_text, lost_nanoseconds, parse_value
+from ae_pipeline.ingestion.present import plain_numbers, present_value, without_null_values
 from ae_pipeline.ingestion.rows import (
     IMAGE_STRUCT,
     ORIGIN_COLUMNS,
@@ -93,11 +94,20 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     file = FileRows(plain_text(file.rows), file.rejected)
     schema = {name: dtype for name, dtype in file.rows.schema.items() if name in contract.columns}
     # Several small plans: polars takes ten times as long to optimize one plan over all columns and rules.
+    plain = plain_numbers(file.rows, schema, contract)
     present = file.rows.select(
-        *ORIGIN_COLUMNS, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
+        *ORIGIN_COLUMNS,
+        *(
+            present_value(name, dtype, contract.columns[name])
+            if name not in plain
+            else without_null_values(name, contract)
+            for name, dtype in schema.items()
+        ),
     )
     values = present.select(
-        _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
+        plain[name].alias(_TYPED + name)
+        if name in plain
+        else _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
         for name, rule in contract.columns.items()
     )
     timestamps = [
@@ -161,17 +171,6 @@ class _Rule:
     name: str
     condition: pl.Expr
     reason: pl.Expr
-
-
-def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
-    """Return the value as in the file, null if it is missing."""
-    column = pl.col(name)
-    if dtype == pl.String:
-        text = column.str.strip_chars()
-        is_number = rule.type in {ColumnType.NUMBER, ColumnType.DECIMAL}
-        missing = ["", *rule.null_values, *(("nan", "NaN", "NAN") if is_number else ())]
-        return pl.when(~text.is_in(missing)).then(text).alias(name)
-    return column.fill_nan(None) if dtype.is_float() else column
 
 
 def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule, timezone: str) -> pl.Expr:
@@ -333,7 +332,7 @@ def _with_row_columns(
         value, rule = pl.col(config.event_time), contract.columns[config.event_time]
         is_date = rule.type == ColumnType.DATE
         moment = start_of_day(value, config.timezone) if is_date else value.dt.cast_time_unit("us")
-        day = day_of(value, rule, config.timezone).dt.strftime("%Y-%m-%d")
+        day = day_of(value, rule, config.timezone).map_batches(_iso_dates, return_dtype=pl.String)
     return typed.with_columns(both[name] for name in ORIGIN_COLUMNS).select(
         *(name for name in contract.columns if name != "event_time"),
         *ORIGIN_COLUMNS,
@@ -341,3 +340,10 @@ def _with_row_columns(
         event_time=moment,
         _day=day,
     )
+
+
+def _iso_dates(dates: pl.Series) -> pl.Series:
+    """Return dates as text, each distinct one formatted once."""
+    unique = dates.unique()
+    texts = unique.dt.strftime("%Y-%m-%d")
+    return dates.replace_strict(unique, texts, return_dtype=pl.String) if len(dates) else texts

@@ -44,7 +44,8 @@ def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig
     )
     newest = pl.col("_day").last().over("row_id")  # files are in landing order
     parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
-    lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in parts]).sort("row_id")
+    repeated = (part.filter(pl.col("row_id").is_duplicated()) for part in parts)
+    lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in repeated]).sort("row_id")
     moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
     write_text(cache, json.dumps({"of": key, "moved": moved, "digest": hash_json([key, moved])}))
     return moved

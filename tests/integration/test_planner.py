@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.cli.run import run
-from ae_pipeline.common.errors import PipelineError, TrainingError
+from ae_pipeline.common.errors import PipelineError, StorageError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.lifecycle.before_training import plan_before_training, waits_for_publication
 from ae_pipeline.lifecycle.plan import Plan, Step, plan_landing, plan_serving, plan_training
 from ae_pipeline.orchestration.failures import first_reason
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import READ_TAG, REPOSITORY_TAG
 from ae_pipeline.registry.names import CHAMPION
+from ae_pipeline.storage.parquet import write_parquet
 from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, orders_csv
 
 REJECTED_DAYS = DAYS[:-2]
@@ -124,7 +127,7 @@ class TestLanding:
         assert shop_with_a_refused_file.run("intake").success
         (ingest,) = landing_plan(shop_with_a_refused_file).work
         assert (ingest.step, ingest.days) == (Step.INGEST, tuple(DAYS[:2]))
-        assert ingest.ranges == [(DAYS[0], DAYS[1])]
+        assert ingest.ranges == ((DAYS[0], DAYS[1]),)
         assert ingest.reason == f"{DAYS[0]} to {DAYS[1]}"
 
     def test_after_ingestion_the_refused_file_waits_until_it_changes(self, shop_with_a_refused_file: Shop) -> None:
@@ -142,6 +145,30 @@ class TestLanding:
         # The run did not come from the sensor, so the sensor does not delay the next attempt.
         planned = landing_plan(shop_with_a_refused_file).work
         assert shop_with_a_refused_file.requested(landing_requests) == [f"orders_intake {planned[0].reason}"]
+
+
+class TestGaps:
+    def test_a_run_spans_days_without_rows_and_leaves_them_out(self, shop: Shop) -> None:
+        for day in (DAYS[0], DAYS[1], DAYS[4], DAYS[5]):
+            shop.land(day)
+        assert shop.run("intake").success
+        (ingest,) = landing_plan(shop).work
+        assert ingest.ranges == ((DAYS[0], DAYS[5]),)
+        assert ingest.reason == f"{DAYS[0]} to {DAYS[5]}"
+        project_of(shop).run_job(shop.dataset, Step.INGEST, ingest.ranges[0], tags={READ_TAG: "by an earlier run"})
+        built = [path.stem for path in sorted(shop.paths.features("_").parent.glob("*.parquet"))]
+        assert built == [DAYS[0], DAYS[1], DAYS[4], DAYS[5]]
+        assert landing_plan(shop).work == ()
+
+    def test_a_run_does_not_span_days_that_need_no_work(self, shop: Shop) -> None:
+        for day in DAYS[:3]:
+            shop.land(day)
+        assert shop.run("ingest", DAYS[0], DAYS[2]).success
+        for day in (DAYS[0], DAYS[2]):
+            shop.land(day, orders_csv(day, rows=ROWS + 1))
+        assert shop.run("intake").success
+        (ingest,) = landing_plan(shop).work
+        assert ingest.ranges == ((DAYS[0], DAYS[0]), (DAYS[2], DAYS[2]))
 
 
 class TestRunsOfTheCommandLine:
@@ -170,6 +197,50 @@ class TestRunsOfTheCommandLine:
         (run,) = shop.instance.get_runs()
         messages = [entry.user_message for entry in shop.instance.all_logs(run.run_id) if not entry.is_dagster_event]
         assert messages.count("1 file read, with rows on 1 day") == 1
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise StorageError("the disk is full")
+
+
+class TestOrderOfWork:
+    @pytest.fixture
+    def late_shop(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+        """A project in which the last two days have changed or landed since the last publication."""
+        monkeypatch.setattr(Project, "load", lambda: project_of(serving_shop))
+        for day in DAYS[-2:]:
+            serving_shop.land(day, orders_csv(day, rows=ROWS + 1))
+        return serving_shop
+
+    def test_new_days_are_published_before_a_training(self, late_shop: Shop) -> None:
+        assert run("orders") == 0
+        runs = [run.job_name.removeprefix("orders_") for run in reversed(late_shop.instance.get_runs())]
+        assert runs[3:7] == ["intake", "ingest", "publish", "train"]
+
+    def test_a_failed_publication_does_not_stop_the_training(
+        self, late_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr("ae_pipeline.lifecycle.publish.publish", _fail)
+            with pytest.raises(PipelineError, match="orders_publish failed"):
+                run("orders")
+        runs = [run.job_name for run in late_shop.instance.get_runs()]
+        assert runs.count("orders_train") == 2
+
+    def test_nothing_waits_for_a_model_that_cannot_score(
+        self, late_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for step in (late_shop.run("intake"), late_shop.run("ingest", DAYS[-2], DAYS[-1])):
+            assert step.success
+        tracker = late_shop.workspace.tracker()
+        assert plan_before_training(late_shop.dataset, tracker) == serving_plan(late_shop)
+        assert waits_for_publication(late_shop.dataset, tracker).endswith(f": {DAYS[-2]} to {DAYS[-1]}")
+        path = late_shop.paths.features(DAYS[-1])
+        write_parquet(path, pl.read_parquet(path).drop("items").to_arrow())
+        plan = plan_before_training(late_shop.dataset, tracker)
+        assert plan.work == ()
+        assert plan.idle.startswith("version 1, which serves, cannot score the present features: ")
+        assert waits_for_publication(late_shop.dataset, tracker) == ""
 
 
 class TestRobustness:
