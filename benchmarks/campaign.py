@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -168,12 +169,13 @@ def descendants(pid: int) -> list[int]:
             fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             if fields[0] != "Z":
                 parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, queue = [], [pid]
+    pids: list[int] = []
+    queue = [pid]
     while queue:
         children = parents.get(queue.pop(), [])
-        found += children
+        pids += children
         queue += children
-    return found
+    return pids
 
 
 def stop_case(marker: str, signum: signal.Signals, delay: float) -> Case:
@@ -207,7 +209,7 @@ def terminate_case(job: str, step: str, *, forced: bool, backfill: bool = False)
     """Return a case that terminates a run in a step through GraphQL."""
 
     def case(deployment: Deployment) -> Outcome:
-        before = deployment.champion_run()
+        previous = deployment.champion_run()
         with deployment.serving() as (_, api):
             days = sorted(deployment.rows)
             launched = api.backfill(["latent_features"], days) if backfill else api.launch(job, days)
@@ -222,7 +224,7 @@ def terminate_case(job: str, step: str, *, forced: bool, backfill: bool = False)
                 time.sleep(0.1)
             counts = {"blocked": int(is_locked(deployment.paths.lock) or status == "CANCELING")}
         serving = deployment.champion_run()
-        counts["promoted"] = int(status == "CANCELED" and serving == run_id and before != run_id)
+        counts["promoted"] = int(status == "CANCELED" and serving == run_id and previous != run_id)
         return Outcome(counts, status.lower(), seconds)
 
     return case
@@ -305,14 +307,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     parser.add_argument("--kills", type=int, default=60, help="number of kills; 60 by default")
-    parser.add_argument("--only", default="", help="run the cases with this text in their name")
+    parser.add_argument("--only", default="", help="run the cases whose name matches this regular expression")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     chosen = parser.parse_args(arguments)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         deployment = Deployment.create(Path(folder), days=73, rows=31)
         for name, case in cases(chosen.kills, chosen.seed):
-            if chosen.only in name:
+            if re.search(chosen.only, name):
                 if not name.startswith("SIG"):
                     deployment.finish()
                 elif published_days(deployment.paths):  # a fresh start, so that there is work in every stage
