@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.errors import ConfigError, PipelineError, RemovalError, StorageError
 from ae_pipeline.common.escape import terminal_lines
 from ae_pipeline.common.signals import Stopped, stop_signal
 from ae_pipeline.common.text import first_line
+from ae_pipeline.storage.environment import environment_error
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -117,11 +118,12 @@ class Project:
             tags: More tags of the run.
 
         Raises:
+            RemovalError: The run would remove many rows, so that it changed nothing.
             PipelineError: The run failed. An alert was raised.
             Stopped: This process was asked to stop.
         """
         from ae_pipeline.orchestration.console import LOGGERS
-        from ae_pipeline.orchestration.failures import first_reason
+        from ae_pipeline.orchestration.failures import caused_by, first_reason
         from ae_pipeline.orchestration.jobs import job_name
         from ae_pipeline.orchestration.runs import show_in_timeline
         from ae_pipeline.orchestration.tags import REPOSITORY, REPOSITORY_TAG, WHO_TAG, range_tags
@@ -144,7 +146,8 @@ class Project:
         if not result.success:
             reason = first_reason(result.all_events)
             self._alert(dataset, result.dagster_run, reason)
-            raise PipelineError(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
+            kind = RemovalError if caused_by(RemovalError, result.all_events) else PipelineError
+            raise kind(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
 
     def end_dead_runs(self, name: str) -> None:
         """End the runs of a dataset whose process is dead, and print a line for each."""
@@ -173,8 +176,11 @@ class Project:
         from ae_pipeline.lifecycle.alerts import raise_without_lock
         from ae_pipeline.orchestration.failures import failure_alert
 
-        if alert := failure_alert(run, reason, dataset.paths):
-            raise_without_lock(alert, dataset)
+        try:
+            if alert := failure_alert(run, reason, dataset.paths):
+                raise_without_lock(alert, dataset)
+        except (OSError, StorageError) as error:  # what hinders the run hinders the alert too
+            print(f"The alert about it is not stored: {terminal_lines(environment_error(error) or error)}", flush=True)
 
 
 def current_user() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
-from ae_pipeline.common.errors import PipelineError, TrainingError
+from ae_pipeline.common.errors import PipelineError, RemovalError, TrainingError
 from ae_pipeline.common.escape import terminal_line
 
 if TYPE_CHECKING:
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from ae_pipeline.storage.dataset import Dataset
 
 
-def run(name: str) -> int:
+def run(name: str, *, accepts_removal: bool = False) -> int:
     """Bring a dataset up to date and print a summary; return the exit status.
 
     A step that fails does not stop the steps that do not depend on it. Its error is raised at the end.
 
+    Args:
+        name: Name of the dataset.
+        accepts_removal: Whether more than `max_removed_share` of the rows may go.
+
     Raises:
+        RemovalError: Too many rows would go, so that nothing was changed.
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
     from ae_pipeline.cli.summary import summarize, summarize_ingestion
@@ -32,7 +37,7 @@ def run(name: str) -> int:
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
-    runner = _Runner(project, dataset)
+    runner = _Runner(project, dataset, accepts_removal)
     try:
         # Planned under the lock: what another run does meanwhile is not done twice.
         with project.holding(dataset):
@@ -50,8 +55,8 @@ def run(name: str) -> int:
 class _Runner:
     """Runs the work of the planner, each piece once."""
 
-    def __init__(self, project: Project, dataset: "Dataset") -> None:
-        self._project, self._dataset = project, dataset
+    def __init__(self, project: Project, dataset: "Dataset", accepts_removal: bool) -> None:
+        self._project, self._dataset, self._accepts_removal = project, dataset, accepts_removal
         self._done: set[tuple[str, str]] = set()
         self.failure: PipelineError | None = None
 
@@ -65,15 +70,33 @@ class _Runner:
         withdraw_cancelled_challenger(self._dataset, tracker, self._project.instance)
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         self._check_sizes()
+        failure = self._publish_first()
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
+        before = tracker.version(self._dataset.name, CHAMPION)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
-        if tracker.version(self._dataset.name, CHAMPION) is None:
+        champion = tracker.version(self._dataset.name, CHAMPION)
+        if champion is None:
             self.failure = self.failure or TrainingError(serving.idle)
+        elif failure and before and champion.version == before.version:  # no other version published the days instead
+            self.failure = self.failure or failure
         elif not self._done:
             print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
+
+    def _publish_first(self) -> PipelineError | None:
+        """Publish and report new days under the version that serves, so that no training learns them unseen.
+
+        A failure does not stop the training, because a new model can be the remedy.
+        """
+        from ae_pipeline.lifecycle.before_training import plan_before_training
+
+        try:
+            self._follow(lambda: plan_before_training(self._dataset, self._project.tracker))
+        except PipelineError as error:
+            return error
+        return None
 
     def _follow(self, ask: "Callable[[], Plan]") -> "Plan":
         """Do the work of a plan, one piece at a time, until a plan has no work that was not tried."""
@@ -85,6 +108,8 @@ class _Runner:
             self._done.add((work.step, work.state))
             try:
                 self._do(work)
+            except RemovalError:
+                raise  # nothing may change before somebody has accepted it
             except PipelineError as error:
                 if not self._can_continue(work.step):
                     raise
@@ -92,9 +117,10 @@ class _Runner:
 
     def _do(self, work: "Work") -> None:
         from ae_pipeline.lifecycle.plan import Step
-        from ae_pipeline.orchestration.tags import READ_TAG
+        from ae_pipeline.orchestration.tags import ACCEPT_TAG, READ_TAG
 
         tags = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
+        tags |= {ACCEPT_TAG: "yes"} if self._accepts_removal else {}
         for days in work.ranges or (None,):
             self._project.run_job(self._dataset, work.step, days, tags=tags)
 
