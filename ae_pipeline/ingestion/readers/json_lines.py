@@ -8,7 +8,7 @@ import polars as pl
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.readers.bounds import check_sparse, check_table, exceeded
-from ae_pipeline.ingestion.readers.encodings import decode, printable_text
+from ae_pipeline.ingestion.readers.encodings import decode, printable_record
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
 _BOOLEANS = {True: "true", False: "false"}
@@ -50,9 +50,7 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
                 "".join(each for each in (*row, *row.values()) if isinstance(each, str)).encode()
         except (ValueError, RecursionError) as error:
             reason = f"the line is not a JSON object ({first_line(error)}); write one object on each line"
-            is_long = len(line) > limits.record_bytes
-            record = f"{len(line):,} bytes" if is_long else printable_text(line).rstrip("\r")
-            rejected.append((number, "json", reason, record))
+            rejected.append((number, "json", reason, printable_record(line, limits.record_bytes)))
             if len(rejected) > limits.rejected_rows:
                 what = "or more lines that are no JSON object"
                 raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows") from error
