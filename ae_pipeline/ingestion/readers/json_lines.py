@@ -33,7 +33,6 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
     rejected: list[tuple[int, str, str, str]] = []
     nested: dict[str, str] = {}
     names: dict[str, None] = {}
-    check_table(limits, rows=text.data.count(b"\n"))
     parse = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_unique).decode
     for number, line in enumerate(text.data.split(b"\n"), 1):
         if not line.strip():
@@ -56,7 +55,7 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
                 raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows") from error
             continue
         names |= dict.fromkeys(row)
-        check_table(limits, columns=len(names))
+        check_table(limits, columns=len(names), rows=len(objects) + 1)
         objects.append(row)
         numbers.append(number)
     check_sparse(limits, len(names), len(objects), len(data))
