@@ -38,7 +38,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
-    _warn_of_history(project, dataset)
+    warn_of_history(project, dataset)
     runner = _Runner(project, dataset, accepts_removal)
     try:
         runner.follow_plans()
@@ -126,7 +126,7 @@ class _Runner:
         return step == Step.TRAIN and self._project.tracker.version(self._dataset.name, CHAMPION) is not None
 
 
-def _warn_of_history(project: Project, dataset: "Dataset") -> None:
+def warn_of_history(project: Project, dataset: "Dataset") -> None:
     """Print what is wrong with the history, because this run may add an entry that hides it."""
     from ae_pipeline.lifecycle.doctor.served import history_problems
 
