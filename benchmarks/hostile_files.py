@@ -82,10 +82,10 @@ def _zstd_bomb(path: Path) -> None:
             file.write(chunk)
 
 
-def _zip(*members: tuple[str, bytes]) -> bytes:
+def _zip(*entries: tuple[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
+        for name, content in entries:
             archive.writestr(name, content)
     return buffer.getvalue()
 

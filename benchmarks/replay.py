@@ -131,7 +131,7 @@ def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
     shipped = yaml.safe_load(files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8"))
     config = {**shipped["attributes"], **changes}
     port, token = _free_port(), secrets.token_urlsafe(32)
-    source = {"python_file": str(root / "replay_definitions.py"), "location_name": "replay_definitions.py"}
+    source = {"python_file": {"relative_path": "replay_definitions.py", "location_name": "replay_definitions.py"}}
     (root / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [source]}), encoding="utf-8")
     with _webhook() as (address, posted):
         environment = {
