@@ -1,6 +1,7 @@
 """`ae-pipeline run`: do what the planner says until a dataset is up to date."""
 
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
+    warn_of_history(project, dataset)
     runner = _Runner(project, dataset, accepts_removal)
     try:
         # Planned under the lock: what another run does meanwhile is not done twice.
@@ -144,6 +146,15 @@ class _Runner:
             return last_ingest(self._dataset) is not None
         # After a failed training, the version that serves also scores the new days.
         return step == Step.TRAIN and self._project.tracker.version(self._dataset.name, CHAMPION) is not None
+
+
+def warn_of_history(project: Project, dataset: "Dataset") -> None:
+    """Print what is wrong with the history, because this run may add an entry that hides it."""
+    from ae_pipeline.lifecycle.doctor.served import history_problems
+
+    for problem in history_problems(dataset, project.tracker):
+        text = f"{problem.subject}: {problem.message}; `ae-pipeline doctor {dataset.name} --repair` mends it"
+        print(f"Warning: {terminal_line(text)}.", file=sys.stderr, flush=True)
 
 
 def _land_demo(dataset: "Dataset") -> None:

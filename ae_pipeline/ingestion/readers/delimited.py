@@ -15,7 +15,7 @@ from ae_pipeline.common.text import first_line, pluralize
 from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import Dialect, Separator, SourceConfig
 from ae_pipeline.ingestion.readers.bounds import check_table, exceeded
-from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_text
+from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_record
 from ae_pipeline.ingestion.readers.plain_lines import read_plain_lines
 from ae_pipeline.ingestion.readers.records import Broken, RecordScanner
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
@@ -138,6 +138,9 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
             "the header has NUL bytes, so it is no text, or the text is UTF-16 without a byte order mark; land it as "
             "UTF-8, or set source.encoding to utf-16-le or utf-16-be in the YAML"
         )
+    if header.count(separator.encode()) >= limits.columns and not head.problem:
+        text_of_header = header.decode("utf-8", errors="replace")
+        check_table(limits, columns=len(next(csv.reader(io.StringIO(text_of_header, newline=""), delimiter=separator))))
     try:
         if head.problem:
             raise pa.ArrowInvalid(head.problem)
@@ -149,7 +152,6 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
         raise UnreadableFileError(
             f"the first line is not a header ({first_line(error)}); add one with the column names"
         ) from error
-    check_table(limits, columns=len(landed))
     names = [each.strip() for each in landed]
     if not any(names):
         raise UnreadableFileError("the first line is not a header (it has no name); add one with the column names")
@@ -195,7 +197,7 @@ class _Body:
         if start == len(data):
             return cls(parts=[], lines=np.empty(0, np.int64), longest=0, has_quotes=False, rejected=[])
         has_quotes = data.find(b'"', start) >= 0
-        if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start):
+        if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start, limits.record_bytes):
             first = data.count(b"\n", 0, start) + 1
             count = data.count(b"\n", start) + (not data.endswith(b"\n"))
             check_table(limits, rows=count)
@@ -249,7 +251,7 @@ class _Body:
         broken.sort()
         numbers = np.searchsorted(breaks, [each.start for each in broken]) + 1
         rejected = [
-            (int(number), each.rule, each.reason, _shown(data, each, limits.record_bytes))
+            (int(number), each.rule, each.reason, printable_record(data[each.start : each.end], limits.record_bytes))
             for number, each in zip(numbers, broken, strict=True)
         ]
         is_blank = (bytes_[starts] == ord("\n")) | (bytes_[starts] == ord("\r"))
@@ -264,13 +266,6 @@ class _Body:
         )
 
 
-def _shown(data: bytes, broken: Broken, max_bytes: int) -> str:
-    """Return the text of a broken record, or only its size if it is too long."""
-    if broken.end - broken.start > max_bytes:
-        return f"{broken.end - broken.start:,} bytes"
-    return printable_text(data[broken.start : broken.end]).rstrip("\r\n")
-
-
 def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
     """Return whether each record starts in a broken one."""
     edges = np.array(sorted(edge for each in broken for edge in (each.start, each.end)), dtype=np.int64)
@@ -278,8 +273,13 @@ def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDAr
     return is_within
 
 
-def _is_one_row_a_line(data: bytes, start: int) -> bool:
-    """Return whether each line below the header is a row, and none is empty. The data has no quotes."""
+def _is_one_row_a_line(data: bytes, start: int, max_bytes: int) -> bool:
+    """Return whether each line below the header is a row, and none is empty or too long. The data has no quotes."""
+    position = start
+    while len(data) - position > max_bytes:
+        position = data.rfind(b"\n", position, position + max_bytes) + 1
+        if not position:
+            return False
     return b"\r" not in data and data.find(b"\n\n", start) < 0 and not data.startswith(b"\n", start)
 
 
