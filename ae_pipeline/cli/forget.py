@@ -82,12 +82,13 @@ def _dagster_parts(project: Project, name: str) -> "list[StoredPart]":
     from ae_pipeline.lifecycle.forget import StoredPart
 
     instance = project.instance
+    project.end_dead_runs(name)
     keys = [key for key in instance.get_asset_keys() if key.path[0] == name]
     runs = [run for run in instance.get_runs() if _belongs_to(run, name)]
     if active := [run for run in runs if not run.is_finished]:
         raise ConfigError(
             f"run {active[0].run_id} of {name!r} is {active[0].status.value.lower()}; wait for its end or cancel it, "
-            "and run this again"
+            f"`ae-pipeline unblock {name}` says what executes it; then run this again"
         )
     if not keys and not runs:
         return []

@@ -124,6 +124,12 @@ class PipelineConfig(Section):
         default=0.01,
         description="Maximum share of quarantined rows, between 0 and 1. Above it, the check of `raw_data` fails.",
     )
+    max_removed_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2,
+        description="Share of the rows that may go without a question, because of an edit of the YAML or the schema "
+        "contract, a deleted file or a corrected one. Above it, a run changes nothing and asks for `--accept-removal`. "
+        "1 never asks.",
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The network, its inputs and its loss.")
     training: TrainingConfig = Field(
         default_factory=TrainingConfig, description="The training window, and how a model is trained on it."

@@ -15,6 +15,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
@@ -105,7 +106,18 @@ class StagingBatch:
             than the schema contract; otherwise None.
         """
         stat = path.stat()
-        data = path.read_bytes()
+        try:
+            data = read_bounded(path, self._config.source.limits)
+        except UnreadableFileError as error:
+            entry = LandedFile(
+                size=stat.st_size,
+                modified_ns=stat.st_mtime_ns,
+                sha256="",
+                landed_ns=stat.st_mtime_ns,
+                contract=self._rules.lasting,
+                staged=None,
+            )
+            return _refused(entry, previous, str(error))
         digest = hashlib.sha256(data).hexdigest()
         same_content = previous if previous and previous.sha256 == digest else None
         entry = LandedFile(

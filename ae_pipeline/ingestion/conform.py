@@ -68,8 +68,9 @@ def check_columns(names: list[str], contract: SchemaContract, source: str, keys:
             f"{changed}. Every row needs {lost[0]!r}, because it is an identity, event time or image column; land the "
             "file again with that column, or choose another one in the dataset's YAML"
         )
-    edits = [f"set 'optional: true' for {missing[0]!r}"] if missing else []
-    edits += [f"add '{new[0]}: {{type: …, optional: true}}'"] if new else []
+    edits = [f"set 'optional: true' for {', '.join(map(repr, missing))}"] if missing else []
+    additions = [f"'{name}: {{type: …, optional: true}}'" for name in new]
+    edits += [f"add {', '.join(additions)}"] if new else []
     raise SchemaError(
         f"{changed}. If this is intended, edit the schema contract ({' and '.join(edits)}) and run again; if not, land "
         "the file again"

@@ -15,6 +15,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.ingestion.contract import is_needed, save_contract
 from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
@@ -101,7 +102,7 @@ def _samples(
     options = ReadOptions.of(config)
     for name in names:
         try:
-            sample, reason = _sample(name, landed[name].read_bytes(), options, config, count)
+            sample, reason = _sample(name, read_bounded(landed[name], config.source.limits), options, config, count)
         except UnreadableFileError as error:
             problem = problem or f" ({name}: {error})"
             continue

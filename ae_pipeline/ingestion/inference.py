@@ -131,7 +131,7 @@ def _infer_image(columns: Sequence[pl.Series], config: PipelineConfig) -> Column
     if shapes.is_empty():
         raise SchemaError(
             f"column {columns[0].name!r} of {config.dataset!r} should hold images, but no landed file has a readable "
-            "image there; land PNG, JPEG or Parquet files with images, or set another images.column"
+            "image there; land image files, or Parquet files with images, or set another images.column"
         )
     counts = shapes.group_by(*shapes.columns, maintain_order=True).len()
     most_frequent = counts.row(int(counts["len"].arg_max() or 0), named=True)

@@ -21,6 +21,7 @@ from ae_pipeline.features.sizes import gate_size
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import days_to_fetch, describe_source, last_fetch
 from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
+from ae_pipeline.ingestion.removal import has_unread_contract
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
@@ -286,8 +287,8 @@ def _gate_size(config: PipelineConfig, content: Content) -> int:
 def days_to_ingest(dataset: Dataset) -> list[str]:
     """Return days whose raw rows or features differ from what the files read so far give."""
     last = last_ingest(dataset)
-    if last is None:
-        return []
+    if last is None or has_unread_contract(last.contract, dataset):
+        return []  # what the files give under an edited contract is not known before they are read
     return sorted({*last.pending_days(dataset), *_days_without_features(dataset)})
 
 

@@ -46,6 +46,15 @@ def first_reason(events: Sequence[dg.DagsterEvent]) -> str:
     return ((error.to_string() if error else failed.message) or "it ended without a message").strip()
 
 
+def caused_by(kind: type[Exception], events: Sequence[dg.DagsterEvent]) -> bool:
+    """Return whether a step failed because of a kind of error."""
+    errors = [event.step_failure_data.error for event in events if event.is_step_failure]
+    causes = [error.cause or error for error in errors if error]
+    return any(
+        kind.__name__ == name for cause in causes for name in (cause.cls_name, cause.cause and cause.cause.cls_name)
+    )
+
+
 def failure_alert(run: dg.DagsterRun, reason: str, paths: DatasetPaths) -> Alert | None:
     """Return the alert about a failed run, or None if an alert about a broken contract covers it."""
     if reason in alerted_subjects(paths, AlertEvent.CONTRACT_BROKEN):

@@ -16,8 +16,14 @@ REASON_TAG = "ae_pipeline/reason"
 READ_TAG = "ae_pipeline/read"
 """Set if an earlier run has read the landed files, so that this one need not."""
 
+ACCEPT_TAG = "ae_pipeline/accept_removal"
+"""Set to `yes` by a person who accepts that the run removes more than `max_removed_share` of the rows."""
+
 WHO_TAG = "ae_pipeline/who"
 """Person who requested the run."""
+
+PROCESS_TAG = "ae_pipeline/process"
+"""Process that executes the run, by run id, host, start of the machine, process id and start."""
 
 REPOSITORY_TAG = ".dagster/repository"
 """Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
@@ -30,6 +36,15 @@ def range_tags(first: str, last: str) -> dict[str, str]:
     if first == ALL_ROWS:
         return {}
     return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+
+
+def accepts_removal(tags: Mapping[str, str]) -> bool:
+    """Return whether a person accepts that a run removes many rows.
+
+    >>> accepts_removal({"ae_pipeline/accept_removal": "Yes"}), accepts_removal({})
+    (True, False)
+    """
+    return tags.get(ACCEPT_TAG, "").strip().lower() in {"yes", "true", "1"}
 
 
 def requested_by(tags: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import polars as pl
 
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.source import SourceConfig
+from ae_pipeline.ingestion.readers.bounds import check_sparse, check_table, exceeded
 from ae_pipeline.ingestion.readers.encodings import decode, printable_text
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
@@ -27,15 +28,21 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
     Raises:
         UnreadableFileError: The text has another encoding than declared, or no line is a JSON object.
     """
-    text = decode(data, source.encoding)
+    text, limits = decode(data, source.encoding), source.limits
     objects: list[dict[str, Any]] = []
     numbers: list[int] = []
     rejected: list[tuple[int, str, str, str]] = []
+    check_table(limits, rows=text.data.count(b"\n"))
+    names: dict[str, None] = {}
     parse = _decoder(_unique).decode
     for number, line in enumerate(text.data.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
+            if len(line) > limits.record_bytes:
+                raise ValueError(
+                    f"it has {len(line):,} bytes, but source.limits.record_bytes is {limits.record_bytes:,}"
+                )
             row = parse(line.decode())
             if not isinstance(row, dict):
                 raise ValueError("it is no object with names and values")
@@ -43,10 +50,18 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
                 "".join(each for each in (*row, *row.values()) if isinstance(each, str)).encode()
         except (ValueError, RecursionError) as error:
             reason = f"the line is not a JSON object ({first_line(error)}); write one object on each line"
-            rejected.append((number, "json", reason, printable_text(line).rstrip("\r")))
+            is_long = len(line) > limits.record_bytes
+            record = f"{len(line):,} bytes" if is_long else printable_text(line).rstrip("\r")
+            rejected.append((number, "json", reason, record))
+            if len(rejected) > limits.rejected_rows:
+                what = "or more lines that are no JSON object"
+                raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows") from error
             continue
+        names |= dict.fromkeys(row)
+        check_table(limits, columns=len(names))
         objects.append(row)
         numbers.append(number)
+    check_sparse(limits, len(names), len(objects), len(data))
     if not any(objects):
         first = f" ({rejected[0][2]})" if rejected else ""
         raise UnreadableFileError(f"no line is a JSON object with values{first}; land it again with one object a line")
@@ -80,6 +95,8 @@ def read_json_array(data: bytes, source: SourceConfig) -> FileRows:
         ) from error
     if not isinstance(items, list):
         raise UnreadableFileError(f"the file holds no JSON array; {remedy}")
+    limits = source.limits
+    check_table(limits, rows=len(items))
     objects: list[dict[str, Any]] = []
     numbers: list[int] = []
     rejected: list[tuple[int, str, str, str]] = []
@@ -92,6 +109,9 @@ def read_json_array(data: bytes, source: SourceConfig) -> FileRows:
         problem = "it has half of a character" if isinstance(item, dict) else problem
         reason = f"the item is not a JSON object ({problem}); write an array of objects with different names"
         rejected.append((number, "json", reason, json.dumps(item)))
+    names = {name for item in objects for name in item}
+    check_table(limits, columns=len(names))
+    check_sparse(limits, len(names), len(objects), len(data))
     if not any(objects):
         first = f" ({rejected[0][2]})" if rejected else ""
         raise UnreadableFileError(f"no item of the array is a JSON object with values{first}; {remedy}")
