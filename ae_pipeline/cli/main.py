@@ -12,7 +12,7 @@ from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.signals import SignalWatch, signals_raised
-from ae_pipeline.storage.sqlite import database_error
+from ae_pipeline.storage.environment import environment_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(error: Exception) -> int:
     """Print an error that a user can fix, or raise it; return the exit status."""
-    known = error if isinstance(error, PipelineError) else database_error(error)
+    known = error if isinstance(error, PipelineError) else environment_error(error)
     if known is None:
         raise error
     print_error(known)
@@ -82,6 +82,10 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.unblock import unblock
 
             return unblock(options.dataset, force=options.force)
+        case "withdraw":
+            from ae_pipeline.cli.withdraw import withdraw
+
+            return withdraw(options.dataset, options.days, options.why, undo=options.undo, confirmed=options.yes)
         case "doctor":
             from ae_pipeline.cli.doctor import doctor
 
@@ -121,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     forget.add_argument("dataset", help="a dataset, also one without a YAML")
     forget.add_argument("--yes", action="store_true", help="remove without a question")
     forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
+    withdrawn = commands.add_parser("withdraw", help="take the rows of wrong days out of all tables, or list such days")
+    withdrawn.add_argument("dataset", help="a dataset of the defs folder")
+    withdrawn.add_argument("days", nargs="*", metavar="DAY", help="ISO date; without one, list the withdrawn days")
+    withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
+    withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
+    withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
     new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ae_pipeline.common.errors import ConfigError, PipelineError, RemovalError
+from ae_pipeline.common.errors import ConfigError, PipelineError, RemovalError, StorageError
 from ae_pipeline.common.escape import terminal_lines
 from ae_pipeline.common.signals import Stopped, stop_signal
 from ae_pipeline.common.text import first_line
+from ae_pipeline.storage.environment import environment_error
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -175,8 +176,11 @@ class Project:
         from ae_pipeline.lifecycle.alerts import raise_without_lock
         from ae_pipeline.orchestration.failures import failure_alert
 
-        if alert := failure_alert(run, reason, dataset.paths):
-            raise_without_lock(alert, dataset)
+        try:
+            if alert := failure_alert(run, reason, dataset.paths):
+                raise_without_lock(alert, dataset)
+        except (OSError, StorageError) as error:  # what hinders the run hinders the alert too
+            print(f"The alert about it is not stored: {terminal_lines(environment_error(error) or error)}", flush=True)
 
 
 def current_user() -> str:

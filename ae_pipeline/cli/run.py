@@ -70,15 +70,33 @@ class _Runner:
         withdraw_cancelled_challenger(self._dataset, tracker, self._project.instance)
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         self._check_sizes()
+        failure = self._publish_first()
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
+        before = tracker.version(self._dataset.name, CHAMPION)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
-        if tracker.version(self._dataset.name, CHAMPION) is None:
+        champion = tracker.version(self._dataset.name, CHAMPION)
+        if champion is None:
             self.failure = self.failure or TrainingError(serving.idle)
+        elif failure and before and champion.version == before.version:  # no other version published the days instead
+            self.failure = self.failure or failure
         elif not self._done:
             print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
+
+    def _publish_first(self) -> PipelineError | None:
+        """Publish and report new days under the version that serves, so that no training learns them unseen.
+
+        A failure does not stop the training, because a new model can be the remedy.
+        """
+        from ae_pipeline.lifecycle.before_training import plan_before_training
+
+        try:
+            self._follow(lambda: plan_before_training(self._dataset, self._project.tracker))
+        except PipelineError as error:
+            return error
+        return None
 
     def _follow(self, ask: "Callable[[], Plan]") -> "Plan":
         """Do the work of a plan, one piece at a time, until a plan has no work that was not tried."""

@@ -84,7 +84,8 @@ class PipelineConfig(Section):
     )
     end: dt.date | None = Field(
         default=None,
-        description="Last daily partition, a day of `timezone`. Later rows go to quarantine. By default today.",
+        description="Last daily partition, a day of `timezone`. Later rows go to quarantine, and rows after "
+        "today stay there until their day comes. By default today.",
     )
     columns: dict[
         str,

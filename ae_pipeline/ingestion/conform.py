@@ -8,6 +8,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import NUMERIC_TYPES, ColumnType
+from ae_pipeline.config.days import last_day
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
 from ae_pipeline.ingestion.local_time import UTC, can_be_local, day_of, log_repeated_times, skips_date, start_of_day
@@ -84,7 +85,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         file: Rows as read; `check_columns` has accepted their columns.
         contract: Rule of each column.
         config: Configuration with identity, event time, first and last day.
-        today: Last valid day if the configuration has no `end`.
+        today: Current day in the time zone of the dataset. Later rows are not valid yet.
 
     Returns:
         Valid rows with the columns of the contract and `ROW_COLUMNS`; and rejected rows: those that could not be read,
@@ -295,7 +296,7 @@ def _skipped_time(name: str, dtype: pl.DataType, rule: ColumnRule, config: Pipel
 
 
 def _time_rules(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig, today: dt.date) -> list[_Rule]:
-    last = config.end or today
+    last = last_day(config, today)
     remedy = "correct it at the source, or widen start and end in the YAML"
     value_text, day = _shown(name, dtype), day_of(pl.col(_TYPED + name), rule, config.timezone)
     reason = pl.format(f"{_literal(name)} = {{}} is outside {config.start} to {last}; {remedy}", value_text)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.days import has_come
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
@@ -289,7 +290,8 @@ def days_to_ingest(dataset: Dataset) -> list[str]:
     last = last_ingest(dataset)
     if last is None or has_unread_contract(last.contract, dataset):
         return []  # what the files give under an edited contract is not known before they are read
-    return sorted({*last.pending_days(dataset), *_days_without_features(dataset)})
+    days = {*last.pending_days(dataset), *_days_without_features(dataset)}
+    return sorted(day for day in days if has_come(day, dataset.config))
 
 
 def _days_without_features(dataset: Dataset) -> list[str]:
@@ -311,7 +313,7 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     if champion is None:
         return []
     fingerprint, _ = _bundle_facts(tracker, champion)
-    days = list(features_content(dataset))
+    days = [day for day in features_content(dataset) if has_come(day, dataset.config)]
     published, interrupted = published_days(paths), cut_short(paths)
     texts = TableFiles(paths.latents).damaged_texts()
     if published and (texts or not can_refresh(paths) or damaged_report_files(paths)):

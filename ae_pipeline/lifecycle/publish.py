@@ -9,7 +9,8 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.gate.rules import GateResult, calibration_holds, latents_not_collapsed
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
 from ae_pipeline.latents.data_contract import build_contract
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import LatentDay, Publication, publish

@@ -50,9 +50,13 @@ def early_training_requests(dataset: Dataset, workspace: Workspace, instance: dg
     """Request a training before the next scheduled one if enough drifted days are new to a training."""
     if active := active_training(dataset, workspace, instance):
         return dg.SkipReason(active)
+    from ae_pipeline.lifecycle.before_training import waits_for_publication
     from ae_pipeline.lifecycle.plan import plan_early_training
 
-    return request_runs(plan_early_training(dataset, workspace.tracker()), dataset.config, instance)
+    plan = plan_early_training(dataset, workspace.tracker())
+    if plan.work and (waits := waits_for_publication(dataset, workspace.tracker())):
+        return dg.SkipReason(waits)
+    return request_runs(plan, dataset.config, instance)
 
 
 def build_sensors(config: PipelineConfig, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:

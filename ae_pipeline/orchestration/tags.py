@@ -31,11 +31,21 @@ REPOSITORY_TAG = ".dagster/repository"
 REPOSITORY = "__repository__@ae_pipeline"
 
 
+_PARTITION = "dagster/partition"
+_RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
 def range_tags(first: str, last: str) -> dict[str, str]:
     """Return the tags of a run over a range of days; none for a dataset without event time."""
     if first == ALL_ROWS:
         return {}
-    return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    return {_RANGE_START: first, _RANGE_END: last}
+
+
+def named_days(tags: Mapping[str, str]) -> list[str]:
+    """Return the day that the tags of a run name, or the first and the last day of its range; empty without a day."""
+    names = (_PARTITION,) if _PARTITION in tags else (_RANGE_START, _RANGE_END)
+    return sorted(tags[name] for name in names if name in tags)
 
 
 def accepts_removal(tags: Mapping[str, str]) -> bool:

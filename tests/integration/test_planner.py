@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.cli.run import run
-from ae_pipeline.common.errors import PipelineError, TrainingError
+from ae_pipeline.common.errors import PipelineError, StorageError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.lifecycle.before_training import plan_before_training, waits_for_publication
 from ae_pipeline.lifecycle.plan import Plan, Step, plan_landing, plan_serving, plan_training
+from ae_pipeline.orchestration.failures import first_reason
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import READ_TAG, REPOSITORY_TAG
 from ae_pipeline.registry.names import CHAMPION
+from ae_pipeline.storage.parquet import write_parquet
 from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, orders_csv
 
 REJECTED_DAYS = DAYS[:-2]
@@ -171,6 +175,50 @@ class TestRunsOfTheCommandLine:
         assert messages.count("1 file read, with rows on 1 day") == 1
 
 
+def _fail(*_: object, **__: object) -> None:
+    raise StorageError("the disk is full")
+
+
+class TestOrderOfWork:
+    @pytest.fixture
+    def late_shop(self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+        """A project in which the last two days have changed or landed since the last publication."""
+        monkeypatch.setattr(Project, "load", lambda: project_of(serving_shop))
+        for day in DAYS[-2:]:
+            serving_shop.land(day, orders_csv(day, rows=ROWS + 1))
+        return serving_shop
+
+    def test_new_days_are_published_before_a_training(self, late_shop: Shop) -> None:
+        assert run("orders") == 0
+        runs = [run.job_name.removeprefix("orders_") for run in reversed(late_shop.instance.get_runs())]
+        assert runs[3:7] == ["intake", "ingest", "publish", "train"]
+
+    def test_a_failed_publication_does_not_stop_the_training(
+        self, late_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr("ae_pipeline.lifecycle.publish.publish", _fail)
+            with pytest.raises(PipelineError, match="orders_publish failed"):
+                run("orders")
+        runs = [run.job_name for run in late_shop.instance.get_runs()]
+        assert runs.count("orders_train") == 2
+
+    def test_nothing_waits_for_a_model_that_cannot_score(
+        self, late_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for step in (late_shop.run("intake"), late_shop.run("ingest", DAYS[-2], DAYS[-1])):
+            assert step.success
+        tracker = late_shop.workspace.tracker()
+        assert plan_before_training(late_shop.dataset, tracker) == serving_plan(late_shop)
+        assert waits_for_publication(late_shop.dataset, tracker).endswith(f": {DAYS[-2]} to {DAYS[-1]}")
+        path = late_shop.paths.features(DAYS[-1])
+        write_parquet(path, pl.read_parquet(path).drop("items").to_arrow())
+        plan = plan_before_training(late_shop.dataset, tracker)
+        assert plan.work == ()
+        assert plan.idle.startswith("version 1, which serves, cannot score the present features: ")
+        assert waits_for_publication(late_shop.dataset, tracker) == ""
+
+
 class TestRobustness:
     def test_an_unreadable_bundle_makes_a_training_due(self, serving_shop: Shop) -> None:
         from ae_pipeline.lifecycle import plan
@@ -207,3 +255,26 @@ class TestRobustness:
         tags = {"dagster/partition": DAYS[0]}
         assert definitions.resolve_job_def("nightly").execute_in_process(instance=shop.instance, tags=tags).success
         assert locked == ["orders"]
+
+
+def test_runs_outside_the_days_are_refused_and_write_nothing(shop: Shop) -> None:
+    shop.land(DAYS[0])
+    assert shop.run("ingest", DAYS[0]).success
+    files = sorted(path for path in (shop.root / "data").rglob("*") if path.is_file())
+    reasons = {
+        "future": shop.run_stage("raw_data", "2124-01-01"),
+        "before": shop.run_stage("features", "2024-01-20"),
+        "range": shop.run("ingest", DAYS[1], "2024-03-20"),
+        "none": shop.run("ingest"),
+        "publish": shop.run("publish"),
+        "day": shop.run("day"),
+    }
+    messages = {name: first_reason(done.all_events) for name, done in reasons.items()}
+    assert messages["future"].startswith("2124-01-01 is not a day of 'orders': it is outside 2024-02-10 to 2024-03-04;")
+    assert messages["before"] == (
+        "2024-01-20 is before the days of the dataset; choose other days, or change start or end"
+    )
+    assert messages["range"].startswith("2024-03-20 is not a day of 'orders'")
+    assert all("this run names no day; choose days" in messages[name] for name in ("none", "publish", "day"))
+    assert all("\n" not in message for message in messages.values())
+    assert sorted(path for path in (shop.root / "data").rglob("*") if path.is_file()) == files

@@ -12,9 +12,11 @@ import dagster as dg
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import without_html
 from ae_pipeline.common.text import first_line
+from ae_pipeline.config.days import check_days
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.tags import named_days
+from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.paths import ALL_ROWS
-from ae_pipeline.storage.sqlite import database_error
 
 CODE_VERSION = "1"
 """Raised when the result of an asset would change."""
@@ -89,19 +91,25 @@ def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | N
     if config.start is None:
         return None
     after = config.end + dt.timedelta(days=1) if config.end else None
-    # Without an end, today's partition exists while the day lasts, so that it can be scored as it fills.
     return dg.DailyPartitionsDefinition(
         start_date=config.start.isoformat(),
         end_date=after.isoformat() if after else None,
-        end_offset=0 if after else 1,
+        end_offset=1,  # today's partition exists while the day lasts, so that it can be scored as it fills
         timezone=config.timezone,
     )
 
 
-def days_of(context: dg.AssetExecutionContext) -> list[str]:
-    """Return the partitions of a run in order, or `ALL_ROWS` for an asset without partitions."""
-    has_days = context.has_partition_key or context.has_partition_key_range
-    return sorted(context.partition_keys) if has_days else [ALL_ROWS]
+def days_of(context: dg.AssetExecutionContext, config: PipelineConfig) -> list[str]:
+    """Return the partitions of a run in order, or `ALL_ROWS` for a dataset without event time.
+
+    Raises:
+        dagster.Failure: The run names no day of a dataset with event time, or a day outside its days.
+    """
+    if not config.is_daily:
+        return [ALL_ROWS]
+    with as_dagster_failure():
+        check_days(named_days(context.run.tags), config)
+    return sorted(context.partition_keys)
 
 
 def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
@@ -126,13 +134,14 @@ def as_dagster_failure() -> Iterator[None]:
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except Exception as error:
+        known = environment_error(error)
         if is_transient(error):
-            failure = dg.Failure(description=f"{type(error).__name__}: {first_line(error)}; run it again")
+            described = str(known) if known else f"{type(error).__name__}: {first_line(error)}; run it again"
             # Dagster shows the failure that a request comes from if the last attempt fails too.
-            raise dg.RetryRequested(max_retries=1, seconds_to_wait=_RETRY_SECONDS) from failure
-        if (damaged := database_error(error)) is None:
+            raise dg.RetryRequested(max_retries=1, seconds_to_wait=_RETRY_SECONDS) from dg.Failure(described)
+        if known is None:
             raise
-        raise dg.Failure(description=str(damaged), allow_retries=False) from error
+        raise dg.Failure(description=str(known), allow_retries=False) from error
 
 
 def is_transient(error: BaseException) -> bool:

@@ -61,7 +61,7 @@ def build_latent_features(config: PipelineConfig) -> dg.AssetsDefinition:
             latents = publish_latents(
                 workspace.dataset(config),
                 workspace.tracker(),
-                days_of(context),
+                days_of(context, config),
                 origin_of(context),
                 before_commit=run_lock.require_active,
                 accepts_removal=accepts_removal(context.run.tags),
