@@ -28,7 +28,7 @@ from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
 from ae_pipeline.lifecycle.promote import undecided_challenger
-from ae_pipeline.lifecycle.ranges import contiguous, range_name
+from ae_pipeline.lifecycle.ranges import contiguous, days_with_content, range_name
 from ae_pipeline.monitoring.daily_drift import drifting_days
 from ae_pipeline.registry.bundles import verified_folder
 from ae_pipeline.registry.digests import digest_tags
@@ -67,17 +67,14 @@ class Work:
         days: Days to run it for, sorted; empty for a step that works on the whole dataset.
         reason: Why, for a person.
         state: Hash of the state that calls for the work. While it stays the same, the work was not done.
+        ranges: First and last day of each range that a run materializes; it can span days without content.
     """
 
     step: Step
     days: tuple[str, ...] = ()
     reason: str
     state: str
-
-    @property
-    def ranges(self) -> list[tuple[str, str]]:
-        """First and last day of each contiguous range of days; one run materializes each range."""
-        return list(contiguous(self.days))
+    ranges: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def plan_landing(
     if days := days_to_ingest(dataset):
         paths = dataset.paths
         state = hash_json([hash_json(path.read_text(encoding="utf-8")) for path in (paths.contract, paths.ledger)])
-        work.append(_work_on_days(Step.INGEST, days, state))
+        work.append(_work_on_days(Step.INGEST, days, state, dataset))
     idle = "every landed file is read, and every day has its features"
     return Plan(tuple(work), idle_landing(dataset) or idle)
 
@@ -208,13 +205,14 @@ def plan_serving(dataset: Dataset, tracker: Tracker) -> Plan:
     if days := days_to_publish(dataset, tracker):
         content = features_content(dataset)
         state = hash_json([champion.version, champion.run_id, [content.get(day) for day in days]])
-        work.append(_work_on_days(Step.PUBLISH, days, state))
+        work.append(_work_on_days(Step.PUBLISH, days, state, dataset))
     return Plan(tuple(work), f"every day is published and reported on under version {champion.version}")
 
 
-def _work_on_days(step: Step, days: Sequence[str], state: str) -> Work:
-    reason = ", ".join(range_name(*bounds) for bounds in contiguous(days))
-    return Work(step=step, days=tuple(days), reason=reason, state=state)
+def _work_on_days(step: Step, days: Sequence[str], state: str, dataset: Dataset) -> Work:
+    ranges = tuple(contiguous(days, days_with_content(dataset)))
+    reason = ", ".join(range_name(*bounds) for bounds in ranges)
+    return Work(step=step, days=tuple(days), reason=reason, state=state, ranges=ranges)
 
 
 def _without_champion(dataset: Dataset, tracker: Tracker) -> str:

@@ -19,6 +19,9 @@ READ_TAG = "ae_pipeline/read"
 ACCEPT_TAG = "ae_pipeline/accept_removal"
 """Set to `yes` by a person who accepts that the run removes more than `max_removed_share` of the rows."""
 
+PLANNED_TAG = "ae_pipeline/planned"
+"""Set if the planner chose the range of days, which may span days without content. Only the others are built."""
+
 WHO_TAG = "ae_pipeline/who"
 """Person who requested the run."""
 
@@ -36,10 +39,10 @@ _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset
 
 
 def range_tags(first: str, last: str) -> dict[str, str]:
-    """Return the tags of a run over a range of days; none for a dataset without event time."""
+    """Return the tags of a planned run over a range of days; none for a dataset without event time."""
     if first == ALL_ROWS:
         return {}
-    return {_RANGE_START: first, _RANGE_END: last}
+    return {_RANGE_START: first, _RANGE_END: last, PLANNED_TAG: "days with content"}
 
 
 def named_days(tags: Mapping[str, str]) -> list[str]:

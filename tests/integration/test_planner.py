@@ -127,7 +127,7 @@ class TestLanding:
         assert shop_with_a_refused_file.run("intake").success
         (ingest,) = landing_plan(shop_with_a_refused_file).work
         assert (ingest.step, ingest.days) == (Step.INGEST, tuple(DAYS[:2]))
-        assert ingest.ranges == [(DAYS[0], DAYS[1])]
+        assert ingest.ranges == ((DAYS[0], DAYS[1]),)
         assert ingest.reason == f"{DAYS[0]} to {DAYS[1]}"
 
     def test_after_ingestion_the_refused_file_waits_until_it_changes(self, shop_with_a_refused_file: Shop) -> None:
@@ -145,6 +145,30 @@ class TestLanding:
         # The run did not come from the sensor, so the sensor does not delay the next attempt.
         planned = landing_plan(shop_with_a_refused_file).work
         assert shop_with_a_refused_file.requested(landing_requests) == [f"orders_intake {planned[0].reason}"]
+
+
+class TestGaps:
+    def test_a_run_spans_days_without_rows_and_leaves_them_out(self, shop: Shop) -> None:
+        for day in (DAYS[0], DAYS[1], DAYS[4], DAYS[5]):
+            shop.land(day)
+        assert shop.run("intake").success
+        (ingest,) = landing_plan(shop).work
+        assert ingest.ranges == ((DAYS[0], DAYS[5]),)
+        assert ingest.reason == f"{DAYS[0]} to {DAYS[5]}"
+        project_of(shop).run_job(shop.dataset, Step.INGEST, ingest.ranges[0], tags={READ_TAG: "by an earlier run"})
+        built = [path.stem for path in sorted(shop.paths.features("_").parent.glob("*.parquet"))]
+        assert built == [DAYS[0], DAYS[1], DAYS[4], DAYS[5]]
+        assert landing_plan(shop).work == ()
+
+    def test_a_run_does_not_span_days_that_need_no_work(self, shop: Shop) -> None:
+        for day in DAYS[:3]:
+            shop.land(day)
+        assert shop.run("ingest", DAYS[0], DAYS[2]).success
+        for day in (DAYS[0], DAYS[2]):
+            shop.land(day, orders_csv(day, rows=ROWS + 1))
+        assert shop.run("intake").success
+        (ingest,) = landing_plan(shop).work
+        assert ingest.ranges == ((DAYS[0], DAYS[0]), (DAYS[2], DAYS[2]))
 
 
 class TestRunsOfTheCommandLine:

@@ -5,7 +5,7 @@ import errno
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,9 +14,12 @@ from ae_pipeline.common.escape import without_html
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.days import check_days
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.orchestration.tags import named_days
+from ae_pipeline.orchestration.tags import PLANNED_TAG, named_days
 from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.paths import ALL_ROWS
+
+if TYPE_CHECKING:
+    from ae_pipeline.storage.dataset import Dataset
 
 CODE_VERSION = "1"
 """Raised when the result of an asset would change."""
@@ -99,17 +102,25 @@ def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | N
     )
 
 
-def days_of(context: dg.AssetExecutionContext, config: PipelineConfig) -> list[str]:
+def days_of(context: dg.AssetExecutionContext, dataset: "Dataset") -> list[str]:
     """Return the partitions of a run in order, or `ALL_ROWS` for a dataset without event time.
+
+    A range that the planner chose can span days without content, which are left out.
 
     Raises:
         dagster.Failure: The run names no day of a dataset with event time, or a day outside its days.
     """
-    if not config.is_daily:
+    from ae_pipeline.lifecycle.ranges import days_with_content
+
+    if not dataset.config.is_daily:
         return [ALL_ROWS]
     with as_dagster_failure():
-        check_days(named_days(context.run.tags), config)
-    return sorted(context.partition_keys)
+        check_days(named_days(context.run.tags), dataset.config)
+    days = sorted(context.partition_keys)
+    if PLANNED_TAG not in context.run.tags:
+        return days
+    content = days_with_content(dataset)
+    return [day for day in days if day in content] or days
 
 
 def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
