@@ -106,6 +106,9 @@ def read_json_array(data: bytes, source: SourceConfig) -> FileRows:
         problem = "it has half of a character" if isinstance(item, dict) else problem
         reason = f"the item is not a JSON object ({problem}); write an array of objects with different names"
         rejected.append((number, "json", reason, json.dumps(item)))
+        if len(rejected) > limits.rejected_rows:
+            what = "or more items that are no JSON object"
+            raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows")
     names = {name for item in objects for name in item}
     check_table(limits, columns=len(names))
     check_sparse(limits, len(names), len(objects), len(data))
