@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
-from ae_pipeline.common.errors import PipelineError, TrainingError
+from ae_pipeline.common.errors import PipelineError, RemovalError, TrainingError
 from ae_pipeline.common.escape import terminal_line
 
 if TYPE_CHECKING:
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from ae_pipeline.storage.dataset import Dataset
 
 
-def run(name: str) -> int:
+def run(name: str, *, accepts_removal: bool = False) -> int:
     """Bring a dataset up to date and print a summary; return the exit status.
 
     A step that fails does not stop the steps that do not depend on it. Its error is raised at the end.
 
+    Args:
+        name: Name of the dataset.
+        accepts_removal: Whether more than `max_removed_share` of the rows may go.
+
     Raises:
+        RemovalError: Too many rows would go, so that nothing was changed.
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
     from ae_pipeline.cli.summary import summarize, summarize_ingestion
@@ -32,9 +37,11 @@ def run(name: str) -> int:
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
-    runner = _Runner(project, dataset)
+    runner = _Runner(project, dataset, accepts_removal)
     try:
-        runner.follow_plans()
+        # Planned under the lock: what another run does meanwhile is not done twice.
+        with project.holding(dataset):
+            runner.follow_plans()
     except PipelineError:
         print(summarize_ingestion(dataset))  # what became of the rows that landed
         raise
@@ -48,17 +55,19 @@ def run(name: str) -> int:
 class _Runner:
     """Runs the work of the planner, each piece once."""
 
-    def __init__(self, project: Project, dataset: "Dataset") -> None:
-        self._project, self._dataset = project, dataset
+    def __init__(self, project: Project, dataset: "Dataset", accepts_removal: bool) -> None:
+        self._project, self._dataset, self._accepts_removal = project, dataset, accepts_removal
         self._done: set[tuple[str, str]] = set()
         self.failure: PipelineError | None = None
 
     def follow_plans(self) -> None:
         """Ask the planner after each step, because the step changes what the dataset needs next."""
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
+        from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
         from ae_pipeline.registry.names import CHAMPION
 
         tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        withdraw_cancelled_challenger(self._dataset, tracker, self._project.instance)
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         self._check_sizes()
         failure = self._publish_first()
@@ -99,6 +108,8 @@ class _Runner:
             self._done.add((work.step, work.state))
             try:
                 self._do(work)
+            except RemovalError:
+                raise  # nothing may change before somebody has accepted it
             except PipelineError as error:
                 if not self._can_continue(work.step):
                     raise
@@ -106,9 +117,10 @@ class _Runner:
 
     def _do(self, work: "Work") -> None:
         from ae_pipeline.lifecycle.plan import Step
-        from ae_pipeline.orchestration.tags import READ_TAG
+        from ae_pipeline.orchestration.tags import ACCEPT_TAG, READ_TAG
 
         tags = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
+        tags |= {ACCEPT_TAG: "yes"} if self._accepts_removal else {}
         for days in work.ranges or (None,):
             self._project.run_job(self._dataset, work.step, days, tags=tags)
 

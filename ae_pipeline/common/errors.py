@@ -24,6 +24,10 @@ class StorageError(PipelineError):
     """A file or folder is missing, is in the way, or cannot be written."""
 
 
+class RemovalError(PipelineError):
+    """An edit, a deletion or a correction would remove many rows, and nobody has accepted it. Nothing has changed."""
+
+
 class TrainingError(PipelineError):
     """A training cannot start with these rows, or its result is not usable."""
 

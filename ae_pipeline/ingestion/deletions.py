@@ -110,3 +110,15 @@ def remove_foreign_days(dataset: Dataset) -> None:
 
 def _files_of_days(paths: DatasetPaths) -> list[Path]:
     return [path for stage in (paths.raw, paths.features) for path in stage("_").parent.glob("[!.]*.parquet")]
+
+
+def remove_unused_copies(ledger: Ledger, paths: DatasetPaths) -> None:
+    """Delete staged copies and quarantine files that no ledger entry references, and partial files of killed runs."""
+    entries = ledger.files.values()
+    for folder, current in (
+        (paths.staged("_").parent, {entry.staged for entry in entries}),
+        (paths.quarantined("_").parent, {entry.rejected_copy for entry in entries}),
+    ):
+        for path in folder.glob("*"):
+            if path.stem not in current or path.name.startswith("."):
+                path.unlink(missing_ok=True)

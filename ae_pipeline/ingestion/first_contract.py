@@ -15,6 +15,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.ingestion.contract import is_needed, save_contract
 from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
@@ -101,7 +102,7 @@ def _samples(
     options = ReadOptions.of(config)
     for name in names:
         try:
-            sample, reason = _sample(name, landed[name].read_bytes(), options, config, count)
+            sample, reason = _sample(name, read_bounded(landed[name], config.source.limits), options, config, count)
         except UnreadableFileError as error:
             problem = problem or f" ({name}: {error})"
             continue
@@ -128,7 +129,8 @@ def _sample(
     step = math.ceil(file.rows.height * max(file.rows.width, 1) * count / _SAMPLED_CELLS)
     rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(max(step, 1)).with_columns(*without_bytes)
     whole = file if file.rows.height * file.rows.width * count < _KEPT_CELLS else None
-    return _Sample(name, detach(rows), file.skipped, file.dialect, whole), ""
+    is_kept = whole is not None and not images
+    return _Sample(name, rows if is_kept else detach(rows), file.skipped, file.dialect, whole), ""
 
 
 def _fits(sample: _Sample, config: PipelineConfig) -> bool:

@@ -21,12 +21,21 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
-from ae_pipeline.ingestion.deletions import deleted_files, empty_landing, handle_deletions, remove_foreign_days
+from ae_pipeline.ingestion.deletions import (
+    deleted_files,
+    empty_landing,
+    handle_deletions,
+    remove_foreign_days,
+    remove_unused_copies,
+)
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
+from ae_pipeline.ingestion.links import LinkChecker, surplus_files
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.files import can_read
+from ae_pipeline.ingestion.readers.json_lines import starts_with_array
 from ae_pipeline.ingestion.readers.pictures import is_image
+from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
 from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
@@ -35,6 +44,17 @@ from ae_pipeline.storage.paths import DatasetPaths
 
 _NAMED_FILES = 5
 """Number of files that a log line names."""
+
+_FOREIGN_FOLDERS = {
+    "__MACOSX": "archives of macOS",
+    "@eaDir": "a network storage, which keeps thumbnails there",
+    "#recycle": "a network storage, which keeps deleted files there",
+    "$RECYCLE.BIN": "Windows, which keeps deleted files there",
+    "RECYCLER": "Windows, which keeps deleted files there",
+    "System Volume Information": "Windows",
+    "lost+found": "the file system",
+}
+"""Folders that programs create beside the files of people."""
 
 logger = logging.getLogger(__name__)
 
@@ -124,31 +144,47 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     chosen = set(matching) if is_partial else set()
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
+    links = LinkChecker(folder)
     for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
         name = printable_path(str(path.relative_to(folder)))
         reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or _reason_to_ignore(path, config)
+        reason = reason or _reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
         if reason is None and path.is_file():
             files[name] = path
+        elif path.is_symlink() and path.is_dir():
+            others[name] = "it is a linked folder, which is not followed; copy it, or set source.path"
         elif not path.is_dir():
             others[name] = reason or "it is no regular file"
-    return LandingFolder(files, others)
+    others |= surplus_files(files, config.source.limits.files)
+    return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
 
 
-def _reason_to_ignore(path: Path, config: PipelineConfig) -> str | None:
+def _reason_to_ignore(path: Path, landing: Path, config: PipelineConfig) -> str | None:
     """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
+    for folder in path.relative_to(landing).parts[:-1]:
+        if folder.startswith("."):
+            return f"the folder {printable_path(folder)!r} is hidden"
+        if folder in _FOREIGN_FOLDERS:
+            return f"the folder {folder!r} belongs to {_FOREIGN_FOLDERS[folder]}"
     if path.name.startswith("."):
         return "its name starts with '.', as that of a file that is still being written"
     if not can_read(path.name, config.images):
         return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
+    if path.suffix.lower() == ".json" and path.is_file() and not _is_array(path):
+        return "its content is no JSON array; rename it to .jsonl if each line is an object"
     if path.name.startswith("_") and not is_image(path.name):
         return "its name starts with '_', as that of a file that is still being written; rename it"
     return None
 
 
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return starts_with_array(file.read(64))
+
+
 def _kinds(config: PipelineConfig) -> str:
-    tables = "CSV, JSON Lines, Excel, Parquet, Arrow or Avro"
-    return f"PNG, JPEG, {tables}" if config.images else tables
+    tables = "CSV, JSON, JSON Lines, Excel, Parquet, Arrow or Avro"
+    return f"PNG, JPEG, WebP, BMP, TIFF, {tables}" if config.images else tables
 
 
 def landed_files(dataset: Dataset) -> dict[str, Path]:
@@ -258,7 +294,7 @@ def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | 
     return has_current_rules and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
+def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -> IngestResult:
     """Read each new or changed landed file into a staged copy and quarantine, and update the ledger.
 
     A missing schema contract is inferred first. If the function fails, files that it has read stay read.
@@ -266,10 +302,12 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     Args:
         dataset: Dataset to ingest.
         today: Last valid day if the configuration has no `end`.
+        accepts_removal: Whether more than `max_removed_share` of the rows may go.
 
     Raises:
         StorageError: Nothing has landed, or the disk is full.
         SchemaError: No schema contract can be inferred, or the contract is not valid.
+        RemovalError: Too many rows would go. Ledger, staged copies and raw rows are as before.
     """
     config, paths = dataset.config, dataset.paths
     landed = require_landed(dataset)
@@ -277,7 +315,6 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
         logger.warning(f"{landing_folder(dataset)}: {landing.describe_others()}")
     already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
-    keep_contract(paths)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, config, today)
     new = [name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules, paths)]
@@ -288,6 +325,7 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
     files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     progress = ProgressLogger(logger)
     batch = StagingBatch(contract, dataset, today)
+    is_refused = True
     try:
         for done, name in enumerate(new):
             progress.update(done, len(new), "files read")
@@ -297,14 +335,30 @@ def ingest(dataset: Dataset, today: dt.date) -> IngestResult:
                 files.update(batch.stage())
         files.update(batch.stage())
     finally:
-        ledger = Ledger(files)
-        if files != previous.files:
-            ledger.save(paths.ledger)
-        _vacuum(ledger, paths)
-        remove_foreign_days(dataset)
-    _log_skipped_columns(new, ledger)
+        try:
+            removal = find_removal(previous, files, contract, dataset)
+            is_removal = removal is not None and removal.exceeds(config.max_removed_share)
+            is_refused = is_removal and not accepts_removal
+            if not is_refused:
+                _save(previous, Ledger(files), dataset, is_accepted=is_removal)
+        finally:
+            remove_unused_copies(previous if is_refused else Ledger(files), paths)
+    if removal and is_refused:
+        raise removal.as_error(dataset)
+    _log_skipped_columns(new, ledger := Ledger(files))
     changed = tuple(name for name in new if files[name] != previous.files.get(name))
     return IngestResult(ledger, contract, changed, moved_identities(ledger, paths, config), bool(config.identity))
+
+
+def _save(previous: Ledger, ledger: Ledger, dataset: Dataset, *, is_accepted: bool) -> None:
+    """Save what an ingestion has read, and the schema contract that it used."""
+    keep_contract(dataset.paths)
+    keep_settings(dataset)
+    if ledger != previous:
+        ledger.save(dataset.paths.ledger)
+    if is_accepted:
+        accept_removal(ledger, dataset.paths)
+    remove_foreign_days(dataset)
 
 
 def _log_skipped_columns(names: Sequence[str], ledger: Ledger) -> None:
@@ -314,15 +368,3 @@ def _log_skipped_columns(names: Sequence[str], ledger: Ledger) -> None:
             files.setdefault(item, []).append(name)
     for (column, reason), sources in files.items():
         logger.warning(f"column {column!r} is not read in {pluralize(len(sources), 'file')} ({sources[0]}): {reason}")
-
-
-def _vacuum(ledger: Ledger, paths: DatasetPaths) -> None:
-    """Delete staged copies and quarantine files that no ledger entry references, and partial files of killed runs."""
-    entries = ledger.files.values()
-    for folder, current in (
-        (paths.staged("_").parent, {entry.staged for entry in entries}),
-        (paths.quarantined("_").parent, {entry.rejected_copy for entry in entries}),
-    ):
-        for path in folder.glob("*"):
-            if path.stem not in current or path.name.startswith("."):
-                path.unlink(missing_ok=True)

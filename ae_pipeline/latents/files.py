@@ -40,6 +40,14 @@ def sizes_in_log(table: DeltaTable) -> dict[str, int]:
     return dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
 
 
+def rows_in_log(table: DeltaTable) -> dict[str, int]:
+    """Return the number of rows of each file in the loaded version of a table, as its log has it."""
+    actions = pa.table(table.get_add_actions())
+    return dict(
+        zip(actions["path"].to_pylist(), [rows or 0 for rows in actions["num_records"].to_pylist()], strict=True)
+    )
+
+
 @lru_cache(maxsize=1 << 14)
 def _damage(path: Path, *_state: int) -> str | None:
     damage = parquet_damage(path)

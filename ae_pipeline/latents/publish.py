@@ -17,13 +17,15 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.signals import critical_section
 from ae_pipeline.common.text import first_line
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.ingestion.removal import is_accepted
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.commit import commit_files, conflict_message, create_table
 from ae_pipeline.latents.contract_versions import update_contract
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, build_contract, violations
-from ae_pipeline.latents.files import TableFiles, live_files, sizes_in_log
+from ae_pipeline.latents.files import TableFiles, live_files, rows_in_log, sizes_in_log
 from ae_pipeline.latents.layout import (
     day_key,
     file_path,
@@ -36,6 +38,7 @@ from ae_pipeline.latents.layout import (
 )
 from ae_pipeline.latents.log import record_digests, restore_texts
 from ae_pipeline.latents.read import MANIFEST, PublishedDay, days_in, last_versions, published_days, read_day
+from ae_pipeline.latents.removal import check_removal
 from ae_pipeline.latents.retention import ORPHAN_AGE, earlier_files, vacuum
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
@@ -117,6 +120,8 @@ def publish(
     model_version: int,
     origin: Mapping[str, str],
     before_commit: Callable[[], None] = lambda: None,
+    *,
+    accepts_removal: bool = False,
 ) -> Publication:
     """Publish the rows of some days under a model, in one commit.
 
@@ -134,8 +139,10 @@ def publish(
         model_version: Version of the champion.
         origin: Ids of the runs that this commit comes from, for its metadata.
         before_commit: Function to call after scoring, directly before the commit, also if there is nothing to commit.
+        accepts_removal: Whether more than `max_removed_share` of the rows may leave the table.
 
     Raises:
+        RemovalError: Too many rows would leave the table. It is unchanged.
         PublicationError: Features of a day are missing, a written file does not have the expected rows, or another
             publication has committed at the same time.
     """
@@ -146,16 +153,19 @@ def publish(
     contract = build_contract(config, bundle, model_version, files)
     update = _TableUpdate(dataset, bundle, model_version, files, contract, table)
     planned = update.plan(days)
+    if not (accepts_removal or is_accepted(dataset.paths)):
+        update.check_removal(planned)
     version_at_start = table.version() if table else None
     published, space = update.write(planned), update.space
     added, removed = sorted({*planned} - update.live | update.resized), sorted(update.live - set(planned))
     changes = bool(added or removed)
-    before_commit()
-    if changes:
-        table = table or create_table(files, dataset, bundle)
-        metadata = {**origin, "model_version": str(model_version), "latent_space": space}
-        commit_files(table, files, bundle, added, removed, metadata)
-    elif (current := files.open()) and current.version() != version_at_start:
+    with critical_section():  # what `before_commit` does and the commit belong together
+        before_commit()
+        if changes:
+            table = table or create_table(files, dataset, bundle)
+            metadata = {**origin, "model_version": str(model_version), "latent_space": space}
+            commit_files(table, files, bundle, added, removed, metadata)
+    if not changes and (current := files.open()) and current.version() != version_at_start:
         raise PublicationError(conflict_message(files))
     if table is None:
         return Publication(days=published, table_version=-1, latent_space=space, committed=changes, contract=None)
@@ -193,7 +203,8 @@ class _TableUpdate:
         contract: OpenDataContractStandard,
         table: DeltaTable | None,
     ) -> None:
-        self._paths, self._bundle, self._version, self._files = dataset.paths, bundle, model_version, files
+        self._dataset, self._bundle, self._version, self._files = dataset, bundle, model_version, files
+        self._paths = dataset.paths
         self._schema, self._violations = latent_schema(bundle.model.latent_dim), partial(violations, contract)
         self.space = latent_space_name(model_version, bundle.fingerprint)
         written = files.written()
@@ -201,6 +212,10 @@ class _TableUpdate:
         self._lost = self.live - set(files.whole(self.live & written.keys()))
         published = days_in(self.live - self._lost, files)
         self.published = {day: published[day] for day in published if dataset.config.has_day(day)}
+        self._former = published
+        self._standing = (
+            sum(rows for path, rows in rows_in_log(table).items() if path not in self._lost) if table else 0
+        )
         committed = self.live | (earlier_files(table) if table else set())
         self._reusable = {
             path
@@ -249,6 +264,12 @@ class _TableUpdate:
                 )
             self._rows[day] = int(facts["rows"])
             self._keys[day] = day_key(facts["content_hash"], self._bundle.fingerprint)
+
+    def check_removal(self, planned: Mapping[str, Mapping[str, str]]) -> None:
+        """Check that the table keeps most of its rows; see `check_removal`."""
+        keys = {day: key for days in planned.values() for day, key in days.items()}
+        changed = [each for day, each in self._former.items() if keys.get(day) != each.key]
+        check_removal(self._dataset, self._files, changed, self._rows, self._standing)
 
     def write(self, planned: Mapping[str, Mapping[str, str]]) -> tuple[LatentDay, ...]:
         """Write the planned files that do not exist, and verify every file with a day of this publication."""

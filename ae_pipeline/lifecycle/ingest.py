@@ -3,6 +3,7 @@
 import datetime as dt
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from ae_pipeline.common.errors import PipelineError, SchemaError
@@ -13,7 +14,7 @@ from ae_pipeline.features.build import build_features_day
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import fetch
 from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest, unread_files
-from ae_pipeline.ingestion.raw import DayResult, build_raw_day, count_duplicates
+from ae_pipeline.ingestion.raw import DayResult, count_duplicates, write_raw_days
 from ae_pipeline.lifecycle.alerts import alert_broken_contract, post_due_and_show, raise_and_show
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 from ae_pipeline.storage.dataset import Dataset
@@ -78,21 +79,23 @@ class FeatureDays:
         return sum(day.rows for day in self.days)
 
 
-def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestResult:
+def read_landed_files(dataset: Dataset, alert_key: str, run_id: str, *, accepts_removal: bool = False) -> IngestResult:
     """Fetch what is due, read new and changed landed files, and raise an alert if one breaks the schema contract.
 
     Args:
         dataset: Dataset whose files landed.
         alert_key: Key of the alert if a file has other columns than the contract.
         run_id: Dagster run that reads them.
+        accepts_removal: Whether more than `max_removed_share` of the rows may go.
 
     Raises:
+        RemovalError: Too many rows would go, so that nothing was changed.
         SchemaError: A file has other columns than the contract. All other files are read first.
         SourceError: The query or the function of the dataset failed. What landed before is read first.
     """
     post_due_and_show(dataset)
     try:
-        result = _fetch_and_ingest(dataset)
+        result = _fetch_and_ingest(dataset, accepts_removal)
     except SchemaError as error:
         # The message is the subject: another attempt has the same, whichever files landed beside it.
         event, message = AlertEvent.CONTRACT_BROKEN, str(error)
@@ -100,12 +103,20 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str) -> IngestRe
         raise_and_show(alert, dataset)
         raise
     alert_broken_contract(result.ledger, None, dataset, run_id, result.read)
-    days = {day for name in result.read for day in result.ledger.files[name].days}
-    logger.info(f"{pluralize(len(result.read), 'file')} read, with rows on {pluralize(len(days), 'day')}")
+    read = {name: result.ledger.files[name] for name in result.read}
+    refused = {name: entry.refused for name, entry in read.items() if entry.refused}
+    days = {day for entry in read.values() for day in entry.days}
+    for name, reason in sorted(refused.items()):
+        logger.warning(f"{name} is refused: {reason}")
+    accepted = pluralize(len(read) - len(refused), "file")
+    more = f"; {pluralize(len(refused), 'file')} refused" if refused else ""
+    logger.info(f"{accepted} read, with rows on {pluralize(len(days), 'day')}{more}")
     return result
 
 
-def build_raw_days(dataset: Dataset, days: Sequence[str], run_id: str, *, read_landed: bool) -> RawDays:
+def build_raw_days(
+    dataset: Dataset, days: Sequence[str], run_id: str, *, read_landed: bool, accepts_removal: bool = False
+) -> RawDays:
     """Read what landed and write the raw rows of days.
 
     Args:
@@ -114,13 +125,13 @@ def build_raw_days(dataset: Dataset, days: Sequence[str], run_id: str, *, read_l
         run_id: Dagster run, for alerts.
         read_landed: Whether to read new landed files first. If an earlier run has read them, a file that cannot be read
             does not block the days of the others.
+        accepts_removal: Whether more than `max_removed_share` of the rows may go.
     """
     config, paths = dataset.config, dataset.paths
     known = None if read_landed else last_ingest(dataset)
-    result = known or _fetch_and_ingest(dataset)
-    built = tuple(
-        build_raw_day(day, result, paths) for day in ProgressLogger(logger).over(days, "days of raw rows written")
-    )
+    result = known or _fetch_and_ingest(dataset, accepts_removal)
+    with closing(write_raw_days(days, result, paths)) as written:
+        built = tuple(next(written) for _ in ProgressLogger(logger).over(days, "days of raw rows written"))
     quarantined = result.ledger.quarantined(days)
     # A row that moved to another day occurs twice until the day that it left is rebuilt.
     duplicates = count_duplicates(sorted({*days, *result.moved}), paths)
@@ -172,7 +183,7 @@ def _written(built: Sequence[DayResult], config: PipelineConfig) -> str:
     return "written now" if written else "up to date"
 
 
-def _fetch_and_ingest(dataset: Dataset) -> IngestResult:
+def _fetch_and_ingest(dataset: Dataset, accepts_removal: bool) -> IngestResult:
     """Fetch what is due, and read what landed. A source that fails does not hold up the files that have landed."""
     failure: PipelineError | None = None
     try:
@@ -182,7 +193,7 @@ def _fetch_and_ingest(dataset: Dataset) -> IngestResult:
     today = dataset.config.today()
     if failure and not unread_files(dataset, today):
         raise failure
-    result = ingest(dataset, today)
+    result = ingest(dataset, today, accepts_removal=accepts_removal)
     if failure:
         raise failure
     return result

@@ -1,7 +1,7 @@
 """Publication of latents and scores, and the report on them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from open_data_contract_standard.model import OpenDataContractStandard
@@ -108,7 +108,13 @@ def load_table_model(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion
 
 
 def publish_latents(
-    dataset: Dataset, tracker: Tracker, days: Sequence[str], origin: Mapping[str, str]
+    dataset: Dataset,
+    tracker: Tracker,
+    days: Sequence[str],
+    origin: Mapping[str, str],
+    *,
+    before_commit: Callable[[], None] = lambda: None,
+    accepts_removal: bool = False,
 ) -> PublishedLatents:
     """Score days under the champion and publish them in one commit.
 
@@ -117,11 +123,24 @@ def publish_latents(
         tracker: The model store.
         days: Days to publish; their features must exist.
         origin: Runs that the publication belongs to.
+        before_commit: Function to call directly before the commit; an error leaves the table unchanged.
+        accepts_removal: Whether more than `max_removed_share` of the rows may leave the table.
+
+    Raises:
+        RemovalError: Too many rows would leave the table, so that it is unchanged.
     """
     config, paths = dataset.config, dataset.paths
     version, bundle = load_champion(dataset.name, tracker)
     runs = {**origin, "mlflow_run_id": version.run_id}
-    publication = publish(sorted(days), dataset, bundle, version.version, runs)
+    publication = publish(
+        sorted(days),
+        dataset,
+        bundle,
+        version.version,
+        runs,
+        before_commit=before_commit,
+        accepts_removal=accepts_removal,
+    )
     published = published_days(paths)
     recent = [published[day.day] for day in publication.days if day.rows][-_COLLAPSE_DAYS:]
     filling = newest_filling_day(dataset)

@@ -9,7 +9,7 @@ from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.assets.common import as_dagster_failure, asset_key
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.resources import RunLock, Workspace
-from ae_pipeline.orchestration.tags import DATASET_TAG
+from ae_pipeline.orchestration.tags import DATASET_TAG, accepts_removal
 
 ASSET_JOBS = {
     "ingest": (("raw_data", "features"), "Read what has landed, and build raw_data and features of a range of days."),
@@ -70,7 +70,12 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
         from ae_pipeline.orchestration.failures import alert_key
 
         with as_dagster_failure():
-            read_landed_files(workspace.dataset(config), alert_key(context.run), context.run_id)
+            read_landed_files(
+                workspace.dataset(config),
+                alert_key(context.run),
+                context.run_id,
+                accepts_removal=accepts_removal(context.run.tags),
+            )
 
     @dg.job(
         name=job_name(config, "intake"),

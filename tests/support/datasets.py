@@ -63,6 +63,10 @@ class LandedDataset(Dataset):
         """Ingest the landed files."""
         return ingest(self, today)
 
+    def ingest_accepted(self) -> IngestResult:
+        """Ingest the landed files, and accept that rows go."""
+        return ingest(self, TODAY, accepts_removal=True)
+
     def entry(self, name: str) -> LandedFile:
         """Ingest the landed files, and return the ledger entry of one file."""
         return self.ingest().ledger.files[name]

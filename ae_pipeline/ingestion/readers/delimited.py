@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ae_pipeline.common.text import first_line, pluralize
+from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import Dialect, Separator, SourceConfig
+from ae_pipeline.ingestion.readers.bounds import check_table, exceeded
 from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_text
+from ae_pipeline.ingestion.readers.plain_lines import read_plain_lines
 from ae_pipeline.ingestion.readers.records import Broken, RecordScanner
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
@@ -42,9 +45,12 @@ def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Seque
     separator = source.separator or find_separator(kind, text.data, [dialect.separator for dialect in dialects])
     dialect = Dialect(separator=separator, encoding=text.encoding)
     _check_dialect(dialect, dialects, source)
-    header_end, names = _read_header(text, separator)
-    body = _Body.read(text, header_end, separator, len(names), source.max_record_lines)
-    rows, ragged = _parse(body, names, separator)
+    header_end, names = _read_header(text, separator, source.limits)
+    body = _Body.read(text, header_end, separator, len(names), source)
+    plain = read_plain_lines(text.data, header_end, names, separator, len(body.lines)) if body.is_plain else None
+    rows, ragged = (
+        _parse(body, names, separator, source.limits) if plain is None else (_numbered(plain, body.lines), [])
+    )
     rejected = rejected_rows([*body.rejected, *ragged]).sort("row_number")
     return FileRows(rows, rejected, dialect=dialect)
 
@@ -116,9 +122,11 @@ def _fit(text: str, separator: str) -> tuple[float, float, int] | None:
     return share, RecordScanner(text.encode(), separator.encode()).share_of_edge_quotes, counts[0]
 
 
-def _read_header(text: DecodedText, separator: str) -> tuple[int, list[str]]:
+def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tuple[int, list[str]]:
     """Return the index after the header, and the names of the columns."""
-    head = RecordScanner(text.data[: 1 << 20], separator.encode()).record(0)
+    head = RecordScanner(text.data[: limits.record_bytes + 1], separator.encode()).record(0)
+    if head.end > limits.record_bytes:
+        raise exceeded("or more bytes in its header", head.end, limits.record_bytes, "record_bytes")
     header = text.data[: head.end]
     if MARK.search(header):
         raise UnreadableFileError(
@@ -141,6 +149,7 @@ def _read_header(text: DecodedText, separator: str) -> tuple[int, list[str]]:
         raise UnreadableFileError(
             f"the first line is not a header ({first_line(error)}); add one with the column names"
         ) from error
+    check_table(limits, columns=len(landed))
     names = [each.strip() for each in landed]
     if not any(names):
         raise UnreadableFileError("the first line is not a header (it has no name); add one with the column names")
@@ -159,6 +168,7 @@ class _Body:
         lines: Line at which each of them starts.
         longest: Length of the longest record in bytes, if it was measured.
         has_quotes: Whether there are quotes.
+        is_plain: Whether each line is a record, without quotes.
         rejected: Line, rule, reason and text of the records that cannot be read.
     """
 
@@ -166,10 +176,11 @@ class _Body:
     lines: npt.NDArray[np.int64]
     longest: int
     has_quotes: bool
+    is_plain: bool = False
     rejected: list[tuple[int, str, str, str]]
 
     @classmethod
-    def read(cls, text: DecodedText, start: int, separator: str, width: int, max_lines: int) -> "_Body":
+    def read(cls, text: DecodedText, start: int, separator: str, width: int, source: SourceConfig) -> "_Body":
         """Find the records of a text.
 
         Args:
@@ -177,8 +188,9 @@ class _Body:
             start: Index after the header.
             separator: Character between values.
             width: Number of columns.
-            max_lines: Maximum number of lines of a record.
+            source: Settings that limit a record.
         """
+        limits, max_lines = source.limits, source.max_record_lines
         data = text.data
         if start == len(data):
             return cls(parts=[], lines=np.empty(0, np.int64), longest=0, has_quotes=False, rejected=[])
@@ -186,8 +198,10 @@ class _Body:
         if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start):
             first = data.count(b"\n", 0, start) + 1
             count = data.count(b"\n", start) + (not data.endswith(b"\n"))
+            check_table(limits, rows=count)
             parts = [pa.py_buffer(data).slice(start)]
-            return cls(parts=parts, lines=np.arange(first, first + count), longest=0, has_quotes=False, rejected=[])
+            lines = np.arange(first, first + count)
+            return cls(parts=parts, lines=lines, longest=0, has_quotes=False, is_plain=True, rejected=[])
         scanner = RecordScanner(data, separator.encode())
         breaks = scanner.breaks
         structural, broken = scanner.structure(start) if has_quotes else (np.empty(0, np.int64), [])
@@ -197,6 +211,8 @@ class _Body:
         if not len(ends) or ends[-1] < len(data):
             ends = np.append(ends, len(data))
         starts = np.insert(ends[:-1], 0, start)
+        check_table(limits, rows=len(starts))
+        sizes = ends - starts
         bytes_ = np.frombuffer(data, np.uint8)
         lines = np.searchsorted(breaks, starts) + 1
         spans = np.diff(np.append(lines, len(breaks) + 1))
@@ -210,6 +226,18 @@ class _Body:
             )
             for at in np.flatnonzero(spans > max_lines)
         ]
+        broken += [
+            Broken(
+                int(starts[at]),
+                int(ends[at]),
+                "size",
+                f"the row has {sizes[at]:,} bytes, at most {limits.record_bytes:,} can be read; correct it at the "
+                "source, or raise source.limits.record_bytes in the YAML",
+            )
+            for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines))
+        ]
+        if len(broken) > limits.rejected_rows:
+            raise exceeded("rows that cannot be read", len(broken), limits.rejected_rows, "rejected_rows")
         is_broken = _within(starts, broken)
         if text.has_marks:
             marks = np.array([mark.start() for mark in MARK.finditer(data)], dtype=np.int64)
@@ -221,7 +249,7 @@ class _Body:
         broken.sort()
         numbers = np.searchsorted(breaks, [each.start for each in broken]) + 1
         rejected = [
-            (int(number), each.rule, each.reason, printable_text(data[each.start : each.end]).rstrip("\r\n"))
+            (int(number), each.rule, each.reason, _shown(data, each, limits.record_bytes))
             for number, each in zip(numbers, broken, strict=True)
         ]
         is_blank = (bytes_[starts] == ord("\n")) | (bytes_[starts] == ord("\r"))
@@ -234,6 +262,13 @@ class _Body:
             has_quotes=has_quotes,
             rejected=rejected,
         )
+
+
+def _shown(data: bytes, broken: Broken, max_bytes: int) -> str:
+    """Return the text of a broken record, or only its size if it is too long."""
+    if broken.end - broken.start > max_bytes:
+        return f"{broken.end - broken.start:,} bytes"
+    return printable_text(data[broken.start : broken.end]).rstrip("\r\n")
 
 
 def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
@@ -256,7 +291,9 @@ def _without(data: bytes, start: int, broken: Sequence[Broken]) -> list[pa.Buffe
     return [*parts, buffer.slice(start)]
 
 
-def _parse(body: _Body, names: list[str], separator: str) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]]]:
+def _parse(
+    body: _Body, names: list[str], separator: str, limits: LimitsConfig
+) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]]]:
     lines, block_size = body.lines, max(1 << 21, body.longest + 16)
     if not len(lines):
         return pl.DataFrame(schema={**dict.fromkeys(names, pl.String()), "_row_number": pl.Int64()}), []
@@ -264,7 +301,7 @@ def _parse(body: _Body, names: list[str], separator: str) -> tuple[pl.DataFrame,
 
     def keep(row: pa.csv.InvalidRow) -> str:
         ragged.append(row)
-        return "skip"
+        return "skip" if len(ragged) <= limits.rejected_rows else "error"
 
     content = body.parts[0] if len(body.parts) == 1 else pa.py_buffer(b"".join(body.parts))
 
@@ -291,18 +328,27 @@ def _parse(body: _Body, names: list[str], separator: str) -> tuple[pl.DataFrame,
         table = parse(use_threads=True)
     except pa.ArrowInvalid:  # a row with another number of values: with several threads, its number is unknown
         block_size = max(block_size, content.size + 16) if not body.longest else block_size
-        table = parse(use_threads=False)
+        try:
+            table = parse(use_threads=False)
+        except pa.ArrowInvalid as error:
+            if len(ragged) <= limits.rejected_rows:
+                raise
+            what = "or more rows with another number of values than the header"
+            raise exceeded(what, len(ragged), limits.rejected_rows, "rejected_rows") from error
     if table.num_rows + len(ragged) != len(lines):
         raise UnreadableFileError(
             f"its rows cannot be told apart: there are {len(lines):,} by the rules for quotes, and "
             f"{table.num_rows + len(ragged):,} as parsed; correct the quotes at the source"
         )
     places = np.array([row.number - 1 for row in ragged], dtype=np.int64)
-    rows = pl.DataFrame(pl.from_arrow(table))
-    rows = rows.with_columns(pl.Series("_row_number", np.delete(lines, places), dtype=pl.Int64))
+    rows = _numbered(pl.DataFrame(pl.from_arrow(table)), np.delete(lines, places))
     reason = "the line has {} values, but the header has {} columns; write one value for each column"
     rejected = [
         (int(lines[row.number - 1]), "columns", reason.format(row.actual_columns, row.expected_columns), row.text)
         for row in ragged
     ]
     return rows, rejected
+
+
+def _numbered(rows: pl.DataFrame, lines: npt.NDArray[np.int64]) -> pl.DataFrame:
+    return rows.with_columns(pl.Series("_row_number", lines, dtype=pl.Int64))

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.source import SourceConfig
+from ae_pipeline.ingestion.readers.bounds import check_table, check_workbook
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
@@ -31,9 +32,11 @@ def read_excel(data: bytes, source: SourceConfig) -> FileRows:
         return f"not a complete Excel file ({first_line(error)}); it may be truncated: land it again"
 
     with library_errors_as(UnreadableFileError, message):
+        check_workbook(data, source.limits)
         book = fastexcel.read_excel(data)
         sheet = _choose(book.sheet_names, source.sheet)
         names = _header(book, sheet)
+        check_table(source.limits, columns=len(names))
         typed = book.load_sheet(sheet, header_row=None, skip_rows=1, column_names=names, schema_sample_rows=None)
         times = {name: dtype for name, dtype in _dtypes(typed).items() if dtype in {"date", "datetime"}}
         dtypes: Any = {name: times.get(name, "string") for name in names}

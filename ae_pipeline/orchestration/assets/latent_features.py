@@ -14,6 +14,7 @@ from ae_pipeline.orchestration.assets.common import (
 )
 from ae_pipeline.orchestration.metadata import add_partition_metadata, column_schema, joint_version
 from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.tags import accepts_removal
 
 _DESCRIPTION = """\
 **The published table.** It holds the latent columns z_000 …, score, p-value and flag of every row under the champion: a
@@ -56,9 +57,15 @@ def build_latent_features(config: PipelineConfig) -> dg.AssetsDefinition:
         from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.lifecycle.publish import publish_latents
 
+        dataset = workspace.dataset(config)
         with as_dagster_failure():
             latents = publish_latents(
-                workspace.dataset(config), workspace.tracker(), days_of(context), origin_of(context)
+                dataset,
+                workspace.tracker(),
+                days_of(context, dataset),
+                origin_of(context),
+                before_commit=run_lock.require_active,
+                accepts_removal=accepts_removal(context.run.tags),
             )
         publication, files, version = latents.publication, latents.files, latents.version
         for day in latents.days:

@@ -11,7 +11,7 @@ from ae_pipeline.orchestration.assets.common import (
 )
 from ae_pipeline.orchestration.metadata import add_partition_metadata, count_table, joint_version, parquet_schema, table
 from ae_pipeline.orchestration.resources import RunLock, Workspace
-from ae_pipeline.orchestration.tags import READ_TAG
+from ae_pipeline.orchestration.tags import READ_TAG, accepts_removal
 
 _DESCRIPTION = """\
 **Rows as they landed, typed and deduplicated.** Files are read with the schema contract of the dataset. Each identity
@@ -42,9 +42,16 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
     def raw_data(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.ingest import build_raw_days
 
-        dataset, days = workspace.dataset(config), days_of(context)
+        dataset = workspace.dataset(config)
+        days = days_of(context, dataset)
         with as_dagster_failure():
-            raw = build_raw_days(dataset, days, context.run.run_id, read_landed=READ_TAG not in context.run.tags)
+            raw = build_raw_days(
+                dataset,
+                days,
+                context.run.run_id,
+                read_landed=READ_TAG not in context.run.tags,
+                accepts_removal=accepts_removal(context.run.tags),
+            )
         path = dataset.paths.raw
         for day in raw.days:
             add_partition_metadata(context, config, day.day, day.content_hash, path(day.day).as_uri(), rows=day.rows)
