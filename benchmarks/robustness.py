@@ -124,7 +124,7 @@ class Outcome:
         passed: Whether the gate passed the challenger; None for the first model.
         broken: Rules that it broke.
         general: Share of the planted faults of `benchmarks.faults` that it flags.
-        own: Share of the faulty rows of the case that it flags; NaN without such rows.
+        case_faults: Share of the faulty rows of the case that it flags; NaN without such rows.
         false_alerts: Flagged rows without a fault a day.
         left_out: Number of rows that the screening left out.
         message: What the screening left out.
@@ -135,7 +135,7 @@ class Outcome:
     passed: bool | None
     broken: str
     general: float
-    own: float
+    case_faults: float
     false_alerts: float
     left_out: int
     message: str
@@ -206,23 +206,26 @@ class Trial:
         write_parquet(self.paths.features(day), features.to_arrow())
 
     def _test_rows(self, change: Change | None, rng: np.random.Generator) -> tuple[pl.DataFrame, pl.Series]:
-        """Return features of the test days and the kind of fault of each row: general, own, or null."""
+        """Return features of the test days and the kind of fault of each row: general, case, or null."""
         raw = pl.concat([self.raw[day] for day in self.days[-TEST_DAYS:]])
         if change is not None:
             raw, _ = change(raw, len(self.days) - FIRST_DAYS + 7, rng)
         raw, kinds = plant(raw, self.prepared.routes, self.seed, 20)
         is_clean = kinds.is_null()
-        own = _no_fault(raw)
+        case_faults = _no_fault(raw)
         if not CASES[self.case][1]:
             clean, rest = raw.filter(is_clean), raw.filter(~is_clean)
-            wrong, own = _faulty(clean, 200, rng)
+            wrong, case_faults = _faulty(clean, 200, rng)
             if CASES[self.case][0] is _stuck:
-                wrong, own = _stuck(clean.head(200), 0, rng)
-                wrong, own = pl.concat([wrong, clean.slice(200)]), pl.concat([own, _no_fault(clean.slice(200))])
+                wrong, case_faults = _stuck(clean.head(200), 0, rng)
+                wrong, case_faults = (
+                    pl.concat([wrong, clean.slice(200)]),
+                    pl.concat([case_faults, _no_fault(clean.slice(200))]),
+                )
             raw = pl.concat([wrong, rest])
             kinds = pl.concat([pl.Series("fault", [None] * clean.height, dtype=pl.String), kinds.filter(~is_clean)])
-            own = pl.concat([own, _no_fault(rest)])
-        labels = pl.select(pl.when(own).then(pl.lit("own")).when(kinds.is_not_null()).then(pl.lit("general")))
+            case_faults = pl.concat([case_faults, _no_fault(rest)])
+        labels = pl.select(pl.when(case_faults).then(pl.lit("case")).when(kinds.is_not_null()).then(pl.lit("general")))
         return build_features(raw, self.config, self.prepared.contract), labels.to_series()
 
     def _outcome(
@@ -236,7 +239,7 @@ class Trial:
     ) -> Outcome:
         rows, labels = test
         flagged = pl.Series(bundle.score(rows).is_anomaly)
-        own, general = flagged.filter(labels.eq_missing("own")), flagged.filter(labels.eq_missing("general"))
+        case_faults, general = flagged.filter(labels.eq_missing("case")), flagged.filter(labels.eq_missing("general"))
         screening = bundle.facts.screening
         return Outcome(
             retraining=retraining,
@@ -248,7 +251,7 @@ class Trial:
                 if not each.passed
             ),
             general=float(general.mean()),  # type: ignore[arg-type]
-            own=float(own.mean()) if own.len() else float("nan"),  # type: ignore[arg-type]
+            case_faults=float(case_faults.mean()) if case_faults.len() else float("nan"),  # type: ignore[arg-type]
             false_alerts=float(flagged.filter(labels.is_null()).sum()) / TEST_DAYS,
             left_out=sum(screening.rows.values()) if screening else 0,
             message=screening.message if screening else "",
@@ -284,7 +287,16 @@ def main() -> None:
                 write_report(chosen.out, "robustness", rows, ("torch", "polars", "numpy"))
 
 
-_HEADER = ("retraining", "screened", "gate", "faults found", "own faults", "false alerts a day", "screening", "broken")
+_HEADER = (
+    "retraining",
+    "screened",
+    "gate",
+    "faults found",
+    "faults of the case",
+    "false alerts a day",
+    "screening",
+    "broken",
+)
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
@@ -294,7 +306,7 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
         "yes" if outcome.screened else "no",
         verdict,
         f"{outcome.general:.1%}",
-        f"{outcome.own:.1%}",
+        f"{outcome.case_faults:.1%}",
         f"{outcome.false_alerts:.1f}",
         outcome.message,
         outcome.broken,
@@ -310,7 +322,7 @@ def _row(case: str, seed: int, outcome: Outcome) -> Row:
         "gate": "first" if outcome.passed is None else "passed" if outcome.passed else "rejected",
         "broken": outcome.broken,
         "faults_found": round(outcome.general, 4),
-        **({} if np.isnan(outcome.own) else {"own_faults_found": round(outcome.own, 4)}),
+        **({} if np.isnan(outcome.case_faults) else {"case_faults_found": round(outcome.case_faults, 4)}),
         "false_alerts_a_day": round(outcome.false_alerts, 2),
         "screening": outcome.message,
     }

@@ -57,9 +57,9 @@ class Seen:
 
     def recall(self, kinds: Sequence[str]) -> float:
         """Return the share of the faults that the model flags, of those in rows that it does not flag without them."""
-        is_found = [self.faults[kind][self.is_new[kind]] > self.threshold for kind in kinds]
-        found = np.concatenate([np.empty(0, np.bool_), *is_found])
-        return float(found.mean()) if len(found) >= _MIN_FAULTS else float("nan")
+        is_flagged = [self.faults[kind][self.is_new[kind]] > self.threshold for kind in kinds]
+        flags = np.concatenate([np.empty(0, np.bool_), *is_flagged])
+        return float(flags.mean()) if len(flags) >= _MIN_FAULTS else float("nan")
 
 
 @dataclass(frozen=True)
