@@ -161,7 +161,7 @@ def warn_of_history(project: Project, dataset: "Dataset") -> None:
 
 def _land_demo(dataset: "Dataset") -> None:
     from ae_pipeline.cli.demo import DEMOS
-    from ae_pipeline.ingestion.landing import landing_folder
+    from ae_pipeline.ingestion.landing_folder import landing_folder
     from ae_pipeline.orchestration.console import format_line
 
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)
