@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run ui test test-fast coverage doctest prose docs check bench audit sbom clean
+.PHONY: help setup run ui test test-fast coverage types lint doctest prose docs check bench audit sbom clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make docs       build the documentation into site/"
 	@echo "make check      formatter, linter, types, import contracts, doctests, prose, documentation, all tests"
 	@echo "make test-fast  the tests that are not marked slow      make coverage  all tests, with coverage and its floor"
+	@echo "make lint       formatter, linter, import contracts     make types     the types"
 	@echo "make doctest    the examples in docstrings              make prose     the text of the documentation"
 	@echo "make bench      measure speed, planted faults and models against alternatives, into benchmarks/results"
 	@echo "make audit      look for known vulnerabilities          make sbom      list all packages, in build/sbom.cdx.json"
@@ -68,12 +69,17 @@ ui: $(VENV)/.run
 	@$(BIN)/ae-pipeline ui
 
 check: $(VENV)/.dev
+	@$(MAKE) --no-print-directory --jobs 2 types lint doctest prose docs
+	@$(MAKE) --no-print-directory test
+
+# The longest part of `check` but the tests; the others run beside it.
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@$(MAKE) --no-print-directory doctest prose docs
-	@$(MAKE) --no-print-directory test
 
 # Form of the Markdown, choice of words, then sentences; the last is a part of `make test` too.
 prose: $(VENV)/.dev

@@ -11,6 +11,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.console import line_logger
 from ae_pipeline.orchestration.defs_folder import DefsFolder, load_defs_folder
 from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, Workspace
+from ae_pipeline.orchestration.sensors import build_dead_runs_sensor
 from ae_pipeline.orchestration.yaml_errors import is_expected
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -63,5 +64,6 @@ def load_project() -> DefsFolder:
         resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
         executor=executor,
         loggers={"console": line_logger},
+        sensors=[build_dead_runs_sensor()],
     )
     return load_defs_folder(Path(__file__), deployment)

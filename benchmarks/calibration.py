@@ -44,7 +44,8 @@ from scipy.stats import betabinom
 
 from ae_pipeline.features.build import feature_columns, features_content
 from ae_pipeline.features.split import cut_window
-from ae_pipeline.gate.rules import GateResult, calibration_holds
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle

@@ -27,7 +27,7 @@ import xlsxwriter
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.landing import ingest
-from ae_pipeline.ingestion.raw import build_raw_day
+from ae_pipeline.ingestion.raw import write_raw_days
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -125,6 +125,7 @@ def files(rows: pl.DataFrame) -> Mapping[str, tuple[str, bytes, PolarsReader | N
         "CSV, zip": ("a.csv.zip", zipped(plain.encode()), None),
         "JSON Lines": ("a.jsonl", json_lines(rows), pl.read_ndjson),
         "JSON Lines, gzip": ("a.jsonl.gz", gzip.compress(json_lines(rows)), None),
+        "JSON array": ("a.json", json.dumps(rows.to_dicts(), ensure_ascii=False).encode(), pl.read_json),
         "Excel": ("a.xlsx", excel(rows), lambda data: pl.read_excel(data, engine="calamine")),
         "Parquet": ("a.parquet", stored(rows.write_parquet), pl.read_parquet),
         "Parquet, categories": (
@@ -149,7 +150,7 @@ def ingested(name: str, content: bytes, settings: Mapping[str, object]) -> tuple
         os.utime(path, (1, 1))
         started = time.perf_counter()
         result = ingest(dataset, dt.date(2024, 12, 31))
-        days = [build_raw_day(day, result, dataset.paths) for day in result.ledger.days]
+        days = list(write_raw_days(sorted(result.ledger.days), result, dataset.paths))
         seconds = time.perf_counter() - started
         raw = [pl.read_parquet(dataset.paths.raw(day.day), glob=False) for day in days]
         return seconds, sum(day.rows for day in days), hash_table(pl.concat(raw).to_arrow())

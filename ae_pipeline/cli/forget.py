@@ -1,9 +1,9 @@
 """`ae-pipeline forget`: remove everything that is stored of a dataset."""
 
 import re
-import sys
 from typing import TYPE_CHECKING
 
+from ae_pipeline.cli.confirm import confirm
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
 
@@ -43,7 +43,8 @@ def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
     if kept:
         print(f"\nIt keeps (--landing-too removes them as well):\n\n{_lines([kept])[0]}")
     if not confirmed:
-        _confirm(name)
+        question = f"This cannot be undone. Write the name of the dataset ({name}) to remove it: "
+        confirm(question, name, "nothing was removed", f"--yes to forget {name!r}")
     with project.workspace.locked(name):
         for part in _parts(project, name, landing_too)[0]:
             part.remove()
@@ -51,19 +52,6 @@ def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
     if name in project.datasets:
         print(f"\n{name!r} is still defined: `ae-pipeline run {name}` and its sensors start from scratch.")
     return 0
-
-
-def _confirm(name: str) -> None:
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            f"nothing was removed, because there is no terminal to confirm it; add --yes to forget {name!r}"
-        )
-    try:
-        answer = input(f"\nThis cannot be undone. Write the name of the dataset ({name}) to remove it: ")
-    except EOFError:
-        answer = ""
-    if answer.strip() != name:
-        raise ConfigError(f"nothing was removed, because {answer.strip()!r} is not {name!r}; run it again to remove it")
 
 
 def _parts(project: Project, name: str, landing_too: bool) -> "tuple[list[StoredPart], StoredPart | None]":
@@ -82,12 +70,13 @@ def _dagster_parts(project: Project, name: str) -> "list[StoredPart]":
     from ae_pipeline.lifecycle.forget import StoredPart
 
     instance = project.instance
+    project.end_dead_runs(name)
     keys = [key for key in instance.get_asset_keys() if key.path[0] == name]
     runs = [run for run in instance.get_runs() if _belongs_to(run, name)]
     if active := [run for run in runs if not run.is_finished]:
         raise ConfigError(
             f"run {active[0].run_id} of {name!r} is {active[0].status.value.lower()}; wait for its end or cancel it, "
-            "and run this again"
+            f"`ae-pipeline unblock {name}` says what executes it; then run this again"
         )
     if not keys and not runs:
         return []

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import terminal_line
-from ae_pipeline.storage.sqlite import database_error
+from ae_pipeline.common.signals import SignalWatch, signals_raised
+from ae_pipeline.storage.environment import environment_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,18 +22,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _set_environment()
     show_deprecations()
-    try:
-        return _execute(options)
-    except PipelineError as error:
-        print_error(error)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if (damaged := database_error(error)) is None:
-            raise
-        print_error(damaged)
-        return 1
+    with signals_raised(), SignalWatch(_print_stopped) as watch:
+        try:
+            return _execute(options)
+        except KeyboardInterrupt as error:
+            signum = getattr(error, "signum", signal.SIGINT)
+        except Exception as error:  # noqa: BLE001
+            if watch.received is None:
+                return _report(error)
+            signum = watch.received  # what the interrupt has become on its way
+        watch.stay()
+        _print_stopped(signum)
+        return 128 + signum
+
+
+def _report(error: Exception) -> int:
+    """Print an error that a user can fix, or raise it; return the exit status."""
+    known = error if isinstance(error, PipelineError) else environment_error(error)
+    if known is None:
+        raise error
+    print_error(known)
+    return 1
+
+
+def _print_stopped(signum: int) -> None:
+    line = f"\nStopped by {signal.Signals(signum).name}. Nothing is half done; the same command goes on from here.\n"
+    os.write(2, line.encode())  # the interrupted code may hold the lock of a stream
 
 
 def _execute(options: argparse.Namespace) -> int:
@@ -62,6 +78,14 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.forget import forget
 
             return forget(options.dataset, confirmed=options.yes, landing_too=options.landing_too)
+        case "unblock":
+            from ae_pipeline.cli.unblock import unblock
+
+            return unblock(options.dataset, force=options.force)
+        case "withdraw":
+            from ae_pipeline.cli.withdraw import withdraw
+
+            return withdraw(options.dataset, options.days, options.why, undo=options.undo, confirmed=options.yes)
         case "doctor":
             from ae_pipeline.cli.doctor import doctor
 
@@ -101,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     forget.add_argument("dataset", help="a dataset, also one without a YAML")
     forget.add_argument("--yes", action="store_true", help="remove without a question")
     forget.add_argument("--landing-too", action="store_true", help="remove the landed files too")
+    withdrawn = commands.add_parser("withdraw", help="take the rows of wrong days out of all tables, or list such days")
+    withdrawn.add_argument("dataset", help="a dataset of the defs folder")
+    withdrawn.add_argument("days", nargs="*", metavar="DAY", help="ISO date; without one, list the withdrawn days")
+    withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
+    withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
+    withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
     new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
@@ -109,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("dataset", nargs="?", help="a dataset of the defs folder; all by default")
     doctor.add_argument("--repair", action="store_true", help="repair; what cannot be derived is moved aside")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    unblock = commands.add_parser("unblock", help="list what holds a dataset, and end runs whose process is dead")
+    unblock.add_argument("dataset", help="a dataset, also one without a YAML")
+    unblock.add_argument("--force", action="store_true", help="cancel living runs too, and end their processes")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")
@@ -138,6 +171,7 @@ def _roll_back(name: str, version: int, why: str, even_if_rejected: bool) -> int
 
     project = Project.load()
     dataset = project.dataset(name)
+    project.end_dead_runs(name)
     champion = ChampionConfig(version=version, why=why, who=current_user(), even_if_rejected=even_if_rejected)
     project.run_job(dataset, "rollback", run_config=rollback_run_config(dataset.config, champion))
     for work in plan_serving(dataset, project.tracker).work:

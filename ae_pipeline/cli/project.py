@@ -3,14 +3,18 @@
 import getpass
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ae_pipeline.common.errors import ConfigError, PipelineError, RemovalError
+from ae_pipeline.common.errors import ConfigError, PipelineError, RemovalError, StorageError
 from ae_pipeline.common.escape import terminal_lines
+from ae_pipeline.common.signals import Stopped, stop_signal
 from ae_pipeline.common.text import first_line
+from ae_pipeline.storage.environment import environment_error
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -116,6 +120,7 @@ class Project:
         Raises:
             RemovalError: The run would remove many rows, so that it changed nothing.
             PipelineError: The run failed. An alert was raised.
+            Stopped: This process was asked to stop.
         """
         from ae_pipeline.orchestration.console import LOGGERS
         from ae_pipeline.orchestration.failures import caused_by, first_reason
@@ -136,19 +141,46 @@ class Project:
             run_config=run_config or LOGGERS, instance=self.instance, tags=all_tags, raise_on_error=False
         )
         show_in_timeline(result.dagster_run, self.instance)
+        if (signum := stop_signal()) is not None:  # Dagster ends the run, and does not pass the interrupt on
+            raise Stopped(signum)
         if not result.success:
             reason = first_reason(result.all_events)
             self._alert(dataset, result.dagster_run, reason)
             kind = RemovalError if caused_by(RemovalError, result.all_events) else PipelineError
             raise kind(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
 
+    def end_dead_runs(self, name: str) -> None:
+        """End the runs of a dataset whose process is dead, and print a line for each."""
+        from ae_pipeline.orchestration.dead_runs import describe_run, end_dead_runs
+
+        for run in end_dead_runs(self.instance, self.workspace.paths, name):
+            print(f"Ended {describe_run(run)}: its process was killed.", flush=True)
+
+    @contextmanager
+    def holding(self, dataset: "Dataset") -> Iterator[None]:
+        """Hold the lock of a dataset over several runs, and say so if another process has it. End dead runs first."""
+        from ae_pipeline.orchestration.dead_runs import is_locked
+        from ae_pipeline.orchestration.processes import lock_holder
+
+        self.end_dead_runs(dataset.name)
+        lock = dataset.paths.lock
+        if is_locked(lock):
+            holder = lock_holder(lock)
+            who = f" (process {holder})" if holder else ""
+            print(f"Waiting for another run of {dataset.name!r} to end{who}.", flush=True)
+        with self.workspace.locked(dataset.name):
+            yield
+
     def _alert(self, dataset: "Dataset", run: "dg.DagsterRun", reason: str) -> None:
         """Raise an alert about a failed run. The failure sensor does the same for runs of the daemon."""
         from ae_pipeline.lifecycle.alerts import raise_without_lock
         from ae_pipeline.orchestration.failures import failure_alert
 
-        if alert := failure_alert(run, reason, dataset.paths):
-            raise_without_lock(alert, dataset)
+        try:
+            if alert := failure_alert(run, reason, dataset.paths):
+                raise_without_lock(alert, dataset)
+        except (OSError, StorageError) as error:  # what hinders the run hinders the alert too
+            print(f"The alert about it is not stored: {terminal_lines(environment_error(error) or error)}", flush=True)
 
 
 def current_user() -> str:

@@ -41,7 +41,9 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
     warn_of_history(project, dataset)
     runner = _Runner(project, dataset, accepts_removal)
     try:
-        runner.follow_plans()
+        # Planned under the lock: what another run does meanwhile is not done twice.
+        with project.holding(dataset):
+            runner.follow_plans()
     except PipelineError:
         print(summarize_ingestion(dataset))  # what became of the rows that landed
         raise
@@ -63,20 +65,40 @@ class _Runner:
     def follow_plans(self) -> None:
         """Ask the planner after each step, because the step changes what the dataset needs next."""
         from ae_pipeline.lifecycle.plan import plan_landing, plan_serving, plan_training
+        from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
         from ae_pipeline.registry.names import CHAMPION
 
         tracker, now = self._project.tracker, dt.datetime.now(dt.UTC)
+        withdraw_cancelled_challenger(self._dataset, tracker, self._project.instance)
         self._follow(lambda: plan_landing(self._dataset, self._dataset.config.today(), fetched_since=now))
         self._check_sizes()
+        failure = self._publish_first()
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
+        before = tracker.version(self._dataset.name, CHAMPION)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
-        if tracker.version(self._dataset.name, CHAMPION) is None:
+        champion = tracker.version(self._dataset.name, CHAMPION)
+        if champion is None:
             self.failure = self.failure or TrainingError(serving.idle)
+        elif failure and before and champion.version == before.version:  # no other version published the days instead
+            self.failure = self.failure or failure
         elif not self._done:
             print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
+
+    def _publish_first(self) -> PipelineError | None:
+        """Publish and report new days under the version that serves, so that no training learns them unseen.
+
+        A failure does not stop the training, because a new model can be the remedy.
+        """
+        from ae_pipeline.lifecycle.before_training import plan_before_training
+
+        try:
+            self._follow(lambda: plan_before_training(self._dataset, self._project.tracker))
+        except PipelineError as error:
+            return error
+        return None
 
     def _follow(self, ask: "Callable[[], Plan]") -> "Plan":
         """Do the work of a plan, one piece at a time, until a plan has no work that was not tried."""

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ import yaml
 
 from ae_pipeline.cli.guard import TOKEN_VARIABLE, access, token_of_environment
 from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.signals import raise_stopped
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
@@ -31,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _LOCATION = "ae_pipeline"
 """Name of the code location, as in workspace.yaml."""
+
+_STOP_SECONDS = 1.0
+"""Time that the servers and their runs have to stop. Then they are killed, and the next start ends their runs."""
 
 _CODE_SERVER_SECONDS = 180
 """Time that the code server may take to load the definitions."""
@@ -79,11 +83,13 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     environment = _environment()
     if not tracker.is_remote:  # not an argument, because every user can read those, and it may contain a password
         environment["MLFLOW_BACKEND_STORE_URI"] = uri
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, raise_stopped)  # of a closed terminal, which reaches no server
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*command: object) -> None:
-        processes.append(subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment))
+        # In a group of its own, so that Ctrl-C reaches it once, and that its runs end together with it.
+        words = [str(word) for word in command]
+        processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, process_group=0))
 
     python = sys.executable
     try:
@@ -93,17 +99,19 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
             file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": _location(code)}]}), encoding="utf-8")
-            if not tracker.is_remote:
-                start(python, "-m", "ae_pipeline.cli.web", "mlflow", ports.mlflow)
-            start(python, "-m", "dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
-            _wait_for_code(code, processes)
-            start(python, "-m", "ae_pipeline.cli.web", "dagster", ports.dagster, file)
-            start(python, "-m", "dagster._daemon", "run", "--workspace", file)
-            while all(process.poll() is None for process in processes):
-                time.sleep(0.5)
-            _stop(processes)  # before their folder is deleted
+            try:
+                if not tracker.is_remote:
+                    start(python, "-m", "ae_pipeline.cli.web", "mlflow", ports.mlflow)
+                start(python, "-m", "dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
+                _wait_for_code(code, processes)
+                start(python, "-m", "ae_pipeline.cli.web", "dagster", ports.dagster, file)
+                start(python, "-m", "dagster._daemon", "run", "--workspace", file)
+                while all(process.poll() is None for process in processes):
+                    time.sleep(0.5)
+            finally:
+                _stop(processes)  # before their folder is deleted
     finally:
-        _stop(processes)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     return next((process.returncode for process in processes if process.returncode), 0)
 
 
@@ -154,14 +162,23 @@ def _environment() -> dict[str, str]:
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for process in reversed(processes):
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+    """Ask all servers and the runs that they have started to stop, and kill what is left after a second."""
     for process in processes:
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        _signal_group(process, signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(end - time.monotonic(), 0.01))
+    for process in processes:
+        _signal_group(process, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", signum: int) -> None:
+    """Send a signal to a server and to every process that it has started."""
+    with suppress(ProcessLookupError, PermissionError):  # macOS refuses a group of which only zombies are left
+        os.killpg(process.pid, signum)
 
 
 @contextmanager
@@ -186,7 +203,7 @@ def serve_folder(folder: Path, port: int, token: str, address: str | None = None
         yield
     finally:
         guarded.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=0.2)  # a daemon thread: open connections of browsers do not delay the end
 
 
 def address_lines(

@@ -9,6 +9,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
+from ae_pipeline.common.text import abbreviate
 from ae_pipeline.ingestion.landing import list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
@@ -81,6 +82,9 @@ def _ingestion_lines(dataset: Dataset) -> list[str]:
         path = dataset.paths.quarantined(copies[-1])
         if reasons := _reasons(path):
             lines.append(_line("", f"the newest one: {reasons[0]} ({path.parent} holds all of them)"))
+    if withdrawn := ledger.withdrawn:
+        days = f"{sum(withdrawn.values()):,} rows of {abbreviate(list(withdrawn))}"
+        lines.append(_line("withdrawn", f"{days}; `ae-pipeline withdraw {dataset.name}` lists them"))
     if others:
         lines.append(_line("not read", others))
     if ledger.refused:

@@ -17,8 +17,8 @@ class LimitsConfig(Section):
     rejected_rows: int = Field(
         default=250_000,
         ge=0,
-        description="Maximum number of rows of a text file that cannot be read, such as rows with too few values. With more, the file "
-        "is refused as a whole.",
+        description="Maximum number of rows of a text file that cannot be read, such as rows with too few values. With "
+        "more, the file is refused as a whole.",
     )
     file_bytes: ByteSize = Field(
         default=ByteSize(2 * 2**30), ge=1, description="Maximum size of a file as it landed, such as `2GiB`."
@@ -38,8 +38,8 @@ class LimitsConfig(Section):
     record_bytes: ByteSize = Field(
         default=ByteSize(2**20),
         ge=1,
-        description="Maximum size of one row of a text file, or of its header. A longer row goes to quarantine without its "
-        "text, and a file with a longer header is refused.",
+        description="Maximum size of one row of a text file, or of its header. A longer row goes to quarantine without "
+        "its text, and a file with a longer header is refused.",
     )
     pixels: int = Field(
         default=50_000_000, ge=1, description="Maximum number of pixels of an image. A larger one goes to quarantine."
@@ -48,5 +48,6 @@ class LimitsConfig(Section):
     files: int = Field(
         default=100_000,
         ge=1,
-        description="Maximum number of files in the landing folder. With more, the oldest ones are read, and the log names the others.",
+        description="Maximum number of files in the landing folder. With more, the oldest ones are read, and the log "
+        "names the others.",
     )

@@ -307,6 +307,15 @@ class TrainingConfig(Section):
         "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default a quarter of the "
         "machine's memory.",
     )
+    max_screened_share: float = Field(
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="Maximum share of the validation rows, and of the calibration rows, that are left out because the "
+        "model that serves flags them far beyond its alert budget or finds their days unlike its window. Without a "
+        "model that serves, calibration days with far too many of the highest scores are left out. If more rows than "
+        "this share would go, the data has changed, and nothing is left out. 0 switches the screening off.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="Device for the training. `auto` uses CUDA if it is available. Published scores are always "

@@ -103,7 +103,27 @@ class GateConfig(Section):
         default=0.1,
         description="Maximum amount by which the challenger's recall of planted faults may be below the champion's. "
         "Planted faults are wrong values that the gate inserts into its rows. A fault is detected if its row scores "
-        "higher than 99 % of the gate's rows.",
+        "higher than 99 % of the gate's rows. The same limit holds for faults of several kinds that are flagged at the "
+        "alert budget.",
+    )
+    min_alert_agreement: Fraction = Field(
+        default=0.5,
+        description="Minimum share of the champion's recent alerts that a challenger must flag too. Only alerts on "
+        "days over the alert budget count. If these days have more rows than `training.max_screened_share`, the data "
+        "has changed, and the rule passes.",
+    )
+    max_threshold_rise: float = Field(
+        default=2.0,
+        gt=0,
+        description="Maximum rise of the threshold, in nats of the champion's scores: how much higher the champion's "
+        "threshold would have to be to flag as few rows and planted faults as the challenger.",
+    )
+    min_rank_agreement: float = Field(
+        default=0.3,
+        ge=-1,
+        lt=1,
+        description="Minimum rank correlation (Spearman) between the scores of challenger and champion, over the "
+        "gate's rows and planted faults.",
     )
     min_active_latents: Fraction = Field(
         default=0.5, description="Minimum share of latents that vary from row to row, that is, have not collapsed."

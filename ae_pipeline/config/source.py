@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -83,10 +83,10 @@ class SourceConfig(FetchedSource):
     pattern: str = Field(
         default="**/*",
         description="Glob pattern of the dataset's files, relative to the folder. The pipeline reads the files that "
-        "match and have a known suffix: `.csv`, `.tsv`, `.txt`, `.jsonl`, `.ndjson`, `.xlsx`, `.parquet`, `.arrow`, "
-        "`.feather`, `.ipc` and `.avro`, each also as `.gz`, `.zst` or `.zip`; with `images` also `.png`, `.jpg` and "
-        "`.jpeg`. The log names every other file with the reason. Names that start with `.` are not read, and names "
-        "that start with `_` only if they are images.",
+        "match and have a known suffix: `.csv`, `.tsv`, `.txt`, `.json`, `.jsonl`, `.ndjson`, `.xlsx`, `.parquet`, "
+        "`.arrow`, `.feather`, `.ipc` and `.avro`, each also as `.gz`, `.zst` or `.zip`; with `images` also `.png`, "
+        "`.jpg` and `.jpeg`. The log names every other file with the reason. Names that start with `.` are not read, "
+        "and names that start with `_` only if they are images.",
     )
     separator: Separator | None = Field(
         default=None,
@@ -147,13 +147,19 @@ class SourceConfig(FetchedSource):
         )
 
 
+_Side = Annotated[int, Field(ge=1, le=65_535)]
+
+ImageSize = tuple[_Side, _Side]
+"""Height and width in pixels."""
+
+
 class ImagesConfig(Section):
-    """Rows that are images: PNG and JPEG files with one row each, or an image column of Parquet files."""
+    """Rows that are images: image files with one row each, or an image column of Parquet files."""
 
     column: str = Field(
         default="image",
-        description="Name of the image column. A PNG or JPEG file gets this column. In Parquet files, the column holds "
-        "arrays (height × width, or height × width × channels), or the bytes of a PNG or JPEG.",
+        description="Name of the image column. An image file (PNG, JPEG, WebP, BMP or TIFF) gets this column. In "
+        "Parquet files, the column holds arrays (height × width, or with channels), or the bytes of an image file.",
     )
     path: str | None = Field(
         default=None,
@@ -165,8 +171,7 @@ class ImagesConfig(Section):
         default=None,
         ge=4,
         description="Side of square patches in pixels. Each image is cut into patches, and each patch is a row; the "
-        "columns `top` and `left` hold its position. Pixels left over at the lower and right edge are ignored. By "
-        "default a row is a whole image.",
+        "columns `top` and `left` hold its position. By default a row is a whole image.",
     )
     stride: int | None = Field(
         default=None,
@@ -174,6 +179,40 @@ class ImagesConfig(Section):
         description="Distance from one patch to the next in pixels. By default the same as `patch`, so that patches do "
         "not overlap.",
     )
+    edge: Literal["flush", "pad", "ignore"] = Field(
+        default="flush",
+        description="Pixels that patches leave over at the lower and right edge: `flush` adds patches that end at the "
+        "edge, `pad` repeats the last pixels until a patch is full, `ignore` leaves them out.",
+    )
+    mode: Literal["grey", "rgb", "rgba"] | None = Field(
+        default=None,
+        description="Channels of every image: `grey`, `rgb` or `rgba`. By default the most frequent ones, and images "
+        "with others go to quarantine.",
+    )
+    resize: _Side | ImageSize | None = Field(
+        default=None,
+        description="Size that every image gets before it is cropped: `[height, width]`, or one number for the shorter "
+        "side, which keeps the proportions.",
+    )
+    crop: _Side | ImageSize | None = Field(
+        default=None,
+        description="Part in the middle of every image that is used: `[height, width]`, or one number for a square.",
+    )
+    pad: _Side | ImageSize | None = Field(
+        default=None,
+        description="Least size of every image: `[height, width]`, or one number for a square. Black pixels are added "
+        "on all sides.",
+    )
+    channels: Literal["first", "last"] | None = Field(
+        default=None,
+        description="Axis of the channels in arrays with three axes. By default the one axis with one to four values; "
+        "if that is not clear, the file is refused.",
+    )
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether images get another mode or size."""
+        return any((self.mode, self.resize, self.crop, self.pad))
 
     @field_validator("path")
     @classmethod

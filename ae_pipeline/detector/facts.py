@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -69,6 +69,24 @@ class AlignmentFacts(Section):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+class ScreeningFacts(Section):
+    """What a training left out of validation and calibration, because it would blind the model.
+
+    Attributes:
+        judged_by: What told the days apart: the model that serves, or the scores of the new model itself.
+        days: Days that were left out, by part.
+        rows: Number of rows that were left out, those of the days included, by part.
+        changed: Parts of which more than `training.max_screened_share` would go, so that they stayed as they are.
+        message: The result as a sentence.
+    """
+
+    judged_by: Literal["the model that serves", "its own scores"]
+    days: Mapping[str, tuple[str, ...]] = {}
+    rows: Mapping[str, int] = {}
+    changed: tuple[str, ...] = ()
+    message: str
+
+
 class TrainingFacts(Section):
     """Facts about the training of a bundle.
 
@@ -88,6 +106,7 @@ class TrainingFacts(Section):
         is_anchored: Whether a regularizer kept the latents near those of the previous model.
         is_streamed: Whether the training rows were read from disk because they exceeded the memory budget.
         alignment: Comparison with the latent space of the previous version; None for a first model.
+        screening: What was left out of validation and calibration; None in bundles of earlier versions.
     """
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
@@ -104,6 +123,7 @@ class TrainingFacts(Section):
     is_anchored: bool = False
     is_streamed: bool = False
     alignment: AlignmentFacts | None = None
+    screening: ScreeningFacts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts under the keys that files use."""

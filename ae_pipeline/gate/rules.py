@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,10 @@ from ae_pipeline.common.errors import BundleError
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.table_encoder import Matrix
+from ae_pipeline.gate.blindness import NO_ALERTS, RecentAlerts, compare_sight
 from ae_pipeline.gate.evaluation import FAULT_QUANTILE, Errors, GateMetrics, column_scales, evaluate_model
 from ae_pipeline.gate.planted_faults import plant_faults
+from ae_pipeline.gate.results import GateResult, not_compared
 from ae_pipeline.scoring.calibration import ks_critical_value, ks_distance
 from ae_pipeline.training.loop import TrainingResult
 
@@ -28,27 +29,13 @@ _NEGLIGIBLE_ERROR = 0.01
 """Error that counts as negligible: a share of the standard deviation of a column, or of the rows for a category."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateResult:
-    """Result of one rule for one challenger.
-
-    Attributes:
-        rule: Name of the rule.
-        passed: Whether the challenger meets the rule.
-        figure: Measured value; NaN if nothing was compared.
-        threshold: Limit of the rule.
-        message: Value and limit as a sentence.
-    """
-
-    rule: str
-    passed: bool
-    figure: float
-    threshold: float
-    message: str
-
-
 def compare(
-    challenger: ModelBundle, champion: ModelBundle | None, rows: pl.DataFrame, why_not: str, config: GateConfig
+    challenger: ModelBundle,
+    champion: ModelBundle | None,
+    rows: pl.DataFrame,
+    why_not: str,
+    config: GateConfig,
+    alerts: RecentAlerts = NO_ALERTS,
 ) -> tuple[GateResult, ...]:
     """Compare a challenger with the version that serves, on rows that neither was fitted on.
 
@@ -58,10 +45,11 @@ def compare(
         rows: Rows from `gate_rows`.
         why_not: Reason why there is no champion, for the messages.
         config: Thresholds of the rules.
+        alerts: Recent alerts of the version that serves.
 
     Returns:
-        Results for reconstruction, calibration and planted faults. If nothing can be compared, they pass and their
-        messages give the reason.
+        Results for reconstruction, calibration, planted faults and blindness. If nothing can be compared, they pass and
+        their messages give the reason.
     """
     if rows.is_empty():
         return _not_compared("no row is later than the windows of both models", config)
@@ -69,8 +57,9 @@ def compare(
         return _not_compared(why_not, config)
     try:
         champion.encoder.encode(rows.head(1))  # raises if a column of the champion no longer exists
-        faulty = plant_faults(rows, champion.encoder)
+        faulty = plant_faults(rows, (challenger.encoder, champion.encoder))
         metrics, champion_metrics = evaluate_model(challenger, rows, faulty), evaluate_model(champion, rows, faulty)
+        sight = compare_sight(challenger, champion, rows, alerts, config)
     except BundleError as error:
         return _not_compared(str(error), config)
     scales = column_scales(rows, champion)
@@ -78,6 +67,7 @@ def compare(
         reconstruction_no_worse(metrics.errors, champion_metrics.errors, scales, config.max_error_increase),
         calibration_no_worse(metrics, champion_metrics, config.max_ks_distance),
         planted_faults_found(metrics, champion_metrics, config.max_recall_drop),
+        *sight,
     )
 
 
@@ -86,14 +76,12 @@ def _not_compared(reason: str, config: GateConfig) -> tuple[GateResult, ...]:
         "reconstruction_no_worse": 1 + config.max_error_increase,
         "calibration_no_worse": config.max_ks_distance,
         "planted_faults_found": 0.0,
+        "faults_found_at_budget": 0.0,
+        "alerts_still_found": config.min_alert_agreement,
+        "threshold_in_line": config.max_threshold_rise,
+        "rankings_agree": config.min_rank_agreement,
     }
-    return tuple(_passed_unmeasured(rule, threshold, reason) for rule, threshold in thresholds.items())
-
-
-def _passed_unmeasured(rule: str, threshold: float, reason: str) -> GateResult:
-    return GateResult(
-        rule=rule, passed=True, figure=float("nan"), threshold=threshold, message=f"not compared: {reason}"
-    )
+    return tuple(not_compared(rule, threshold, reason) for rule, threshold in thresholds.items())
 
 
 def reconstruction_no_worse(
@@ -113,7 +101,7 @@ def reconstruction_no_worse(
     rule, limit = "reconstruction_no_worse", 1 + max_error_increase
     shared = sorted(challenger.keys() & champion.keys())
     if not shared:
-        return _passed_unmeasured(rule, limit, "the two models share no column")
+        return not_compared(rule, limit, "the two models share no column")
     floors = {name: _NEGLIGIBLE_ERROR * scales.get(name, 1.0) + 1e-300 for name in shared}
     quotients = {name: (challenger[name] + floors[name]) / (champion[name] + floors[name]) for name in shared}
     mean_quotient = math.exp(sum(map(math.log, quotients.values())) / len(quotients))
@@ -158,7 +146,7 @@ def planted_faults_found(challenger: GateMetrics, champion: GateMetrics, max_rec
     """
     rule = "planted_faults_found"
     if not challenger.fault_count:
-        return _passed_unmeasured(rule, 0.0, "no fault can be planted because no column has two values")
+        return not_compared(rule, 0.0, "no fault can be planted because no column has two values")
     limit = max(champion.recall - max_recall_drop, 0.0)
     message = (
         f"{challenger.recall:.1%} of {challenger.fault_count} planted faults score higher than {FAULT_QUANTILE:.0%} of "

@@ -11,6 +11,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
+from ae_pipeline.config.days import last_day
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
@@ -19,7 +20,7 @@ from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
-from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies
+from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, keep_rows
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_rows
@@ -54,7 +55,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
     Args:
         contract: Current schema contract.
         config: Configuration of the dataset.
-        today: Last valid day if the configuration has no `end`.
+        today: Current day in the time zone of the dataset.
     """
     settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
@@ -62,7 +63,7 @@ def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: d
     if config.source.reading:
         settings.append(config.source.reading)
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
-    return RuleFingerprints(lasting, hash_json([lasting, config.end or today]))
+    return RuleFingerprints(lasting, hash_json([lasting, last_day(config, today)]))
 
 
 class StagingBatch:
@@ -71,7 +72,7 @@ class StagingBatch:
     Args:
         contract: Current schema contract.
         dataset: Dataset whose files are staged.
-        today: Last valid day if the configuration has no `end`.
+        today: Current day in the time zone of the dataset.
     """
 
     def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:
@@ -233,7 +234,11 @@ class StagingBatch:
             rows=file.rows.height,
             days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
         )
-        write_rows(self._paths.staged(copy), file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)})
+        if previous and previous.sha256 == entry.sha256:
+            entry = entry.without_days(previous.withdrawn)
+        path = self._paths.staged(copy)
+        write_rows(path, file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)}, fast=True)
+        keep_rows(path, file.rows)
         return entry
 
 
@@ -243,6 +248,8 @@ def _refused(entry: LandedFile, previous: LandedFile | None, reason: str, *, kee
     If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn, unless `keep`.
     """
     is_unchanged = previous is not None and previous.sha256 == entry.sha256 and previous.refused is None
+    withdrawn = previous.withdrawn if previous and previous.sha256 == entry.sha256 else {}
     if previous is None or (is_unchanged and not keep):
-        return replace(entry, refused=reason)
-    return replace(entry, staged=previous.staged, rows=previous.rows, days=previous.days, refused=reason)
+        return replace(entry, refused=reason, withdrawn=withdrawn)
+    kept = {"rows": previous.rows, "days": previous.days, "withdrawn": previous.withdrawn}
+    return replace(entry, staged=previous.staged, refused=reason, **kept)

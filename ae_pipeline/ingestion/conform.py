@@ -8,11 +8,13 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import NUMERIC_TYPES, ColumnType
+from ae_pipeline.config.days import last_day
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import POLARS_TYPES, ColumnRule, SchemaContract
 from ae_pipeline.ingestion.local_time import UTC, can_be_local, day_of, log_repeated_times, skips_date, start_of_day
 from ae_pipeline.ingestion.numbers import LEADING_ZERO, plain_number
 from ae_pipeline.ingestion.parse import identity_text, landed_text, lost_nanoseconds, parse_value
+from ae_pipeline.ingestion.present import plain_numbers, present_value, without_null_values
 from ae_pipeline.ingestion.rows import (
     IMAGE_STRUCT,
     ORIGIN_COLUMNS,
@@ -67,8 +69,9 @@ def check_columns(names: list[str], contract: SchemaContract, source: str, keys:
             f"{changed}. Every row needs {lost[0]!r}, because it is an identity, event time or image column; land the "
             "file again with that column, or choose another one in the dataset's YAML"
         )
-    edits = [f"set 'optional: true' for {missing[0]!r}"] if missing else []
-    edits += [f"add '{new[0]}: {{type: …, optional: true}}'"] if new else []
+    edits = [f"set 'optional: true' for {', '.join(map(repr, missing))}"] if missing else []
+    additions = [f"'{name}: {{type: …, optional: true}}'" for name in new]
+    edits += [f"add {', '.join(additions)}"] if new else []
     raise SchemaError(
         f"{changed}. If this is intended, edit the schema contract ({' and '.join(edits)}) and run again; if not, land "
         "the file again"
@@ -82,7 +85,7 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
         file: Rows as read; `check_columns` has accepted their columns.
         contract: Rule of each column.
         config: Configuration with identity, event time, first and last day.
-        today: Last valid day if the configuration has no `end`.
+        today: Current day in the time zone of the dataset. Later rows are not valid yet.
 
     Returns:
         Valid rows with the columns of the contract and `ROW_COLUMNS`; and rejected rows: those that could not be read,
@@ -91,11 +94,20 @@ def conform(file: FileRows, contract: SchemaContract, config: PipelineConfig, to
     file = FileRows(plain_text(file.rows), file.rejected)
     schema = {name: dtype for name, dtype in file.rows.schema.items() if name in contract.columns}
     # Several small plans: polars takes ten times as long to optimize one plan over all columns and rules.
+    plain = plain_numbers(file.rows, schema, contract)
     present = file.rows.select(
-        *ORIGIN_COLUMNS, *(_present(name, dtype, contract.columns[name]) for name, dtype in schema.items())
+        *ORIGIN_COLUMNS,
+        *(
+            present_value(name, dtype, contract.columns[name])
+            if name not in plain
+            else without_null_values(name, contract)
+            for name, dtype in schema.items()
+        ),
     )
     values = present.select(
-        _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
+        plain[name].alias(_TYPED + name)
+        if name in plain
+        else _value(name, schema.get(name), rule, config.timezone).alias(_TYPED + name)
         for name, rule in contract.columns.items()
     )
     timestamps = [
@@ -159,17 +171,6 @@ class _Rule:
     name: str
     condition: pl.Expr
     reason: pl.Expr
-
-
-def _present(name: str, dtype: pl.DataType, rule: ColumnRule) -> pl.Expr:
-    """Return the value as in the file, null if it is missing."""
-    column = pl.col(name)
-    if dtype == pl.String:
-        text = column.str.strip_chars()
-        is_number = rule.type in {ColumnType.NUMBER, ColumnType.DECIMAL}
-        missing = ["", *rule.null_values, *(("nan", "NaN", "NAN") if is_number else ())]
-        return pl.when(~text.is_in(missing)).then(text).alias(name)
-    return column.fill_nan(None) if dtype.is_float() else column
 
 
 def _value(name: str, dtype: pl.DataType | None, rule: ColumnRule, timezone: str) -> pl.Expr:
@@ -295,7 +296,7 @@ def _skipped_time(name: str, dtype: pl.DataType, rule: ColumnRule, config: Pipel
 
 
 def _time_rules(name: str, dtype: pl.DataType, rule: ColumnRule, config: PipelineConfig, today: dt.date) -> list[_Rule]:
-    last = config.end or today
+    last = last_day(config, today)
     remedy = "correct it at the source, or widen start and end in the YAML"
     value_text, day = _shown(name, dtype), day_of(pl.col(_TYPED + name), rule, config.timezone)
     reason = pl.format(f"{_literal(name)} = {{}} is outside {config.start} to {last}; {remedy}", value_text)
@@ -331,7 +332,7 @@ def _with_row_columns(
         value, rule = pl.col(config.event_time), contract.columns[config.event_time]
         is_date = rule.type == ColumnType.DATE
         moment = start_of_day(value, config.timezone) if is_date else value.dt.cast_time_unit("us")
-        day = day_of(value, rule, config.timezone).dt.strftime("%Y-%m-%d")
+        day = day_of(value, rule, config.timezone).map_batches(_iso_dates, return_dtype=pl.String)
     return typed.with_columns(both[name] for name in ORIGIN_COLUMNS).select(
         *(name for name in contract.columns if name != "event_time"),
         *ORIGIN_COLUMNS,
@@ -339,3 +340,10 @@ def _with_row_columns(
         event_time=moment,
         _day=day,
     )
+
+
+def _iso_dates(dates: pl.Series) -> pl.Series:
+    """Return dates as text, each distinct one formatted once."""
+    unique = dates.unique()
+    texts = unique.dt.strftime("%Y-%m-%d")
+    return dates.replace_strict(unique, texts, return_dtype=pl.String) if len(dates) else texts

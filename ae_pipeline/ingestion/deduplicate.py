@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ae_pipeline.storage.files import make_folder, translate_os_error
 
-_PARTITION_ROWS = 200_000
+_PARTITION_ROWS = 500_000
 """Approximate number of rows in memory at once."""
 
 _MAX_PARTITIONS = 128
@@ -44,11 +44,12 @@ def partition_by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Pa
             files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(partitions)]
             writers: list[pa.ipc.RecordBatchStreamWriter] = []
             for batch in batches:
-                table = batch.to_arrow(compat_level=pl.CompatLevel.oldest())
-                writers = writers or [pa.ipc.new_stream(file, table.schema) for file in files]
-                partition = (batch["row_id"].hash(seed=0) % partitions).to_numpy()
-                for index, writer in enumerate(writers):
-                    writer.write_table(table.filter(pa.array(partition == index)))
+                partition = batch["row_id"].hash(seed=0) % partitions
+                for index, file in enumerate(files):
+                    table = batch.filter(partition == index).to_arrow(compat_level=pl.CompatLevel.oldest())
+                    if index == len(writers):
+                        writers.append(pa.ipc.new_stream(file, table.schema))
+                    writers[index].write_table(table)
             for writer in writers:
                 writer.close()
         except OSError as error:

@@ -129,7 +129,8 @@ def _sample(
     step = math.ceil(file.rows.height * max(file.rows.width, 1) * count / _SAMPLED_CELLS)
     rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(max(step, 1)).with_columns(*without_bytes)
     whole = file if file.rows.height * file.rows.width * count < _KEPT_CELLS else None
-    return _Sample(name, detach(rows), file.skipped, file.dialect, whole), ""
+    is_kept = whole is not None and not images
+    return _Sample(name, rows if is_kept else detach(rows), file.skipped, file.dialect, whole), ""
 
 
 def _fits(sample: _Sample, config: PipelineConfig) -> bool:

@@ -1,10 +1,7 @@
-"""Read images: decode PNG and JPEG, and convert nested Arrow lists to arrays without a loop over pixels."""
+"""Images as rows, and columns of images: nested Arrow lists become arrays without a loop over pixels."""
 
-import io
-import struct
-import warnings
-import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,18 +9,13 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ae_pipeline.common.text import first_line
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, UnreadableFileError
 
-_FORMATS = ("PNG", "JPEG")
-# Errors that Pillow is known to raise for incomplete or invalid files.
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, struct.error, zlib.error)
-_SIZE_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_CONVERTED_MODES = {"1": "L", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
-
 Pixels = npt.NDArray[Any]
+
+_MAX_CHANNELS = 4
+"""Largest number of channels that a file of unknown layout can have: red, green, blue and alpha."""
 
 
 class UnreadableImageError(Exception):
@@ -43,54 +35,6 @@ class ImageColumn:
     reasons: pl.Series
 
 
-def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
-    """Decode a PNG or JPEG, and rotate it as its EXIF orientation says.
-
-    Gray, gray with alpha, RGB and RGBA are kept. A palette is replaced by its colors, black and white becomes gray, and
-    CMYK becomes RGB. 16-bit gray keeps its 16 bits; Pillow reduces 16-bit color to the upper 8 bits.
-
-    Args:
-        data: Content of the file.
-        max_pixels: Maximum number of pixels, checked before they are decoded.
-
-    Returns:
-        Array of uint8 or uint16 with shape (height, width, channels).
-
-    Raises:
-        UnreadableImageError: The bytes are neither PNG nor JPEG, are truncated, or have too many pixels.
-    """
-    try:
-        with (
-            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(io.BytesIO(data), formats=_FORMATS) as opened,
-        ):
-            if max_pixels is not None and opened.width * opened.height > max_pixels:
-                raise UnreadableImageError(
-                    f"it has {opened.width:,}×{opened.height:,} pixels, but source.limits.pixels is {max_pixels:,}; "
-                    "land a smaller image, or parts of it, or raise source.limits.pixels in the YAML"
-                )
-            image = _convert_mode(ImageOps.exif_transpose(opened))
-            pixels = np.asarray(image)
-    except _SIZE_ERRORS as error:
-        raise UnreadableImageError(
-            f"it has too many pixels to be opened safely ({first_line(error)}); land a smaller image, or parts of it"
-        ) from error
-    except _DECODING_ERRORS as error:
-        problem = "neither PNG nor JPEG" if isinstance(error, UnidentifiedImageError) else first_line(error)
-        raise UnreadableImageError(
-            f"it cannot be read as an image ({problem}); it may be truncated: land it again"
-        ) from error
-    if pixels.dtype != np.uint8:  # mode I;16, or mode I before Pillow 11
-        pixels = pixels.astype(np.uint16)
-    return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
-
-
-def _convert_mode(image: Image.Image) -> Image.Image:
-    if image.mode == "P":
-        return image.convert("RGBA" if "transparency" in image.info else "RGB")
-    return image.convert(_CONVERTED_MODES[image.mode]) if image.mode in _CONVERTED_MODES else image
-
-
 def image_struct(pixels: Pixels) -> dict[str, Any]:
     """Return the fields of `IMAGE_STRUCT` for an array of shape (height, width, channels).
 
@@ -102,51 +46,89 @@ def image_struct(pixels: Pixels) -> dict[str, Any]:
     return {"data": data, "height": height, "width": width, "channels": channels, "dtype": pixels.dtype.name}
 
 
+def pixels_of(image: dict[str, Any]) -> Pixels:
+    """Return the array of shape (height, width, channels) that `image_struct` has made fields of."""
+    kind = np.dtype(image["dtype"]).newbyteorder("<")
+    return np.frombuffer(image["data"], kind).reshape(image["height"], image["width"], image["channels"])
+
+
 def read_image_column(
-    column: pa.ChunkedArray, name: str, dtype: str | None = None, max_pixels: int | None = None
+    column: pa.ChunkedArray,
+    name: str,
+    decode: Callable[[bytes], Pixels],
+    dtype: str | None = None,
+    axis: str | None = None,
 ) -> ImageColumn:
     """Read the images of a Parquet column: nested lists of numbers, encoded bytes, or a struct with encoded bytes.
 
     Args:
         column: Values of the column, n rows.
         name: Name of the column, for messages.
+        decode: Function that decodes an image file.
         dtype: Type for integers that have neither 8 nor 16 bits, if the schema contract declares it.
-        max_pixels: Maximum number of pixels of an encoded image.
+        axis: Where arrays with three axes have their channels, "first" or "last"; None to find out.
 
     Raises:
-        UnreadableFileError: The type of the column cannot hold images.
+        UnreadableFileError: The type of the column cannot hold images, or it is not clear which axis is the channels.
     """
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # the format of Hugging Face datasets
         column = pc.struct_field(column, "bytes")
         kind = column.type
     if pa.types.is_null(kind):
-        return _decode_all([None] * len(column), max_pixels)
+        return _decode_all([None] * len(column), decode)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return _decode_all(column.to_pylist(), max_pixels)
+        return _decode_all(column.to_pylist(), decode)
     if isinstance(kind, pa.FixedShapeTensorType):
         column, kind = _as_lists(column)
     depth, leaf = _depth(kind)
     if depth not in {2, 3} or not (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
         raise UnreadableFileError(
             f"column {name!r} has type {kind}, but an image must be nested lists of numbers (height × width, or height "
-            "× width × channels) or the bytes of a PNG or JPEG; change it at the source, or set another images.column"
+            "× width × channels) or the bytes of an image file; change it at the source, or set another images.column"
         )
     target = leaf
     for _ in range(depth):
         target = pa.large_list(target)
     arrays = [_Arrays.from_lists(chunk.cast(target), depth) for chunk in column.chunks]
-    return _Arrays.concatenate(arrays, leaf).to_images(dtype)
+    images = _Arrays.concatenate(arrays, leaf)
+    if depth == 3 and (axis or _channel_axis(images, name, is_known=dtype is not None)) == "first":
+        images = images.with_channels_last()
+    return images.to_images(dtype)
 
 
-def _decode_all(values: list[bytes | None], max_pixels: int | None) -> ImageColumn:
+def _channel_axis(images: "_Arrays", name: str, *, is_known: bool) -> str:
+    """Return where the channels of arrays with three axes are. One to four values on one axis only are the channels.
+
+    Args:
+        images: The arrays.
+        name: Name of the column, for messages.
+        is_known: Whether a schema contract has the shape of the images. Until version 0.3 it has the channels last.
+
+    Raises:
+        UnreadableFileError: Both the first and the last axis can be the channels, or neither.
+    """
+    shapes = np.unique(images.shape[~(images.is_missing | images.is_ragged)], axis=0)
+    can_be_first, can_be_last = (bool((shapes[:, axis] <= _MAX_CHANNELS).all()) for axis in (0, 2))
+    if can_be_first != can_be_last:
+        return "first" if can_be_first else "last"
+    if is_known or (shapes[:, 2] <= 1).all():
+        return "last"
+    shape = "×".join(map(str, shapes[0]))
+    raise UnreadableFileError(
+        f"column {name!r} has arrays of {shape}, and the channels can be the first or the last axis; set "
+        "images.channels to first or last in the YAML"
+    )
+
+
+def _decode_all(values: list[bytes | None], decode: Callable[[bytes], Pixels]) -> ImageColumn:
     images: list[dict[str, Any] | None] = []
     reasons: list[str | None] = []
     for value in values:
         try:
             if not value:
                 raise UnreadableImageError("it is missing; add it at the source")
-            images.append(image_struct(decode_image(value, max_pixels)))
+            images.append(image_struct(decode(value)))
             reasons.append(None)
         except UnreadableImageError as error:
             images.append(None)
@@ -252,6 +234,17 @@ class _Arrays:
             is_missing=np.concatenate([empty, *(part.is_missing for part in parts)]),
             is_ragged=np.concatenate([empty, *(part.is_ragged for part in parts)]),
         )
+
+    def with_channels_last(self) -> "_Arrays":
+        """Return arrays of channels × height × width as arrays of height × width × channels."""
+        values = self.values.copy()
+        is_whole = ~(self.is_missing | self.is_ragged)
+        for shape in np.unique(self.shape[is_whole], axis=0):
+            rows = np.flatnonzero(is_whole & (self.shape == shape).all(axis=1))
+            positions = self.starts[rows][:, None] + np.arange(int(shape.prod()))
+            planes = self.values[positions].reshape(len(rows), *shape)
+            values[positions] = planes.transpose(0, 2, 3, 1).reshape(positions.shape)
+        return replace(self, values=values, shape=self.shape[:, [1, 2, 0]])
 
     def to_images(self, dtype: str | None) -> ImageColumn:
         """Convert the arrays to images with values of type uint8, uint16 or float32.

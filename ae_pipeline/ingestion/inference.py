@@ -17,6 +17,7 @@ from ae_pipeline.ingestion.text_inference import (
     Role,
     infer_from_texts,
     is_null_word,
+    plain_number_rule,
     suggest_declaration,
 )
 
@@ -130,7 +131,7 @@ def _infer_image(columns: Sequence[pl.Series], config: PipelineConfig) -> Column
     if shapes.is_empty():
         raise SchemaError(
             f"column {columns[0].name!r} of {config.dataset!r} should hold images, but no landed file has a readable "
-            "image there; land PNG, JPEG or Parquet files with images, or set another images.column"
+            "image there; land image files, or Parquet files with images, or set another images.column"
         )
     counts = shapes.group_by(*shapes.columns, maintain_order=True).len()
     most_frequent = counts.row(int(counts["len"].arg_max() or 0), named=True)
@@ -171,6 +172,8 @@ def _infer_rule(columns: Sequence[pl.Series], declared: ColumnDeclaration | None
     typed = [values for values in columns if values.dtype not in {pl.String(), pl.Null()}]
     texts = [values for values in columns if values.dtype == pl.String]
     if not typed:
+        if declared is None and role == Role.VALUE and (plain := _plain_rule(texts)):
+            return plain
         return _with_precision(infer_from_texts(_texts(texts), declared, role), columns)
     kind = declared.type if declared else _type_of([values.dtype for values in typed])
     if declared is None and role == Role.IDENTITY and kind not in _TIMES:
@@ -183,6 +186,14 @@ def _infer_rule(columns: Sequence[pl.Series], declared: ColumnDeclaration | None
     if {rule.type, kind} <= {ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL}:
         return rule.model_copy(update={"type": ColumnType.NUMBER, "scale": None})
     return _with_precision(rule if rule.type == kind else ColumnRule(type=ColumnType.TEXT), columns)
+
+
+def _plain_rule(columns: Sequence[pl.Series]) -> ColumnRule | None:
+    parts = [values.str.strip_chars().drop_nulls() for values in columns]
+    if not parts:
+        return None
+    texts = pl.concat(parts)
+    return plain_number_rule(texts.filter(texts != "") if (texts == "").any() else texts)
 
 
 def _infer_exact(

@@ -29,11 +29,9 @@ from ae_pipeline.ingestion.deletions import (
     remove_unused_copies,
 )
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
+from ae_pipeline.ingestion.ignored import LinkChecker, reason_to_ignore, surplus_files
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-from ae_pipeline.ingestion.links import LinkChecker, surplus_files
 from ae_pipeline.ingestion.moves import moved_identities
-from ae_pipeline.ingestion.readers.files import can_read
-from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
 from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
 from ae_pipeline.storage.dataset import Dataset
@@ -136,29 +134,20 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
         name = printable_path(str(path.relative_to(folder)))
         reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or _reason_to_ignore(path, config) or links.reason_to_ignore(path)
+        reason = reason or reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
         if reason is None and path.is_file():
             files[name] = path
+        elif path.is_symlink() and path.is_dir():
+            others[name] = "it is a linked folder, which is not followed; copy it, or set source.path"
         elif not path.is_dir():
             others[name] = reason or "it is no regular file"
     others |= surplus_files(files, config.source.limits.files)
     return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
 
 
-def _reason_to_ignore(path: Path, config: PipelineConfig) -> str | None:
-    """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
-    if path.name.startswith("."):
-        return "its name starts with '.', as that of a file that is still being written"
-    if not can_read(path.name, config.images):
-        return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
-    if path.name.startswith("_") and not is_image(path.name):
-        return "its name starts with '_', as that of a file that is still being written; rename it"
-    return None
-
-
 def _kinds(config: PipelineConfig) -> str:
-    tables = "CSV, JSON Lines, Excel, Parquet, Arrow or Avro"
-    return f"PNG, JPEG, {tables}" if config.images else tables
+    tables = "CSV, JSON, JSON Lines, Excel, Parquet, Arrow or Avro"
+    return f"PNG, JPEG, WebP, BMP, TIFF, {tables}" if config.images else tables
 
 
 def landed_files(dataset: Dataset) -> dict[str, Path]:

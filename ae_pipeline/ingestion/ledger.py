@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
@@ -34,6 +34,7 @@ class LandedFile:
             lands again.
         skipped: Reason for each column of the newest version that was not read.
         deleted: Whether the file has left the landing folder and the log has said so. Its rows remain.
+        withdrawn: Number of valid rows of each day that a person withdrew. They are in the staged copy only.
     """
 
     size: int
@@ -49,6 +50,19 @@ class LandedFile:
     refused: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     deleted: bool = False
+    withdrawn: dict[str, int] = field(default_factory=dict)
+
+    def without_days(self, days: Collection[str]) -> "LandedFile":
+        """Return the entry without the rows of some days."""
+        moved = {day: count for day, count in self.days.items() if day in days}
+        kept = {day: count for day, count in self.days.items() if day not in days}
+        return replace(self, days=kept, withdrawn=dict(sorted({**self.withdrawn, **moved}.items())))
+
+    def with_days(self, days: Collection[str]) -> "LandedFile":
+        """Return the entry with the rows of some days that were withdrawn."""
+        moved = {day: count for day, count in self.withdrawn.items() if day in days}
+        kept = {day: count for day, count in self.withdrawn.items() if day not in days}
+        return replace(self, days=dict(sorted({**self.days, **moved}.items())), withdrawn=kept)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,14 @@ class Ledger:
     def days(self) -> list[str]:
         """Days with rows of at least one file, sorted."""
         return sorted({day for entry in self.files.values() for day in entry.days})
+
+    @property
+    def withdrawn(self) -> dict[str, int]:
+        """Number of rows of each day that a person withdrew."""
+        total: Counter[str] = Counter()
+        for entry in self.files.values():
+            total.update(entry.withdrawn)
+        return dict(sorted(total.items()))
 
     @property
     def refused(self) -> dict[str, str]:

@@ -30,14 +30,22 @@ def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig
     if not staged:
         return {}
     sources = {str(entry.staged): name for name, entry in ledger.files.items()}
+    withdrawn = {str(entry.staged): sorted(entry.withdrawn) for entry in files if entry.withdrawn}
     # Cached, because it needs the identities of all rows, and sensors call last_ingest often.
-    cache, key = paths.ledger.with_name("moved.json"), hash_json([RAW_VERSION, staged])
+    cache = paths.ledger.with_name("moved.json")
+    key = hash_json([RAW_VERSION, staged, *([withdrawn] if withdrawn else [])])
     if (known := _cached_moves(cache, key)) is not None:
         return known
-    rows = (read_staged(paths.staged(name), sources[name], ["row_id", "_day"]) for name in staged)
+    rows = (
+        read_staged(paths.staged(name), sources[name], ["row_id", "_day"]).filter(
+            ~pl.col("_day").is_in(withdrawn.get(name, []))
+        )
+        for name in staged
+    )
     newest = pl.col("_day").last().over("row_id")  # files are in landing order
     parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
-    lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in parts]).sort("row_id")
+    repeated = (part.filter(pl.col("row_id").is_duplicated()) for part in parts)
+    lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in repeated]).sort("row_id")
     moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
     write_text(cache, json.dumps({"of": key, "moved": moved, "digest": hash_json([key, moved])}))
     return moved

@@ -92,6 +92,12 @@ def finite_numbers(value: pl.Expr) -> pl.Expr:
     return pl.when(value.is_finite()).then(value)
 
 
+def has_leading_zeros(texts: pl.Series) -> pl.Series:
+    """Return whether texts match `LEADING_ZERO`; most columns have no text that begins with a zero at all."""
+    can_match = texts.str.starts_with("0") | texts.str.starts_with("-0") | texts.str.starts_with("+0")
+    return can_match & _contains(texts, can_match, LEADING_ZERO)
+
+
 def loses_digits(texts: pl.Series) -> pl.Series:
     """Return whether float64 cannot keep all digits of number texts."""
     return _loses_digits(texts, texts.cast(pl.Float64, strict=False))
@@ -158,8 +164,14 @@ def _floats(texts: pl.Series) -> pl.Series:
 
 
 def _without_leading_zeros(values: pl.Series, texts: pl.Series) -> pl.Series:
-    has_zeros = texts.str.contains(LEADING_ZERO)
+    has_zeros = has_leading_zeros(texts)
     return values.set(has_zeros, None) if has_zeros.any() else values
+
+
+def _contains(texts: pl.Series, chosen: pl.Series, pattern: str) -> pl.Series:
+    """Return whether texts match a pattern. If none of the chosen ones does, the others are not compared."""
+    is_needed = texts.filter(chosen).str.contains(pattern).any()
+    return texts.str.contains(pattern) if is_needed else pl.repeat(value=False, n=len(texts), eager=True)
 
 
 def _loses_digits(texts: pl.Series, values: pl.Series) -> pl.Series:
@@ -171,7 +183,7 @@ def _loses_digits(texts: pl.Series, values: pl.Series) -> pl.Series:
         # A number that float64 writes in the same way is kept; this is the usual case of a long number.
         is_candidate |= is_long & values.is_not_null() & (values.cast(pl.String) != texts)
     if is_small.any():
-        is_candidate |= is_small & texts.str.contains("^[^eE]*[1-9]")
+        is_candidate |= is_small & _contains(texts, is_small, "^[^eE]*[1-9]")
     is_candidate = is_candidate.fill_null(value=False)
     if not is_candidate.any():
         return is_candidate

@@ -1,8 +1,11 @@
 """Build the raw rows of a day: the upsert of the staged rows of all landed files."""
 
-from collections.abc import Mapping, Sequence
+import os
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import polars as pl
@@ -15,12 +18,18 @@ from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.ingestion.rows import with_occurrence
-from ae_pipeline.ingestion.staged import require_staged
+from ae_pipeline.ingestion.staged import kept_rows, require_staged
 from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 _KEPT_BYTES = 64 << 20
 """Maximum size of a staged copy that is kept in memory from one day to the next."""
+
+
+_MAX_THREADS = 4
+"""Maximum number of days that are in memory at once."""
+
+_one_reader = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,15 @@ class DayResult:
     built: bool
     superseded: int = 0
     repeated: int = 0
+
+
+def write_raw_days(days: Sequence[str], ingested: IngestResult, paths: DatasetPaths) -> Generator[DayResult]:
+    """Write the raw rows of days as `build_raw_day` does, several at once, and yield their results in order."""
+    threads = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
+    try:
+        yield from threads.map(partial(build_raw_day, ingested=ingested, paths=paths), days)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayResult:
@@ -80,8 +98,9 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
     # "diagonal", because a copy lacks optional columns that were declared after it was staged.
     rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
     if ingested.has_identity:
-        kept = rows.unique(subset="row_id", keep="last", maintain_order=True)
-        kept = kept.filter(~pl.col("row_id").is_in(ingested.moved.get(day, [])))
+        is_unique = rows["row_id"].n_unique() == rows.height
+        kept = rows if is_unique else rows.unique(subset="row_id", keep="last", maintain_order=True)
+        kept = kept.filter(~pl.col("row_id").is_in(moved)) if (moved := ingested.moved.get(day)) else kept
         repeated = 0
     else:
         repeated = rows.height - rows["row_id"].n_unique()
@@ -109,16 +128,18 @@ def _read_staged(path: Path, contract: SchemaContract, source: str, day: str) ->
                 f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
     require_staged(path, source)
-    if path.stat().st_size > _KEPT_BYTES:
+    if path.stat().st_size > _KEPT_BYTES and kept_rows(path) is None:
         return pl.scan_parquet(path, glob=False).filter(pl.col("_day") == day).collect()
-    days = _staged_days(path, path.stat().st_mtime_ns)
+    with _one_reader:
+        days = _staged_days(path, path.stat().st_mtime_ns)
     return days[(day,)] if (day,) in days else pl.read_parquet(path, n_rows=0, glob=False)
 
 
 @lru_cache(maxsize=1)
 def _staged_days(path: Path, modified_ns: int) -> dict[tuple[object, ...], pl.DataFrame]:  # noqa: ARG001
     """Read a staged copy by day, and keep it, because the next day is often in the same one."""
-    return pl.read_parquet(path, glob=False).partition_by("_day", as_dict=True)
+    rows = kept_rows(path)
+    return (pl.read_parquet(path, glob=False) if rows is None else rows).partition_by("_day", as_dict=True)
 
 
 def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

@@ -17,6 +17,12 @@ ENTRY_FACT = "ledger_entry"
 """Footer key of a staged copy with its entry of the ledger, as JSON, from which a lost ledger is rebuilt."""
 
 
+_KEPT_BYTES = 256 << 20
+"""Maximum size of the rows that are kept in memory."""
+
+_kept: dict[tuple[Path, int], pl.DataFrame] = {}
+
+
 def entry_fact(name: str, entry: LandedFile) -> dict[str, str]:
     """Return the footer entry of a staged copy.
 
@@ -76,4 +82,22 @@ def require_staged(path: Path, source: str) -> None:
 def read_staged(path: Path, source: str, columns: Sequence[str]) -> pl.DataFrame:
     """Read columns of a staged copy; see `require_staged`."""
     require_staged(path, source)
-    return pl.read_parquet(path, columns=list(columns), glob=False)
+    rows = kept_rows(path)
+    return pl.read_parquet(path, columns=list(columns), glob=False) if rows is None else rows.select(columns)
+
+
+def keep_rows(path: Path, rows: pl.DataFrame) -> None:
+    """Keep the rows of the staged copy that was written last in memory, for the raw days that are built next.
+
+    Args:
+        path: Path of the copy.
+        rows: Its rows. They are not kept if they are large.
+    """
+    _kept.clear()
+    if rows.estimated_size() <= _KEPT_BYTES:
+        _kept[path, path.stat().st_mtime_ns] = rows
+
+
+def kept_rows(path: Path) -> pl.DataFrame | None:
+    """Return the rows of a staged copy if they are in memory."""
+    return _kept.get((path, path.stat().st_mtime_ns))

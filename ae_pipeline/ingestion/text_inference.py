@@ -9,7 +9,7 @@ import polars as pl
 
 from ae_pipeline.config.columns import ColumnDeclaration, ColumnType
 from ae_pipeline.ingestion.contract import ColumnRule
-from ae_pipeline.ingestion.numbers import LEADING_ZERO, decimal_scale, loses_digits, plain_number
+from ae_pipeline.ingestion.numbers import LEADING_ZERO, decimal_scale, has_leading_zeros, loses_digits, plain_number
 from ae_pipeline.ingestion.parse import parse_text
 from ae_pipeline.ingestion.time_formats import candidate_rules, day_order, describe_format, is_compact
 
@@ -38,6 +38,9 @@ _MAX_ODD, _MAX_ODD_BOOLEANS = 20, 2
 """Distinct texts that may not have the type of the column."""
 
 _LETTERS = {"t", "f", "y", "n"}
+
+_COMPACT_LENGTHS = [8, 12, 14]
+"""Number of digits of dates and times without separators."""
 
 
 class Role(StrEnum):
@@ -97,21 +100,37 @@ def infer_from_texts(
     if declared is None and role == Role.IDENTITY:
         return _fitting_rule(texts, _time_candidates(texts, role), min_fit=1.0) or ColumnRule(type=ColumnType.TEXT)
     known = declared.null_values if declared else ()
-    counts = counts.filter(~pl.col("text").is_in(known))
+    counts = counts.filter(~pl.col("text").is_in(known)) if known else counts
     texts = counts["text"]
+    if texts.len() and (rule := _rule_that_fits(texts, declared, role, min_scale)):
+        return _with_null_values(rule, (), known)
     null_texts = texts.filter(texts.str.to_lowercase().is_in(list(_NULL_WORDS)))
     if role == Role.EVENT_TIME:
         null_texts = null_texts.clear()  # a row without a time goes to quarantine, which shows its text
     values = texts.filter(~texts.is_in(null_texts.implode()))
-    for candidates, null_values in ((texts, ()), (values, tuple(sorted(null_texts)))):
-        if candidates.is_empty():
-            continue
-        rule = _rule_that_fits(candidates, declared, role, min_scale)
-        if rule is not None:
-            return _with_null_values(rule, null_values, known)
+    if null_texts.len() and values.len() and (rule := _rule_that_fits(values, declared, role, min_scale)):
+        return _with_null_values(rule, sorted(null_texts), known)
     return _mostly_fitting_rule(counts, null_texts, declared, role, min_scale) or (
         _declared(declared) if declared else ColumnRule(type=ColumnType.TEXT)
     )
+
+
+def plain_number_rule(texts: pl.Series) -> ColumnRule | None:
+    """Return the rule of texts that all are plain numbers, as `infer_from_texts` does, or None if it must decide.
+
+    Args:
+        texts: Texts without surrounding whitespace, and without missing values. They may repeat.
+    """
+    whole = texts.cast(pl.Int64, strict=False)
+    failed = texts.filter(whole.is_null())
+    if texts.is_empty() or not texts[0][-1:].isdigit() or has_leading_zeros(texts).any():
+        return None
+    if failed.is_empty():
+        return None if texts.str.len_bytes().is_in(_COMPACT_LENGTHS).all() else ColumnRule(type=ColumnType.INTEGER)
+    if failed.str.contains(_INTEGER).any():
+        return None
+    rule = ColumnRule(type=ColumnType.NUMBER)
+    return rule if _fits(texts, rule).all() else None
 
 
 def suggest_declaration(texts: pl.Series) -> Suggestion | None:

@@ -60,9 +60,9 @@ def parse_moments(text: pl.Expr, form: str | None, timezone: str = "UTC") -> pl.
     if not re.search("%[HIkl]|%[TRcsX+]", form):
         value = text.str.to_date(complete, strict=False).cast(pl.Datetime("us"))
     elif re.search(r"%#?:*z|%\+", form):
-        return _plausible(text.str.to_datetime(complete, time_unit="us", time_zone="UTC", strict=False), text, form)
+        return _plausible(_to_datetimes(text, complete, "UTC"), text, form)
     else:
-        value = text.str.to_datetime(complete, time_unit="us", strict=False)
+        value = _to_datetimes(text, complete)
     return _plausible(to_instant(value, "UTC" if has_offset(form) else timezone), text, form)
 
 
@@ -147,6 +147,22 @@ def format_moment(value: pl.Expr, rest: pl.Expr) -> pl.Expr:
 
 def _in_range(number: pl.Expr) -> pl.Expr:
     return pl.when(number.is_between(_FIRST_MICROSECOND, _LAST_MICROSECOND)).then(number).cast(pl.Int64)
+
+
+def _to_datetimes(text: pl.Expr, form: str, zone: str | None = None) -> pl.Expr:
+    """Return the times in texts with a format, in µs.
+
+    polars reads formats without a fraction of seconds four times as fast, so that they are tried first.
+    """
+
+    def parse(texts: pl.Series) -> pl.Series:
+        for each in dict.fromkeys((form.replace("%.f", ""), form)):
+            values = texts.str.to_datetime(each, time_unit="us", time_zone=zone, strict=False)
+            if values.null_count() == texts.null_count():
+                break
+        return values
+
+    return text.map_batches(parse, return_dtype=pl.Datetime("us", zone))
 
 
 def _with_day(text: pl.Expr, form: str) -> tuple[pl.Expr, str]:

@@ -17,6 +17,7 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.common.signals import critical_section
 from ae_pipeline.common.text import first_line
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.removal import is_accepted
@@ -158,12 +159,13 @@ def publish(
     published, space = update.write(planned), update.space
     added, removed = sorted({*planned} - update.live | update.resized), sorted(update.live - set(planned))
     changes = bool(added or removed)
-    before_commit()
-    if changes:
-        table = table or create_table(files, dataset, bundle)
-        metadata = {**origin, "model_version": str(model_version), "latent_space": space}
-        commit_files(table, files, bundle, added, removed, metadata)
-    elif (current := files.open()) and current.version() != version_at_start:
+    with critical_section():  # what `before_commit` does and the commit belong together
+        before_commit()
+        if changes:
+            table = table or create_table(files, dataset, bundle)
+            metadata = {**origin, "model_version": str(model_version), "latent_space": space}
+            commit_files(table, files, bundle, added, removed, metadata)
+    if not changes and (current := files.open()) and current.version() != version_at_start:
         raise PublicationError(conflict_message(files))
     if table is None:
         return Publication(days=published, table_version=-1, latent_space=space, committed=changes, contract=None)

@@ -81,7 +81,7 @@ def alert_broken_contract(
 def _refused_message(refused: dict[str, LandedFile]) -> str:
     name, entry = next(iter(refused.items()))
     more = f" ({pluralize(len(refused) - 1, 'more file')} too)" if len(refused) > 1 else ""
-    return f"{name} is refused: {entry.refused}{more}; fix it and land it again"
+    return f"{name} is refused{more}: {entry.refused}"
 
 
 def _quarantine_message(

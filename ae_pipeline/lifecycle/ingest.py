@@ -3,6 +3,7 @@
 import datetime as dt
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from ae_pipeline.common.errors import PipelineError, SchemaError
@@ -13,7 +14,7 @@ from ae_pipeline.features.build import build_features_day
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import fetch
 from ae_pipeline.ingestion.landing import IngestResult, ingest, last_ingest, unread_files
-from ae_pipeline.ingestion.raw import DayResult, build_raw_day, count_duplicates
+from ae_pipeline.ingestion.raw import DayResult, count_duplicates, write_raw_days
 from ae_pipeline.lifecycle.alerts import alert_broken_contract, post_due_and_show, raise_and_show
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 from ae_pipeline.storage.dataset import Dataset
@@ -102,8 +103,14 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str, *, accepts_
         raise_and_show(alert, dataset)
         raise
     alert_broken_contract(result.ledger, None, dataset, run_id, result.read)
-    days = {day for name in result.read for day in result.ledger.files[name].days}
-    logger.info(f"{pluralize(len(result.read), 'file')} read, with rows on {pluralize(len(days), 'day')}")
+    read = {name: result.ledger.files[name] for name in result.read}
+    refused = {name: entry.refused for name, entry in read.items() if entry.refused}
+    days = {day for entry in read.values() for day in entry.days}
+    for name, reason in sorted(refused.items()):
+        logger.warning(f"{name} is refused: {reason}")
+    accepted = pluralize(len(read) - len(refused), "file")
+    more = f"; {pluralize(len(refused), 'file')} refused" if refused else ""
+    logger.info(f"{accepted} read, with rows on {pluralize(len(days), 'day')}{more}")
     return result
 
 
@@ -123,9 +130,8 @@ def build_raw_days(
     config, paths = dataset.config, dataset.paths
     known = None if read_landed else last_ingest(dataset)
     result = known or _fetch_and_ingest(dataset, accepts_removal)
-    built = tuple(
-        build_raw_day(day, result, paths) for day in ProgressLogger(logger).over(days, "days of raw rows written")
-    )
+    with closing(write_raw_days(days, result, paths)) as written:
+        built = tuple(next(written) for _ in ProgressLogger(logger).over(days, "days of raw rows written"))
     quarantined = result.ledger.quarantined(days)
     # A row that moved to another day occurs twice until the day that it left is rebuilt.
     duplicates = count_duplicates(sorted({*days, *result.moved}), paths)

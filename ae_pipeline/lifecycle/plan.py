@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.days import has_come
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content, features_input_hash
@@ -27,7 +28,7 @@ from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
 from ae_pipeline.lifecycle.promote import undecided_challenger
-from ae_pipeline.lifecycle.ranges import contiguous, range_name
+from ae_pipeline.lifecycle.ranges import contiguous, days_with_content, range_name
 from ae_pipeline.monitoring.daily_drift import drifting_days
 from ae_pipeline.registry.bundles import verified_folder
 from ae_pipeline.registry.digests import digest_tags
@@ -66,17 +67,14 @@ class Work:
         days: Days to run it for, sorted; empty for a step that works on the whole dataset.
         reason: Why, for a person.
         state: Hash of the state that calls for the work. While it stays the same, the work was not done.
+        ranges: First and last day of each range that a run materializes; it can span days without content.
     """
 
     step: Step
     days: tuple[str, ...] = ()
     reason: str
     state: str
-
-    @property
-    def ranges(self) -> list[tuple[str, str]]:
-        """First and last day of each contiguous range of days; one run materializes each range."""
-        return list(contiguous(self.days))
+    ranges: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def plan_landing(
     if days := days_to_ingest(dataset):
         paths = dataset.paths
         state = hash_json([hash_json(path.read_text(encoding="utf-8")) for path in (paths.contract, paths.ledger)])
-        work.append(_work_on_days(Step.INGEST, days, state))
+        work.append(_work_on_days(Step.INGEST, days, state, dataset))
     idle = "every landed file is read, and every day has its features"
     return Plan(tuple(work), idle_landing(dataset) or idle)
 
@@ -207,13 +205,14 @@ def plan_serving(dataset: Dataset, tracker: Tracker) -> Plan:
     if days := days_to_publish(dataset, tracker):
         content = features_content(dataset)
         state = hash_json([champion.version, champion.run_id, [content.get(day) for day in days]])
-        work.append(_work_on_days(Step.PUBLISH, days, state))
+        work.append(_work_on_days(Step.PUBLISH, days, state, dataset))
     return Plan(tuple(work), f"every day is published and reported on under version {champion.version}")
 
 
-def _work_on_days(step: Step, days: Sequence[str], state: str) -> Work:
-    reason = ", ".join(range_name(*bounds) for bounds in contiguous(days))
-    return Work(step=step, days=tuple(days), reason=reason, state=state)
+def _work_on_days(step: Step, days: Sequence[str], state: str, dataset: Dataset) -> Work:
+    ranges = tuple(contiguous(days, days_with_content(dataset)))
+    reason = ", ".join(range_name(*bounds) for bounds in ranges)
+    return Work(step=step, days=tuple(days), reason=reason, state=state, ranges=ranges)
 
 
 def _without_champion(dataset: Dataset, tracker: Tracker) -> str:
@@ -289,7 +288,8 @@ def days_to_ingest(dataset: Dataset) -> list[str]:
     last = last_ingest(dataset)
     if last is None or has_unread_contract(last.contract, dataset):
         return []  # what the files give under an edited contract is not known before they are read
-    return sorted({*last.pending_days(dataset), *_days_without_features(dataset)})
+    days = {*last.pending_days(dataset), *_days_without_features(dataset)}
+    return sorted(day for day in days if has_come(day, dataset.config))
 
 
 def _days_without_features(dataset: Dataset) -> list[str]:
@@ -311,7 +311,7 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     if champion is None:
         return []
     fingerprint, _ = _bundle_facts(tracker, champion)
-    days = list(features_content(dataset))
+    days = [day for day in features_content(dataset) if has_come(day, dataset.config)]
     published, interrupted = published_days(paths), cut_short(paths)
     texts = TableFiles(paths.latents).damaged_texts()
     if published and (texts or not can_refresh(paths) or damaged_report_files(paths)):

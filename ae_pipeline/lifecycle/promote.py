@@ -69,6 +69,7 @@ def decide(
     who: str,
     runs: Mapping[str, str] | None = None,
     on_rejected: Callable[[TrackedVersion, str], None] = lambda *_: None,
+    confirm: Callable[[TrackedVersion], None] = lambda _: None,
 ) -> Decision:
     """Promote the challenger if it passed the gate. Each version is decided once, so a rollback is never undone.
 
@@ -79,6 +80,8 @@ def decide(
         runs: Runs that the decision belongs to; kept in the history.
         on_rejected: Called with a rejected challenger and the message. It is called again if the process is killed
             before the decision is stored.
+        confirm: Called with a version after the alias has moved to it, before the promotion is stored. An error, or an
+            interrupt, takes the promotion back.
 
     Raises:
         TrainingError: No version can serve.
@@ -97,7 +100,7 @@ def decide(
     gate = challenger.tags.get(GATE_TAG, _NOT_EVALUATED)
     if gate == PASSED or serves:
         if not serves:
-            tracker.set_alias(name, CHAMPION, challenger.version)
+            _promote(challenger, champion, tracker, confirm)
         previous = champion if not serves else None
         _record(paths, challenger, Change.PROMOTED, previous, who, runs)
         follows = f"replaces version {previous.version}" if previous else "serves"
@@ -115,6 +118,21 @@ def decide(
         )
     tracker.tag_version(name, challenger.version, {DECIDED: change.value})
     return decision
+
+
+def _promote(
+    challenger: TrackedVersion,
+    champion: TrackedVersion | None,
+    tracker: Tracker,
+    confirm: Callable[[TrackedVersion], None],
+) -> None:
+    """Move the alias to the challenger, and back if the promotion is not confirmed."""
+    try:
+        tracker.set_alias(challenger.dataset, CHAMPION, challenger.version)
+        confirm(challenger)
+    except BaseException:
+        tracker.set_alias(challenger.dataset, CHAMPION, champion.version if champion else None)
+        raise
 
 
 def _decided_before(challenger: TrackedVersion, champion: TrackedVersion) -> Decision:
@@ -207,7 +225,13 @@ class Rollback:
     message: str
 
 
-def roll_back(dataset: Dataset, tracker: Tracker, request: RollbackRequest, origin: Mapping[str, str]) -> Rollback:
+def roll_back(
+    dataset: Dataset,
+    tracker: Tracker,
+    request: RollbackRequest,
+    origin: Mapping[str, str],
+    require_active: Callable[[], None] = lambda: None,
+) -> Rollback:
     """Let a version serve: score all days that it lacks, then move alias and table together.
 
     Both move at the end, one right after the other, when every row is written and only the commit can still fail. If it
@@ -218,6 +242,7 @@ def roll_back(dataset: Dataset, tracker: Tracker, request: RollbackRequest, orig
         tracker: The model store.
         request: Which version, why, and on whose behalf.
         origin: Runs that the rollback belongs to.
+        require_active: Called before anything moves; raises an error if the rollback was cancelled meanwhile.
 
     Raises:
         PromotionError: The version does not exist, the gate rejected it, or the reason is missing.
@@ -228,13 +253,18 @@ def roll_back(dataset: Dataset, tracker: Tracker, request: RollbackRequest, orig
     bundle = load_bundle(tracker, target)
     runs = {**origin, RUN: target.run_id}
     days = list(features_content(dataset))
+
+    def move() -> None:
+        require_active()
+        _move_alias(dataset, tracker, target, request, runs)
+
     publication = publish(
         days,
         dataset,
         bundle,
         target.version,
         runs,
-        before_commit=lambda: _move_alias(dataset, tracker, target, request, runs),
+        before_commit=move,
     )
     scored = sum(day.built for day in publication.days)
     table = f"table version {publication.table_version}" if publication.committed else "the table did not change"

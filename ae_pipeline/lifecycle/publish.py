@@ -1,7 +1,7 @@
 """Publication of latents and scores, and the report on them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from open_data_contract_standard.model import OpenDataContractStandard
@@ -9,7 +9,8 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.gate.rules import GateResult, calibration_holds, latents_not_collapsed
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
 from ae_pipeline.latents.data_contract import build_contract
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import LatentDay, Publication, publish
@@ -112,6 +113,7 @@ def publish_latents(
     days: Sequence[str],
     origin: Mapping[str, str],
     *,
+    before_commit: Callable[[], None] = lambda: None,
     accepts_removal: bool = False,
 ) -> PublishedLatents:
     """Score days under the champion and publish them in one commit.
@@ -121,6 +123,7 @@ def publish_latents(
         tracker: The model store.
         days: Days to publish; their features must exist.
         origin: Runs that the publication belongs to.
+        before_commit: Function to call directly before the commit; an error leaves the table unchanged.
         accepts_removal: Whether more than `max_removed_share` of the rows may leave the table.
 
     Raises:
@@ -129,7 +132,15 @@ def publish_latents(
     config, paths = dataset.config, dataset.paths
     version, bundle = load_champion(dataset.name, tracker)
     runs = {**origin, "mlflow_run_id": version.run_id}
-    publication = publish(sorted(days), dataset, bundle, version.version, runs, accepts_removal=accepts_removal)
+    publication = publish(
+        sorted(days),
+        dataset,
+        bundle,
+        version.version,
+        runs,
+        before_commit=before_commit,
+        accepts_removal=accepts_removal,
+    )
     published = published_days(paths)
     recent = [published[day.day] for day in publication.days if day.rows][-_COLLAPSE_DAYS:]
     filling = newest_filling_day(dataset)

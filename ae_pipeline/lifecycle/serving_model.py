@@ -8,7 +8,7 @@ import polars as pl
 from ae_pipeline.common.errors import BundleError, StorageError, TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.gate.rules import GateResult
+from ae_pipeline.gate.results import GateResult
 from ae_pipeline.latent_space.alignment import Alignment, Served, align
 from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.names import CHAMPION

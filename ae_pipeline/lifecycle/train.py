@@ -20,8 +20,10 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.features.build import content_days, feature_columns, features_content
 from ae_pipeline.features.split import GATE, PARTS, Window, sample_rows
+from ae_pipeline.gate.blindness import NO_ALERTS, recent_alerts
 from ae_pipeline.gate.evaluation import gate_rows
-from ae_pipeline.gate.rules import GateResult, compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.rules import compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
@@ -42,6 +44,7 @@ from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
 from ae_pipeline.training.preflight import check_sizes, training_data
 from ae_pipeline.training.reference import with_reference
+from ae_pipeline.training.screening import screening_metrics
 from ae_pipeline.training.size_rules import Sizes
 
 logger = logging.getLogger(__name__)
@@ -119,7 +122,7 @@ def train_challenger(
     with tracker.training(dataset.name, run_name, origin, location=_location_id(paths)) as run:
         _log_settings(run, config, sizes)
         candidate = _fit(dataset, window, contract, serving, run)
-        evaluation = _evaluate(candidate, serving, dataset)
+        evaluation = _evaluate(candidate, serving, dataset, window)
         _log_evaluation(run, candidate, evaluation, window, content)
         # Registered within the run: a version without a gate result comes from an interrupted training.
         version = run.register(candidate.bundle)
@@ -180,6 +183,8 @@ def _fit(
         logger.info(_warm_start_message(serving.version, result))
     for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
         logger.info(f"left out: {', '.join(names)} ({reason})")
+    if bundle.facts.screening:
+        logger.info(f"screened by {bundle.facts.screening.judged_by}: {bundle.facts.screening.message}")
     if result.is_streamed:
         logger.info(_streaming_message(bundle))
     validation = window.rows("validation", dataset.paths, most=_COMPARED_ROWS)
@@ -189,15 +194,16 @@ def _fit(
     return _Candidate(bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation)
 
 
-def _evaluate(candidate: _Candidate, serving: ServingModel, dataset: Dataset) -> _Evaluation:
+def _evaluate(candidate: _Candidate, serving: ServingModel, dataset: Dataset, window: Window) -> _Evaluation:
     bundle, gate = candidate.bundle, dataset.config.gate
     champion = serving.champion.bundle if serving.champion else None
     unseen = gate_rows(bundle.window, champion.window if champion else None, dataset.paths)
+    alerts = recent_alerts(window, champion, dataset) if champion and not unseen.is_empty() else NO_ALERTS
     results = (
         finite_weights(bundle),
         loss_fell(candidate.result),
         latents_not_collapsed(bundle.encode(candidate.validation), gate.min_active_latents),
-        *compare(bundle, champion, unseen, serving.why_not or "no version serves so far", gate),
+        *compare(bundle, champion, unseen, serving.why_not or "no version serves so far", gate, alerts),
     )
     counted = (*results, candidate.compatible) if gate.compatible else results
     broken = "; ".join(f"{result.rule}: {result.message}" for result in counted if not result.passed)
@@ -240,6 +246,7 @@ def _log_evaluation(
             "best_epoch": candidate.result.best_epoch,
             "best_validation_loss": candidate.result.best_loss,
             "score_threshold": candidate.bundle.calibration.threshold,
+            **screening_metrics(candidate.bundle.facts.screening),
             **_flat("latents", alignment.compatibility.figures() if alignment else {}),
         }
     )

@@ -57,7 +57,7 @@ attributes:
   # derive: {{price_per_item: "price / items"}}
   # label: "status = 'fraud'" # true for known anomalies: the report evaluates the scores with it, no model sees it
 
-  # Rows are PNG or JPEG files, or patches of them, with identity: [file, top, left]:
+  # Rows are image files, or patches of them, with identity: [file, top, left]:
   # images: {{path: "(?P<taken_at>[0-9-]{{10}})_", patch: 32, stride: 16}} # named groups of the path become columns
 
   model:

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from ae_pipeline.common.escape import terminal_lines
+from ae_pipeline.common.signals import stop_signal
 
 LOGGERS: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
 """Run config that selects our console logger. Without it, Dagster prints every event that it stores."""
@@ -53,7 +54,10 @@ class _MessageFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         metadata = getattr(record, "dagster_meta", {}) or {}
-        return metadata.get("dagster_event") is None or record.levelno >= logging.ERROR
+        if metadata.get("dagster_event") is None:
+            return True
+        # An interrupt that somebody asked for is no error.
+        return record.levelno >= logging.ERROR and stop_signal() is None
 
 
 @dg.logger(

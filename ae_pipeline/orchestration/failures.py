@@ -1,12 +1,16 @@
-"""Alerts about failed Dagster runs."""
+"""Alerts about failed Dagster runs, and the reasons of failures."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
+from dagster._utils.error import SerializableErrorInfo
 
+from ae_pipeline.common import errors
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects
 from ae_pipeline.orchestration.tags import DATASET_TAG, REQUEST_TAG
+from ae_pipeline.storage.environment import environment_message
 from ae_pipeline.storage.paths import DatasetPaths
 
 
@@ -36,14 +40,45 @@ def first_reason(events: Sequence[dg.DagsterEvent]) -> str:
         if event.is_step_failure:
             step = event.step_failure_data
             described = step.user_failure_data.description if step.user_failure_data else None
-            if reason := described or step.error_display_string:
+            if reason := described or own_message(step.error) or step.error_display_string:
                 return reason.strip()
     failed = next((event for event in events if event.event_type == dg.DagsterEventType.RUN_FAILURE), None)
     if failed is None:
         return "it ended without a message"
     data = failed.job_failure_data  # None for a run whose process was lost
     error = data.error if data else None
-    return ((error.to_string() if error else failed.message) or "it ended without a message").strip()
+    reason = own_message(error) or (error.to_string() if error else failed.message)
+    return (reason or "it ended without a message").strip()
+
+
+def own_message(error: SerializableErrorInfo | None) -> str | None:
+    """Return the message of an error of ours that Dagster reports as its own, or None.
+
+    A resource raises it before the first step, and the days of a run are read before an asset that depends on others.
+    """
+    for each in _chain(error):
+        name, _, message = each.message.partition(": ")
+        if issubclass(getattr(errors, name.rpartition(".")[2], object), errors.PipelineError):
+            return message.strip()
+        if known := environment_message(each.message):
+            return known
+        if "for a non-partitioned run" in each.message:
+            return (
+                "the asset has a partition for each day, but this run names no day; choose days, or run `ae-pipeline "
+                "run NAME`, which chooses them"
+            )
+        if outside := re.search(
+            r"Partition key range \w+ (\S+) is (before|after) the partitions definition", each.message
+        ):
+            return f"{outside[1]} is {outside[2]} the days of the dataset; choose other days, or change start or end"
+    return None
+
+
+def _chain(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
+    """Yield an error and its causes."""
+    while error:
+        yield error
+        error = error.cause or error.context
 
 
 def caused_by(kind: type[Exception], events: Sequence[dg.DagsterEvent]) -> bool:

@@ -9,10 +9,13 @@ from urllib.parse import quote
 
 import dagster as dg
 from filelock import FileLock, Timeout
+from pydantic import PrivateAttr
 
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.dead_runs import datasets_of_run, record_process
 from ae_pipeline.orchestration.plain_config import PlainText
-from ae_pipeline.orchestration.tags import DATASET_TAG
+from ae_pipeline.orchestration.processes import lock_holder
+from ae_pipeline.orchestration.run_watch import RunWatch
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.paths import DatasetPaths
@@ -87,14 +90,15 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     @contextmanager
     def locked(self, dataset: str) -> Iterator[None]:
-        """Hold the lock of a dataset, and wait while another run holds it."""
+        """Hold the lock of a dataset, and wait while another process holds it. A process may hold it twice."""
         path = self.paths(dataset).lock
         make_folder(path.parent)
-        lock = FileLock(path)
+        lock = FileLock(path, is_singleton=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info(f"waiting for another run of {dataset!r} to end")
+            holder = lock_holder(path)
+            logger.info(f"waiting for another run of {dataset!r} to end{f' (process {holder})' if holder else ''}")
             lock.acquire()
         try:
             yield
@@ -103,7 +107,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
 
 class RunLock(dg.ConfigurableResource["RunLock"]):
-    """The locks of the datasets of a run, held while the run lasts.
+    """The locks of the datasets of a run, held while the run lasts, and the watch that stops it when it is cancelled.
 
     Dagster's pools serialize the runs that go through its queue. Runs of the command line do not, and a killed run
     keeps its slot in a pool, but gives a file lock back.
@@ -113,25 +117,25 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
     """
 
     workspace: Workspace
+    _watch: RunWatch | None = PrivateAttr(default=None)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["RunLock"]:
         """Hold the locks, in the order of the names, so that two runs never wait for each other."""
+        run, instance = context.run, context.instance
         with ExitStack() as stack:
-            for dataset in _datasets_of(context.run, context.instance):
-                stack.enter_context(self.workspace.locked(dataset))
+            if run is not None and instance is not None:
+                record_process(run, instance)
+                self._watch = stack.enter_context(RunWatch(run, instance))
+                for dataset in datasets_of_run(run, instance):
+                    stack.enter_context(self.workspace.locked(dataset))
             yield self
 
+    def require_active(self) -> None:
+        """Stop here if the run was cancelled. Call it before what cannot be undone.
 
-def _datasets_of(run: dg.DagsterRun | None, instance: dg.DagsterInstance | None) -> list[str]:
-    """Return the datasets of a run: by its tag, by the assets that a person selected, or by the assets of its plan."""
-    if run is None:
-        return []
-    if DATASET_TAG in run.tags:
-        return [run.tags[DATASET_TAG]]
-    keys = set(run.asset_selection or ())
-    if not keys and instance is not None and run.execution_plan_snapshot_id:  # a job that somebody else defined
-        plan = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
-        outputs = [output.properties for step in plan.steps for output in step.outputs]
-        keys = {properties.asset_key for properties in outputs if properties and properties.asset_key}
-    return sorted({key.path[0] for key in keys})
+        Raises:
+            DagsterExecutionInterruptedError: The run is not active any more.
+        """
+        if self._watch is not None:
+            self._watch.require_active()

@@ -6,34 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from filelock import FileLock, Timeout
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.dead_runs import ACTIVE, active_records, describe_run, end_dead_runs, is_locked
 from ae_pipeline.orchestration.jobs import job_name
-from ae_pipeline.orchestration.tags import DATASET_TAG, READ_TAG, REASON_TAG, REPOSITORY, REQUEST_TAG, range_tags
+from ae_pipeline.orchestration.processes import lock_holder
+from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.orchestration.tags import READ_TAG, REASON_TAG, REPOSITORY, REQUEST_TAG, range_tags
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.paths import DatasetPaths
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.plan import Plan, Work
 
-ACTIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-
 _FIRST_DELAY, _MAX_DELAY = 60.0, 3600.0
 """Seconds before unfinished work is requested again: after the first attempt, and at most. Each attempt doubles it."""
-
-_SILENT_SECONDS = 120.0
-"""Seconds without an event after which a started run that does not hold its dataset's lock counts as dead."""
-
-_UNSTARTED_SECONDS = 900.0
-"""The same for a run whose process has not started its work."""
 
 Answer = list[dg.RunRequest] | dg.SkipReason
 
@@ -90,43 +77,28 @@ def _delay_message(attempts: Sequence[dg.RunRecord], reason: str) -> str | None:
     return f"{reason}: {ending}; next attempt at {dt.datetime.fromtimestamp(again, dt.UTC):%H:%M:%S} UTC"
 
 
-def active_run(dataset: Dataset, instance: dg.DagsterInstance) -> str | None:
-    """Return a message about the active run of a dataset, or None. End runs whose process is dead first."""
-    filters = dg.RunsFilter(tags={DATASET_TAG: dataset.name}, statuses=ACTIVE)
-    for record in instance.get_run_records(filters):
+def active_run(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> str | None:
+    """Return a message about what holds a dataset, or None. End runs whose process is dead first.
+
+    A run holds a dataset whatever started it. A command that holds the lock counts as well: it works on the dataset.
+    """
+    end_dead_runs(instance, workspace.paths, dataset.name)
+    for record in active_records(dataset.name, instance):
         run = record.dagster_run
-        # Where runs have machines of their own, their locks say nothing here.
-        local = instance.is_ephemeral or isinstance(instance.run_launcher, dg.DefaultRunLauncher)
-        queued = run.status == dg.DagsterRunStatus.QUEUED
-        if local and not queued and _is_dead(record, dataset.paths, instance):
-            instance.report_run_failed(run, "its process ended without a message: it no longer holds the lock")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            continue
-        return f"run {run.run_id} of {run.job_name} is active ({run.status.value.lower()})"
+        return f"{describe_run(run)} is active ({run.status.value.lower()})"
+    lock = dataset.paths.lock
+    if is_locked(lock):
+        holder = lock_holder(lock)
+        return f"a command holds the lock of {dataset.name!r}{f' (process {holder})' if holder else ''}"
     return None
 
 
-def active_training(dataset: Dataset, instance: dg.DagsterInstance) -> str | None:
-    """Return a message about the active training of a dataset, or None. End runs whose process is dead first."""
-    active_run(dataset, instance)
+def active_training(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> str | None:
+    """Return a message about the active training of a dataset, or about what may train, or None."""
+    message = active_run(dataset, workspace, instance)
     filters = dg.RunsFilter(job_name=job_name(dataset.config, "train"), statuses=ACTIVE)
     runs = instance.get_runs(filters, limit=1)
-    return f"a training is active: run {runs[0].run_id}" if runs else None
-
-
-def _is_dead(record: dg.RunRecord, paths: DatasetPaths, instance: dg.DagsterInstance) -> bool:
-    began = record.start_time or record.create_timestamp.timestamp()
-    started = record.dagster_run.status == dg.DagsterRunStatus.STARTED
-    limit = _SILENT_SECONDS if started else _UNSTARTED_SECONDS
-    if time.time() - began < limit or not paths.lock.exists():
-        return False
-    try:
-        with FileLock(paths.lock).acquire(timeout=0):
-            pass
-    except Timeout:
-        return False
-    newest = instance.get_records_for_run(record.dagster_run.run_id, limit=1, ascending=False).records
-    return not newest or time.time() - newest[0].timestamp > limit
+    return f"a training is active: run {runs[0].run_id}" if runs else message
 
 
 def show_in_timeline(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:

@@ -38,7 +38,7 @@ def training_request(
     dataset: "Dataset", workspace: Workspace, instance: dg.DagsterInstance
 ) -> dg.RunRequest | dg.SkipReason:
     """Request a training if one is due, or return why not."""
-    if active := active_training(dataset, instance):
+    if active := active_training(dataset, workspace, instance):
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_training
 

@@ -7,6 +7,8 @@ import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
+from ae_pipeline.orchestration.dead_runs import describe_run, end_dead_runs
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.runs import Answer, active_run, active_training, request_runs
 from ae_pipeline.storage.dataset import Dataset
@@ -14,15 +16,18 @@ from ae_pipeline.storage.dataset import Dataset
 _TICK_SECONDS = 10
 """Least time between two looks of a sensor."""
 
+_DEAD_RUNS_SECONDS = 20
+"""The same for the sensor that ends dead runs."""
+
 _SETTLE_SECONDS = 3.0
 """Time since a landed file was last written before it is read."""
 
 Look = Callable[[Dataset, Workspace, dg.DagsterInstance], Answer]
 
 
-def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:  # noqa: ARG001
+def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
     """Request to read new and changed landed files, and raw_data and features of the days that they change."""
-    if active := active_run(dataset, instance):
+    if active := active_run(dataset, workspace, instance):
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_landing
 
@@ -32,20 +37,26 @@ def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.Dagste
 
 def rebuild_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
     """Request latents and reports of the days that differ from what the model that serves would give."""
-    if active := active_run(dataset, instance):
+    if active := active_run(dataset, workspace, instance):
         return dg.SkipReason(active)
     from ae_pipeline.lifecycle.plan import plan_serving
 
-    return request_runs(plan_serving(dataset, workspace.tracker()), dataset.config, instance)
+    tracker = workspace.tracker()
+    withdraw_cancelled_challenger(dataset, tracker, instance)
+    return request_runs(plan_serving(dataset, tracker), dataset.config, instance)
 
 
 def early_training_requests(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> Answer:
     """Request a training before the next scheduled one if enough drifted days are new to a training."""
-    if active := active_training(dataset, instance):
+    if active := active_training(dataset, workspace, instance):
         return dg.SkipReason(active)
+    from ae_pipeline.lifecycle.before_training import waits_for_publication
     from ae_pipeline.lifecycle.plan import plan_early_training
 
-    return request_runs(plan_early_training(dataset, workspace.tracker()), dataset.config, instance)
+    plan = plan_early_training(dataset, workspace.tracker())
+    if plan.work and (waits := waits_for_publication(dataset, workspace.tracker())):
+        return dg.SkipReason(waits)
+    return request_runs(plan, dataset.config, instance)
 
 
 def build_sensors(config: PipelineConfig, jobs: dict[str, Any]) -> list[dg.SensorDefinition]:
@@ -96,6 +107,24 @@ def _sensor(
             alert = Alert(event=AlertEvent.RUN_FAILED, key=f"sensor {name} {error}", message=message)
             raise_without_lock(alert, dataset)
             raise
+
+    return sensor
+
+
+def build_dead_runs_sensor() -> dg.SensorDefinition:
+    """Build the sensor of the deployment that ends dead runs of all datasets; it runs from the start."""
+
+    @dg.sensor(
+        name="end_dead_runs",
+        minimum_interval_seconds=_DEAD_RUNS_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="End runs whose process was killed, or whose machine was restarted, whatever started them. "
+        "Otherwise they block their dataset for ever.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+        ended = end_dead_runs(context.instance, workspace.paths)
+        names = ", ".join(describe_run(run) for run in ended)
+        return dg.SkipReason(f"ended, because the process is dead: {names}" if ended else "no active run is dead")
 
     return sensor
 

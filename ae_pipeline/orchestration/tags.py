@@ -19,8 +19,14 @@ READ_TAG = "ae_pipeline/read"
 ACCEPT_TAG = "ae_pipeline/accept_removal"
 """Set to `yes` by a person who accepts that the run removes more than `max_removed_share` of the rows."""
 
+PLANNED_TAG = "ae_pipeline/planned"
+"""Set if the planner chose the range of days, which may span days without content. Only the others are built."""
+
 WHO_TAG = "ae_pipeline/who"
 """Person who requested the run."""
+
+PROCESS_TAG = "ae_pipeline/process"
+"""Process that executes the run, by run id, host, start of the machine, process id and start."""
 
 REPOSITORY_TAG = ".dagster/repository"
 """Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
@@ -28,11 +34,21 @@ REPOSITORY_TAG = ".dagster/repository"
 REPOSITORY = "__repository__@ae_pipeline"
 
 
+_PARTITION = "dagster/partition"
+_RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
 def range_tags(first: str, last: str) -> dict[str, str]:
-    """Return the tags of a run over a range of days; none for a dataset without event time."""
+    """Return the tags of a planned run over a range of days; none for a dataset without event time."""
     if first == ALL_ROWS:
         return {}
-    return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    return {_RANGE_START: first, _RANGE_END: last, PLANNED_TAG: "days with content"}
+
+
+def named_days(tags: Mapping[str, str]) -> list[str]:
+    """Return the day that the tags of a run name, or the first and the last day of its range; empty without a day."""
+    names = (_PARTITION,) if _PARTITION in tags else (_RANGE_START, _RANGE_END)
+    return sorted(tags[name] for name in names if name in tags)
 
 
 def accepts_removal(tags: Mapping[str, str]) -> bool:

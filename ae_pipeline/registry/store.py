@@ -153,8 +153,11 @@ class Tracker:
         except BaseException as error:
             with suppress(MlflowException):  # the original error must not be hidden by one of the store
                 run.flush()
-            self.client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:500])
-            self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+            stopped = not isinstance(error, Exception)  # an interrupt: the training was stopped, and did not fail
+            message = "it was stopped" if stopped else f"{type(error).__name__}: {error}"
+            self.client.set_tag(run_id, "error", message[:500])
+            status = RunStatus.KILLED if stopped else RunStatus.FAILED
+            self.client.set_terminated(run_id, RunStatus.to_string(status))
             raise
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         self.back_up()
@@ -222,10 +225,24 @@ class Tracker:
                 "with; restore the MLflow store, or train and publish again"
             ) from error
 
-    def set_alias(self, dataset: str, alias: str, version: int) -> None:
-        """Move an alias to a version."""
-        self.client.set_registered_model_alias(dataset, alias, str(version))
+    def set_alias(self, dataset: str, alias: str, version: int | None) -> None:
+        """Move an alias to a version, or remove it if the version is None."""
+        if version is None:
+            self.client.delete_registered_model_alias(dataset, alias)
+        else:
+            self.client.set_registered_model_alias(dataset, alias, str(version))
         self.back_up()
+
+    def withdraw(self, version: TrackedVersion, why: str) -> None:
+        """Delete a version that never served, and mark its run as killed, with the reason as its error."""
+        self.client.delete_model_version(version.dataset, str(version.version))
+        self.client.set_tag(version.run_id, "error", why[:500])
+        self.client.set_terminated(version.run_id, RunStatus.to_string(RunStatus.KILLED))
+        self.back_up()
+
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """Return the tags of a run."""
+        return dict(self.client.get_run(run_id).data.tags)
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""

@@ -322,6 +322,7 @@ def _summary(published: Published, run_id: str, context: PageContext, labels: La
             "rows_by_part": bundle.facts.rows,
             "train_days": [bundle.window.train[0], bundle.window.train[-1]],
             "calibration_days": [bundle.window.calibration[0], bundle.window.calibration[-1]],
+            "screening": bundle.facts.screening.message if bundle.facts.screening else None,
             "columns": bundle.columns,
             "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
             "labels": asdict(labels) if labels else None,

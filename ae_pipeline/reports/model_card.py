@@ -16,7 +16,7 @@ from ae_pipeline.reports.page import by_reason
 from ae_pipeline.storage.paths import ALL_ROWS
 
 if TYPE_CHECKING:
-    from ae_pipeline.gate.rules import GateResult
+    from ae_pipeline.gate.results import GateResult
 
 
 _MAX_NAMED = 60

@@ -151,12 +151,14 @@ class Panel:
         """
         size = width, height = self.size(3 * height, height)
         strip = Image.new("RGB", (3 * width + 2 * _GAP, height), "white")
-        left, top, *span = (round(share * side) for share, side in zip(self.drawing.spot, size * 2, strict=True))
+        # A small spot of a large image would round to no pixel at all.
+        spot = [round(share * side) for share, side in zip(self.drawing.spot, size * 2, strict=True)]
+        left, top = min(spot[0], width - 1), min(spot[1], height - 1)
+        right, bottom = left + max(spot[2], 1) - 1, top + max(spot[3], 1) - 1
         for index, picture in enumerate(self.pictures):
             enlarged = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
             if index != 1:
-                frame = (left, top, left + span[0] - 1, top + span[1] - 1)
-                ImageDraw.Draw(enlarged).rectangle(frame, outline=_FRAME)
+                ImageDraw.Draw(enlarged).rectangle((left, top, right, bottom), outline=_FRAME)
             strip.paste(enlarged, (index * (width + _GAP), 0))
         return strip
 

@@ -129,6 +129,9 @@ class Summary(Section):
     rows_by_part: dict[str, int] = Field(description="Rows that the model was fitted on, by part of its window.")
     train_days: list[str] = Field(description="First and last day.")
     calibration_days: list[str] = Field(description="First and last day.")
+    screening: str | None = Field(
+        default=None, description="What the training left out of validation and calibration, as a sentence."
+    )
     columns: list[str] = Field(description="Columns that the model uses.")
     columns_left_out: dict[str, str] = Field(description="Reason why each other column is left out.")
     labels: dict[str, Any] | None = Field(description="Scores measured against the label; null without a label.")

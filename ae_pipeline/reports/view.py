@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ae_pipeline.config.days import has_come
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
@@ -155,20 +156,18 @@ class Published:
         return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
 
     def assess_with_later_days(self, day: str) -> DayAssessment:
-        """Return the assessment of a day; that of the headline also names later days without rows."""
+        """Return the assessment of a day; that of the headline has a remark about later days without rows."""
         assessment = self.assess(day)
         if not self.dataset.config.is_daily or day != self.headline or self.newest is None:
             return assessment
         features = self.dataset.paths.features
-        later = [path.stem for path in features("_").parent.glob("*.parquet") if path.stem > self.newest]
+        paths = features("_").parent.glob("[!.]*.parquet")
+        later = [path.stem for path in paths if path.stem > self.newest and has_come(path.stem, self.dataset.config)]
         empty = sorted(other for other in later if read_facts(features(other)).get("rows") == "0")
         if not empty:
             return assessment
-        no_rows = f"no rows arrived for {empty[0]}" + (f" to {empty[-1]}" if len(empty) > 1 else "")
-        message = f"{assessment.message}; {no_rows}"
-        if not assessment.is_wrong:
-            message = f"{no_rows}; on {day} {assessment.message}"
-        return replace(assessment, is_wrong=True, message=message)
+        no_rows = f"There are no rows of {empty[0]}" + (f" to {empty[-1]}." if len(empty) > 1 else ".")
+        return replace(assessment, aside=f"{assessment.aside} {no_rows}".strip())
 
     def index(self) -> list[dict[str, Any]]:
         """Return counts of all days, the oldest first; a day that needs attention has a message under `words`."""

@@ -18,9 +18,9 @@ _TIE_TOLERANCE = 1e-7
 class Calibration:
     """Sorted scores of held-out rows, which turn a new score into a conformal p-value.
 
-    For a row exchangeable with the n calibration rows, P(p_value ≤ b) ≤ b for every b. Without ties it is at least
-    b − 1/(n + 1) (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the guarantee weakens as rows
-    drift away from the calibration days.
+    For a row exchangeable with the n calibration rows that a screening kept, P(p_value ≤ b) ≤ b for every b. Without
+    ties it is at least b − 1/(n + 1) (Vovk, Gammerman & Shafer 2005, §2.2). Time breaks exchangeability: the guarantee
+    weakens as rows drift away from the calibration days.
 
     Attributes:
         scores: Ascending scores of the calibration rows, shape (n,).

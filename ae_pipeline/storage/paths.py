@@ -58,6 +58,11 @@ class DatasetPaths:
         return self.root / "history" / f"{self.dataset}.alerts.jsonl"
 
     @property
+    def withdrawals(self) -> Path:
+        """Days that people withdrew, and took back, as JSON Lines."""
+        return self.root / "history" / f"{self.dataset}.withdrawals.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Lock file that serializes the runs of the dataset."""
         return self.root / "locks" / f"{self.dataset}.lock"

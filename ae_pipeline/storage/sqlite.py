@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from ae_pipeline.common.errors import StorageError
+from ae_pipeline.storage.environment import Fault, environment_error, fault_of
 from ae_pipeline.storage.files import atomic_write
 
 _BUSY_SECONDS = 30.0
@@ -16,6 +16,9 @@ def sqlite_damage(path: Path, *, thorough: bool = False) -> str | None:
     Args:
         path: File of the database.
         thorough: Whether to compare indexes with their tables, too.
+
+    Raises:
+        StorageError: The database cannot be opened, because its folder is read-only or its disk is full.
     """
     if not path.exists():
         return None
@@ -25,24 +28,10 @@ def sqlite_damage(path: Path, *, thorough: bool = False) -> str | None:
         with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
             (answer,) = connection.execute(f"PRAGMA {'integrity_check' if thorough else 'quick_check'}(1)").fetchone()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        return None if "locked" in str(error) else str(error)
+        if fault_of(error) in {Fault.FULL, Fault.READ_ONLY} and (known := environment_error(error)):
+            raise known from error
+        return None if fault_of(error) == Fault.LOCKED else str(error)
     return None if answer == "ok" else str(answer).splitlines()[0]
-
-
-def database_error(error: BaseException) -> StorageError | None:
-    """Return an error that names the remedy if a database could not be read, or None for every other error.
-
-    Args:
-        error: Error of a library; its chain has the error of SQLite.
-    """
-    each: BaseException | None = error
-    while each is not None:
-        if isinstance(each, sqlite3.DatabaseError) and "locked" not in str(each):
-            return StorageError(
-                f"a database cannot be read ({each}); `ae-pipeline doctor --repair` moves it aside if it is damaged"
-            )
-        each = each.__cause__ or each.__context__
-    return None
 
 
 def is_empty(path: Path) -> bool:

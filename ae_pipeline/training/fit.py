@@ -22,7 +22,7 @@ from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.features.sizes import choose_batch_size, choose_budget
-from ae_pipeline.features.split import PARTS, Window, sample_by_hash, sample_rows
+from ae_pipeline.features.split import Window, sample_rows
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.corruption import Corruption, build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
@@ -32,15 +32,13 @@ from ae_pipeline.scoring.ensemble import FITTED_ROWS, Ensemble, fit_ensemble
 from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training import memory_budget
+from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
+from ae_pipeline.training.screening import screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
-
-_MAX_CALIBRATION_ROWS = 2**20
-"""Calibration rows that are scored, unless the alert budget needs more."""
 
 _SAMPLE_SEED = 3
 """Seed of the hash that samples rows again that another hash sampled already."""
@@ -60,12 +58,14 @@ def fit_bundle(
 
     On the CPU, the same window, configuration, previous model and machine give the same bundle, bit for bit.
 
+    Bad days and rows are left out of validation and calibration first; see `screening`.
+
     Args:
         dataset: Configuration and paths of the dataset.
         columns: Feature columns that the model may use.
         window: Days of each part.
         report: Callback after each epoch.
-        previous: Model that serves, from which `training.warm_start` and `training.anchor` start.
+        previous: Model that serves, from which `training.warm_start` and `training.anchor` start. It screens the rows.
 
     Returns:
         The bundle, without a drift reference (see `reference.with_reference`), and the result of the training.
@@ -76,13 +76,16 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
+    screened = screen_by_serving(window, dataset, previous)
+    window, counts = screened.window, screened.counts(dataset)
     days = len(window.calibration) if config.is_daily else None
-    counts = {part: window.count(part, paths) for part in PARTS}
     budget = config.alerts.budget or choose_budget(counts["calibration"])
     check_budget(counts["calibration"], budget, days)  # before the training, which takes long
     memory = memory_budget.share_of(config)
     limit = memory_budget.max_rows(window, paths, memory)
-    train_rows, validation_rows = (window.rows(part, paths, most=limit) for part in ("train", "validation"))
+    train_rows, validation_rows = (
+        screened.keep(part, window.rows(part, paths, most=limit)) for part in ("train", "validation")
+    )
     all_rows = AllRows(
         train=counts["train"],
         validation=counts["validation"],
@@ -92,11 +95,17 @@ def fit_bundle(
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     encoder = detector.encoder
+    looked_at = {"train": train_rows.height, "validation": result.validation_rows}
+    del train_rows, validation_rows
+    calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"])
+    if calibrated.window != window:
+        window = calibrated.window
+        counts["calibration"] = window.count("calibration", paths)
     facts = TrainingFacts(
         versions=library_versions(),
         rows=counts,
         chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder)),
-        rows_looked_at={"train": train_rows.height, "validation": result.validation_rows},
+        rows_looked_at=looked_at,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
         untrained_loss=result.first_loss,
@@ -104,19 +113,10 @@ def fit_bundle(
         is_warm=result.is_warm,
         is_anchored=result.is_anchored,
         is_streamed=result.is_streamed,
+        screening=calibrated.screening,
     )
-    del train_rows, validation_rows
-    scores = detector.scores(_calibration_rows(window, paths, budget, counts["calibration"]))
-    calibration = calibrate(scores, budget, days)
+    calibration = calibrate(calibrated.scores, budget, days)
     return ModelBundle(detector=detector, calibration=calibration, window=window, facts=facts), result
-
-
-def _calibration_rows(window: Window, paths: DatasetPaths, budget: float, count: int) -> Iterator[pl.DataFrame]:
-    """Yield the calibration rows, or a hash sample of very many, which is exchangeable with new rows too."""
-    limit = max(_MAX_CALIBRATION_ROWS, math.ceil(100 / budget))
-    share = min(limit / max(count, 1), 1.0)
-    for rows in window.batches("calibration", paths):
-        yield sample_by_hash(rows, share)
 
 
 @dataclass(frozen=True, kw_only=True)

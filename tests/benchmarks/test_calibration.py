@@ -14,7 +14,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
 from ae_pipeline.features.split import Window
-from ae_pipeline.gate.rules import GateResult, calibration_holds
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks import calibration

@@ -235,7 +235,10 @@ RUN = """
 import json, os, sys, traceback
 from pathlib import Path
 from ae_pipeline.cli.main import main
+from ae_pipeline.cli.project import Project
 
+loaded = Project.load()  # once for all datasets, because it takes longer than most runs
+Project.load = lambda: loaded
 plan = json.loads(Path(sys.argv[1]).read_text())
 for name, steps in plan.items():
     for number, step in enumerate(steps, 1):

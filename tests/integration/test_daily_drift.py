@@ -93,6 +93,10 @@ class TestDailyDrift:
         (request,) = list(answers[3])
         assert request.startswith("orders_train 4 days in a row have drifted; 160 rows on 4 new or changed days")
         assert [sensor.name for sensor in shop.defs.sensors or []].count("orders_drift") == 1
+        shop.land(NEW[4], drifting_csv(NEW[4]).replace(",9,", ",8,"))
+        shop.run_requests(landing_requests)
+        waits = "the training waits until new days are published under the version that serves"
+        assert shop.requested(early_training_requests) == f"{waits}: {NEW[4]}"
 
     def test_drift_does_not_trigger_training_twice(self, shop: Shop) -> None:
         for day in NEW[:4]:

@@ -506,8 +506,9 @@ class TestDays:
         assert serving_shop.run_requests(landing_requests)[1:] == [f"orders_ingest {DAYS[-1]}"]
         assert serving_shop.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
         assert DAYS[-1] not in published_days(serving_shop.paths)
-        assessment = str(serving_shop.metadata("anomaly_report", DAYS[-1])["verdict"])
-        assert f"no rows arrived for {DAYS[-1]}; on {DAYS[-2]} " in assessment
+        assessment = json.loads((serving_shop.paths.reports / "summary.json").read_text())["verdict"]
+        assert (assessment["day"], assessment["aside"]) == (DAYS[-2], f"There are no rows of {DAYS[-1]}.")
+        assert not assessment["is_wrong"]
         assert serving_shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
 
     def test_too_few_rows_fail_the_training_with_a_remedy(self, serving_shop: Shop) -> None:

@@ -16,7 +16,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.features.split import Window
-from ae_pipeline.gate.rules import GateResult
+from ae_pipeline.gate.results import GateResult
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths

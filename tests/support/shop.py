@@ -20,7 +20,8 @@ import pytest
 from dagster.components.testing import create_defs_folder_sandbox
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.gate.rules import GateResult, loss_fell
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.rules import loss_fell
 from ae_pipeline.orchestration import console
 from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.component import AutoencoderPipeline

@@ -64,9 +64,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(_storage(column))
     if types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
+        encoded = _without_views(column)
+        return _plain(encoded.cast(encoded.type.value_type))
     if types.is_run_end_encoded(kind):
-        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
+        encoded = _without_views(column)
+        chunks = [pc.run_end_decode(chunk) for chunk in encoded.chunks]
+        return _plain(pa.chunked_array(chunks, encoded.type.value_type))
     if types.is_float16(kind):
         return column.cast(pa.float32())
     if types.is_decimal(kind):
@@ -91,6 +94,18 @@ def _storage(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([pa.array(texts, pa.string())])
     chunks = [chunk.storage for chunk in column.chunks]
     return pa.chunked_array(chunks, kind.storage_type)
+
+
+def _without_views(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return encoded text with plain texts as its values: pyarrow 25.0 cannot decode views of texts."""
+    kind, text = column.type, pa.large_string()
+    if not pa.types.is_string_view(kind.value_type):
+        return column
+    if pa.types.is_dictionary(kind):
+        parts = (pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(text)) for chunk in column.chunks)
+        return pa.chunked_array(list(parts), pa.dictionary(kind.index_type, text))
+    runs = (pa.RunEndEncodedArray.from_arrays(chunk.run_ends, chunk.values.cast(text)) for chunk in column.chunks)
+    return pa.chunked_array(list(runs), pa.run_end_encoded(kind.run_end_type, text))
 
 
 def _plain_decimal(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import polars as pl
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion.image_files import decode_image
 from ae_pipeline.ingestion.images import read_image_column
 from ae_pipeline.ingestion.readers.arrow_types import to_polars
 from ae_pipeline.ingestion.readers.bounds import check_table
@@ -51,7 +53,8 @@ def read_columnar(
     table = table.rename_columns(names)
     decoded = None
     if images and images.column in table.column_names:
-        decoded = read_image_column(table[images.column], images.column, dtype, limits.pixels)
+        decode = partial(decode_image, max_pixels=limits.pixels)
+        decoded = read_image_column(table[images.column], images.column, decode, dtype, images.channels)
         index = table.column_names.index(images.column)
         table = table.set_column(index, images.column, pa.nulls(table.num_rows))
     frame, skipped = to_polars(table)

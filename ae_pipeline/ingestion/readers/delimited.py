@@ -14,8 +14,9 @@ import pyarrow.csv
 from ae_pipeline.common.text import first_line, pluralize
 from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import Dialect, Separator, SourceConfig
-from ae_pipeline.ingestion.readers.bounds import check_table, exceeded
+from ae_pipeline.ingestion.readers.bounds import check_rejected, check_table, exceeded
 from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_record
+from ae_pipeline.ingestion.readers.plain_lines import read_plain_lines
 from ae_pipeline.ingestion.readers.records import Broken, RecordScanner
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
@@ -46,7 +47,9 @@ def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Seque
     _check_dialect(dialect, dialects, source)
     header_end, names = _read_header(text, separator, source.limits)
     body = _Body.read(text, header_end, separator, len(names), source)
-    rows, ragged = _parse(body, names, separator, source.limits)
+    plain = read_plain_lines(text.data, header_end, names, separator, len(body.lines)) if body.is_plain else None
+    parsed = _parse(body, names, separator, source.limits) if plain is None else (_numbered(plain, body.lines), [])
+    rows, ragged = parsed
     rejected = rejected_rows([*body.rejected, *ragged]).sort("row_number")
     return FileRows(rows, rejected, dialect=dialect)
 
@@ -135,8 +138,8 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
             "UTF-8, or set source.encoding to utf-16-le or utf-16-be in the YAML"
         )
     if header.count(separator.encode()) >= limits.columns and not head.problem:
-        text_of_header = header.decode("utf-8", errors="replace")
-        check_table(limits, columns=len(next(csv.reader(io.StringIO(text_of_header, newline=""), delimiter=separator))))
+        lines = io.StringIO(header.decode("utf-8", errors="replace"), newline="")
+        check_table(limits, columns=len(next(csv.reader(lines, delimiter=separator))))
     try:
         if head.problem:
             raise pa.ArrowInvalid(head.problem)
@@ -166,6 +169,7 @@ class _Body:
         lines: Line at which each of them starts.
         longest: Length of the longest record in bytes, if it was measured.
         has_quotes: Whether there are quotes.
+        is_plain: Whether each line is a record, without quotes.
         rejected: Line, rule, reason and text of the records that cannot be read.
     """
 
@@ -173,6 +177,7 @@ class _Body:
     lines: npt.NDArray[np.int64]
     longest: int
     has_quotes: bool
+    is_plain: bool = False
     rejected: list[tuple[int, str, str, str]]
 
     @classmethod
@@ -196,7 +201,8 @@ class _Body:
             count = data.count(b"\n", start) + (not data.endswith(b"\n"))
             check_table(limits, rows=count)
             parts = [pa.py_buffer(data).slice(start)]
-            return cls(parts=parts, lines=np.arange(first, first + count), longest=0, has_quotes=False, rejected=[])
+            lines = np.arange(first, first + count)
+            return cls(parts=parts, lines=lines, longest=0, has_quotes=False, is_plain=True, rejected=[])
         scanner = RecordScanner(data, separator.encode())
         breaks = scanner.breaks
         structural, broken = scanner.structure(start) if has_quotes else (np.empty(0, np.int64), [])
@@ -231,8 +237,7 @@ class _Body:
             )
             for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines))
         ]
-        if len(broken) > limits.rejected_rows:
-            raise exceeded("rows that cannot be read", len(broken), limits.rejected_rows, "rejected_rows")
+        check_rejected(limits, len(broken))
         is_broken = _within(starts, broken)
         if text.has_marks:
             marks = np.array([mark.start() for mark in MARK.finditer(data)], dtype=np.int64)
@@ -323,22 +328,23 @@ def _parse(
         block_size = max(block_size, content.size + 16) if not body.longest else block_size
         try:
             table = parse(use_threads=False)
-        except pa.ArrowInvalid as error:
-            if len(ragged) <= limits.rejected_rows:
-                raise
-            what = "or more rows with another number of values than the header"
-            raise exceeded(what, len(ragged), limits.rejected_rows, "rejected_rows") from error
+        except pa.ArrowInvalid:
+            check_rejected(limits, len(ragged))
+            raise
     if table.num_rows + len(ragged) != len(lines):
         raise UnreadableFileError(
             f"its rows cannot be told apart: there are {len(lines):,} by the rules for quotes, and "
             f"{table.num_rows + len(ragged):,} as parsed; correct the quotes at the source"
         )
     places = np.array([row.number - 1 for row in ragged], dtype=np.int64)
-    rows = pl.DataFrame(pl.from_arrow(table))
-    rows = rows.with_columns(pl.Series("_row_number", np.delete(lines, places), dtype=pl.Int64))
+    rows = _numbered(pl.DataFrame(pl.from_arrow(table)), np.delete(lines, places))
     reason = "the line has {} values, but the header has {} columns; write one value for each column"
     rejected = [
         (int(lines[row.number - 1]), "columns", reason.format(row.actual_columns, row.expected_columns), row.text)
         for row in ragged
     ]
     return rows, rejected
+
+
+def _numbered(rows: pl.DataFrame, lines: npt.NDArray[np.int64]) -> pl.DataFrame:
+    return rows.with_columns(pl.Series("_row_number", lines, dtype=pl.Int64))

@@ -11,21 +11,23 @@ from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect, ImagesConfig, SourceConfig
 from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.readers.columnar import COLUMNAR_SUFFIXES, read_columnar
 from ae_pipeline.ingestion.readers.compression import COMPRESSED_SUFFIXES, decompress
 from ae_pipeline.ingestion.readers.delimited import read_delimited
 from ae_pipeline.ingestion.readers.excel import read_excel
 from ae_pipeline.ingestion.readers.failures import library_errors_as
-from ae_pipeline.ingestion.readers.json_lines import read_json_lines
+from ae_pipeline.ingestion.readers.json_lines import read_json_array, read_json_lines
 from ae_pipeline.ingestion.readers.path_columns import add_path_columns
-from ae_pipeline.ingestion.readers.pictures import IMAGE_SUFFIXES, cut_images, read_image
+from ae_pipeline.ingestion.readers.pictures import prepare_images, read_image
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
 
 _DELIMITED = (".csv", ".tsv", ".txt")
 _JSON_LINES = (".jsonl", ".ndjson")
+_JSON = ".json"
 _EXCEL = (".xlsx",)
 
-TABLE_SUFFIXES = (*_DELIMITED, *_JSON_LINES, *_EXCEL, *COLUMNAR_SUFFIXES)
+TABLE_SUFFIXES = (*_DELIMITED, *_JSON_LINES, _JSON, *_EXCEL, *COLUMNAR_SUFFIXES)
 """Suffixes of the formats of tables."""
 
 
@@ -114,7 +116,7 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
         file = leave_out(file, options)
         file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
         if options.images:
-            file = cut_images(file, options.images)
+            file = prepare_images(file, options.images)
         rejected = file.rejected.with_columns(source_file=pl.lit(name))
         return replace(file, rows=file.rows.with_columns(_source_file=pl.lit(name)), rejected=rejected)
 
@@ -125,7 +127,8 @@ def leave_out(file: FileRows, options: ReadOptions) -> FileRows:
     if options.columns is None:  # the first contract must know of it
         reason = "its name is reserved for the pipeline, and it is excluded; rename it at the source to have it"
         skipped |= {column: reason for column in file.rows.columns if column in options.left_out}
-    return replace(file, rows=file.rows.drop(options.left_out, strict=False), skipped=skipped)
+    rows = file.rows.drop(options.left_out, strict=False) if options.left_out else file.rows
+    return replace(file, rows=rows, skipped=skipped)
 
 
 def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
@@ -141,6 +144,8 @@ def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
         return read_columnar(kind, data, limits, options.images, options.image_dtype)
     if kind in _JSON_LINES:
         return read_json_lines(data, options.source)
+    if kind == _JSON:
+        return read_json_array(data, options.source)
     if kind in _EXCEL:
         return read_excel(data, options.source)
     return read_delimited(kind, data, options.source, options.dialects)

@@ -1,12 +1,15 @@
-"""Read image files, and cut images into patches."""
+"""Read image files, bring images to one size, and cut them into patches."""
 
 import json
 import re
+from dataclasses import replace
 
 import polars as pl
 
 from ae_pipeline.config.source import ImagesConfig
-from ae_pipeline.ingestion.images import UnreadableImageError, decode_image, image_struct
+from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES, decode_image
+from ae_pipeline.ingestion.image_shape import shape_image
+from ae_pipeline.ingestion.images import UnreadableImageError, image_struct, pixels_of
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches
 from ae_pipeline.ingestion.rows import (
     IMAGE_STRUCT,
@@ -16,8 +19,6 @@ from ae_pipeline.ingestion.rows import (
     format_image,
     rejected_rows,
 )
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 FILE_COLUMN = "file"
 """Column with the path of an image file below the landing folder."""
@@ -78,23 +79,48 @@ def rejected_images(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Seri
     )
 
 
-def cut_images(file: FileRows, images: ImagesConfig) -> FileRows:
-    """Return the patches of all images of a file, if the settings ask for patches.
+def prepare_images(file: FileRows, images: ImagesConfig) -> FileRows:
+    """Bring the images of a file to the mode and size of the settings, and cut them into patches if they say so.
 
     Args:
-        file: Rows with whole images.
+        file: Rows with images as they landed.
         images: Settings for images.
 
     Raises:
         UnreadableFileError: A column has a name that holds the position of a patch.
     """
-    if not images.patch or file.rows.schema.get(images.column) != IMAGE_STRUCT:
+    if file.rows.schema.get(images.column) != IMAGE_STRUCT:
         return file
+    if images.is_shaped:
+        file = _shape_images(file, images)
+    return _cut_images(file, images) if images.patch else file
+
+
+def _shape_images(file: FileRows, images: ImagesConfig) -> FileRows:
+    shaped: list[dict[str, object] | None] = []
+    reasons: list[str | None] = []
+    for image in file.rows[images.column]:
+        try:
+            shaped.append(image and image_struct(shape_image(pixels_of(image), images)))
+            reasons.append(None)
+        except UnreadableImageError as error:
+            shaped.append(image)
+            reasons.append(f"{images.column}: {error}")
+    problems = pl.Series(reasons, dtype=pl.String)
+    is_rejected = problems.is_not_null()
+    rejected = rejected_images(file.rows.filter(is_rejected), images.column, "size", problems.filter(is_rejected))
+    rows = file.rows.with_columns(pl.Series(images.column, shaped, dtype=IMAGE_STRUCT)).filter(~is_rejected)
+    return replace(file, rows=rows, rejected=pl.concat([file.rejected, rejected]).sort("row_number"))
+
+
+def _cut_images(file: FileRows, images: ImagesConfig) -> FileRows:
+    assert images.patch
     if taken := [name for name in PATCH_COLUMNS if name in file.rows.columns]:
         raise UnreadableFileError(
             f"column {taken[0]!r} has a reserved name, which holds the position of a patch; rename it at the source"
         )
-    rows, refused = cut_patches(file.rows, images.column, images.patch, images.stride or images.patch)
+    stride = images.stride or images.patch
+    rows, refused = cut_patches(file.rows, images.column, images.patch, stride, images.edge)
     reasons = pl.Series([f"{images.column}: {reason}" for _, reason in refused], dtype=pl.String)
     rejected = rejected_images(file.rows[[index for index, _ in refused]], images.column, "patches", reasons)
-    return FileRows(rows, pl.concat([file.rejected, rejected]).sort("row_number"), file.skipped)
+    return replace(file, rows=rows, rejected=pl.concat([file.rejected, rejected]).sort("row_number"))

@@ -14,6 +14,7 @@ from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, lo
 from ae_pipeline.ingestion.landing import list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, kept_contract, stored_entry
+from ae_pipeline.ingestion.withdrawals import replay_withdrawals
 from ae_pipeline.lifecycle.doctor.problem import Problem, remove, set_aside
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
@@ -192,7 +193,7 @@ def _rebuild_ledger(paths: DatasetPaths) -> None:
         name, entry = known
         if name not in files or entry.landed_ns > files[name].landed_ns:
             files[name] = entry
-    Ledger(files).save(paths.ledger)
+    replay_withdrawals(Ledger(files), paths).save(paths.ledger)
 
 
 def _entry_of_copy(path: Path) -> tuple[str, LandedFile] | None:

@@ -67,7 +67,8 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         from ae_pipeline.lifecycle.publish import report_on_days
         from ae_pipeline.reports.ranking import DESCRIBED
 
-        dataset, days = workspace.dataset(config), days_of(context)
+        dataset = workspace.dataset(config)
+        days = days_of(context, dataset)
         with as_dagster_failure():
             reported = report_on_days(dataset, workspace.tracker(), days, context.run.run_id)
         report, version = reported.report, reported.version

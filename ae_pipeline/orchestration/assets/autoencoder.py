@@ -38,6 +38,14 @@ _CHECKS = {
     "gate.max_ks_distance, or at most that of the version that serves.",
     "planted_faults_found": "Of faults planted into these days, its recall is at most gate.max_recall_drop below that "
     "of the version that serves.",
+    "faults_found_at_budget": "Of faults of several kinds planted into these days, it flags at most "
+    "gate.max_recall_drop less than the version that serves.",
+    "alerts_still_found": "Of the alerts of the version that serves on recent days over the budget, it flags at least "
+    "gate.min_alert_agreement.",
+    "threshold_in_line": "In the scores of the version that serves, its threshold is at most gate.max_threshold_rise "
+    "higher.",
+    "rankings_agree": "The rank correlation of its scores with those of the version that serves is at least "
+    "gate.min_rank_agreement.",
     "latents_compatible": "The latents can be aligned to those of the version that serves. Otherwise a warning; with "
     "gate.compatible it prevents the promotion.",
 }
@@ -86,6 +94,7 @@ def build_autoencoder(config: PipelineConfig) -> dg.AssetsDefinition:
                 "columns_left_out": table(
                     ["column", "reason"], [(e.column, e.reason) for e in bundle.encoder.left_out]
                 ),
+                **({"screening": bundle.facts.screening.message} if bundle.facts.screening else {}),
                 "latents": trained.compatible.message,
                 **(_alignment_metadata(trained.alignment) if trained.alignment else {}),
                 "window_fingerprint": bundle.window.fingerprint,

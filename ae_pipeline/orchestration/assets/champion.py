@@ -1,10 +1,13 @@
 """The asset `champion`: the version that serves, by the gate's decision or a rollback."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import BaseModel, Field
 
+from ae_pipeline.common.signals import critical_section
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
     as_dagster_failure,
@@ -58,14 +61,28 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
     )
     def champion(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.publish import load_champion
+        from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
+        from ae_pipeline.registry.bundles import load_bundle
         from ae_pipeline.reports.page import refresh_operations
 
         config = ChampionConfig.model_validate(context.op_execution_context.op_config)
         dataset, tracker = workspace.dataset(pipeline), workspace.tracker()
-        with as_dagster_failure():
-            decision = _decide(context, config, dataset, workspace)
+        signals: list[int] = []
+        with as_dagster_failure(), ExitStack() as stack:
+
+            def confirm(promoted: "TrackedVersion") -> None:
+                nonlocal signals
+                load_bundle(tracker, promoted)  # a version that cannot be loaded must not serve
+                signals = stack.enter_context(critical_section())
+                run_lock.require_active()
+
+            withdraw_cancelled_challenger(dataset, tracker, context.instance)
+            decision = _decide(context, config, dataset, workspace, run_lock, confirm)
             refresh_operations(dataset)
             version, bundle = load_champion(dataset.name, tracker)
+            if signals:
+                context.log.info("the run was asked to stop after the promotion, which stays; this step ends first")
+                signals.clear()
         context.log.info(decision.message)
         loaded = f"version {version.version}, fingerprint {bundle.fingerprint}, {len(bundle.columns)} columns"
         return dg.MaterializeResult(
@@ -89,18 +106,24 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
 
 
 def _decide(
-    context: dg.AssetExecutionContext, config: ChampionConfig, dataset: "Dataset", workspace: Workspace
+    context: dg.AssetExecutionContext,
+    config: ChampionConfig,
+    dataset: "Dataset",
+    workspace: Workspace,
+    run_lock: RunLock,
+    confirm: Callable[["TrackedVersion"], None],
 ) -> "Decision":
     from ae_pipeline.lifecycle.alerts import raise_and_show
     from ae_pipeline.lifecycle.promote import Decision, RollbackRequest, decide, roll_back
     from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 
+    tracker = workspace.tracker()
     who, origin = config.who or requested_by(context.run.tags), origin_of(context)
     if config.version is not None:
         request = RollbackRequest(
             version=config.version, why=config.why, who=who, even_if_rejected=config.even_if_rejected
         )
-        rollback = roll_back(dataset, workspace.tracker(), request, origin)
+        rollback = roll_back(dataset, tracker, request, origin, run_lock.require_active)
         return Decision(rollback.version, False, rollback.message)
 
     def on_rejected(challenger: "TrackedVersion", message: str) -> None:
@@ -109,4 +132,4 @@ def _decide(
         alert = Alert(event=AlertEvent.CHALLENGER_REJECTED, key=key, message=message, run_id=context.run.run_id)
         raise_and_show(alert, dataset)
 
-    return decide(dataset, workspace.tracker(), who, origin, on_rejected)
+    return decide(dataset, tracker, who, origin, on_rejected, confirm)

@@ -1,17 +1,25 @@
 """What all assets of a dataset have in common: keys, partitions, options, check results, failures."""
 
 import datetime as dt
+import errno
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import without_html
+from ae_pipeline.common.text import first_line
+from ae_pipeline.config.days import check_days
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.tags import PLANNED_TAG, named_days
+from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.paths import ALL_ROWS
-from ae_pipeline.storage.sqlite import database_error
+
+if TYPE_CHECKING:
+    from ae_pipeline.storage.dataset import Dataset
 
 CODE_VERSION = "1"
 """Raised when the result of an asset would change."""
@@ -24,6 +32,12 @@ def asset_key(config: PipelineConfig, asset: str) -> dg.AssetKey:
     """Return the key [dataset, asset]."""
     return dg.AssetKey([config.dataset, asset])
 
+
+_RETRY_SECONDS = 5.0
+"""Time after which a step is retried."""
+
+_TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of the system that may pass by themselves."""
 
 AssetBody = Callable[..., dg.MaterializeResult[Any]]
 
@@ -67,8 +81,6 @@ def dataset_asset(
         "code_version": CODE_VERSION,
         "freshness_policy": freshness_policy,
         "config_schema": config_schema,
-        # A missing file handle or a busy database may recover a moment later.
-        "retry_policy": dg.RetryPolicy(max_retries=1, delay=5),
         "check_specs": [dg.AssetCheckSpec(check, asset=key, description=rule) for check, rule in checks.items()],
     }
     if daily:
@@ -82,19 +94,33 @@ def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | N
     if config.start is None:
         return None
     after = config.end + dt.timedelta(days=1) if config.end else None
-    # Without an end, today's partition exists while the day lasts, so that it can be scored as it fills.
     return dg.DailyPartitionsDefinition(
         start_date=config.start.isoformat(),
         end_date=after.isoformat() if after else None,
-        end_offset=0 if after else 1,
+        end_offset=1,  # today's partition exists while the day lasts, so that it can be scored as it fills
         timezone=config.timezone,
     )
 
 
-def days_of(context: dg.AssetExecutionContext) -> list[str]:
-    """Return the partitions of a run in order, or `ALL_ROWS` for an asset without partitions."""
-    has_days = context.has_partition_key or context.has_partition_key_range
-    return sorted(context.partition_keys) if has_days else [ALL_ROWS]
+def days_of(context: dg.AssetExecutionContext, dataset: "Dataset") -> list[str]:
+    """Return the partitions of a run in order, or `ALL_ROWS` for a dataset without event time.
+
+    A range that the planner chose can span days without content, which are left out.
+
+    Raises:
+        dagster.Failure: The run names no day of a dataset with event time, or a day outside its days.
+    """
+    from ae_pipeline.lifecycle.ranges import days_with_content
+
+    if not dataset.config.is_daily:
+        return [ALL_ROWS]
+    with as_dagster_failure():
+        check_days(named_days(context.run.tags), dataset.config)
+    days = sorted(context.partition_keys)
+    if PLANNED_TAG not in context.run.tags:
+        return days
+    content = days_with_content(dataset)
+    return [day for day in days if day in content] or days
 
 
 def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
@@ -105,15 +131,46 @@ def origin_of(context: dg.AssetExecutionContext) -> dict[str, str]:
 
 @contextmanager
 def as_dagster_failure() -> Iterator[None]:
-    """Turn our errors into Dagster failures without retry: the same input would fail again."""
+    """Turn our errors into Dagster failures, and request a retry of a step where the error may pass by itself.
+
+    A retry policy would do the latter for interrupts as well, so that a cancelled step started again. Interrupts pass
+    unchanged.
+
+    Raises:
+        Failure: The same input would fail again.
+        RetryRequested: A resource was busy, and the step did not run again so far.
+    """
     try:
         yield
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except Exception as error:
-        if (damaged := database_error(error)) is None:
+        known = environment_error(error)
+        if is_transient(error):
+            described = str(known) if known else f"{type(error).__name__}: {first_line(error)}; run it again"
+            # Dagster shows the failure that a request comes from if the last attempt fails too.
+            raise dg.RetryRequested(max_retries=1, seconds_to_wait=_RETRY_SECONDS) from dg.Failure(described)
+        if known is None:
             raise
-        raise dg.Failure(description=str(damaged), allow_retries=False) from error
+        raise dg.Failure(description=str(known), allow_retries=False) from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error may pass by itself: a busy database, no free file handle, or a lost connection.
+
+    Args:
+        error: Error of a step. An error that it was raised from counts too.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, ConnectionError | TimeoutError):
+            return True
+        if isinstance(each, OSError) and each.errno in _TRANSIENT:
+            return True
+        if isinstance(each, sqlite3.OperationalError) and ("locked" in str(each) or "busy" in str(each)):
+            return True
+        each = each.__cause__ or each.__context__
+    return False
 
 
 def check_result(

@@ -37,7 +37,8 @@ def build_features(config: PipelineConfig) -> dg.AssetsDefinition:
     def features(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.ingest import build_feature_days
 
-        dataset, days = workspace.dataset(config), days_of(context)
+        dataset = workspace.dataset(config)
+        days = days_of(context, dataset)
         with as_dagster_failure():
             built = build_feature_days(dataset, days)
         path = dataset.paths.features

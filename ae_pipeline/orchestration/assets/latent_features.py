@@ -57,12 +57,14 @@ def build_latent_features(config: PipelineConfig) -> dg.AssetsDefinition:
         from ae_pipeline.latents.layout import latent_schema
         from ae_pipeline.lifecycle.publish import publish_latents
 
+        dataset = workspace.dataset(config)
         with as_dagster_failure():
             latents = publish_latents(
-                workspace.dataset(config),
+                dataset,
                 workspace.tracker(),
-                days_of(context),
+                days_of(context, dataset),
                 origin_of(context),
+                before_commit=run_lock.require_active,
                 accepts_removal=accepts_removal(context.run.tags),
             )
         publication, files, version = latents.publication, latents.files, latents.version

@@ -42,7 +42,8 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
     def raw_data(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.ingest import build_raw_days
 
-        dataset, days = workspace.dataset(config), days_of(context)
+        dataset = workspace.dataset(config)
+        days = days_of(context, dataset)
         with as_dagster_failure():
             raw = build_raw_days(
                 dataset,

@@ -15,10 +15,11 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, PARTS, Window, cut_window
+from ae_pipeline.gate.blindness import BLINDNESS_RULES
 from ae_pipeline.gate.evaluation import GateMetrics, column_scales, evaluate_model, gate_rows, reconstruction_errors
 from ae_pipeline.gate.planted_faults import plant_faults
+from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import (
-    GateResult,
     calibration_no_worse,
     compare,
     finite_weights,
@@ -36,7 +37,7 @@ from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_model
 
-COMPARED = ("reconstruction_no_worse", "calibration_no_worse", "planted_faults_found")
+COMPARED = ("reconstruction_no_worse", "calibration_no_worse", "planted_faults_found", *BLINDNESS_RULES)
 
 
 def metrics(ks_distance: float = 0.05, recall: float = 0.6, fault_count: int = 100) -> GateMetrics:
@@ -241,7 +242,7 @@ class TestFaults:
         self, fitted: Fitted, rivals: tuple[ModelBundle, ModelBundle]
     ) -> None:
         rows = gate_rows(rivals[1].window, None, fitted.paths)
-        faulty = plant_faults(rows, rivals[0].encoder)
+        faulty = plant_faults(rows, [rivals[0].encoder])
         assert 250 < faulty.height <= rows.height
         names = [name for name in rivals[0].columns if name != "event_time"]
         joined = faulty.join(rows, on="row_id", suffix="_before")
@@ -253,15 +254,15 @@ class TestFaults:
         self, fitted: Fitted, rivals: tuple[ModelBundle, ModelBundle]
     ) -> None:
         rows = gate_rows(rivals[1].window, None, fitted.paths)
-        assert plant_faults(rows, rivals[0].encoder).equals(plant_faults(rows, rivals[0].encoder))
+        assert plant_faults(rows, [rivals[0].encoder]).equals(plant_faults(rows, [rivals[0].encoder]))
 
     def test_equal_rows_get_none(self, fitted: Fitted, rivals: tuple[ModelBundle, ModelBundle]) -> None:
         rows = fitted.features(fitted.days[-1]).head(1)
-        assert plant_faults(pl.concat([rows] * 5), rivals[0].encoder).is_empty()
+        assert plant_faults(pl.concat([rows] * 5), [rivals[0].encoder]).is_empty()
 
     def test_a_fitted_model_finds_many_of_them(self, fitted: Fitted, rivals: tuple[ModelBundle, ModelBundle]) -> None:
         rows = gate_rows(rivals[1].window, None, fitted.paths)
-        result = evaluate_model(rivals[1], rows, plant_faults(rows, rivals[1].encoder))
+        result = evaluate_model(rivals[1], rows, plant_faults(rows, [rivals[1].encoder]))
         assert 0.3 < result.recall < 1
         assert result.ks_distance < 0.2
 

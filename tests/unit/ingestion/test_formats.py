@@ -16,6 +16,7 @@ import pytest
 import xlsxwriter
 
 from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.ingestion.landing import list_landing
 from ae_pipeline.ingestion.readers.files import format_of, read_file
 from ae_pipeline.ingestion.rows import UnreadableFileError
 from tests.support.datasets import DAY, REMEDY, assert_says, make_dataset, parquet
@@ -42,6 +43,11 @@ def table() -> pl.DataFrame:
     """Return the rows as texts, with missing values."""
     columns = [[value or None for value in column] for column in zip(*ROWS, strict=True)]
     return pl.DataFrame(dict(zip(HEAD, columns, strict=True)), schema=dict.fromkeys(HEAD, pl.String()))
+
+
+def json_array() -> str:
+    """Return the rows as a JSON array."""
+    return f"[{', '.join(json_lines().splitlines())}]"
 
 
 def json_lines() -> str:
@@ -127,6 +133,8 @@ CASES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zip without": ("a.zip", lambda: zipped(**{"a.jsonl": json_lines().encode()})),
     "JSON Lines": ("a.jsonl", lambda: json_lines().encode()),
     "JSON Lines, zstd": ("a.ndjson.zst", lambda: zstd(json_lines().replace("\n", "\r\n\r\n").encode())),
+    "JSON array": ("a.json", lambda: json_array().encode()),
+    "JSON array, UTF-16, zip": ("a.zip", lambda: zipped(**{"a.json": json_array().encode("utf-16")})),
     "Excel": ("a.xlsx", excel),
     "Parquet": ("a.parquet", lambda: parquet(table())),
     "Parquet, gzip": ("a.parquet.gz", lambda: gzip.compress(parquet(table()))),
@@ -316,6 +324,76 @@ def test_a_line_that_is_not_a_json_object_is_quarantined(line: bytes) -> None:
     ((number, rule, reason),) = file.rejected.select("row_number", "rule", "reason").rows()
     assert (number, rule) == (2, "json")
     assert_says(reason, "the line is not a JSON object", REMEDY)
+
+
+# JSON arrays
+
+
+def test_json_arrays_keep_all_digits_and_positions() -> None:
+    content = b' [{"a": 12345678901234567890, "b": 1.10, "e": true},\n {"a": null, "g": "x\\ny"}, {"b": 1e400}] '
+    rows = read_file("a.json", content).rows
+    assert rows["_row_number"].to_list() == [1, 2, 3]
+    assert rows.select("a", "b", "e", "g").rows() == [
+        ("12345678901234567890", "1.10", "true", None),
+        (None, None, None, "x\ny"),
+        (None, "1e400", None, None),
+    ]
+
+
+def test_nested_columns_of_a_json_array_are_skipped() -> None:
+    file = read_file("a.json", b'[{"id": 1, "t": ["a"], "g": {"x": 1, "x": 2}}, {"id": 2, "t": {"y": 1}}]')
+    assert file.rows["id"].to_list() == ["1", "2"]
+    assert_says(file.skipped["t"], "it holds arrays and objects", REMEDY)
+    assert_says(file.skipped["g"], "it holds objects", REMEDY)
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        (b"[1, 2]", "it is no object"),
+        (b"3", "it is no object"),
+        (b"null", "it is no object"),
+        (b'{"id": 1, "id": 2}', "two values with the same name"),
+        (b'{"id": "\\ud800"}', "half of a character"),
+    ],
+)
+def test_an_item_that_is_not_an_object_is_quarantined(item: bytes, problem: str) -> None:
+    file = read_file("a.json", b'[{"id": 1}, ' + item + b', {"id": 3}]')
+    assert file.rows.select("id", "_row_number").rows() == [("1", 1), ("3", 3)]
+    ((number, rule, reason),) = file.rejected.select("row_number", "rule", "reason").rows()
+    assert (number, rule) == (2, "json")
+    assert_says(reason, "the item is not a JSON object", problem, "; write an array of objects")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'[{"id": 1}, {"id"', "not a complete JSON file"),
+        (b'[{"id": 1}] x', "not a complete JSON file"),
+        (b'{"id": 1}', "the file holds no JSON array"),
+        (b"[]", "no item of the array is a JSON object"),
+        (b"[{}, 3]", "no item of the array is a JSON object"),
+        (b"[" * 99_999, "not a complete JSON file"),
+        (b'[{"id": "\xc3\xa9\xff"}]', "not a complete JSON file"),
+        (b'[{"id": 1, " id": 2}]', "two columns have the name"),
+    ],
+)
+def test_a_json_file_without_an_array_of_objects_is_refused(content: bytes, problem: str) -> None:
+    with pytest.raises(UnreadableFileError) as caught:
+        read_file("a.json", content)
+    assert_says(str(caught.value), problem, REMEDY)
+
+
+def test_json_files_without_an_array_are_named_and_not_read(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path)
+    shop.land("a.csv", delimited())
+    shop.land("package.json", '{"name": "x"}')
+    shop.land("empty.json", "")
+    shop.land("b.json", "\ufeff\n [" + json_array()[1:])
+    landing = list_landing(shop)
+    assert set(landing.files) == {"a.csv", "b.json"}
+    assert set(landing.others) == {"package.json", "empty.json"}
+    assert "rename it to .jsonl if each line is an object" in landing.others["package.json"]
 
 
 # Excel

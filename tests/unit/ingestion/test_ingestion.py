@@ -467,15 +467,16 @@ def test_a_changed_identity_gives_new_row_ids(shop: LandedDataset) -> None:
 
 
 def test_a_later_end_removes_rows_from_quarantine(shop: LandedDataset) -> None:
-    shop.land("a.csv", HEADER + line(1) + line(2, time="2025-02-01T10:00:00"))
-    assert shop.ids() == [1]
-    wider = with_settings(shop, end="2025-12-31")
+    shop.land("a.csv", HEADER + line(1) + line(2, time="2024-08-01T10:00:00"))
+    assert with_settings(shop, end="2024-07-31").ids() == [1]
+    wider = with_settings(shop, end="2024-12-31")
     assert wider.ids() == [1, 2]
     assert wider.quarantine() == []
 
 
-def test_a_row_of_tomorrow_is_valid_tomorrow(tmp_path: Path) -> None:
-    shop = make_dataset(tmp_path, end=None)
+@pytest.mark.parametrize("end", [None, "2030-12-31"])
+def test_a_row_of_tomorrow_is_valid_tomorrow(end: str | None, tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, end=end)
     shop.land("a.csv", HEADER + line(1) + line(2, time="2024-03-02T10:00:00"))
     shop.ingest(dt.date(2024, 3, 1))
     assert [rule for *_, rule, _ in shop.quarantine()] == ["time: after the last day"]

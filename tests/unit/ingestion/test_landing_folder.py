@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.landing import landing_folder
+from ae_pipeline.ingestion.landing import landing_folder, list_landing
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage.dataset import Dataset
 
@@ -56,3 +56,36 @@ def test_the_default_project_is_the_current_folder(tmp_path: Path, monkeypatch: 
     here = replace(dataset(tmp_path, "incoming"), paths=replace(dataset(tmp_path, None).paths, project=Path()))
     (tmp_path / "incoming").mkdir()
     assert landing_folder(here).resolve() == tmp_path / "incoming"
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        (".ipynb_checkpoints", "the folder '.ipynb_checkpoints' is hidden"),
+        (".Trash-1000/files", "the folder '.Trash-1000' is hidden"),
+        ("a/.git", "the folder '.git' is hidden"),
+        ("__MACOSX/b", "the folder '__MACOSX' belongs to archives of macOS"),
+        ("@eaDir/a.csv", "the folder '@eaDir' belongs to a network storage"),
+        ("$RECYCLE.BIN", "the folder '$RECYCLE.BIN' belongs to Windows"),
+    ],
+)
+def test_files_in_hidden_and_foreign_folders_are_named_and_not_read(tmp_path: Path, folder: str, reason: str) -> None:
+    shop = dataset(tmp_path, None)
+    for name in ("a.csv", f"{folder}/b.csv"):
+        path = landing_folder(shop) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("id\n1\n")
+    found = list_landing(shop)
+    assert list(found.files) == ["a.csv"]
+    assert found.others[f"{folder}/b.csv"].startswith(reason)
+
+
+def test_a_linked_folder_is_named(tmp_path: Path) -> None:
+    shop, elsewhere = dataset(tmp_path, None), tmp_path / "elsewhere"
+    for folder in (landing_folder(shop), elsewhere):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.csv").write_text("id\n1\n")
+    (landing_folder(shop) / "linked").symlink_to(elsewhere)
+    found = list_landing(shop)
+    assert list(found.files) == ["a.csv"]
+    assert found.others == {"linked": "it is a linked folder, which is not followed; copy it, or set source.path"}

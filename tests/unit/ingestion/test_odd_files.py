@@ -77,6 +77,14 @@ EXACT: dict[str, tuple[Any, list[Any]]] = {
         pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array([0], pa.timestamp("s", "-02:00"))),
         [dt.datetime(1970, 1, 1, tzinfo=dt.UTC)],
     ),
+    "dictionary of views": (
+        pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array(["a"], pa.string_view())),
+        ["a"],
+    ),
+    "run ends of views": (
+        pa.RunEndEncodedArray.from_arrays([1, 2], pa.array(["a", None], pa.string_view())),
+        ["a"],
+    ),
     "run ends": (pa.RunEndEncodedArray.from_arrays([1, 2], pa.array(["a", None])), ["a"]),
     "nulls": (pa.nulls(2), [None]),
     "uint64": (pa.array([2**64 - 1, None], pa.uint64()), [2**64 - 1]),

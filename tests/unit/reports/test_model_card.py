@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ae_pipeline.gate.rules import GateResult
+from ae_pipeline.gate.results import GateResult
 from ae_pipeline.reports.charts import Chart, loss_chart
 from ae_pipeline.reports.model_card import head_of, model_card, training_charts
 from ae_pipeline.reports.pictures import as_address

@@ -3,8 +3,9 @@
 import matplotlib
 import numpy as np
 import pytest
+from PIL import ImageColor
 
-from ae_pipeline.reports import gallery
+from ae_pipeline.reports import gallery, pictures
 from ae_pipeline.reports.pictures import Drawing, Panel, Scale
 
 
@@ -79,3 +80,19 @@ class TestLargeImages:
             row_id="a", score=1.0, is_anomaly=False, is_known_anomaly=None, drawing=drawing, scale=Scale(10.0, 1.0)
         )
         assert panel.size(160, 160) == (160, 40)
+
+    @pytest.mark.parametrize("shape", [(960, 960), (1024, 1536), (1600, 16), (16, 1600), (64, 4096), (5, 5), (1, 1)])
+    @pytest.mark.parametrize("corner", [0, -1])
+    def test_a_spot_of_any_image_is_framed_inside_its_picture(self, shape: tuple[int, int], corner: int) -> None:
+        image, residual = np.zeros((*shape, 1)), np.ones(shape)
+        window = min(5, shape[0]), min(5, shape[1])
+        residual[corner, corner] = 50.0
+        drawing = gallery._drawing(image, image, residual, window)
+        panel = Panel(
+            row_id="a", score=1.0, is_anomaly=True, is_known_anomaly=None, drawing=drawing, scale=Scale(50.0, 1.0)
+        )
+        strip = panel.strip(96)
+        width, height = panel.size(3 * 96, 96)
+        assert strip.size[1] == height
+        first = np.asarray(strip)[:, :width]
+        assert (first == ImageColor.getrgb(pictures._FRAME)).all(-1).any()

@@ -258,13 +258,15 @@ class TestDays:
 
     def test_the_page_names_later_days_without_rows(self, report: Reported, rewrite_day: Callable[..., None]) -> None:
         dataset, days, built = report
-        assert "no rows arrived" not in Text(built.page.read_text()).text
+        assert "There are no rows of" not in Text(built.page.read_text()).text
         rewrite_day(dataset, "2024-12-31", dataset.features(days[-1]).clear())
         again = reported(dataset, days)
-        assert f"2024-12-31; on {days[-1]} " in Text(again.page.read_text()).text
-        assert json.loads(again.summary.read_text())["verdict"]["is_wrong"]
+        assert "There are no rows of 2024-12-31." in Text(again.page.read_text()).text
+        before, after = (json.loads(each.summary.read_text())["verdict"] for each in (built, again))
+        assert (after["day"], after["aside"]) == (days[-1], "There are no rows of 2024-12-31.")
+        assert after["is_wrong"] == before["is_wrong"]
         page = day_page(days[2], as_dataset(dataset), dataset.bundle, 3)
-        assert "no rows arrived" not in Text(page.read_text()).text
+        assert "There are no rows of" not in Text(page.read_text()).text
 
     def test_files_without_a_valid_row_are_counted(self, report: Reported) -> None:
         dataset, days, _ = report

@@ -14,7 +14,7 @@ from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.integrity import move_aside, parquet_damage
 from ae_pipeline.storage.jsonl import add_line, lines_of, read_lines
 from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
-from ae_pipeline.storage.sqlite import copy_database, database_error, is_empty, sqlite_damage
+from ae_pipeline.storage.sqlite import copy_database, is_empty, sqlite_damage
 
 ROWS = pl.DataFrame({"row_id": ["a", "b", "c"], "price": [1.5, None, 3.0]})
 
@@ -139,11 +139,3 @@ class TestDatabases:
 
     def test_a_missing_database_is_empty_and_not_damaged(self, tmp_path: Path) -> None:
         assert (sqlite_damage(tmp_path / "none.db"), is_empty(tmp_path / "none.db")) == (None, True)
-
-    def test_an_error_of_sqlite_names_the_command(self) -> None:
-        error = RuntimeError("a library failed")
-        error.__cause__ = sqlite3.DatabaseError("file is not a database")
-        assert "`ae-pipeline doctor --repair`" in str(database_error(error))
-        assert database_error(ValueError("else")) is None
-        error.__cause__ = sqlite3.OperationalError("database is locked")
-        assert database_error(error) is None

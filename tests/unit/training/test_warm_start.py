@@ -184,8 +184,8 @@ class TestTraining:
         assert (warm.is_warm, warm.is_anchored) == (True, False)
         assert warm.epochs[0].validation_loss < cold.epochs[0].validation_loss
 
-    def test_with_both_settings_off_nothing_is_copied(self, fit_frame: FitFrame, previous: ModelBundle) -> None:
-        off: dict[str, Any] = {"warm_start": False, "anchor": 0.0}
+    def test_with_all_settings_off_nothing_is_copied(self, fit_frame: FitFrame, previous: ModelBundle) -> None:
+        off: dict[str, Any] = {"warm_start": False, "anchor": 0.0, "max_screened_share": 0.0}
         alone, after = fit(fit_frame, **off)[0], fit(fit_frame, previous, **off)[0]
         assert alone.fingerprint == after.fingerprint
 

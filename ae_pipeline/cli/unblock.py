@@ -1,0 +1,137 @@
+"""`ae-pipeline unblock`: what holds a dataset, and how to free it."""
+
+import os
+import re
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ae_pipeline.cli.project import Project
+from ae_pipeline.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_STOP_SECONDS = 5.0
+"""Time that a process has to stop after SIGTERM. Then it is killed."""
+
+
+def unblock(name: str, *, force: bool) -> int:
+    """List what holds a dataset, end dead runs, and free their slots in its pool; return the exit status.
+
+    Args:
+        name: Name of the dataset, which need not be defined any more.
+        force: Whether to cancel living runs, and to end the processes that hold the dataset.
+
+    Raises:
+        ConfigError: The name is not valid, or a living process holds the dataset and `force` is not set.
+    """
+    from ae_pipeline.orchestration.dead_runs import active_records, end_dead_runs
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"{name!r} is not the name of a dataset; write it as in its YAML")
+    project = Project.load()
+    instance = project.instance
+    for run in end_dead_runs(instance, project.workspace.paths, name):
+        print(f"{_describe(run)}: its process is dead; ended.", flush=True)
+    living = [record.dagster_run for record in active_records(name, instance)]
+    holders = [_holder(run) for run in living]
+    lock_pid = _lock_pid(project, name)
+    if lock_pid and lock_pid not in holders:
+        from ae_pipeline.orchestration.processes import command_of
+
+        print(f"process {lock_pid} holds the lock: {command_of(lock_pid)}", flush=True)
+    if not force:
+        for run, pid in zip(living, holders, strict=True):
+            print(f"{_describe(run)}: {_condition(run, pid)}", flush=True)
+        if lock_pid or any(not _is_queued(run) for run in living):
+            raise ConfigError(
+                f"{name!r} is in use by what is listed above, which is alive; wait for its end, or cancel it with "
+                f"`ae-pipeline unblock {name} --force`: unfinished work of it is done again later"
+            )
+    else:
+        for run, pid in zip(living, holders, strict=True):
+            _cancel(run, pid, project)
+        if lock_pid and lock_pid not in holders:
+            _end_process(lock_pid)
+            print(f"process {lock_pid}: ended.", flush=True)
+    for slot in _free_slots(project, name):
+        print(f"slot of run {slot} in the pool {name!r}: freed.", flush=True)
+    print(
+        f"Nothing holds {name!r}." if force or not living else f"{name!r} waits for Dagster's daemon to start its runs."
+    )
+    return 0
+
+
+def _cancel(run: "dg.DagsterRun", pid: int | None, project: Project) -> None:
+    """Cancel a run, end its process, and print both."""
+    from ae_pipeline.orchestration.dead_runs import end_run
+
+    project.instance.report_run_canceling(run, "cancelled by `ae-pipeline unblock --force`")
+    if pid:
+        _end_process(pid)
+    end_run(run, project.instance, "cancelled by `ae-pipeline unblock --force`")
+    print(f"{_describe(run)}: cancelled{f', process {pid} ended' if pid else ''}.", flush=True)
+
+
+def _end_process(pid: int) -> None:
+    from ae_pipeline.orchestration.processes import start_ticks
+
+    started = start_ticks(pid)
+    for signum, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+        end = time.monotonic() + seconds
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
+        while time.monotonic() < end:
+            if started is None or start_ticks(pid) != started:
+                return
+            time.sleep(0.05)
+
+
+def _holder(run: "dg.DagsterRun") -> int | None:
+    """Return the id of the living process of a run on this machine, or None."""
+    from ae_pipeline.orchestration.dead_runs import process_of
+
+    process = process_of(run)
+    return process.pid if process and process.is_alive else None
+
+
+def _lock_pid(project: Project, name: str) -> int | None:
+    """Return the id of the process that holds the lock of a dataset, or None."""
+    from ae_pipeline.orchestration.dead_runs import is_locked
+    from ae_pipeline.orchestration.processes import lock_holder
+
+    lock = project.workspace.paths(name).lock
+    return lock_holder(lock) if is_locked(lock) else None
+
+
+def _free_slots(project: Project, name: str) -> list[str]:
+    """Free the slots of a pool that ended or deleted runs hold, and return the ids of these runs."""
+    storage = project.instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return []
+    slots = {slot.run_id for slot in storage.get_concurrency_info(name).claimed_slots}
+    freed = []
+    for run_id in sorted(slots):
+        run = project.instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
+            freed.append(run_id)
+    return freed
+
+
+def _is_queued(run: "dg.DagsterRun") -> bool:
+    return run.status.value == "QUEUED"
+
+
+def _condition(run: "dg.DagsterRun", pid: int | None) -> str:
+    if _is_queued(run):
+        return "queued; Dagster's daemon starts it when the dataset is free."
+    return f"{run.status.value.lower()}, {f'process {pid} is alive' if pid else 'its process is not known'}."
+
+
+def _describe(run: "dg.DagsterRun") -> str:
+    from ae_pipeline.orchestration.dead_runs import describe_run
+
+    return describe_run(run)

@@ -1,0 +1,254 @@
+"""Rules that tell a challenger that has become blind from one that has adapted to a changed world.
+
+A model becomes blind if bad rows enter its calibration: its threshold rises above faults that the version that serves
+flags. A changed world raises the scores of normal rows instead. So the rules count a planted fault only if the same row
+without the fault is not flagged.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.common.errors import BundleError
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.service import GateConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import GATE, Window
+from ae_pipeline.gate.planted_faults import plant_kinds
+from ae_pipeline.gate.results import GateResult, not_compared
+from ae_pipeline.scoring.budget import is_over_budget
+from ae_pipeline.storage.dataset import Dataset
+
+Array = npt.NDArray[np.float64]
+
+BLINDNESS_RULES = ("faults_found_at_budget", "alerts_still_found", "threshold_in_line", "rankings_agree")
+"""Names of the rules of this module."""
+
+_MIN_FAULTS, _MIN_ALERTS = 50, 5
+"""Planted faults and recent alerts that a comparison needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a model sees of rows without a fault and of faults planted into them.
+
+    Attributes:
+        threshold: Threshold of the model, in nats.
+        rows: Scores of the rows, shape (n,).
+        faults: Scores of the faults of each kind, shape (m,).
+        originals: Scores of the rows that these faults were planted into, shape (m,).
+    """
+
+    threshold: float
+    rows: Array
+    faults: Mapping[str, Array]
+    originals: Mapping[str, Array]
+
+    @property
+    def is_new(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which faults of each kind are in a row that the model does not flag without the fault."""
+        return {kind: scores <= self.threshold for kind, scores in self.originals.items()}
+
+    def recall(self, kinds: Sequence[str]) -> float:
+        """Return the share of the faults that the model flags, of those in rows that it does not flag without them."""
+        is_found = [self.faults[kind][self.is_new[kind]] > self.threshold for kind in kinds]
+        found = np.concatenate([np.empty(0, np.bool_), *is_found])
+        return float(found.mean()) if len(found) >= _MIN_FAULTS else float("nan")
+
+
+@dataclass(frozen=True)
+class RecentAlerts:
+    """Rows that the version that serves flags on days over its budget, of the newest days.
+
+    Attributes:
+        rows: Features of the flagged rows.
+        days: Number of these days.
+        of_days: Number of days that were looked at.
+        has_changed: Whether these days hold more rows than a screening may leave out: the data itself has changed.
+    """
+
+    rows: pl.DataFrame
+    days: int
+    of_days: int
+    has_changed: bool
+
+
+NO_ALERTS = RecentAlerts(pl.DataFrame(), 0, 0, has_changed=False)
+"""No recent alert, for a comparison without a history."""
+
+
+def recent_alerts(window: Window, champion: ModelBundle, dataset: Dataset) -> RecentAlerts:
+    """Return the alerts of the calibration days and the gate's days that are over their budget.
+
+    Alerts on days within their budget are not compared: most are the expected false alerts, in which two good models
+    differ.
+
+    Args:
+        window: Days of each part, before any screening.
+        champion: Version that serves.
+        dataset: Configuration and paths of the dataset.
+
+    Returns:
+        The alerts; none without days, or if the model cannot score the rows.
+    """
+    flagged, over, total = list[pl.DataFrame](), 0, 0
+    max_share = dataset.config.training.max_screened_share or 1.0
+    days = () if window.is_by_row else tuple(dict.fromkeys((*window.calibration, *window.gate)))
+    for day in days:
+        rows = pl.concat(replace(window, gate=(day,)).batches(GATE, dataset.paths, at_once=None))
+        try:
+            is_anomaly = champion.score(rows).is_anomaly
+        except BundleError:  # a column of the model no longer exists
+            return NO_ALERTS
+        total += rows.height
+        if is_over_budget(rows.height, int(is_anomaly.sum()), champion.calibration.budget):
+            flagged.append(rows.filter(pl.Series(is_anomaly)))
+            over += rows.height
+    alerts = pl.concat(flagged, how="diagonal") if flagged else pl.DataFrame()
+    return RecentAlerts(alerts, len(flagged), len(days), has_changed=over > max_share * total)
+
+
+def compare_sight(
+    challenger: ModelBundle, champion: ModelBundle, rows: pl.DataFrame, alerts: RecentAlerts, config: GateConfig
+) -> tuple[GateResult, ...]:
+    """Compare what a challenger and the version that serves see.
+
+    Args:
+        challenger: Model that would be promoted.
+        champion: Model that serves.
+        rows: Rows from `gate_rows`, at least one.
+        alerts: Alerts from `recent_alerts`.
+        config: Thresholds of the rules.
+
+    Raises:
+        BundleError: The rows lack a column that a model needs.
+    """
+    faults = plant_kinds(rows, (challenger.encoder, champion.encoder))
+    seen, champion_seen = (_see(bundle, rows, faults) for bundle in (challenger, champion))
+    return (
+        faults_found_at_budget(seen, champion_seen, config.max_recall_drop),
+        alerts_still_found(challenger, alerts, config.min_alert_agreement),
+        threshold_in_line(seen, champion_seen, config.max_threshold_rise),
+        rankings_agree(seen, champion_seen, config.min_rank_agreement),
+    )
+
+
+def _see(bundle: ModelBundle, rows: pl.DataFrame, faults: Mapping[str, pl.DataFrame]) -> Seen:
+    scores = bundle.latents_and_scores(rows)[1]
+    by_id = pl.DataFrame({"row_id": rows["row_id"], "score": scores}).unique("row_id", keep="first")
+    return Seen(
+        threshold=bundle.calibration.threshold,
+        rows=scores,
+        faults={kind: bundle.latents_and_scores(faulty)[1] for kind, faulty in faults.items()},
+        originals={
+            kind: faulty.select("row_id")
+            .join(by_id, on="row_id", how="left", maintain_order="left")["score"]
+            .to_numpy()
+            for kind, faulty in faults.items()
+        },
+    )
+
+
+def faults_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop: float) -> GateResult:
+    """Check that the challenger flags about as many planted faults at its alert budget as the champion, or more.
+
+    Args:
+        challenger: What the challenger sees.
+        champion: What the champion sees of the same faults.
+        max_recall_drop: Difference by which the share of flagged faults may be lower.
+    """
+    rule, kinds = "faults_found_at_budget", sorted(champion.faults)
+    recall, of_champion = challenger.recall(kinds), champion.recall(kinds)
+    if np.isnan(of_champion):
+        return not_compared(rule, 0.0, "the version that serves flags nearly every row without a fault too")
+    limit = max(of_champion - max_recall_drop, 0.0)
+    by_kind = ", ".join(f"{kind} {challenger.recall([kind]):.0%} ({champion.recall([kind]):.0%})" for kind in kinds)
+    message = (
+        f"it flags {recall:.1%} of the planted faults; at least {limit:.1%} must be; the version that serves flags "
+        f"{of_champion:.1%}; by kind: {by_kind}"
+    )
+    return GateResult(rule=rule, passed=recall >= limit, figure=recall, threshold=limit, message=message)
+
+
+def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, min_share: float) -> GateResult:
+    """Check that the challenger still flags enough of the recent alerts of the version that serves.
+
+    Args:
+        challenger: Model that would be promoted.
+        alerts: Alerts from `recent_alerts`.
+        min_share: Share of the alerts that the challenger must flag.
+    """
+    rule = "alerts_still_found"
+    if alerts.has_changed:
+        reason = f"the data has changed: {alerts.days} of the newest {alerts.of_days} days are over the alert budget"
+        return not_compared(rule, min_share, reason)
+    if alerts.rows.height < _MIN_ALERTS:
+        return not_compared(rule, min_share, "no recent day is over the alert budget of the version that serves")
+    share = float(challenger.score(alerts.rows).is_anomaly.mean())
+    message = (
+        f"it flags {share:.1%} of the {alerts.rows.height:,} rows that the version that serves flags on the "
+        f"{pluralize(alerts.days, 'recent day')} over its budget; at least {min_share:.1%} must be"
+    )
+    return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)
+
+
+def threshold_in_line(challenger: Seen, champion: Seen, max_rise: float) -> GateResult:
+    """Check that the threshold of the challenger has not risen much, on the scale of the champion's scores.
+
+    The scores of two models have different scales. So the rule asks which threshold the champion would need to flag as
+    many of the same rows and planted faults.
+
+    Args:
+        challenger: What the challenger sees.
+        champion: What the champion sees of the same rows.
+        max_rise: Nats by which that threshold may be above the champion's own.
+    """
+    rule = "threshold_in_line"
+    ours, theirs = _same_rows(challenger, champion)
+    if len(theirs) < _MIN_FAULTS:
+        return not_compared(rule, max_rise, "the version that serves flags nearly every row without a fault too")
+    count = int((ours > challenger.threshold).sum())
+    descending = np.sort(theirs)[::-1]
+    rise = float(descending[min(count, len(descending) - 1)]) - champion.threshold
+    message = (
+        f"the version that serves would flag as many rows and planted faults with a threshold {abs(rise):.2f} nats "
+        f"{'above' if rise > 0 else 'below'} its own; it may be at most {max_rise:g} nats above"
+    )
+    return GateResult(rule=rule, passed=rise <= max_rise, figure=rise, threshold=max_rise, message=message)
+
+
+def rankings_agree(challenger: Seen, champion: Seen, min_agreement: float) -> GateResult:
+    """Check that the scores of both models rank rows and planted faults in a similar order.
+
+    Args:
+        challenger: What the challenger sees.
+        champion: What the champion sees of the same rows.
+        min_agreement: Lowest Spearman correlation of the scores.
+    """
+    from scipy.stats import rankdata
+
+    rule = "rankings_agree"
+    ours, theirs = _same_rows(challenger, champion)
+    if len(theirs) < _MIN_FAULTS or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        return not_compared(rule, min_agreement, "too few rows have different scores")
+    agreement = float(np.corrcoef(rankdata(ours), rankdata(theirs))[0, 1])
+    message = (
+        f"the rank correlation of its scores with those of the version that serves is {agreement:.2f}; it must be "
+        f"{min_agreement:g} or more"
+    )
+    return GateResult(
+        rule=rule, passed=agreement >= min_agreement, figure=agreement, threshold=min_agreement, message=message
+    )
+
+
+def _same_rows(challenger: Seen, champion: Seen) -> tuple[Array, Array]:
+    """Return the scores of both models for the rows that the champion does not flag, and for the faults in them."""
+    is_calm, is_new = champion.rows <= champion.threshold, champion.is_new
+    ours, theirs = (
+        np.concatenate([seen.rows[is_calm], *(seen.faults[kind][is_new[kind]] for kind in sorted(is_new))])
+        for seen in (challenger, champion)
+    )
+    return ours, theirs

@@ -1,0 +1,242 @@
+"""Leave bad days and rows out of validation and calibration, so that they cannot blind the next model.
+
+A calibration row that scores high raises the threshold. Twenty-five faulty rows among 40,000 are enough to hide
+faults like them from a model with an alert budget of one in a thousand.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.common.errors import BundleError
+from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import ScreeningFacts
+from ae_pipeline.features.sizes import MIN_CALIBRATION_ROWS, budget_rows
+from ae_pipeline.features.split import PARTS, Window
+from ae_pipeline.scoring.budget import is_over_budget
+from ae_pipeline.scoring.drift import Part, measure_columns
+from ae_pipeline.storage.dataset import Dataset
+
+SCREENED_PARTS = ("validation", "calibration")
+"""Parts of the window that are screened."""
+
+_MAX_FALSE_ALARM_RATE = 1e-3
+"""Largest probability that a part of exchangeable rows loses a day or a row, by each of the rules."""
+
+_TOP_ROWS, _MAX_TOP_SHARE = 40, 0.05
+"""Highest scores that tell whether a day has too many of them: this number of rows, and this share at most."""
+
+_MIN_DAYS = 4
+"""Calibration days from which they can be compared with one another."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A window without the days and rows that a screening left out.
+
+    Attributes:
+        window: The window without these days.
+        row_ids: Identities of further rows that are left out, by part.
+        facts: What was left out, and why; None if nothing was screened.
+    """
+
+    window: Window
+    row_ids: Mapping[str, pl.Series]
+    facts: ScreeningFacts | None
+
+    def keep(self, part: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return rows of a part without those that are left out."""
+        row_ids = self.row_ids.get(part)
+        return rows if row_ids is None else rows.filter(~pl.col("row_id").is_in(row_ids.implode()))
+
+    def counts(self, dataset: Dataset) -> dict[str, int]:
+        """Return the number of rows of each part that remain."""
+        return {part: self.window.count(part, dataset.paths) - len(self.row_ids.get(part, ())) for part in PARTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Day:
+    """The rows of one day of a part; `scores` are those of the flagged rows, and `row_ids` their identities."""
+
+    day: str
+    rows: int
+    row_ids: pl.Series
+    scores: npt.NDArray[np.float64]
+    is_unlike: bool
+
+    def is_bad(self, budget: float, days: int) -> bool:
+        rate = _MAX_FALSE_ALARM_RATE / max(days, 1)
+        return self.is_unlike or is_over_budget(self.rows, len(self.scores), budget, rate)
+
+
+def unscreened(window: Window) -> Screened:
+    """Return a window of which nothing is left out."""
+    return Screened(window, {}, None)
+
+
+def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | None) -> Screened:
+    """Leave out what the model that serves finds anomalous far beyond its alert budget.
+
+    Days go that are over their budget or unlike the window of that model as a whole. If the flagged rows of the
+    remaining days together exceed the budget, the excess goes, the highest scores first. Flagged rows within the budget
+    stay: they are its expected false alerts, and without them the next model would flag more than its budget. Labels
+    are not read.
+
+    Args:
+        window: Days of each part.
+        dataset: Configuration and paths of the dataset.
+        serving: Model that serves.
+
+    Returns:
+        The screened window. Nothing is left out without a model that can score the rows, or if a part would lose more
+        than `training.max_screened_share` of its rows or too many for the alert budget.
+    """
+    cap = dataset.config.training.max_screened_share
+    if serving is None or not cap:
+        return unscreened(window)
+    try:
+        days = {part: list(_judge_days(part, window, dataset, serving)) for part in SCREENED_PARTS}
+    except BundleError:  # a column of the model no longer exists
+        return unscreened(window)
+    budget = serving.calibration.budget
+    kept: dict[str, tuple[str, ...]] = {}
+    left_days: dict[str, tuple[str, ...]] = {}
+    left_rows: dict[str, int] = {}
+    row_ids: dict[str, pl.Series] = {}
+    changed: list[str] = []
+    for part, judged in days.items():
+        bad = [] if window.is_by_row else [day for day in judged if day.is_bad(budget, len(judged))]
+        rest = [day for day in judged if day not in bad]
+        excess = _excess(rest, budget)
+        gone = sum(day.rows for day in bad) + excess.len()
+        if not gone:
+            continue
+        if not _may_go(part, gone, judged, dataset):
+            changed.append(part)
+            continue
+        left_days[part], left_rows[part] = tuple(day.day for day in bad), gone
+        kept[part] = tuple(day.day for day in rest)
+        if not excess.is_empty():
+            row_ids[part] = excess
+    facts = ScreeningFacts(
+        judged_by="the model that serves",
+        days={part: names for part, names in left_days.items() if names},
+        rows=left_rows,
+        changed=tuple(changed),
+        message=_message(left_days, left_rows, changed, cap),
+    )
+    screened = window if window.is_by_row else dataclasses.replace(window, **kept)  # type: ignore[arg-type]
+    return Screened(screened, row_ids, facts)
+
+
+def screen_by_own_scores(
+    scored: Mapping[str, npt.NDArray[np.float64]], dataset: Dataset, budget: float
+) -> tuple[list[str], ScreeningFacts]:
+    """Return the calibration days that hold far too many of the highest scores, for a model without a predecessor.
+
+    The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
+    share them evenly.
+
+    Args:
+        scored: Scores of the rows of each calibration day under the new model.
+        dataset: Configuration of the dataset.
+        budget: Share of normal rows that may be flagged.
+    """
+    scores = np.concatenate([np.empty(0), *scored.values()])
+    cap = dataset.config.training.max_screened_share
+    bad: list[str] = []
+    gone = 0
+    if cap and len(scored) >= _MIN_DAYS:
+        share = max(budget, min(_MAX_TOP_SHARE, _TOP_ROWS / len(scores)))
+        threshold = np.quantile(scores, 1 - share)
+        rate = _MAX_FALSE_ALARM_RATE / len(scored)
+        for day, of_day in scored.items():
+            if is_over_budget(len(of_day), int((of_day > threshold).sum()), share, rate):
+                bad.append(day)
+                gone += len(of_day)
+    is_changed = bool(bad) and not _leaves_enough("calibration", gone, len(scores), dataset)
+    left_days, left_rows = ({"calibration": tuple(bad)}, {"calibration": gone}) if bad and not is_changed else ({}, {})
+    changed = ["calibration"] if is_changed else []
+    facts = ScreeningFacts(
+        judged_by="its own scores",
+        days=left_days,
+        rows=left_rows,
+        changed=tuple(changed),
+        message=_message(left_days, left_rows, changed, cap),
+    )
+    return list(left_days.get("calibration", ())), facts
+
+
+def _judge_days(part: str, window: Window, dataset: Dataset, serving: ModelBundle) -> Iterator[_Day]:
+    """Yield each day of a part with the rows that the model that serves flags."""
+    days: tuple[str, ...] = getattr(window, part)
+    groups: list[tuple[str, Window]] = [("", window)]
+    if not window.is_by_row:
+        groups = [(day, dataclasses.replace(window, **{part: (day,)})) for day in days]  # type: ignore[arg-type]
+    for day, of_day in groups:
+        flagged_ids, scores, count, is_unlike = [pl.Series("row_id", [], pl.String)], [np.empty(0)], 0, False
+        for rows in of_day.batches(part, dataset.paths, at_once=0 if window.is_by_row else None):
+            scored = serving.score(rows)
+            flagged_ids.append(rows["row_id"].filter(pl.Series(scored.is_anomaly)))
+            scores.append(scored.score[scored.is_anomaly])
+            count += rows.height
+            is_unlike = bool(day) and _is_unlike(rows, serving, dataset)
+        if count:
+            row_ids = pl.concat(flagged_ids)
+            yield _Day(day=day, rows=count, row_ids=row_ids, scores=np.concatenate(scores), is_unlike=is_unlike)
+
+
+def _is_unlike(rows: pl.DataFrame, serving: ModelBundle, dataset: Dataset) -> bool:
+    """Return whether a day as a whole has drifted from the window of the model that serves."""
+    drift = dataset.config.drift
+    known = [each for each in serving.reference if each.part == Part.COLUMN]
+    return rows.height >= drift.min_rows and any(effect.is_drift for effect in measure_columns(rows, known, drift))
+
+
+def _excess(days: Sequence[_Day], budget: float) -> pl.Series:
+    """Return the identities of the flagged rows beyond the budget, the highest scores first."""
+    rows, flagged = sum(day.rows for day in days), sum(len(day.scores) for day in days)
+    none = pl.Series("row_id", [], pl.String)
+    if not is_over_budget(rows, flagged, budget, _MAX_FALSE_ALARM_RATE):
+        return none
+    row_ids = pl.concat([none, *(day.row_ids for day in days)])
+    order = np.argsort(-np.concatenate([day.scores for day in days]), kind="stable")
+    return row_ids[order[: flagged - int(budget * rows)]]
+
+
+def _may_go(part: str, gone: int, judged: Sequence[_Day], dataset: Dataset) -> bool:
+    return _leaves_enough(part, gone, sum(day.rows for day in judged), dataset)
+
+
+def _leaves_enough(part: str, gone: int, rows: int, dataset: Dataset) -> bool:
+    """Return whether so many rows may go: neither more than the cap, nor too many for the alert budget."""
+    config = dataset.config
+    needed = max(MIN_CALIBRATION_ROWS, budget_rows(config.alerts.budget) if config.alerts.budget else 0)
+    is_enough = part != "calibration" or rows - gone >= needed
+    return gone <= config.training.max_screened_share * rows and is_enough
+
+
+def _message(days: dict[str, tuple[str, ...]], rows: dict[str, int], changed: Sequence[str], cap: float) -> str:
+    phrases = []
+    for part, count in rows.items():
+        of_days = f", all of {abbreviate(days[part])}" if days.get(part) else ""
+        phrases.append(f"{pluralize(count, 'row')} left out of {part}{of_days}")
+    phrases += [
+        f"the data has changed: {part} would lose more than {cap:.0%} of its rows, or more than the alert budget "
+        "allows, so nothing of it is left out"
+        for part in changed
+    ]
+    return "; ".join(phrases) or "nothing left out of validation and calibration"
+
+
+def screening_metrics(facts: ScreeningFacts | None) -> dict[str, float]:
+    """Return the metrics of a screening: rows of each part that were left out, and whether the part had changed."""
+    if facts is None:
+        return {}
+    rows = {f"screening.{part}.rows": float(facts.rows.get(part, 0)) for part in SCREENED_PARTS}
+    return rows | {f"screening.{part}.changed": float(part in facts.changed) for part in SCREENED_PARTS}

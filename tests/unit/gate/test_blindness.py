@@ -1,0 +1,198 @@
+"""Blind challengers are rejected, and those that have adapted to a changed world are not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.config.service import GateConfig
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.gate.blindness import (
+    BLINDNESS_RULES,
+    NO_ALERTS,
+    RecentAlerts,
+    Seen,
+    alerts_still_found,
+    compare_sight,
+    faults_found_at_budget,
+    rankings_agree,
+    recent_alerts,
+    threshold_in_line,
+)
+from ae_pipeline.gate.planted_faults import plant_kinds
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.scoring.calibration import Calibration
+from tests.support.sensors import Fitted
+
+Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
+
+
+def seen(shift: float = 0.0, threshold: float = 5.0, originals: float = 1.0) -> Seen:
+    """Return what a model sees: scores of rows from 0 to 4, and of 200 faults from 0 to 10, lower by `shift`."""
+    faults = np.linspace(0, 10, 200)
+    return Seen(
+        threshold=threshold,
+        rows=np.linspace(0, 4, 500),
+        faults={"outlier": faults - shift, "other value": faults - shift},
+        originals={"outlier": np.full(200, originals), "other value": np.full(200, originals)},
+    )
+
+
+def blinded(bundle: ModelBundle, rows: int, score: float) -> ModelBundle:
+    """Return a model whose calibration has further rows of one score."""
+    scores = np.sort(np.concatenate([bundle.calibration.scores, np.full(rows, score)]))
+    return replace(bundle, calibration=Calibration(scores, bundle.calibration.budget), stored_fingerprint=None)
+
+
+class TestRules:
+    @pytest.mark.parametrize(("shift", "recall", "passes"), [(0.0, 0.5, True), (0.9, 0.41, True), (1.5, 0.35, False)])
+    def test_the_recall_at_the_budget_may_drop_a_little(self, shift: float, recall: float, passes: bool) -> None:
+        result = faults_found_at_budget(seen(shift), seen(), 0.1)
+        assert result.figure == pytest.approx(recall, abs=0.01)
+        assert result.threshold == pytest.approx(0.4)
+        assert result.passed == passes
+        assert f"outlier {recall:.0%} (50%)" in result.message
+
+    def test_faults_in_rows_that_are_flagged_anyway_do_not_count(self) -> None:
+        changed_world = seen(originals=6.0)
+        result = faults_found_at_budget(seen(5.0), changed_world, 0.1)
+        assert result.passed
+        assert result.message == "not compared: the version that serves flags nearly every row without a fault too"
+        assert not faults_found_at_budget(changed_world, seen(), 0.1).passed
+
+    @pytest.mark.parametrize(("threshold", "rise"), [(5.0, 0.0), (6.5, 1.5), (8.0, 3.0), (4.5, -0.5)])
+    def test_the_threshold_is_measured_in_scores_of_the_champion(self, threshold: float, rise: float) -> None:
+        result = threshold_in_line(seen(threshold=threshold), seen(), 2.0)
+        assert result.figure == pytest.approx(rise, abs=0.06)
+        assert result.passed == (rise <= 2.0)
+
+    def test_the_threshold_does_not_depend_on_the_scale_of_the_challenger(self) -> None:
+        challenger = seen(threshold=6.5)
+        doubled = replace(
+            challenger,
+            threshold=13.0,
+            rows=challenger.rows * 2,
+            faults={kind: scores * 2 for kind, scores in challenger.faults.items()},
+        )
+        assert threshold_in_line(doubled, seen(), 2.0).figure == threshold_in_line(challenger, seen(), 2.0).figure
+
+    def test_rankings_are_compared(self) -> None:
+        reversed_order = replace(
+            seen(),
+            rows=-seen().rows,
+            faults={kind: -scores for kind, scores in seen().faults.items()},
+        )
+        assert rankings_agree(seen(), seen(), 0.3).figure == pytest.approx(1.0)
+        result = rankings_agree(reversed_order, seen(), 0.3)
+        assert (result.passed, round(result.figure, 6)) == (False, -1.0)
+
+    def test_too_few_faults_are_not_compared(self) -> None:
+        few = Seen(threshold=5.0, rows=np.zeros(10), faults={}, originals={})
+        assert faults_found_at_budget(few, few, 0.1).passed
+        assert threshold_in_line(few, few, 2.0).message.startswith("not compared: ")
+        assert rankings_agree(few, few, 0.3).message == "not compared: too few rows have different scores"
+
+
+class TestPlantedKinds:
+    def test_each_kind_changes_what_its_name_says(self, fitted: Fitted) -> None:
+        rows = pl.concat([fitted.features(day) for day in fitted.days[-6:]])
+        faults = plant_kinds(rows, [fitted.bundle.encoder])
+        originals = {row["row_id"]: row for row in rows.iter_rows(named=True)}
+        changed = {
+            kind: [
+                [name for name, value in row.items() if value != originals[row["row_id"]][name]]
+                for row in faulty.iter_rows(named=True)
+            ]
+            for kind, faulty in faults.items()
+        }
+        assert set(faults) == {"outlier", "other value", "mixed row", "lost value"}
+        assert all(faulty.height >= 200 for faulty in faults.values())
+        for kind in ("outlier", "other value", "lost value"):
+            assert {len(names) for names in changed[kind]} == {1}
+        assert np.mean([len(names) for names in changed["mixed row"]]) > 2
+        lost = zip(changed["lost value"], faults["lost value"].iter_rows(named=True), strict=True)
+        assert all(row[name] is None for (name,), row in lost)
+        again = plant_kinds(rows, [fitted.bundle.encoder])
+        assert all(again[kind].equals(faulty) for kind, faulty in faults.items())
+
+    def test_columns_of_both_models_get_faults(self, fitted: Fitted) -> None:
+        rows = pl.concat([fitted.features(day) for day in fitted.days[-6:]])
+        encoder = fitted.bundle.encoder
+        narrow = encoder.model_copy(update={"columns": encoder.columns[:1]})
+        only, both = (plant_kinds(rows, encoders)["other value"] for encoders in ([narrow], [narrow, encoder]))
+        first = encoder.columns[0].name
+        unchanged = rows.select("row_id", first)
+        changed = [
+            faulty.join(unchanged, on="row_id").filter(pl.col(first).ne_missing(pl.col(f"{first}_right"))).height
+            for faulty in (only, both)
+        ]
+        assert changed[0] == only.height
+        assert changed[1] < 0.5 * both.height
+
+
+class TestModels:
+    def results_of(
+        self, fitted: Fitted, challenger: ModelBundle, champion: ModelBundle, rows: pl.DataFrame | None = None
+    ) -> dict[str, GateResult]:
+        rows = pl.concat([fitted.features(day) for day in fitted.days[-6:]]) if rows is None else rows
+        return {each.rule: each for each in compare_sight(challenger, champion, rows, NO_ALERTS, GateConfig())}
+
+    def test_the_same_model_sees_the_same(self, fitted: Fitted) -> None:
+        results = self.results_of(fitted, fitted.bundle, fitted.bundle)
+        assert tuple(results) == BLINDNESS_RULES
+        assert all(result.passed for result in results.values())
+        assert results["rankings_agree"].figure == pytest.approx(1.0)
+        assert results["faults_found_at_budget"].figure > 0.5
+
+    def test_a_model_calibrated_on_faulty_rows_is_rejected(self, fitted: Fitted) -> None:
+        blind = blinded(fitted.bundle, 25, 1_000.0)
+        results = self.results_of(fitted, blind, fitted.bundle)
+        assert not results["faults_found_at_budget"].passed
+        assert not results["threshold_in_line"].passed
+        assert results["rankings_agree"].passed
+
+    def test_a_model_that_adapted_to_a_changed_world_is_not(self, fitted: Fitted) -> None:
+        rows = pl.concat([fitted.features(day) for day in fitted.days[-6:]])
+        changed = rows.with_columns(pl.col("power") * 4)
+        sees_all = self.results_of(fitted, blinded(fitted.bundle, 25, 1_000.0), fitted.bundle, changed)
+        assert fitted.bundle.score(changed).is_anomaly.mean() > 0.95
+        assert all(result.passed for result in sees_all.values())
+
+
+class TestRecentAlerts:
+    def test_only_days_over_the_budget_count(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        assert recent_alerts(dataset.window, dataset.bundle, dataset).days == 0
+        bad = dataset.window.calibration[3]
+        features = dataset.features(bad)
+        is_bad = pl.int_range(pl.len()) < 20
+        rewrite_day(dataset, bad, features.with_columns(pl.when(is_bad).then(pl.col("power") * 9).otherwise("power")))
+        alerts = recent_alerts(dataset.window, dataset.bundle, dataset)
+        assert (alerts.days, alerts.of_days, alerts.has_changed) == (1, 8, False)
+        assert 18 <= alerts.rows["row_id"].is_in(features["row_id"].head(20).implode()).sum() <= alerts.rows.height
+        result = alerts_still_found(dataset.bundle, alerts, 0.5)
+        assert (result.passed, result.figure) == (True, 1.0)
+        blind = alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.5)
+        assert (blind.passed, blind.figure) == (False, 0.0)
+        assert (
+            f"of the {alerts.rows.height} rows that the version that serves flags on the 1 recent day" in blind.message
+        )
+
+    def test_in_a_changed_world_alerts_are_not_compared(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        for day in dataset.window.calibration[-3:]:
+            rewrite_day(dataset, day, dataset.features(day).with_columns(pl.col("power") * 9))
+        alerts = recent_alerts(dataset.window, dataset.bundle, dataset)
+        assert alerts.has_changed
+        result = alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.5)
+        assert result.passed
+        assert result.message == "not compared: the data has changed: 3 of the newest 8 days are over the alert budget"
+
+    def test_a_model_that_cannot_score_has_no_alerts(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        for day in dataset.days:
+            rewrite_day(dataset, day, dataset.features(day).drop("load"))
+        assert recent_alerts(dataset.window, dataset.bundle, dataset) is NO_ALERTS
+
+    def test_few_alerts_are_not_compared(self, fitted: Fitted) -> None:
+        few = RecentAlerts(fitted.features(fitted.days[0]).head(4), 1, 8, has_changed=False)
+        assert alerts_still_found(fitted.bundle, few, 0.5).message.startswith("not compared: no recent day")

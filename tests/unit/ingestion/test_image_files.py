@@ -1,0 +1,314 @@
+"""Image files of all kinds: what is decoded, what is refused and why, and the size that images get."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion.image_files import decode_image
+from ae_pipeline.ingestion.image_shape import shape_image
+from ae_pipeline.ingestion.images import UnreadableImageError, pixels_of
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+
+
+def encoded(pixels: npt.NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Return an encoded image."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(pixels: bytes, width: int, height: int, depth: int, color: int, *others: bytes) -> bytes:
+    """Return a PNG of raw rows, each with its filter byte, with further chunks before the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(pixels))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(others) + data + chunk(b"IEND", b"")
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    """Return a segment of a JPEG."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def read(name: str, data: bytes, **images: Any) -> FileRows:
+    """Read a file with settings for images."""
+    return read_file(name, data, ReadOptions(images=ImagesConfig(**images)))
+
+
+def arrays(rows: FileRows) -> list[npt.NDArray[Any]]:
+    """Return the images of rows."""
+    return [pixels_of(image) for image in rows.rows["image"]]
+
+
+class TestFormats:
+    @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.tif"])
+    @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
+    def test_the_content_decides_and_not_the_name(self, kind: str, name: str) -> None:
+        options = {"lossless": True} if kind == "WEBP" else {}
+        (image,) = arrays(read(name, encoded(NOISE, kind, **options)))
+        np.testing.assert_array_equal(image, NOISE)
+
+    @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+    def test_a_tiff_keeps_the_values_of_measurements(self, dtype: type) -> None:
+        values: npt.NDArray[Any] = (np.arange(30).reshape(5, 6) * 2000.5).astype(dtype)
+        (image,) = arrays(read("a.tiff", encoded(values, "TIFF")))
+        assert image.dtype == dtype
+        np.testing.assert_array_equal(image[:, :, 0], values)
+
+    def test_big_endian_16_bit_values_are_right(self) -> None:
+        values = np.array([[1, 256, 65535]], np.uint16)
+        data = png(b"\x00" + values.astype(">u2").tobytes(), 3, 1, 16, 0)
+        (decoded,) = arrays(read("a.png", data))
+        np.testing.assert_array_equal(decoded[:, :, 0], values)
+
+    def test_integers_of_32_bits_stay_exact_or_are_refused(self) -> None:
+        exact = np.array([[0, -5, 2**24]], np.int32)
+        (image,) = arrays(read("a.tiff", encoded(exact, "TIFF")))
+        assert image.dtype == np.float32
+        np.testing.assert_array_equal(image[:, :, 0], exact)
+        with pytest.raises(UnreadableImageError, match="exceeds 16,777,216; land it with 16 bits"):
+            decode_image(encoded(exact + 1, "TIFF"))
+
+    def test_a_value_that_is_not_finite_is_refused(self) -> None:
+        with pytest.raises(UnreadableImageError, match="not finite; correct it"):
+            decode_image(encoded(np.array([[0, np.nan]], np.float32), "TIFF"))
+
+    @pytest.mark.parametrize("depth", [8, 16])
+    def test_gray_with_alpha_has_two_channels(self, depth: int) -> None:
+        pixels = b"\x00" + (b"\x40\x80" if depth == 8 else b"\x40\x00\x80\x00")
+        (image,) = arrays(read("a.png", png(pixels, 1, 1, depth, 4)))
+        assert image.tolist() == [[[0x40, 0x80]]]
+
+    def test_a_tiff_of_several_pages_is_refused(self) -> None:
+        pages = [Image.fromarray(NOISE), Image.fromarray(NOISE[::-1].copy())]
+        with pytest.raises(UnreadableImageError, match="it has 2 pages; land each page as a file"):
+            decode_image(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+
+    def test_smaller_pages_of_a_tiff_are_previews(self) -> None:
+        preview = Image.fromarray(NOISE[::4, ::4].copy())
+        data = encoded(Image.fromarray(NOISE), "TIFF", save_all=True, append_images=[preview])
+        np.testing.assert_array_equal(decode_image(data), NOISE)
+
+    @pytest.mark.parametrize(
+        ("start", "found"),
+        [
+            (b"GIF89a", "it is a GIF"),
+            (b"\x00\x00\x00\x1cftypheic", "it is a HEIC file"),
+            (b"\x00\x00\x00\x1cftypavif", "it is an AVIF file"),
+            (b"8BPS", "it is a Photoshop file"),
+            (b"%PDF-1.7", "it is a PDF"),
+        ],
+    )
+    def test_other_formats_are_named(self, start: bytes, found: str) -> None:
+        rejected = read("a.png", start + bytes(100)).rejected
+        assert rejected["reason"].to_list() == [f"image: {found}; land it as PNG, JPEG, WebP, BMP or TIFF"]
+
+
+class TestDamagedMetadata:
+    @pytest.mark.parametrize(
+        "others",
+        [
+            pytest.param([chunk(b"eXIf", b"garbage")], id="EXIF"),
+            pytest.param([chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2 << 20)))], id="large profile"),
+            pytest.param([chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80 << 20)))], id="large text"),
+            pytest.param([chunk(b"tEXt", b"k\0v")[:-4] + b"\0\0\0\0"], id="checksum"),
+            pytest.param([chunk(b"pHYs", b"\0")], id="short chunk"),
+            pytest.param([chunk(b"iCCP", b"p\0\7x")], id="unknown compression"),
+        ],
+    )
+    def test_the_pixels_of_a_png_are_read(self, others: list[bytes]) -> None:
+        (image,) = arrays(read("a.png", png(b"\x00\x01\x02\x00\x03\x04", 2, 2, 8, 0, *others)))
+        assert image[:, :, 0].tolist() == [[1, 2], [3, 4]]
+
+    @pytest.mark.parametrize(
+        "segments",
+        [
+            pytest.param(segment(0xE1, b"Exif\0\0garbage"), id="EXIF"),
+            pytest.param(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"), id="EXIF cut off"),
+            pytest.param(segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff"), id="MPF"),
+            pytest.param(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x \xff"), id="XMP"),
+            pytest.param(segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04\xff\xff"), id="IPTC"),
+            pytest.param(segment(0xE2, b"ICC_PROFILE\0\x02\x01x"), id="profile"),
+        ],
+    )
+    def test_the_pixels_of_a_jpeg_are_read(self, segments: bytes) -> None:
+        plain = encoded(NOISE, "JPEG")
+        (image,) = arrays(read("a.jpg", plain[:2] + segments + plain[2:]))
+        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(plain))))
+
+    def test_the_orientation_is_kept_beside_damaged_metadata(self) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        plain = encoded(NOISE, "JPEG", exif=exif)
+        data = plain[:2] + segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff") + plain[2:]
+        stored = np.asarray(Image.open(io.BytesIO(encoded(NOISE, "JPEG"))))
+        np.testing.assert_array_equal(decode_image(data), np.rot90(stored, -1))
+
+    def test_damaged_pixels_are_no_metadata(self) -> None:
+        data = png(b"\x00\x01\x02\x00\x03", 2, 2, 8, 0)  # a pixel is missing
+        with pytest.raises(UnreadableImageError, match="land it again"):
+            decode_image(data)
+
+
+class TestShape:
+    @pytest.mark.parametrize(
+        ("channels", "mode", "expected"),
+        [
+            (1, "rgb", [100, 100, 100]),
+            (2, "grey", [100]),
+            (2, "rgba", [100, 100, 100, 50]),
+            (3, "grey", [round(0.299 * 100 + 0.587 * 50 + 0.114 * 30)]),
+            (3, "rgba", [100, 50, 30, 255]),
+            (4, "rgb", [100, 50, 30]),
+            (4, "grey", [round(0.299 * 100 + 0.587 * 50 + 0.114 * 30)]),
+        ],
+    )
+    def test_every_image_gets_the_mode(self, channels: int, mode: Any, expected: list[int]) -> None:
+        pixel = {1: [100], 2: [100, 50], 3: [100, 50, 30], 4: [100, 50, 30, 7]}[channels]
+        image = np.full((2, 2, channels), pixel, np.uint8)
+        shaped = shape_image(image, ImagesConfig(mode=mode))
+        assert shaped.dtype == np.uint8
+        assert shaped[1, 1].tolist() == expected
+
+    def test_gray_of_16_bits_and_floats_get_an_opaque_alpha_of_their_range(self) -> None:
+        assert shape_image(np.ones((1, 1, 1), np.uint16), ImagesConfig(mode="rgba"))[0, 0].tolist() == [1, 1, 1, 65535]
+        assert shape_image(np.ones((1, 1, 1), np.float32), ImagesConfig(mode="rgba"))[0, 0].tolist() == [1, 1, 1, 1]
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            ({"resize": 8}, (8, 12)),
+            ({"resize": [5, 7]}, (5, 7)),
+            ({"crop": 10}, (10, 10)),
+            ({"crop": [4, 20]}, (4, 20)),
+            ({"pad": [20, 10]}, (20, 24)),
+            ({"resize": 8, "crop": 8, "pad": [8, 9]}, (8, 9)),
+        ],
+    )
+    def test_every_image_gets_the_size(self, dtype: type, settings: dict[str, Any], expected: tuple[int, int]) -> None:
+        image: npt.NDArray[Any] = np.full((16, 24, 3), 200, dtype)
+        shaped = shape_image(image, ImagesConfig(**settings))
+        assert shaped.shape == (*expected, 3)
+        assert shaped.dtype == dtype
+        assert set(np.unique(shaped)) <= {0, 200}
+
+    def test_resizing_averages_what_a_pixel_replaces(self) -> None:
+        image = np.tile(np.array([[0, 1000], [3000, 4000]], np.uint16), (8, 8))[:, :, None]
+        shaped = shape_image(image, ImagesConfig(resize=4))
+        assert abs(shaped.astype(float) - 2000).max() < 200
+
+    def test_the_crop_is_the_middle_and_the_margins_are_black(self) -> None:
+        image = np.arange(25, dtype=np.uint8).reshape(5, 5, 1)
+        assert shape_image(image, ImagesConfig(crop=3))[:, :, 0].tolist() == image[1:4, 1:4, 0].tolist()
+        padded = shape_image(image, ImagesConfig(pad=7))[:, :, 0]
+        assert padded[1:6, 1:6].tolist() == image[:, :, 0].tolist()
+        assert padded[[0, -1]].sum() == padded[:, [0, -1]].sum() == 0
+
+    def test_an_image_smaller_than_the_crop_is_rejected_alone(self) -> None:
+        images = [np.zeros((size, size, 3), np.uint8).tolist() for size in (8, 3)]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": [1, 2], "image": images}), buffer)
+        file = read("a.parquet", buffer.getvalue(), crop=4)
+        assert file.rows["id"].to_list() == [1]
+        assert file.rejected.select("row_number", "rule", "reason").rows() == [
+            (
+                2,
+                "image: size",
+                "image: it has 3×3 pixels, fewer than images.crop of 4×4; land a larger image, or set images.resize",
+            )
+        ]
+
+    def test_mixed_sizes_and_channels_become_one_shape(self) -> None:
+        files = [encoded(NOISE), encoded(NOISE[:, :, 0].copy()), encoded(NOISE[:9].copy(), "JPEG")]
+        shaped = [arrays(read("a.png", data, mode="grey", resize=[8, 8]))[0].shape for data in files]
+        assert shaped == [(8, 8, 1)] * 3
+
+    def test_many_channels_have_no_mode(self) -> None:
+        with pytest.raises(UnreadableImageError, match=r"it has 5 channels.*; leave out images\.mode"):
+            shape_image(np.zeros((2, 2, 5), np.uint8), ImagesConfig(mode="rgb"))
+
+    def test_a_size_of_zero_is_an_error(self) -> None:
+        with pytest.raises(ValidationError, match="resize"):
+            ImagesConfig(resize=0)
+
+
+class TestChannelAxis:
+    @staticmethod
+    def column(*shape: int) -> bytes:
+        """Return a Parquet file with one array of a shape."""
+        values = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": [1], "image": pa.array([values.tolist()], _lists(3))}), buffer)
+        return buffer.getvalue()
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_channels_on_the_first_axis_are_found(self, channels: int) -> None:
+        (image,) = arrays(read("a.parquet", self.column(channels, 16, 20)))
+        expected = np.arange(channels * 320).reshape(channels, 16, 20).astype(np.uint8).transpose(1, 2, 0)
+        np.testing.assert_array_equal(image, expected)
+
+    @pytest.mark.parametrize("shape", [(16, 20, 3), (16, 20, 1), (3, 20, 1), (1, 1, 1)])
+    def test_channels_on_the_last_axis_stay(self, shape: tuple[int, int, int]) -> None:
+        (image,) = arrays(read("a.parquet", self.column(*shape)))
+        assert image.shape == shape
+
+    def test_a_contract_of_an_earlier_version_has_channels_last(self) -> None:
+        options = ReadOptions(images=ImagesConfig(), image_dtype="uint8")
+        assert arrays(read_file("a.parquet", self.column(16, 16, 16), options))[0].shape == (16, 16, 16)
+
+    @pytest.mark.parametrize("shape", [(16, 16, 16), (3, 16, 4), (1, 16, 3), (3, 20, 3)])
+    def test_an_unclear_axis_is_asked_for(self, shape: tuple[int, int, int]) -> None:
+        with pytest.raises(
+            UnreadableFileError, match=r"channels can be the first or the last axis; set images\.channels"
+        ):
+            read("a.parquet", self.column(*shape))
+        (last,) = arrays(read("a.parquet", self.column(*shape), channels="last"))
+        (first,) = arrays(read("a.parquet", self.column(*shape), channels="first"))
+        assert (last.shape, first.shape) == (shape, (shape[1], shape[2], shape[0]))
+
+
+def _lists(depth: int) -> pa.DataType:
+    kind: pa.DataType = pa.uint8()
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    return kind
+
+
+class TestEdge:
+    @pytest.mark.parametrize(
+        ("edge", "tops", "lefts"),
+        [("ignore", [0, 4], [0, 4, 8]), ("flush", [0, 4, 7], [0, 4, 8, 10]), ("pad", [0, 4, 8], [0, 4, 8, 12])],
+    )
+    def test_patches_cover_what_the_setting_says(self, edge: Any, tops: list[int], lefts: list[int]) -> None:
+        image = NOISE[:11, :14]
+        file = read("a.png", encoded(image.copy()), patch=4, edge=edge)
+        assert file.rows.select("top", "left").rows() == [(top, left) for top in tops for left in lefts]
+        padded = np.pad(image, ((0, 4), (0, 4), (0, 0)), mode="edge")
+        for patch, (top, left) in zip(arrays(file), file.rows.select("top", "left").iter_rows(), strict=True):
+            np.testing.assert_array_equal(patch, padded[top : top + 4, left : left + 4])
+
+    def test_an_image_smaller_than_a_patch_is_padded_or_refused(self) -> None:
+        data = encoded(NOISE[:3].copy())
+        assert read("a.png", data, patch=4, edge="pad").rows.height == 6
+        flush = read("a.png", data, patch=4)
+        assert (flush.rows.height, flush.rejected.height) == (0, 1)
+        assert "fewer than a patch of 4×4" in flush.rejected["reason"][0]

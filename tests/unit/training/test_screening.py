@@ -1,0 +1,185 @@
+"""The screening of validation and calibration: bad days and rows go, clean ones stay, and a changed world is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.features.split import Window, cut_window
+from ae_pipeline.scoring.calibration import calibrate
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.fit import fit_bundle
+from ae_pipeline.training.screening import screen_by_own_scores, screen_by_serving
+from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config
+
+Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
+
+
+def spoil(dataset: Fitted, days: tuple[str, ...], rows: int, rewrite: Rewrite) -> None:
+    """Give the first rows of each day a power that does not fit the load."""
+    for day in days:
+        features = dataset.features(day)
+        is_bad = pl.int_range(pl.len()) < rows
+        rewrite(
+            dataset,
+            day,
+            features.with_columns(pl.when(is_bad).then(pl.col("power") * 9).otherwise("power").alias("power")),
+        )
+
+
+def with_cap(dataset: Fitted, cap: float) -> Dataset:
+    """Return the dataset with another `training.max_screened_share`."""
+    training = {**dataset.config.training.model_dump(), "max_screened_share": cap}
+    return Dataset(sensor_config(training=training), dataset.paths)
+
+
+def left_out(window: Window, screened: Window) -> tuple[str, ...]:
+    """Return the calibration days that a screening left out."""
+    return tuple(day for day in window.calibration if day not in screened.calibration)
+
+
+class TestByServing:
+    def test_nothing_is_left_out_of_clean_days(self, fitted: Fitted) -> None:
+        screened = screen_by_serving(fitted.window, fitted, fitted.bundle)
+        assert (screened.window, dict(screened.row_ids)) == (fitted.window, {})
+        assert screened.facts is not None
+        assert screened.facts.message == "nothing left out of validation and calibration"
+        assert screened.counts(fitted) == dict(fitted.bundle.facts.rows)
+
+    def test_a_day_over_its_budget_is_left_out(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        bad = dataset.window.calibration[3]
+        spoil(dataset, (bad,), 10, rewrite_day)
+        screened = screen_by_serving(dataset.window, dataset, dataset.bundle)
+        assert left_out(dataset.window, screened.window) == (bad,)
+        assert screened.window.validation == dataset.window.validation
+        assert screened.facts is not None
+        assert screened.facts.rows == {"calibration": ROWS_A_DAY}
+        assert screened.facts.message == f"60 rows left out of calibration, all of {bad}"
+
+    def test_a_bad_validation_day_is_left_out(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        bad = dataset.window.validation[0]
+        spoil(dataset, (bad,), 10, rewrite_day)
+        assert (
+            screen_by_serving(dataset.window, dataset, dataset.bundle).window.validation
+            == dataset.window.validation[1:]
+        )
+
+    def test_rows_spread_over_days_within_their_budget_are_left_out(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        spoil(dataset, dataset.window.calibration, 2, rewrite_day)
+        screened = screen_by_serving(dataset.window, dataset, dataset.bundle)
+        assert screened.window == dataset.window
+        spoiled = pl.concat([dataset.features(day)["row_id"].head(2) for day in dataset.window.calibration])
+        assert 10 <= len(screened.row_ids["calibration"]) <= 16
+        assert screened.row_ids["calibration"].is_in(spoiled.implode()).all()
+        kept = screened.keep("calibration", dataset.window.rows("calibration", dataset.paths))
+        assert (
+            kept.height
+            == screened.counts(dataset)["calibration"]
+            == 8 * ROWS_A_DAY - len(screened.row_ids["calibration"])
+        )
+
+    def test_a_day_unlike_the_window_is_left_out(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        bad = dataset.window.calibration[5]
+        median = dataset.features(bad)["temperature"].median()
+        features = dataset.features(bad)
+        rewrite_day(
+            dataset, bad, features.with_columns(pl.lit(median, features["temperature"].dtype).alias("temperature"))
+        )
+        serving = with_drift_reference(dataset)
+        patient = Dataset(sensor_config(drift={"min_rows": 30}), dataset.paths)
+        assert left_out(dataset.window, screen_by_serving(dataset.window, patient, serving).window) == (bad,)
+
+    @pytest.mark.parametrize(("days", "cap", "is_changed"), [(2, 0.25, False), (3, 0.25, True), (3, 0.4, False)])
+    def test_beyond_the_cap_the_data_has_changed(
+        self, dataset: Fitted, rewrite_day: Rewrite, days: int, cap: float, is_changed: bool
+    ) -> None:
+        bad = dataset.window.calibration[-days:]
+        spoil(dataset, bad, ROWS_A_DAY, rewrite_day)
+        screened = screen_by_serving(dataset.window, with_cap(dataset, cap), dataset.bundle)
+        assert screened.facts is not None
+        assert screened.facts.changed == (("calibration",) if is_changed else ())
+        assert left_out(dataset.window, screened.window) == (() if is_changed else bad)
+        assert ("the data has changed: calibration would lose more than" in screened.facts.message) == is_changed
+
+    def test_the_budget_keeps_the_rows_that_it_needs(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        spoil(dataset, dataset.window.calibration[:1], 10, rewrite_day)
+        for budget, kept in ((1 / 421, 7), (1 / 422, 8)):
+            tight = Dataset(sensor_config(alerts={"budget": budget}), dataset.paths)
+            screened = screen_by_serving(dataset.window, tight, dataset.bundle)
+            assert len(screened.window.calibration) == kept
+
+    def test_zero_switches_it_off(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        spoil(dataset, dataset.window.calibration[:1], 30, rewrite_day)
+        screened = screen_by_serving(dataset.window, with_cap(dataset, 0.0), dataset.bundle)
+        assert (screened.window, screened.facts) == (dataset.window, None)
+
+    def test_a_model_that_cannot_score_the_rows_judges_nothing(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        for day in dataset.days:
+            rewrite_day(dataset, day, dataset.features(day).drop("load"))
+        assert screen_by_serving(dataset.window, dataset, dataset.bundle).facts is None
+
+
+def with_drift_reference(dataset: Fitted) -> ModelBundle:
+    """Return the model with the distributions of its window."""
+    from ae_pipeline.training.reference import with_reference
+
+    return with_reference(replace(dataset.bundle), dataset.columns, dataset.paths)
+
+
+class TestByOwnScores:
+    def test_a_day_with_too_many_of_the_highest_scores_is_left_out(self, fitted: Fitted) -> None:
+        rng = np.random.default_rng(0)
+        scores = {f"2024-03-{day:02}": rng.random(1_000) for day in range(1, 21)}
+        scores["2024-03-07"][:25] += 5
+        days, facts = screen_by_own_scores(scores, fitted, 0.002)
+        assert days == ["2024-03-07"]
+        assert facts.rows == {"calibration": 1_000}
+        assert facts.judged_by == "its own scores"
+
+    def test_the_budget_holds_on_clean_days(self, fitted: Fitted) -> None:
+        """Exchangeable days lose a day in at most one training in a thousand, so the budget is not touched."""
+        rng = np.random.default_rng(1)
+        lost, shares = 0, []
+        for _ in range(300):
+            draws = rng.lognormal(sigma=3, size=(20, 500))
+            days, _ = screen_by_own_scores({str(day): draw for day, draw in enumerate(draws)}, fitted, 0.005)
+            lost += len(days)
+            kept = np.concatenate([draw for day, draw in enumerate(draws) if str(day) not in days])
+            fitted_scores = calibrate(kept, 0.005, None)
+            shares.append(fitted_scores.flags(fitted_scores.p_values(rng.lognormal(sigma=3, size=5_000))).mean())
+        assert lost <= 2
+        assert np.mean(shares) == pytest.approx(0.005, abs=4 * np.std(shares) / np.sqrt(300))
+
+    def test_too_few_days_are_not_compared(self, fitted: Fitted) -> None:
+        scores = {"a": np.arange(100.0), "b": np.arange(100.0) + 1_000, "c": np.arange(100.0)}
+        assert screen_by_own_scores(scores, fitted, 0.01)[0] == []
+
+
+class TestOfATraining:
+    def test_faulty_rows_on_a_calibration_day_do_not_blind_the_next_model(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        bad = dataset.window.calibration[2]
+        spoil(dataset, (bad,), 25, rewrite_day)
+        faults = dataset.features(bad).head(25)
+        found = int(dataset.bundle.score(faults).is_anomaly.sum())
+        training = {**dataset.config.training.model_dump(), "epochs": 3}
+        alerts = {"budget": 0.01, "evidence": NO_ENSEMBLE}
+        config = sensor_config(training=training, alerts=alerts)
+        window = cut_window(dict.fromkeys(dataset.days, "x"), config)
+        after, _ = fit_bundle(Dataset(config, dataset.paths), dataset.columns, window, previous=dataset.bundle)
+        first, _ = fit_bundle(Dataset(config, dataset.paths), dataset.columns, window)
+        off = sensor_config(training={**training, "max_screened_share": 0.0}, alerts=alerts)
+        blind, _ = fit_bundle(Dataset(off, dataset.paths), dataset.columns, window, previous=dataset.bundle)
+        assert found >= 24
+        assert after.score(faults).is_anomaly.sum() >= 0.95 * found
+        assert first.score(faults).is_anomaly.sum() >= 0.95 * found
+        assert blind.score(faults).is_anomaly.sum() <= 5
+        for bundle in (after, first):
+            assert bad not in bundle.window.calibration
+            assert len(bundle.calibration.scores) == bundle.facts.rows["calibration"] == 7 * ROWS_A_DAY
