@@ -1,5 +1,6 @@
 """Files of a landing folder that are not read: by their name, their folder, a link, or the limit of files."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class LinkChecker:
         Args:
             path: Path below the folder.
         """
-        if self._leads_inside(path.parent) and (not path.is_symlink() or self._resolves_inside(path)):
+        if self._leads_inside(path.parent) and (not is_link(path) or self._resolves_inside(path)):
             return None
         return "it is a link, or in a linked folder, outside of the landing folder; copy it, or set source.path"
 
@@ -52,6 +53,11 @@ class LinkChecker:
             return path.resolve().is_relative_to(self._root)
         except (OSError, RuntimeError):  # a loop of links
             return False
+
+
+def is_link(path: Path) -> bool:
+    """Return whether a path is a link; False if the file system fails."""
+    return os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises then
 
 
 def surplus_files(files: Mapping[str, Path], limit: int) -> dict[str, str]:

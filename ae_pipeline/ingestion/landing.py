@@ -29,7 +29,7 @@ from ae_pipeline.ingestion.deletions import (
     remove_unused_copies,
 )
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
-from ae_pipeline.ingestion.ignored import LinkChecker, reason_to_ignore, surplus_files
+from ae_pipeline.ingestion.ignored import LinkChecker, is_link, reason_to_ignore, surplus_files
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
@@ -137,7 +137,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         reason = reason or reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
         if reason is None and path.is_file():
             files[name] = path
-        elif path.is_symlink() and path.is_dir():
+        elif is_link(path) and path.is_dir():
             others[name] = "it is a linked folder, which is not followed; copy it, or set source.path"
         elif not path.is_dir():
             others[name] = reason or "it is no regular file"

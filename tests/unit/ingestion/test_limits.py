@@ -28,9 +28,8 @@ def read(name: str, data: bytes, **limits: Any) -> FileRows:
 
 def excel(rows: int, columns: int) -> bytes:
     """Return an Excel file with a header of names."""
-    cells = [[f"c{column}" for column in range(columns)], *[[1] * columns for _ in range(rows)]]
     buffer = io.BytesIO()
-    pl.DataFrame(cells[1:], schema=cells[0], orient="row").write_excel(buffer)
+    pl.DataFrame({f"c{column}": [1] * rows for column in range(columns)}).write_excel(buffer)
     return buffer.getvalue()
 
 
