@@ -150,13 +150,18 @@ def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
         web = ["ae_pipeline.cli.web", "dagster", str(port), "workspace.yaml"]
         daemon = ["dagster._daemon", "run", "--workspace", "workspace.yaml"]
         with (root / "dagster.log").open("w") as log:
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, "-m", *command], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT
-                )
-                for command in (web, daemon)
-            ]
+            processes: list[subprocess.Popen[bytes]] = []
             try:
+                for command in (web, daemon):
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", *command],
+                        cwd=root,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                    processes.append(process)
+                    _wait_for_port(port, process)  # one process alone must create the databases
                 yield Replay(root, Api(port, token), posted, processes)
             finally:
                 for process in processes:
@@ -166,6 +171,13 @@ def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
                         process.wait(60)
                     except subprocess.TimeoutExpired:
                         process.kill()
+
+
+def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
+    while process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.5)
 
 
 @dataclass

@@ -127,9 +127,8 @@ class PipelineConfig(Section):
     )
     max_removed_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2,
-        description="Share of the rows that may go without a question, because of an edit of the YAML or the schema "
-        "contract, a deleted file or a corrected one. Above it, a run changes nothing and asks for `--accept-removal`. "
-        "1 never asks.",
+        description="Share of the rows that may go without a question, because of an edit, or a deleted or corrected "
+        "file. Above it, a run changes nothing and asks for `--accept-removal`. 1 never asks.",
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The network, its inputs and its loss.")
     training: TrainingConfig = Field(

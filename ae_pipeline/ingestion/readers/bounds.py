@@ -68,6 +68,16 @@ def check_table(limits: LimitsConfig, *, columns: int = 0, rows: int = 0, size: 
         raise exceeded("bytes in memory", size, limits.decompressed_bytes, "decompressed_bytes")
 
 
+def check_rejected(limits: LimitsConfig, count: int) -> None:
+    """Check the number of rows that cannot be read.
+
+    Raises:
+        UnreadableFileError: There are too many, so that the file is refused as a whole.
+    """
+    if count > limits.rejected_rows:
+        raise exceeded("or more rows that cannot be read", count, limits.rejected_rows, "rejected_rows")
+
+
 def check_sparse(limits: LimitsConfig, columns: int, rows: int, size: int) -> None:
     """Check a table whose rows name their own columns: most cells of it may be empty.
 

@@ -14,7 +14,7 @@ import pyarrow.csv
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import Dialect, SourceConfig
-from ae_pipeline.ingestion.readers.bounds import check_table, exceeded
+from ae_pipeline.ingestion.readers.bounds import check_rejected, check_table, exceeded
 from ae_pipeline.ingestion.readers.dialects import check_dialect, find_separator
 from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_record
 from ae_pipeline.ingestion.readers.plain_lines import read_plain_lines
@@ -41,9 +41,8 @@ def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Seque
     header_end, names = _read_header(text, separator, source.limits)
     body = _Body.read(text, header_end, separator, len(names), source)
     plain = read_plain_lines(text.data, header_end, names, separator, len(body.lines)) if body.is_plain else None
-    rows, ragged = (
-        _parse(body, names, separator, source.limits) if plain is None else (_numbered(plain, body.lines), [])
-    )
+    parsed = _parse(body, names, separator, source.limits) if plain is None else (_numbered(plain, body.lines), [])
+    rows, ragged = parsed
     rejected = rejected_rows([*body.rejected, *ragged]).sort("row_number")
     return FileRows(rows, rejected, dialect=dialect)
 
@@ -65,8 +64,8 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
             "UTF-8, or set source.encoding to utf-16-le or utf-16-be in the YAML"
         )
     if header.count(separator.encode()) >= limits.columns and not head.problem:
-        text_of_header = header.decode("utf-8", errors="replace")
-        check_table(limits, columns=len(next(csv.reader(io.StringIO(text_of_header, newline=""), delimiter=separator))))
+        lines = io.StringIO(header.decode("utf-8", errors="replace"), newline="")
+        check_table(limits, columns=len(next(csv.reader(lines, delimiter=separator))))
     try:
         if head.problem:
             raise pa.ArrowInvalid(head.problem)
@@ -164,8 +163,7 @@ class _Body:
             )
             for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines))
         ]
-        if len(broken) > limits.rejected_rows:
-            raise exceeded("rows that cannot be read", len(broken), limits.rejected_rows, "rejected_rows")
+        check_rejected(limits, len(broken))
         is_broken = _within(starts, broken)
         if text.has_marks:
             marks = np.array([mark.start() for mark in MARK.finditer(data)], dtype=np.int64)
@@ -256,11 +254,9 @@ def _parse(
         block_size = max(block_size, content.size + 16) if not body.longest else block_size
         try:
             table = parse(use_threads=False)
-        except pa.ArrowInvalid as error:
-            if len(ragged) <= limits.rejected_rows:
-                raise
-            what = "or more rows with another number of values than the header"
-            raise exceeded(what, len(ragged), limits.rejected_rows, "rejected_rows") from error
+        except pa.ArrowInvalid:
+            check_rejected(limits, len(ragged))
+            raise
     if table.num_rows + len(ragged) != len(lines):
         raise UnreadableFileError(
             f"its rows cannot be told apart: there are {len(lines):,} by the rules for quotes, and "

@@ -8,7 +8,7 @@ import polars as pl
 
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.source import SourceConfig
-from ae_pipeline.ingestion.readers.bounds import check_sparse, check_table, exceeded
+from ae_pipeline.ingestion.readers.bounds import check_rejected, check_sparse, check_table
 from ae_pipeline.ingestion.readers.encodings import decode, printable_record
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
@@ -50,9 +50,7 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
         except (ValueError, RecursionError) as error:
             reason = f"the line is not a JSON object ({first_line(error)}); write one object on each line"
             rejected.append((number, "json", reason, printable_record(line, limits.record_bytes)))
-            if len(rejected) > limits.rejected_rows:
-                what = "or more lines that are no JSON object"
-                raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows") from error
+            check_rejected(limits, len(rejected))
             continue
         names |= dict.fromkeys(row)
         check_table(limits, columns=len(names), rows=len(objects) + 1)
@@ -106,9 +104,7 @@ def read_json_array(data: bytes, source: SourceConfig) -> FileRows:
         problem = "it has half of a character" if isinstance(item, dict) else problem
         reason = f"the item is not a JSON object ({problem}); write an array of objects with different names"
         rejected.append((number, "json", reason, json.dumps(item)))
-        if len(rejected) > limits.rejected_rows:
-            what = "or more items that are no JSON object"
-            raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows")
+        check_rejected(limits, len(rejected))
     names = {name for item in objects for name in item}
     check_table(limits, columns=len(names))
     check_sparse(limits, len(names), len(objects), len(data))
