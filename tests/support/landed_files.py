@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 import pyarrow as pa
@@ -103,7 +104,7 @@ def _json_object(number: int, row: Row) -> dict[str, object]:
 def _csv_lines(draw: st.DrawFn, rows: Sequence[Row], separator: str) -> list[str]:
     buffer = io.StringIO()
     is_quoted = draw(st.booleans())
-    quoting = csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL
     writer = csv.writer(buffer, delimiter=separator, quoting=quoting, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows((text, time.isoformat(), value, number) for number, (text, time, value) in enumerate(rows))
