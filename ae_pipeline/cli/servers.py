@@ -105,7 +105,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
                 start(python, "-m", "dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
                 _wait_for_code(code, processes)
                 start(python, "-m", "ae_pipeline.cli.web", "dagster", ports.dagster, file)
-                start(python, "-m", "dagster._daemon", "run", "--workspace", file)
+                start(python, "-m", "dagster._daemon", "run", "--workspace", file, "--log-level", "warning")
                 while all(process.poll() is None for process in processes):
                     time.sleep(0.5)
             finally:
