@@ -94,10 +94,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
                 "needed; free some space and run again"
             )
         case Fault.READ_ONLY:
-            found = next((item for item in folders.items() if not _is_writable(item[1])), None)
-            if path is None and found is None:
+            failing = next((item for item in folders.items() if not _is_writable(item[1])), None)
+            if path is None and failing is None:
                 return StorageError(f"a file cannot be written ({message}); grant this user write permission")
-            name, folder = _named(path, found, folders)
+            name, folder = _named(path, failing, folders)
             return StorageError(
                 f"{folder}{name} cannot be written; grant this user write permission, or mount its disk for writing"
             )
@@ -122,10 +122,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
             )
 
 
-def _named(path: Path | None, found: tuple[str, Path] | None, folders: Mapping[str, Path]) -> tuple[str, Path]:
+def _named(path: Path | None, failing: tuple[str, Path] | None, folders: Mapping[str, Path]) -> tuple[str, Path]:
     """Return the variable of a folder in brackets, and the path to name: that of the error, or that of the folder."""
-    if path is None and found is not None:
-        return f" ({found[0]})", found[1]
+    if path is None and failing is not None:
+        return f" ({failing[0]})", failing[1]
     path = path or Path()
     variable = next((name for name, folder in folders.items() if path.is_relative_to(folder)), None)
     return f" ({variable})" if variable else "", path
