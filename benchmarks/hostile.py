@@ -1,4 +1,6 @@
-"""Attacks on the running servers and on webhooks, with the expected answer of each.
+"""Hostile files, and attacks on the running servers and on webhooks, with the expected answer of each.
+
+Each hostile file of `benchmarks.hostile_inputs` is read in a process of its own, whose time and memory are measured.
 
 `ae-pipeline ui` runs as a process with a report, an internal file, a link and a FIFO in its data folder. Each case
 sends one hostile request or starts one hostile server. It names the right answers; all others count as wrong.
@@ -20,6 +22,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 from ae_pipeline.monitoring.webhook import post_json
+from benchmarks.hostile_inputs import run_inputs
 from benchmarks.report import Row, format_table, write_report
 from benchmarks.servers import Servers, running_servers
 
@@ -283,13 +286,16 @@ def main() -> int:
     """Run the attacks, print and write the results; return 1 if an answer is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--only", choices=("files", "attacks"), help="run only the hostile files, or only the attacks")
     chosen = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        with running_servers(Path(folder)) as servers:
-            rows = attack(servers)
-    lines = [(str(row["case"]), str(row["answer"]), str(row["right"]), str(row["seconds"])) for row in rows]
-    print(format_table(("case", "answer", "right", "seconds"), lines))
+    rows = run_inputs() if chosen.only != "attacks" else []
+    if chosen.only != "files":
+        with TemporaryDirectory() as folder:
+            prepare(Path(folder))
+            with running_servers(Path(folder)) as servers:
+                rows += attack(servers)
+    header = ("case", "answer", "right", "seconds", "megabytes")
+    print(format_table(header, [[str(row.get(name, ""))[:100] for name in header] for row in rows]))
     wrong = [row for row in rows if not row["right"]]
     print(f"{len(wrong)} of {len(rows)} wrong")
     write_report(chosen.out, "hostile", rows, ("dagster", "mlflow", "starlette", "uvicorn"))

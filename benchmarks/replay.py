@@ -1,9 +1,10 @@
 """Replay the year 2013 in minutes under the real daemon, with retrainings and failures, and check the final state.
 
-`dagster dev` runs as a process, with the sensors and the schedule of the flights switched on. Files land as an airport
-would deliver them, but much faster. The program causes these failures: corrupted copies of a hundred days land and are
-corrected later, a training process is killed with SIGKILL, and a person rolls the model back through Dagster's GraphQL
-API. At the end the program compares the actual state with the expected state: landed files, tables, MLflow and Dagster.
+The daemon and the guarded web server run as processes, with the sensors and the schedule of the flights switched on.
+Files land as an airport would deliver them, but much faster. The program causes these failures: corrupted copies of a
+hundred days land and are corrected later, a training process is killed with SIGKILL, and a person rolls the model back
+through Dagster's GraphQL API. At the end the program compares the actual state with the expected state: landed files,
+tables, MLflow and Dagster.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import csv
 import http.server
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -33,6 +35,7 @@ import yaml
 from filelock import FileLock
 
 from ae_pipeline.cli.demo import land_flights
+from ae_pipeline.cli.guard import TOKEN_VARIABLE
 from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.registry.history import history
 from ae_pipeline.registry.names import CHAMPION
@@ -114,7 +117,7 @@ class Line:
 
 @contextlib.contextmanager
 def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
-    """Start `dagster dev` on the flights, and stop it at the end.
+    """Start the daemon and the guarded web server on the flights, and stop them at the end.
 
     Args:
         root: Folder of the deployment.
@@ -127,7 +130,9 @@ def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
     (root / "replay_definitions.py").write_text(_DEFINITIONS, encoding="utf-8")
     shipped = yaml.safe_load(files("ae_pipeline").joinpath("defs/flights/defs.yaml").read_text(encoding="utf-8"))
     config = {**shipped["attributes"], **changes}
-    port = _free_port()
+    port, token = _free_port(), secrets.token_urlsafe(32)
+    source = {"python_file": {"relative_path": "replay_definitions.py", "location_name": "replay_definitions.py"}}
+    (root / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [source]}), encoding="utf-8")
     with _webhook() as (address, posted):
         environment = {
             **os.environ,
@@ -137,25 +142,30 @@ def replaying(root: Path, changes: Mapping[str, Any]) -> Iterator["Replay"]:
             "REPLAY_CONFIG": json.dumps(config, default=str),
             "REPLAY_WEBHOOK": address,
             "OMP_WAIT_POLICY": "PASSIVE",
+            "AE_PIPELINE_DAGSTER_URL": f"http://127.0.0.1:{port}",
+            TOKEN_VARIABLE: token,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
         }
         os.environ["DAGSTER_HOME"] = environment["DAGSTER_HOME"]
-        command = [Path(sys.executable).parent / "dagster", "dev", "-f", "replay_definitions.py"]
+        web = ["ae_pipeline.cli.web", "dagster", str(port), "workspace.yaml"]
+        daemon = ["dagster._daemon", "run", "--workspace", "workspace.yaml"]
         with (root / "dagster.log").open("w") as log:
-            process = subprocess.Popen(
-                [*map(str, command), "-h", "127.0.0.1", "-p", str(port)],
-                cwd=root,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            processes = [
+                subprocess.Popen(
+                    [sys.executable, "-m", *command], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT
+                )
+                for command in (web, daemon)
+            ]
             try:
-                yield Replay(root, Api(port), posted, process)
+                yield Replay(root, Api(port, token), posted, processes)
             finally:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                for process in processes:
+                    process.send_signal(signal.SIGINT)
+                for process in processes:
+                    try:
+                        process.wait(60)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
 
 
 @dataclass
@@ -165,7 +175,7 @@ class Replay:
     root: Path
     api: "Api"
     posted: list[dict[str, Any]]
-    process: subprocess.Popen[bytes]
+    processes: list[subprocess.Popen[bytes]]
     landed: set[str] = field(default_factory=set)
     killed: str = ""
     began: float = field(default_factory=time.monotonic)
@@ -198,13 +208,13 @@ class Replay:
             seconds: Time limit.
 
         Raises:
-            RuntimeError: `dagster dev` has ended.
+            RuntimeError: A process of Dagster has ended.
             TimeoutError: The condition was not true in time.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"dagster dev has ended; see {self.root / 'dagster.log'}")
+            if any(process.poll() is not None for process in self.processes):
+                raise RuntimeError(f"Dagster has ended; see {self.root / 'dagster.log'}")
             if value := until():
                 self.say(what)
                 return value
@@ -256,7 +266,7 @@ class Replay:
 
     def play(self) -> None:
         """Play the year: land days, cause failures, and wait for each reaction."""
-        self.wait("dagster dev answers", self.api.is_up, 90)
+        self.wait("Dagster answers", self.api.is_up, 90)
         for name in ("landing", "rebuild", "failure"):
             self.api.start_sensor(f"{DATASET}_{name}")
         self.land(60)
@@ -379,14 +389,15 @@ EXPECTED_HISTORY = "1 promoted, 2 promoted, 3 promoted, 4 rejected, 2 rolled bac
 class Api:
     """Client of Dagster's GraphQL API, which the UI uses too."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, token: str) -> None:
+        self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
         self.address = f"http://127.0.0.1:{port}/graphql"
         self._repository: dict[str, str] = {}
 
     def ask(self, query: str, **variables: Any) -> Any:
         """Send a query and return its data."""
         body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(self.address, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.address, body, self._headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
             content = json.load(answer)
         if "errors" in content:

@@ -126,10 +126,11 @@ def _table(
         if section is not None and not nested:
             continue
         default = "required" if name in schema.get("required", []) else _default(facts)
-        kind = "section" if section is not None else _type(facts, definitions)
         description = _escaped(facts.get("description", ""))
-        yield f"| `{prefix}{name}` | {kind} | {default} | {description} |"
-        if section is not None:
+        if section is None:
+            yield f"| `{prefix}{name}` | {_type(facts, definitions)} | {default} | {description} |"
+        else:
+            yield f"| **{prefix}{name}** | section | | {description} |"
             yield from list(_table(section, definitions, prefix=f"{prefix}{name}."))[2:]
 
 

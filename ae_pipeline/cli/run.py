@@ -1,6 +1,7 @@
 """`ae-pipeline run`: do what the planner says until a dataset is up to date."""
 
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
+    warn_of_history(project, dataset)
     runner = _Runner(project, dataset, accepts_removal)
     try:
         # Planned under the lock: what another run does meanwhile is not done twice.
@@ -74,13 +76,13 @@ class _Runner:
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
-        before = tracker.version(self._dataset.name, CHAMPION)
+        previous = tracker.version(self._dataset.name, CHAMPION)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
         champion = tracker.version(self._dataset.name, CHAMPION)
         if champion is None:
             self.failure = self.failure or TrainingError(serving.idle)
-        elif failure and before and champion.version == before.version:  # no other version published the days instead
+        elif failure and previous and champion.version == previous.version:  # no other version published the days
             self.failure = self.failure or failure
         elif not self._done:
             print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
@@ -94,6 +96,8 @@ class _Runner:
 
         try:
             self._follow(lambda: plan_before_training(self._dataset, self._project.tracker))
+        except RemovalError:
+            raise  # nothing may change before somebody has accepted it
         except PipelineError as error:
             return error
         return None
@@ -146,9 +150,18 @@ class _Runner:
         return step == Step.TRAIN and self._project.tracker.version(self._dataset.name, CHAMPION) is not None
 
 
+def warn_of_history(project: Project, dataset: "Dataset") -> None:
+    """Print what is wrong with the history, because this run may add an entry that hides it."""
+    from ae_pipeline.lifecycle.doctor.served import history_problems
+
+    for problem in history_problems(dataset, project.tracker):
+        text = f"{problem.subject}: {problem.message}; `ae-pipeline doctor {dataset.name} --repair` mends it"
+        print(f"Warning: {terminal_line(text)}.", file=sys.stderr, flush=True)
+
+
 def _land_demo(dataset: "Dataset") -> None:
     from ae_pipeline.cli.demo import DEMOS
-    from ae_pipeline.ingestion.landing import landing_folder
+    from ae_pipeline.ingestion.landing_folder import landing_folder
     from ae_pipeline.orchestration.console import format_line
 
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)

@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from ae_pipeline.cli.project import Project
+from ae_pipeline.cli.run import warn_of_history
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.latents.files import TableFiles
@@ -154,3 +156,14 @@ def test_cases_of_the_benchmark_reach_its_goal(tmp_path: Path) -> None:
     )
     assert "2 cases, 0 missed the goal." in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
+
+
+def test_a_run_names_a_deleted_history(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    project = Project(shop.defs, shop.workspace, {"orders": shop.dataset}, shop.instance)
+    warn_of_history(project, shop.dataset)
+    assert capsys.readouterr().err == ""
+    shop.paths.history.unlink()
+    warn_of_history(project, shop.dataset)
+    error = capsys.readouterr().err
+    assert "orders.jsonl: the file is missing, so earlier decisions are lost: version 1 serves" in error
+    assert "`ae-pipeline doctor orders --repair`" in error

@@ -11,22 +11,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
-from ae_pipeline.common.text import first_line, pluralize
+from ae_pipeline.common.text import first_line
 from ae_pipeline.config.limits import LimitsConfig
-from ae_pipeline.config.source import Dialect, Separator, SourceConfig
+from ae_pipeline.config.source import Dialect, SourceConfig
 from ae_pipeline.ingestion.readers.bounds import check_table, exceeded
-from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_text
+from ae_pipeline.ingestion.readers.dialects import check_dialect, find_separator
+from ae_pipeline.ingestion.readers.encodings import MARK, DecodedText, decode, printable_record
 from ae_pipeline.ingestion.readers.plain_lines import read_plain_lines
 from ae_pipeline.ingestion.readers.records import Broken, RecordScanner
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
-
-SEPARATORS: tuple[Separator, ...] = (",", ";", "\t", "|")
-
-_HEAD_BYTES, _HEAD_ROWS = 1 << 16, 200
-"""Size of the head of a file in which its separator is found."""
-
-_MIN_SHARE = 0.5
-"""Minimum share of the first rows that must have as many values as the header has columns."""
 
 
 def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Sequence[Dialect] = ()) -> FileRows:
@@ -44,7 +37,7 @@ def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Seque
     text = decode(data, source.encoding, [dialect.encoding for dialect in dialects])
     separator = source.separator or find_separator(kind, text.data, [dialect.separator for dialect in dialects])
     dialect = Dialect(separator=separator, encoding=text.encoding)
-    _check_dialect(dialect, dialects, source)
+    check_dialect(dialect, dialects, source)
     header_end, names = _read_header(text, separator, source.limits)
     body = _Body.read(text, header_end, separator, len(names), source)
     plain = read_plain_lines(text.data, header_end, names, separator, len(body.lines)) if body.is_plain else None
@@ -53,73 +46,6 @@ def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Seque
     )
     rejected = rejected_rows([*body.rejected, *ragged]).sort("row_number")
     return FileRows(rows, rejected, dialect=dialect)
-
-
-def _check_dialect(dialect: Dialect, dialects: Sequence[Dialect], source: SourceConfig) -> None:
-    """Check that the schema contract allows a dialect. What the YAML declares is always allowed."""
-    allowed = [(source.separator or each.separator, source.encoding or each.encoding) for each in dialects or [dialect]]
-    if (dialect.separator, dialect.encoding) not in allowed:
-        known = " or ".join(str(each) for each in dialects)
-        raise UnreadableFileError(
-            f"the file has {dialect}, but the schema contract says {known}; land it again in that form, or add "
-            f"'{{separator: {dialect.separator!r}, encoding: {dialect.encoding}}}' to dialects in the contract"
-        )
-
-
-def find_separator(kind: str, text: bytes, allowed: Sequence[Separator] = ()) -> Separator:
-    """Return the separator that splits the header and most of the first rows into the same number of values.
-
-    Args:
-        kind: Suffix of the file. The values of `.tsv` files are separated by tabs, if that fits.
-        text: The text in UTF-8.
-        allowed: Separators of the schema contract, which are right if they fit.
-
-    Raises:
-        UnreadableFileError: Two separators fit equally well.
-    """
-    head = text[:_HEAD_BYTES]
-    if len(text) > _HEAD_BYTES:
-        head = head[: max(head.rfind(b"\n"), head.rfind(b"\r")) + 1] or head
-    lines = head.decode("utf-8", errors="replace")
-    fits = {separator: fit for separator in SEPARATORS if (fit := _fit(lines, separator)) is not None}
-    fits = {separator: fit for separator, fit in fits.items() if fit[0] >= _MIN_SHARE} or fits
-    preferred: dict[Separator, tuple[float, float, int]] = {name: fits[name] for name in allowed if name in fits}
-    tab = kind == ".tsv" and "\t" in fits
-    candidates: dict[Separator, tuple[float, float, int]] = (
-        {"\t": fits["\t"]} if tab and not preferred else preferred or fits
-    )
-    if not candidates:
-        return allowed[0] if allowed else ","
-    best = max(candidates.values())
-    best_fits = [separator for separator, fit in candidates.items() if fit == best]
-    if len(best_fits) > 1 and not allowed:
-        raise UnreadableFileError(
-            f"the values may be separated by {' or '.join(map(repr, best_fits))}, since both give "
-            f"{pluralize(best[2], 'column')}; set source.separator in the YAML"
-        )
-    return best_fits[0]
-
-
-def _fit(text: str, separator: str) -> tuple[float, float, int] | None:
-    """Return how well a separator fits, or None if the header has one value.
-
-    Returns:
-        The share of rows with as many values as the header, the share of quotes at the edge of a value, and the number
-        of values of the header.
-    """
-    counts: list[int] = []
-    try:
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
-            counts += [len(row)] if row else []
-            if len(counts) > _HEAD_ROWS:
-                break
-    except csv.Error:  # a value is larger than 128 KiB, probably after an open quote
-        pass
-    if not counts or counts[0] < 2:
-        return None
-    rows = counts[1:]
-    share = sum(count == counts[0] for count in rows) / len(rows) if rows else 1.0
-    return share, RecordScanner(text.encode(), separator.encode()).share_of_edge_quotes, counts[0]
 
 
 def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tuple[int, list[str]]:
@@ -138,6 +64,9 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
             "the header has NUL bytes, so it is no text, or the text is UTF-16 without a byte order mark; land it as "
             "UTF-8, or set source.encoding to utf-16-le or utf-16-be in the YAML"
         )
+    if header.count(separator.encode()) >= limits.columns and not head.problem:
+        text_of_header = header.decode("utf-8", errors="replace")
+        check_table(limits, columns=len(next(csv.reader(io.StringIO(text_of_header, newline=""), delimiter=separator))))
     try:
         if head.problem:
             raise pa.ArrowInvalid(head.problem)
@@ -149,7 +78,6 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
         raise UnreadableFileError(
             f"the first line is not a header ({first_line(error)}); add one with the column names"
         ) from error
-    check_table(limits, columns=len(landed))
     names = [each.strip() for each in landed]
     if not any(names):
         raise UnreadableFileError("the first line is not a header (it has no name); add one with the column names")
@@ -195,7 +123,7 @@ class _Body:
         if start == len(data):
             return cls(parts=[], lines=np.empty(0, np.int64), longest=0, has_quotes=False, rejected=[])
         has_quotes = data.find(b'"', start) >= 0
-        if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start):
+        if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start, limits.record_bytes):
             first = data.count(b"\n", 0, start) + 1
             count = data.count(b"\n", start) + (not data.endswith(b"\n"))
             check_table(limits, rows=count)
@@ -249,7 +177,7 @@ class _Body:
         broken.sort()
         numbers = np.searchsorted(breaks, [each.start for each in broken]) + 1
         rejected = [
-            (int(number), each.rule, each.reason, _shown(data, each, limits.record_bytes))
+            (int(number), each.rule, each.reason, printable_record(data[each.start : each.end], limits.record_bytes))
             for number, each in zip(numbers, broken, strict=True)
         ]
         is_blank = (bytes_[starts] == ord("\n")) | (bytes_[starts] == ord("\r"))
@@ -264,13 +192,6 @@ class _Body:
         )
 
 
-def _shown(data: bytes, broken: Broken, max_bytes: int) -> str:
-    """Return the text of a broken record, or only its size if it is too long."""
-    if broken.end - broken.start > max_bytes:
-        return f"{broken.end - broken.start:,} bytes"
-    return printable_text(data[broken.start : broken.end]).rstrip("\r\n")
-
-
 def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
     """Return whether each record starts in a broken one."""
     edges = np.array(sorted(edge for each in broken for edge in (each.start, each.end)), dtype=np.int64)
@@ -278,8 +199,13 @@ def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDAr
     return is_within
 
 
-def _is_one_row_a_line(data: bytes, start: int) -> bool:
-    """Return whether each line below the header is a row, and none is empty. The data has no quotes."""
+def _is_one_row_a_line(data: bytes, start: int, max_bytes: int) -> bool:
+    """Return whether each line below the header is a row, and none is empty or too long. The data has no quotes."""
+    position = start
+    while len(data) - position > max_bytes:
+        position = data.rfind(b"\n", position, position + max_bytes) + 1
+        if not position:
+            return False
     return b"\r" not in data and data.find(b"\n\n", start) < 0 and not data.startswith(b"\n", start)
 
 

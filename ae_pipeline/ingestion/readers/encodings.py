@@ -114,3 +114,12 @@ def printable_text(data: bytes) -> str:
     r"""Return a part of a decoded text. Bytes that could not be decoded are shown as `\xe9`."""
     text = data.decode("utf-8", errors="surrogatepass")
     return text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
+
+
+def printable_record(data: bytes, max_bytes: int) -> str:
+    r"""Return a record of a decoded text without its line break, or only its size if it is too long to be shown.
+
+    >>> printable_record(b"7,Oslo\n", 100), printable_record(b"7,Oslo", 5)
+    ('7,Oslo', '6 bytes')
+    """
+    return f"{len(data):,} bytes" if len(data) > max_bytes else printable_text(data).rstrip("\r\n")

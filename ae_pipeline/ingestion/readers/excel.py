@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from ae_pipeline.common.text import first_line
+from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.readers.bounds import check_table, check_workbook
 from ae_pipeline.ingestion.readers.failures import library_errors_as
@@ -35,8 +36,7 @@ def read_excel(data: bytes, source: SourceConfig) -> FileRows:
         check_workbook(data, source.limits)
         book = fastexcel.read_excel(data)
         sheet = _choose(book.sheet_names, source.sheet)
-        names = _header(book, sheet)
-        check_table(source.limits, columns=len(names))
+        names = _header(book, sheet, source.limits)
         typed = book.load_sheet(sheet, header_row=None, skip_rows=1, column_names=names, schema_sample_rows=None)
         times = {name: dtype for name, dtype in _dtypes(typed).items() if dtype in {"date", "datetime"}}
         dtypes: Any = {name: times.get(name, "string") for name in names}
@@ -74,9 +74,10 @@ def _choose(sheets: list[str], chosen: str | None) -> str:
     raise UnreadableFileError(f"the file has {problem}{missing}; name the one to read as source.sheet in the YAML")
 
 
-def _header(book: fastexcel.ExcelReader, sheet: str) -> list[str]:
+def _header(book: fastexcel.ExcelReader, sheet: str, limits: LimitsConfig) -> list[str]:
     first = book.load_sheet(sheet, header_row=None, n_rows=1, dtypes="string").to_arrow()
     landed = [str(column[0].as_py() or "").strip() for column in first.columns] if first.num_rows else []
+    check_table(limits, columns=len(landed))
     if not any(landed):
         raise UnreadableFileError("the sheet has no header in its first row; write the column names there")
     names = [each or f"unnamed_{position}" for position, each in enumerate(landed, 1)]

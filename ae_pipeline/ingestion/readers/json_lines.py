@@ -9,7 +9,7 @@ import polars as pl
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.readers.bounds import check_sparse, check_table, exceeded
-from ae_pipeline.ingestion.readers.encodings import decode, printable_text
+from ae_pipeline.ingestion.readers.encodings import decode, printable_record
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError, check_names, rejected_rows
 
 _BOOLEANS = {True: "true", False: "false"}
@@ -32,7 +32,6 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
     objects: list[dict[str, Any]] = []
     numbers: list[int] = []
     rejected: list[tuple[int, str, str, str]] = []
-    check_table(limits, rows=text.data.count(b"\n"))
     names: dict[str, None] = {}
     parse = _decoder(_unique).decode
     for number, line in enumerate(text.data.split(b"\n"), 1):
@@ -50,15 +49,13 @@ def read_json_lines(data: bytes, source: SourceConfig) -> FileRows:
                 "".join(each for each in (*row, *row.values()) if isinstance(each, str)).encode()
         except (ValueError, RecursionError) as error:
             reason = f"the line is not a JSON object ({first_line(error)}); write one object on each line"
-            is_long = len(line) > limits.record_bytes
-            record = f"{len(line):,} bytes" if is_long else printable_text(line).rstrip("\r")
-            rejected.append((number, "json", reason, record))
+            rejected.append((number, "json", reason, printable_record(line, limits.record_bytes)))
             if len(rejected) > limits.rejected_rows:
                 what = "or more lines that are no JSON object"
                 raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows") from error
             continue
         names |= dict.fromkeys(row)
-        check_table(limits, columns=len(names))
+        check_table(limits, columns=len(names), rows=len(objects) + 1)
         objects.append(row)
         numbers.append(number)
     check_sparse(limits, len(names), len(objects), len(data))
@@ -109,6 +106,9 @@ def read_json_array(data: bytes, source: SourceConfig) -> FileRows:
         problem = "it has half of a character" if isinstance(item, dict) else problem
         reason = f"the item is not a JSON object ({problem}); write an array of objects with different names"
         rejected.append((number, "json", reason, json.dumps(item)))
+        if len(rejected) > limits.rejected_rows:
+            what = "or more items that are no JSON object"
+            raise exceeded(what, len(rejected), limits.rejected_rows, "rejected_rows")
     names = {name for item in objects for name in item}
     check_table(limits, columns=len(names))
     check_sparse(limits, len(names), len(objects), len(data))

@@ -180,7 +180,7 @@ class RecordScanner:
         Returns:
             Index after the record, its opening and closing quotes, and the problem if it is broken.
         """
-        position, quotes, problem = start, list[int](), None
+        position, line_end, quotes, problem = start, -1, list[int](), None
         while True:
             if self.data.startswith(b'"', position):
                 close, is_stray = self._close(int(np.searchsorted(self._quotes, position)))
@@ -190,8 +190,8 @@ class RecordScanner:
                 quotes += [position, close]
                 end = self._end_of_close(close)
                 position = close + 1 if end is None else end
-            line_end = self._line_end(position)
-            index = self.data.find(self.separator, position, line_end)
+            line_end = self._line_end(position) if position >= line_end else line_end
+            index = self.data.find(self.separator + b'"', position, line_end)
             if index < 0:
                 return _Record(line_end, quotes, problem)
             position = index + 1

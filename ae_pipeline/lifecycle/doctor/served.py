@@ -102,11 +102,12 @@ def history_problems(dataset: Dataset, tracker: Tracker) -> Iterator[Problem]:
     champion = tracker.version(dataset.name, CHAMPION)
     served = [entry.version for entry in history(paths) if entry.change != Change.REJECTED]
     if champion is not None and (not served or served[-1] != champion.version):
-        known = f"version {served[-1]}" if served else "no version"
+        known = f"the last entry says that version {served[-1]} does" if served else "no entry says so"
+        missing = "" if paths.history.exists() else "the file is missing, so earlier decisions are lost: "
         yield Problem(
             kind="history",
             subject=str(paths.history),
-            message=f"version {champion.version} serves, but the last entry says that {known} does",
+            message=f"{missing}version {champion.version} serves, but {known}",
             remedy="add an entry for the version that serves; who decided it, and why, is lost",
             repair=lambda: _add_entry(dataset, champion, served[-1] if served else None),
         )
