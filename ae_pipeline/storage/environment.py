@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.memory import machine_memory
-from ae_pipeline.common.text import first_line
 
 FOLDERS = {"AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns", "DAGSTER_HOME": ".dagster"}
 """Environment variable of each folder that runs write to, and its name in the project by default."""
@@ -65,7 +64,7 @@ def environment_message(text: str) -> str | None:
     """Return the same for the message of an error that another process had, or None."""
     fault = next((fault for fault in Fault if re.search(fault.value, text)), None)
     path = re.search(r"\[Errno \d+\][^:]*: '([^']+)'", text)
-    return str(_described(fault, first_line(text), Path(path[1]) if path else None)) if fault else None
+    return str(_described(fault, text.partition("\n")[0], Path(path[1]) if path else None)) if fault else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -108,9 +107,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
                 "the process that has it open, for example a backup or an SQL shell, and run again"
             )
         case Fault.MEMORY:
+            reason = message.partition("\n")[0] or "MemoryError"
             return StorageError(
-                f"there is not enough memory for this step: the machine has {machine_memory() / 1e9:,.1f} GB "
-                f"({first_line(message) or 'MemoryError'}); end other programs, or set training.memory_budget lower"
+                f"there is not enough memory for this step: the machine has "
+                f"{machine_memory() / 1e9:,.1f} GB ({reason}); end other programs, or set training.memory_budget lower"
             )
         case Fault.AWAY:
             return StorageError(
