@@ -99,22 +99,27 @@ def recent_alerts(window: Window, champion: ModelBundle, dataset: Dataset) -> Re
     Returns:
         The alerts; none without days, or if the model cannot score the rows.
     """
-    flagged, scores, over, total = list[pl.DataFrame](), [np.empty(0)], 0, 0
+    flagged, scores, over_days, over, total = list[pl.DataFrame](), [np.empty(0)], 0, 0, 0
     max_share = dataset.config.training.max_screened_share or 1.0
     days = () if window.is_by_row else tuple(dict.fromkeys((*window.calibration, *window.gate)))
     for day in days:
-        rows = pl.concat(replace(window, gate=(day,)).batches(GATE, dataset.paths, at_once=None))
-        try:
-            scored = champion.score(rows)
-        except BundleError:  # a column of the model no longer exists
-            return NO_ALERTS
-        total += rows.height
-        if is_over_budget(rows.height, int(scored.is_anomaly.sum()), champion.calibration.budget):
-            flagged.append(rows.filter(pl.Series(scored.is_anomaly)))
-            scores.append(scored.score[scored.is_anomaly])
-            over += rows.height
+        of_day, scores_of_day, count = list[pl.DataFrame](), [np.empty(0)], 0
+        for rows in replace(window, gate=(day,)).batches(GATE, dataset.paths):
+            try:
+                scored = champion.score(rows)
+            except BundleError:  # a column of the model no longer exists
+                return NO_ALERTS
+            count += rows.height
+            of_day.append(rows.filter(pl.Series(scored.is_anomaly)))
+            scores_of_day.append(scored.score[scored.is_anomaly])
+        total += count
+        if is_over_budget(count, sum(map(len, scores_of_day)), champion.calibration.budget):
+            flagged += of_day
+            scores += scores_of_day
+            over_days += 1
+            over += count
     alerts = pl.concat(flagged, how="diagonal") if flagged else pl.DataFrame()
-    return RecentAlerts(alerts, np.concatenate(scores), len(flagged), len(days), has_changed=over > max_share * total)
+    return RecentAlerts(alerts, np.concatenate(scores), over_days, len(days), has_changed=over > max_share * total)
 
 
 def compare_sight(
