@@ -250,7 +250,8 @@ def read(root: Path, name: str, *, images: bool) -> str:
 
     from ae_pipeline.common.text import printable_path
     from ae_pipeline.config.pipeline import PipelineConfig
-    from ae_pipeline.ingestion.landing import ingest, list_landing
+    from ae_pipeline.ingestion.landing import ingest
+    from ae_pipeline.ingestion.landing_folder import list_landing
     from ae_pipeline.storage.dataset import Dataset
     from ae_pipeline.storage.paths import DatasetPaths
 

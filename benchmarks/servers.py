@@ -58,9 +58,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running_servers(root: Path) -> Iterator[Servers]:
+def running_servers(root: Path, folder: str = "dagster_home") -> Iterator[Servers]:
     """Run `ae-pipeline ui` with data, models and Dagster's instance below a folder."""
-    home = root / "dagster_home"
+    home = root / folder
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", home)
     environment = {

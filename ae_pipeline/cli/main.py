@@ -11,7 +11,7 @@ from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import terminal_line
-from ae_pipeline.common.signals import SignalWatch, signals_raised
+from ae_pipeline.common.signals import SignalWatch, end_process, signals_raised
 from ae_pipeline.storage.environment import environment_error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if watch.received is None:
                 return _report(error)
             signum = watch.received  # what the interrupt has become on its way
-        watch.stay()
         _print_stopped(signum)
+        if watch.received is not None:
+            end_process(signum)  # threads and the teardown of native libraries take seconds
         return 128 + signum
 
 

@@ -76,13 +76,13 @@ class _Runner:
         training = plan_training(self._dataset, tracker)
         reason = training.work[0].reason if training.work else training.idle
         print(f"\n{'Training' if training.work else 'Not training'}: {terminal_line(reason)}.", flush=True)
-        before = tracker.version(self._dataset.name, CHAMPION)
+        previous = tracker.version(self._dataset.name, CHAMPION)
         self._follow(lambda: training)
         serving = self._follow(lambda: plan_serving(self._dataset, tracker))
         champion = tracker.version(self._dataset.name, CHAMPION)
         if champion is None:
             self.failure = self.failure or TrainingError(serving.idle)
-        elif failure and before and champion.version == before.version:  # no other version published the days instead
+        elif failure and previous and champion.version == previous.version:  # no other version published the days
             self.failure = self.failure or failure
         elif not self._done:
             print(f"\nNothing to do: {terminal_line(serving.idle)}.", flush=True)
@@ -96,6 +96,8 @@ class _Runner:
 
         try:
             self._follow(lambda: plan_before_training(self._dataset, self._project.tracker))
+        except RemovalError:
+            raise  # nothing may change before somebody has accepted it
         except PipelineError as error:
             return error
         return None
@@ -159,7 +161,7 @@ def warn_of_history(project: Project, dataset: "Dataset") -> None:
 
 def _land_demo(dataset: "Dataset") -> None:
     from ae_pipeline.cli.demo import DEMOS
-    from ae_pipeline.ingestion.landing import landing_folder
+    from ae_pipeline.ingestion.landing_folder import landing_folder
     from ae_pipeline.orchestration.console import format_line
 
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)

@@ -35,7 +35,7 @@ def score(name: str, file: Path, version: int | None, out: Path | None) -> int:
     Raises:
         PipelineError: The file cannot be read, its columns are others than those of the dataset, or there is no model.
     """
-    from ae_pipeline.ingestion.landing import landing_folder
+    from ae_pipeline.ingestion.landing_folder import landing_folder
 
     if out is not None and out.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"--out {out} has no known suffix; choose one of {', '.join(_SUFFIXES)}")

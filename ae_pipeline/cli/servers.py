@@ -88,8 +88,8 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
 
     def start(*command: object) -> None:
         # In a group of its own, so that Ctrl-C reaches it once, and that its runs end together with it.
-        words = [str(word) for word in command]
-        processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, process_group=0))
+        full_command = [str(part) for part in command]
+        processes.append(subprocess.Popen(full_command, cwd=ROOT, env=environment, process_group=0))
 
     python = sys.executable
     try:
@@ -105,7 +105,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
                 start(python, "-m", "dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
                 _wait_for_code(code, processes)
                 start(python, "-m", "ae_pipeline.cli.web", "dagster", ports.dagster, file)
-                start(python, "-m", "dagster._daemon", "run", "--workspace", file)
+                start(python, "-m", "dagster._daemon", "run", "--workspace", file, "--log-level", "warning")
                 while all(process.poll() is None for process in processes):
                     time.sleep(0.5)
             finally:

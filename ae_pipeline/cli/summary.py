@@ -10,7 +10,7 @@ import polars as pl
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.text import abbreviate
-from ae_pipeline.ingestion.landing import list_landing
+from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION

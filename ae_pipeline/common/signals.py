@@ -3,16 +3,17 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-GRACE_SECONDS = 1.4
+GRACE_SECONDS = 1.2
 """Time that a process has to stop at a safe point. Then it exits as if it was killed, which loses no data either."""
 
 _CRITICAL_SECONDS = 10.0
@@ -116,10 +117,6 @@ class SignalWatch:
         if self._owns:
             self._close()
 
-    def stay(self) -> None:
-        """Watch on after the end of the context, because threads can delay the end of the process."""
-        self._owns = False
-
     def _close(self) -> None:
         self._ended.set()
         signal.set_wakeup_fd(self._previous)
@@ -142,6 +139,14 @@ class SignalWatch:
 def stop_signal() -> int | None:
     """Return the first signal that a watch of this process has seen, or None."""
     return SignalWatch._current.received if SignalWatch._current else None
+
+
+def end_process(signum: int) -> NoReturn:
+    """End this process now, with the exit status of a signal."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(128 + signum)
 
 
 def exit_late(signum: int, before_exit: Callable[[int], None], ended: threading.Event) -> None:

@@ -68,8 +68,8 @@ _CODED = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
 _AMBIGUOUS = re.compile(r"\\\\|\\x[0-9a-f]{2}|" + _CODED.pattern)
 
 
-def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error message, 200 characters at most; the name of its type if it has no message.
+def first_line(error: BaseException | str) -> str:
+    r"""Return the first line of an error message, 200 characters at most; the name of the error's type if it is empty.
 
     >>> first_line(ValueError("no such column: prize\nhint: price"))
     'no such column: prize'

@@ -46,7 +46,7 @@ class LimitsConfig(Section):
     )
     archive_members: int = Field(default=1000, ge=1, description="Maximum number of files in a zip or Excel file.")
     files: int = Field(
-        default=100_000,
+        default=1_000_000,
         ge=1,
         description="Maximum number of files in the landing folder. With more, the oldest ones are read, and the log "
         "names the others.",

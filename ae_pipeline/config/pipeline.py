@@ -340,11 +340,7 @@ class PipelineConfig(Section):
         return [] if self.timezone == "UTC" else [self.timezone]
 
     def has_day(self, day: str) -> bool:
-        """Return whether a day belongs to the dataset as configured now.
-
-        Args:
-            day: ISO date, or `all` for the rows of a dataset without event time.
-        """
+        """Return whether a day, or `all` without event time, belongs to the dataset as configured now."""
         if self.start is None:
             return day == "all"
         return day != "all" and self.start.isoformat() <= day and (self.end is None or day <= self.end.isoformat())

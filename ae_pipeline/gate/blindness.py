@@ -27,6 +27,9 @@ Array = npt.NDArray[np.float64]
 BLINDNESS_RULES = ("faults_found_at_budget", "alerts_still_found", "threshold_in_line", "rankings_agree")
 """Names of the rules of this module."""
 
+_OVER_ALERTING = 5
+"""Multiple of the alert budget up to which a model that flags too much counts as having too low a threshold."""
+
 _MIN_FAULTS, _MIN_ALERTS = 50, 5
 """Planted faults and recent alerts that a comparison needs."""
 
@@ -54,9 +57,9 @@ class Seen:
 
     def recall(self, kinds: Sequence[str]) -> float:
         """Return the share of the faults that the model flags, of those in rows that it does not flag without them."""
-        is_found = [self.faults[kind][self.is_new[kind]] > self.threshold for kind in kinds]
-        found = np.concatenate([np.empty(0, np.bool_), *is_found])
-        return float(found.mean()) if len(found) >= _MIN_FAULTS else float("nan")
+        is_flagged = [self.faults[kind][self.is_new[kind]] > self.threshold for kind in kinds]
+        flags = np.concatenate([np.empty(0, np.bool_), *is_flagged])
+        return float(flags.mean()) if len(flags) >= _MIN_FAULTS else float("nan")
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,20 @@ class RecentAlerts:
 
     Attributes:
         rows: Features of the flagged rows.
+        scores: Their scores under the version that serves, shape (n,).
         days: Number of these days.
         of_days: Number of days that were looked at.
         has_changed: Whether these days hold more rows than a screening may leave out: the data itself has changed.
     """
 
     rows: pl.DataFrame
+    scores: Array
     days: int
     of_days: int
     has_changed: bool
 
 
-NO_ALERTS = RecentAlerts(pl.DataFrame(), 0, 0, has_changed=False)
+NO_ALERTS = RecentAlerts(pl.DataFrame(), np.empty(0), 0, 0, has_changed=False)
 """No recent alert, for a comparison without a history."""
 
 
@@ -94,21 +99,22 @@ def recent_alerts(window: Window, champion: ModelBundle, dataset: Dataset) -> Re
     Returns:
         The alerts; none without days, or if the model cannot score the rows.
     """
-    flagged, over, total = list[pl.DataFrame](), 0, 0
+    flagged, scores, over, total = list[pl.DataFrame](), [np.empty(0)], 0, 0
     max_share = dataset.config.training.max_screened_share or 1.0
     days = () if window.is_by_row else tuple(dict.fromkeys((*window.calibration, *window.gate)))
     for day in days:
         rows = pl.concat(replace(window, gate=(day,)).batches(GATE, dataset.paths, at_once=None))
         try:
-            is_anomaly = champion.score(rows).is_anomaly
+            scored = champion.score(rows)
         except BundleError:  # a column of the model no longer exists
             return NO_ALERTS
         total += rows.height
-        if is_over_budget(rows.height, int(is_anomaly.sum()), champion.calibration.budget):
-            flagged.append(rows.filter(pl.Series(is_anomaly)))
+        if is_over_budget(rows.height, int(scored.is_anomaly.sum()), champion.calibration.budget):
+            flagged.append(rows.filter(pl.Series(scored.is_anomaly)))
+            scores.append(scored.score[scored.is_anomaly])
             over += rows.height
     alerts = pl.concat(flagged, how="diagonal") if flagged else pl.DataFrame()
-    return RecentAlerts(alerts, len(flagged), len(days), has_changed=over > max_share * total)
+    return RecentAlerts(alerts, np.concatenate(scores), len(flagged), len(days), has_changed=over > max_share * total)
 
 
 def compare_sight(
@@ -128,9 +134,13 @@ def compare_sight(
     """
     faults = plant_kinds(rows, (challenger.encoder, champion.encoder))
     seen, champion_seen = (_see(bundle, rows, faults) for bundle in (challenger, champion))
+    champion_seen = within_budget(champion_seen, champion.calibration.budget)
+    screening = challenger.facts.screening
+    if screening is not None and "calibration" in screening.changed:
+        alerts = replace(alerts, has_changed=True)
     return (
         faults_found_at_budget(seen, champion_seen, config.max_recall_drop),
-        alerts_still_found(challenger, alerts, config.min_alert_agreement),
+        alerts_still_found(challenger, alerts, champion_seen.threshold, config.min_alert_agreement),
         threshold_in_line(seen, champion_seen, config.max_threshold_rise),
         rankings_agree(seen, champion_seen, config.min_rank_agreement),
     )
@@ -150,6 +160,23 @@ def _see(bundle: ModelBundle, rows: pl.DataFrame, faults: Mapping[str, pl.DataFr
             for kind, faulty in faults.items()
         },
     )
+
+
+def within_budget(seen: Seen, budget: float) -> Seen:
+    """Return what a model sees with a threshold that keeps its budget, if it flags a little more than that.
+
+    A model that flags up to five times its budget has a threshold that is too low for the present rows. Without the
+    correction, no challenger with a right threshold could follow it. A model that flags more than that sees faulty rows
+    or a changed world, and keeps its threshold.
+
+    Args:
+        seen: What the model sees.
+        budget: Its alert budget.
+    """
+    share = float((seen.rows > seen.threshold).mean())
+    if not budget < share <= _OVER_ALERTING * budget:
+        return seen
+    return replace(seen, threshold=max(seen.threshold, float(np.quantile(seen.rows, 1 - budget))))
 
 
 def faults_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop: float) -> GateResult:
@@ -173,23 +200,26 @@ def faults_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop: fl
     return GateResult(rule=rule, passed=recall >= limit, figure=recall, threshold=limit, message=message)
 
 
-def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, min_share: float) -> GateResult:
+def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, threshold: float, min_share: float) -> GateResult:
     """Check that the challenger still flags enough of the recent alerts of the version that serves.
 
     Args:
         challenger: Model that would be promoted.
         alerts: Alerts from `recent_alerts`.
+        threshold: Threshold of the version that serves; see `within_budget`.
         min_share: Share of the alerts that the challenger must flag.
     """
     rule = "alerts_still_found"
     if alerts.has_changed:
         reason = f"the data has changed: {alerts.days} of the newest {alerts.of_days} days are over the alert budget"
         return not_compared(rule, min_share, reason)
-    if alerts.rows.height < _MIN_ALERTS:
+    is_above = alerts.scores > threshold
+    if is_above.sum() < _MIN_ALERTS:
         return not_compared(rule, min_share, "no recent day is over the alert budget of the version that serves")
-    share = float(challenger.score(alerts.rows).is_anomaly.mean())
+    rows = alerts.rows.filter(pl.Series(is_above))
+    share = float(challenger.score(rows).is_anomaly.mean())
     message = (
-        f"it flags {share:.1%} of the {alerts.rows.height:,} rows that the version that serves flags on the "
+        f"it flags {share:.1%} of the {rows.height:,} rows that the version that serves flags on the "
         f"{pluralize(alerts.days, 'recent day')} over its budget; at least {min_share:.1%} must be"
     )
     return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)

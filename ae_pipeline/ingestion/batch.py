@@ -251,5 +251,5 @@ def _refused(entry: LandedFile, previous: LandedFile | None, reason: str, *, kee
     withdrawn = previous.withdrawn if previous and previous.sha256 == entry.sha256 else {}
     if previous is None or (is_unchanged and not keep):
         return replace(entry, refused=reason, withdrawn=withdrawn)
-    kept = {"rows": previous.rows, "days": previous.days, "withdrawn": previous.withdrawn}
-    return replace(entry, staged=previous.staged, refused=reason, **kept)
+    kept = replace(entry, staged=previous.staged, rows=previous.rows, days=previous.days)
+    return replace(kept, refused=reason, withdrawn=previous.withdrawn)

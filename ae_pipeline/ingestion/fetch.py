@@ -22,7 +22,7 @@ from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.callables import call, load_callable
-from ae_pipeline.ingestion.landing import landing_folder
+from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.query import open_query
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text

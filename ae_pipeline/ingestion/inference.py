@@ -189,7 +189,7 @@ def _infer_rule(columns: Sequence[pl.Series], declared: ColumnDeclaration | None
 
 
 def _plain_rule(columns: Sequence[pl.Series]) -> ColumnRule | None:
-    parts = [values.str.strip_chars().drop_nulls() for values in columns]
+    parts = [values.drop_nulls() for values in columns]
     if not parts:
         return None
     texts = pl.concat(parts)

@@ -8,17 +8,13 @@ keeps its rows, unless the schema contract says `on_delete: withdraw`.
 
 import datetime as dt
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.progress import ProgressLogger
-from ae_pipeline.common.text import pluralize, printable_path
-from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.config.source import SourceConfig
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deletions import (
@@ -29,7 +25,7 @@ from ae_pipeline.ingestion.deletions import (
     remove_unused_copies,
 )
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
-from ae_pipeline.ingestion.ignored import LinkChecker, is_link, reason_to_ignore, surplus_files
+from ae_pipeline.ingestion.landing_folder import landed_files, landing_folder, list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
@@ -38,9 +34,6 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
-
-_NAMED_FILES = 5
-"""Number of files that a log line names."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,100 +67,6 @@ class IngestResult:
         """Return a hash of everything that the raw rows of a day are made from."""
         staged = [entry.staged for _, entry in self.ledger.sources(day)]
         return hash_json([RAW_VERSION, staged, self.moved.get(day), self.contract.fingerprint])
-
-
-def landing_folder(dataset: Dataset) -> Path:
-    """Return the folder in which the dataset's files land.
-
-    A relative `source.path` is below the project's folder. Until version 0.3 it may be below the data folder instead.
-    """
-    path, paths = dataset.config.source.path, dataset.paths
-    if path is None:
-        return paths.landing
-    folder, former = paths.project / path, paths.root / path
-    if not folder.exists() and former.exists():
-        warn_deprecated(path, os.path.relpath(former, paths.project), "source.path, relative to the data folder,")
-        return former
-    return folder
-
-
-@dataclass(frozen=True)
-class LandingFolder:
-    """What lies in the landing folder of a dataset.
-
-    Attributes:
-        files: Files to read, by their printable path below the folder.
-        others: Reason for each file that is not read.
-    """
-
-    files: dict[str, Path]
-    others: dict[str, str]
-
-    def describe_others(self) -> str:
-        """Return how many files are not read, with the first names and the reasons."""
-        named = "; ".join(f"{name}: {reason}" for name, reason in list(self.others.items())[:_NAMED_FILES])
-        more = f"; and {len(self.others) - _NAMED_FILES:,} more" if len(self.others) > _NAMED_FILES else ""
-        return f"{pluralize(len(self.others), 'file')} not read ({named}{more})"
-
-
-def list_landing(dataset: Dataset) -> LandingFolder:
-    """Return the files in the landing folder: those to read, and the others with the reason.
-
-    Raises:
-        StorageError: The folder does not exist.
-    """
-    config, folder = dataset.config, landing_folder(dataset)
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(
-            f"expected the landing folder of {config.dataset!r} at {folder}, found a file; move or delete it"
-        )
-    if not folder.exists():
-        raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} does not exist; put {_kinds(config)} files there"
-        )
-    matching = sorted(folder.glob(config.source.pattern))
-    is_partial = config.source.pattern != SourceConfig().pattern
-    chosen = set(matching) if is_partial else set()
-    files: dict[str, Path] = {}
-    others: dict[str, str] = {}
-    links = LinkChecker(folder)
-    for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
-        name = printable_path(str(path.relative_to(folder)))
-        reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
-        if reason is None and path.is_file():
-            files[name] = path
-        elif is_link(path) and path.is_dir():
-            others[name] = "it is a linked folder, which is not followed; copy it, or set source.path"
-        elif not path.is_dir():
-            others[name] = reason or "it is no regular file"
-    others |= surplus_files(files, config.source.limits.files)
-    return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
-
-
-def _kinds(config: PipelineConfig) -> str:
-    tables = "CSV, JSON, JSON Lines, Excel, Parquet, Arrow or Avro"
-    return f"PNG, JPEG, WebP, BMP, TIFF, {tables}" if config.images else tables
-
-
-def landed_files(dataset: Dataset) -> dict[str, Path]:
-    """Return the landed files to read, by their printable path below the landing folder.
-
-    Raises:
-        StorageError: The folder does not exist, or contains no file of the dataset.
-    """
-    config, folder, landing = dataset.config, landing_folder(dataset), list_landing(dataset)
-    if landing.others and not landing.files:
-        raise StorageError(
-            f"none of the files in {folder} can be read for {config.dataset!r}: {landing.describe_others()}; put "
-            f"{_kinds(config)} files there"
-        )
-    if not landing.files:
-        raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} is empty; put {_kinds(config)} files there that "
-            f"match {config.source.pattern!r}"
-        )
-    return landing.files
 
 
 def require_landed(dataset: Dataset) -> dict[str, Path]:

@@ -98,9 +98,14 @@ def has_leading_zeros(texts: pl.Series) -> pl.Series:
     return can_match & _contains(texts, can_match, LEADING_ZERO)
 
 
-def loses_digits(texts: pl.Series) -> pl.Series:
-    """Return whether float64 cannot keep all digits of number texts."""
-    return _loses_digits(texts, texts.cast(pl.Float64, strict=False))
+def loses_digits(texts: pl.Series, numbers: pl.Series | None = None) -> pl.Series:
+    """Return whether float64 cannot keep all digits of number texts.
+
+    Args:
+        texts: Numbers as text.
+        numbers: The same as float64, if they are known.
+    """
+    return _loses_digits(texts, texts.cast(pl.Float64, strict=False) if numbers is None else numbers)
 
 
 def decimal_scale(texts: pl.Series) -> int | None:

@@ -119,18 +119,17 @@ def plain_number_rule(texts: pl.Series) -> ColumnRule | None:
     """Return the rule of texts that all are plain numbers, as `infer_from_texts` does, or None if it must decide.
 
     Args:
-        texts: Texts without surrounding whitespace, and without missing values. They may repeat.
+        texts: Texts without missing values. They may repeat.
     """
-    whole = texts.cast(pl.Int64, strict=False)
-    failed = texts.filter(whole.is_null())
-    if texts.is_empty() or not texts[0][-1:].isdigit() or has_leading_zeros(texts).any():
+    if texts.is_empty() or not texts[0][-1:].isdigit():
         return None
-    if failed.is_empty():
+    numbers = texts.cast(pl.Float64, strict=False)
+    is_plain = numbers.is_not_null() & (numbers.abs() < 2**63)  # no integer exceeds int64
+    if not is_plain.all() or has_leading_zeros(texts).any():
+        return None
+    if not texts.cast(pl.Int64, strict=False).null_count():
         return None if texts.str.len_bytes().is_in(_COMPACT_LENGTHS).all() else ColumnRule(type=ColumnType.INTEGER)
-    if failed.str.contains(_INTEGER).any():
-        return None
-    rule = ColumnRule(type=ColumnType.NUMBER)
-    return rule if _fits(texts, rule).all() else None
+    return None if loses_digits(texts, numbers).any() else ColumnRule(type=ColumnType.NUMBER)
 
 
 def suggest_declaration(texts: pl.Series) -> Suggestion | None:

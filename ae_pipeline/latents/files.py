@@ -28,6 +28,16 @@ _SPECIAL = re.compile(r"[^\w /.,=+~@()-]")
 """Characters of a path that the `deltalake` package may misread."""
 
 
+_FIRST_REQUEST = {"timeout": "4s", "connect_timeout": "3s", "max_retries": "1", "retry_timeout": "8s"}
+"""Options of the request that finds out whether an object store answers. By default it is tried for minutes."""
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the cause in a message of the `deltalake` package: its last line, without colors and arrows."""
+    lines = [re.sub(r"\x1b\[\d+m|↳", "", line).strip() for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line), type(error).__name__)
+
+
 def live_files(table: DeltaTable) -> list[str]:
     """Return the paths of the files in the loaded version of a table, relative to the table."""
     # From the log, because file_uris() percent-encodes spaces and other characters of the folder's name.
@@ -97,14 +107,22 @@ class TableFiles:
         """Return the newest version of the table, or None if nothing was published yet.
 
         Raises:
-            PublicationError: The log of the table is damaged.
+            PublicationError: The log of the table is damaged, or the object store does not answer.
         """
         if self.is_folder and (damaged := damaged_commits(Path(self.location))):
             name, reason = next(iter(damaged.items()))
             raise self._damaged_log(f"{name}: {reason}")
         try:
             location = self.delta_location
-            return DeltaTable(location) if DeltaTable.is_deltatable(location) else None
+            options = None if self.is_folder else _FIRST_REQUEST
+            return DeltaTable(location) if DeltaTable.is_deltatable(location, storage_options=options) else None
+        except OSError as error:
+            if self.is_folder:
+                raise
+            raise PublicationError(
+                f"the object store of {self.location} does not answer ({_last_line(error)}); start it, or correct "
+                "AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials, and run again"
+            ) from error
         except (DeltaError, ValueError, pa.ArrowException) as error:
             if self.is_folder:
                 raise self._damaged_log(first_line(error)) from error

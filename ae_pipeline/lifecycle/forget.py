@@ -9,7 +9,7 @@ from pyarrow import fs
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import first_line, pluralize
-from ae_pipeline.ingestion.landing import landed_files, landing_folder
+from ae_pipeline.ingestion.landing_folder import landed_files, landing_folder
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.registry.forget import delete_models, model_state
 from ae_pipeline.registry.store import Tracker

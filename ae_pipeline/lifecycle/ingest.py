@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from ae_pipeline.common.errors import PipelineError, SchemaError
+from ae_pipeline.common.errors import PipelineError, SchemaError, StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -161,7 +161,15 @@ def build_feature_days(dataset: Dataset, days: Sequence[str]) -> FeatureDays:
     Args:
         dataset: Dataset to work on.
         days: Days to build, sorted; their raw rows must exist.
+
+    Raises:
+        StorageError: No landed file was read so far, or a day has no raw rows.
     """
+    if not dataset.paths.contract.exists():
+        raise StorageError(
+            f"raw_data of {dataset.name!r} has no partition {days[0]}, because no landed file was read so far; "
+            "materialize raw_data first"
+        )
     contract = contract_in_force(dataset.paths.contract, dataset.config)
     progress = ProgressLogger(logger)
     built = tuple(build_features_day(day, dataset, contract) for day in progress.over(days, "days of features written"))

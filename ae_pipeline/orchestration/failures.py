@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from ae_pipeline.common import errors
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -47,8 +47,8 @@ def first_reason(events: Sequence[dg.DagsterEvent]) -> str:
         return "it ended without a message"
     data = failed.job_failure_data  # None for a run whose process was lost
     error = data.error if data else None
-    reason = own_message(error) or (error.to_string() if error else failed.message)
-    return (reason or "it ended without a message").strip()
+    ending = own_message(error) or (error.to_string() if error else failed.message)
+    return (ending or "it ended without a message").strip()
 
 
 def own_message(error: SerializableErrorInfo | None) -> str | None:

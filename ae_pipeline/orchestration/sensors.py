@@ -11,6 +11,7 @@ from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
 from ae_pipeline.orchestration.dead_runs import describe_run, end_dead_runs
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.runs import Answer, active_run, active_training, request_runs
+from ae_pipeline.orchestration.ticks import purge_idle_ticks
 from ae_pipeline.storage.dataset import Dataset
 
 _TICK_SECONDS = 10
@@ -119,9 +120,10 @@ def build_dead_runs_sensor() -> dg.SensorDefinition:
         minimum_interval_seconds=_DEAD_RUNS_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="End runs whose process was killed, or whose machine was restarted, whatever started them. "
-        "Otherwise they block their dataset for ever.",
+        "Otherwise they block their dataset for ever. Delete ticks of sensors that requested nothing an hour ago.",
     )
     def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
+        purge_idle_ticks(context.instance)
         ended = end_dead_runs(context.instance, workspace.paths)
         names = ", ".join(describe_run(run) for run in ended)
         return dg.SkipReason(f"ended, because the process is dead: {names}" if ended else "no active run is dead")

@@ -18,6 +18,7 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
 from ae_pipeline.common.errors import StorageError
+from ae_pipeline.registry.answer import require_answer
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
@@ -72,6 +73,8 @@ class Tracker:
     def client(self) -> MlflowClient:
         """MLflow client of the store. A lock keeps processes from creating the database at the same time."""
         make_folder(self.root)
+        if self.is_remote and self.web_url:
+            require_answer(self.web_url)
         with FileLock(self.root / ".mlflow.lock"):
             self._check_database()
             mlflow.set_tracking_uri(self.uri)

@@ -30,6 +30,7 @@ class Fault(Enum):
     READ_ONLY = r"Read-only file system|readonly database|[Pp]ermission denied|unable to open database file"
     LOCKED = r"database (table |schema )?is locked"
     MEMORY = r"can't allocate memory|not enough memory|Unable to allocate|Cannot allocate memory|out of memory"
+    AWAY = r"API request to \S+ failed with exception|API request to endpoint \S+ failed"
     DAMAGED = r"database disk image is malformed|file is not a database"
 
 
@@ -110,6 +111,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
             return StorageError(
                 f"there is not enough memory for this step: the machine has {machine_memory() / 1e9:,.1f} GB "
                 f"({first_line(message) or 'MemoryError'}); end other programs, or set training.memory_budget lower"
+            )
+        case Fault.AWAY:
+            return StorageError(
+                "the MLflow server does not answer any more; start it, or correct MLFLOW_TRACKING_URI, and run again"
             )
         case Fault.DAMAGED:
             return StorageError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import StorageError
@@ -20,8 +21,10 @@ ROW_GROUP = 122_880
 
 _MIN_BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 1024, 2**22, 2**25
 
-_SMALL: Mapping[str, Any] = {"compression": "zstd"}
 _FAST: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+
+_HEAD_ROWS = 1000
+"""Rows that tell whether the values of a column repeat."""
 
 _METADATA_PREFIX = b"ae_pipeline."
 
@@ -94,7 +97,7 @@ def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None,
         facts: Short texts for the footer, which `read_facts` returns.
         fast: Whether the file is written in half the time and is larger, because few processes read it.
     """
-    encoding = _FAST if fast else _SMALL
+    encoding = _FAST if fast else {"compression": "zstd", "use_dictionary": _repeating_columns(table)}
     footer = {_METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
     table = table.replace_schema_metadata(footer)
     group_rows = rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
@@ -103,6 +106,17 @@ def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None,
             writer.write_table(table, row_group_size=group_rows)
             writer.add_key_value_metadata({SEAL: UNSEALED})
         seal(temporary)
+
+
+def _repeating_columns(table: pa.Table) -> list[str]:
+    """Return the columns whose values repeat. A dictionary of distinct floats costs time and makes a file larger."""
+    head = table.slice(0, _HEAD_ROWS)
+
+    def repeats(name: str) -> bool:
+        is_float = pa.types.is_floating(head.schema.field(name).type)
+        return not is_float or pc.count_distinct(head[name]).as_py() <= head.num_rows / 2
+
+    return [name for name in table.column_names if repeats(name)]
 
 
 def read_facts(path: Path) -> dict[str, str]:

@@ -7,30 +7,32 @@ from pathlib import Path
 from ae_pipeline.storage.environment import Fault, environment_error, fault_of
 from ae_pipeline.storage.files import atomic_write
 
-_BUSY_SECONDS = 30.0
+_BUSY_SECONDS, _CHECK_SECONDS = 30.0, 10.0
+"""Time to wait for a transaction of another process: before a copy, and before a check."""
 
 
 def sqlite_damage(path: Path, *, thorough: bool = False) -> str | None:
-    """Return how a database is damaged, or None if it is whole, missing, or in use by a long transaction.
+    """Return how a database is damaged, or None if it is whole or missing.
 
     Args:
         path: File of the database.
         thorough: Whether to compare indexes with their tables, too.
 
     Raises:
-        StorageError: The database cannot be opened, because its folder is read-only or its disk is full.
+        StorageError: The database cannot be read, because another process holds its lock for seconds, its folder is
+            read-only, or its disk is full.
     """
     if not path.exists():
         return None
     if not path.is_file():
         return "it is not a file"
     try:
-        with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+        with closing(sqlite3.connect(path, timeout=_CHECK_SECONDS)) as connection:
             (answer,) = connection.execute(f"PRAGMA {'integrity_check' if thorough else 'quick_check'}(1)").fetchone()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        if fault_of(error) in {Fault.FULL, Fault.READ_ONLY} and (known := environment_error(error)):
+        if fault_of(error) in {Fault.FULL, Fault.READ_ONLY, Fault.LOCKED} and (known := environment_error(error)):
             raise known from error
-        return None if fault_of(error) == Fault.LOCKED else str(error)
+        return str(error)
     return None if answer == "ok" else str(answer).splitlines()[0]
 
 

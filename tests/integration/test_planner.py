@@ -281,6 +281,14 @@ class TestRobustness:
         assert locked == ["orders"]
 
 
+def test_features_without_raw_data_say_what_comes_first(shop: Shop) -> None:
+    reason = first_reason(shop.run_stage("features", DAYS[0]).all_events)
+    assert reason == (
+        f"raw_data of 'orders' has no partition {DAYS[0]}, because no landed file was read so far; materialize "
+        "raw_data first"
+    )
+
+
 def test_runs_outside_the_days_are_refused_and_write_nothing(shop: Shop) -> None:
     shop.land(DAYS[0])
     assert shop.run("ingest", DAYS[0]).success

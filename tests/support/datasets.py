@@ -13,7 +13,8 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import SchemaContract, save_contract
-from ae_pipeline.ingestion.landing import IngestResult, ingest, landing_folder
+from ae_pipeline.ingestion.landing import IngestResult, ingest
+from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage.dataset import Dataset

@@ -102,9 +102,10 @@ def _json_object(number: int, row: Row) -> dict[str, object]:
 
 def _csv_lines(draw: st.DrawFn, rows: Sequence[Row], separator: str) -> list[str]:
     buffer = io.StringIO()
-    is_quoted = draw(st.booleans())
-    quoting = csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL
-    writer = csv.writer(buffer, delimiter=separator, quoting=quoting, lineterminator="\n")
+    if draw(st.booleans()):
+        writer = csv.writer(buffer, delimiter=separator, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    else:
+        writer = csv.writer(buffer, delimiter=separator, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows((text, time.isoformat(), value, number) for number, (text, time, value) in enumerate(rows))
     return buffer.getvalue().removesuffix("\n").split("\n")

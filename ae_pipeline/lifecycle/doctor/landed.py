@@ -11,7 +11,7 @@ from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, load_contract
-from ae_pipeline.ingestion.landing import list_landing
+from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, kept_contract, stored_entry
 from ae_pipeline.ingestion.withdrawals import replay_withdrawals

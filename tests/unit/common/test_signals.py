@@ -11,7 +11,7 @@ from ae_pipeline.common.signals import Stopped, critical_section, raise_stopped,
 
 _PREAMBLE = """
 import os, signal, sys, threading, time
-from ae_pipeline.common.signals import SignalWatch, Stopped, critical_section, signals_raised, stop_signal
+from ae_pipeline.common.signals import SignalWatch, Stopped, critical_section, end_process, signals_raised, stop_signal
 """
 
 
@@ -103,13 +103,13 @@ with signals_raised(), SignalWatch():
 
 def test_a_thread_does_not_delay_the_end() -> None:
     code = """
-with signals_raised(), SignalWatch() as watch:
+with signals_raised(), SignalWatch():
     threading.Thread(target=time.sleep, args=(60,)).start()
     try:
         print("ready", flush=True)
         time.sleep(60)
     except Stopped:
-        watch.stay()
+        end_process(signal.SIGINT)
 """
     done, seconds = _run(code, signal.SIGINT)
     assert done.returncode == 130

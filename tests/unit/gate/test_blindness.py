@@ -20,6 +20,7 @@ from ae_pipeline.gate.blindness import (
     rankings_agree,
     recent_alerts,
     threshold_in_line,
+    within_budget,
 )
 from ae_pipeline.gate.planted_faults import plant_kinds
 from ae_pipeline.gate.results import GateResult
@@ -87,6 +88,12 @@ class TestRules:
         assert rankings_agree(seen(), seen(), 0.3).figure == pytest.approx(1.0)
         result = rankings_agree(reversed_order, seen(), 0.3)
         assert (result.passed, round(result.figure, 6)) == (False, -1.0)
+
+    @pytest.mark.parametrize(("flagged", "threshold"), [(1, 5.0), (2, 9.0), (5, 9.0), (6, 5.0), (900, 5.0)])
+    def test_a_threshold_that_is_too_low_is_raised_to_the_budget(self, flagged: int, threshold: float) -> None:
+        rows = np.sort(np.concatenate([np.linspace(0, 4, 1_000 - flagged), np.full(flagged, 9.0)]))
+        corrected = within_budget(replace(seen(), rows=rows), 0.001)
+        assert corrected.threshold == pytest.approx(threshold)
 
     def test_too_few_faults_are_not_compared(self) -> None:
         few = Seen(threshold=5.0, rows=np.zeros(10), faults={}, originals={})
@@ -171,9 +178,9 @@ class TestRecentAlerts:
         alerts = recent_alerts(dataset.window, dataset.bundle, dataset)
         assert (alerts.days, alerts.of_days, alerts.has_changed) == (1, 8, False)
         assert 18 <= alerts.rows["row_id"].is_in(features["row_id"].head(20).implode()).sum() <= alerts.rows.height
-        result = alerts_still_found(dataset.bundle, alerts, 0.5)
+        result = alerts_still_found(dataset.bundle, alerts, dataset.bundle.calibration.threshold, 0.5)
         assert (result.passed, result.figure) == (True, 1.0)
-        blind = alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.5)
+        blind = alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.0, 0.5)
         assert (blind.passed, blind.figure) == (False, 0.0)
         assert (
             f"of the {alerts.rows.height} rows that the version that serves flags on the 1 recent day" in blind.message
@@ -184,7 +191,7 @@ class TestRecentAlerts:
             rewrite_day(dataset, day, dataset.features(day).with_columns(pl.col("power") * 9))
         alerts = recent_alerts(dataset.window, dataset.bundle, dataset)
         assert alerts.has_changed
-        result = alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.5)
+        result = alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.0, 0.5)
         assert result.passed
         assert result.message == "not compared: the data has changed: 3 of the newest 8 days are over the alert budget"
 
@@ -194,5 +201,5 @@ class TestRecentAlerts:
         assert recent_alerts(dataset.window, dataset.bundle, dataset) is NO_ALERTS
 
     def test_few_alerts_are_not_compared(self, fitted: Fitted) -> None:
-        few = RecentAlerts(fitted.features(fitted.days[0]).head(4), 1, 8, has_changed=False)
-        assert alerts_still_found(fitted.bundle, few, 0.5).message.startswith("not compared: no recent day")
+        few = RecentAlerts(fitted.features(fitted.days[0]).head(4), np.full(4, 9.0), 1, 8, has_changed=False)
+        assert alerts_still_found(fitted.bundle, few, 0.0, 0.5).message.startswith("not compared: no recent day")

@@ -8,7 +8,8 @@ import pytest
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion.contract import load_contract
-from ae_pipeline.ingestion.landing import idle_landing, landing_folder, unhandled_deletions
+from ae_pipeline.ingestion.landing import idle_landing, unhandled_deletions
+from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.lifecycle.plan import Step, plan_landing
 from tests.support.datasets import HEADER, TODAY, LandedDataset, line, make_dataset
 

@@ -16,7 +16,7 @@ import pytest
 import xlsxwriter
 
 from ae_pipeline.ingestion.contract import load_contract
-from ae_pipeline.ingestion.landing import list_landing
+from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.readers.files import format_of, read_file
 from ae_pipeline.ingestion.rows import UnreadableFileError
 from tests.support.datasets import DAY, REMEDY, assert_says, make_dataset, parquet

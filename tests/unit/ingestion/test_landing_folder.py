@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.landing import landing_folder, list_landing
+from ae_pipeline.ingestion.landing_folder import landing_folder, list_landing
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage.dataset import Dataset
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.common.text import printable_path
-from ae_pipeline.ingestion.landing import landed_files, list_landing
+from ae_pipeline.ingestion.landing_folder import landed_files, list_landing
 from ae_pipeline.ingestion.raw import count_duplicates
 from tests.support.datasets import DAY, HEADER, LandedDataset, line, make_dataset
 

@@ -74,6 +74,7 @@ def test_the_rule_of_plain_numbers_is_the_inferred_one(texts: list[str]) -> None
     if expected.type == ColumnType.NUMBER and expected.decimal is None and not expected.null_values:
         is_plain = not series.str.contains("(?i)inf|e400").any() and texts[0][-1].isdigit()
         assert (plain_number_rule(series) == expected) == (is_plain and "100000000000000000000" not in texts)
+    assert plain_number_rule(" " + series) is None
 
 
 @pytest.mark.parametrize("texts", _NUMBER_COLUMNS, ids=lambda texts: texts[0])

@@ -4,7 +4,8 @@ import sys
 
 import dagster as dg
 import pytest
-from dagster._utils.error import SerializableErrorInfo, serializable_error_info_from_exc_info
+from dagster._utils.error import serializable_error_info_from_exc_info
+from dagster_shared.error import SerializableErrorInfo
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.orchestration.failures import own_message

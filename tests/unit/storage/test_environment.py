@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage import environment
 from ae_pipeline.storage.environment import FOLDERS, environment_error, environment_message
+from ae_pipeline.storage.sqlite import sqlite_damage
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +114,9 @@ def test_a_text_of_an_error_is_enough(folders: dict[str, Path]) -> None:
     path = folders["AE_PIPELINE_DATA"] / "locks" / "orders.lock"
     message = environment_message(f"OSError: [Errno 30] Read-only file system: '{path}'\n")
     assert str(message).startswith(f"{path} (AE_PIPELINE_DATA) cannot be written")
+
+
+def test_a_locked_database_is_not_taken_for_a_damaged_one(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ae_pipeline.storage.sqlite._CHECK_SECONDS", 0.1)
+    with pytest.raises(StorageError, match=r"mlflow\.db is locked by another process"):
+        sqlite_damage(locked)

@@ -1,0 +1,186 @@
+"""Dead runs of any origin are ended, also behind a live one; living ones and those of other machines are kept."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from filelock import FileLock
+
+from ae_pipeline.orchestration.dead_runs import (
+    active_records,
+    datasets_of_run,
+    describe_run,
+    end_dead_runs,
+    process_of,
+    record_process,
+)
+from ae_pipeline.orchestration.processes import identify, lock_holder, parse_process, start_ticks
+from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG
+from ae_pipeline.storage.paths import DatasetPaths
+
+
+@dg.asset(key=["orders", "raw_data"])
+def raw_data() -> None:
+    """An asset of the dataset."""
+
+
+@dg.asset(key=["other", "raw_data"])
+def other() -> None:
+    """An asset of another dataset."""
+
+
+ORDERS = dg.Definitions([raw_data, other], jobs=[dg.define_asset_job("orders_train", selection=[raw_data])])
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """An instance in memory."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def _run(
+    instance: dg.DagsterInstance, process: str = "", status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
+) -> dg.DagsterRun:
+    """Create a run of a person's selection, without the tag of the dataset, with a process."""
+    job = ORDERS.resolve_implicit_global_asset_job_def().get_subset(asset_selection={raw_data.key})
+    run = instance.create_run_for_job(job, status=status, asset_selection=frozenset({raw_data.key}))
+    if process:
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{run.run_id} {process}"})
+    return run
+
+
+def _status(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRunStatus:
+    current = instance.get_run_by_id(run.run_id)
+    assert current is not None
+    return current.status
+
+
+def _dead() -> str:
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    identity = str(identify(process.pid))
+    process.communicate()
+    return identity
+
+
+def _end(instance: dg.DagsterInstance, root: Path, dataset: str | None = "orders") -> list[str]:
+    return [run.run_id for run in end_dead_runs(instance, lambda name: DatasetPaths(root, name), dataset)]
+
+
+def test_a_dead_run_between_living_ones_is_ended(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    first, dead = _run(instance, str(identify(os.getpid()))), _run(instance, _dead())
+    last = _run(instance, str(identify(os.getpid())))
+    assert _end(instance, tmp_path) == [dead.run_id]
+    assert _status(instance, dead) == dg.DagsterRunStatus.FAILURE
+    assert _status(instance, first) == _status(instance, last) == dg.DagsterRunStatus.STARTED
+
+
+def test_a_run_of_before_a_reboot_is_dead(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = _run(instance, str(replace(identify(os.getpid()), boot="another-start")))
+    assert _end(instance, tmp_path, None) == [run.run_id]
+
+
+def test_a_process_id_that_was_used_again_is_dead(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = _run(instance, str(replace(identify(os.getpid()), ticks=1)))
+    assert _end(instance, tmp_path) == [run.run_id]
+
+
+def test_a_living_run_and_one_of_another_machine_are_kept(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    mine = identify(os.getpid())
+    for process in (mine, replace(mine, host="elsewhere", pid=1)):
+        _run(instance, str(process))
+    assert _end(instance, tmp_path) == []
+
+
+def test_a_run_that_was_cancelled_ends_as_cancelled(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = _run(instance, _dead(), dg.DagsterRunStatus.CANCELING)
+    assert _end(instance, tmp_path) == [run.run_id]
+    assert _status(instance, run) == dg.DagsterRunStatus.CANCELED
+
+
+def test_another_dataset_is_left_alone(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = _run(instance, _dead())
+    assert _end(instance, tmp_path, "other") == []
+    assert [record.dagster_run.run_id for record in active_records("orders", instance)] == [run.run_id]
+
+
+@pytest.mark.parametrize("shift", [600.0, -600.0])
+def test_a_silent_run_without_a_process_is_dead(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float
+) -> None:
+    """Also if the clock was set back."""
+    run = _run(instance)
+    assert _end(instance, tmp_path) == []
+    lock = DatasetPaths(tmp_path, "orders").lock
+    lock.parent.mkdir()
+    moment = time.time() + shift
+    monkeypatch.setattr("ae_pipeline.orchestration.dead_runs.time.time", lambda: moment)
+    with FileLock(lock):
+        assert _end(instance, tmp_path) == []  # its process is alive: it holds the lock
+    assert _end(instance, tmp_path) == [run.run_id]
+
+
+def test_a_retry_does_not_inherit_the_process(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    first = _run(instance, _dead())
+    retried = _run(instance)
+    dead = instance.get_run_by_id(first.run_id)
+    assert dead is not None
+    instance.add_run_tags(retried.run_id, {PROCESS_TAG: dead.tags[PROCESS_TAG]})
+    assert _end(instance, tmp_path) == [first.run_id]
+    current = instance.get_run_by_id(retried.run_id)
+    assert current is not None
+    record_process(current, instance)
+    current = instance.get_run_by_id(retried.run_id)
+    assert current is not None
+    process = process_of(current)
+    assert process is not None
+    assert (process.pid, process.is_alive) == (os.getpid(), True)
+
+
+def test_the_datasets_of_a_run_come_from_tag_selection_or_plan(instance: dg.DagsterInstance) -> None:
+    by_plan = instance.create_run_for_job(ORDERS.resolve_job_def("orders_train"))
+    by_tag = instance.create_run_for_job(ORDERS.resolve_job_def("orders_train"), tags={DATASET_TAG: "tagged"})
+    assert [datasets_of_run(run, instance) for run in (_run(instance), by_plan, by_tag)] == [
+        ["orders"],
+        ["orders"],
+        ["tagged"],
+    ]
+
+
+def test_a_person_reads_what_a_run_does(instance: dg.DagsterInstance) -> None:
+    run = _run(instance)
+    assert describe_run(run) == f"run {run.run_id} of raw_data"
+    job = instance.create_run_for_job(ORDERS.resolve_job_def("orders_train"))
+    assert describe_run(job) == f"run {job.run_id} of orders_train"
+
+
+def test_the_identity_of_a_process_survives_a_tag() -> None:
+    mine = identify(os.getpid())
+    assert parse_process(str(mine)) == mine
+    assert parse_process(str(replace(mine, boot=""))) == replace(mine, boot="")
+    assert parse_process("anything else") is None
+    assert mine.is_alive
+
+
+def test_a_zombie_is_not_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert start_ticks(process.pid) is None
+    process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux tells who holds a lock")
+def test_the_holder_of_a_lock_is_found(tmp_path: Path) -> None:
+    lock = tmp_path / "orders.lock"
+    assert lock_holder(lock) is None
+    with FileLock(lock):
+        assert lock_holder(lock) == os.getpid()
+    assert lock_holder(lock) is None

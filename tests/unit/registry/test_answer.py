@@ -1,0 +1,88 @@
+"""A tracking server or an object store that does not answer."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from ae_pipeline.common.errors import PublicationError, StorageError
+from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.registry.answer import require_answer
+from ae_pipeline.registry.store import Tracker
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("ae_pipeline.registry.answer._ANSWER_SECONDS", 0.3)
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """Port of a server that accepts connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def closed() -> int:
+    """Port without a server."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("server", ["silent", "closed"])
+def test_a_model_store_that_does_not_answer_is_one_line(
+    server: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"http://127.0.0.1:{request.getfixturevalue(server)}"
+    began = time.monotonic()
+    with pytest.raises(StorageError) as failed:
+        _ = Tracker(tmp_path, url.replace("http://", "http://ana:secret@")).client
+    assert str(failed.value).startswith(f"the MLflow server {url} does not answer (")
+    assert str(failed.value).endswith("; start it, or correct MLFLOW_TRACKING_URI, and run again")
+    assert "\n" not in str(failed.value)
+    assert time.monotonic() - began < 5
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_refuses_has_answered() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        require_answer(f"http://127.0.0.1:{server.server_port}")
+        thread.join()
+
+
+@pytest.mark.parametrize("server", ["silent", "closed"])
+def test_an_object_store_that_does_not_answer_is_one_line(
+    server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    values = {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "REGION": "us-east-1", "ALLOW_HTTP": "true"}
+    values["ENDPOINT_URL"] = f"http://127.0.0.1:{request.getfixturevalue(server)}"
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr("ae_pipeline.latents.files._FIRST_REQUEST", {"timeout": "1s", "max_retries": "0"})
+    began = time.monotonic()
+    with pytest.raises(PublicationError) as failed:
+        TableFiles("s3://latents/orders").open()
+    message = str(failed.value)
+    assert message.startswith("the object store of s3://latents/orders does not answer (")
+    assert message.endswith("correct AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials, and run again")
+    assert "\n" not in message
+    assert time.monotonic() - began < 5
