@@ -9,11 +9,25 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize, printable_path
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import SourceConfig
-from ae_pipeline.ingestion.ignored import LinkChecker, is_link, reason_to_ignore, surplus_files
+from ae_pipeline.ingestion.links import LinkChecker, is_link, surplus_files
+from ae_pipeline.ingestion.readers.files import can_read
+from ae_pipeline.ingestion.readers.json_lines import starts_with_array
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.storage.dataset import Dataset
 
 _NAMED_FILES = 5
 """Number of files that a log line names."""
+
+_FOREIGN_FOLDERS = {
+    "__MACOSX": "archives of macOS",
+    "@eaDir": "a network storage, which keeps thumbnails there",
+    "#recycle": "a network storage, which keeps deleted files there",
+    "$RECYCLE.BIN": "Windows, which keeps deleted files there",
+    "RECYCLER": "Windows, which keeps deleted files there",
+    "System Volume Information": "Windows",
+    "lost+found": "the file system",
+}
+"""Folders that programs create beside the files of people."""
 
 
 def landing_folder(dataset: Dataset) -> Path:
@@ -74,7 +88,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
         name = printable_path(str(path.relative_to(folder)))
         reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
+        reason = reason or _reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
         if reason is None and path.is_file():
             files[name] = path
         elif is_link(path) and path.is_dir():
@@ -83,6 +97,29 @@ def list_landing(dataset: Dataset) -> LandingFolder:
             others[name] = reason or "it is no regular file"
     others |= surplus_files(files, config.source.limits.files)
     return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
+
+
+def _reason_to_ignore(path: Path, landing: Path, config: PipelineConfig) -> str | None:
+    """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
+    for folder in path.relative_to(landing).parts[:-1]:
+        if folder.startswith("."):
+            return f"the folder {printable_path(folder)!r} is hidden"
+        if folder in _FOREIGN_FOLDERS:
+            return f"the folder {folder!r} belongs to {_FOREIGN_FOLDERS[folder]}"
+    if path.name.startswith("."):
+        return "its name starts with '.', as that of a file that is still being written"
+    if not can_read(path.name, config.images):
+        return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
+    if path.suffix.lower() == ".json" and path.is_file() and not _is_array(path):
+        return "its content is no JSON array; rename it to .jsonl if each line is an object"
+    if path.name.startswith("_") and not is_image(path.name):
+        return "its name starts with '_', as that of a file that is still being written; rename it"
+    return None
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return starts_with_array(file.read(64))
 
 
 def _kinds(config: PipelineConfig) -> str:
