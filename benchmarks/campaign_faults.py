@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from benchmarks.campaign import DATASET, Case, Deployment, Outcome
@@ -42,6 +42,10 @@ _SPARE_KB = 64_000
 
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+Fault = Callable[[Path], AbstractContextManager[None]]
+"""A fault that lasts while its context does, of a deployment in a folder."""
 
 
 @contextlib.contextmanager
@@ -97,7 +101,7 @@ def _land_change(deployment: Deployment) -> None:
         os.utime(path, (future, future))
 
 
-def _case_under(fault: Callable[[Path], "contextlib.AbstractContextManager[None]"], names: tuple[str, ...]) -> Case:
+def _case_under(fault: Fault, names: tuple[str, ...]) -> Case:
     """Return a case that runs the dataset while a fault lasts. A run may succeed if it never met the fault.
 
     Args:
@@ -190,23 +194,21 @@ def two_commands_case(deployment: Deployment) -> Outcome:
     return Outcome(counts, f"{trained} of them trained", time.monotonic() - began)
 
 
+def _below(name: str, fault: Callable[..., AbstractContextManager[None]], *options: int) -> Fault:
+    """Return a fault of a path below the folder of a deployment."""
+    return lambda root: fault(root / name, *options)
+
+
 def _fault_cases() -> list[tuple[str, Case]]:
-    table: list[tuple[str, Case]] = [
-        (
-            f"database locked: {name}",
-            _case_under(lambda root, name=name: _locked(root / name), (Path(name).name,)),  # type: ignore[misc]
-        )
-        for name in DATABASES
-    ]
+    table = [(f"database locked: {name}", _case_under(_below(name, _locked), (Path(name).name,))) for name in DATABASES]
     if os.geteuid() != 0:
         print("cases of full disks and read-only folders need root, which mounts file systems; they are left out")
         return table
     for name, free in MOMENTS:
-        fault = lambda root, name=name, free=free: _small_disk(root / name, free)  # noqa: E731
-        table.append((f"disk full: {name} with {free} kB left", _case_under(fault, ("no space left",))))
+        case = _case_under(_below(name, _small_disk, free), ("no space left",))
+        table.append((f"disk full: {name} with {free} kB left", case))
     for name, variable in FOLDERS.items():
-        fault = lambda root, name=name: _read_only(root / name)  # noqa: E731
-        table.append((f"read-only: {name}", _case_under(fault, (variable,))))
+        table.append((f"read-only: {name}", _case_under(_below(name, _read_only), (variable,))))
     return table
 
 
