@@ -46,9 +46,8 @@ class Api:
     def materialize(self, assets: Sequence[str]) -> str:
         """Start a run of assets without days, as the button "Materialize" does, and return its id."""
         selection = [{"path": [_DATASET, asset]} for asset in assets]
-        return self._launch(
-            {**_REPOSITORY, "jobName": "__ASSET_JOB", "assetSelection": selection, "assetCheckSelection": []}, []
-        )
+        # Without a selection of checks, the checks of the assets are part of the run.
+        return self._launch({**_REPOSITORY, "jobName": "__ASSET_JOB", "assetSelection": selection}, [])
 
     def _launch(self, selector: dict[str, Any], tags: list[dict[str, str]]) -> str:
         query = (

@@ -89,7 +89,7 @@ def recent_alerts(window: Window, champion: ModelBundle, dataset: Dataset) -> Re
     """Return the alerts of the calibration days and the gate's days that are over their budget.
 
     Alerts on days within their budget are not compared: most are the expected false alerts, in which two good models
-    differ.
+    differ. They count where these days together are over the budget.
 
     Args:
         window: Days of each part, before any screening.
@@ -99,22 +99,38 @@ def recent_alerts(window: Window, champion: ModelBundle, dataset: Dataset) -> Re
     Returns:
         The alerts; none without days, or if the model cannot score the rows.
     """
-    flagged, scores, over, total = list[pl.DataFrame](), [np.empty(0)], 0, 0
     max_share = dataset.config.training.max_screened_share or 1.0
+    budget = champion.calibration.budget
     days = () if window.is_by_row else tuple(dict.fromkeys((*window.calibration, *window.gate)))
+    flagged: dict[bool, list[pl.DataFrame]] = {True: [], False: []}
+    scores: dict[bool, list[Array]] = {True: [], False: []}
+    rows_of: dict[bool, list[int]] = {True: [], False: []}
     for day in days:
-        rows = pl.concat(replace(window, gate=(day,)).batches(GATE, dataset.paths, at_once=None))
-        try:
-            scored = champion.score(rows)
-        except BundleError:  # a column of the model no longer exists
-            return NO_ALERTS
-        total += rows.height
-        if is_over_budget(rows.height, int(scored.is_anomaly.sum()), champion.calibration.budget):
-            flagged.append(rows.filter(pl.Series(scored.is_anomaly)))
-            scores.append(scored.score[scored.is_anomaly])
-            over += rows.height
-    alerts = pl.concat(flagged, how="diagonal") if flagged else pl.DataFrame()
-    return RecentAlerts(alerts, np.concatenate(scores), len(flagged), len(days), has_changed=over > max_share * total)
+        of_day, scores_of_day, count = list[pl.DataFrame](), [np.empty(0)], 0
+        for rows in replace(window, gate=(day,)).batches(GATE, dataset.paths):
+            try:
+                scored = champion.score(rows)
+            except BundleError:  # a column of the model no longer exists
+                return NO_ALERTS
+            count += rows.height
+            of_day.append(rows.filter(pl.Series(scored.is_anomaly)))
+            scores_of_day.append(scored.score[scored.is_anomaly])
+        is_over = is_over_budget(count, sum(map(len, scores_of_day)), budget)
+        flagged[is_over] += of_day
+        scores[is_over] += scores_of_day
+        rows_of[is_over].append(count)
+    over_days, over, rest = len(rows_of[True]), sum(rows_of[True]), sum(rows_of[False])
+    alerts, alert_scores = flagged[True], scores[True]
+    if is_over_budget(rest, sum(map(len, scores[False])), budget):  # a few faulty rows on each of many days
+        alerts, alert_scores = alerts + flagged[False], alert_scores + scores[False]
+        over_days = len(days)
+    return RecentAlerts(
+        pl.concat(alerts, how="diagonal") if alerts else pl.DataFrame(),
+        np.concatenate([np.empty(0), *alert_scores]),
+        over_days,
+        len(days),
+        has_changed=over > max_share * (over + rest),
+    )
 
 
 def compare_sight(

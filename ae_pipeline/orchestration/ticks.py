@@ -19,6 +19,6 @@ def purge_idle_ticks(instance: dg.DagsterInstance, now: float | None = None) -> 
     """
     if instance.is_ephemeral:  # it has no sensors
         return
-    before = (time.time() if now is None else now) - KEPT_SECONDS
+    limit = (time.time() if now is None else now) - KEPT_SECONDS
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
-        instance.purge_ticks(state.instigator_origin_id, state.selector_id, before, [TickStatus.SKIPPED])
+        instance.purge_ticks(state.instigator_origin_id, state.selector_id, limit, [TickStatus.SKIPPED])

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.memory import machine_memory
-from ae_pipeline.common.text import first_line
 
 FOLDERS = {"AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns", "DAGSTER_HOME": ".dagster"}
 """Environment variable of each folder that runs write to, and its name in the project by default."""
@@ -65,7 +64,7 @@ def environment_message(text: str) -> str | None:
     """Return the same for the message of an error that another process had, or None."""
     fault = next((fault for fault in Fault if re.search(fault.value, text)), None)
     path = re.search(r"\[Errno \d+\][^:]*: '([^']+)'", text)
-    return str(_described(fault, first_line(text), Path(path[1]) if path else None)) if fault else None
+    return str(_described(fault, text.partition("\n")[0], Path(path[1]) if path else None)) if fault else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -94,10 +93,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
                 "needed; free some space and run again"
             )
         case Fault.READ_ONLY:
-            found = next((item for item in folders.items() if not _is_writable(item[1])), None)
-            if path is None and found is None:
+            failing = next((item for item in folders.items() if not _is_writable(item[1])), None)
+            if path is None and failing is None:
                 return StorageError(f"a file cannot be written ({message}); grant this user write permission")
-            name, folder = _named(path, found, folders)
+            name, folder = _named(path, failing, folders)
             return StorageError(
                 f"{folder}{name} cannot be written; grant this user write permission, or mount its disk for writing"
             )
@@ -108,9 +107,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
                 "the process that has it open, for example a backup or an SQL shell, and run again"
             )
         case Fault.MEMORY:
+            reason = message.partition("\n")[0] or "MemoryError"
             return StorageError(
-                f"there is not enough memory for this step: the machine has {machine_memory() / 1e9:,.1f} GB "
-                f"({first_line(message) or 'MemoryError'}); end other programs, or set training.memory_budget lower"
+                f"there is not enough memory for this step: the machine has "
+                f"{machine_memory() / 1e9:,.1f} GB ({reason}); end other programs, or set training.memory_budget lower"
             )
         case Fault.AWAY:
             return StorageError(
@@ -122,10 +122,10 @@ def _described(fault: Fault, message: str, path: Path | None) -> StorageError:
             )
 
 
-def _named(path: Path | None, found: tuple[str, Path] | None, folders: Mapping[str, Path]) -> tuple[str, Path]:
+def _named(path: Path | None, failing: tuple[str, Path] | None, folders: Mapping[str, Path]) -> tuple[str, Path]:
     """Return the variable of a folder in brackets, and the path to name: that of the error, or that of the folder."""
-    if path is None and found is not None:
-        return f" ({found[0]})", found[1]
+    if path is None and failing is not None:
+        return f" ({failing[0]})", failing[1]
     path = path or Path()
     variable = next((name for name, folder in folders.items() if path.is_relative_to(folder)), None)
     return f" ({variable})" if variable else "", path

@@ -14,12 +14,13 @@ import polars as pl
 
 from ae_pipeline.common.errors import BundleError
 from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.features.sizes import MIN_CALIBRATION_ROWS, budget_rows
 from ae_pipeline.features.split import PARTS, Window
 from ae_pipeline.scoring.budget import is_over_budget
-from ae_pipeline.scoring.drift import Part, measure_columns
+from ae_pipeline.scoring.drift import Distribution, Part, measure_columns
 from ae_pipeline.storage.dataset import Dataset
 
 SCREENED_PARTS = ("validation", "calibration")
@@ -175,26 +176,37 @@ def screen_by_own_scores(
 def _judge_days(part: str, window: Window, dataset: Dataset, serving: ModelBundle) -> Iterator[_Day]:
     """Yield each day of a part with the rows that the model that serves flags."""
     days: tuple[str, ...] = getattr(window, part)
+    drift = dataset.config.drift
+    known = [each for each in serving.reference if each.part == Part.COLUMN]
     groups: list[tuple[str, Window]] = [("", window)]
     if not window.is_by_row:
         groups = [(day, dataclasses.replace(window, **{part: (day,)})) for day in days]  # type: ignore[arg-type]
     for day, of_day in groups:
-        flagged_ids, scores, count, is_unlike = [pl.Series("row_id", [], pl.String)], [np.empty(0)], 0, False
-        for rows in of_day.batches(part, dataset.paths, at_once=0 if window.is_by_row else None):
+        flagged_ids, scores, values, count = (
+            [pl.Series("row_id", [], pl.String)],
+            [np.empty(0)],
+            list[pl.DataFrame](),
+            0,
+        )
+        for rows in of_day.batches(part, dataset.paths):
             scored = serving.score(rows)
             flagged_ids.append(rows["row_id"].filter(pl.Series(scored.is_anomaly)))
             scores.append(scored.score[scored.is_anomaly])
             count += rows.height
-            is_unlike = bool(day) and _is_unlike(rows, serving, dataset)
+            if day:
+                values.append(rows.select(each.name for each in known))
         if count:
-            row_ids = pl.concat(flagged_ids)
-            yield _Day(day=day, rows=count, row_ids=row_ids, scores=np.concatenate(scores), is_unlike=is_unlike)
+            yield _Day(
+                day=day,
+                rows=count,
+                row_ids=pl.concat(flagged_ids),
+                scores=np.concatenate(scores),
+                is_unlike=bool(day and known) and _is_unlike(pl.concat(values), known, drift),
+            )
 
 
-def _is_unlike(rows: pl.DataFrame, serving: ModelBundle, dataset: Dataset) -> bool:
-    """Return whether a day as a whole has drifted from the window of the model that serves."""
-    drift = dataset.config.drift
-    known = [each for each in serving.reference if each.part == Part.COLUMN]
+def _is_unlike(rows: pl.DataFrame, known: Sequence[Distribution], drift: DriftConfig) -> bool:
+    """Return whether a column of a day has drifted from the window of the model that serves."""
     return rows.height >= drift.min_rows and any(effect.is_drift for effect in measure_columns(rows, known, drift))
 
 

@@ -103,7 +103,7 @@ def test_every_check_passes_and_states_what_it_found(complete_shop: Shop) -> Non
     latest = complete_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
         list(graph.asset_check_keys)
     )
-    assert len(latest) == 17
+    assert len(latest) == 21
     without_number = {}
     for key, record in latest.items():
         assert record.evaluation is not None
@@ -113,10 +113,14 @@ def test_every_check_passes_and_states_what_it_found(complete_shop: Shop) -> Non
             without_number[key.name] = description
     not_compared = "not compared: no version serves so far"
     assert without_number == {
+        "alerts_still_found": not_compared,
         "calibration_no_worse": not_compared,
+        "faults_found_at_budget": not_compared,
         "latents_compatible": "no version serves so far; these latents are the first",
         "planted_faults_found": not_compared,
+        "rankings_agree": not_compared,
         "reconstruction_no_worse": not_compared,
+        "threshold_in_line": not_compared,
     }
 
 

@@ -310,3 +310,16 @@ def test_runs_outside_the_days_are_refused_and_write_nothing(shop: Shop) -> None
     assert all("this run names no day; choose days" in messages[name] for name in ("none", "publish", "day"))
     assert all("\n" not in message for message in messages.values())
     assert sorted(path for path in (shop.root / "data").rglob("*") if path.is_file()) == files
+
+
+def test_wiping_in_the_ui_changes_no_data_and_requests_no_work(serving_shop: Shop) -> None:
+    shop = serving_shop
+    files = {path: path.read_bytes() for path in (shop.root / "data").rglob("*.parquet")}
+    shop.instance.wipe_assets([key for key in shop.instance.get_asset_keys() if key.path[0] == "orders"])
+    assert shop.instance.get_asset_keys() == []
+    assert shop.requested(landing_requests) == "every landed file is read, and every day has its features"
+    assert shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
+    assert shop.run("ingest", DAYS[0], DAYS[1]).success
+    assert shop.instance.get_materialized_partitions(dg.AssetKey(["orders", "raw_data"])) == set(DAYS[:2])
+    assert {path: path.read_bytes() for path in (shop.root / "data").rglob("*.parquet")} == files
+    assert len(files) > len(DAYS)

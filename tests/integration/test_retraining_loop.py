@@ -18,6 +18,7 @@ from ae_pipeline.common.errors import PublicationError, StorageError
 from ae_pipeline.latents.read import model_version_of, published_days
 from ae_pipeline.lifecycle.plan import days_to_publish
 from ae_pipeline.lifecycle.promote import DECIDED
+from ae_pipeline.orchestration.resources import RunLock
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import DATASET_TAG
 from ae_pipeline.registry.history import Change, HistoryEntry, history, record
@@ -144,6 +145,44 @@ class TestLanding:
         assert serving_shop.requested(rebuild_requests) == "every day is published and reported on under version 1"
         (ended,) = serving_shop.instance.get_runs(dg.RunsFilter(run_ids=[run.run_id]))
         assert ended.status == dg.DagsterRunStatus.FAILURE
+
+
+class TestCancelled:
+    """Nothing of a run that somebody has cancelled serves."""
+
+    def test_a_version_of_a_cancelled_run_is_withdrawn(self, serving_shop: Shop) -> None:
+        trained = serving_shop.run_stage("autoencoder")
+        assert serving_shop.requested(rebuild_requests) == [
+            "orders_decide version 2 was evaluated by the gate and waits for the decision"
+        ]
+        serving_shop.instance.report_run_canceled(trained.dagster_run)
+        idle = "every day is published and reported on under version 1"
+        assert serving_shop.requested(rebuild_requests) == idle
+        assert [version.version for version in serving_shop.workspace.tracker().versions("orders")] == [1]
+
+    def test_a_run_that_is_cancelled_during_the_promotion_takes_it_back(
+        self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cancelled(_: RunLock) -> None:
+            assert serving_shop.champion.version == 2
+            raise dg.DagsterExecutionInterruptedError
+
+        monkeypatch.setattr(RunLock, "require_active", cancelled)
+        assert not serving_shop.run("train").success
+        assert serving_shop.champion.version == 1
+        assert [entry.version for entry in history(serving_shop.paths)] == [1]
+
+    def test_a_run_that_is_cancelled_before_its_commit_publishes_nothing(
+        self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cancelled(_: RunLock) -> None:
+            raise dg.DagsterExecutionInterruptedError
+
+        serving_shop.land(DAYS[-1])
+        assert serving_shop.run("ingest", DAYS[-1]).success
+        monkeypatch.setattr(RunLock, "require_active", cancelled)
+        assert not serving_shop.run("publish", DAYS[-1]).success
+        assert DAYS[-1] not in published_days(serving_shop.paths)
 
 
 class TestRebuild:

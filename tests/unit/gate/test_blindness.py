@@ -186,6 +186,17 @@ class TestRecentAlerts:
             f"of the {alerts.rows.height} rows that the version that serves flags on the 1 recent day" in blind.message
         )
 
+    def test_a_few_faulty_rows_on_each_day_count_together(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        for day in dataset.window.calibration:
+            is_bad = pl.int_range(pl.len()) < 2
+            features = dataset.features(day)
+            bad_power = pl.when(is_bad).then(pl.col("power") * 9).otherwise("power")
+            rewrite_day(dataset, day, features.with_columns(bad_power.alias("power")))
+        alerts = recent_alerts(dataset.window, dataset.bundle, dataset)
+        assert (alerts.days, alerts.of_days, alerts.has_changed) == (8, 8, False)
+        assert alerts.rows.height == len(alerts.scores) >= 14
+        assert not alerts_still_found(blinded(dataset.bundle, 30, 1_000.0), alerts, 0.0, 0.5).passed
+
     def test_in_a_changed_world_alerts_are_not_compared(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
         for day in dataset.window.calibration[-3:]:
             rewrite_day(dataset, day, dataset.features(day).with_columns(pl.col("power") * 9))
