@@ -298,7 +298,7 @@ def main() -> int:
     print(format_table(header, [[str(row.get(name, ""))[:100] for name in header] for row in rows]))
     wrong = [row for row in rows if not row["right"]]
     print(f"{len(wrong)} of {len(rows)} wrong")
-    write_report(chosen.out, "hostile", rows, ("dagster", "mlflow", "starlette", "uvicorn"))
+    write_report(chosen.out, "hostile", rows, ("dagster", "mlflow", "polars", "pyarrow", "starlette", "uvicorn"))
     return 1 if wrong else 0
 
 
