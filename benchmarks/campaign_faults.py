@@ -1,7 +1,6 @@
-"""Cases of `benchmarks.campaign`: full disks, read-only folders, locked databases, clocks, and runs side by side.
+"""Cases of `benchmarks.campaign`: full disks, read-only folders, locked databases, and runs side by side.
 
-Disks are file systems in memory, which only root can mount; without it these cases are left out and say so. A clock is
-set with libfaketime if it is installed, and otherwise in the process of the command.
+Disks are file systems in memory, which only root can mount; without it these cases are left out and say so.
 """
 
 import contextlib
@@ -9,7 +8,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -127,46 +125,6 @@ def _case_under(fault: Fault, names: tuple[str, ...]) -> Case:
     return case
 
 
-_CLOCK = """
-import datetime as dt, sys, time
-shift = {days} * 86400
-real = time.time
-time.time = lambda: real() + shift
-class Shifted(dt.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(real() + shift, tz)
-dt.datetime = Shifted
-from ae_pipeline.config.pipeline import PipelineConfig
-PipelineConfig.today = lambda self: Shifted.now(self.zone).date()
-from ae_pipeline.cli.main import main
-sys.exit(main(["run", {dataset!r}]))
-"""
-
-
-def clock_case(days: int) -> Case:
-    """Return a case that runs the dataset while the clock of its process is wrong by some days."""
-
-    def case(deployment: Deployment) -> Outcome:
-        _land_change(deployment)
-        began = time.monotonic()
-        environment = {
-            **os.environ,
-            "DAGSTER_HOME": str(deployment.root / "home"),
-            "AE_PIPELINE_DATA": str(deployment.root / "data"),
-            "AE_PIPELINE_MLRUNS": str(deployment.root / "mlruns"),
-        }
-        code = _CLOCK.format(days=days, dataset=DATASET)
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-        )
-        printed = done.stdout + done.stderr
-        counts = {"tracebacks": printed.count("Traceback") + printed.count("Stack Trace")}
-        return Outcome(counts, f"status {done.returncode}", time.monotonic() - began)
-
-    return case
-
-
 def beside_daemon_case(deployment: Deployment) -> Outcome:
     """Run the command while the daemon runs the same dataset; none may double or lose rows."""
     _land_change(deployment)
@@ -214,8 +172,6 @@ def _fault_cases() -> list[tuple[str, Case]]:
 
 CASES: list[tuple[str, Case]] = [
     *_fault_cases(),
-    ("clock 100 days back", clock_case(-100)),
-    ("clock 100 days forward", clock_case(100)),
     ("a command beside the daemon", beside_daemon_case),
     ("two commands at once", two_commands_case),
 ]
