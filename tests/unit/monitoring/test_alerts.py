@@ -362,7 +362,7 @@ class TestEvents:
     def test_all_attempts_of_a_failed_run_raise_one_alert(
         self, shop: Shop, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise StorageError("no space left while writing orders.parquet; free some space and run again")
 
         monkeypatch.setattr("ae_pipeline.lifecycle.ingest.ingest", fail)
