@@ -50,7 +50,9 @@ def test_a_critical_section_ends_before_the_interrupt() -> None:
 def test_a_cleared_signal_is_not_raised() -> None:
     with signals_raised(), critical_section() as signals:
         signal.raise_signal(signal.SIGINT)
+        assert signals == [signal.SIGINT]
         signals.clear()
+    assert signals == []
 
 
 def test_the_inner_of_two_critical_sections_raises_nothing() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -54,7 +55,10 @@ def test_a_model_store_that_does_not_answer_is_one_line(
 
 
 class _Refusing(BaseHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         self.send_error(401)
 
     def log_message(self, *_: object) -> None:
@@ -67,6 +71,7 @@ def test_a_server_that_refuses_has_answered() -> None:
         thread.start()
         require_answer(f"http://127.0.0.1:{server.server_port}")
         thread.join()
+    assert len(_Refusing.asked) == 1
 
 
 @pytest.mark.parametrize("server", ["silent", "closed"])
