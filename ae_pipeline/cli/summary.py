@@ -1,6 +1,5 @@
 """The summary that `ae-pipeline run` prints."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.ranking import reason_of
+from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
@@ -111,10 +111,8 @@ def _duplicate_lines(dataset: Dataset) -> list[str]:
 
 
 def _report_lines(paths: DatasetPaths) -> list[str]:
-    file = paths.reports / "summary.json"
-    if not file.exists():
+    if (summary := read_summary(paths)) is None:
         return []
-    summary = json.loads(file.read_text(encoding="utf-8"))
     flagged = f"{summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
     lines = [_line("flagged", flagged)]
     if assessment := summary.get("verdict"):

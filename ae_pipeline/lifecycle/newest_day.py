@@ -1,9 +1,8 @@
 """The newest day of a dataset, while it is still filling."""
 
-import json
-
 from ae_pipeline.features.build import features_content
 from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
+from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 
 
@@ -14,6 +13,5 @@ def newest_filling_day(dataset: Dataset) -> FillingDay | None:
 
 def day_that_filled(dataset: Dataset) -> str | None:
     """Return the day that the report calls still filling, if it is over meanwhile."""
-    summary = dataset.paths.reports / "summary.json"
-    reported = json.loads(summary.read_text(encoding="utf-8")).get("filling") if summary.exists() else None
+    reported = (read_summary(dataset.paths) or {}).get("filling")
     return str(reported["day"]) if reported and newest_filling_day(dataset) is None else None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ae_pipeline.config.model import Section
+from ae_pipeline.storage.paths import DatasetPaths
 
 
 class DayCount(Section):
@@ -143,6 +144,16 @@ class Summary(Section):
     def text(self) -> str:
         """Return the summary as JSON."""
         return json.dumps(self.model_dump(mode="json"), indent=1)
+
+
+def read_summary(paths: DatasetPaths) -> dict[str, Any] | None:
+    """Return `summary.json`, or None if it is missing or damaged; the next run then writes it again."""
+    file = paths.reports / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a ValueError is text that is no UTF-8, or no JSON
+        return None
+    return summary if isinstance(summary, dict) else None
 
 
 def schema_text() -> str:
