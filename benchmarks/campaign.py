@@ -1,7 +1,7 @@
 """Kill, stop, terminate and reboot a running deployment, and count what was lost, doubled, promoted or left behind.
 
 Each case is one function over a deployment of a small sample of the flights. The servers of `ae-pipeline ui` and the
-commands are real processes. `benchmarks.campaign_faults` adds cases of disks, folders and clocks.
+commands are real processes. `benchmarks.campaign_faults` adds cases of disks, folders and databases.
 """
 
 import argparse
