@@ -266,6 +266,12 @@ class TrainingConfig(Section):
         description="Leave rows out of all parts of the training if `label` marks them as known anomalies. It needs "
         "`label`. By default the training ignores labels.",
     )
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL condition over the columns, such as `split = 'train'`. All parts of the training only have "
+        "rows for which it is true; the others are scored as a test set. By default every row can be in the training.",
+    )
     split_by: tuple[str, ...] = Field(
         default=(),
         description="Columns that define groups of rows, for datasets without event time. All rows of a group are in "

@@ -17,6 +17,7 @@ from ae_pipeline.features.sizes import choose_batch_size
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.training.learning_rates import parameter_groups
 from ae_pipeline.training.rows import InMemory, TrainingRows
 
 
@@ -127,11 +128,7 @@ def train(
     full_batch = config.optimizer == "gd"
     batch_size = config.batch_size or choose_batch_size(len(train_rows))
     steps_per_epoch = 1 if full_batch else math.ceil(len(train_rows) / batch_size)
-    groups: list[dict[str, Any]] = [
-        {"params": list(model.parameters())},
-        {"params": list(loss.parameters()), "weight_decay": 0.0},
-    ]
-    optimizer = _optimizer(groups, config)
+    optimizer = _optimizer(parameter_groups(model, loss, config), config)
     scheduler = _scheduler(optimizer, config, config.epochs * steps_per_epoch)
 
     def step() -> None:
@@ -231,9 +228,8 @@ def _scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if config.schedule == "one_cycle":
         # The last step asks for one more learning rate.
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.learning_rate, total_steps=steps + 1, cycle_momentum=False
-        )
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1, cycle_momentum=False)
     factor = _cosine_with_warmup(steps) if config.schedule == "cosine" else lambda _: 1.0
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
