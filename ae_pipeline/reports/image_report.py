@@ -22,7 +22,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
 from ae_pipeline.storage.paths import ALL_ROWS
 
-_LISTED = 50
+_SHOWN = 50
 """Images that the page lists."""
 
 _MAX_ELEMENTS = 2e8
@@ -52,7 +52,7 @@ class ImageReport:
         threshold: Images with a higher score are flagged, nats.
         calibration_images: Number of calibration images.
         top: Number of patches whose mean score is the score of an image.
-        listed: Images with the highest scores.
+        top_images: Images with the highest scores.
         all_images: Measures over all images with a known label; None without a label.
         held_out: Measures over those that the network was not fitted on; None if these are unknown.
         pixels: Heat maps of held-out images measured against masks; None without masks.
@@ -64,7 +64,7 @@ class ImageReport:
     threshold: float
     calibration_images: int
     top: int
-    listed: tuple[ListedImage, ...]
+    top_images: tuple[ListedImage, ...]
     all_images: Measures | None
     held_out: Measures | None
     pixels: PixelMeasures | None
@@ -105,7 +105,7 @@ def report_images(
         threshold=calibration.threshold,
         calibration_images=len(calibration.scores),
         top=bundle.config.alerts.image_patches,
-        listed=tuple(_listed(images)),
+        top_images=tuple(_top_images(images)),
         all_images=_measure(labeled) if has_label else None,
         held_out=_measure(labeled.filter("held_out")) if has_label and is_known else None,
         pixels=pixels,
@@ -120,15 +120,15 @@ def _without_verdicts(bundle: ModelBundle, pixels: PixelMeasures) -> ImageReport
         threshold=bundle.calibration.threshold,
         calibration_images=0,
         top=1,
-        listed=(),
+        top_images=(),
         all_images=None,
         held_out=None,
         pixels=pixels,
     )
 
 
-def _listed(images: pl.DataFrame) -> Iterator[ListedImage]:
-    top = images.sort(["score", IMAGE_ID], descending=[True, False]).head(_LISTED)
+def _top_images(images: pl.DataFrame) -> Iterator[ListedImage]:
+    top = images.sort(["score", IMAGE_ID], descending=[True, False]).head(_SHOWN)
     for row in top.iter_rows(named=True):
         label = {True: "anomaly", False: "normal", None: ""}[row[LABEL]]
         names = (IMAGE_ID, "score", "p_value", "is_anomaly", "strangest")

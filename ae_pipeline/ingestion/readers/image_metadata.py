@@ -154,8 +154,8 @@ def _entries(
             f"{name} has the columns {', '.join(names)}, but needs {' or '.join(FILE_COLUMNS)} with the path of each "
             "image; rename the column, or set images.metadata in the YAML to null if the file holds no metadata"
         )
-    own = {*FILE_COLUMNS, *PATCH_COLUMNS, images.column, *(RESERVED_COLUMNS - {event_time})} - {key}
-    if taken := sorted(own & set(names)):
+    reserved = {*FILE_COLUMNS, *PATCH_COLUMNS, images.column, *(RESERVED_COLUMNS - {event_time})} - {key}
+    if taken := sorted(reserved & set(names)):
         raise SchemaError(f"column {taken[0]!r} of {name} has a reserved name; rename it")
     folder = PurePosixPath(name).parent
     for row in file.rows.iter_rows(named=True):
