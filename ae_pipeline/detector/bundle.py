@@ -82,6 +82,7 @@ class ModelBundle:
         reference: Distributions that drift is measured against; empty without event time.
         contract: Schema contract of the rows, for `score_raw`; None in bundles of earlier formats.
         image_calibration: Calibration of the scores of images; None unless rows are patches.
+        pixel_threshold: Heat above which a pixel is anomalous, by the alert budget; None for tables.
         stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
             later version of the package may write further keys, which must not change it.
 
@@ -108,6 +109,7 @@ class ModelBundle:
     reference: tuple[Distribution, ...] = ()
     contract: SchemaContract | None = None
     image_calibration: Calibration | None = None
+    pixel_threshold: float | None = None
     stored_fingerprint: str | None = None
 
     @property
@@ -143,9 +145,8 @@ class ModelBundle:
     @property
     def judge_images(self) -> ImageJudge | None:
         """Verdicts on images from the scores of their patches; None unless rows are patches."""
-        if self.image_calibration is None:
-            return None
-        return ImageJudge(self.image_calibration, self.config.alerts.image_patches, self.config.identity)
+        calibration, config = self.image_calibration, self.config
+        return ImageJudge(calibration, config.alerts.image_patches, config.identity) if calibration else None
 
     @property
     def columns(self) -> list[str]:
@@ -298,6 +299,7 @@ class ModelBundle:
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
                 contract=None if contract is None else SchemaContract.model_validate(contract),
                 image_calibration=images and Calibration(tensors[_IMAGES].numpy(), float(images["budget"])),
+                pixel_threshold=manifest.get("pixel_threshold"),
                 stored_fingerprint=stored_fingerprint,
             )
             check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
@@ -314,6 +316,7 @@ class ModelBundle:
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": _calibration_facts(self.calibration),
+            **({} if self.pixel_threshold is None else {"pixel_threshold": self.pixel_threshold}),
             **({"image_calibration": _calibration_facts(self.image_calibration)} if self.image_calibration else {}),
             "window": {
                 **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
@@ -328,10 +331,9 @@ class ModelBundle:
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {**tensors_of(self.detector), "calibration.scores": torch.from_numpy(self.calibration.scores)}
-        if self.image_calibration:
-            tensors[_IMAGES] = torch.from_numpy(self.image_calibration.scores)
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        scores = {"calibration.scores": self.calibration.scores}
+        scores |= {_IMAGES: self.image_calibration.scores} if self.image_calibration else {}
+        return tensors_of(self.detector) | {name: torch.from_numpy(each).contiguous() for name, each in scores.items()}
 
 
 def _calibration_facts(calibration: Calibration) -> dict[str, float]:

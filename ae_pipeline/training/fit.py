@@ -36,6 +36,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
@@ -125,6 +126,7 @@ def fit_bundle(
         calibration=calibrate(calibrated.scores, budget, days),
         window=window,
         facts=facts,
+        pixel_threshold=fit_pixel_threshold(detector, window, dataset, budget),
         image_calibration=None
         if of_images is None
         else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
