@@ -38,6 +38,14 @@ class Section(BaseModel):
         return accepted
 
 
+class Contamination(StrEnum):
+    """Whether the training rows contain anomalies; see `TrainingConfig.contamination`."""
+
+    UNKNOWN = "unknown"
+    NONE = "none"
+    SOME = "some"
+
+
 class LossTerm(StrEnum):
     """A term of the reconstruction loss. All terms but the likelihood are means over the elements of a row."""
 
@@ -265,6 +273,12 @@ class TrainingConfig(Section):
         default=False,
         description="Leave rows out of all parts of the training if `label` marks them as known anomalies. It needs "
         "`label`. By default the training ignores labels.",
+    )
+    contamination: Contamination = Field(
+        default=Contamination.UNKNOWN,
+        description="Whether the training rows contain anomalies. It matters only for the evidence `ensemble`. `none` "
+        "says that people have checked the rows: every row unlike all of them scores high. `some` says that one row "
+        "in a hundred or more is an anomaly: more rows are trimmed before the fit. `unknown` suits both cases.",
     )
     split_by: tuple[str, ...] = Field(
         default=(),
