@@ -75,11 +75,6 @@ class Combination:
         scores: Array = sums[:, 0] + factor * np.maximum(self.tails(sums[:, 1:])[:, 0] - start, 0.0)
         return scores
 
-    def leading(self, surprisal: Array) -> npt.NDArray[np.intp]:
-        """Return the index of the measure with the highest weighted surprisal for each row, shape (n,)."""
-        leading: npt.NDArray[np.intp] = (surprisal * self.weights[0]).argmax(axis=1)
-        return leading
-
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by name."""
         tails = {f"tails.{name}": value for name, value in self.tails.arrays().items()}

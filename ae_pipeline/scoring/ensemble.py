@@ -83,6 +83,7 @@ class Ensemble:
         denoising_ensemble: Denoising autoencoders.
         ends: Minimum of each measure, and its median minus this minimum, shape (2, measures).
         tails: Tails that turn scaled measures into surprisal, relative to training rows that look normal.
+        usual: 99 % quantile of each scaled measure of the training rows, shape (measures,).
         combination: Combination of the surprisals.
         forest: Isolation forest on encoded rows. None in bundles of before format 9.
         directions: Random projection of very wide rows for mixtures and autoencoders, shape (len(varying), directions).
@@ -100,6 +101,7 @@ class Ensemble:
     denoising_ensemble: DenoisingEnsemble
     ends: Array
     tails: TailCalibrator
+    usual: Array
     combination: Combination
     forest: IsolationForest | None
     directions: npt.NDArray[np.float32] | None = None
@@ -119,14 +121,28 @@ class Ensemble:
         measures: Array = (self._raw(matrix) - self.ends[0]) / self.ends[1]
         return measures
 
-    def governing(self, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
-        """Return a text about the measure with the highest weighted surprisal and its usual range, for each row."""
-        measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
-        leading = self.combination.leading(self.tails(measures))
-        return [
-            (f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}", f"{usual[index]:.1f} times at most in 99 %")
-            for row, index in zip(measures, leading, strict=True)
-        ]
+    def governing(self, matrix: npt.NDArray[np.floating], usual_total: float) -> list[tuple[str, str]]:
+        """Return a text about why each row is anomalous as a whole, and a text about the usual range.
+
+        The text names the measure with the highest weighted surprisal of those beyond their 99 % quantile. If no
+        measure is, it names the sum of all measures.
+
+        Args:
+            matrix: Encoded rows, shape (n, width).
+            usual_total: 99 % quantile of the score of this ensemble, nats.
+        """
+        measures, usual = self.measures(matrix), self.usual
+        weighted = np.where(measures > usual, self.tails(measures) * self.combination.weights[0], -np.inf)
+        texts = []
+        for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
+            index = int(nats.argmax())
+            if np.isfinite(nats[index]):
+                text = f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}"
+                texts.append((text, f"{usual[index]:.1f} times at most in 99 %"))
+            else:
+                text = f"{total:.1f} nats over all measures of the row as a whole"
+                texts.append((text, f"{usual_total:.1f} nats at most in 99 %"))
+        return texts
 
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)
@@ -159,7 +175,7 @@ class Ensemble:
         """Return the arrays to save, by name."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {} if self.directions is None else {"directions": self.directions}
-        arrays |= {} if self.forest is None else {"core_count": self.core_count}
+        arrays |= {} if self.forest is None else {"core_count": self.core_count, "usual": self.usual}
         for part in (*_PARTS, *(() if self.forest is None else _PARTS_OF_FORMAT_9)):
             arrays |= {f"{part}.{name}": value for name, value in getattr(self, part).arrays().items()}
         return arrays
@@ -175,12 +191,13 @@ class Ensemble:
         def arrays_below(part: str) -> dict[str, npt.NDArray[Any]]:
             return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
 
-        forest = arrays_below("forest.")
+        forest, tails = arrays_below("forest."), TailCalibrator(**arrays_below("tails."))
         return cls(
             scalings=Scalings(**arrays_below("scalings.")),
             mixture=Mixture(**arrays_below("mixture.")),
             denoising_ensemble=DenoisingEnsemble.from_arrays(arrays_below("denoising_ensemble.")),
-            tails=TailCalibrator(**arrays_below("tails.")),
+            tails=tails,
+            usual=arrays["usual"] if forest else tails.quantiles[:, -1],
             combination=Combination.from_arrays(arrays_below("combination.")) if forest else Combination.of_format_8(),
             forest=IsolationForest(**forest) if forest else None,
             core_count=arrays["core_count"] if forest else np.array(0),
@@ -239,6 +256,7 @@ def fit_ensemble(
         denoising_ensemble=denoising_ensemble,
         ends=np.stack([np.zeros(measures), np.ones(measures)]),
         tails=TailCalibrator.none(),
+        usual=np.ones(measures),
         combination=Combination.of_format_8(),
         forest=fit_forest(rows, seed),
         directions=directions,
@@ -248,7 +266,8 @@ def fit_ensemble(
     ends = np.stack([minimum, _medians(raw - minimum)])
     scaled = (raw - ends[0]) / ends[1]
     tails = fit_core_tails(scaled, setting)
-    return replace(unfitted, ends=ends, tails=tails, combination=fit_combination(tails(scaled), setting))
+    combination, usual = fit_combination(tails(scaled), setting), np.quantile(scaled, 0.99, axis=0)
+    return replace(unfitted, ends=ends, tails=tails, usual=usual, combination=combination)
 
 
 def _core(share: float, *scales: Array) -> npt.NDArray[np.bool_]:
