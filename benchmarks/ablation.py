@@ -16,16 +16,8 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.scoring.combination import SETTINGS, fit_combination
 from ae_pipeline.scoring.ensemble import MEASURES
-from benchmarks.detection import (
-    PROTOCOLS,
-    FloatArray,
-    cap_rows,
-    find_sets,
-    fit_detector_on,
-    frame_of,
-    make_task,
-    read_set,
-)
+from benchmarks.detection import fit_detector_on, frame_of
+from benchmarks.labelled_sets import PROTOCOLS, FloatArray, cap_rows, find_sets, make_task, read_set
 from benchmarks.report import Row, format_table, write_report
 
 WHOLE = "as shipped"

@@ -12,14 +12,30 @@ Planted anomalies make up 1, 5, 10, 20 or 30 % of a set. Under the protocol `con
 these rows, and under `one-class` from half of the clean ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from sklearn.mixture import GaussianMixture
 
-from benchmarks.detection import PROTOCOLS, FloatArray, Table, Task, cap_rows, make_task
+from benchmarks import detection
+from benchmarks.detection import Fit, Fitted, fit_ours, try_method
+from benchmarks.labelled_sets import PROTOCOLS, FloatArray, Table, cap_rows, find_sets, read_set
+from benchmarks.report import Row, format_table, write_report
+
+METHODS: Mapping[str, Fit] = {
+    **detection.METHODS,
+    "none": lambda train, seed: Fitted(fit_ours(train, seed, "none"), None),
+    "some": lambda train, seed: Fitted(fit_ours(train, seed, "some"), None),
+}
+"""Methods of `benchmarks.detection`, and ae_pipeline with the other values of `training.contamination`."""
+
+CHEAP = (detection.OURS, "none", "some", "KNN", "LOF", "IForest", "PCA", "ECOD", "COPOD")
+REAL = "real"
+"""Kind of the anomalies that a set has itself."""
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3)
 """Shares of planted anomalies among all rows of a set."""
@@ -65,26 +81,6 @@ KINDS: Mapping[str, Callable[[FloatArray, int, np.random.Generator], FloatArray]
 """Functions that plant anomalies, by kind."""
 
 
-class Case(NamedTuple):
-    """A task of the protocol.
-
-    Attributes:
-        name: Name of the labelled set.
-        kind: Kind of the planted anomalies, or `real` for the anomalies of the set.
-        share: Share of the planted anomalies; 0 for the anomalies of the set.
-        protocol: One of `PROTOCOLS`.
-        seed: Seed of rows, split and planting.
-        task: Rows to learn from and to score.
-    """
-
-    name: str
-    kind: str
-    share: float
-    protocol: str
-    seed: int
-    task: Task
-
-
 def plant(table: Table, kind: str, share: float, seed: int) -> Table:
     """Return clean rows of a set with planted anomalies, in random order.
 
@@ -102,17 +98,55 @@ def plant(table: Table, kind: str, share: float, seed: int) -> Table:
     return Table(table.name, rows[order], order >= len(clean))
 
 
-def cases(whole: Table, seed: int) -> Iterator[Case]:
-    """Yield the cases of a set: both protocols with its own anomalies, and with those of each kind and share."""
+def cases(whole: Table, seed: int) -> Iterator[tuple[str, float, Table]]:
+    """Yield kind, share and rows of each case of a set: its own anomalies, then those of each kind and share."""
     table = cap_rows(whole, seed)
-    for protocol in PROTOCOLS:
-        if table.is_anomaly.any():
-            yield Case(table.name, "real", 0.0, protocol, seed, make_task(table, protocol, seed))
-        for kind in KINDS:
-            for share in SHARES:
-                yield Case(
-                    table.name, kind, share, protocol, seed, make_task(plant(table, kind, share, seed), protocol, seed)
-                )
+    if table.is_anomaly.any() and not table.is_anomaly.all():
+        yield REAL, float(table.is_anomaly.mean()), table
+    yield from ((kind, share, plant(table, kind, share, seed)) for kind in KINDS for share in SHARES)
+
+
+def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
+    """Evaluate methods on all cases of the sets of a folder, print the table and write the JSON after each set."""
+    rows: list[Row] = []
+    for path in find_sets(folder):
+        whole = read_set(path)
+        for seed in seeds:
+            for kind, share, table in cases(whole, seed):
+                for protocol in PROTOCOLS:
+                    trials = [try_method(table, protocol, method, seed, METHODS) for method in methods]
+                    rows += [{**trial.row(), "kind": kind, "share": share} for trial in trials]
+        write_report(out, "protocol", rows, ("pyod", "scikit-learn"))
+        print(f"{path.stem} done", flush=True)
+    print(f"\n{describe(rows)}")
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """Return a table of each method, protocol and kind: AUROC, average precision, and regret.
+
+    The regret of a method in a case is how far it is behind the best method in it, mean of AUROC and average precision.
+    The last column is the mean regret in the worst quarter of the cases.
+    """
+    best: dict[tuple[object, ...], tuple[float, float]] = {}
+    for row in rows:
+        highest = best.get(_case(row), (0.0, 0.0))
+        best[_case(row)] = (max(highest[0], float(row["auroc"])), max(highest[1], float(row["ap"])))
+    groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for row in rows:
+        auroc, ap = float(row["auroc"]), float(row["ap"])
+        regret = (best[_case(row)][0] - auroc + best[_case(row)][1] - ap) / 2
+        key = (str(row["protocol"]), str(row["kind"]), str(row["method"]))
+        groups.setdefault(key, []).append((auroc, ap, regret))
+    lines = []
+    for key, figures in groups.items():
+        worst = sorted((regret for *_, regret in figures), reverse=True)[: max(1, len(figures) // 4)]
+        means = [*map(statistics.mean, zip(*figures, strict=True)), statistics.mean(worst)]
+        lines.append([*key, *(f"{mean:.4f}" for mean in means)])
+    return format_table(["protocol", "kind", "method", "AUROC", "AP", "regret", "worst quarter"], lines)
+
+
+def _case(row: Row) -> tuple[object, ...]:
+    return tuple(row[key] for key in ("set", "protocol", "kind", "share", "seed"))
 
 
 def _sample_mixture(
@@ -127,5 +161,26 @@ def _sample_mixture(
     chosen = rng.choice(components, size=count, p=model.weights_)
     roots = np.linalg.cholesky(covariances * model.covariances_)
     noise = np.einsum("nij,nj->ni", roots[chosen], rng.standard_normal((count, clean.shape[1])))
-    rows: npt.NDArray[np.float64] = (means * model.means_[chosen] + noise) * scale + center
+    rows: FloatArray = (means * model.means_[chosen] + noise) * scale + center
     return rows
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.protocol", description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
+    parser.add_argument("--seeds", default="0", help="comma-separated numbers (default: %(default)s)")
+    parser.add_argument("--methods", default=",".join(CHEAP), help="comma-separated methods (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    methods = arguments.methods.split(",")
+    if unknown := sorted(set(methods) - METHODS.keys()):
+        parser.error(f"--methods contains {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    if not find_sets(arguments.data):
+        parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
+    torch.set_num_threads(1)
+    run(arguments.data, methods, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,13 +35,13 @@ class Setting:
 
 SETTINGS: Mapping[Contamination, Setting] = {
     Contamination.UNKNOWN: Setting(
-        core_share=0.8, weights=(0.75, 1.5, 2.0, 0.5, 0.75, 1.5, 0.5), novelty_from=3.4, novelty_factor=8.0
+        core_share=0.8, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 1.5, 0.5), novelty_from=3.5, novelty_factor=8.0
     ),
     Contamination.NONE: Setting(
-        core_share=1.0, weights=(1.0, 2.0, 1.5, 0.25, 0.5, 0.0, 0.0), novelty_from=2.0, novelty_factor=10.0
+        core_share=1.0, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 0.0, 0.0), novelty_from=2.3, novelty_factor=5.0
     ),
     Contamination.SOME: Setting(
-        core_share=0.7, weights=(0.5, 1.0, 2.0, 0.5, 0.75, 1.0, 0.5), novelty_from=4.6, novelty_factor=3.0
+        core_share=0.8, weights=(1.0, 1.0, 2.5, 0.25, 1.0, 2.0, 0.5), novelty_from=4.6, novelty_factor=1.0
     ),
 }
 """Settings by what the user knows about the training rows, chosen with `benchmarks.protocol`."""
@@ -74,11 +74,6 @@ class Combination:
         start, factor = self.novelty
         scores: Array = sums[:, 0] + factor * np.maximum(self.tails(sums[:, 1:])[:, 0] - start, 0.0)
         return scores
-
-    def leading(self, surprisal: Array) -> npt.NDArray[np.intp]:
-        """Return the index of the measure with the highest weighted surprisal for each row, shape (n,)."""
-        leading: npt.NDArray[np.intp] = (surprisal * self.weights[0]).argmax(axis=1)
-        return leading
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by name."""

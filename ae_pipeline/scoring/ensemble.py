@@ -83,6 +83,7 @@ class Ensemble:
         denoising_ensemble: Denoising autoencoders.
         ends: Minimum of each measure, and its median minus this minimum, shape (2, measures).
         tails: Tails that turn scaled measures into surprisal, relative to training rows that look normal.
+        usual: 99 % quantile of each scaled measure of the training rows, shape (measures,).
         combination: Combination of the surprisals.
         forest: Isolation forest on encoded rows. None in bundles of before format 9.
         directions: Random projection of very wide rows for mixtures and autoencoders, shape (len(varying), directions).
@@ -100,6 +101,7 @@ class Ensemble:
     denoising_ensemble: DenoisingEnsemble
     ends: Array
     tails: TailCalibrator
+    usual: Array
     combination: Combination
     forest: IsolationForest | None
     directions: npt.NDArray[np.float32] | None = None
@@ -129,11 +131,12 @@ class Ensemble:
             matrix: Encoded rows, shape (n, width).
             usual_total: 99 % quantile of the score of this ensemble, nats.
         """
-        measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
-        leading = self.combination.leading(np.where(measures > usual, self.tails(measures), 0.0))
+        measures, usual = self.measures(matrix), self.usual
+        weighted = np.where(measures > usual, self.tails(measures) * self.combination.weights[0], -np.inf)
         texts = []
-        for row, index, total in zip(measures, leading, self(matrix), strict=True):
-            if row[index] > usual[index]:
+        for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
+            index = int(nats.argmax())
+            if np.isfinite(nats[index]):
                 text = f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}"
                 texts.append((text, f"{usual[index]:.1f} times at most in 99 %"))
             else:
@@ -172,7 +175,7 @@ class Ensemble:
         """Return the arrays to save, by name."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {} if self.directions is None else {"directions": self.directions}
-        arrays |= {} if self.forest is None else {"core_count": self.core_count}
+        arrays |= {} if self.forest is None else {"core_count": self.core_count, "usual": self.usual}
         for part in (*_PARTS, *(() if self.forest is None else _PARTS_OF_FORMAT_9)):
             arrays |= {f"{part}.{name}": value for name, value in getattr(self, part).arrays().items()}
         return arrays
@@ -188,12 +191,13 @@ class Ensemble:
         def arrays_below(part: str) -> dict[str, npt.NDArray[Any]]:
             return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
 
-        forest = arrays_below("forest.")
+        forest, tails = arrays_below("forest."), TailCalibrator(**arrays_below("tails."))
         return cls(
             scalings=Scalings(**arrays_below("scalings.")),
             mixture=Mixture(**arrays_below("mixture.")),
             denoising_ensemble=DenoisingEnsemble.from_arrays(arrays_below("denoising_ensemble.")),
-            tails=TailCalibrator(**arrays_below("tails.")),
+            tails=tails,
+            usual=arrays["usual"] if forest else tails.quantiles[:, -1],
             combination=Combination.from_arrays(arrays_below("combination.")) if forest else Combination.of_format_8(),
             forest=IsolationForest(**forest) if forest else None,
             core_count=arrays["core_count"] if forest else np.array(0),
@@ -252,6 +256,7 @@ def fit_ensemble(
         denoising_ensemble=denoising_ensemble,
         ends=np.stack([np.zeros(measures), np.ones(measures)]),
         tails=TailCalibrator.none(),
+        usual=np.ones(measures),
         combination=Combination.of_format_8(),
         forest=fit_forest(rows, seed),
         directions=directions,
@@ -261,7 +266,8 @@ def fit_ensemble(
     ends = np.stack([minimum, _medians(raw - minimum)])
     scaled = (raw - ends[0]) / ends[1]
     tails = fit_core_tails(scaled, setting)
-    return replace(unfitted, ends=ends, tails=tails, combination=fit_combination(tails(scaled), setting))
+    combination, usual = fit_combination(tails(scaled), setting), np.quantile(scaled, 0.99, axis=0)
+    return replace(unfitted, ends=ends, tails=tails, usual=usual, combination=combination)
 
 
 def _core(share: float, *scales: Array) -> npt.NDArray[np.bool_]:

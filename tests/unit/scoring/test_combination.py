@@ -63,4 +63,3 @@ def test_round_trip_and_the_sum_of_bundles_of_format_8(surprisal: np.ndarray) ->
     assert back(surprisal).tobytes() == fitted(surprisal).tobytes()
     old = Combination.of_format_8()
     np.testing.assert_allclose(old(surprisal[:, :5]), surprisal[:, :5] @ [1, 1, 2, 0.5, 0.75])
-    assert old.leading(np.array([[1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 9.0, 1.0, 1.0, 1.0]])).tolist() == [2, 1]

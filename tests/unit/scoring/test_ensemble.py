@@ -216,7 +216,7 @@ class TestSameness:
         rows = normal_rows(400, 0)
         fitted = fit_ensemble(rows, ASINH_MASK, 0)
         outliers = np.concatenate([rows[:50], rows[:50] + 30])
-        measures, usual = fitted.measures(outliers), fitted.tails.quantiles[:, -1]
+        measures, usual = fitted.measures(outliers), fitted.usual
         weighted = np.where(measures > usual, fitted.tails(measures) * fitted.combination.weights[0], -1)
         totals, messages = fitted(outliers), fitted.governing(outliers, usual_total=12.34)
         of_measures = [message for message, nats in zip(messages, weighted, strict=True) if nats.max() > 0]
