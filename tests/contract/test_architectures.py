@@ -25,16 +25,18 @@ from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle, ScoredRows
+from ae_pipeline.encoding.encoder import fit_encoder
 from ae_pipeline.encoding.table_encoder import Block, BlockKind
 from ae_pipeline.latent_space.alignment import transform_latents
 from ae_pipeline.latent_space.compatibility import AffineMap
 from ae_pipeline.models import base
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import build_corruption
-from ae_pipeline.models.factory import ARCHITECTURES, build_model
+from ae_pipeline.models.factory import ARCHITECTURES, build_loss, build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss, TermsLoss
 from ae_pipeline.training.loop import TrainingResult, train
+from ae_pipeline.training.regularizer import LatentRegularizer
 from tests.support.images import image_frame, waves
 
 pytestmark = pytest.mark.slow
@@ -597,3 +599,30 @@ def marked(n: int, seed: int) -> npt.NDArray[Any]:
     images = waves(n, seed, image_shape())
     images[:, 0, 0], images[:, -1, -1] = 0, 255
     return images
+
+
+@pytest.mark.parametrize("case", [*_every_form(), *VARIANTS], ids=lambda case: case.name)
+def test_a_step_reads_no_value_from_its_device_and_no_tensor_of_the_cpu(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph cannot contain either. Tensors on the device "meta" have no values, so that reading one fails."""
+    encoder = fit_encoder(case.config, case.sample(200), case.columns)
+    model, loss = (
+        part.to("meta") for part in (build_model(case.config, encoder.shape), build_loss(case.config, encoder))
+    )
+    x, beta = torch.rand((32, *encoder.shape), device="meta"), torch.rand((), dtype=torch.float64, device="meta")
+    previous = torch.rand((32, model.latent_dim), device="meta")
+    regularizer = LatentRegularizer(previous, 0.1)
+    regularizer.__dict__["_std"] = torch.rand(model.latent_dim, device="meta")  # read before the first capture
+    corrupted = case.config.training.model_copy(update={"corruption": "salt_and_pepper"})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__int__", lambda _: len(case.columns) - 1)  # as is the number of groups
+        groups = torch.zeros(encoder.shape, dtype=torch.long, device="meta") if case.images is None else None
+        corrupt = build_corruption(corrupted, groups, encoder.ends)
+    assert corrupt is not None
+    value = loss.objective(model.train()(corrupt(x, None), None), x, beta).mean()
+    (value + regularizer.penalty(model.encode(x), previous)).backward()
+    parameters = [*model.parameters(), *loss.parameters()]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    assert {value.grad.device.type for value in parameters if value.grad is not None} == {"meta"}
+    assert sum(value.grad is None for value in parameters) == 0
