@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ae_pipeline.common.errors import DeviceError
+from ae_pipeline.common.errors import ConfigError, DeviceError
 from ae_pipeline.common.text import first_line
 
 R = TypeVar("R")
@@ -26,6 +26,23 @@ class Rows(Protocol):
 
 
 B = TypeVar("B", bound=Rows)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`, or for a name of torch such as `cuda:1`.
+
+    Raises:
+        ConfigError: `cuda` is configured, but no CUDA device is available.
+
+    Examples:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no CUDA device on this machine; choose auto or cpu")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    prepare(device)
+    return device
 
 
 def prepare(device: torch.device) -> None:

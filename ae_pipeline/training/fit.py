@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -34,7 +35,7 @@ from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
-from ae_pipeline.training.loop import TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import screen_by_serving

@@ -1,4 +1,4 @@
-"""The training loop: epochs, early stopping and the choice of the device."""
+"""The training loop: epochs and early stopping."""
 
 import copy
 import math
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ae_pipeline.common.device import device_errors, own_stream, prepare, shrinking
-from ae_pipeline.common.errors import ConfigError, TrainingError
+from ae_pipeline.common.device import device_errors, own_stream, shrinking
+from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.features.sizes import choose_batch_size
@@ -44,23 +44,6 @@ class TrainingResult:
     is_anchored: bool = False
     is_streamed: bool = False
     validation_rows: int = 0
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ConfigError: `cuda` is configured, but no CUDA device is available.
-
-    Examples:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch finds no CUDA device on this machine; choose auto or cpu")
-    device = torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-    prepare(device)
-    return device
 
 
 def train(
