@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ae_pipeline.common.deprecation import REMOVED_IN, warn
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
@@ -253,11 +254,13 @@ class ModelBundle:
 
         Args:
             folder: Directory that `save` wrote.
-            device: Device to score on.
+            device: Device to score on: a device, or `auto`, `cpu` or `cuda`. Any bundle loads onto any device.
 
         Raises:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
+            ConfigError: `cuda` is asked for, but no CUDA device is available.
         """
+        device = choose_device(device) if isinstance(device, str) else device
         stored, tensors = read_files(folder)
         manifest = without_digests(stored)
         stored_fingerprint = fingerprint_of(manifest, tensors)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import RANKED_ROWS, choose_days
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import detach, row_bytes, rows_per_batch
+from ae_pipeline.storage.parquet import detach, footer_of, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
@@ -139,7 +138,7 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         if self.is_by_row or self.only_normal:
             return sum(rows.height for rows in self.batches(part, paths, ["row_id"]))
-        return sum(pq.read_metadata(paths.features(day)).num_rows for day in days)
+        return sum(footer_of(paths.features(day)).num_rows for day in days)
 
     def batches(
         self,
@@ -163,7 +162,7 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         width = self._check_columns(days, paths)
         if at_once == 0:
-            bytes_per_row = row_bytes(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
+            bytes_per_row = row_bytes(footer_of(paths.features(days[-1])), columns) if days else 0.0
             at_once = rows_per_batch(width if columns is None else len(columns), bytes_per_row)
         groups = self._groups_of(part, paths) if self.is_by_row and self.split_by else None
         for scan in _scans([paths.features(day) for day in days], at_once):
@@ -185,7 +184,7 @@ class Window:
 
     def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> int:
         """Check that all days have the same columns, and return their number."""
-        names = {day: pq.read_schema(paths.features(day)).names for day in days}
+        names = {day: footer_of(paths.features(day)).schema.to_arrow_schema().names for day in days}
         needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._split_columns)
         for day, columns in names.items():
             if missing := sorted(needed - set(columns)):
@@ -285,7 +284,7 @@ def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]
     rows = 0
     for file in files:
         scan = pl.scan_parquet(file, glob=False)
-        height = pq.read_metadata(file).num_rows if at_once is not None else 0
+        height = footer_of(file).num_rows if at_once is not None else 0
         if at_once is not None and combined and rows + height > at_once:
             yield pl.concat(combined, how="diagonal")
             combined, rows = [], 0

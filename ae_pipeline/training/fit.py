@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -34,7 +35,8 @@ from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
-from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.loop import TrainingResult, evaluate, train
+from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
@@ -196,7 +198,7 @@ def fit_detector(
     else:
         for_ensemble = [encoder.encode(train_rows), validation.cpu().numpy()]
         latents = regularizer.latents if regularizer else None
-        encoded = InMemory(torch.from_numpy(for_ensemble[0]).to(device), latents)
+        encoded = InMemory.on(device, torch.from_numpy(for_ensemble[0]), latents)
     result = train(
         model,
         loss,
@@ -205,7 +207,7 @@ def fit_detector(
         config.training,
         generator,
         report,
-        corrupt=_corruption(config, encoder),
+        corrupt=_corruption(config, encoder, device),
         regularizer=regularizer,
     )
     result = dataclasses.replace(
@@ -254,8 +256,8 @@ def _start_from(
     return is_warm, build_latent_regularizer(previous, rows, config, model.latent_dim)
 
 
-def _corruption(config: PipelineConfig, encoder: Encoder) -> Corruption | None:
-    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
+def _corruption(config: PipelineConfig, encoder: Encoder, device: torch.device) -> Corruption | None:
+    groups = torch.from_numpy(encoder.groups).to(device) if isinstance(encoder, TableEncoder) else None
     return build_corruption(config.training, groups, encoder.ends, context_width(encoder))
 
 
