@@ -46,7 +46,7 @@ def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
     try:
         outcome = case.run(deployment)
         finished = deployment.finish()
-    except (RuntimeError, OSError, SubprocessError) as error:
+    except (RuntimeError, OSError, SubprocessError, AssertionError, LookupError) as error:
         failed = f"; {type(error).__name__}: {error}"
         kill_descendants()
     counts = dict.fromkeys(FIGURES, 0)
