@@ -46,7 +46,7 @@ _STOP_SECONDS, _FREE_SECONDS = 2.0, 60.0
 Run = Callable[[Deployment], Outcome]
 
 
-def _stop(signals: Sequence[signal.Signals], delays: Sequence[float]) -> Run:
+def stop_run(signals: Sequence[signal.Signals], delays: Sequence[float]) -> Run:
     """Return a function that stops `ae-pipeline run` once after each marker, and starts it again after each stop.
 
     Args:
@@ -74,7 +74,7 @@ def _stop(signals: Sequence[signal.Signals], delays: Sequence[float]) -> Run:
             if not killed:
                 times.append(seconds)
                 total["late"] += seconds > allowed(_STOP_SECONDS)
-        return Outcome(total, f"{stops} stops", max(times, default=0.0))
+        return Outcome(total, f"stopped {stops} times", max(times, default=0.0))
 
     return run
 
@@ -187,7 +187,7 @@ def stop_cases(kills: int, seed: int) -> list[Case]:
     for number in range(1, kills // len(MARKERS) + 1):
         signals = [SIGNALS[(number + index) % len(SIGNALS)] for index in range(len(MARKERS))]
         delays = [round(rng.uniform(0, 2), 2) for _ in MARKERS]
-        table.append(Case(f"signals in every stage, round {number}", LANDED, _stop(signals, delays)))
+        table.append(Case(f"signals in every stage, round {number}", LANDED, stop_run(signals, delays)))
     return table
 
 

@@ -51,13 +51,17 @@ def look_at_landing(dataset: Dataset, today: dt.date, settle_seconds: float) -> 
         settle_seconds: Age from which a file does not grow any more.
     """
     began = time.time()
-    settings = hash_json([dataset.config.model_dump(mode="json"), today.isoformat(), dataset.config.today().isoformat()])
+    settings = hash_json(
+        [dataset.config.model_dump(mode="json"), today.isoformat(), dataset.config.today().isoformat()]
+    )
     files, newest = _fingerprint(dataset)
-    last = _idle.get(dataset.paths.ledger)
-    if last and (last.settings, last.files) == (settings, files) and time.monotonic() - last.at < _FULL_LOOK_SECONDS:
-        if not days_to_fetch(dataset, dt.datetime.now(dt.UTC)):
-            return last.plan
-    _idle.pop(dataset.paths.ledger, None)
+    last = _idle.pop(dataset.paths.ledger, None)
+    is_same = last is not None and (last.settings, last.files) == (settings, files)
+    if last and is_same and time.monotonic() - last.at < _FULL_LOOK_SECONDS:
+        if days_to_fetch(dataset, dt.datetime.now(dt.UTC)):
+            return plan_landing(dataset, today, settle_seconds)
+        _idle[dataset.paths.ledger] = last
+        return last.plan
     plan = plan_landing(dataset, today, settle_seconds)
     if not plan.work and newest < began - settle_seconds:  # younger files may have changed twice within a time stamp
         _idle[dataset.paths.ledger] = _Idle(settings, files, plan, time.monotonic())
