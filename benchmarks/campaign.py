@@ -149,7 +149,7 @@ class Deployment:
     def leftovers(self) -> int:
         """Return the number of temporary files, held locks and processes of this deployment that are left."""
         stray = sum(path.name.endswith(".tmp") for path in (self.root / "data").rglob("*"))
-        return stray + is_locked(self.paths.lock) + len(descendants(os.getpid()))
+        return stray + is_locked(self.paths) + len(descendants(os.getpid()))
 
     def champion_run(self) -> str:
         """Return the Dagster run that trained the version that serves; empty if none serves."""
@@ -220,9 +220,9 @@ def terminate_case(job: str, step: str, *, forced: bool, backfill: bool = False)
             status = api.wait_for_end(run_id, 60)
             seconds = time.monotonic() - began
             end = time.monotonic() + 5
-            while is_locked(deployment.paths.lock) and time.monotonic() < end:
+            while is_locked(deployment.paths) and time.monotonic() < end:
                 time.sleep(0.1)
-            counts = {"blocked": int(is_locked(deployment.paths.lock) or status == "CANCELING")}
+            counts = {"blocked": int(is_locked(deployment.paths) or status == "CANCELING")}
         serving = deployment.champion_run()
         counts["promoted"] = int(status == "CANCELED" and serving == run_id and previous != run_id)
         return Outcome(counts, status.lower(), seconds)
