@@ -124,7 +124,7 @@ def publish(
     spaces_at_start: set[str] | None = None
     built: set[str] = set()
     for retry in range(_RETRIES + 1):
-        # The first attempt holds no lock, because scoring takes long. The others find their files written.
+        # The first attempt scores without the lock, because that takes long. The others find their files written.
         with locks().hold(lock) if retry else nullcontext():
             table = files.open()
             update = TableUpdate(dataset, bundle, model_version, files, contract, table)
@@ -137,7 +137,8 @@ def publish(
             published = update.write(planned)
             built |= {day.day for day in published if day.built}
             try:
-                table, committed = _commit(update, planned, table, origin, before_commit)
+                with locks().hold(lock):
+                    table, committed = _commit(update, planned, table, origin, before_commit)
                 break
             except ConflictError:
                 if retry == _RETRIES:

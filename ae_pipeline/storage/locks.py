@@ -6,6 +6,7 @@
 import os
 import re
 import socket
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,13 +34,13 @@ class FileLocks(Locks):
     def _acquire(self, lock: Lock, *, waits: bool) -> bool:
         make_folder(lock.file.parent)
         try:
-            _file_lock(lock).acquire(timeout=-1 if waits else 0)
+            _file_lock(lock.file).acquire(timeout=-1 if waits else 0)
         except Timeout:
             return False
         return True
 
     def _release(self, lock: Lock) -> None:
-        _file_lock(lock).release()
+        _file_lock(lock.file).release()
 
     def is_held(self, lock: Lock) -> bool:
         """Return whether a process holds a lock file."""
@@ -67,8 +68,10 @@ class FileLocks(Locks):
         """Do nothing: the system takes a file lock from no living process."""
 
 
-def _file_lock(lock: Lock) -> FileLock:
-    return FileLock(lock.file, is_singleton=True)
+@cache
+def _file_lock(path: Path) -> FileLock:
+    """Return the one object of a lock file. It counts how often a thread holds it, and its end would release it."""
+    return FileLock(path)
 
 
 def locks() -> Locks:
