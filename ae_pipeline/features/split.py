@@ -1,5 +1,7 @@
 """Split the rows of a dataset into training, validation, calibration and gate."""
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,8 @@ class Window:
         train: Days on which encoder and weights are fitted. Without event time it is `ALL_ROWS`, and a hash assigns
             each row to a part. So it does for very few days, all of which are then in each part.
         validation: Later days, for early stopping and the tails of the losses. The ensemble uses them too.
-        calibration: Newest days of the window, for p-values.
+        calibration: Newest days of the window, for p-values. If the data has changed, training takes every other of the
+            validation and calibration days (see `interleaved`).
         fingerprint: Hash of the content of these days.
         split_by: Columns that define groups of rows that a hash assigns; each row is assigned by itself if empty.
         only_normal: Whether known anomalies are left out of all parts.
@@ -69,12 +72,29 @@ class Window:
     @property
     def days(self) -> tuple[str, ...]:
         """All days on which a model is fitted, the oldest first."""
-        return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
+        return tuple(sorted({*self.train, *self.validation, *self.calibration}))
 
     @property
     def is_by_row(self) -> bool:
         """Whether a hash assigns rows to parts, so that each part has the same days."""
         return self.train == self.calibration
+
+    def interleaved(self) -> "Window":
+        """Return the window with every other validation and calibration day given to training.
+
+        A model is fitted on the oldest days, so it learns a change of the data only weeks later. With this split it
+        learns the change at once. Validation keeps its share of the days that remain, evenly spread.
+        """
+        newest = sorted((*self.validation, *self.calibration))
+        rest = newest[1::2]
+        share = len(self.validation) / len(newest)
+        is_validation = [math.floor((index + 1) * share) > math.floor(index * share) for index in range(len(rest))]
+        return dataclasses.replace(
+            self,
+            train=(*self.train, *newest[::2]),
+            validation=tuple(day for day, chosen in zip(rest, is_validation, strict=True) if chosen),
+            calibration=tuple(day for day, chosen in zip(rest, is_validation, strict=True) if not chosen),
+        )
 
     def rows(
         self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None, most: int | None = None

@@ -102,14 +102,28 @@ class Ensemble:
         measures: Array = (self._raw(matrix) - self.ends[0]) / self.ends[1]
         return measures
 
-    def governing(self, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
-        """Return a text about the measure with the highest weighted surprisal and its usual range, for each row."""
-        measures = self.measures(matrix)
-        weighted, usual = self.tails(measures) * WEIGHTS, self.tails.quantiles[:, -1]
-        return [
-            (f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}", f"{usual[index]:.1f} times at most in 99 %")
-            for row, index in zip(measures, weighted.argmax(axis=1), strict=True)
-        ]
+    def governing(self, matrix: npt.NDArray[np.floating], usual_total: float) -> list[tuple[str, str]]:
+        """Return a text about why each row is anomalous as a whole, and a text about the usual range.
+
+        The text names the measure with the highest weighted surprisal of those beyond their 99 % quantile. If no
+        measure is, it names the sum of all measures.
+
+        Args:
+            matrix: Encoded rows, shape (n, width).
+            usual_total: 99 % quantile of the score of this ensemble, nats.
+        """
+        measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
+        weighted = np.where(measures > usual, self.tails(measures) * WEIGHTS, -np.inf)
+        texts = []
+        for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
+            index = int(nats.argmax())
+            if np.isfinite(nats[index]):
+                text = f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}"
+                texts.append((text, f"{usual[index]:.1f} times at most in 99 %"))
+            else:
+                text = f"{total:.1f} nats over all measures of the row as a whole"
+                texts.append((text, f"{usual_total:.1f} nats at most in 99 %"))
+        return texts
 
     def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
         rows = matrix[:, self.varying].astype(np.float64)

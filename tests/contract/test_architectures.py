@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 ALL_EVIDENCE = {"alerts": {"budget": 0.02, "evidence": tuple(Evidence)}}
 """All kinds of evidence. The ensemble takes longer than these small networks, so only one form of each has it."""
 
-NOT_COLUMNS = {"latent", "ensemble"}
+NOT_COLUMNS = {"latent", "ensemble", "row"}
 """Contributions of an explanation that are not columns."""
 
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -233,10 +233,14 @@ class TestShapes:
             len(fit.bundle.detector.tails.quantiles),
         )
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
-        named = [
-            [part.column for part in parts if part.column not in NOT_COLUMNS] for parts in fit.bundle.explain(rows, 99)
-        ]
-        assert [set(names) for names in named] == [set(fit.bundle.loss.columns if is_table else ("spot", "image"))] * n
+        columns = set(fit.bundle.loss.columns if is_table else ("spot", "image"))
+        for parts in fit.bundle.explain(rows, 99):
+            named = [part for part in parts if part.column not in NOT_COLUMNS]
+            assert parts
+            assert all(part.actual != part.expected for part in parts)
+            assert {part.column for part in named} <= columns
+            assert len({part.column for part in named}) == len(named)
+            assert is_table or len(named) == 2
         assert fit.bundle.denoise(rows).schema == rows.schema
         assert fit.bundle.denoise(rows).height == n
 

@@ -197,19 +197,24 @@ class TestSameness:
         np.testing.assert_allclose(fitted(rows[order]), whole[order], rtol=1e-5)
 
     @pytest.mark.usefixtures("quick")
-    def test_highest_measure_is_described_with_its_value(self) -> None:
+    def test_highest_measure_beyond_its_limit_is_described_with_its_value(self) -> None:
         rows = normal_rows(400, 0)
         fitted = fit_ensemble(rows, ASINH_MASK, 0)
         outliers = np.concatenate([rows[:50], rows[:50] + 30])
-        measures = fitted.measures(outliers)
-        weighted = fitted.tails(measures) * WEIGHTS
-        messages = fitted.governing(outliers)
-        for message, values, nats in zip(messages, measures, weighted, strict=True):
+        measures, usual = fitted.measures(outliers), fitted.tails.quantiles[:, -1]
+        weighted = np.where(measures > usual, fitted.tails(measures) * WEIGHTS, -1)
+        totals, messages = fitted(outliers), fitted.governing(outliers, usual_total=12.34)
+        of_measures = [message for message, nats in zip(messages, weighted, strict=True) if nats.max() > 0]
+        assert 50 <= len(of_measures) < 100
+        for message, values, nats, total in zip(messages, measures, weighted, totals, strict=True):
             index = int(nats.argmax())
-            usual = fitted.tails.quantiles[index, -1]
-            assert message[0].startswith(f"{values[index]:.1f} times the usual {DESCRIPTIONS[index]}")
-            assert message[1] == f"{usual:.1f} times at most in 99 %"
-        assert len({text.split("usual ")[1] for text, _ in messages}) >= 3
+            if nats[index] > 0:
+                assert message[0].startswith(f"{values[index]:.1f} times the usual {DESCRIPTIONS[index]}")
+                assert message[1] == f"{usual[index]:.1f} times at most in 99 %"
+            else:
+                assert message[0] == f"{total:.1f} nats over all measures of the row as a whole"
+                assert message[1] == "12.3 nats at most in 99 %"
+        assert len({text.split("usual ")[1] for text, _ in of_measures}) >= 2
 
     def test_scores_do_not_depend_on_order_or_batches(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
