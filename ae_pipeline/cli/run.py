@@ -166,7 +166,10 @@ def _land_demo(dataset: "Dataset") -> None:
     from ae_pipeline.cli.demo import DEMOS
     from ae_pipeline.ingestion.landing_folder import landing_folder
     from ae_pipeline.orchestration.console import format_line
+    from ae_pipeline.storage.project import find_project
 
+    if not find_project().has_examples:
+        return
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)
     if land and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
         print(format_line("landing", f"{land(folder):,} files landed in {folder}", time.time()), flush=True)

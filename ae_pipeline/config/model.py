@@ -318,8 +318,8 @@ class TrainingConfig(Section):
         default=None,
         ge=2**20,
         description="Maximum memory for the rows of a training, for example `4GiB`. If a window needs more, the "
-        "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default a quarter of the "
-        "machine's memory.",
+        "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default 4 GiB, or a "
+        "quarter of the memory of a machine or container that has less than 16 GiB.",
     )
     max_screened_share: float = Field(
         default=0.25,
