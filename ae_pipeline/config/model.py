@@ -280,6 +280,12 @@ class TrainingConfig(Section):
         "says that people have checked the rows: every row unlike all of them scores high. `some` says that one row "
         "in a hundred or more is an anomaly: more rows are trimmed before the fit. `unknown` suits both cases.",
     )
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL condition over the columns, such as `split = 'train'`. All parts of the training only have "
+        "rows for which it is true; the others are scored as a test set. By default every row can be in the training.",
+    )
     split_by: tuple[str, ...] = Field(
         default=(),
         description="Columns that define groups of rows, for datasets without event time. All rows of a group are in "

@@ -29,6 +29,18 @@ class AlertsConfig(Section):
         "most this value; 0.001 is one false alert in a thousand normal rows. By default 0.001, or with fewer than 999 "
         "calibration rows the lowest value that they can measure.",
     )
+    image_budget: Fraction | None = Field(
+        default=None,
+        description="Where rows are patches: the share of normal images that may be flagged. An image has one score, "
+        "and is calibrated on whole calibration images. By default 0.001, or the lowest value that the number of "
+        "calibration images can measure.",
+    )
+    image_patches: int = Field(
+        default=1,
+        ge=1,
+        description="Where rows are patches: the score of an image is the mean score of this many of its most "
+        "anomalous patches. 1 is the maximum, which suits single small defects; more suit spread-out ones.",
+    )
     evidence: tuple[Evidence, ...] = Field(
         default=tuple(Evidence),
         min_length=1,

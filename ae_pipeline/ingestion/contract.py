@@ -280,7 +280,7 @@ def is_needed(column: str, config: PipelineConfig) -> bool:
     """Return whether the configuration uses a column, so that a file without readable values there is refused."""
     image = [config.images.column] if config.images else []
     named = {*config.identity, config.event_time, *config.columns, *config.training.split_by, *image}
-    expressions = " ".join([*config.derive.values(), config.label or ""])
+    expressions = " ".join([*config.derive.values(), config.label or "", config.training.where or ""])
     return column in named or re.search(rf"(?<!\w){re.escape(column)}(?!\w)", expressions) is not None
 
 
