@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ae_pipeline.monitoring.day_assessment import DayAssessment
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.cards import cards, unseen_days_summary
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.gallery import Gallery
@@ -13,6 +13,7 @@ from ae_pipeline.reports.groups import Group, group_rows
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.pictures import Panel
 from ae_pipeline.reports.ranking import RankedRow
+from ae_pipeline.reports.review import cause_key
 from ae_pipeline.reports.view import Published
 
 _BAR_DAYS = 366
@@ -122,6 +123,7 @@ def _group_variables(group: Group) -> dict[str, Any]:
         "where": group.where,
         "rows": len(group.rows),
         "highest_score": group.rows[0].score,
+        "cause": cause_key(group.columns),
         "days": group.days,
     }
 
