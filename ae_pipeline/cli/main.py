@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ae_pipeline.cli.mark import STATES
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
@@ -87,6 +88,11 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.withdraw import withdraw
 
             return withdraw(options.dataset, options.days, options.why, undo=options.undo, confirmed=options.yes)
+        case "mark":
+            from ae_pipeline.cli.mark import MarkOptions, mark
+
+            given = vars(options)
+            return mark(options.dataset, MarkOptions(**{name: given[name] for name in MarkOptions.__annotations__}))
         case "doctor":
             from ae_pipeline.cli.doctor import doctor
 
@@ -132,6 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
     withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
     withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
+    marked = commands.add_parser("mark", help="say that a row, a cause or a day is real, known, or a false alarm")
+    marked.add_argument("dataset", help="a dataset of the defs folder")
+    marked.add_argument("state", nargs="?", choices=STATES, help="what it is; without it, list what can be marked")
+    marked.add_argument("--row", metavar="ID", help="a flagged row, by its identity")
+    marked.add_argument("--cause", metavar="COLUMNS", help="a cause of the report, its columns joined by +")
+    marked.add_argument("--day", metavar="DAY", help="a day as a whole, or the day of the cause; an ISO date")
+    marked.add_argument("--entity", default="", help="only the rows of one entity, such as a daily flight")
+    marked.add_argument("--note", default="", help="remark, kept with the mark")
+    marked.add_argument("--who", help="person; by default the user of this command")
     new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")

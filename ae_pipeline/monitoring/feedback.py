@@ -8,11 +8,12 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from filelock import FileLock
 
+from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.integrity import file_digest
@@ -146,6 +147,26 @@ class Review:
 
 UNREVIEWED = Review()
 """Nothing is marked."""
+
+
+_Choice = TypeVar("_Choice", MarkKind, MarkState)
+
+
+def parse_choice(kind: type[_Choice], text: str) -> _Choice:
+    """Return the member of `MarkKind` or `MarkState` with a value.
+
+    Args:
+        kind: One of the two.
+        text: Value as a person or a program gave it.
+
+    Raises:
+        ConfigError: There is no such member.
+    """
+    try:
+        return kind(text)
+    except ValueError as error:
+        known = ", ".join(kind)
+        raise ConfigError(f"a mark has no {text!r}; it is one of {known}") from error
 
 
 def marks_of(paths: DatasetPaths) -> list[Mark]:

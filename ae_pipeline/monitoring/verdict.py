@@ -29,6 +29,9 @@ class ReasonKind(StrEnum):
     LOW_RECALL = "low_recall"
 
 
+FLAGGED = "flagged"
+"""Name under which a mark of a day has the number of its flagged rows."""
+
 AS_A_WHOLE = frozenset({ReasonKind.UNUSUAL_DAY, ReasonKind.NULL_FLOOD, ReasonKind.DRIFT})
 """Reasons that concern the day as a whole."""
 
@@ -100,15 +103,21 @@ class DayAssessment:
     @property
     def new(self) -> int:
         """Flagged rows that neither the label nor a person knows."""
+        return 0 if self._unmarked <= _covered_size(FLAGGED, self.mark) else self._unmarked
+
+    @property
+    def _unmarked(self) -> int:
+        """Flagged rows without those of the label and of marked rows and causes; a mark of the day is not read."""
         return self.flagged - self.known - self.hidden
 
     @property
     def all_reasons(self) -> tuple[Reason, ...]:
         """All reasons why the day is wrong, whether a mark covers them or not."""
-        if not is_over_budget(self.rows - self.known_anomalies, self.new, self.budget):
+        flagged = self._unmarked
+        if not is_over_budget(self.rows - self.known_anomalies, flagged, self.budget):
             return self.found
-        message = f"{self.new:,} rows are flagged, {self.new / max(self.expected, 1e-9):.0f} times the budget"
-        return (Reason(kind=ReasonKind.OVER_BUDGET, message=message, size=self.new), *self.found)
+        message = f"{flagged:,} rows are flagged, {flagged / max(self.expected, 1e-9):.0f} times the budget"
+        return (Reason(kind=ReasonKind.OVER_BUDGET, message=message, size=flagged), *self.found)
 
     @property
     def covered(self) -> tuple[Reason, ...]:
@@ -186,8 +195,8 @@ class DayAssessment:
             f"{self.new:,} of {normal:,} rows{restriction} are flagged, and the alert budget allows "
             f"{_count(self.expected)}"
         )
-        if self.hidden:
-            text += f"; {self.hidden:,} more {'is' if self.hidden == 1 else 'are'} known or false alarms"
+        if marked := self.flagged - self.known - self.new:
+            text += f"; {marked:,} more {'is' if marked == 1 else 'are'} known or false alarms"
         if self.known_anomalies:
             recall, precision = self.known / self.known_anomalies, self.known / max(self.flagged, 1)
             noun = "anomaly is" if self.known_anomalies == 1 else "anomalies are"
@@ -240,9 +249,16 @@ class DayAssessment:
 
 def _is_covered(reason: Reason, mark: Mark | None) -> bool:
     """Return whether people know a reason of the day, and it has not grown since."""
-    if mark is None or mark.state not in HIDDEN or reason.kind not in mark.sizes:
-        return False
-    return reason.size <= GROWTH * mark.sizes[reason.kind] and set(reason.columns) <= set(mark.columns)
+    return (
+        mark is not None
+        and reason.size <= _covered_size(reason.kind, mark)
+        and set(reason.columns) <= set(mark.columns)
+    )
+
+
+def _covered_size(name: str, mark: Mark | None) -> float:
+    """Return up to which size a mark of the day covers its reason, or its flagged rows."""
+    return GROWTH * mark.sizes.get(name, 0) if mark is not None and mark.state in HIDDEN else 0.0
 
 
 def _count(rows: float) -> str:

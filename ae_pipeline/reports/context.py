@@ -68,6 +68,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
         "rows": _row_variables(published, rows, groups, page),
+        "states": {row.row_id: state.text for row in rows if (state := published.review.states.get(row.row_id))},
         "charts": [asdict(chart) for chart in charts],
     }
     return PageContext(assessment=assessment, rows=rows, groups=groups, charts=charts, variables=variables)

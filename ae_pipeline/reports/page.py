@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -81,6 +83,7 @@ def _with_marks(variables: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     return {
         **variables,
         "assessment": assessment.record(),
+        "states": {row_id: state.text for row_id, state in reviewed.states.items()},
         "summary": {**summary, "verdict": assessment_json(assessment), "feedback": feedback},
     }
 
@@ -126,6 +129,8 @@ def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:
             "drift": drift,
             "alerts": alerts_of(paths),
             "history": history(paths),
+            "marks": marks_of(paths),
+            "home": "../../",
             "left_out": by_reason(variables["summary"]["columns_left_out"]),
             "day_pages": {path.stem for path in (paths.reports / "days").glob("*.html")},
         },
@@ -140,7 +145,7 @@ def render_day(variables: Mapping[str, Any], dataset: Dataset) -> str:
         variables: Variables of the template.
         dataset: Configuration and paths of the dataset.
     """
-    return _render("day.html.j2", {**variables, "day_pages": ()}, dataset.paths)
+    return _render("day.html.j2", {**variables, "day_pages": (), "home": "../../../"}, dataset.paths)
 
 
 def by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
@@ -168,7 +173,23 @@ def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) ->
     sources["vega"] = scripts(paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
-    return _environment().get_template(template).render(**_CONSTANTS, **unescaped, **variables)
+    return (
+        _environment()
+        .get_template(template)
+        .render(**_CONSTANTS, **unescaped, **variables, group_states=_group_states(variables))
+    )
+
+
+def _group_states(variables: Mapping[str, Any]) -> list[str]:
+    """Return for each group of rows how many of them are marked, such as `3 known`; empty if none is."""
+    counts: dict[int, Counter[str]] = {}
+    for row in variables["rows"]:
+        if row["group"] and (state := variables["states"].get(row["row_id"])):
+            counts.setdefault(row["group"], Counter())[state] += 1
+    return [
+        ", ".join(f"{rows} {state}" for state, rows in sorted(counts.get(number, {}).items()))
+        for number in range(1, len(variables["groups"]) + 1)
+    ]
 
 
 def _environment() -> jinja2.Environment:
@@ -183,6 +204,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["in_script"] = lambda text: markupsafe.Markup(escape_json_in_html(text))  # noqa: S704
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
+    environment.filters["shell"] = shlex.quote
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
 

@@ -20,6 +20,7 @@ from ae_pipeline.monitoring.feedback import (
     marks_of,
     review,
 )
+from ae_pipeline.monitoring.verdict import FLAGGED
 from ae_pipeline.reports.groups import cause
 from ae_pipeline.reports.ranking import as_rows
 from ae_pipeline.reports.summary import read_summary
@@ -175,26 +176,26 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
 
 
 def _mark_of_day(request: MarkRequest, dataset: Dataset, version: int) -> Mark:
-    reasons = reasons_of(dataset.paths).get(request.subject)
-    if reasons is None:
+    day = _days_of(dataset.paths).get(request.subject)
+    if day is None:
         raise ConfigError(
             f"the report of {dataset.name!r} has no day {request.subject!r}; name one of its days as an ISO date, such "
             "as 2013-02-08"
         )
+    reasons = day.get("reasons", [])
     return Mark(
         kind=MarkKind.DAY,
         subject=request.subject,
         state=request.state,
         day=request.subject,
         columns=tuple(dict.fromkeys(name for reason in reasons for name in reason["columns"])),
-        sizes={reason["kind"]: reason["size"] for reason in reasons},
+        sizes={FLAGGED: day["flagged"], **{reason["kind"]: reason["size"] for reason in reasons}},
         model_version=version,
         note=request.note,
         who=request.who,
     )
 
 
-def reasons_of(paths: DatasetPaths) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the reasons why each day of the report is wrong, covered by a mark or not, by day."""
-    days = (read_summary(paths) or {}).get("days", [])
-    return {entry["day"]: entry.get("reasons", []) for entry in days}
+def _days_of(paths: DatasetPaths) -> dict[str, Mapping[str, Any]]:
+    """Return counts and verdict of each day of the report, by day."""
+    return {entry["day"]: entry for entry in (read_summary(paths) or {}).get("days", [])}

@@ -11,7 +11,7 @@ from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, Review
-from ae_pipeline.monitoring.verdict import DayAssessment
+from ae_pipeline.monitoring.verdict import FLAGGED, DayAssessment
 from ae_pipeline.scoring.drift import Effect, Part
 
 
@@ -62,13 +62,16 @@ class TestAssessment:
     def test_marks_cover_reasons_until_these_grow(self) -> None:
         odd = (Deviation(columns=("x",), message="x is odd", rows=100),)
         before = assess_day(entry(1000, 30), {}, None, odd, 0.001)
-        sizes = {reason.kind.value: reason.size for reason in before.all_reasons}
+        sizes = {FLAGGED: 30, **{reason.kind.value: reason.size for reason in before.all_reasons}}
         day = before.day
         mark = Mark(
             kind=MarkKind.DAY, subject=day, state=MarkState.KNOWN, day=day, columns=("x",), sizes=sizes, who="ana"
         )
         known = before.reviewed(Review(days={day: mark}), day)
-        assert known.headline.startswith("worth a look: 30 of 1,000")
+        assert known.headline == (
+            "calm: nothing new: 0 of 1,000 rows are flagged, and the alert budget allows 1.0; 30 more are known or "
+            "false alarms"
+        )
         assert known.aside == "Marked as known by ana: 30 rows are flagged, 30 times the budget; x is odd."
         assert DayAssessment.from_record(json.loads(json.dumps(before.record()))) == before
         grown = assess_day(entry(1000, 46), {}, None, odd, 0.001, review=Review(days={day: mark}))
