@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ae_pipeline.cli.mark import STATES
+from ae_pipeline.cli.mark import MARK_HELP, add_options
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
@@ -138,15 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
     withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
     withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
-    marked = commands.add_parser("mark", help="say that a row, a cause or a day is real, known, or a false alarm")
-    marked.add_argument("dataset", help="a dataset of the defs folder")
-    marked.add_argument("state", nargs="?", choices=STATES, help="what it is; without it, list what can be marked")
-    marked.add_argument("--row", metavar="ID", help="a flagged row, by its identity")
-    marked.add_argument("--cause", metavar="COLUMNS", help="a cause of the report, its columns joined by +")
-    marked.add_argument("--day", metavar="DAY", help="a day as a whole, or the day of the cause; an ISO date")
-    marked.add_argument("--entity", default="", help="only the rows of one entity, such as a daily flight")
-    marked.add_argument("--note", default="", help="remark, kept with the mark")
-    marked.add_argument("--who", help="person; by default the user of this command")
+    add_options(commands.add_parser("mark", help=MARK_HELP))
     new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
@@ -177,7 +169,7 @@ def _serve(dagster: int, mlflow: int, data: int) -> int:
 
     project = Project.load()
     project.print_broken()
-    return serve(Ports(dagster, mlflow, data), project.workspace, list(project.datasets))
+    return serve(Ports(dagster, mlflow, data), project.workspace, project.datasets)
 
 
 def _roll_back(name: str, version: int, why: str, even_if_rejected: bool) -> int:

@@ -1,5 +1,6 @@
 """`ae-pipeline mark`: say that a row, a cause or a day is real, known, or a false alarm."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 STATES = ("real", "known", "false-alarm", "cleared")
 """States as the command line names them."""
+
+MARK_HELP = "say that a row, a cause or a day is real, known, or a false alarm"
 
 _LISTED = 20
 """Causes, rows and marks that the list shows of each."""
@@ -42,6 +45,18 @@ class MarkOptions:
     entity: str = ""
     note: str = ""
     who: str | None = None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments and options of the command to a parser."""
+    parser.add_argument("dataset", help="a dataset of the defs folder")
+    parser.add_argument("state", nargs="?", choices=STATES, help="what it is; without it, list what can be marked")
+    parser.add_argument("--row", metavar="ID", help="a flagged row, by its identity")
+    parser.add_argument("--cause", metavar="COLUMNS", help="a cause of the report, its columns joined by +")
+    parser.add_argument("--day", metavar="DAY", help="a day as a whole, or the day of the cause; an ISO date")
+    parser.add_argument("--entity", default="", help="only the rows of one entity, such as a daily flight")
+    parser.add_argument("--note", default="", help="remark, kept with the mark")
+    parser.add_argument("--who", help="person; by default the user of this command")
 
 
 def mark(name: str, options: MarkOptions) -> int:

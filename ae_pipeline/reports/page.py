@@ -174,7 +174,7 @@ def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) ->
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
     return (
-        _environment()
+        page_environment()
         .get_template(template)
         .render(**_CONSTANTS, **unescaped, **variables, group_states=_group_states(variables))
     )
@@ -192,7 +192,8 @@ def _group_states(variables: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Return the environment that renders all pages: values are escaped, and filters format them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ae_pipeline", "reports"),
         autoescape=True,

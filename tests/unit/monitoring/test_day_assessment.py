@@ -117,8 +117,8 @@ class TestAssessment:
         )
         assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
             "The day as a whole is unusual, but the number of flagged rows is within the budget: 0 of 970 rows that "
-            "are not known anomalies are flagged, and the alert budget allows 1.0; 30 of 30 known anomalies are flagged "
-            "(recall 100%, precision 100%)."
+            "are not known anomalies are flagged, and the alert budget allows 1.0; 30 of 30 known anomalies are "
+            "flagged (recall 100%, precision 100%)."
         )
         assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
         assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows
