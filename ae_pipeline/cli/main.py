@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ae_pipeline.cli.mark import MARK_HELP, add_options
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
@@ -56,10 +57,6 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.run import run
 
             return run(options.dataset, accepts_removal=options.accept_removal)
-        case "list":
-            from ae_pipeline.cli.datasets import list_datasets
-
-            return list_datasets()
         case "score":
             from ae_pipeline.cli.score import score
 
@@ -68,14 +65,6 @@ def _execute(options: argparse.Namespace) -> int:
             return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
         case "history":
             return _show_history(options.dataset)
-        case "init":
-            from ae_pipeline.cli.init import init
-
-            return init(options.folder, options.example)
-        case "new":
-            from ae_pipeline.cli.new import new
-
-            return new(options.name, options.files, yes=options.yes)
         case "page":
             return _make_page(options.dataset, options.day)
         case "forget":
@@ -90,10 +79,32 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.withdraw import withdraw
 
             return withdraw(options.dataset, options.days, options.why, undo=options.undo, confirmed=options.yes)
+        case "mark":
+            from ae_pipeline.cli.mark import MarkOptions, mark
+
+            given = vars(options)
+            return mark(options.dataset, MarkOptions(**{name: given[name] for name in MarkOptions.__annotations__}))
         case "doctor":
             from ae_pipeline.cli.doctor import doctor
 
             return doctor(options.dataset, repair=options.repair, as_json=options.json)
+    return _execute_for_project(options)
+
+
+def _execute_for_project(options: argparse.Namespace) -> int:
+    match options.command:
+        case "list":
+            from ae_pipeline.cli.datasets import list_datasets
+
+            return list_datasets()
+        case "init":
+            from ae_pipeline.cli.init import init
+
+            return init(options.folder, options.example)
+        case "new":
+            from ae_pipeline.cli.new import new
+
+            return new(options.name, options.files, yes=options.yes)
     return _serve(options.port, options.mlflow_port, options.data_port)
 
 
@@ -140,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
     withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
     withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
+    add_options(commands.add_parser("mark", help=MARK_HELP))
     new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
     new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
     new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
@@ -179,7 +191,7 @@ def _serve(dagster: int, mlflow: int, data: int) -> int:
 
     project = Project.load()
     project.print_broken()
-    return serve(Ports(dagster, mlflow, data), project.workspace, list(project.datasets))
+    return serve(Ports(dagster, mlflow, data), project.workspace, project.datasets)
 
 
 def _roll_back(name: str, version: int, why: str, even_if_rejected: bool) -> int:

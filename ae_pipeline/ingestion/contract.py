@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape, ValueFormat, check_value_format
-from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.section import Section
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json

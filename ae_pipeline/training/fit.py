@@ -38,8 +38,9 @@ from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.regularizer import LatentRegularizer
+from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.screening import screen_by_serving
+from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
@@ -56,6 +57,7 @@ def fit_bundle(
     window: Window,
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
+    reviewed: Reviewed = NOTHING_REVIEWED,
 ) -> tuple[ModelBundle, TrainingResult]:
     """Fit a model bundle on the features of a window.
 
@@ -69,6 +71,7 @@ def fit_bundle(
         window: Days of each part.
         report: Callback after each epoch.
         previous: Model that serves, from which `training.warm_start` and `training.anchor` start. It screens the rows.
+        reviewed: Marks of people. Real anomalies are left out, and false alarms are learned.
 
     Returns:
         The bundle, without a drift reference (see `reference.with_reference`), and the result of the training.
@@ -79,7 +82,7 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
-    screened = screen_by_serving(window, dataset, previous)
+    screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
     days = len(window.calibration) if config.is_daily else None
     budget = config.alerts.budget or choose_budget(counts["calibration"])
@@ -92,16 +95,18 @@ def fit_bundle(
     train_rows, validation_rows = (
         screened.keep(part, window.rows(part, paths, most=limit)) for part in ("train", "validation")
     )
+    learned = reviewed.learned(paths, train_rows.columns, counts["train"])
+    train_rows = pl.concat([train_rows, learned]) if learned.height else train_rows
     all_rows = AllRows(
-        train=counts["train"],
+        train=counts["train"] + learned.height,
         validation=counts["validation"],
-        batches=lambda: window.batches("train", paths),
+        batches=lambda: _training_batches(screened, learned, dataset),
         folder=paths.scratch,
         memory=memory,
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     encoder = detector.encoder
-    looked_at = {"train": train_rows.height, "validation": result.validation_rows}
+    looked_at = {"train": train_rows.height - learned.height, "validation": result.validation_rows}
     del train_rows, validation_rows
     calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"])
     if calibrated.window != window:
@@ -132,6 +137,13 @@ def fit_bundle(
         else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
     )
     return bundle, result
+
+
+def _training_batches(screened: Screened, learned: pl.DataFrame, dataset: Dataset) -> Iterator[pl.DataFrame]:
+    for rows in screened.window.batches("train", dataset.paths):
+        yield screened.keep("train", rows)
+    if learned.height:
+        yield learned
 
 
 @dataclass(frozen=True, kw_only=True)
