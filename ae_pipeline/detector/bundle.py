@@ -39,11 +39,14 @@ from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.storage.files import atomic_write, make_folder
 
-FORMAT = 8
-"""Format that `save` writes. `load` also reads format 7, and format 6 with a warning."""
+FORMAT = 9
+"""Format that `save` writes. `load` also reads formats 8 and 7, and format 6 with a warning."""
+
+WITHOUT_FOREST = 8
+"""Format whose ensemble has five measures. Its other parts are the same."""
 
 WITHOUT_CONTRACT = 7
-"""Format without a schema contract. Its other parts are the same."""
+"""Format that has no schema contract either."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +220,8 @@ class ModelBundle:
         """
         if self.contract is None:
             raise BundleError(
-                f"the bundle has no schema contract, because its format is older than {FORMAT}, so that it scores only "
-                "features; train a new model to score rows as they land"
+                f"the bundle has no schema contract, because its format is {WITHOUT_CONTRACT} or older, so that it "
+                "scores only features; train a new model to score rows as they land"
             )
         name, data = read_rows(rows, landing)
         period = days or (self.config.start, self.config.end)
@@ -247,7 +250,7 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
-        """Read a bundle of format 8 or 7, or of format 6 with a DeprecationWarning.
+        """Read a bundle of format 9, 8 or 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
@@ -270,7 +273,7 @@ class ModelBundle:
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") == WITHOUT_CONTRACT:
             manifest = {**manifest, "contract": None}
-        elif manifest.get("format") != FORMAT:
+        elif manifest.get("format") not in {FORMAT, WITHOUT_FOREST}:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, but this version of ae_pipeline reads "
                 f"only formats {legacy_bundle.FORMAT} to {FORMAT}; train a new model, or use the version of "

@@ -295,7 +295,8 @@ def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConf
         return None
     width = encoder.target_width  # the context is not evidence
     rows = np.concatenate([matrix[:, :width] for matrix in matrices])
-    return fit_ensemble(rows, encoder.asinh_mask[:width], config.training.seed)
+    training = config.training
+    return fit_ensemble(rows, encoder.asinh_mask[:width], training.seed, training.contamination)
 
 
 def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:
