@@ -126,7 +126,7 @@ class Outcome:
         general: Share of the planted faults of `benchmarks.faults` that it flags.
         case_faults: Share of the faulty rows of the case that it flags; NaN without such rows.
         false_alerts: Flagged rows without a fault a day.
-        left_out: Number of rows that the screening left out.
+        changed_split: Whether the screening left out rows or gave newest days to training.
         message: What the screening left out.
     """
 
@@ -137,7 +137,7 @@ class Outcome:
     general: float
     case_faults: float
     false_alerts: float
-    left_out: int
+    changed_split: bool
     message: str
 
 
@@ -174,7 +174,7 @@ class Trial:
             window = self._window(FIRST_DAYS + number * EVERY)
             alerts = recent_alerts(window, champion, Dataset(self.config, self.paths))
             for screened in (True, False):
-                if not screened and not outcomes[-1].left_out:  # the same training again
+                if not screened and not outcomes[-1].changed_split:  # the same training again
                     outcomes.append(replace(outcomes[-1], screened=False))
                     continue
                 bundle, result = self._fit(window, champion, screened=screened)
@@ -253,7 +253,7 @@ class Trial:
             general=float(general.mean()),  # type: ignore[arg-type]
             case_faults=float(case_faults.mean()) if case_faults.len() else float("nan"),  # type: ignore[arg-type]
             false_alerts=float(flagged.filter(labels.is_null()).sum()) / TEST_DAYS,
-            left_out=sum(screening.rows.values()) if screening else 0,
+            changed_split=screening is not None and bool(screening.rows or screening.changed),
             message=screening.message if screening else "",
         )
 

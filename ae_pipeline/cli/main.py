@@ -14,17 +14,16 @@ from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.signals import SignalWatch, end_process, signals_raised
 from ae_pipeline.storage.environment import environment_error
-
-ROOT = Path(__file__).resolve().parents[2]
+from ae_pipeline.storage.project import own_project
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
-    _set_environment()
     show_deprecations()
     with signals_raised(), SignalWatch(_print_stopped) as watch:
         try:
+            _set_environment(needs_project=options.command not in _WITHOUT_PROJECT)
             return _execute(options)
         except KeyboardInterrupt as error:
             signum = getattr(error, "signum", signal.SIGINT)
@@ -52,7 +51,7 @@ def _print_stopped(signum: int) -> None:
     os.write(2, line.encode())  # the interrupted code may hold the lock of a stream
 
 
-def _execute(options: argparse.Namespace) -> int:
+def _execute(options: argparse.Namespace) -> int:  # noqa: PLR0912  one branch for each command
     match options.command:
         case "run":
             from ae_pipeline.cli.run import run
@@ -70,6 +69,10 @@ def _execute(options: argparse.Namespace) -> int:
             return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
         case "history":
             return _show_history(options.dataset)
+        case "init":
+            from ae_pipeline.cli.init import init
+
+            return init(options.folder, options.example)
         case "new":
             from ae_pipeline.cli.new import new
 
@@ -105,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="ae-pipeline", description="Bring datasets up to date, look at them, and serve the web UIs."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    init = commands.add_parser("init", help="create a project: a folder with datasets, data and settings of its own")
+    init.add_argument("folder", type=Path, help="folder of the project, new or with other files")
+    init.add_argument(
+        "--example", action="append", default=[], metavar="NAME", help="add an example: flights, textures or shuttle"
+    )
     run = commands.add_parser("run", help="ingest new files, train if enough is new, publish, and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
     run.add_argument(
@@ -157,8 +165,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _set_environment() -> None:
-    os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster"))
+_WITHOUT_PROJECT = {"init", "ready"}
+"""Commands that work outside of a project."""
+
+
+def _set_environment(*, needs_project: bool) -> None:
+    if needs_project:
+        root = own_project().root
+        if not os.environ.get("DAGSTER_HOME"):
+            from ae_pipeline.cli.init import make_dagster_home
+
+            os.environ["DAGSTER_HOME"] = str(make_dagster_home(root / ".dagster"))
     # Spinning OpenMP threads slow a busy machine down twentyfold. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # a pool of workers that nothing here uses

@@ -24,15 +24,13 @@ import yaml
 from ae_pipeline.cli.guard import TOKEN_VARIABLE, access, token_of_environment
 from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.signals import raise_stopped
+from ae_pipeline.orchestration.tags import LOCATION
+from ae_pipeline.storage.environment import project_folders
+from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder, find_project
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
     from ae_pipeline.storage.dataset import Dataset
-
-ROOT = Path(__file__).resolve().parents[2]
-
-_LOCATION = "ae_pipeline"
-"""Name of the code location, as in workspace.yaml."""
 
 _STOP_SECONDS = 1.0
 """Time that the servers and their runs have to stop. Then they are killed, and the next start ends their runs."""
@@ -81,7 +79,8 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     token = os.environ[TOKEN_VARIABLE] = token_of_environment()
     for line in address_lines(addresses, workspace, list(datasets), token):
         print(line, flush=True)
-    environment = _environment()
+    project = find_project()
+    environment = _environment(project)
     if not tracker.is_remote:  # not an argument, because every user can read those, and it may contain a password
         environment["MLFLOW_BACKEND_STORE_URI"] = uri
     signal.signal(signal.SIGHUP, raise_stopped)  # of a closed terminal, which reaches no server
@@ -90,7 +89,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     def start(*command: object) -> None:
         # In a group of its own, so that Ctrl-C reaches it once, and that its runs end together with it.
         full_command = [str(part) for part in command]
-        processes.append(subprocess.Popen(full_command, cwd=ROOT, env=environment, process_group=0))
+        processes.append(subprocess.Popen(full_command, cwd=project.root, env=environment, process_group=0))
 
     python = sys.executable
     try:
@@ -116,11 +115,11 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     return next((process.returncode for process in processes if process.returncode), 0)
 
 
-_CODE_OPTIONS = ("--module-name", "ae_pipeline.definitions", "--location-name", _LOCATION, "--log-level", "warning")
+_CODE_OPTIONS = ("--module-name", "ae_pipeline.definitions", "--location-name", LOCATION, "--log-level", "warning")
 
 
 def _location(code: Path) -> dict[str, str]:
-    return {"socket": str(code), "location_name": _LOCATION}
+    return {"socket": str(code), "location_name": LOCATION}
 
 
 def _wait_for_code(code: Path, processes: "Sequence[subprocess.Popen[bytes]]") -> None:
@@ -156,10 +155,13 @@ def _check_ports(ports: Ports, skip: Collection[str]) -> None:
             )
 
 
-def _environment() -> dict[str, str]:
+def _environment(project: ProjectFolder) -> dict[str, str]:
     # Like `dg dev`: it says so to the servers, and a file .env beside the project sets variables of the code location.
-    env_files = json.dumps({_LOCATION: str(ROOT)})
-    return {**os.environ, "DAGSTER_IS_DEV_CLI": "1", "DAGSTER_PROJECT_ENV_FILE_PATHS": env_files}
+    env_files = json.dumps({LOCATION: str(project.root)})
+    dev = {"DAGSTER_IS_DEV_CLI": "1", "DAGSTER_PROJECT_ENV_FILE_PATHS": env_files}
+    # Absolute, because the servers work in the folder of the project.
+    folders = {name: str(folder.resolve()) for name, folder in project_folders().items()}
+    return {**os.environ, **dev, **folders, DEFS_VARIABLE: str(project.defs)}
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -38,6 +38,14 @@ class Section(BaseModel):
         return accepted
 
 
+class Contamination(StrEnum):
+    """Whether the training rows contain anomalies; see `TrainingConfig.contamination`."""
+
+    UNKNOWN = "unknown"
+    NONE = "none"
+    SOME = "some"
+
+
 class LossTerm(StrEnum):
     """A term of the reconstruction loss. All terms but the likelihood are means over the elements of a row."""
 
@@ -266,6 +274,12 @@ class TrainingConfig(Section):
         description="Leave rows out of all parts of the training if `label` marks them as known anomalies. It needs "
         "`label`. By default the training ignores labels.",
     )
+    contamination: Contamination = Field(
+        default=Contamination.UNKNOWN,
+        description="Whether the training rows contain anomalies. It matters only for the evidence `ensemble`. `none` "
+        "says that people have checked the rows: every row unlike all of them scores high. `some` says that one row "
+        "in a hundred or more is an anomaly: more rows are trimmed before the fit. `unknown` suits both cases.",
+    )
     split_by: tuple[str, ...] = Field(
         default=(),
         description="Columns that define groups of rows, for datasets without event time. All rows of a group are in "
@@ -304,8 +318,8 @@ class TrainingConfig(Section):
         default=None,
         ge=2**20,
         description="Maximum memory for the rows of a training, for example `4GiB`. If a window needs more, the "
-        "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default a quarter of the "
-        "machine's memory.",
+        "training reads blocks of rows from disk. Statistics are then fitted on a sample. By default 4 GiB, or a "
+        "quarter of the memory of a machine or container that has less than 16 GiB.",
     )
     max_screened_share: float = Field(
         default=0.25,

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ae_pipeline.common.deprecation import REMOVED_IN, warn
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
@@ -38,11 +39,14 @@ from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.storage.files import atomic_write, make_folder
 
-FORMAT = 8
-"""Format that `save` writes. `load` also reads format 7, and format 6 with a warning."""
+FORMAT = 9
+"""Format that `save` writes. `load` also reads formats 8 and 7, and format 6 with a warning."""
+
+WITHOUT_FOREST = 8
+"""Format whose ensemble has five measures. Its other parts are the same."""
 
 WITHOUT_CONTRACT = 7
-"""Format without a schema contract. Its other parts are the same."""
+"""Format that has no schema contract either."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +220,8 @@ class ModelBundle:
         """
         if self.contract is None:
             raise BundleError(
-                f"the bundle has no schema contract, because its format is older than {FORMAT}, so that it scores only "
-                "features; train a new model to score rows as they land"
+                f"the bundle has no schema contract, because its format is {WITHOUT_CONTRACT} or older, so that it "
+                "scores only features; train a new model to score rows as they land"
             )
         name, data = read_rows(rows, landing)
         period = days or (self.config.start, self.config.end)
@@ -246,15 +250,17 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
-        """Read a bundle of format 8 or 7, or of format 6 with a DeprecationWarning.
+        """Read a bundle of format 9, 8 or 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
-            device: Device to score on.
+            device: Device to score on: a device, or `auto`, `cpu` or `cuda`. Any bundle loads onto any device.
 
         Raises:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
+            ConfigError: `cuda` is asked for, but no CUDA device is available.
         """
+        device = choose_device(device) if isinstance(device, str) else device
         stored, tensors = read_files(folder)
         manifest = without_digests(stored)
         stored_fingerprint = fingerprint_of(manifest, tensors)
@@ -267,7 +273,7 @@ class ModelBundle:
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") == WITHOUT_CONTRACT:
             manifest = {**manifest, "contract": None}
-        elif manifest.get("format") != FORMAT:
+        elif manifest.get("format") not in {FORMAT, WITHOUT_FOREST}:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, but this version of ae_pipeline reads "
                 f"only formats {legacy_bundle.FORMAT} to {FORMAT}; train a new model, or use the version of "

@@ -10,7 +10,6 @@ import polars as pl
 import torch
 from torch.nn.functional import one_hot
 
-from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
@@ -39,8 +38,8 @@ class Contribution:
     """One part of the score of a row.
 
     Attributes:
-        column: Name of a feature column. For images, `image` or `spot`, the patch with the highest score. `latent` or
-            `ensemble` if the row is anomalous as a whole.
+        column: Name of a feature column. For images, `image` or `spot`, the patch with the highest score. `latent`,
+            `ensemble` or `row` if the row is anomalous as a whole.
         surprisal: Nats. For a column, its own surprisal plus the decrease of all other surprisal after the column is
             imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
         actual: Actual value, as text.
@@ -94,7 +93,7 @@ def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[
         return explain_rows(detector, rows, limit)
 
     batches = detector.network.small_batches(features)
-    return [contributions for batch in parallel_map(explain_batch, batches) for contributions in batch]
+    return [contributions for batch in detector.network.map_all(explain_batch, batches) for contributions in batch]
 
 
 def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[list[Contribution]]:
@@ -104,8 +103,9 @@ def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[lis
     whose imputation removes the most surprisal comes first. That column stays imputed while the next one is searched
     for.
 
-    `latent` or `ensemble` comes before the columns if it determines the score, and imputing the first column leaves
-    more than half of its surprisal: then no single column explains the row.
+    `latent` or `ensemble` comes before the columns if it is beyond its 99 % quantile and determines the score, and
+    imputing the first column leaves more than half of its surprisal: then no single column explains the row. A column
+    whose value is the expected one is not named.
 
     Args:
         detector: Fitted detector.
@@ -119,8 +119,19 @@ def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[lis
         by_part, remaining = _explain_by_column(detector, rows, x, surprisal, limit)
     else:
         by_part, remaining = _explain_images(detector, x, output, surprisal), surprisal
+    remaining = np.where([[bool(parts)] for parts in by_part], remaining, np.inf)
     of_whole_row = _explain_whole_rows(detector, surprisal, remaining, _row_descriptions(detector, x, output))
-    return [[*first, *parts][:limit] for first, parts in zip(of_whole_row, by_part, strict=True)]
+    of_all_values = surprisal[:, detector.part_index(Evidence.ROW)]
+    return [
+        [*first, *parts][:limit] or [_of_all_values(float(nats))]
+        for first, parts, nats in zip(of_whole_row, by_part, of_all_values, strict=True)
+    ]
+
+
+def _of_all_values(nats: float) -> Contribution:
+    """Return the contribution of a row of which no column and no other measure stands out."""
+    text = f"{nats:.1f} nats of surprisal over all its values"
+    return Contribution(Evidence.ROW.value, nats, text, f"{_MIN_SURPRISAL} nats at most in 99 %")
 
 
 def _row_descriptions(
@@ -135,7 +146,8 @@ def _row_descriptions(
         ]
     }
     if detector.ensemble is not None:
-        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x.cpu().numpy())
+        usual_total = float(detector.tails.quantiles[detector.part_index(Evidence.ENSEMBLE), -1])
+        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x.cpu().numpy(), usual_total)
     return descriptions
 
 
@@ -150,7 +162,8 @@ def _explain_whole_rows(
     Args:
         detector: Fitted detector.
         surprisal: Surprisal of each part, (n, parts).
-        remaining: Surprisal of each part after the first column is imputed, (n, parts).
+        remaining: Surprisal of each part after the first column is imputed, (n, parts); infinite for rows of which no
+            column is named.
         descriptions: Actual and expected text of each row, by evidence.
     """
     scores = detector.combine(surprisal)
@@ -159,6 +172,7 @@ def _explain_whole_rows(
         index = detector.part_index(evidence)
         score_alone = detector.combine(np.where(np.arange(surprisal.shape[1]) == index, surprisal, 0.0))
         determines_score = (score_alone >= scores) & (remaining[:, index] > surprisal[:, index] / 2)
+        determines_score &= surprisal[:, index] >= _MIN_SURPRISAL
         for row in np.flatnonzero(determines_score):
             text = descriptions[evidence][int(row)]
             contributions[row].append(Contribution(evidence.value, float(surprisal[row, index]), *text))
@@ -195,8 +209,18 @@ def _explain_by_column(
         for index, row in enumerate(rows.iter_rows(named=True)):
             name = names[best[index]]
             text = encoder.describe(row, expected[index], name)
-            contributions[index].append(Contribution(name, float(lowest[index]), *text))
+            if not _is_expected(*text):
+                contributions[index].append(Contribution(name, float(lowest[index]), *text))
     return contributions, remaining
+
+
+def _is_expected(actual: str, expected: str) -> bool:
+    """Return whether a value is the expected one, as far as people can tell.
+
+    >>> _is_expected("JFK", "JFK (92%)"), _is_expected("missing", "missing (else 299)"), _is_expected("3.1", "3.2")
+    (True, True, False)
+    """
+    return actual == expected or expected.startswith(f"{actual} (")
 
 
 def _removed_surprisal(

@@ -77,6 +77,7 @@ class ScreeningFacts(Section):
         days: Days that were left out, by part.
         rows: Number of rows that were left out, those of the days included, by part.
         changed: Parts of which more than `training.max_screened_share` would go, so that they stayed as they are.
+        changed_since: First day of the last such change of the calibration; None if there was none.
         message: The result as a sentence.
     """
 
@@ -84,6 +85,7 @@ class ScreeningFacts(Section):
     days: Mapping[str, tuple[str, ...]] = {}
     rows: Mapping[str, int] = {}
     changed: tuple[str, ...] = ()
+    changed_since: str | None = None
     message: str
 
 

@@ -1,18 +1,19 @@
 """Split the rows of a dataset into training, validation, calibration and gate."""
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import RANKED_ROWS, choose_days
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import detach, row_bytes, rows_per_batch
+from ae_pipeline.storage.parquet import detach, footer_of, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
@@ -51,7 +52,8 @@ class Window:
         train: Days on which encoder and weights are fitted. Without event time it is `ALL_ROWS`, and a hash assigns
             each row to a part. So it does for very few days, all of which are then in each part.
         validation: Later days, for early stopping and the tails of the losses. The ensemble uses them too.
-        calibration: Newest days of the window, for p-values.
+        calibration: Newest days of the window, for p-values. If the data has changed, training takes every other of the
+            validation and calibration days (see `interleaved`).
         fingerprint: Hash of the content of these days.
         split_by: Columns that define groups of rows that a hash assigns; each row is assigned by itself if empty.
         only_normal: Whether known anomalies are left out of all parts.
@@ -69,12 +71,29 @@ class Window:
     @property
     def days(self) -> tuple[str, ...]:
         """All days on which a model is fitted, the oldest first."""
-        return tuple(dict.fromkeys((*self.train, *self.validation, *self.calibration)))
+        return tuple(sorted({*self.train, *self.validation, *self.calibration}))
 
     @property
     def is_by_row(self) -> bool:
         """Whether a hash assigns rows to parts, so that each part has the same days."""
         return self.train == self.calibration
+
+    def interleaved(self) -> "Window":
+        """Return the window with every other validation and calibration day given to training.
+
+        A model is fitted on the oldest days, so it learns a change of the data only weeks later. With this split it
+        learns the change at once. Validation keeps its share of the days that remain, evenly spread.
+        """
+        newest = sorted((*self.validation, *self.calibration))
+        rest = newest[1::2]
+        share = len(self.validation) / len(newest)
+        is_validation = [math.floor((index + 1) * share) > math.floor(index * share) for index in range(len(rest))]
+        return dataclasses.replace(
+            self,
+            train=(*self.train, *newest[::2]),
+            validation=tuple(day for day, chosen in zip(rest, is_validation, strict=True) if chosen),
+            calibration=tuple(day for day, chosen in zip(rest, is_validation, strict=True) if not chosen),
+        )
 
     def rows(
         self, part: str, paths: DatasetPaths, columns: Sequence[str] | None = None, most: int | None = None
@@ -119,7 +138,7 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         if self.is_by_row or self.only_normal:
             return sum(rows.height for rows in self.batches(part, paths, ["row_id"]))
-        return sum(pq.read_metadata(paths.features(day)).num_rows for day in days)
+        return sum(footer_of(paths.features(day)).num_rows for day in days)
 
     def batches(
         self,
@@ -143,7 +162,7 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         width = self._check_columns(days, paths)
         if at_once == 0:
-            bytes_per_row = row_bytes(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
+            bytes_per_row = row_bytes(footer_of(paths.features(days[-1])), columns) if days else 0.0
             at_once = rows_per_batch(width if columns is None else len(columns), bytes_per_row)
         groups = self._groups_of(part, paths) if self.is_by_row and self.split_by else None
         for scan in _scans([paths.features(day) for day in days], at_once):
@@ -165,7 +184,7 @@ class Window:
 
     def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> int:
         """Check that all days have the same columns, and return their number."""
-        names = {day: pq.read_schema(paths.features(day)).names for day in days}
+        names = {day: footer_of(paths.features(day)).schema.to_arrow_schema().names for day in days}
         needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._split_columns)
         for day, columns in names.items():
             if missing := sorted(needed - set(columns)):
@@ -265,7 +284,7 @@ def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]
     rows = 0
     for file in files:
         scan = pl.scan_parquet(file, glob=False)
-        height = pq.read_metadata(file).num_rows if at_once is not None else 0
+        height = footer_of(file).num_rows if at_once is not None else 0
         if at_once is not None and combined and rows + height > at_once:
             yield pl.concat(combined, how="diagonal")
             combined, rows = [], 0

@@ -8,7 +8,6 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.layout import PathParts, keys_of, parse_path
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+from ae_pipeline.storage.project import local_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +103,7 @@ def read_latents(
             come from environment variables such as `AWS_ACCESS_KEY_ID`.
 
     Raises:
+        ConfigError: `data` is an address, and no path.
         PublicationError: The table, the latent space or a column does not exist; the rows have no event time to select
             by; the rows of the latent space were vacuumed after the retention; or the table mixes latent spaces.
 
@@ -117,7 +118,7 @@ def read_latents(
         >>> latents.latent_space, latents.model_version
         ('v1_04f3a1b0', 1)
     """
-    folder = Path(data or os.environ.get("AE_PIPELINE_DATA") or "data").resolve()
+    folder = local_folder(data or os.environ.get("AE_PIPELINE_DATA") or "data", "AE_PIPELINE_DATA").resolve()
     paths = DatasetPaths(folder, dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
     table, commit = _open_version(paths, space)
     source = table.to_pyarrow_dataset()

@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Mapping
 
-from filelock import FileLock, Timeout
-
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
@@ -11,8 +9,8 @@ from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, p
 from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.locks import dataset_lock, locks
 
 
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
@@ -23,12 +21,8 @@ def raise_and_show(alert: Alert, dataset: Dataset) -> None:
 
 def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
     """Raise an alert. Show it in the report if no run holds the lock of the dataset; otherwise the run will show it."""
-    make_folder(dataset.paths.lock.parent)
-    try:
-        with FileLock(dataset.paths.lock).acquire(timeout=0):
-            raise_and_show(alert, dataset)
-    except Timeout:
-        raise_alert(alert, dataset)
+    with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
+        (raise_and_show if is_free else raise_alert)(alert, dataset)
 
 
 def post_due_and_show(dataset: Dataset) -> None:

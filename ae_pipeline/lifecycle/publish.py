@@ -12,7 +12,7 @@ from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
 from ae_pipeline.latents.data_contract import build_contract
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.publish import LatentDay, Publication, publish
+from ae_pipeline.latents.publish import Publication, publish
 from ae_pipeline.latents.read import (
     current_files,
     latents_of,
@@ -21,6 +21,7 @@ from ae_pipeline.latents.read import (
     rows_published,
     scores_of,
 )
+from ae_pipeline.latents.table_update import LatentDay
 from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.lifecycle.newest_day import newest_filling_day
 from ae_pipeline.registry.bundles import load_bundle

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window, cut_window
 from ae_pipeline.latents.read import PublishedDay
@@ -131,7 +132,11 @@ def _measure(rows: pl.DataFrame) -> Measures:
 
 
 def _all_but_days(window: Window) -> str:
-    return f"rows of days {_UNSEEN}: all but {window.train[0]} to {window.validation[-1]}"
+    """Describe the days that the model was fitted on. A changed world interleaves them with the calibration days."""
+    fitted = sorted({*window.train, *window.validation})
+    between = [day for day in window.calibration if day < fitted[-1]]
+    without = f", except {pluralize(len(between), 'calibration day')} between them" if between else ""
+    return f"rows of days {_UNSEEN}: all but {fitted[0]} to {fitted[-1]}{without}"
 
 
 def _seen_rows(bundle: ModelBundle, paths: DatasetPaths) -> tuple[pl.Series | None, str]:

@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -34,7 +35,8 @@ from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
-from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.loop import TrainingResult, evaluate, train
+from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import Screened, screen_by_serving
@@ -208,7 +210,7 @@ def fit_detector(
     else:
         for_ensemble = [encoder.encode(train_rows), validation.cpu().numpy()]
         latents = regularizer.latents if regularizer else None
-        encoded = InMemory(torch.from_numpy(for_ensemble[0]).to(device), latents)
+        encoded = InMemory.on(device, torch.from_numpy(for_ensemble[0]), latents)
     result = train(
         model,
         loss,
@@ -217,7 +219,7 @@ def fit_detector(
         config.training,
         generator,
         report,
-        corrupt=_corruption(config, encoder),
+        corrupt=_corruption(config, encoder, device),
         regularizer=regularizer,
     )
     result = dataclasses.replace(
@@ -266,8 +268,8 @@ def _start_from(
     return is_warm, build_latent_regularizer(previous, rows, config, model.latent_dim)
 
 
-def _corruption(config: PipelineConfig, encoder: Encoder) -> Corruption | None:
-    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
+def _corruption(config: PipelineConfig, encoder: Encoder, device: torch.device) -> Corruption | None:
+    groups = torch.from_numpy(encoder.groups).to(device) if isinstance(encoder, TableEncoder) else None
     return build_corruption(config.training, groups, encoder.ends, context_width(encoder))
 
 
@@ -305,7 +307,8 @@ def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConf
         return None
     width = encoder.target_width  # the context is not evidence
     rows = np.concatenate([matrix[:, :width] for matrix in matrices])
-    return fit_ensemble(rows, encoder.asinh_mask[:width], config.training.seed)
+    training = config.training
+    return fit_ensemble(rows, encoder.asinh_mask[:width], training.seed, training.contamination)
 
 
 def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:

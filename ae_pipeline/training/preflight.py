@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import yaml
-
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -145,6 +143,8 @@ def as_yaml(values: Mapping[str, Any]) -> str:
       validation_days: 3
       split_by: []
     """
+    import yaml
+
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")

@@ -99,7 +99,9 @@ def screen_by_serving(
 
     Returns:
         The screened window. Nothing is left out without a model that can score the rows, or if a part would lose more
-        than `training.max_screened_share` of its rows or too many for the alert budget.
+        than `training.max_screened_share` of its rows or too many for the alert budget. If the calibration would, the
+        data has changed: training takes every other of the newest days, so that the model learns the change, until it
+        holds enough days since then.
     """
     cap = dataset.config.training.max_screened_share
     window = reviewed.kept_window(window)
@@ -118,28 +120,45 @@ def screen_by_serving(
     changed: list[str] = []
     for part, judged in days.items():
         is_bad = {day.day: day.is_bad(budget, len(judged)) and day.day not in reviewed.usual_days for day in judged}
-        bad = [] if window.is_by_row else [day for day in judged if is_bad[day.day]]
-        rest = [day for day in judged if day not in bad]
+        out = [] if window.is_by_row else [day for day in judged if is_bad[day.day]]
+        rest = [day for day in judged if day not in out]
         excess = _excess(rest, budget)
-        gone = sum(day.rows for day in bad) + excess.len()
+        gone = sum(day.rows for day in out) + excess.len()
         if not gone:
             continue
         if not _may_go(part, gone, judged, dataset):
             changed.append(part)
             continue
-        left_days[part], left_rows[part] = tuple(day.day for day in bad), gone
+        left_days[part], left_rows[part] = tuple(day.day for day in out), gone
         kept[part] = tuple(day.day for day in rest)
         if not excess.is_empty():
             row_ids[part] = excess
+    screened = window if window.is_by_row else dataclasses.replace(window, **kept)  # type: ignore[arg-type]
+    previous = serving.facts.screening
+    since = previous.changed_since if previous is not None else None
+    if "calibration" in changed and not window.is_by_row:
+        bad = [day.day for day in days["calibration"] if day.is_bad(budget, len(days["calibration"]))]
+        since = min(bad, default=window.calibration[0])
+    message = _message(left_days, left_rows, changed, cap)
+    learning = _learn_change(screened, since, dataset) if since is not None else None
+    if learning is not None:
+        newest = len(screened.validation) + len(screened.calibration)
+        message += (
+            f"; training takes every other of the {newest} validation and calibration days, because the data has "
+            f"changed since {since}"
+        )
     facts = ScreeningFacts(
         judged_by="the model that serves",
         days={part: names for part, names in left_days.items() if names},
         rows=left_rows,
         changed=tuple(changed),
-        message=_message(left_days, left_rows, changed, cap),
+        changed_since=since,
+        message=message,
     )
-    screened = window if window.is_by_row else dataclasses.replace(window, **kept)  # type: ignore[arg-type]
-    return Screened(screened, _remaining(marked, row_ids, screened, reviewed, dataset), facts)
+    left = _remaining(marked, row_ids, screened, reviewed, dataset)
+    if learning is not None:
+        screened, left = learning, reviewed.left_out(learning, dataset.paths)
+    return Screened(screened, left, facts)
 
 
 def _remaining(
@@ -149,6 +168,20 @@ def _remaining(
     kept = reviewed.left_out(window, dataset.paths) if marked.row_ids else {}
     parts = [*kept, *(part for part in row_ids if part not in kept)]
     return {part: pl.concat([each[part] for each in (kept, row_ids) if part in each]) for part in parts}
+
+
+def _learn_change(window: Window, since: str, dataset: Dataset) -> Window | None:
+    """Return the interleaved window while the training days hold few days since a change.
+
+    Returns:
+        None if they hold as many as there are validation days, or if too few calibration rows would remain.
+    """
+    learned = sum(day >= since for day in window.train)
+    if learned >= len(window.validation) or len(window.calibration) < _MIN_DAYS:
+        return None
+    learning = window.interleaved()
+    is_enough = learning.count("calibration", dataset.paths) >= _needed_rows(dataset)
+    return learning if learning.validation and is_enough else None
 
 
 def screen_by_own_scores(
@@ -245,10 +278,14 @@ def _may_go(part: str, gone: int, judged: Sequence[_Day], dataset: Dataset) -> b
 
 def _leaves_enough(part: str, gone: int, rows: int, dataset: Dataset) -> bool:
     """Return whether so many rows may go: neither more than the cap, nor too many for the alert budget."""
-    config = dataset.config
-    needed = max(MIN_CALIBRATION_ROWS, budget_rows(config.alerts.budget) if config.alerts.budget else 0)
-    is_enough = part != "calibration" or rows - gone >= needed
-    return gone <= config.training.max_screened_share * rows and is_enough
+    is_enough = part != "calibration" or rows - gone >= _needed_rows(dataset)
+    return gone <= dataset.config.training.max_screened_share * rows and is_enough
+
+
+def _needed_rows(dataset: Dataset) -> int:
+    """Return the number of calibration rows that the configured alert budget needs."""
+    budget = dataset.config.alerts.budget
+    return max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
 
 
 def _message(days: dict[str, tuple[str, ...]], rows: dict[str, int], changed: Sequence[str], cap: float) -> str:

@@ -242,7 +242,14 @@ class Reference:
         }
 
 
+@pytest.fixture
+def expected_values_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name columns with the expected value too, so that a test sees all contributions."""
+    monkeypatch.setattr(explanation, "_is_expected", lambda *_: False)
+
+
 class TestExplanations:
+    @pytest.mark.usefixtures("expected_values_too")
     def test_columns_come_in_the_order_of_the_surprisal_they_remove(self, fitted: Fitted) -> None:
         rows = pl.concat([head(fitted, 2), head(fitted, 2, power=pl.col("power") + 20), head(fitted, 1, **FAULTS)])
         for index, parts in enumerate(fitted.bundle.explain(rows, columns=99)):
@@ -279,6 +286,28 @@ class TestExplanations:
         first = [tuple(part.column for part in parts[:2]) for parts in fitted.bundle.explain(rows)]
         assert sum(set(names) == set(columns) for names in first) >= 18
 
+    def test_a_column_with_the_expected_value_is_not_named(
+        self, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = pl.concat([head(fitted, 3), *(head(fitted, 3, **{name: change}) for name, change in FAULTS.items())])
+        named = fitted.bundle.explain(rows, columns=99)
+        monkeypatch.setattr(explanation, "_is_expected", lambda *_: False)
+        every = fitted.bundle.explain(rows, columns=99)
+        assert sum(map(len, every)) > sum(map(len, named))
+        for few, parts in zip(named, every, strict=True):
+            rest = [part for part in parts if part not in few]
+            assert all(part.expected.startswith(part.actual) for part in rest)
+            assert not any(part.expected.startswith(f"{part.actual} (") for part in few)
+
+    def test_a_row_without_any_other_reason_is_named_with_all_its_values(
+        self, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(explanation, "_is_expected", lambda *_: True)
+        for parts in fitted.bundle.explain(head(fitted, 3)):
+            assert [part.column for part in parts] == ["row"]
+            assert parts[0].actual == f"{parts[0].surprisal:.1f} nats of surprisal over all its values"
+
+    @pytest.mark.usefixtures("expected_values_too")
     def test_the_surprisal_of_columns_never_rises(self, fitted: Fitted) -> None:
         single: list[dict[str, pl.Expr]] = [{name: change} for name, change in FAULTS.items()]
         for changes in ({}, *single, FAULTS):
@@ -358,6 +387,7 @@ class TestExplanations:
         monkeypatch.setattr(explanation, "_MAX_CANDIDATES", len(fitted.bundle.loss.columns))
         assert fitted.bundle.explain(rows) == every
 
+    @pytest.mark.usefixtures("expected_values_too")
     @pytest.mark.parametrize("columns", [1, 2, 3])
     def test_the_number_of_contributions_is_limited(self, fitted: Fitted, columns: int) -> None:
         rows = pl.concat([head(fitted, 3), head(fitted, 3, load=pl.col("load") * 9, power=pl.col("power") * 9)])

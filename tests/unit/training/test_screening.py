@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.features.split import Window, cut_window
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
@@ -103,8 +104,50 @@ class TestByServing:
         screened = screen_by_serving(dataset.window, with_cap(dataset, cap), dataset.bundle)
         assert screened.facts is not None
         assert screened.facts.changed == (("calibration",) if is_changed else ())
-        assert left_out(dataset.window, screened.window) == (() if is_changed else bad)
+        assert screened.window.calibration == (
+            dataset.window.interleaved().calibration if is_changed else dataset.window.calibration[:-days]
+        )
         assert ("the data has changed: calibration would lose more than" in screened.facts.message) == is_changed
+
+    def test_training_learns_a_changed_world(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        window = dataset.window
+        spoil(dataset, window.calibration[-3:], ROWS_A_DAY, rewrite_day)
+        screened = screen_by_serving(window, dataset, dataset.bundle)
+        assert screened.window == window.interleaved()
+        assert set(screened.window.train) & set(window.calibration[-3:])
+        newest = len(window.validation) + len(window.calibration)
+        assert screened.facts is not None
+        assert screened.facts.message.endswith(
+            f"training takes every other of the {newest} validation and calibration days, because the data has "
+            f"changed since {window.calibration[-3]}"
+        )
+        assert screened.facts.changed_since == window.calibration[-3]
+
+    @pytest.mark.parametrize("learned", [0, 1, 2, 3, 4])
+    def test_the_split_by_time_returns_once_training_holds_enough_of_the_change(
+        self, fitted: Fitted, learned: int
+    ) -> None:
+        window = fitted.window
+        since = [*window.train, window.validation[0]][len(window.train) - learned]
+        known = ScreeningFacts(judged_by="the model that serves", message="", changed_since=since)
+        serving = replace(fitted.bundle, facts=fitted.bundle.facts.model_copy(update={"screening": known}))
+        screened = screen_by_serving(window, fitted, serving)
+        is_learned = learned >= len(window.validation)
+        assert screened.window == (window if is_learned else window.interleaved())
+        assert screened.facts is not None
+        assert screened.facts.changed_since == since
+        assert (f"because the data has changed since {since}" in screened.facts.message) == (not is_learned)
+
+    def test_the_split_stays_where_the_budget_needs_all_calibration_rows(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        spoil(dataset, dataset.window.calibration[-3:], ROWS_A_DAY, rewrite_day)
+        tight = Dataset(sensor_config(alerts={"budget": 1 / 422}), dataset.paths)
+        screened = screen_by_serving(dataset.window, tight, dataset.bundle)
+        assert screened.window == dataset.window
+        assert screened.facts is not None
+        assert screened.facts.changed == ("calibration",)
+        assert "every other" not in screened.facts.message
 
     def test_the_budget_keeps_the_rows_that_it_needs(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
         spoil(dataset, dataset.window.calibration[:1], 10, rewrite_day)
