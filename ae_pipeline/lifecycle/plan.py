@@ -37,7 +37,6 @@ from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import window_content
-from ae_pipeline.reports.files import damaged_report_files
 from ae_pipeline.reports.page import is_current
 from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage.dataset import Dataset
@@ -205,8 +204,7 @@ def plan_serving(dataset: Dataset, tracker: Tracker) -> Plan:
         return Plan(tuple(work), f"no version serves so far{_without_champion(dataset, tracker)}")
     if days := days_to_publish(dataset, tracker):
         content = features_content(dataset)
-        of_days = [content.get(day) for day in days]
-        state = hash_json([champion.version, champion.run_id, of_days, marks_digest(dataset.paths)])
+        state = hash_json([champion.run_id, [content.get(day) for day in days], marks_digest(dataset.paths)])
         work.append(_work_on_days(Step.PUBLISH, days, state, dataset))
     return Plan(tuple(work), f"every day is published and reported on under version {champion.version}")
 
@@ -315,8 +313,7 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     fingerprint, _ = _bundle_facts(tracker, champion)
     days = [day for day in features_content(dataset) if has_come(day, dataset.config)]
     published, interrupted = published_days(paths), cut_short(paths)
-    is_whole = not TableFiles(paths.latents).damaged_texts() and not damaged_report_files(paths)
-    if published and not (is_whole and is_current(paths)):
+    if published and (TableFiles(paths.latents).damaged_texts() or not is_current(paths)):
         interrupted.add(max(published))  # that writes the texts of the table and the page over all days again
     if (filled := day_that_filled(dataset)) and filled in days:
         interrupted.add(filled)

@@ -95,7 +95,12 @@ def shown_marks(paths: DatasetPaths) -> str | None:
 
 
 def is_current(paths: DatasetPaths) -> bool:
-    """Return whether there is no page over all days, or it was built with all marks and can be rendered again."""
+    """Return whether no file of a report is damaged, and a page over all days was built with all present marks.
+
+    A page that cannot be rendered again, because another version of the package wrote it, is not current.
+    """
+    if damaged_report_files(paths):
+        return False
     return not (paths.reports / "report.html").exists() or shown_marks(paths) == marks_digest(paths)
 
 

@@ -120,16 +120,16 @@ def screen_by_serving(
     changed: list[str] = []
     for part, judged in days.items():
         is_bad = {day.day: day.is_bad(budget, len(judged)) and day.day not in reviewed.usual_days for day in judged}
-        bad = [] if window.is_by_row else [day for day in judged if is_bad[day.day]]
-        rest = [day for day in judged if day not in bad]
+        out = [] if window.is_by_row else [day for day in judged if is_bad[day.day]]
+        rest = [day for day in judged if day not in out]
         excess = _excess(rest, budget)
-        gone = sum(day.rows for day in bad) + excess.len()
+        gone = sum(day.rows for day in out) + excess.len()
         if not gone:
             continue
         if not _may_go(part, gone, judged, dataset):
             changed.append(part)
             continue
-        left_days[part], left_rows[part] = tuple(day.day for day in bad), gone
+        left_days[part], left_rows[part] = tuple(day.day for day in out), gone
         kept[part] = tuple(day.day for day in rest)
         if not excess.is_empty():
             row_ids[part] = excess
@@ -156,8 +156,19 @@ def screen_by_serving(
         changed_since=since,
         message=message,
     )
-    kept_window, left_ids = (screened, row_ids) if learning is None else (learning, {})
-    return Screened(kept_window, _remaining(marked, left_ids, kept_window, reviewed, dataset), facts)
+    left = _remaining(marked, row_ids, screened, reviewed, dataset)
+    if learning is not None:
+        screened, left = learning, reviewed.left_out(learning, dataset.paths)
+    return Screened(screened, left, facts)
+
+
+def _remaining(
+    marked: Screened, row_ids: Mapping[str, pl.Series], window: Window, reviewed: Reviewed, dataset: Dataset
+) -> dict[str, pl.Series]:
+    """Return the rows that the parts of a screened window leave out: marked ones, and those of the screening."""
+    kept = reviewed.left_out(window, dataset.paths) if marked.row_ids else {}
+    parts = [*kept, *(part for part in row_ids if part not in kept)]
+    return {part: pl.concat([each[part] for each in (kept, row_ids) if part in each]) for part in parts}
 
 
 def _learn_change(window: Window, since: str, dataset: Dataset) -> Window | None:
@@ -172,15 +183,6 @@ def _learn_change(window: Window, since: str, dataset: Dataset) -> Window | None
     learning = window.interleaved()
     is_enough = learning.count("calibration", dataset.paths) >= _needed_rows(dataset)
     return learning if learning.validation and is_enough else None
-
-
-def _remaining(
-    marked: Screened, row_ids: Mapping[str, pl.Series], window: Window, reviewed: Reviewed, dataset: Dataset
-) -> dict[str, pl.Series]:
-    """Return the rows that the parts of a screened window leave out: marked ones, and those of the screening."""
-    kept = reviewed.left_out(window, dataset.paths) if marked.row_ids else {}
-    parts = [*kept, *(part for part in row_ids if part not in kept)]
-    return {part: pl.concat([each[part] for each in (kept, row_ids) if part in each]) for part in parts}
 
 
 def screen_by_own_scores(
