@@ -2,7 +2,6 @@
 
 import datetime as dt
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,9 @@ from ae_pipeline.ingestion.proposal.images import images_in, propose_images
 from ae_pipeline.ingestion.proposal.propose import Proposal, propose
 from ae_pipeline.ingestion.readers.files import TABLE_SUFFIXES, can_read, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
+from ae_pipeline.storage.environment import project_folders
 from ae_pipeline.storage.files import atomic_write, make_folder, write_text
+from ae_pipeline.storage.project import own_project
 
 _READ_BYTES, _READ_FILES = 128 << 20, 200
 """Bytes and files that a proposal rests on; of more files, it takes some over the whole range."""
@@ -38,13 +39,11 @@ def new(name: str, files: Sequence[Path], *, yes: bool) -> int:
         yes: Do it without a question.
 
     Raises:
-        ConfigError: The name is invalid, or the dataset exists already.
+        ConfigError: The name is invalid, the dataset exists already, or there is no project here.
         StorageError: A file does not exist, cannot be read, or two files have the same name.
     """
-    from ae_pipeline.definitions import PROJECT_ROOT
-
-    target = PROJECT_ROOT / "ae_pipeline" / "defs" / name / "defs.yaml"
-    data = Path(os.environ.get("AE_PIPELINE_DATA", PROJECT_ROOT / "data")).resolve()
+    target = own_project().defs / name / "defs.yaml"
+    data = project_folders()["AE_PIPELINE_DATA"].resolve()
     plan = plan_dataset(name, files, target, data / "landing" / name)
     print(plan.text)
     print(plan.describe())

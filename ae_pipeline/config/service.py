@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 

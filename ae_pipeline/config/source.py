@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.fetch import FetchedSource
 from ae_pipeline.config.limits import LimitsConfig
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 Separator = Literal[",", ";", "\t", "|"]
 """Character between the values of a text file."""

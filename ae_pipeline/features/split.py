@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import RANKED_ROWS, choose_days
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import detach, row_bytes, rows_per_batch, scans
+from ae_pipeline.storage.parquet import detach, footer_of, row_bytes, rows_per_batch, scans
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
@@ -141,7 +140,7 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         if self.is_by_row or self.only_normal or self.where:
             return sum(rows.height for rows in self.batches(part, paths, ["row_id"]))
-        return sum(pq.read_metadata(paths.features(day)).num_rows for day in days)
+        return sum(footer_of(paths.features(day)).num_rows for day in days)
 
     def batches(
         self,
@@ -165,7 +164,7 @@ class Window:
         days: tuple[str, ...] = getattr(self, part)
         width = self._check_columns(days, paths)
         if at_once == 0:
-            bytes_per_row = row_bytes(pq.read_metadata(paths.features(days[-1])), columns) if days else 0.0
+            bytes_per_row = row_bytes(footer_of(paths.features(days[-1])), columns) if days else 0.0
             at_once = rows_per_batch(width if columns is None else len(columns), bytes_per_row)
         groups = self._groups_of(part, paths) if self.is_by_row and self.split_by else None
         for scan in scans([paths.features(day) for day in days], at_once):
@@ -188,7 +187,7 @@ class Window:
 
     def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> int:
         """Check that all days have the same columns, and return their number."""
-        names = {day: pq.read_schema(paths.features(day)).names for day in days}
+        names = {day: footer_of(paths.features(day)).schema.to_arrow_schema().names for day in days}
         needed = {name for columns in names.values() for name in columns if name not in {LABEL, USABLE}} | set(
             self._split_columns
         )

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import polars as pl
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape, ValueFormat, check_value_format
-from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.section import Section
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
@@ -161,6 +160,8 @@ def load_contract(path: Path) -> SchemaContract:
     Raises:
         SchemaError: The file is not a valid contract.
     """
+    import yaml
+
     try:
         return SchemaContract.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -186,6 +187,8 @@ def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
         path: File to write.
         origin: What the contract was inferred from, such as `1,200 rows of 3 files`.
     """
+    import yaml
+
     body = contract.model_dump(mode="json", exclude_defaults=True)
     body["columns"] = {
         name: {key: rule[key] for key in dict.fromkeys((*_FIRST_KEYS, *rule)) if key in rule}

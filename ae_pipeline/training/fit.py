@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -35,10 +36,12 @@ from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
-from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
+from ae_pipeline.training.regularizer import LatentRegularizer
+from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.screening import screen_by_serving
+from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
@@ -55,6 +58,7 @@ def fit_bundle(
     window: Window,
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
+    reviewed: Reviewed = NOTHING_REVIEWED,
 ) -> tuple[ModelBundle, TrainingResult]:
     """Fit a model bundle on the features of a window.
 
@@ -68,6 +72,7 @@ def fit_bundle(
         window: Days of each part.
         report: Callback after each epoch.
         previous: Model that serves, from which `training.warm_start` and `training.anchor` start. It screens the rows.
+        reviewed: Marks of people. Real anomalies are left out, and false alarms are learned.
 
     Returns:
         The bundle, without a drift reference (see `reference.with_reference`), and the result of the training.
@@ -78,7 +83,7 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
-    screened = screen_by_serving(window, dataset, previous)
+    screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
     days = len(window.calibration) if config.is_daily else None
     budget = config.alerts.budget or choose_budget(counts["calibration"])
@@ -91,16 +96,18 @@ def fit_bundle(
     train_rows, validation_rows = (
         screened.keep(part, window.rows(part, paths, most=limit)) for part in ("train", "validation")
     )
+    learned = reviewed.learned(paths, train_rows.columns, counts["train"])
+    train_rows = pl.concat([train_rows, learned]) if learned.height else train_rows
     all_rows = AllRows(
-        train=counts["train"],
+        train=counts["train"] + learned.height,
         validation=counts["validation"],
-        batches=lambda: window.batches("train", paths),
+        batches=lambda: _training_batches(screened, learned, dataset),
         folder=paths.scratch,
         memory=memory,
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     encoder = detector.encoder
-    looked_at = {"train": train_rows.height, "validation": result.validation_rows}
+    looked_at = {"train": train_rows.height - learned.height, "validation": result.validation_rows}
     del train_rows, validation_rows
     calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"])
     if calibrated.window != window:
@@ -132,6 +139,13 @@ def fit_bundle(
         else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
     )
     return bundle, result
+
+
+def _training_batches(screened: Screened, learned: pl.DataFrame, dataset: Dataset) -> Iterator[pl.DataFrame]:
+    for rows in screened.window.batches("train", dataset.paths):
+        yield screened.keep("train", rows)
+    if learned.height:
+        yield learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +225,7 @@ def fit_detector(
     else:
         for_ensemble = [encoder.encode(train_rows), validation.cpu().numpy()]
         latents = regularizer.latents if regularizer else None
-        encoded = InMemory(torch.from_numpy(for_ensemble[0]).to(device), latents)
+        encoded = InMemory.on(device, torch.from_numpy(for_ensemble[0]), latents)
     result = train(
         model,
         loss,
@@ -220,7 +234,7 @@ def fit_detector(
         config.training,
         generator,
         report,
-        corrupt=_corruption(config, encoder),
+        corrupt=_corruption(config, encoder, device),
         regularizer=regularizer,
     )
     result = dataclasses.replace(
@@ -269,8 +283,8 @@ def _start_from(
     return is_warm, build_latent_regularizer(previous, rows, config, model.latent_dim)
 
 
-def _corruption(config: PipelineConfig, encoder: Encoder) -> Corruption | None:
-    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
+def _corruption(config: PipelineConfig, encoder: Encoder, device: torch.device) -> Corruption | None:
+    groups = torch.from_numpy(encoder.groups).to(device) if isinstance(encoder, TableEncoder) else None
     return build_corruption(config.training, groups, encoder.ends, context_width(encoder))
 
 
@@ -308,7 +322,8 @@ def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConf
         return None
     width = encoder.target_width  # the context is not evidence
     rows = np.concatenate([matrix[:, :width] for matrix in matrices])
-    return fit_ensemble(rows, encoder.asinh_mask[:width], config.training.seed)
+    training = config.training
+    return fit_ensemble(rows, encoder.asinh_mask[:width], training.seed, training.contamination)
 
 
 def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:

@@ -4,14 +4,12 @@ from typing import Any
 
 from torch import nn
 
-from ae_pipeline.config.model import TrainingConfig
-
 USUAL_INPUTS, WIDE_INPUTS = 1024, 4096
 """Inputs for which the learning rate is meant, and inputs of a linear layer above which it falls with their number."""
 
 
-def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Return the parameter groups of an optimizer.
+def parameter_groups(model: nn.Module, loss: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups of an optimizer. A group with a `rate_factor` learns at that multiple of the rate.
 
     An adaptive optimizer moves each weight by about the learning rate. The output of a layer then moves by that much
     for each of its inputs. With a million inputs, as in networks of large images, one step would saturate the latents.
@@ -20,7 +18,6 @@ def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainingConfig) 
     Args:
         model: Autoencoder.
         loss: Loss, whose scales have no weight decay.
-        config: Learning rate.
     """
     wide = {
         layer.weight: layer.in_features
@@ -30,5 +27,5 @@ def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainingConfig) 
     return [
         {"params": [parameter for parameter in model.parameters() if parameter not in wide]},
         {"params": list(loss.parameters()), "weight_decay": 0.0},
-        *({"params": [weight], "lr": config.learning_rate * USUAL_INPUTS / inputs} for weight, inputs in wide.items()),
+        *({"params": [weight], "rate_factor": USUAL_INPUTS / inputs} for weight, inputs in wide.items()),
     ]

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import polars as pl
-import yaml
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.common.text import pluralize
@@ -162,6 +161,8 @@ def as_yaml(values: Mapping[str, Any]) -> str:
       validation_days: 3
       split_by: []
     """
+    import yaml
+
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")

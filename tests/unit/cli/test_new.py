@@ -161,13 +161,15 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def project(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ae_pipeline.definitions.PROJECT_ROOT", tmp_path)
+        (tmp_path / "defs").mkdir()
+        monkeypatch.setenv("AE_PIPELINE_DEFS", str(tmp_path / "defs"))
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
         monkeypatch.delenv("AE_PIPELINE_DATA", raising=False)
 
     @staticmethod
     def written(root: Path) -> int:
         """Return the number of files that the command has written."""
-        return sum(path.is_file() for folder in ("ae_pipeline", "data") for path in (root / folder).rglob("*"))
+        return sum(path.is_file() for folder in ("defs", "data") for path in (root / folder).rglob("*"))
 
     def test_without_a_terminal_it_only_prints(
         self, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -193,7 +195,7 @@ class TestCommand:
     ) -> None:
         command = ["new", "orders", "--yes", *map(str, files)]
         assert main(command) == 0
-        target = tmp_path / "ae_pipeline" / "defs" / "orders" / "defs.yaml"
+        target = tmp_path / "defs" / "orders" / "defs.yaml"
         assert attributes(target.read_text())["dataset"] == "orders"
         assert capsys.readouterr().out.endswith(f"look at {target}, then run `ae-pipeline run orders`.\n")
         assert main(command) == 1

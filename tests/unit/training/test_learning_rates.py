@@ -11,6 +11,7 @@ from ae_pipeline.models.base import AutoEncoder, EncoderDecoder
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.training.learning_rates import WIDE_INPUTS, parameter_groups
 from ae_pipeline.training.loop import train
+from ae_pipeline.training.step import build_optimizer, set_rate
 
 
 class MeanSquares(ReconstructionLoss):
@@ -31,16 +32,18 @@ def network(inputs: int) -> AutoEncoder:
 
 
 def test_usual_layers_have_the_configured_rate() -> None:
-    model, config = network(WIDE_INPUTS), TrainingConfig(learning_rate=0.01)
-    groups = parameter_groups(model, nn.Identity(), config)
+    groups = parameter_groups(network(WIDE_INPUTS), nn.Identity())
     assert [len(group["params"]) for group in groups] == [4, 0]
 
 
 def test_the_rate_of_a_wide_layer_falls_with_its_inputs() -> None:
     model, config = network(4 * WIDE_INPUTS), TrainingConfig(learning_rate=0.01)
-    *_, wide = parameter_groups(model, nn.Identity(), config)
+    *_, wide = parameter_groups(model, nn.Identity())
     assert wide["params"][0] is model.encoder.weight
-    assert wide["lr"] == pytest.approx(0.01 / 16)
+    assert wide["rate_factor"] == pytest.approx(1 / 16)
+    optimizer = build_optimizer(model, MeanSquares(), config, torch.tensor(0.01))
+    set_rate(optimizer, 0.5)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.5, 0.5, 0.5 / 16])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])

@@ -1,9 +1,11 @@
-"""The content of `summary.json`: what a report says, for other programs."""
+"""Fill `summary.json` from a published table."""
 
 from dataclasses import asdict
+from typing import Any
 
-from ae_pipeline.monitoring.day_assessment import assessment_json
+from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
 from ae_pipeline.monitoring.newest_day import filling_json
+from ae_pipeline.monitoring.verdict import DayAssessment, assessment_json
 from ae_pipeline.reports.context import PageContext
 from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
@@ -14,7 +16,7 @@ _SUMMARY_ROWS = 50
 """Number of rows in summary.json."""
 
 
-def build_summary(
+def summarize(
     published: Published, run_id: str, context: PageContext, labels: Labels | None, images: ImageReport | None
 ) -> Summary:
     """Return the content of `summary.json`.
@@ -22,7 +24,7 @@ def build_summary(
     Args:
         published: Published table.
         run_id: MLflow run that trained the model.
-        context: Content of the page.
+        context: Content of the page over all days.
         labels: Measures against the label; None without a label.
         images: Verdicts on images; None unless rows are images or patches.
     """
@@ -77,7 +79,10 @@ def build_summary(
                 }
                 for day in published.drift
             ],
-            "days": [{"day": day.day, "rows": day.rows, "flagged": day.flagged} for day in by_day],
+            "days": [_day_count(day, assessment) for day, assessment in published.assessments.items()],
+            "feedback": [
+                {**asdict(each), "precision": each.precision} for each in precision_by_version(marks_of(paths))
+            ],
             "strangest": [row_facts(row) for row in context.rows[:_SUMMARY_ROWS]],
             "files": {
                 "alerts": "alerts.parquet",
@@ -87,3 +92,17 @@ def build_summary(
             },
         }
     )
+
+
+def _day_count(day: str, assessment: DayAssessment) -> dict[str, Any]:
+    return {
+        "day": day,
+        "rows": assessment.rows,
+        "flagged": assessment.flagged,
+        "state": assessment.verdict.value,
+        "words": assessment.message,
+        "reasons": [
+            {"kind": each.kind.value, "size": each.size, "columns": list(each.columns)}
+            for each in assessment.all_reasons
+        ],
+    }
