@@ -19,7 +19,7 @@ from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.detector.image_verdicts import count_images, image_id, score_images
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.features.split import GATE, PARTS, cut_window
-from ae_pipeline.latents.images import IMAGES, publish_images, read_images
+from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.heat_pictures import export_maps
@@ -170,8 +170,10 @@ def test_a_damaged_table_of_images_is_written_again(gallery: Fitted) -> None:
     path = Path(gallery.paths.latents) / IMAGES
     publish_images(gallery.paths, gallery.bundle, 3)
     content = path.read_bytes()
+    assert has_images(gallery)
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(PublicationError, match=r"has no verdicts on images: .*; set images.patch, or run"):
+    assert not has_images(gallery)
+    with pytest.raises(PublicationError, match=r"has no verdicts on images: .*; set images.patch, train"):
         read_images("shop", data=gallery.paths.root)
     publish_images(gallery.paths, gallery.bundle, 3)
     assert path.read_bytes() == content
@@ -183,7 +185,9 @@ def test_a_model_without_a_calibration_of_images_has_no_table(gallery: Fitted) -
     report = report_images(files, gallery, earlier, 3)
     assert report is not None
     assert (report.images, report.pixels is not None) == (0, True)
-    assert not (Path(gallery.paths.latents) / IMAGES).exists()
+    assert has_images(gallery)
+    with pytest.raises(PublicationError, match="its model has no calibration of images"):
+        read_images("shop", data=gallery.paths.root)
     publish_images(gallery.paths, gallery.bundle, 3)
 
 
