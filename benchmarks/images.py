@@ -190,7 +190,7 @@ def _stitch(patches: Values, images: int) -> list[Values]:
     for of_image in patches.reshape(images, len(starts) ** 2, PATCH, PATCH):
         total, count = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
         for index, patch in enumerate(of_image):
-            top, left = (STRIDE * place for place in divmod(index, len(starts)))
+            top, left = (STRIDE * step for step in divmod(index, len(starts)))
             total[top : top + PATCH, left : left + PATCH] += patch
             count[top : top + PATCH, left : left + PATCH] += 1
         maps.append(total / count)

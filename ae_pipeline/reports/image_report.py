@@ -14,6 +14,7 @@ from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.masks import mask_path, read_mask
+from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
@@ -214,10 +215,11 @@ def _with_masks(known: pl.DataFrame, dataset: Dataset, elements: int) -> pl.Data
     """
     config, folder = dataset.config, landing_folder(dataset)
     assert config.images is not None
-    index = [name for name in config.identity if name not in {"top", "left"}].index("file")
+    names = [name for name in config.identity if name not in PATCH_COLUMNS]
     masks = []
     for identity in known[IMAGE_ID]:
-        path = mask_path(identity.split("|")[index], config.images)
+        file = identity if names == ["file"] else identity.split("|")[names.index("file")]
+        path = mask_path(file, config.images)
         masks.append(str(folder / path) if path and (folder / path).is_file() else None)
     usable = known.with_columns(mask=pl.Series(masks, dtype=pl.String)).filter(
         pl.col("held_out").fill_null(value=True),

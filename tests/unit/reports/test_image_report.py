@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.config.columns import ImageShape
@@ -256,3 +257,24 @@ def test_the_page_shows_heat_maps_with_a_legend(report: Report) -> None:
     assert page.count('<figure class="row map">') == 6
     assert page.count("heat map of test/square/") >= 5
     assert "Color scale of the heat maps, logarithmic: from 1 (black)" in page
+
+
+def test_masks_need_the_path_of_the_image(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="belong to image files; add file to identity"):
+        make_dataset(tmp_path, **{**SETTINGS, "identity": ["name", "top", "left"]})
+
+
+@pytest.mark.parametrize(
+    ("masks", "reason"),
+    [
+        (
+            "truth/{kind}/{stem}.png",
+            r"uses \{kind\}, which is no named group of path; choose among defect, split, stem",
+        ),
+        ("truth/{defect}.png", r"lacks \{stem\}, so that all images would have one mask; add it"),
+        ("truth/{stem.png", "has braces that do not match .*; correct it"),
+    ],
+)
+def test_paths_of_masks_are_checked(tmp_path: Path, masks: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        make_dataset(tmp_path, **{**SETTINGS, "images": {**SETTINGS["images"], "masks": masks}})
