@@ -6,10 +6,12 @@ import pytest
 pytest.importorskip("pyod")
 
 from benchmarks import protocol
-from benchmarks.labelled_sets import Table
+from benchmarks.labelled_sets import FloatArray, Table
+from benchmarks.report import Row
 
 RNG = np.random.default_rng(0)
-CLEAN = RNG.normal(size=(400, 1)) * [1.0, 10.0, 1.0] + RNG.normal(size=(400, 3)) * [0.1, 1.0, 0.1]
+SHARED, OWN = RNG.normal(size=(400, 1)), RNG.normal(size=(400, 3))
+CLEAN: FloatArray = SHARED * np.array([1.0, 10.0, 1.0]) + OWN * np.array([0.1, 1.0, 0.1])
 TABLE = Table("made", np.concatenate([CLEAN, np.full((7, 3), 99.0)]), np.arange(407) >= 400)
 
 
@@ -52,7 +54,7 @@ def test_cases_are_the_real_anomalies_and_each_kind_and_share() -> None:
 
 def test_regret_is_the_distance_from_the_best_method_of_a_case() -> None:
     case = {"set": "a", "protocol": "one-class", "kind": "real", "share": 0.1, "seed": 0}
-    rows: list[protocol.Row] = [
+    rows: list[Row] = [
         {**case, "method": "good", "auroc": 0.9, "ap": 0.5},
         {**case, "method": "bad", "auroc": 0.7, "ap": 0.6},
     ]
