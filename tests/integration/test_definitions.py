@@ -14,10 +14,11 @@ import yaml
 
 from ae_pipeline.cli.demo import DEMOS
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.definitions import PROJECT_ROOT, defs
+from ae_pipeline.definitions import defs
 from ae_pipeline.orchestration.assets.common import daily_partitions
 
 BINARIES = Path(sys.executable).parent
+PROJECT_ROOT = Path(__file__).parents[2]
 IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
 TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
 JOBS = ("decide", "ingest", "train", "publish", "day", "intake", "rollback")

@@ -186,7 +186,7 @@ class TestFingerprint:
             def nudge(tensors: dict[str, torch.Tensor], name: str = name) -> None:
                 flat = tensors[name].view(-1)
                 if flat.is_floating_point():
-                    flat[-1] = torch.nextafter(flat[-1], torch.tensor(np.inf, dtype=flat.dtype))
+                    flat[-1] = torch.nextafter(flat[-1], torch.tensor(-np.inf, dtype=flat.dtype))  # some are infinite
                 else:
                     flat[-1] = ~flat[-1] if flat.dtype == torch.bool else flat[-1] + 1
 
