@@ -1,9 +1,10 @@
-"""Cases of `benchmarks.campaign`: full disks, read-only folders, locked databases, and runs side by side.
+"""Cases of `benchmarks.campaign`: full disks, read-only folders, locked databases.
 
 Disks are file systems in memory, which only root can mount; without it these cases are left out and say so.
 """
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
-from benchmarks.campaign import DATASET, Case, Deployment, Outcome
+from benchmarks.campaign_deployment import COMPLETE, DATASET, Case, Deployment, Outcome, allowed
 
 FOLDERS = {"data": "AE_PIPELINE_DATA", "mlruns": "AE_PIPELINE_MLRUNS", "home": "DAGSTER_HOME"}
 """Folders of a deployment, and the variable that each has in messages."""
@@ -33,6 +34,9 @@ MOMENTS = (
 """Folder whose disk gets full, and the space that is left before in kB: each ends a run at another moment."""
 
 DATABASES = ("mlruns/mlflow.db", "home/history/runs.db", "home/history/runs/index.db")
+
+_LOCKED_SECONDS = 15.0
+"""Time in which a command names a locked database, on an idle machine."""
 
 _SPARE_KB = 64_000
 """Size of a disk beyond the files on it, in kB."""
@@ -86,70 +90,32 @@ def _locked(database: Path) -> Iterator[None]:
         yield
 
 
-def _land_change(deployment: Deployment) -> None:
-    """Change a number in several landed files, so that each stage has work."""
-    for path in sorted((deployment.root / "data" / "landing" / DATASET).iterdir())[-12:]:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        head, *fields = lines[0].rstrip().split(","), *(line.rstrip().split(",") for line in lines[1:])
-        column = head.index("distance")
-        for values in fields:
-            values[column] = str(int(float(values[column] or 0)) + 1)
-        path.write_text("\n".join(",".join(values) for values in (head, *fields)) + "\n", encoding="utf-8")
-        future = time.time() + 1
-        os.utime(path, (future, future))
-
-
-def _case_under(fault: Fault, names: tuple[str, ...]) -> Case:
+def _case_under(name: str, fault: Fault, texts: tuple[str, ...], seconds: float = math.inf) -> Case:
     """Return a case that runs the dataset while a fault lasts. A run may succeed if it never met the fault.
 
     Args:
+        name: Name of the case.
         fault: Makes the fault in the folder of the deployment, and takes it back.
-        names: Texts of which the message has one: a path or a variable.
+        texts: Texts of which the message has one: a path or a variable.
+        seconds: Time in which the command ends on an idle machine.
     """
 
-    def case(deployment: Deployment) -> Outcome:
-        _land_change(deployment)
+    def run(deployment: Deployment) -> Outcome:
+        deployment.land_change()
         began = time.monotonic()
         with fault(deployment.root):
             process = deployment.start("run", DATASET)
             printed, _ = process.communicate()
-        seconds = time.monotonic() - began
+            taken = time.monotonic() - began
         last = printed.rstrip().splitlines()[-1] if printed.strip() else ""
-        named = process.returncode == 0 or (process.returncode == 1 and any(name in printed for name in names))
+        named = process.returncode == 0 or (process.returncode == 1 and any(text in printed for text in texts))
         counts = {
             "tracebacks": printed.count("Traceback") + printed.count("Stack Trace"),
-            "late": int(not named),
+            "late": int(not named) + int(taken > allowed(seconds)),
         }
-        return Outcome(counts, f"status {process.returncode}: {last[:60]}", seconds)
+        return Outcome(counts, f"status {process.returncode}: {last[:200]}", taken)
 
-    return case
-
-
-def beside_daemon_case(deployment: Deployment) -> Outcome:
-    """Run the command while the daemon runs the same dataset; none may double or lose rows."""
-    _land_change(deployment)
-    with deployment.serving() as (_, api):
-        run_id = api.launch(f"{DATASET}_publish", sorted(deployment.rows))
-        began = time.monotonic()
-        process = deployment.start("run", DATASET)
-        printed, _ = process.communicate()
-        status = api.wait_for_end(run_id, 120)
-    counts = {"tracebacks": printed.count("Traceback"), "blocked": int(process.returncode != 0)}
-    return Outcome(counts, f"status {process.returncode}, {status.lower()}", time.monotonic() - began)
-
-
-def two_commands_case(deployment: Deployment) -> Outcome:
-    """Run the command twice at once; the second one waits and finds nothing to do."""
-    _land_change(deployment)
-    began = time.monotonic()
-    processes = [deployment.start("run", DATASET) for _ in range(2)]
-    printed = [process.communicate()[0] for process in processes]
-    counts = {
-        "tracebacks": sum(text.count("Traceback") for text in printed),
-        "blocked": sum(process.returncode != 0 for process in processes),
-    }
-    trained = sum(f"{DATASET}_train" in text for text in printed)
-    return Outcome(counts, f"{trained} of them trained", time.monotonic() - began)
+    return Case(name, COMPLETE, run)
 
 
 def _below(name: str, fault: Callable[..., AbstractContextManager[None]], *options: int) -> Fault:
@@ -157,22 +123,18 @@ def _below(name: str, fault: Callable[..., AbstractContextManager[None]], *optio
     return lambda root: fault(root / name, *options)
 
 
-def _fault_cases() -> list[tuple[str, Case]]:
-    table = [(f"database locked: {name}", _case_under(_below(name, _locked), (Path(name).name,))) for name in DATABASES]
+def fault_cases() -> list[Case]:
+    """Return the cases of locked databases, and those of disks and folders if this user may mount file systems."""
+    table = [
+        _case_under(f"database locked: {name}", _below(name, _locked), (Path(name).name,), _LOCKED_SECONDS)
+        for name in DATABASES
+    ]
     if os.geteuid() != 0:
         print("cases of full disks and read-only folders need root, which mounts file systems; they are left out")
         return table
     for name, free in MOMENTS:
-        case = _case_under(_below(name, _small_disk, free), ("no space left",))
-        table.append((f"disk full: {name} with {free} kB left", case))
+        fault = _below(name, _small_disk, free)
+        table.append(_case_under(f"disk full: {name} with {free} kB left", fault, ("no space left",)))
     for name, variable in FOLDERS.items():
-        table.append((f"read-only: {name}", _case_under(_below(name, _read_only), (variable,))))
+        table.append(_case_under(f"read-only: {name}", _below(name, _read_only), (variable,)))
     return table
-
-
-CASES: list[tuple[str, Case]] = [
-    *_fault_cases(),
-    ("a command beside the daemon", beside_daemon_case),
-    ("two commands at once", two_commands_case),
-]
-"""Cases by name."""

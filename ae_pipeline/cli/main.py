@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ae_pipeline.cli.mark import MARK_HELP, add_options
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import PipelineError
@@ -56,10 +57,6 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.run import run
 
             return run(options.dataset, accepts_removal=options.accept_removal)
-        case "list":
-            from ae_pipeline.cli.datasets import list_datasets
-
-            return list_datasets()
         case "score":
             from ae_pipeline.cli.score import score
 
@@ -82,6 +79,11 @@ def _execute(options: argparse.Namespace) -> int:
             from ae_pipeline.cli.withdraw import withdraw
 
             return withdraw(options.dataset, options.days, options.why, undo=options.undo, confirmed=options.yes)
+        case "mark":
+            from ae_pipeline.cli.mark import MarkOptions, mark
+
+            given = vars(options)
+            return mark(options.dataset, MarkOptions(**{name: given[name] for name in MarkOptions.__annotations__}))
         case "doctor":
             from ae_pipeline.cli.doctor import doctor
 
@@ -92,6 +94,10 @@ def _execute(options: argparse.Namespace) -> int:
 def _execute_for_project(options: argparse.Namespace) -> int:
     """Execute a command that is about no single dataset that exists."""
     match options.command:
+        case "list":
+            from ae_pipeline.cli.datasets import list_datasets
+
+            return list_datasets()
         case "init":
             from ae_pipeline.cli.init import init
 
@@ -145,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     withdrawn.add_argument("--why", default="", help="reason, kept in the log of withdrawals")
     withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
     withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
+    add_options(commands.add_parser("mark", help=MARK_HELP))
     doctor = commands.add_parser("doctor", help="check the whole state of a dataset, and repair it")
     doctor.add_argument("dataset", nargs="?", help="a dataset of the defs folder; all by default")
     doctor.add_argument("--repair", action="store_true", help="repair; what cannot be derived is moved aside")
@@ -197,7 +204,7 @@ def _serve(dagster: int, mlflow: int, data: int) -> int:
 
     project = Project.load()
     project.print_broken()
-    return serve(Ports(dagster, mlflow, data), project.workspace, list(project.datasets))
+    return serve(Ports(dagster, mlflow, data), project.workspace, project.datasets)
 
 
 def _roll_back(name: str, version: int, why: str, even_if_rejected: bool) -> int:

@@ -53,7 +53,7 @@ class Project:
 
         Raises:
             ConfigError: Files of the defs folder that can be loaded alone contradict one another.
-            StorageError: A database of Dagster's instance is damaged.
+            StorageError: A database of Dagster's instance is damaged, or another process holds its lock.
         """
         import dagster as dg
 

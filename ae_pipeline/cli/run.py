@@ -28,13 +28,16 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         RemovalError: Too many rows would go, so that nothing was changed.
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
-    from ae_pipeline.cli.summary import summarize, summarize_ingestion
+    from ae_pipeline.cli.summary import summarize, summarize_ingestion, verdict_line
     from ae_pipeline.ingestion.landing import require_landed
+    from ae_pipeline.storage.sqlite import require_unlocked
 
     started = time.monotonic()
     print(f"Bringing {name!r} up to date.")
     project = Project.load()
     dataset = project.dataset(name)
+    if project.tracker.database:
+        require_unlocked(project.tracker.database)
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
@@ -49,6 +52,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         raise
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
     print(f"Took {time.monotonic() - started:.0f} s.")
+    print(verdict_line(dataset))
     if runner.failure:
         raise runner.failure
     return 0

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
@@ -144,7 +145,15 @@ class Ledger:
 
     def sources(self, day: str) -> list[tuple[str, LandedFile]]:
         """Return the files with rows of a day, the newest last."""
-        return sorted(((name, entry) for name, entry in self.files.items() if day in entry.days), key=landing_order)
+        return self._by_day.get(day, [])
+
+    @cached_property
+    def _by_day(self) -> dict[str, list[tuple[str, LandedFile]]]:
+        by_day: dict[str, list[tuple[str, LandedFile]]] = {}
+        for item in sorted(self.files.items(), key=landing_order):
+            for day in item[1].days:
+                by_day.setdefault(day, []).append(item)
+        return by_day
 
 
 def landing_order(item: tuple[str, LandedFile]) -> tuple[int, str]:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from contextlib import closing
 
 import dagster as dg
+from dagster._core.execution.plan.outputs import StepOutputProperties
 
+from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.processes import ProcessId, identify, parse_process, run_process, start_ticks
-from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG
+from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG, named_days
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -41,11 +43,31 @@ def datasets_of_run(run: dg.DagsterRun, instance: dg.DagsterInstance) -> list[st
     if DATASET_TAG in run.tags:
         return [run.tags[DATASET_TAG]]
     keys = set(run.asset_selection or ())
-    if not keys and run.execution_plan_snapshot_id:  # a job that somebody else defined
-        plan = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
-        outputs = [output.properties for step in plan.steps for output in step.outputs]
-        keys = {properties.asset_key for properties in outputs if properties and properties.asset_key}
+    if not keys:  # a job that somebody else defined
+        keys = {output.asset_key for output in _planned_outputs(run, instance) if output.asset_key}
     return sorted({key.path[0] for key in keys})
+
+
+def require_days(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
+    """Check that a run names days if its assets have days. Dagster itself fails in a step, without a remedy.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if named_days(run.tags):
+        return
+    if key := next((each.asset_key for each in _planned_outputs(run, instance) if each.is_asset_partitioned), None):
+        raise ConfigError(
+            f"{key.path[0]!r} has a partition for each day, but this run names no day; choose days, or run "
+            f"`ae-pipeline run {key.path[0]}`, which chooses them"
+        )
+
+
+def _planned_outputs(run: dg.DagsterRun, instance: dg.DagsterInstance) -> list[StepOutputProperties]:
+    if not run.execution_plan_snapshot_id:
+        return []
+    plan = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+    return [output.properties for step in plan.steps for output in step.outputs if output.properties]
 
 
 def active_records(dataset: str | None, instance: dg.DagsterInstance) -> list[dg.RunRecord]:

@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.orchestration.dead_runs import datasets_of_run, record_process
+from ae_pipeline.orchestration.dead_runs import datasets_of_run, record_process, require_days
 from ae_pipeline.orchestration.plain_config import PlainText
 from ae_pipeline.orchestration.run_watch import RunWatch
 from ae_pipeline.storage.dataset import Dataset
@@ -116,10 +116,15 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["RunLock"]:
-        """Hold the locks, in the order of the names, so that two runs never wait for each other."""
+        """Hold the locks, in the order of the names, so that two runs never wait for each other.
+
+        Raises:
+            ConfigError: The run names no day, although its assets have days.
+        """
         run, instance = context.run, context.instance
         with ExitStack() as stack:
             if run is not None and instance is not None:
+                require_days(run, instance)
                 record_process(run, instance)
                 self._watch = stack.enter_context(RunWatch(run, instance))
                 self._datasets = tuple(datasets_of_run(run, instance))

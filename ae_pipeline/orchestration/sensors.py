@@ -30,9 +30,9 @@ def landing_requests(dataset: Dataset, workspace: Workspace, instance: dg.Dagste
     """Request to read new and changed landed files, and raw_data and features of the days that they change."""
     if active := active_run(dataset, workspace, instance):
         return dg.SkipReason(active)
-    from ae_pipeline.lifecycle.plan import plan_landing
+    from ae_pipeline.lifecycle.landing_look import look_at_landing
 
-    plan = plan_landing(dataset, dataset.config.today(), _SETTLE_SECONDS)
+    plan = look_at_landing(dataset, dataset.config.today(), _SETTLE_SECONDS)
     return request_runs(plan, dataset.config, instance)
 
 

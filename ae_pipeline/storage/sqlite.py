@@ -7,7 +7,7 @@ from pathlib import Path
 from ae_pipeline.storage.environment import Fault, environment_error, fault_of
 from ae_pipeline.storage.files import atomic_write
 
-_BUSY_SECONDS, _CHECK_SECONDS = 30.0, 10.0
+_BUSY_SECONDS, _CHECK_SECONDS = 30.0, 8.0
 """Time to wait for a transaction of another process: before a copy, and before a check."""
 
 
@@ -34,6 +34,26 @@ def sqlite_damage(path: Path, *, thorough: bool = False) -> str | None:
             raise known from error
         return str(error)
     return None if answer == "ok" else str(answer).splitlines()[0]
+
+
+def require_unlocked(path: Path) -> None:
+    """Wait a few seconds until a database can be written. Libraries wait for minutes in all, without a word.
+
+    Args:
+        path: File of the database. Nothing is checked if it is missing, damaged or read-only.
+
+    Raises:
+        StorageError: Another process holds its lock all the time.
+    """
+    if not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=_CHECK_SECONDS, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.DatabaseError as error:
+        if fault_of(error) == Fault.LOCKED and (known := environment_error(error)):
+            raise known from error
 
 
 def is_empty(path: Path) -> bool:

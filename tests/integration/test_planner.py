@@ -309,6 +309,9 @@ def test_runs_outside_the_days_are_refused_and_write_nothing(shop: Shop) -> None
     assert messages["range"].startswith("2024-03-20 is not a day of 'orders'")
     assert all("this run names no day; choose days" in messages[name] for name in ("none", "publish", "day"))
     assert all("\n" not in message for message in messages.values())
+    # What the UI shows: our message, and not what Dagster fails with in a step.
+    shown = [str(event) for name in ("none", "publish", "day") for event in reasons[name].all_events]
+    assert not any("non-partitioned run" in event for event in shown)
     assert sorted(path for path in (shop.root / "data").rglob("*") if path.is_file()) == files
 
 

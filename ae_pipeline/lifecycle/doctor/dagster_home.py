@@ -6,7 +6,7 @@ from pathlib import Path
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.lifecycle.doctor.problem import Problem
 from ae_pipeline.storage.integrity import move_aside
-from ae_pipeline.storage.sqlite import sqlite_damage
+from ae_pipeline.storage.sqlite import require_unlocked, sqlite_damage
 
 _MAIN = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 """Databases that each process opens. The others hold the events of one run each."""
@@ -16,13 +16,14 @@ def check_databases(home: Path) -> None:
     """Check the databases that Dagster opens when it starts.
 
     Raises:
-        StorageError: A database is damaged.
+        StorageError: A database is damaged, or another process holds its lock.
     """
     for path in (home / name for name in _MAIN):
         if damage := sqlite_damage(path):
             raise StorageError(
                 f"Dagster's database {path} is damaged ({damage}); `ae-pipeline doctor --repair` moves it aside"
             )
+        require_unlocked(path)
 
 
 def dagster_problems(home: Path) -> Iterator[Problem]:

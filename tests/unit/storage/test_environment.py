@@ -13,7 +13,7 @@ import pytest
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage import environment
 from ae_pipeline.storage.environment import FOLDERS, environment_error, environment_message
-from ae_pipeline.storage.sqlite import sqlite_damage
+from ae_pipeline.storage.sqlite import require_unlocked, sqlite_damage
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +120,20 @@ def test_a_locked_database_is_not_taken_for_a_damaged_one(locked: Path, monkeypa
     monkeypatch.setattr("ae_pipeline.storage.sqlite._CHECK_SECONDS", 0.1)
     with pytest.raises(StorageError, match=r"mlflow\.db is locked by another process"):
         sqlite_damage(locked)
+
+
+def test_a_write_lock_that_reads_do_not_meet_is_found_first(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ae_pipeline.storage.sqlite._CHECK_SECONDS", 0.1)
+    path = folders["DAGSTER_HOME"] / "runs.db"
+    require_unlocked(path)
+    assert not path.exists()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE runs (id)")
+        require_unlocked(path)
+        connection.execute("BEGIN EXCLUSIVE")
+        assert sqlite_damage(path) is None
+        with pytest.raises(StorageError, match=r"runs\.db is locked by another process"):
+            require_unlocked(path)
