@@ -28,7 +28,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         RemovalError: Too many rows would go, so that nothing was changed.
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
-    from ae_pipeline.cli.summary import summarize, summarize_ingestion
+    from ae_pipeline.cli.summary import summarize, summarize_ingestion, verdict_line
     from ae_pipeline.ingestion.landing import require_landed
     from ae_pipeline.storage.sqlite import require_unlocked
 
@@ -52,6 +52,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         raise
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
     print(f"Took {time.monotonic() - started:.0f} s.")
+    print(verdict_line(dataset))
     if runner.failure:
         raise runner.failure
     return 0

@@ -30,6 +30,7 @@ from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder, find_proje
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
+    from ae_pipeline.storage.dataset import Dataset
 
 _STOP_SECONDS = 1.0
 """Time that the servers and their runs have to stop. Then they are killed, and the next start ends their runs."""
@@ -56,13 +57,13 @@ class Ports:
 _OPTIONS = {"dagster": "--port", "mlflow": "--mlflow-port", "data": "--data-port"}
 
 
-def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
+def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]") -> int:
     """Start all servers, print their addresses, and stop them together; return the exit status.
 
     Args:
         ports: Ports of the servers.
         workspace: Workspace that they show.
-        datasets: Datasets whose reports are listed.
+        datasets: Datasets of the project, by name.
 
     Raises:
         ConfigError: A port is in use.
@@ -76,7 +77,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
         defaults["mlflow"] = tracker.web_url or defaults["mlflow"]
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", defaults[name]) for name in defaults}
     token = os.environ[TOKEN_VARIABLE] = token_of_environment()
-    for line in address_lines(addresses, workspace, datasets, token):
+    for line in address_lines(addresses, workspace, list(datasets), token):
         print(line, flush=True)
     project = find_project()
     environment = _environment(project)
@@ -93,7 +94,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     python = sys.executable
     try:
         with (
-            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"]),
+            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets),
             TemporaryDirectory(prefix="ae_pipeline_") as folder,  # only this user can enter it
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
@@ -184,7 +185,9 @@ def _signal_group(process: "subprocess.Popen[bytes]", signum: int) -> None:
 
 
 @contextmanager
-def serve_folder(folder: Path, port: int, token: str, address: str | None = None) -> Iterator[None]:
+def serve_folder(
+    folder: Path, port: int, token: str, address: str | None = None, datasets: "Mapping[str, Dataset] | None" = None
+) -> Iterator[None]:
     """Serve the reports of a data folder in a thread.
 
     Args:
@@ -192,11 +195,12 @@ def serve_folder(folder: Path, port: int, token: str, address: str | None = None
         port: Port of the server.
         token: Token that each request needs.
         address: Address that users open, if it differs from the port's.
+        datasets: Datasets of the project, by name.
     """
     from ae_pipeline.cli.data_files import data_app
     from ae_pipeline.cli.web import server
 
-    guarded = server(data_app(folder), port, access(token, port, address or f"http://127.0.0.1:{port}"))
+    guarded = server(data_app(folder, datasets or {}), port, access(token, port, address or f"http://127.0.0.1:{port}"))
     thread = threading.Thread(target=guarded.run, daemon=True)
     thread.start()
     try:
@@ -224,12 +228,17 @@ def address_lines(
     graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else "/"
     key = f"?token={token}"
     mlflow = addresses["mlflow"] if workspace.tracker().is_remote else f"{addresses['mlflow'].rstrip('/')}/{key}"
-    lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]
     served = workspace.model_copy(update={"data_url": addresses["data"]})
+    home = f"Home     {addresses['data'].rstrip('/')}/{key}"
+    lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]
     lines += [f"Report   {served.file_url(page)}{key}" for page in pages.values()]
     if not pages:
         lines.append("There are no reports yet: `make run`, or materialize the assets of a dataset in Dagster.")
-    return [*lines, "The token in these addresses opens the servers for you only. Press Ctrl-C to stop all servers."]
+    return [
+        home,
+        *lines,
+        "The token in these addresses opens the servers for you only. Press Ctrl-C to stop all servers.",
+    ]
 
 
 def _is_free(port: int) -> bool:

@@ -44,6 +44,11 @@
     }
     filter();
   }
+  // Marks are posted to the server of the page. A page that is opened as a file shows the command instead.
+  if (location.protocol !== "file:") {
+    for (const link of document.querySelectorAll(".served")) link.hidden = false;
+    for (const text of document.querySelectorAll(".opened")) text.hidden = true;
+  }
   for (const container of document.querySelectorAll(".chart")) {
     const spec = JSON.parse(document.getElementById(`${container.id}-spec`).textContent);
     window.vegaEmbed(container, spec, { renderer: "svg", actions: false }).then(() => {

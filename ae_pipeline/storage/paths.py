@@ -63,6 +63,11 @@ class DatasetPaths:
         return self.root / "history" / f"{self.dataset}.withdrawals.jsonl"
 
     @property
+    def marks(self) -> Path:
+        """What people said about rows, causes and days, as JSON Lines. A Parquet file beside it has the same."""
+        return self.root / "feedback" / self.dataset / "marks.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Lock file that serializes the runs of the dataset."""
         return self.root / "locks" / f"{self.dataset}.lock"

@@ -18,6 +18,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import Epoch, TrainingFacts, library_versions
+from ae_pipeline.detector.image_verdicts import count_images
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
@@ -28,7 +29,7 @@ from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.corruption import Corruption, build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import ReconstructionLoss
-from ae_pipeline.scoring.calibration import calibrate, check_budget
+from ae_pipeline.scoring.calibration import IMAGE_BUDGET, calibrate, check_budget
 from ae_pipeline.scoring.ensemble import FITTED_ROWS, Ensemble, fit_ensemble
 from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
@@ -37,8 +38,9 @@ from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.regularizer import LatentRegularizer
+from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.screening import screen_by_serving
+from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
@@ -55,6 +57,7 @@ def fit_bundle(
     window: Window,
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
+    reviewed: Reviewed = NOTHING_REVIEWED,
 ) -> tuple[ModelBundle, TrainingResult]:
     """Fit a model bundle on the features of a window.
 
@@ -68,6 +71,7 @@ def fit_bundle(
         window: Days of each part.
         report: Callback after each epoch.
         previous: Model that serves, from which `training.warm_start` and `training.anchor` start. It screens the rows.
+        reviewed: Marks of people. Real anomalies are left out, and false alarms are learned.
 
     Returns:
         The bundle, without a drift reference (see `reference.with_reference`), and the result of the training.
@@ -78,26 +82,31 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
-    screened = screen_by_serving(window, dataset, previous)
+    screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
     days = len(window.calibration) if config.is_daily else None
     budget = config.alerts.budget or choose_budget(counts["calibration"])
     check_budget(counts["calibration"], budget, days)  # before the training, which takes long
+    images = count_images("calibration", window, dataset)
+    if images is not None:
+        check_budget(images, config.alerts.image_budget or choose_budget(images), days, IMAGE_BUDGET)
     memory = memory_budget.share_of(config)
     limit = memory_budget.max_rows(window, paths, memory)
     train_rows, validation_rows = (
         screened.keep(part, window.rows(part, paths, most=limit)) for part in ("train", "validation")
     )
+    learned = reviewed.learned(paths, train_rows.columns, counts["train"])
+    train_rows = pl.concat([train_rows, learned]) if learned.height else train_rows
     all_rows = AllRows(
-        train=counts["train"],
+        train=counts["train"] + learned.height,
         validation=counts["validation"],
-        batches=lambda: window.batches("train", paths),
+        batches=lambda: _training_batches(screened, learned, dataset),
         folder=paths.scratch,
         memory=memory,
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     encoder = detector.encoder
-    looked_at = {"train": train_rows.height, "validation": result.validation_rows}
+    looked_at = {"train": train_rows.height - learned.height, "validation": result.validation_rows}
     del train_rows, validation_rows
     calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"])
     if calibrated.window != window:
@@ -106,7 +115,7 @@ def fit_bundle(
     facts = TrainingFacts(
         versions=library_versions(),
         rows=counts,
-        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder)),
+        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder), images),
         rows_looked_at=looked_at,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
@@ -117,8 +126,24 @@ def fit_bundle(
         is_streamed=result.is_streamed,
         screening=calibrated.screening,
     )
-    calibration = calibrate(calibrated.scores, budget, days)
-    return ModelBundle(detector=detector, calibration=calibration, window=window, facts=facts), result
+    of_images = calibrated.images
+    bundle = ModelBundle(
+        detector=detector,
+        calibration=calibrate(calibrated.scores, budget, days),
+        window=window,
+        facts=facts,
+        image_calibration=None
+        if of_images is None
+        else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
+    )
+    return bundle, result
+
+
+def _training_batches(screened: Screened, learned: pl.DataFrame, dataset: Dataset) -> Iterator[pl.DataFrame]:
+    for rows in screened.window.batches("train", dataset.paths):
+        yield screened.keep("train", rows)
+    if learned.height:
+        yield learned
 
 
 @dataclass(frozen=True, kw_only=True)
