@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from ae_pipeline.cli.project import current_user
 from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -110,7 +111,7 @@ class DataPages:
             return JSONResponse({"message": "the body is no JSON"}, status_code=422)
         except PipelineError as error:
             return JSONResponse({"message": str(error)}, status_code=422)
-        rows = f", {len(stored.rows):,} rows" if stored.rows else ""
+        rows = f", {pluralize(len(stored.rows), 'row')}" if stored.rows else ""
         return JSONResponse(
             {"message": f"Saved: {stored.state.text}{rows}. The report shows it when it is opened again."}
         )
