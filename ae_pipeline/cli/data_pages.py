@@ -61,8 +61,8 @@ class DataPages:
         from ae_pipeline.reports.served import home_page
 
         reports = self.folder / "reports"
-        found = [path.name for path in reports.iterdir() if path.is_dir()] if reports.is_dir() else []
-        names = {name for name in found if not name.startswith(".")} | self.datasets.keys()
+        names_of_reports = [path.name for path in reports.iterdir() if path.is_dir()] if reports.is_dir() else []
+        names = {name for name in names_of_reports if not name.startswith(".")} | self.datasets.keys()
         paths = {name: DatasetPaths(self.folder.resolve(), name) for name in names}
         paths |= {name: dataset.paths for name, dataset in self.datasets.items()}
         descriptions = {name: dataset.config.description for name, dataset in self.datasets.items()}

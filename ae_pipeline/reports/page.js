@@ -13,7 +13,7 @@
     table.parentElement.after(more);
     const filter = () => {
       const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-      // Whoever searches sees all matches; otherwise the first rows are enough, and a linked row is always there.
+      // A search shows all matches. Otherwise the first rows are enough, and a linked row is always shown.
       const limit = terms.length || flagged.checked || group !== null ? Infinity : most;
       let count = 0;
       for (const body of bodies()) {
