@@ -1,6 +1,7 @@
 """Fit a ModelBundle on a window of features: encoder, network, score statistics and calibration."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,12 +38,18 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
+from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
+
+logger = logging.getLogger(__name__)
+
+_SLOW_ELEMENTS = 2e7
+"""Encoded values from which the fit of the scores takes long enough to say so."""
 
 _SAMPLE_SEED = 3
 """Seed of the hash that samples rows again that another hash sampled already."""
@@ -132,6 +139,7 @@ def fit_bundle(
         calibration=calibrate(calibrated.scores, budget, days),
         window=window,
         facts=facts,
+        pixel_threshold=fit_pixel_threshold(detector, window, dataset, budget),
         image_calibration=None
         if of_images is None
         else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
@@ -244,6 +252,9 @@ def fit_detector(
         is_anchored=regularizer is not None,
         is_streamed=streamed is not None,
     )
+    rows = train_rows.height + validation_rows.height
+    if rows * math.prod(encoder.shape) > _SLOW_ELEMENTS:
+        logger.info(f"fitting scores on {rows:,} rows")
     mean_input = encoded.mean()
     del encoded
     _fit_loss_statistics(model, loss, validation)
