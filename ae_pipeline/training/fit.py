@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ae_pipeline.common.device import choose_device
+from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -182,6 +182,7 @@ class AllRows:
         return sample.height < self.train or sample.height * row_bytes > self.memory
 
 
+@device_errors()
 def fit_detector(
     config: PipelineConfig,
     columns: Sequence[FeatureColumn],
@@ -207,6 +208,7 @@ def fit_detector(
         TrainingError: There are too few rows, there is no usable column, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not available.
         StorageError: There is no disk space for the encoded rows.
+        DeviceError: The CUDA device failed, or has too little memory.
     """
     device = choose_device(config.training.device)
     torch.set_num_threads(config.training.threads)
