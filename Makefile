@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One process more than cores, because tests wait for the processes that they start.
 WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 8)))
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Loading the definitions and the file that MLflow runs has effects, and neither has examples.
 EXAMPLES := ae_pipeline --ignore ae_pipeline/definitions.py --ignore ae_pipeline/registry/pyfunc_model.py
 PROSE := README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs
