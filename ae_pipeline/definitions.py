@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import dagster as dg
 
@@ -13,8 +12,8 @@ from ae_pipeline.orchestration.defs_folder import DefsFolder, load_defs_folder
 from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, Workspace
 from ae_pipeline.orchestration.sensors import build_dead_runs_sensor
 from ae_pipeline.orchestration.yaml_errors import is_expected
-
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+from ae_pipeline.storage.environment import project_folders
+from ae_pipeline.storage.project import find_project
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +44,22 @@ _logged: set[str] = set()
 
 
 def load_project() -> DefsFolder:
-    """Return the content of the defs folder, with the resources and the executor of the deployment."""
+    """Return the content of the defs folder, with the resources and the executor of the deployment.
+
+    Raises:
+        ConfigError: The project cannot be found, or a variable names no folder of this machine.
+    """
+    project, folders = find_project(), project_folders()
     # A process for each step imports everything again: 2 s for a step that may take less.
     executor = (
         dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
     )
     workspace = Workspace(
-        data_folder=os.environ.get("AE_PIPELINE_DATA", str(PROJECT_ROOT / "data")),
-        mlflow_folder=os.environ.get("AE_PIPELINE_MLRUNS", str(PROJECT_ROOT / "mlruns")),
+        data_folder=str(folders["AE_PIPELINE_DATA"]),
+        mlflow_folder=str(folders["AE_PIPELINE_MLRUNS"]),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
         tables=os.environ.get("AE_PIPELINE_TABLES"),
-        project_folder=str(PROJECT_ROOT),
+        project_folder=str(project.root),
         dagster_url=os.environ.get("AE_PIPELINE_DAGSTER_URL", DAGSTER_URL),
         mlflow_url=os.environ.get("AE_PIPELINE_MLFLOW_URL"),
         data_url=os.environ.get("AE_PIPELINE_DATA_URL", DATA_URL),
@@ -66,4 +70,4 @@ def load_project() -> DefsFolder:
         loggers={"console": line_logger},
         sensors=[build_dead_runs_sensor()],
     )
-    return load_defs_folder(Path(__file__), deployment)
+    return load_defs_folder(project, deployment)

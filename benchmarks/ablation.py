@@ -9,32 +9,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
-from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS
-from benchmarks.detection import (
-    PROTOCOLS,
-    FloatArray,
-    cap_rows,
-    find_sets,
-    fit_detector_on,
-    frame_of,
-    make_task,
-    read_set,
-)
+from ae_pipeline.scoring.combination import SETTINGS, fit_combination
+from ae_pipeline.scoring.ensemble import MEASURES
+from benchmarks.detection import fit_detector_on, frame_of
+from benchmarks.labelled_sets import PROTOCOLS, FloatArray, cap_rows, find_sets, make_task, read_set
 from benchmarks.report import Row, format_table, write_report
 
 WHOLE = "as shipped"
 
 
-def variants(detector: Detector, rows: FloatArray) -> Iterator[tuple[str, FloatArray]]:
-    """Yield each variant of the score with its scores of the rows, (n, columns)."""
-    frame = frame_of(rows)
-    surprisal = detector.tails(detector.latents_and_losses(frame)[1])
+def variants(detector: Detector, train: FloatArray, test: FloatArray) -> Iterator[tuple[str, FloatArray]]:
+    """Yield each variant of the score with its scores of the test rows; both arrays have shape (n, columns)."""
+    surprisal = detector.tails(detector.latents_and_losses(frame_of(test))[1])
     yield WHOLE, detector.combine(surprisal)
     for part in Evidence:
         alerts = detector.config.alerts.model_copy(update={"evidence": (part,)})
@@ -42,12 +33,17 @@ def variants(detector: Detector, rows: FloatArray) -> Iterator[tuple[str, FloatA
         yield f"evidence {part.value} alone", replace(detector, config=config).combine(surprisal)
     if detector.ensemble is None:
         return
-    each = detector.ensemble.tails(detector.ensemble.measures(detector.encoder.encode(frame)))
+    ensemble, encode = detector.ensemble, detector.encoder.encode
+    known, each = (ensemble.tails(ensemble.measures(encode(frame_of(rows)))) for rows in (train, test))
+    setting = SETTINGS[detector.config.training.contamination]
     for index, name in enumerate(MEASURES):
-        yield f"ensemble without {name}", np.delete(each, index, axis=1) @ np.delete(WEIGHTS, index)
+        weights = tuple(weight * (index != other) for other, weight in enumerate(setting.weights))
+        yield f"ensemble without {name}", fit_combination(known, replace(setting, weights=weights))(each)
+    yield "ensemble without novelty", fit_combination(known, replace(setting, novelty_factor=0.0))(each)
     for index, name in enumerate(MEASURES):
         yield f"{name} alone", each[:, index]
-    yield "ensemble, weights alike", each.sum(axis=1)
+    alike = tuple(float(weight > 0) for weight in setting.weights)
+    yield "ensemble, weights alike", fit_combination(known, replace(setting, weights=alike))(each)
     yield "ensemble, highest of the measures", each.max(axis=1)
 
 
@@ -61,7 +57,7 @@ def run(folder: Path, seeds: Sequence[int], out: Path) -> None:
                 continue
             for protocol in PROTOCOLS:
                 task = make_task(table, protocol, seed)
-                for method, score in variants(fit_detector_on(task.train, seed), task.test):
+                for method, score in variants(fit_detector_on(task.train, seed), task.train, task.test):
                     figures = {
                         "auroc": round(float(roc_auc_score(task.truth, score)), 6),
                         "ap": round(float(average_precision_score(task.truth, score)), 6),

@@ -49,7 +49,8 @@ from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
-from benchmarks.detection import FloatArray, Table, cap_rows, find_sets, fit_ours, halve_normal, read_set
+from benchmarks.detection import fit_ours
+from benchmarks.labelled_sets import FloatArray, Table, cap_rows, find_sets, halve_normal, read_set
 from benchmarks.planted_faults import Prepared, prepare
 from benchmarks.report import Row, format_table, write_report
 

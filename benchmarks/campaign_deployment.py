@@ -208,7 +208,7 @@ class Deployment:
     def leftovers(self) -> int:
         """Return the number of temporary files, held locks and processes of this deployment that are left."""
         stray = sum(path.name.endswith(".tmp") for path in (self.root / "data").rglob("*"))
-        return stray + is_locked(self.paths.lock) + len(descendants(os.getpid()))
+        return stray + is_locked(self.paths) + len(descendants(os.getpid()))
 
     def active_runs(self) -> list[str]:
         """Return the runs of the dataset that count as active."""

@@ -97,10 +97,10 @@ def _terminate(job: str, step: str, *, backfill: bool = False) -> Run:
                 status = api.wait_for_end(run_id, allowed(_FREE_SECONDS))
                 times.append(time.monotonic() - began)
                 end = time.monotonic() + allowed(5)
-                while is_locked(deployment.paths.lock) and time.monotonic() < end:
+                while is_locked(deployment.paths) and time.monotonic() < end:
                     time.sleep(0.1)
                 statuses.append(status.lower())
-                total["blocked"] += is_locked(deployment.paths.lock) or status == "CANCELING"
+                total["blocked"] += is_locked(deployment.paths) or status == "CANCELING"
                 serving = deployment.champion_run()
                 total["promoted"] += status == "CANCELED" and serving == run_id and previous != run_id
         return Outcome(total, ", ".join(statuses), max(times))

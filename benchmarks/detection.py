@@ -23,6 +23,7 @@ all of its preprocessing.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,14 +33,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 from pyod.models.auto_encoder import AutoEncoder
+from pyod.models.copod import COPOD
 from pyod.models.ecod import ECOD
 from pyod.models.iforest import IForest
 from pyod.models.knn import KNN
 from pyod.models.lof import LOF
+from pyod.models.mcd import MCD
 from pyod.models.pca import PCA
 from pyod.models.vae import VAE
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -50,17 +52,14 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.training.fit import fit_detector
+from benchmarks.labelled_sets import PROTOCOLS, FloatArray, Table, cap_rows, find_sets, make_task, read_set
 from benchmarks.report import Row, format_table, write_report
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 Scorer = Callable[[FloatArray], FloatArray]
 """Function from rows, (n, columns), to scores, (n,); a higher score is more anomalous."""
 
-MOST_ROWS = 10_000
 HELD_OUT = 0.1
 """Share of the training rows that ae_pipeline uses for early stopping. A pipeline would use later days."""
-PROTOCOLS = ("one-class", "contaminated")
 OURS = "ae_pipeline"
 FAILURES = (ArithmeticError, LookupError, PipelineError, RuntimeError, TypeError, ValueError)
 """Exceptions that count as a failure of the method. Any other exception is a bug and ends the benchmark."""
@@ -76,34 +75,6 @@ class Fitted(NamedTuple):
 
     score: Scorer
     train_scores: FloatArray | None
-
-
-class Table(NamedTuple):
-    """A set as read from its file.
-
-    Attributes:
-        name: Name of the file without its suffix.
-        values: Array X, (n, columns).
-        is_anomaly: Mask of the anomalies, (n,).
-    """
-
-    name: str
-    values: FloatArray
-    is_anomaly: BoolArray
-
-
-class Task(NamedTuple):
-    """A set under a protocol.
-
-    Attributes:
-        train: Rows to learn from, (n, columns).
-        test: Rows to score, (m, columns); the same object as `train` if the rows are the same.
-        truth: Mask of the anomalies among the test rows, (m,).
-    """
-
-    train: FloatArray
-    test: FloatArray
-    truth: BoolArray
 
 
 @dataclass(frozen=True)
@@ -153,19 +124,19 @@ class Trial:
         return row if self.error is None else row | {"error": self.error}
 
 
-def fit_ours(train: FloatArray, seed: int) -> Scorer:
+def fit_ours(train: FloatArray, seed: int, contamination: str = "unknown") -> Scorer:
     """Fit a detector with the defaults of the package on raw numbers, (n, columns), and return its scorer."""
-    detector = fit_detector_on(train, seed)
+    detector = fit_detector_on(train, seed, contamination)
     return lambda values: detector.latents_and_scores(frame_of(values))[1]
 
 
-def fit_detector_on(train: FloatArray, seed: int) -> Detector:
+def fit_detector_on(train: FloatArray, seed: int, contamination: str = "unknown") -> Detector:
     """Fit a detector like `fit_ours` and return it. `frame_of` converts rows for it."""
     config = PipelineConfig.model_validate(
         {
             "dataset": "detection",
             "identity": ("row_id",),
-            "training": {"device": "cpu", "seed": seed, "batch_size": 512},
+            "training": {"device": "cpu", "seed": seed, "batch_size": 512, "contamination": contamination},
         }
     )
     rows = frame_of(train)
@@ -196,73 +167,32 @@ PEERS: Mapping[str, Callable[[int], Any]] = {
     "VAE": lambda seed: VAE(random_state=seed, verbose=0),
     "PCA": lambda seed: PCA(random_state=seed),
     "ECOD": lambda _: ECOD(),
+    "COPOD": lambda _: COPOD(),
+    "MCD": lambda seed: MCD(random_state=seed),
 }
 """Detectors of PyOD with their defaults, with a seed if they accept one."""
 
-METHODS: Mapping[str, Callable[[FloatArray, int], Fitted]] = {
+Fit = Callable[[FloatArray, int], Fitted]
+"""Function that fits a method, given training rows, (n, columns), and a seed."""
+
+METHODS: Mapping[str, Fit] = {
     OURS: lambda train, seed: Fitted(fit_ours(train, seed), None),
     **{name: partial(fit_peer, make) for name, make in PEERS.items()},
 }
-"""Functions that fit a method, given training rows and a seed."""
+"""All methods of the benchmark."""
 
 
-def find_sets(folder: Path) -> list[Path]:
-    """Return the files of the sets in a folder, sorted by name."""
-    return sorted(folder.glob("*.npz"))
+def try_method(table: Table, protocol: str, method: str, seed: int, methods: Mapping[str, Fit] | None = None) -> Trial:
+    """Fit and evaluate one of `methods`, by default of `METHODS`, on a capped set.
 
-
-def read_set(path: Path) -> Table:
-    """Return the set of a file.
-
-    Raises:
-        ValueError: The file does not contain a set.
+    A failed method gets the figures of random ranking.
     """
-    with np.load(path) as content:
-        if missing := sorted({"X", "y"} - set(content.files)):
-            raise ValueError(f"{path} has no array {missing[0]!r}; save a set as X, rows × features, and y, 0 or 1")
-        values, labels = content["X"].astype(np.float64), content["y"]
-    if values.ndim != 2 or labels.shape != values.shape[:1] or not np.isin(labels, (0, 1)).all():
-        raise ValueError(
-            f"{path} has X of shape {values.shape} and y of shape {labels.shape}; save X as rows × features and y "
-            "as one label, 0 or 1, for each row"
-        )
-    return Table(path.stem, values, labels == 1)
-
-
-def cap_rows(table: Table, seed: int) -> Table:
-    """Return `MOST_ROWS` random rows of a larger set; return a smaller set unchanged."""
-    count = len(table.values)
-    if count <= MOST_ROWS:
-        return table
-    chosen = np.random.RandomState(seed).permutation(count)[:MOST_ROWS]
-    return Table(table.name, table.values[chosen], table.is_anomaly[chosen])
-
-
-def halve_normal(is_anomaly: BoolArray, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the indices of the normal rows in random order: the training half and the other half."""
-    normal = np.random.RandomState(seed).permutation(np.flatnonzero(~is_anomaly))
-    half = len(normal) // 2
-    return normal[:half], normal[half:]
-
-
-def make_task(table: Table, protocol: str, seed: int) -> Task:
-    """Split a capped set according to a protocol."""
-    values, is_anomaly = table.values, table.is_anomaly
-    if protocol == "contaminated":
-        return Task(values, values, is_anomaly)
-    train, rest = halve_normal(is_anomaly, seed)
-    test = np.concatenate([rest, np.flatnonzero(is_anomaly)])
-    return Task(values[train], values[test], is_anomaly[test])
-
-
-def try_method(table: Table, protocol: str, method: str, seed: int) -> Trial:
-    """Fit and evaluate a method on a capped set. A failed method gets the figures of random ranking."""
     task = make_task(table, protocol, seed)
     score = np.zeros(len(task.test))
     error = None
     started = fitted = time.perf_counter()
     try:
-        model = METHODS[method](task.train, seed)
+        model = (methods or METHODS)[method](task.train, seed)
         fitted = time.perf_counter()
         known = model.train_scores if task.test is task.train else None
         score = model.score(task.test) if known is None else known
@@ -345,16 +275,32 @@ def _failures(trials: Sequence[Trial]) -> list[str]:
     return ["\n".join(["\\* failed, and counted with AUROC 0.5 and the average precision of random ranking:", *lines])]
 
 
-def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
+def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path, resume: bool = False) -> None:
     """Evaluate methods on all sets of a folder with all seeds, print the tables and write the JSON.
 
     The JSON is rewritten after each set, so that an interrupted run keeps its results.
+
+    Args:
+        folder: Folder with the files of the sets.
+        methods: Methods to evaluate.
+        seeds: Seeds to evaluate with.
+        out: JSON file to write.
+        resume: Keep the results in `out`, and evaluate only what they lack.
     """
-    trials: list[Trial] = []
+    trials = read_trials(out) if resume and out.exists() else []
     for path in find_sets(folder):
-        trials += try_set(path, methods, seeds)
+        known = {(trial.method, trial.seed) for trial in trials if trial.name == path.stem}
+        for seed in seeds:
+            if missing := [method for method in methods if (method, seed) not in known]:
+                trials += try_set(path, missing, [seed])
         write_report(out, "detection", [trial.row() for trial in trials], ("pyod", "scikit-learn"))
     print(f"\n{describe(trials)}")
+
+
+def read_trials(out: Path) -> list[Trial]:
+    """Return the trials in a results file."""
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    return [Trial(**{"name" if key == "set" else key: value for key, value in row.items()}) for row in rows]
 
 
 def main() -> None:
@@ -364,6 +310,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated methods (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--resume", action="store_true", help="keep the results in --out, and measure what is missing")
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     if unknown := sorted(set(methods) - METHODS.keys()):
@@ -371,7 +318,7 @@ def main() -> None:
     if not find_sets(arguments.data):
         parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
     torch.set_num_threads(1)  # two threads are slower for networks of this size
-    run(arguments.data, methods, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
+    run(arguments.data, methods, [int(seed) for seed in arguments.seeds.split(",")], arguments.out, arguments.resume)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from ae_pipeline.common.version import __version__
 from ae_pipeline.storage.files import write_text
 
 Row = Mapping[str, str | int | float]
 """One flat result."""
 
-PACKAGES = ("ae-pipeline", "numpy", "polars", "torch")
+PACKAGES = ("numpy", "polars", "torch")
 
 
 def environment(packages: Sequence[str]) -> dict[str, str | int | dict[str, str]]:
-    """Return the machine and the versions of `PACKAGES` and of further packages."""
+    """Return the machine and the versions of ae-pipeline, of `PACKAGES` and of further packages."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count() or 1,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in sorted({*PACKAGES, *packages})},
+        "versions": {"ae-pipeline": __version__} | {name: version(name) for name in sorted({*PACKAGES, *packages})},
     }
 
 

@@ -351,6 +351,7 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
         "ensemble: nearest as encoded": over(lambda part: _nearest(part, ensemble, 0), wide),
         "ensemble: nearest by ranks": over(lambda part: _nearest(ensemble.scalings.normal(part), ensemble, 1), wide),
         "ensemble: mixture": over(ensemble.mixture, standard),
+        "ensemble: isolation forest": over(ensemble.forest or len, wide),
         "ensemble: members": over(ensemble.denoising_ensemble, standard),
         "tails to surprise": lambda: detector.tails(losses),
         "writing": lambda: write_file(tables, {days[0]: "0"}, bundle.model.latent_dim, path, files),

@@ -12,15 +12,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.features.split import cut_window
-from ae_pipeline.ingestion.contract import load_contract
-from ae_pipeline.ingestion.landing import ingest
-from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -42,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """The tiny dataset after ingestion, features and training. Tests must not write below its root."""
+    # Imported here, so that tests of the numeric core run on machines without the libraries of the ingestion.
+    from ae_pipeline.features.build import build_features_day, feature_columns
+    from ae_pipeline.ingestion.contract import load_contract
+    from ae_pipeline.ingestion.landing import ingest
+    from ae_pipeline.ingestion.raw import build_raw_day
+
     config = sensor_config()
     paths = DatasetPaths(tmp_path_factory.mktemp("data"), DATASET)
     paths.landing.mkdir(parents=True)
@@ -130,6 +133,16 @@ def fit_frame(tmp_path_factory: pytest.TempPathFactory) -> FitFrame:
         return fit_bundle(Dataset(config, paths), columns, cut_window(content, config), previous=previous)
 
     return fit
+
+
+_NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=_NO_CUDA)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Device to train and score on. Tests that use it run on each device of the machine."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Web server of the data folder: the reports, and the features that their pages link to. Nothing else is served."""
+"""Web server of the data folder: reports, the features that their pages link to, and marks as Parquet."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -14,7 +15,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-_FOLDERS = {"reports": True, "features": False}
+from ae_pipeline.cli.data_pages import DataPages
+from ae_pipeline.storage.dataset import Dataset
+
+_FOLDERS = {"reports": True, "features": False, "feedback": False}
 """Folders that are served, and whether their content is listed."""
 
 _TYPES = {
@@ -38,22 +42,21 @@ _POLICY = (
 """A sandbox lets a page run its own scripts and reach nothing else. Vega compiles expressions, hence `unsafe-eval`."""
 
 
-def data_app(folder: Path) -> Starlette:
-    """Return the app that serves a data folder.
+def data_app(folder: Path, datasets: Mapping[str, Dataset] = MappingProxyType({})) -> Starlette:
+    """Return the app that serves a data folder, with a home page, and takes marks.
 
     Args:
         folder: Data folder. It and its folders `reports` and `features` may be links; links below are not followed.
+        datasets: Datasets of the project, by name; what they report can be marked.
     """
 
     async def answer(request: Request) -> Response:
         return await run_in_threadpool(_answer, folder, request.path_params["path"])
 
-    return Starlette(routes=[Route("/{path:path}", answer, methods=["GET"])])
+    return Starlette(routes=[*DataPages(folder, datasets).routes, Route("/{path:path}", answer, methods=["GET"])])
 
 
 def _answer(folder: Path, path: str) -> Response:
-    if not path:
-        return _listing("Data", [f"{name}/" for name, is_listed in _FOLDERS.items() if is_listed])
     names = path.rstrip("/").split("/")
     target = _find(folder, names)
     try:

@@ -168,14 +168,13 @@ class Project:
     @contextmanager
     def holding(self, dataset: "Dataset") -> Iterator[None]:
         """Hold the lock of a dataset over several runs, and say so if another process has it. End dead runs first."""
-        from ae_pipeline.orchestration.dead_runs import is_locked
-        from ae_pipeline.orchestration.processes import lock_holder
+        from ae_pipeline.storage.locks import dataset_lock, locks
 
         self.end_dead_runs(dataset.name)
-        lock = dataset.paths.lock
-        if is_locked(lock):
-            holder = lock_holder(lock)
-            who = f" (process {holder})" if holder else ""
+        lock = dataset_lock(dataset.paths)
+        if locks().is_held(lock):
+            holder = locks().holder(lock)
+            who = f" ({holder})" if holder else ""
             print(f"Waiting for another run of {dataset.name!r} to end{who}.", flush=True)
         with self.workspace.locked(dataset.name):
             yield

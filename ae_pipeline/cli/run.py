@@ -28,7 +28,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         RemovalError: Too many rows would go, so that nothing was changed.
         PipelineError: A step failed, no file has landed, or no version serves at the end.
     """
-    from ae_pipeline.cli.summary import summarize, summarize_ingestion
+    from ae_pipeline.cli.summary import summarize, summarize_ingestion, verdict_line
     from ae_pipeline.ingestion.landing import require_landed
 
     started = time.monotonic()
@@ -49,6 +49,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
         raise
     print(summarize(dataset, project.tracker, project.definitions, project.instance))
     print(f"Took {time.monotonic() - started:.0f} s.")
+    print(verdict_line(dataset))
     if runner.failure:
         raise runner.failure
     return 0
@@ -163,7 +164,10 @@ def _land_demo(dataset: "Dataset") -> None:
     from ae_pipeline.cli.demo import DEMOS
     from ae_pipeline.ingestion.landing_folder import landing_folder
     from ae_pipeline.orchestration.console import format_line
+    from ae_pipeline.storage.project import find_project
 
+    if not find_project().has_examples:
+        return
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)
     if land and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
         print(format_line("landing", f"{land(folder):,} files landed in {folder}", time.time()), flush=True)

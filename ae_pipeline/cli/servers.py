@@ -24,14 +24,13 @@ import yaml
 from ae_pipeline.cli.guard import TOKEN_VARIABLE, access, token_of_environment
 from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.signals import raise_stopped
+from ae_pipeline.orchestration.tags import LOCATION
+from ae_pipeline.storage.environment import project_folders
+from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder, find_project
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
-
-ROOT = Path(__file__).resolve().parents[2]
-
-_LOCATION = "ae_pipeline"
-"""Name of the code location, as in workspace.yaml."""
+    from ae_pipeline.storage.dataset import Dataset
 
 _STOP_SECONDS = 1.0
 """Time that the servers and their runs have to stop. Then they are killed, and the next start ends their runs."""
@@ -58,13 +57,13 @@ class Ports:
 _OPTIONS = {"dagster": "--port", "mlflow": "--mlflow-port", "data": "--data-port"}
 
 
-def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
+def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]") -> int:
     """Start all servers, print their addresses, and stop them together; return the exit status.
 
     Args:
         ports: Ports of the servers.
         workspace: Workspace that they show.
-        datasets: Datasets whose reports are listed.
+        datasets: Datasets of the project, by name.
 
     Raises:
         ConfigError: A port is in use.
@@ -78,9 +77,10 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
         defaults["mlflow"] = tracker.web_url or defaults["mlflow"]
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", defaults[name]) for name in defaults}
     token = os.environ[TOKEN_VARIABLE] = token_of_environment()
-    for line in address_lines(addresses, workspace, datasets, token):
+    for line in address_lines(addresses, workspace, list(datasets), token):
         print(line, flush=True)
-    environment = _environment()
+    project = find_project()
+    environment = _environment(project)
     if not tracker.is_remote:  # not an argument, because every user can read those, and it may contain a password
         environment["MLFLOW_BACKEND_STORE_URI"] = uri
     signal.signal(signal.SIGHUP, raise_stopped)  # of a closed terminal, which reaches no server
@@ -89,12 +89,12 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     def start(*command: object) -> None:
         # In a group of its own, so that Ctrl-C reaches it once, and that its runs end together with it.
         full_command = [str(part) for part in command]
-        processes.append(subprocess.Popen(full_command, cwd=ROOT, env=environment, process_group=0))
+        processes.append(subprocess.Popen(full_command, cwd=project.root, env=environment, process_group=0))
 
     python = sys.executable
     try:
         with (
-            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"]),
+            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets),
             TemporaryDirectory(prefix="ae_pipeline_") as folder,  # only this user can enter it
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
@@ -115,11 +115,11 @@ def serve(ports: Ports, workspace: "Workspace", datasets: Sequence[str]) -> int:
     return next((process.returncode for process in processes if process.returncode), 0)
 
 
-_CODE_OPTIONS = ("--module-name", "ae_pipeline.definitions", "--location-name", _LOCATION, "--log-level", "warning")
+_CODE_OPTIONS = ("--module-name", "ae_pipeline.definitions", "--location-name", LOCATION, "--log-level", "warning")
 
 
 def _location(code: Path) -> dict[str, str]:
-    return {"socket": str(code), "location_name": _LOCATION}
+    return {"socket": str(code), "location_name": LOCATION}
 
 
 def _wait_for_code(code: Path, processes: "Sequence[subprocess.Popen[bytes]]") -> None:
@@ -155,10 +155,13 @@ def _check_ports(ports: Ports, skip: Collection[str]) -> None:
             )
 
 
-def _environment() -> dict[str, str]:
+def _environment(project: ProjectFolder) -> dict[str, str]:
     # Like `dg dev`: it says so to the servers, and a file .env beside the project sets variables of the code location.
-    env_files = json.dumps({_LOCATION: str(ROOT)})
-    return {**os.environ, "DAGSTER_IS_DEV_CLI": "1", "DAGSTER_PROJECT_ENV_FILE_PATHS": env_files}
+    env_files = json.dumps({LOCATION: str(project.root)})
+    dev = {"DAGSTER_IS_DEV_CLI": "1", "DAGSTER_PROJECT_ENV_FILE_PATHS": env_files}
+    # Absolute, because the servers work in the folder of the project.
+    folders = {name: str(folder.resolve()) for name, folder in project_folders().items()}
+    return {**os.environ, **dev, **folders, DEFS_VARIABLE: str(project.defs)}
 
 
 def _stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -182,7 +185,9 @@ def _signal_group(process: "subprocess.Popen[bytes]", signum: int) -> None:
 
 
 @contextmanager
-def serve_folder(folder: Path, port: int, token: str, address: str | None = None) -> Iterator[None]:
+def serve_folder(
+    folder: Path, port: int, token: str, address: str | None = None, datasets: "Mapping[str, Dataset] | None" = None
+) -> Iterator[None]:
     """Serve the reports of a data folder in a thread.
 
     Args:
@@ -190,11 +195,12 @@ def serve_folder(folder: Path, port: int, token: str, address: str | None = None
         port: Port of the server.
         token: Token that each request needs.
         address: Address that users open, if it differs from the port's.
+        datasets: Datasets of the project, by name.
     """
     from ae_pipeline.cli.data_files import data_app
     from ae_pipeline.cli.web import server
 
-    guarded = server(data_app(folder), port, access(token, port, address or f"http://127.0.0.1:{port}"))
+    guarded = server(data_app(folder, datasets or {}), port, access(token, port, address or f"http://127.0.0.1:{port}"))
     thread = threading.Thread(target=guarded.run, daemon=True)
     thread.start()
     try:
@@ -222,12 +228,17 @@ def address_lines(
     graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else "/"
     key = f"?token={token}"
     mlflow = addresses["mlflow"] if workspace.tracker().is_remote else f"{addresses['mlflow'].rstrip('/')}/{key}"
-    lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]
     served = workspace.model_copy(update={"data_url": addresses["data"]})
+    home = f"Home     {addresses['data'].rstrip('/')}/{key}"
+    lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]
     lines += [f"Report   {served.file_url(page)}{key}" for page in pages.values()]
     if not pages:
         lines.append("There are no reports yet: `make run`, or materialize the assets of a dataset in Dagster.")
-    return [*lines, "The token in these addresses opens the servers for you only. Press Ctrl-C to stop all servers."]
+    return [
+        home,
+        *lines,
+        "The token in these addresses opens the servers for you only. Press Ctrl-C to stop all servers.",
+    ]
 
 
 def _is_free(port: int) -> bool:

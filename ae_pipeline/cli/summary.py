@@ -119,7 +119,7 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
         filling = summary.get("filling")
         is_complete = filling is not None and not assessment.get("is_filling")
         label = "complete day" if is_complete else "newest day"
-        lines.append(_line(label, f"{assessment['day']}: {assessment['words']}"))
+        lines.append(_line(label, _verdict(assessment)))
         if filling:
             lines.append(_line("still filling", filling["words"]))
     if labels := summary.get("labels"):
@@ -132,6 +132,17 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
         is_marked = row["is_anomaly"] or bool(row["is_discovery"])
         lines.append(f"     {reason_of(row['because'], is_marked=is_marked)}")
     return lines
+
+
+def verdict_line(dataset: Dataset) -> str:
+    """Return the verdict on the newest complete day, as the report shows it; empty without one."""
+    assessment = (read_summary(dataset.paths) or {}).get("verdict")
+    return terminal_line(_verdict(assessment)) if assessment else ""
+
+
+def _verdict(assessment: dict[str, Any]) -> str:
+    state = assessment.get("state")  # a report of an earlier version has none
+    return f"{assessment['day']}: {f'{state}: ' if state else ''}{assessment['words']}"
 
 
 def _label_text(labels: dict[str, Any]) -> str:

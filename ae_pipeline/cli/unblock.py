@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.storage.lock_kinds import Holder
+from ae_pipeline.storage.locks import dataset_lock, locks
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -25,7 +27,8 @@ def unblock(name: str, *, force: bool) -> int:
         force: Whether to cancel living runs, and to end the processes that hold the dataset.
 
     Raises:
-        ConfigError: The name is not valid, or a living process holds the dataset and `force` is not set.
+        ConfigError: The name is not valid; a living process holds the dataset and `force` is not set; or a process on
+            another machine holds it.
     """
     from ae_pipeline.orchestration.dead_runs import active_records, end_dead_runs
 
@@ -37,15 +40,16 @@ def unblock(name: str, *, force: bool) -> int:
         print(f"{_describe(run)}: its process is dead; ended.", flush=True)
     living = [record.dagster_run for record in active_records(name, instance)]
     holders = [_holder(run) for run in living]
-    lock_pid = _lock_pid(project, name)
-    if lock_pid and lock_pid not in holders:
+    lock_holder = _lock_holder(project, name)
+    lock_pid = lock_holder.pid if lock_holder and lock_holder.is_here else None
+    if lock_holder and (lock_pid is None or lock_pid not in holders):
         from ae_pipeline.orchestration.processes import command_of
 
-        print(f"process {lock_pid} holds the lock: {command_of(lock_pid)}", flush=True)
+        print(f"{lock_holder} holds the lock{f': {command_of(lock_pid)}' if lock_pid else ''}", flush=True)
     if not force:
         for run, pid in zip(living, holders, strict=True):
             print(f"{_describe(run)}: {_condition(run, pid)}", flush=True)
-        if lock_pid or any(not _is_queued(run) for run in living):
+        if lock_holder or any(not _is_queued(run) for run in living):
             raise ConfigError(
                 f"{name!r} is in use by what is listed above, which is alive; wait for its end, or cancel it with "
                 f"`ae-pipeline unblock {name} --force`: unfinished work of it is done again later"
@@ -56,6 +60,8 @@ def unblock(name: str, *, force: bool) -> int:
         if lock_pid and lock_pid not in holders:
             _end_process(lock_pid)
             print(f"process {lock_pid}: ended.", flush=True)
+        if lock_holder and not lock_pid:
+            raise ConfigError(f"{lock_holder} holds the lock of {name!r}; run `ae-pipeline unblock` on that machine")
     for slot in _free_slots(project, name):
         print(f"slot of run {slot} in the pool {name!r}: freed.", flush=True)
     print(
@@ -97,13 +103,10 @@ def _holder(run: "dg.DagsterRun") -> int | None:
     return process.pid if process and process.is_alive else None
 
 
-def _lock_pid(project: Project, name: str) -> int | None:
-    """Return the id of the process that holds the lock of a dataset, or None."""
-    from ae_pipeline.orchestration.dead_runs import is_locked
-    from ae_pipeline.orchestration.processes import lock_holder
-
-    lock = project.workspace.paths(name).lock
-    return lock_holder(lock) if is_locked(lock) else None
+def _lock_holder(project: Project, name: str) -> Holder | None:
+    """Return the process that holds the lock of a dataset, or None."""
+    lock = dataset_lock(project.workspace.paths(name))
+    return locks().holder(lock) if locks().is_held(lock) else None
 
 
 def _free_slots(project: Project, name: str) -> list[str]:

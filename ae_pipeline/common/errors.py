@@ -32,6 +32,10 @@ class TrainingError(PipelineError):
     """A training cannot start with these rows, or its result is not usable."""
 
 
+class DeviceError(PipelineError):
+    """A CUDA device failed, or has too little memory."""
+
+
 class BundleError(PipelineError):
     """A model bundle cannot be read, or does not fit the rows to score."""
 

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ae_pipeline.common.deprecation import REMOVED_IN, warn
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
@@ -24,12 +24,14 @@ from ae_pipeline.detector.detector import Array, Detector
 from ae_pipeline.detector.digests import check_digests, with_digests, without_digests
 from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.facts import TrainingFacts
+from ae_pipeline.detector.image_verdicts import ImageJudge
 from ae_pipeline.detector.network import FittedNetwork, Pictures
 from ae_pipeline.detector.raw_rows import RawScores, Table, build_raw_features, read_rows
+from ae_pipeline.detector.stored_window import read_window, window_facts
 from ae_pipeline.detector.tensors import check_detector, read_detector, tensors_of
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix
-from ae_pipeline.features.split import GATE, PARTS, Window
+from ae_pipeline.features.split import Window
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -38,11 +40,16 @@ from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.storage.files import atomic_write, make_folder
 
-FORMAT = 8
-"""Format that `save` writes. `load` also reads format 7, and format 6 with a warning."""
+FORMAT = 9
+"""Format that `save` writes. `load` also reads formats 8 and 7, and format 6 with a warning."""
+
+WITHOUT_FOREST = 8
+"""Format whose ensemble has five measures. Its other parts are the same."""
+
+_IMAGES = "image_calibration.scores"
 
 WITHOUT_CONTRACT = 7
-"""Format without a schema contract. Its other parts are the same."""
+"""Format that has no schema contract either."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class ModelBundle:
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
         contract: Schema contract of the rows, for `score_raw`; None in bundles of earlier formats.
+        image_calibration: Calibration of the scores of images; None unless rows are patches.
+        pixel_threshold: Heat above which a pixel is anomalous, by the alert budget; None for tables.
         stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
             later version of the package may write further keys, which must not change it.
 
@@ -103,6 +112,8 @@ class ModelBundle:
     facts: TrainingFacts
     reference: tuple[Distribution, ...] = ()
     contract: SchemaContract | None = None
+    image_calibration: Calibration | None = None
+    pixel_threshold: float | None = None
     stored_fingerprint: str | None = None
 
     @property
@@ -134,6 +145,12 @@ class ModelBundle:
     def mahalanobis(self) -> MahalanobisDistance:
         """Distance of a latent from the latents of the training rows."""
         return self.detector.mahalanobis
+
+    @property
+    def judge_images(self) -> ImageJudge | None:
+        """Verdicts on images from the scores of their patches; None unless rows are patches."""
+        calibration, config = self.image_calibration, self.config
+        return ImageJudge(calibration, config.alerts.image_patches, config.identity) if calibration else None
 
     @property
     def columns(self) -> list[str]:
@@ -216,8 +233,8 @@ class ModelBundle:
         """
         if self.contract is None:
             raise BundleError(
-                f"the bundle has no schema contract, because its format is older than {FORMAT}, so that it scores only "
-                "features; train a new model to score rows as they land"
+                f"the bundle has no schema contract, because its format is {WITHOUT_CONTRACT} or older, so that it "
+                "scores only features; train a new model to score rows as they land"
             )
         name, data = read_rows(rows, landing)
         period = days or (self.config.start, self.config.end)
@@ -246,15 +263,17 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
-        """Read a bundle of format 8 or 7, or of format 6 with a DeprecationWarning.
+        """Read a bundle of format 9, 8 or 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
-            device: Device to score on.
+            device: Device to score on: a device, or `auto`, `cpu` or `cuda`. Any bundle loads onto any device.
 
         Raises:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
+            ConfigError: `cuda` is asked for, but no CUDA device is available.
         """
+        device = choose_device(device) if isinstance(device, str) else device
         stored, tensors = read_files(folder)
         manifest = without_digests(stored)
         stored_fingerprint = fingerprint_of(manifest, tensors)
@@ -267,7 +286,7 @@ class ModelBundle:
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") == WITHOUT_CONTRACT:
             manifest = {**manifest, "contract": None}
-        elif manifest.get("format") != FORMAT:
+        elif manifest.get("format") not in {FORMAT, WITHOUT_FOREST}:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, but this version of ae_pipeline reads "
                 f"only formats {legacy_bundle.FORMAT} to {FORMAT}; train a new model, or use the version of "
@@ -277,13 +296,16 @@ class ModelBundle:
             manifest = {**manifest, "config": legacy_bundle.with_defaults_of_format_7(manifest["config"])}
             detector, contract = read_detector(manifest, tensors, device), manifest["contract"]
             budget = manifest["calibration"].get("budget", detector.config.alerts.budget)
+            images = manifest.get("image_calibration")
             bundle = cls(
                 detector=detector,
                 calibration=Calibration(tensors["calibration.scores"].numpy(), float(budget)),
-                window=_read_window(manifest["window"]),
+                window=read_window(manifest["window"]),
                 facts=TrainingFacts.model_validate(manifest["facts"]),
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
                 contract=None if contract is None else SchemaContract.model_validate(contract),
+                image_calibration=images and Calibration(tensors[_IMAGES].numpy(), float(images["budget"])),
+                pixel_threshold=manifest.get("pixel_threshold"),
                 stored_fingerprint=stored_fingerprint,
             )
             check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
@@ -299,31 +321,20 @@ class ModelBundle:
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
-            "calibration": {
-                "rows": len(self.calibration.scores),
-                "threshold": self.calibration.threshold,
-                "budget": self.calibration.budget,
-            },
-            "window": {
-                **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
-                "fingerprint": self.window.fingerprint,
-                "split_by": list(self.window.split_by),
-                "only_normal": self.window.only_normal,
-            },
+            "calibration": _calibration_facts(self.calibration),
+            **({} if self.pixel_threshold is None else {"pixel_threshold": self.pixel_threshold}),
+            **({"image_calibration": _calibration_facts(self.image_calibration)} if self.image_calibration else {}),
+            "window": window_facts(self.window),
             "facts": self.facts.to_json(),
             "contract": self.contract and self.contract.model_dump(mode="json"),
             "reference": [distribution.model_dump(mode="json") for distribution in self.reference],
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        scores = torch.from_numpy(self.calibration.scores).contiguous()
-        return {**tensors_of(self.detector), "calibration.scores": scores}
+        scores = {"calibration.scores": self.calibration.scores}
+        scores |= {_IMAGES: self.image_calibration.scores} if self.image_calibration else {}
+        return tensors_of(self.detector) | {name: torch.from_numpy(each).contiguous() for name, each in scores.items()}
 
 
-def _read_window(days: Mapping[str, Any]) -> Window:
-    return Window(
-        **{part: tuple(days[part]) for part in (*PARTS, GATE)},
-        fingerprint=days["fingerprint"],
-        split_by=tuple(days["split_by"]),
-        only_normal=days["only_normal"],
-    )
+def _calibration_facts(calibration: Calibration) -> dict[str, float]:
+    return {"rows": len(calibration.scores), "threshold": calibration.threshold, "budget": calibration.budget}

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.network import FittedNetwork
@@ -102,7 +101,7 @@ class Detector:
             return latents.astype(np.float32), self._score(losses)
 
         none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
-        latents, scores = zip(none, *parallel_map(score_batch, self.network.batches(features)), strict=True)
+        latents, scores = zip(none, *self.network.map_batches(score_batch, features), strict=True)
         return np.concatenate(latents), np.concatenate(scores)
 
     def scores(self, batches: Iterable[pl.DataFrame]) -> Array:
@@ -116,7 +115,7 @@ class Detector:
             return self._score(self._latents_and_losses(rows)[1])
 
         slices = chain.from_iterable(map(self.network.batches, batches))
-        return np.concatenate([np.empty(0), *parallel_map(score_batch, slices)])
+        return np.concatenate([np.empty(0), *self.network.map_all(score_batch, slices)])
 
     def latents_and_losses(self, features: pl.DataFrame) -> tuple[Array, Array]:
         """Return latents and losses of n rows.
@@ -132,8 +131,7 @@ class Detector:
             BundleError: A column is missing or has another type.
         """
         none = np.empty((0, self.model.latent_dim)), np.empty((0, self.part_count))
-        batches = self.network.batches(features)
-        latents, losses = zip(none, *parallel_map(self._latents_and_losses, batches), strict=True)
+        latents, losses = zip(none, *self.network.map_batches(self._latents_and_losses, features), strict=True)
         return np.concatenate(latents), np.concatenate(losses)
 
     def _latents_and_losses(self, rows: pl.DataFrame) -> tuple[Array, Array]:

@@ -10,7 +10,6 @@ import polars as pl
 import torch
 from torch.nn.functional import one_hot
 
-from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
@@ -94,7 +93,7 @@ def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[
         return explain_rows(detector, rows, limit)
 
     batches = detector.network.small_batches(features)
-    return [contributions for batch in parallel_map(explain_batch, batches) for contributions in batch]
+    return [contributions for batch in detector.network.map_all(explain_batch, batches) for contributions in batch]
 
 
 def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[list[Contribution]]:

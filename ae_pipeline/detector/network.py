@@ -1,22 +1,25 @@
 """FittedNetwork: an encoder, an autoencoder and a loss that were trained together."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
 
+from ae_pipeline.common.device import device_errors, prepare, shrinking
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
+
+R = TypeVar("R")
 
 _MAX_BATCH_ROWS = 1024
 """Upper limit on the rows of a batch that is explained or rendered."""
@@ -65,7 +68,7 @@ class FittedNetwork:
             return latents
 
         none = np.empty((0, self.model.latent_dim), np.float32)
-        return np.concatenate([none, *parallel_map(latents_of, self.batches(features))])
+        return np.concatenate([none, *self.map_batches(latents_of, features)])
 
     def reconstruct(self, features: pl.DataFrame) -> npt.NDArray[np.float64]:
         """Return the reconstructions of n rows on the scale of the network inputs, (n, …).
@@ -81,7 +84,7 @@ class FittedNetwork:
             return reconstruction
 
         none = np.empty((0, *self.encoder.shape))
-        return np.concatenate([none, *parallel_map(reconstruction_of, self.batches(features))])
+        return np.concatenate([none, *self.map_batches(reconstruction_of, features)])
 
     def denoise(self, features: pl.DataFrame) -> pl.DataFrame:
         """Return n rows with the fitted columns replaced by their reconstructions, in the units of the columns.
@@ -93,6 +96,17 @@ class FittedNetwork:
             BundleError: A column is missing or has another type.
         """
         return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
+
+    def residual_maps(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the residual maps of one batch of images, (n, height, width); see `Pictures.residual`.
+
+        Raises:
+            BundleError: A column is missing or has another type.
+        """
+        x = self.encode_batch(rows)
+        loss = cast("ImageLoss", self.double_loss)
+        maps: npt.NDArray[np.float64] = loss.patch_scores(self.forward(x).output, x, to_the_edge=True).cpu().numpy()
+        return maps
 
     def pictures(self, features: pl.DataFrame) -> Pictures | None:
         """Return image, reconstruction and residual map of a few rows, or None for tables.
@@ -120,7 +134,13 @@ class FittedNetwork:
         In float32, the output of a row depends on the other rows of its batch by 1e-7. Fine scales and steep tails
         enlarge this difference to more than 1e-5 of a score.
         """
+        prepare(self.device)
         return copy.deepcopy(self.model).double().eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
 
     @cached_property
     def double_loss(self) -> ReconstructionLoss:
@@ -130,6 +150,22 @@ class FittedNetwork:
     def batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield the rows in batches whose network activations fit into memory."""
         return features.iter_slices(rows_at_once(self.encoder.shape))
+
+    def map_batches(self, work: Callable[[pl.DataFrame], R], features: pl.DataFrame) -> Iterator[R]:
+        """Apply work to the rows in batches, on all cores, and yield the results in order.
+
+        Where the memory of a CUDA device runs out, the batch is divided.
+
+        Raises:
+            DeviceError: The device failed, or has too little memory for one row.
+        """
+        return self.map_all(work, self.batches(features))
+
+    def map_all(self, work: Callable[[pl.DataFrame], R], batches: Iterable[pl.DataFrame]) -> Iterator[R]:
+        """Apply work to batches, like `map_batches`."""
+        with device_errors():
+            for results in parallel_map(lambda rows: shrinking(work, rows), batches):
+                yield from results
 
     def small_batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield the rows in batches of at most 1024 rows, for work that needs many forward passes."""
@@ -141,8 +177,7 @@ class FittedNetwork:
         Raises:
             BundleError: A column is missing or has another type.
         """
-        device = next(self.model.parameters()).device
-        return torch.from_numpy(self.encoder.encode(rows)).to(device).double()
+        return torch.from_numpy(self.encoder.encode(rows)).to(self.device).double()
 
     def forward(self, x: torch.Tensor) -> AutoEncoderOutput:
         """Return the output of the network for a batch of inputs, in float64 and without gradients."""

@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
-from ae_pipeline.features.build import build_features, label_columns, with_exact_values
-from ae_pipeline.ingestion.conform import check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, required_columns
-from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError, plain_text, with_occurrence
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
-Table = Union[pl.DataFrame, pa.Table, "pd.DataFrame"]
+Table = Union[pl.DataFrame, "pa.Table", "pd.DataFrame"]
 """A table in memory: polars, pyarrow or pandas. The index of a pandas table is not read."""
 
 ROW_NUMBER = "row_number"
@@ -114,6 +110,9 @@ def read_rows(rows: Table | Path, landing: Path | None) -> tuple[str, bytes]:
 
 def _as_file(table: Table) -> bytes:
     """Return a table as a Parquet file in memory, so that it goes through the reader of landed files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         arrow = (
             table
@@ -153,6 +152,10 @@ def build_raw_features(
         SchemaError: The file cannot be read, or a column is missing or unknown.
         ConfigError: A derived column cannot be computed.
     """
+    from ae_pipeline.features.build import build_features, with_exact_values
+    from ae_pipeline.ingestion.conform import check_columns, conform
+    from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+
     contract = _without_label(contract, config)
     try:
         file = read_file(name, data, ReadOptions.under(contract, config))
@@ -171,8 +174,15 @@ def build_raw_features(
 
 
 def _without_label(contract: SchemaContract, config: PipelineConfig) -> SchemaContract:
-    """Return the same contract, in which values that only the label needs may be missing."""
-    unneeded = label_columns(config) - required_columns(contract, config)
+    """Return the same contract, in which values that only the label needs may be missing.
+
+    The model of images looks at the image alone, so that their other columns may be missing too.
+    """
+    from ae_pipeline.features.build import label_columns
+
+    unneeded = (label_columns(config) | (set(contract.columns) if config.images else set())) - required_columns(
+        contract, config
+    )
     optional = {"required": False, "optional": True}
     rules = {
         name: rule.model_copy(update=optional) if name in unneeded else rule for name, rule in contract.columns.items()

@@ -1,6 +1,7 @@
 """A compact form of encoded rows, for windows larger than memory. A one-hot code is stored as one number."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +52,19 @@ class Packing:
         """Convert records, shape (n, width), to encoded rows, shape (n, *shape), on the same device."""
         if not len(self.categories):
             return records.reshape(len(records), *self.shape)
-        count = len(self.plain)
-        starts = torch.from_numpy(self.categories[:, 0]).to(records.device)
+        count, (plain, starts) = len(self.plain), self._indices_on(records.device)
         rows = records.new_zeros(len(records), *self.shape)
-        rows[:, torch.from_numpy(self.plain).to(records.device)] = records[:, :count]
+        rows[:, plain] = records[:, :count]
         return rows.scatter_(1, records[:, count:].long() + starts, 1.0)
+
+    def _indices_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `plain` and the start of each code on a device. They are copied once, because a copy waits for it."""
+        if device not in self._indices:
+            parts = (self.plain, np.ascontiguousarray(self.categories[:, 0]))
+            plain, starts = (torch.from_numpy(part).to(device) for part in parts)
+            self._indices[device] = plain, starts
+        return self._indices[device]
+
+    @cached_property
+    def _indices(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor]]:
+        return {}

@@ -8,14 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from ae_pipeline.common.errors import BundleError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import MINUTES_PER_DAY, ColumnType
-from ae_pipeline.config.model import Scaling, Section
+from ae_pipeline.config.model import Scaling
+from ae_pipeline.config.section import Section
 from ae_pipeline.encoding.values import column_numbers, format_cycle, format_number, format_value, to_known_hours
 
 Matrix = npt.NDArray[np.float32]
@@ -179,7 +178,7 @@ class TableEncoder(Section):
             try:
                 is_code = column.is_category
                 numbers = category_codes(values, column.vocabulary) if is_code else column_numbers(values, zone)
-            except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+            except pl.exceptions.PolarsError as error:
                 raise BundleError(
                     f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
                     f"{first_line(error)}"
@@ -316,10 +315,7 @@ def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.N
 
 def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return the index of each value in a vocabulary of n; n for rare and unseen values, n + 1 for missing ones."""
-    texts = values.cast(pl.String).to_arrow(compat_level=pl.CompatLevel.oldest())
-    indices = pc.index_in(texts, value_set=pa.array(vocabulary, texts.type), skip_nulls=True)
-    codes: npt.NDArray[np.int64] = (
-        pc.fill_null(indices, len(vocabulary)).to_numpy(zero_copy_only=False).astype(np.int64)
-    )
+    known = values.cast(pl.String).cast(pl.Enum(vocabulary), strict=False).to_physical()
+    codes: npt.NDArray[np.int64] = known.cast(pl.Int64).fill_null(len(vocabulary)).to_numpy(writable=True)
     codes[values.is_null().to_numpy()] = len(vocabulary) + 1
     return codes

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ae_pipeline.common.errors import SourceError
 from ae_pipeline.common.text import first_line
+from ae_pipeline.storage.project import find_project
 
 
 def load_callable(name: str, subject: str) -> Callable[..., Any]:
@@ -30,7 +31,7 @@ def load_callable(name: str, subject: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         raise SourceError(
             f"{subject}: no module {error.name!r} for {name}; install it, or put a Python file into the folder of the "
-            "dataset's YAML, and name it ae_pipeline.defs.<dataset>.<file>:<function>"
+            f"dataset's YAML, and name it {find_project().module}.<dataset>.<file>:<function>"
         ) from error
     except Exception as error:  # the module may raise anything
         raise SourceError(

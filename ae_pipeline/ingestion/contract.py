@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import polars as pl
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape, ValueFormat, check_value_format
-from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.section import Section
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
@@ -161,6 +160,8 @@ def load_contract(path: Path) -> SchemaContract:
     Raises:
         SchemaError: The file is not a valid contract.
     """
+    import yaml
+
     try:
         return SchemaContract.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -186,6 +187,8 @@ def save_contract(contract: SchemaContract, path: Path, origin: str) -> None:
         path: File to write.
         origin: What the contract was inferred from, such as `1,200 rows of 3 files`.
     """
+    import yaml
+
     body = contract.model_dump(mode="json", exclude_defaults=True)
     body["columns"] = {
         name: {key: rule[key] for key in dict.fromkeys((*_FIRST_KEYS, *rule)) if key in rule}
@@ -277,7 +280,7 @@ def is_needed(column: str, config: PipelineConfig) -> bool:
     """Return whether the configuration uses a column, so that a file without readable values there is refused."""
     image = [config.images.column] if config.images else []
     named = {*config.identity, config.event_time, *config.columns, *config.training.split_by, *image}
-    expressions = " ".join([*config.derive.values(), config.label or ""])
+    expressions = " ".join([*config.derive.values(), config.label or "", config.training.where or ""])
     return column in named or re.search(rf"(?<!\w){re.escape(column)}(?!\w)", expressions) is not None
 
 

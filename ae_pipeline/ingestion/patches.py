@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT
 
@@ -85,6 +84,8 @@ def _starts(size: int, patch: int, stride: int, edge: str) -> list[int]:
 
 def _patches(pixels: npt.NDArray[np.generic], patch: int, tops: list[int], lefts: list[int]) -> pl.Series:
     """Return the bytes of the patches of images of shape (n, height, width, channels), image by image."""
+    import pyarrow as pa
+
     view = np.lib.stride_tricks.sliding_window_view(pixels, (patch, patch), axis=(1, 2))
     windows = view[:, tops][:, :, lefts].transpose(0, 1, 2, 4, 5, 3)  # (n, tops, lefts, patch, patch, channels)
     values = np.ascontiguousarray(windows)

@@ -15,11 +15,21 @@ from ae_pipeline.latents.retention import retention_properties
 from ae_pipeline.storage.dataset import Dataset
 
 
+class ConflictError(PublicationError):
+    """Another publication has changed the table since this one has read it."""
+
+    def __init__(self, files: TableFiles) -> None:
+        super().__init__(
+            f"another publication changed {files.location} at the same time, and this one committed nothing; run it "
+            "again"
+        )
+
+
 def create_table(files: TableFiles, dataset: Dataset, bundle: ModelBundle) -> DeltaTable:
     """Create the table of a dataset.
 
     Raises:
-        PublicationError: Another publication has created it at the same time.
+        ConflictError: Another publication has created it at the same time.
     """
     files.prepare()
     try:
@@ -31,7 +41,7 @@ def create_table(files: TableFiles, dataset: Dataset, bundle: ModelBundle) -> De
         )
     except DeltaError as error:
         if files.open() is not None:
-            raise PublicationError(conflict_message(files)) from error
+            raise ConflictError(files) from error
         raise
 
 
@@ -54,7 +64,8 @@ def commit_files(
         metadata: Metadata of the commit.
 
     Raises:
-        PublicationError: Another publication has committed at the same time, or a file is gone.
+        ConflictError: Another publication has committed at the same time.
+        PublicationError: A file is gone.
     """
     schema = latent_schema(bundle.model.latent_dim)
     now = int(time.time() * 1000)
@@ -75,12 +86,5 @@ def commit_files(
     try:
         table.create_write_transaction(actions, mode, schema, commit_properties=properties)
     except CommitFailedError as error:
-        raise PublicationError(conflict_message(files)) from error
+        raise ConflictError(files) from error
     table.update_incremental()
-
-
-def conflict_message(files: TableFiles) -> str:
-    """Return the message about a concurrent publication."""
-    return (
-        f"another publication changed {files.location} at the same time, and this one committed nothing; run it again"
-    )

@@ -134,6 +134,15 @@ def parse_path(path: str) -> PathParts | None:
     return PathParts(*match.groups()) if match else None
 
 
+def spaces_of(paths: Iterable[str]) -> set[str]:
+    """Return the latent spaces of files of the table.
+
+    >>> spaces_of(["v1_04f3a1b0/2013-07/part-0123abcd.parquet", "v1_04f3a1b0/2013-08/part-4567ef00.parquet"])
+    {'v1_04f3a1b0'}
+    """
+    return {path.partition("/")[0] for path in paths}
+
+
 def keys_of(path: str, files: TableFiles) -> dict[str, str]:
     """Return the `day_key` of each day in a file of the table.
 

@@ -1,18 +1,16 @@
 """Alerts that the steps of a dataset raise, shown in the report at once."""
 
-from collections.abc import Collection, Sequence
-
-from filelock import FileLock, Timeout
+from collections.abc import Collection, Mapping
 
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, post_due_alerts, raise_alert
-from ae_pipeline.monitoring.budget import ReportDay, is_over_budget
+from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.locks import dataset_lock, locks
 
 
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
@@ -23,12 +21,8 @@ def raise_and_show(alert: Alert, dataset: Dataset) -> None:
 
 def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
     """Raise an alert. Show it in the report if no run holds the lock of the dataset; otherwise the run will show it."""
-    make_folder(dataset.paths.lock.parent)
-    try:
-        with FileLock(dataset.paths.lock).acquire(timeout=0):
-            raise_and_show(alert, dataset)
-    except Timeout:
-        raise_alert(alert, dataset)
+    with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
+        (raise_and_show if is_free else raise_alert)(alert, dataset)
 
 
 def post_due_and_show(dataset: Dataset) -> None:
@@ -101,17 +95,28 @@ def _subject(name: str, entry: LandedFile) -> str:
     return f"{name} {entry.sha256[:16]}"
 
 
-def alert_over_budget(days: Sequence[ReportDay], bundle: ModelBundle, dataset: Dataset, run_id: str) -> None:
-    """Raise an alert for each day over its alert budget, except for days that the model was fitted on."""
-    budget = bundle.calibration.budget
-    for day in days:
-        rows, flagged = day.rows - day.known_anomalies, day.flagged - day.known_flagged
-        is_new = not dataset.config.is_daily or day.day > bundle.window.days[-1]
-        if is_new and is_over_budget(rows, flagged, budget):
-            message = (
-                f"{flagged:,} of {rows:,} rows of {day.day} are flagged, {flagged / rows / budget:.1f} times the budget"
-            )
-            figures = {"rows": float(rows), "flagged": float(flagged), "budget": budget}
-            key = f"budget {day.day} {day.rows}"
-            alert = Alert(event=AlertEvent.OVER_BUDGET, key=key, message=message, run_id=run_id, figures=figures)
-            raise_alert(alert, dataset)
+def alert_wrong_days(
+    assessments: Mapping[str, DayAssessment], bundle: ModelBundle, dataset: Dataset, run_id: str
+) -> None:
+    """Raise an alert for each reason why a day is wrong, except for days that the model was fitted on.
+
+    Args:
+        assessments: Assessments by day. They leave out what people marked as known or as false alarms.
+        bundle: Model that scored the days.
+        dataset: Dataset of the days.
+        run_id: Dagster run that assessed them.
+    """
+    for day, each in assessments.items():
+        if dataset.config.is_daily and day <= bundle.window.days[-1]:
+            continue
+        for reason in each.reasons:
+            message, key = f"{day}: {reason.message}", f"{reason.kind.value} {day} {each.rows}"
+            figures = {"rows": float(each.rows), "size": float(reason.size)}
+            if reason.kind == ReasonKind.OVER_BUDGET:
+                rows = each.rows - each.known_anomalies
+                times = each.new / rows / each.budget
+                message = f"{each.new:,} of {rows:,} rows of {day} are flagged, {times:.1f} times the budget"
+                key = f"budget {day} {each.rows}"
+                figures = {"rows": float(rows), "flagged": float(each.new), "budget": each.budget}
+            event = AlertEvent(reason.kind.value)
+            raise_alert(Alert(event=event, key=key, message=message, run_id=run_id, figures=figures), dataset)

@@ -50,6 +50,7 @@ def stored_parts(paths: DatasetPaths, tracker: Tracker) -> list[StoredPart]:
         "quarantine": paths.quarantined("_").parent,
         "staged copies and ledger": paths.ledger.parent,
         "schema contract": paths.contract,
+        "marks of people": paths.marks.parent,
         "damaged files that were moved aside": paths.root / "damaged" / paths.dataset,
     }
     # Names of datasets have no dot, so these are its files: history, alerts, and the identity of the folder.

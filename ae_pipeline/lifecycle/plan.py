@@ -24,20 +24,21 @@ from ae_pipeline.ingestion.fetch import days_to_fetch, describe_source, last_fet
 from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
 from ae_pipeline.ingestion.removal import has_unread_contract
 from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.images import has_images
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
 from ae_pipeline.lifecycle.promote import undecided_challenger
 from ae_pipeline.lifecycle.ranges import contiguous, days_with_content, range_name
 from ae_pipeline.monitoring.daily_drift import drifting_days
+from ae_pipeline.monitoring.feedback import marks_digest
 from ae_pipeline.registry.bundles import verified_folder
 from ae_pipeline.registry.digests import digest_tags
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import window_content
-from ae_pipeline.reports.files import damaged_report_files
-from ae_pipeline.reports.page import can_refresh
+from ae_pipeline.reports.page import is_current
 from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
@@ -204,7 +205,7 @@ def plan_serving(dataset: Dataset, tracker: Tracker) -> Plan:
         return Plan(tuple(work), f"no version serves so far{_without_champion(dataset, tracker)}")
     if days := days_to_publish(dataset, tracker):
         content = features_content(dataset)
-        state = hash_json([champion.version, champion.run_id, [content.get(day) for day in days]])
+        state = hash_json([champion.run_id, [content.get(day) for day in days], marks_digest(dataset.paths)])
         work.append(_work_on_days(Step.PUBLISH, days, state, dataset))
     return Plan(tuple(work), f"every day is published and reported on under version {champion.version}")
 
@@ -313,8 +314,7 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     fingerprint, _ = _bundle_facts(tracker, champion)
     days = [day for day in features_content(dataset) if has_come(day, dataset.config)]
     published, interrupted = published_days(paths), cut_short(paths)
-    texts = TableFiles(paths.latents).damaged_texts()
-    if published and (texts or not can_refresh(paths) or damaged_report_files(paths)):
+    if published and (not has_images(dataset) or TableFiles(paths.latents).damaged_texts() or not is_current(paths)):
         interrupted.add(max(published))  # that writes the texts of the table and the page over all days again
     if (filled := day_that_filled(dataset)) and filled in days:
         interrupted.add(filled)

@@ -1,4 +1,4 @@
-"""Publication of latents and scores, and the report on them."""
+"""Publication of latents and scores."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,8 @@ from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
 from ae_pipeline.latents.data_contract import build_contract
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.publish import LatentDay, Publication, publish
+from ae_pipeline.latents.images import publish_images
+from ae_pipeline.latents.publish import Publication, publish
 from ae_pipeline.latents.read import (
     current_files,
     latents_of,
@@ -22,16 +23,13 @@ from ae_pipeline.latents.read import (
     rows_published,
     scores_of,
 )
-from ae_pipeline.lifecycle.alerts import alert_over_budget, post_due_and_show
+from ae_pipeline.latents.table_update import LatentDay
 from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.lifecycle.newest_day import newest_filling_day
-from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, ReportDay, is_over_budget
-from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
-from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
 
@@ -141,6 +139,7 @@ def publish_latents(
         before_commit=before_commit,
         accepts_removal=accepts_removal,
     )
+    images = publish_images(paths, bundle, version.version)
     published = published_days(paths)
     recent = [published[day.day] for day in publication.days if day.rows][-_COLLAPSE_DAYS:]
     filling = newest_filling_day(dataset)
@@ -164,106 +163,6 @@ def publish_latents(
     table = f"table version {publication.table_version}" if publication.committed else "the table did not change"
     rows = rows_on_days(result.rows, len(publication.days), config)
     logger.info(f"{rows} under model version {version.version}, {result.flagged:,} flagged; {table}")
+    if images is not None:
+        logger.info(f"{images['is_anomaly'].sum():,} of {pluralize(images.height, 'image')} flagged")
     return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportedDays:
-    """A report and what its checks say.
-
-    Attributes:
-        report: The report.
-        version: Version that scored the table.
-        budget: Alert budget of the version.
-        days: Days that were asked for.
-    """
-
-    report: Report
-    version: TrackedVersion
-    budget: float
-    days: tuple[str, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows that are not known anomalies. Known anomalies should be flagged and do not count against the budget."""
-        return self.report.rows - self.report.known_anomalies
-
-    @property
-    def flagged(self) -> int:
-        """Flagged rows among them."""
-        return self.report.flagged - self.report.known_flagged
-
-    @property
-    def flagged_share(self) -> float:
-        """Share of flagged rows."""
-        return self.flagged / max(self.rows, 1)
-
-    @property
-    def max_flagged_share(self) -> float:
-        """Share of flagged rows that the check allows."""
-        return TOLERATED_FACTOR * self.budget
-
-    @property
-    def is_over_budget(self) -> bool:
-        """Whether more rows are flagged than the check allows."""
-        return is_over_budget(self.rows, self.flagged, self.budget)
-
-    @property
-    def budget_message(self) -> str:
-        """How the flagged rows relate to the budget."""
-        unknown = " that are not known anomalies" if self.report.labels else ""
-        times = self.flagged_share / self.budget
-        return (
-            f"{self.flagged:,} of {self.rows:,} rows{unknown} are flagged, {times:.1f} times the budget of "
-            f"{self.budget:.2%}"
-        )
-
-    @property
-    def days_after_window(self) -> tuple[DayDrift, ...]:
-        """Complete days of this run that lie after the training window."""
-        filling = self.report.filling.day if self.report.filling else ""
-        return tuple(
-            day for day in self.report.drift if day.is_after and day.day in set(self.days) and day.day != filling
-        )
-
-    @property
-    def drifting(self) -> list[DayDrift]:
-        """Days of this run that have drifted."""
-        return [day for day in self.days_after_window if day.effects]
-
-    @property
-    def drift_message(self) -> str:
-        """Which days have drifted, and how."""
-        days, drifting = self.days_after_window, self.drifting
-        evaluated = [day for day in days if day.is_judged]
-        if not days:
-            count = sum(day.is_after for day in self.report.drift)
-            return f"none of these days is after the training window; {pluralize(count, 'day')} of the table are"
-        if not drifting:
-            few = len(days) - len(evaluated)
-            skipped = f"; {few} more have too few rows" if few else ""
-            return f"{pluralize(len(evaluated), 'day')} after the training window are like it{skipped}"
-        return (
-            f"{len(drifting)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
-            f"{drifting[-1].day}: {drifting[-1].message}"
-        )
-
-
-def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_id: str) -> ReportedDays:
-    """Rank and explain the rows of days, and raise alerts about days over their budget.
-
-    Args:
-        dataset: Dataset to report on.
-        tracker: The model store.
-        days: Days to report on; they must be published.
-        run_id: Dagster run, for alerts.
-    """
-    version, bundle = load_table_model(dataset, tracker)
-
-    def alert(ranked: Sequence[ReportDay]) -> None:
-        alert_over_budget(ranked, bundle, dataset, run_id)
-
-    report = build_report(days, dataset, bundle, version.version, version.run_id, on_ranked=alert)
-    post_due_and_show(dataset)
-    logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
-    return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))

@@ -26,6 +26,7 @@ from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import compare, finite_weights, is_promoted, latents_not_collapsed, loss_fell
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.latent_space.alignment import Alignment
+from ae_pipeline.lifecycle.feedback import reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
 from ae_pipeline.registry.names import GATE_TAG
@@ -178,7 +179,8 @@ def _fit(
                 f"validation {epoch.validation_loss:.4g}"
             )
 
-        bundle, result = fit_bundle(dataset, columns, window, on_epoch, champion)
+        reviewed = reviewed_rows(dataset.paths)
+        bundle, result = fit_bundle(dataset, columns, window, on_epoch, champion, reviewed)
     if serving.version is not None:
         logger.info(_warm_start_message(serving.version, result))
     for reason, names in by_reason({entry.column: entry.reason for entry in bundle.encoder.left_out}).items():
@@ -197,8 +199,10 @@ def _fit(
 def _evaluate(candidate: _Candidate, serving: ServingModel, dataset: Dataset, window: Window) -> _Evaluation:
     bundle, gate = candidate.bundle, dataset.config.gate
     champion = serving.champion.bundle if serving.champion else None
-    unseen = gate_rows(bundle.window, champion.window if champion else None, dataset.paths)
+    reviewed = reviewed_rows(dataset.paths)
+    unseen = reviewed.without_marked(gate_rows(bundle.window, champion.window if champion else None, dataset.paths))
     alerts = recent_alerts(window, champion, dataset) if champion and not unseen.is_empty() else NO_ALERTS
+    alerts = without_false_alarms(alerts, reviewed)
     results = (
         finite_weights(bundle),
         loss_fell(candidate.result),
@@ -326,7 +330,7 @@ def _window_message(window: Window, rows_of_days: Mapping[str, int], dataset: Da
         days: tuple[str, ...] = getattr(window, part)
         if not dataset.config.is_daily or window.is_by_row:
             sizes.append(f"{window.count(part, dataset.paths):,}{'' if sizes else ' rows'}")
-        elif window.only_normal:  # the number of normal rows is known once they are read
+        elif window.only_normal or window.where:  # the number of usable rows is known once they are read
             sizes.append(pluralize(len(days), "day"))
         else:
             sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")

@@ -51,10 +51,17 @@ class ReconstructionLoss(nn.Module, ABC):
         """Map outputs to the expected values on the scale of the inputs, shape (n, …)."""
         return output
 
-    def objective(self, result: AutoEncoderOutput, x: Tensor, beta: float) -> Tensor:
-        """Return what training minimizes, shape (n,): the reconstruction loss plus β times the KL divergence."""
+    def objective(self, result: AutoEncoderOutput, x: Tensor, beta: float | Tensor) -> Tensor:
+        """Return what training minimizes, shape (n,): the reconstruction loss plus β times the KL divergence.
+
+        Args:
+            result: Output of the network.
+            x: Inputs, shape (n, …).
+            beta: β, a number or a tensor without dimensions that holds one.
+        """
         row: Tensor = self(result.output, x).sum(1)
-        return row + beta * self.kl_weight * result.kl if beta else row
+        is_zero = not isinstance(beta, Tensor) and beta == 0
+        return row if is_zero else row + beta * self.kl_weight * result.kl
 
 
 def element_losses(terms: Mapping[LossTerm, float], huber_delta: float, output: Tensor, x: Tensor) -> Tensor:
@@ -234,7 +241,7 @@ class TermsLoss(ReconstructionLoss):
         huber_delta: Distance at which huber changes from quadratic to linear.
     """
 
-    _block_of: Tensor
+    _element_sums: Tensor
     _block_sums: Tensor
     usual: Tensor
     unit = "mean over the elements of a row"
@@ -248,7 +255,7 @@ class TermsLoss(ReconstructionLoss):
         self._width = max(block.stop for block in blocks)
         self.kl_weight = 1.0 / self._width
         block_of = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([block.width for block in blocks]))
-        self.register_buffer("_block_of", block_of, persistent=False)
+        self.register_buffer("_element_sums", functional.one_hot(block_of, len(blocks)).float(), persistent=False)
         self._present = _Present(self._blocks)
         self.register_buffer("_block_sums", _block_sums(self._blocks, self.columns), persistent=False)
         self.register_buffer("usual", torch.ones(len(self.columns) + 1))
@@ -283,6 +290,6 @@ class TermsLoss(ReconstructionLoss):
 
     def _by_block(self, losses: Tensor, x: Tensor) -> Tensor:
         if len(self._blocks) < self._width:
-            losses = losses.new_zeros(len(losses), len(self._blocks)).index_add(1, self._block_of, losses)
+            losses = losses @ self._element_sums  # on CUDA devices, `index_add` adds in another order each time
         present: Tensor = self._present(x)
         return losses / self._width * present

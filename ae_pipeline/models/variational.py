@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
+from ae_pipeline.models.noise import draw
 
 MAX_LOG_VARIANCE = 10.0
 """Log variances are clipped to ± this value, so that neither samples nor divergences overflow."""
@@ -28,7 +29,7 @@ class VariationalAutoEncoder(AutoEncoder):
         mean, log_variance = self.posterior(x)
         z = mean
         if self.training:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+            noise = draw(torch.randn, mean.shape, mean, generator)
             z = mean + torch.exp(0.5 * log_variance) * noise
         return AutoEncoderOutput(
             self.latent_transform(z), self._decode_learned(z, x), kl_divergence(mean, log_variance)

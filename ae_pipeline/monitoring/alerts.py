@@ -44,6 +44,11 @@ class AlertEvent(StrEnum):
     CHALLENGER_REJECTED = "challenger_rejected"
     CONTRACT_BROKEN = "contract_broken"
     OVER_BUDGET = "over_budget"
+    UNUSUAL_DAY = "unusual_day"
+    NULL_FLOOD = "null_flood"
+    DRIFT = "drift"
+    MISSING_ROWS = "missing_rows"
+    LOW_RECALL = "low_recall"
 
 
 @dataclass(frozen=True, kw_only=True)

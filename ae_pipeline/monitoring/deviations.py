@@ -46,6 +46,7 @@ class Deviation:
         hours: Affected rows and all rows of each hour, in the time zone of the dataset; empty if the hours are unknown.
         splits: Phrases that locate the affected rows in categories.
         row_ids: Identities of the first affected rows.
+        is_missing: Whether values are missing that are usually present.
     """
 
     columns: tuple[str, ...]
@@ -55,6 +56,7 @@ class Deviation:
     hours: HourCounts = ()
     splits: tuple[str, ...] = ()
     row_ids: tuple[str, ...] = ()
+    is_missing: bool = False
 
 
 def deviations_of(
@@ -135,6 +137,7 @@ def _missing_together(
         hours=hours if listed_rows else (),
         splits=describe_categories(features.select(categories), mask) if listed_rows else (),
         row_ids=tuple(features["row_id"].filter(mask).head(listed_rows)) if "row_id" in features.columns else (),
+        is_missing=True,
     )
 
 

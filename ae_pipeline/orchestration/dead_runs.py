@@ -7,15 +7,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import dagster as dg
 from dagster._core.execution.plan.outputs import StepOutputProperties
-from filelock import FileLock, Timeout
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.processes import ProcessId, identify, parse_process, run_process, start_ticks
 from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG, named_days
+from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 
 ACTIVE = [
@@ -123,7 +122,7 @@ def is_dead(record: dg.RunRecord, instance: dg.DagsterInstance, paths_of: Callab
                 return True
             limit = _START_SECONDS
     return _is_silent(record, instance, limit) and not any(
-        is_locked(paths_of(name).lock) for name in datasets_of_run(run, instance)
+        is_locked(paths_of(name)) for name in datasets_of_run(run, instance)
     )
 
 
@@ -164,15 +163,9 @@ def describe_run(run: dg.DagsterRun) -> str:
     return f"run {run.run_id} of {run.job_name}"
 
 
-def is_locked(lock: Path) -> bool:
-    """Return whether a process holds a lock file."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+def is_locked(paths: DatasetPaths) -> bool:
+    """Return whether a process holds the lock of a dataset."""
+    return locks().is_held(dataset_lock(paths))
 
 
 def _is_silent(record: dg.RunRecord, instance: dg.DagsterInstance, limit: float) -> bool:

@@ -1,12 +1,16 @@
 """Load the defs folder. A file that cannot be loaded takes only its own datasets out."""
 
 import contextlib
+import importlib
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import dagster as dg
 import yaml
@@ -19,6 +23,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.load_error import build_load_error
 from ae_pipeline.orchestration.component import AutoencoderPipeline
 from ae_pipeline.orchestration.yaml_errors import describe_error, is_expected, repeated_keys
+from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder
 
 _YAML_NAMES = ("defs.yaml", "defs.yml", "component.yaml")
 """Names of the file that defines a component, in Dagster's order."""
@@ -63,49 +68,89 @@ class DefsFolder:
     broken: tuple[BrokenFile, ...] = ()
 
 
-def load_defs_folder(path_within_project: Path, deployment: dg.Definitions) -> DefsFolder:
+def load_defs_folder(project: ProjectFolder, deployment: dg.Definitions) -> DefsFolder:
     """Load all files of the defs folder that can be loaded.
 
     Two files with the same dataset are both broken: their runs would write to the same folders.
 
     Args:
-        path_within_project: Any path in the project.
+        project: Project with the defs folder.
         deployment: Resources, executor and loggers of the deployment.
 
     Raises:
+        ConfigError: The defs folder does not exist, or cannot be imported.
         Exception: Files that can be loaded alone cannot be loaded together.
     """
-    loaded = _load(path_within_project, deployment)
+    loaded = _load(project, deployment)
     if tree := loaded.definitions.component_tree:
         _warn_of_repeated_keys(tree)
     return loaded
 
 
-def _load(path_within_project: Path, deployment: dg.Definitions) -> DefsFolder:
+def _load(project: ProjectFolder, deployment: dg.Definitions) -> DefsFolder:
+    # Not `dg.load_from_defs_folder`: it looks for the project's configuration above this package, and an installed
+    # package has none.
+    place: dict[str, Any] = {"defs_module": _import_defs(project), "project_root": project.root}
+    if not any(path.is_file() or path.is_symlink() for path in project.defs.rglob("*")):
+        return DefsFolder(deployment, {})  # Dagster refuses an empty folder
     whole_error: Exception | None = None
     try:
-        definitions = dg.Definitions.merge(
-            dg.load_from_defs_folder(path_within_project=path_within_project), deployment
-        )
+        with _without_dagster_warnings():
+            tree = dg.ComponentTree(**place)
+            definitions = dg.Definitions.merge(tree.build_defs(), deployment)
         dg.Definitions.validate_loadable(definitions)
-        tree = definitions.component_tree
-        if tree and not _clashes(tree) and not _dangling(tree.defs_module_path):
+        if not _clashes(tree) and not _dangling(tree.defs_module_path):
             return DefsFolder(definitions, _configs(tree))
     except Exception as error:  # noqa: BLE001
         whole_error = error
+    with _without_dagster_warnings():
+        return _load_partly(lambda: _PartialTree(**place), deployment, whole_error)
+
+
+@contextlib.contextmanager
+def _without_dagster_warnings() -> Iterator[None]:
+    """Ignore what Dagster ignores while it loads a defs folder."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):
-            warnings.simplefilter("ignore", category)  # as Dagster does while it loads all files
-        return _load_partly(path_within_project, deployment, whole_error)
+            warnings.simplefilter("ignore", category)
+        yield
 
 
-def _load_partly(path_within_project: Path, deployment: dg.Definitions, whole_error: Exception | None) -> DefsFolder:
+def _import_defs(project: ProjectFolder) -> ModuleType:
+    """Import the defs folder, so that YAML files can name its functions.
+
+    Raises:
+        ConfigError: The folder does not exist, or Python cannot import it under its name.
+    """
+    if not project.defs.is_dir():
+        raise ConfigError(f"the project {project.root} has no folder {project.defs}; create it")
+    if not all(part.isidentifier() for part in project.module.split(".")):
+        raise ConfigError(
+            f"{project.defs}: Python cannot import a folder of this name, because it is no identifier; rename it, for "
+            "example to defs"
+        )
+    if str(project.root) not in sys.path:
+        sys.path.append(str(project.root))
+    importlib.invalidate_caches()
+    module = importlib.import_module(project.module)
+    found = [Path(path).resolve() for path in getattr(module, "__path__", [])]
+    if project.defs.resolve() not in found[:1]:
+        raise ConfigError(
+            f"{project.defs} cannot be imported, because the name {project.module!r} belongs to "
+            f"{found[0] if found else module}; rename the folder, and set {DEFS_VARIABLE} to it"
+        )
+    return module
+
+
+def _load_partly(
+    new_tree: "Callable[[], _PartialTree]", deployment: dg.Definitions, whole_error: Exception | None
+) -> DefsFolder:
     """Load the files one by one. If all of them load, raise the error that loading them together raised."""
-    partial = _PartialTree.for_project(path_within_project)
+    partial = new_tree()
     errors = {folder: _missing(link) for folder, link in _dangling(partial.defs_module_path).items()}
     partial.add_all(errors, deployment)
     if clashes := _clashes(partial):
-        partial = _PartialTree.for_project(path_within_project)
+        partial = new_tree()
         partial.add_all({**errors, **clashes}, deployment)
     if not partial.errors and whole_error:
         raise whole_error

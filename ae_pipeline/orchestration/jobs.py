@@ -3,6 +3,7 @@
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.champion import ChampionConfig
@@ -56,7 +57,7 @@ def build_jobs(config: PipelineConfig) -> dict[str, Any]:
         )
         for job, (assets, description) in ASSET_JOBS.items()
     }
-    return {**jobs, "intake": _intake_job(config), "rollback": _rollback_job(config)}
+    return {**jobs, "intake": _intake_job(config), "rollback": _rollback_job(config), "mark": _mark_job(config)}
 
 
 def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
@@ -86,6 +87,47 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
         read_landed()
 
     return intake
+
+
+class MarkConfig(dg.Config):
+    """What a person says, as the launchpad asks for it."""
+
+    kind: str = Field(description="What the mark is about: row, cause or day.")
+    subject: str = Field(description="Identity of a flagged row, columns of a cause joined by +, or ISO date.")
+    state: str = Field(description="What it is: real, known, false_alarm or cleared.")
+    day: str = Field(default="", description="Day of the cause; empty for its rows on all days.")
+    entity: str = Field(default="", description="Restricts a cause to one entity; empty for all.")
+    note: str = Field(default="", description="Remark.")
+    who: str = Field(description="Person.")
+
+
+def _mark_job(pipeline: PipelineConfig) -> dg.JobDefinition:
+    @dg.op(
+        name=f"{pipeline.dataset}__mark",
+        description="Store what a person says about a flagged row, a cause or a day, and show it in the report.",
+        pool=pipeline.dataset,
+    )
+    def store_mark(context: dg.OpExecutionContext, config: MarkConfig, workspace: Workspace, run_lock: RunLock) -> None:
+        from ae_pipeline.lifecycle.feedback import mark_within_run
+        from ae_pipeline.monitoring.feedback import MarkKind, MarkState, parse_choice
+        from ae_pipeline.reports.review import MarkRequest
+
+        with as_dagster_failure():
+            given = config.model_dump()
+            kind, state = parse_choice(MarkKind, config.kind), parse_choice(MarkState, config.state)
+            request = MarkRequest(**{**given, "kind": kind, "state": state})
+            stored = mark_within_run(request, workspace.dataset(pipeline))
+        context.log.info(f"{stored.kind} {stored.subject}: marked as {stored.state.text} by {stored.who}")
+
+    @dg.job(
+        name=job_name(pipeline, "mark"),
+        description="Say that a flagged row, a cause or a day of the report is real, known, or a false alarm.",
+        tags={DATASET_TAG: pipeline.dataset},
+    )
+    def mark() -> None:
+        store_mark()
+
+    return mark
 
 
 def _rollback_job(config: PipelineConfig) -> Any:

@@ -98,19 +98,6 @@ def _accepts_signals(pid: int) -> bool:
     return True
 
 
-def lock_holder(lock: Path) -> int | None:
-    """Return the id of the process that holds a lock file, as far as the system tells it."""
-    try:
-        inode, table = lock.stat().st_ino, Path("/proc/locks").read_text(encoding="ascii")
-    except OSError:
-        return None
-    for line in table.splitlines():
-        match = re.match(r"\d+: FLOCK\s+\S+\s+WRITE (\d+) \S+:(\d+) ", line)
-        if match and int(match[2]) == inode:
-            return int(match[1])
-    return None
-
-
 def command_of(pid: int) -> str:
     """Return the command line of a process, as far as the system tells it."""
     try:

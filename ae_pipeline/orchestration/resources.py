@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import dagster as dg
-from filelock import FileLock, Timeout
 from pydantic import PrivateAttr
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.dead_runs import datasets_of_run, record_process, require_days
 from ae_pipeline.orchestration.plain_config import PlainText
-from ae_pipeline.orchestration.processes import lock_holder
 from ae_pipeline.orchestration.run_watch import RunWatch
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.files import make_folder
+from ae_pipeline.storage.lock_kinds import Holder
+from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.project import local_folder
 
 if TYPE_CHECKING:
     from ae_pipeline.registry.store import Tracker
@@ -59,13 +59,14 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     def paths(self, dataset: str) -> DatasetPaths:
         """Return the paths of a dataset."""
         project = Path(self.project_folder).resolve()
-        return DatasetPaths(Path(self.data_folder).resolve(), dataset, self.tables, project)
+        root = local_folder(self.data_folder, "AE_PIPELINE_DATA").resolve()
+        return DatasetPaths(root, dataset, self.tables, project)
 
     def tracker(self) -> "Tracker":
         """Return the model store."""
         from ae_pipeline.registry.store import Tracker
 
-        return Tracker(Path(self.mlflow_folder).resolve(), self.tracking_uri)
+        return Tracker(local_folder(self.mlflow_folder, "AE_PIPELINE_MLRUNS").resolve(), self.tracking_uri)
 
     def run_url(self, run_id: str) -> str:
         """Return the address of a run in Dagster's web UI."""
@@ -90,34 +91,28 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     @contextmanager
     def locked(self, dataset: str) -> Iterator[None]:
-        """Hold the lock of a dataset, and wait while another process holds it. A process may hold it twice."""
-        path = self.paths(dataset).lock
-        make_folder(path.parent)
-        lock = FileLock(path, is_singleton=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            holder = lock_holder(path)
-            logger.info(f"waiting for another run of {dataset!r} to end{f' (process {holder})' if holder else ''}")
-            lock.acquire()
-        try:
+        """Hold the lock of a dataset, and wait while another process holds it. A thread may hold it twice."""
+
+        def tell(holder: Holder | None) -> None:
+            logger.info(f"waiting for another run of {dataset!r} to end{f' ({holder})' if holder else ''}")
+
+        with locks().hold(dataset_lock(self.paths(dataset)), tell):
             yield
-        finally:
-            lock.release()
 
 
 class RunLock(dg.ConfigurableResource["RunLock"]):
     """The locks of the datasets of a run, held while the run lasts, and the watch that stops it when it is cancelled.
 
     Dagster's pools serialize the runs that go through its queue. Runs of the command line do not, and a killed run
-    keeps its slot in a pool, but gives a file lock back.
+    keeps its slot in a pool, but gives its lock back.
 
     Attributes:
-        workspace: Workspace with the lock files.
+        workspace: Workspace with the datasets.
     """
 
     workspace: Workspace
     _watch: RunWatch | None = PrivateAttr(default=None)
+    _datasets: tuple[str, ...] = PrivateAttr(default=())
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["RunLock"]:
@@ -132,15 +127,19 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
                 require_days(run, instance)
                 record_process(run, instance)
                 self._watch = stack.enter_context(RunWatch(run, instance))
-                for dataset in datasets_of_run(run, instance):
+                self._datasets = tuple(datasets_of_run(run, instance))
+                for dataset in self._datasets:
                     stack.enter_context(self.workspace.locked(dataset))
             yield self
 
     def require_active(self) -> None:
-        """Stop here if the run was cancelled. Call it before what cannot be undone.
+        """Stop here if the run was cancelled, or has lost a lock. Call it before what cannot be undone.
 
         Raises:
             DagsterExecutionInterruptedError: The run is not active any more.
+            StorageError: A lock was lost.
         """
+        for dataset in self._datasets:
+            locks().require(dataset_lock(self.workspace.paths(dataset)))
         if self._watch is not None:
             self._watch.require_active()

@@ -9,12 +9,12 @@ import dagster as dg
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.console import LOGGERS
-from ae_pipeline.orchestration.dead_runs import ACTIVE, active_records, describe_run, end_dead_runs, is_locked
+from ae_pipeline.orchestration.dead_runs import ACTIVE, active_records, describe_run, end_dead_runs
 from ae_pipeline.orchestration.jobs import job_name
-from ae_pipeline.orchestration.processes import lock_holder
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.tags import READ_TAG, REASON_TAG, REPOSITORY, REQUEST_TAG, range_tags
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.locks import dataset_lock, locks
 
 if TYPE_CHECKING:
     from ae_pipeline.lifecycle.plan import Plan, Work
@@ -86,10 +86,10 @@ def active_run(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInsta
     for record in active_records(dataset.name, instance):
         run = record.dagster_run
         return f"{describe_run(run)} is active ({run.status.value.lower()})"
-    lock = dataset.paths.lock
-    if is_locked(lock):
-        holder = lock_holder(lock)
-        return f"a command holds the lock of {dataset.name!r}{f' (process {holder})' if holder else ''}"
+    lock = dataset_lock(dataset.paths)
+    if locks().is_held(lock):
+        holder = locks().holder(lock)
+        return f"a command holds the lock of {dataset.name!r}{f' ({holder})' if holder else ''}"
     return None
 
 

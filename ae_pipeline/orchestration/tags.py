@@ -31,7 +31,10 @@ PROCESS_TAG = "ae_pipeline/process"
 REPOSITORY_TAG = ".dagster/repository"
 """Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
 
-REPOSITORY = "__repository__@ae_pipeline"
+LOCATION = "ae_pipeline"
+"""Name of the code location, as in workspace.yaml and in the configuration of `dg`."""
+
+REPOSITORY = f"__repository__@{LOCATION}"
 
 
 _PARTITION = "dagster/partition"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -12,15 +12,17 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import PublishedDay, published_days
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift, read_all_days
-from ae_pipeline.monitoring.day_assessment import DayAssessment, assessment_json
-from ae_pipeline.monitoring.newest_day import FillingDay, filling_json
+from ae_pipeline.monitoring.feedback import marks_digest, marks_of
+from ae_pipeline.monitoring.newest_day import FillingDay
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.context import PageContext, day_variables, page_context, report_variables
 from ae_pipeline.reports.files import damaged_report_files, record_report_file, write_report_file
 from ae_pipeline.reports.gallery import Gallery, build_gallery
+from ae_pipeline.reports.image_report import ImageReport, report_images
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
-from ae_pipeline.reports.page import refresh_operations, render_day, write_report
+from ae_pipeline.reports.page import refresh_operations, render_day, shown_marks, write_report
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
     RankedRow,
@@ -33,14 +35,13 @@ from ae_pipeline.reports.ranking import (
     report_days,
     reported_days,
 )
-from ae_pipeline.reports.summary import Summary, row_facts, schema_text
+from ae_pipeline.reports.review import review_of
+from ae_pipeline.reports.summarize import summarize
+from ae_pipeline.reports.summary import schema_text
 from ae_pipeline.reports.view import Published
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import write_parquet
-
-_SUMMARY_ROWS = 50
-"""Number of rows in summary.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,10 @@ class Report:
         gallery: Pictures; None if rows are not images.
         drift: Drift of all days; empty without event time.
         filling: The newest day, if it is still filling.
+        newest_assessment: Assessment of the newest complete day of the table, which the page over all days shows.
+        judged: Counts of the days that the checks judge: those of this run, or the newest complete day if they are
+            older.
+        hidden: Flagged rows on these days that people marked as known or as false alarms.
     """
 
     page: Path
@@ -86,6 +91,9 @@ class Report:
     gallery: Gallery | None
     drift: tuple[DayDrift, ...]
     filling: FillingDay | None = None
+    newest_assessment: DayAssessment | None = None
+    judged: tuple[ReportDay, ...] = ()
+    hidden: int = 0
 
 
 def build_report(
@@ -94,7 +102,7 @@ def build_report(
     bundle: ModelBundle,
     model_version: int,
     run_id: str,
-    on_ranked: Callable[[Sequence[ReportDay]], None] = lambda _: None,
+    on_assessed: Callable[[Mapping[str, DayAssessment]], None] = lambda _: None,
 ) -> Report:
     """Rank and explain the most anomalous rows of days, and write page and summary over all published days.
 
@@ -106,7 +114,8 @@ def build_report(
         bundle: Model that scored the published table.
         model_version: Version of the model.
         run_id: MLflow run that trained the model.
-        on_ranked: Called with the ranked days before the page is written. The page shows alerts raised here.
+        on_assessed: Called with the assessments of the ranked days before the page is written. The page shows alerts
+            raised here.
 
     Raises:
         PublicationError: A day has features but is not in the published table.
@@ -118,7 +127,6 @@ def build_report(
     unfinished = paths.reports / UNFINISHED
     write_text(unfinished, json.dumps(sorted({*days, *outdated})))
     all_reported = report_days(sorted({*days, *outdated}), files, dataset, bundle)
-    on_ranked(all_reported)
     ranked = all_ranked(paths, set(files))
     write_parquet(paths.reports / "alerts.parquet", ranked.to_arrow())
     record_report_file(paths.reports / "alerts.parquet", paths)
@@ -129,18 +137,24 @@ def build_report(
         bundle=bundle,
         model_version=model_version,
         drift=measure_drift(files, dataset, bundle),
-        entries=reported_days(files, paths),
+        entries=(entries := reported_days(files, paths)),
+        review=review_of(ranked, list(entries), dataset),
     )
+    on_assessed({day.day: published.assessments[day.day] for day in all_reported if day.day in entries})
     gallery = build_gallery(files, paths, bundle)
+    images = report_images(files, dataset, bundle, model_version)
     # A day that is reported alone gets a page. Existing pages are kept up to date.
     with_page = set(days) if len(days) == 1 and dataset.config.is_daily else set()
     with_page |= {day.day for day in all_reported if published.page_of(day.day).exists()}
+    if shown_marks(paths) != marks_digest(paths):
+        marked = {day for each in marks_of(paths) for day in (each.day, *each.rows.values())}
+        with_page |= {day for day in marked & entries.keys() if published.page_of(day).exists()}
     damaged = {path.stem for path in damaged_report_files(paths) if path.suffix == ".html"}
     with_page |= damaged & published.entries.keys()
     record_report_file(paths.reports / "drift.parquet", paths)
     for day in sorted(with_page):
         write_day_page(day, published, labels)
-    context = _write_pages(published, ranked, run_id, labels, gallery)
+    context = _write_pages(published, ranked, run_id, labels, gallery, images)
     unfinished.unlink()
     reported = [day for day in all_reported if day.day in set(days)]
     return _report(reported, ranked, published, context, labels, gallery)
@@ -153,14 +167,19 @@ def _outdated_days(files: Mapping[str, PublishedDay], dataset: Dataset) -> set[s
 
 
 def _write_pages(
-    published: Published, ranked: pl.DataFrame, run_id: str, labels: Labels | None, gallery: Gallery | None
+    published: Published,
+    ranked: pl.DataFrame,
+    run_id: str,
+    labels: Labels | None,
+    gallery: Gallery | None,
+    images: ImageReport | None,
 ) -> PageContext:
     """Write `summary.json`, its schema and the page over all days."""
     dataset = published.dataset
     reports = dataset.paths.reports
     rows = tuple(as_rows(ranked.head(dataset.config.alerts.report_rows), dataset.config.timezone))
     context = page_context(published, published.headline, rows, reports / "report.html")
-    summary = _summary(published, run_id, context, labels)
+    summary = summarize(published, run_id, context, labels, images)
     write_report_file(reports / "summary.json", summary.text(), dataset.paths)
     write_report_file(reports / "summary.schema.json", schema_text(), dataset.paths)
     index = published.index()
@@ -168,7 +187,7 @@ def _write_pages(
         with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone) if dataset.config.is_daily else ()
     )
     summary_json = summary.model_dump(mode="json")
-    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery), dataset)
+    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery, images), dataset)
     return context
 
 
@@ -186,7 +205,10 @@ def _report(
     filling = published.filling
     complete = [day for day in with_rows if filling is None or day != filling.day]
     newest = max(complete or with_rows, default=None)
-    is_on_page = context.assessment is not None and newest == published.headline
+    headline = published.headline
+    is_newer = not config.is_daily or headline is None or max((day.day for day in days), default="") >= headline
+    judged = tuple(days) if is_newer or headline is None else (published.entries[headline],)
+    is_on_page = context.assessment is not None and newest == headline
     of_run = ranked
     if config.is_daily:
         local = pl.col("event_time").dt.convert_time_zone(config.timezone)
@@ -212,6 +234,9 @@ def _report(
         gallery=gallery,
         drift=tuple(published.drift),
         filling=filling,
+        newest_assessment=context.assessment,
+        judged=judged,
+        hidden=sum(published.review.hidden.get(day.day, 0) for day in judged),
     )
 
 
@@ -248,6 +273,7 @@ def day_page(day: str, dataset: Dataset, bundle: ModelBundle, model_version: int
         model_version=model_version,
         entries=reported_days(files, paths),
         drift=read_all_days(paths, config.drift.min_rows),
+        review=review_of(all_ranked(paths, set(files)), list(files), dataset),
     )
     labels = measure_labels(files, dataset, bundle)
     page = write_day_page(day, published, labels) if is_reported(day, files.get(day), dataset) else None
@@ -283,66 +309,3 @@ def write_day_page(day: str, published: Published, labels: Labels | None) -> Pat
     context = page_context(published, day, rows, page)
     write_report_file(page, render_day(day_variables(published, day, context, labels), dataset), dataset.paths)
     return page
-
-
-def _summary(published: Published, run_id: str, context: PageContext, labels: Labels | None) -> Summary:
-    paths, bundle, config = published.dataset.paths, published.bundle, published.dataset.config
-    by_day = list(published.entries.values())
-    rows, flagged = sum(day.rows for day in by_day), sum(day.flagged for day in by_day)
-    budget, rate = bundle.calibration.budget, config.alerts.false_discovery_rate
-    return Summary.model_validate(
-        {
-            "dataset": paths.dataset,
-            "model_version": published.model_version,
-            "mlflow_run": run_id,
-            "latent_space": next((day.identity.split("/")[0] for day in published.files.values()), None),
-            "rows": rows,
-            "flagged": flagged,
-            "budget": budget,
-            "expected_alerts": rows * budget,
-            "false_discovery_rate": rate,
-            "discoveries": sum(day.discovery_count for day in by_day) if rate is not None else None,
-            "timezone": config.timezone,
-            "verdict": assessment_json(context.assessment) if context.assessment else None,
-            "filling": filling_json(published.filling) if published.filling else None,
-            "groups": [
-                {
-                    "columns": list(group.columns),
-                    "words": group.message,
-                    "rows": len(group.rows),
-                    "highest_score": group.rows[0].score,
-                    "days": list(group.days),
-                }
-                for group in context.groups
-            ],
-            # Compared with the version that served at the time of the training.
-            "alignment": bundle.facts.alignment.to_json() if bundle.facts.alignment else None,
-            "score_threshold": bundle.calibration.threshold,
-            "calibration_rows": len(bundle.calibration.scores),
-            "rows_by_part": bundle.facts.rows,
-            "train_days": [bundle.window.train[0], bundle.window.train[-1]],
-            "calibration_days": [bundle.window.calibration[0], bundle.window.calibration[-1]],
-            "screening": bundle.facts.screening.message if bundle.facts.screening else None,
-            "columns": bundle.columns,
-            "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
-            "labels": asdict(labels) if labels else None,
-            "drift": [
-                {
-                    "day": day.day,
-                    "rows": day.rows,
-                    "is_after": day.is_after,
-                    "is_judged": day.is_judged,
-                    "drifted": day.message,
-                }
-                for day in published.drift
-            ],
-            "days": [{"day": day.day, "rows": day.rows, "flagged": day.flagged} for day in by_day],
-            "strangest": [row_facts(row) for row in context.rows[:_SUMMARY_ROWS]],
-            "files": {
-                "alerts": "alerts.parquet",
-                "days": "days/",
-                "page": "report.html",
-                "schema": "summary.schema.json",
-            },
-        }
-    )

@@ -1,14 +1,13 @@
 """The cards at the top of a page: alert budget, model, drift and completeness of a day."""
 
 import datetime as dt
-from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
 from ae_pipeline.monitoring.budget import is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
-from ae_pipeline.monitoring.day_assessment import DayAssessment
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.history import Change, history
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Part
@@ -33,10 +32,9 @@ def cards(published: Published, day: str | None, assessment: DayAssessment | Non
         day: Day that the page assesses; None if no row is published.
         assessment: Assessment of that day.
     """
-    completeness = assessment.completeness if assessment else None
     return {
         "daily": published.dataset.config.is_daily,
-        "assessment": {**asdict(assessment), "completeness": completeness} if assessment else None,
+        "assessment": assessment.record() if assessment else None,
         "recent": recent_days(published, day),
         "model": model_facts(published, day),
         "drift_summary": drift_summary(published.drift_by_day.get(day or "")),

@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ae_pipeline.monitoring.day_assessment import DayAssessment
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.cards import cards, unseen_days_summary
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.groups import Group, group_rows
+from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.pictures import Panel
 from ae_pipeline.reports.ranking import RankedRow
+from ae_pipeline.reports.review import cause_key
 from ae_pipeline.reports.view import Published
 
 _BAR_DAYS = 366
@@ -67,6 +69,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
         "rows": _row_variables(published, rows, groups, page),
+        "states": {row.row_id: state.text for row in rows if (state := published.review.states.get(row.row_id))},
         "charts": [asdict(chart) for chart in charts],
     }
     return PageContext(assessment=assessment, rows=rows, groups=groups, charts=charts, variables=variables)
@@ -91,6 +94,7 @@ def report_variables(
     listed_days: Sequence[Mapping[str, Any]],
     labels: Labels | None,
     gallery: Gallery | None,
+    images: ImageReport | None = None,
 ) -> dict[str, Any]:
     """Return the variables of the page over all days.
 
@@ -101,6 +105,7 @@ def report_variables(
         listed_days: Days that the page lists.
         labels: Measures against the label; None without a label.
         gallery: Pictures; None if rows are not images.
+        images: Verdicts on images; None unless rows are images or patches.
     """
     bars = index[-_BAR_DAYS:]
     return {
@@ -113,6 +118,7 @@ def report_variables(
         "has_labels": labels is not None,
         "labels": asdict(labels) if labels else None,
         "gallery": _gallery_variables(gallery) if gallery else None,
+        "images": asdict(images) if images else None,
     }
 
 
@@ -122,6 +128,7 @@ def _group_variables(group: Group) -> dict[str, Any]:
         "where": group.where,
         "rows": len(group.rows),
         "highest_score": group.rows[0].score,
+        "cause": cause_key(group.columns),
         "days": group.days,
     }
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -16,14 +18,17 @@ from ae_pipeline.common.text import printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
+from ae_pipeline.monitoring.feedback import marks_digest, marks_of, precision_by_version
+from ae_pipeline.monitoring.verdict import DayAssessment, assessment_json
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.files import damaged_report_files, write_report_file
+from ae_pipeline.reports.review import read_ranked, review_of
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
 from ae_pipeline.reports.scripts import scripts
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 2
+_CONTEXT_VERSION = 3
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
@@ -40,7 +45,8 @@ def write_report(variables: Mapping[str, Any], dataset: Dataset) -> Path:
     Returns:
         Path of the page.
     """
-    text = json.dumps({"version": _CONTEXT_VERSION, "variables": variables}, separators=(",", ":"))
+    content = {"version": _CONTEXT_VERSION, "marks": marks_digest(dataset.paths), "variables": variables}
+    text = json.dumps(content, separators=(",", ":"))
     write_report_file(_context_path(dataset.paths), text, dataset.paths)
     page = dataset.paths.reports / "report.html"
     write_report_file(page, render_report(json.loads(text)["variables"], dataset), dataset.paths)
@@ -48,21 +54,54 @@ def write_report(variables: Mapping[str, Any], dataset: Dataset) -> Path:
 
 
 def refresh_operations(dataset: Dataset) -> None:
-    """Render the page over all days again, with the current drift, alerts, versions and pages of days.
+    """Render the page over all days again, with the current marks, drift, alerts, versions and pages of days.
 
-    Nothing is computed again. Nothing happens without a page, or if another version of the package wrote it.
+    The verdict, there and in `summary.json`, leaves out what is marked as known by now. Nothing else changes.
+    Nothing happens without a page, or if another version of the package wrote it.
 
     Args:
         dataset: Configuration and paths of the dataset.
     """
     if (context := _read_context(dataset.paths)) is not None:
-        page = render_report(context["variables"], dataset)
+        variables = _with_marks(context["variables"], dataset)
+        write_report_file(
+            dataset.paths.reports / "summary.json", json.dumps(variables["summary"], indent=1), dataset.paths
+        )
+        page = render_report(variables, dataset)
         write_report_file(dataset.paths.reports / "report.html", page, dataset.paths)
 
 
-def can_refresh(paths: DatasetPaths) -> bool:
-    """Return whether there is no page over all days, or the page can be rendered again from its stored variables."""
-    return not (paths.reports / "report.html").exists() or _read_context(paths) is not None
+def _with_marks(variables: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """Return the variables of the page with the verdict that follows from the present marks."""
+    if not variables["assessment"] or not marks_digest(dataset.paths):
+        return variables
+    paths, summary = dataset.paths, variables["summary"]
+    reviewed = review_of(read_ranked(paths), [entry["day"] for entry in summary["days"]], dataset)
+    day = variables["assessment"]["day"] if dataset.config.is_daily else ALL_ROWS
+    assessment = DayAssessment.from_record(variables["assessment"]).reviewed(reviewed, day)
+    feedback = [{**asdict(each), "precision": each.precision} for each in precision_by_version(marks_of(paths))]
+    return {
+        **variables,
+        "assessment": assessment.record(),
+        "states": {row_id: state.text for row_id, state in reviewed.states.items()},
+        "summary": {**summary, "verdict": assessment_json(assessment), "feedback": feedback},
+    }
+
+
+def shown_marks(paths: DatasetPaths) -> str | None:
+    """Return the digest of the marks that the last report was built with; None without a report."""
+    context = _read_context(paths)
+    return None if context is None else context.get("marks", "")
+
+
+def is_current(paths: DatasetPaths) -> bool:
+    """Return whether no file of a report is damaged, and a page over all days was built with all present marks.
+
+    A page that cannot be rendered again, because another version of the package wrote it, is not current.
+    """
+    if damaged_report_files(paths):
+        return False
+    return not (paths.reports / "report.html").exists() or shown_marks(paths) == marks_digest(paths)
 
 
 def _read_context(paths: DatasetPaths) -> dict[str, Any] | None:
@@ -95,6 +134,8 @@ def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:
             "drift": drift,
             "alerts": alerts_of(paths),
             "history": history(paths),
+            "marks": marks_of(paths),
+            "home": "../../",
             "left_out": by_reason(variables["summary"]["columns_left_out"]),
             "day_pages": {path.stem for path in (paths.reports / "days").glob("*.html")},
         },
@@ -109,7 +150,7 @@ def render_day(variables: Mapping[str, Any], dataset: Dataset) -> str:
         variables: Variables of the template.
         dataset: Configuration and paths of the dataset.
     """
-    return _render("day.html.j2", {**variables, "day_pages": ()}, dataset.paths)
+    return _render("day.html.j2", {**variables, "day_pages": (), "home": "../../../"}, dataset.paths)
 
 
 def by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
@@ -137,10 +178,27 @@ def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) ->
     sources["vega"] = scripts(paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
-    return _environment().get_template(template).render(**_CONSTANTS, **unescaped, **variables)
+    return (
+        page_environment()
+        .get_template(template)
+        .render(**_CONSTANTS, **unescaped, **variables, group_states=_group_states(variables))
+    )
 
 
-def _environment() -> jinja2.Environment:
+def _group_states(variables: Mapping[str, Any]) -> list[str]:
+    """Return for each group of rows how many of them are marked, such as `3 known`; empty if none is."""
+    counts: dict[int, Counter[str]] = {}
+    for row in variables["rows"]:
+        if row["group"] and (state := variables["states"].get(row["row_id"])):
+            counts.setdefault(row["group"], Counter())[state] += 1
+    return [
+        ", ".join(f"{rows} {state}" for state, rows in sorted(counts.get(number, {}).items()))
+        for number in range(1, len(variables["groups"]) + 1)
+    ]
+
+
+def page_environment() -> jinja2.Environment:
+    """Return the environment that renders all pages: values are escaped, and filters format them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ae_pipeline", "reports"),
         autoescape=True,
@@ -152,6 +210,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["in_script"] = lambda text: markupsafe.Markup(escape_json_in_html(text))  # noqa: S704
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
+    environment.filters["shell"] = shlex.quote
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
 

@@ -7,8 +7,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 from ae_pipeline.storage.paths import DatasetPaths
+
+
+class DayReason(Section):
+    """A reason why a day is wrong."""
+
+    kind: str
+    size: float = Field(description="Affected rows, or number of drifted measurements.")
+    columns: list[str]
 
 
 class DayCount(Section):
@@ -17,6 +25,11 @@ class DayCount(Section):
     day: str = Field(description="ISO date in the time zone of the dataset; `all` for rows without event time.")
     rows: int
     flagged: int = Field(description="Rows within the alert budget.")
+    state: str | None = Field(default=None, description="Verdict: `calm`, `worth a look` or `wrong`.")
+    words: str = ""
+    reasons: list[DayReason] = Field(
+        default=[], description="Why the day is wrong, with reasons that a mark of a person covers."
+    )
 
 
 class DayDrift(Section):
@@ -39,16 +52,26 @@ class DayDeviation(Section):
     splits: list[str] = Field(description="Phrases that locate the affected rows in categories.")
 
 
+class VerdictReason(Section):
+    """A reason for a verdict, in the order of the message."""
+
+    kind: str
+    words: str
+
+
 class DayVerdict(Section):
     """Assessment of the newest complete day; of the newest day if no day is complete."""
 
     day: str
-    is_wrong: bool = Field(description="Whether the day needs attention.")
+    state: str | None = Field(default=None, description="Verdict: `calm`, `worth a look` or `wrong`.")
+    is_wrong: bool = Field(description="Whether the state is `wrong`.")
     words: str
     aside: str = Field(description="Remark that completes the message; may be empty.")
     rows: int
     flagged: int
     known: int = Field(description="Flagged rows that are known anomalies.")
+    hidden: int = Field(default=0, description="Further flagged rows that people marked as known or as false alarms.")
+    reasons: list[VerdictReason] = Field(default=[], description="Why the day is wrong.")
     expected: float = Field(description="Flagged rows that the budget allows, among rows that are not known anomalies.")
     usual_rows: int | None = Field(description="Median number of rows on the same weekday of the previous weeks.")
     is_filling: bool = Field(
@@ -86,6 +109,16 @@ class Contribution(Section):
     expected: str
 
 
+class RegionBox(Section):
+    """Region of an image, in pixels: from `top` and `left` to below `bottom` and `right`."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    heat: float = Field(description="Highest residual, as a multiple of the usual one.")
+
+
 class StrangeRow(Section):
     """A listed row; `alerts.parquet` contains all ranked rows."""
 
@@ -98,6 +131,17 @@ class StrangeRow(Section):
     is_known_anomaly: bool | None
     because: str
     contributions: list[Contribution]
+    boxes: list[RegionBox] = Field(default=[], description="Hottest regions of an image or patch; empty for tables.")
+
+
+class VersionFeedback(Section):
+    """Rows that one version flagged, as people marked them."""
+
+    version: int
+    real: int
+    known: int
+    false_alarms: int
+    precision: float | None = Field(description="Real ones among real ones and false alarms; null without any.")
 
 
 class Summary(Section):
@@ -136,8 +180,12 @@ class Summary(Section):
     columns: list[str] = Field(description="Columns that the model uses.")
     columns_left_out: dict[str, str] = Field(description="Reason why each other column is left out.")
     labels: dict[str, Any] | None = Field(description="Scores measured against the label; null without a label.")
+    images: dict[str, Any] | None = Field(
+        default=None, description="Verdicts on images and measures of heat maps; null for tables."
+    )
     drift: list[DayDrift]
     days: list[DayCount]
+    feedback: list[VersionFeedback] = Field(default=[], description="What people marked, by version of the model.")
     strangest: list[StrangeRow]
     files: dict[str, str] = Field(description="Files in the same directory.")
 
@@ -164,4 +212,6 @@ def schema_text() -> str:
 def row_facts(row: Any) -> dict[str, Any]:
     """Return a ranked row as `summary.json` stores it."""
     event_time = None if row.event_time is None else row.event_time.astimezone(dt.UTC).isoformat()
-    return {**asdict(row), "event_time": event_time, "contributions": [part.record() for part in row.contributions]}
+    contributions = [part.record() for part in row.contributions]
+    boxes = [box._asdict() for box in row.boxes]
+    return {**asdict(row), "event_time": event_time, "contributions": contributions, "boxes": boxes}

@@ -16,10 +16,12 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
-from ae_pipeline.monitoring.day_assessment import DayAssessment, assess_day
+from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of
+from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
 from ae_pipeline.monitoring.locations import describe_location
 from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
@@ -41,6 +43,7 @@ class Published:
         model_version: Version of the model.
         entries: Counts of the ranked days, by day.
         drift: Drift of the days.
+        review: Rows and days as people marked them.
     """
 
     files: Mapping[str, PublishedDay]
@@ -49,6 +52,7 @@ class Published:
     model_version: int
     entries: Mapping[str, ReportDay]
     drift: Sequence[DayDrift] = field(default=())
+    review: Review = UNREVIEWED
 
     @property
     def newest(self) -> str | None:
@@ -151,7 +155,7 @@ class Published:
         previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
         budget, deviations = self.bundle.calibration.budget, self.deviations(day, in_detail=in_detail)
         assessment = assess_day(
-            self.entries[day], previous, self.drift_by_day.get(day), deviations, budget, self._filling(day)
+            self.entries[day], previous, self.drift_by_day.get(day), deviations, budget, self._filling(day), self.review
         )
         return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
 
@@ -167,16 +171,26 @@ class Published:
         if not empty:
             return assessment
         no_rows = f"There are no rows of {empty[0]}" + (f" to {empty[-1]}." if len(empty) > 1 else ".")
-        return replace(assessment, aside=f"{assessment.aside} {no_rows}".strip())
+        return replace(assessment, remark=no_rows)
+
+    @cached_property
+    def assessments(self) -> dict[str, DayAssessment]:
+        """Assessments of all days, without the places of their deviations, by day, the oldest first."""
+        return {day: self.assess(day, in_detail=False) for day in sorted(self.entries)}
 
     def index(self) -> list[dict[str, Any]]:
-        """Return counts of all days, the oldest first; a day that needs attention has a message under `words`."""
-        index = []
-        for day in sorted(self.entries):
-            entry, assessment = self.entries[day], self.assess(day, in_detail=False)
-            message = assessment.message if assessment.is_wrong else ""
-            index.append({"day": day, "rows": entry.rows, "flagged": entry.flagged, "words": message})
-        return index
+        """Return counts and verdicts of all days, the oldest first; a wrong day has a message under `words`."""
+        return [
+            {
+                "day": day,
+                "rows": each.rows,
+                "flagged": each.flagged,
+                "new": each.new,
+                "state": each.verdict.value,
+                "words": each.message if each.is_wrong else "",
+            }
+            for day, each in self.assessments.items()
+        ]
 
     def locate(self, groups: Sequence[Group], day: str) -> list[Group]:
         """Return groups of rows of a day; the largest ones with phrases that locate their rows within the day."""

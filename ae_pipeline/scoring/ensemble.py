@@ -10,10 +10,13 @@ import numpy.typing as npt
 import torch
 
 from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.config.model import Contamination
+from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination
 from ae_pipeline.scoring.denoising_ensemble import DenoisingEnsemble, fit_denoising_ensemble
 from ae_pipeline.scoring.ecod import ecod_score, skewed_up
+from ae_pipeline.scoring.forest import IsolationForest, fit_forest
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
-from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
+from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest, nearest_of_first
 from ae_pipeline.scoring.scalings import Scalings, fit_scalings
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
@@ -30,34 +33,43 @@ _MAX_DIRECTIONS = 512
 """Maximum of columns in a covariance matrix. Wider rows are projected."""
 
 _CORE_NEIGHBORS, _CORE_REFERENCES = 100, 1024
-_CORE_SHARE = 0.8
-"""Share of training rows in the core. It excludes most contamination and loses few normal rows."""
 
-MEASURES = ("nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod")
+MEASURES = (
+    "nearest, as encoded",
+    "nearest, normal scores",
+    "mixture",
+    "denoising ensemble",
+    "ecod",
+    "nearest in the core",
+    "isolation forest",
+)
+"""The measures in order. Bundles of before format 9 have the first five."""
+
 _DESCRIPTIONS = (
     "distance from the nearest training row",
     "distance from the nearest training row by ranks",
     "rarity among training rows",
     "residual of the denoising autoencoders",
     "sum of the distances of its values from the median",
+    "distance from the nearest typical training row by ranks",
+    "ease of isolation by random splits",
 )
-WEIGHTS = np.array([1.0, 1.0, 2.0, 0.5, 0.75])
-"""Weights of the measures. The two nearest-neighbor distances are redundant: both detect only isolated rows. So the
-mixture weighs as much as both. The last two are weak alone, but detect what the others miss."""
-
-_HAS_NO_ZERO = np.array([name in {"mixture", "ecod"} for name in MEASURES])
+_HAS_NO_ZERO = np.isin(MEASURES, ("mixture", "ecod", "isolation forest"))
 """Measures whose minimum is not zero."""
 
 _ARRAYS = ("varying", "first", "seen", "upwards", "references", "ends")
+_PARTS = ("scalings", "mixture", "denoising_ensemble", "tails")
+_PARTS_OF_FORMAT_9 = ("combination", "forest")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """The weighted sum of the surprisals of five outlier measures.
+    """The combined surprisal of several outlier measures.
 
     The measures are the nearest-neighbor distance on two scales, the density under Gaussian mixtures, the residuals of
-    small denoising autoencoders, and ECOD. Mixtures and autoencoders learn from the core: the training rows that are
-    near many others. So a cluster of anomalies in the training rows does not become normal.
+    small denoising autoencoders, ECOD, the nearest-neighbor distance within the core, and the isolation forest.
+    Mixtures and autoencoders learn from the core too: the training rows that are near many others. So a cluster of
+    anomalies in the training rows does not become normal.
 
     Attributes:
         varying: Indices of the matrix columns that vary in the training rows. The measures use only these.
@@ -65,11 +77,14 @@ class Ensemble:
         seen: Number of training rows, shape ().
         upwards: Whether the longer tail of a varying column is the upper one, shape (len(varying),).
         scalings: z-scores and normal scores.
-        references: Encoded training rows, shape (m, len(varying)).
+        references: Encoded training rows, shape (m, len(varying)). Those of the core come first.
+        core_count: Number of references in the core, shape (). 0 in bundles of before format 9.
         mixture: Gaussian mixtures of the core, on z-scores.
         denoising_ensemble: Denoising autoencoders.
         ends: Minimum of each measure, and its median minus this minimum, shape (2, measures).
         tails: Tails that turn scaled measures into surprisal.
+        combination: Combination of the surprisals.
+        forest: Isolation forest on encoded rows. None in bundles of before format 9.
         directions: Random projection of very wide rows for mixtures and autoencoders, shape (len(varying), directions).
             None if the rows are not that wide.
     """
@@ -80,21 +95,23 @@ class Ensemble:
     upwards: npt.NDArray[np.bool_]
     scalings: Scalings
     references: npt.NDArray[np.float32]
+    core_count: npt.NDArray[np.int64]
     mixture: Mixture
     denoising_ensemble: DenoisingEnsemble
     ends: Array
     tails: TailCalibrator
+    combination: Combination
+    forest: IsolationForest | None
     directions: npt.NDArray[np.float32] | None = None
 
     def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
-        """Return the weighted sum of the surprisals for encoded rows, shape (n, width), in nats, shape (n,).
+        """Return the combined surprisal of encoded rows, shape (n, width), in nats, shape (n,).
 
-        For independent measures with weights of 1, this is Fisher's method of combining tail probabilities (1932). Each
-        column that was constant in n training rows and differs now adds ln(n + 2), by Laplace's rule of succession.
-        Columns after the fitted ones, such as the context of a table, do not count.
+        Each column that was constant in n training rows and differs now adds ln(n + 2), by Laplace's rule of
+        succession. Columns after the fitted ones, such as the context of a table, do not count.
         """
         changed = (matrix[:, self._constant] != self.first[self._constant]).sum(axis=1)
-        total: Array = self.tails(self.measures(matrix)) @ WEIGHTS + changed * np.log(self.seen + 2)
+        total: Array = self.combination(self.tails(self.measures(matrix))) + changed * np.log(self.seen + 2)
         return total
 
     def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
@@ -113,7 +130,7 @@ class Ensemble:
             usual_total: 99 % quantile of the score of this ensemble, nats.
         """
         measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
-        weighted = np.where(measures > usual, self.tails(measures) * WEIGHTS, -np.inf)
+        weighted = np.where(measures > usual, self.tails(measures) * self.combination.weights[0], -np.inf)
         texts = []
         for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
             index = int(nats.argmax())
@@ -130,15 +147,18 @@ class Ensemble:
         standard = _project(self.directions, self.scalings.standard(rows))
         scores = self.scalings.normal(rows)
         encoded, normal = self._references
-        return np.column_stack(
-            [
-                nearest(rows, encoded),
-                nearest(scores, normal),
-                self.mixture(standard),
-                self.denoising_ensemble(standard),
-                ecod_score(scores, self.upwards),
-            ]
-        )
+        counts = [len(normal), *([] if self.forest is None else [int(self.core_count)])]
+        by_ranks = nearest_of_first(scores, normal, counts)
+        measures = [
+            nearest(rows, encoded),
+            by_ranks[:, 0],
+            self.mixture(standard),
+            self.denoising_ensemble(standard),
+            ecod_score(scores, self.upwards),
+        ]
+        if self.forest is not None:
+            measures += [by_ranks[:, 1], self.forest(rows)]
+        return np.column_stack(measures)
 
     @cached_property
     def _constant(self) -> npt.NDArray[np.int64]:
@@ -153,7 +173,8 @@ class Ensemble:
         """Return the arrays to save, by name."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {} if self.directions is None else {"directions": self.directions}
-        for part in ("scalings", "mixture", "denoising_ensemble", "tails"):
+        arrays |= {} if self.forest is None else {"core_count": self.core_count}
+        for part in (*_PARTS, *(() if self.forest is None else _PARTS_OF_FORMAT_9)):
             arrays |= {f"{part}.{name}": value for name, value in getattr(self, part).arrays().items()}
         return arrays
 
@@ -168,23 +189,33 @@ class Ensemble:
         def arrays_below(part: str) -> dict[str, npt.NDArray[Any]]:
             return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
 
+        forest = arrays_below("forest.")
         return cls(
             scalings=Scalings(**arrays_below("scalings.")),
             mixture=Mixture(**arrays_below("mixture.")),
             denoising_ensemble=DenoisingEnsemble.from_arrays(arrays_below("denoising_ensemble.")),
             tails=TailCalibrator(**arrays_below("tails.")),
+            combination=Combination.from_arrays(arrays_below("combination.")) if forest else Combination.of_format_8(),
+            forest=IsolationForest(**forest) if forest else None,
+            core_count=arrays["core_count"] if forest else np.array(0),
             directions=arrays.get("directions"),
             **{name: arrays[name] for name in _ARRAYS},
         )
 
 
-def fit_ensemble(matrix: npt.NDArray[np.float32], asinh_mask: npt.NDArray[np.bool_], seed: int) -> Ensemble:
+def fit_ensemble(
+    matrix: npt.NDArray[np.float32],
+    asinh_mask: npt.NDArray[np.bool_],
+    seed: int,
+    contamination: Contamination = Contamination.UNKNOWN,
+) -> Ensemble:
     """Fit an ensemble on encoded training rows.
 
     Args:
         matrix: Encoded rows, shape (n, width).
         asinh_mask: Columns that are asinh values, shape (width,).
         seed: Seed of the random generators.
+        contamination: Whether the rows contain anomalies.
 
     Raises:
         TrainingError: There are fewer than 16 rows.
@@ -194,6 +225,7 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], asinh_mask: npt.NDArray[np.boo
             f"evidence ensemble needs {MIN_ROWS} training rows or more, but there are {len(matrix)}; land more, or "
             "choose other evidence in alerts.evidence"
         )
+    setting = SETTINGS[contamination]
     generator = torch.Generator().manual_seed(seed)
     varying = np.flatnonzero((matrix != matrix[0]).any(axis=0))
     limit = min(FITTED_ROWS, _FITTED_CELLS // max(len(varying), 1))
@@ -203,35 +235,43 @@ def fit_ensemble(matrix: npt.NDArray[np.float32], asinh_mask: npt.NDArray[np.boo
     scalings = fit_scalings(rows, asinh_mask[varying])
     standard = scalings.standard(rows)
     directions = _random_projection(len(varying), seed)
-    core = _project(directions, standard[_core(rows, scalings.normal(rows), standard)])
+    is_core = _core(setting.core_share, rows, scalings.normal(rows), standard)
+    core = _project(directions, standard[is_core])
     count = min(_MAX_REFERENCES, max(_MIN_REFERENCES, _REFERENCE_CELLS // len(varying)))
+    of_core = is_core[:count]
     mixture, denoising_ensemble = fit_mixture(core, seed), fit_denoising_ensemble(core, generator)
+    measures = len(MEASURES)
     unfitted = Ensemble(
         varying=varying,
         first=matrix[0].copy(),
         seen=np.array(len(matrix)),
         upwards=skewed_up(standard),
         scalings=scalings,
-        references=encoded[:count].copy(),
+        references=encoded[:count][np.argsort(~of_core, kind="stable")],
+        core_count=np.array(of_core.sum()),
         mixture=mixture,
         denoising_ensemble=denoising_ensemble,
-        ends=np.stack([np.zeros(len(WEIGHTS)), np.ones(len(WEIGHTS))]),
+        ends=np.stack([np.zeros(measures), np.ones(measures)]),
         tails=TailCalibrator.none(),
+        combination=Combination.of_format_8(),
+        forest=fit_forest(rows, seed),
         directions=directions,
     )
     raw = unfitted._raw(matrix[sample])
     minimum = np.where(_HAS_NO_ZERO, raw.min(axis=0), 0.0)
     ends = np.stack([minimum, _medians(raw - minimum)])
-    return replace(unfitted, ends=ends, tails=fit_tails((raw - ends[0]) / ends[1]))
+    scaled = (raw - ends[0]) / ends[1]
+    tails = fit_tails(scaled)
+    return replace(unfitted, ends=ends, tails=tails, combination=fit_combination(tails(scaled), setting))
 
 
-def _core(*scales: Array) -> npt.NDArray[np.bool_]:
-    """Return which rows are in the core: those with the lowest kNN distances. Each scale has shape (n, width)."""
+def _core(share: float, *scales: Array) -> npt.NDArray[np.bool_]:
+    """Return which rows are in the core: the share with the lowest kNN distances. Each scale has shape (n, width)."""
     distances = [mean_knn_distance(values, values[:_CORE_REFERENCES], _CORE_NEIGHBORS) for values in scales]
     scaled = np.column_stack(distances)
     scaled /= _medians(scaled)
     surprisal = fit_tails(scaled)(scaled).sum(axis=1)
-    is_core: npt.NDArray[np.bool_] = surprisal <= np.quantile(surprisal, _CORE_SHARE)
+    is_core: npt.NDArray[np.bool_] = surprisal <= np.quantile(surprisal, share)
     return is_core
 
 

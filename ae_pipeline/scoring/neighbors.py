@@ -5,7 +5,7 @@ compared with the same number of other rows, as in leave-one-out. If several ref
 duplicates at distance zero.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,16 +35,39 @@ def nearest(rows: Array, references: Array) -> Array:
         >>> nearest(np.array([[3.0, 3.0], [0.0, 0.0]]), references).tolist()
         [1.0, 5.0]
     """
-    distances = [np.empty(0)]
-    for block, row_norms, reference_norms in _partial_squares(rows, references):
-        # The norm of a row is the same for all references, so it can be added after the search for the minimum.
-        closest = block.argmin(axis=1)
-        squares = np.maximum(block[np.arange(len(block)), closest] + row_norms, 0.0)
-        equal = np.flatnonzero(squares <= _TIE_TOLERANCE * (row_norms + reference_norms[closest]))
-        whole = block[equal] + row_norms[equal, np.newaxis]
-        squares[equal] = _leave_one_out(whole, row_norms[equal], reference_norms, closest[equal]).min(axis=1)
-        distances.append(np.sqrt(squares))
+    distances: Array = nearest_of_first(rows, references, [len(references)])[:, 0]
+    return distances
+
+
+def nearest_of_first(rows: Array, references: Array, counts: Sequence[int]) -> Array:
+    """Return the Euclidean distances to the nearest of the first `count` references, for each count.
+
+    Several counts cost little more than one, because all share the distances.
+
+    Args:
+        rows: Shape (n, width).
+        references: Shape (m, width).
+        counts: Numbers of references, 2 to m.
+
+    Returns:
+        Shape (n, len(counts)).
+    """
+    distances = [np.empty((0, len(counts)))]
+    for block, row_norms, norms in _partial_squares(rows, references):
+        distances.append(np.column_stack([_closest(block[:, :count], row_norms, norms[:count]) for count in counts]))
     return np.concatenate(distances)
+
+
+def _closest(block: Array, row_norms: Array, reference_norms: Array) -> Array:
+    """Return the distance to the nearest reference, shape (block,), from a block of `_partial_squares`."""
+    # The norm of a row is the same for all references, so it can be added after the search for the minimum.
+    closest = block.argmin(axis=1)
+    squares = np.maximum(block[np.arange(len(block)), closest] + row_norms, 0.0)
+    equal = np.flatnonzero(squares <= _TIE_TOLERANCE * (row_norms + reference_norms[closest]))
+    whole = block[equal] + row_norms[equal, np.newaxis]
+    squares[equal] = _leave_one_out(whole, row_norms[equal], reference_norms, closest[equal]).min(axis=1)
+    distances: Array = np.sqrt(squares)
+    return distances
 
 
 def mean_knn_distance(rows: Array, references: Array, count: int) -> Array:

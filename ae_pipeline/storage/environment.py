@@ -15,11 +15,10 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.memory import machine_memory
+from ae_pipeline.storage.project import find_project, local_folder
 
 FOLDERS = {"AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns", "DAGSTER_HOME": ".dagster"}
 """Environment variable of each folder that runs write to, and its name in the project by default."""
-
-_PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Fault(Enum):
@@ -45,8 +44,13 @@ _OF_THE_PROGRAM = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.Not
 
 
 def project_folders() -> dict[str, Path]:
-    """Return the folders that runs write to, by the environment variable that selects each."""
-    return {name: Path(os.environ.get(name) or _PROJECT / default) for name, default in FOLDERS.items()}
+    """Return the folders that runs write to, by the environment variable that selects each.
+
+    Raises:
+        ConfigError: A variable has an address instead of a path.
+    """
+    root = find_project().root
+    return {name: local_folder(os.environ.get(name) or root / default, name) for name, default in FOLDERS.items()}
 
 
 def environment_error(error: BaseException) -> StorageError | None:

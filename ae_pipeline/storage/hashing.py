@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class _HashingFile:
@@ -27,11 +28,14 @@ class _HashingFile:
         """Keep the digest."""
 
 
-def hash_table(table: pa.Table) -> str:
+def hash_table(table: "pa.Table") -> str:
     """Return a hash of the column names, types and values of a table.
 
     The hash does not depend on chunks, metadata, or the bytes behind missing values.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     file = _HashingFile()
     plain = table.replace_schema_metadata(None).combine_chunks()
     # Arrow's own format would store the arbitrary bytes behind missing values; Parquet does not.

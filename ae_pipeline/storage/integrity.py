@@ -10,9 +10,6 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ae_pipeline.storage.hashing import hash_table
 
 SEAL = "ae_pipeline.sha256"
@@ -51,6 +48,8 @@ def parquet_damage(path: Path) -> str | None:
     Args:
         path: File of `write_parquet` or of the latent table; it must exist.
     """
+    import pyarrow as pa
+
     try:
         position = _position(path)
         if position is None:
@@ -128,6 +127,9 @@ def _digest(path: Path, position: int) -> str:
 
 
 def _unsealed_damage(path: Path) -> str | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata, created_by = file.schema_arrow.metadata or {}, file.metadata.created_by

@@ -1,20 +1,21 @@
 """Parquet files with a content hash in their footer, and batch sizes that bound memory."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.integrity import SEAL, UNSEALED, parquet_damage, seal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 ROW_GROUP = 122_880
 """Maximum number of rows of a row group. Large groups compress well; readers read a file group by group."""
@@ -45,7 +46,14 @@ def rows_per_batch(columns: int, bytes_per_row: float = 0.0) -> int:
     return max(1, min(by_columns, int(_BATCH_BYTES / max(bytes_per_row, 1.0))))
 
 
-def row_bytes(metadata: pq.FileMetaData, columns: Collection[str] | None = None) -> float:
+def footer_of(path: Path) -> "pq.FileMetaData":
+    """Return the metadata in the footer of a Parquet file: rows, columns and row groups."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path)
+
+
+def row_bytes(metadata: "pq.FileMetaData", columns: Collection[str] | None = None) -> float:
     """Return the mean size of a row in a Parquet file before compression, in bytes.
 
     Dictionary encoding counts a repeated text once, so rows with such texts need more memory than this.
@@ -72,7 +80,7 @@ def detach(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()), schema=rows.schema)
 
 
-def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = None) -> str:
+def write_parquet(path: Path, table: "pa.Table", facts: dict[str, str] | None = None) -> str:
     """Write a table atomically, with a seal, its content hash, its number of rows and further facts in the footer.
 
     Args:
@@ -88,7 +96,7 @@ def write_parquet(path: Path, table: pa.Table, facts: dict[str, str] | None = No
     return content_hash
 
 
-def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None, *, fast: bool = False) -> None:
+def write_rows(path: Path, table: "pa.Table", facts: dict[str, str] | None = None, *, fast: bool = False) -> None:
     """Write a table atomically, with facts in the footer.
 
     Args:
@@ -97,6 +105,8 @@ def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None,
         facts: Short texts for the footer, which `read_facts` returns.
         fast: Whether the file is written in half the time and is larger, because few processes read it.
     """
+    import pyarrow.parquet as pq
+
     encoding = _FAST if fast else {"compression": "zstd", "use_dictionary": _repeating_columns(table)}
     footer = {_METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
     table = table.replace_schema_metadata(footer)
@@ -108,8 +118,11 @@ def write_rows(path: Path, table: pa.Table, facts: dict[str, str] | None = None,
         seal(temporary)
 
 
-def _repeating_columns(table: pa.Table) -> list[str]:
+def _repeating_columns(table: "pa.Table") -> list[str]:
     """Return the columns whose values repeat. A dictionary of distinct floats costs time and makes a file larger."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     head = table.slice(0, _HEAD_ROWS)
 
     def repeats(name: str) -> bool:
@@ -158,5 +171,24 @@ def _check(path: Path, *_state: int) -> tuple[dict[str, str], str | None]:
     if damage := parquet_damage(path):
         logger.warning(f"{path} is damaged and not used: {damage}; `ae-pipeline run` builds it again")
         return {}, damage
-    metadata, prefix = pq.read_metadata(path).metadata or {}, len(_METADATA_PREFIX)  # with the seal
+    metadata, prefix = footer_of(path).metadata or {}, len(_METADATA_PREFIX)  # with the seal
     return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}, None
+
+
+def scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:
+    """Yield scans of files in their order. Small files are combined, and large files are divided."""
+    combined: list[pl.LazyFrame] = []
+    rows = 0
+    for file in files:
+        scan = pl.scan_parquet(file, glob=False)
+        height = footer_of(file).num_rows if at_once is not None else 0
+        if at_once is not None and combined and rows + height > at_once:
+            yield pl.concat(combined, how="diagonal")
+            combined, rows = [], 0
+        if at_once is not None and height > at_once:
+            yield from (scan.slice(start, at_once) for start in range(0, height, at_once))
+        else:
+            combined.append(scan)
+            rows += height
+    if combined:
+        yield pl.concat(combined, how="diagonal")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ae_pipeline.storage.project import table_prefix
+
 ALL_ROWS = "all"
 """Name of the only partition of a dataset without event time, used in place of a day."""
 
@@ -63,6 +65,11 @@ class DatasetPaths:
         return self.root / "history" / f"{self.dataset}.withdrawals.jsonl"
 
     @property
+    def marks(self) -> Path:
+        """What people said about rows, causes and days, as JSON Lines. A Parquet file beside it has the same."""
+        return self.root / "feedback" / self.dataset / "marks.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Lock file that serializes the runs of the dataset."""
         return self.root / "locks" / f"{self.dataset}.lock"
@@ -79,8 +86,12 @@ class DatasetPaths:
 
     @property
     def latents(self) -> str:
-        """Published Delta table: a folder, or the URI of an object store."""
-        if self.tables and "://" in self.tables:
+        """Published Delta table: a folder, or the URI of an object store.
+
+        Raises:
+            ConfigError: `tables` is an address, but none of an object store.
+        """
+        if self.tables and "://" in table_prefix(self.tables):
             return f"{self.tables.rstrip('/')}/{self.dataset}"
         return str((Path(self.tables) if self.tables else self.root / "latents").absolute() / self.dataset)
 

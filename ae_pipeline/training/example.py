@@ -6,7 +6,6 @@ import polars as pl
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import TrainingFacts, library_versions
-from ae_pipeline.features.build import feature_columns
 from ae_pipeline.features.split import Window
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.scoring.calibration import calibrate
@@ -21,6 +20,8 @@ def fit_example_bundle() -> tuple[ModelBundle, pl.DataFrame]:
 
     The power of the last row is wrong.
     """
+    from ae_pipeline.features.build import feature_columns
+
     config = PipelineConfig.model_validate(
         {
             "dataset": "example",

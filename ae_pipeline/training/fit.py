@@ -1,6 +1,7 @@
 """Fit a ModelBundle on a window of features: encoder, network, score statistics and calibration."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import Epoch, TrainingFacts, library_versions
+from ae_pipeline.detector.image_verdicts import count_images
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
@@ -27,18 +30,26 @@ from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.corruption import Corruption, build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import ReconstructionLoss
-from ae_pipeline.scoring.calibration import calibrate, check_budget
+from ae_pipeline.scoring.calibration import IMAGE_BUDGET, calibrate, check_budget
 from ae_pipeline.scoring.ensemble import FITTED_ROWS, Ensemble, fit_ensemble
 from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
-from ae_pipeline.training.loop import LatentRegularizer, TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.loop import TrainingResult, evaluate, train
+from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
+from ae_pipeline.training.regularizer import LatentRegularizer
+from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.screening import screen_by_serving
+from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
+
+logger = logging.getLogger(__name__)
+
+_SLOW_ELEMENTS = 2e7
+"""Encoded values from which the fit of the scores takes long enough to say so."""
 
 _SAMPLE_SEED = 3
 """Seed of the hash that samples rows again that another hash sampled already."""
@@ -53,6 +64,7 @@ def fit_bundle(
     window: Window,
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
+    reviewed: Reviewed = NOTHING_REVIEWED,
 ) -> tuple[ModelBundle, TrainingResult]:
     """Fit a model bundle on the features of a window.
 
@@ -66,6 +78,7 @@ def fit_bundle(
         window: Days of each part.
         report: Callback after each epoch.
         previous: Model that serves, from which `training.warm_start` and `training.anchor` start. It screens the rows.
+        reviewed: Marks of people. Real anomalies are left out, and false alarms are learned.
 
     Returns:
         The bundle, without a drift reference (see `reference.with_reference`), and the result of the training.
@@ -76,26 +89,31 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
-    screened = screen_by_serving(window, dataset, previous)
+    screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
     days = len(window.calibration) if config.is_daily else None
     budget = config.alerts.budget or choose_budget(counts["calibration"])
     check_budget(counts["calibration"], budget, days)  # before the training, which takes long
+    images = count_images("calibration", window, dataset)
+    if images is not None:
+        check_budget(images, config.alerts.image_budget or choose_budget(images), days, IMAGE_BUDGET)
     memory = memory_budget.share_of(config)
     limit = memory_budget.max_rows(window, paths, memory)
     train_rows, validation_rows = (
         screened.keep(part, window.rows(part, paths, most=limit)) for part in ("train", "validation")
     )
+    learned = reviewed.learned(paths, train_rows.columns, counts["train"])
+    train_rows = pl.concat([train_rows, learned]) if learned.height else train_rows
     all_rows = AllRows(
-        train=counts["train"],
+        train=counts["train"] + learned.height,
         validation=counts["validation"],
-        batches=lambda: window.batches("train", paths),
+        batches=lambda: _training_batches(screened, learned, dataset),
         folder=paths.scratch,
         memory=memory,
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     encoder = detector.encoder
-    looked_at = {"train": train_rows.height, "validation": result.validation_rows}
+    looked_at = {"train": train_rows.height - learned.height, "validation": result.validation_rows}
     del train_rows, validation_rows
     calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"])
     if calibrated.window != window:
@@ -104,7 +122,7 @@ def fit_bundle(
     facts = TrainingFacts(
         versions=library_versions(),
         rows=counts,
-        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder)),
+        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder), images),
         rows_looked_at=looked_at,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
@@ -115,8 +133,25 @@ def fit_bundle(
         is_streamed=result.is_streamed,
         screening=calibrated.screening,
     )
-    calibration = calibrate(calibrated.scores, budget, days)
-    return ModelBundle(detector=detector, calibration=calibration, window=window, facts=facts), result
+    of_images = calibrated.images
+    bundle = ModelBundle(
+        detector=detector,
+        calibration=calibrate(calibrated.scores, budget, days),
+        window=window,
+        facts=facts,
+        pixel_threshold=fit_pixel_threshold(detector, window, dataset, budget),
+        image_calibration=None
+        if of_images is None
+        else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
+    )
+    return bundle, result
+
+
+def _training_batches(screened: Screened, learned: pl.DataFrame, dataset: Dataset) -> Iterator[pl.DataFrame]:
+    for rows in screened.window.batches("train", dataset.paths):
+        yield screened.keep("train", rows)
+    if learned.height:
+        yield learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +182,7 @@ class AllRows:
         return sample.height < self.train or sample.height * row_bytes > self.memory
 
 
+@device_errors()
 def fit_detector(
     config: PipelineConfig,
     columns: Sequence[FeatureColumn],
@@ -172,6 +208,7 @@ def fit_detector(
         TrainingError: There are too few rows, there is no usable column, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not available.
         StorageError: There is no disk space for the encoded rows.
+        DeviceError: The CUDA device failed, or has too little memory.
     """
     device = choose_device(config.training.device)
     torch.set_num_threads(config.training.threads)
@@ -196,7 +233,7 @@ def fit_detector(
     else:
         for_ensemble = [encoder.encode(train_rows), validation.cpu().numpy()]
         latents = regularizer.latents if regularizer else None
-        encoded = InMemory(torch.from_numpy(for_ensemble[0]).to(device), latents)
+        encoded = InMemory.on(device, torch.from_numpy(for_ensemble[0]), latents)
     result = train(
         model,
         loss,
@@ -205,7 +242,7 @@ def fit_detector(
         config.training,
         generator,
         report,
-        corrupt=_corruption(config, encoder),
+        corrupt=_corruption(config, encoder, device),
         regularizer=regularizer,
     )
     result = dataclasses.replace(
@@ -215,6 +252,9 @@ def fit_detector(
         is_anchored=regularizer is not None,
         is_streamed=streamed is not None,
     )
+    rows = train_rows.height + validation_rows.height
+    if rows * math.prod(encoder.shape) > _SLOW_ELEMENTS:
+        logger.info(f"fitting scores on {rows:,} rows")
     mean_input = encoded.mean()
     del encoded
     _fit_loss_statistics(model, loss, validation)
@@ -254,8 +294,8 @@ def _start_from(
     return is_warm, build_latent_regularizer(previous, rows, config, model.latent_dim)
 
 
-def _corruption(config: PipelineConfig, encoder: Encoder) -> Corruption | None:
-    groups = torch.from_numpy(encoder.groups) if isinstance(encoder, TableEncoder) else None
+def _corruption(config: PipelineConfig, encoder: Encoder, device: torch.device) -> Corruption | None:
+    groups = torch.from_numpy(encoder.groups).to(device) if isinstance(encoder, TableEncoder) else None
     return build_corruption(config.training, groups, encoder.ends, context_width(encoder))
 
 
@@ -293,7 +333,8 @@ def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConf
         return None
     width = encoder.target_width  # the context is not evidence
     rows = np.concatenate([matrix[:, :width] for matrix in matrices])
-    return fit_ensemble(rows, encoder.asinh_mask[:width], config.training.seed)
+    training = config.training
+    return fit_ensemble(rows, encoder.asinh_mask[:width], training.seed, training.contamination)
 
 
 def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:

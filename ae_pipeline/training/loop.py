@@ -1,23 +1,24 @@
-"""The training loop: optimizer, learning rate schedule, early stopping and device."""
+"""The training loop: epochs and early stopping."""
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ae_pipeline.common.errors import ConfigError, TrainingError
+from ae_pipeline.common.device import device_errors, own_stream, shrinking
+from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.features.sizes import choose_batch_size
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import InMemory, TrainingRows
+from ae_pipeline.training.step import TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,51 +46,6 @@ class TrainingResult:
     validation_rows: int = 0
 
 
-@dataclass(frozen=True)
-class LatentRegularizer:
-    """A penalty on the distance between the latents of a network and those of a previous model.
-
-    Backward-compatible training (Shen et al. 2020) keeps the output of an old classifier on new features. This keeps
-    the features.
-
-    Attributes:
-        latents: Latents of the training rows, or of a sample of them, under the previous model, (n, latent_dim).
-        weight: Penalty of a squared distance of one standard deviation, in units of the loss.
-    """
-
-    latents: Tensor
-    weight: float
-
-    def penalty(self, latents: Tensor, previous: Tensor) -> Tensor:
-        """Return the mean penalty of n rows.
-
-        Args:
-            latents: Latents of the network, (n, latent_dim).
-            previous: Latents of the same rows under the previous model, (n, latent_dim).
-        """
-        return self.weight * ((latents - previous.to(latents)) / self._std.to(latents)).square().sum(1).mean()
-
-    @cached_property
-    def _std(self) -> Tensor:
-        std = self.latents.std(0)
-        return std.clamp(min=max(1e-6 * float(std.max()), 1e-12))
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ConfigError: `cuda` is configured, but no CUDA device is available.
-
-    Examples:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch finds no CUDA device on this machine; choose auto or cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 def train(
     model: AutoEncoder,
     loss: ReconstructionLoss,
@@ -110,60 +66,58 @@ def train(
             along for the regularizer.
         validation_rows: Encoded rows, (n, …), on the same device, for early stopping only.
         config: Optimizer, schedule, epochs, batch size, and β of variational models.
-        generator: Generator on the CPU for the order of rows and for noise.
+        generator: Generator on the CPU. The order of rows and the noise come from it, or from its seed on a device.
         report: Callback after each epoch.
         corrupt: Noise on the inputs. Targets and validation rows stay clean.
         regularizer: Penalty that keeps the latents near those of a previous model. The losses of an epoch leave it out.
 
     Raises:
         TrainingError: There are no rows, or the loss is not finite.
+        DeviceError: The CUDA device failed, or has too little memory for one row.
     """
     if isinstance(train_rows, Tensor):
         train_rows = InMemory(train_rows, regularizer.latents if regularizer else None)
     _check_rows(training=len(train_rows), validation=len(validation_rows))
+    with device_errors(), own_stream(train_rows.device):
+        return _train(model, loss, train_rows, validation_rows, config, generator, report, corrupt, regularizer)
+
+
+def _train(
+    model: AutoEncoder,
+    loss: ReconstructionLoss,
+    train_rows: TrainingRows,
+    validation_rows: Tensor,
+    config: TrainingConfig,
+    generator: torch.Generator,
+    report: Callable[[Epoch], None],
+    corrupt: Corruption | None,
+    regularizer: LatentRegularizer | None,
+) -> TrainingResult:
     device = train_rows.device
-    noise = torch.Generator(device).manual_seed(generator.initial_seed() + 1)
-    parameters = [*model.parameters(), *loss.parameters()]
-    full_batch = config.optimizer == "gd"
+    # Rows are shuffled where they are: copying the order of many rows to a device would take longer than an epoch.
+    order = generator if device.type == "cpu" else torch.Generator(device).manual_seed(generator.initial_seed())
     batch_size = config.batch_size or choose_batch_size(len(train_rows))
-    steps_per_epoch = 1 if full_batch else math.ceil(len(train_rows) / batch_size)
-    groups: list[dict[str, Any]] = [
-        {"params": list(model.parameters())},
-        {"params": list(loss.parameters()), "weight_decay": 0.0},
-    ]
-    optimizer = _optimizer(groups, config)
-    scheduler = _scheduler(optimizer, config, config.epochs * steps_per_epoch)
-
-    def step() -> None:
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimizer.step()
-        scheduler.step()
-
+    steps_per_epoch = 1 if config.optimizer == "gd" else math.ceil(len(train_rows) / batch_size)
+    step = TrainingStep(
+        model=model,
+        loss=loss,
+        config=config,
+        steps=config.epochs * steps_per_epoch,
+        rows=len(train_rows),
+        seed=generator.initial_seed() + 1,
+        device=device,
+        corrupt=corrupt,
+        regularizer=regularizer.to(device) if regularizer else None,
+    )
     first = best = evaluate(model, loss, validation_rows, config.beta)
     best_epoch, epochs, best_state = 0, [], _state(model, loss)
     for number in range(1, config.epochs + 1):
-        model.train()
-        beta = config.beta * min(1.0, number / max(1, config.beta_warmup))
-        total = torch.zeros((), device=device)
-        optimizer.zero_grad(set_to_none=True)
-        for batch, previous_latents in train_rows.shuffled(batch_size, generator):
-            inputs = corrupt(batch, noise) if corrupt else batch
-            value = loss.objective(model(inputs, noise), batch, beta).mean()
-            regularized = value
-            # The penalty uses clean rows and, in variational models, the means: these are the published latents.
-            if regularizer is not None and previous_latents is not None:
-                regularized = value + regularizer.penalty(model.encode(batch), previous_latents)
-            # Full-batch gradient descent accumulates the gradient over all batches of the epoch.
-            (regularized * (len(batch) / len(train_rows)) if full_batch else regularized).backward()
-            if not full_batch:
-                step()
-                optimizer.zero_grad(set_to_none=True)
-            total += value.detach() * len(batch)
-        if full_batch:
-            step()
+        step.start_epoch(config.beta * min(1.0, number / max(1, config.beta_warmup)))
+        for batch in train_rows.shuffled(batch_size, order):
+            step(batch)
+        train_loss = step.finish_epoch()
         validation_loss = evaluate(model, loss, validation_rows, config.beta)
-        epoch = Epoch(number, float(total) / len(train_rows), validation_loss, float(scheduler.get_last_lr()[0]))
+        epoch = Epoch(number, train_loss, validation_loss, step.learning_rate)
         _check_finite(epoch, config)
         epochs.append(epoch)
         report(epoch)
@@ -207,41 +161,15 @@ def evaluate(
 ) -> float:
     """Return the mean objective of rows, in evaluation mode: without noise, at the means of variational latents."""
     model.eval()
-    batches = rows.split(batch_size or rows_at_once(rows.shape[1:]))
-    total = sum(float(loss.objective(model(batch), batch, beta).sum(dtype=torch.float64)) for batch in batches)
-    return total / len(rows)
 
+    def objective(batch: Tensor) -> Tensor:
+        return loss.objective(model(batch), batch, beta).sum(dtype=torch.float64)
 
-def _optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
-    match config.optimizer:
-        case "gd" | "sgd":
-            return torch.optim.SGD(groups, rate, weight_decay=decay)
-        case "momentum" | "nesterov":
-            nesterov = config.optimizer == "nesterov" and config.momentum > 0
-            return torch.optim.SGD(groups, rate, momentum=config.momentum, weight_decay=decay, nesterov=nesterov)
-        case "adam":
-            return torch.optim.Adam(groups, rate, weight_decay=decay, fused=True)
-        case "adamw":
-            return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if config.schedule == "one_cycle":
-        # The last step asks for one more learning rate.
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.learning_rate, total_steps=steps + 1, cycle_momentum=False
-        )
-    factor = _cosine_with_warmup(steps) if config.schedule == "cosine" else lambda _: 1.0
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _cosine_with_warmup(steps: int) -> Callable[[int], float]:
-    """Return a schedule that rises for 5 % of the steps, then falls to 0 as a cosine (Loshchilov & Hutter 2017)."""
-    warmup = max(1, steps // 20)
-    return lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)  # read once, since each read waits for a device
+    for batch in rows.split(batch_size or rows_at_once(rows.shape[1:])):
+        for part in shrinking(objective, batch):
+            total += part
+    return float(total) / len(rows)
 
 
 def _state(model: AutoEncoder, loss: ReconstructionLoss) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

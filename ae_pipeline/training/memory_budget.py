@@ -11,9 +11,13 @@ MIN_ROWS = 4096
 """Rows that are held in memory whatever the memory budget is."""
 
 
+_MOST = 4 << 30
+"""Bytes of the default budget on every machine with four times as much, so that all of them fit the same model."""
+
+
 def share_of(config: PipelineConfig) -> int:
     """Return the bytes for each of four: training features, the same rows encoded, validation, and computation."""
-    return (config.training.memory_budget or machine_memory() // 4) // 4
+    return (config.training.memory_budget or min(_MOST, machine_memory() // 4)) // 4
 
 
 def max_rows(window: Window, paths: DatasetPaths, memory: int) -> int:

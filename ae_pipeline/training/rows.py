@@ -1,9 +1,11 @@
 """Encoded training rows that are shuffled in each epoch: in memory, or in blocks on disk."""
 
+import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,6 +19,8 @@ from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import Matrix
 from ae_pipeline.storage.files import make_folder, translate_os_error
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingBatch(NamedTuple):
     """Rows of one training step.
@@ -28,6 +32,17 @@ class TrainingBatch(NamedTuple):
 
     rows: Tensor
     latents: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
+        """Return the batch with a function applied to its tensors."""
+        return TrainingBatch(function(self.rows), None if self.latents is None else function(self.latents))
+
+    def split(self, size: int) -> list["TrainingBatch"]:
+        """Return parts of at most some rows."""
+        if len(self.rows) <= size:
+            return [self]
+        latents = repeat(None) if self.latents is None else self.latents.split(size)
+        return [TrainingBatch(*parts) for parts in zip(self.rows.split(size), latents, strict=False)]
 
 
 class TrainingRows(Protocol):
@@ -45,7 +60,7 @@ class TrainingRows(Protocol):
 
         Args:
             size: Rows in a batch. The last batch may be smaller.
-            generator: Generator on the CPU for the order.
+            generator: Generator for the order, on the device of the batches.
         """
 
     def mean(self) -> Matrix:
@@ -58,15 +73,24 @@ class InMemory:
     Args:
         rows: Encoded rows, (n, …).
         latents: Latents of the rows under the previous model, (n, latent_dim).
+        device: Device of the batches, if the rows are not there because its memory is too small.
     """
 
-    def __init__(self, rows: Tensor, latents: Tensor | None = None) -> None:
-        self._rows, self._latents = rows, latents
+    def __init__(self, rows: Tensor, latents: Tensor | None = None, device: torch.device | None = None) -> None:
+        self.device = device or rows.device
+        self._rows, self._latents = rows, None if latents is None else latents.to(rows.device)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the batches."""
-        return self._rows.device
+    @classmethod
+    def on(cls, device: torch.device, rows: Tensor, latents: Tensor | None = None) -> "InMemory":
+        """Return rows whose batches are on a device, and the rows themselves too if its memory suffices."""
+        try:
+            return cls(rows.to(device), latents)
+        except torch.OutOfMemoryError:
+            logger.warning(
+                f"the memory of the device is too small for {len(rows):,} training rows; they stay in the memory of "
+                "the machine, and each batch is copied"
+            )
+            return cls(rows, latents, device)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -74,9 +98,19 @@ class InMemory:
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """Yield each row once, shuffled over all rows; see `TrainingRows.shuffled`."""
-        for indices in torch.randperm(len(self), generator=generator).to(self.device).split(size):
-            latents = None if self._latents is None else self._latents[indices.to(self._latents.device)]
-            yield TrainingBatch(self._rows.index_select(0, indices), latents)
+        order = torch.randperm(len(self), generator=generator, device=generator.device).to(self._rows.device)
+        batches = (self._select(indices) for indices in order.split(size))
+        if self._rows.device == self.device:
+            yield from batches
+            return
+        with closing(prefetch(batch.map(Tensor.pin_memory) for batch in batches)) as pinned:
+            for batch in pinned:
+                # The copy does not wait for the device. torch reuses pinned memory only after its copy.
+                yield batch.map(lambda part: part.to(self.device, non_blocking=True))
+
+    def _select(self, indices: Tensor) -> TrainingBatch:
+        latents = None if self._latents is None else self._latents.index_select(0, indices)
+        return TrainingBatch(self._rows.index_select(0, indices), latents)
 
     def mean(self) -> Matrix:
         """Return the mean row, (…), float32."""
@@ -147,11 +181,14 @@ class OnDisk:
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """Yield each row once, block by block; see `TrainingRows.shuffled`."""
-        order = torch.randperm(len(self._pieces), generator=generator).tolist()
-        remaining = torch.empty((0, self._width))
+        order = torch.randperm(len(self._pieces), generator=generator, device=generator.device).tolist()
+        remaining = torch.empty((0, self._width), device=self.device)
         with closing(prefetch(map(self._read, order))) as blocks:
             for block in blocks:
-                remaining = torch.cat([remaining, block[torch.randperm(len(block), generator=generator)]])
+                # The copy of a pinned block does not wait for the device, which still trains on the last one.
+                rows = block.to(self.device, non_blocking=True)
+                shuffled = rows[torch.randperm(len(rows), generator=generator, device=generator.device)]
+                remaining = torch.cat([remaining, shuffled])
                 full = len(remaining) // size * size
                 yield from map(self._batch, remaining[:full].split(size) if full else ())
                 remaining = remaining[full:].clone()
@@ -163,23 +200,24 @@ class OnDisk:
         return self._mean
 
     def _read(self, block: int) -> Tensor:
-        records = np.empty((sum(rows for _, rows in self._pieces[block]), self._width), np.float32)
-        done = 0
+        count = sum(rows for _, rows in self._pieces[block])
+        tensor = torch.empty((count, self._width), pin_memory=self.device.type == "cuda")
+        records, done = tensor.numpy(), 0
         for start, rows in self._pieces[block]:
             self._file.seek(start)
             unread = memoryview(records[done : done + rows].data).cast("B")
             while unread:
-                count = self._file.readinto(unread)
-                if not count:
+                size = self._file.readinto(unread)
+                if not size:
                     raise OSError(f"the temporary file of the training rows ends before row {done + rows} of a block")
-                unread = unread[count:]
+                unread = unread[size:]
             done += rows
-        return torch.from_numpy(records)
+        return tensor
 
     def _batch(self, records: Tensor) -> TrainingBatch:
-        on_device, width = records.to(self.device), self._packing.width
-        latents = on_device[:, width:] if self._width > width else None
-        return TrainingBatch(self._packing.unpack(on_device[:, :width]), latents)
+        width = self._packing.width
+        latents = records[:, width:] if self._width > width else None
+        return TrainingBatch(self._packing.unpack(records[:, :width]), latents)
 
 
 def blocks_for(rows: int, row_bytes: int, block_bytes: int, batch: int) -> int:

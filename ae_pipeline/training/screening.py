@@ -22,6 +22,7 @@ from ae_pipeline.features.split import PARTS, Window
 from ae_pipeline.scoring.budget import is_over_budget
 from ae_pipeline.scoring.drift import Distribution, Part, measure_columns
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 
 SCREENED_PARTS = ("validation", "calibration")
 """Parts of the window that are screened."""
@@ -80,7 +81,9 @@ def unscreened(window: Window) -> Screened:
     return Screened(window, {}, None)
 
 
-def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | None) -> Screened:
+def screen_by_serving(
+    window: Window, dataset: Dataset, serving: ModelBundle | None, reviewed: Reviewed = NOTHING_REVIEWED
+) -> Screened:
     """Leave out what the model that serves finds anomalous far beyond its alert budget.
 
     Days go that are over their budget or unlike the window of that model as a whole. If the flagged rows of the
@@ -92,6 +95,7 @@ def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | N
         window: Days of each part.
         dataset: Configuration and paths of the dataset.
         serving: Model that serves.
+        reviewed: Marks of people. Real anomalies go from all parts, false alarms from validation and calibration.
 
     Returns:
         The screened window. Nothing is left out without a model that can score the rows, or if a part would lose more
@@ -100,12 +104,14 @@ def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | N
         holds enough days since then.
     """
     cap = dataset.config.training.max_screened_share
+    window = reviewed.kept_window(window)
+    marked = Screened(window, reviewed.left_out(window, dataset.paths), None)
     if serving is None or not cap:
-        return unscreened(window)
+        return marked
     try:
-        days = {part: list(_judge_days(part, window, dataset, serving)) for part in SCREENED_PARTS}
+        days = {part: list(_judge_days(part, marked, dataset, serving)) for part in SCREENED_PARTS}
     except BundleError:  # a column of the model no longer exists
-        return unscreened(window)
+        return marked
     budget = serving.calibration.budget
     kept: dict[str, tuple[str, ...]] = {}
     left_days: dict[str, tuple[str, ...]] = {}
@@ -113,16 +119,17 @@ def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | N
     row_ids: dict[str, pl.Series] = {}
     changed: list[str] = []
     for part, judged in days.items():
-        bad = [] if window.is_by_row else [day for day in judged if day.is_bad(budget, len(judged))]
-        rest = [day for day in judged if day not in bad]
+        is_bad = {day.day: day.is_bad(budget, len(judged)) and day.day not in reviewed.usual_days for day in judged}
+        out = [] if window.is_by_row else [day for day in judged if is_bad[day.day]]
+        rest = [day for day in judged if day not in out]
         excess = _excess(rest, budget)
-        gone = sum(day.rows for day in bad) + excess.len()
+        gone = sum(day.rows for day in out) + excess.len()
         if not gone:
             continue
         if not _may_go(part, gone, judged, dataset):
             changed.append(part)
             continue
-        left_days[part], left_rows[part] = tuple(day.day for day in bad), gone
+        left_days[part], left_rows[part] = tuple(day.day for day in out), gone
         kept[part] = tuple(day.day for day in rest)
         if not excess.is_empty():
             row_ids[part] = excess
@@ -130,8 +137,9 @@ def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | N
     previous = serving.facts.screening
     since = previous.changed_since if previous is not None else None
     if "calibration" in changed and not window.is_by_row:
-        bad = [day.day for day in days["calibration"] if day.is_bad(budget, len(days["calibration"]))]
-        since = min(bad, default=window.calibration[0])
+        of_calibration = days["calibration"]
+        bad_days = [day.day for day in of_calibration if day.is_bad(budget, len(of_calibration))]
+        since = min(bad_days, default=window.calibration[0])
     message = _message(left_days, left_rows, changed, cap)
     learning = _learn_change(screened, since, dataset) if since is not None else None
     if learning is not None:
@@ -148,7 +156,19 @@ def screen_by_serving(window: Window, dataset: Dataset, serving: ModelBundle | N
         changed_since=since,
         message=message,
     )
-    return Screened(screened, row_ids, facts) if learning is None else Screened(learning, {}, facts)
+    left = _remaining(marked, row_ids, screened, reviewed, dataset)
+    if learning is not None:
+        screened, left = learning, reviewed.left_out(learning, dataset.paths)
+    return Screened(screened, left, facts)
+
+
+def _remaining(
+    marked: Screened, row_ids: Mapping[str, pl.Series], window: Window, reviewed: Reviewed, dataset: Dataset
+) -> dict[str, pl.Series]:
+    """Return the rows that the parts of a screened window leave out: marked ones, and those of the screening."""
+    kept = reviewed.left_out(window, dataset.paths) if marked.row_ids else {}
+    parts = [*kept, *(part for part in row_ids if part not in kept)]
+    return {part: pl.concat([each[part] for each in (kept, row_ids) if part in each]) for part in parts}
 
 
 def _learn_change(window: Window, since: str, dataset: Dataset) -> Window | None:
@@ -203,8 +223,9 @@ def screen_by_own_scores(
     return list(left_days.get("calibration", ())), facts
 
 
-def _judge_days(part: str, window: Window, dataset: Dataset, serving: ModelBundle) -> Iterator[_Day]:
-    """Yield each day of a part with the rows that the model that serves flags."""
+def _judge_days(part: str, marked: Screened, dataset: Dataset, serving: ModelBundle) -> Iterator[_Day]:
+    """Yield each day of a part with the rows that the model that serves flags, without those that people marked."""
+    window = marked.window
     days: tuple[str, ...] = getattr(window, part)
     drift = dataset.config.drift
     known = [each for each in serving.reference if each.part == Part.COLUMN]
@@ -218,7 +239,8 @@ def _judge_days(part: str, window: Window, dataset: Dataset, serving: ModelBundl
             list[pl.DataFrame](),
             0,
         )
-        for rows in of_day.batches(part, dataset.paths):
+        for batch in of_day.batches(part, dataset.paths):
+            rows = marked.keep(part, batch)
             scored = serving.score(rows)
             flagged_ids.append(rows["row_id"].filter(pl.Series(scored.is_anomaly)))
             scores.append(scored.score[scored.is_anomaly])

@@ -15,7 +15,7 @@ from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import LikelihoodLoss, ReconstructionLoss
-from ae_pipeline.training.loop import LatentRegularizer
+from ae_pipeline.training.regularizer import LatentRegularizer
 
 _InputName = tuple[str, str, str]
 """Column, part of the column and, for categories, the value that a network input stands for."""

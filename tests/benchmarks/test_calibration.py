@@ -20,7 +20,7 @@ from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks import calibration
 from benchmarks.calibration import Case, Month, evaluate, law_of_flags, rank_limit, read_seeds
-from benchmarks.detection import Table
+from benchmarks.labelled_sets import Table
 from benchmarks.planted_faults import Prepared
 from tests.support.sensors import Fitted
 

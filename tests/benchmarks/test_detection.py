@@ -14,8 +14,9 @@ pytest.importorskip("sklearn")
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from benchmarks import detection
-from benchmarks.detection import Fitted, Table
+from benchmarks import detection, labelled_sets
+from benchmarks.detection import Fitted
+from benchmarks.labelled_sets import Table
 
 ROW = {
     *("set", "protocol", "method", "seed", "auroc", "ap"),
@@ -46,7 +47,7 @@ def by_distance(train: np.ndarray, seed: int) -> Fitted:
 @pytest.mark.parametrize("normal", [100, 101])
 def test_one_class_trains_on_half_of_the_normal_rows(normal: int) -> None:
     table = make_table(normal, 30)
-    train, test, truth = detection.make_task(table, "one-class", seed=3)
+    train, test, truth = labelled_sets.make_task(table, "one-class", seed=3)
     trained, tested = train[:, -1].astype(int), test[:, -1].astype(int)
     assert len(trained) == normal // 2
     assert not table.is_anomaly[trained].any()
@@ -61,7 +62,7 @@ def test_one_class_trains_on_half_of_the_normal_rows(normal: int) -> None:
 
 def test_contaminated_trains_on_the_test_rows() -> None:
     table = make_table(50, 10)
-    task = detection.make_task(table, "contaminated", seed=1)
+    task = labelled_sets.make_task(table, "contaminated", seed=1)
     assert task.test is task.train
     np.testing.assert_array_equal(task.train, table.values)
     np.testing.assert_array_equal(task.truth, table.is_anomaly)
@@ -70,10 +71,10 @@ def test_contaminated_trains_on_the_test_rows() -> None:
 def test_a_large_set_is_cut_to_ten_thousand_rows() -> None:
     large, small = make_table(11_000, 500), make_table(9_990, 10)
     chosen = np.random.RandomState(2).permutation(11_500)[:10_000]
-    cut = detection.cap_rows(large, seed=2)
+    cut = labelled_sets.cap_rows(large, seed=2)
     np.testing.assert_array_equal(cut.values[:, -1], chosen)
     np.testing.assert_array_equal(cut.is_anomaly, large.is_anomaly[chosen])
-    np.testing.assert_array_equal(detection.cap_rows(small, seed=2).values, small.values)
+    np.testing.assert_array_equal(labelled_sets.cap_rows(small, seed=2).values, small.values)
 
 
 def test_a_peer_gets_standardized_rows() -> None:
@@ -153,7 +154,7 @@ def test_tables_mark_and_list_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = [
         detection.try_method(table, protocol, name, seed)
         for seed in (5, 6)
-        for protocol in detection.PROTOCOLS
+        for protocol in labelled_sets.PROTOCOLS
         for name in ("good", "bad")
     ]
     text = detection.describe(trials)
@@ -213,12 +214,12 @@ def test_our_method_accepts_any_scale_and_constants() -> None:
 def test_a_file_without_a_set_is_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", **content)
     with pytest.raises(ValueError, match=message):
-        detection.read_set(tmp_path / "set.npz")
+        labelled_sets.read_set(tmp_path / "set.npz")
 
 
 def test_whole_numbers_are_read_as_floats(tmp_path: Path) -> None:
     values = np.array([[200, 1], [3, 4]], np.uint8)
     np.savez(tmp_path / "set.npz", X=values, y=np.array([0, 1]))
-    name, read, is_anomaly = detection.read_set(tmp_path / "set.npz")
+    name, read, is_anomaly = labelled_sets.read_set(tmp_path / "set.npz")
     assert (name, read.dtype) == ("set", np.dtype(np.float64))
     assert (read.tolist(), is_anomaly.tolist()) == (values.tolist(), [False, True])

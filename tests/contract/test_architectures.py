@@ -1,4 +1,4 @@
-"""The contract of every architecture, in every form and for every kind of input.
+"""The contract of every architecture, in every form, for every kind of input and on every device.
 
 A new entry of `factory.ARCHITECTURES` is tested without a change to this file. Settings of small networks and variants
 with their own fit are optional.
@@ -25,16 +25,18 @@ from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle, ScoredRows
+from ae_pipeline.encoding.encoder import fit_encoder
 from ae_pipeline.encoding.table_encoder import Block, BlockKind
 from ae_pipeline.latent_space.alignment import transform_latents
 from ae_pipeline.latent_space.compatibility import AffineMap
 from ae_pipeline.models import base
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import build_corruption
-from ae_pipeline.models.factory import ARCHITECTURES, build_model
+from ae_pipeline.models.factory import ARCHITECTURES, build_loss, build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss, TermsLoss
 from ae_pipeline.training.loop import TrainingResult, train
+from ae_pipeline.training.regularizer import LatentRegularizer
 from tests.support.images import image_frame, waves
 
 pytestmark = pytest.mark.slow
@@ -98,6 +100,10 @@ class Case:
     @property
     def config(self) -> PipelineConfig:
         return PipelineConfig.model_validate({"dataset": "frame", "identity": ("id",), **self.sections})
+
+    def on(self, device: str) -> dict[str, dict[str, Any]]:
+        """Return the settings with another device."""
+        return {**self.sections, "training": {**self.sections["training"], "device": device}}
 
     def sample(self, n: int, seed: int = 0) -> pl.DataFrame:
         return table_rows(n, seed) if self.images is None else image_frame(waves(n, seed, self.images))
@@ -185,22 +191,26 @@ class Fit:
     config: PipelineConfig
     bundle: ModelBundle
     result: TrainingResult
+    device: str
 
     def sample(self, n: int, seed: int = 0) -> pl.DataFrame:
         return self.case.sample(n, seed)
 
     def encoded(self, n: int, seed: int = 0) -> torch.Tensor:
-        return torch.from_numpy(self.bundle.encoder.encode(self.sample(n, seed)))
+        return torch.from_numpy(self.bundle.encoder.encode(self.sample(n, seed))).to(self.device)
+
+    def zeros(self, n: int) -> torch.Tensor:
+        return torch.zeros(n, *self.bundle.encoder.shape, device=self.device)
 
 
-def fit_case(case: Case, fit_frame: FitFrame) -> Fit:
-    bundle, result = fit_frame(case.sample(900 if case.images is None else 500), case.columns, **case.sections)
-    return Fit(case, bundle.config, bundle, result)
+def fit_case(case: Case, fit_frame: FitFrame, device: str) -> Fit:
+    bundle, result = fit_frame(case.sample(900 if case.images is None else 500), case.columns, **case.on(device))
+    return Fit(case, bundle.config, bundle, result, device)
 
 
 @pytest.fixture(scope="module", params=[*_every_form(), *VARIANTS], ids=lambda case: case.name)
-def fit(request: pytest.FixtureRequest, fit_frame: FitFrame) -> Fit:
-    return fit_case(request.param, fit_frame)
+def fit(request: pytest.FixtureRequest, fit_frame: FitFrame, device: str) -> Fit:
+    return fit_case(request.param, fit_frame, device)
 
 
 def assert_equal_bytes(one: ScoredRows, other: ScoredRows) -> None:
@@ -216,9 +226,9 @@ class TestShapes:
     @pytest.mark.parametrize("n", [0, 1, 7])
     def test_each_row_has_latents_and_output(self, fit: Fit, n: int) -> None:
         model, shape = fit.bundle.model, fit.bundle.encoder.shape
-        z, output, kl = model(torch.zeros(n, *shape))
+        z, output, kl = model(fit.zeros(n))
         assert (z.shape, output.shape, kl.shape) == ((n, fit.config.model.latent_dim), (n, *shape), (n,))
-        torch.testing.assert_close(model.decode(model.encode(torch.zeros(n, *shape))), output, rtol=0, atol=0)
+        torch.testing.assert_close(model.decode(model.encode(fit.zeros(n))), output, rtol=0, atol=0)
 
     @pytest.mark.parametrize("n", [0, 1, 7])
     def test_each_row_has_scores_and_explanation(self, fit: Fit, n: int) -> None:
@@ -290,13 +300,13 @@ class TestDeterminism:
 
 
 @pytest.mark.parametrize("case", _every_form(), ids=lambda case: case.name)
-def test_fit_is_reproducible_whatever_the_global_seeds(case: Case, fit_frame: FitFrame) -> None:
+def test_fit_is_reproducible_whatever_the_global_seeds(case: Case, fit_frame: FitFrame, device: str) -> None:
     short = make_case(case.name, case.sections, {"training": {"epochs": 2}}, images=case.images)
     fits = []
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
         np.random.seed(global_seed)  # noqa: NPY002
-        fits.append(fit_case(short, fit_frame))
+        fits.append(fit_case(short, fit_frame, device))
     first, second = fits
     assert second.bundle.fingerprint == first.bundle.fingerprint
     assert second.result == first.result
@@ -350,20 +360,25 @@ class TestTransformedLatents:
         torch.testing.assert_close(transformed.model.decode(z), output, rtol=1e-3, atol=1e-4 * scale)
         torch.testing.assert_close(kl, fit.bundle.model(x)[2], rtol=0, atol=0)
         transformed.save(tmp_path)
-        assert_equal_bytes(ModelBundle.load(tmp_path).score(rows), after)
+        assert_equal_bytes(ModelBundle.load(tmp_path, fit.device).score(rows), after)
         assert transformed.fingerprint != fit.bundle.fingerprint
 
 
 class TestSaveAndLoad:
     def test_loaded_bundle_is_equal_bit_for_bit(self, fit: Fit, tmp_path: Path) -> None:
         fit.bundle.save(tmp_path)
-        loaded = ModelBundle.load(tmp_path)
+        loaded, on_cpu = ModelBundle.load(tmp_path, fit.device), ModelBundle.load(tmp_path, "cpu")
         rows = fit.sample(300, 6)
         assert loaded.fingerprint == fit.bundle.fingerprint
         assert_equal_bytes(loaded.score(rows), fit.bundle.score(rows))
         assert loaded.explain(rows[:5]) == fit.bundle.explain(rows[:5])
         assert loaded.reconstruct(rows).tobytes() == fit.bundle.reconstruct(rows).tobytes()
         assert loaded.denoise(rows).equals(fit.bundle.denoise(rows))
+        expected, scored = fit.bundle.score(rows), on_cpu.score(rows)
+        np.testing.assert_allclose(scored.score, expected.score, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(scored.latents, expected.latents, rtol=1e-6, atol=1e-6)  # float32
+        is_tie = np.isclose(expected.score, fit.bundle.calibration.threshold, rtol=1e-9)
+        np.testing.assert_array_equal(scored.is_anomaly[~is_tie], expected.is_anomaly[~is_tie])
 
 
 class TestLearning:
@@ -469,13 +484,14 @@ class TestSizes:
     @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize("size", [(8, 8), (33, 47), (128, 128)], ids=lambda size: "x".join(map(str, size)))
     def test_images_of_any_size_can_be_trained_on(
-        self, name: str, settings: dict[str, dict[str, Any]], size: tuple[int, int], channels: int
+        self, name: str, settings: dict[str, dict[str, Any]], size: tuple[int, int], channels: int, device: str
     ) -> None:
         shape = (channels, *size)
         case = make_case("", {"model": {"architecture": name}}, settings, images=image_shape(*size, channels))
-        model = build_model(case.config, shape, torch.Generator().manual_seed(0))
-        loss = ImageLoss(shape, 1.0, {LossTerm.MSE: 0.5, LossTerm.SSIM: 0.5}, 1.0)
-        x = torch.from_numpy(waves(3, 0, image_shape(*size, channels)).transpose(0, 3, 1, 2) / np.float32(255))
+        model = build_model(case.config, shape, torch.Generator().manual_seed(0)).to(device)
+        loss = ImageLoss(shape, 1.0, {LossTerm.MSE: 0.5, LossTerm.SSIM: 0.5}, 1.0).to(device)
+        images = waves(3, 0, image_shape(*size, channels)).transpose(0, 3, 1, 2) / np.float32(255)
+        x = torch.from_numpy(images).to(device)
         assert_learns_in_one_step(model, loss, x, case.config.training)
         assert loss.patch_scores(model(x).output, x, to_the_edge=True).shape == (3, *size)
 
@@ -512,10 +528,10 @@ def assert_learns_in_one_step(
 class TestTables:
     @pytest.mark.parametrize("column", [TABLE[0], TABLE[5], TABLE[6]], ids=lambda column: column.type.value)
     def test_one_column_is_enough(
-        self, fit_frame: FitFrame, name: str, settings: dict[str, dict[str, Any]], column: FeatureColumn
+        self, fit_frame: FitFrame, name: str, settings: dict[str, dict[str, Any]], column: FeatureColumn, device: str
     ) -> None:
         case = make_case("", {"model": {"architecture": name, "latent_dim": 1}, "training": {"epochs": 8}}, settings)
-        bundle, result = fit_frame(table_rows(400), [column], **case.sections)
+        bundle, result = fit_frame(table_rows(400), [column], **case.on(device))
         scored = bundle.score(table_rows(100, 9))
         assert bundle.columns == [column.name]
         assert math.isfinite(result.best_loss)
@@ -525,11 +541,13 @@ class TestTables:
         # The column is never missing in training, so the row is more anomalous than almost all normal rows.
         assert (scored.score < bundle.score(missing).score[0]).mean() >= 0.95
 
-    def test_two_thousand_inputs_can_be_trained_on(self, name: str, settings: dict[str, dict[str, Any]]) -> None:
+    def test_two_thousand_inputs_can_be_trained_on(
+        self, name: str, settings: dict[str, dict[str, Any]], device: str
+    ) -> None:
         config = make_case("", {"model": {"architecture": name}}, settings).config
-        model = build_model(config, (2000,), torch.Generator().manual_seed(0))
-        x = torch.randn(32, 2000, generator=torch.Generator().manual_seed(1))
-        assert_learns_in_one_step(model, _mean_squares(2000), x, config.training)
+        model = build_model(config, (2000,), torch.Generator().manual_seed(0)).to(device)
+        x = torch.randn(32, 2000, generator=torch.Generator().manual_seed(1)).to(device)
+        assert_learns_in_one_step(model, _mean_squares(2000).to(device), x, config.training)
 
 
 def _mean_squares(width: int) -> TermsLoss:
@@ -540,11 +558,16 @@ def _mean_squares(width: int) -> TermsLoss:
     return TermsLoss(blocks, [block.column for block in blocks], {LossTerm.MSE: 1.0}, 1.0)
 
 
-def test_two_thousand_columns_are_trained_and_scored(fit_frame: FitFrame) -> None:
+def test_two_thousand_columns_are_trained_and_scored(fit_frame: FitFrame, device: str) -> None:
     values = np.random.default_rng(0).normal(size=(350, 2000))
     frame = pl.DataFrame(values, schema=[f"x{index}" for index in range(2000)])
     columns = [FeatureColumn(name, ColumnType.NUMBER) for name in frame.columns]
-    bundle, result = fit_frame(frame, columns, model={"hidden": (16,), "latent_dim": 4})
+    bundle, result = fit_frame(
+        frame,
+        columns,
+        model={"hidden": (16,), "latent_dim": 4},
+        training={"epochs": 2, "batch_size": 64, "device": device},
+    )
     assert bundle.encoder.shape == (4000,)
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
@@ -558,7 +581,7 @@ class TestImageTypes:
     """The same images in different number types."""
 
     @pytest.fixture(scope="class")
-    def fits(self, fit_frame: FitFrame) -> ImageFits:
+    def fits(self, fit_frame: FitFrame, device: str) -> ImageFits:
         stored: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
             "uint8": lambda images: images,
             "uint16": lambda images: images.astype("<u2") * 257,  # 255 becomes 65535, the maximum of the type
@@ -568,7 +591,7 @@ class TestImageTypes:
         for dtype, store in stored.items():
             case = _conv(dtype, image_shape(dtype=dtype))
             frame = image_frame(store(marked(600, 0)))
-            fits[dtype] = fit_frame(frame, case.columns, **case.sections)[0], store
+            fits[dtype] = fit_frame(frame, case.columns, **case.on(device))[0], store
         return fits
 
     def test_uint16_images_score_like_uint8_images(self, fits: ImageFits) -> None:
@@ -601,3 +624,28 @@ def marked(n: int, seed: int) -> npt.NDArray[Any]:
     images = waves(n, seed, image_shape())
     images[:, 0, 0], images[:, -1, -1] = 0, 255
     return images
+
+
+@pytest.mark.parametrize("case", [*_every_form(), *VARIANTS], ids=lambda case: case.name)
+def test_a_step_reads_no_value_from_its_device_and_no_tensor_of_the_cpu(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph cannot contain either. Tensors on the device "meta" have no values, so that reading one fails."""
+    encoder = fit_encoder(case.config, case.sample(200), case.columns)
+    model, loss = build_model(case.config, encoder.shape).to("meta"), build_loss(case.config, encoder).to("meta")
+    x, beta = torch.rand((32, *encoder.shape), device="meta"), torch.rand((), dtype=torch.float64, device="meta")
+    previous = torch.rand((32, model.latent_dim), device="meta")
+    regularizer = LatentRegularizer(previous, 0.1)
+    regularizer.__dict__["_std"] = torch.rand(model.latent_dim, device="meta")  # read before the first capture
+    corrupted = case.config.training.model_copy(update={"corruption": "salt_and_pepper"})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__int__", lambda _: len(case.columns) - 1)  # as is the number of groups
+        groups = torch.zeros(encoder.shape, dtype=torch.long, device="meta") if case.images is None else None
+        corrupt = build_corruption(corrupted, groups, encoder.ends)
+    assert corrupt is not None
+    value = loss.objective(model.train()(corrupt(x, None), None), x, beta).mean()
+    (value + regularizer.penalty(model.encode(x), previous)).backward()
+    parameters = [*model.parameters(), *loss.parameters()]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    assert {value.grad.device.type for value in parameters if value.grad is not None} == {"meta"}
+    assert sum(value.grad is None for value in parameters) == 0

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from ae_pipeline.orchestration.sensors import rebuild_requests
+from benchmarks.stores import postgres_server
 from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, published_shop, reject_every_version
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a running PostgreSQL server with a password."""
+    try:
+        with postgres_server("s3cr/t@1", "-c timezone=America/New_York") as url:
+            yield url.render_as_string(hide_password=False)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

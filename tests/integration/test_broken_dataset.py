@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ae_pipeline.definitions import PROJECT_ROOT
 from tests.support.shop import ATTRIBUTES, DAYS, LOGS, orders_csv
 
 BINARIES = Path(sys.executable).parent
+PROJECT_ROOT = Path(__file__).parents[2]
 TYPE = "ae_pipeline.orchestration.component.AutoencoderPipeline"
 MESSAGE = "ae_pipeline/defs/figs/defs.yaml:5: attributes.exlude: unknown key; did you mean 'exclude'?"
 TYPO = f"type: {TYPE}\nattributes:\n  dataset: figs\n  identity: [id]\n  exlude: [a]\n"

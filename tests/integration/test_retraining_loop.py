@@ -391,7 +391,7 @@ class TestRollback:
         assert model_version_of(twice_trained_shop.paths) == twice_trained_shop.champion.version == 1
 
     def test_failed_scoring_changes_nothing(self, twice_trained_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ae_pipeline.latents import publish
+        from ae_pipeline.latents import table_update
 
         twice_trained_shop.land(DAYS[-1])
         assert twice_trained_shop.run("ingest", DAYS[-1]).success
@@ -399,7 +399,7 @@ class TestRollback:
         def fail(*_: object) -> None:
             raise PublicationError("the disk is full")
 
-        monkeypatch.setattr(publish, "write_file", fail)
+        monkeypatch.setattr(table_update, "write_file", fail)
         assert twice_trained_shop.failure_message(twice_trained_shop.roll_back(1)) == "the disk is full"
         assert twice_trained_shop.champion.version == model_version_of(twice_trained_shop.paths) == 2
         assert [entry.version for entry in history(twice_trained_shop.paths)] == [1, 2]

@@ -85,9 +85,9 @@ def _delete(tracker: Tracker, version: TrackedVersion) -> None:
 
 
 def history_problems(dataset: Dataset, tracker: Tracker) -> Iterator[Problem]:
-    """Yield damaged lines of history, alerts and withdrawals, and a history that does not know which version serves."""
+    """Yield damaged lines of the logs of a dataset, and a history that does not know which version serves."""
     paths = dataset.paths
-    logs = {"history": paths.history, "alerts": paths.alerts, "withdrawals": paths.withdrawals}
+    logs = {"history": paths.history, "alerts": paths.alerts, "withdrawals": paths.withdrawals, "marks": paths.marks}
     for kind, path in logs.items():
         if path.exists() and (not path.is_file() or read_lines(path)[1]):
             numbers = read_lines(path)[1]

@@ -22,7 +22,8 @@ from ae_pipeline.orchestration.metadata import (
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 
 if TYPE_CHECKING:
-    from ae_pipeline.monitoring.day_assessment import DayAssessment
+    from ae_pipeline.lifecycle.report import ReportedDays
+    from ae_pipeline.monitoring.verdict import DayAssessment
     from ae_pipeline.reports.build import Report
     from ae_pipeline.reports.gallery import Gallery
     from ae_pipeline.reports.labels import Labels
@@ -37,7 +38,12 @@ anomalies.
 
 _CHECKS = {
     "alert_budget": "The share of flagged rows is at most three times the alert budget, or within sampling noise if "
-    "there are few rows. Known anomalies do not count.",
+    "there are few rows. Known anomalies do not count, nor what people marked as known or as a "
+    "false alarm. After a rebuild of old days, the checks are still those of the newest complete day.",
+    "completeness": "The newest complete day has at least 80 % of the rows that are usual on its weekday. These are "
+    "known from two earlier weeks on.",
+    "day_as_a_whole": "The newest complete day as a whole is like the training window, whether it is part of it or "
+    "not: neither missing values nor other values. Otherwise a warning.",
     "drift": "Columns, scores and latents of days after the training window are like those of the window, by effect "
     "sizes and the thresholds in the section drift. Otherwise a warning.",
 }
@@ -64,7 +70,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
     def anomaly_report(
         context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        from ae_pipeline.lifecycle.publish import report_on_days
+        from ae_pipeline.lifecycle.report import report_on_days
         from ae_pipeline.reports.ranking import DESCRIBED
 
         dataset = workspace.dataset(config)
@@ -92,29 +98,35 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
                 **(_label_metadata(report.labels) if report.labels else {}),
             },
             data_version=joint_version(day.content_hash for day in report.days),
-            check_results=[
-                check_result(
-                    context,
-                    "alert_budget",
-                    not reported.is_over_budget,
-                    reported.budget_message,
-                    figure=reported.flagged_share,
-                    threshold=reported.max_flagged_share,
-                    severity=dg.AssetCheckSeverity.WARN,
-                ),
-                check_result(
-                    context,
-                    "drift",
-                    not reported.drifting,
-                    reported.drift_message,
-                    figure=len(reported.drifting),
-                    threshold=0,
-                    severity=dg.AssetCheckSeverity.WARN,
-                ),
-            ],
+            check_results=_check_results(context, reported),
         )
 
     return anomaly_report
+
+
+def _check_results(context: dg.AssetExecutionContext, reported: "ReportedDays") -> list[dg.AssetCheckResult]:
+    from ae_pipeline.monitoring.day_assessment import MIN_COMPLETENESS
+
+    over, drifting = reported.is_over_budget, reported.drifting
+    share, most = reported.flagged_share, reported.max_flagged_share
+    newest = reported.report.newest_assessment
+    return [
+        check_result(
+            context, name, passed, message, figure=figure, threshold=limit, severity=dg.AssetCheckSeverity.WARN
+        )
+        for name, passed, message, figure, limit in (
+            ("alert_budget", not over, reported.budget_message, share, most),
+            (
+                "completeness",
+                not reported.missing_rows,
+                reported.completeness_message,
+                newest.completeness if newest else None,
+                MIN_COMPLETENESS,
+            ),
+            ("day_as_a_whole", not reported.unusual, reported.unusual_message, len(reported.unusual), 0),
+            ("drift", not drifting, reported.drift_message, len(drifting), 0),
+        )
+    ]
 
 
 def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
@@ -138,7 +150,11 @@ def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
     first, rest = assessment.deviations[:1], assessment.deviations[1:]
     details = [*(split for each in first for split in each.splits), *(each.message for each in rest)]
     points = "\n".join(f"- {escape_markdown(detail)}" for detail in details)
-    parts = [f"**{assessment.day}**: {escape_markdown(assessment.message)}.", escape_markdown(assessment.aside), points]
+    parts = [
+        f"**{assessment.day}**: {escape_markdown(assessment.headline)}.",
+        escape_markdown(assessment.aside),
+        points,
+    ]
     return dg.MetadataValue.md("\n\n".join(part for part in parts if part))
 
 

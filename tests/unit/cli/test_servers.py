@@ -41,24 +41,25 @@ def write_report(workspace: Workspace, dataset: str) -> Path:
 class TestAddressLines:
     def test_without_reports_they_say_how_to_make_one(self, workspace: Workspace) -> None:
         lines = address_lines(ADDRESSES, workspace, ["flights"], TOKEN)
-        assert lines[:2] == [
+        assert lines[:3] == [
+            f"Home     http://127.0.0.1:3001/?token={TOKEN}",
             f"Dagster  http://127.0.0.1:3000/?token={TOKEN}",
             f"MLflow   http://127.0.0.1:5000/?token={TOKEN}",
         ]
-        assert "There are no reports yet: `make run`" in lines[2]
+        assert "There are no reports yet: `make run`" in lines[3]
 
     def test_a_dataset_with_a_report_has_links_to_page_and_graph(self, workspace: Workspace) -> None:
         write_report(workspace, "shuttle")
         lines = address_lines(ADDRESSES, workspace, ["flights", "shuttle"], TOKEN)
         graph = "http://127.0.0.1:3000/locations/ae_pipeline/asset-groups/shuttle/lineage"
-        assert lines[0] == f"Dagster  {graph}?token={TOKEN}"
-        assert lines[2] == f"Report   http://127.0.0.1:3001/reports/shuttle/report.html?token={TOKEN}"
+        assert lines[1] == f"Dagster  {graph}?token={TOKEN}"
+        assert lines[3] == f"Report   http://127.0.0.1:3001/reports/shuttle/report.html?token={TOKEN}"
         assert not any("flights" in line for line in lines)
 
     def test_a_tracking_server_elsewhere_does_not_get_the_token(self, workspace: Workspace) -> None:
         remote = workspace.model_copy(update={"tracking_uri": "https://mlflow.corp"})
         lines = address_lines({**ADDRESSES, "mlflow": "https://mlflow.corp"}, remote, [], TOKEN)
-        assert lines[1] == "MLflow   https://mlflow.corp"
+        assert lines[2] == "MLflow   https://mlflow.corp"
 
 
 class TestLinks:
@@ -189,7 +190,9 @@ class TestDataServer:
             assert get(f"/{name}").status == (200 if name.startswith("features") else 404), name
         for folder in ("features/", "features/flights/", "landing/", "history/flights/", "reports/.b/", "mlruns/"):
             assert get(f"/{folder}").status == 404
-        assert get("/").read().count(b"<li>") == 1
+        home = get("/").read().decode()
+        assert '<a href="reports/flights/report.html">flights</a>' in home
+        assert "features" not in home
         assert get("/reports/").read().count(b"<li>") == 1
         assert get("/reports/flights/").read().count(b"<li>") == 1
 

@@ -186,7 +186,7 @@ class TestFingerprint:
             def nudge(tensors: dict[str, torch.Tensor], name: str = name) -> None:
                 flat = tensors[name].view(-1)
                 if flat.is_floating_point():
-                    flat[-1] = torch.nextafter(flat[-1], torch.tensor(np.inf, dtype=flat.dtype))
+                    flat[-1] = torch.nextafter(flat[-1], torch.tensor(-np.inf, dtype=flat.dtype))  # some are infinite
                 else:
                     flat[-1] = ~flat[-1] if flat.dtype == torch.bool else flat[-1] + 1
 
@@ -304,7 +304,7 @@ class TestErrors:
     @pytest.mark.parametrize("other", [4, "5", None])
     def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update(format=other))
-        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 8; train a new model"
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 9; train a new model"
         with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 
@@ -358,6 +358,10 @@ class TestErrors:
             ("ensemble.denoising_ensemble.weight_0", "weight_0"),
             ("ensemble.denoising_ensemble.whitening", "whitening"),
             ("ensemble.tails.levels", "TailCalibrator.*'levels'"),
+            ("ensemble.core_count", "core_count"),
+            ("ensemble.combination.core_tails.excess", "TailCalibrator.*'excess'"),
+            ("ensemble.combination.weights", "weights"),
+            ("ensemble.forest.lengths", "IsolationForest.*'lengths'"),
         ],
     )
     def test_a_missing_tensor_is_named(self, folder: Path, name: str, message: str) -> None:
@@ -386,6 +390,8 @@ class TestErrors:
             "ensemble.mixture.means",
             "ensemble.denoising_ensemble.means",
             "ensemble.tails.quantiles",
+            "ensemble.combination.weights",
+            "ensemble.forest.lengths",
         ],
     )
     def test_a_tensor_that_is_too_short_is_rejected(self, folder: Path, name: str) -> None:

@@ -21,7 +21,7 @@ from ae_pipeline.config.service import LatentsConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import AlignmentFacts
 from ae_pipeline.latent_space.names import latent_space_name
-from ae_pipeline.latents import publish as publication
+from ae_pipeline.latents import table_update
 from ae_pipeline.latents.contract_versions import read_contract
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, described, violations
 from ae_pipeline.latents.files import TableFiles
@@ -173,7 +173,7 @@ class TestRules:
                 names = rows["row_id"].to_pylist()
                 yield rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
 
-        monkeypatch.setattr(publication, "score_day", doubled)
+        monkeypatch.setattr(table_update, "score_day", doubled)
         with pytest.raises(PublicationError, match=r"violates the data contract: identity_stands_once_a_day"):
             publish(dataset.days[-4:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {})
         assert rows_of(dataset).equals(previous)
@@ -267,7 +267,7 @@ class TestVersions:
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(publication, "update_contract", killed)
+        monkeypatch.setattr("ae_pipeline.latents.publish.update_contract", killed)
         with pytest.raises(KeyboardInterrupt):
             publish_days(dataset, other_bundle, 2)
         monkeypatch.undo()

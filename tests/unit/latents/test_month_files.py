@@ -13,8 +13,7 @@ import pytest
 
 from ae_pipeline import read_latents
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.latents import layout
-from ae_pipeline.latents import publish as publication
+from ae_pipeline.latents import layout, table_update
 from ae_pipeline.latents.layout import score_day
 from ae_pipeline.latents.publish import publish, stale_days
 from ae_pipeline.latents.read import (
@@ -58,7 +57,7 @@ class TestMonths:
             scored.append(features.stem)
             return score_day(bundle, version, features)
 
-        monkeypatch.setattr(publication, "score_day", spy)
+        monkeypatch.setattr(table_update, "score_day", spy)
         result = publish_days(dataset, dataset.days[-1:])
         assert scored == [dataset.days[-1]]
         assert [(day.day, day.built) for day in result.days] == [(dataset.days[-1], True)]
@@ -130,7 +129,7 @@ class TestMonths:
             verified.append(path)
             return layout.verify_file(path, *given)
 
-        monkeypatch.setattr(publication, "verify_file", spy)
+        monkeypatch.setattr(table_update, "verify_file", spy)
         rewrite_day(dataset, dataset.days[5], dataset.features(dataset.days[5]).clear())
         publish_days(dataset, [dataset.days[5]])
         assert len(verified) == 1

@@ -18,9 +18,12 @@ from ae_pipeline import read_latents
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
-from ae_pipeline.latents import publish as publication
+from ae_pipeline.latents import table_update
+from ae_pipeline.latents.contract_versions import read_contract
+from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.publish import Publication, publish, stale_days
 from ae_pipeline.latents.read import (
+    MANIFEST,
     PublishedDay,
     current_files,
     latents_of,
@@ -366,21 +369,102 @@ class TestErrors:
         assert DeltaTable(dataset.paths.latents).version() == first.table_version
 
 
+def assert_texts_match(paths: DatasetPaths) -> None:
+    """Check that the list of files and the data contract describe the newest version of the table."""
+    files = TableFiles(paths.latents)
+    opened, manifest, contract = files.open(), files.read_text(MANIFEST), read_contract(files)
+    assert opened is not None
+    assert manifest is not None
+    assert contract is not None
+    assert sorted(manifest.split()) == [files.full_path(path) for path in live_files(opened)]
+    properties = {entry.property: entry.value for entry in contract.customProperties or []}
+    assert (properties["latentSpace"], properties["modelVersion"]) == (
+        read_latents("sensors", data=paths.root).latent_space,
+        model_version_of(paths),
+    )
+
+
 class TestConcurrentPublications:
-    def test_one_commits_and_the_other_fails(
+    def test_the_loser_is_tried_again_with_its_files(
         self, dataset: Fitted, days: tuple[str, ...], first: Publication, other_bundle: ModelBundle
     ) -> None:
+        written: list[dict[Path, int]] = []
+
         def meanwhile() -> None:
-            publish_days(dataset, dataset.days[-5:])
+            written.append({path: path.stat().st_mtime_ns for path in Path(dataset.paths.latents).glob("v2_*/*/*")})
+            if len(written) == 1:
+                publish_days(dataset, dataset.days[-5:])
+
+        done = publish(
+            days[:1], Dataset(other_bundle.config, dataset.paths), other_bundle, 2, {}, before_commit=meanwhile
+        )
+        assert_one_space_in_every_version(dataset.paths)
+        assert (model_version_of(dataset.paths), table(dataset.paths).height) == (2, 300)
+        assert (done.table_version, done.committed) == (first.table_version + 2, True)
+        assert {day.day for day in done.days if day.built} == set(dataset.days[-5:])
+        first_try, second_try = written
+        assert len(first_try) == 4
+        assert first_try.items() <= second_try.items()
+        assert_texts_match(dataset.paths)
+
+    def test_it_gives_up_after_eight_retries(
+        self, dataset: Fitted, days: tuple[str, ...], first: Publication, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ae_pipeline.latents.publish._RETRY_SECONDS", 0)
+        tries: list[int] = []
+
+        def meanwhile() -> None:
+            tries.append(len(tries))
+            DeltaTable(dataset.paths.latents).alter.set_table_properties({"delta.appendOnly": "false"})
 
         with pytest.raises(
             PublicationError, match=r"another publication changed .*sensors at the same time, .*; run it again"
         ):
-            publish(days[:1], Dataset(other_bundle.config, dataset.paths), other_bundle, 2, {}, before_commit=meanwhile)
-        assert_one_space_in_every_version(dataset.paths)
-        assert (model_version_of(dataset.paths), table(dataset.paths).height) == (1, 300)
-        again = publish_days(dataset, days[:1], other_bundle, 2)
-        assert (again.committed, table(dataset.paths).height) == (True, 300)
+            publish(
+                dataset.days[-5:],
+                Dataset(dataset.bundle.config, dataset.paths),
+                dataset.bundle,
+                1,
+                {},
+                before_commit=meanwhile,
+            )
+        assert len(tries) == 9
+        assert table(dataset.paths).height == 240
+
+    def test_an_older_model_does_not_undo_a_newer_one(
+        self, dataset: Fitted, days: tuple[str, ...], first: Publication, other_bundle: ModelBundle
+    ) -> None:
+        def meanwhile() -> None:
+            publish_days(dataset, days, other_bundle, 2)
+
+        with pytest.raises(PublicationError, match="another publication changed"):
+            publish(
+                dataset.days[-5:],
+                Dataset(dataset.bundle.config, dataset.paths),
+                dataset.bundle,
+                1,
+                {},
+                before_commit=meanwhile,
+            )
+        assert (model_version_of(dataset.paths), table(dataset.paths).height) == (2, 240)
+        assert_texts_match(dataset.paths)
+
+    def test_texts_of_a_slow_publication_tell_the_newest_version(
+        self, dataset: Fitted, days: tuple[str, ...], first: Publication, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_text = TableFiles.write_text
+
+        def slow(files: TableFiles, path: str, text: str) -> None:
+            if path == MANIFEST:
+                monkeypatch.setattr(TableFiles, "write_text", write_text)
+                publish_days(dataset, dataset.days[-6:])  # of a host that does not know the lock
+            write_text(files, path, text)
+
+        monkeypatch.setattr(TableFiles, "write_text", slow)
+        done = publish_days(dataset, dataset.days[-5:])
+        assert done.table_version == first.table_version + 2
+        assert_texts_match(dataset.paths)
+        assert table(dataset.paths).height == 360
 
     def test_one_without_changes_fails_too(
         self,
@@ -390,16 +474,16 @@ class TestConcurrentPublications:
         other_bundle: ModelBundle,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        plan = publication._TableUpdate.plan
+        plan = table_update.TableUpdate.plan
 
         def overtaken(*given: Any) -> Any:
-            monkeypatch.setattr(publication._TableUpdate, "plan", plan)
+            monkeypatch.setattr(table_update.TableUpdate, "plan", plan)
             publish_days(dataset, days, other_bundle, 2)
             for path in Path(dataset.paths.latents).glob("v2*/*/*.parquet"):
                 os.utime(path, (time.time() - 2 * 86_400,) * 2)
             return plan(*given)
 
-        monkeypatch.setattr(publication._TableUpdate, "plan", overtaken)
+        monkeypatch.setattr(table_update.TableUpdate, "plan", overtaken)
         with pytest.raises(PublicationError, match="another publication changed"):
             publish_days(dataset, days)
         assert (model_version_of(dataset.paths), table(dataset.paths).height) == (2, 240)
@@ -407,12 +491,10 @@ class TestConcurrentPublications:
         assert all("/v2_" in line for line in manifest.split())
         assert read_latents("sensors", data=dataset.paths.root).model_version == 2
 
-    def test_only_one_of_two_creates_the_table(self, dataset: Fitted, days: tuple[str, ...]) -> None:
+    def test_two_that_create_the_table_are_both_in_it(self, dataset: Fitted, days: tuple[str, ...]) -> None:
         def meanwhile() -> None:
-            publish_days(dataset, days[:3])
+            publish_days(dataset, days[1:3])
 
-        with pytest.raises(PublicationError, match=r"run it again"):
-            publish(
-                days[:1], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}, before_commit=meanwhile
-            )
+        publish(days[:1], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {}, before_commit=meanwhile)
         assert table(dataset.paths).height == 180
+        assert_texts_match(dataset.paths)

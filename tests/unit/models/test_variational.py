@@ -297,8 +297,8 @@ class TestBeta:
         calls: list[tuple[bool, float]] = []
         original = loss.objective
 
-        def spy(result: AutoEncoderOutput, x: torch.Tensor, beta: float) -> torch.Tensor:
-            calls.append((model.training, beta))
+        def spy(result: AutoEncoderOutput, x: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
+            calls.append((model.training, float(beta)))
             return original(result, x, beta)
 
         loss.objective = spy  # type: ignore[method-assign]

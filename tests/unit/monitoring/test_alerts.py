@@ -271,7 +271,7 @@ class TestEvents:
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))
         assert shop.run("ingest", DAYS[-1]).success
         monkeypatch.setattr(build, "all_ranked", fail)
-        monkeypatch.setattr("ae_pipeline.lifecycle.publish.alert_over_budget", fail)
+        monkeypatch.setattr("ae_pipeline.lifecycle.report.alert_wrong_days", fail)
         assert not shop.run("publish", DAYS[-1]).success
         monkeypatch.undo()
         monkeypatch.setenv(VARIABLE, hook.address)

@@ -1,6 +1,8 @@
 """The assessment of a day: reasons, remark and usual number of rows."""
 
 import datetime as dt
+import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +10,8 @@ from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
+from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, Review
+from ae_pipeline.monitoring.verdict import FLAGGED, DayAssessment
 from ae_pipeline.scoring.drift import Effect, Part
 
 
@@ -28,13 +32,61 @@ def weeks(rows: int) -> dict[str, int]:
 
 
 class TestAssessment:
-    def test_a_usual_day_within_its_budget_needs_no_attention(self) -> None:
-        assessment = assess_day(entry(1000, 1), weeks(990), None, (), 0.001)
-        assert not assessment.is_wrong
-        assert assessment.message.startswith(
-            "nothing unusual: 1 of 1,000 rows are flagged, and the alert budget allows 1.0"
-        )
+    @pytest.mark.parametrize(
+        ("given", "headline"),
+        [
+            (
+                entry(1000),
+                "calm: nothing unusual: 0 of 1,000 rows are flagged, and the alert budget allows 1.0",
+            ),
+            (entry(1000, 1), "worth a look: 1 of 1,000 rows are flagged, and the alert budget allows 1.0"),
+            (
+                entry(1000, 4, known=4),
+                "worth a look: 0 of 996 rows that are not known anomalies are flagged, and the alert budget allows "
+                "1.0; 4 of 4 known anomalies are flagged (recall 100%, precision 100%)",
+            ),
+            (entry(1000, 30), "wrong: 30 rows are flagged, 30 times the budget"),
+        ],
+    )
+    def test_a_day_has_one_of_three_verdicts(self, given: ReportDay, headline: str) -> None:
+        assessment = assess_day(given, weeks(990), None, (), 0.001)
+        assert assessment.headline == headline
+        assert assessment.is_wrong == headline.startswith("wrong")
         assert assessment.completeness == pytest.approx(1000 / 990)
+
+    def test_a_day_whose_labeled_anomalies_are_missed_is_wrong(self) -> None:
+        missed = replace(entry(1000, 4, known=4), known_anomalies=40)
+        assert assess_day(missed, {}, None, (), 0.001).message == "36 of 40 known anomalies are not flagged"
+        assert not assess_day(replace(missed, known_anomalies=9), {}, None, (), 0.001).is_wrong  # too few to tell
+
+    def test_marks_cover_reasons_until_these_grow(self) -> None:
+        odd = (Deviation(columns=("x",), message="x is odd", rows=100),)
+        before = assess_day(entry(1000, 30), {}, None, odd, 0.001)
+        sizes = {FLAGGED: 30, **{reason.kind.value: reason.size for reason in before.all_reasons}}
+        day = before.day
+        mark = Mark(
+            kind=MarkKind.DAY, subject=day, state=MarkState.KNOWN, day=day, columns=("x",), sizes=sizes, who="ana"
+        )
+        known = before.reviewed(Review(days={day: mark}), day)
+        assert known.headline == (
+            "calm: nothing new: 0 of 1,000 rows are flagged, and the alert budget allows 1.0; 30 more are known or "
+            "false alarms"
+        )
+        assert known.aside == "Marked as known by ana: 30 rows are flagged, 30 times the budget; x is odd."
+        assert DayAssessment.from_record(json.loads(json.dumps(before.record()))) == before
+        grown = assess_day(entry(1000, 46), {}, None, odd, 0.001, review=Review(days={day: mark}))
+        assert grown.message == "46 rows are flagged, 46 times the budget"
+        other = (Deviation(columns=("y",), message="y is odd", rows=100),)
+        assert assess_day(entry(1000), {}, None, other, 0.001, review=Review(days={day: mark})).message == "y is odd"
+        real = Review(days={day: replace(mark, state=MarkState.REAL)})
+        assert before.reviewed(real, day).message == before.message
+
+    def test_hidden_rows_do_not_count(self) -> None:
+        review = Review(hidden={"2024-03-01": 30})
+        assert assess_day(entry(1000, 30), {}, None, (), 0.001, review=review).headline == (
+            "calm: nothing new: 0 of 1,000 rows are flagged, and the alert budget allows 1.0; 30 more are known or "
+            "false alarms"
+        )
 
     @pytest.mark.parametrize(
         ("given", "previous", "deviations", "message"),
@@ -65,7 +117,8 @@ class TestAssessment:
         )
         assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
             "The day as a whole is unusual, but the number of flagged rows is within the budget: 0 of 970 rows that "
-            "are not known anomalies are flagged, and the alert budget allows 1.0."
+            "are not known anomalies are flagged, and the alert budget allows 1.0; 30 of 30 known anomalies are "
+            "flagged (recall 100%, precision 100%)."
         )
         assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
         assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows

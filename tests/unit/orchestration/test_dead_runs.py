@@ -1,6 +1,7 @@
 """Dead runs of any origin are ended, also behind a live one; living ones and those of other machines are kept."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,8 +21,10 @@ from ae_pipeline.orchestration.dead_runs import (
     process_of,
     record_process,
 )
-from ae_pipeline.orchestration.processes import identify, lock_holder, parse_process, start_ticks
+from ae_pipeline.orchestration.processes import identify, parse_process, start_ticks
 from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG
+from ae_pipeline.storage.lock_kinds import Holder
+from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 
 
@@ -179,8 +182,8 @@ def test_a_zombie_is_not_alive() -> None:
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux tells who holds a lock")
 def test_the_holder_of_a_lock_is_found(tmp_path: Path) -> None:
-    lock = tmp_path / "orders.lock"
-    assert lock_holder(lock) is None
-    with FileLock(lock):
-        assert lock_holder(lock) == os.getpid()
-    assert lock_holder(lock) is None
+    lock = dataset_lock(DatasetPaths(tmp_path, "orders"))
+    assert locks().holder(lock) is None
+    with locks().hold(lock):
+        assert locks().holder(lock) == Holder(socket.gethostname(), os.getpid())
+    assert locks().holder(lock) is None

@@ -14,6 +14,7 @@ from ae_pipeline.orchestration.console import line_logger
 from ae_pipeline.orchestration.defs_folder import BrokenFile, DefsFolder, load_defs_folder
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.yaml_errors import is_expected
+from ae_pipeline.storage.project import ProjectFolder
 
 TYPE = "ae_pipeline.orchestration.component.AutoencoderPipeline"
 GOOD = ("apples", "pears")
@@ -35,9 +36,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (package / "defs").mkdir(parents=True)
     for folder in (package, package / "defs"):
         (folder / "__init__.py").write_text("")
-    (tmp_path / "pyproject.toml").write_text(
-        f"[tool.dg]\ndirectory_type = 'project'\n[tool.dg.project]\nroot_module = '{package.name}'\n"
-    )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield package / "defs"
     for name in [name for name in sys.modules if name.startswith(package.name)]:
@@ -63,7 +61,8 @@ def load_again(project: Path) -> DefsFolder:
     workspace = Workspace(data_folder=str(project.parent), mlflow_folder=str(project.parent))
     resources = {"workspace": workspace, "run_lock": RunLock(workspace=workspace)}
     deployment = dg.Definitions(resources=resources, executor=dg.in_process_executor, loggers={"console": line_logger})
-    return load_defs_folder(project, deployment)
+    folder = ProjectFolder(project.parents[1], project, f"{project.parent.name}.defs")
+    return load_defs_folder(folder, deployment)
 
 
 def only(loaded: DefsFolder) -> BrokenFile:

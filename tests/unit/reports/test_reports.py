@@ -147,7 +147,7 @@ class TestPage:
         assert (summary["rows"], summary["flagged"], report.rows, report.flagged) == (rows, flagged, rows, flagged)
         assert int(pl.read_parquet(report.alerts)["is_anomaly"].sum()) == flagged
         by_day = table.group_by("date").agg(rows=pl.len(), flagged=pl.col("is_anomaly").sum()).sort("date")
-        assert [tuple(entry.values()) for entry in summary["days"]] == [
+        assert [(entry["day"], entry["rows"], entry["flagged"]) for entry in summary["days"]] == [
             (str(day), count, hits) for day, count, hits in by_day.iter_rows()
         ]
         page = Text(report.page.read_text()).text

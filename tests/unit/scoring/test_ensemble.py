@@ -14,7 +14,8 @@ from ae_pipeline.scoring import denoising_ensemble as networks
 from ae_pipeline.scoring import ensemble as ensembles
 from ae_pipeline.scoring import neighbors
 from ae_pipeline.scoring.ecod import ecod_score, skewed_up
-from ae_pipeline.scoring.ensemble import MEASURES, WEIGHTS, Ensemble, fit_ensemble
+from ae_pipeline.scoring.ensemble import MEASURES, Ensemble, fit_ensemble
+from ae_pipeline.scoring.forest import fit_forest
 from ae_pipeline.scoring.neighbors import nearest
 from tests.support.arrays import Array, copied
 
@@ -26,6 +27,8 @@ DESCRIPTIONS = (
     "rarity among training rows",
     "residual of the denoising autoencoders",
     "sum of the distances of its values from the median",
+    "distance from the nearest typical training row by ranks",
+    "ease of isolation by random splits",
 )
 
 
@@ -124,15 +127,14 @@ class TestRanking:
         assert (np.diff(scores[:5]) > 1).all()
         assert scores[5] >= scores[4]
 
-    def test_score_is_weighted_sum_of_surprisals_of_scaled_measures(
+    def test_score_combines_the_surprisals_of_scaled_measures(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array]
     ) -> None:
         rows, _ = contaminated
         measures = ensemble.measures(rows)
-        assert measures.shape == (800, len(MEASURES)) == (800, len(WEIGHTS))
+        assert measures.shape == (800, len(MEASURES))
         np.testing.assert_allclose(np.median(measures, axis=0), 1, rtol=1e-9)
-        expected = sum(weight * part for weight, part in zip(WEIGHTS, ensemble.tails(measures).T, strict=True))
-        np.testing.assert_allclose(ensemble(rows), expected, rtol=1e-12)
+        np.testing.assert_allclose(ensemble(rows), ensemble.combination(ensemble.tails(measures)), rtol=1e-12)
         # −ln of the share of training rows that score as high; the quantiles are 0.072 nats apart.
         for measure, surprisal in zip(measures.T, ensemble.tails(measures).T, strict=True):
             share = (measure[None] >= measure[:, None]).mean(1)
@@ -144,16 +146,30 @@ class TestRanking:
     ) -> None:
         rows, other = contaminated[0].astype(float), normal_rows(50, 3).astype(float)
         standard, normal = (ensemble.scalings.standard, ensemble.scalings.normal)
+        core = ensemble.references[: int(ensemble.core_count)].astype(float)
+        sample = torch.randperm(800, generator=torch.Generator().manual_seed(0)).numpy()
         raw = [
             nearest(other, rows),
             nearest(normal(other), normal(rows)),
             ensemble.mixture(standard(other)),
             ensemble.denoising_ensemble(standard(other)),
             ecod_score(normal(other), skewed_up(standard(rows))),
+            nearest(normal(other), normal(core)),
+            fit_forest(rows[sample], 0)(other),
         ]
-        assert MEASURES == ("nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod")
+        names = ["nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod"]
+        assert list(MEASURES) == [*names, "nearest in the core", "isolation forest"]
         expected = (np.column_stack(raw) - ensemble.ends[0]) / ensemble.ends[1]
         np.testing.assert_allclose(ensemble.measures(other), expected, rtol=1e-9, atol=1e-12)
+
+    def test_the_core_is_four_fifths_and_leaves_the_cluster_out(
+        self, ensemble: Ensemble, contaminated: tuple[Array, Array]
+    ) -> None:
+        rows, is_anomaly = contaminated
+        core = ensemble.references[: int(ensemble.core_count)]
+        assert len(core) == 640
+        assert {row.tobytes() for row in ensemble.references} == {row.tobytes() for row in rows}
+        assert not {row.tobytes() for row in core} & {row.tobytes() for row in rows[is_anomaly]}
 
 
 class TestSameness:
@@ -202,7 +218,7 @@ class TestSameness:
         fitted = fit_ensemble(rows, ASINH_MASK, 0)
         outliers = np.concatenate([rows[:50], rows[:50] + 30])
         measures, usual = fitted.measures(outliers), fitted.tails.quantiles[:, -1]
-        weighted = np.where(measures > usual, fitted.tails(measures) * WEIGHTS, -1)
+        weighted = np.where(measures > usual, fitted.tails(measures) * fitted.combination.weights[0], -1)
         totals, messages = fitted(outliers), fitted.governing(outliers, usual_total=12.34)
         of_measures = [message for message, nats in zip(messages, weighted, strict=True) if nats.max() > 0]
         assert 50 <= len(of_measures) < 100

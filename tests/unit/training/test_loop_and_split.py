@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from ae_pipeline.common.device import choose_device
 from ae_pipeline.common.errors import ConfigError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import TrainingConfig
@@ -23,7 +24,7 @@ from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
-from ae_pipeline.training.loop import TrainingResult, choose_device, evaluate, train
+from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from tests.support.sensors import Fitted, with_model
 
 

@@ -74,9 +74,14 @@ def off_centre(n: int) -> torch.Tensor:
 
 @contextmanager
 def steps() -> Iterator[list[float]]:
-    """Record the learning rate of every step of any optimizer."""
+    """Record the learning rate of every step of any optimizer that has weights to train."""
     rates: list[float] = []
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"])))
+
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if optimizer.param_groups[0]["params"][0].requires_grad:
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    hook = register_optimizer_step_pre_hook(record)
     try:
         yield rates
     finally:
@@ -271,11 +276,12 @@ class TestSchedules:
     @pytest.mark.parametrize("name", ["momentum", "adam"])
     def test_one_cycle_does_not_change_the_momentum(self, name: str) -> None:
         momenta: list[Any] = []
-        hook = register_optimizer_step_pre_hook(
-            lambda optimizer, *_: momenta.append(
-                optimizer.param_groups[0].get("momentum", optimizer.defaults.get("betas"))
-            )
-        )
+
+        def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            if optimizer.param_groups[0]["params"][0].requires_grad:
+                momenta.append(optimizer.param_groups[0].get("momentum", optimizer.defaults.get("betas")))
+
+        hook = register_optimizer_step_pre_hook(record)
         config = settings(optimizer=name, schedule="one_cycle", momentum=0.7, epochs=5, batch_size=25)
         Walk(config=config, rows=torch.from_numpy(gaussian_rows(100)))
         hook.remove()
@@ -337,7 +343,7 @@ class TestClipping:
 class _FlatLoss(TermsLoss):
     """A loss whose gradient is zero everywhere."""
 
-    def objective(self, output: AutoEncoderOutput, x: torch.Tensor, beta: float) -> torch.Tensor:
+    def objective(self, output: AutoEncoderOutput, x: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
         return super().objective(output, x, beta) * 0
 
 

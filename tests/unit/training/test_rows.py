@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ae_pipeline.common import memory
+from ae_pipeline.common import cgroup, memory
 from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -340,12 +340,27 @@ class TestMemory:
     def test_the_memory_of_a_container_is_its_limit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = memory.machine_memory()
         assert whole > 2**28
+        groups = tmp_path / "groups"
+        groups.write_text("0::/\n")
+        monkeypatch.setattr(cgroup, "_ROOT", tmp_path)
+        monkeypatch.setattr(cgroup, "_GROUPS", groups)
         limit = tmp_path / "memory.max"
-        monkeypatch.setattr(memory, "_LIMITS", (limit,))
         limit.write_text("max\n")
         assert memory.machine_memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         limit.write_text("268435456\n")
         assert memory.machine_memory() == 2**28
+
+    @pytest.mark.parametrize(("gigabytes", "budget"), [(8, 2), (16, 4), (64, 4)])
+    def test_large_machines_have_the_same_default_budget(
+        self,
+        make_config: Callable[..., PipelineConfig],
+        monkeypatch: pytest.MonkeyPatch,
+        gigabytes: int,
+        budget: int,
+    ) -> None:
+        monkeypatch.setattr(memory_budget, "machine_memory", lambda: gigabytes << 30)
+        assert memory_budget.share_of(make_config()) == (budget << 30) // 4
+        assert memory_budget.share_of(make_config(training={"memory_budget": "1GiB"})) == 2**28
 
     def test_a_budget_without_a_unit_is_rejected(self, make_config: Callable[..., PipelineConfig]) -> None:
         with pytest.raises(ValueError, match="memory_budget"):

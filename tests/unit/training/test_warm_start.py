@@ -17,7 +17,8 @@ from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.latent_space.compatibility import explained_variance
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import LikelihoodLoss
-from ae_pipeline.training.loop import LatentRegularizer, TrainingResult
+from ae_pipeline.training.loop import TrainingResult
+from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 from tests.support.sensors import FitFrame
 

@@ -1,0 +1,123 @@
+"""Work on a CUDA device or on the CPU: determinism, batches that shrink when memory runs out, and errors."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from ae_pipeline.common.errors import ConfigError, DeviceError
+from ae_pipeline.common.text import first_line
+
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class Rows(Protocol):
+    """A batch of rows that slices divide, such as a tensor or a frame."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: slice, /) -> Any:
+        """Return some of the rows."""
+
+
+B = TypeVar("B", bound=Rows)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`, or for a name of torch such as `cuda:1`.
+
+    Raises:
+        ConfigError: `cuda` is configured, but no CUDA device is available.
+
+    Examples:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no CUDA device on this machine; choose auto or cpu")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    prepare(device)
+    return device
+
+
+def prepare(device: torch.device) -> None:
+    """Make the convolutions of a CUDA device reproducible: cuDNN chooses the same deterministic algorithm each time."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Run the work of this thread on a CUDA stream of its own, so that graphs of it can be captured.
+
+    The work starts after what the caller has queued, and the caller goes on after it. On the CPU nothing changes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    outer, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outer.wait_stream(stream)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn what a CUDA device raises into errors with a remedy.
+
+    Raises:
+        DeviceError: The device has too little memory even for a single row, or it failed.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"the CUDA device has too little free memory ({first_line(error)}); end other programs that use it, "
+            "choose a smaller model.hidden or training.batch_size, or set training.device: cpu"
+        ) from error
+    except RuntimeError as error:
+        if not any(name in str(error) for name in ("CUDA", "CUBLAS", "cuBLAS", "cuDNN", "CUDNN", "NVRTC")):
+            raise
+        raise DeviceError(
+            f"the CUDA device failed ({first_line(error)}); start this process again, since the device does not "
+            "recover within it, check the driver with `nvidia-smi`, or set training.device: cpu"
+        ) from error
+
+
+def shrinking(work: Callable[[B], R], batch: B) -> list[R]:
+    """Apply work to a batch, and to ever smaller parts of it where the memory of the device runs out.
+
+    Args:
+        work: Function of some rows that can be repeated. Its results for parts are joined by the caller.
+        batch: Rows.
+
+    Returns:
+        The results of the parts in order; one for the whole batch if the memory suffices.
+
+    Raises:
+        OutOfMemoryError: A single row does not fit.
+    """
+    try:
+        return [work(batch)]
+    except torch.OutOfMemoryError:
+        if len(batch) < 2:
+            raise
+    # After the except block: until its end, the exception keeps the tensors of the failed work in memory.
+    half = (len(batch) + 1) // 2
+    report_shrinking(half)
+    return [result for part in (batch[:half], batch[half:]) for result in shrinking(work, part)]
+
+
+def report_shrinking(rows: int) -> None:
+    """Log that batches shrink, and return unused memory to the device."""
+    logger.warning(f"the memory of the device has run out; the work goes on in batches of {rows:,} rows")
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,305 @@
+"""What people say about alerts: rows, causes and days that are real, known, or false alarms.
+
+Marks are lines of an append-only file beside the data. A later mark on the same subject replaces an earlier one.
+"""
+
+import contextlib
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import polars as pl
+
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.timestamps import now
+from ae_pipeline.storage.integrity import file_digest
+from ae_pipeline.storage.jsonl import add_line, lines_of
+from ae_pipeline.storage.locks import locks, marks_lock
+from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+
+GROWTH = 1.5
+"""Factor by which what is known may grow in number before it shows again."""
+
+GROWTH_NATS = math.log(10)
+"""Nats by which its highest score may rise: ten times as rare."""
+
+PAUSE_DAYS = 7
+"""Reported days without a known cause after which it counts as happening again."""
+
+_SCHEMA: dict[str, pl.DataType] = {
+    "at": pl.Datetime("us", "UTC"),
+    "who": pl.String(),
+    "kind": pl.String(),
+    "subject": pl.String(),
+    "entity": pl.String(),
+    "day": pl.String(),
+    "state": pl.String(),
+    "note": pl.String(),
+    "model_version": pl.Int64(),
+    "columns": pl.List(pl.String()),
+    "row_ids": pl.List(pl.String()),
+}
+
+
+class MarkKind(StrEnum):
+    """What a mark is about."""
+
+    ROW = "row"
+    CAUSE = "cause"
+    DAY = "day"
+
+
+class MarkState(StrEnum):
+    """What a person says about it."""
+
+    REAL = "real"
+    KNOWN = "known"
+    FALSE_ALARM = "false_alarm"
+    CLEARED = "cleared"
+
+    @property
+    def text(self) -> str:
+        """The state as people read it."""
+        return self.value.replace("_", " ")
+
+
+HIDDEN = frozenset({MarkState.KNOWN, MarkState.FALSE_ALARM})
+"""States that counts and alerts leave out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a person said about a row, a cause or a day.
+
+    Attributes:
+        kind: What the mark is about.
+        subject: Identity of the row, columns of the cause joined by `+`, or ISO date.
+        state: What the person says.
+        day: Newest day of the rows, ISO date, or `ALL_ROWS`.
+        entity: Restricts a cause to one entity: the identity of its rows without the event time; empty for all.
+        columns: Columns of the cause, or columns in which the day deviates.
+        rows: Day of each row that the mark is about, by identity; empty for a day.
+        sizes: How large it was: `rows` on a day and highest `score`; for a day a size for each reason.
+        model_version: Version that scored the rows.
+        note: Remark of the person.
+        who: Person.
+        at: Time of the mark, ISO 8601, UTC.
+    """
+
+    kind: MarkKind
+    subject: str
+    state: MarkState
+    day: str
+    entity: str = ""
+    columns: tuple[str, ...] = ()
+    rows: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    model_version: int = 0
+    note: str = ""
+    who: str = ""
+    at: str = field(default_factory=now)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Identity of the subject."""
+        return self.kind, self.subject, self.entity
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlaggedRow:
+    """A flagged row.
+
+    Attributes:
+        row_id: Identity of the row.
+        day: ISO date, or `ALL_ROWS`.
+        score: Surprisal, nats.
+        columns: Columns of its cause.
+        entity: Identity without the event time; empty if each row has one of its own.
+        is_labeled: Whether the label marks it as an anomaly.
+    """
+
+    row_id: str
+    day: str
+    score: float
+    columns: tuple[str, ...]
+    entity: str = ""
+    is_labeled: bool = False
+
+
+@dataclass(frozen=True)
+class Review:
+    """Flagged rows and days as people marked them.
+
+    Attributes:
+        states: State of each flagged row that a mark covers, by identity.
+        hidden: Number of flagged rows of each day that counts leave out: known ones and false alarms.
+        days: Last mark of each day, by day.
+    """
+
+    states: Mapping[str, MarkState] = field(default_factory=dict)
+    hidden: Mapping[str, int] = field(default_factory=dict)
+    days: Mapping[str, Mark] = field(default_factory=dict)
+
+
+UNREVIEWED = Review()
+"""Nothing is marked."""
+
+
+_Choice = TypeVar("_Choice", MarkKind, MarkState)
+
+
+def parse_choice(kind: type[_Choice], text: str) -> _Choice:
+    """Return the member of `MarkKind` or `MarkState` with a value.
+
+    Args:
+        kind: One of the two.
+        text: Value as a person or a program gave it.
+
+    Raises:
+        ConfigError: There is no such member.
+    """
+    try:
+        return kind(text)
+    except ValueError as error:
+        known = ", ".join(kind)
+        raise ConfigError(f"a mark has no {text!r}; it is one of {known}") from error
+
+
+def marks_of(paths: DatasetPaths) -> list[Mark]:
+    """Return all marks of a dataset, the oldest first."""
+    marks = []
+    for line in lines_of(paths.marks):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged, in a line without a checksum
+            kind, state = MarkKind(line["kind"]), MarkState(line["state"])
+            marks.append(Mark(**{**line, "kind": kind, "state": state, "columns": tuple(line["columns"])}))
+    return marks
+
+
+def add_mark(mark: Mark, paths: DatasetPaths) -> None:
+    """Append a mark, and publish all marks as Parquet beside it."""
+    with locks().hold(marks_lock(paths)):
+        add_line(paths.marks, asdict(mark))
+        records = [
+            {**asdict(each), "row_ids": list(each.rows), "columns": list(each.columns)} for each in marks_of(paths)
+        ]
+        frame = pl.DataFrame(records, schema={**_SCHEMA, "at": pl.String()})
+        frame = frame.with_columns(pl.col("at").str.to_datetime(time_unit="us", time_zone="UTC"))
+        write_parquet(paths.marks.with_suffix(".parquet"), frame.to_arrow())
+
+
+def marks_digest(paths: DatasetPaths) -> str:
+    """Return the digest of all marks; empty without any. A report that shows them keeps it."""
+    return file_digest(paths.marks) or ""
+
+
+def marks_by_row(marks: Iterable[Mark]) -> dict[str, Mark]:
+    """Return the last mark that covers each row, by identity."""
+    by_row: dict[str, Mark] = {}
+    for mark in marks:
+        for row_id in mark.rows:
+            if mark.state == MarkState.CLEARED:
+                by_row.pop(row_id, None)
+            else:
+                by_row[row_id] = mark
+    return by_row
+
+
+def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[str]) -> Review:
+    """Return the states of flagged rows.
+
+    A row has the state of the last mark that covers it. A known cause also covers its rows on later days, until it
+    grows or pauses: see `GROWTH`, `GROWTH_NATS` and `PAUSE_DAYS`. What has grown is not covered.
+
+    Args:
+        rows: Flagged rows of all days.
+        marks: Marks, the oldest first.
+        days: All days with rows.
+    """
+    by_row = marks_by_row(marks)
+    states: dict[str, MarkState] = {}
+    for row in rows:
+        mark = by_row.get(row.row_id)
+        if mark and not (mark.state == MarkState.KNOWN and row.score > _highest(mark)):
+            states[row.row_id] = mark.state
+    last = {mark.key: mark for mark in marks}
+    uncovered = [row for row in rows if row.row_id not in by_row]
+    for mark in last.values():
+        if mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN:
+            states |= dict.fromkeys(_continued(mark, uncovered, days), MarkState.KNOWN)
+    hidden: dict[str, int] = {}
+    for row in rows:
+        if states.get(row.row_id) in HIDDEN and not row.is_labeled:
+            hidden[row.day] = hidden.get(row.day, 0) + 1
+    of_days = {mark.subject: mark for mark in last.values() if mark.kind == MarkKind.DAY}
+    return Review(states, hidden, {day: mark for day, mark in of_days.items() if mark.state != MarkState.CLEARED})
+
+
+def _highest(mark: Mark) -> float:
+    return mark.sizes.get("score", 0.0) + GROWTH_NATS
+
+
+def _continued(mark: Mark, rows: Iterable[FlaggedRow], days: Collection[str]) -> list[str]:
+    """Return the rows on the day of a known cause and later, as long as it neither grows nor pauses."""
+    by_day: dict[str, list[FlaggedRow]] = {}
+    for row in rows:
+        is_same = row.columns == mark.columns and mark.entity in {"", row.entity}
+        if is_same and (row.day >= mark.day or row.day == ALL_ROWS):
+            by_day.setdefault(row.day, []).append(row)
+    most = max(GROWTH * mark.sizes.get("rows", 1), mark.sizes.get("rows", 1) + 1)
+    previous, covered = mark.day, list[str]()
+    for day in sorted(by_day):
+        if sum(previous < other < day for other in days) >= PAUSE_DAYS:
+            break
+        previous = day
+        if len(by_day[day]) <= most and max(row.score for row in by_day[day]) <= _highest(mark):
+            covered += [row.row_id for row in by_day[day]]
+    return covered
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionFeedback:
+    """Marked rows that one version flagged."""
+
+    version: int
+    real: int
+    known: int
+    false_alarms: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of real anomalies among those that are real or false alarms; None without any."""
+        return self.real / (self.real + self.false_alarms) if self.real + self.false_alarms else None
+
+
+def precision_by_version(marks: Iterable[Mark]) -> list[VersionFeedback]:
+    """Return the counts of marked rows by version of the model that flagged them, the oldest first."""
+    states: dict[int, list[MarkState]] = {}
+    for mark in marks_by_row(marks).values():
+        states.setdefault(mark.model_version, []).append(mark.state)
+    return [
+        VersionFeedback(
+            version=version,
+            real=of_version.count(MarkState.REAL),
+            known=of_version.count(MarkState.KNOWN),
+            false_alarms=of_version.count(MarkState.FALSE_ALARM),
+        )
+        for version, of_version in sorted(states.items())
+    ]
+
+
+def rows_in_state(marks: Iterable[Mark], state: MarkState) -> dict[str, list[str]]:
+    """Return the identities of the rows in a state, by day."""
+    by_day: dict[str, list[str]] = {}
+    for row_id, mark in marks_by_row(marks).items():
+        if mark.state == state:
+            by_day.setdefault(mark.rows[row_id], []).append(row_id)
+    return by_day
+
+
+def days_in_state(marks: Iterable[Mark], state: MarkState) -> list[str]:
+    """Return the days in a state, the oldest first."""
+    last: dict[str, Any] = {mark.subject: mark.state for mark in marks if mark.kind == MarkKind.DAY}
+    return sorted(day for day, of_day in last.items() if of_day == state)

@@ -1,0 +1,294 @@
+"""The verdict on a day. Report, checks, alerts, `summary.json` and the command line all read it here."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from ae_pipeline.monitoring.budget import is_over_budget
+from ae_pipeline.monitoring.deviations import Deviation
+from ae_pipeline.monitoring.feedback import GROWTH, HIDDEN, Mark, Review
+
+
+class DayState(StrEnum):
+    """What a day needs."""
+
+    CALM = "calm"
+    LOOK = "worth a look"
+    WRONG = "wrong"
+
+
+class ReasonKind(StrEnum):
+    """Why a day is wrong."""
+
+    OVER_BUDGET = "over_budget"
+    UNUSUAL_DAY = "unusual_day"
+    NULL_FLOOD = "null_flood"
+    DRIFT = "drift"
+    MISSING_ROWS = "missing_rows"
+    LOW_RECALL = "low_recall"
+
+
+FLAGGED = "flagged"
+"""Name under which a mark of a day has the number of its flagged rows."""
+
+AS_A_WHOLE = frozenset({ReasonKind.UNUSUAL_DAY, ReasonKind.NULL_FLOOD, ReasonKind.DRIFT})
+"""Reasons that concern the day as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """One reason why a day is wrong.
+
+    Attributes:
+        kind: Kind of the reason.
+        message: Description as a clause.
+        size: How large it is: affected rows, or number of drifted measurements.
+        columns: Columns that deviate.
+    """
+
+    kind: ReasonKind
+    message: str
+    size: float
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Reason":
+        """Return the reason of JSON-compatible values."""
+        kind, columns = ReasonKind(record["kind"]), tuple(record["columns"])
+        return cls(kind=kind, message=record["message"], size=record["size"], columns=columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayAssessment:
+    """Assessment of one day: what was measured, and the verdict that follows from it and from what people marked.
+
+    Attributes:
+        day: ISO date, or `all rows`.
+        rows: Scored rows.
+        flagged: Flagged rows.
+        known: Flagged rows that are known anomalies.
+        known_anomalies: Rows that the label marks as anomalies.
+        budget: Share of normal rows that may be flagged.
+        usual_rows: Median number of rows on the same weekday of the previous weeks; None if unknown.
+        deviations: Differences between the day as a whole and the training window.
+        base_reasons: Reasons why the day is wrong, except for the number of flagged rows.
+        is_compared: Whether the day has enough rows to compare it with the training window.
+        filling: Why rows of the day are still expected, so that only its flagged rows are assessed; may be empty.
+        remark: Further remark; may be empty.
+        hidden: Flagged rows, without known anomalies, that people marked as known or as false alarms.
+        mark: Last mark of the day; None without one.
+    """
+
+    day: str
+    rows: int
+    flagged: int
+    known: int
+    known_anomalies: int
+    budget: float
+    usual_rows: int | None
+    deviations: tuple[Deviation, ...] = ()
+    base_reasons: tuple[Reason, ...] = ()
+    is_compared: bool = True
+    filling: str = ""
+    remark: str = ""
+    hidden: int = 0
+    mark: Mark | None = None
+
+    @property
+    def expected(self) -> float:
+        """Flagged rows that the budget allows, among rows that are not known anomalies."""
+        return self.budget * (self.rows - self.known_anomalies)
+
+    @property
+    def new(self) -> int:
+        """Flagged rows that neither the label nor a person knows."""
+        return 0 if self._unmarked <= _covered_size(FLAGGED, self.mark) else self._unmarked
+
+    @property
+    def _unmarked(self) -> int:
+        """Flagged rows without those of the label and of marked rows and causes; a mark of the day is not read."""
+        return self.flagged - self.known - self.hidden
+
+    @property
+    def all_reasons(self) -> tuple[Reason, ...]:
+        """All reasons why the day is wrong, whether a mark covers them or not."""
+        flagged = self._unmarked
+        if not is_over_budget(self.rows - self.known_anomalies, flagged, self.budget):
+            return self.base_reasons
+        message = f"{flagged:,} rows are flagged, {flagged / max(self.expected, 1e-9):.0f} times the budget"
+        return (Reason(kind=ReasonKind.OVER_BUDGET, message=message, size=flagged), *self.base_reasons)
+
+    @property
+    def covered(self) -> tuple[Reason, ...]:
+        """Reasons that people know, and that have not grown since."""
+        return tuple(reason for reason in self.all_reasons if _is_covered(reason, self.mark))
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Reasons that no mark covers."""
+        return tuple(reason for reason in self.all_reasons if not _is_covered(reason, self.mark))
+
+    @property
+    def verdict(self) -> DayState:
+        """What the day needs.
+
+        It is wrong if a reason remains. It is worth a look if rows are flagged that nobody marked as known or as false
+        alarms, those that the label knows included. Otherwise it is calm.
+        """
+        if self.reasons:
+            return DayState.WRONG
+        return DayState.LOOK if self.new > 0 or self.known else DayState.CALM
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the day needs attention."""
+        return self.verdict == DayState.WRONG
+
+    @property
+    def message(self) -> str:
+        """Reasons why the day is wrong, or its counts."""
+        if self.reasons:
+            return "; ".join(reason.message for reason in self.reasons)
+        compared = "" if self.is_compared else "; too few rows to compare the day with the training window"
+        counts = f"{self._counts}{compared}"
+        if self.verdict == DayState.LOOK:
+            return counts
+        return f"nothing {'new' if self.flagged or self.covered else 'unusual'}: {counts}"
+
+    @property
+    def headline(self) -> str:
+        """Verdict and message as every screen shows them."""
+        return f"{self.verdict.value}: {self.message}"
+
+    @property
+    def aside(self) -> str:
+        """Remark that completes the message; may be empty."""
+        if self.filling:
+            return f"{self.filling}. It is not compared with other days until it is complete."
+        kinds = {reason.kind for reason in self.all_reasons}
+        parts = []
+        if ReasonKind.OVER_BUDGET not in kinds and any(reason.kind in AS_A_WHOLE for reason in self.reasons):
+            level = "within the budget" if self.new <= self.expected else "not significantly above the budget"
+            parts.append(f"The day as a whole is unusual, but the number of flagged rows is {level}: {self._counts}.")
+        if self.covered and self.mark:
+            what = "; ".join(reason.message for reason in self.covered)
+            parts.append(f"Marked as {self.mark.state.text} by {self.mark.who}: {what}.")
+        return " ".join([*parts, *([self.remark] if self.remark else [])])
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether rows of the day are still expected."""
+        return bool(self.filling)
+
+    @property
+    def completeness(self) -> float | None:
+        """Number of rows relative to the usual number; None if that is unknown."""
+        return self.rows / self.usual_rows if self.usual_rows else None
+
+    @property
+    def _counts(self) -> str:
+        """The flagged rows as text, with those that are marked, and recall and precision of a label."""
+        restriction = " that are not known anomalies" if self.known_anomalies else ""
+        normal = self.rows - self.known_anomalies
+        text = (
+            f"{self.new:,} of {normal:,} rows{restriction} are flagged, and the alert budget allows "
+            f"{_count(self.expected)}"
+        )
+        if marked := self.flagged - self.known - self.new:
+            text += f"; {marked:,} more {'is' if marked == 1 else 'are'} known or false alarms"
+        if self.known_anomalies:
+            recall, precision = self.known / self.known_anomalies, self.known / max(self.flagged, 1)
+            noun = "anomaly is" if self.known_anomalies == 1 else "anomalies are"
+            text += f"; {self.known:,} of {self.known_anomalies:,} known {noun} flagged"
+            text += f" (recall {recall:.0%}, precision {precision:.0%})"
+        return text
+
+    def reviewed(self, review: Review, day: str) -> "DayAssessment":
+        """Return the same day with what people marked by now.
+
+        Args:
+            review: Rows and days as people marked them.
+            day: ISO date, or `ALL_ROWS`.
+        """
+        return replace(self, hidden=review.hidden.get(day, 0), mark=review.days.get(day))
+
+    def record(self) -> dict[str, Any]:
+        """Return the assessment with its verdict as JSON-compatible values; `from_record` reads them."""
+        derived = ("headline", "message", "aside", "is_wrong", "is_filling", "expected", "completeness", "new")
+        return {
+            **asdict(self),
+            "verdict": self.verdict.value,
+            "reasons": [asdict(reason) for reason in self.reasons],
+            **{name: getattr(self, name) for name in derived},
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "DayAssessment":
+        """Return the assessment that `record` stored, without a mark."""
+        values = {each.name: record[each.name] for each in fields(cls)}
+        tuples = ("columns", "splits", "row_ids")
+        return cls(
+            **{
+                **values,
+                "mark": None,
+                "base_reasons": tuple(Reason.from_record(reason) for reason in record["base_reasons"]),
+                "deviations": tuple(
+                    Deviation(
+                        **{
+                            **each,
+                            **{name: tuple(each[name]) for name in tuples},
+                            "hours": tuple(map(tuple, each["hours"])),
+                        }
+                    )
+                    for each in record["deviations"]
+                ),
+            }
+        )
+
+
+def _is_covered(reason: Reason, mark: Mark | None) -> bool:
+    """Return whether people know a reason of the day, and it has not grown since."""
+    return (
+        mark is not None
+        and reason.size <= _covered_size(reason.kind, mark)
+        and set(reason.columns) <= set(mark.columns)
+    )
+
+
+def _covered_size(name: str, mark: Mark | None) -> float:
+    """Return up to which size a mark of the day covers its reason, or its flagged rows."""
+    return GROWTH * mark.sizes.get(name, 0) if mark is not None and mark.state in HIDDEN else 0.0
+
+
+def _count(rows: float) -> str:
+    return f"{rows:,.0f}" if rows >= 10 else f"{rows:.1f}"
+
+
+def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
+    """Return an assessment as `summary.json` stores it: messages are under the key `words`."""
+    return {
+        "day": assessment.day,
+        "state": assessment.verdict.value,
+        "is_wrong": assessment.is_wrong,
+        "words": assessment.message,
+        "aside": assessment.aside,
+        "rows": assessment.rows,
+        "flagged": assessment.flagged,
+        "known": assessment.known,
+        "hidden": assessment.hidden,
+        "expected": assessment.expected,
+        "usual_rows": assessment.usual_rows,
+        "reasons": [{"kind": reason.kind.value, "words": reason.message} for reason in assessment.reasons],
+        "is_filling": assessment.is_filling,
+        "deviations": [
+            {
+                "columns": list(deviation.columns),
+                "words": deviation.message,
+                "rows": deviation.rows,
+                "where": deviation.where,
+                "splits": list(deviation.splits),
+            }
+            for deviation in assessment.deviations
+        ],
+    }

@@ -1,0 +1,201 @@
+"""Apply what people marked to flagged rows, and mark rows, causes and days."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.split import LABEL
+from ae_pipeline.monitoring.feedback import (
+    UNREVIEWED,
+    FlaggedRow,
+    Mark,
+    MarkKind,
+    MarkState,
+    Review,
+    add_mark,
+    marks_of,
+    review,
+)
+from ae_pipeline.monitoring.verdict import FLAGGED
+from ae_pipeline.reports.groups import cause
+from ae_pipeline.reports.ranking import as_rows
+from ae_pipeline.reports.summary import read_summary
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts, whole
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+
+_MAX_ROWS = 1_000
+"""Rows that one mark may cover."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkRequest:
+    """What a person wants to mark.
+
+    Attributes:
+        kind: What the mark is about.
+        subject: Identity of a flagged row, columns of a cause joined by `+`, or ISO date.
+        state: What the person says.
+        day: Day of the cause; empty for its rows on all days.
+        entity: Restricts a cause to one entity; empty for all.
+        note: Remark.
+        who: Person.
+    """
+
+    kind: MarkKind
+    subject: str
+    state: MarkState
+    day: str = ""
+    entity: str = ""
+    note: str = ""
+    who: str = ""
+
+
+def entity_of(row_id: str, config: PipelineConfig) -> str:
+    """Return the identity of a row without its event time, such as a daily flight.
+
+    It is empty if each row has another one: the event time is not part of the identity, or nothing else is.
+
+    Args:
+        row_id: Identity of the row.
+        config: Configuration of the dataset.
+    """
+    names, parts = config.identity, row_id.split("|")
+    if config.event_time not in names or len(names) < 2 or len(parts) != len(names):
+        return ""
+    return "|".join(part for name, part in zip(names, parts, strict=True) if name != config.event_time)
+
+
+def cause_key(columns: Sequence[str]) -> str:
+    """Return the columns of a cause as the subject of a mark."""
+    return "+".join(columns)
+
+
+def flagged_rows(ranked: pl.DataFrame, config: PipelineConfig) -> list[FlaggedRow]:
+    """Return the flagged rows of a ranked table, the highest score first.
+
+    Args:
+        ranked: Ranked rows.
+        config: Configuration of the dataset.
+    """
+    return [
+        FlaggedRow(
+            row_id=row.row_id,
+            day=row.event_time.date().isoformat() if config.is_daily and row.event_time else ALL_ROWS,
+            score=row.score,
+            columns=cause(row) if row.contributions else (),
+            entity=entity_of(row.row_id, config),
+            is_labeled=bool(row.is_known_anomaly),
+        )
+        for row in as_rows(ranked.filter("is_anomaly"), config.timezone)
+    ]
+
+
+def review_of(ranked: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> Review:
+    """Return the flagged rows of a ranked table, and the days, as people marked them.
+
+    Args:
+        ranked: Ranked rows of all days.
+        days: All days with rows.
+        dataset: Configuration and paths of the dataset.
+    """
+    marks = marks_of(dataset.paths)
+    return review(flagged_rows(ranked, dataset.config), marks, days) if marks else UNREVIEWED
+
+
+def read_ranked(paths: DatasetPaths) -> pl.DataFrame:
+    """Read the ranked rows of the last report.
+
+    Raises:
+        ConfigError: There is no report.
+    """
+    path = paths.reports / "alerts.parquet"
+    if not read_facts(path):
+        raise ConfigError(f"{paths.dataset!r} has no report whose rows can be marked; run `ae-pipeline run` first")
+    return pl.read_parquet(whole(path), glob=False).with_columns(pl.col(LABEL).cast(pl.Boolean))
+
+
+def mark(request: MarkRequest, dataset: Dataset) -> Mark:
+    """Store what a person says about a flagged row, a cause or a day of the report, and return the mark.
+
+    Args:
+        request: What to mark.
+        dataset: Configuration and paths of the dataset.
+
+    Raises:
+        ConfigError: The report has no such row, cause or day.
+    """
+    ranked = read_ranked(dataset.paths)
+    rows = flagged_rows(ranked, dataset.config)
+    version = int(ranked["model_version"][0]) if ranked.height else 0
+    stored = _mark_of_day(request, dataset, version) if request.kind == MarkKind.DAY else None
+    stored = stored or _mark_of_rows(request, rows, version, dataset)
+    add_mark(stored, dataset.paths)
+    return stored
+
+
+def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int, dataset: Dataset) -> Mark:
+    if request.kind == MarkKind.ROW:
+        chosen = [row for row in rows if row.row_id == request.subject]
+    else:
+        chosen = [
+            row
+            for row in rows
+            if cause_key(row.columns) == request.subject
+            and request.day in {"", row.day}
+            and request.entity in {"", row.entity}
+        ]
+    if not chosen:
+        what = f"flagged row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
+        where = f" on {request.day}" if request.day else ""
+        whose = f" of {request.entity!r}" if request.entity else ""
+        raise ConfigError(
+            f"the report of {dataset.name!r} has no {what}{whose}{where}; `ae-pipeline mark {dataset.name}` lists "
+            "the flagged rows and causes of its newest day"
+        )
+    by_day: dict[str, int] = {}
+    for row in chosen:
+        by_day[row.day] = by_day.get(row.day, 0) + 1
+    return Mark(
+        kind=request.kind,
+        subject=request.subject,
+        state=request.state,
+        day=max(by_day),
+        entity=request.entity if request.kind == MarkKind.CAUSE else chosen[0].entity,
+        columns=chosen[0].columns,
+        rows={row.row_id: row.day for row in chosen[:_MAX_ROWS]},
+        sizes={"rows": max(by_day.values()), "score": max(row.score for row in chosen)},
+        model_version=version,
+        note=request.note,
+        who=request.who,
+    )
+
+
+def _mark_of_day(request: MarkRequest, dataset: Dataset, version: int) -> Mark:
+    day = _days_of(dataset.paths).get(request.subject)
+    if day is None:
+        raise ConfigError(
+            f"the report of {dataset.name!r} has no day {request.subject!r}; name one of its days as an ISO date, such "
+            "as 2013-02-08"
+        )
+    reasons = day.get("reasons", [])
+    return Mark(
+        kind=MarkKind.DAY,
+        subject=request.subject,
+        state=request.state,
+        day=request.subject,
+        columns=tuple(dict.fromkeys(name for reason in reasons for name in reason["columns"])),
+        sizes={FLAGGED: day["flagged"], **{reason["kind"]: reason["size"] for reason in reasons}},
+        model_version=version,
+        note=request.note,
+        who=request.who,
+    )
+
+
+def _days_of(paths: DatasetPaths) -> dict[str, Mapping[str, Any]]:
+    """Return counts and verdict of each day of the report, by day."""
+    return {entry["day"]: entry for entry in (read_summary(paths) or {}).get("days", [])}

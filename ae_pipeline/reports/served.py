@@ -1,0 +1,189 @@
+"""Pages that the server of the data folder makes when they are asked for: home, marks and data contract."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import markupsafe
+import numpy as np
+import polars as pl
+import yaml
+
+from ae_pipeline.features.split import LABEL
+from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.read import published_day, published_days
+from ae_pipeline.monitoring.feedback import MarkKind, MarkState, marks_of
+from ae_pipeline.reports.page import page_environment
+from ae_pipeline.reports.ranking import as_rows
+from ae_pipeline.reports.review import MarkRequest, cause_key, flagged_rows, read_ranked
+from ae_pipeline.reports.summary import read_summary
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import DatasetPaths
+
+_TREND_DAYS, _SAMPLE_DAYS, _SAMPLE_ROWS, _CORRELATES, _ENTITIES = 60, 14, 20_000, 3, 5
+
+EXPLAINED = {
+    MarkState.REAL: "An anomaly that matters. It counts, and the next training leaves it out.",
+    MarkState.KNOWN: "You know about it. Counts and alerts leave it out until it happens again or grows.",
+    MarkState.FALSE_ALARM: "Nothing is wrong with it. Counts leave it out, and the next training learns it.",
+    MarkState.CLEARED: "Take earlier marks back.",
+}
+"""What each state means, as the page says it."""
+
+
+def home_page(
+    datasets: Mapping[str, DatasetPaths], descriptions: Mapping[str, str], addresses: Mapping[str, str]
+) -> str:
+    """Return the page with all datasets and their verdicts.
+
+    Args:
+        datasets: Paths of each dataset.
+        descriptions: What a row of each dataset is; may lack datasets.
+        addresses: Addresses of `dagster` and `mlflow`, as they are now; may lack servers.
+    """
+    entries = [_home_entry(name, paths, descriptions.get(name, "")) for name, paths in sorted(datasets.items())]
+    return _render("home.html.j2", entries=entries, addresses=addresses)
+
+
+def _home_entry(name: str, paths: DatasetPaths, description: str) -> dict[str, Any]:
+    summary = read_summary(paths) or {}
+    days = [entry for entry in summary.get("days", []) if entry["rows"]][-_TREND_DAYS:]
+    pages = sorted(path.stem for path in (paths.reports / "days").glob("[!.]*.html"))
+    return {
+        "name": name,
+        "description": description,
+        "verdict": summary.get("verdict"),
+        "version": summary.get("model_version"),
+        "days": days,
+        "highest": max([1, *(entry["flagged"] for entry in days)]),
+        "pages": pages[-7:],
+        "has_report": (paths.reports / "report.html").exists(),
+        "has_contract": bool(TableFiles(paths.latents).read_text("_contract/contract.yaml")),
+    }
+
+
+def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> str:
+    """Return the page on which a person marks a row, a cause or a day.
+
+    Args:
+        request: Subject of the mark; its state does not matter.
+        back: Path of the page to return to.
+        dataset: Configuration and paths of the dataset.
+        nonce: Value that allows the script of the page to run.
+
+    Raises:
+        ConfigError: There is no report.
+    """
+    ranked = read_ranked(dataset.paths)
+    rows = flagged_rows(ranked, dataset.config)
+    if request.kind == MarkKind.ROW:
+        rows = [row for row in rows if row.row_id == request.subject]
+    elif request.kind == MarkKind.CAUSE:
+        rows = [row for row in rows if cause_key(row.columns) == request.subject and request.day in {"", row.day}]
+    else:
+        rows = [row for row in rows if row.day == request.subject]
+    counts = pl.Series("entity", [row.entity for row in rows if row.entity], dtype=pl.String).value_counts(sort=True)
+    entities = [row for row in counts.head(_ENTITIES).iter_rows() if row[1] > 1 and request.kind == MarkKind.CAUSE]
+    chosen = {row.row_id for row in rows[:_ENTITIES]}
+    reasons = [
+        (row.row_id, row.score, row.reason)
+        for row in as_rows(ranked.filter(pl.col("row_id").is_in(chosen)), dataset.config.timezone)
+    ]
+    days = {entry["day"]: entry for entry in (read_summary(dataset.paths) or {}).get("days", [])}
+    subject = request.subject if request.kind != MarkKind.CAUSE else request.subject.replace("+", ", ")
+    return _render(
+        "mark.html.j2",
+        dataset=dataset.name,
+        request=request,
+        subject=subject,
+        rows=len(rows),
+        reasons=reasons,
+        entities=entities,
+        day=days.get(request.subject) if request.kind == MarkKind.DAY else None,
+        marks=[
+            each for each in marks_of(dataset.paths) if (each.kind, each.subject) == (request.kind, request.subject)
+        ],
+        states=EXPLAINED,
+        back=back,
+        nonce=nonce,
+    )
+
+
+def contract_page(dataset: Dataset) -> str | None:
+    """Return the data contract of the latent table as HTML, with figures of its newest days; None without a table.
+
+    Args:
+        dataset: Configuration and paths of the dataset.
+    """
+    text = TableFiles(dataset.paths.latents).read_text("_contract/contract.yaml")
+    if text is None:
+        return None
+    contract = yaml.safe_load(text)
+    published = published_days(dataset.paths)
+    days = [day for day in sorted(published) if published[day]][-_SAMPLE_DAYS:]
+    parts = [published_day(published[day], dataset.paths).head(_SAMPLE_ROWS // max(len(days), 1)) for day in days]
+    rows = pl.concat(parts) if parts else pl.DataFrame()
+    names = [column["name"] for column in contract["schema"][0]["properties"]]
+    correlates = _correlates(rows, days, dataset)
+    columns = [
+        {
+            **column,
+            "unit": next(
+                (each["value"] for each in column.get("customProperties", []) if each["property"] == "unit"), ""
+            ),
+            "figures": _figures(rows[column["name"]]) if column["name"] in rows.columns else None,
+            "correlates": correlates.get(column["name"], ""),
+        }
+        for column in contract["schema"][0]["properties"]
+    ]
+    return _render(
+        "contract.html.j2",
+        dataset=dataset.name,
+        contract=contract,
+        columns=columns,
+        names=names,
+        rows=rows.height,
+        days=days,
+        daily=dataset.config.is_daily,
+        sample=rows.head(5).select(name for name in names if name in rows.columns).rows(),
+    )
+
+
+def _figures(values: pl.Series) -> dict[str, str]:
+    known = values.drop_nulls()
+    lowest, highest = (known.min(), known.max()) if known.len() else ("–", "–")
+    return {"range": f"{_short(lowest)} to {_short(highest)}", "nulls": f"{values.null_count():,}"}
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> dict[str, str]:
+    """Return the columns of the features whose values go along most with each latent, by rank correlation."""
+    known = [day for day in days if read_facts(dataset.paths.features(day))]
+    if rows.is_empty() or not known:
+        return {}
+    features = pl.concat(
+        [pl.read_parquet(dataset.paths.features(day), glob=False) for day in known], how="diagonal_relaxed"
+    )
+    numeric = [name for name, dtype in features.schema.items() if dtype.is_numeric() and name != LABEL]
+    joined = rows.join(features.select("row_id", *numeric), on="row_id", how="inner", suffix="_of_features")
+    strongest = {}
+    for latent in (name for name in rows.columns if name.startswith("z_")):
+        strengths = []
+        for name in numeric:
+            pair = joined.select(pl.col(latent).alias("a"), pl.col(name).cast(pl.Float64).alias("b"))
+            pair = pair.filter(pl.col("b").is_finite())
+            if pair.height < 30 or pair["b"].n_unique() < 2 or pair["a"].n_unique() < 2:
+                continue
+            strengths.append((float(np.corrcoef(pair["a"].rank().to_numpy(), pair["b"].rank().to_numpy())[0, 1]), name))
+        strengths.sort(key=lambda each: -abs(each[0]))
+        strongest[latent] = ", ".join(f"{name} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
+    return strongest
+
+
+def _render(template: str, **variables: Any) -> str:
+    css = files("ae_pipeline").joinpath("reports").joinpath("page.css").read_text(encoding="utf-8")
+    return page_environment().get_template(template).render(css=markupsafe.Markup(css), **variables)  # noqa: S704

@@ -1,0 +1,108 @@
+"""What a lock is, and who holds it, for each kind of locks."""
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LOCKS_VARIABLE = "AE_PIPELINE_LOCKS"
+"""Environment variable that selects the locks: `file`, or the URL of a PostgreSQL database."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a lock.
+
+    Attributes:
+        host: Name of its machine.
+        pid: Its process id.
+    """
+
+    host: str
+    pid: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the process is on this machine."""
+        return self.host == socket.gethostname()
+
+    def __str__(self) -> str:
+        """Return the process as part of a sentence."""
+        return f"process {self.pid}" if self.is_here else f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What is locked.
+
+    Attributes:
+        file: Lock file, for locks of one machine.
+        name: Name, for locks of several hosts.
+    """
+
+    file: Path
+    name: str
+
+
+class Locks(ABC):
+    """A kind of locks. A thread may hold a lock more than once."""
+
+    @contextmanager
+    def hold(self, lock: Lock, on_wait: Callable[[Holder | None], None] = lambda _: None) -> Iterator[None]:
+        """Hold a lock, and wait while somebody else holds it.
+
+        Args:
+            lock: What to lock.
+            on_wait: Called once with the holder, as far as it is known, before this process waits.
+
+        Raises:
+            StorageError: The locks cannot be reached.
+        """
+        if not self._acquire(lock, waits=False):
+            on_wait(self.holder(lock))
+            self._acquire(lock, waits=True)
+        try:
+            yield
+        finally:
+            self._release(lock)
+
+    @contextmanager
+    def try_to_hold(self, lock: Lock) -> Iterator[bool]:
+        """Hold a lock unless somebody holds it, this thread included; yield whether it was free.
+
+        Raises:
+            StorageError: The locks cannot be reached.
+        """
+        if self.is_held(lock) or not self._acquire(lock, waits=False):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._release(lock)
+
+    @abstractmethod
+    def _acquire(self, lock: Lock, *, waits: bool) -> bool:
+        """Acquire a lock, and return whether this thread has it now."""
+
+    @abstractmethod
+    def _release(self, lock: Lock) -> None:
+        """Release a lock once."""
+
+    @abstractmethod
+    def is_held(self, lock: Lock) -> bool:
+        """Return whether a process holds a lock, this one included."""
+
+    @abstractmethod
+    def holder(self, lock: Lock) -> Holder | None:
+        """Return who holds a lock, as far as it is known."""
+
+    @abstractmethod
+    def require(self, lock: Lock) -> None:
+        """Check that this process still has a lock that it holds.
+
+        Raises:
+            StorageError: The lock was lost, so that another process may hold it.
+        """

@@ -1,0 +1,217 @@
+"""Publications of several hosts to one table: an object store and a PostgreSQL server between them, on this machine.
+
+A host is a process with a data folder of its own. In each round all of them publish at once, each a corrected day or a
+new one, and in every fifth round under another model. After the round the table must have every row once, and the list
+of files and the data contract must describe its newest version. The trial runs with the locks of the server, and with
+lock files, which the hosts do not share. A last trial kills processes that hold a lock of the server.
+"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ae_pipeline import read_latents
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.latents.contract_versions import read_contract
+from ae_pipeline.latents.files import TableFiles, live_files
+from ae_pipeline.latents.publish import publish
+from ae_pipeline.latents.read import MANIFEST
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.lock_kinds import LOCKS_VARIABLE
+from ae_pipeline.storage.locks import dataset_lock, locks
+from ae_pipeline.storage.paths import DatasetPaths
+from benchmarks.publication_stress import DATASET, FEWEST_ROWS, TrialFolder, day_of, make
+from benchmarks.report import Row, format_table, write_report
+from benchmarks.stores import BUCKET, postgres_server, s3_environment, s3_request, s3_server
+
+_FIRST_DAYS = 8
+"""Days of the table before the first round."""
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from ae_pipeline.storage.locks import dataset_lock, locks
+from ae_pipeline.storage.paths import DatasetPaths
+with locks().hold(dataset_lock(DatasetPaths(Path(sys.argv[1]), "stress"))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+class _Retries(logging.Handler):
+    """Counts the retries of this process."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "trying again" in record.getMessage()
+
+
+def _host(root: Path, tables: str, bundles: Sequence[Path], tasks: Any, gate: Any, out: Any) -> None:
+    """Publish what comes by a queue, together with the other hosts, until None comes."""
+    models = [ModelBundle.load(path) for path in bundles]
+    retries = _Retries()
+    logging.getLogger("ae_pipeline").addHandler(retries)
+    logging.getLogger("ae_pipeline").setLevel(logging.INFO)
+    while (task := tasks.get()) is not None:
+        version, days = task
+        retries.count, bundle = 0, models[version - 1]
+        gate.wait(60)
+        started = time.perf_counter()
+        try:
+            publish(days, Dataset(bundle.config, DatasetPaths(root, DATASET, tables)), bundle, version, {})
+            error = ""
+        except (PipelineError, OSError) as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        out.put((error, retries.count, time.perf_counter() - started))
+
+
+def _look(tables: str, version: int, expected: set[str]) -> Counter[str]:
+    """Return what is wrong with the table and with the texts beside it."""
+    paths = DatasetPaths(Path(), DATASET, tables)
+    files = TableFiles(paths.latents)
+    table, contract = files.open(), read_contract(files)
+    assert table is not None
+    latents = read_latents(DATASET, tables=tables)
+    ids = latents.arrow["row_id"].to_pylist()
+    manifest = (files.read_text(MANIFEST) or "").split()
+    told = {entry.property: entry.value for entry in (contract.customProperties if contract else None) or []}
+    return Counter(
+        {
+            "rows lost": len(expected - set(ids)),
+            "rows doubled": len(ids) - len(set(ids)),
+            "rows that should not be there": len(set(ids) - expected),
+            "other model": latents.model_version != version,
+            "manifest differs": sorted(manifest) != sorted(files.full_path(path) for path in live_files(table)),
+            "contract differs": told.get("latentSpace") != latents.latent_space or told.get("modelVersion") != version,
+        }
+    )
+
+
+def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) -> Row:
+    """Let hosts publish at once, round by round.
+
+    Args:
+        trial: Features and models.
+        kind: Kind of the locks, for the names of table and folders; the environment selects them.
+        publishers: Number of hosts.
+        rounds: Number of rounds.
+    """
+    tables = f"s3://{BUCKET}/{kind}"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ae_pipeline.latents.publish", "ae_pipeline.training.fit"])
+    gate, out = context.Barrier(publishers), context.Queue()
+    roots = [trial.root.parent / kind / f"host_{number}" for number in range(publishers)]
+    for root in roots:
+        shutil.copytree(trial.paths.features("_").parent, DatasetPaths(root, DATASET).features("_").parent)
+    queues = [context.Queue() for _ in roots]
+    processes = [
+        context.Process(target=_host, args=(root, tables, trial.bundles, queue, gate, out), daemon=True)
+        for root, queue in zip(roots, queues, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    published = [day_of(number) for number in range(_FIRST_DAYS)]
+    bundle, version = ModelBundle.load(trial.bundles[0]), 1
+    publish(published, Dataset(bundle.config, DatasetPaths(roots[0], DATASET, tables)), bundle, version, {})
+    counts, seconds = Counter[str](), list[float]()
+    for number in range(rounds):
+        version = 1 + (number // 5) % 2
+        days = [day_of((number * publishers + index) % 40) for index in range(publishers)]
+        for index, day in enumerate(days):
+            trial.write_day(day, FEWEST_ROWS, 1000 + number * publishers + index)
+            for root in roots:
+                shutil.copyfile(trial.paths.features(day), DatasetPaths(root, DATASET).features(day))
+        for queue, day in zip(queues, days, strict=True):
+            queue.put((version, [day]))
+        for error, retries, duration in (out.get(timeout=300) for _ in queues):
+            counts["failed"] += bool(error)
+            counts["retries"] += retries
+            seconds.append(duration)
+            if error:
+                print(error, file=sys.stderr)
+        published = sorted({*published, *days})
+        counts += _look(tables, version, trial.ids(published))
+    for queue in queues:
+        queue.put(None)
+    for process in processes:
+        process.join(30)
+    names = ("failed", "retries", "rows lost", "rows doubled", "rows that should not be there")
+    checks = ("other model", "manifest differs", "contract differs")
+    return {
+        "trial": f"publishers, {kind} locks",
+        "publishers": publishers,
+        "rounds": rounds,
+        **{name.replace(" ", "_"): counts[name] for name in (*names, *checks)},
+        "median_s": round(sorted(seconds)[len(seconds) // 2], 2),
+        "slowest_s": round(max(seconds), 2),
+    }
+
+
+def try_kills(root: Path, kills: int) -> Row:
+    """Kill processes that hold the lock of a dataset, and measure when it is free."""
+    lock, waits = dataset_lock(DatasetPaths(root, DATASET)), list[float]()
+    for number in range(kills):
+        command = [sys.executable, "-c", _HOLDER, str(root / str(number))]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGKILL)
+            started = time.perf_counter()
+            with locks().hold(lock):
+                waits.append(time.perf_counter() - started)
+    return {"trial": "kills of a holder", "kills": kills, "slowest_s": round(max(waits), 3)}
+
+
+def describe(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a line for each figure."""
+    lines = [
+        [str(row["trial"]), name.replace("_", " "), str(value)]
+        for row in results
+        for name, value in row.items()
+        if name != "trial"
+    ]
+    return format_table(["trial", "figure", "value"], lines)
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description=__doc__)
+    parser.add_argument("--publishers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--locks", nargs="+", default=["postgresql", "file"], choices=["postgresql", "file"])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    results: list[Row] = []
+    with tempfile.TemporaryDirectory() as name, s3_server() as port:
+        root = Path(name)
+        os.environ.update(s3_environment(port))
+        assert s3_request(port, "PUT", f"/{BUCKET}") == 200
+        trial = make(root / "trial")
+        with postgres_server() as url:
+            address = url.render_as_string(hide_password=False)
+            for kind in arguments.locks:
+                os.environ[LOCKS_VARIABLE] = address if kind == "postgresql" else kind
+                results.append(try_publishers(trial, kind, arguments.publishers, arguments.rounds))
+                write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
+            os.environ[LOCKS_VARIABLE] = address
+            results.append(try_kills(root, arguments.kills))
+            write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
+    print(describe(results))
+
+
+if __name__ == "__main__":
+    main()

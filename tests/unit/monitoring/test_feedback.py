@@ -1,0 +1,147 @@
+"""Marks of people: which flagged rows they cover, for how long, and what becomes of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.monitoring.feedback import (
+    GROWTH_NATS,
+    FlaggedRow,
+    Mark,
+    MarkKind,
+    MarkState,
+    add_mark,
+    days_in_state,
+    marks_digest,
+    marks_of,
+    parse_choice,
+    precision_by_version,
+    review,
+    rows_in_state,
+)
+from ae_pipeline.storage.paths import DatasetPaths
+
+DAYS = [f"2024-03-{day:02d}" for day in range(1, 31)]
+
+
+def row(day: str, number: int = 0, score: float = 10.0, entity: str = "UA|1", columns: str = "delay") -> FlaggedRow:
+    return FlaggedRow(row_id=f"{entity}|{day}|{number}", day=day, score=score, columns=(columns,), entity=entity)
+
+
+def known(*rows: FlaggedRow, entity: str = "", state: MarkState = MarkState.KNOWN, version: int = 1) -> Mark:
+    """Return a mark of the cause of rows of one day."""
+    return Mark(
+        kind=MarkKind.CAUSE,
+        subject="+".join(rows[0].columns),
+        state=state,
+        day=rows[0].day,
+        entity=entity,
+        columns=rows[0].columns,
+        rows={each.row_id: each.day for each in rows},
+        sizes={"rows": len(rows), "score": max(each.score for each in rows)},
+        model_version=version,
+        who="ana",
+    )
+
+
+class TestKnownCauses:
+    def test_the_next_days_are_left_out_too(self) -> None:
+        first, second, other = row(DAYS[0]), row(DAYS[1], 1), row(DAYS[1], columns="dest")
+        reviewed = review([first, second, other], [known(first)], DAYS)
+        assert reviewed.states == {first.row_id: MarkState.KNOWN, second.row_id: MarkState.KNOWN}
+        assert reviewed.hidden == {DAYS[0]: 1, DAYS[1]: 1}
+
+    def test_an_earlier_day_is_not_covered(self) -> None:
+        assert review([row(DAYS[0])], [known(row(DAYS[1]))], DAYS).states == {}
+
+    @pytest.mark.parametrize(
+        ("rows", "is_hidden"),
+        [
+            ([row(DAYS[1], each) for each in range(2)], True),
+            ([row(DAYS[1], each) for each in range(3)], True),
+            ([row(DAYS[1], each) for each in range(4)], False),  # more than 1.5 times as many
+            ([row(DAYS[1], score=10 + GROWTH_NATS)], True),
+            ([row(DAYS[1], score=10.1 + GROWTH_NATS)], False),  # more than ten times as rare
+        ],
+    )
+    def test_what_grows_shows_again(self, rows: list[FlaggedRow], is_hidden: bool) -> None:
+        mark = known(row(DAYS[0]), row(DAYS[0], 1))
+        assert bool(review(rows, [mark], DAYS).hidden) == is_hidden
+
+    def test_what_happens_again_after_a_pause_shows_again(self) -> None:
+        mark = known(row(DAYS[0]))
+        daily = [row(day) for day in DAYS[1:8]]
+        assert len(review([*daily, row(DAYS[14])], [mark], DAYS).states) == 8
+        assert len(review([*daily, row(DAYS[15])], [mark], DAYS).states) == 7
+
+    def test_days_without_rows_are_no_pause(self) -> None:
+        weekends = [day for day in DAYS if int(day[-2:]) % 7 in {1, 2}]
+        assert len(review([row(day) for day in weekends[1:]], [known(row(weekends[0]))], weekends).states) == 9
+
+    def test_an_entity_restricts_the_cause(self) -> None:
+        mine, other = row(DAYS[1]), row(DAYS[1], entity="AA|7")
+        assert set(review([mine, other], [known(row(DAYS[0]), entity="UA|1")], DAYS).states) == {mine.row_id}
+        assert len(review([mine, other], [known(row(DAYS[0]))], DAYS).states) == 2
+
+    def test_a_dataset_without_days_is_covered_as_it_grows(self) -> None:
+        old, new = row("all"), row("all", 1)
+        assert review([old, new], [known(old)], ["all"]).hidden == {"all": 2}
+
+
+class TestStates:
+    def test_the_last_mark_counts_and_can_be_taken_back(self) -> None:
+        flagged = row(DAYS[0])
+        real = replace(known(flagged), state=MarkState.REAL)
+        cleared = replace(known(flagged), state=MarkState.CLEARED)
+        assert review([flagged], [known(flagged), real], DAYS).states == {flagged.row_id: MarkState.REAL}
+        assert review([flagged], [known(flagged), real], DAYS).hidden == {}
+        assert review([flagged], [known(flagged), cleared], DAYS).states == {}
+
+    def test_a_false_alarm_covers_its_rows_only(self) -> None:
+        today, tomorrow = row(DAYS[0]), row(DAYS[1])
+        reviewed = review([today, tomorrow], [known(today, state=MarkState.FALSE_ALARM)], DAYS)
+        assert reviewed.hidden == {DAYS[0]: 1}
+
+    def test_a_labeled_anomaly_is_not_left_out_twice(self) -> None:
+        labeled = replace(row(DAYS[0]), is_labeled=True)
+        assert review([labeled], [known(labeled)], DAYS).hidden == {}
+
+    def test_precision_counts_each_row_once_under_its_version(self) -> None:
+        one, two, three, four = (row(DAYS[each]) for each in range(4))
+        marks = [
+            known(one, state=MarkState.FALSE_ALARM),
+            known(one, state=MarkState.REAL),
+            known(two, state=MarkState.FALSE_ALARM),
+            known(three, version=2),
+            known(four, state=MarkState.REAL, version=2),
+        ]
+        first, second = precision_by_version(marks)
+        assert (first.version, first.real, first.known, first.false_alarms, first.precision) == (1, 1, 0, 1, 0.5)
+        assert (second.version, second.real, second.known, second.false_alarms, second.precision) == (2, 1, 1, 0, 1.0)
+        assert precision_by_version([known(three)])[0].precision is None
+        assert rows_in_state(marks, MarkState.REAL) == {DAYS[0]: [one.row_id], DAYS[3]: [four.row_id]}
+
+    def test_an_unknown_state_names_the_known_ones(self) -> None:
+        with pytest.raises(ConfigError, match="'fine'; it is one of real, known, false_alarm, cleared"):
+            parse_choice(MarkState, "fine")
+
+
+def test_marks_are_kept_and_published_as_parquet(tmp_path: Path) -> None:
+    paths = DatasetPaths(tmp_path, "flights")
+    assert marks_digest(paths) == ""
+    day = Mark(kind=MarkKind.DAY, subject=DAYS[0], state=MarkState.REAL, day=DAYS[0], sizes={"flagged": 3}, who="ben")
+    marks = [known(row(DAYS[0])), day]
+    for mark in marks:
+        add_mark(mark, paths)
+    assert marks_of(paths) == marks
+    assert days_in_state(marks, MarkState.REAL) == [DAYS[0]]
+    assert marks_digest(paths)
+    table = pl.read_parquet(paths.marks.with_suffix(".parquet"))
+    assert table.select("kind", "subject", "state", "who", "row_ids").rows() == [
+        ("cause", "delay", "known", "ana", [f"UA|1|{DAYS[0]}|0"]),
+        ("day", DAYS[0], "real", "ben", []),
+    ]
+    assert str(table.schema["at"]) == "Datetime(time_unit='us', time_zone='UTC')"
