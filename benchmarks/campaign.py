@@ -46,7 +46,7 @@ def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
     try:
         outcome = case.run(deployment)
         finished = deployment.finish()
-    except (RuntimeError, OSError, SubprocessError, AssertionError, LookupError) as error:
+    except (RuntimeError, OSError, SubprocessError, AssertionError, LookupError, ValueError) as error:
         failed = f"; {type(error).__name__}: {error}"
         kill_descendants()
     counts = dict.fromkeys(FIGURES, 0)
@@ -102,9 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(row, flush=True)
                 if chosen.out:
                     write_report(chosen.out, "campaign", _sorted(by_name, names), ("dagster", "mlflow", "deltalake"))
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            pool.shutdown(cancel_futures=True)  # otherwise an error waits until all cases have run
     rows = _sorted(by_name, names)
     header = ("case", "note", "seconds", *FIGURES)
     print("\n" + format_table(header, [[str(row[column]) for column in header] for row in rows]))

@@ -112,7 +112,7 @@ def _during_run(days: int) -> Callable[[Deployment], Outcome]:
     """Return a function that kills a run, lets the clock jump, and starts the servers: the run must be ended."""
 
     def run(deployment: Deployment) -> Outcome:
-        process, _ = deployment.start_until("run", [f"{DATASET}_train"])
+        process, _ = deployment.start_until("run", ["training on"])
         process.send_signal(signal.SIGKILL)
         process.communicate()
         changed = move_times(deployment.root, -days)

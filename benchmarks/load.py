@@ -1,6 +1,7 @@
 """Load: many files, days, datasets and rows, each at several sizes up to the goal, with growth exponents.
 
-The exponent is the least-squares slope of log time over log size. It is 1 if time is proportional to the size, and 0 if
+Times are those of the clock, and those of the processor where the work is in this process. The exponent is the
+least-squares slope of log time over log size. It is 1 if time is proportional to the size, and 0 if
 time does not depend on it. `--share` measures up to a part of the goals, where the full sizes would take too long.
 
 - looks: a look of the sensor `landing`. The files have landed and are read, so that a look finds nothing to do. The
@@ -56,10 +57,11 @@ def _dataset(root: Path, name: str = "load", **settings: Any) -> Dataset:
     return Dataset(config, DatasetPaths(root / "data", name))
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _timed(name: str, work: Callable[[], object]) -> Figures:
+    """Return the time of some work, and the time that it used the processor, which other work does not change."""
+    began, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return {name: time.perf_counter() - began, f"{name}, CPU": time.process_time() - cpu}
 
 
 def _build(dataset: Dataset) -> None:
@@ -100,10 +102,11 @@ def measure_looks(root: Path, files: int) -> Figures:
         if plan.work:
             raise RuntimeError(f"the look found work, although all files are read: {plan.work}")
 
-    figures = {"first look": _timed(look), "look": min(_timed(look) for _ in range(5))}
+    figures = _timed("first look", look)
+    repeated = [_timed("look", look) for _ in range(5)]
+    figures |= {name: min(each[name] for each in repeated) for name in repeated[0]}
     os.utime(landing)  # as if a file had come and gone
-    figures["look after a change"] = _timed(look)
-    return figures
+    return figures | _timed("look after a change", look)
 
 
 def measure_small_files(root: Path, files: int) -> Figures:
@@ -113,7 +116,7 @@ def measure_small_files(root: Path, files: int) -> Figures:
     for index in range(files):
         line = f"{index},{day_of(index % 300)}T10:00:00Z,{index % 97}"
         (dataset.paths.landing / f"{index:06d}.csv").write_text(f"id,at,x\n{line}\n", encoding="utf-8")
-    return {"ingestion": _timed(lambda: ingest(dataset, dataset.config.today()))}
+    return _timed("ingestion", lambda: ingest(dataset, dataset.config.today()))
 
 
 def measure_days(root: Path, days: int) -> Figures:

@@ -16,6 +16,7 @@ from ae_pipeline.common.escape import terminal_lines
 from ae_pipeline.common.signals import Stopped, stop_signal
 from ae_pipeline.common.text import first_line
 from ae_pipeline.storage.environment import environment_error
+from ae_pipeline.storage.files import make_folder
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
     from ae_pipeline.registry.store import Tracker
     from ae_pipeline.storage.dataset import Dataset
+
+
+START_LOCK = ".start.lock"
+"""File in DAGSTER_HOME that a command locks while it opens Dagster's instance."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Project:
             StorageError: A database of Dagster's instance is damaged, or another process holds its lock.
         """
         import dagster as dg
+        from filelock import FileLock
         from sqlalchemy.exc import IntegrityError
 
         from ae_pipeline.lifecycle.doctor.dagster_home import check_databases
@@ -67,13 +73,15 @@ class Project:
         datasets = {name: workspace.dataset(config) for name, config in loaded.configs.items()}
         if not opens_instance:
             return cls(loaded.definitions, workspace, datasets, dg.DagsterInstance.ephemeral(), loaded.broken)
-        check_databases(Path(os.environ["DAGSTER_HOME"]))
-        instance = dg.DagsterInstance.get()
-        print_package_messages(instance)
-        for name in datasets:
-            # Dagster enforces a pool only after it has seen it. Another process may add it at the same time.
-            with suppress(IntegrityError):
-                instance.event_log_storage.set_concurrency_slots(name, 1)
+        home = make_folder(Path(os.environ["DAGSTER_HOME"]))
+        with FileLock(home / START_LOCK):  # two processes cannot create a database at the same time
+            check_databases(home)
+            instance = dg.DagsterInstance.get()
+            print_package_messages(instance)
+            for name in datasets:
+                # Dagster enforces a pool only after it has seen it. The daemon may add it at the same time.
+                with suppress(IntegrityError):
+                    instance.event_log_storage.set_concurrency_slots(name, 1)
         return cls(loaded.definitions, workspace, datasets, instance, loaded.broken)
 
     @cached_property

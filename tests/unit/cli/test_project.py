@@ -7,8 +7,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from filelock import FileLock, Timeout
 
-from ae_pipeline.cli.project import Project
+from ae_pipeline.cli.project import START_LOCK, Project
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.dead_runs import process_of
 from ae_pipeline.orchestration.defs_folder import DefsFolder
@@ -17,6 +18,14 @@ from ae_pipeline.orchestration.processes import identify
 from ae_pipeline.orchestration.resources import Workspace
 
 CONFIG = PipelineConfig.model_validate({"dataset": "orders", "identity": ["id"]})
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        return True
+    return False
 
 
 @pytest.fixture
@@ -46,7 +55,16 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pr
             connection.exec_driver_sql(f"INSERT INTO concurrency_limits (concurrency_key, `limit`) VALUES ('{key}', 1)")
 
     monkeypatch.setattr(SqliteEventLogStorage, "set_concurrency_slots", add_twice)
+    opens, locked = dg.DagsterInstance.get, []
+
+    def get_locked() -> dg.DagsterInstance:
+        locked.append(_is_held(tmp_path / "home" / START_LOCK))
+        return opens()
+
+    monkeypatch.setattr(dg.DagsterInstance, "get", get_locked)
     built = Project.load()
+    assert locked == [True]
+    assert not _is_held(tmp_path / "home" / START_LOCK)
     yield built, seen
     built.instance.dispose()
 

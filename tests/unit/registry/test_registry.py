@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from PIL import Image
 
@@ -92,6 +94,20 @@ def test_the_window_of_a_training_is_read_without_leaving_a_temporary_folder(
     tracker.client.log_dict(champion.run_id, {"content": {"2024-01-01": ["f00", 3]}}, WINDOW_FILE)
     assert window_content(tracker, champion) == {"2024-01-01": ("f00", 3)}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_database_is_raised_and_not_logged(
+    tracker: Tracker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tracker.database is not None
+    shutil.copy(tracker.database, tmp_path)
+    broken = Tracker(tmp_path)
+    client = broken.client
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        connection.execute("DROP TABLE experiments")
+    with pytest.raises(MlflowException, match="no such table"):
+        client.search_experiments()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_four_processes_can_open_a_new_store_at_once(
