@@ -248,7 +248,7 @@ class TrainingConfig(Section):
         default=Contamination.UNKNOWN,
         description="Whether the training rows contain anomalies. It matters only for the evidence `ensemble`. `none` "
         "says that people have checked the rows: every row unlike all of them scores high. `some` says that one row "
-        "in a hundred or more is an anomaly: more rows are trimmed before the fit. `unknown` suits both cases.",
+        "in a hundred or more is an anomaly: the typical training rows count more. `unknown` suits both cases.",
     )
     where: str | None = Field(
         default=None,

@@ -41,7 +41,7 @@ SETTINGS: Mapping[Contamination, Setting] = {
         core_share=1.0, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 0.0, 0.0), novelty_from=2.3, novelty_factor=5.0
     ),
     Contamination.SOME: Setting(
-        core_share=0.8, weights=(1.0, 1.0, 2.5, 0.25, 1.0, 2.0, 0.5), novelty_from=4.6, novelty_factor=1.0
+        core_share=0.8, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 2.0, 0.5), novelty_from=4.6, novelty_factor=3.0
     ),
 }
 """Settings by what the user knows about the training rows, chosen with `benchmarks.protocol`."""

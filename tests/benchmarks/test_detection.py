@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks import detection, labelled_sets
 from benchmarks.detection import Fitted
-from benchmarks.labelled_sets import Table
+from benchmarks.labelled_sets import PROTOCOLS, Table
 
 ROW = {
     *("set", "protocol", "method", "seed", "auroc", "ap"),
@@ -190,6 +190,23 @@ def test_a_run_writes_a_row_for_each_trial(
     assert {row["rows"] for row in rows if row["set"] == "a"} == {30, 70}
     # A data set without anomalies cannot evaluate a method.
     assert "c, seed 1: skipped" in capsys.readouterr().out
+
+
+def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, make_table(60, 20), "a")
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": raises})
+    detection.run(tmp_path, ["bad"], [0], out)
+    before = json.loads(out.read_text())["rows"]
+
+    def breaks(train: np.ndarray, seed: int) -> Fitted:
+        raise AssertionError
+
+    monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": breaks})
+    detection.run(tmp_path, ["good", "bad"], [0], out, resume=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[:2] == before
+    assert [(row["method"], row["protocol"]) for row in rows[2:]] == [("good", name) for name in PROTOCOLS]
 
 
 def test_our_method_accepts_any_scale_and_constants() -> None:
