@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from ae_pipeline.cli.project import current_user
 from ae_pipeline.common.errors import ConfigError, PipelineError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -60,8 +61,8 @@ class DataPages:
         from ae_pipeline.reports.served import home_page
 
         reports = self.folder / "reports"
-        found = [path.name for path in reports.iterdir() if path.is_dir()] if reports.is_dir() else []
-        names = {name for name in found if not name.startswith(".")} | self.datasets.keys()
+        names_of_reports = [path.name for path in reports.iterdir() if path.is_dir()] if reports.is_dir() else []
+        names = {name for name in names_of_reports if not name.startswith(".")} | self.datasets.keys()
         paths = {name: DatasetPaths(self.folder.resolve(), name) for name in names}
         paths |= {name: dataset.paths for name, dataset in self.datasets.items()}
         descriptions = {name: dataset.config.description for name, dataset in self.datasets.items()}
@@ -110,7 +111,7 @@ class DataPages:
             return JSONResponse({"message": "the body is no JSON"}, status_code=422)
         except PipelineError as error:
             return JSONResponse({"message": str(error)}, status_code=422)
-        rows = f", {len(stored.rows):,} rows" if stored.rows else ""
+        rows = f", {pluralize(len(stored.rows), 'row')}" if stored.rows else ""
         return JSONResponse(
             {"message": f"Saved: {stored.state.text}{rows}. The report shows it when it is opened again."}
         )

@@ -73,7 +73,7 @@ def mark(name: str, options: MarkOptions) -> int:
 
     dataset = Project.load(opens_instance=False).dataset(name)
     if options.state is None:
-        print("\n".join(map(terminal_line, _listed(dataset))))
+        print("\n".join(map(terminal_line, _overview(dataset))))
         return 0
     stored = mark_and_show(_request(options), dataset)
     covers = f" ({pluralize(len(stored.rows), 'row')})" if stored.rows else ""
@@ -107,7 +107,7 @@ def _request(options: MarkOptions) -> "MarkRequest":
     )
 
 
-def _listed(dataset: "Dataset") -> list[str]:
+def _overview(dataset: "Dataset") -> list[str]:
     """Return what can be marked of the newest day with flagged rows, and the last marks."""
     from ae_pipeline.monitoring.feedback import marks_of, review
     from ae_pipeline.reports.review import cause_key, flagged_rows, read_ranked

@@ -283,6 +283,8 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _patches_have_identity(self) -> Self:
+        if self.images and self.images.masks and "file" not in self.identity:
+            raise ValueError(f"masks={self.images.masks!r} belong to image files; add file to identity")
         if not (self.images and self.images.patch):
             return self
         if {"top", "left"} & set(self.training.split_by):

@@ -103,6 +103,8 @@ class ReportedDays:
         newest = self.report.newest_assessment
         if self.missing_rows or newest is None:
             return f"{self._newest_day}: {'; '.join(self.missing_rows) or 'no rows'}"
+        if newest.day == "all rows":
+            return "rows without event time have no days, so none can be incomplete"
         if newest.usual_rows is None:
             return f"{newest.day}: {newest.rows:,} rows; how many are usual is known from two earlier weeks on"
         return f"{newest.day}: {newest.rows:,} rows, {newest.usual_rows:,} are usual on this weekday"

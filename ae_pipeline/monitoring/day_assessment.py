@@ -51,14 +51,14 @@ def assess_day(
     usual = usual_rows(entry.day, previous)
     if filling:
         drift, deviations = None, ()
-    found = [reason] if (reason := _unusual_as_a_whole(drift, deviations)) else []
+    reasons = [reason] if (reason := _unusual_as_a_whole(drift, deviations)) else []
     if usual and not filling and entry.rows < MIN_COMPLETENESS * usual:
         message = f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}"
-        found.append(Reason(kind=ReasonKind.MISSING_ROWS, message=message, size=usual - entry.rows))
+        reasons.append(Reason(kind=ReasonKind.MISSING_ROWS, message=message, size=usual - entry.rows))
     missed = entry.known_anomalies - entry.known_flagged
     if entry.known_anomalies >= _MIN_LABELED and missed > (1 - MIN_RECALL) * entry.known_anomalies:
         message = f"{missed:,} of {entry.known_anomalies:,} known anomalies are not flagged"
-        found.append(Reason(kind=ReasonKind.LOW_RECALL, message=message, size=missed))
+        reasons.append(Reason(kind=ReasonKind.LOW_RECALL, message=message, size=missed))
     assessment = DayAssessment(
         day=entry.day,
         rows=entry.rows,
@@ -68,7 +68,7 @@ def assess_day(
         budget=budget,
         usual_rows=usual,
         deviations=tuple(deviations),
-        found=tuple(found),
+        base_reasons=tuple(reasons),
         is_compared=drift is None or drift.is_judged,
         filling=filling,
     )

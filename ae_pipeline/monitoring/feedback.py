@@ -282,11 +282,11 @@ def precision_by_version(marks: Iterable[Mark]) -> list[VersionFeedback]:
     return [
         VersionFeedback(
             version=version,
-            real=found.count(MarkState.REAL),
-            known=found.count(MarkState.KNOWN),
-            false_alarms=found.count(MarkState.FALSE_ALARM),
+            real=of_version.count(MarkState.REAL),
+            known=of_version.count(MarkState.KNOWN),
+            false_alarms=of_version.count(MarkState.FALSE_ALARM),
         )
-        for version, found in sorted(states.items())
+        for version, of_version in sorted(states.items())
     ]
 
 

@@ -10,7 +10,7 @@ from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import GROWTH, HIDDEN, Mark, Review
 
 
-class Verdict(StrEnum):
+class DayState(StrEnum):
     """What a day needs."""
 
     CALM = "calm"
@@ -61,7 +61,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class DayAssessment:
-    """Assessment of one day: what was found, and the verdict that follows from it and from what people marked.
+    """Assessment of one day: what was measured, and the verdict that follows from it and from what people marked.
 
     Attributes:
         day: ISO date, or `all rows`.
@@ -72,7 +72,7 @@ class DayAssessment:
         budget: Share of normal rows that may be flagged.
         usual_rows: Median number of rows on the same weekday of the previous weeks; None if unknown.
         deviations: Differences between the day as a whole and the training window.
-        found: Reasons why the day is wrong, except for the number of flagged rows.
+        base_reasons: Reasons why the day is wrong, except for the number of flagged rows.
         is_compared: Whether the day has enough rows to compare it with the training window.
         filling: Why rows of the day are still expected, so that only its flagged rows are assessed; may be empty.
         remark: Further remark; may be empty.
@@ -88,7 +88,7 @@ class DayAssessment:
     budget: float
     usual_rows: int | None
     deviations: tuple[Deviation, ...] = ()
-    found: tuple[Reason, ...] = ()
+    base_reasons: tuple[Reason, ...] = ()
     is_compared: bool = True
     filling: str = ""
     remark: str = ""
@@ -115,9 +115,9 @@ class DayAssessment:
         """All reasons why the day is wrong, whether a mark covers them or not."""
         flagged = self._unmarked
         if not is_over_budget(self.rows - self.known_anomalies, flagged, self.budget):
-            return self.found
+            return self.base_reasons
         message = f"{flagged:,} rows are flagged, {flagged / max(self.expected, 1e-9):.0f} times the budget"
-        return (Reason(kind=ReasonKind.OVER_BUDGET, message=message, size=flagged), *self.found)
+        return (Reason(kind=ReasonKind.OVER_BUDGET, message=message, size=flagged), *self.base_reasons)
 
     @property
     def covered(self) -> tuple[Reason, ...]:
@@ -130,20 +130,20 @@ class DayAssessment:
         return tuple(reason for reason in self.all_reasons if not _is_covered(reason, self.mark))
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> DayState:
         """What the day needs.
 
         It is wrong if a reason remains. It is worth a look if rows are flagged that nobody marked as known or as false
         alarms, those that the label knows included. Otherwise it is calm.
         """
         if self.reasons:
-            return Verdict.WRONG
-        return Verdict.LOOK if self.new > 0 or self.known else Verdict.CALM
+            return DayState.WRONG
+        return DayState.LOOK if self.new > 0 or self.known else DayState.CALM
 
     @property
     def is_wrong(self) -> bool:
         """Whether the day needs attention."""
-        return self.verdict == Verdict.WRONG
+        return self.verdict == DayState.WRONG
 
     @property
     def message(self) -> str:
@@ -152,7 +152,7 @@ class DayAssessment:
             return "; ".join(reason.message for reason in self.reasons)
         compared = "" if self.is_compared else "; too few rows to compare the day with the training window"
         counts = f"{self._counts}{compared}"
-        if self.verdict == Verdict.LOOK:
+        if self.verdict == DayState.LOOK:
             return counts
         return f"nothing {'new' if self.flagged or self.covered else 'unusual'}: {counts}"
 
@@ -232,7 +232,7 @@ class DayAssessment:
             **{
                 **values,
                 "mark": None,
-                "found": tuple(Reason.from_record(reason) for reason in record["found"]),
+                "base_reasons": tuple(Reason.from_record(reason) for reason in record["base_reasons"]),
                 "deviations": tuple(
                     Deviation(
                         **{

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.masks import mask_path, read_mask
+from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
+from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
 from ae_pipeline.reports.labels import Measures, measure, seen_rows
 from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
@@ -56,6 +58,7 @@ class ImageReport:
         all_images: Measures over all images with a known label; None without a label.
         held_out: Measures over those that the network was not fitted on; None if these are unknown.
         pixels: Heat maps of held-out images measured against masks; None without masks.
+        maps: Heat maps of the most anomalous images; None if each row is an image.
     """
 
     images: int
@@ -68,10 +71,11 @@ class ImageReport:
     all_images: Measures | None
     held_out: Measures | None
     pixels: PixelMeasures | None
+    maps: HeatPictures | None = None
 
     def for_summary(self) -> dict[str, Any]:
-        """Return the report as `summary.json` stores it."""
-        return asdict(self)
+        """Return the report as `summary.json` stores it, without pictures."""
+        return asdict(replace(self, maps=None))
 
 
 def report_images(
@@ -109,6 +113,7 @@ def report_images(
         all_images=_measure(labeled) if has_label else None,
         held_out=_measure(labeled.filter("held_out")) if has_label and is_known else None,
         pixels=pixels,
+        maps=heat_pictures(files, dataset, bundle, model_version),
     )
 
 
@@ -210,10 +215,11 @@ def _with_masks(known: pl.DataFrame, dataset: Dataset, elements: int) -> pl.Data
     """
     config, folder = dataset.config, landing_folder(dataset)
     assert config.images is not None
-    index = [name for name in config.identity if name not in {"top", "left"}].index("file")
+    names = [name for name in config.identity if name not in PATCH_COLUMNS]
     masks = []
     for identity in known[IMAGE_ID]:
-        path = mask_path(identity.split("|")[index], config.images)
+        file = identity if names == ["file"] else identity.split("|")[names.index("file")]
+        path = mask_path(file, config.images)
         masks.append(str(folder / path) if path and (folder / path).is_file() else None)
     usable = known.with_columns(mask=pl.Series(masks, dtype=pl.String)).filter(
         pl.col("held_out").fill_null(value=True),

@@ -1,7 +1,8 @@
 """Compare the published scores with known anomalies, if the configuration has a label."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,15 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window
 from ae_pipeline.latents.read import PublishedDay
+from ae_pipeline.monitoring.feedback import MarkState, marks_of, rows_in_state
 from ae_pipeline.reports.ranking import scored_and_known
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+
+_CURVE_POINTS = 60
+"""Points of the curve of recall and precision."""
 
 _UNSEEN = "that neither the network nor the tails of its losses were fitted on"
 _ALL_BUT_FITTED = f"rows {_UNSEEN}: all but those of its training and validation parts"
@@ -33,6 +38,10 @@ class Measures:
         normal_flagged: Flagged rows that are known to be normal.
         auroc: Area under the ROC curve; None unless there are both anomalies and normal rows.
         average_precision: Average precision; None under the same condition.
+        curve: Recall and precision at thresholds from high to low, at most 60; empty under the same condition.
+        best_threshold: Score that separates anomalies from normal rows best, by F1; None under the same condition.
+        best_recall: Share of the anomalies that score at least as high.
+        best_precision: Share of anomalies among all rows that score at least as high.
     """
 
     rows: int
@@ -41,6 +50,10 @@ class Measures:
     normal_flagged: int
     auroc: float | None
     average_precision: float | None
+    curve: tuple[tuple[float, float], ...] = ()
+    best_threshold: float | None = None
+    best_recall: float | None = None
+    best_precision: float | None = None
 
     @property
     def normal(self) -> int:
@@ -83,9 +96,21 @@ def measure(
     >>> measure(scores, anomalies, scores > 1.5).auroc
     1.0
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     has_both = bool(anomalies.any() and not anomalies.all())
+    further: dict[str, Any] = {}
+    if has_both:
+        precision, recall, thresholds = precision_recall_curve(anomalies, scores)
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        best = int(np.argmax(f1[:-1]))  # the last point has no threshold
+        chosen = np.unique(np.linspace(0, len(recall) - 1, _CURVE_POINTS).astype(int))[::-1]
+        further = {
+            "curve": tuple((float(recall[each]), float(precision[each])) for each in chosen),
+            "best_threshold": float(thresholds[best]),
+            "best_recall": float(recall[best]),
+            "best_precision": float(precision[best]),
+        }
     return Measures(
         rows=len(scores),
         anomalies=int(anomalies.sum()),
@@ -93,11 +118,14 @@ def measure(
         normal_flagged=int((~anomalies & flagged).sum()),
         auroc=float(roc_auc_score(anomalies, scores)) if has_both else None,
         average_precision=float(average_precision_score(anomalies, scores)) if has_both else None,
+        **further,
     )
 
 
 def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> Labels | None:
     """Measure the scores of all published rows against their labels; return None without a label.
+
+    A person's mark replaces the label of a row: it is newer, and somebody looked at the row.
 
     Rows are read one day at a time. Only a score and three booleans of each row stay in memory.
 
@@ -112,10 +140,12 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     window = bundle.window
     seen = seen_rows(bundle, paths) if ALL_ROWS in window.train else None
     message = _ALL_BUT_FITTED if seen is not None else _CHANGED if ALL_ROWS in window.train else _all_but_days(window)
+    marks = marks_of(paths)
+    real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
     fitted_days = {*window.train, *window.validation} - {ALL_ROWS}
     parts = [pl.DataFrame(schema={"score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, "new": pl.Boolean})]
     for day in sorted(files):
-        rows = scored_and_known(files[day], paths)
+        rows = _with_marks(scored_and_known(files[day], paths), real, false_alarms)
         unseen = ~rows["row_id"].is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
         parts.append(rows.select("score", "is_anomaly", LABEL, unseen.alias("new")))
     rows = pl.concat(parts)
@@ -129,6 +159,17 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
         held_out=_measure(labeled.filter("new")) if is_seen_known else None,
         held_out_is=message,
     )
+
+
+def _with_marks(
+    rows: pl.DataFrame, real: Mapping[str, Sequence[str]], false_alarms: Mapping[str, Sequence[str]]
+) -> pl.DataFrame:
+    label = pl.col(LABEL)
+    for by_day, value in ((real, True), (false_alarms, False)):
+        row_ids = pl.Series([row_id for of_day in by_day.values() for row_id in of_day], dtype=pl.String)
+        if row_ids.len():
+            label = pl.when(pl.col("row_id").is_in(row_ids.implode())).then(pl.lit(value)).otherwise(label)
+    return rows.with_columns(label.alias(LABEL))
 
 
 def _measure(rows: pl.DataFrame) -> Measures:

@@ -5,18 +5,27 @@
     const bodies = () => [...table.tBodies];
     const search = document.querySelector("#search"), flagged = document.querySelector("#flagged");
     const shown = document.querySelector("#shown"), all = document.querySelector("#all");
-    let group = null;
+    let group = null, most = 20;
+    const more = document.createElement("button");
+    more.type = "button";
+    more.className = "more";
+    more.addEventListener("click", () => { most = Infinity; filter(); });
+    table.parentElement.after(more);
     const filter = () => {
       const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      // A search shows all matches. Otherwise the first rows are enough, and a linked row is always shown.
+      const limit = terms.length || flagged.checked || group !== null ? Infinity : most;
       let count = 0;
       for (const body of bodies()) {
         const text = body.textContent.toLowerCase();
         const matches = terms.every((term) => text.includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
           && (group === null || body.dataset.group === group);
-        body.hidden = !matches;
+        body.hidden = !matches || (count >= limit && location.hash !== `#${body.id}`);
         count += matches;
       }
-      shown.textContent = `${count} of ${bodies().length} rows shown`;
+      more.hidden = count <= limit;
+      more.textContent = `Show all ${count} rows`;
+      shown.textContent = `${Math.min(count, limit)} of ${bodies().length} rows shown`;
       all.hidden = group === null;
     };
     search.addEventListener("input", filter);
@@ -33,6 +42,7 @@
         const key = button.dataset.key, sign = descending ? -1 : 1;
         const value = (body) => key === "row" ? body.dataset.row : Number(body.dataset[key]);
         bodies().sort((a, b) => sign * (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0)).forEach((body) => table.append(body));
+        filter();
       });
     }
     for (const button of table.querySelectorAll(".open")) {
@@ -43,6 +53,19 @@
       if (location.hash === `#${button.closest("tbody").id}`) set(true);
     }
     filter();
+  }
+  // Long lists of causes start with ten of them.
+  for (const list of document.querySelectorAll(".causes")) {
+    const rest = [...list.tBodies[0].rows].slice(10);
+    if (rest.length < 2) continue;
+    const more = document.createElement("button");
+    more.type = "button";
+    more.className = "more";
+    more.textContent = `Show ${rest.length} more causes`;
+    const show = (open) => { for (const row of rest) row.hidden = !open; more.hidden = open; };
+    more.addEventListener("click", () => show(true));
+    list.parentElement.after(more);
+    show(false);
   }
   // Marks are posted to the server of the page. A page that is opened as a file shows the command instead.
   if (location.protocol !== "file:") {

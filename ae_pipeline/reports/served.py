@@ -170,7 +170,7 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
     )
     numeric = [name for name, dtype in features.schema.items() if dtype.is_numeric() and name != LABEL]
     joined = rows.join(features.select("row_id", *numeric), on="row_id", how="inner", suffix="_of_features")
-    found = {}
+    strongest = {}
     for latent in (name for name in rows.columns if name.startswith("z_")):
         strengths = []
         for name in numeric:
@@ -180,8 +180,8 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
                 continue
             strengths.append((float(np.corrcoef(pair["a"].rank().to_numpy(), pair["b"].rank().to_numpy())[0, 1]), name))
         strengths.sort(key=lambda each: -abs(each[0]))
-        found[latent] = ", ".join(f"{name} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
-    return found
+        strongest[latent] = ", ".join(f"{name} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
+    return strongest
 
 
 def _render(template: str, **variables: Any) -> str:

@@ -17,7 +17,6 @@ from ae_pipeline.encoding.encoder import context_width, fit_encoder
 from ae_pipeline.features.sizes import MIN_ROWS, STANDARD_DAYS
 from ae_pipeline.features.split import PARTS, Window, split_columns, split_sizes
 from ae_pipeline.ingestion.ledger import Ledger
-from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.models.factory import default_latent_dim
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS
@@ -121,6 +120,8 @@ def check_landed(config: PipelineConfig, ledger: Ledger) -> None:
         rows.update({day: count for day, count in entry.days.items() if count and config.has_day(day)})
     if not rows:
         return
+    from ae_pipeline.ingestion.readers.pictures import is_image  # a machine for training needs no image library
+
     names = [name for name, entry in ledger.files.items() if entry.rows]
     data = landed_data(rows, len(names) if has_patches(config) and all(map(is_image, names)) else None)
     content = dict.fromkeys(rows, "")

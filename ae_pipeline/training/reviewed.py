@@ -60,7 +60,7 @@ class Reviewed:
             window: Days of each part.
             paths: Paths of the dataset.
         """
-        found = {}
+        left = {}
         for part in PARTS:
             # What the training learns must not decide when it stops, nor how its scores are calibrated.
             marked = self.real if part == "train" else {**self.real, **_merged(self.real, self.false_alarms)}
@@ -71,8 +71,8 @@ class Reviewed:
             of_days = window if window.is_by_row else dataclasses.replace(window, **{part: days})  # type: ignore[arg-type]
             batches = of_days.batches(part, paths, ["row_id"])
             present = [rows["row_id"].filter(rows["row_id"].is_in(row_ids.implode())) for rows in batches]
-            found[part] = pl.concat(present) if present else row_ids.clear()
-        return {part: row_ids for part, row_ids in found.items() if row_ids.len()}
+            left[part] = pl.concat(present) if present else row_ids.clear()
+        return {part: row_ids for part, row_ids in left.items() if row_ids.len()}
 
     def learned(self, paths: DatasetPaths, columns: Sequence[str], train_rows: int) -> pl.DataFrame:
         """Return the features of the false alarms, each as often as it takes to learn it.

@@ -21,7 +21,7 @@ BINARIES = Path(sys.executable).parent
 PROJECT_ROOT = Path(__file__).parents[2]
 IS_DAILY = {"flights": True, "textures": False, "shuttle": False}
 TEAMS = {"flights": "flight-ops", "textures": "surface-inspection", "shuttle": "flight-control"}
-JOBS = ("decide", "ingest", "train", "publish", "day", "intake", "rollback")
+JOBS = ("decide", "ingest", "train", "publish", "day", "intake", "rollback", "mark")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,11 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
                 daily,
                 ["calibration_holds", "latents_not_collapsed", "rows_kept"],
             ),
-            f"{name}/anomaly_report": ([f"{name}/latent_features"], daily, ["alert_budget", "drift"]),
+            f"{name}/anomaly_report": (
+                [f"{name}/latent_features"],
+                daily,
+                ["alert_budget", "completeness", "day_as_a_whole", "drift"],
+            ),
         }
     assert nodes == expected
     jobs = {job.name for job in location.resolve_all_job_defs() if not job.name.startswith("__")}

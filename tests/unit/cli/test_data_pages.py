@@ -1,0 +1,183 @@
+"""Home page, data contract and marks at the server of the data folder: what is shown, and who may change what."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import polars as pl
+import pytest
+from starlette.testclient import TestClient
+
+from ae_pipeline.cli.data_files import data_app
+from ae_pipeline.cli.guard import Guard, access
+from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.gate.blindness import RecentAlerts
+from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
+from ae_pipeline.monitoring.feedback import MarkKind, MarkState, marks_of
+from ae_pipeline.reports.page import is_current
+from ae_pipeline.reports.review import MarkRequest, cause_key, entity_of, flagged_rows, read_ranked
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import write_parquet
+from tests.support.reports import as_dataset, published, reported
+from tests.support.sensors import Fitted, sensor_config
+
+ORIGIN, TOKEN = "http://127.0.0.1:8000", "correct-horse-battery"
+
+
+@pytest.fixture(scope="module")
+def prepared(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A report over five days with seven anomalous rows on the newest. Tests must not change it."""
+    dataset = fitted.at(tmp_path_factory.mktemp("pages") / "data")
+    days = dataset.days[-5:]
+    strange = (
+        dataset.features(days[-1])
+        .with_row_index("i")
+        .with_columns(load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"))
+    )
+    write_parquet(dataset.paths.features(days[-1]), strange.drop("i").to_arrow(), {"input_hash": "changed"})
+    published(dataset, days)
+    reported(dataset, days)
+    return as_dataset(dataset)
+
+
+@pytest.fixture
+def dataset(prepared: Dataset, tmp_path: Path) -> Dataset:
+    """A copy of the report that a test may mark."""
+    shutil.copytree(prepared.paths.root, tmp_path / "data")
+    return replace(prepared, paths=replace(prepared.paths, root=tmp_path / "data"))
+
+
+def client_of(dataset: Dataset) -> TestClient:
+    """Return a browser that has opened the printed address."""
+    app = Guard(data_app(dataset.paths.root, {dataset.name: dataset}), access(TOKEN, 8000, ORIGIN))
+    client = TestClient(app, base_url=ORIGIN, headers={"Accept": "text/html"})
+    assert client.get(f"/?token={TOKEN}").status_code == 200
+    return client
+
+
+def summary_of(dataset: Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((dataset.paths.reports / "summary.json").read_text())
+    return found
+
+
+def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> None:
+    client = client_of(dataset)
+    before = summary_of(dataset)["verdict"]
+    assert before["state"] == "wrong"
+    assert [reason["kind"] for reason in before["reasons"]] == ["over_budget"]
+    rows = [row for row in flagged_rows(read_ranked(dataset.paths), dataset.config) if row.day == before["day"]]
+    assert len(rows) >= 7
+    for cause in {cause_key(row.columns) for row in rows}:
+        query = urlencode({"kind": "cause", "subject": cause, "day": before["day"], "back": "//evil.test"})
+        form = client.get(f"/mark/sensors?{query}")
+        assert form.status_code == 200
+        assert "evil" not in form.text
+        body = {"kind": "cause", "subject": cause, "day": before["day"], "state": "known", "note": "<b>", "who": "ana"}
+        answer = client.post("/mark/sensors", json=body, headers={"Origin": ORIGIN})
+        assert answer.json()["message"].startswith("Saved: known,")
+    after = summary_of(dataset)["verdict"]
+    assert (after["state"], after["hidden"], after["reasons"]) == ("calm", len(rows), [])
+    page = (dataset.paths.reports / "report.html").read_text()
+    assert after["words"] in page
+    assert "&lt;b&gt;" in page
+    assert '<span class="small state">known</span>' in page
+    assert not is_current(dataset.paths)  # the next run takes the marks into pages of days and checks
+    assert client.get("/feedback/sensors/marks.parquet").status_code == 200
+    assert client.get("/feedback/sensors/marks.jsonl").status_code == 404
+    home = client.get("/").text
+    assert after["words"] in home
+    assert 'href="contract/sensors"' in home
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 403),
+        ({"Origin": "http://evil.test"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": ORIGIN, "Content-Type": "text/plain"}, 415),
+        ({"Origin": ORIGIN, "Cookie": "none=1"}, 401),
+    ],
+)
+def test_a_page_of_another_site_marks_nothing(prepared: Dataset, headers: dict[str, str], status: int) -> None:
+    dataset, client = prepared, client_of(prepared)
+    body = json.dumps({"kind": "day", "subject": summary_of(dataset)["verdict"]["day"], "state": "known"})
+    if "Cookie" in headers:
+        client.cookies.clear()
+    answer = client.post("/mark/sensors", content=body, headers={"Content-Type": "application/json", **headers})
+    assert answer.status_code == status
+    assert marks_of(dataset.paths) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": "fine"}, "it is one of real, known"),
+        ({"subject": "2020-01-01"}, "has no day '2020-01-01'"),
+        ({"kind": "row", "subject": "nothing"}, "has no flagged row 'nothing'"),
+        ({"kind": "cause", "subject": "nothing"}, "has no cause 'nothing'"),
+        ({"note": "x" * 501}, "note has 501 characters; use at most 500"),
+        ({"other": "x"}, "a mark has no field 'other'"),
+        ({"subject": ""}, "a mark needs subject"),
+        ({"rows": ["a"]}, "a JSON object of texts"),
+    ],
+)
+def test_a_mark_of_nothing_says_what_is_wrong(prepared: Dataset, change: dict[str, Any], message: str) -> None:
+    dataset, client = prepared, client_of(prepared)
+    body = {"kind": "day", "subject": summary_of(dataset)["verdict"]["day"], "state": "known", **change}
+    answer = client.post("/mark/sensors", json=body, headers={"Origin": ORIGIN})
+    assert answer.status_code == 422
+    assert message in answer.json()["message"]
+    assert marks_of(dataset.paths) == []
+    assert client.post("/mark/other", json=body, headers={"Origin": ORIGIN}).status_code == 404
+    assert client.post("/mark/sensors", content="[" * 20_000, headers={**JSON, "Origin": ORIGIN}).status_code == 413
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_the_contract_shows_figures_and_correlates(prepared: Dataset) -> None:
+    client = client_of(prepared)
+    page = client.get("/contract/sensors")
+    assert page.status_code == 200
+    assert "<code>z_000</code>" in page.text
+    assert "load (" in page.text
+    assert client.get("/contract/other").status_code == 404
+
+
+def test_marks_reach_the_training(dataset: Dataset) -> None:
+    day = summary_of(dataset)["verdict"]["day"]
+    first, second, *_ = flagged_rows(read_ranked(dataset.paths), dataset.config)
+    for kind, subject, state in (
+        (MarkKind.ROW, first.row_id, MarkState.REAL),
+        (MarkKind.ROW, second.row_id, MarkState.FALSE_ALARM),
+        (MarkKind.DAY, day, MarkState.FALSE_ALARM),
+    ):
+        mark_and_show(MarkRequest(kind=kind, subject=subject, state=state, who="ana"), dataset)
+    reviewed = reviewed_rows(dataset.paths)
+    assert (reviewed.real, reviewed.false_alarms) == ({first.day: [first.row_id]}, {second.day: [second.row_id]})
+    assert (reviewed.real_days, reviewed.usual_days) == ([], [day])
+    rows = pl.DataFrame({"row_id": [first.row_id, second.row_id, "other"]})
+    assert reviewed.without_marked(rows)["row_id"].to_list() == ["other"]
+    alerts = without_false_alarms(RecentAlerts(rows, rows["row_id"].hash().to_numpy(), 1, 1, False), reviewed)
+    assert alerts.rows["row_id"].to_list() == [first.row_id, "other"]
+    assert len(alerts.scores) == 2
+    assert summary_of(dataset)["feedback"] == [
+        {"version": 3, "real": 1, "known": 0, "false_alarms": 1, "precision": 0.5}
+    ]
+
+
+def test_an_entity_is_the_identity_without_the_time() -> None:
+    flights = sensor_config(identity=("carrier", "measured_at", "origin"))
+    assert entity_of("UA|2013-01-01|EWR", flights) == "UA|EWR"
+    assert entity_of("UA|a|2013-01-01|EWR", flights) == ""  # a value has a vertical bar
+    assert entity_of("100001", sensor_config()) == ""
+
+
+def test_a_report_that_is_missing_is_named(fitted: Fitted) -> None:
+    with pytest.raises(ConfigError, match="has no report whose rows can be marked"):
+        read_ranked(fitted.paths)
