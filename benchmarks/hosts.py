@@ -87,7 +87,7 @@ def _look(tables: str, version: int, expected: set[str]) -> Counter[str]:
     latents = read_latents(DATASET, tables=tables)
     ids = latents.arrow["row_id"].to_pylist()
     manifest = (files.read_text(MANIFEST) or "").split()
-    told = {entry.property: entry.value for entry in (contract.customProperties if contract else None) or []}
+    properties = {entry.property: entry.value for entry in (contract.customProperties if contract else None) or []}
     return Counter(
         {
             "rows lost": len(expected - set(ids)),
@@ -95,7 +95,8 @@ def _look(tables: str, version: int, expected: set[str]) -> Counter[str]:
             "rows that should not be there": len(set(ids) - expected),
             "other model": latents.model_version != version,
             "manifest differs": sorted(manifest) != sorted(files.full_path(path) for path in live_files(table)),
-            "contract differs": told.get("latentSpace") != latents.latent_space or told.get("modelVersion") != version,
+            "contract differs": properties.get("latentSpace") != latents.latent_space
+            or properties.get("modelVersion") != version,
         }
     )
 

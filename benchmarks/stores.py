@@ -29,8 +29,8 @@ def free_port() -> int:
 
 def postgres_binaries() -> Path | None:
     """Return the folder with PostgreSQL's server, on the path or where Debian installs it."""
-    found = shutil.which("pg_ctl")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    program = shutil.which("pg_ctl")
+    folders = [Path(program).parent] if program else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return folders[-1] if folders and (folders[-1] / "initdb").exists() else None
 
 

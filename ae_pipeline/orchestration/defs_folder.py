@@ -90,13 +90,13 @@ def load_defs_folder(project: ProjectFolder, deployment: dg.Definitions) -> Defs
 def _load(project: ProjectFolder, deployment: dg.Definitions) -> DefsFolder:
     # Not `dg.load_from_defs_folder`: it looks for the project's configuration above this package, and an installed
     # package has none.
-    place: dict[str, Any] = {"defs_module": _import_defs(project), "project_root": project.root}
+    arguments: dict[str, Any] = {"defs_module": _import_defs(project), "project_root": project.root}
     if not any(path.is_file() or path.is_symlink() for path in project.defs.rglob("*")):
         return DefsFolder(deployment, {})  # Dagster refuses an empty folder
     whole_error: Exception | None = None
     try:
         with _without_dagster_warnings():
-            tree = dg.ComponentTree(**place)
+            tree = dg.ComponentTree(**arguments)
             definitions = dg.Definitions.merge(tree.build_defs(), deployment)
         dg.Definitions.validate_loadable(definitions)
         if not _clashes(tree) and not _dangling(tree.defs_module_path):
@@ -104,7 +104,7 @@ def _load(project: ProjectFolder, deployment: dg.Definitions) -> DefsFolder:
     except Exception as error:  # noqa: BLE001
         whole_error = error
     with _without_dagster_warnings():
-        return _load_partly(lambda: _PartialTree(**place), deployment, whole_error)
+        return _load_partly(lambda: _PartialTree(**arguments), deployment, whole_error)
 
 
 @contextlib.contextmanager
@@ -133,11 +133,11 @@ def _import_defs(project: ProjectFolder) -> ModuleType:
         sys.path.append(str(project.root))
     importlib.invalidate_caches()
     module = importlib.import_module(project.module)
-    found = [Path(path).resolve() for path in getattr(module, "__path__", [])]
-    if project.defs.resolve() not in found[:1]:
+    folders = [Path(path).resolve() for path in getattr(module, "__path__", [])]
+    if project.defs.resolve() not in folders[:1]:
         raise ConfigError(
             f"{project.defs} cannot be imported, because the name {project.module!r} belongs to "
-            f"{found[0] if found else module}; rename the folder, and set {DEFS_VARIABLE} to it"
+            f"{folders[0] if folders else module}; rename the folder, and set {DEFS_VARIABLE} to it"
         )
     return module
 

@@ -93,10 +93,10 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     def locked(self, dataset: str) -> Iterator[None]:
         """Hold the lock of a dataset, and wait while another process holds it. A thread may hold it twice."""
 
-        def tell(holder: Holder | None) -> None:
+        def log_wait(holder: Holder | None) -> None:
             logger.info(f"waiting for another run of {dataset!r} to end{f' ({holder})' if holder else ''}")
 
-        with locks().hold(dataset_lock(self.paths(dataset)), tell):
+        with locks().hold(dataset_lock(self.paths(dataset)), log_wait):
             yield
 
 
