@@ -55,8 +55,8 @@ def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
         "leftovers": deployment.leftovers(),
         "blocked": len(deployment.active_runs()) + bool(failed),
     }
-    for found in (outcome.counts, further, {} if failed else deployment.compare()):
-        for figure, count in found.items():
+    for part in (outcome.counts, further, {} if failed else deployment.compare()):
+        for figure, count in part.items():
             counts[figure] += count
     return {"case": case.name, "note": outcome.note + failed, "seconds": round(outcome.seconds, 1), **counts}
 

@@ -108,7 +108,7 @@ def _case_under(name: str, fault: Fault, texts: tuple[str, ...], seconds: float 
             printed, _ = process.communicate()
             taken = time.monotonic() - began
         last = printed.rstrip().splitlines()[-1] if printed.strip() else ""
-        named = process.returncode == 0 or (process.returncode == 1 and any(text in last for text in texts))
+        named = process.returncode == 0 or (process.returncode == 1 and any(text in printed for text in texts))
         counts = {
             "tracebacks": printed.count("Traceback") + printed.count("Stack Trace"),
             "late": int(not named) + int(taken > allowed(seconds)),

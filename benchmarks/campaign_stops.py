@@ -2,6 +2,7 @@
 
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -137,6 +138,12 @@ def _reboot(origin: str) -> Run:
     return run
 
 
+def _failures(processes: Sequence["subprocess.Popen[str]"], printed: Sequence[str]) -> str:
+    """Return the last line of each command that failed, for a note."""
+    failed = [text for process, text in zip(processes, printed, strict=True) if process.returncode]
+    return "".join(f"; {text.rstrip().splitlines()[-1][:300]}" for text in failed if text.strip())
+
+
 def _beside_daemon(deployment: Deployment) -> Outcome:
     """Run the command while the daemon runs the same dataset; none may double or lose rows."""
     with deployment.serving() as (_, api):
@@ -146,7 +153,8 @@ def _beside_daemon(deployment: Deployment) -> Outcome:
         printed, _ = process.communicate()
         status = api.wait_for_end(run_id, allowed(120))
     counts = {"tracebacks": printed.count("Traceback"), "blocked": int(process.returncode != 0)}
-    return Outcome(counts, f"status {process.returncode}, {status.lower()}", time.monotonic() - began)
+    note = f"the run of the daemon: {status.lower()}{_failures([process], [printed])}"
+    return Outcome(counts, note, time.monotonic() - began)
 
 
 def _two_commands(deployment: Deployment) -> Outcome:
@@ -160,7 +168,8 @@ def _two_commands(deployment: Deployment) -> Outcome:
         "blocked": sum(process.returncode != 0 for process in processes),
         "doubled": max(trained - 1, 0),
     }
-    return Outcome(counts, f"{trained} of them trained", time.monotonic() - began)
+    note = f"{trained} of them trained{_failures(processes, printed)}"
+    return Outcome(counts, note, time.monotonic() - began)
 
 
 def _two_datasets(deployment: Deployment) -> Outcome:
@@ -172,7 +181,7 @@ def _two_datasets(deployment: Deployment) -> Outcome:
         "tracebacks": sum(text.count("Traceback") for text in printed),
         "blocked": sum(process.returncode != 0 for process in processes),
     }
-    return Outcome(counts, "status " + ", ".join(str(each.returncode) for each in processes), time.monotonic() - began)
+    return Outcome(counts, f"both ran{_failures(processes, printed)}", time.monotonic() - began)
 
 
 def stop_cases(kills: int, seed: int) -> list[Case]:

@@ -111,10 +111,10 @@ def main() -> int:
     name = "CPU" if chosen.cpu else torch.cuda.get_device_name()
     figures: list[Measured] = []
     for measure in (measure_training, measure_pyod, measure_scoring, measure_images):
-        found = measure(sizes)
-        figures += found
-        for title in dict.fromkeys(each.table for each in found):
-            print(f"\n{title} ({name})\n\n{as_table([each for each in found if each.table == title])}", flush=True)
+        measured = measure(sizes)
+        figures += measured
+        for title in dict.fromkeys(each.table for each in measured):
+            print(f"\n{title} ({name})\n\n{as_table([each for each in measured if each.table == title])}", flush=True)
         _write(chosen.out, figures, name)
     if not chosen.no_contracts:
         outcome = run_contracts(sizes.device, _TIME - (time.perf_counter() - began))

@@ -269,7 +269,7 @@ def _publish_alone(folder: TrialFolder, version: int, days: Sequence[str], start
             gates.pop().wait(30)  # both processes have read the table
         return written
 
-    TableUpdate.write = write_and_wait  # type: ignore[method-assign]
+    TableUpdate.write = write_and_wait  # type: ignore[method-assign,assignment]
     started.set()
     try:
         publish(days, Dataset(bundle.config, folder.paths), bundle, version, {})

@@ -51,16 +51,12 @@ def _print_stopped(signum: int) -> None:
     os.write(2, line.encode())  # the interrupted code may hold the lock of a stream
 
 
-def _execute(options: argparse.Namespace) -> int:  # noqa: PLR0912  one branch for each command
+def _execute(options: argparse.Namespace) -> int:
     match options.command:
         case "run":
             from ae_pipeline.cli.run import run
 
             return run(options.dataset, accepts_removal=options.accept_removal)
-        case "list":
-            from ae_pipeline.cli.datasets import list_datasets
-
-            return list_datasets()
         case "score":
             from ae_pipeline.cli.score import score
 
@@ -69,14 +65,6 @@ def _execute(options: argparse.Namespace) -> int:  # noqa: PLR0912  one branch f
             return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
         case "history":
             return _show_history(options.dataset)
-        case "init":
-            from ae_pipeline.cli.init import init
-
-            return init(options.folder, options.example)
-        case "new":
-            from ae_pipeline.cli.new import new
-
-            return new(options.name, options.files, yes=options.yes)
         case "page":
             return _make_page(options.dataset, options.day)
         case "forget":
@@ -100,6 +88,28 @@ def _execute(options: argparse.Namespace) -> int:  # noqa: PLR0912  one branch f
             from ae_pipeline.cli.doctor import doctor
 
             return doctor(options.dataset, repair=options.repair, as_json=options.json)
+    return _execute_for_project(options)
+
+
+def _execute_for_project(options: argparse.Namespace) -> int:
+    """Execute a command that is about no single dataset that exists."""
+    match options.command:
+        case "list":
+            from ae_pipeline.cli.datasets import list_datasets
+
+            return list_datasets()
+        case "init":
+            from ae_pipeline.cli.init import init
+
+            return init(options.folder, options.example)
+        case "new":
+            from ae_pipeline.cli.new import new
+
+            return new(options.name, options.files, yes=options.yes)
+        case "ready":
+            from ae_pipeline.cli.ready import ready
+
+            return ready(options.host, options.port, options.socket)
     return _serve(options.port, options.mlflow_port, options.data_port)
 
 
@@ -108,11 +118,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="ae-pipeline", description="Bring datasets up to date, look at them, and serve the web UIs."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    init = commands.add_parser("init", help="create a project: a folder with datasets, data and settings of its own")
-    init.add_argument("folder", type=Path, help="folder of the project, new or with other files")
-    init.add_argument(
-        "--example", action="append", default=[], metavar="NAME", help="add an example: flights, textures or shuttle"
-    )
     run = commands.add_parser("run", help="ingest new files, train if enough is new, publish, and report")
     run.add_argument("dataset", help="a dataset of the defs folder, such as flights")
     run.add_argument(
@@ -147,10 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     withdrawn.add_argument("--undo", action="store_true", help="bring withdrawn days back")
     withdrawn.add_argument("--yes", action="store_true", help="withdraw without a question")
     add_options(commands.add_parser("mark", help=MARK_HELP))
-    new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
-    new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
-    new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
-    new.add_argument("--yes", action="store_true", help="write the YAML and copy the files without a question")
     doctor = commands.add_parser("doctor", help="check the whole state of a dataset, and repair it")
     doctor.add_argument("dataset", nargs="?", help="a dataset of the defs folder; all by default")
     doctor.add_argument("--repair", action="store_true", help="repair; what cannot be derived is moved aside")
@@ -158,11 +159,28 @@ def _parser() -> argparse.ArgumentParser:
     unblock = commands.add_parser("unblock", help="list what holds a dataset, and end runs whose process is dead")
     unblock.add_argument("dataset", help="a dataset, also one without a YAML")
     unblock.add_argument("--force", action="store_true", help="cancel living runs too, and end their processes")
+    _add_project_commands(commands)
+    return parser
+
+
+def _add_project_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    init = commands.add_parser("init", help="create a project: a folder with datasets, data and settings of its own")
+    init.add_argument("folder", type=Path, help="folder of the project, new or with other files")
+    init.add_argument(
+        "--example", action="append", default=[], metavar="NAME", help="add an example: flights, textures or shuttle"
+    )
+    new = commands.add_parser("new", help="look at files, and propose the YAML of a new dataset")
+    new.add_argument("name", help="name of the dataset: lower-case letters, digits and _")
+    new.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files with rows, or one folder with them")
+    new.add_argument("--yes", action="store_true", help="write the YAML and copy the files without a question")
+    ready = commands.add_parser("ready", help="tell whether a code server has loaded the definitions, for a probe")
+    ready.add_argument("--host", default="127.0.0.1", help="host of the code server")
+    ready.add_argument("--port", type=int, default=4000, help="port of the code server")
+    ready.add_argument("--socket", help="Unix socket of the code server, instead of host and port")
     ui = commands.add_parser("ui", help="serve Dagster's web UI with its daemon, MLflow's UI and reports on 127.0.0.1")
     ui.add_argument("--port", type=int, default=3000, help="port of Dagster's web UI")
     ui.add_argument("--mlflow-port", type=int, default=5000, help="port of MLflow's UI")
     ui.add_argument("--data-port", type=int, default=3001, help="port of the data folder, which has the reports")
-    return parser
 
 
 _WITHOUT_PROJECT = {"init", "ready"}

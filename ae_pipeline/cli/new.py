@@ -15,7 +15,10 @@ from pydantic import ValidationError
 from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.features.sizes import MIN_ROWS
+from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.proposal.columns import Choice
+from ae_pipeline.ingestion.proposal.images import images_in, propose_images
 from ae_pipeline.ingestion.proposal.propose import Proposal, propose
 from ae_pipeline.ingestion.readers.files import TABLE_SUFFIXES, can_read, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
@@ -99,6 +102,11 @@ def plan_dataset(name: str, files: Sequence[Path], target: Path, landing: Path) 
     """
     _check_name(name, target)
     folder = files[0].resolve() if len(files) == 1 and files[0].is_dir() else None
+    if folder and (images := images_in(folder, IMAGE_SUFFIXES)) and not _has_tables(folder, images):
+        source = folder if folder != landing.resolve() else None
+        text = propose_images(name, folder, images, source, MIN_ROWS)
+        _check(text)
+        return Plan(text=text, target=target, copies={}, remarks=())
     paths = _files_in(folder) if folder else [_existing(file) for file in files]
     copies = {} if folder else _copies(paths, landing)
     rows, remarks = _read(paths, folder)
@@ -135,6 +143,11 @@ def _existing(file: Path) -> Path:
 
 def _is_table(file: Path) -> bool:
     return can_read(file.name, None)
+
+
+def _has_tables(folder: Path, images: Sequence[Path]) -> bool:
+    """Return whether a folder holds more tables than images; a few tables describe the images."""
+    return sum(_is_table(path) and path.is_file() for path in folder.rglob("*")) > len(images)
 
 
 def _files_in(folder: Path) -> list[Path]:

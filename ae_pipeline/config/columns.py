@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 RESERVED_COLUMNS = frozenset(
     {

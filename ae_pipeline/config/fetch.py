@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.common.errors import ConfigError
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 DAY_PARAMETERS = ("day", "day_start", "day_end")
 """Parameters of a query: the day as ISO date, and the times at which it starts and ends."""

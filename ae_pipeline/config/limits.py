@@ -2,7 +2,7 @@
 
 from pydantic import ByteSize, Field
 
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 
 class LimitsConfig(Section):

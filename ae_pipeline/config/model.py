@@ -1,41 +1,11 @@
 """Sections `model` and `training` of `defs.yaml`."""
 
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
-from ae_pipeline.common.deprecation import warn_deprecated
-
-
-class Section(BaseModel):
-    """Base of all sections of the YAML: immutable, and an unknown key is an error.
-
-    Attributes:
-        renamed_keys: Deprecated keys of the section, and the key that replaces each.
-    """
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {}
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_renamed_keys(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or cls.renamed_keys.keys().isdisjoint(values):
-            return values
-        accepted = dict(values)
-        for old, new in cls.renamed_keys.items():
-            if old not in values:
-                continue
-            if new in values:
-                raise ValueError(
-                    f"{old}={values[old]!r} and {new}={values[new]!r} are the same setting; keep {new} and remove {old}"
-                )
-            warn_deprecated(old, new, f"section {cls.__name__.removesuffix('Config').lower()} of the YAML")
-            accepted[new] = accepted.pop(old)
-        return accepted
+from ae_pipeline.config.section import Section
 
 
 class Contamination(StrEnum):
@@ -279,6 +249,12 @@ class TrainingConfig(Section):
         description="Whether the training rows contain anomalies. It matters only for the evidence `ensemble`. `none` "
         "says that people have checked the rows: every row unlike all of them scores high. `some` says that one row "
         "in a hundred or more is an anomaly: more rows are trimmed before the fit. `unknown` suits both cases.",
+    )
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL condition over the columns, such as `split = 'train'`. All parts of the training only have "
+        "rows for which it is true; the others are scored as a test set. By default every row can be in the training.",
     )
     split_by: tuple[str, ...] = Field(
         default=(),

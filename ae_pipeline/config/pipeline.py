@@ -18,16 +18,8 @@ from ae_pipeline.config.columns import (
     as_declaration,
     declaration_kind,
 )
-from ae_pipeline.config.model import (
-    OUTPUT_OF,
-    LossTerm,
-    ModelConfig,
-    Output,
-    Scaling,
-    Section,
-    TrainingConfig,
-    format_loss,
-)
+from ae_pipeline.config.model import OUTPUT_OF, LossTerm, ModelConfig, Output, Scaling, TrainingConfig, format_loss
+from ae_pipeline.config.section import Section
 from ae_pipeline.config.service import (
     AlertsConfig,
     DriftConfig,

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -28,6 +28,18 @@ class AlertsConfig(Section):
         description="Alert budget: the share of normal rows that may be flagged. A row is flagged if its p-value is at "
         "most this value; 0.001 is one false alert in a thousand normal rows. By default 0.001, or with fewer than 999 "
         "calibration rows the lowest value that they can measure.",
+    )
+    image_budget: Fraction | None = Field(
+        default=None,
+        description="Where rows are patches: the share of normal images that may be flagged. An image has one score, "
+        "and is calibrated on whole calibration images. By default 0.001, or the lowest value that the number of "
+        "calibration images can measure.",
+    )
+    image_patches: int = Field(
+        default=1,
+        ge=1,
+        description="Where rows are patches: the score of an image is the mean score of this many of its most "
+        "anomalous patches. 1 is the maximum, which suits single small defects; more suit spread-out ones.",
     )
     evidence: tuple[Evidence, ...] = Field(
         default=tuple(Evidence),

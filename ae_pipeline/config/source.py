@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import string
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.fetch import FetchedSource
 from ae_pipeline.config.limits import LimitsConfig
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 Separator = Literal[",", ";", "\t", "|"]
 """Character between the values of a text file."""
@@ -184,6 +185,19 @@ class ImagesConfig(Section):
         description="Pixels that patches leave over at the lower and right edge: `flush` adds patches that end at the "
         "edge, `pad` repeats the last pixels until a patch is full, `ignore` leaves them out.",
     )
+    masks: str | None = Field(
+        default=None,
+        description="Path of the mask of an image below the landing folder, such as "
+        "`ground_truth/{defect}/{stem}_mask.png`. In braces stand named groups of `path`, and `stem`, the name of the "
+        "image without its suffix. A mask is black where the image is normal. Masks are no rows; the report measures "
+        "heat maps with them.",
+    )
+    metadata: str | None = Field(
+        default="metadata.csv",
+        description="Name of CSV files that describe the images of their folder and the folders below it: the column "
+        "`file` has paths relative to the file, and the other columns become columns of the images. `null` reads such "
+        "files as rows.",
+    )
     mode: Literal["grey", "rgb", "rgba"] | None = Field(
         default=None,
         description="Channels of every image: `grey`, `rgb` or `rgba`. By default the most frequent ones, and images "
@@ -218,6 +232,22 @@ class ImagesConfig(Section):
     @classmethod
     def _is_expression(cls, value: str | None) -> str | None:
         return check_named_groups("path", value)
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        known = {*re.compile(self.path or "").groupindex, "stem"}
+        try:
+            fields = [name for _, name, _, _ in string.Formatter().parse(self.masks or "") if name is not None]
+        except ValueError as error:
+            raise ValueError(f"masks={self.masks!r} has braces that do not match ({error}); correct it") from error
+        if unknown := [name for name in fields if name not in known]:
+            raise ValueError(
+                f"masks={self.masks!r} uses {{{unknown[0]}}}, which is no named group of path; choose among "
+                f"{', '.join(sorted(known))}"
+            )
+        if self.masks and "stem" not in fields:
+            raise ValueError(f"masks={self.masks!r} lacks {{stem}}, so that all images would have one mask; add it")
+        return self
 
     @model_validator(mode="after")
     def _stride_fits(self) -> Self:

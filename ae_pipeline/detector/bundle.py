@@ -25,6 +25,7 @@ from ae_pipeline.detector.detector import Array, Detector
 from ae_pipeline.detector.digests import check_digests, with_digests, without_digests
 from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.facts import TrainingFacts
+from ae_pipeline.detector.image_verdicts import ImageJudge
 from ae_pipeline.detector.network import FittedNetwork, Pictures
 from ae_pipeline.detector.raw_rows import RawScores, Table, build_raw_features, read_rows
 from ae_pipeline.detector.tensors import check_detector, read_detector, tensors_of
@@ -44,6 +45,8 @@ FORMAT = 9
 
 WITHOUT_FOREST = 8
 """Format whose ensemble has five measures. Its other parts are the same."""
+
+_IMAGES = "image_calibration.scores"
 
 WITHOUT_CONTRACT = 7
 """Format that has no schema contract either."""
@@ -82,6 +85,7 @@ class ModelBundle:
         facts: Versions, row counts and losses of the training.
         reference: Distributions that drift is measured against; empty without event time.
         contract: Schema contract of the rows, for `score_raw`; None in bundles of earlier formats.
+        image_calibration: Calibration of the scores of images; None unless rows are patches.
         stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
             later version of the package may write further keys, which must not change it.
 
@@ -107,6 +111,7 @@ class ModelBundle:
     facts: TrainingFacts
     reference: tuple[Distribution, ...] = ()
     contract: SchemaContract | None = None
+    image_calibration: Calibration | None = None
     stored_fingerprint: str | None = None
 
     @property
@@ -138,6 +143,13 @@ class ModelBundle:
     def mahalanobis(self) -> MahalanobisDistance:
         """Distance of a latent from the latents of the training rows."""
         return self.detector.mahalanobis
+
+    @property
+    def judge_images(self) -> ImageJudge | None:
+        """Verdicts on images from the scores of their patches; None unless rows are patches."""
+        if self.image_calibration is None:
+            return None
+        return ImageJudge(self.image_calibration, self.config.alerts.image_patches, self.config.identity)
 
     @property
     def columns(self) -> list[str]:
@@ -283,6 +295,7 @@ class ModelBundle:
             manifest = {**manifest, "config": legacy_bundle.with_defaults_of_format_7(manifest["config"])}
             detector, contract = read_detector(manifest, tensors, device), manifest["contract"]
             budget = manifest["calibration"].get("budget", detector.config.alerts.budget)
+            images = manifest.get("image_calibration")
             bundle = cls(
                 detector=detector,
                 calibration=Calibration(tensors["calibration.scores"].numpy(), float(budget)),
@@ -290,6 +303,7 @@ class ModelBundle:
                 facts=TrainingFacts.model_validate(manifest["facts"]),
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
                 contract=None if contract is None else SchemaContract.model_validate(contract),
+                image_calibration=images and Calibration(tensors[_IMAGES].numpy(), float(images["budget"])),
                 stored_fingerprint=stored_fingerprint,
             )
             check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
@@ -305,16 +319,14 @@ class ModelBundle:
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
-            "calibration": {
-                "rows": len(self.calibration.scores),
-                "threshold": self.calibration.threshold,
-                "budget": self.calibration.budget,
-            },
+            "calibration": _calibration_facts(self.calibration),
+            **({"image_calibration": _calibration_facts(self.image_calibration)} if self.image_calibration else {}),
             "window": {
                 **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
                 "fingerprint": self.window.fingerprint,
                 "split_by": list(self.window.split_by),
                 "only_normal": self.window.only_normal,
+                **({"where": True} if self.window.where else {}),
             },
             "facts": self.facts.to_json(),
             "contract": self.contract and self.contract.model_dump(mode="json"),
@@ -322,8 +334,14 @@ class ModelBundle:
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        scores = torch.from_numpy(self.calibration.scores).contiguous()
-        return {**tensors_of(self.detector), "calibration.scores": scores}
+        tensors = {**tensors_of(self.detector), "calibration.scores": torch.from_numpy(self.calibration.scores)}
+        if self.image_calibration:
+            tensors[_IMAGES] = torch.from_numpy(self.image_calibration.scores)
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _calibration_facts(calibration: Calibration) -> dict[str, float]:
+    return {"rows": len(calibration.scores), "threshold": calibration.threshold, "budget": calibration.budget}
 
 
 def _read_window(days: Mapping[str, Any]) -> Window:
@@ -332,4 +350,5 @@ def _read_window(days: Mapping[str, Any]) -> Window:
         fingerprint=days["fingerprint"],
         split_by=tuple(days["split_by"]),
         only_normal=days["only_normal"],
+        where=days.get("where", False),
     )

@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from ae_pipeline.common.version import __version__
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 
 
 @dataclass(frozen=True)

@@ -174,10 +174,15 @@ def build_raw_features(
 
 
 def _without_label(contract: SchemaContract, config: PipelineConfig) -> SchemaContract:
-    """Return the same contract, in which values that only the label needs may be missing."""
+    """Return the same contract, in which values that only the label needs may be missing.
+
+    The model of images looks at the image alone, so that their other columns may be missing too.
+    """
     from ae_pipeline.features.build import label_columns
 
-    unneeded = label_columns(config) - required_columns(contract, config)
+    unneeded = (label_columns(config) | (set(contract.columns) if config.images else set())) - required_columns(
+        contract, config
+    )
     optional = {"required": False, "optional": True}
     rules = {
         name: rule.model_copy(update=optional) if name in unneeded else rule for name, rule in contract.columns.items()

@@ -9,7 +9,8 @@ import polars as pl
 
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
-from ae_pipeline.config.model import Scaling, Section
+from ae_pipeline.config.model import Scaling
+from ae_pipeline.config.section import Section
 from ae_pipeline.encoding.table_encoder import ColumnEncoding, LeftOut, Matrix
 
 _TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}

@@ -13,7 +13,8 @@ from pydantic import Field
 from ae_pipeline.common.errors import BundleError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import MINUTES_PER_DAY, ColumnType
-from ae_pipeline.config.model import Scaling, Section
+from ae_pipeline.config.model import Scaling
+from ae_pipeline.config.section import Section
 from ae_pipeline.encoding.values import column_numbers, format_cycle, format_number, format_value, to_known_hours
 
 Matrix = npt.NDArray[np.float32]

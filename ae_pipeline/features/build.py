@@ -6,7 +6,7 @@ from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import MINUTES_PER_DAY, RESERVED_COLUMNS, ColumnType, FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.features.split import LABEL, split_columns
+from ae_pipeline.features.split import LABEL, USABLE, split_columns
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.raw import DayResult
 from ae_pipeline.storage.dataset import Dataset
@@ -33,7 +33,7 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
         contract: Schema contract of the dataset.
 
     Raises:
-        ConfigError: A derived column has the name of a landed one, or label or split_by names an unknown column.
+        ConfigError: A derived column has the name of a landed one, or label, where or split_by names an unknown column.
     """
     if duplicates := sorted(config.derive.keys() & contract.columns.keys()):
         raise ConfigError(
@@ -60,7 +60,9 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
 
 def _check_column_names(config: PipelineConfig, contract: SchemaContract) -> None:
     available = (*contract.columns, *config.derive, "row_id", "event_time")
-    for key, names in (("label", _names_in(config.label)), ("split_by", config.training.split_by)):
+    conditions = (("label", config.label), ("training.where", config.training.where))
+    used = [(key, _names_in(condition)) for key, condition in conditions]
+    for key, names in (*used, ("split_by", config.training.split_by)):
         if unknown := [name for name in names if name not in available]:
             raise ConfigError(
                 f"{key} names column {unknown[0]!r}, which {config.dataset!r} does not have; choose one of "
@@ -102,9 +104,10 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
     Returns:
         One row per raw row with `row_id`, `event_time`, the columns of `feature_columns` and those of `split_columns`.
         With a label there is also `is_known_anomaly`: true for known anomalies, false for other rows, null if unknown.
+        With `training.where` there is also `is_for_training`.
 
     Raises:
-        ConfigError: A derived column or the label cannot be computed.
+        ConfigError: A derived column, the label or `training.where` cannot be computed.
     """
     cleaned = raw.with_columns(
         *(_clean(name, rule.type) for name, rule in contract.columns.items() if name not in RESERVED_COLUMNS)
@@ -120,7 +123,10 @@ def build_features(raw: pl.DataFrame, config: PipelineConfig, contract: SchemaCo
             ) from error
     names = [column.name for column in feature_columns(config, contract)]
     selected = dict.fromkeys(("row_id", "event_time", *names, *split_columns(config)))
-    features = cleaned.select(*selected, *([_label(config.label, cleaned, config)] if config.label else []))
+    conditions = (("label", config.label, LABEL), ("training.where", config.training.where, USABLE))
+    features = cleaned.select(
+        *selected, *(_condition(key, text, cleaned, config).alias(name) for key, text, name in conditions if text)
+    )
     return features.with_columns(pl.selectors.datetime(time_zone="*").dt.convert_time_zone("UTC"))
 
 
@@ -141,19 +147,19 @@ def with_exact_values(features: pl.DataFrame, raw: pl.DataFrame) -> pl.DataFrame
     return features.with_columns(raw[name] for name in same)
 
 
-def _label(expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
+def _condition(key: str, expression: str, rows: pl.DataFrame, config: PipelineConfig) -> pl.Series:
     try:
-        label = rows.with_columns(pl.sql_expr(expression).alias(LABEL))[LABEL]
+        values = rows.with_columns(pl.sql_expr(expression).alias(LABEL))[LABEL]
     except pl.exceptions.PolarsError as error:
         raise ConfigError(
-            f"label={expression!r} cannot be computed on {config.dataset!r}: {first_line(error)}; correct the "
+            f"{key}={expression!r} cannot be computed on {config.dataset!r}: {first_line(error)}; correct the "
             "expression"
         ) from error
-    if label.dtype != pl.Boolean:
+    if values.dtype != pl.Boolean:
         raise ConfigError(
-            f'label={expression!r} has type {label.dtype}, not Boolean; write a condition, such as "anomaly = 1"'
+            f'{key}={expression!r} has type {values.dtype}, not Boolean; write a condition, such as "anomaly = 1"'
         )
-    return label
+    return values
 
 
 def _clean(name: str, kind: ColumnType) -> pl.Expr:
@@ -192,6 +198,8 @@ def features_input_hash(day: str, dataset: Dataset, contract: SchemaContract) ->
     ]
     if config.label or split_columns(config):  # conditional, so that datasets without labels keep their hash
         settings += [config.label, split_columns(config)]
+    if config.training.where:
+        settings.append(config.training.where)
     return hash_json([FEATURES_VERSION, raw_facts["content_hash"], contract.fingerprint, settings])
 
 

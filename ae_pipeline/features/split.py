@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
@@ -13,7 +12,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import RANKED_ROWS, choose_days
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import detach, footer_of, row_bytes, rows_per_batch
+from ae_pipeline.storage.parquet import detach, footer_of, row_bytes, rows_per_batch, scans
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 PARTS = ("train", "validation", "calibration")
@@ -25,6 +24,9 @@ GATE = "gate"
 LABEL = "is_known_anomaly"
 """Feature column that is true for known anomalies."""
 
+USABLE = "is_for_training"
+"""Feature column that is true for rows that fulfil `training.where`."""
+
 _SAMPLING_SEED = 2
 """Seed of the hash that samples rows. It differs from the seed of the split, so that the two are independent."""
 
@@ -35,8 +37,6 @@ def split_columns(config: PipelineConfig) -> tuple[str, ...]:
     Patches are grouped by the identity of their image: they overlap, so that a patch in another part would contain the
     same pixels.
     """
-    if config.is_daily:
-        return ()
     if config.training.split_by or not (config.images and config.images.patch):
         return config.training.split_by
     return tuple(name for name in config.identity if name not in PATCH_COLUMNS)
@@ -58,6 +58,7 @@ class Window:
         split_by: Columns that define groups of rows that a hash assigns; each row is assigned by itself if empty.
         only_normal: Whether known anomalies are left out of all parts.
         gate: Days after the window, for the gate; all days if a hash assigns rows.
+        where: Whether only rows with `USABLE` are in the parts.
     """
 
     train: tuple[str, ...]
@@ -67,6 +68,7 @@ class Window:
     split_by: tuple[str, ...] = ()
     only_normal: bool = False
     gate: tuple[str, ...] = ()
+    where: bool = False
 
     @property
     def days(self) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ class Window:
             TrainingError: The features lack a required column.
         """
         days: tuple[str, ...] = getattr(self, part)
-        if self.is_by_row or self.only_normal:
+        if self.is_by_row or self.only_normal or self.where:
             return sum(rows.height for rows in self.batches(part, paths, ["row_id"]))
         return sum(footer_of(paths.features(day)).num_rows for day in days)
 
@@ -165,11 +167,11 @@ class Window:
             bytes_per_row = row_bytes(footer_of(paths.features(days[-1])), columns) if days else 0.0
             at_once = rows_per_batch(width if columns is None else len(columns), bytes_per_row)
         groups = self._groups_of(part, paths) if self.is_by_row and self.split_by else None
-        for scan in _scans([paths.features(day) for day in days], at_once):
+        for scan in scans([paths.features(day) for day in days], at_once):
             selected = scan
             if columns is not None:
                 selected = scan.select(*dict.fromkeys(("row_id", *columns, *self._split_columns)))
-            rows = self._without_anomalies(selected).collect()
+            rows = self._usable(selected).collect()
             if self.is_by_row:
                 is_in_part = self._is_in(part, rows) if groups is None else self._group_hash(rows).is_in(groups)
                 rows = rows.filter(is_in_part)
@@ -177,15 +179,18 @@ class Window:
 
     @property
     def _split_columns(self) -> tuple[str, ...]:
-        return (*self.split_by, *([LABEL] if self.only_normal else []))
+        return (*self.split_by, *([LABEL] if self.only_normal else []), *([USABLE] if self.where else []))
 
-    def _without_anomalies(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+    def _usable(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        rows = rows.filter(pl.col(USABLE)) if self.where else rows
         return rows.filter(~pl.col(LABEL).fill_null(value=False)) if self.only_normal else rows
 
     def _check_columns(self, days: Sequence[str], paths: DatasetPaths) -> int:
         """Check that all days have the same columns, and return their number."""
         names = {day: footer_of(paths.features(day)).schema.to_arrow_schema().names for day in days}
-        needed = {name for columns in names.values() for name in columns if name != LABEL} | set(self._split_columns)
+        needed = {name for columns in names.values() for name in columns if name not in {LABEL, USABLE}} | set(
+            self._split_columns
+        )
         for day, columns in names.items():
             if missing := sorted(needed - set(columns)):
                 raise TrainingError(
@@ -198,11 +203,12 @@ class Window:
         all_rows = pl.concat(
             [pl.scan_parquet(paths.features(day), glob=False) for day in getattr(self, part)], how="diagonal"
         )
-        count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._without_anomalies(all_rows)))
+        count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._usable(all_rows)))
         normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
+        normal = f", of which {kept:,} fulfil the conditions of the training" if self.where else normal
         return (
             f"the {part} part of {paths.dataset!r} has no rows: {count:,} rows{normal}; land more rows, or change "
-            "label, training.only_normal or the days of training in the YAML"
+            "label, training.only_normal, training.where or the days of training in the YAML"
         )
 
     def _is_in(self, part: str, features: pl.DataFrame) -> pl.Series:
@@ -218,11 +224,7 @@ class Window:
     def _groups_of(self, part: str, paths: DatasetPaths) -> pl.Series:
         """Return the hashes of the groups of `split_by` that belong to a part."""
         rows = pl.scan_parquet([paths.features(day) for day in self.train], glob=False)
-        groups = (
-            self._without_anomalies(rows.select(*dict.fromkeys(self._split_columns)))
-            .unique()
-            .collect(engine="streaming")
-        )
+        groups = self._usable(rows.select(*dict.fromkeys(self._split_columns))).unique().collect(engine="streaming")
         ranking = self._group_hash(groups).unique().sort()
         count = ranking.len()
         if count < len((*PARTS, GATE)):
@@ -251,17 +253,20 @@ def split_sizes(count: int) -> tuple[int, int, int, int]:
     return count - validation - calibration - gate, validation, calibration, gate
 
 
-def sample_by_hash(rows: pl.DataFrame, share: float) -> pl.DataFrame:
+def sample_by_hash(rows: pl.DataFrame, share: float, by: pl.Expr | None = None) -> pl.DataFrame:
     """Return a random share of rows. A hash of its identity decides about each row, so that other rows do not matter.
 
     Args:
         rows: Rows with `row_id`.
         share: Approximate share of the rows; 1 or more returns all.
+        by: What is hashed; `row_id` by default.
     """
     return (
         rows
         if share >= 1
-        else detach(rows.filter(pl.col("row_id").hash(seed=_SAMPLING_SEED) <= int(share * (2**64 - 1))))
+        else detach(
+            rows.filter((pl.col("row_id") if by is None else by).hash(seed=_SAMPLING_SEED) <= int(share * (2**64 - 1)))
+        )
     )
 
 
@@ -276,25 +281,6 @@ def sample_rows(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
     if rows.height <= most:
         return rows
     return detach(rows[rows["row_id"].hash(seed=seed).arg_sort().head(most).sort()])
-
-
-def _scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:
-    """Yield scans of files in their order. Small files are combined, and large files are divided."""
-    combined: list[pl.LazyFrame] = []
-    rows = 0
-    for file in files:
-        scan = pl.scan_parquet(file, glob=False)
-        height = footer_of(file).num_rows if at_once is not None else 0
-        if at_once is not None and combined and rows + height > at_once:
-            yield pl.concat(combined, how="diagonal")
-            combined, rows = [], 0
-        if at_once is not None and height > at_once:
-            yield from (scan.slice(start, at_once) for start in range(0, height, at_once))
-        else:
-            combined.append(scan)
-            rows += height
-    if combined:
-        yield pl.concat(combined, how="diagonal")
 
 
 def cut_window(
@@ -324,7 +310,7 @@ def cut_window(
     all_days = sorted(content)
     parts = choose_days([rows[day] if rows is not None else 2**31 for day in all_days], config, gate_days)
     if parts.by_row and all_days:
-        return _window_by_row(tuple(all_days), content, config, ("row_id",))
+        return _window_by_row(tuple(all_days), content, config, split_columns(config) or ("row_id",))
     window_end = max(len(all_days) - parts.gate, 0)
     days, gate = all_days[:window_end][-training.window_days :], all_days[window_end:]
     train_end = parts.train
@@ -343,6 +329,7 @@ def cut_window(
         fingerprint=hash_json([(day, content[day]) for day in days]),
         only_normal=training.only_normal,
         gate=tuple(gate),
+        where=training.where is not None,
     )
 
 
@@ -359,4 +346,5 @@ def _window_by_row(
         split_by=split_by,
         only_normal=config.training.only_normal,
         gate=days,
+        where=config.training.where is not None,
     )

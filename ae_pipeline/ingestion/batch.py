@@ -3,7 +3,7 @@
 import datetime as dt
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,13 +12,15 @@ import polars as pl
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.days import last_day
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
+from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
+from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata, load_image_metadata
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
 from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, keep_rows
 from ae_pipeline.storage.dataset import Dataset
@@ -43,27 +45,42 @@ class RuleFingerprints:
         lasting: Fingerprint of the schema contract and the settings.
         until_last_day: Fingerprint of the same and the last valid day. Files with rows after that day get this one, so
             that they are read again on the next day.
+        metadata: Metadata of images, which count for the image that they describe.
     """
 
     lasting: str
     until_last_day: str
+    metadata: ImageMetadata = field(default_factory=ImageMetadata)
+
+    def of(self, name: str) -> "RuleFingerprints":
+        """Return the fingerprints of everything that the rows of one file are validated with.
+
+        Args:
+            name: Path of the file below the landing folder.
+        """
+        metadata = self.metadata.fingerprint(name) if is_image(name) else None
+        if metadata is None:
+            return self
+        return RuleFingerprints(hash_json([self.lasting, metadata]), hash_json([self.until_last_day, metadata]))
 
 
-def rule_fingerprints(contract: SchemaContract, config: PipelineConfig, today: dt.date) -> RuleFingerprints:
-    """Return the fingerprints of a schema contract and the settings.
+def rule_fingerprints(contract: SchemaContract, dataset: Dataset, today: dt.date) -> RuleFingerprints:
+    """Return the fingerprints of a schema contract, the settings and the metadata of images.
 
     Args:
         contract: Current schema contract.
-        config: Configuration of the dataset.
+        dataset: Configuration and paths of the dataset.
         today: Current day in the time zone of the dataset.
     """
+    config = dataset.config
     settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
     if config.images:  # conditional, so that datasets without images keep their fingerprint
-        settings.append(config.images.model_dump(mode="json"))
+        settings.append(config.images.model_dump(mode="json", exclude={"masks", "metadata"}))
     if config.source.reading:
         settings.append(config.source.reading)
     lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
-    return RuleFingerprints(lasting, hash_json([lasting, last_day(config, today)]))
+    metadata = load_image_metadata(landing_folder(dataset), config)
+    return RuleFingerprints(lasting, hash_json([lasting, last_day(config, today)]), metadata)
 
 
 class StagingBatch:
@@ -77,13 +94,13 @@ class StagingBatch:
 
     def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:
         self._contract, self._config, self._paths, self._today = contract, dataset.config, dataset.paths, today
-        self._rules = rule_fingerprints(contract, dataset.config, today)
+        self._rules = rule_fingerprints(contract, dataset, today)
         self._pending: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
         self._rows, self._cells, self._image_bytes = 0, 0, 0
 
     @cached_property
     def _options(self) -> ReadOptions:
-        return ReadOptions.under(self._contract, self._config)
+        return replace(ReadOptions.under(self._contract, self._config), metadata=self._rules.metadata)
 
     @property
     def is_full(self) -> bool:
@@ -106,7 +123,7 @@ class StagingBatch:
             The ledger entry if the file needs no staging, because it is unchanged, cannot be read, or has other columns
             than the schema contract; otherwise None.
         """
-        stat = path.stat()
+        stat, rules = path.stat(), self._rules.of(name)
         try:
             data = read_bounded(path, self._config.source.limits)
         except UnreadableFileError as error:
@@ -115,7 +132,7 @@ class StagingBatch:
                 modified_ns=stat.st_mtime_ns,
                 sha256="",
                 landed_ns=stat.st_mtime_ns,
-                contract=self._rules.lasting,
+                contract=rules.lasting,
                 staged=None,
             )
             return _refused(entry, previous, str(error))
@@ -126,10 +143,10 @@ class StagingBatch:
             modified_ns=stat.st_mtime_ns,
             sha256=digest,
             landed_ns=same_content.landed_ns if same_content else stat.st_mtime_ns,
-            contract=self._rules.lasting,
+            contract=rules.lasting,
             staged=None,
         )
-        is_same = same_content and same_content.contract in {self._rules.lasting, self._rules.until_last_day}
+        is_same = same_content and same_content.contract in {rules.lasting, rules.until_last_day}
         if same_content and is_same and has_whole_copies(same_content, self._paths):
             return replace(same_content, size=entry.size, modified_ns=entry.modified_ns)
         try:
@@ -215,7 +232,7 @@ class StagingBatch:
     def _stage_file(self, name: str, file: FileRows) -> LandedFile:
         _, entry, previous = self._pending[name]
         if file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
-            entry = replace(entry, contract=self._rules.until_last_day)
+            entry = replace(entry, contract=self._rules.of(name).until_last_day)
         copy = hash_json([name, entry.sha256, entry.contract])
         if file.rejected.height:
             write_rows(self._paths.quarantined(copy), file.rejected.to_arrow())

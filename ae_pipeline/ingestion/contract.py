@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape, ValueFormat, check_value_format
-from ae_pipeline.config.model import Section
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.section import Section
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
@@ -280,7 +280,7 @@ def is_needed(column: str, config: PipelineConfig) -> bool:
     """Return whether the configuration uses a column, so that a file without readable values there is refused."""
     image = [config.images.column] if config.images else []
     named = {*config.identity, config.event_time, *config.columns, *config.training.split_by, *image}
-    expressions = " ".join([*config.derive.values(), config.label or ""])
+    expressions = " ".join([*config.derive.values(), config.label or "", config.training.where or ""])
     return column in named or re.search(rf"(?<!\w){re.escape(column)}(?!\w)", expressions) is not None
 
 

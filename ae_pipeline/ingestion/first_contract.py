@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -15,8 +15,10 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect
 from ae_pipeline.ingestion.contract import is_needed, save_contract
 from ae_pipeline.ingestion.inference import infer_contract
+from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.image_metadata import load_image_metadata
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import detach
@@ -65,10 +67,13 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dic
         SchemaError: No file has a readable row, or the rows do not fit the configuration.
     """
     config = dataset.config
+    metadata = load_image_metadata(landing_folder(dataset), config)
     chosen = list(landed)[:: max(1, len(landed) // _SAMPLED_FILES)]
-    samples, problem = _samples(chosen, landed, config, len(chosen))
+    options = replace(ReadOptions.of(config), metadata=metadata)
+    samples, problem = _samples(chosen, landed, config, options, len(chosen))
     if not samples:
-        samples, problem = _samples([name for name in landed if name not in set(chosen)], landed, config, 1, problem)
+        others = [name for name in landed if name not in set(chosen)]
+        samples, problem = _samples(others, landed, config, options, 1, problem)
     if not samples:
         raise SchemaError(
             f"none of the {len(landed)} landed files of {config.dataset!r} has a readable row{problem}, so that no "
@@ -95,11 +100,15 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dic
 
 
 def _samples(
-    names: Iterable[str], landed: Mapping[str, Path], config: PipelineConfig, count: int, problem: str = ""
+    names: Iterable[str],
+    landed: Mapping[str, Path],
+    config: PipelineConfig,
+    options: ReadOptions,
+    count: int,
+    problem: str = "",
 ) -> tuple[list[_Sample], str]:
     """Return samples of up to `count` files with rows, and the first problem."""
     samples: list[_Sample] = []
-    options = ReadOptions.of(config)
     for name in names:
         try:
             sample, reason = _sample(name, read_bounded(landed[name], config.source.limits), options, config, count)

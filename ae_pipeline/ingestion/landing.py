@@ -28,6 +28,7 @@ from ae_pipeline.ingestion.first_contract import infer_and_save_contract
 from ae_pipeline.ingestion.landing_folder import landed_files, landing_folder, list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
 from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
 from ae_pipeline.storage.dataset import Dataset
@@ -102,9 +103,15 @@ def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]
         return {}
     entries = Ledger.load(paths.ledger).files
     rules = (
-        rule_fingerprints(contract_in_force(paths.contract, config), config, today) if paths.contract.exists() else None
+        rule_fingerprints(contract_in_force(paths.contract, config), dataset, today)
+        if paths.contract.exists()
+        else None
     )
-    unread = [name for name, path in landed.items() if not _is_current(entries.get(name), path, rules, paths)]
+    unread = [
+        name
+        for name, path in landed.items()
+        if not _is_current(entries.get(name), path, rules and rules.of(name), paths)
+    ]
     stats = {name: landed[name].stat() for name in unread}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -178,8 +185,11 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
-    rules = rule_fingerprints(contract, config, today)
-    new = [name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules, paths)]
+    rules = rule_fingerprints(contract, dataset, today)
+    rules.metadata.log_missing([name for name in landed if is_image(name)])
+    new = [
+        name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules.of(name), paths)
+    ]
     # Forget refused files that have left the landing folder and gave no rows.
     files = {
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged

@@ -10,7 +10,9 @@ from ae_pipeline.common.text import pluralize, printable_path
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import SourceConfig
 from ae_pipeline.ingestion.links import LinkChecker, is_link, surplus_files
+from ae_pipeline.ingestion.masks import is_mask
 from ae_pipeline.ingestion.readers.files import can_read
+from ae_pipeline.ingestion.readers.image_metadata import is_metadata
 from ae_pipeline.ingestion.readers.json_lines import starts_with_array
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.storage.dataset import Dataset
@@ -87,6 +89,8 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     links = LinkChecker(folder)
     for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
         name = printable_path(str(path.relative_to(folder)))
+        if is_mask(name, config.images) or is_metadata(name, config.images):
+            continue
         reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
         reason = reason or _reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
         if reason is None and path.is_file():

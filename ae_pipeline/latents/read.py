@@ -97,15 +97,14 @@ def read_latents(
         space: `current`, or an earlier latent space by its name or by the version of its model. An earlier space is
             read as it was in the last version of the table under that model.
         columns: Columns to read; all by default.
-        data: Data folder; by default the environment variable `AE_PIPELINE_DATA`, or `data` in the working directory.
-        tables: Folder, or prefix of an object store, that holds the tables. By default `latents` in the data folder;
-            without `data`, the environment variable `AE_PIPELINE_TABLES` replaces it. Credentials of an object store
-            come from environment variables such as `AWS_ACCESS_KEY_ID`.
+        data: Data folder; by default `AE_PIPELINE_DATA` of the environment, or `data` in the working directory.
+        tables: Folder, or prefix of an object store, that holds the tables; by default `latents` in the data folder, or
+            `AE_PIPELINE_TABLES` of the environment without `data`. `AWS_ACCESS_KEY_ID` and the like are credentials.
 
     Raises:
-        ConfigError: `data` is an address, and no path.
-        PublicationError: The table, the latent space or a column does not exist; the rows have no event time to select
-            by; the rows of the latent space were vacuumed after the retention; or the table mixes latent spaces.
+        ConfigError: `data` is an address.
+        PublicationError: Table, space or column do not exist; rows have no event time to select by; rows of the space
+            were vacuumed after the retention; or the table mixes latent spaces.
 
     Examples:
         >>> import tempfile
@@ -118,8 +117,8 @@ def read_latents(
         >>> latents.latent_space, latents.model_version
         ('v1_04f3a1b0', 1)
     """
-    folder = local_folder(data or os.environ.get("AE_PIPELINE_DATA") or "data", "AE_PIPELINE_DATA").resolve()
-    paths = DatasetPaths(folder, dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
+    folder = local_folder(data or os.environ.get("AE_PIPELINE_DATA") or "data", "AE_PIPELINE_DATA")
+    paths = DatasetPaths(folder.resolve(), dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
     table, commit = _open_version(paths, space)
     source = table.to_pyarrow_dataset()
     names = source.schema.names if columns is None else list(columns)

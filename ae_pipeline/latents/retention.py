@@ -12,7 +12,7 @@ from ae_pipeline.latents.layout import parse_path
 ORPHAN_AGE = dt.timedelta(days=1)
 """Age after which a file that no commit references is orphaned: no publication that is running will commit it."""
 
-_TEMPORARY = re.compile(r"(v\d+_\w+/[\w-]+|_contract(/versions)?|_symlink_format_manifest)/\.[^/]+\.tmp")
+_TEMPORARY = re.compile(r"(v\d+_\w+/[\w-]+|_contract(/versions)?|_images|_symlink_format_manifest)/\.[^/]+\.tmp")
 
 
 def retention_properties(days: int) -> dict[str, str]:

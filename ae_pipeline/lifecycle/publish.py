@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import StorageError, TrainingError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
 from ae_pipeline.latents.data_contract import build_contract
 from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.publish import Publication, publish
 from ae_pipeline.latents.read import (
     current_files,
@@ -137,6 +139,7 @@ def publish_latents(
         before_commit=before_commit,
         accepts_removal=accepts_removal,
     )
+    images = publish_images(paths, bundle, version.version)
     published = published_days(paths)
     recent = [published[day.day] for day in publication.days if day.rows][-_COLLAPSE_DAYS:]
     filling = newest_filling_day(dataset)
@@ -160,4 +163,6 @@ def publish_latents(
     table = f"table version {publication.table_version}" if publication.committed else "the table did not change"
     rows = rows_on_days(result.rows, len(publication.days), config)
     logger.info(f"{rows} under model version {version.version}, {result.flagged:,} flagged; {table}")
+    if images is not None:
+        logger.info(f"{images['is_anomaly'].sum():,} of {pluralize(images.height, 'image')} flagged")
     return result

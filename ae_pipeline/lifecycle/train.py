@@ -330,7 +330,7 @@ def _window_message(window: Window, rows_of_days: Mapping[str, int], dataset: Da
         days: tuple[str, ...] = getattr(window, part)
         if not dataset.config.is_daily or window.is_by_row:
             sizes.append(f"{window.count(part, dataset.paths):,}{'' if sizes else ' rows'}")
-        elif window.only_normal:  # the number of normal rows is known once they are read
+        elif window.only_normal or window.where:  # the number of usable rows is known once they are read
             sizes.append(pluralize(len(days), "day"))
         else:
             sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")

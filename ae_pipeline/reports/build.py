@@ -19,6 +19,7 @@ from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.context import PageContext, day_variables, page_context, report_variables
 from ae_pipeline.reports.files import damaged_report_files, record_report_file, write_report_file
 from ae_pipeline.reports.gallery import Gallery, build_gallery
+from ae_pipeline.reports.image_report import ImageReport, report_images
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
 from ae_pipeline.reports.page import refresh_operations, render_day, shown_marks, write_report
@@ -141,6 +142,7 @@ def build_report(
     )
     on_assessed({day.day: published.assessments[day.day] for day in all_reported if day.day in entries})
     gallery = build_gallery(files, paths, bundle)
+    images = report_images(files, dataset, bundle, model_version)
     # A day that is reported alone gets a page. Existing pages are kept up to date.
     with_page = set(days) if len(days) == 1 and dataset.config.is_daily else set()
     with_page |= {day.day for day in all_reported if published.page_of(day.day).exists()}
@@ -152,7 +154,7 @@ def build_report(
     record_report_file(paths.reports / "drift.parquet", paths)
     for day in sorted(with_page):
         write_day_page(day, published, labels)
-    context = _write_pages(published, ranked, run_id, labels, gallery)
+    context = _write_pages(published, ranked, run_id, labels, gallery, images)
     unfinished.unlink()
     reported = [day for day in all_reported if day.day in set(days)]
     return _report(reported, ranked, published, context, labels, gallery)
@@ -165,14 +167,19 @@ def _outdated_days(files: Mapping[str, PublishedDay], dataset: Dataset) -> set[s
 
 
 def _write_pages(
-    published: Published, ranked: pl.DataFrame, run_id: str, labels: Labels | None, gallery: Gallery | None
+    published: Published,
+    ranked: pl.DataFrame,
+    run_id: str,
+    labels: Labels | None,
+    gallery: Gallery | None,
+    images: ImageReport | None,
 ) -> PageContext:
     """Write `summary.json`, its schema and the page over all days."""
     dataset = published.dataset
     reports = dataset.paths.reports
     rows = tuple(as_rows(ranked.head(dataset.config.alerts.report_rows), dataset.config.timezone))
     context = page_context(published, published.headline, rows, reports / "report.html")
-    summary = summarize(published, run_id, context, labels)
+    summary = summarize(published, run_id, context, labels, images)
     write_report_file(reports / "summary.json", summary.text(), dataset.paths)
     write_report_file(reports / "summary.schema.json", schema_text(), dataset.paths)
     index = published.index()
@@ -180,7 +187,7 @@ def _write_pages(
         with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone) if dataset.config.is_daily else ()
     )
     summary_json = summary.model_dump(mode="json")
-    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery), dataset)
+    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery, images), dataset)
     return context
 
 

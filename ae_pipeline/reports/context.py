@@ -10,6 +10,7 @@ from ae_pipeline.reports.cards import cards, unseen_days_summary
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.gallery import Gallery
 from ae_pipeline.reports.groups import Group, group_rows
+from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.pictures import Panel
 from ae_pipeline.reports.ranking import RankedRow
@@ -93,6 +94,7 @@ def report_variables(
     listed_days: Sequence[Mapping[str, Any]],
     labels: Labels | None,
     gallery: Gallery | None,
+    images: ImageReport | None = None,
 ) -> dict[str, Any]:
     """Return the variables of the page over all days.
 
@@ -103,6 +105,7 @@ def report_variables(
         listed_days: Days that the page lists.
         labels: Measures against the label; None without a label.
         gallery: Pictures; None if rows are not images.
+        images: Verdicts on images; None unless rows are images or patches.
     """
     bars = index[-_BAR_DAYS:]
     return {
@@ -115,6 +118,7 @@ def report_variables(
         "has_labels": labels is not None,
         "labels": asdict(labels) if labels else None,
         "gallery": _gallery_variables(gallery) if gallery else None,
+        "images": asdict(images) if images else None,
     }
 
 

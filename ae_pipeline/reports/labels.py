@@ -10,11 +10,12 @@ import polars as pl
 
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.features.split import LABEL, Window, cut_window
+from ae_pipeline.features.split import LABEL, Window
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.monitoring.feedback import MarkState, marks_of, rows_in_state
 from ae_pipeline.reports.ranking import scored_and_known
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -22,6 +23,8 @@ _CURVE_POINTS = 60
 """Points of the curve of recall and precision."""
 
 _UNSEEN = "that neither the network nor the tails of its losses were fitted on"
+_ALL_BUT_FITTED = f"rows {_UNSEEN}: all but those of its training and validation parts"
+_CHANGED = "unknown, because the rows have changed since the training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,8 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     if config.label is None:
         return None
     window = bundle.window
-    seen, message = _seen_rows(bundle, paths) if ALL_ROWS in window.train else (None, _all_but_days(window))
+    seen = seen_rows(bundle, paths) if ALL_ROWS in window.train else None
+    message = _ALL_BUT_FITTED if seen is not None else _CHANGED if ALL_ROWS in window.train else _all_but_days(window)
     marks = marks_of(paths)
     real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
     fitted_days = {*window.train, *window.validation} - {ALL_ROWS}
@@ -180,13 +184,10 @@ def _all_but_days(window: Window) -> str:
     return f"rows of days {_UNSEEN}: all but {fitted[0]} to {fitted[-1]}{without}"
 
 
-def _seen_rows(bundle: ModelBundle, paths: DatasetPaths) -> tuple[pl.Series | None, str]:
-    """Return the rows without event time that the model was fitted on, and a description of all others.
-
-    The rows are None if the features have changed since the training.
-    """
-    content = {ALL_ROWS: read_facts(paths.features(ALL_ROWS)).get("content_hash", "")}
-    if cut_window(content, bundle.config).fingerprint != bundle.window.fingerprint:
-        return None, "unknown, because the rows have changed since the training"
-    seen = pl.concat([bundle.window.rows(part, paths, ["row_id"])["row_id"] for part in ("train", "validation")])
-    return seen, f"rows {_UNSEEN}: all but those of its training and validation parts"
+def seen_rows(bundle: ModelBundle, paths: DatasetPaths) -> pl.Series | None:
+    """Return the rows that the model was fitted on, if a hash assigned the rows; None if they have changed since."""
+    content = {day: read_facts(paths.features(day)).get("content_hash", "") for day in bundle.window.train}
+    is_daily = ALL_ROWS not in content
+    if hash_json(list(content.items()) if is_daily else content) != bundle.window.fingerprint:
+        return None
+    return pl.concat([bundle.window.rows(part, paths, ["row_id"])["row_id"] for part in ("train", "validation")])

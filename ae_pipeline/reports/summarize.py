@@ -7,6 +7,7 @@ from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
 from ae_pipeline.monitoring.newest_day import filling_json
 from ae_pipeline.monitoring.verdict import DayAssessment, assessment_json
 from ae_pipeline.reports.context import PageContext
+from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.summary import Summary, row_facts
 from ae_pipeline.reports.view import Published
@@ -15,7 +16,9 @@ _SUMMARY_ROWS = 50
 """Number of rows in summary.json."""
 
 
-def summarize(published: Published, run_id: str, context: PageContext, labels: Labels | None) -> Summary:
+def summarize(
+    published: Published, run_id: str, context: PageContext, labels: Labels | None, images: ImageReport | None
+) -> Summary:
     """Return the content of `summary.json`.
 
     Args:
@@ -23,6 +26,7 @@ def summarize(published: Published, run_id: str, context: PageContext, labels: L
         run_id: MLflow run that trained the model.
         context: Content of the page over all days.
         labels: Measures against the label; None without a label.
+        images: Verdicts on images; None unless rows are images or patches.
     """
     paths, bundle, config = published.dataset.paths, published.bundle, published.dataset.config
     by_day = list(published.entries.values())
@@ -64,6 +68,7 @@ def summarize(published: Published, run_id: str, context: PageContext, labels: L
             "columns": bundle.columns,
             "columns_left_out": {entry.column: entry.reason for entry in bundle.encoder.left_out},
             "labels": asdict(labels) if labels else None,
+            "images": images.for_summary() if images else None,
             "drift": [
                 {
                     "day": day.day,

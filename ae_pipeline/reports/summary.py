@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 from ae_pipeline.storage.paths import DatasetPaths
 
 
@@ -169,6 +169,9 @@ class Summary(Section):
     columns: list[str] = Field(description="Columns that the model uses.")
     columns_left_out: dict[str, str] = Field(description="Reason why each other column is left out.")
     labels: dict[str, Any] | None = Field(description="Scores measured against the label; null without a label.")
+    images: dict[str, Any] | None = Field(
+        default=None, description="Verdicts on images and measures of heat maps; null for tables."
+    )
     drift: list[DayDrift]
     days: list[DayCount]
     feedback: list[VersionFeedback] = Field(default=[], description="What people marked, by version of the model.")

@@ -10,6 +10,9 @@ from ae_pipeline.common.errors import TrainingError
 
 Array = npt.NDArray[np.float64]
 
+IMAGE_BUDGET = "alerts.image_budget"
+"""Key of the budget for images whose patches are rows."""
+
 _TIE_TOLERANCE = 1e-7
 """Relative difference up to which two scores tie."""
 
@@ -106,40 +109,43 @@ def ks_critical_value(rows: int, others: int) -> float:
     return 1.63 * math.sqrt(1 / rows + 1 / others)
 
 
-def calibrate(scores: Array, budget: float, days: int | None) -> Calibration:
+def calibrate(scores: Array, budget: float, days: int | None, key: str = "alerts.budget") -> Calibration:
     """Return a calibration with the scores of held-out rows.
 
     Args:
         scores: Scores in any order. Neither the weights nor the tails may be fitted on these rows.
         budget: Share of normal rows that may be flagged.
         days: Number of days of these rows, for the remedy in the error. None if the rows have no event time.
+        key: Key of the budget in the YAML.
 
     Raises:
         TrainingError: The budget needs more rows.
     """
-    check_budget(len(scores), budget, days)
+    check_budget(len(scores), budget, days, key)
     return Calibration(np.sort(scores), budget)
 
 
-def check_budget(rows: int, budget: float, days: int | None) -> None:
+def check_budget(rows: int, budget: float, days: int | None, key: str = "alerts.budget") -> None:
     """Raise an error if there are too few calibration rows for a budget.
 
     Args:
         rows: Number of calibration rows.
         budget: Share of normal rows that may be flagged.
         days: Number of days of these rows. None if the rows have no event time.
+        key: Key of the budget in the YAML; that of images counts images.
 
     Raises:
         TrainingError: The budget needs more rows.
     """
+    unit = "images" if key == IMAGE_BUDGET else "rows"
     needed = math.ceil(round(1 / budget, 6)) - 1
     if rows >= needed:
         return
     lowest = f"the budget to {1 / (rows + 1):.2g} or more"
     if days is None:
-        available, remedy = f"there are {rows:,}", f"land more rows, or set {lowest}"
+        available, remedy = f"there are {rows:,}", f"land more {unit}, or set {lowest}"
     else:
         enough = math.ceil(days * needed / max(rows, 1))
         available = f"the {days} calibration days hold {rows:,}"
         remedy = f"set calibration_days to about {enough}, or {lowest}"
-    raise TrainingError(f"alerts.budget={budget:g} needs {needed:,} calibration rows, and {available}; {remedy}")
+    raise TrainingError(f"{key}={budget:g} needs {needed:,} calibration {unit}, and {available}; {remedy}")

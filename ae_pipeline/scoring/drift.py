@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
-from ae_pipeline.config.model import Section
+from ae_pipeline.config.section import Section
 from ae_pipeline.config.service import DriftConfig
 
 Array = npt.NDArray[np.float64]

@@ -1,7 +1,7 @@
 """Parquet files with a content hash in their footer, and batch sizes that bound memory."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,3 +173,22 @@ def _check(path: Path, *_state: int) -> tuple[dict[str, str], str | None]:
         return {}, damage
     metadata, prefix = footer_of(path).metadata or {}, len(_METADATA_PREFIX)  # with the seal
     return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}, None
+
+
+def scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:
+    """Yield scans of files in their order. Small files are combined, and large files are divided."""
+    combined: list[pl.LazyFrame] = []
+    rows = 0
+    for file in files:
+        scan = pl.scan_parquet(file, glob=False)
+        height = footer_of(file).num_rows if at_once is not None else 0
+        if at_once is not None and combined and rows + height > at_once:
+            yield pl.concat(combined, how="diagonal")
+            combined, rows = [], 0
+        if at_once is not None and height > at_once:
+            yield from (scan.slice(start, at_once) for start in range(0, height, at_once))
+        else:
+            combined.append(scan)
+            rows += height
+    if combined:
+        yield pl.concat(combined, how="diagonal")

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import ScreeningFacts
+from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id, score_images
 from ae_pipeline.features.split import Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.screening import Screened, screen_by_own_scores
@@ -25,6 +27,7 @@ class CalibrationScores:
 
     Attributes:
         scores: Scores in the order of the rows, shape (n,).
+        images: Scores of the images whose patches these rows are; None unless rows are patches.
         window: Window with the calibration days that remain.
         screening: What was left out of validation and calibration; None if nothing was screened.
     """
@@ -32,6 +35,7 @@ class CalibrationScores:
     scores: npt.NDArray[np.float64]
     window: Window
     screening: ScreeningFacts | None
+    images: npt.NDArray[np.float64] | None = None
 
 
 def score_calibration(
@@ -48,18 +52,52 @@ def score_calibration(
         budget: Share of normal rows that may be flagged.
         count: Number of calibration rows.
     """
-    window = screened.window
+    window, config = screened.window, dataset.config
     share = min(max(_MAX_ROWS, math.ceil(100 / budget)) / max(count, 1), 1.0)
+    of_image = image_id(config.identity) if has_patches(config) else None
 
-    def rows(days: Window) -> Iterator[pl.DataFrame]:
-        for batch in days.batches("calibration", dataset.paths):
-            yield sample_by_hash(screened.keep("calibration", batch), share)
+    def scored(days: Window) -> _Scored:
+        identities: list[pl.Series] = []
 
-    is_unscreened = screened.facts is None and dataset.config.training.max_screened_share
-    if not is_unscreened or not dataset.config.is_daily or window.is_by_row:
-        return CalibrationScores(detector.scores(rows(window)), window, screened.facts)
-    by_day = {day: detector.scores(rows(dataclasses.replace(window, calibration=(day,)))) for day in window.calibration}
-    left_out, facts = screen_by_own_scores(by_day, dataset, budget)
-    kept = tuple(day for day in by_day if day not in left_out)
-    scores = np.concatenate([np.empty(0), *(by_day[day] for day in kept)])
-    return CalibrationScores(scores, dataclasses.replace(window, calibration=kept), facts)
+        def rows() -> Iterator[pl.DataFrame]:
+            for batch in days.batches("calibration", dataset.paths):
+                kept = sample_by_hash(screened.keep("calibration", batch), share, of_image)
+                identities.extend([] if of_image is None else [kept["row_id"]])
+                yield kept
+
+        scores = detector.scores(rows())
+        return _Scored(scores, pl.concat([pl.Series(dtype=pl.String), *identities]))
+
+    is_unscreened = screened.facts is None and config.training.max_screened_share
+    if not is_unscreened or not config.is_daily or window.is_by_row:
+        parts, facts = {"": scored(window)}, screened.facts
+    else:
+        parts = {day: scored(dataclasses.replace(window, calibration=(day,))) for day in window.calibration}
+        left_out, facts = screen_by_own_scores({day: part.scores for day, part in parts.items()}, dataset, budget)
+        parts = {day: part for day, part in parts.items() if day not in left_out}
+        window = dataclasses.replace(window, calibration=tuple(parts))
+    scores = np.concatenate([np.empty(0), *(part.scores for part in parts.values())])
+    images = None
+    if of_image is not None:
+        row_ids = pl.concat([pl.Series(dtype=pl.String), *(part.row_ids for part in parts.values())])
+        images = _score_whole_images(row_ids, scores, screened, config)
+    return CalibrationScores(scores, window, facts, images)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of rows, and their identities if they are patches."""
+
+    scores: npt.NDArray[np.float64]
+    row_ids: pl.Series
+
+
+def _score_whole_images(
+    row_ids: pl.Series, scores: npt.NDArray[np.float64], screened: Screened, config: PipelineConfig
+) -> npt.NDArray[np.float64]:
+    """Return the scores of images, without those of which a screening left out patches."""
+    patches = pl.DataFrame({"row_id": row_ids, "score": scores})
+    images = score_images(patches, config.identity, config.alerts.image_patches)
+    screened_ids = screened.row_ids.get("calibration", pl.Series("row_id", [], dtype=pl.String))
+    incomplete = screened_ids.alias("row_id").to_frame().select(image_id(config.identity)).to_series()
+    return images.filter(~pl.col(IMAGE_ID).is_in(incomplete.implode()))["score"].to_numpy()

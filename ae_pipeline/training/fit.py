@@ -18,6 +18,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import Epoch, TrainingFacts, library_versions
+from ae_pipeline.detector.image_verdicts import count_images
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
@@ -28,7 +29,7 @@ from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.corruption import Corruption, build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import ReconstructionLoss
-from ae_pipeline.scoring.calibration import calibrate, check_budget
+from ae_pipeline.scoring.calibration import IMAGE_BUDGET, calibrate, check_budget
 from ae_pipeline.scoring.ensemble import FITTED_ROWS, Ensemble, fit_ensemble
 from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
@@ -86,6 +87,9 @@ def fit_bundle(
     days = len(window.calibration) if config.is_daily else None
     budget = config.alerts.budget or choose_budget(counts["calibration"])
     check_budget(counts["calibration"], budget, days)  # before the training, which takes long
+    images = count_images("calibration", window, dataset)
+    if images is not None:
+        check_budget(images, config.alerts.image_budget or choose_budget(images), days, IMAGE_BUDGET)
     memory = memory_budget.share_of(config)
     limit = memory_budget.max_rows(window, paths, memory)
     train_rows, validation_rows = (
@@ -111,7 +115,7 @@ def fit_bundle(
     facts = TrainingFacts(
         versions=library_versions(),
         rows=counts,
-        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder)),
+        chosen=chosen_sizes(config, window, counts, math.prod(encoder.shape) - context_width(encoder), images),
         rows_looked_at=looked_at,
         epochs=result.epochs,
         best_epoch=result.best_epoch,
@@ -122,8 +126,17 @@ def fit_bundle(
         is_streamed=result.is_streamed,
         screening=calibrated.screening,
     )
-    calibration = calibrate(calibrated.scores, budget, days)
-    return ModelBundle(detector=detector, calibration=calibration, window=window, facts=facts), result
+    of_images = calibrated.images
+    bundle = ModelBundle(
+        detector=detector,
+        calibration=calibrate(calibrated.scores, budget, days),
+        window=window,
+        facts=facts,
+        image_calibration=None
+        if of_images is None
+        else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
+    )
+    return bundle, result
 
 
 def _training_batches(screened: Screened, learned: pl.DataFrame, dataset: Dataset) -> Iterator[pl.DataFrame]:

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import polars as pl
+
 from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.image_verdicts import count_images, has_patches, image_id
 from ae_pipeline.encoding.encoder import context_width, fit_encoder
 from ae_pipeline.features.sizes import MIN_ROWS, STANDARD_DAYS
 from ae_pipeline.features.split import PARTS, Window, split_columns, split_sizes
 from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.models.factory import default_latent_dim
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS
@@ -51,11 +56,24 @@ def training_data(dataset: Dataset, columns: Sequence[FeatureColumn], rows: Mapp
         is_sampled = count(window)["train"] > _WIDTH_ROWS and estimate <= (config.model.latent_dim or 0)
         return of_rows(None) if is_sampled else estimate
 
-    return TrainingData(rows, count, width)
+    @cache
+    def calibration_images(window: Window) -> int | None:
+        return count_images("calibration", window, dataset)
+
+    images = None
+    if has_patches(dataset.config):
+        row_ids = pl.scan_parquet([paths.features(day) for day in rows], glob=False).select("row_id")
+        images = row_ids.select(image_id(dataset.config.identity).n_unique()).collect(engine="streaming").item()
+    return TrainingData(rows, count, width, images, calibration_images)
 
 
-def landed_data(rows: Mapping[str, int]) -> TrainingData:
-    """Return what is known before the features exist: an upper limit of the rows of each day, duplicates included."""
+def landed_data(rows: Mapping[str, int], images: int | None = None) -> TrainingData:
+    """Return what is known before the features exist.
+
+    Args:
+        rows: Upper limit of the rows of each day, duplicates included.
+        images: Number of images whose patches are the rows; None unless all are patches of image files.
+    """
 
     def count(window: Window) -> Mapping[str, int]:
         if not window.is_by_row:
@@ -63,7 +81,7 @@ def landed_data(rows: Mapping[str, int]) -> TrainingData:
         total = sum(rows[day] for day in window.train)
         return dict(zip(PARTS, split_sizes(total)[:3], strict=True))
 
-    return TrainingData(rows, count, lambda *_: 2**31)
+    return TrainingData(rows, count, lambda *_: 2**31, images)
 
 
 def check_sizes(config: PipelineConfig, data: TrainingData, content: Mapping[str, str]) -> Sizes:
@@ -103,12 +121,12 @@ def check_landed(config: PipelineConfig, ledger: Ledger) -> None:
         rows.update({day: count for day, count in entry.days.items() if count and config.has_day(day)})
     if not rows:
         return
+    names = [name for name, entry in ledger.files.items() if entry.rows]
+    data = landed_data(rows, len(names) if has_patches(config) and all(map(is_image, names)) else None)
     content = dict.fromkeys(rows, "")
-    sizes, problems = examine(config, landed_data(rows), content)
+    sizes, problems = examine(config, data, content)
     if sizes is None:
-        raise TrainingError(
-            _message(config, landed_data(rows), problems, propose(config, landed_data(rows), content, problems))
-        )
+        raise TrainingError(_message(config, data, problems, propose(config, data, content, problems)))
 
 
 def propose(
@@ -156,6 +174,11 @@ def _message(
     config: PipelineConfig, data: TrainingData, problems: Sequence[Problem], proposal: Mapping[str, Any] | None
 ) -> str:
     size = data.describe(config)
+    if data.images is not None and data.images < MIN_ROWS:
+        return (
+            f"{config.dataset!r} has {pluralize(data.images, 'image')}, but a training needs at least {MIN_ROWS} "
+            "images; land more images"
+        )
     if sum(data.rows.values()) < MIN_ROWS:
         return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} rows; land more rows"
     problem_list = "; ".join(problem.message for problem in problems)
@@ -167,6 +190,9 @@ def _message(
 
 def _why(config: PipelineConfig, data: TrainingData, sizes: Sizes) -> str:
     reasons = [f"{sizes.rows['train']:,} training and {sizes.rows['calibration']:,} calibration rows"]
+    if (images := data.calibration_images(sizes.window)) is not None:
+        lowest = f"an image budget below {1 / (images + 1):.2g}"
+        reasons.append(f"{pluralize(images, 'calibration image')}, which cannot measure {lowest}")
     if config.is_daily and sizes.window.is_by_row:
         reasons.append("too few days to divide, so a hash divides the rows of all days")
     elif config.is_daily and len(data.rows) < STANDARD_DAYS:

@@ -137,8 +137,9 @@ def screen_by_serving(
     previous = serving.facts.screening
     since = previous.changed_since if previous is not None else None
     if "calibration" in changed and not window.is_by_row:
-        bad = [day.day for day in days["calibration"] if day.is_bad(budget, len(days["calibration"]))]
-        since = min(bad, default=window.calibration[0])
+        of_calibration = days["calibration"]
+        bad_days = [day.day for day in of_calibration if day.is_bad(budget, len(of_calibration))]
+        since = min(bad_days, default=window.calibration[0])
     message = _message(left_days, left_rows, changed, cap)
     learning = _learn_change(screened, since, dataset) if since is not None else None
     if learning is not None:

@@ -10,6 +10,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import (
     MIN_CALIBRATION_ROWS,
     MIN_FITTED_ROWS,
+    MIN_ROWS,
     budget_rows,
     choose_batch_size,
     choose_budget,
@@ -17,10 +18,13 @@ from ae_pipeline.features.sizes import (
 )
 from ae_pipeline.features.split import Window, cut_window
 from ae_pipeline.models.factory import default_latent_dim
+from ae_pipeline.scoring.calibration import IMAGE_BUDGET
 
 DAY_KEYS = ("training.validation_days", "training.calibration_days", "gate.days")
 RELAXED: Mapping[str, Any] = {
-    **dict.fromkeys((*DAY_KEYS, "alerts.budget", "model.latent_dim", "model.hidden", "training.batch_size")),
+    **dict.fromkeys(
+        (*DAY_KEYS, "alerts.budget", IMAGE_BUDGET, "model.latent_dim", "model.hidden", "training.batch_size")
+    ),
     "training.only_normal": False,
     "training.split_by": (),
 }
@@ -36,15 +40,21 @@ class TrainingData:
         count: Function that returns the number of rows of each part of a window.
         width: Function that returns the number of encoded values that the network reconstructs. It is called only if
             the configuration sets `latent_dim`.
+        images: Number of images whose patches are the rows; None unless rows are patches, or if it is not known yet.
+        calibration_images: Function that returns how many of them are calibration images of a window.
     """
 
     rows: Mapping[str, int]
     count: Callable[[Window], Mapping[str, int]]
     width: Callable[[PipelineConfig, Window], int]
+    images: int | None = None
+    calibration_images: Callable[[Window], int | None] = lambda _: None
 
     def describe(self, config: PipelineConfig) -> str:
         """Return the size of the data as text."""
         rows = pluralize(sum(self.rows.values()), "row")
+        if self.images is not None:
+            rows += f" (patches of {pluralize(self.images, 'image')})"
         return f"{pluralize(len(self.rows), 'day')} with {rows}" if config.is_daily else rows
 
 
@@ -85,6 +95,8 @@ def examine(
     if not data.rows:
         raise TrainingError(f"features of {config.dataset!r} hold no rows; materialize raw_data and features first")
     problems, usable = _day_problems(config, data), config
+    if data.images is not None and data.images < MIN_ROWS:
+        return None, [Problem(f"{pluralize(data.images, 'image')} are too few", ())]
     if problems:  # the other settings are checked on the days that would be chosen
         usable = changed(config, {key: RELAXED[key] for key in DAY_KEYS})
     window: Window | None = None
@@ -96,9 +108,11 @@ def examine(
         problems.append(Problem(str(error).partition(";")[0], ("training.split_by",)))
     if window is not None:
         problems += _row_problems(usable, window, rows)
+        images = data.calibration_images(window)
+        problems += _image_problems(usable, images)
         if not problems or rows["train"] > 0:
             problems += _model_problems(usable, data, window)
-        chosen = chosen_sizes(config, window, rows)
+        chosen = chosen_sizes(config, window, rows, images=images)
         if not any(problem.is_fatal for problem in problems):
             return Sizes(window, rows, chosen), problems
     return None, problems
@@ -131,6 +145,7 @@ def _row_problems(config: PipelineConfig, window: Window, rows: Mapping[str, int
     for count, least, name in too_small:
         if count < least:
             kind = "rows that are not known anomalies" if window.only_normal else "rows"
+            kind += " that fulfil training.where" if window.where else ""
             problems.append(Problem(f"{name} have {count:,} {kind} and need {least:,} or more", keys))
     if budget and calibration < budget_rows(budget):
         days = f" of {pluralize(len(window.calibration), 'day')}" if config.is_daily and not window.is_by_row else ""
@@ -148,6 +163,14 @@ def _row_problems(config: PipelineConfig, window: Window, rows: Mapping[str, int
     return problems
 
 
+def _image_problems(config: PipelineConfig, images: int | None) -> list[Problem]:
+    budget = config.alerts.image_budget
+    if images is None or budget is None or images >= budget_rows(budget):
+        return []
+    needed = f"{IMAGE_BUDGET}={budget:g} needs {budget_rows(budget):,} calibration images"
+    return [Problem(f"{needed}, and there are {images:,}", (IMAGE_BUDGET,))]
+
+
 def _model_problems(config: PipelineConfig, data: TrainingData, window: Window) -> list[Problem]:
     latent_dim, hidden, problems = config.model.latent_dim, config.model.hidden, []
     if latent_dim is None:
@@ -163,7 +186,11 @@ def _model_problems(config: PipelineConfig, data: TrainingData, window: Window) 
 
 
 def chosen_sizes(
-    config: PipelineConfig, window: Window, rows: Mapping[str, int], width: int | None = None
+    config: PipelineConfig,
+    window: Window,
+    rows: Mapping[str, int],
+    width: int | None = None,
+    images: int | None = None,
 ) -> dict[str, float]:
     """Return the values of the keys that a configuration leaves out, by dotted key.
 
@@ -172,12 +199,15 @@ def chosen_sizes(
         window: Days of each part.
         rows: Number of rows of each part.
         width: Number of encoded values that the network reconstructs, if it is known.
+        images: Number of calibration images, if rows are patches.
     """
     sizes: dict[str, float] = {}
     if config.is_daily and not window.is_by_row:
         days = (window.validation, window.calibration, window.gate)
         sizes |= {key: len(part) for key, part in zip(DAY_KEYS, days, strict=True)}
     sizes["alerts.budget"] = choose_budget(rows["calibration"])
+    if images is not None:
+        sizes[IMAGE_BUDGET] = choose_budget(images)
     sizes["training.batch_size"] = choose_batch_size(rows["train"])
     if width is not None:
         sizes["model.latent_dim"] = default_latent_dim(width)

@@ -2,8 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.training.learning_rates import parameter_groups
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import TrainingBatch
 from ae_pipeline.training.schedules import build_scheduler
@@ -65,11 +65,11 @@ class TrainingStep:
         self._noise = torch.Generator(device).manual_seed(seed)
         # Fused kernels read a rate in single precision; the others on the CPU use it as it is.
         precision = torch.float32 if device.type == "cuda" else torch.float64
-        self._rate = torch.tensor(config.learning_rate, dtype=precision, device=device)
+        rate = torch.tensor(config.learning_rate, dtype=precision, device=device)
         self._beta = torch.zeros((), dtype=torch.float64, device=device)
         self._has_beta = config.beta > 0
         self._total = torch.zeros((), device=device)
-        self._optimizer = build_optimizer(model, loss, config, self._rate)
+        self._optimizer = build_optimizer(model, loss, config, rate)
         self._schedule = build_scheduler(config, steps)
         self._gradient: list[Tensor | None] | None = None
         self._parts = 1
@@ -95,7 +95,7 @@ class TrainingStep:
         Raises:
             OutOfMemoryError: A single row does not fit.
         """
-        self._rate.fill_(self._schedule.rate)
+        set_rate(self._optimizer, self._schedule.rate)
         while not self._fits(batch):
             self._parts *= 2
             self._graphs.clear()
@@ -235,7 +235,7 @@ def cuda_graph(step: Callable[[], None], generator: torch.Generator) -> Callable
 def build_optimizer(
     model: AutoEncoder, loss: ReconstructionLoss, config: TrainingConfig, rate: Tensor
 ) -> torch.optim.Optimizer:
-    """Return the configured optimizer, whose learning rate is a tensor.
+    """Return the configured optimizer, whose learning rates are tensors.
 
     Args:
         model: Autoencoder.
@@ -244,10 +244,7 @@ def build_optimizer(
         rate: Learning rate, a number on the CPU or on the device of the model. The optimizer reads it in each step.
     """
     is_cuda, decay = rate.device.type == "cuda", config.weight_decay
-    groups: Sequence[dict[str, Any]] = [
-        {"params": list(model.parameters())},
-        {"params": list(loss.parameters()), "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(model, loss)
     match config.optimizer:
         case "gd" | "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, rate, weight_decay=decay, fused=is_cuda)
@@ -261,5 +258,12 @@ def build_optimizer(
         case "adamw":
             optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True, capturable=is_cuda)
     for group in optimizer.param_groups:
-        group["lr"] = rate  # the same tensor, where the optimizer made a copy
+        # The same tensor, where the optimizer made a copy. A replayed step reads tensors that stay where they are.
+        group["lr"] = rate * group["rate_factor"] if "rate_factor" in group else rate
     return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each parameter group in place."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(rate * group.get("rate_factor", 1.0))

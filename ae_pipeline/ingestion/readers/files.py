@@ -17,9 +17,10 @@ from ae_pipeline.ingestion.readers.compression import COMPRESSED_SUFFIXES, decom
 from ae_pipeline.ingestion.readers.delimited import read_delimited
 from ae_pipeline.ingestion.readers.excel import read_excel
 from ae_pipeline.ingestion.readers.failures import library_errors_as
+from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata
 from ae_pipeline.ingestion.readers.json_lines import read_json_array, read_json_lines
 from ae_pipeline.ingestion.readers.path_columns import add_path_columns
-from ae_pipeline.ingestion.readers.pictures import prepare_images, read_image
+from ae_pipeline.ingestion.readers.pictures import is_image, prepare_images, read_image
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
 
 _DELIMITED = (".csv", ".tsv", ".txt")
@@ -43,6 +44,7 @@ class ReadOptions:
         columns: Columns of the schema contract; None if there is no contract.
         left_out: Columns that are never read.
         needed: Identity and event time.
+        metadata: Columns of image files from files beside them.
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -52,6 +54,7 @@ class ReadOptions:
     columns: frozenset[str] | None = None
     left_out: frozenset[str] = frozenset()
     needed: frozenset[str] = frozenset()
+    metadata: ImageMetadata = field(default_factory=ImageMetadata)
 
     @classmethod
     def of(cls, config: PipelineConfig) -> "ReadOptions":
@@ -116,6 +119,8 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
         file = leave_out(file, options)
         file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
         if options.images:
+            if options.metadata.columns and is_image(name):
+                file = options.metadata.add_to(name, file)
             file = prepare_images(file, options.images)
         rejected = file.rejected.with_columns(source_file=pl.lit(name))
         return replace(file, rows=file.rows.with_columns(_source_file=pl.lit(name)), rejected=rejected)

@@ -4,14 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from ae_pipeline.cli.main import main
 from ae_pipeline.cli.new import Plan, plan_dataset
 from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.config.columns import as_declaration
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.ingestion.masks import mask_path
 from tests.support.shop import DAYS, orders_csv
 
 
@@ -197,3 +200,60 @@ class TestCommand:
         assert capsys.readouterr().out.endswith(f"look at {target}, then run `ae-pipeline run orders`.\n")
         assert main(command) == 1
         assert "the dataset 'orders' exists" in capsys.readouterr().err
+
+
+def land_images(root: Path, names: list[str], size: tuple[int, int] = (700, 900), mode: str = "RGB") -> Path:
+    """Write images of one color below a folder, and return the folder."""
+    for name in names:
+        path = root / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (size[1], size[0])).save(path)
+    return root / "photos"
+
+
+def test_the_layout_of_mvtec_is_recognized(tmp_path: Path) -> None:
+    names = [f"bottle/train/good/{index:03d}.png" for index in range(20)]
+    names += [f"bottle/test/{kind}/{index:03d}.png" for kind in ("good", "broken_large") for index in range(3)]
+    names += [f"bottle/ground_truth/broken_large/{index:03d}_mask.png" for index in range(3)]
+    folder = land_images(tmp_path, [name.removeprefix("bottle/") for name in names])
+    (folder / "readme.txt").write_text("about the data")
+    text = plan(tmp_path, [folder], "bottle").text
+    config = PipelineConfig.model_validate(attributes(text))
+    assert "# Proposed from 26 images in the layout of MVTec AD.\n" in text
+    assert (config.identity, config.label) == (("file", "top", "left"), "defect <> 'good'")
+    assert (config.training.where, config.training.only_normal) == ("split = 'train'", True)
+    assert config.images is not None
+    assert (config.images.resize, config.images.patch, config.images.mode) == (256, 32, None)
+    mask = mask_path("test/broken_large/002.png", config.images)
+    assert mask == "ground_truth/broken_large/002_mask.png"
+    assert (folder / mask).is_file()
+
+
+def test_the_layout_of_visa_is_recognized(tmp_path: Path) -> None:
+    names = [f"Data/Images/Normal/{index:04d}.JPG" for index in range(20)]
+    names += [f"Data/Images/Anomaly/{index:03d}.JPG" for index in range(3)]
+    names += [f"Data/Masks/Anomaly/{index:03d}.png" for index in range(3)]
+    folder = land_images(tmp_path, names)
+    (folder / "image_anno.csv").write_text("image,label,mask\n")
+    config = PipelineConfig.model_validate(attributes(plan(tmp_path, [folder], "candle").text))
+    assert (config.source.pattern, config.label) == ("Data/Images/**/*", "kind <> 'Normal'")
+    assert config.images is not None
+    mask = mask_path("Data/Images/Anomaly/001.JPG", config.images)
+    assert mask == "Data/Masks/Anomaly/001.png"
+    assert (folder / mask).is_file()
+
+
+def test_small_images_are_rows_of_one_size_and_mode(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, [f"{index}.png" for index in range(19)], (28, 30), "L")
+    Image.fromarray(np.zeros((28, 20, 3), np.uint8)).save(folder / "color.png")
+    (folder / "metadata.csv").write_text("file,line\n0.png,L1\n")
+    config = PipelineConfig.model_validate(attributes(plan(tmp_path, [folder], "digits").text))
+    assert (config.identity, config.label) == (("file",), None)
+    assert config.images is not None
+    assert (config.images.patch, config.images.mode, config.images.resize) == (None, "rgb", (28, 30))
+
+
+def test_five_images_are_too_few(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, [f"{index}.png" for index in range(5)], (28, 30))
+    with pytest.raises(StorageError, match="holds 5 images, but a training needs at least 20; add images"):
+        plan(tmp_path, [folder], "digits")

@@ -20,7 +20,7 @@ from ae_pipeline.common.escape import (
     without_html,
 )
 from ae_pipeline.reports.markdown import markdown_table
-from ae_pipeline.reports.page import _environment
+from ae_pipeline.reports.page import page_environment
 
 CONTROLS = [
     "\x1b[2J\x1b[H",
@@ -180,19 +180,19 @@ class TestMarkdown:
 class TestPages:
     @pytest.mark.parametrize("text", [*CONTROLS, *MARKDOWN, *FORMULAS])
     def test_a_value_is_text_in_html(self, text: str) -> None:
-        template = _environment().from_string('<td title="{{ x }}">{{ x }}</td>')
+        template = page_environment().from_string('<td title="{{ x }}">{{ x }}</td>')
         page = parsed(template.render(x=text.replace("\x00", "")))
         assert page.tags == ["td"]
 
     @pytest.mark.parametrize("text", ["</script><script>alert(1)</script>", "<!--<script>", "\u2028", "]]>", *MARKDOWN])
     def test_a_value_stays_in_the_json_of_a_chart(self, text: str) -> None:
         source = json.dumps({"row": text}, ensure_ascii=False)
-        page = parsed(_environment().from_string("<script>{{ x|in_script }}</script><p>").render(x=source))
+        page = parsed(page_environment().from_string("<script>{{ x|in_script }}</script><p>").render(x=source))
         assert page.tags == ["script", "p"]
         assert json.loads(escape_json_in_html(source)) == {"row": text}
 
     def test_every_template_escapes_by_itself(self) -> None:
-        assert _environment().autoescape is True
+        assert page_environment().autoescape is True
         folder = Path(__file__).parents[3] / "ae_pipeline" / "reports"
         safe = [line for page in folder.glob("*.html.j2") for line in page.read_text().splitlines() if "|safe" in line]
         assert len(safe) == 2

@@ -214,7 +214,7 @@ def test_only_another_zone_than_utc_changes_the_fingerprint(tmp_path: Path) -> N
         dataset = make_dataset(tmp_path, **settings)
         dataset.declare(id={"type": "integer"}, time={"type": "timestamp"})
         contract = load_contract(dataset.paths.contract)
-        fingerprints.append(rule_fingerprints(contract, dataset.config, TODAY).lasting)
+        fingerprints.append(rule_fingerprints(contract, dataset, TODAY).lasting)
     assert fingerprints[0] == fingerprints[1]
     assert fingerprints[2] != fingerprints[0]
 

@@ -411,7 +411,7 @@ class TestConcurrentPublications:
         self, dataset: Fitted, days: tuple[str, ...], first: Publication, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("ae_pipeline.latents.publish._RETRY_SECONDS", 0)
-        tries = []
+        tries: list[int] = []
 
         def meanwhile() -> None:
             tries.append(len(tries))

@@ -1,7 +1,9 @@
 """The sizes of a training: chosen from the data, checked before any work, and proposed where they do not fit."""
 
 import datetime as dt
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.features.sizes import choose_batch_size, choose_budget, choose_days, gate_size
+from ae_pipeline.features.sizes import budget_rows, choose_batch_size, choose_budget, choose_days, gate_size
 from ae_pipeline.features.split import PARTS, Window, split_sizes
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.storage.paths import ALL_ROWS
@@ -220,3 +222,41 @@ class TestLandedFiles:
         with pytest.raises(TrainingError, match="leave no training day of 14 days with rows"):
             check_landed(config, self.ledger(days(14, 100)))
         check_landed(config_of({}), self.ledger(days(14, 100)))
+
+
+class TestImages:
+    """Rows that are patches of images."""
+
+    PATCHES: Mapping[str, Any] = {
+        "images": {"patch": 8},
+        "identity": ("file", "top", "left"),
+        "model": {"hidden": None, "latent_dim": None},
+    }
+
+    def data(self, images: int) -> TrainingData:
+        rows = data_of({ALL_ROWS: 100 * images})
+        return replace(rows, images=images, calibration_images=lambda _: split_sizes(images)[2])
+
+    def config(self, **alerts: Any) -> PipelineConfig:
+        return PipelineConfig.model_validate({"dataset": "d", **self.PATCHES, "alerts": alerts})
+
+    def test_five_images_get_one_sentence(self) -> None:
+        message = message_of(self.config(), self.data(5))
+        assert message == "'d' has 5 images, but a training needs at least 20 images; land more images"
+
+    @pytest.mark.parametrize(("images", "budget"), [(20, 0.3), (60, 0.1), (200, 0.04)])
+    def test_small_sets_get_the_lowest_budget_that_their_images_can_measure(self, images: int, budget: float) -> None:
+        sizes = check_sizes(self.config(), self.data(images), {ALL_ROWS: ""})
+        assert sizes.chosen["alerts.image_budget"] == budget
+        assert budget_rows(budget) <= split_sizes(images)[2]
+
+    def test_the_log_says_what_the_images_can_measure(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO, "ae_pipeline"):
+            check_sizes(self.config(), self.data(60), {ALL_ROWS: ""})
+        assert "sizes chosen for 6,000 rows (patches of 60 images)" in caplog.text
+        assert "9 calibration images, which cannot measure an image budget below 0.1" in caplog.text
+
+    def test_a_budget_that_is_too_low_gets_a_proposal(self) -> None:
+        message = message_of(self.config(image_budget=0.01), self.data(60))
+        assert "alerts.image_budget=0.01 needs 99 calibration images, and there are 9" in message
+        assert yaml.safe_load(message.partition("set in its defs.yaml:\n")[2]) == {"alerts": {"image_budget": 0.1}}

@@ -1,0 +1,63 @@
+"""Masks of images: which landed files are masks, and which one belongs to an image."""
+
+import re
+import string
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion.image_files import decode_image
+from ae_pipeline.ingestion.image_shape import shape_image
+from ae_pipeline.ingestion.images import UnreadableImageError
+
+
+def is_mask(name: str, images: ImagesConfig | None) -> bool:
+    """Return whether a landed file is a mask by its path below the landing folder.
+
+    >>> is_mask("truth/7_mask.png", ImagesConfig(masks="truth/{stem}_mask.png"))
+    True
+    """
+    return bool(images and images.masks and _expression(images.masks).fullmatch(name))
+
+
+@lru_cache
+def _expression(masks: str) -> re.Pattern[str]:
+    parts = string.Formatter().parse(masks)
+    return re.compile("".join(re.escape(text) + (".+" if name is not None else "") for text, name, _, _ in parts))
+
+
+def mask_path(name: str, images: ImagesConfig) -> str | None:
+    """Return the path of the mask of an image, which need not exist; None without `images.masks`.
+
+    Args:
+        name: Path of the image below the landing folder.
+        images: Settings for images.
+
+    >>> mask_path("test/hole/7.jpg", ImagesConfig(path="test/(?P<kind>[a-z]+)/", masks="truth/{kind}/{stem}.png"))
+    'truth/hole/7.png'
+    """
+    match = re.search(images.path or "", name)
+    if images.masks is None or match is None:
+        return None
+    return images.masks.format(**match.groupdict(""), stem=PurePosixPath(name).stem)
+
+
+def read_mask(path: Path, images: ImagesConfig) -> npt.NDArray[np.bool_]:
+    """Return which pixels of an image are anomalous, (height, width), with the size and crop of the image.
+
+    Raises:
+        StorageError: The mask cannot be read.
+    """
+    try:
+        mask = decode_image(path.read_bytes())
+        shaped = shape_image(mask, images.model_copy(update={"mode": "grey"}))
+    except (OSError, UnreadableImageError) as error:
+        raise StorageError(
+            f"the mask {path} cannot be used: {error}; land it again, or correct images.masks"
+        ) from error
+    result: npt.NDArray[np.bool_] = shaped[:, :, 0] > shaped.max() / 2
+    return result

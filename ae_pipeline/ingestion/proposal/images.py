@@ -1,0 +1,178 @@
+"""Propose the YAML of a dataset of image files: layout of the folders, size, and rows as images or patches."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.text import pluralize
+
+PATCH, STRIDE, RESIZED = 32, 16, 256
+"""Sides that are proposed, in pixels: of a patch, from one patch to the next, and the shorter side of large images."""
+
+_MAX_WHOLE = 64
+"""Side up to which an image is a row as a whole."""
+
+_READ_FILES = 200
+"""Images whose size and channels the proposal rests on."""
+
+_MODES = {"1": "grey", "L": "grey", "LA": "grey", "I;16": "grey", "I": "grey", "F": "grey"}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Folders of a well-known kind of dataset.
+
+    Attributes:
+        name: Name of the layout, for the comment.
+        training: Pattern of an image for training.
+        lines: Lines of the YAML below `images`, which do not depend on the size.
+        conditions: Further lines of the YAML.
+    """
+
+    name: str
+    training: re.Pattern[str]
+    lines: tuple[str, ...]
+    conditions: tuple[str, ...]
+
+    @property
+    def prefix(self) -> str:
+        """Folder of the images, for `source.pattern`; empty if it is the whole folder."""
+        return "Data/Images/" if self.name == "VisA" else ""
+
+
+_LAYOUTS = (
+    _Layout(
+        "MVTec AD",
+        re.compile(r"(?:^|/)train/good/[^/]+$"),
+        (
+            "path: (?P<split>train|test)/(?P<defect>[^/]+)/ # folders become columns",
+            'masks: "ground_truth/{defect}/{stem}_mask.png" # measure heat maps with them',
+        ),
+        (
+            "label: defect <> 'good' # the report measures the scores with it",
+            "training:",
+            "  where: split = 'train' # test images are scored, and never in the training",
+            "  only_normal: true",
+        ),
+    ),
+    _Layout(
+        "VisA",
+        re.compile(r"^Data/Images/Normal/[^/]+$"),
+        (
+            "path: Images/(?P<kind>[^/]+)/ # the folder becomes a column",
+            'masks: "Data/Masks/{kind}/{stem}.png" # measure heat maps with them',
+        ),
+        (
+            "label: kind <> 'Normal' # the report measures the scores with it",
+            "training:",
+            "  only_normal: true",
+        ),
+    ),
+)
+
+
+def propose_images(name: str, folder: Path, images: Sequence[Path], source: Path | None, least: int) -> str:
+    """Return the YAML of a dataset of image files.
+
+    Args:
+        name: Name of the dataset.
+        folder: Folder below which the images lie.
+        images: Image files.
+        source: Folder where the files stay, or None for the default landing folder.
+        least: Number of images that a training needs.
+
+    Raises:
+        StorageError: No image can be read, or there are too few for a training.
+    """
+    names = [path.relative_to(folder).as_posix() for path in images]
+    layout = next((each for each in _LAYOUTS if any(each.training.search(path) for path in names)), None)
+    rows = [path for path in names if layout is None or re.search(layout.lines[0].split()[1], path)]
+    if len(rows) < least:
+        raise StorageError(
+            f"{folder} holds {pluralize(len(rows), 'image')}, but a training needs at least {least}; add images"
+        )
+    pattern = f', pattern: "{layout.prefix}**/*"' if layout and layout.prefix else ""
+    sides, modes = _sizes([folder / path for path in rows[:: max(1, len(rows) // _READ_FILES)]])
+    is_whole = max(max(sides)) <= _MAX_WHOLE
+    return "\n".join(
+        [
+            "type: ae_pipeline.orchestration.component.AutoencoderPipeline",
+            "",
+            f"# Proposed from {pluralize(len(rows), 'image')}"
+            + (f" in the layout of {layout.name}." if layout else "."),
+            "attributes:",
+            f"  dataset: {name}",
+            '  description: "" # say what the images show, and where they come from',
+            *([f"  source: {{path: {json.dumps(str(source))}{pattern}}}"] if source else []),
+            "",
+            f"  identity: [{'file' if is_whole else 'file, top, left'}]",
+            "  images:" + ("" if (lines := [*_image_lines(sides, modes, is_whole, layout)]) else " {}"),
+            *(f"    {line}" for line in lines),
+            *(f"  {line}" for line in (layout.conditions if layout else ())),
+            *(f"  {line}" for line in _UNLABELED if layout is None),
+            "",
+            "  model:",
+            "    architecture: conv",
+            "    latent_dim: 64",
+            "    channels: [16, 32]",
+            "    up: upsample",
+            "    activation: gelu",
+            "    scaling: standard",
+            "",
+        ]
+    )
+
+
+_UNLABELED = ("# label: file IN ('a.png') # known anomalies; or a column of metadata.csv beside the images",)
+
+
+def _image_lines(
+    sides: Counter[tuple[int, int]], modes: Counter[str], is_whole: bool, layout: _Layout | None
+) -> Iterator[str]:
+    yield from layout.lines if layout else ()
+    if len(modes) > 1:
+        yield f"mode: {'grey' if set(modes) == {'grey'} else 'rgb'} # the images have {' and '.join(sorted(modes))}"
+    height, width = sides.most_common(1)[0][0]
+    if is_whole:
+        if len(sides) > 1:
+            yield f"resize: [{height}, {width}] # the images have {len(sides)} sizes, and this is the most frequent one"
+        return
+    if min(min(side) for side in sides) > RESIZED * 5 // 4:
+        yield f"resize: {RESIZED} # the shorter side; the images have up to {max(map(max, sides)):,} pixels"
+    yield f"patch: {PATCH} # each image is cut into patches, and gets a verdict from their scores"
+    yield f"stride: {STRIDE}"
+
+
+def _sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], Counter[str]]:
+    """Return how many images have each size, as height and width, and each mode."""
+    sides: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sides[image.height, image.width] += 1
+                modes[_MODES.get(image.mode, "rgba" if image.mode in {"RGBA", "PA"} else "rgb")] += 1
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):  # it goes to quarantine later
+            continue
+    if not sides:
+        raise StorageError(
+            f"none of {pluralize(len(paths), 'image')} can be read, such as {paths[0]}; give other images"
+        )
+    return sides, modes
+
+
+def images_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return the visible image files below a folder, by their suffix.
+
+    Args:
+        folder: Folder to look into.
+        suffixes: Suffixes of image files.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

@@ -1,0 +1,170 @@
+"""Metadata of images: CSV files beside them, whose columns are joined by the path of each image."""
+
+import logging
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import polars as pl
+
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.text import abbreviate, pluralize, printable_path
+from ae_pipeline.config.columns import RESERVED_COLUMNS
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import ImagesConfig, SourceConfig
+from ae_pipeline.ingestion.patches import PATCH_COLUMNS
+from ae_pipeline.ingestion.readers.delimited import read_delimited
+from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, FileRows, UnreadableFileError, rejected_rows
+from ae_pipeline.storage.hashing import hash_json
+
+logger = logging.getLogger(__name__)
+
+FILE_COLUMNS = ("file", "file_name")
+"""Columns of a metadata file that can hold the path of an image."""
+
+
+@dataclass(frozen=True)
+class ImageMetadata:
+    """Metadata of the images of a dataset.
+
+    Attributes:
+        columns: Names of the columns, without the path.
+        rows: Values of each described image, in the order of `columns`, by its path below the landing folder.
+        problems: Reason for each image that is described in two different ways.
+        sources: Metadata file that describes each image.
+    """
+
+    columns: tuple[str, ...] = ()
+    rows: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return a hash of everything that an image gets from the metadata; None if there are no metadata."""
+        key = _key(name)
+        return hash_json([self.columns, self.rows.get(key), self.problems.get(key)]) if self.columns else None
+
+    def add_to(self, name: str, file: FileRows) -> FileRows:
+        """Return the rows of an image file with the columns of the metadata. Images that they do not name get nulls.
+
+        Args:
+            name: Path of the image below the landing folder.
+            file: Its rows.
+        """
+        key = _key(name)
+        values = self.rows.get(key, (None,) * len(self.columns))
+        columns = (pl.lit(value, pl.String).alias(column) for column, value in zip(self.columns, values, strict=True))
+        rows = file.rows.with_columns(*columns)
+        if reason := self.problems.get(key):
+            rejected = rejected_rows([(1, "file: metadata", reason, name)])
+            return replace(file, rows=rows.clear(), rejected=pl.concat([file.rejected, rejected]))
+        return replace(file, rows=rows)
+
+    def log_missing(self, images: Collection[str]) -> None:
+        """Log how many images have no metadata, and which metadata have no image.
+
+        Args:
+            images: Paths of all landed images.
+        """
+        if not self.columns:
+            return
+        landed = {_key(name): name for name in images}
+        described = {*self.rows, *self.problems}
+        if without := [landed[key] for key in landed.keys() - described]:
+            logger.warning(
+                f"{len(without):,} of {pluralize(len(landed), 'image')} have no metadata "
+                f"({abbreviate(sorted(without))}); their columns are missing values: add a line for each, if that is "
+                "not intended"
+            )
+        if unknown := sorted(described - landed.keys()):
+            logger.warning(
+                f"the metadata name {pluralize(len(unknown), 'image')} that did not land ({abbreviate(unknown)}; first "
+                f"in {self.sources[unknown[0]]}); write paths relative to the folder of the metadata file"
+            )
+
+
+def is_metadata(name: str, images: ImagesConfig | None) -> bool:
+    """Return whether a landed file describes images, by its path below the landing folder.
+
+    >>> is_metadata("line/metadata.csv", ImagesConfig()), is_metadata("line/rows.csv", ImagesConfig())
+    (True, False)
+    """
+    return bool(images and images.metadata and PurePosixPath(name).name == images.metadata)
+
+
+def load_image_metadata(folder: Path, config: PipelineConfig) -> ImageMetadata:
+    """Read all metadata files of a landing folder; they are read again only if they changed.
+
+    Args:
+        folder: Landing folder.
+        config: Configuration of the dataset.
+
+    Raises:
+        SchemaError: A metadata file cannot be read, or has no column with paths, or a reserved one.
+    """
+    if config.images is None or config.images.metadata is None:
+        return ImageMetadata()
+    paths = sorted(path for path in folder.rglob(config.images.metadata) if path.is_file())
+    stats = tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths)
+    return _load(folder, stats, config.images, config.event_time, config.source) if stats else ImageMetadata()
+
+
+@lru_cache(maxsize=4)
+def _load(
+    folder: Path,
+    files: Sequence[tuple[Path, int, int]],
+    images: ImagesConfig,
+    event_time: str | None,
+    source: SourceConfig,
+) -> ImageMetadata:
+    entries: list[tuple[str, str, dict[str, str | None]]] = []
+    for path, *_ in files:
+        name = printable_path(str(path.relative_to(folder)))
+        for number, key, values in _entries(path, name, images, event_time, source):
+            entries.append((key, f"{name}, line {number:,}", values))
+    columns = tuple(dict.fromkeys(column for _, _, values in entries for column in values))
+    rows: dict[str, tuple[str | None, ...]] = {}
+    problems: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for key, where, values in entries:
+        row = tuple(values.get(column) for column in columns)
+        if rows.setdefault(key, row) != row:
+            problems[key] = f"its metadata are in {sources[key]}, and others in {where}; keep one line for each image"
+        sources.setdefault(key, where)
+    return ImageMetadata(columns, rows, problems, sources)
+
+
+def _entries(
+    path: Path, name: str, images: ImagesConfig, event_time: str | None, source: SourceConfig
+) -> Iterator[tuple[int, str, dict[str, str | None]]]:
+    """Yield line number, path of the image and values of each line."""
+    try:
+        file = read_delimited(path.suffix.lower(), path.read_bytes(), source)
+    except (OSError, UnreadableFileError) as error:
+        raise SchemaError(f"the metadata of images in {name} cannot be read: {error}") from error
+    if file.rejected.height:
+        first = file.rejected.row(0, named=True)
+        raise SchemaError(f"line {first['row_number']:,} of {name} cannot be read: {first['reason']}")
+    names = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
+    key = next((column for column in FILE_COLUMNS if column in names), None)
+    if key is None:
+        raise SchemaError(
+            f"{name} has the columns {', '.join(names)}, but needs {' or '.join(FILE_COLUMNS)} with the path of each "
+            "image; rename the column, or set images.metadata in the YAML to null if the file holds no metadata"
+        )
+    reserved = {*FILE_COLUMNS, *PATCH_COLUMNS, images.column, *(RESERVED_COLUMNS - {event_time})} - {key}
+    if taken := sorted(reserved & set(names)):
+        raise SchemaError(f"column {taken[0]!r} of {name} has a reserved name; rename it")
+    folder = PurePosixPath(name).parent
+    for row in file.rows.iter_rows(named=True):
+        if row[key] is None:
+            raise SchemaError(f"line {row['_row_number']:,} of {name} names no image; write its path as {key}")
+        values = {column: row[column] for column in names if column != key}
+        yield row["_row_number"], _key(str(folder / row[key].strip().replace("\\", "/"))), values
+
+
+def _key(name: str) -> str:
+    """Return a path in the form in which paths are compared, whichever system wrote it."""
+    return unicodedata.normalize("NFC", PurePosixPath(name).as_posix())

@@ -1,0 +1,124 @@
+"""Metadata beside images: joined by path, with clear messages for names that do not fit."""
+
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.ingestion.landing import unread_files
+from tests.support.datasets import REMEDY, TODAY, LandedDataset, assert_says, make_dataset
+
+UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
+
+
+def picture(shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 5), shade, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def album(root: Path, *names: str, **settings: Any) -> LandedDataset:
+    dataset = make_dataset(root, **{**UNDATED, "identity": ["file"], "images": {}, **settings})
+    for name in names:
+        dataset.land(name, picture())
+    return dataset
+
+
+def test_columns_are_joined_by_path(tmp_path: Path) -> None:
+    dataset = album(tmp_path, "a.png", "b/c.png")
+    dataset.land("metadata.csv", "file,line,weight\na.png,L1,1.5\nb/c.png,L2,\n")
+    assert dataset.rows("file", "line", "weight") == [("a.png", "L1", 1.5), ("b/c.png", "L2", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("b/metadata.csv", "file;line\nc.png;L2\n"),
+        ("metadata.csv", "line\tfile_name\nL2\tb\\c.png\n"),
+        ("metadata.csv", "﻿file,line\n./b/c.png,L2\nb/c.png,L2\n"),
+    ],
+    ids=["in the folder of the image", "of Windows", "written twice alike"],
+)
+def test_paths_are_relative_to_the_metadata(tmp_path: Path, name: str, text: str) -> None:
+    dataset = album(tmp_path, "b/c.png")
+    dataset.land(name, text)
+    assert dataset.rows("file", "line") == [("b/c.png", "L2")]
+
+
+def test_letters_of_names_may_be_composed_or_not(tmp_path: Path) -> None:
+    dataset = album(tmp_path, "cafe\u0301.png")
+    dataset.land("metadata.csv", "file,line\ncaf\u00e9.png,L1\n")
+    assert dataset.rows("line") == [("L1",)]
+
+
+def test_the_event_time_can_come_from_the_metadata(tmp_path: Path) -> None:
+    days = {"event_time": "taken", "start": "2024-03-01", "end": "2024-03-31"}
+    dataset = album(tmp_path, "a.png", "b.png", **days)
+    dataset.land("metadata.csv", "file,taken\na.png,2024-03-01T08:00:00\n")
+    ingested = dataset.ingest()
+    assert dataset.raw(ingested)["file"].to_list() == ["a.png"]
+    ((_, _, rule, _),) = dataset.quarantine()
+    assert rule.startswith("taken")
+
+
+def test_images_described_in_two_ways_go_to_quarantine(tmp_path: Path) -> None:
+    dataset = album(tmp_path, "a.png", "b.png")
+    dataset.land("metadata.csv", "file,line\na.png,L1\nb.png,L1\na.png,L2\n")
+    assert dataset.rows("file") == [("b.png",)]
+    ((name, _, rule, reason),) = dataset.quarantine()
+    assert (name, rule) == ("a.png", "file: metadata")
+    assert reason == (
+        "its metadata are in metadata.csv, line 2, and others in metadata.csv, line 4; keep one line for each image"
+    )
+
+
+def test_names_without_a_partner_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = album(tmp_path, "a.png", "b.png")
+    dataset.land("metadata.csv", "file,line\na.png,L1\nc.png,L2\n")
+    with caplog.at_level(logging.WARNING, "ae_pipeline"):
+        dataset.ingest()
+    messages = "\n".join(record.message for record in caplog.records)
+    assert "1 of 2 images have no metadata (b.png)" in messages
+    assert "1 image that did not land (c.png; first in metadata.csv, line 3)" in messages
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name,line\na.png,L1\n", r"columns name, line, but needs file or file_name with the path of each image"),
+        ("file,score\na.png,1\n", r"column 'score' of metadata.csv has a reserved name"),
+        ("file,top\na.png,1\n", r"column 'top' of metadata.csv has a reserved name"),
+        ("file,line\n,L1\n", r"line 2 of metadata.csv names no image"),
+        ("file,line\na.png,L1,9\n", r"line 2 of metadata.csv cannot be read: .*"),
+    ],
+)
+def test_metadata_that_cannot_be_used_stop_with_a_reason(tmp_path: Path, text: str, reason: str) -> None:
+    dataset = album(tmp_path, "a.png")
+    dataset.land("metadata.csv", text)
+    with pytest.raises(SchemaError) as caught:
+        dataset.ingest()
+    assert_says(str(caught.value), reason + REMEDY)
+
+
+def test_only_images_whose_metadata_changed_are_read_again(tmp_path: Path) -> None:
+    dataset = album(tmp_path, "a.png", "b.png")
+    metadata = dataset.land("metadata.csv", "file,line\na.png,L1\nb.png,L1\n")
+    dataset.ingest()
+    assert unread_files(dataset, TODAY) == {}
+    metadata.write_text("file,line\na.png,L1\nb.png,L2\n")
+    os.utime(metadata, (1_800_000_000, 1_800_000_000))
+    assert list(unread_files(dataset, TODAY)) == ["b.png"]
+    assert dataset.ingest().read == ("b.png",)
+    assert dataset.rows("file", "line") == [("a.png", "L1"), ("b.png", "L2")]
+
+
+def test_metadata_can_be_rows(tmp_path: Path) -> None:
+    dataset = album(tmp_path, "a.png", images={"metadata": None})
+    dataset.land("metadata.csv", "file,line\na.png,L1\n")
+    assert dataset.ingest().ledger.refused.keys() == {"metadata.csv"}

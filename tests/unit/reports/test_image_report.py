@@ -1,0 +1,211 @@
+"""Verdicts on images whose rows are patches: from landed files to the table of images and the report."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+from PIL import Image
+
+from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.config.columns import ImageShape
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.heat_maps import each_image, heat_map
+from ae_pipeline.detector.image_verdicts import count_images, image_id, score_images
+from ae_pipeline.features.build import build_features_day, feature_columns
+from ae_pipeline.features.split import GATE, PARTS, cut_window
+from ae_pipeline.latents.images import IMAGES, publish_images, read_images
+from ae_pipeline.latents.read import published_days, read_latents
+from ae_pipeline.reports.build import Report
+from ae_pipeline.reports.image_report import report_images
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import ALL_ROWS
+from ae_pipeline.training.fit import fit_bundle
+from tests.support.datasets import LandedDataset, make_dataset
+from tests.support.images import waves
+from tests.support.reports import Text, published, reported
+from tests.support.sensors import Fitted
+
+pytestmark = pytest.mark.slow
+
+SHAPE = ImageShape(height=20, width=26, channels=1, dtype="uint8")
+TRAIN, TEST, BAD = 40, 12, 6
+SETTINGS: dict[str, Any] = {
+    "event_time": None,
+    "start": None,
+    "end": None,
+    "identity": ["file", "top", "left"],
+    "images": {
+        "patch": 12,
+        "stride": 4,
+        "path": "(?P<split>train|test)/(?P<defect>[a-z]+)/",
+        "masks": "truth/{defect}/{stem}_mask.png",
+    },
+    "label": "defect <> 'good'",
+    "model": {"latent_dim": 4, "hidden": (24,), "scaling": "standard"},
+    "training": {"epochs": 12, "batch_size": 64, "learning_rate": 0.01, "where": "split = 'train'", "device": "cpu"},
+    "alerts": {"image_budget": 0.2, "image_patches": 2},
+}
+
+
+def png(pixels: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def land_gallery(dataset: LandedDataset) -> None:
+    """Land images in the layout of MVTec AD: those for training, and a test set with masks of its bright squares."""
+    images = waves(TRAIN + TEST, 0, SHAPE)[..., 0]
+    for index, image in enumerate(images):
+        if index < TRAIN:
+            dataset.land(f"train/good/{index:03d}.png", png(image))
+            continue
+        is_bad = index < TRAIN + BAD
+        if is_bad:
+            top, left = 2 * index % 15, 3 * index % 20
+            mask = np.zeros_like(image)
+            mask[top : top + 4, left : left + 5] = 255
+            image[mask > 0] = 255 - image[mask > 0]
+            dataset.land(f"truth/square/{index:03d}_mask.png", png(mask))
+        dataset.land(f"test/{'square' if is_bad else 'good'}/{index:03d}.png", png(image))
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A published dataset of patches. Tests must not write to it."""
+    dataset = make_dataset(tmp_path_factory.mktemp("gallery"), **SETTINGS)
+    land_gallery(dataset)
+    ingested = dataset.ingest()
+    dataset.raw(ingested, ALL_ROWS)
+    build_features_day(ALL_ROWS, dataset, ingested.contract)
+    window = cut_window({ALL_ROWS: read_facts(dataset.paths.features(ALL_ROWS))["content_hash"]}, dataset.config)
+    columns = feature_columns(dataset.config, ingested.contract)
+    bundle, result = fit_bundle(Dataset(dataset.config, dataset.paths), columns, window)
+    fitted = Fitted(
+        config=dataset.config,
+        paths=dataset.paths,
+        columns=columns,
+        days=(ALL_ROWS,),
+        window=window,
+        bundle=bundle,
+        result=result,
+    )
+    published(fitted, [ALL_ROWS])
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def report(gallery: Fitted) -> Report:
+    return reported(gallery, [ALL_ROWS])
+
+
+def images_of(part: str, fitted: Fitted) -> set[str]:
+    rows = fitted.window.rows(part, fitted.paths, ["row_id"])
+    return set(rows.select(image_id(fitted.config.identity)).to_series())
+
+
+def test_masks_are_no_rows(gallery: Fitted) -> None:
+    files = set(gallery.features(ALL_ROWS).select(image_id(gallery.config.identity)).to_series())
+    assert len(files) == TRAIN + TEST
+    assert {name.split("/")[0] for name in files} == {"train", "test"}
+
+
+def test_no_image_is_in_two_parts_and_none_of_the_test_set_in_any(gallery: Fitted) -> None:
+    parts = [images_of(part, gallery) for part in (*PARTS, GATE)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == TRAIN
+    assert {name.split("/")[0] for part in parts for name in part} == {"train"}
+    assert [count_images(part, gallery.window, gallery) for part in PARTS] == [len(part) for part in parts[:3]]
+
+
+def test_images_are_calibrated_on_the_calibration_images(gallery: Fitted) -> None:
+    rows = gallery.window.rows("calibration", gallery.paths)
+    scored = rows.select("row_id").with_columns(score=pl.Series(gallery.bundle.score(rows).score))
+    expected = score_images(scored, gallery.config.identity, top=2)["score"].sort().to_numpy()
+    calibration = gallery.bundle.image_calibration
+    assert calibration is not None
+    np.testing.assert_allclose(calibration.scores, expected, rtol=1e-9)
+    assert calibration.budget == 0.2
+
+
+def test_the_table_of_images_follows_the_latent_table(gallery: Fitted, report: Report) -> None:
+    images = read_images("shop", data=gallery.paths.root)
+    latents = read_latents("shop", data=gallery.paths.root).polars()
+    expected = score_images(latents, gallery.config.identity, top=2)
+    assert (
+        images.sort("image_id")
+        .select(expected.columns)
+        .equals(expected.with_columns(pl.col("patches").cast(pl.UInt32)))
+    )
+    assert images["patches"].unique().to_list() == [3 * 5]
+    assert images["model_version"].unique().to_list() == [3]
+    assert images["latent_space"].unique().to_list() == latents["latent_space"].unique().to_list()
+
+
+def test_defects_are_found_by_image_and_by_pixel(report: Report) -> None:
+    images = json.loads(report.summary.read_text(encoding="utf-8"))["images"]
+    assert images["images"] == TRAIN + TEST
+    assert images["held_out"]["anomalies"] == images["held_out"]["anomalies_flagged"] == BAD
+    assert images["held_out"]["auroc"] > 0.95
+    assert (images["pixels"]["images"], images["pixels"]["defects"]) == (images["held_out"]["rows"], BAD)
+    assert images["pixels"]["auroc"] > 0.95
+    assert images["pixels"]["aupro"] > 0.8
+
+
+def test_the_page_shows_the_images_first(report: Report) -> None:
+    text = Text(report.page.read_text(encoding="utf-8")).text
+    assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous rows")
+    assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
+    assert text.count("test/square/") >= BAD
+
+
+def test_a_damaged_table_of_images_is_written_again(gallery: Fitted) -> None:
+    path = Path(gallery.paths.latents) / IMAGES
+    publish_images(gallery.paths, gallery.bundle, 3)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(PublicationError, match=r"has no verdicts on images: .*; set images.patch, or run"):
+        read_images("shop", data=gallery.paths.root)
+    publish_images(gallery.paths, gallery.bundle, 3)
+    assert path.read_bytes() == content
+
+
+def test_a_model_without_a_calibration_of_images_has_no_table(gallery: Fitted) -> None:
+    earlier = replace(gallery.bundle, image_calibration=None)
+    files = published_days(gallery.paths)
+    report = report_images(files, gallery, earlier, 3)
+    assert report is not None
+    assert (report.images, report.pixels is not None) == (0, True)
+    assert not (Path(gallery.paths.latents) / IMAGES).exists()
+    publish_images(gallery.paths, gallery.bundle, 3)
+
+
+def test_a_bundle_keeps_the_calibration_of_images(gallery: Fitted, tmp_path: Path) -> None:
+    gallery.bundle.save(tmp_path)
+    loaded = ModelBundle.load(tmp_path)
+    assert loaded.image_calibration is not None
+    assert gallery.bundle.image_calibration is not None
+    np.testing.assert_array_equal(loaded.image_calibration.scores, gallery.bundle.image_calibration.scores)
+    assert loaded.window == gallery.bundle.window
+    assert loaded.fingerprint == gallery.bundle.fingerprint
+
+
+def test_heat_maps_have_the_size_of_the_image_and_mark_the_defect(gallery: Fitted) -> None:
+    name = f"test/square/{TRAIN:03d}.png"
+    features = gallery.features(ALL_ROWS)
+    chosen = features.filter(pl.col("row_id").str.starts_with(name))
+    ((identity, rows),) = each_image(chosen.iter_slices(4), gallery.config)
+    heat = heat_map(gallery.bundle.network, rows, gallery.config)
+    assert (identity, heat.shape) == (name, (SHAPE.height, SHAPE.width))
+    top, left = 2 * TRAIN % 15, 3 * TRAIN % 20
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert top - 2 <= row < top + 6
+    assert left - 2 <= column < left + 7
+    shuffled = rows.sample(fraction=1, shuffle=True, seed=1)
+    np.testing.assert_allclose(heat_map(gallery.bundle.network, shuffled, gallery.config), heat, rtol=1e-9)
