@@ -125,8 +125,8 @@ class Deployment:
         shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", self.root / "home")
 
     def land_change(self) -> None:
-        """Change a number in several landed files, so that each stage has work."""
-        for path in sorted(self.landing.iterdir())[-12:]:
+        """Change a number in landed files with more rows than `min_new_rows`, so that each stage has work."""
+        for path in sorted(self.landing.iterdir())[-14:]:
             rows = pl.read_csv(path, infer_schema=False)
             rows.with_columns((pl.col("distance").cast(int) + 1).cast(str)).write_csv(path)
             future = time.time() + 1

@@ -73,8 +73,8 @@ def _host(root: Path, tables: str, bundles: Sequence[Path], tasks: Any, gate: An
         try:
             publish(days, Dataset(bundle.config, DatasetPaths(root, DATASET, tables)), bundle, version, {})
             error = ""
-        except PipelineError as raised:
-            error = str(raised)
+        except (PipelineError, OSError) as raised:
+            error = f"{type(raised).__name__}: {raised}"
         out.put((error, retries.count, time.perf_counter() - started))
 
 
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--publishers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--locks", nargs="+", default=["postgresql", "file"], choices=["postgresql", "file"])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     results: list[Row] = []
@@ -201,11 +202,12 @@ def main() -> None:
         assert s3_request(port, "PUT", f"/{BUCKET}") == 200
         trial = make(root / "trial")
         with postgres_server() as url:
-            for kind, value in (("postgresql", url.render_as_string(hide_password=False)), ("file", "file")):
-                os.environ[LOCKS_VARIABLE] = value
+            address = url.render_as_string(hide_password=False)
+            for kind in arguments.locks:
+                os.environ[LOCKS_VARIABLE] = address if kind == "postgresql" else kind
                 results.append(try_publishers(trial, kind, arguments.publishers, arguments.rounds))
                 write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
-            os.environ[LOCKS_VARIABLE] = url.render_as_string(hide_password=False)
+            os.environ[LOCKS_VARIABLE] = address
             results.append(try_kills(root, arguments.kills))
             write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
     print(describe(results))

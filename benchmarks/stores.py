@@ -78,7 +78,7 @@ def postgres_server(password: str | None = None, settings: str = "") -> Iterator
 
 def s3_request(port: int, method: str, path: str) -> int:
     """Send a request to an object store, and return its status."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path)
         return connection.getresponse().status

@@ -6,15 +6,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.mark import MARK_HELP, add_options
 from ae_pipeline.cli.project import Project, current_user, print_error
 from ae_pipeline.common.deprecation import show_deprecations
-from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.signals import SignalWatch, end_process, signals_raised
 from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.project import own_project
+
+if TYPE_CHECKING:
+    from ae_pipeline.reports.heat_pictures import MapFormat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +70,7 @@ def _execute(options: argparse.Namespace) -> int:
         case "history":
             return _show_history(options.dataset)
         case "page":
-            return _make_page(options.dataset, options.day)
+            return _make_page(options.dataset, options.day, options.maps, options.out)
         case "forget":
             from ae_pipeline.cli.forget import forget
 
@@ -138,9 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument("--even-if-rejected", action="store_true", help="allow a version that the gate rejected")
     history = commands.add_parser("history", help="show which versions of the model served, since when, and why")
     history.add_argument("dataset", help="a dataset of the defs folder")
-    page = commands.add_parser("page", help="make the page of one day of the report, and print its path")
+    page = commands.add_parser("page", help="make the page of one day, or export heat maps, and print the paths")
     page.add_argument("dataset", help="a dataset of the defs folder")
-    page.add_argument("day", help="ISO date, such as 2013-02-08")
+    page.add_argument("day", nargs="?", help="ISO date, such as 2013-02-08; optional with --maps")
+    page.add_argument("--maps", choices=("png", "npy"), help="write the heat maps of the flagged images instead")
+    page.add_argument("--out", type=Path, help="folder of the heat maps; by default `maps` beside the report")
     forget = commands.add_parser("forget", help="list what is stored of a dataset, and remove it after a confirmation")
     forget.add_argument("dataset", help="a dataset, also one without a YAML")
     forget.add_argument("--yes", action="store_true", help="remove without a question")
@@ -238,17 +244,25 @@ def _show_history(name: str) -> int:
     return 0
 
 
-def _make_page(name: str, day: str) -> int:
+def _make_page(name: str, day: str | None, maps: "MapFormat | None", out: Path | None) -> int:
     from ae_pipeline.lifecycle.publish import load_table_model
     from ae_pipeline.orchestration.console import print_messages
     from ae_pipeline.reports.build import day_page
+    from ae_pipeline.reports.heat_pictures import export_maps
 
     project = Project.load()
     dataset = project.dataset(name)
     print_messages()  # that it waits for a run, if one holds the lock
     with project.workspace.locked(name):
         version, bundle = load_table_model(dataset, project.tracker)
-        print(day_page(day, dataset, bundle, version.version))
+        if maps:
+            folder = out or dataset.paths.reports / "maps"
+            for path in export_maps(dataset, bundle, version.version, folder, maps, day):
+                print(path)
+        elif day is None:
+            raise ConfigError("name a day, such as 2013-02-08, or --maps png")
+        else:
+            print(day_page(day, dataset, bundle, version.version))
     return 0
 
 

@@ -3,8 +3,9 @@
 import getpass
 import os
 import sys
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,7 @@ class Project:
             StorageError: A database of Dagster's instance is damaged, or another process holds its lock.
         """
         import dagster as dg
+        from sqlalchemy.exc import IntegrityError
 
         from ae_pipeline.lifecycle.doctor.dagster_home import check_databases
         from ae_pipeline.orchestration.console import print_package_messages
@@ -69,8 +71,9 @@ class Project:
         instance = dg.DagsterInstance.get()
         print_package_messages(instance)
         for name in datasets:
-            # Dagster enforces a pool only after it has seen it.
-            instance.event_log_storage.set_concurrency_slots(name, 1)
+            # Dagster enforces a pool only after it has seen it. Another process may add it at the same time.
+            with suppress(IntegrityError):
+                instance.event_log_storage.set_concurrency_slots(name, 1)
         return cls(loaded.definitions, workspace, datasets, instance, loaded.broken)
 
     @cached_property
@@ -123,6 +126,7 @@ class Project:
             Stopped: This process was asked to stop.
         """
         from ae_pipeline.orchestration.console import LOGGERS
+        from ae_pipeline.orchestration.dead_runs import process_tag
         from ae_pipeline.orchestration.failures import caused_by, first_reason
         from ae_pipeline.orchestration.jobs import job_name
         from ae_pipeline.orchestration.runs import show_in_timeline
@@ -137,8 +141,13 @@ class Project:
         all_tags = {WHO_TAG: f"{current_user()}, command line", REPOSITORY_TAG: REPOSITORY, **(tags or {})}
         if days:
             all_tags |= range_tags(*days)
+        run_id = str(uuid.uuid4())
         result = self.definitions.resolve_job_def(name).execute_in_process(
-            run_config=run_config or LOGGERS, instance=self.instance, tags=all_tags, raise_on_error=False
+            run_config=run_config or LOGGERS,
+            instance=self.instance,
+            tags={**all_tags, **process_tag(run_id, os.getpid())},
+            run_id=run_id,
+            raise_on_error=False,
         )
         show_in_timeline(result.dagster_run, self.instance)
         if (signum := stop_signal()) is not None:  # Dagster ends the run, and does not pass the interrupt on

@@ -30,14 +30,11 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
     """
     from ae_pipeline.cli.summary import summarize, summarize_ingestion, verdict_line
     from ae_pipeline.ingestion.landing import require_landed
-    from ae_pipeline.storage.sqlite import require_unlocked
 
     started = time.monotonic()
     print(f"Bringing {name!r} up to date.")
     project = Project.load()
     dataset = project.dataset(name)
-    if project.tracker.database:
-        require_unlocked(project.tracker.database)
     _land_demo(dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed

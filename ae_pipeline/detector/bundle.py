@@ -3,7 +3,6 @@
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +27,11 @@ from ae_pipeline.detector.facts import TrainingFacts
 from ae_pipeline.detector.image_verdicts import ImageJudge
 from ae_pipeline.detector.network import FittedNetwork, Pictures
 from ae_pipeline.detector.raw_rows import RawScores, Table, build_raw_features, read_rows
+from ae_pipeline.detector.stored_window import read_window, window_facts
 from ae_pipeline.detector.tensors import check_detector, read_detector, tensors_of
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix
-from ae_pipeline.features.split import GATE, PARTS, Window
+from ae_pipeline.features.split import Window
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -86,6 +86,7 @@ class ModelBundle:
         reference: Distributions that drift is measured against; empty without event time.
         contract: Schema contract of the rows, for `score_raw`; None in bundles of earlier formats.
         image_calibration: Calibration of the scores of images; None unless rows are patches.
+        pixel_threshold: Heat above which a pixel is anomalous, by the alert budget; None for tables.
         stored_fingerprint: Fingerprint of the files that a bundle was read from; None for one that was just fitted. A
             later version of the package may write further keys, which must not change it.
 
@@ -112,6 +113,7 @@ class ModelBundle:
     reference: tuple[Distribution, ...] = ()
     contract: SchemaContract | None = None
     image_calibration: Calibration | None = None
+    pixel_threshold: float | None = None
     stored_fingerprint: str | None = None
 
     @property
@@ -147,9 +149,8 @@ class ModelBundle:
     @property
     def judge_images(self) -> ImageJudge | None:
         """Verdicts on images from the scores of their patches; None unless rows are patches."""
-        if self.image_calibration is None:
-            return None
-        return ImageJudge(self.image_calibration, self.config.alerts.image_patches, self.config.identity)
+        calibration, config = self.image_calibration, self.config
+        return ImageJudge(calibration, config.alerts.image_patches, config.identity) if calibration else None
 
     @property
     def columns(self) -> list[str]:
@@ -299,11 +300,12 @@ class ModelBundle:
             bundle = cls(
                 detector=detector,
                 calibration=Calibration(tensors["calibration.scores"].numpy(), float(budget)),
-                window=_read_window(manifest["window"]),
+                window=read_window(manifest["window"]),
                 facts=TrainingFacts.model_validate(manifest["facts"]),
                 reference=tuple(map(Distribution.model_validate, manifest["reference"])),
                 contract=None if contract is None else SchemaContract.model_validate(contract),
                 image_calibration=images and Calibration(tensors[_IMAGES].numpy(), float(images["budget"])),
+                pixel_threshold=manifest.get("pixel_threshold"),
                 stored_fingerprint=stored_fingerprint,
             )
             check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
@@ -320,35 +322,19 @@ class ModelBundle:
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": _calibration_facts(self.calibration),
+            **({} if self.pixel_threshold is None else {"pixel_threshold": self.pixel_threshold}),
             **({"image_calibration": _calibration_facts(self.image_calibration)} if self.image_calibration else {}),
-            "window": {
-                **{part: list(getattr(self.window, part)) for part in (*PARTS, GATE)},
-                "fingerprint": self.window.fingerprint,
-                "split_by": list(self.window.split_by),
-                "only_normal": self.window.only_normal,
-                **({"where": True} if self.window.where else {}),
-            },
+            "window": window_facts(self.window),
             "facts": self.facts.to_json(),
             "contract": self.contract and self.contract.model_dump(mode="json"),
             "reference": [distribution.model_dump(mode="json") for distribution in self.reference],
         }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {**tensors_of(self.detector), "calibration.scores": torch.from_numpy(self.calibration.scores)}
-        if self.image_calibration:
-            tensors[_IMAGES] = torch.from_numpy(self.image_calibration.scores)
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        scores = {"calibration.scores": self.calibration.scores}
+        scores |= {_IMAGES: self.image_calibration.scores} if self.image_calibration else {}
+        return tensors_of(self.detector) | {name: torch.from_numpy(each).contiguous() for name, each in scores.items()}
 
 
 def _calibration_facts(calibration: Calibration) -> dict[str, float]:
     return {"rows": len(calibration.scores), "threshold": calibration.threshold, "budget": calibration.budget}
-
-
-def _read_window(days: Mapping[str, Any]) -> Window:
-    return Window(
-        **{part: tuple(days[part]) for part in (*PARTS, GATE)},
-        fingerprint=days["fingerprint"],
-        split_by=tuple(days["split_by"]),
-        only_normal=days["only_normal"],
-        where=days.get("where", False),
-    )

@@ -97,6 +97,17 @@ class FittedNetwork:
         """
         return features.with_columns(self.encoder.decode(self.reconstruct(features), features).get_columns())
 
+    def residual_maps(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Return the residual maps of one batch of images, (n, height, width); see `Pictures.residual`.
+
+        Raises:
+            BundleError: A column is missing or has another type.
+        """
+        x = self.encode_batch(rows)
+        loss = cast("ImageLoss", self.double_loss)
+        maps: npt.NDArray[np.float64] = loss.patch_scores(self.forward(x).output, x, to_the_edge=True).cpu().numpy()
+        return maps
+
     def pictures(self, features: pl.DataFrame) -> Pictures | None:
         """Return image, reconstruction and residual map of a few rows, or None for tables.
 

@@ -204,8 +204,8 @@ class Window:
             [pl.scan_parquet(paths.features(day), glob=False) for day in getattr(self, part)], how="diagonal"
         )
         count, kept = (rows.select(pl.len()).collect().item() for rows in (all_rows, self._usable(all_rows)))
-        normal = f", of which {kept:,} are not known anomalies" if self.only_normal else ""
-        normal = f", of which {kept:,} fulfil the conditions of the training" if self.where else normal
+        condition = "fulfil the conditions of the training" if self.where else "are not known anomalies"
+        normal = f", of which {kept:,} {condition}" if self.where or self.only_normal else ""
         return (
             f"the {part} part of {paths.dataset!r} has no rows: {count:,} rows{normal}; land more rows, or change "
             "label, training.only_normal, training.where or the days of training in the YAML"
@@ -261,13 +261,9 @@ def sample_by_hash(rows: pl.DataFrame, share: float, by: pl.Expr | None = None) 
         share: Approximate share of the rows; 1 or more returns all.
         by: What is hashed; `row_id` by default.
     """
-    return (
-        rows
-        if share >= 1
-        else detach(
-            rows.filter((pl.col("row_id") if by is None else by).hash(seed=_SAMPLING_SEED) <= int(share * (2**64 - 1)))
-        )
-    )
+    key = pl.col("row_id") if by is None else by
+    limit = int(share * (2**64 - 1))
+    return rows if share >= 1 else detach(rows.filter(key.hash(seed=_SAMPLING_SEED) <= limit))
 
 
 def sample_rows(rows: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """Versions of the data contract: written beside the table when they change, and kept until their rows are deleted."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
@@ -19,7 +19,10 @@ def read_contract(files: TableFiles) -> OpenDataContractStandard | None:
 
 
 def update_contract(
-    contract: OpenDataContractStandard, files: TableFiles, last_versions: Mapping[str, int], now: dt.datetime
+    contract: OpenDataContractStandard,
+    files: TableFiles,
+    last_versions: Callable[[], Mapping[str, int]],
+    now: dt.datetime,
 ) -> OpenDataContractStandard:
     """Set the version of a contract, and write it with its page if it differs from the previous contract.
 
@@ -31,7 +34,7 @@ def update_contract(
     Args:
         contract: Result of `build_contract`.
         files: Files of the table.
-        last_versions: Newest version of the table in each latent space.
+        last_versions: Function that reads the newest version of the table in each latent space from its whole log.
         now: Current time, UTC.
 
     Returns:
@@ -63,7 +66,7 @@ def update_contract(
 
 
 def _earlier_spaces(
-    previous: OpenDataContractStandard, space: str, last_versions: Mapping[str, int], today: str
+    previous: OpenDataContractStandard, space: str, last_versions: Callable[[], Mapping[str, int]], today: str
 ) -> list[dict[str, Any]]:
     """Return the earlier spaces of the previous contract without the current space, the newest one first.
 
@@ -78,7 +81,7 @@ def _earlier_spaces(
         "modelVersion": _custom_property(previous, "modelVersion"),
         "latentAxes": _custom_property(previous, "latentAxes"),
         "contractVersion": previous.version,
-        "tableVersion": last_versions.get(previous_space),
+        "tableVersion": last_versions().get(previous_space),
         "retiredOn": today,
     }
     return [retired, *(entry for entry in earlier if entry["latentSpace"] != previous_space)]

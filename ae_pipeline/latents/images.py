@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.image_verdicts import ImageJudge
+from ae_pipeline.detector.image_verdicts import ImageJudge, has_patches
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import PublishedDay, published_day, published_days
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.integrity import SEAL, UNSEALED, seal
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -56,13 +57,18 @@ def read_images(dataset: str, *, data: str | os.PathLike[str] | None = None, tab
     """
     folder = Path(data or os.environ.get("AE_PIPELINE_DATA") or "data").resolve()
     paths = DatasetPaths(folder, dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
-    images = _read(TableFiles(paths.latents))
-    if images is None:
+    images, _ = _read(TableFiles(paths.latents)) or (pl.DataFrame(schema=SCHEMA), {})
+    if images.is_empty():
         raise PublicationError(
-            f"{dataset!r} has no verdicts on images: its rows are no patches, or the table is damaged; set "
-            f"images.patch, or run `ae-pipeline run {dataset}`"
+            f"{dataset!r} has no verdicts on images: its rows are no patches, its model has no calibration of images, "
+            f"or the table is damaged; set images.patch, train a new model, or run `ae-pipeline run {dataset}`"
         )
-    return images[0]
+    return images
+
+
+def has_images(dataset: Dataset) -> bool:
+    """Return whether the table of images is whole, or rows are no patches."""
+    return not has_patches(dataset.config) or bool(TableFiles(dataset.paths.latents).whole([IMAGES]))
 
 
 def publish_images(paths: DatasetPaths, bundle: ModelBundle, model_version: int) -> pl.DataFrame | None:
@@ -75,15 +81,19 @@ def publish_images(paths: DatasetPaths, bundle: ModelBundle, model_version: int)
         bundle: Model that scored the published table.
         model_version: Version of the model.
     """
-    judge, files, days = bundle.judge_images, TableFiles(paths.latents), published_days(paths)
-    if judge is None:
-        files.remove([IMAGES])
+    if not has_patches(bundle.config):
         return None
-    known, identities = _read(files) or (pl.DataFrame(schema=SCHEMA), {})
+    judge, files, days = bundle.judge_images, TableFiles(paths.latents), published_days(paths)
+    nothing = pl.DataFrame(schema=SCHEMA)
+    known, identities = _read(files) or (nothing, {})
     current = {day: published.identity for day, published in days.items()}
-    if current == identities:
+    if judge is None:  # a model of an earlier version: the table is empty, but it is there
+        if identities != current or not known.is_empty():
+            _write(nothing, current, files)
+        return None
+    if current == identities and not known.is_empty():
         return known
-    kept = {day for day, identity in identities.items() if current.get(day) == identity}
+    kept = {day for day, identity in identities.items() if current.get(day) == identity and not known.is_empty()}
     space = latent_space_name(model_version, bundle.fingerprint)
     images = pl.concat(
         [

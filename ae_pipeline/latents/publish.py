@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from deltalake import DeltaTable
@@ -212,7 +213,7 @@ def _describe(
         # DeltaTable.generate() would write one manifest per folder, and keep manifests of files that were removed.
         files.write_text(MANIFEST, "".join(f"{files.full_path(path)}\n" for path in live))
         if spaces_of(live) <= {space}:
-            current = update_contract(contract, files, last_versions(table), dt.datetime.now(dt.UTC))
+            current = update_contract(contract, files, partial(last_versions, table), dt.datetime.now(dt.UTC))
         elif current is not None:
             logger.warning(f"{files.location} moved to another model; its next publication writes the data contract")
         table.update_incremental()

@@ -2,14 +2,12 @@
 
 from dataclasses import replace
 
-from filelock import FileLock, Timeout
-
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.monitoring.feedback import Mark, MarkState, days_in_state, marks_of, rows_in_state
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.reports.review import MarkRequest, mark
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.files import make_folder
+from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.reviewed import Reviewed
 
@@ -25,12 +23,9 @@ def mark_and_show(request: MarkRequest, dataset: Dataset) -> Mark:
         ConfigError: The report has no such row, cause or day.
     """
     stored = mark(request, dataset)
-    make_folder(dataset.paths.lock.parent)
-    try:
-        with FileLock(dataset.paths.lock).acquire(timeout=0):
+    with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
+        if is_free:
             refresh_operations(dataset)
-    except Timeout:
-        pass
     return stored
 
 

@@ -24,6 +24,7 @@ from ae_pipeline.ingestion.fetch import days_to_fetch, describe_source, last_fet
 from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
 from ae_pipeline.ingestion.removal import has_unread_contract
 from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.images import has_images
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
@@ -313,7 +314,7 @@ def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     fingerprint, _ = _bundle_facts(tracker, champion)
     days = [day for day in features_content(dataset) if has_come(day, dataset.config)]
     published, interrupted = published_days(paths), cut_short(paths)
-    if published and (TableFiles(paths.latents).damaged_texts() or not is_current(paths)):
+    if published and (not has_images(dataset) or TableFiles(paths.latents).damaged_texts() or not is_current(paths)):
         interrupted.add(max(published))  # that writes the texts of the table and the page over all days again
     if (filled := day_that_filled(dataset)) and filled in days:
         interrupted.add(filled)

@@ -11,13 +11,12 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 import polars as pl
-from filelock import FileLock
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.timestamps import now
-from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.integrity import file_digest
 from ae_pipeline.storage.jsonl import add_line, lines_of
+from ae_pipeline.storage.locks import locks, marks_lock
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -181,8 +180,7 @@ def marks_of(paths: DatasetPaths) -> list[Mark]:
 
 def add_mark(mark: Mark, paths: DatasetPaths) -> None:
     """Append a mark, and publish all marks as Parquet beside it."""
-    make_folder(paths.lock.parent)
-    with FileLock(paths.lock.with_suffix(".marks.lock")):
+    with locks().hold(marks_lock(paths)):
         add_line(paths.marks, asdict(mark))
         records = [
             {**asdict(each), "row_ids": list(each.rows), "columns": list(each.columns)} for each in marks_of(paths)

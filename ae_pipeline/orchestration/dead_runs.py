@@ -80,7 +80,12 @@ def record_process(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
     """Record in a tag which process executes a run. Call it in that process, or in the process of a step."""
     if process_of(run) is None:
         pid = _launched_process(run, instance) if _SERVER_TAG in run.tags else run_process()
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{run.run_id} {identify(pid or os.getpid())}"})
+        instance.add_run_tags(run.run_id, process_tag(run.run_id, pid or os.getpid()))
+
+
+def process_tag(run_id: str, pid: int) -> dict[str, str]:
+    """Return the tag of a run that a process executes. A run that has it from the start counts as dead at once."""
+    return {PROCESS_TAG: f"{run_id} {identify(pid)}"}
 
 
 def process_of(run: dg.DagsterRun) -> ProcessId | None:

@@ -17,6 +17,9 @@ from ae_pipeline.storage.dataset import Dataset
 _TICK_SECONDS = 10
 """Least time between two looks of a sensor."""
 
+_DRIFT_SECONDS = 300
+"""The same for the sensor of drift. It compares days, so that a tick every ten seconds would only fill the disk."""
+
 _DEAD_RUNS_SECONDS = 20
 """The same for the sensor that ends dead runs."""
 
@@ -82,17 +85,18 @@ def build_sensors(config: PipelineConfig, jobs: dict[str, Any]) -> list[dg.Senso
     ]
     if config.retrain.drifting_days is not None:
         description = "Train before the next scheduled training if the newest days have drifted."
-        sensors.append(_sensor(config, "drift", early_training_requests, (jobs["train"],), description))
+        train = (jobs["train"],)
+        sensors.append(_sensor(config, "drift", early_training_requests, train, description, _DRIFT_SECONDS))
     return [*sensors, _failure_sensor(config)]
 
 
 def _sensor(
-    config: PipelineConfig, name: str, look: Look, jobs: Sequence[Any], description: str
+    config: PipelineConfig, name: str, look: Look, jobs: Sequence[Any], description: str, seconds: int = _TICK_SECONDS
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{config.dataset}_{name}",
         jobs=jobs,
-        minimum_interval_seconds=_TICK_SECONDS,
+        minimum_interval_seconds=seconds,
         default_status=dg.DefaultSensorStatus.STOPPED,
         description=description,
     )

@@ -1,4 +1,8 @@
-"""Ticks of sensors that requested nothing: Dagster stores each of them, and keeps them for a week."""
+"""Ticks of sensors that requested nothing: Dagster stores each of them, and keeps them for a week.
+
+A tick takes 1.3 kB, and Dagster has no option to store none. Ticks less often would delay the reaction to a landed
+file. So the ticks of the last hour are kept, and the database does not grow beyond them.
+"""
 
 import time
 
@@ -7,7 +11,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import TickStatus
 
 KEPT_SECONDS = 3600.0
-"""Age from which such a tick is deleted. Ten datasets then have 12 MB of them. Otherwise they add 270 MB a day."""
+"""Age from which such a tick is deleted. Ten datasets then have 12 MB of them, and would otherwise add 270 MB a day."""
 
 
 def purge_idle_ticks(instance: dg.DagsterInstance, now: float | None = None) -> None:

@@ -24,7 +24,7 @@ from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
 from ae_pipeline.storage.aliases import alias_of
 from ae_pipeline.storage.files import make_folder
-from ae_pipeline.storage.sqlite import copy_database, is_empty, sqlite_damage
+from ae_pipeline.storage.sqlite import copy_database, is_empty, require_unlocked, sqlite_damage
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Tracker:
         """Restore a database that is missing, if it has a backup.
 
         Raises:
-            StorageError: The database is damaged.
+            StorageError: The database is damaged, or another program holds its lock.
         """
         database, backup = self.database, self.backup
         if database is None or backup is None:
@@ -102,6 +102,7 @@ class Tracker:
                 f"the database of the model store, {database}, is damaged ({damage}); `ae-pipeline doctor --repair` "
                 "moves it aside and restores the state after the last training, decision or rollback"
             )
+        require_unlocked(database)
         if backup.exists() and is_empty(database) and not sqlite_damage(backup):
             logger.warning(f"the database of the model store, {database}, is missing; its backup is restored")
             copy_database(backup, database)

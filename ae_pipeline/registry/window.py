@@ -1,8 +1,6 @@
 """The window that a registered training started from."""
 
-import json
 from functools import lru_cache
-from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -30,6 +28,6 @@ def window_content(tracker: Tracker, version: TrackedVersion) -> dict[str, tuple
 
 @lru_cache(maxsize=16)
 def _content(uri: str, run_id: str) -> dict[str, tuple[str, int]]:  # noqa: ARG001 - a run id belongs to one store
-    path = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=WINDOW_FILE))
-    content = json.loads(path.read_text(encoding="utf-8"))["content"]
+    # Not download_artifacts, which leaves a temporary folder for each process.
+    content = mlflow.artifacts.load_dict(f"runs:/{run_id}/{WINDOW_FILE}")["content"]
     return {str(day): (str(digest), int(rows)) for day, (digest, rows) in content.items()}

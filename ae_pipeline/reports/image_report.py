@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.masks import mask_path, read_mask
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
+from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
 from ae_pipeline.reports.labels import Measures, measure, seen_rows
 from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
@@ -56,6 +57,7 @@ class ImageReport:
         all_images: Measures over all images with a known label; None without a label.
         held_out: Measures over those that the network was not fitted on; None if these are unknown.
         pixels: Heat maps of held-out images measured against masks; None without masks.
+        maps: Heat maps of the most anomalous images; None if each row is an image.
     """
 
     images: int
@@ -68,10 +70,11 @@ class ImageReport:
     all_images: Measures | None
     held_out: Measures | None
     pixels: PixelMeasures | None
+    maps: HeatPictures | None = None
 
     def for_summary(self) -> dict[str, Any]:
-        """Return the report as `summary.json` stores it."""
-        return asdict(self)
+        """Return the report as `summary.json` stores it, without pictures."""
+        return asdict(replace(self, maps=None))
 
 
 def report_images(
@@ -109,6 +112,7 @@ def report_images(
         all_images=_measure(labeled) if has_label else None,
         held_out=_measure(labeled.filter("held_out")) if has_label and is_known else None,
         pixels=pixels,
+        maps=heat_pictures(files, dataset, bundle, model_version),
     )
 
 

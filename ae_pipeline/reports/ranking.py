@@ -14,10 +14,12 @@ from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
+from ae_pipeline.detector.heat_maps import Box
 from ae_pipeline.features.build import with_exact_values
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
+from ae_pipeline.reports.boxes import BOXES, hot_boxes
 from ae_pipeline.reports.files import record_report_file
 from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.dataset import Dataset
@@ -25,7 +27,7 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-REPORT_VERSION = "5"
+REPORT_VERSION = "6"
 """Increased whenever the same scores would give another report."""
 
 _MIN_RANKED = 10
@@ -45,6 +47,7 @@ _SCHEMA = {
     "model_version": pl.Int64(),
     "because": pl.String(),
     "contributions": CONTRIBUTIONS,
+    "boxes": BOXES,
 }
 
 DESCRIBED = {
@@ -58,6 +61,8 @@ DESCRIBED = {
     "model_version": "Version of the model that scored the row.",
     "because": "Explanation of the score as text; empty if the row is not flagged.",
     "contributions": "Contributions by column, the largest first: surprisal in nats, actual and expected value.",
+    "boxes": "Hottest regions of a flagged image or patch: its pixels from `top` and `left` to below "
+    "`bottom` and `right`, and the highest residual as a multiple of the usual one; empty for tables.",
 }
 """Descriptions of the columns of the ranked rows."""
 
@@ -84,6 +89,7 @@ class RankedRow:
         is_known_anomaly: Whether the label marks the row as an anomaly; None if unknown.
         because: Explanation as text; may be empty.
         contributions: Contributions to the score; empty if the row is not explained.
+        boxes: Hottest regions of an image or a patch, in pixels of the image.
     """
 
     row_id: str
@@ -95,6 +101,7 @@ class RankedRow:
     is_known_anomaly: bool | None
     because: str
     contributions: tuple[Contribution, ...]
+    boxes: tuple[Box, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -223,7 +230,9 @@ def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:
     """
     local = ranked.with_columns(pl.col("event_time").dt.convert_time_zone(timezone))
     for row in local.drop("model_version").iter_rows(named=True):
-        yield RankedRow(**{**row, "contributions": tuple(map(Contribution.from_record, row["contributions"]))})
+        contributions = tuple(map(Contribution.from_record, row["contributions"]))
+        boxes = tuple(Box(**box) for box in row["boxes"])
+        yield RankedRow(**{**row, "contributions": contributions, "boxes": boxes})
 
 
 def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFrame:
@@ -314,7 +323,10 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
     explanations = iter(bundle.explain(pl.concat(features, how="vertical_relaxed")) if drafts else [])
     for draft, mask in zip(drafts, marked, strict=True):
         parts: list[list[Contribution]] = [next(explanations) if is_marked else [] for is_marked in mask]
+        regions = iter(hot_boxes(bundle, draft.features.filter(mask)))
+        boxes = [[box._asdict() for box in next(regions)] if is_marked else [] for is_marked in mask]
         ranked = draft.top.with_columns(
+            boxes=pl.Series(boxes, dtype=_SCHEMA["boxes"]),
             because=pl.Series([because(row) for row in parts], dtype=pl.String),
             contributions=pl.Series([[part.record() for part in row] for row in parts], dtype=_SCHEMA["contributions"]),
         )

@@ -109,6 +109,16 @@ class Contribution(Section):
     expected: str
 
 
+class RegionBox(Section):
+    """Region of an image, in pixels: from `top` and `left` to below `bottom` and `right`."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    heat: float = Field(description="Highest residual, as a multiple of the usual one.")
+
+
 class StrangeRow(Section):
     """A listed row; `alerts.parquet` contains all ranked rows."""
 
@@ -121,6 +131,7 @@ class StrangeRow(Section):
     is_known_anomaly: bool | None
     because: str
     contributions: list[Contribution]
+    boxes: list[RegionBox] = Field(default=[], description="Hottest regions of an image or patch; empty for tables.")
 
 
 class VersionFeedback(Section):
@@ -201,4 +212,6 @@ def schema_text() -> str:
 def row_facts(row: Any) -> dict[str, Any]:
     """Return a ranked row as `summary.json` stores it."""
     event_time = None if row.event_time is None else row.event_time.astimezone(dt.UTC).isoformat()
-    return {**asdict(row), "event_time": event_time, "contributions": [part.record() for part in row.contributions]}
+    contributions = [part.record() for part in row.contributions]
+    boxes = [box._asdict() for box in row.boxes]
+    return {**asdict(row), "event_time": event_time, "contributions": contributions, "boxes": boxes}

@@ -35,7 +35,7 @@ class Setting:
 
 SETTINGS: Mapping[Contamination, Setting] = {
     Contamination.UNKNOWN: Setting(
-        core_share=0.8, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 1.5, 0.5), novelty_from=3.5, novelty_factor=8.0
+        core_share=0.8, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 1.0, 0.5), novelty_from=3.5, novelty_factor=10.0
     ),
     Contamination.NONE: Setting(
         core_share=1.0, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 0.0, 0.0), novelty_from=2.3, novelty_factor=5.0
@@ -49,7 +49,7 @@ SETTINGS: Mapping[Contamination, Setting] = {
 
 @dataclass(frozen=True)
 class Combination:
-    """A weighted sum of the surprisals, and an addition for novel rows.
+    """A weighted sum of the surprisals, relative to rows that look normal, and an addition for novel rows.
 
     The sum ranks well whether the training rows hold anomalies or not. The novelty is the surprisal of the distances to
     the nearest of all training rows. It ranks best if the training rows are clean, and badly if not, because anomalies
@@ -59,26 +59,31 @@ class Combination:
         weights: Weights of the measures in the sum, and in the novelty, shape (2, measures). Bundles of before format 9
             have the sum only, shape (1, 5).
         novelty: Surprisal in nats from which the novelty counts, and its factor, shape (2,).
-        tails: Tails that turn the weighted distances into surprisal, one column.
+        core_tails: Tails of the surprisals of those training rows that look normal.
+        novelty_tails: Tails of the weighted distances, one column.
     """
 
     weights: Array
     novelty: Array
-    tails: TailCalibrator
+    core_tails: TailCalibrator
+    novelty_tails: TailCalibrator
 
     def __call__(self, surprisal: Array) -> Array:
         """Return the score in nats, shape (n,), for the surprisals of the measures, shape (n, measures)."""
-        sums: Array = surprisal @ self.weights.T
         if len(self.weights) == 1:
-            return sums[:, 0]
+            total: Array = surprisal @ self.weights[0]
+            return total
+        whole, distance = (self.core_tails(surprisal) @ self.weights.T).T
         start, factor = self.novelty
-        scores: Array = sums[:, 0] + factor * np.maximum(self.tails(sums[:, 1:])[:, 0] - start, 0.0)
+        novelty = self.novelty_tails(distance[:, np.newaxis])[:, 0]
+        scores: Array = whole + factor * np.maximum(novelty - start, 0.0)
         return scores
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by name."""
-        tails = {f"tails.{name}": value for name, value in self.tails.arrays().items()}
-        return {"weights": self.weights, "novelty": self.novelty, **tails}
+        tails = {"core_tails": self.core_tails, "novelty_tails": self.novelty_tails}
+        saved = {f"{part}.{name}": value for part, fitted in tails.items() for name, value in fitted.arrays().items()}
+        return {"weights": self.weights, "novelty": self.novelty, **saved}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Combination":
@@ -87,27 +92,28 @@ class Combination:
         Raises:
             KeyError: An array is missing.
         """
-        tails = {name.removeprefix("tails."): value for name, value in arrays.items() if name.startswith("tails.")}
-        return cls(arrays["weights"], arrays["novelty"], TailCalibrator(**tails))
+
+        def tails(part: str) -> TailCalibrator:
+            below = {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
+            return TailCalibrator(**below)
+
+        return cls(arrays["weights"], arrays["novelty"], tails("core_tails."), tails("novelty_tails."))
 
     @classmethod
     def of_format_8(cls) -> "Combination":
         """Return the weighted sum of the five measures in bundles of before format 9."""
-        return cls(np.array([[1.0, 1.0, 2.0, 0.5, 0.75]]), np.zeros(2), TailCalibrator.none())
+        none = TailCalibrator.none()
+        return cls(np.array([[1.0, 1.0, 2.0, 0.5, 0.75]]), np.zeros(2), none, none)
 
 
 def fit_combination(surprisal: Array, setting: Setting) -> Combination:
-    """Fit the tails of the novelty on the surprisals of the training rows, shape (n, measures)."""
-    weights = np.stack([np.array(setting.weights), _NOVEL_MEASURES])
-    novelty = np.array([setting.novelty_from, setting.novelty_factor])
-    return Combination(weights, novelty, fit_tails(surprisal @ weights[1:].T))
-
-
-def fit_core_tails(measures: Array, setting: Setting) -> TailCalibrator:
-    """Fit the tails of measures of the training rows, shape (n, measures), on the rows that look normal.
+    """Fit a combination on the surprisals of the training rows, shape (n, measures).
 
     The rows are trimmed a second time, now by all measures but the distances to all training rows. Anomalies among the
     training rows therefore do not make their own values look usual.
     """
-    whole = fit_tails(measures)(measures) @ np.where(_NOVEL_MEASURES > 0, 0.0, np.array(setting.weights))
-    return fit_tails(measures[whole <= np.quantile(whole, setting.core_share)])
+    weights = np.stack([np.array(setting.weights), _NOVEL_MEASURES])
+    whole = surprisal @ np.where(_NOVEL_MEASURES > 0, 0.0, weights[0])
+    core_tails = fit_tails(surprisal[whole <= np.quantile(whole, setting.core_share)])
+    novelty = np.array([setting.novelty_from, setting.novelty_factor])
+    return Combination(weights, novelty, core_tails, fit_tails(core_tails(surprisal) @ weights[1:].T))

@@ -11,7 +11,7 @@ import torch
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.model import Contamination
-from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination, fit_core_tails
+from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination
 from ae_pipeline.scoring.denoising_ensemble import DenoisingEnsemble, fit_denoising_ensemble
 from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.forest import IsolationForest, fit_forest
@@ -82,8 +82,7 @@ class Ensemble:
         mixture: Gaussian mixtures of the core, on z-scores.
         denoising_ensemble: Denoising autoencoders.
         ends: Minimum of each measure, and its median minus this minimum, shape (2, measures).
-        tails: Tails that turn scaled measures into surprisal, relative to training rows that look normal.
-        usual: 99 % quantile of each scaled measure of the training rows, shape (measures,).
+        tails: Tails that turn scaled measures into surprisal.
         combination: Combination of the surprisals.
         forest: Isolation forest on encoded rows. None in bundles of before format 9.
         directions: Random projection of very wide rows for mixtures and autoencoders, shape (len(varying), directions).
@@ -101,7 +100,6 @@ class Ensemble:
     denoising_ensemble: DenoisingEnsemble
     ends: Array
     tails: TailCalibrator
-    usual: Array
     combination: Combination
     forest: IsolationForest | None
     directions: npt.NDArray[np.float32] | None = None
@@ -131,7 +129,7 @@ class Ensemble:
             matrix: Encoded rows, shape (n, width).
             usual_total: 99 % quantile of the score of this ensemble, nats.
         """
-        measures, usual = self.measures(matrix), self.usual
+        measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
         weighted = np.where(measures > usual, self.tails(measures) * self.combination.weights[0], -np.inf)
         texts = []
         for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
@@ -175,7 +173,7 @@ class Ensemble:
         """Return the arrays to save, by name."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {} if self.directions is None else {"directions": self.directions}
-        arrays |= {} if self.forest is None else {"core_count": self.core_count, "usual": self.usual}
+        arrays |= {} if self.forest is None else {"core_count": self.core_count}
         for part in (*_PARTS, *(() if self.forest is None else _PARTS_OF_FORMAT_9)):
             arrays |= {f"{part}.{name}": value for name, value in getattr(self, part).arrays().items()}
         return arrays
@@ -191,13 +189,12 @@ class Ensemble:
         def arrays_below(part: str) -> dict[str, npt.NDArray[Any]]:
             return {name.removeprefix(part): value for name, value in arrays.items() if name.startswith(part)}
 
-        forest, tails = arrays_below("forest."), TailCalibrator(**arrays_below("tails."))
+        forest = arrays_below("forest.")
         return cls(
             scalings=Scalings(**arrays_below("scalings.")),
             mixture=Mixture(**arrays_below("mixture.")),
             denoising_ensemble=DenoisingEnsemble.from_arrays(arrays_below("denoising_ensemble.")),
-            tails=tails,
-            usual=arrays["usual"] if forest else tails.quantiles[:, -1],
+            tails=TailCalibrator(**arrays_below("tails.")),
             combination=Combination.from_arrays(arrays_below("combination.")) if forest else Combination.of_format_8(),
             forest=IsolationForest(**forest) if forest else None,
             core_count=arrays["core_count"] if forest else np.array(0),
@@ -256,7 +253,6 @@ def fit_ensemble(
         denoising_ensemble=denoising_ensemble,
         ends=np.stack([np.zeros(measures), np.ones(measures)]),
         tails=TailCalibrator.none(),
-        usual=np.ones(measures),
         combination=Combination.of_format_8(),
         forest=fit_forest(rows, seed),
         directions=directions,
@@ -265,9 +261,8 @@ def fit_ensemble(
     minimum = np.where(_HAS_NO_ZERO, raw.min(axis=0), 0.0)
     ends = np.stack([minimum, _medians(raw - minimum)])
     scaled = (raw - ends[0]) / ends[1]
-    tails = fit_core_tails(scaled, setting)
-    combination, usual = fit_combination(tails(scaled), setting), np.quantile(scaled, 0.99, axis=0)
-    return replace(unfitted, ends=ends, tails=tails, usual=usual, combination=combination)
+    tails = fit_tails(scaled)
+    return replace(unfitted, ends=ends, tails=tails, combination=fit_combination(tails(scaled), setting))
 
 
 def _core(share: float, *scales: Array) -> npt.NDArray[np.bool_]:

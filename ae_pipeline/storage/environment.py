@@ -39,6 +39,10 @@ _ERRNO = {
 }
 
 
+_OF_THE_PROGRAM = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.NotSupportedError)
+"""Errors of SQLite about a statement, not about the file."""
+
+
 def project_folders() -> dict[str, Path]:
     """Return the folders that runs write to, by the environment variable that selects each.
 
@@ -59,7 +63,7 @@ def environment_error(error: BaseException) -> StorageError | None:
         path = each.filename if isinstance(each, OSError) and isinstance(each.filename, str) else None
         if fault := fault_of(each):
             return _described(fault, str(each), Path(path) if path else None)
-        if isinstance(each, sqlite3.DatabaseError):
+        if isinstance(each, sqlite3.DatabaseError) and not isinstance(each, _OF_THE_PROGRAM):
             return _described(Fault.DAMAGED, str(each), None)
     return None
 

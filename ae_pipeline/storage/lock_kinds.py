@@ -101,7 +101,7 @@ class Locks(ABC):
 
     @abstractmethod
     def require(self, lock: Lock) -> None:
-        """Check that this thread still has a lock that it holds.
+        """Check that this process still has a lock that it holds.
 
         Raises:
             StorageError: The lock was lost, so that another process may hold it.

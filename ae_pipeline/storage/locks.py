@@ -74,6 +74,11 @@ def _file_lock(path: Path) -> FileLock:
     return FileLock(path)
 
 
+def marks_lock(paths: DatasetPaths) -> Lock:
+    """Return the lock of the marks of people, who do not wait for a run."""
+    return Lock(paths.lock.with_suffix(".marks.lock"), f"marks {paths.dataset}")
+
+
 def locks() -> Locks:
     """Return the locks that `AE_PIPELINE_LOCKS` selects; files by default.
 

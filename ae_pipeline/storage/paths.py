@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ae_pipeline.storage.project import table_prefix
+
 ALL_ROWS = "all"
 """Name of the only partition of a dataset without event time, used in place of a day."""
 
@@ -84,8 +86,12 @@ class DatasetPaths:
 
     @property
     def latents(self) -> str:
-        """Published Delta table: a folder, or the URI of an object store."""
-        if self.tables and "://" in self.tables:
+        """Published Delta table: a folder, or the URI of an object store.
+
+        Raises:
+            ConfigError: `tables` is an address, but none of an object store.
+        """
+        if self.tables and "://" in table_prefix(self.tables):
             return f"{self.tables.rstrip('/')}/{self.dataset}"
         return str((Path(self.tables) if self.tables else self.root / "latents").absolute() / self.dataset)
 

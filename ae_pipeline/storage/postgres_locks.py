@@ -113,12 +113,12 @@ class PostgresLocks(Locks):
         return None
 
     def require(self, lock: Lock) -> None:
-        """Check that the session of a lock is alive.
+        """Check that the session of a lock, which any thread of this process may hold, is alive.
 
         Raises:
             StorageError: It is not.
         """
-        held = self._held.get((threading.get_ident(), lock.name))
+        held = next((each for (_, name), each in list(self._held.items()) if name == lock.name), None)
         try:
             alive = held is not None and held.connection.scalar(sa.text("SELECT 1")) == 1
         except sa.exc.DBAPIError:

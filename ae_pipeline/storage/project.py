@@ -17,6 +17,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+_STORES = {"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "hdfs", "lakefs", "file"}
+"""Schemes of object stores that the `deltalake` package opens."""
+
+
 @dataclass(frozen=True)
 class ProjectFolder:
     """A project on this machine.
@@ -90,6 +94,21 @@ def local_folder(value: str | os.PathLike[str], name: str) -> Path:
             "in an object store, by AE_PIPELINE_TABLES"
         )
     return Path(value)
+
+
+def table_prefix(value: str) -> str:
+    """Return the folder or the prefix of an object store that has the latent tables.
+
+    Raises:
+        ConfigError: The value is an address of another kind.
+    """
+    scheme = value.partition(":/")[0] if _URL.match(value) else None
+    if scheme and not (scheme in _STORES and value.startswith(f"{scheme}://")):
+        raise ConfigError(
+            f"AE_PIPELINE_TABLES={value}: {scheme!r} is no object store; give a folder, or an address such as "
+            "s3://bucket/latents, gs://bucket/latents or az://container/latents"
+        )
+    return value
 
 
 def _project_in(folder: Path) -> ProjectFolder | None:

@@ -1,6 +1,7 @@
 """Fit a ModelBundle on a window of features: encoder, network, score statistics and calibration."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ae_pipeline.common.device import choose_device
+from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -37,12 +38,18 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
+from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
+
+logger = logging.getLogger(__name__)
+
+_SLOW_ELEMENTS = 2e7
+"""Encoded values from which the fit of the scores takes long enough to say so."""
 
 _SAMPLE_SEED = 3
 """Seed of the hash that samples rows again that another hash sampled already."""
@@ -132,6 +139,7 @@ def fit_bundle(
         calibration=calibrate(calibrated.scores, budget, days),
         window=window,
         facts=facts,
+        pixel_threshold=fit_pixel_threshold(detector, window, dataset, budget),
         image_calibration=None
         if of_images is None
         else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
@@ -174,6 +182,7 @@ class AllRows:
         return sample.height < self.train or sample.height * row_bytes > self.memory
 
 
+@device_errors()
 def fit_detector(
     config: PipelineConfig,
     columns: Sequence[FeatureColumn],
@@ -199,6 +208,7 @@ def fit_detector(
         TrainingError: There are too few rows, there is no usable column, or the loss is not finite.
         ConfigError: The latent space is too wide, or the device is not available.
         StorageError: There is no disk space for the encoded rows.
+        DeviceError: The CUDA device failed, or has too little memory.
     """
     device = choose_device(config.training.device)
     torch.set_num_threads(config.training.threads)
@@ -242,6 +252,9 @@ def fit_detector(
         is_anchored=regularizer is not None,
         is_streamed=streamed is not None,
     )
+    rows = train_rows.height + validation_rows.height
+    if rows * math.prod(encoder.shape) > _SLOW_ELEMENTS:
+        logger.info(f"fitting scores on {rows:,} rows")
     mean_input = encoded.mean()
     del encoded
     _fit_loss_statistics(model, loss, validation)

@@ -18,8 +18,8 @@ from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import TrainingBatch
 from ae_pipeline.training.schedules import build_scheduler
 
-Capture = Callable[[Callable[[], None], torch.Generator], Callable[[], None]]
-"""Record a function without arguments, which draws from a generator, and return a function that repeats it."""
+Capture = Callable[[Callable[[], None], torch.Generator, torch.optim.Optimizer], Callable[[], None]]
+"""Record a function that draws from a generator and steps an optimizer, and return a function that repeats it."""
 
 WARM_UP = 3
 """Eager steps of a shape before it is captured. They allocate what a graph must find: optimizer state, workspaces."""
@@ -143,7 +143,7 @@ class TrainingStep:
         static = batch.map(Tensor.clone)
         state = self._noise.get_state()
         try:
-            replay = self._capture(lambda: self._step(static), self._noise)
+            replay = self._capture(lambda: self._step(static), self._noise, self._optimizer)
         except RuntimeError as error:
             logger.info(
                 f"the training runs step by step, because its step cannot be captured as a graph: {first_line(error)}"
@@ -210,12 +210,16 @@ def capture_for(device: torch.device, config: TrainingConfig) -> Capture | None:
     return cuda_graph
 
 
-def cuda_graph(step: Callable[[], None], generator: torch.Generator) -> Callable[[], None]:
+def cuda_graph(
+    step: Callable[[], None], generator: torch.Generator, optimizer: torch.optim.Optimizer
+) -> Callable[[], None]:
     """Capture a function as a CUDA graph on the current stream, which is not the default one, without running it.
 
     Args:
         step: Function whose tensors stay where they are.
         generator: Generator on the device that the function draws from. Each replay draws new numbers.
+        optimizer: Optimizer that the function steps. It is marked as capturable only meanwhile, because torch warns of
+            eager steps otherwise. Its fused kernels are the same.
 
     Returns:
         Function that replays the graph.
@@ -225,11 +229,21 @@ def cuda_graph(step: Callable[[], None], generator: torch.Generator) -> Callable
     """
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    # Other threads may use the device meanwhile, for example to pin memory.
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        step()
+    _mark_capturable(optimizer, value=True)
+    try:
+        # Other threads may use the device meanwhile, for example to pin memory.
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            step()
+    finally:
+        _mark_capturable(optimizer, value=False)
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def _mark_capturable(optimizer: torch.optim.Optimizer, *, value: bool) -> None:
+    for group in optimizer.param_groups:
+        if "capturable" in group:  # plain gradient descent can always be captured
+            group["capturable"] = value
 
 
 def build_optimizer(
@@ -254,9 +268,9 @@ def build_optimizer(
                 groups, rate, momentum=config.momentum, weight_decay=decay, nesterov=nesterov, fused=is_cuda
             )
         case "adam":
-            optimizer = torch.optim.Adam(groups, rate, weight_decay=decay, fused=True, capturable=is_cuda)
+            optimizer = torch.optim.Adam(groups, rate, weight_decay=decay, fused=True)
         case "adamw":
-            optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True, capturable=is_cuda)
+            optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
     for group in optimizer.param_groups:
         # The same tensor, where the optimizer made a copy. A replayed step reads tensors that stay where they are.
         group["lr"] = rate * group["rate_factor"] if "rate_factor" in group else rate

@@ -15,6 +15,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.processes import identify
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG
+from ae_pipeline.storage.lock_kinds import Holder
 
 _HOLD = """
 import sys, time
@@ -118,3 +119,13 @@ def test_a_command_that_holds_the_lock_is_named(
 def test_a_name_that_is_a_path_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError, match="is not the name of a dataset"):
         unblock("../orders", force=False)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_holder_on_another_machine_is_named_and_left_alone(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], force: bool
+) -> None:
+    monkeypatch.setattr("ae_pipeline.cli.unblock._lock_holder", lambda *_: Holder("worker-7", os.getpid()))
+    with pytest.raises(ConfigError, match="run `ae-pipeline unblock` on that machine" if force else "in use"):
+        unblock("orders", force=force)
+    assert capsys.readouterr().out == f"process {os.getpid()} on worker-7 holds the lock\n"

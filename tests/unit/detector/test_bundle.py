@@ -359,7 +359,7 @@ class TestErrors:
             ("ensemble.denoising_ensemble.whitening", "whitening"),
             ("ensemble.tails.levels", "TailCalibrator.*'levels'"),
             ("ensemble.core_count", "core_count"),
-            ("ensemble.usual", "usual"),
+            ("ensemble.combination.core_tails.excess", "TailCalibrator.*'excess'"),
             ("ensemble.combination.weights", "weights"),
             ("ensemble.forest.lengths", "IsolationForest.*'lengths'"),
         ],

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +27,7 @@ from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion
+from ae_pipeline.registry.window import WINDOW_FILE, window_content
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -80,6 +82,16 @@ def champion(tracker: Tracker, fitted: Fitted) -> TrackedVersion:
 
 def runs_of(tracker: Tracker, dataset: str) -> list[mlflow.entities.Run]:
     return list(tracker.client.search_runs([tracker.experiment(dataset)]))
+
+
+def test_the_window_of_a_training_is_read_without_leaving_a_temporary_folder(
+    tracker: Tracker, champion: TrackedVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert window_content(tracker, champion) is None
+    tracker.client.log_dict(champion.run_id, {"content": {"2024-01-01": ["f00", 3]}}, WINDOW_FILE)
+    assert window_content(tracker, champion) == {"2024-01-01": ("f00", 3)}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_four_processes_can_open_a_new_store_at_once(

@@ -19,9 +19,10 @@ from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.detector.image_verdicts import count_images, image_id, score_images
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.features.split import GATE, PARTS, cut_window
-from ae_pipeline.latents.images import IMAGES, publish_images, read_images
+from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
 from ae_pipeline.reports.build import Report
+from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
@@ -169,8 +170,10 @@ def test_a_damaged_table_of_images_is_written_again(gallery: Fitted) -> None:
     path = Path(gallery.paths.latents) / IMAGES
     publish_images(gallery.paths, gallery.bundle, 3)
     content = path.read_bytes()
+    assert has_images(gallery)
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(PublicationError, match=r"has no verdicts on images: .*; set images.patch, or run"):
+    assert not has_images(gallery)
+    with pytest.raises(PublicationError, match=r"has no verdicts on images: .*; set images.patch, train"):
         read_images("shop", data=gallery.paths.root)
     publish_images(gallery.paths, gallery.bundle, 3)
     assert path.read_bytes() == content
@@ -182,7 +185,9 @@ def test_a_model_without_a_calibration_of_images_has_no_table(gallery: Fitted) -
     report = report_images(files, gallery, earlier, 3)
     assert report is not None
     assert (report.images, report.pixels is not None) == (0, True)
-    assert not (Path(gallery.paths.latents) / IMAGES).exists()
+    assert has_images(gallery)
+    with pytest.raises(PublicationError, match="its model has no calibration of images"):
+        read_images("shop", data=gallery.paths.root)
     publish_images(gallery.paths, gallery.bundle, 3)
 
 
@@ -209,3 +214,45 @@ def test_heat_maps_have_the_size_of_the_image_and_mark_the_defect(gallery: Fitte
     assert left - 2 <= column < left + 7
     shuffled = rows.sample(fraction=1, shuffle=True, seed=1)
     np.testing.assert_allclose(heat_map(gallery.bundle.network, shuffled, gallery.config), heat, rtol=1e-9)
+
+
+def test_pixels_are_calibrated_on_calibration_images(gallery: Fitted) -> None:
+    rows = gallery.window.rows("calibration", gallery.paths)
+    images = each_image([rows], gallery.config)
+    heat = np.concatenate([heat_map(gallery.bundle.network, part, gallery.config).ravel() for _, part in images])
+    budget = gallery.bundle.calibration.budget
+    assert gallery.bundle.pixel_threshold == pytest.approx(np.quantile(heat, 1 - budget), rel=0.02)
+
+
+def test_ranked_patches_have_boxes_in_pixels_of_their_image(gallery: Fitted, report: Report) -> None:
+    ranked = pl.read_parquet(report.alerts).filter(pl.col("row_id").str.starts_with("test/square/"), "is_anomaly")
+    assert ranked.height >= BAD
+    inside = []
+    for row in ranked.iter_rows(named=True):
+        name, top, left = row["row_id"].split("|")
+        index = int(Path(name).stem)
+        box = row["boxes"][0]
+        assert int(top) <= box["top"] < box["bottom"] <= int(top) + 12
+        assert int(left) <= box["left"] < box["right"] <= int(left) + 12
+        assert box["heat"] > (gallery.bundle.pixel_threshold or 0)
+        square_top, square_left = 2 * index % 15, 3 * index % 20
+        is_beside = box["bottom"] < square_top - 2 or box["top"] > square_top + 6
+        inside.append(not is_beside and box["right"] >= square_left - 2 and box["left"] <= square_left + 7)
+    assert np.mean(inside) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_maps_of_flagged_images_are_exported_at_full_size(gallery: Fitted, tmp_path: Path, kind: Any) -> None:
+    images = read_images("shop", data=gallery.paths.root).filter("is_anomaly")
+    paths = list(export_maps(gallery, gallery.bundle, 3, tmp_path, kind, None))
+    assert {path.name for path in paths} == {name.replace("/", "_") + f".{kind}" for name in images["image_id"]}
+    for path in paths:
+        shape = Image.open(path).size[::-1] if kind == "png" else np.load(path).shape
+        assert shape == (SHAPE.height, SHAPE.width)
+
+
+def test_the_page_shows_heat_maps_with_a_legend(report: Report) -> None:
+    page = report.page.read_text(encoding="utf-8")
+    assert page.count('<figure class="row map">') == 6
+    assert page.count("heat map of test/square/") >= 5
+    assert "Color scale of the heat maps, logarithmic: from 1 (black)" in page

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ae_pipeline.config.model import Contamination
-from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination, fit_core_tails
+from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination
 from ae_pipeline.scoring.ensemble import MEASURES
 
 SETTING = SETTINGS[Contamination.UNKNOWN]
@@ -24,13 +24,14 @@ def test_each_setting_weighs_each_measure(contamination: Contamination) -> None:
 
 
 def test_usual_rows_get_the_weighted_sum(surprisal: np.ndarray) -> None:
-    scores = fit_combination(surprisal, SETTING)(surprisal)
-    expected = surprisal @ np.array(SETTING.weights)
-    nearest = surprisal[:, 0] + surprisal[:, 1]
+    combination = fit_combination(surprisal, SETTING)
+    scores, expected = combination(surprisal), combination.core_tails(surprisal) @ np.array(SETTING.weights)
+    nearest = combination.core_tails(surprisal)[:, :2].sum(axis=1)
     is_usual = nearest < np.quantile(nearest, 1 - 1.1 * np.exp(-SETTING.novelty_from))
     assert is_usual.mean() > 0.9
     np.testing.assert_allclose(scores[is_usual], expected[is_usual])
     assert (scores >= expected - 1e-12).all()
+    assert (scores > expected + 1).sum() > 5
 
 
 def test_rows_beyond_all_training_rows_get_the_novelty_too(surprisal: np.ndarray) -> None:
@@ -39,22 +40,22 @@ def test_rows_beyond_all_training_rows_get_the_novelty_too(surprisal: np.ndarray
     new[:, 0] = [0.0, 50.0, 60.0]
     scores = combination(new)
     assert scores[0] == 0
-    slope = SETTING.weights[0] + SETTING.novelty_factor / float(combination.tails.excess[0])
-    assert scores[2] - scores[1] == pytest.approx(10 * slope)
+    step = 10 / float(combination.core_tails.excess[0])
+    slope = SETTING.weights[0] + SETTING.novelty_factor / float(combination.novelty_tails.excess[0])
+    assert scores[2] - scores[1] == pytest.approx(step * slope, rel=1e-4)
     # Another measure is no novelty, whatever its value is.
     new[:, 0], new[:, 2] = 0.0, [0.0, 50.0, 60.0]
-    np.testing.assert_allclose(combination(new), new[:, 2] * SETTING.weights[2])
+    np.testing.assert_allclose(combination(new), combination.core_tails(new)[:, 2] * SETTING.weights[2])
 
 
 def test_anomalies_in_the_training_rows_do_not_fit_the_tails() -> None:
     rng = np.random.default_rng(0)
-    measures = rng.exponential(size=(1000, len(MEASURES)))
-    measures[900:, 2:] += 30
-    tails = fit_core_tails(measures, SETTING)
-    assert tails.quantiles[2:, -1].max() < 8
-    assert tails(measures)[900:, 2:].min() > 20
-    everything = fit_core_tails(measures, SETTINGS[Contamination.NONE])
-    assert everything.quantiles[2:, -1].min() > 30
+    surprisal = rng.exponential(size=(1000, len(MEASURES)))
+    surprisal[900:, 2:] += 30
+    combination = fit_combination(surprisal, SETTING)
+    assert combination.core_tails(surprisal)[900:, 2:].min() > 20
+    trusting = fit_combination(surprisal, SETTINGS[Contamination.NONE])
+    assert np.median(trusting.core_tails(surprisal)[900:, 2:]) < 4
 
 
 def test_round_trip_and_the_sum_of_bundles_of_format_8(surprisal: np.ndarray) -> None:

@@ -104,7 +104,15 @@ def test_a_damaged_database_names_the_command() -> None:
     assert "`ae-pipeline doctor --repair`" in message
 
 
-@pytest.mark.parametrize("error", [ValueError("else"), KeyError("x"), FileNotFoundError(2, "No such file", "x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("else"),
+        KeyError("x"),
+        FileNotFoundError(2, "No such file", "x"),
+        sqlite3.IntegrityError("UNIQUE constraint failed: concurrency_limits.concurrency_key"),
+    ],
+)
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
     assert environment_error(error) is None
     assert environment_message(f"{type(error).__name__}: {error}") is None

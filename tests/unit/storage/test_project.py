@@ -9,6 +9,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage import project as module
 from ae_pipeline.storage.environment import FOLDERS, project_folders
+from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.project import ProjectFolder, find_project, own_project
 
 CLONE = Path(__file__).resolve().parents[3]
@@ -76,6 +77,14 @@ def test_an_address_is_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(ConfigError, match=f"{name}={value}: only a folder of this machine can be used here"):
         project_folders()
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["ftp://host/latents", "s3:/bucket", "http://host", "S3://bucket"])
+def test_tables_are_in_a_folder_or_an_object_store(folder: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"AE_PIPELINE_TABLES={value}: '.*' is no object store; give a folder, or an"):
+        read_latents("orders", tables=value)
+    assert DatasetPaths(folder, "orders", "abfss://container/latents/").latents == "abfss://container/latents/orders"
+    assert DatasetPaths(folder, "orders", "tables").latents == str(folder / "tables" / "orders")
 
 
 def test_resources_and_readers_refuse_an_address(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Recorder:
     def __init__(self) -> None:
         self.captured = self.replayed = 0
 
-    def __call__(self, step: Callable[[], None], _: torch.Generator) -> Callable[[], None]:
+    def __call__(self, step: Callable[[], None], *_: object) -> Callable[[], None]:
         self.captured += 1
 
         def replay() -> None:
@@ -113,7 +114,7 @@ class TestGraphs:
     ) -> None:
         expected = run(corruption="gaussian")
 
-        def refuse(step: Callable[[], None], generator: torch.Generator) -> Callable[[], None]:
+        def refuse(step: Callable[[], None], generator: torch.Generator, _: object) -> Callable[[], None]:
             torch.rand(7, generator=generator)  # what was drawn during the capture does not count
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -126,6 +127,35 @@ class TestGraphs:
             "the training runs step by step, because its step cannot be captured as a graph: operation not permitted "
             "when stream is capturing"
         ]
+
+    @pytest.mark.parametrize(("name", "marked"), [("adamw", [True, True]), ("nesterov", [])])
+    def test_an_optimizer_is_marked_as_capturable_only_during_the_capture(
+        self, name: str, marked: list[bool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Graph:
+            def register_generator_state(self, generator: torch.Generator) -> None:
+                generators.append(generator)
+
+            def replay(self) -> None:
+                seen.append([])
+
+        generators: list[torch.Generator] = []
+        seen: list[list[bool]] = []
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+        network, loss, _ = fresh()
+        config = TrainingConfig.model_validate({"optimizer": name})
+        optimizer = step_module.build_optimizer(network, loss, config, torch.tensor(0.01))
+
+        def flags() -> list[bool]:
+            return [group["capturable"] for group in optimizer.param_groups if "capturable" in group]
+
+        generator = torch.Generator()
+        replay = step_module.cuda_graph(lambda: seen.append(flags()), generator, optimizer)
+        assert (seen, generators, any(flags())) == ([marked], [generator], False)
+        replay()
+        assert seen == [marked, []]
 
     def test_only_cuda_devices_have_graphs_and_gradient_descent_has_none(
         self, caplog: pytest.LogCaptureFixture
