@@ -63,7 +63,7 @@ class AlertsConfig(Section):
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable that holds an http or https URL. Each alert is posted there as "
-        "JSON. Alerts report failed runs, rejected challengers, violated contracts and days over the alert budget. "
+        "JSON. Alerts report failed runs, rejected challengers, violated contracts and days that are wrong. "
         "The URL is a secret and is never written to a file. By default alerts appear in the report only.",
     )
     webhook_secret: str | None = Field(

@@ -36,7 +36,7 @@ def pages(fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     strange = rows.with_columns(
         mode=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("mode"),
         row_id=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("row_id"),
-        load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
+        load=pl.when((pl.col("i") == 5) | pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
     )
     write_parquet(dataset.paths.features(days[1]), strange.drop("i").to_arrow(), {"input_hash": "changed"})
     published(dataset, days)
@@ -219,7 +219,7 @@ def test_a_row_is_expanded_by_mouse_and_by_keyboard(visit: Visit) -> None:
     assert detail.is_visible()
     for message in ("actual", "expected", "surprisal, nats", "Nearest normal rows", "row_id ="):
         assert message in detail.inner_text()
-    assert detail.locator(".meter").count() == 3
+    assert detail.locator(".meter").count() == detail.locator("tbody tr").count() >= 2
     button.press("Enter")
     assert not detail.is_visible()
 

@@ -1,0 +1,44 @@
+"""Alerts about wrong days: one for each reason, none for what people know or for days of the training window."""
+
+from dataclasses import replace
+
+from ae_pipeline.lifecycle.alerts import alert_wrong_days
+from ae_pipeline.monitoring.alerts import alerts_of
+from ae_pipeline.monitoring.budget import ReportDay
+from ae_pipeline.monitoring.day_assessment import assess_day
+from ae_pipeline.monitoring.deviations import Deviation
+from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, Review
+from tests.support.reports import as_dataset
+from tests.support.sensors import Fitted
+
+DAY = "2024-03-15"
+ENTRY = ReportDay(
+    day=DAY, rows=60, flagged=30, known_anomalies=0, known_flagged=0, discovery_count=0, content_hash="hash"
+)
+WEEKS = {"2024-03-08": 100, "2024-03-01": 100}
+
+
+def test_each_reason_raises_one_alert(dataset: Fitted) -> None:
+    lacking = (Deviation(columns=("load",), message="80% of rows (48) lack load", rows=48, is_missing=True),)
+    wrong = assess_day(ENTRY, WEEKS, None, lacking, 0.01)
+    in_window = dataset.bundle.window.days[-1]
+    for _ in range(2):
+        alert_wrong_days({DAY: wrong, in_window: wrong}, dataset.bundle, as_dataset(dataset), "run")
+    assert [(alert.event.value, alert.message) for alert in alerts_of(dataset.paths)] == [
+        ("over_budget", f"30 of 60 rows of {DAY} are flagged, 50.0 times the budget"),
+        ("null_flood", f"{DAY}: 80% of rows (48) lack load"),
+        ("missing_rows", f"{DAY}: 60 rows came, where the same weekday usually has 100"),
+    ]
+
+
+def test_what_is_marked_as_known_raises_none(dataset: Fitted) -> None:
+    odd = (Deviation(columns=("load",), message="load is odd", rows=40),)
+    wrong = assess_day(ENTRY, {}, None, odd, 0.01)
+    sizes = {"flagged": 30.0, **{reason.kind.value: reason.size for reason in wrong.all_reasons}}
+    mark = Mark(kind=MarkKind.DAY, subject=DAY, state=MarkState.KNOWN, day=DAY, columns=("load",), sizes=sizes)
+    known = wrong.reviewed(Review(days={DAY: mark}), DAY)
+    alert_wrong_days({DAY: known}, dataset.bundle, as_dataset(dataset), "run")
+    assert alerts_of(dataset.paths) == []
+    grown = assess_day(replace(ENTRY, flagged=46), {}, None, odd, 0.01, review=Review(days={DAY: mark}))
+    alert_wrong_days({DAY: grown}, dataset.bundle, as_dataset(dataset), "run")
+    assert [alert.event.value for alert in alerts_of(dataset.paths)] == ["over_budget"]
