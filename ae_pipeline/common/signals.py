@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: noticed at once, deferred in critical sections, and never without an effect."""
 
+import logging
 import os
 import signal
 import socket
@@ -40,6 +41,8 @@ def raise_stopped(signum: int, _: FrameType | None) -> None:
     Raises:
         Stopped: Always.
     """
+    # It would log the interrupt of a close as an error with a traceback, and raises it as well.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     raise Stopped(signum)
 
 

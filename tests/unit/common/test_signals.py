@@ -1,11 +1,13 @@
 """Signals in processes of their own: raised, deferred in critical sections, and never without an effect."""
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
 import pytest
+import sqlalchemy
 
 from ae_pipeline.common.signals import Stopped, critical_section, raise_stopped, signals_raised
 
@@ -116,3 +118,18 @@ with signals_raised(), SignalWatch():
     done, seconds = _run(code, signal.SIGINT)
     assert done.returncode == 130
     assert seconds < 4
+
+
+def test_an_interrupt_while_a_database_is_closed_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Interrupted(sqlite3.Connection):
+        def close(self) -> None:
+            raise_stopped(signal.SIGINT, None)
+
+    engine = sqlalchemy.create_engine(
+        "sqlite://",
+        poolclass=sqlalchemy.pool.NullPool,
+        creator=lambda: sqlite3.connect(":memory:", factory=Interrupted),
+    )
+    with pytest.raises(Stopped):
+        engine.connect().close()
+    assert caplog.records == []
