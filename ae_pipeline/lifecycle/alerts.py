@@ -1,7 +1,9 @@
 """Alerts that the steps of a dataset raise, shown in the report at once."""
 
+import logging
 from collections.abc import Collection, Mapping
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
@@ -12,6 +14,11 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.locks import dataset_lock, locks
 
+logger = logging.getLogger(__name__)
+
+RECENT_DAYS = 7
+"""Newest days of a run with alerts about more than the alert budget. Older ones are past help, and would be many."""
+
 
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
     """Raise an alert and show it in the report. The caller holds the lock of the dataset."""
@@ -21,8 +28,14 @@ def raise_and_show(alert: Alert, dataset: Dataset) -> None:
 
 def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
     """Raise an alert. Show it in the report if no run holds the lock of the dataset; otherwise the run will show it."""
-    with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
-        (raise_and_show if is_free else raise_alert)(alert, dataset)
+    if not raise_alert(alert, dataset):
+        return
+    try:
+        with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
+            if is_free:
+                refresh_operations(dataset)
+    except StorageError as error:
+        logger.warning(f"the alert is stored, but the report does not show it yet: {error}")
 
 
 def post_due_and_show(dataset: Dataset) -> None:
@@ -100,16 +113,21 @@ def alert_wrong_days(
 ) -> None:
     """Raise an alert for each reason why a day is wrong, except for days that the model was fitted on.
 
+    Another version of the model or of the report assesses all days again: see `RECENT_DAYS`.
+
     Args:
         assessments: Assessments by day. They leave out what people marked as known or as false alarms.
         bundle: Model that scored the days.
         dataset: Dataset of the days.
         run_id: Dagster run that assessed them.
     """
+    recent = set(sorted(assessments)[-RECENT_DAYS:])
     for day, each in assessments.items():
         if dataset.config.is_daily and day <= bundle.window.days[-1]:
             continue
         for reason in each.reasons:
+            if reason.kind != ReasonKind.OVER_BUDGET and day not in recent:
+                continue
             message, key = f"{day}: {reason.message}", f"{reason.kind.value} {day} {each.rows}"
             figures = {"rows": float(each.rows), "size": float(reason.size)}
             if reason.kind == ReasonKind.OVER_BUDGET:

@@ -9,10 +9,12 @@ from ae_pipeline.lifecycle.alerts import alert_wrong_days, post_due_and_show
 from ae_pipeline.lifecycle.publish import load_table_model
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
+from ae_pipeline.monitoring.feedback import marks_digest
 from ae_pipeline.monitoring.verdict import AS_A_WHOLE, DayAssessment, ReasonKind
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import Report, build_report
+from ae_pipeline.reports.page import refresh_operations, shown_marks
 from ae_pipeline.storage.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ class ReportedDays:
         """What the check of the day as a whole says."""
         newest = self.report.newest_assessment
         fine = "it is like the training window" if newest and newest.is_compared else "it has too few rows to compare"
-        return f"{self._newest_day}: {'; '.join(self.unusual) or fine}"
+        known = newest.known_as_a_whole if newest else ""
+        return f"{self._newest_day}: {'; '.join(self.unusual) or known or fine}"
 
     @property
     def missing_rows(self) -> list[str]:
@@ -121,8 +124,8 @@ class ReportedDays:
 
     @property
     def drifting(self) -> list[DayDrift]:
-        """Those of them that have drifted."""
-        return [day for day in self.days_after_window if day.effects]
+        """Those of them that have drifted in a way that no mark covers."""
+        return [day for day in self.days_after_window if day.effects and day.day not in self.report.known_drift]
 
     @property
     def drift_message(self) -> str:
@@ -133,9 +136,10 @@ class ReportedDays:
             count = sum(day.is_after for day in self.report.drift)
             return f"none of these days is after the training window; {pluralize(count, 'day')} of the table are"
         if not drifting:
-            few = len(days) - len(evaluated)
+            few, known = len(days) - len(evaluated), sum(bool(day.effects) for day in days)
             skipped = f"; {few} more have too few rows" if few else ""
-            return f"{pluralize(len(evaluated), 'day')} after the training window are like it{skipped}"
+            skipped += f"; the drift of {known} more is known or a false alarm" if known else ""
+            return f"{pluralize(len(evaluated) - known, 'day')} after the training window are like it{skipped}"
         return (
             f"{len(drifting)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
             f"{drifting[-1].day}: {drifting[-1].message}"
@@ -157,6 +161,8 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
         alert_wrong_days(assessments, bundle, dataset, run_id)
 
     report = build_report(days, dataset, bundle, version.version, version.run_id, on_assessed=alert)
+    if shown_marks(dataset.paths) != marks_digest(dataset.paths):  # marked while the report was built
+        refresh_operations(dataset)
     post_due_and_show(dataset)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))

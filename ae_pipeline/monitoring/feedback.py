@@ -211,7 +211,8 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     """Return the states of flagged rows.
 
     A row has the state of the last mark that covers it. A known cause also covers its rows on later days, until it
-    grows or pauses: see `GROWTH`, `GROWTH_NATS` and `PAUSE_DAYS`. What has grown is not covered.
+    grows or pauses: see `GROWTH`, `GROWTH_NATS` and `PAUSE_DAYS`. What has grown is not covered. A row that was marked
+    itself keeps its state, and a later mark of the cause, or of one entity of it, ends the known cause there.
 
     Args:
         rows: Flagged rows of all days.
@@ -222,13 +223,20 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     states: dict[str, MarkState] = {}
     for row in rows:
         mark = by_row.get(row.row_id)
-        if mark and not (mark.state == MarkState.KNOWN and row.score > _highest(mark)):
+        if mark and not (mark.state in HIDDEN and row.score > _highest(mark)):
             states[row.row_id] = mark.state
-    last = {mark.key: mark for mark in marks}
-    uncovered = [row for row in rows if row.row_id not in by_row]
+    last: dict[tuple[str, str, str], Mark] = {}
+    for mark in marks:
+        last.pop(mark.key, None)  # so that the order is that of the last marks
+        last[mark.key] = mark
+    continued: set[str] = set()
     for mark in last.values():
         if mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN:
-            states |= dict.fromkeys(_continued(mark, uncovered, days), MarkState.KNOWN)
+            continued.update(_continued(mark, rows, days))
+        elif mark.kind == MarkKind.CAUSE:
+            continued.difference_update(row.row_id for row in rows if _concerns(mark, row))
+    marked = {row_id for mark in marks for row_id in mark.rows}  # those whose mark was taken back too
+    states |= dict.fromkeys(continued - marked, MarkState.KNOWN)
     hidden: dict[str, int] = {}
     for row in rows:
         if states.get(row.row_id) in HIDDEN and not row.is_labeled:
@@ -241,12 +249,17 @@ def _highest(mark: Mark) -> float:
     return mark.sizes.get("score", 0.0) + GROWTH_NATS
 
 
+def _concerns(mark: Mark, row: FlaggedRow) -> bool:
+    """Return whether a row is of the cause of a mark, on its day or later."""
+    is_same = row.columns == mark.columns and mark.entity in {"", row.entity}
+    return is_same and (row.day >= mark.day or row.day == ALL_ROWS)
+
+
 def _continued(mark: Mark, rows: Iterable[FlaggedRow], days: Collection[str]) -> list[str]:
     """Return the rows on the day of a known cause and later, as long as it neither grows nor pauses."""
     by_day: dict[str, list[FlaggedRow]] = {}
     for row in rows:
-        is_same = row.columns == mark.columns and mark.entity in {"", row.entity}
-        if is_same and (row.day >= mark.day or row.day == ALL_ROWS):
+        if _concerns(mark, row):
             by_day.setdefault(row.day, []).append(row)
     most = max(GROWTH * mark.sizes.get("rows", 1), mark.sizes.get("rows", 1) + 1)
     previous, covered = mark.day, list[str]()

@@ -102,8 +102,9 @@ class DayAssessment:
 
     @property
     def new(self) -> int:
-        """Flagged rows that neither the label nor a person knows."""
-        return 0 if self._unmarked <= _covered_size(FLAGGED, self.mark) else self._unmarked
+        """Flagged rows that neither the label nor a person knows; all, if a mark does not cover how many they are."""
+        is_over = any(reason.kind == ReasonKind.OVER_BUDGET for reason in self.reasons)
+        return 0 if not is_over and self._unmarked <= _covered_size(FLAGGED, self.mark) else self._unmarked
 
     @property
     def _unmarked(self) -> int:
@@ -123,6 +124,12 @@ class DayAssessment:
     def covered(self) -> tuple[Reason, ...]:
         """Reasons that people know, and that have not grown since."""
         return tuple(reason for reason in self.all_reasons if _is_covered(reason, self.mark))
+
+    @property
+    def known_as_a_whole(self) -> str:
+        """What people know about the day as a whole, with the state of its mark; empty if they know nothing."""
+        known = [reason.message for reason in self.covered if reason.kind in AS_A_WHOLE]
+        return f"{self.mark.state.text}: {'; '.join(known)}" if self.mark and known else ""
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

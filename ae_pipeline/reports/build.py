@@ -70,7 +70,8 @@ class Report:
         newest_assessment: Assessment of the newest complete day of the table, which the page over all days shows.
         judged: Counts of the days that the checks judge: those of this run, or the newest complete day if they are
             older.
-        hidden: Flagged rows on these days that people marked as known or as false alarms.
+        hidden: Flagged rows on these days that people marked as known or as false alarms, themselves or with their day.
+        known_drift: Those of these days that as a whole are unusual in a way that people marked so.
     """
 
     page: Path
@@ -94,6 +95,7 @@ class Report:
     newest_assessment: DayAssessment | None = None
     judged: tuple[ReportDay, ...] = ()
     hidden: int = 0
+    known_drift: frozenset[str] = frozenset()
 
 
 def build_report(
@@ -121,6 +123,7 @@ def build_report(
         PublicationError: A day has features but is not in the published table.
     """
     paths = dataset.paths
+    marks = marks_digest(paths)  # before they are read: a mark made meanwhile is not part of this report
     remove_foreign_days(dataset)
     files = published_days(paths)
     outdated = _outdated_days(files, dataset)
@@ -146,15 +149,17 @@ def build_report(
     # A day that is reported alone gets a page. Existing pages are kept up to date.
     with_page = set(days) if len(days) == 1 and dataset.config.is_daily else set()
     with_page |= {day.day for day in all_reported if published.page_of(day.day).exists()}
-    if shown_marks(paths) != marks_digest(paths):
+    if shown_marks(paths) != marks:
+        # A known cause covers later days too.
         marked = {day for each in marks_of(paths) for day in (each.day, *each.rows.values())}
-        with_page |= {day for day in marked & entries.keys() if published.page_of(day).exists()}
+        later = {day for day in entries if marked and day >= min(marked)}
+        with_page |= {day for day in later if published.page_of(day).exists()}
     damaged = {path.stem for path in damaged_report_files(paths) if path.suffix == ".html"}
     with_page |= damaged & published.entries.keys()
     record_report_file(paths.reports / "drift.parquet", paths)
     for day in sorted(with_page):
         write_day_page(day, published, labels)
-    context = _write_pages(published, ranked, run_id, labels, gallery, images)
+    context = _write_pages(published, ranked, run_id, labels, gallery, images, marks)
     unfinished.unlink()
     reported = [day for day in all_reported if day.day in set(days)]
     return _report(reported, ranked, published, context, labels, gallery)
@@ -173,6 +178,7 @@ def _write_pages(
     labels: Labels | None,
     gallery: Gallery | None,
     images: ImageReport | None,
+    marks: str,
 ) -> PageContext:
     """Write `summary.json`, its schema and the page over all days."""
     dataset = published.dataset
@@ -187,7 +193,7 @@ def _write_pages(
         with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone) if dataset.config.is_daily else ()
     )
     summary_json = summary.model_dump(mode="json")
-    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery, images), dataset)
+    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery, images), dataset, marks)
     return context
 
 
@@ -208,6 +214,7 @@ def _report(
     headline = published.headline
     is_newer = not config.is_daily or headline is None or max((day.day for day in days), default="") >= headline
     judged = tuple(days) if is_newer or headline is None else (published.entries[headline],)
+    assessed = [published.assessments[day.day] for day in judged if day.day in published.entries]
     is_on_page = context.assessment is not None and newest == headline
     of_run = ranked
     if config.is_daily:
@@ -236,7 +243,8 @@ def _report(
         filling=filling,
         newest_assessment=context.assessment,
         judged=judged,
-        hidden=sum(published.review.hidden.get(day.day, 0) for day in judged),
+        hidden=sum(each.flagged - each.known - each.new for each in assessed),
+        known_drift=frozenset(each.day for each in assessed if each.known_as_a_whole),
     )
 
 
@@ -266,6 +274,12 @@ def day_page(day: str, dataset: Dataset, bundle: ModelBundle, model_version: int
         raise PublicationError(
             f"{day!r} has no report; {dataset.name!r} has reports of {reported}; name one of its days as an ISO date"
         )
+    outdated = PublicationError(
+        f"the report of {dataset.name!r} has no current rows of {day}; materialize that partition of anomaly_report, "
+        "or name another day"
+    )
+    if not is_reported(day, files.get(day), dataset):
+        raise outdated
     published = Published(
         files=files,
         dataset=dataset,
@@ -276,12 +290,9 @@ def day_page(day: str, dataset: Dataset, bundle: ModelBundle, model_version: int
         review=review_of(all_ranked(paths, set(files)), list(files), dataset),
     )
     labels = measure_labels(files, dataset, bundle)
-    page = write_day_page(day, published, labels) if is_reported(day, files.get(day), dataset) else None
+    page = write_day_page(day, published, labels)
     if page is None:
-        raise PublicationError(
-            f"the report of {dataset.name!r} has no current rows of {day}; materialize that partition of "
-            "anomaly_report, or name another day"
-        )
+        raise outdated
     refresh_operations(dataset)
     return page
 

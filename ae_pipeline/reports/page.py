@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import printable
 from ae_pipeline.monitoring.alerts import alerts_of
@@ -35,17 +36,18 @@ _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed"
 """Variables that are the same on all pages; `max_listed` is the number of deviations listed without details."""
 
 
-def write_report(variables: Mapping[str, Any], dataset: Dataset) -> Path:
+def write_report(variables: Mapping[str, Any], dataset: Dataset, marks: str) -> Path:
     """Write the page over all days, and its variables beside it, so that it can be rendered again.
 
     Args:
         variables: Variables of the template, as JSON-compatible values.
         dataset: Configuration and paths of the dataset.
+        marks: Digest of the marks, from before they were read.
 
     Returns:
         Path of the page.
     """
-    content = {"version": _CONTEXT_VERSION, "marks": marks_digest(dataset.paths), "variables": variables}
+    content = {"version": _CONTEXT_VERSION, "marks": marks, "variables": variables}
     text = json.dumps(content, separators=(",", ":"))
     write_report_file(_context_path(dataset.paths), text, dataset.paths)
     page = dataset.paths.reports / "report.html"
@@ -57,7 +59,8 @@ def refresh_operations(dataset: Dataset) -> None:
     """Render the page over all days again, with the current marks, drift, alerts, versions and pages of days.
 
     The verdict, there and in `summary.json`, leaves out what is marked as known by now. Nothing else changes.
-    Nothing happens without a page, or if another version of the package wrote it.
+    Nothing happens without a page, or if another version of the package wrote it. Without readable ranked rows the
+    verdict stays as it is.
 
     Args:
         dataset: Configuration and paths of the dataset.
@@ -76,7 +79,11 @@ def _with_marks(variables: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     if not variables["assessment"] or not marks_digest(dataset.paths):
         return variables
     paths, summary = dataset.paths, variables["summary"]
-    reviewed = review_of(read_ranked(paths), [entry["day"] for entry in summary["days"]], dataset)
+    try:
+        ranked = read_ranked(paths)
+    except ConfigError:  # missing, damaged or of an earlier version: the next report writes them again
+        return variables
+    reviewed = review_of(ranked, [entry["day"] for entry in summary["days"]], dataset)
     day = variables["assessment"]["day"] if dataset.config.is_daily else ALL_ROWS
     assessment = DayAssessment.from_record(variables["assessment"]).reviewed(reviewed, day)
     feedback = [{**asdict(each), "precision": each.precision} for each in precision_by_version(marks_of(paths))]

@@ -22,7 +22,7 @@ from ae_pipeline.monitoring.feedback import (
 )
 from ae_pipeline.monitoring.verdict import FLAGGED
 from ae_pipeline.reports.groups import cause
-from ae_pipeline.reports.ranking import as_rows
+from ae_pipeline.reports.ranking import DESCRIBED, as_rows
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, whole
@@ -111,12 +111,18 @@ def read_ranked(paths: DatasetPaths) -> pl.DataFrame:
     """Read the ranked rows of the last report.
 
     Raises:
-        ConfigError: There is no report.
+        ConfigError: There is no report, or an earlier version of the package wrote it.
     """
     path = paths.reports / "alerts.parquet"
     if not read_facts(path):
         raise ConfigError(f"{paths.dataset!r} has no report whose rows can be marked; run `ae-pipeline run` first")
-    return pl.read_parquet(whole(path), glob=False).with_columns(pl.col(LABEL).cast(pl.Boolean))
+    ranked = pl.read_parquet(whole(path), glob=False)
+    if missing := DESCRIBED.keys() - set(ranked.columns):
+        raise ConfigError(
+            f"an earlier version wrote the report of {paths.dataset!r}, without {', '.join(sorted(missing))}; "
+            f"`ae-pipeline run {paths.dataset}` builds it again"
+        )
+    return ranked.with_columns(pl.col(LABEL).cast(pl.Boolean))
 
 
 def mark(request: MarkRequest, dataset: Dataset) -> Mark:

@@ -2,9 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import polars as pl
@@ -16,9 +17,16 @@ from ae_pipeline.cli.guard import Guard, access
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
-from ae_pipeline.monitoring.feedback import MarkKind, MarkState, marks_of
-from ae_pipeline.reports.page import is_current
+from ae_pipeline.lifecycle.report import ReportedDays
+from ae_pipeline.monitoring.daily_drift import DayDrift
+from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, marks_of
+from ae_pipeline.monitoring.verdict import DayAssessment
+from ae_pipeline.registry.versions import TrackedVersion
+from ae_pipeline.reports.build import build_report, day_page
+from ae_pipeline.reports.files import record_report_file
+from ae_pipeline.reports.page import is_current, refresh_operations
 from ae_pipeline.reports.review import MarkRequest, cause_key, entity_of, flagged_rows, read_ranked
+from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from tests.support.reports import as_dataset, published, reported
@@ -147,6 +155,72 @@ def test_the_contract_shows_figures_and_correlates(prepared: Dataset) -> None:
     assert "<code>z_000</code>" in page.text
     assert "load (" in page.text
     assert client.get("/contract/other").status_code == 404
+
+
+def mark_of_newest_day(dataset: Dataset) -> Mark:
+    day = summary_of(dataset)["verdict"]["day"]
+    request = MarkRequest(kind=MarkKind.DAY, subject=day, state=MarkState.KNOWN, who="ana")
+    return mark_and_show(request, dataset)
+
+
+def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted: Fitted) -> None:
+    day = summary_of(dataset)["verdict"]["day"]
+    earlier = next(row for row in flagged_rows(read_ranked(dataset.paths), dataset.config) if row.day < day)
+    request = MarkRequest(kind=MarkKind.ROW, subject=earlier.row_id, state=MarkState.REAL)
+    mark_and_show(request, dataset)  # the pages of later days are written again too
+    page = day_page(day, dataset, fitted.bundle, 3)
+    page.write_text("old")
+    record_report_file(page, dataset.paths)  # so that it does not count as damaged
+    build_report([earlier.day, day], dataset, fitted.bundle, 3, "run")
+    assert page.read_text() != "old"
+    mark_of_newest_day(dataset)
+    report = build_report([earlier.day, day], dataset, fitted.bundle, 3, "run")
+    flagged = next(each.flagged for each in report.days if each.day == day)
+    assert report.hidden == flagged >= 7
+    effect = Effect(part=Part.COLUMN, name="load", psi=2.0, is_drift=True, message="shifted")
+    drift = DayDrift(day=day, is_after=True, rows=60, effects=(effect,), is_judged=True)
+    version = cast(TrackedVersion, None)
+    checks = ReportedDays(report=replace(report, drift=(drift,)), version=version, budget=0.01, days=(day,))
+    assert [each.day for each in checks.drifting] == [day]
+    checks = replace(checks, report=replace(checks.report, known_drift=frozenset({day})))
+    assert checks.drifting == []
+    assert checks.drift_message == (
+        "0 days after the training window are like it; the drift of 1 more is known or a false alarm"
+    )
+    assert not checks.is_over_budget
+
+
+def test_a_mark_made_while_a_report_is_built_is_not_lost(dataset: Dataset, fitted: Fitted) -> None:
+    assert is_current(dataset.paths)
+    day = summary_of(dataset)["verdict"]["day"]
+    build_report([day], dataset, fitted.bundle, 3, "run", on_assessed=lambda _: None)
+    assert is_current(dataset.paths)
+
+    def mark_meanwhile(_: Mapping[str, DayAssessment]) -> None:
+        mark_of_newest_day(dataset)
+
+    build_report([day], dataset, fitted.bundle, 3, "run", on_assessed=mark_meanwhile)
+    assert not is_current(dataset.paths)
+    build_report([day], dataset, fitted.bundle, 3, "run")
+    assert is_current(dataset.paths)
+
+
+@pytest.mark.parametrize("kind", ["missing", "earlier"])
+def test_ranked_rows_that_cannot_be_read_hinder_no_refresh(dataset: Dataset, kind: str) -> None:
+    mark_of_newest_day(dataset)
+    path = dataset.paths.reports / "alerts.parquet"
+    if kind == "earlier":
+        write_parquet(path, pl.read_parquet(path).drop("boxes").to_arrow())
+        with pytest.raises(ConfigError, match="without boxes; `ae-pipeline run sensors` builds it again"):
+            read_ranked(dataset.paths)
+    else:
+        path.unlink()
+    verdict = summary_of(dataset)["verdict"]
+    (dataset.paths.reports / "report.html").write_text("old")
+    record_report_file(dataset.paths.reports / "report.html", dataset.paths)
+    refresh_operations(dataset)
+    assert (dataset.paths.reports / "report.html").read_text() != "old"
+    assert verdict["day"] == summary_of(dataset)["verdict"]["day"]
 
 
 def test_marks_reach_the_training(dataset: Dataset) -> None:

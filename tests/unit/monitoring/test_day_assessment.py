@@ -76,10 +76,20 @@ class TestAssessment:
         assert DayAssessment.from_record(json.loads(json.dumps(before.record()))) == before
         grown = assess_day(entry(1000, 46), {}, None, odd, 0.001, review=Review(days={day: mark}))
         assert grown.message == "46 rows are flagged, 46 times the budget"
+        assert (before.known_as_a_whole, known.known_as_a_whole) == ("", "known: x is odd")
         other = (Deviation(columns=("y",), message="y is odd", rows=100),)
         assert assess_day(entry(1000), {}, None, other, 0.001, review=Review(days={day: mark})).message == "y is odd"
         real = Review(days={day: replace(mark, state=MarkState.REAL)})
         assert before.reviewed(real, day).message == before.message
+
+    def test_a_calm_day_that_grows_over_its_budget_counts_its_rows(self) -> None:
+        mark = Mark(
+            kind=MarkKind.DAY, subject="2024-03-01", state=MarkState.KNOWN, day="2024-03-01", sizes={FLAGGED: 24}
+        )
+        review = Review(days={"2024-03-01": mark})
+        assert assess_day(entry(1000, 24), {}, None, (), 0.02, review=review).new == 0
+        grown = assess_day(entry(1000, 35), {}, None, (), 0.01, review=review)
+        assert (grown.message, grown.new) == ("35 rows are flagged, 4 times the budget", 35)
 
     def test_hidden_rows_do_not_count(self) -> None:
         review = Review(hidden={"2024-03-01": 30})

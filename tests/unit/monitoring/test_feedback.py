@@ -71,6 +71,18 @@ class TestKnownCauses:
         mark = known(row(DAYS[0]), row(DAYS[0], 1))
         assert bool(review(rows, [mark], DAYS).hidden) == is_hidden
 
+    @pytest.mark.parametrize(("late", "hidden"), [(1, 3), (2, 2)])
+    def test_late_rows_of_the_marked_day_count_with_the_marked_ones(self, late: int, hidden: int) -> None:
+        marked = [row(DAYS[0], each) for each in range(2)]
+        rows = [*marked, *(row(DAYS[0], each + 2) for each in range(late))]
+        assert review(rows, [known(*marked)], DAYS).hidden == {DAYS[0]: hidden}
+
+    @pytest.mark.parametrize("state", [MarkState.KNOWN, MarkState.FALSE_ALARM])
+    def test_a_marked_row_whose_values_have_changed_shows_again(self, state: MarkState) -> None:
+        mark = known(row(DAYS[0]), state=state)
+        assert review([row(DAYS[0], score=10 + GROWTH_NATS)], [mark], DAYS).hidden == {DAYS[0]: 1}
+        assert review([row(DAYS[0], score=10.1 + GROWTH_NATS)], [mark], DAYS).states == {}
+
     def test_what_happens_again_after_a_pause_shows_again(self) -> None:
         mark = known(row(DAYS[0]))
         daily = [row(day) for day in DAYS[1:8]]
@@ -89,6 +101,26 @@ class TestKnownCauses:
     def test_a_dataset_without_days_is_covered_as_it_grows(self) -> None:
         old, new = row("all"), row("all", 1)
         assert review([old, new], [known(old)], ["all"]).hidden == {"all": 2}
+
+
+class TestWhatIsTakenBack:
+    @pytest.mark.parametrize("state", [MarkState.CLEARED, MarkState.REAL])
+    def test_one_row_of_a_known_cause(self, state: MarkState) -> None:
+        first, second = row(DAYS[0]), row(DAYS[0], 1)
+        one = replace(known(first, state=state), kind=MarkKind.ROW, subject=first.row_id)
+        reviewed = review([first, second, row(DAYS[1])], [known(first, second), one], DAYS)
+        assert reviewed.hidden == {DAYS[0]: 1, DAYS[1]: 1}
+        assert reviewed.states.get(first.row_id) == (state if state == MarkState.REAL else None)
+
+    def test_one_entity_of_a_known_cause_and_its_later_days(self) -> None:
+        rows = [row(day, entity=entity) for day in DAYS[:2] for entity in ("UA|1", "AA|7")]
+        cleared = known(rows[0], entity="UA|1", state=MarkState.CLEARED)
+        assert set(review(rows, [known(*rows[:2]), cleared], DAYS).states) == {rows[1].row_id, rows[3].row_id}
+        assert len(review(rows, [known(*rows[:2]), cleared, known(*rows[:2])], DAYS).states) == 4  # known again
+
+    def test_the_whole_cause_with_its_entities(self) -> None:
+        rows = [row(DAYS[0]), row(DAYS[1])]
+        assert review(rows, [known(rows[0], entity="UA|1"), known(rows[0], state=MarkState.CLEARED)], DAYS).states == {}
 
 
 class TestStates:

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
-from ae_pipeline.lifecycle.alerts import alert_wrong_days
-from ae_pipeline.monitoring.alerts import alerts_of
+import pytest
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.lifecycle.alerts import RECENT_DAYS, alert_wrong_days, raise_without_lock
+from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerts_of
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
@@ -29,6 +32,29 @@ def test_each_reason_raises_one_alert(dataset: Fitted) -> None:
         ("null_flood", f"{DAY}: 80% of rows (48) lack load"),
         ("missing_rows", f"{DAY}: 60 rows came, where the same weekday usually has 100"),
     ]
+
+
+def test_only_the_newest_days_of_a_run_raise_more_than_alerts_about_the_budget(dataset: Fitted) -> None:
+    odd = (Deviation(columns=("load",), message="load is odd", rows=40),)
+    days = [f"2024-03-{day}" for day in range(15, 15 + RECENT_DAYS + 2)]
+    wrong = {day: assess_day(replace(ENTRY, day=day), {}, None, odd, 0.01) for day in days}
+    alert_wrong_days(wrong, dataset.bundle, as_dataset(dataset), "run")
+    raised = alerts_of(dataset.paths)
+    assert sum(alert.event == AlertEvent.OVER_BUDGET for alert in raised) == len(days)
+    unusual = [alert.message for alert in raised if alert.event == AlertEvent.UNUSUAL_DAY]
+    assert unusual == [f"{day}: load is odd" for day in days[2:]]
+
+
+def test_an_alert_is_stored_although_the_locks_cannot_be_reached(
+    dataset: Fitted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise StorageError("the locks of the server db:5432 cannot be used")
+
+    monkeypatch.setattr("ae_pipeline.lifecycle.alerts.locks", fail)
+    raise_without_lock(Alert(event=AlertEvent.RUN_FAILED, key="a", message="it failed"), as_dataset(dataset))
+    assert [alert.message for alert in alerts_of(dataset.paths)] == ["it failed"]
+    assert "the report does not show it yet: the locks of the server db:5432" in caplog.text
 
 
 def test_what_is_marked_as_known_raises_none(dataset: Fitted) -> None:
