@@ -73,7 +73,10 @@ class DataPages:
     async def _contract(self, request: Request) -> Response:
         from ae_pipeline.reports.served import contract_page
 
-        text = await run_in_threadpool(contract_page, self._dataset(request))
+        try:
+            text = await run_in_threadpool(contract_page, self._dataset(request))
+        except (PipelineError, OSError) as error:  # such as an object store that does not answer
+            return JSONResponse({"message": str(error)}, status_code=503)
         if text is None:
             raise HTTPException(404)
         return _page(text)

@@ -164,7 +164,7 @@ class Project:
             reason = first_reason(result.all_events)
             self._alert(dataset, result.dagster_run, reason)
             kind = RemovalError if caused_by(RemovalError, result.all_events) else PipelineError
-            raise kind(f"{name} failed: {reason}\n(run {result.run_id}; `make ui` shows it)")
+            raise kind(f"{name} failed: {reason}\n(run {result.run_id}; `ae-pipeline ui` shows it)")
 
     def end_dead_runs(self, name: str) -> None:
         """End the runs of a dataset whose process is dead, and print a line for each."""

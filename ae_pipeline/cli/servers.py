@@ -233,7 +233,7 @@ def address_lines(
     lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]
     lines += [f"Report   {served.file_url(page)}{key}" for page in pages.values()]
     if not pages:
-        lines.append("There are no reports yet: `make run`, or materialize the assets of a dataset in Dagster.")
+        lines.append("There are no reports yet: `ae-pipeline run DATASET`, or materialize its assets in Dagster.")
     return [
         home,
         *lines,

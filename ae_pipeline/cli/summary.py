@@ -38,7 +38,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     lines += _report_lines(paths)
     lines += [
         "",
-        "Next: `make ui` opens the asset graph and the MLflow runs; open the report in a browser; read the table with",
+        "Next: `ae-pipeline ui` serves the asset graph, the MLflow runs and the report; read the table with",
         f"{_reading_line(dataset)}; put new files into",
         f"{paths.landing} and run again.",
     ]

@@ -19,13 +19,14 @@ from ae_pipeline.latents.read import PublishedDay, published_day, published_days
 from ae_pipeline.reports.pictures import Scale, as_address
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import atomic_write, make_folder
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import whole
 
 MapFormat = Literal["png", "npy"]
 """Format of exported heat maps: overlays as pictures, or arrays of multiples of the usual residual."""
 
-_SHOWN, _EXPORTED = 6, 200
-"""Images that the page shows, and at most exports."""
+_SHOWN = 6
+"""Images that the page shows."""
 
 _MAX_SIDE = 320
 """Pixels of a picture on the page in width or height."""
@@ -137,11 +138,13 @@ def export_maps(
         raise StorageError(f"nothing was published of {day}; choose one of {', '.join(list(files)[-5:]) or 'no day'}")
     chosen = _strangest(files, dataset, bundle, model_version)
     of_day = pl.lit(value=True) if day is None else pl.col("day") == day
-    chosen = chosen.filter("is_anomaly", of_day).head(_EXPORTED)
+    chosen = chosen.filter("is_anomaly", of_day)
     make_folder(folder)
     for row in chosen.iter_rows(named=True):
         image, heat = _maps(row, dataset, bundle)
-        path = folder / (re.sub(r"[^\w.-]", "_", row[IMAGE_ID]) + f".{kind}")
+        plain = re.sub(r"[^\w.-]", "_", row[IMAGE_ID])
+        # The digest tells a/b.png from a_b.png.
+        path = folder / f"{plain}-{hash_json(row[IMAGE_ID])[:6]}.{kind}"
         with atomic_write(path) as temporary:
             if kind == "npy":
                 with temporary.open("wb") as file:

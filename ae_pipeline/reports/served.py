@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import markupsafe
@@ -11,15 +12,17 @@ import yaml
 
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.read import published_day, published_days
+from ae_pipeline.latents.read import open_table, published_day, published_days
 from ae_pipeline.monitoring.feedback import MarkKind, MarkState, marks_of
 from ae_pipeline.reports.page import page_environment
 from ae_pipeline.reports.ranking import as_rows
 from ae_pipeline.reports.review import MarkRequest, cause_key, flagged_rows, read_ranked
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.parquet import read_facts, whole
 from ae_pipeline.storage.paths import DatasetPaths
+
+_CONTRACT = "_contract/contract.yaml"
 
 _TREND_DAYS, _SAMPLE_DAYS, _SAMPLE_ROWS, _CORRELATES, _ENTITIES = 60, 14, 20_000, 3, 5
 
@@ -59,7 +62,8 @@ def _home_entry(name: str, paths: DatasetPaths, description: str) -> dict[str, A
         "highest": max([1, *(entry["flagged"] for entry in days)]),
         "pages": pages[-7:],
         "has_report": (paths.reports / "report.html").exists(),
-        "has_contract": bool(TableFiles(paths.latents).read_text("_contract/contract.yaml")),
+        # An object store may not answer, and this page must. The page of the contract asks it.
+        "has_contract": not (table := TableFiles(paths.latents)).is_folder or table.has(_CONTRACT),
     }
 
 
@@ -115,8 +119,13 @@ def contract_page(dataset: Dataset) -> str | None:
 
     Args:
         dataset: Configuration and paths of the dataset.
+
+    Raises:
+        PublicationError: The table is damaged, or its object store does not answer.
     """
-    text = TableFiles(dataset.paths.latents).read_text("_contract/contract.yaml")
+    if open_table(dataset.paths) is None:  # tried for seconds; reading a file is tried for minutes
+        return None
+    text = TableFiles(dataset.paths.latents).read_text(_CONTRACT)
     if text is None:
         return None
     contract = yaml.safe_load(text)
@@ -166,10 +175,10 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
     if rows.is_empty() or not known:
         return {}
     features = pl.concat(
-        [pl.read_parquet(dataset.paths.features(day), glob=False) for day in known], how="diagonal_relaxed"
+        [_numbers(rows["row_id"], dataset.paths.features(day)) for day in known], how="diagonal_relaxed"
     )
-    numeric = [name for name, dtype in features.schema.items() if dtype.is_numeric() and name != LABEL]
-    joined = rows.join(features.select("row_id", *numeric), on="row_id", how="inner", suffix="_of_features")
+    numeric = [name for name in features.columns if name != "row_id"]
+    joined = rows.join(features, on="row_id", how="inner", suffix="_of_features")
     strongest = {}
     for latent in (name for name in rows.columns if name.startswith("z_")):
         strengths = []
@@ -182,6 +191,14 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
         strengths.sort(key=lambda each: -abs(each[0]))
         strongest[latent] = ", ".join(f"{name} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
     return strongest
+
+
+def _numbers(row_ids: pl.Series, path: Path) -> pl.DataFrame:
+    """Read the numeric columns of some rows of the features, without the label. A whole day may have many images."""
+    file = pl.scan_parquet(whole(path), glob=False)
+    numeric = [name for name, dtype in file.collect_schema().items() if dtype.is_numeric() and name != LABEL]
+    wanted = row_ids.to_frame("row_id").lazy()
+    return file.select("row_id", *numeric).join(wanted, on="row_id", how="semi").collect()
 
 
 def _render(template: str, **variables: Any) -> str:

@@ -66,8 +66,7 @@ class PostgresLocks(Locks):
             connect_args={
                 "connect_timeout": 10,
                 "options": options,
-                # PostgreSQL keeps 63 characters.
-                "application_name": f"ae_pipeline {os.getpid()} {socket.gethostname()}"[:63],
+                "application_name": _application(os.getpid()),
             },
         )
         self._held: dict[tuple[int, str], _Held] = {}
@@ -109,7 +108,8 @@ class PostgresLocks(Locks):
             program, _, process = name.partition(" ")
             pid, _, host = process.partition(" ")
             if program == "ae_pipeline" and pid.isdigit():
-                return Holder(host, int(pid))
+                is_here = name == _application(int(pid))  # the name of the host may be cut
+                return Holder(socket.gethostname() if is_here else host, int(pid))
         return None
 
     def require(self, lock: Lock) -> None:
@@ -143,6 +143,11 @@ class PostgresLocks(Locks):
                 f"the locks of the server {self._server} cannot be used ({reason}); start the server, or correct "
                 f"{LOCKS_VARIABLE}"
             ) from None  # its text may contain the password
+
+
+def _application(pid: int) -> str:
+    """Return the name of a process of this host at the server, which keeps 63 characters of it."""
+    return f"ae_pipeline {pid} {socket.gethostname()}"[:63]
 
 
 def _key(lock: Lock) -> int:

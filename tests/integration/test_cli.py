@@ -124,7 +124,7 @@ def test_the_first_run_ends_with_a_summary(root: Path, first_output: str) -> Non
     assert f"report           {root / 'data' / 'reports' / 'flights' / 'report.html'}" in first_output
     assert len(re.findall(r"^ +\d+\. .*\(score ", first_output, flags=re.MULTILINE)) == 10
     assert len(re.findall(r"^     .+ expected .+$", first_output, flags=re.MULTILINE)) == 10
-    assert "make ui" in first_output
+    assert "ae-pipeline ui" in first_output
     assert "epoch 1 of 6" in first_output
 
 

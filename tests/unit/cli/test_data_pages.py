@@ -16,6 +16,7 @@ from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.gate.blindness import RecentAlerts
+from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.report import ReportedDays
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -148,7 +149,27 @@ def test_a_mark_of_nothing_says_what_is_wrong(prepared: Dataset, change: dict[st
 JSON = {"Content-Type": "application/json"}
 
 
-def test_the_contract_shows_figures_and_correlates(prepared: Dataset) -> None:
+def test_an_object_store_that_does_not_answer_leaves_the_home_page(prepared: Dataset) -> None:
+    away = replace(prepared, paths=replace(prepared.paths, tables="s3://nowhere/latents"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("connection refused")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ae_pipeline.latents.files.DeltaTable.is_deltatable", fail)
+        patch.setattr(TableFiles, "has", fail)
+        client = client_of(away)
+        assert 'href="contract/sensors"' in client.get("/").text
+        answer = client.get("/contract/sensors")
+    assert answer.status_code == 503
+    assert "the object store of s3://nowhere/latents/sensors does not answer" in answer.json()["message"]
+
+
+def test_the_contract_shows_figures_and_correlates(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("whole days with images do not fit into the memory of the server")
+
+    monkeypatch.setattr(pl, "read_parquet", fail)
     client = client_of(prepared)
     page = client.get("/contract/sensors")
     assert page.status_code == 200

@@ -46,7 +46,7 @@ class TestAddressLines:
             f"Dagster  http://127.0.0.1:3000/?token={TOKEN}",
             f"MLflow   http://127.0.0.1:5000/?token={TOKEN}",
         ]
-        assert "There are no reports yet: `make run`" in lines[3]
+        assert "There are no reports yet: `ae-pipeline run DATASET`" in lines[3]
 
     def test_a_dataset_with_a_report_has_links_to_page_and_graph(self, workspace: Workspace) -> None:
         write_report(workspace, "shuttle")

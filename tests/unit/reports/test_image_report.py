@@ -26,6 +26,7 @@ from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS
 from ae_pipeline.training.fit import fit_bundle
@@ -246,7 +247,9 @@ def test_ranked_patches_have_boxes_in_pixels_of_their_image(gallery: Fitted, rep
 def test_maps_of_flagged_images_are_exported_at_full_size(gallery: Fitted, tmp_path: Path, kind: Any) -> None:
     images = read_images("shop", data=gallery.paths.root).filter("is_anomaly")
     paths = list(export_maps(gallery, gallery.bundle, 3, tmp_path, kind, None))
-    assert {path.name for path in paths} == {name.replace("/", "_") + f".{kind}" for name in images["image_id"]}
+    assert {path.name for path in paths} == {
+        f"{name.replace('/', '_')}-{hash_json(name)[:6]}.{kind}" for name in images["image_id"]
+    }
     for path in paths:
         shape = Image.open(path).size[::-1] if kind == "png" else np.load(path).shape
         assert shape == (SHAPE.height, SHAPE.width)

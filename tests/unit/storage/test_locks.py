@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.storage.locks import FileLocks, dataset_lock, locks, publication_lock
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.postgres_locks import PostgresLocks
 
 
 @pytest.mark.parametrize("value", [None, "", "file"])
@@ -57,3 +59,15 @@ def test_a_lock_file_is_free_again_after_the_last_user(tmp_path: Path) -> None:
     assert not FileLocks().is_held(lock)
     with FileLocks().try_to_hold(lock) as is_free:
         assert is_free
+
+
+@pytest.mark.parametrize(("host", "is_here"), [("worker-" * 10, True), ("other-" * 10, False)])
+def test_a_host_with_a_long_name_knows_its_own_processes(
+    monkeypatch: pytest.MonkeyPatch, host: str, is_here: bool
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "worker-" * 10)
+    server = PostgresLocks(sa.make_url("sqlite://"))
+    monkeypatch.setattr(server, "_applications", lambda _: [f"ae_pipeline 12345 {host}"[:63]])
+    holder = server.holder(dataset_lock(DatasetPaths(Path("data"), "flights")))
+    assert holder is not None
+    assert (holder.pid, holder.is_here) == (12345, is_here)
