@@ -1,5 +1,6 @@
 """An ensemble of outlier measures that detect different kinds of anomalies."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,6 +85,7 @@ class Ensemble:
         ends: Minimum of each measure, and its median minus this minimum, shape (2, measures).
         tails: Tails that turn scaled measures into surprisal.
         combination: Combination of the surprisals.
+        nat: Combined surprisal that is worth one nat, shape (): the 99 % quantile of the training rows over ln 100.
         forest: Isolation forest on encoded rows. None in bundles of before format 9.
         directions: Random projection of very wide rows for mixtures and autoencoders, shape (len(varying), directions).
             None if the rows are not that wide.
@@ -101,17 +103,19 @@ class Ensemble:
     ends: Array
     tails: TailCalibrator
     combination: Combination
+    nat: Array
     forest: IsolationForest | None
     directions: npt.NDArray[np.float32] | None = None
 
     def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
-        """Return the combined surprisal of encoded rows, shape (n, width), in nats, shape (n,).
+        """Return the combined surprisal of encoded rows, shape (n, width), shape (n,).
 
-        Each column that was constant in n training rows and differs now adds ln(n + 2), by Laplace's rule of
-        succession. Columns after the fitted ones, such as the context of a table, do not count.
+        Each column that was constant in n training rows and differs now adds ln(n + 2) nats, by Laplace's rule of
+        succession. So does a category that no training row has. Columns after the fitted ones, such as the context of a
+        table, do not count.
         """
         changed = (matrix[:, self._constant] != self.first[self._constant]).sum(axis=1)
-        total: Array = self.combination(self.tails(self.measures(matrix))) + changed * np.log(self.seen + 2)
+        total: Array = self.combination(self.tails(self.measures(matrix))) + changed * np.log(self.seen + 2) * self.nat
         return total
 
     def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
@@ -173,7 +177,7 @@ class Ensemble:
         """Return the arrays to save, by name."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {} if self.directions is None else {"directions": self.directions}
-        arrays |= {} if self.forest is None else {"core_count": self.core_count}
+        arrays |= {} if self.forest is None else {"core_count": self.core_count, "nat": self.nat}
         for part in (*_PARTS, *(() if self.forest is None else _PARTS_OF_FORMAT_9)):
             arrays |= {f"{part}.{name}": value for name, value in getattr(self, part).arrays().items()}
         return arrays
@@ -198,6 +202,7 @@ class Ensemble:
             combination=Combination.from_arrays(arrays_below("combination.")) if forest else Combination.of_format_8(),
             forest=IsolationForest(**forest) if forest else None,
             core_count=arrays["core_count"] if forest else np.array(0),
+            nat=arrays["nat"] if forest else np.array(1.0),
             directions=arrays.get("directions"),
             **{name: arrays[name] for name in _ARRAYS},
         )
@@ -254,6 +259,7 @@ def fit_ensemble(
         ends=np.stack([np.zeros(measures), np.ones(measures)]),
         tails=TailCalibrator.none(),
         combination=Combination.of_format_8(),
+        nat=np.array(1.0),
         forest=fit_forest(rows, seed),
         directions=directions,
     )
@@ -262,7 +268,11 @@ def fit_ensemble(
     ends = np.stack([minimum, _medians(raw - minimum)])
     scaled = (raw - ends[0]) / ends[1]
     tails = fit_tails(scaled)
-    return replace(unfitted, ends=ends, tails=tails, combination=fit_combination(tails(scaled), setting))
+    surprisal = tails(scaled)
+    combination = fit_combination(surprisal, setting)
+    # Counted in the scale of the sum, so that a value that no row had is as rare as it says.
+    nat = np.quantile(combination(surprisal), 0.99) / math.log(100)
+    return replace(unfitted, ends=ends, tails=tails, combination=combination, nat=np.array(max(nat, 1.0)))
 
 
 def _core(share: float, *scales: Array) -> npt.NDArray[np.bool_]:

@@ -103,7 +103,7 @@ def test_every_check_passes_and_states_what_it_found(complete_shop: Shop) -> Non
     latest = complete_shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(
         list(graph.asset_check_keys)
     )
-    assert len(latest) == 21
+    assert len(latest) == 23
     without_number = {}
     for key, record in latest.items():
         assert record.evaluation is not None

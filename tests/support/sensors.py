@@ -18,6 +18,7 @@ from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.features.split import Window
 from ae_pipeline.gate.results import GateResult
 from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import TrainingResult
@@ -117,6 +118,13 @@ def with_evidence(bundle: ModelBundle, *evidence: Evidence) -> ModelBundle:
     """Return the same model, scored by other kinds of evidence."""
     alerts = bundle.config.alerts.model_copy(update={"evidence": evidence})
     return with_config(bundle, bundle.config.model_copy(update={"alerts": alerts}))
+
+
+def within_budget(dataset: Fitted) -> ModelBundle:
+    """Return the bundle, calibrated on validation days too: both parts are then within its alert budget."""
+    days = (*dataset.window.validation, *dataset.window.calibration)
+    scores = np.concatenate([dataset.bundle.score(dataset.features(day)).score for day in days])
+    return replace(dataset.bundle, calibration=calibrate(scores, dataset.bundle.calibration.budget, len(days)))
 
 
 def with_encoder(bundle: ModelBundle, encoder: Encoder) -> ModelBundle:

@@ -108,6 +108,8 @@ def test_an_error_of_the_database_is_raised_and_not_logged(
     with pytest.raises(MlflowException, match="no such table"):
         client.search_experiments()
     assert capfd.readouterr() == ("", "")
+    mlflow.set_tracking_uri(tracker.uri)  # a client of another store has changed both
+    mlflow.set_registry_uri(tracker.uri)
 
 
 def test_four_processes_can_open_a_new_store_at_once(

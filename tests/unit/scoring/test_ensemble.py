@@ -289,7 +289,7 @@ class TestSizes:
         assert fitted(wider).tobytes() == expected.tobytes()
         wider[:50, 5], wider[50:, [0, 8]] = 99, 99
         changed = np.repeat([1, 2], 50)
-        np.testing.assert_allclose(fitted(wider), expected + changed * np.log(102), rtol=1e-14)
+        np.testing.assert_allclose(fitted(wider), expected + changed * np.log(102) * fitted.nat, rtol=1e-14)
 
     @pytest.mark.parametrize(
         ("n", "width", "references"),

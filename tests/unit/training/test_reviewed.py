@@ -11,7 +11,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.reviewed import Reviewed
 from ae_pipeline.training.screening import screen_by_serving
-from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
+from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, within_budget
 
 Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
 
@@ -41,10 +41,11 @@ def test_a_false_alarm_marked_three_times_is_flagged_no_more(dataset: Fitted, re
     training = {**dataset.config.training.model_dump(), "epochs": 6}
     config = sensor_config(training=training, alerts={"budget": 0.01, "evidence": NO_ENSEMBLE})
     window = cut_window(dict.fromkeys(dataset.days, "x"), config)
+    serving = within_budget(dataset)
 
     def found(reviewed: Reviewed) -> tuple[float, float]:
         bundle, _ = fit_bundle(
-            Dataset(config, dataset.paths), dataset.columns, window, previous=dataset.bundle, reviewed=reviewed
+            Dataset(config, dataset.paths), dataset.columns, window, previous=serving, reviewed=reviewed
         )
         return float(bundle.score(later).is_anomaly.mean()), float(bundle.score(faults).is_anomaly.mean())
 
@@ -82,7 +83,7 @@ class TestWhatIsLeftOut:
         assert kept.height == rows["train"] - 2
 
     def test_the_screening_adds_to_what_is_marked(self, fitted: Fitted, reviewed: Reviewed) -> None:
-        screened = screen_by_serving(fitted.window, fitted, fitted.bundle, reviewed)
+        screened = screen_by_serving(fitted.window, fitted, within_budget(fitted), reviewed)
         assert len(screened.row_ids["validation"]) == 3
         assert screened.facts is not None
         assert screened.facts.message == "nothing left out of validation and calibration"

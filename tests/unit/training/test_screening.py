@@ -14,7 +14,7 @@ from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.screening import screen_by_own_scores, screen_by_serving
-from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config
+from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config, within_budget
 
 Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
 
@@ -44,7 +44,7 @@ def left_out(window: Window, screened: Window) -> tuple[str, ...]:
 
 class TestByServing:
     def test_nothing_is_left_out_of_clean_days(self, fitted: Fitted) -> None:
-        screened = screen_by_serving(fitted.window, fitted, fitted.bundle)
+        screened = screen_by_serving(fitted.window, fitted, within_budget(fitted))
         assert (screened.window, dict(screened.row_ids)) == (fitted.window, {})
         assert screened.facts is not None
         assert screened.facts.message == "nothing left out of validation and calibration"
@@ -53,7 +53,7 @@ class TestByServing:
     def test_a_day_over_its_budget_is_left_out(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
         bad = dataset.window.calibration[3]
         spoil(dataset, (bad,), 10, rewrite_day)
-        screened = screen_by_serving(dataset.window, dataset, dataset.bundle)
+        screened = screen_by_serving(dataset.window, dataset, within_budget(dataset))
         assert left_out(dataset.window, screened.window) == (bad,)
         assert screened.window.validation == dataset.window.validation
         assert screened.facts is not None
