@@ -17,7 +17,7 @@ from ae_pipeline.ingestion.images import Pixels, UnreadableImageError
 _MAX_CLASSES = 64
 """Highest value of a mask whose values are numbers of classes, not shades of gray."""
 
-_MAX_NOISE = 1 / 16
+_MAX_NOISE = 1 / 8
 """Share of the highest value up to which a shade is black. JPEG leaves noise around the edges of a mask."""
 
 
