@@ -205,9 +205,9 @@ def _moved(
         days = tuple(day for day in getattr(learning, part) if day in newest)
         of_days = dataclasses.replace(learning, **{part: days})  # type: ignore[arg-type]
         for rows in of_days.batches(part, dataset.paths, ["row_id"]):
-            found = rows["row_id"].filter(rows["row_id"].is_in(gone))
-            moved[part] = pl.concat([moved[part], found]) if part in moved else found
-    return {part: found for part, found in moved.items() if found.len()}
+            of_part = rows["row_id"].filter(rows["row_id"].is_in(gone))
+            moved[part] = pl.concat([moved[part], of_part]) if part in moved else of_part
+    return {part: of_part for part, of_part in moved.items() if of_part.len()}
 
 
 def screen_by_own_scores(
