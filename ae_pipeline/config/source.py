@@ -189,8 +189,8 @@ class ImagesConfig(Section):
         default=None,
         description="Path of the mask of an image below the landing folder, such as "
         "`ground_truth/{defect}/{stem}_mask.png`. In braces stand named groups of `path`, and `stem`, the name of the "
-        "image without its suffix. A mask is black where the image is normal. Masks are no rows; the report measures "
-        "heat maps with them.",
+        "image without its suffix. A mask is black where the image is normal; other values, such as the numbers of "
+        "classes, are anomalous. Masks are no rows; the report measures heat maps with them.",
     )
     metadata: str | None = Field(
         default="metadata.csv",

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id, patch_position
+from ae_pipeline.detector.image_verdicts import has_patches, image_of_row, patch_position
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.image_encoder import ImageEncoder
 
@@ -27,7 +26,7 @@ def heat_map(network: FittedNetwork, rows: pl.DataFrame, config: PipelineConfig)
         rows: All patches of the image, or its only row, with `row_id` and the image column.
         config: Configuration of the model.
     """
-    maps = parallel_map(network.residual_maps, network.small_batches(rows))
+    maps = network.map_all(network.residual_maps, network.small_batches(rows))
     return _stitched((residual for part in maps for residual in part), rows, config)
 
 
@@ -100,7 +99,7 @@ def each_image(batches: Iterable[pl.DataFrame], config: PipelineConfig) -> Itera
         batches: Rows with `row_id`, in the order of the features.
         config: Configuration of the dataset.
     """
-    of_image = image_id(config.identity) if has_patches(config) else pl.col("row_id").alias(IMAGE_ID)
+    of_image = image_of_row(config)
     pending: list[tuple[str, pl.DataFrame]] = []
     for batch in batches:
         for (name,), rows in batch.group_by(of_image, maintain_order=True):

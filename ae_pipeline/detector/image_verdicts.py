@@ -35,6 +35,11 @@ def image_id(identity: Sequence[str]) -> pl.Expr:
     return pl.col("row_id").str.replace("(?s)^" + r"\|".join(parts) + "$", groups).alias(IMAGE_ID)
 
 
+def image_of_row(config: PipelineConfig) -> pl.Expr:
+    """Return an expression for the identity of the image of each row, which is a patch or an image itself."""
+    return image_id(config.identity) if has_patches(config) else pl.col("row_id").alias(IMAGE_ID)
+
+
 def patch_position(identity: Sequence[str]) -> list[pl.Expr]:
     """Return expressions for `top` and `left` of each patch, from its `row_id`.
 
@@ -50,13 +55,21 @@ def patch_position(identity: Sequence[str]) -> list[pl.Expr]:
     return [groups.struct.field(name).cast(pl.Int64).alias(name) for name in PATCH_COLUMNS]
 
 
-def count_images(part: str, window: Window, dataset: Dataset) -> int | None:
-    """Return the number of images whose patches are the rows of a part of a window; None unless rows are patches."""
+def count_images(part: str, window: Window, dataset: Dataset, without: pl.Series | None = None) -> int | None:
+    """Return the number of images whose patches are the rows of a part of a window; None unless rows are patches.
+
+    Args:
+        part: Part of the window.
+        window: Days of each part.
+        dataset: Configuration and paths of the dataset.
+        without: Identities of images that do not count.
+    """
     if not has_patches(dataset.config):
         return None
     of_image = image_id(dataset.config.identity)
     parts = [rows.select(of_image).unique() for rows in window.batches(part, dataset.paths, ["row_id"])]
-    return pl.concat(parts).n_unique() if parts else 0
+    images = pl.concat(parts).unique().to_series() if parts else pl.Series(IMAGE_ID, [], pl.String)
+    return len(images if without is None else images.filter(~images.is_in(without.implode())))
 
 
 def score_images(patches: pl.DataFrame, identity: Sequence[str], top: int) -> pl.DataFrame:

@@ -1,5 +1,7 @@
 """Build features from raw rows: cleaned and derived columns that do not depend on a model."""
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from ae_pipeline.common.errors import ConfigError, StorageError
@@ -33,7 +35,8 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
         contract: Schema contract of the dataset.
 
     Raises:
-        ConfigError: A derived column has the name of a landed one, or label, where or split_by names an unknown column.
+        ConfigError: A derived column has the name of a landed one, label, where or split_by names an unknown column, or
+            a column has the name of the one that `training.where` adds.
     """
     if duplicates := sorted(config.derive.keys() & contract.columns.keys()):
         raise ConfigError(
@@ -55,7 +58,9 @@ def feature_columns(config: PipelineConfig, contract: SchemaContract) -> tuple[F
     ]
     if config.event_time and not withheld & {config.event_time, "event_time"}:
         columns.append(FeatureColumn("event_time", ColumnType.TIMESTAMP))
-    return (*columns, *(FeatureColumn(name, ColumnType.NUMBER) for name in config.derive if name not in withheld))
+    columns += [FeatureColumn(name, ColumnType.NUMBER) for name in config.derive if name not in withheld]
+    _check_usable(config, columns)
+    return tuple(columns)
 
 
 def _check_column_names(config: PipelineConfig, contract: SchemaContract) -> None:
@@ -68,6 +73,14 @@ def _check_column_names(config: PipelineConfig, contract: SchemaContract) -> Non
                 f"{key} names column {unknown[0]!r}, which {config.dataset!r} does not have; choose one of "
                 f"{', '.join(dict.fromkeys(available))}"
             )
+
+
+def _check_usable(config: PipelineConfig, columns: Sequence[FeatureColumn]) -> None:
+    if config.training.where and USABLE in {*(column.name for column in columns), *split_columns(config)}:
+        raise ConfigError(
+            f"{config.dataset!r} has a column {USABLE!r}, the name of the column that training.where adds to the "
+            "features; rename it in the files or in derive, or list it under exclude and leave it out of split_by"
+        )
 
 
 def _names_in(expression: str | None) -> list[str]:

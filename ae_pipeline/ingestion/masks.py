@@ -12,7 +12,13 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.ingestion.image_files import decode_image
 from ae_pipeline.ingestion.image_shape import shape_image
-from ae_pipeline.ingestion.images import UnreadableImageError
+from ae_pipeline.ingestion.images import Pixels, UnreadableImageError
+
+_MAX_CLASSES = 64
+"""Highest value of a mask whose values are numbers of classes, not shades of gray."""
+
+_MAX_NOISE = 1 / 8
+"""Share of the highest value up to which a shade is black. JPEG leaves noise around the edges of a mask."""
 
 
 def is_mask(name: str, images: ImagesConfig | None) -> bool:
@@ -43,21 +49,35 @@ def mask_path(name: str, images: ImagesConfig) -> str | None:
     match = re.search(images.path or "", name)
     if images.masks is None or match is None:
         return None
-    return images.masks.format(**match.groupdict(""), stem=PurePosixPath(name).stem)
+    return images.masks.format(**{"stem": PurePosixPath(name).stem, **match.groupdict("")})
 
 
 def read_mask(path: Path, images: ImagesConfig) -> npt.NDArray[np.bool_]:
     """Return which pixels of an image are anomalous, (height, width), with the size and crop of the image.
+
+    A mask may number several classes, or give each a color: all but black is anomalous.
 
     Raises:
         StorageError: The mask cannot be read.
     """
     try:
         mask = decode_image(path.read_bytes())
-        shaped = shape_image(mask, images.model_copy(update={"mode": "grey"}))
+        shaped = shape_image(_binary(mask), images.model_copy(update={"mode": "grey"}))
     except (OSError, UnreadableImageError) as error:
         raise StorageError(
             f"the mask {path} cannot be used: {error}; land it again, or correct images.masks"
         ) from error
     result: npt.NDArray[np.bool_] = shaped[:, :, 0] > shaped.max() / 2
     return result
+
+
+def _binary(mask: Pixels) -> Pixels:
+    """Return a mask of one channel that is 255 where a color is not black, and 0 elsewhere.
+
+    It is made before the mask is resized, which would average the numbers of classes.
+    """
+    colors = mask[:, :, : 1 if mask.shape[2] <= 2 else 3]
+    top = colors.max(initial=0)
+    is_numbered = mask.dtype.kind == "u" and top <= _MAX_CLASSES
+    noise = 0 if is_numbered else top * _MAX_NOISE
+    return np.where((colors > noise).any(axis=2, keepdims=True), 255, 0).astype(np.uint8)

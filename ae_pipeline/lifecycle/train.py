@@ -45,6 +45,7 @@ from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
 from ae_pipeline.training.preflight import check_sizes, training_data
 from ae_pipeline.training.reference import with_reference
+from ae_pipeline.training.reviewed import Reviewed
 from ae_pipeline.training.screening import screening_metrics
 from ae_pipeline.training.size_rules import Sizes
 
@@ -146,13 +147,14 @@ def train_challenger(
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A fitted model before its evaluation; `validation` are validation rows to compare latents on."""
+    """A fitted model before its evaluation, the marks that it was fitted with, and rows to compare latents on."""
 
     bundle: ModelBundle
     result: TrainingResult
     compatible: GateResult
     alignment: Alignment | None
     validation: pl.DataFrame
+    marks: Reviewed
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def _fit(
     config = dataset.config
     columns = feature_columns(config, contract)
     champion = serving.champion.bundle if serving.champion else None
+    reviewed = reviewed_rows(dataset.paths)
     with ThrottledLogger(logger) as throttled:
 
         def on_epoch(epoch: Epoch) -> None:
@@ -179,7 +182,6 @@ def _fit(
                 f"validation {epoch.validation_loss:.4g}"
             )
 
-        reviewed = reviewed_rows(dataset.paths)
         bundle, result = fit_bundle(dataset, columns, window, on_epoch, champion, reviewed)
     if serving.version is not None:
         logger.info(_warm_start_message(serving.version, result))
@@ -193,16 +195,18 @@ def _fit(
     bundle, compatible, alignment = align_to_serving(config, serving, bundle, validation)
     bundle = replace(with_reference(bundle, columns, dataset.paths), contract=contract)
     logger.info(compatible.message)
-    return _Candidate(bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation)
+    return _Candidate(
+        bundle=bundle, result=result, compatible=compatible, alignment=alignment, validation=validation, marks=reviewed
+    )
 
 
 def _evaluate(candidate: _Candidate, serving: ServingModel, dataset: Dataset, window: Window) -> _Evaluation:
     bundle, gate = candidate.bundle, dataset.config.gate
     champion = serving.champion.bundle if serving.champion else None
-    reviewed = reviewed_rows(dataset.paths)
-    unseen = reviewed.without_marked(gate_rows(bundle.window, champion.window if champion else None, dataset.paths))
+    unseen = gate_rows(bundle.window, champion.window if champion else None, dataset.paths)
+    unseen = candidate.marks.without_marked(unseen)
     alerts = recent_alerts(window, champion, dataset) if champion and not unseen.is_empty() else NO_ALERTS
-    alerts = without_false_alarms(alerts, reviewed)
+    alerts = without_false_alarms(alerts, candidate.marks)
     results = (
         finite_weights(bundle),
         loss_fell(candidate.result),

@@ -10,7 +10,7 @@ import polars as pl
 
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.heat_maps import each_image, heat_map
-from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id
+from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id, image_of_row
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.masks import mask_path, read_mask
@@ -18,7 +18,7 @@ from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
-from ae_pipeline.reports.labels import Measures, measure, seen_rows
+from ae_pipeline.reports.labels import Measures, false_alarm_ids, measure, seen_rows
 from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
@@ -150,7 +150,7 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
     is_by_row = window.is_by_row
     seen = seen_rows(bundle, paths) if is_by_row else None
     fitted = {*window.train, *window.validation} - {ALL_ROWS}
-    of_image = image_id(config.identity) if has_patches(config) else pl.col("row_id").alias(IMAGE_ID)
+    of_image, learned = image_of_row(config), false_alarm_ids(paths)
     parts = [
         pl.DataFrame(
             schema={
@@ -168,6 +168,7 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
         held_out = pl.lit(None if is_by_row else day not in fitted, pl.Boolean)
         if seen is not None:
             held_out = ~pl.col("row_id").is_in(seen.implode())
+        held_out &= ~pl.col("row_id").is_in(learned.implode())
         rows = features.select(of_image, label, held_out.alias("held_out"))
         known = (pl.col(LABEL).max(), pl.col("held_out").all(ignore_nulls=False))
         images = rows.group_by(IMAGE_ID).agg(*known, patches=pl.len())
@@ -222,7 +223,7 @@ def _with_masks(known: pl.DataFrame, dataset: Dataset, elements: int) -> pl.Data
         path = mask_path(file, config.images)
         masks.append(str(folder / path) if path and (folder / path).is_file() else None)
     usable = known.with_columns(mask=pl.Series(masks, dtype=pl.String)).filter(
-        pl.col("held_out").fill_null(value=True),
+        pl.col("held_out").fill_null(value=False),
         pl.col("mask").is_not_null() | ~pl.col(LABEL).fill_null(value=True),
     )
     cost = (pl.col("patches") * elements).cum_sum().over(pl.col("mask").is_null())

@@ -125,7 +125,8 @@ def measure(
 def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> Labels | None:
     """Measure the scores of all published rows against their labels; return None without a label.
 
-    A person's mark replaces the label of a row: it is newer, and somebody looked at the row.
+    A person's mark replaces the label of a row: it is newer, and somebody looked at the row. A training learns false
+    alarms, so they are not held out.
 
     Rows are read one day at a time. Only a score and three booleans of each row stay in memory.
 
@@ -142,11 +143,12 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     message = _ALL_BUT_FITTED if seen is not None else _CHANGED if ALL_ROWS in window.train else _all_but_days(window)
     marks = marks_of(paths)
     real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
-    fitted_days = {*window.train, *window.validation} - {ALL_ROWS}
+    fitted_days, learned = {*window.train, *window.validation} - {ALL_ROWS}, false_alarm_ids(paths)
     parts = [pl.DataFrame(schema={"score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, "new": pl.Boolean})]
     for day in sorted(files):
         rows = _with_marks(scored_and_known(files[day], paths), real, false_alarms)
-        unseen = ~rows["row_id"].is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
+        unseen = ~pl.col("row_id").is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
+        unseen &= ~pl.col("row_id").is_in(learned.implode())
         parts.append(rows.select("score", "is_anomaly", LABEL, unseen.alias("new")))
     rows = pl.concat(parts)
     labeled = rows.drop_nulls(LABEL)
@@ -159,6 +161,12 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
         held_out=_measure(labeled.filter("new")) if is_seen_known else None,
         held_out_is=message,
     )
+
+
+def false_alarm_ids(paths: DatasetPaths) -> pl.Series:
+    """Return the identities of the rows that people marked as false alarms, which a training learns."""
+    by_day = rows_in_state(marks_of(paths), MarkState.FALSE_ALARM)
+    return pl.Series([row_id for row_ids in by_day.values() for row_id in row_ids], dtype=pl.String)
 
 
 def _with_marks(

@@ -134,7 +134,8 @@ class Ensemble:
             usual_total: 99 % quantile of the score of this ensemble, nats.
         """
         measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
-        weighted = np.where(measures > usual, self.tails(measures) * self.combination.weights[0], -np.inf)
+        weights = self.combination.weights[0]
+        weighted = np.where((measures > usual) & (weights > 0), self.tails(measures) * weights, -np.inf)
         texts = []
         for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
             index = int(nats.argmax())

@@ -13,12 +13,16 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id, score_images
+from ae_pipeline.features.sizes import budget_rows, choose_budget
 from ae_pipeline.features.split import Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.screening import Screened, screen_by_own_scores
 
 _MAX_ROWS = 2**20
 """Calibration rows that are scored, unless the alert budget needs more."""
+
+_IMAGE_RESERVE = 4
+"""Calibration images that are scored, as a multiple of those that the image budget needs."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class CalibrationScores:
 
 
 def score_calibration(
-    detector: Detector, screened: Screened, dataset: Dataset, budget: float, count: int
+    detector: Detector, screened: Screened, dataset: Dataset, budget: float, count: int, images: int | None = None
 ) -> CalibrationScores:
     """Score the calibration rows, or a hash sample of very many, which is exchangeable with new rows too.
 
@@ -51,9 +55,13 @@ def score_calibration(
         dataset: Configuration and paths of the dataset.
         budget: Share of normal rows that may be flagged.
         count: Number of calibration rows.
+        images: Number of calibration images, if rows are patches. The sample keeps whole images.
     """
     window, config = screened.window, dataset.config
     share = min(max(_MAX_ROWS, math.ceil(100 / budget)) / max(count, 1), 1.0)
+    if images is not None:
+        needed = budget_rows(config.alerts.image_budget or choose_budget(images))
+        share = max(share, min(1.0, _IMAGE_RESERVE * needed / max(images, 1)))
     of_image = image_id(config.identity) if has_patches(config) else None
 
     def scored(days: Window) -> _Scored:
@@ -77,11 +85,11 @@ def score_calibration(
         parts = {day: part for day, part in parts.items() if day not in left_out}
         window = dataclasses.replace(window, calibration=tuple(parts))
     scores = np.concatenate([np.empty(0), *(part.scores for part in parts.values())])
-    images = None
+    of_images = None
     if of_image is not None:
         row_ids = pl.concat([pl.Series(dtype=pl.String), *(part.row_ids for part in parts.values())])
-        images = _score_whole_images(row_ids, scores, screened, config)
-    return CalibrationScores(scores, window, facts, images)
+        of_images = _score_whole_images(row_ids, scores, screened, config)
+    return CalibrationScores(scores, window, facts, of_images)
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,5 @@ def _score_whole_images(
     """Return the scores of images, without those of which a screening left out patches."""
     patches = pl.DataFrame({"row_id": row_ids, "score": scores})
     images = score_images(patches, config.identity, config.alerts.image_patches)
-    screened_ids = screened.row_ids.get("calibration", pl.Series("row_id", [], dtype=pl.String))
-    incomplete = screened_ids.alias("row_id").to_frame().select(image_id(config.identity)).to_series()
+    incomplete = screened.incomplete_images("calibration", config)
     return images.filter(~pl.col(IMAGE_ID).is_in(incomplete.implode()))["score"].to_numpy()

@@ -40,7 +40,7 @@ from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.regularizer import LatentRegularizer
-from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
+from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed, copied, with_distinct_ids
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
@@ -94,7 +94,8 @@ def fit_bundle(
     days = len(window.calibration) if config.is_daily else None
     budget = config.alerts.budget or choose_budget(counts["calibration"])
     check_budget(counts["calibration"], budget, days)  # before the training, which takes long
-    images = count_images("calibration", window, dataset)
+    incomplete = screened.incomplete_images("calibration", config)
+    images = count_images("calibration", window, dataset, incomplete)
     if images is not None:
         check_budget(images, config.alerts.image_budget or choose_budget(images), days, IMAGE_BUDGET)
     memory = memory_budget.share_of(config)
@@ -102,23 +103,27 @@ def fit_bundle(
     train_rows, validation_rows = (
         screened.keep(part, window.rows(part, paths, most=limit)) for part in ("train", "validation")
     )
-    learned = reviewed.learned(paths, train_rows.columns, counts["train"])
-    train_rows = pl.concat([train_rows, learned]) if learned.height else train_rows
+    learned = reviewed.learned(dataset, train_rows.columns)
+    of_sample, of_all = copied(learned, train_rows.height), copied(learned, counts["train"])
+    train_rows = pl.concat([train_rows, of_sample]) if of_sample.height else train_rows
     all_rows = AllRows(
-        train=counts["train"] + learned.height,
+        train=counts["train"] + of_all.height,
         validation=counts["validation"],
-        batches=lambda: _training_batches(screened, learned, dataset),
+        batches=lambda: _training_batches(screened, of_all, dataset),
         folder=paths.scratch,
         memory=memory,
     )
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
     encoder = detector.encoder
-    looked_at = {"train": train_rows.height - learned.height, "validation": result.validation_rows}
+    looked_at = {"train": train_rows.height - of_sample.height, "validation": result.validation_rows}
     del train_rows, validation_rows
-    calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"])
+    calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"], images)
     if calibrated.window != window:
-        window = calibrated.window
-        counts["calibration"] = window.count("calibration", paths)
+        window, screened = calibrated.window, dataclasses.replace(screened, window=calibrated.window)
+        batches = window.batches("calibration", paths, ["row_id"])
+        counts["calibration"] = sum(screened.keep("calibration", rows).height for rows in batches)
+    of_images = calibrated.images
+    images = None if of_images is None else len(of_images)
     facts = TrainingFacts(
         versions=library_versions(),
         rows=counts,
@@ -133,13 +138,12 @@ def fit_bundle(
         is_streamed=result.is_streamed,
         screening=calibrated.screening,
     )
-    of_images = calibrated.images
     bundle = ModelBundle(
         detector=detector,
         calibration=calibrate(calibrated.scores, budget, days),
         window=window,
         facts=facts,
-        pixel_threshold=fit_pixel_threshold(detector, window, dataset, budget),
+        pixel_threshold=fit_pixel_threshold(detector, screened, dataset, budget),
         image_calibration=None
         if of_images is None
         else calibrate(of_images, config.alerts.image_budget or choose_budget(len(of_images)), days, IMAGE_BUDGET),
@@ -316,7 +320,7 @@ def _ensemble_rows(train_rows: pl.DataFrame, validation_rows: pl.DataFrame, all_
     """Return samples of both tables for the ensemble, in the proportion of all training and validation rows."""
     share = FITTED_ROWS / (all_rows.train + all_rows.validation)
     return [
-        sample_rows(train_rows, math.ceil(share * all_rows.train), _SAMPLE_SEED),
+        sample_rows(with_distinct_ids(train_rows), math.ceil(share * all_rows.train), _SAMPLE_SEED),
         sample_rows(validation_rows, math.ceil(share * all_rows.validation), _SAMPLE_SEED),
     ]
 

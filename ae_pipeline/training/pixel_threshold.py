@@ -4,28 +4,31 @@ import math
 
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.heat_maps import each_image, heat_map
-from ae_pipeline.features.split import Window
 from ae_pipeline.scoring.pixels import PixelMeter
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.screening import Screened
 
 _MAX_ELEMENTS = 5e7
 """Values of all patches whose heat maps are made: at least one image, and about ten seconds of work."""
 
 
-def fit_pixel_threshold(detector: Detector, window: Window, dataset: Dataset, budget: float) -> float | None:
+def fit_pixel_threshold(detector: Detector, screened: Screened, dataset: Dataset, budget: float) -> float | None:
     """Return the heat that a share of the pixels of normal images exceeds; None for tables.
 
     Args:
         detector: Fitted detector.
-        window: Days of each part; calibration images are used, the first ones if there are many.
+        screened: Window without what was left out. The first complete calibration images are used.
         dataset: Configuration and paths of the dataset.
         budget: Share of the pixels of normal images that may exceed the threshold.
     """
     if dataset.config.images is None:
         return None
     meter, elements = PixelMeter(), 0
-    batches = window.batches("calibration", dataset.paths)
-    for _, rows in each_image(batches, dataset.config):
+    incomplete = set(screened.incomplete_images("calibration", dataset.config))
+    batches = screened.window.batches("calibration", dataset.paths)
+    for image, rows in each_image(batches, dataset.config):
+        if image in incomplete:
+            continue
         heat = heat_map(detector.network, rows, dataset.config)
         meter.add(heat, heat < 0)
         elements += rows.height * math.prod(detector.encoder.shape)

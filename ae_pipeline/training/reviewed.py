@@ -1,15 +1,20 @@
 """What people marked, as a training reads it: real anomalies are left out, and false alarms are learned."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 
-from ae_pipeline.features.split import PARTS, Window
+from ae_pipeline.common.text import abbreviate
+from ae_pipeline.features.split import GATE, PARTS, USABLE, Window
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, whole
 from ae_pipeline.storage.paths import DatasetPaths
+
+logger = logging.getLogger(__name__)
 
 _SHARE, _MIN_COPIES, _MAX_SHARE = 0.003, 20, 0.05
 """Share of the training rows that the copies of all false alarms make up, copies of each at least, and share at most.
@@ -49,8 +54,14 @@ class Reviewed:
 
     def kept_window(self, window: Window) -> Window:
         """Return a window without days that are anomalous as a whole. A part keeps its days if none would remain."""
-        kept = {part: tuple(d for d in getattr(window, part) if d not in self.real_days) for part in PARTS}
-        changed = {part: days for part, days in kept.items() if days and not window.is_by_row}
+        changed: dict[str, tuple[str, ...]] = {}
+        for part in (GATE,) if window.is_by_row else (*PARTS, GATE):
+            days: tuple[str, ...] = getattr(window, part)
+            kept = tuple(day for day in days if day not in self.real_days)
+            if kept:
+                changed[part] = kept
+            elif days:
+                logger.warning(f"{part} keeps {abbreviate(days)}, marked as real, because no other day would remain")
         return dataclasses.replace(window, **changed)  # type: ignore[arg-type]
 
     def left_out(self, window: Window, paths: DatasetPaths) -> dict[str, pl.Series]:
@@ -60,10 +71,10 @@ class Reviewed:
             window: Days of each part.
             paths: Paths of the dataset.
         """
-        left = {}
+        left, real = {}, {**self.real, **self._rows_of_real_days(window, paths)}
         for part in PARTS:
             # What the training learns must not decide when it stops, nor how its scores are calibrated.
-            marked = self.real if part == "train" else {**self.real, **_merged(self.real, self.false_alarms)}
+            marked = real if part == "train" else {**real, **_merged(real, self.false_alarms)}
             days = tuple(day for day in getattr(window, part) if day in marked)
             row_ids = pl.Series([row_id for day in days for row_id in marked[day]], dtype=pl.String)
             if row_ids.is_empty():
@@ -74,27 +85,53 @@ class Reviewed:
             left[part] = pl.concat(present) if present else row_ids.clear()
         return {part: row_ids for part, row_ids in left.items() if row_ids.len()}
 
-    def learned(self, paths: DatasetPaths, columns: Sequence[str], train_rows: int) -> pl.DataFrame:
-        """Return the features of the false alarms, each as often as it takes to learn it.
+    def _rows_of_real_days(self, window: Window, paths: DatasetPaths) -> dict[str, list[str]]:
+        """Return all rows of the days that are anomalous as a whole, if a hash divides the rows of all days."""
+        days = [day for day in window.days if day in self.real_days] if window.is_by_row else []
+        if days and len(days) == len(window.days):
+            logger.warning(f"all parts keep {abbreviate(days)}, marked as real, because no other day would remain")
+            return {}
+        scans = {day: pl.scan_parquet(whole(paths.features(day)), glob=False) for day in days}
+        return {day: scan.select("row_id").collect()["row_id"].to_list() for day, scan in scans.items()}
+
+    def learned(self, dataset: Dataset, columns: Sequence[str]) -> pl.DataFrame:
+        """Return the features of the false alarms that a training may learn.
 
         Args:
-            paths: Paths of the dataset.
+            dataset: Configuration and paths of the dataset. Days outside `start` to `end` and rows that do not fulfil
+                `training.where` are skipped.
             columns: Columns of the training rows. Days whose features lack one are skipped.
-            train_rows: Number of training rows.
         """
-        parts = []
+        parts, paths, config = [], dataset.paths, dataset.config
         for day, row_ids in sorted(self.false_alarms.items()):
-            if not read_facts(paths.features(day)):
+            if not config.has_day(day) or not read_facts(paths.features(day)):
                 continue
             scan = pl.scan_parquet(whole(paths.features(day)), glob=False)
             if set(columns) <= set(scan.collect_schema().names()):
                 wanted = pl.Series(row_ids, dtype=pl.String).implode()
+                if config.training.where:
+                    scan = scan.filter(pl.col(USABLE).fill_null(value=False))
                 parts.append(scan.filter(pl.col("row_id").is_in(wanted)).select(columns).collect())
-        rows = pl.concat(parts) if parts else pl.DataFrame()
-        if rows.is_empty():
-            return rows
-        copies = min(max(_SHARE * train_rows / rows.height, _MIN_COPIES), _MAX_SHARE * train_rows / rows.height)
-        return pl.concat([rows] * max(math.ceil(copies), 1))
+        return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def copied(learned: pl.DataFrame, train_rows: int) -> pl.DataFrame:
+    """Return false alarms, each as often as it takes to learn it.
+
+    Args:
+        learned: Result of `Reviewed.learned`.
+        train_rows: Number of the training rows that the copies are added to.
+    """
+    if learned.is_empty():
+        return learned
+    share = train_rows / learned.height
+    return pl.concat([learned] * max(math.ceil(min(max(_SHARE * share, _MIN_COPIES), _MAX_SHARE * share)), 1))
+
+
+def with_distinct_ids(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows whose copies have identities of their own, so that a hash sample thins the copies of a row."""
+    copy = pl.int_range(pl.len()).over("row_id")
+    return rows.with_columns(row_id=pl.when(copy > 0).then(pl.format("{}|{}", "row_id", copy)).otherwise("row_id"))
 
 
 NOTHING_REVIEWED = Reviewed()

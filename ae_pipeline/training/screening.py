@@ -14,9 +14,11 @@ import polars as pl
 
 from ae_pipeline.common.errors import BundleError
 from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import ScreeningFacts
+from ae_pipeline.detector.image_verdicts import image_of_row
 from ae_pipeline.features.sizes import MIN_CALIBRATION_ROWS, budget_rows
 from ae_pipeline.features.split import PARTS, Window
 from ae_pipeline.scoring.budget import is_over_budget
@@ -56,6 +58,11 @@ class Screened:
         row_ids = self.row_ids.get(part)
         return rows if row_ids is None else rows.filter(~pl.col("row_id").is_in(row_ids.implode()))
 
+    def incomplete_images(self, part: str, config: PipelineConfig) -> pl.Series:
+        """Return the identities of the images of a part of which rows are left out."""
+        row_ids = self.row_ids.get(part, pl.Series("row_id", [], dtype=pl.String))
+        return row_ids.alias("row_id").to_frame().select(image_of_row(config)).to_series().unique()
+
     def counts(self, dataset: Dataset) -> dict[str, int]:
         """Return the number of rows of each part that remain."""
         return {part: self.window.count(part, dataset.paths) - len(self.row_ids.get(part, ())) for part in PARTS}
@@ -74,11 +81,6 @@ class _Day:
     def is_bad(self, budget: float, days: int) -> bool:
         rate = _MAX_FALSE_ALARM_RATE / max(days, 1)
         return self.is_unlike or is_over_budget(self.rows, len(self.scores), budget, rate)
-
-
-def unscreened(window: Window) -> Screened:
-    """Return a window of which nothing is left out."""
-    return Screened(window, {}, None)
 
 
 def screen_by_serving(
@@ -118,9 +120,10 @@ def screen_by_serving(
     left_rows: dict[str, int] = {}
     row_ids: dict[str, pl.Series] = {}
     changed: list[str] = []
+    bad_days: list[str] = []
     for part, judged in days.items():
-        is_bad = {day.day: day.is_bad(budget, len(judged)) and day.day not in reviewed.usual_days for day in judged}
-        out = [] if window.is_by_row else [day for day in judged if is_bad[day.day]]
+        bad = [day for day in judged if day.is_bad(budget, len(judged)) and day.day not in reviewed.usual_days]
+        out = [] if window.is_by_row else bad
         rest = [day for day in judged if day not in out]
         excess = _excess(rest, budget)
         gone = sum(day.rows for day in out) + excess.len()
@@ -128,6 +131,8 @@ def screen_by_serving(
             continue
         if not _may_go(part, gone, judged, dataset):
             changed.append(part)
+            if part == "calibration":
+                bad_days = [day.day for day in out]
             continue
         left_days[part], left_rows[part] = tuple(day.day for day in out), gone
         kept[part] = tuple(day.day for day in rest)
@@ -137,11 +142,9 @@ def screen_by_serving(
     previous = serving.facts.screening
     since = previous.changed_since if previous is not None else None
     if "calibration" in changed and not window.is_by_row:
-        of_calibration = days["calibration"]
-        bad_days = [day.day for day in of_calibration if day.is_bad(budget, len(of_calibration))]
         since = min(bad_days, default=window.calibration[0])
     message = _message(left_days, left_rows, changed, cap)
-    learning = _learn_change(screened, since, dataset) if since is not None else None
+    learning = _learn_change(screened, since, row_ids, reviewed, dataset) if since is not None else None
     if learning is not None:
         newest = len(screened.validation) + len(screened.calibration)
         message += (
@@ -156,23 +159,26 @@ def screen_by_serving(
         changed_since=since,
         message=message,
     )
-    left = _remaining(marked, row_ids, screened, reviewed, dataset)
     if learning is not None:
-        screened, left = learning, reviewed.left_out(learning, dataset.paths)
-    return Screened(screened, left, facts)
+        return dataclasses.replace(learning, facts=facts)
+    return Screened(screened, _remaining(row_ids, screened, reviewed, dataset), facts)
 
 
 def _remaining(
-    marked: Screened, row_ids: Mapping[str, pl.Series], window: Window, reviewed: Reviewed, dataset: Dataset
+    row_ids: Mapping[str, pl.Series], window: Window, reviewed: Reviewed, dataset: Dataset
 ) -> dict[str, pl.Series]:
     """Return the rows that the parts of a screened window leave out: marked ones, and those of the screening."""
-    kept = reviewed.left_out(window, dataset.paths) if marked.row_ids else {}
+    kept = reviewed.left_out(window, dataset.paths)
     parts = [*kept, *(part for part in row_ids if part not in kept)]
     return {part: pl.concat([each[part] for each in (kept, row_ids) if part in each]) for part in parts}
 
 
-def _learn_change(window: Window, since: str, dataset: Dataset) -> Window | None:
+def _learn_change(
+    window: Window, since: str, row_ids: Mapping[str, pl.Series], reviewed: Reviewed, dataset: Dataset
+) -> Screened | None:
     """Return the interleaved window while the training days hold few days since a change.
+
+    The rows that the screening left out stay left out, of whichever part has their day now.
 
     Returns:
         None if they hold as many as there are validation days, or if too few calibration rows would remain.
@@ -181,8 +187,27 @@ def _learn_change(window: Window, since: str, dataset: Dataset) -> Window | None
     if learned >= len(window.validation) or len(window.calibration) < _MIN_DAYS:
         return None
     learning = window.interleaved()
-    is_enough = learning.count("calibration", dataset.paths) >= _needed_rows(dataset)
-    return learning if learning.validation and is_enough else None
+    moved = _moved(row_ids, window, learning, dataset)
+    result = Screened(learning, _remaining(moved, learning, reviewed, dataset), None)
+    is_enough = result.counts(dataset)["calibration"] >= _needed_rows(dataset)
+    return result if learning.validation and is_enough else None
+
+
+def _moved(
+    row_ids: Mapping[str, pl.Series], window: Window, learning: Window, dataset: Dataset
+) -> dict[str, pl.Series]:
+    """Return the rows that a screening left out of a window, by their part in the interleaved window."""
+    if not row_ids:
+        return {}
+    gone, newest = pl.concat(list(row_ids.values())).implode(), {*window.validation, *window.calibration}
+    moved: dict[str, pl.Series] = {}
+    for part in PARTS:
+        days = tuple(day for day in getattr(learning, part) if day in newest)
+        of_days = dataclasses.replace(learning, **{part: days})  # type: ignore[arg-type]
+        for rows in of_days.batches(part, dataset.paths, ["row_id"]):
+            of_part = rows["row_id"].filter(rows["row_id"].is_in(gone))
+            moved[part] = pl.concat([moved[part], of_part]) if part in moved else of_part
+    return {part: of_part for part, of_part in moved.items() if of_part.len()}
 
 
 def screen_by_own_scores(

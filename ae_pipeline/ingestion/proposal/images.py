@@ -99,7 +99,7 @@ def propose_images(name: str, folder: Path, images: Sequence[Path], source: Path
         )
     pattern = f', pattern: "{layout.prefix}**/*"' if layout and layout.prefix else ""
     sides, modes = _sizes([folder / path for path in rows[:: max(1, len(rows) // _READ_FILES)]])
-    is_whole = max(max(sides)) <= _MAX_WHOLE
+    is_whole = max(map(max, sides)) <= _MAX_WHOLE
     return "\n".join(
         [
             "type: ae_pipeline.orchestration.component.AutoencoderPipeline",

@@ -253,6 +253,13 @@ def test_small_images_are_rows_of_one_size_and_mode(tmp_path: Path) -> None:
     assert (config.images.patch, config.images.mode, config.images.resize) == (None, "rgb", (28, 30))
 
 
+def test_the_longest_side_decides_whether_an_image_is_a_row(tmp_path: Path) -> None:
+    land_images(tmp_path, [f"a{index}.png" for index in range(10)], (20, 90), "L")
+    folder = land_images(tmp_path, [f"b{index}.png" for index in range(10)], (30, 30), "L")
+    config = PipelineConfig.model_validate(attributes(plan(tmp_path, [folder], "digits").text))
+    assert config.identity == ("file", "top", "left")
+
+
 def test_five_images_are_too_few(tmp_path: Path) -> None:
     folder = land_images(tmp_path, [f"{index}.png" for index in range(5)], (28, 30))
     with pytest.raises(StorageError, match="holds 5 images, but a training needs at least 20; add images"):

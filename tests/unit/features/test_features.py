@@ -101,6 +101,16 @@ def test_derive_and_label_see_local_times() -> None:
     assert built.schema["event_time"] == pl.Datetime("us", "UTC")
 
 
+def test_a_column_named_like_the_one_of_training_where_is_refused() -> None:
+    values: dict[str, tuple[str, list[Any]]] = {"n": ("integer", [3]), "is_for_training": ("boolean", [True])}
+    where = {"training": {"where": "n > 1"}}
+    with pytest.raises(ConfigError, match=r"has a column 'is_for_training', .*; rename it in the files"):
+        features_of(values, **where)
+    assert features_of(values)["is_for_training"].to_list() == [True]
+    excluded = features_of({**values, "is_for_training": ("boolean", [False])}, exclude=["is_for_training"], **where)
+    assert excluded["is_for_training"].to_list() == [True]
+
+
 def test_a_derived_column_can_use_an_earlier_one() -> None:
     built = features_of({"n": ("integer", [3])}, derive={"twice": "n * 2", "four": "twice * 2"})
     assert built.select("twice", "four").rows() == [(6.0, 12.0)]

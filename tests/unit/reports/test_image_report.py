@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -18,10 +19,13 @@ from ae_pipeline.config.columns import ImageShape
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.detector.image_verdicts import count_images, image_id, score_images
+from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.features.build import build_features_day, feature_columns
+from ae_pipeline.features.sizes import choose_budget
 from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
+from ae_pipeline.reports import image_report
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
@@ -29,7 +33,11 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS
+from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.fit import fit_bundle
+from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
+from ae_pipeline.training.reviewed import Reviewed
+from ae_pipeline.training.screening import Screened
 from tests.support.datasets import LandedDataset, make_dataset
 from tests.support.images import waves
 from tests.support.reports import Text, published, reported
@@ -224,6 +232,64 @@ def test_pixels_are_calibrated_on_calibration_images(gallery: Fitted) -> None:
     heat = np.concatenate([heat_map(gallery.bundle.network, part, gallery.config).ravel() for _, part in images])
     budget = gallery.bundle.calibration.budget
     assert gallery.bundle.pixel_threshold == pytest.approx(np.quantile(heat, 1 - budget), rel=0.02)
+
+
+def screened(gallery: Fitted) -> Screened:
+    """Return the window of the gallery without one calibration patch."""
+    row_ids = gallery.window.rows("calibration", gallery.paths, ["row_id"])["row_id"]
+    return Screened(gallery.window, {"calibration": row_ids.head(1)}, None)
+
+
+def test_an_image_with_a_left_out_patch_counts_nowhere(gallery: Fitted) -> None:
+    without, config = screened(gallery), gallery.config
+    incomplete = without.incomplete_images("calibration", config)
+    images = dict(each_image([gallery.window.rows("calibration", gallery.paths)], config))
+    assert count_images("calibration", gallery.window, gallery, incomplete) == len(images) - 1
+    heat = [heat_map(gallery.bundle.network, part, config) for name, part in images.items() if name not in incomplete]
+    threshold = fit_pixel_threshold(gallery.bundle.detector, without, gallery, 0.05)
+    assert threshold == pytest.approx(np.quantile(np.concatenate(heat), 0.95), rel=0.01)
+
+
+def test_the_image_budget_is_of_the_images_that_are_scored(gallery: Fitted) -> None:
+    alerts = gallery.config.alerts.model_copy(update={"image_budget": None})
+    training = gallery.config.training.model_copy(update={"epochs": 1})
+    config = gallery.config.model_copy(update={"alerts": alerts, "training": training})
+    marked = Reviewed(real={ALL_ROWS: list(screened(gallery).row_ids["calibration"])})
+    dataset = Dataset(config, gallery.paths)
+    bundle, _ = fit_bundle(dataset, gallery.columns, gallery.window, reviewed=marked)
+    count = len(images_of("calibration", gallery)) - 1
+    assert bundle.image_calibration is not None
+    assert len(bundle.image_calibration.scores) == count
+    assert bundle.facts.chosen["alerts.image_budget"] == bundle.image_calibration.budget == choose_budget(count)
+
+
+def test_a_sample_of_patches_keeps_the_images_that_the_budget_needs(gallery: Fitted) -> None:
+    whole, count = Screened(gallery.window, {}, None), len(images_of("calibration", gallery))
+    for images, expected in ((count, count), (None, 0)):
+        scored = score_calibration(gallery.bundle.detector, whole, gallery, 0.2, 10**15, images)
+        assert scored.images is not None
+        assert len(scored.images) == expected
+
+
+def test_images_that_may_have_been_seen_are_not_measured(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_report, "seen_rows", lambda *_: None)
+    report = report_images(published_days(gallery.paths), gallery, gallery.bundle, 3)
+    assert report is not None
+    assert (report.held_out, report.pixels) == (None, None)
+
+
+def test_a_heat_map_divides_a_batch_that_does_not_fit(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows = next(each_image([gallery.features(ALL_ROWS)], gallery.config))
+    expected = heat_map(gallery.bundle.network, rows, gallery.config)
+    whole = FittedNetwork.residual_maps
+
+    def small(network: FittedNetwork, part: pl.DataFrame) -> npt.NDArray[np.float64]:
+        if part.height > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(network, part)
+
+    monkeypatch.setattr(FittedNetwork, "residual_maps", small)
+    np.testing.assert_allclose(heat_map(gallery.bundle.network, rows, gallery.config), expected, rtol=1e-9)
 
 
 def test_ranked_patches_have_boxes_in_pixels_of_their_image(gallery: Fitted, report: Report) -> None:

@@ -13,8 +13,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import published_days
+from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, add_mark
 from ae_pipeline.reports.build import Report
-from ae_pipeline.reports.labels import measure
+from ae_pipeline.reports.labels import measure, measure_labels
 from ae_pipeline.reports.latent_map import reference_rows
 from tests.support.reports import Text, published, reported
 from tests.support.sensors import Fitted, with_config
@@ -153,6 +154,23 @@ class TestOfAReport:
         )
         assert set(alerts[LABEL].to_list()) == {True, False, None}
         assert LABEL not in table.columns
+
+    def test_learned_false_alarms_are_not_held_out(self, labelled: Fitted) -> None:
+        labelled = replace(labelled, config=labelled.bundle.config)
+        files, day = published_days(labelled.paths), labelled.window.calibration[0]
+        row_id = labelled.features(day).drop_nulls(LABEL)["row_id"][3]
+        before = measure_labels(files, labelled, labelled.bundle)
+        mark = Mark(
+            kind=MarkKind.ROW, subject=row_id, state=MarkState.FALSE_ALARM, day=day, rows={row_id: day}, who="ana"
+        )
+        add_mark(mark, labelled.paths)
+        after = measure_labels(files, labelled, labelled.bundle)
+        assert before is not None
+        assert after is not None
+        assert before.held_out is not None
+        assert after.held_out is not None
+        assert (before.held_out.rows, after.held_out.rows) == (400, 399)
+        assert after.all_rows.rows == before.all_rows.rows == 500
 
     def test_nothing_is_measured_without_a_label(self, dataset: Fitted) -> None:
         published(dataset, dataset.days[-2:])

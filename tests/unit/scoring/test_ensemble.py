@@ -1,6 +1,7 @@
 """The ensemble: its parts, planted anomalies of several kinds, determinism and sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,22 @@ class TestSameness:
                 assert message[0] == f"{total:.1f} nats over all measures of the row as a whole"
                 assert message[1] == "12.3 nats at most in 99 %"
         assert len({text.split("usual ")[1] for text, _ in of_measures}) >= 2
+
+    @pytest.mark.usefixtures("quick")
+    def test_a_measure_without_weight_is_never_named(self) -> None:
+        rows = normal_rows(400, 0)
+        fitted = fit_ensemble(rows, ASINH_MASK, 0)
+        outliers = rows[:50] + 30
+        named = fitted.governing(outliers, usual_total=1.0)[0][0]
+        weights = np.where([text in named for text in DESCRIPTIONS], 0.0, fitted.combination.weights)
+        assert (weights[0] == 0).any()
+        unweighted = replace(fitted, combination=replace(fitted.combination, weights=weights))
+        texts = [text for text, _ in unweighted.governing(outliers, usual_total=1.0)]
+        gone = [text for text, weight in zip(DESCRIPTIONS, weights[0], strict=True) if weight == 0]
+        assert not any(text.endswith(f"usual {each}") for text in texts for each in gone)
+        silent = replace(fitted, combination=replace(fitted.combination, weights=weights * 0))
+        texts = [text for text, _ in silent.governing(outliers, usual_total=1.0)]
+        assert all("over all measures" in text for text in texts)
 
     def test_scores_do_not_depend_on_order_or_batches(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch

@@ -9,10 +9,11 @@ import pytest
 
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import ScreeningFacts
-from ae_pipeline.features.split import Window, cut_window
+from ae_pipeline.features.split import PARTS, Window, cut_window
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
+from ae_pipeline.training.reviewed import Reviewed
 from ae_pipeline.training.screening import screen_by_own_scores, screen_by_serving
 from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config, within_budget
 
@@ -122,6 +123,36 @@ class TestByServing:
             f"changed since {window.calibration[-3]}"
         )
         assert screened.facts.changed_since == window.calibration[-3]
+
+    def test_rows_stay_left_out_of_the_part_that_has_their_day_now(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        window = dataset.window
+        spoil(dataset, window.calibration, 2, rewrite_day)
+        known = ScreeningFacts(judged_by="the model that serves", message="", changed_since=window.validation[0])
+        serving = replace(dataset.bundle, facts=dataset.bundle.facts.model_copy(update={"screening": known}))
+        screened = screen_by_serving(window, dataset, serving)
+        assert screened.window == window.interleaved()
+        assert screened.facts is not None
+        left = {part: set(row_ids) for part, row_ids in screened.row_ids.items()}
+        assert sum(map(len, left.values())) == sum(screened.facts.rows.values()) >= 10
+        for part in PARTS:
+            days = getattr(screened.window, part)
+            spoiled = {row_id for day in days for row_id in dataset.features(day)["row_id"]}
+            assert left.get(part, set()) <= spoiled
+        assert len(left["train"]) >= 4
+        kept = screened.keep("train", screened.window.rows("train", dataset.paths))
+        assert kept.height == screened.counts(dataset)["train"]
+        needed = screened.counts(dataset)["calibration"]
+        for rows, is_learning in ((needed, True), (needed + 1, False)):
+            tight = Dataset(sensor_config(alerts={"budget": 1 / (rows + 1)}), dataset.paths)
+            assert (screen_by_serving(window, tight, serving).window == window.interleaved()) == is_learning
+
+    def test_the_change_does_not_begin_on_a_day_marked_as_usual(self, dataset: Fitted, rewrite_day: Rewrite) -> None:
+        usual, *bad = dataset.window.calibration[-4:]
+        spoil(dataset, (usual, *bad), ROWS_A_DAY, rewrite_day)
+        reviewed = Reviewed(usual_days=(usual,))
+        screened = screen_by_serving(dataset.window, dataset, dataset.bundle, reviewed)
+        assert screened.facts is not None
+        assert screened.facts.changed_since == bad[0]
 
     @pytest.mark.parametrize("learned", [0, 1, 2, 3, 4])
     def test_the_split_by_time_returns_once_training_holds_enough_of_the_change(
