@@ -171,7 +171,7 @@ def _commit(
     origin: Mapping[str, str],
     before_commit: Callable[[], None],
 ) -> tuple[DeltaTable | None, bool]:
-    """Commit what is written; return the table, and whether it changed.
+    """Commit the written files. Return the table, and whether it changed.
 
     Raises:
         ConflictError: The table has changed since it was read.

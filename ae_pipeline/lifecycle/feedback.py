@@ -22,11 +22,8 @@ def mark_and_show(request: MarkRequest, dataset: Dataset) -> Mark:
     Raises:
         ConfigError: The report has no such row, cause or day.
     """
-    stored = mark(request, dataset)
     with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
-        if is_free:
-            refresh_operations(dataset)
-    return stored
+        return mark_within_run(request, dataset) if is_free else mark(request, dataset)
 
 
 def reviewed_rows(paths: DatasetPaths) -> Reviewed:

@@ -21,7 +21,7 @@ from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 GROWTH = 1.5
-"""Factor by which what is known may grow in number before it shows again."""
+"""Known rows show again when their number exceeds this multiple of the marked one."""
 
 GROWTH_NATS = math.log(10)
 """Nats by which its highest score may rise: ten times as rare."""

@@ -58,7 +58,7 @@ def write_report(variables: Mapping[str, Any], dataset: Dataset, marks: str) -> 
 def refresh_operations(dataset: Dataset) -> None:
     """Render the page over all days again, with the current marks, drift, alerts, versions and pages of days.
 
-    The verdict, there and in `summary.json`, leaves out what is marked as known by now. Nothing else changes.
+    The verdicts on the page and in `summary.json` leave out known rows, causes and days. Nothing else changes.
     Nothing happens without a page, or if another version of the package wrote it. Without readable ranked rows the
     verdict stays as it is.
 

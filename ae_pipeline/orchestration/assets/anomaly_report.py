@@ -40,10 +40,10 @@ _CHECKS = {
     "alert_budget": "The share of flagged rows is at most three times the alert budget, or within sampling noise if "
     "there are few rows. Known anomalies do not count, nor what people marked as known or as a "
     "false alarm. After a rebuild of old days, the checks are still those of the newest complete day.",
-    "completeness": "The newest complete day has at least 80 % of the rows that are usual on its weekday. These are "
-    "known from two earlier weeks on.",
-    "day_as_a_whole": "The newest complete day as a whole is like the training window, whether it is part of it or "
-    "not: neither missing values nor other values. Otherwise a warning.",
+    "completeness": "The newest complete day has at least 80 % of the rows that are usual on its weekday. The "
+    "usual number needs two earlier weeks.",
+    "day_as_a_whole": "The newest complete day as a whole is like the training window. It has neither more missing "
+    "values nor other values. Otherwise a warning.",
     "drift": "Columns, scores and latents of days after the training window are like those of the window, by effect "
     "sizes and the thresholds in the section drift. Otherwise a warning.",
 }
