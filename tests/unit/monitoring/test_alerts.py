@@ -26,6 +26,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.sensors import LOSS_ROSE
 from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, published_shop
+from tests.support.sockets import read_request
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,7 @@ def _answer_without_http(server: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             connection, _ = server.accept()
-            connection.recv(65536)
+            read_request(connection)
             connection.sendall(b"hello\n")
             connection.close()
 

@@ -30,6 +30,7 @@ from ae_pipeline.monitoring.webhook import PostResult, is_http_url, post_json, s
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line
 from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.sockets import read_request
 
 BODY = b'{"text": "hello"}'
 
@@ -141,19 +142,19 @@ class TestRedirects:
 
 
 def _never(connection: socket.socket) -> None:
-    connection.recv(65_536)
+    read_request(connection)
     time.sleep(30)
 
 
 def _trickle_head(connection: socket.socket) -> None:
-    connection.recv(65_536)
+    read_request(connection)
     for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 10_000:
         connection.sendall(bytes([byte]))
         time.sleep(0.05)
 
 
 def _endless_head(connection: socket.socket) -> None:
-    connection.recv(65_536)
+    read_request(connection)
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
     while True:
         connection.sendall(b"X-Header: " + b"a" * 1_000 + b"\r\n")
@@ -164,7 +165,7 @@ def _does_not_read(connection: socket.socket) -> None:
 
 
 def _many_interim(connection: socket.socket) -> None:
-    connection.recv(65_536)
+    read_request(connection)
     while True:
         connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
         time.sleep(0.01)
@@ -189,7 +190,7 @@ class TestBounds:
 
         def endless(connection: socket.socket) -> None:
             nonlocal sent
-            connection.recv(65_536)
+            read_request(connection)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
             while True:
                 sent += connection.send(b"a" * 65_536)
@@ -201,7 +202,7 @@ class TestBounds:
     @pytest.mark.parametrize("text", [b"hello\n", b"", b"\x00\xff", b"HTTP/1.1 2OO OK\r\n\r\n"])
     def test_an_answer_without_http_is_a_failure(self, text: bytes) -> None:
         def answer(connection: socket.socket) -> None:
-            connection.recv(65_536)
+            read_request(connection)
             connection.sendall(text)
 
         with raw_server(answer) as url:
