@@ -60,8 +60,8 @@ class RayPool:
             raise cause from None
         except RayError as error:
             raise EngineError(
-                f"a task of Ray lost its worker in each attempt ({type(error).__name__}); look at the memory of its nodes, or set "
-                "AE_PIPELINE_ENGINE=threads"
+                f"a task of Ray lost its worker in each attempt ({type(error).__name__}); look at the memory of its "
+                "nodes, or set AE_PIPELINE_ENGINE=threads"
             ) from error
         finally:
             self._refs.pop(future, None)
