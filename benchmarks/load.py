@@ -5,7 +5,8 @@ least-squares slope of log time over log size. It is 1 if time is proportional t
 time does not depend on it. `--share` measures up to a part of the goals, where the full sizes would take too long.
 
 - looks: a look of the sensor `landing`. The files have landed and are read, so that a look finds nothing to do. The
-  first look of a process checks the digest of each staged copy. After a change, everything is looked at again.
+  first look of a day checks the digest of each staged copy. While a landed file is being written, only what changed is
+  looked at. After an ingestion, which changes the ledger, and in a new process everything is looked at.
 - small files: ingestion of CSV files with one row each.
 - days: what a new day needs after many days of 20 rows: all its stages, each in a separate process.
 - datasets: the definitions of many `defs.yaml`, and one tick of all sensors.
@@ -35,7 +36,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.landing import ingest, last_ingest
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.lifecycle.ingest import build_feature_days, build_raw_days
-from ae_pipeline.lifecycle.landing_look import look_at_landing
+from ae_pipeline.lifecycle.landing_look import forget_looks, look_at_landing
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -45,6 +46,9 @@ from benchmarks.growth import exponent
 from benchmarks.report import Row, format_table, write_report
 
 SETTLE_SECONDS = 3.0
+MOST_LINKS = 50_000
+"""Number of links to one file. The file system ext4 allows 65,000."""
+
 ROW_LIMIT = 100_000_000
 """Limit of the rows of a file, above the default, so that the largest file is read."""
 
@@ -81,12 +85,18 @@ def measure_looks(root: Path, files: int) -> Figures:
     _build(dataset)
     (entry,) = Ledger.load(dataset.paths.ledger).files.values()
     entries, copy = {"first.csv": entry}, dataset.paths.staged(str(entry.staged))
+    original, first_copy = first, copy
     for index in range(files - 1):
         folder = landing / f"{index // 1000:04d}"
         if index % 1000 == 0:
             folder.mkdir()
-        os.link(first, folder / f"{index:06d}.csv")
-        os.link(copy, dataset.paths.staged(f"copy{index:06d}"))
+        landed, staged = folder / f"{index:06d}.csv", dataset.paths.staged(f"copy{index:06d}")
+        if index % MOST_LINKS == 0:
+            shutil.copy2(original, first := landed)
+            shutil.copy2(first_copy, copy := staged)
+        else:
+            os.link(first, landed)
+            os.link(copy, staged)
         entries[f"{folder.name}/{index:06d}.csv"] = replace(entry, staged=f"copy{index:06d}")
     Ledger(entries).save(dataset.paths.ledger)
     raw = pq.read_table(dataset.paths.raw(ALL_ROWS))
@@ -105,8 +115,13 @@ def measure_looks(root: Path, files: int) -> Figures:
     figures = _timed("first look", look)
     repeated = [_timed("look", look) for _ in range(5)]
     figures |= {name: min(each[name] for each in repeated) for name in repeated[0]}
-    os.utime(landing)  # as if a file had come and gone
-    return figures | _timed("look after a change", look)
+    (landing / "new.csv").write_text("id,x\n2,3\n", encoding="utf-8")
+    figures |= _timed("look with a new file, still being written", look)
+    (landing / "new.csv").unlink()
+    os.utime(dataset.paths.ledger)
+    figures |= _timed("look after an ingestion", look)
+    forget_looks()
+    return figures | _timed("first look of the next process", look)
 
 
 def measure_small_files(root: Path, files: int) -> Figures:
