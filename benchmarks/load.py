@@ -1,6 +1,7 @@
 """Load: many files, days, datasets and rows, each at several sizes up to the goal, with growth exponents.
 
-Times are those of the clock, and those of the processor where the work is in this process. The exponent is the
+Times are those of the clock, and those of the processor, which other work on the machine hardly changes. The table says
+how busy the machine was: its load average for each core, at the start and at the end. The exponent is the
 least-squares slope of log time over log size. It is 1 if time is proportional to the size, and 0 if
 time does not depend on it. `--share` measures up to a part of the goals, where the full sizes would take too long.
 
@@ -166,8 +167,13 @@ def measure_days(root: Path, days: int) -> Figures:
         run_stage(root, attributes, stage, names[:-1])
     land(names[-1])
     stages = [stage for stage in STAGES if stage not in {"autoencoder", "champion"}]
-    taken = {f"new day: {stage}": run_stage(root, attributes, stage, names[-1:]).seconds for stage in stages}
-    return {"new day": sum(taken.values()), **taken}
+    figures = {"new day": 0.0, "new day, CPU": 0.0}
+    for stage in stages:
+        measure = run_stage(root, attributes, stage, names[-1:])
+        figures |= {f"new day: {stage}": measure.seconds, f"new day: {stage}, CPU": measure.cpu}
+        figures["new day"] += measure.seconds
+        figures["new day, CPU"] += measure.cpu
+    return figures
 
 
 _TICK = """
@@ -239,7 +245,7 @@ def measure_rows(root: Path, rows: int) -> Figures:
             ids = np.arange(first, first + count)
             pl.DataFrame({"id": ids, **values}).write_csv(file, include_header=first == 0)
     measure = run_stage(root, attributes, "raw_data", [ALL_ROWS])
-    return {"ingestion": measure.seconds, "peak memory, MiB": measure.mebibytes}
+    return {"ingestion": measure.seconds, "ingestion, CPU": measure.cpu, "peak memory, MiB": measure.mebibytes}
 
 
 MEASURES: dict[str, tuple[Callable[[Path, int], Figures], int, dict[str, float]]] = {
@@ -256,13 +262,18 @@ def measure(name: str, share: float) -> list[Row]:
     """Measure three sizes up to a share of the largest one, and return a row for each figure."""
     function, largest, goals = MEASURES[name]
     sizes = sorted({max(round(largest * share / part), 1) for part in (25, 5, 1)})
+    busy = [os.getloadavg()[0] / (os.cpu_count() or 1)]
     by_figure: dict[str, dict[int, float]] = {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             for figure, value in function(Path(folder), size).items():
                 by_figure.setdefault(figure, {})[size] = value
                 print(f"{name}, {size:,}: {figure} {value:.3g}", flush=True)
-    rows: list[Row] = []
+    busy.append(os.getloadavg()[0] / (os.cpu_count() or 1))
+    rows: list[Row] = [
+        {"measure": name, "figure": "load average for each core, at the start and at the end", "value": round(each, 2)}
+        for each in busy
+    ]
     for figure, values in by_figure.items():
         goal = {"goal": goals[figure]} if figure in goals and share == 1 else {}
         rows += [{"measure": name, "figure": figure, "size": size, "value": round(values[size], 4)} for size in sizes]
@@ -275,9 +286,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write, after each measure")
     parser.add_argument("--only", choices=MEASURES, action="append", help="measure; repeat it for several")
+    parser.add_argument("--resume", action="store_true", help="keep the other measures that the file has")
     parser.add_argument("--share", type=float, default=1.0, help="largest size as a share of the goal; 1 by default")
     chosen = parser.parse_args(arguments)
+    if chosen.resume and not chosen.out:
+        parser.error("--resume needs --out, the file to go on from")
     rows: list[Row] = []
+    if chosen.resume and chosen.out.exists():
+        stored = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"]
+        rows = [row for row in stored if row["measure"] not in (chosen.only or MEASURES)]
     for name in chosen.only or MEASURES:
         rows += measure(name, chosen.share)
         if chosen.out:

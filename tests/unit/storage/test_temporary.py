@@ -43,10 +43,7 @@ def test_files_of_a_dead_process_are_deleted_in_each_folder(tmp_path: Path, dead
     )
     left = [_write(folder, f".a.parquet.{dead}.0123abcd.tmp") for folder in folders]
     single = (paths.contract, paths.history, paths.alerts)
-    left += [
-        _write(file.parent, f".{file.name}.{dead}.0123abcd.tmp")
-        for file in (paths.contract, paths.history, paths.alerts)
-    ]
+    left += [_write(file.parent, f".{file.name}.{dead}.0123abcd.tmp") for file in single]
     remove_temporary_files(paths)
     assert [path for path in left if path.exists()] == []
 
