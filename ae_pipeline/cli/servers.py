@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import yaml
@@ -27,6 +26,7 @@ from ae_pipeline.common.signals import raise_stopped
 from ae_pipeline.orchestration.tags import LOCATION
 from ae_pipeline.storage.environment import project_folders
 from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder, find_project
+from ae_pipeline.storage.temporary import server_folder
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
@@ -95,7 +95,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     try:
         with (
             serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets),
-            TemporaryDirectory(prefix="ae_pipeline_") as folder,  # only this user can enter it
+            server_folder() as folder,  # only this user can enter it
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
             file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": _location(code)}]}), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The pool of a Ray cluster: of `RAY_ADDRESS`, or one on this machine that ends with this process."""
 
+import logging
 import os
 import platform
 import warnings
@@ -101,7 +102,7 @@ def _connect() -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"the Ray cluster at RAY_ADDRESS={address} does not answer ({type(error).__name__}); start it, or correct "

@@ -1,6 +1,7 @@
 """The engines give the same files: staged copies, raw rows, features and latents, byte by byte."""
 
 import datetime as dt
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def ray_cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="Ray is not installed; install ae-pipeline[ray]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield
         ray.shutdown()
 
