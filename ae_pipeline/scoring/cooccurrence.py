@@ -131,8 +131,10 @@ class Cooccurrence:
             ValueError: The counts do not fit the combinations.
         """
         fitted = cls(blocks=arrays["blocks"], chosen=arrays["chosen"], counts=arrays["counts"])
-        if sum(counts.size for _, counts in fitted._tables) != len(fitted.counts):
-            raise ValueError(f"cooccurrence.counts has {len(fitted.counts)} values, which do not fit its combinations")
+        widths = [[int(fitted.blocks[i, 1]) for i in row if i != _ABSENT] for row in fitted.chosen.tolist()]
+        cells = sum(map(math.prod, widths))
+        if cells != len(fitted.counts):
+            raise ValueError(f"cooccurrence.counts has {len(fitted.counts)} values, but its combinations are {cells}")
         return fitted
 
 
