@@ -307,7 +307,7 @@ class _Data:
 
 
 def _chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data: _Data) -> Chart:
-    spec = chart.properties(width="container", height=260).to_dict()
+    spec = chart.properties(width="container", height=215).to_dict()
     axis = {"domainColor": "#8888", "tickColor": "#8888", "gridColor": "#8883"}
     spec["config"] = {
         "view": {"stroke": None},

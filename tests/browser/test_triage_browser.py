@@ -79,6 +79,8 @@ IMPACTS = {"serious", "critical"}
 
 
 def test_on_call_marks_a_cause_and_the_next_day_leaves_it_out(project: Fitted, page: Any) -> None:
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
     page.goto(f"/?token={TOKEN}")
     assert "WRONG" in page.inner_text(".assessment")
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
@@ -106,6 +108,8 @@ def test_on_call_marks_a_cause_and_the_next_day_leaves_it_out(project: Fitted, p
     assert verdict["hidden"] >= 5
     page.reload()
     assert verdict["words"] in page.inner_text(".assessment")
+    # A click within a sandboxed page is answered with 401 once, and then with the page.
+    assert [each for each in problems if "401" not in each] == []
     page.goto(f"/mark/sensors?kind=day&subject={tomorrow}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
     assert serious(page) == []
