@@ -46,7 +46,7 @@
         size: {condition: {test: "datum.is_anomaly", value: 90}, value: 24},
         tooltip: [...new Set(["row_id", "score", x, y, color])].map((name) => ({...field(name)})),
       },
-      config: {view: {stroke: null}, axis, background: "transparent", font: "system-ui, sans-serif"},
+      config: {aria: false, view: {stroke: null}, axis, background: "transparent", font: "system-ui, sans-serif"},
     };
     const {view} = await window.vegaEmbed("#map", spec, {renderer: "svg", actions: false});
     const svg = document.querySelector("#map svg");
