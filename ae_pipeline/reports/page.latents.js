@@ -46,11 +46,12 @@
         size: {condition: {test: "datum.is_anomaly", value: 90}, value: 24},
         tooltip: [...new Set(["row_id", "score", x, y, color])].map((name) => ({...field(name)})),
       },
-      config: {aria: false, view: {stroke: null}, axis, background: "transparent", font: "system-ui, sans-serif"},
+      config: {view: {stroke: null}, axis, background: "transparent", font: "system-ui, sans-serif"},
     };
     const {view} = await window.vegaEmbed("#map", spec, {renderer: "svg", actions: false});
     const svg = document.querySelector("#map svg");
     svg.setAttribute("role", "img");
+    for (const mark of svg.querySelectorAll("[role^=graphics]")) mark.setAttribute("aria-hidden", "true");  // of the rectangle
     svg.setAttribute("aria-label", `${points.length} rows: ${y} by ${x}, colored by ${color}; the threshold of the score is ${threshold.toFixed(2)}`);
     view.addSignalListener("brush", (_, area) => {
       const within = ([name, [low, high]]) => (point) => point[name] >= low && point[name] <= high;
