@@ -58,7 +58,11 @@ def test_each_partition_of_a_range_has_its_own_metadata(complete_shop: Shop) -> 
     raw = complete_shop.metadata("raw_data")
     assert raw["dagster/row_count"] == len(DAYS) * ROWS
     assert str(raw["dagster/uri"]).startswith("file://")
-    assert {column.name for column in raw["dagster/column_schema"].columns} >= {"order_id", "price", "row_id"}
+    described = {column.name: column.description for column in raw["dagster/column_schema"].columns}
+    assert described.keys() >= {"order_id", "price", "row_id"}
+    assert described["row_id"] == "Identity of the row: order_id."
+    assert described["price"].startswith("Type number")
+    assert all(described.values())
 
 
 def test_materializations_show_plots_rows_and_links(complete_shop: Shop) -> None:
