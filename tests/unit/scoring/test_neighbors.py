@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from ae_pipeline.scoring import neighbors
-from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
-from tests.support.arrays import Array
+from ae_pipeline.scoring import blocks, neighbors
+from ae_pipeline.scoring.neighbors import mean_knn_distance
+from tests.support.arrays import Array, nearest
 
 
 class TestNeighbors:
@@ -65,6 +65,7 @@ class TestNeighbors:
         rows = np.r_[rng.normal(size=(1000, 6)) * 100, references]
         expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
         monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", block_distances)
+        monkeypatch.setattr(blocks, "_CPU_CELLS", block_distances)
         order, shuffled = rng.permutation(len(rows)), rng.permutation(300)
         functions: tuple[Callable[[Array, Array], Array], ...] = (
             nearest,
