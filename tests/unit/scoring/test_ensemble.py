@@ -269,6 +269,15 @@ class TestSameness:
         assert apply(ensemble, rows[:0]).shape == (0,)
 
 
+def test_scores_on_a_device_are_repeatable_and_those_of_the_cpu(
+    ensemble: Ensemble, contaminated: tuple[Array, Array], device: str
+) -> None:
+    rows = np.concatenate([normal_rows(300, 3), contaminated[0][:100]])
+    scores = apply(ensemble, rows, device)
+    assert apply(ensemble, rows, device).tobytes() == scores.tobytes()
+    np.testing.assert_allclose(scores, apply(ensemble, rows), rtol=1e-9)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the training of the denoising autoencoders, for tests of other parts."""
