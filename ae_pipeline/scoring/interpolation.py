@@ -15,40 +15,40 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A function of one number: linear between knots, constant beyond them, with a value of its own at each knot.
+    """A function of one number: linear between breakpoints, constant beyond them, and of any value at each of them.
 
     Attributes:
-        knots: Strictly ascending, shape (k,).
-        before: Limit of the function from below at each knot, shape (k,).
-        at: Value at each knot, shape (k,).
-        after: Limit from above at each knot, shape (k,).
+        breakpoints: Strictly ascending, shape (k,).
+        below: Limit of the function from below at each breakpoint, shape (k,).
+        at: Value at each breakpoint, shape (k,).
+        above: Limit from above at each breakpoint, shape (k,).
     """
 
-    knots: Array
-    before: Array
+    breakpoints: Array
+    below: Array
     at: Array
-    after: Array
+    above: Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
     """Functions for all columns as tables, which a branchless binary search over all values reads at once.
 
-    Each column has `size` entries, a power of two. Entry i holds what applies if i knots are at most the value.
+    Each column has `size` entries, a power of two. Entry i holds what applies if i breakpoints are at most the value.
 
     Attributes:
         size: Number of entries of a column.
         first: Index of the first entry of each column, shape (columns,), int32.
-        knots: Ascending knots of each column, padded with NaN, which no value reaches, shape (columns * size,).
-        start: Knot from which an entry applies, shape (columns * size,).
-        at: Value at this knot, shape (columns * size,).
-        level: Limit from above at this knot, shape (columns * size,).
-        slope: Slope above this knot, shape (columns * size,).
+        breakpoints: Ascending in each column, and padded with NaN, which no value reaches, shape (columns * size,).
+        start: Breakpoint from which an entry applies, shape (columns * size,).
+        at: Value at this breakpoint, shape (columns * size,).
+        level: Limit from above at this breakpoint, shape (columns * size,).
+        slope: Slope above this breakpoint, shape (columns * size,).
     """
 
     size: int
     first: Tensor
-    knots: Tensor
+    breakpoints: Tensor
     start: Tensor
     at: Tensor
     level: Tensor
@@ -69,7 +69,7 @@ class Curves:
         entry, step = first, self.size // 2
         while step:
             # index_select is several times faster than other ways to read a table, and than torch.searchsorted.
-            reached = self.knots.index_select(0, entry + (step - 1)) <= values
+            reached = self.breakpoints.index_select(0, entry + (step - 1)) <= values
             entry = torch.add(entry, reached, alpha=step)
             step //= 2
         start, slope = self.start.index_select(0, entry), self.slope.index_select(0, entry)
@@ -79,15 +79,15 @@ class Curves:
 
 def tabulate(curves: Sequence[Curve], device: torch.device) -> Curves:
     """Return functions of one column each as tables on a device."""
-    size = 2 ** max((len(curve.knots) for curve in curves), default=1).bit_length()
-    tables = {name: np.zeros((len(curves), size)) for name in ("knots", "start", "at", "level", "slope")}
-    tables["knots"][:] = np.nan
+    size = 2 ** max((len(curve.breakpoints) for curve in curves), default=1).bit_length()
+    tables = {name: np.zeros((len(curves), size)) for name in ("breakpoints", "start", "at", "level", "slope")}
+    tables["breakpoints"][:] = np.nan
     for index, curve in enumerate(curves):
-        count = len(curve.knots)
-        tables["knots"][index, :count] = curve.knots
-        tables["at"][index, 0] = tables["level"][index, 0] = curve.before[0]
-        for name, values in (("start", curve.knots), ("at", curve.at), ("level", curve.after)):
+        count = len(curve.breakpoints)
+        tables["breakpoints"][index, :count] = curve.breakpoints
+        tables["at"][index, 0] = tables["level"][index, 0] = curve.below[0]
+        for name, values in (("start", curve.breakpoints), ("at", curve.at), ("level", curve.above)):
             tables[name][index, 1 : count + 1] = values
-        tables["slope"][index, 1:count] = (curve.before[1:] - curve.after[:-1]) / np.diff(curve.knots)
+        tables["slope"][index, 1:count] = (curve.below[1:] - curve.above[:-1]) / np.diff(curve.breakpoints)
     first = torch.arange(len(curves), dtype=torch.int32, device=device) * size
     return Curves(size=size, first=first, **{name: double(table.ravel(), device) for name, table in tables.items()})

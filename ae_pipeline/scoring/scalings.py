@@ -73,11 +73,11 @@ class Scalings:
 
 def _rank_curve(quantiles: Array, levels: Array) -> Curve:
     """Return the mean rank of a value: of equal quantiles, below is the level of the first, above that of the last."""
-    knots, first = np.unique(quantiles, return_index=True)
+    breakpoints, first = np.unique(quantiles, return_index=True)
     last = np.append(first[1:], len(quantiles)) - 1
     # Beyond the ends, all training rows are on one side.
-    before, after = levels[first], levels[last]
-    return Curve(knots=knots, before=before, at=(before + after) / 2, after=after)
+    below, above = levels[first], levels[last]
+    return Curve(breakpoints=breakpoints, below=below, at=(below + above) / 2, above=above)
 
 
 def fit_scalings(matrix: Array, asinh_mask: npt.NDArray[np.bool_]) -> Scalings:

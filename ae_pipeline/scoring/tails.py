@@ -79,7 +79,9 @@ class TailCalibrator:
         # The first of equal quantiles has the probability of reaching the loss, the last that of exceeding it.
         is_first = np.diff(self.quantiles, prepend=-np.inf, axis=1) > _TIE_TOLERANCE * np.abs(self.quantiles)
         curves = [
-            Curve(knots=quantiles[first], before=self.levels[first], at=self.levels[first], after=self.levels[first])
+            Curve(
+                breakpoints=quantiles[first], below=self.levels[first], at=self.levels[first], above=self.levels[first]
+            )
             for quantiles, first in zip(self.quantiles, is_first, strict=True)
         ]
         last, excess = double(self.quantiles[:, -1], device), double(self.excess, device)
