@@ -111,11 +111,11 @@ class ExplorePages:
         dataset = self.datasets.get(request.path_params["name"])
         if dataset is None:
             raise HTTPException(404)
-        found = dataset
+        known = dataset
 
         def make() -> str | None:
             with self._one_at_a_time:
-                return page(found)
+                return page(known)
 
         try:
             text = await run_in_threadpool(make)

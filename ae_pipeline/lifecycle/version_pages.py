@@ -51,8 +51,8 @@ def _drift_since(dataset: Dataset) -> str:
     if not summary:
         return ""
     after = [day for day in summary["drift"] if day["is_after"] and day["is_judged"]]
-    drifted = sum(bool(day["drifted"]) for day in after)
-    drift = f", and {drifted} of {len(after)} days after its window have drifted" if after else ""
+    with_drift = sum(bool(day["drifted"]) for day in after)
+    drift = f", and {with_drift} of {len(after)} days after its window have drifted" if after else ""
     return (
         f"Version {summary['model_version']} flags {summary['flagged']:,} of {summary['rows']:,} published rows{drift}."
     )
