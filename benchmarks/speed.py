@@ -9,7 +9,8 @@ PyOD's defaults reach.
 **Extraction**: from daily feature files on disk to the published table. The steps are read, encode, score, write, read
 back, validate against the table's contract, and commit. The alternatives are (a) pyarrow, which reads the same files
 and writes them again without any model, and (b) PyOD's `decision_function` on rows in memory. The benchmark measures
-plain scoring (columns, latent and row) and all evidence, and then the parts of the latter.
+plain scoring (columns, latent and row) and all evidence, and then the parts of the latter. The rows are numbers, so
+they have no combinations of categories to look up.
 
 **Growth, wide rows, `make run`, pages and one day**: see `growth.py` and `overhead.py`.
 
@@ -39,6 +40,7 @@ from torch import nn
 
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.encoding.encoder import fit_encoder
@@ -57,7 +59,7 @@ from benchmarks.overhead import measure_day, measure_pages, measure_run
 from benchmarks.report import Row, write_report
 
 OURS = "ae_pipeline"
-PLAIN, ALL = ("columns", "latent", "row"), ("columns", "latent", "row", "ensemble")
+PLAIN, ALL = ("columns", "latent", "row"), tuple(Evidence)
 
 _BATCH, _EPOCHS, _HIDDEN, _LATENTS = 1024, 3, 128, 8
 _TABLES = ("training", "extraction", "growth", "wide", "run", "pages", "day")

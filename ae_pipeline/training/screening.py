@@ -32,6 +32,9 @@ SCREENED_PARTS = ("validation", "calibration")
 _MAX_FALSE_ALARM_RATE = 1e-3
 """Largest probability that a part of exchangeable rows loses a day or a row, by each of the rules."""
 
+_MAX_NEIGHBOR_RATE = 0.05
+"""Largest probability that a day is lost because the day before or after it is bad. An outage can pass midnight."""
+
 _TOP_ROWS, _MAX_TOP_SHARE = 40, 0.05
 """Highest scores that tell whether a day has too many of them: this number of rows, and this share at most."""
 
@@ -216,7 +219,8 @@ def screen_by_own_scores(
     """Return the calibration days that hold far too many of the highest scores, for a model without a predecessor.
 
     The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
-    share them evenly.
+    share them evenly. The days before and after a bad day need less evidence, because a fault does not end at midnight:
+    its last rows on the next day can be all that the budget allows. They go only if the cap permits.
 
     Args:
         scored: Scores of the rows of each calibration day under the new model.
@@ -230,11 +234,18 @@ def screen_by_own_scores(
     if cap and len(scored) >= _MIN_DAYS:
         share = max(budget, min(_MAX_TOP_SHARE, _TOP_ROWS / len(scores)))
         threshold = np.quantile(scores, 1 - share)
-        rate = _MAX_FALSE_ALARM_RATE / len(scored)
-        for day, of_day in scored.items():
-            if is_over_budget(len(of_day), int((of_day > threshold).sum()), share, rate):
-                bad.append(day)
-                gone += len(of_day)
+
+        def is_bad(day: str, rate: float) -> bool:
+            return is_over_budget(len(scored[day]), int((scored[day] > threshold).sum()), share, rate)
+
+        days = list(scored)
+        bad = [day for day in days if is_bad(day, _MAX_FALSE_ALARM_RATE / len(days))]
+        beside = {days[i] for i, _ in enumerate(days) if {*days[max(i - 1, 0) : i + 2]} & {*bad}}
+        spoiled = [day for day in days if day in bad or (day in beside and is_bad(day, _MAX_NEIGHBOR_RATE))]
+        gone = sum(len(scored[day]) for day in spoiled)
+        if _leaves_enough("calibration", gone, len(scores), dataset):
+            bad = spoiled
+        gone = sum(len(scored[day]) for day in bad)
     is_changed = bool(bad) and not _leaves_enough("calibration", gone, len(scores), dataset)
     left_days, left_rows = ({"calibration": tuple(bad)}, {"calibration": gone}) if bad and not is_changed else ({}, {})
     changed = ["calibration"] if is_changed else []

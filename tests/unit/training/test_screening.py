@@ -215,6 +215,25 @@ class TestByOwnScores:
         assert facts.rows == {"calibration": 1_000}
         assert facts.judged_by == "its own scores"
 
+    def test_a_fault_that_passes_midnight_does_not_stay(self, fitted: Fitted) -> None:
+        rng = np.random.default_rng(0)
+        scores = {f"2024-03-{day:02}": rng.random(24) for day in range(1, 22)}
+        scores["2024-03-07"][13:] += 5
+        for day in ("2024-03-08", "2024-03-15"):
+            scores[day][:5] += 5
+        days, facts = screen_by_own_scores(scores, fitted, 0.003)
+        assert days == ["2024-03-07", "2024-03-08"]
+        assert facts.rows == {"calibration": 48}
+
+    def test_days_beside_a_bad_day_stay_if_the_cap_requires_it(self, fitted: Fitted) -> None:
+        rng = np.random.default_rng(0)
+        scores = {f"2024-03-{day:02}": rng.random(24) for day in range(1, 22)}
+        scores["2024-03-07"][13:] += 5
+        scores["2024-03-08"][:5] += 5
+        days, facts = screen_by_own_scores(scores, with_cap(fitted, 47 / 504), 0.003)
+        assert days == ["2024-03-07"]
+        assert (facts.rows, facts.changed) == ({"calibration": 24}, ())
+
     def test_the_budget_holds_on_clean_days(self, fitted: Fitted) -> None:
         """Exchangeable days lose a day in at most one training in a thousand, so the budget is not touched."""
         rng = np.random.default_rng(1)
