@@ -65,7 +65,7 @@ def run(root: Path, seeds: Sequence[int], out: Path) -> None:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration_flights", description=__doc__)
-    parser.add_argument("--seeds", default="0..9", help="numbers and ranges, such as 0..4,7 (default: %(default)s)")
+    parser.add_argument("--seeds", default="0..39", help="numbers and ranges, such as 0..4,7 (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
