@@ -19,7 +19,7 @@ from subprocess import SubprocessError
 from typing import Any
 
 from benchmarks.campaign_clock import clock_cases
-from benchmarks.campaign_deployment import Case, Deployment, Outcome, kill_descendants
+from benchmarks.campaign_deployment import Case, Deployment, Outcome, first_traceback, kill_descendants
 from benchmarks.campaign_faults import fault_cases
 from benchmarks.campaign_stops import run_cases, stop_cases
 from benchmarks.report import Row, format_table, write_report
@@ -49,16 +49,17 @@ def run_case(case: Case, deployment: Deployment) -> dict[str, Any]:
     except (RuntimeError, OSError, SubprocessError, AssertionError, LookupError, ValueError) as error:
         failed = f"; {type(error).__name__}: {error}"
         kill_descendants()
-    counts = dict.fromkeys(FIGURES, 0)
+    counts, left = dict.fromkeys(FIGURES, 0), deployment.leftovers()
+    note = outcome.note + failed + first_traceback(finished) + (f"; left: {', '.join(left)}" if left else "")
     further = {
         "tracebacks": finished.count("Traceback"),
-        "leftovers": deployment.leftovers(),
+        "leftovers": len(left),
         "blocked": len(deployment.active_runs()) + bool(failed),
     }
     for part in (outcome.counts, further, {} if failed else deployment.compare()):
         for figure, count in part.items():
             counts[figure] += count
-    return {"case": case.name, "note": outcome.note + failed, "seconds": round(outcome.seconds, 1), **counts}
+    return {"case": case.name, "note": note, "seconds": round(outcome.seconds, 1), **counts}
 
 
 def _run_named(name: str, kills: int, seed: int, folder: str) -> dict[str, Any]:

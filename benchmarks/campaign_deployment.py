@@ -31,6 +31,9 @@ LANDED, TRAINED, COMPLETE = "landed", "trained", "complete"
 _COMPARED = ["carrier", "flight", "origin", "year", "month", "day", "tailnum", "distance", "air_time"]
 """Columns of a landed row that are compared with its raw row."""
 
+TRACEBACKS = ("Traceback", "Stack Trace")
+"""Words at the start of a traceback of Python and of Dagster."""
+
 _LONGEST_SECONDS = 900.0
 """Time after which a command counts as hanging."""
 
@@ -70,6 +73,20 @@ def descendants(pid: int) -> list[int]:
         pids += children
         queue += children
     return pids
+
+
+def _command_of(pid: int) -> str:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return str(pid)
+    return f"{pid} ({command.replace(bytes(1), b' ').decode(errors='replace').strip()[:200]})"
+
+
+def first_traceback(printed: str) -> str:
+    """Return the last lines of the first traceback in an output, in one line for a note; empty if there is none."""
+    start = min((at for word in TRACEBACKS if (at := printed.find(word)) >= 0), default=-1)
+    return "" if start < 0 else f"; {' | '.join(printed[start:].splitlines()[:60])[:4000]}"
 
 
 def kill_descendants() -> None:
@@ -205,10 +222,11 @@ class Deployment:
             "changed": landed.join(raw, on=_COMPARED, how="anti", nulls_equal=True).height,
         }
 
-    def leftovers(self) -> int:
-        """Return the number of temporary files, held locks and processes of this deployment that are left."""
-        stray = sum(path.name.endswith(".tmp") for path in (self.root / "data").rglob("*"))
-        return stray + is_locked(self.paths) + len(descendants(os.getpid()))
+    def leftovers(self) -> list[str]:
+        """Return the temporary files, held locks and processes of this deployment that are left."""
+        stray = [str(path.relative_to(self.root)) for path in (self.root / "data").rglob("*.tmp")]
+        locks = ["the lock"] if is_locked(self.paths) else []
+        return [*stray, *locks, *(f"process {_command_of(pid)}" for pid in descendants(os.getpid()))]
 
     def active_runs(self) -> list[str]:
         """Return the runs of the dataset that count as active."""

@@ -12,11 +12,13 @@ from benchmarks.campaign_deployment import (
     COMPLETE,
     DATASET,
     LANDED,
+    TRACEBACKS,
     TRAINED,
     Case,
     Deployment,
     Outcome,
     allowed,
+    first_traceback,
     kill_descendants,
 )
 
@@ -56,7 +58,7 @@ def stop_run(signals: Sequence[signal.Signals], delays: Sequence[float]) -> Run:
     """
 
     def run(deployment: Deployment) -> Outcome:
-        total, times, stops = Counter[str](), [], 0
+        total, times, stops, shown = Counter[str](), [], 0, ""
         for index, (signum, delay) in enumerate(zip(signals, delays, strict=True)):
             process, printed = deployment.start_until("run", MARKERS[index:])
             assert process.stdout is not None
@@ -66,7 +68,8 @@ def stop_run(signals: Sequence[signal.Signals], delays: Sequence[float]) -> Run:
             process.wait()
             seconds = time.monotonic() - began
             printed += process.stdout.read()
-            total["tracebacks"] += printed.count("Traceback") + printed.count("Stack Trace")
+            total["tracebacks"] += sum(printed.count(word) for word in TRACEBACKS)
+            shown = shown or first_traceback(printed)
             if process.returncode == 0:  # before the signal
                 continue
             stops += 1
@@ -75,7 +78,7 @@ def stop_run(signals: Sequence[signal.Signals], delays: Sequence[float]) -> Run:
             if not killed:
                 times.append(seconds)
                 total["late"] += seconds > allowed(_STOP_SECONDS)
-        return Outcome(total, f"stopped {stops} times", max(times, default=0.0))
+        return Outcome(total, f"stopped {stops} times{shown}", max(times, default=0.0))
 
     return run
 

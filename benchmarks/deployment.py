@@ -23,10 +23,12 @@ class Measure:
 
     Attributes:
         seconds: Duration of the run, without the start of its process.
+        cpu: Time of the processor in the run, of all threads.
         mebibytes: Peak memory of its process.
     """
 
     seconds: float
+    cpu: float
     mebibytes: float
 
 
@@ -55,9 +57,9 @@ def run_stage(root: Path, attributes: Mapping[str, Any], stage: str, days: Seque
 
 def measured(work: Callable[[], object]) -> Measure:
     """Run a function and return its duration and the peak memory of this process so far."""
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     work()
-    return Measure(time.perf_counter() - began, _peak_memory())
+    return Measure(time.perf_counter() - began, time.process_time() - cpu, _peak_memory())
 
 
 def _peak_memory() -> float:

@@ -1,11 +1,13 @@
 """Load: many files, days, datasets and rows, each at several sizes up to the goal, with growth exponents.
 
-Times are those of the clock, and those of the processor where the work is in this process. The exponent is the
+Times are those of the clock, and those of the processor, which other work on the machine hardly changes. The table says
+how busy the machine was: its load average for each core, at the start and at the end. The exponent is the
 least-squares slope of log time over log size. It is 1 if time is proportional to the size, and 0 if
 time does not depend on it. `--share` measures up to a part of the goals, where the full sizes would take too long.
 
 - looks: a look of the sensor `landing`. The files have landed and are read, so that a look finds nothing to do. The
-  first look of a process checks the digest of each staged copy. After a change, everything is looked at again.
+  first look of a day checks the digest of each staged copy. While a landed file is being written, only what changed is
+  looked at. After an ingestion, which changes the ledger, and in a new process everything is looked at.
 - small files: ingestion of CSV files with one row each.
 - days: what a new day needs after many days of 20 rows: all its stages, each in a separate process.
 - datasets: the definitions of many `defs.yaml`, and one tick of all sensors.
@@ -35,7 +37,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.landing import ingest, last_ingest
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.lifecycle.ingest import build_feature_days, build_raw_days
-from ae_pipeline.lifecycle.landing_look import look_at_landing
+from ae_pipeline.lifecycle.landing_look import forget_looks, look_at_landing
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
@@ -45,6 +47,9 @@ from benchmarks.growth import exponent
 from benchmarks.report import Row, format_table, write_report
 
 SETTLE_SECONDS = 3.0
+MOST_LINKS = 50_000
+"""Number of links to one file. The file system ext4 allows 65,000."""
+
 ROW_LIMIT = 100_000_000
 """Limit of the rows of a file, above the default, so that the largest file is read."""
 
@@ -81,12 +86,18 @@ def measure_looks(root: Path, files: int) -> Figures:
     _build(dataset)
     (entry,) = Ledger.load(dataset.paths.ledger).files.values()
     entries, copy = {"first.csv": entry}, dataset.paths.staged(str(entry.staged))
+    original, first_copy = first, copy
     for index in range(files - 1):
         folder = landing / f"{index // 1000:04d}"
         if index % 1000 == 0:
             folder.mkdir()
-        os.link(first, folder / f"{index:06d}.csv")
-        os.link(copy, dataset.paths.staged(f"copy{index:06d}"))
+        landed, staged = folder / f"{index:06d}.csv", dataset.paths.staged(f"copy{index:06d}")
+        if index % MOST_LINKS == 0:
+            shutil.copy2(original, first := landed)
+            shutil.copy2(first_copy, copy := staged)
+        else:
+            os.link(first, landed)
+            os.link(copy, staged)
         entries[f"{folder.name}/{index:06d}.csv"] = replace(entry, staged=f"copy{index:06d}")
     Ledger(entries).save(dataset.paths.ledger)
     raw = pq.read_table(dataset.paths.raw(ALL_ROWS))
@@ -105,8 +116,13 @@ def measure_looks(root: Path, files: int) -> Figures:
     figures = _timed("first look", look)
     repeated = [_timed("look", look) for _ in range(5)]
     figures |= {name: min(each[name] for each in repeated) for name in repeated[0]}
-    os.utime(landing)  # as if a file had come and gone
-    return figures | _timed("look after a change", look)
+    (landing / "new.csv").write_text("id,x\n2,3\n", encoding="utf-8")
+    figures |= _timed("look with a new file, still being written", look)
+    (landing / "new.csv").unlink()
+    os.utime(dataset.paths.ledger)
+    figures |= _timed("look after an ingestion", look)
+    forget_looks()
+    return figures | _timed("first look of the next process", look)
 
 
 def measure_small_files(root: Path, files: int) -> Figures:
@@ -151,8 +167,13 @@ def measure_days(root: Path, days: int) -> Figures:
         run_stage(root, attributes, stage, names[:-1])
     land(names[-1])
     stages = [stage for stage in STAGES if stage not in {"autoencoder", "champion"}]
-    taken = {f"new day: {stage}": run_stage(root, attributes, stage, names[-1:]).seconds for stage in stages}
-    return {"new day": sum(taken.values()), **taken}
+    figures = {"new day": 0.0, "new day, CPU": 0.0}
+    for stage in stages:
+        measure = run_stage(root, attributes, stage, names[-1:])
+        figures |= {f"new day: {stage}": measure.seconds, f"new day: {stage}, CPU": measure.cpu}
+        figures["new day"] += measure.seconds
+        figures["new day, CPU"] += measure.cpu
+    return figures
 
 
 _TICK = """
@@ -224,7 +245,7 @@ def measure_rows(root: Path, rows: int) -> Figures:
             ids = np.arange(first, first + count)
             pl.DataFrame({"id": ids, **values}).write_csv(file, include_header=first == 0)
     measure = run_stage(root, attributes, "raw_data", [ALL_ROWS])
-    return {"ingestion": measure.seconds, "peak memory, MiB": measure.mebibytes}
+    return {"ingestion": measure.seconds, "ingestion, CPU": measure.cpu, "peak memory, MiB": measure.mebibytes}
 
 
 MEASURES: dict[str, tuple[Callable[[Path, int], Figures], int, dict[str, float]]] = {
@@ -241,13 +262,18 @@ def measure(name: str, share: float) -> list[Row]:
     """Measure three sizes up to a share of the largest one, and return a row for each figure."""
     function, largest, goals = MEASURES[name]
     sizes = sorted({max(round(largest * share / part), 1) for part in (25, 5, 1)})
+    busy = [os.getloadavg()[0] / (os.cpu_count() or 1)]
     by_figure: dict[str, dict[int, float]] = {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             for figure, value in function(Path(folder), size).items():
                 by_figure.setdefault(figure, {})[size] = value
                 print(f"{name}, {size:,}: {figure} {value:.3g}", flush=True)
-    rows: list[Row] = []
+    busy.append(os.getloadavg()[0] / (os.cpu_count() or 1))
+    rows: list[Row] = [
+        {"measure": name, "figure": "load average for each core, at the start and at the end", "value": round(each, 2)}
+        for each in busy
+    ]
     for figure, values in by_figure.items():
         goal = {"goal": goals[figure]} if figure in goals and share == 1 else {}
         rows += [{"measure": name, "figure": figure, "size": size, "value": round(values[size], 4)} for size in sizes]
@@ -260,9 +286,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write, after each measure")
     parser.add_argument("--only", choices=MEASURES, action="append", help="measure; repeat it for several")
+    parser.add_argument("--resume", action="store_true", help="keep the other measures that the file has")
     parser.add_argument("--share", type=float, default=1.0, help="largest size as a share of the goal; 1 by default")
     chosen = parser.parse_args(arguments)
+    if chosen.resume and not chosen.out:
+        parser.error("--resume needs --out, the file to go on from")
     rows: list[Row] = []
+    if chosen.resume and chosen.out.exists():
+        stored = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"]
+        rows = [row for row in stored if row["measure"] not in (chosen.only or MEASURES)]
     for name in chosen.only or MEASURES:
         rows += measure(name, chosen.share)
         if chosen.out:

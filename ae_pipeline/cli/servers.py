@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import yaml
@@ -27,9 +26,11 @@ from ae_pipeline.common.signals import raise_stopped
 from ae_pipeline.orchestration.tags import LOCATION
 from ae_pipeline.storage.environment import project_folders
 from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder, find_project
+from ae_pipeline.storage.temporary import server_folder
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
+    from ae_pipeline.registry.store import Tracker
     from ae_pipeline.storage.dataset import Dataset
 
 _STOP_SECONDS = 1.0
@@ -94,8 +95,8 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     python = sys.executable
     try:
         with (
-            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets),
-            TemporaryDirectory(prefix="ae_pipeline_") as folder,  # only this user can enter it
+            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets, tracker),
+            server_folder() as folder,  # only this user can enter it
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
             file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": _location(code)}]}), encoding="utf-8")
@@ -186,7 +187,12 @@ def _signal_group(process: "subprocess.Popen[bytes]", signum: int) -> None:
 
 @contextmanager
 def serve_folder(
-    folder: Path, port: int, token: str, address: str | None = None, datasets: "Mapping[str, Dataset] | None" = None
+    folder: Path,
+    port: int,
+    token: str,
+    address: str | None = None,
+    datasets: "Mapping[str, Dataset] | None" = None,
+    tracker: "Tracker | None" = None,
 ) -> Iterator[None]:
     """Serve the reports of a data folder in a thread.
 
@@ -196,11 +202,13 @@ def serve_folder(
         token: Token that each request needs.
         address: Address that users open, if it differs from the port's.
         datasets: Datasets of the project, by name.
+        tracker: The model store; without it, some pages do not exist.
     """
     from ae_pipeline.cli.data_files import data_app
     from ae_pipeline.cli.web import server
 
-    guarded = server(data_app(folder, datasets or {}), port, access(token, port, address or f"http://127.0.0.1:{port}"))
+    app = data_app(folder, datasets or {}, tracker)
+    guarded = server(app, port, access(token, port, address or f"http://127.0.0.1:{port}"))
     thread = threading.Thread(target=guarded.run, daemon=True)
     thread.start()
     try:

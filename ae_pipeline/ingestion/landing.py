@@ -9,13 +9,15 @@ keeps its rows, unless the schema contract says `on_delete: withdraw`.
 import datetime as dt
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
+from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deletions import (
     deleted_files,
@@ -30,11 +32,12 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
-from ae_pipeline.ingestion.staged import has_whole_copies, keep_contract
+from ae_pipeline.ingestion.stage_files import NewFile, stage_files
+from ae_pipeline.ingestion.staged import keep_contract
+from ae_pipeline.ingestion.whole_copies import WholeCopies
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
-from ae_pipeline.storage.paths import DatasetPaths
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +67,39 @@ class IngestResult:
         days = (day for day in sorted({*self.ledger.days, *built}) if dataset.config.has_day(day))
         return [day for day in days if read_facts(raw(day)).get("input_hash") != self.input_hash(day)]
 
+    def of_day(self, day: str) -> "IngestResult":
+        """Return what the raw rows of one day are made from."""
+        moved = {day: self.moved[day]} if day in self.moved else {}
+        return replace(self, ledger=Ledger(dict(self.ledger.sources(day))), read=(), moved=moved)
+
     def input_hash(self, day: str) -> str:
         """Return a hash of everything that the raw rows of a day are made from."""
         staged = [entry.staged for _, entry in self.ledger.sources(day)]
         return hash_json([RAW_VERSION, staged, self.moved.get(day), self.contract.fingerprint])
+
+
+class Landing:
+    """What has landed for a dataset, and what was read from it. Each is looked up once, when it is needed first.
+
+    Args:
+        dataset: Dataset to look at.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    @cached_property
+    def files(self) -> dict[str, Path] | None:
+        """The landed files to read, by their path below the landing folder; None if there are none."""
+        try:
+            return landed_files(self._dataset)
+        except StorageError:
+            return None
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger. It is large where many files have landed."""
+        return Ledger.load(self._dataset.paths.ledger)
 
 
 def require_landed(dataset: Dataset) -> dict[str, Path]:
@@ -84,7 +116,7 @@ def require_landed(dataset: Dataset) -> dict[str, Path]:
         raise
 
 
-def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]:
+def unread_files(dataset: Dataset, today: dt.date, landing: Landing | None = None) -> dict[str, tuple[int, int]]:
     """Return the landed files that are new, or have changed since they were read.
 
     The function compares only names, sizes and times, so that a sensor can call it often.
@@ -92,75 +124,80 @@ def unread_files(dataset: Dataset, today: dt.date) -> dict[str, tuple[int, int]]
     Args:
         dataset: Dataset whose landing folder is checked.
         today: Last valid day if the configuration has no `end`.
+        landing: What has landed; looked up by default.
 
     Returns:
         Size in bytes and modification time in ns of each file. Empty if nothing has landed yet.
     """
-    config, paths = dataset.config, dataset.paths
-    try:
-        landed = landed_files(dataset)
-    except StorageError:
+    config, paths, landing = dataset.config, dataset.paths, landing or Landing(dataset)
+    if landing.files is None:
         return {}
-    entries = Ledger.load(paths.ledger).files
+    entries = landing.ledger.files
     rules = (
         rule_fingerprints(contract_in_force(paths.contract, config), dataset, today)
         if paths.contract.exists()
         else None
     )
+    copies = WholeCopies(paths)
     unread = [
         name
-        for name, path in landed.items()
-        if not _is_current(entries.get(name), path, rules and rules.of(name), paths)
+        for name, path in landing.files.items()
+        if not _is_current(entries.get(name), path, rules and rules.of(name), copies)
     ]
-    stats = {name: landed[name].stat() for name in unread}
+    copies.keep()
+    stats = {name: landing.files[name].stat() for name in unread}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def unhandled_deletions(dataset: Dataset) -> dict[str, int]:
+def unhandled_deletions(dataset: Dataset, landing: Landing | None = None) -> dict[str, int]:
     """Return the deleted landed files that the next ingestion handles, and when something left their folder, in ns.
 
     Empty if no file is left, because an unmounted disk looks like that.
+
+    Args:
+        dataset: Dataset whose landing folder is checked.
+        landing: What has landed; looked up by default.
     """
-    paths, folder = dataset.paths, landing_folder(dataset)
-    try:
-        landed = landed_files(dataset)
-    except StorageError:
+    paths, folder, landing = dataset.paths, landing_folder(dataset), landing or Landing(dataset)
+    if landing.files is None or not paths.contract.exists():
         return {}
-    if not paths.contract.exists():
-        return {}
-    deleted = deleted_files(
-        Ledger.load(paths.ledger).files, landed, contract_in_force(paths.contract, dataset.config), folder
-    )
+    contract = contract_in_force(paths.contract, dataset.config)
+    deleted = deleted_files(landing.ledger.files, landing.files, contract, folder)
     parents = {name: next(path for path in (folder / name).parents if path.exists()) for name in deleted}
     return {name: parent.stat().st_mtime_ns for name, parent in parents.items()}
 
 
-def idle_landing(dataset: Dataset) -> str:
-    """Return why the landing folder needs a look, although no file is new; empty if it does not."""
-    try:
-        landed_files(dataset)
-    except StorageError:
-        return empty_landing(dataset, landing_folder(dataset))
-    return ""
+def idle_landing(dataset: Dataset, landing: Landing | None = None) -> str:
+    """Return why the landing folder needs a look, although no file is new; empty if it does not.
+
+    Args:
+        dataset: Dataset whose landing folder is checked.
+        landing: What has landed; looked up by default.
+    """
+    return empty_landing(dataset, landing_folder(dataset)) if (landing or Landing(dataset)).files is None else ""
 
 
-def last_ingest(dataset: Dataset) -> IngestResult | None:
-    """Return the result of the last ingestion without reading files, or None if there was no ingestion yet."""
+def last_ingest(dataset: Dataset, landing: Landing | None = None) -> IngestResult | None:
+    """Return the result of the last ingestion without reading files, or None if there was no ingestion yet.
+
+    Args:
+        dataset: Dataset that was ingested.
+        landing: What has landed; looked up by default.
+    """
     config, paths = dataset.config, dataset.paths
     if not paths.contract.exists():
         return None
-    ledger = Ledger.load(paths.ledger)
+    ledger = (landing or Landing(dataset)).ledger
     moved = moved_identities(ledger, paths, config)
     return IngestResult(ledger, contract_in_force(paths.contract, config), (), moved, bool(config.identity))
 
 
-def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | None, paths: DatasetPaths) -> bool:
+def _is_current(entry: LandedFile | None, path: Path, rules: RuleFingerprints | None, copies: WholeCopies) -> bool:
     """Return whether the ledger has this version of a file under the current rules, and its copies are whole."""
-    if entry is None or rules is None or not has_whole_copies(entry, paths):
+    if entry is None or rules is None or entry.contract not in {rules.lasting, rules.until_last_day}:
         return False
     stat = path.stat()
-    has_current_rules = entry.contract in {rules.lasting, rules.until_last_day}
-    return has_current_rules and (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+    return (entry.size, entry.modified_ns) == (stat.st_size, stat.st_mtime_ns) and copies.has(entry)
 
 
 def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -> IngestResult:
@@ -187,25 +224,24 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, dataset, today)
     rules.metadata.log_missing([name for name in landed if is_image(name)])
+    copies = WholeCopies(paths)
     new = [
-        name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules.of(name), paths)
+        name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules.of(name), copies)
     ]
+    copies.keep()
     # Forget refused files that have left the landing folder and gave no rows.
     files = {
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
     }
     files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     progress = ProgressLogger(logger)
-    batch = StagingBatch(contract, dataset, today)
+    unread = [NewFile(name, landed[name], files.get(name)) for name in new]
     is_refused = True
     try:
-        for done, name in enumerate(new):
-            progress.update(done, len(new), "files read")
-            entry = batch.add(name, landed[name], files.get(name), already_read.pop(name, None))
-            files.update({name: entry} if entry else {})
-            if batch.is_full:
-                files.update(batch.stage())
-        files.update(batch.stage())
+        with closing(stage_files(unread, contract, dataset, today, already_read)) as staged:
+            for done, entries in staged:
+                files.update(entries)
+                progress.update(done, len(new), "files read")
     finally:
         try:
             removal = find_removal(previous, files, contract, dataset)

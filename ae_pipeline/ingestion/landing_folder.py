@@ -1,8 +1,10 @@
 """The landing folder of a dataset: which files are read, and why the others are not."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.common.errors import StorageError
@@ -81,18 +83,19 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         raise StorageError(
             f"no files have landed for {config.dataset!r}: {folder} does not exist; put {_kinds(config)} files there"
         )
-    matching = sorted(folder.glob(config.source.pattern))
-    is_partial = config.source.pattern != SourceConfig().pattern
-    chosen = set(matching) if is_partial else set()
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
     links = LinkChecker(folder)
-    for path in sorted({*matching, *folder.rglob("*")}) if is_partial else matching:
-        name = printable_path(str(path.relative_to(folder)))
+    for found in _find(folder, config.source.pattern):
+        name, path = printable_path(found.relative), folder / found.relative
         if is_mask(name, config.images) or is_metadata(name, config.images):
             continue
-        reason = f"it does not match {config.source.pattern!r}" if is_partial and path not in chosen else None
-        reason = reason or _reason_to_ignore(path, folder, config) or links.reason_to_ignore(path)
+        reason = None if found.matches else f"it does not match {config.source.pattern!r}"
+        reason = reason or _reason_to_ignore(found.relative, path, config)
+        if reason is None and found.is_regular:
+            files[name] = path
+            continue
+        reason = reason or links.reason_to_ignore(path)
         if reason is None and path.is_file():
             files[name] = path
         elif is_link(path) and path.is_dir():
@@ -103,20 +106,74 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
 
 
-def _reason_to_ignore(path: Path, landing: Path, config: PipelineConfig) -> str | None:
+class _Found(NamedTuple):
+    """Something in a landing folder that is no folder, except perhaps a link to one.
+
+    Attributes:
+        relative: Path below the landing folder.
+        is_regular: Whether it is known to be a regular file that no link has led to.
+        matches: Whether it matches the pattern.
+    """
+
+    relative: str
+    is_regular: bool
+    matches: bool = True
+
+
+def _find(folder: Path, pattern: str) -> list[_Found]:
+    """Return everything below a folder, sorted by the parts of the path."""
+    found = [_Found(*each) for each in _walk(str(folder), "")]
+    if pattern != SourceConfig().pattern:
+        matching = {str(path.relative_to(folder)) for path in folder.glob(pattern)}
+        beside = matching - {each.relative for each in found}  # in a linked folder that the pattern names
+        found = [each._replace(matches=each.relative in matching) for each in found]
+        found += [_Found(path, is_regular=False) for path in beside]
+    return sorted(found, key=lambda each: each.relative.split("/"))
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, bool]]:
+    """Yield the relative path of everything below a folder but folders, and whether it is a regular file.
+
+    Links are not followed. A path object for each of 200,000 files, and a look at its kind, would take seconds.
+    """
+    try:
+        entries = os.scandir(folder)
+    except (PermissionError, FileNotFoundError):
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry.is_file(follow_symlinks=False)
+
+
+def is_read(relative: str, folder: Path, config: PipelineConfig) -> bool:
+    """Return whether a regular file of a landing folder with the default pattern is read.
+
+    Args:
+        relative: Path of the file below the folder.
+        folder: Landing folder.
+        config: Configuration of the dataset.
+    """
+    return _reason_to_ignore(relative, folder / relative, config) is None
+
+
+def _reason_to_ignore(relative: str, path: Path, config: PipelineConfig) -> str | None:
     """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
-    for folder in path.relative_to(landing).parts[:-1]:
+    *folders, name = relative.split("/")
+    for folder in folders:
         if folder.startswith("."):
             return f"the folder {printable_path(folder)!r} is hidden"
         if folder in _FOREIGN_FOLDERS:
             return f"the folder {folder!r} belongs to {_FOREIGN_FOLDERS[folder]}"
-    if path.name.startswith("."):
+    if name.startswith("."):
         return "its name starts with '.', as that of a file that is still being written"
-    if not can_read(path.name, config.images):
+    if not can_read(name, config.images):
         return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
-    if path.suffix.lower() == ".json" and path.is_file() and not _is_array(path):
+    if name.lower().endswith(".json") and path.is_file() and not _is_array(path):
         return "its content is no JSON array; rename it to .jsonl if each line is an object"
-    if path.name.startswith("_") and not is_image(path.name):
+    if name.startswith("_") and not is_image(name):
         return "its name starts with '_', as that of a file that is still being written; rename it"
     return None
 

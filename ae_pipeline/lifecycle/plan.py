@@ -6,7 +6,7 @@ past events. So a failed run, a killed process, or a stopped daemon loses no wor
 
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -17,17 +17,16 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.days import has_come
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.features.build import features_content, features_input_hash
+from ae_pipeline.features.build import features_content
 from ae_pipeline.features.sizes import gate_size
-from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import days_to_fetch, describe_source, last_fetch
-from ae_pipeline.ingestion.landing import idle_landing, last_ingest, unhandled_deletions, unread_files
-from ae_pipeline.ingestion.removal import has_unread_contract
+from ae_pipeline.ingestion.landing import Landing, idle_landing, unhandled_deletions, unread_files
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.images import has_images
 from ae_pipeline.latents.publish import stale_days
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
+from ae_pipeline.lifecycle.pending_days import days_to_ingest
 from ae_pipeline.lifecycle.promote import undecided_challenger
 from ae_pipeline.lifecycle.ranges import contiguous, days_with_content, range_name
 from ae_pipeline.monitoring.daily_drift import drifting_days
@@ -42,7 +41,6 @@ from ae_pipeline.reports.page import is_current
 from ae_pipeline.reports.ranking import cut_short, is_reported
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS
 
 Content = Mapping[str, tuple[str, int]]
@@ -102,11 +100,12 @@ def plan_landing(
         settle_seconds: Age of the oldest unread file from which files are read, because they may still grow.
         fetched_since: Time from which a fetch counts as new enough; by default `source.check_minutes` ago.
     """
-    unread, deleted = unread_files(dataset, today), unhandled_deletions(dataset)
+    landing = Landing(dataset)
+    unread, deleted = unread_files(dataset, today, landing), unhandled_deletions(dataset, landing)
     due = days_to_fetch(dataset, dt.datetime.now(dt.UTC), fetched_since)
     changed = pluralize(len(unread), "new or changed file")
     if unread and time.time() - min(written for _, written in unread.values()) / 1e9 < settle_seconds:
-        return Plan((), f"{changed}, still being written")
+        return Plan((), still_being_written(unread))
     if deleted and time.time() - max(deleted.values()) / 1e9 < settle_seconds:
         return Plan((), f"{pluralize(len(deleted), 'deleted file')}, which may land again")
     work = []
@@ -121,12 +120,17 @@ def plan_landing(
         work.append(Work(step=Step.READ, reason="; ".join(reasons), state=state))
     if not dataset.paths.ledger.exists():
         return Plan(tuple(work), "nothing has landed so far")
-    if days := days_to_ingest(dataset):
+    if days := days_to_ingest(dataset, landing):
         paths = dataset.paths
         state = hash_json([hash_json(path.read_text(encoding="utf-8")) for path in (paths.contract, paths.ledger)])
         work.append(_work_on_days(Step.INGEST, days, state, dataset))
     idle = "every landed file is read, and every day has its features"
-    return Plan(tuple(work), idle_landing(dataset) or idle)
+    return Plan(tuple(work), idle_landing(dataset, landing) or idle)
+
+
+def still_being_written(unread: Collection[str]) -> str:
+    """Return why nothing is to do although there are unread files: they may still grow."""
+    return f"{pluralize(len(unread), 'new or changed file')}, still being written"
 
 
 def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
@@ -284,27 +288,6 @@ def _gate_size(config: PipelineConfig, content: Content) -> int:
     return gate_size({day: rows for day, (_, rows) in content.items() if rows}, config)
 
 
-def days_to_ingest(dataset: Dataset) -> list[str]:
-    """Return days whose raw rows or features differ from what the files read so far give."""
-    last = last_ingest(dataset)
-    if last is None or has_unread_contract(last.contract, dataset):
-        return []  # what the files give under an edited contract is not known before they are read
-    days = {*last.pending_days(dataset), *_days_without_features(dataset)}
-    return sorted(day for day in days if has_come(day, dataset.config))
-
-
-def _days_without_features(dataset: Dataset) -> list[str]:
-    """Return days with raw rows whose features are missing or come from other raw rows or settings."""
-    config, paths = dataset.config, dataset.paths
-    contract = contract_in_force(paths.contract, config)
-    return [
-        day
-        for day in _days_in(paths.raw("_").parent)
-        if config.has_day(day)
-        and read_facts(paths.features(day)).get("input_hash") != features_input_hash(day, dataset, contract)
-    ]
-
-
 def days_to_publish(dataset: Dataset, tracker: Tracker) -> list[str]:
     """Return days with features that are not published under the version that serves, or not reported on."""
     paths = dataset.paths
@@ -344,7 +327,3 @@ def _bundle_facts(tracker: Tracker, version: TrackedVersion) -> tuple[str, str]:
 def _fingerprint_and_settings(folder: Path, digests: tuple[str, ...]) -> tuple[str, str]:  # noqa: ARG001
     bundle = ModelBundle.load(folder)
     return bundle.fingerprint, settings_hash(bundle.config)
-
-
-def _days_in(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("[!.]*.parquet"))

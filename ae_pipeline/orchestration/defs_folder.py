@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +14,20 @@ from typing import Any
 import dagster as dg
 import yaml
 from dagster.components.core.decl import ComponentDecl, ComponentRootDecl, build_filesystem_component_decl_from_context
-from dagster.components.core.defs_module import ComponentPath, ComponentRootLoc
+from dagster.components.core.defs_module import (
+    ComponentPath,
+    ComponentRootComponent,
+    ComponentRootLoc,
+    CompositeYamlComponent,
+    DefsFolderComponent,
+)
 
 from ae_pipeline.common.deprecation import REMOVED_IN, warn
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.load_error import build_load_error
 from ae_pipeline.orchestration.component import AutoencoderPipeline
+from ae_pipeline.orchestration.loading import without_dagster_warnings, without_garbage_collection
 from ae_pipeline.orchestration.yaml_errors import describe_error, is_expected, repeated_keys
 from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder
 
@@ -30,6 +36,10 @@ _YAML_NAMES = ("defs.yaml", "defs.yml", "component.yaml")
 
 _FOLDER_TYPE = "DefsFolderComponent"
 """End of the type of a file that configures a folder of components, and is no component itself."""
+
+
+_CONTAINERS = (ComponentRootComponent, DefsFolderComponent, CompositeYamlComponent)
+"""Components that only hold others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,25 +105,17 @@ def _load(project: ProjectFolder, deployment: dg.Definitions) -> DefsFolder:
         return DefsFolder(deployment, {})  # Dagster refuses an empty folder
     whole_error: Exception | None = None
     try:
-        with _without_dagster_warnings():
-            tree = dg.ComponentTree(**arguments)
-            definitions = dg.Definitions.merge(tree.build_defs(), deployment)
-        dg.Definitions.validate_loadable(definitions)
+        with without_garbage_collection():
+            with without_dagster_warnings():
+                tree = dg.ComponentTree(**arguments)
+                definitions = dg.Definitions.merge(tree.build_defs(), deployment)
+            _validate(definitions, tree)
         if not _clashes(tree) and not _dangling(tree.defs_module_path):
             return DefsFolder(definitions, _configs(tree))
     except Exception as error:  # noqa: BLE001
         whole_error = error
-    with _without_dagster_warnings():
+    with without_dagster_warnings():
         return _load_partly(lambda: _PartialTree(**arguments), deployment, whole_error)
-
-
-@contextlib.contextmanager
-def _without_dagster_warnings() -> Iterator[None]:
-    """Ignore what Dagster ignores while it loads a defs folder."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):
-            warnings.simplefilter("ignore", category)
-        yield
 
 
 def _import_defs(project: ProjectFolder) -> ModuleType:
@@ -218,6 +220,19 @@ class _PartialTree(dg.ComponentTree):
         except Exception:
             self.decls.pop()
             raise
+
+
+def _validate(definitions: dg.Definitions, tree: dg.ComponentTree) -> None:
+    """Check that everything loads together.
+
+    Dagster resolves each job to check it, against all assets. That takes most of the time with many datasets, and the
+    jobs of a dataset are the same whatever its YAML says. So they are checked only if other code defines jobs as well.
+    """
+    kinds = {decl.component_type for _, decl in tree.find_root_decl().iterate_loc_component_decl_pairs()}
+    if kinds <= {AutoencoderPipeline, *_CONTAINERS}:
+        definitions.get_repository_def()
+    else:
+        dg.Definitions.validate_loadable(definitions)
 
 
 def _configs(tree: dg.ComponentTree) -> dict[str, PipelineConfig]:

@@ -19,6 +19,7 @@ from ae_pipeline.storage.lock_kinds import Holder
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.project import local_folder
+from ae_pipeline.storage.temporary import remove_temporary_files
 
 if TYPE_CHECKING:
     from ae_pipeline.registry.store import Tracker
@@ -130,6 +131,7 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
                 self._datasets = tuple(datasets_of_run(run, instance))
                 for dataset in self._datasets:
                     stack.enter_context(self.workspace.locked(dataset))
+                    remove_temporary_files(self.workspace.paths(dataset))
             yield self
 
     def require_active(self) -> None:

@@ -72,5 +72,5 @@ def test_a_stopped_command_ends_in_time_without_a_traceback(tmp_path: Path, monk
     deployment.begin(LANDED)
     outcome = stop_run([signal.SIGTERM], [0.2])(deployment)
     assert (outcome.note, outcome.counts["late"], outcome.counts["tracebacks"]) == ("stopped 1 times", 0, 0)
-    assert deployment.leftovers() == len(descendants(os.getpid()))
+    assert len(deployment.leftovers()) == len(descendants(os.getpid()))
     assert deployment.active_runs() == []

@@ -15,7 +15,8 @@ from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import read_latents
 from ae_pipeline.lifecycle.doctor.examine import Examination, examine
-from ae_pipeline.lifecycle.plan import Step, days_to_ingest, plan_serving, plan_training
+from ae_pipeline.lifecycle.pending_days import days_to_ingest
+from ae_pipeline.lifecycle.plan import Step, plan_serving, plan_training
 from ae_pipeline.registry.history import history
 from ae_pipeline.storage.sqlite import sqlite_damage
 from benchmarks.corruption import damage

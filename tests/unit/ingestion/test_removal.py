@@ -14,7 +14,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.batch import StagingBatch
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.ingestion.removal import has_unread_contract, is_accepted
-from ae_pipeline.lifecycle.plan import days_to_ingest
+from ae_pipeline.lifecycle.pending_days import days_to_ingest
 from tests.support.datasets import HEADER, TODAY, LandedDataset, line, make_dataset
 
 DAYS = [f"2024-03-0{day}" for day in range(1, 5)]

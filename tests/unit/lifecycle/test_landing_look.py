@@ -88,3 +88,19 @@ def test_work_is_planned_at_each_look(dataset: Dataset) -> None:
     plans = [look_at_landing(dataset, dataset.config.today(), 3.0) for _ in range(2)]
     assert plans == [plan_landing(dataset, dataset.config.today(), 3.0)] * 2
     assert [work.step for work in plans[0].work] == ["intake"]
+
+
+@pytest.mark.parametrize(
+    ("name", "idle"), [("c.csv", "1 new or changed file, still being written"), (".c.csv.part", "look 1")]
+)
+def test_a_file_that_is_being_written_causes_no_full_look(
+    name: str, idle: str, dataset: Dataset, full_looks: list[Plan]
+) -> None:
+    today = dataset.config.today()
+    look_at_landing(dataset, today, 3.0)
+    _land(dataset.paths.landing / name, "id,x\n", time.time())
+    assert [look_at_landing(dataset, today, 3.0).idle for _ in range(2)] == [idle, idle]
+    assert len(full_looks) == 1
+    os.utime(dataset.paths.landing / name, (OLD, OLD))
+    look_at_landing(dataset, today, 3.0)
+    assert len(full_looks) == (2 if name == "c.csv" else 1)

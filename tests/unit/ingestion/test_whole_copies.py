@@ -1,0 +1,89 @@
+"""Copies of landed files count as whole for a day without being read again, unless their files change."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ae_pipeline.ingestion import whole_copies
+from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.whole_copies import WholeCopies
+from ae_pipeline.storage.integrity import is_sealed
+from ae_pipeline.storage.parquet import write_rows
+from ae_pipeline.storage.paths import DatasetPaths
+
+ENTRY = LandedFile(size=1, modified_ns=0, sha256="", landed_ns=0, contract="", staged="a", rejected_copy="b")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the copies whose bytes were read."""
+    names: list[str] = []
+
+    def read(path: Path) -> bool:
+        names.append(path.stem)
+        return is_sealed(path)
+
+    monkeypatch.setattr(whole_copies, "is_sealed", read)
+    monkeypatch.setattr(whole_copies, "_WORTH_KEEPING", 1)
+    return names
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> DatasetPaths:
+    """The paths of a dataset with a staged copy and a quarantine file."""
+    paths = DatasetPaths(tmp_path, "orders")
+    for path in (paths.staged("a"), paths.quarantined("b")):
+        write_rows(path, pa.table({"id": ["1", "2"]}))
+    return paths
+
+
+def has(paths: DatasetPaths, entry: LandedFile = ENTRY) -> bool:
+    """Return the answer of a new process, and keep what it found."""
+    copies = WholeCopies(paths)
+    answer = copies.has(entry)
+    copies.keep()
+    return answer
+
+
+def test_the_next_process_reads_no_copy_again(paths: DatasetPaths, reads: list[str]) -> None:
+    assert [has(paths), has(paths)] == [True, True]
+    assert reads == ["a", "b"]
+
+
+def test_a_changed_copy_is_read_again(paths: DatasetPaths, reads: list[str]) -> None:
+    assert has(paths)
+    data = paths.quarantined("b").read_bytes()
+    paths.quarantined("b").write_bytes(data[:8] + bytes([data[8] ^ 1]) + data[9:])
+    assert not has(paths)
+    assert reads == ["a", "b", "b"]
+
+
+def test_a_missing_copy_is_not_whole(paths: DatasetPaths, reads: list[str]) -> None:
+    assert has(paths)
+    paths.staged("a").unlink()
+    assert not has(paths)
+    assert has(paths, replace(ENTRY, staged=None))
+    assert not has(paths, replace(ENTRY, staged="never"))
+    assert reads == ["a", "b"]
+
+
+def test_every_copy_is_read_again_after_a_day(
+    paths: DatasetPaths, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has(paths)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86_401)
+    assert has(paths)
+    assert reads == ["a", "b"] * 2
+
+
+@pytest.mark.parametrize("content", [b"", b"cut", b"\x00" * 8, b"\xff" * 24])
+def test_damaged_states_are_found_again(content: bytes, paths: DatasetPaths, reads: list[str]) -> None:
+    assert has(paths)
+    (kept,) = (paths.ledger.parent / "whole").iterdir()
+    kept.write_bytes(content)
+    assert has(paths)
+    assert reads == ["a", "b"] * 2
