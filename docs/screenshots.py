@@ -54,6 +54,10 @@ def main() -> int:
         report = _page(browser, here.file_url(workspace.paths(DATASET).reports / "days" / f"{DAY}.html"), 1200, 1250)
         report.wait_for_selector(".chart svg")
         _keep(report, "day.png")
+        column = _page(browser, f"{data}/explore/{DATASET}/column/dep_delay", 1200, 1150)
+        _keep(column, "column.png")
+        latents = _page(browser, f"{data}/explore/{DATASET}/latents", 1200, 900)
+        _keep(latents, "latents.png")
         browser.close()
     return 0
 

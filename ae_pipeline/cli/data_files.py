@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -16,7 +17,11 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from ae_pipeline.cli.data_pages import DataPages
+from ae_pipeline.cli.explore_pages import SANDBOX, ExplorePages
 from ae_pipeline.storage.dataset import Dataset
+
+if TYPE_CHECKING:
+    from ae_pipeline.registry.store import Tracker
 
 _FOLDERS = {"reports": True, "features": False, "feedback": False}
 """Folders that are served, and whether their content is listed."""
@@ -35,25 +40,23 @@ _INTERNAL = (".context.json", "unfinished.json")
 _MAX_LISTED = 5_000
 """Maximum number of entries of a folder that a list shows."""
 
-_POLICY = (
-    "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'unsafe-inline'; img-src data:"
-)
-"""A sandbox lets a page run its own scripts and reach nothing else. Vega compiles expressions, hence `unsafe-eval`."""
 
-
-def data_app(folder: Path, datasets: Mapping[str, Dataset] = MappingProxyType({})) -> Starlette:
+def data_app(
+    folder: Path, datasets: Mapping[str, Dataset] = MappingProxyType({}), tracker: "Tracker | None" = None
+) -> Starlette:
     """Return the app that serves a data folder, with a home page, and takes marks.
 
     Args:
         folder: Data folder. It and its folders `reports` and `features` may be links; links below are not followed.
-        datasets: Datasets of the project, by name; what they report can be marked.
+        datasets: Datasets of the project, by name; what they report can be marked and explored.
+        tracker: The model store; None without one.
     """
 
     async def answer(request: Request) -> Response:
         return await run_in_threadpool(_answer, folder, request.path_params["path"])
 
-    return Starlette(routes=[*DataPages(folder, datasets).routes, Route("/{path:path}", answer, methods=["GET"])])
+    pages = [*DataPages(folder, datasets).routes, *ExplorePages(datasets, tracker).routes]
+    return Starlette(routes=[*pages, Route("/{path:path}", answer, methods=["GET"])])
 
 
 def _answer(folder: Path, path: str) -> Response:
@@ -66,7 +69,7 @@ def _answer(folder: Path, path: str) -> Response:
     if target is None or status is None:
         raise HTTPException(404)
     if stat.S_ISREG(status.st_mode) and not path.endswith("/") and _is_public(target.name):
-        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+        headers = {"Content-Security-Policy": SANDBOX, "Cache-Control": "no-cache"}
         return FileResponse(target, stat_result=status, media_type=_TYPES[target.suffix], headers=headers)
     if stat.S_ISDIR(status.st_mode) and _FOLDERS[names[0]]:
         if not path.endswith("/"):
@@ -105,4 +108,4 @@ def _listing(title: str, entries: Iterator[str] | list[str]) -> Response:
     items = "".join(f'<li><a href="./{quote(name)}">{escape(name)}</a>' for name in names[:_MAX_LISTED])
     more = f"<p>{len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><ul>{items}</ul>{more}"
-    return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
+    return HTMLResponse(page, headers={"Content-Security-Policy": SANDBOX})

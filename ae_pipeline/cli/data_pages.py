@@ -153,5 +153,5 @@ def _variable(name: str) -> str:
 
 
 def _page(text: str, extra: str = "") -> Response:
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; {extra}"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; {extra}"
     return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})

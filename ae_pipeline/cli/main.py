@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ae_pipeline.cli.mark import MARK_HELP, add_options
-from ae_pipeline.cli.project import Project, current_user, print_error
+from ae_pipeline.cli.project import Project, print_error
 from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import ConfigError, PipelineError
-from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.signals import SignalWatch, end_process, signals_raised
 from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.project import own_project
@@ -66,9 +65,17 @@ def _execute(options: argparse.Namespace) -> int:
 
             return score(options.dataset, options.file, options.version, options.out)
         case "rollback":
-            return _roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
+            from ae_pipeline.cli.versions import roll_back
+
+            return roll_back(options.dataset, options.version, options.why, options.even_if_rejected)
         case "history":
-            return _show_history(options.dataset)
+            from ae_pipeline.cli.versions import show_history
+
+            return show_history(options.dataset)
+        case "compare":
+            from ae_pipeline.cli.versions import compare
+
+            return compare(options.dataset, options.new, options.old)
         case "page":
             return _make_page(options.dataset, options.day, options.maps, options.out)
         case "forget":
@@ -137,11 +144,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     back = commands.add_parser("rollback", help="let another version of the model serve, with its table and reports")
     back.add_argument("dataset", help="a dataset of the defs folder")
-    back.add_argument("version", type=int, help="version that shall serve; `history` lists them")
-    back.add_argument("--why", required=True, help="reason, kept in the history")
+    back.add_argument("version", type=int, nargs="?", help="version that shall serve; without one, list the versions")
+    back.add_argument("--why", default="", help="reason, kept in the history; required to roll back")
     back.add_argument("--even-if-rejected", action="store_true", help="allow a version that the gate rejected")
     history = commands.add_parser("history", help="show which versions of the model served, since when, and why")
     history.add_argument("dataset", help="a dataset of the defs folder")
+    compared = commands.add_parser(
+        "compare", help="show what one version flags on the newest days and another does not"
+    )
+    compared.add_argument("dataset", help="a dataset of the defs folder")
+    compared.add_argument("new", type=int, help="version that is considered, such as the challenger")
+    compared.add_argument("old", type=int, nargs="?", help="version to compare it with; by default the one that serves")
     page = commands.add_parser("page", help="make the page of one day, or export heat maps, and print the paths")
     page.add_argument("dataset", help="a dataset of the defs folder")
     page.add_argument("day", nargs="?", help="ISO date, such as 2013-02-08; optional with --maps")
@@ -211,37 +224,6 @@ def _serve(dagster: int, mlflow: int, data: int) -> int:
     project = Project.load()
     project.print_broken()
     return serve(Ports(dagster, mlflow, data), project.workspace, project.datasets)
-
-
-def _roll_back(name: str, version: int, why: str, even_if_rejected: bool) -> int:
-    from ae_pipeline.lifecycle.plan import plan_serving
-    from ae_pipeline.orchestration.assets.champion import ChampionConfig
-    from ae_pipeline.orchestration.jobs import rollback_run_config
-
-    project = Project.load()
-    dataset = project.dataset(name)
-    project.end_dead_runs(name)
-    champion = ChampionConfig(version=version, why=why, who=current_user(), even_if_rejected=even_if_rejected)
-    project.run_job(dataset, "rollback", run_config=rollback_run_config(dataset.config, champion))
-    for work in plan_serving(dataset, project.tracker).work:
-        for days in work.ranges or (None,):
-            project.run_job(dataset, work.step, days)
-    return 0
-
-
-def _show_history(name: str) -> int:
-    from ae_pipeline.registry.history import Change, history
-
-    entries = history(Project.load().dataset(name).paths)
-    for entry in entries:
-        relation = "; serving" if entry.change == Change.REJECTED else ", replaces"
-        previous = "" if entry.previous is None else f"{relation} version {entry.previous}"
-        version = f"version {entry.version}"
-        change = f"rolled back to {version}" if entry.change == Change.ROLLED_BACK else f"{version} {entry.change}"
-        print(terminal_line(f"{entry.at}  {change}{previous}, by {entry.who}: {entry.why}"))
-    if not entries:
-        print(f"No version of {name!r} has served so far; `ae-pipeline run {name}` trains one.")
-    return 0
 
 
 def _make_page(name: str, day: str | None, maps: "MapFormat | None", out: Path | None) -> int:

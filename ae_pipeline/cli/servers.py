@@ -30,6 +30,7 @@ from ae_pipeline.storage.temporary import server_folder
 
 if TYPE_CHECKING:
     from ae_pipeline.orchestration.resources import Workspace
+    from ae_pipeline.registry.store import Tracker
     from ae_pipeline.storage.dataset import Dataset
 
 _STOP_SECONDS = 1.0
@@ -94,7 +95,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     python = sys.executable
     try:
         with (
-            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets),
+            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets, tracker),
             server_folder() as folder,  # only this user can enter it
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
@@ -186,7 +187,12 @@ def _signal_group(process: "subprocess.Popen[bytes]", signum: int) -> None:
 
 @contextmanager
 def serve_folder(
-    folder: Path, port: int, token: str, address: str | None = None, datasets: "Mapping[str, Dataset] | None" = None
+    folder: Path,
+    port: int,
+    token: str,
+    address: str | None = None,
+    datasets: "Mapping[str, Dataset] | None" = None,
+    tracker: "Tracker | None" = None,
 ) -> Iterator[None]:
     """Serve the reports of a data folder in a thread.
 
@@ -196,11 +202,13 @@ def serve_folder(
         token: Token that each request needs.
         address: Address that users open, if it differs from the port's.
         datasets: Datasets of the project, by name.
+        tracker: The model store; without it, some pages do not exist.
     """
     from ae_pipeline.cli.data_files import data_app
     from ae_pipeline.cli.web import server
 
-    guarded = server(data_app(folder, datasets or {}), port, access(token, port, address or f"http://127.0.0.1:{port}"))
+    app = data_app(folder, datasets or {}, tracker)
+    guarded = server(app, port, access(token, port, address or f"http://127.0.0.1:{port}"))
     thread = threading.Thread(target=guarded.run, daemon=True)
     thread.start()
     try:

@@ -32,6 +32,10 @@ class TrainingError(PipelineError):
     """A training cannot start with these rows, or its result is not usable."""
 
 
+class EngineError(PipelineError):
+    """Workers of the selected engine do not answer, or ended before their work did."""
+
+
 class DeviceError(PipelineError):
     """A CUDA device failed, or has too little memory."""
 

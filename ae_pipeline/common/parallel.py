@@ -1,6 +1,5 @@
 """Parallel map over threads and prefetching, with results that do not depend on the number of cores."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,23 +12,10 @@ from typing import TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-from ae_pipeline.common.cgroup import cpu_limit
+from ae_pipeline.common.cores import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@lru_cache(maxsize=1)
-def cores() -> int:
-    """Return the number of cores that this process may use.
-
-    Limits are the affinity of the process, the quota of its container, and `OMP_NUM_THREADS`.
-    """
-    whole = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # A list has a number for each level of nested threads.
-    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    limits = [whole, cpu_limit(), int(threads) if threads.isdecimal() else None]
-    return max(1, min(limit for limit in limits if limit))
 
 
 def parallel_map(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -18,6 +18,7 @@ class Evidence(StrEnum):
     LATENT = "latent"
     ROW = "row"
     ENSEMBLE = "ensemble"
+    CATEGORIES = "categories"
 
 
 class AlertsConfig(Section):
@@ -48,7 +49,8 @@ class AlertsConfig(Section):
         "the most anomalous window of an image. `latent`: the distance of the latent from the latents of the training "
         "rows. `row`: the loss of the whole row; for a variational model the negative ELBO at the mean. `ensemble` "
         "(tables only): the distance of the row from the training rows, and the errors of small autoencoders that only "
-        "score. By default all four.",
+        "score. `categories` (tables only): a combination of categories that is rarer than its parts make expected; it "
+        "needs two categorical columns that depend on each other. By default all five.",
     )
     false_discovery_rate: Fraction | None = Field(
         default=None,

@@ -16,6 +16,7 @@ from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.scoring.cooccurrence import Cooccurrence
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.scoring.tails import TailCalibrator
@@ -31,7 +32,8 @@ class Detector:
     """A fitted network with the statistics that turn its losses into scores.
 
     A row has one loss for each of `loss.columns`, and one for each kind of evidence about the whole row: the distance
-    of its latent, its total loss and, for tables, the ensemble. These are the parts of a score. The tails turn each of
+    of its latent, its total loss and, for tables, the ensemble and the rarest combination of categories. These are the
+    parts of a score. The tails turn each of
     them into surprisal, −ln of a tail probability, in nats.
 
     Attributes:
@@ -41,6 +43,8 @@ class Detector:
         mahalanobis: Distance of a latent from the latents of the training rows.
         ensemble: Scores that do not use the network; None for images, or if the configuration leaves it out.
         tails: Tail calibration of each part.
+        cooccurrence: Counts of combinations of categories; None for images, if the configuration leaves them out, or if
+            no two categorical columns depend on each other.
     """
 
     network: FittedNetwork
@@ -49,6 +53,7 @@ class Detector:
     mahalanobis: MahalanobisDistance
     ensemble: Ensemble | None
     tails: TailCalibrator
+    cooccurrence: Cooccurrence | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -81,7 +86,8 @@ class Detector:
 
     @property
     def _row_evidence(self) -> tuple[Evidence, ...]:
-        return (Evidence.LATENT, Evidence.ROW, *((Evidence.ENSEMBLE,) if self.ensemble else ()))
+        fitted = {Evidence.ENSEMBLE: self.ensemble, Evidence.CATEGORIES: self.cooccurrence}
+        return (Evidence.LATENT, Evidence.ROW, *(kind for kind, measure in fitted.items() if measure is not None))
 
     def latents_and_scores(self, features: pl.DataFrame) -> tuple[Matrix, Array]:
         """Return latents and scores of n rows.
@@ -125,7 +131,8 @@ class Detector:
 
         Returns:
             Latents, (n, latent_dim), float64, and the loss of each part, (n, parts): of each of `loss.columns`, then
-            the Mahalanobis distance of the latent, the total loss and, if there is one, the score of the ensemble.
+            the Mahalanobis distance of the latent, the total loss and, if there are any, the score of the ensemble and
+            the measure of the rarest combination of categories.
 
         Raises:
             BundleError: A column is missing or has another type.
@@ -145,6 +152,8 @@ class Detector:
         parts = [losses[:, :-1], self.mahalanobis(output.latents.cpu().numpy()), losses[:, -1]]
         if self.ensemble is not None:
             parts.append(self.ensemble(x.cpu().numpy()))
+        if self.cooccurrence is not None:
+            parts.append(self.cooccurrence(x.cpu().numpy()))
         return np.column_stack(parts)
 
     def surprisal(self, output: AutoEncoderOutput, x: torch.Tensor) -> Array:

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from ae_pipeline.config.service import Evidence
+from ae_pipeline.detector.categories import describe_combinations
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
 from ae_pipeline.models.base import AutoEncoderOutput
@@ -39,7 +40,8 @@ class Contribution:
 
     Attributes:
         column: Name of a feature column. For images, `image` or `spot`, the patch with the highest score. `latent`,
-            `ensemble` or `row` if the row is anomalous as a whole.
+            `ensemble` or `row` if the row is anomalous as a whole, and `categories` for categories that rarely occur
+            together.
         surprisal: Nats. For a column, its own surprisal plus the decrease of all other surprisal after the column is
             imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
         actual: Actual value, as text.
@@ -103,9 +105,10 @@ def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[lis
     whose imputation removes the most surprisal comes first. That column stays imputed while the next one is searched
     for.
 
-    `latent` or `ensemble` comes before the columns if it is beyond its 99 % quantile and determines the score, and
-    imputing the first column leaves more than half of its surprisal: then no single column explains the row. A column
-    whose value is the expected one is not named.
+    `latent`, `ensemble` or `categories` comes before the columns if it is beyond its 99 % quantile and determines the
+    score, and imputing the first column leaves more than half of its surprisal: then no single column explains the row.
+    Otherwise `categories` comes after that column: it says what the column contradicts. A column whose value is the
+    expected one is not named.
 
     Args:
         detector: Fitted detector.
@@ -123,9 +126,21 @@ def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[lis
     of_whole_row = _explain_whole_rows(detector, surprisal, remaining, _row_descriptions(detector, x, output))
     of_all_values = surprisal[:, detector.part_index(Evidence.ROW)]
     return [
-        [*first, *parts][:limit] or [_of_all_values(float(nats))]
+        _in_order(first, parts)[:limit] or [_of_all_values(float(nats))]
         for first, parts, nats in zip(of_whole_row, by_part, of_all_values, strict=True)
     ]
+
+
+def _in_order(of_whole_row: Sequence[tuple[Contribution, bool]], parts: list[Contribution]) -> list[Contribution]:
+    """Return the contributions of a row: of the whole row if no column explains it, then columns, in the order to name.
+
+    Args:
+        of_whole_row: Contributions of the row as a whole, and whether the first column explains them.
+        parts: Contributions of columns.
+    """
+    first = [contribution for contribution, is_explained in of_whole_row if not is_explained]
+    second = [contribution for contribution, is_explained in of_whole_row if is_explained]
+    return [*first, *parts[:1], *second, *parts[1:]]
 
 
 def _of_all_values(nats: float) -> Contribution:
@@ -148,6 +163,8 @@ def _row_descriptions(
     if detector.ensemble is not None:
         usual_total = float(detector.tails.quantiles[detector.part_index(Evidence.ENSEMBLE), -1])
         descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x.cpu().numpy(), usual_total)
+    if detector.cooccurrence is not None:
+        descriptions[Evidence.CATEGORIES] = describe_combinations(detector, x.cpu().numpy())
     return descriptions
 
 
@@ -156,8 +173,10 @@ def _explain_whole_rows(
     surprisal: Array,
     remaining: Array,
     descriptions: Mapping[Evidence, Sequence[tuple[str, str]]],
-) -> list[list[Contribution]]:
-    """Return the contributions of `latent` and `ensemble` for the rows that are anomalous as a whole.
+) -> list[list[tuple[Contribution, bool]]]:
+    """Return the contributions of `latent`, `ensemble` and `categories` for rows whose score they determine.
+
+    Each comes with whether the first column explains it. If it does, only `categories` is named.
 
     Args:
         detector: Fitted detector.
@@ -167,15 +186,18 @@ def _explain_whole_rows(
         descriptions: Actual and expected text of each row, by evidence.
     """
     scores = detector.combine(surprisal)
-    contributions: list[list[Contribution]] = [[] for _ in scores]
+    contributions: list[list[tuple[Contribution, bool]]] = [[] for _ in scores]
     for evidence in (evidence for evidence in descriptions if evidence in detector.config.alerts.evidence):
         index = detector.part_index(evidence)
         score_alone = detector.combine(np.where(np.arange(surprisal.shape[1]) == index, surprisal, 0.0))
-        determines_score = (score_alone >= scores) & (remaining[:, index] > surprisal[:, index] / 2)
-        determines_score &= surprisal[:, index] >= _MIN_SURPRISAL
+        is_explained = remaining[:, index] <= surprisal[:, index] / 2
+        determines_score = (score_alone >= scores) & (surprisal[:, index] >= _MIN_SURPRISAL)
+        if evidence != Evidence.CATEGORIES:
+            determines_score &= ~is_explained
         for row in np.flatnonzero(determines_score):
             text = descriptions[evidence][int(row)]
-            contributions[row].append(Contribution(evidence.value, float(surprisal[row, index]), *text))
+            contribution = Contribution(evidence.value, float(surprisal[row, index]), *text)
+            contributions[row].append((contribution, bool(is_explained[row])))
     return contributions
 
 

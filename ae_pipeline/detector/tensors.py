@@ -11,6 +11,7 @@ from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.encoder import context_width, read_encoder
 from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.scoring.cooccurrence import Cooccurrence
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.scoring.tails import TailCalibrator
@@ -23,12 +24,14 @@ def tensors_of(detector: Detector) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": value for name, value in detector.model.state_dict().items()}
     tensors |= {f"loss.{name}": value for name, value in detector.loss.state_dict().items()}
     ensemble = detector.ensemble.arrays() if detector.ensemble else {}
+    categories = detector.cooccurrence.arrays() if detector.cooccurrence else {}
     statistics = {
         "mean_input": detector.mean_input,
         "mahalanobis.mean": detector.mahalanobis.mean,
         "mahalanobis.whitening": detector.mahalanobis.whitening,
         **{f"tails.{name}": value for name, value in detector.tails.arrays().items()},
         **{f"ensemble.{name}": value for name, value in ensemble.items()},
+        **{f"cooccurrence.{name}": value for name, value in categories.items()},
     }
     tensors |= {name: torch.from_numpy(value) for name, value in statistics.items()}
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -53,7 +56,7 @@ def read_detector(manifest: Mapping[str, Any], tensors: Tensors, device: torch.d
     model, loss = build_model(config, encoder.shape, context=context_width(encoder)), build_loss(config, encoder)
     model.load_state_dict(_below("model.", tensors))
     loss.load_state_dict(_below("loss.", tensors))
-    ensemble = _arrays_below("ensemble.", tensors)
+    ensemble, categories = _arrays_below("ensemble.", tensors), _arrays_below("cooccurrence.", tensors)
     return Detector(
         network=FittedNetwork(encoder, model.to(device).eval(), loss.to(device).eval()),
         config=config,
@@ -61,6 +64,7 @@ def read_detector(manifest: Mapping[str, Any], tensors: Tensors, device: torch.d
         mahalanobis=MahalanobisDistance(tensors["mahalanobis.mean"].numpy(), tensors["mahalanobis.whitening"].numpy()),
         ensemble=Ensemble.from_arrays(ensemble) if ensemble else None,
         tails=TailCalibrator(**_arrays_below("tails.", tensors)),
+        cooccurrence=Cooccurrence.from_arrays(categories) if categories else None,
     )
 
 

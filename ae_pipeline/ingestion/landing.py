@@ -9,14 +9,15 @@ keeps its rows, unless the schema contract says `on_delete: withdraw`.
 import datetime as dt
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, StagingBatch, rule_fingerprints
+from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deletions import (
     deleted_files,
@@ -31,6 +32,7 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
+from ae_pipeline.ingestion.stage_files import NewFile, stage_files
 from ae_pipeline.ingestion.staged import keep_contract
 from ae_pipeline.ingestion.whole_copies import WholeCopies
 from ae_pipeline.storage.dataset import Dataset
@@ -64,6 +66,11 @@ class IngestResult:
         built = {path.stem for path in raw("_").parent.glob("*.parquet")}
         days = (day for day in sorted({*self.ledger.days, *built}) if dataset.config.has_day(day))
         return [day for day in days if read_facts(raw(day)).get("input_hash") != self.input_hash(day)]
+
+    def of_day(self, day: str) -> "IngestResult":
+        """Return what the raw rows of one day are made from."""
+        moved = {day: self.moved[day]} if day in self.moved else {}
+        return replace(self, ledger=Ledger(dict(self.ledger.sources(day))), read=(), moved=moved)
 
     def input_hash(self, day: str) -> str:
         """Return a hash of everything that the raw rows of a day are made from."""
@@ -228,16 +235,13 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     }
     files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     progress = ProgressLogger(logger)
-    batch = StagingBatch(contract, dataset, today)
+    unread = [NewFile(name, landed[name], files.get(name)) for name in new]
     is_refused = True
     try:
-        for done, name in enumerate(new):
-            progress.update(done, len(new), "files read")
-            entry = batch.add(name, landed[name], files.get(name), already_read.pop(name, None))
-            files.update({name: entry} if entry else {})
-            if batch.is_full:
-                files.update(batch.stage())
-        files.update(batch.stage())
+        with closing(stage_files(unread, contract, dataset, today, already_read)) as staged:
+            for done, entries in staged:
+                files.update(entries)
+                progress.update(done, len(new), "files read")
     finally:
         try:
             removal = find_removal(previous, files, contract, dataset)

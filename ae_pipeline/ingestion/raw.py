@@ -1,9 +1,7 @@
 """Build the raw rows of a day: the upsert of the staged rows of all landed files."""
 
-import os
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,8 +9,10 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
+from ae_pipeline.common.cores import cores
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
+from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
@@ -55,11 +55,14 @@ class DayResult:
 
 def write_raw_days(days: Sequence[str], ingested: IngestResult, paths: DatasetPaths) -> Generator[DayResult]:
     """Write the raw rows of days as `build_raw_day` does, several at once, and yield their results in order."""
-    threads = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
-    try:
-        yield from threads.map(partial(build_raw_day, ingested=ingested, paths=paths), days)
-    finally:
-        threads.shutdown(cancel_futures=True)
+    parts = (ingested.of_day(day) for day in days)  # a worker needs no more of the ledger than that
+    work = partial(_build_raw_day, paths=paths)
+    yield from engine_map(work, zip(days, parts, strict=True), threads=min(_MAX_THREADS, cores()))
+
+
+def _build_raw_day(part: tuple[str, IngestResult], paths: DatasetPaths) -> DayResult:
+    day, ingested = part
+    return build_raw_day(day, ingested, paths)
 
 
 def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayResult:

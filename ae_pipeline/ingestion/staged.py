@@ -111,6 +111,11 @@ def keep_rows(path: Path, rows: pl.DataFrame) -> None:
         _kept[path, path.stat().st_mtime_ns] = rows
 
 
+def forget_rows() -> None:
+    """Keep no rows in memory."""
+    _kept.clear()
+
+
 def kept_rows(path: Path) -> pl.DataFrame | None:
     """Return the rows of a staged copy if they are in memory."""
     return _kept.get((path, path.stat().st_mtime_ns))

@@ -91,6 +91,7 @@ def publish(
     before_commit: Callable[[], None] = lambda: None,
     *,
     accepts_removal: bool = False,
+    bundle_folder: Path | None = None,
 ) -> Publication:
     """Publish the rows of some days under a model, in one commit.
 
@@ -111,6 +112,8 @@ def publish(
         before_commit: Function to call after scoring, directly before each try of the commit, also if there is nothing
             to commit.
         accepts_removal: Whether more than `max_removed_share` of the rows may leave the table.
+        bundle_folder: Folder of the bundle, from which the workers of the engine load it. By default, this process
+            scores all days.
 
     Raises:
         RemovalError: Too many rows would leave the table. It is unchanged.
@@ -128,7 +131,7 @@ def publish(
         # The first attempt scores without the lock, because that takes long. The others find their files written.
         with locks().hold(lock) if retry else nullcontext():
             table = files.open()
-            update = TableUpdate(dataset, bundle, model_version, files, contract, table)
+            update = TableUpdate(dataset, bundle, model_version, files, contract, table, bundle_folder)
             spaces_at_start = update.spaces if spaces_at_start is None else spaces_at_start
             if not update.spaces <= {*spaces_at_start, update.space}:
                 raise ConflictError(files)  # nothing undoes a publication under another model

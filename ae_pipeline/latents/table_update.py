@@ -5,9 +5,10 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -18,6 +19,7 @@ from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import first_line
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.data_contract import violations
 from ae_pipeline.latents.files import TableFiles, live_files, rows_in_log, sizes_in_log
@@ -37,6 +39,7 @@ from ae_pipeline.latents.removal import check_removal
 from ae_pipeline.latents.retention import ORPHAN_AGE, earlier_files
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.paths import DatasetPaths
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,7 @@ class TableUpdate:
         files: TableFiles,
         contract: OpenDataContractStandard,
         table: DeltaTable | None,
+        bundle_folder: Path | None = None,
     ) -> None:
         self.dataset, self.bundle, self.model_version, self.files = dataset, bundle, model_version, files
         self._paths = dataset.paths
@@ -112,6 +116,7 @@ class TableUpdate:
         self._rows: dict[str, int] = {}
         self._keys: dict[str, str] = {}
         self._written: set[str] = set()
+        self._bundle_folder = bundle_folder
 
     @property
     def spaces(self) -> set[str]:
@@ -166,6 +171,9 @@ class TableUpdate:
         result = {day: LatentDay(day=day, rows=0, flagged=0, path=None, key="", built=False) for day in self._rows}
         done = 0
         missing = {path: keys for path, keys in planned.items() if path not in self._reusable}
+        if self._bundle_folder and len(missing) > 1:
+            self._write_by_workers(missing, self._bundle_folder)
+            missing = {}
         # The next file is scored while the current one is written and verified.
         with closing(prefetch(self._score_files(missing))) as scored:
             scored_files = groupby(scored, key=itemgetter(0))
@@ -186,6 +194,30 @@ class TableUpdate:
                 progress.update(done, len(self._rows), "days scored")
         return tuple(result.values())
 
+    def _write_by_workers(self, files: Mapping[str, Mapping[str, str]], bundle_folder: Path) -> None:
+        """Score and write files by the workers of the engine."""
+        tasks = [
+            FileTask(
+                path,
+                dict(keys),
+                {day: self.published[day] for day, key in keys.items() if self._is_published(day, key)},
+            )
+            for path, keys in files.items()
+        ]
+        work = partial(
+            write_scored_file,
+            bundle_folder=bundle_folder,
+            model_version=self.model_version,
+            paths=self._paths,
+            location=self.files.location,
+        )
+        days, done, progress = sum(map(len, files.values())), 0, ProgressLogger(logger)
+        with closing(engine_map(work, tasks)) as written:
+            for task, _ in zip(tasks, written, strict=True):
+                done += len(task.keys)
+                progress.update(done, days, "days scored")
+                self._written.add(task.path)
+
     def _log_progress(
         self, scored: Iterable[tuple[str, int, pa.Table]], done: int, progress: ProgressLogger
     ) -> Iterator[pa.Table]:
@@ -202,7 +234,7 @@ class TableUpdate:
         for path, keys in files.items():
             for index, (day, key) in enumerate(keys.items()):
                 if self._is_published(day, key):
-                    yield path, index, self._copy_day(self.published[day])
+                    yield path, index, _copy_day(self.published[day], self.files)
                 else:
                     for rows in score_day(self.bundle, self.model_version, self._paths.features(day)):
                         yield path, index, rows
@@ -212,10 +244,55 @@ class TableUpdate:
         previous = self.published.get(day)
         return previous is not None and previous.key == key and previous.path in self._reusable
 
-    def _copy_day(self, day: PublishedDay) -> pa.Table:
-        try:
-            return read_day(day, self.files)
-        except (pa.ArrowException, OSError) as error:
-            raise PublicationError(
-                f"{self.files.full_path(day.path)} cannot be read ({first_line(error)}); delete this file and run again"
-            ) from error
+
+@dataclass(frozen=True)
+class FileTask:
+    """A file of the table that a worker scores and writes.
+
+    Attributes:
+        path: Path of the file, relative to the table.
+        keys: Hash of what the rows of each day are made from; see `day_key`.
+        copied: Days whose rows the table has already.
+    """
+
+    path: str
+    keys: dict[str, str]
+    copied: dict[str, PublishedDay]
+
+
+def write_scored_file(
+    task: FileTask, bundle_folder: Path, model_version: int, paths: DatasetPaths, location: str
+) -> None:
+    """Score the days of a file, and write it. A worker process or a task of Ray calls this.
+
+    Args:
+        task: The file.
+        bundle_folder: Folder of the bundle of the model.
+        model_version: Version of the model.
+        paths: Paths of the dataset.
+        location: Folder or address of the table.
+    """
+    bundle, files = _load(bundle_folder), TableFiles(location)
+
+    def tables() -> Iterator[pa.Table]:
+        for day in task.keys:
+            if day in task.copied:
+                yield _copy_day(task.copied[day], files)
+            else:
+                yield from score_day(bundle, model_version, paths.features(day))
+
+    write_file(tables(), task.keys, bundle.model.latent_dim, task.path, files)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path) -> ModelBundle:
+    return ModelBundle.load(folder)
+
+
+def _copy_day(day: PublishedDay, files: TableFiles) -> pa.Table:
+    try:
+        return read_day(day, files)
+    except (pa.ArrowException, OSError) as error:
+        raise PublicationError(
+            f"{files.full_path(day.path)} cannot be read ({first_line(error)}); delete this file and run again"
+        ) from error

@@ -5,11 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from ae_pipeline.common.errors import PipelineError, SchemaError, StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.features.build import build_features_day
 from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.ingestion.fetch import fetch
@@ -171,8 +173,9 @@ def build_feature_days(dataset: Dataset, days: Sequence[str]) -> FeatureDays:
             "materialize raw_data first"
         )
     contract = contract_in_force(dataset.paths.contract, dataset.config)
-    progress = ProgressLogger(logger)
-    built = tuple(build_features_day(day, dataset, contract) for day in progress.over(days, "days of features written"))
+    build = partial(build_features_day, dataset=dataset, contract=contract)
+    with closing(engine_map(build, days)) as written:
+        built = tuple(next(written) for _ in ProgressLogger(logger).over(days, "days of features written"))
     raw_rows = sum(int(read_facts(dataset.paths.raw(day))["rows"]) for day in days)
     features = FeatureDays(built, raw_rows)
     logger.info(f"{rows_on_days(features.rows, len(days), dataset.config)}, {_written(built, dataset.config)}")

@@ -249,7 +249,7 @@ def roll_back(
         StorageError: The bundle of the version is gone.
         BundleError: The bundle cannot be read, or cannot score the present features.
     """
-    target = _rollback_target(dataset, tracker, request)
+    target = rollback_target(dataset, tracker, request)
     bundle = load_bundle(tracker, target)
     runs = {**origin, RUN: target.run_id}
     days = list(features_content(dataset))
@@ -275,7 +275,17 @@ def roll_back(
     return Rollback(target, publication, message)
 
 
-def _rollback_target(dataset: Dataset, tracker: Tracker, request: RollbackRequest) -> TrackedVersion:
+def rollback_target(dataset: Dataset, tracker: Tracker, request: RollbackRequest) -> TrackedVersion:
+    """Return the version that shall serve, before anything is done.
+
+    Args:
+        dataset: Dataset to roll back.
+        tracker: The model store.
+        request: Which version, why, and on whose behalf.
+
+    Raises:
+        PromotionError: The version does not exist, the gate rejected it, or the reason is missing.
+    """
     if not request.why.strip():
         raise PromotionError("a rollback needs a reason, which the history keeps; set why")
     versions = {version.version: version for version in tracker.versions(dataset.name)}

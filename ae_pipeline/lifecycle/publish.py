@@ -1,14 +1,19 @@
 """Publication of latents and scores."""
 
 import logging
+import shutil
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.engine.mapping import Engine, selected_engine
 from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import calibration_holds, latents_not_collapsed
 from ae_pipeline.latents.data_contract import build_contract
@@ -26,17 +31,21 @@ from ae_pipeline.latents.read import (
 from ae_pipeline.latents.table_update import LatentDay
 from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.lifecycle.newest_day import newest_filling_day
-from ae_pipeline.registry.bundles import load_bundle
+from ae_pipeline.registry.bundles import load_bundle, verified_folder
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.parquet import read_facts
 
 logger = logging.getLogger(__name__)
 
 _COLLAPSE_DAYS = 31
 """Newest days of a publication whose latents are checked for collapse."""
+
+_KEPT_COPY_SECONDS = 86_400
+"""Age up to which the copy of an earlier bundle stays, because another publication may use it."""
 
 _COLLAPSE_ROWS = 30
 """Rows below which the variance of latents says nothing."""
@@ -105,6 +114,22 @@ def load_table_model(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion
     return version, load_bundle(tracker, version)
 
 
+def _copy_for_workers(dataset: Dataset, tracker: Tracker, version: TrackedVersion, bundle: ModelBundle) -> Path | None:
+    """Copy a bundle into the data folder, which all workers of the engine see; None if this process does the work."""
+    if selected_engine() is Engine.THREADS:
+        return None
+    folder = dataset.paths.cache / "bundles" / dataset.name / bundle.fingerprint
+    if not folder.exists():
+        make_folder(folder.parent)
+        for earlier in folder.parent.iterdir():
+            if earlier.stat().st_mtime < time.time() - _KEPT_COPY_SECONDS:
+                shutil.rmtree(earlier, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        shutil.copytree(verified_folder(tracker, version), temporary, dirs_exist_ok=True)
+        temporary.rename(folder)
+    return folder
+
+
 def publish_latents(
     dataset: Dataset,
     tracker: Tracker,
@@ -138,6 +163,7 @@ def publish_latents(
         runs,
         before_commit=before_commit,
         accepts_removal=accepts_removal,
+        bundle_folder=_copy_for_workers(dataset, tracker, version, bundle),
     )
     images = publish_images(paths, bundle, version.version)
     published = published_days(paths)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from ae_pipeline.latent_space.alignment import Alignment
 from ae_pipeline.lifecycle.feedback import reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
+from ae_pipeline.lifecycle.training_metrics import EXPERIMENT_NOTE, evaluation_metrics, run_name, tagged_figures
 from ae_pipeline.registry.names import GATE_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
@@ -120,14 +120,18 @@ def train_challenger(
     window = sizes.window
     serving = serving_model(config, tracker)
     logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
-    run_name = f"{dataset.name} {window.days[-1]}"
-    with tracker.training(dataset.name, run_name, origin, location=_location_id(paths)) as run:
+    tracker.describe_experiment(
+        dataset.name, EXPERIMENT_NOTE.format(dataset=dataset.name, description=config.description).strip()
+    )
+    name = run_name(window.days, is_daily=config.is_daily)
+    with tracker.training(dataset.name, name, origin, location=_location_id(paths)) as run:
         _log_settings(run, config, sizes)
         candidate = _fit(dataset, window, contract, serving, run)
         evaluation = _evaluate(candidate, serving, dataset, window)
         _log_evaluation(run, candidate, evaluation, window, content)
         # Registered within the run: a version without a gate result comes from an interrupted training.
         version = run.register(candidate.bundle)
+        run.rename(run_name(window.days, version.version, is_daily=config.is_daily))
         tracker.tag_version(dataset.name, version.version, _version_tags(candidate, evaluation))
         # From here on the model is safe, even if its description fails.
         charts, card = _describe(run, version, candidate, evaluation, dataset, links)
@@ -246,15 +250,17 @@ def _log_evaluation(
     content: Mapping[str, tuple[str, int]],
 ) -> None:
     alignment = candidate.alignment
-    if candidate.bundle.config.model.latent_dim is None:
-        run.log_params({"model.latent_dim": candidate.bundle.model.latent_dim})
+    bundle = candidate.bundle
+    # What is the same for each training, or says nothing as a bar among others, is no metric.
+    fitted = {"best_epoch": candidate.result.best_epoch, "score_threshold": bundle.calibration.threshold}
+    chosen = {"model.latent_dim": bundle.model.latent_dim} if bundle.config.model.latent_dim is None else {}
+    run.log_params({**fitted, **chosen})
+    compatible = (candidate.compatible,) if alignment else ()
     run.log_metrics(
         {
-            **_gate_metrics((*evaluation.results, candidate.compatible)),
-            "best_epoch": candidate.result.best_epoch,
+            **evaluation_metrics(bundle, candidate.validation, evaluation.unseen, (*evaluation.results, *compatible)),
             "best_validation_loss": candidate.result.best_loss,
-            "score_threshold": candidate.bundle.calibration.threshold,
-            **screening_metrics(candidate.bundle.facts.screening),
+            **screening_metrics(bundle.facts.screening),
             **_flat("latents", alignment.compatibility.figures() if alignment else {}),
         }
     )
@@ -263,8 +269,7 @@ def _log_evaluation(
 
 
 def _version_tags(candidate: _Candidate, evaluation: _Evaluation) -> dict[str, str]:
-    metrics = _gate_metrics((*evaluation.results, candidate.compatible))
-    figures = {name.removeprefix("gate."): value for name, value in metrics.items()}
+    figures = tagged_figures((*evaluation.results, candidate.compatible))
     # The gate's tag comes last: a version without it was not evaluated.
     return {
         _LATENTS_TAG: candidate.compatible.message,
@@ -303,15 +308,6 @@ def _location_id(paths: DatasetPaths) -> str:
     if not re.fullmatch("[0-9a-f]{16}", text):  # the first training here, or a damaged file
         write_text(path, text := secrets.token_hex(8))
     return text
-
-
-def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
-    """Return what MLflow stores of the gate: figure, threshold, and whether the rule passed, by rule."""
-    metrics: dict[str, float] = {}
-    for result in results:
-        values = {"figure": result.figure, "threshold": result.threshold, "passed": float(result.passed)}
-        metrics |= {f"gate.{result.rule}.{name}": value for name, value in values.items() if math.isfinite(value)}
-    return metrics
 
 
 def _streaming_message(bundle: ModelBundle) -> str:

@@ -15,7 +15,12 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.paths import DatasetPaths
 
 if TYPE_CHECKING:
+    from ae_pipeline.ingestion.contract import ColumnRule
     from ae_pipeline.reports.charts import Chart
+    from ae_pipeline.storage.dataset import Dataset
+
+_ALLOWED = 10
+"""Valid texts that the description of a column lists."""
 
 
 def add_partition_metadata(
@@ -55,6 +60,40 @@ def add_latest_metadata(
 def joint_version(hashes: Iterable[str]) -> dg.DataVersion:
     """Return one data version for the content of all partitions of a run."""
     return dg.DataVersion(hash_json(list(hashes)))
+
+
+def column_descriptions(dataset: "Dataset") -> dict[str, str]:
+    """Return what the schema contract and the YAML say about the columns of raw data and features, by name.
+
+    Args:
+        dataset: Configuration and paths of the dataset; its contract exists.
+    """
+    from ae_pipeline.features.split import LABEL
+    from ae_pipeline.ingestion.contract import contract_in_force
+
+    config = dataset.config
+    rules = contract_in_force(dataset.paths.contract, config).columns
+    described = {name: _rule_message(rule) for name, rule in rules.items()}
+    described |= {name: f"Derived: {expression}" for name, expression in config.derive.items()}
+    described["row_id"] = f"Identity of the row: {', '.join(config.identity)}."
+    if config.event_time:
+        described["event_time"] = f"Event time, UTC, from {config.event_time}."
+    if config.label:
+        described[LABEL] = f"Whether the row is a known anomaly: {config.label}"
+    return described
+
+
+def _rule_message(rule: "ColumnRule") -> str:
+    """Return the rule of a column as a sentence."""
+    low, high = rule.minimum, rule.maximum
+    limits = {
+        "a value is required": rule.required,
+        "files may lack it": rule.optional,
+        f"at least {low:g}" if low is not None else "": low is not None,
+        f"at most {high:g}" if high is not None else "": high is not None,
+        f"one of {', '.join(rule.allowed[:_ALLOWED])}" if rule.allowed else "": bool(rule.allowed),
+    }
+    return "; ".join([f"Type {rule.type.value}", *(text for text, holds in limits.items() if holds)]) + "."
 
 
 def parquet_schema(path: Path, descriptions: Mapping[str, str | None] | None = None) -> dg.TableSchema:

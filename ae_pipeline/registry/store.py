@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.registry.answer import require_answer
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
-from ae_pipeline.registry.training_run import TrainingRun
+from ae_pipeline.registry.training_run import NOTE_TAG, TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
 from ae_pipeline.storage.aliases import alias_of
 from ae_pipeline.storage.files import make_folder
@@ -32,6 +32,9 @@ _SQLITE = "sqlite:///"
 
 _LOCATION_TAG = "place"
 """Tag of a run with the data folder that it trained in."""
+
+_KIND_TAG = "mlflow.experimentKind"
+"""Tag of an experiment that the UI chooses its pages by; without it, a page of token usage comes first."""
 
 _MAX_DOWNLOADED = 4
 """Bundles of a model that are kept after a download from a remote tracking server."""
@@ -129,6 +132,12 @@ class Tracker:
                 return str(client.create_experiment(dataset))
             folder = make_folder(self.root / "artifacts" / dataset).resolve()
             return str(client.create_experiment(dataset, artifact_location=_plain(folder).as_uri()))
+
+    def describe_experiment(self, dataset: str, note: str) -> None:
+        """Set the description of the dataset's experiment, and let the UI show it as trainings of a model."""
+        experiment = self.experiment(dataset)
+        self.client.set_experiment_tag(experiment, NOTE_TAG, note)
+        self.client.set_experiment_tag(experiment, _KIND_TAG, "custom_model_development")
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:
@@ -247,6 +256,14 @@ class Tracker:
     def run_tags(self, run_id: str) -> dict[str, str]:
         """Return the tags of a run."""
         return dict(self.client.get_run(run_id).data.tags)
+
+    def run_facts(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+        """Return the tags and the newest metrics of a run; both are empty if the store no longer has it."""
+        try:
+            data = self.client.get_run(run_id).data
+        except MlflowException:
+            return {}, {}
+        return dict(data.tags), dict(data.metrics)
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""

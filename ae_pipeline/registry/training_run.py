@@ -41,8 +41,8 @@ _METRICS_PER_CALL = 900
 _SERVING_PACKAGES = ("numpy", "pandas", "pillow", "polars", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 _PACKAGE = Path(__file__).parents[1]
 _PYFUNC_MODEL = _PACKAGE / "registry" / "pyfunc_model.py"
-_NOTE_TAG = "mlflow.note.content"
-"""Tag with the description of a run, Markdown."""
+NOTE_TAG = "mlflow.note.content"
+"""Tag with the description of a run or an experiment, Markdown."""
 
 # MLflow's datetime type rejects timestamps with a time zone, and its boolean type turns missing values into False.
 _ANY = AnyType()  # type: ignore[no-untyped-call]
@@ -70,6 +70,10 @@ class TrainingRun:
         self.client, self.dataset, self.run_id = client, dataset, run_id
         self._buffer: list[Metric] = []
         self._flushed_at = time.monotonic()
+
+    def rename(self, name: str) -> None:
+        """Give the run a new name."""
+        self.client.update_run(self.run_id, name=name)
 
     def log_params(self, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> None:
         """Log parameters and tags in one call."""
@@ -140,7 +144,7 @@ class TrainingRun:
             card: Model card, Markdown.
         """
         self.client.log_text(self.run_id, card, "model_card.md")
-        self.client.set_tag(self.run_id, _NOTE_TAG, note[:5000])
+        self.client.set_tag(self.run_id, NOTE_TAG, note[:5000])
         self.client.update_model_version(self.dataset, str(version.version), description=note[:5000])
 
     def log_json(self, value: Any, name: str) -> None:

@@ -55,7 +55,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
     """
     import altair as alt
 
-    data = _Data()
+    data = ChartData()
 
     highest = float(max(calibration.max(initial=0.0), of_day.max(initial=0.0), threshold * 1.1))
     edges = np.linspace(0.0, highest, _BINS + 1)
@@ -95,7 +95,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
         f"Scores of the {len(of_day):,} rows of {day} and of {len(calibration):,} calibration rows. The dashed line is "
         f"the threshold, {threshold:.2f} nats. Rows of {day} above it are flagged: {above:,}."
     )
-    return _chart("scores", "Scores", message, base + rule, data)
+    return as_chart("scores", "Scores", message, base + rule, data)
 
 
 def calibration_chart(p_values: Array, message: str) -> Chart:
@@ -107,7 +107,7 @@ def calibration_chart(p_values: Array, message: str) -> Chart:
     """
     import altair as alt
 
-    data = _Data()
+    data = ChartData()
 
     rows = np.sort(p_values)
     smallest = 1 / max(len(rows), 10)
@@ -126,7 +126,7 @@ def calibration_chart(p_values: Array, message: str) -> Chart:
     )
     ends = [{"budget": float(smallest), "share": float(smallest)}, {"budget": 0.5, "share": 0.5}]
     ideal = alt.Chart(data(ends)).mark_line(color=_GREY, strokeDash=[4, 3]).encode(x="budget:Q", y="share:Q")
-    return _chart(
+    return as_chart(
         "calibration",
         "Calibration",
         f"{message} On the dashed line, each budget flags exactly its share of rows.",
@@ -145,7 +145,7 @@ def loss_chart(epochs: Sequence[Epoch], best_epoch: int, unit: str) -> Chart:
     """
     import altair as alt
 
-    data = _Data()
+    data = ChartData()
 
     points = [
         {"epoch": epoch.number, "loss": loss, "of": part}
@@ -169,7 +169,7 @@ def loss_chart(epochs: Sequence[Epoch], best_epoch: int, unit: str) -> Chart:
     )
     kept = alt.Chart(data([{"epoch": best_epoch}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(x="epoch:Q")
     message = f"Loss by epoch. The dashed line is epoch {best_epoch} of {len(epochs)}, whose weights were kept."
-    return _chart("loss", "Training", message, lines + kept, data)
+    return as_chart("loss", "Training", message, lines + kept, data)
 
 
 def latent_chart(
@@ -186,7 +186,7 @@ def latent_chart(
     """
     import altair as alt
 
-    data = _Data()
+    data = ChartData()
 
     def points(some: pl.DataFrame) -> list[dict[str, Any]]:
         coordinates = project(latents_in(some), bundle)
@@ -224,9 +224,9 @@ def latent_chart(
         "They are the same for every day."
     )
     if not normal.height:  # Vega-Lite cannot scale an axis without values
-        return _chart("latents", "Latent space", message, above, data)
+        return as_chart("latents", "Latent space", message, above, data)
     below = alt.Chart(data(points(normal))).mark_circle(size=14, color=_GREY, opacity=0.35).encode(x=x, y=y)
-    return _chart("latents", "Latent space", message, below + above, data)
+    return as_chart("latents", "Latent space", message, below + above, data)
 
 
 def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
@@ -238,19 +238,13 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
     """
     import altair as alt
 
-    data = _Data()
+    data = ChartData()
 
     columns = effects.filter(pl.col("part") == "column")
     if not columns.height:
         return None
     days = columns["day"].unique().sort().tail(_MAX_DRIFT_DAYS)
-    excess = pl.max_horizontal(
-        pl.col("psi") / config.psi,
-        pl.col("wasserstein").fill_null(0.0) / config.wasserstein,
-        pl.col("new_categories").fill_null(0.0) / config.new_categories,
-        pl.col("missing").abs() / config.missing,
-    )
-    recent = columns.filter(pl.col("day").is_in(days.implode())).with_columns(excess=excess)
+    recent = with_excess(columns.filter(pl.col("day").is_in(days.implode())), config)
     farthest = recent.group_by("name").agg(pl.col("excess").max()).sort("excess", "name", descending=[True, False])
     names = farthest["name"].head(_MAX_DRIFT_COLUMNS)
     values = [
@@ -286,19 +280,37 @@ def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
         f"Distance of each column from the training window, on each day up to {days[-1]}, as a multiple of its drift "
         "threshold. With several thresholds, the highest multiple counts. From 1 on, the column has drifted."
     )
-    return _chart("drift", "Column drift", message, chart, data)
+    return as_chart("drift", "Column drift", message, chart, data)
+
+
+def with_excess(drift: pl.DataFrame, config: DriftConfig) -> pl.DataFrame:
+    """Return effects with `excess`: the largest of them as a multiple of its threshold.
+
+    Args:
+        drift: Rows of `drift.parquet` about columns.
+        config: Drift thresholds.
+    """
+    return drift.with_columns(
+        excess=pl.max_horizontal(
+            pl.col("psi") / config.psi,
+            pl.col("wasserstein").fill_null(0.0) / config.wasserstein,
+            pl.col("new_categories").fill_null(0.0) / config.new_categories,
+            pl.col("missing").abs() / config.missing,
+        )
+    )
 
 
 _CALIBRATED = "calibration"
 
 
-class _Data:
+class ChartData:
     """Values of a chart, added to its specification at the end: Altair would validate each value, which is slow."""
 
     def __init__(self) -> None:
         self.sets: dict[str, list[Mapping[str, Any]]] = {}
 
     def __call__(self, values: Sequence[Mapping[str, Any]]) -> "alt.NamedData":
+        """Keep values, and return the name that a chart refers to them by."""
         import altair as alt
 
         name = f"values_{len(self.sets)}"  # Vega-Lite uses the names data_0, data_1, …
@@ -306,8 +318,9 @@ class _Data:
         return alt.NamedData(name=name)
 
 
-def _chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data: _Data) -> Chart:
-    spec = chart.properties(width="container", height=260).to_dict()
+def as_chart(name: str, title: str, message: str, chart: "alt.TopLevelMixin", data: ChartData) -> Chart:
+    """Return a chart of Altair, whose values `data` keeps, as wide as its container; other arguments as of `Chart`."""
+    spec = chart.properties(width="container", height=215).to_dict()
     axis = {"domainColor": "#8888", "tickColor": "#8888", "gridColor": "#8883"}
     spec["config"] = {
         "view": {"stroke": None},

@@ -9,12 +9,12 @@ from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.cards import cards, unseen_days_summary
 from ae_pipeline.reports.charts import Chart
 from ae_pipeline.reports.gallery import Gallery
-from ae_pipeline.reports.groups import Group, group_rows
+from ae_pipeline.reports.groups import EntityGroup, Group, group_by_entity, group_rows
 from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.pictures import Panel
 from ae_pipeline.reports.ranking import RankedRow
-from ae_pipeline.reports.review import cause_key
+from ae_pipeline.reports.review import cause_key, entity_of
 from ae_pipeline.reports.view import Published
 
 _BAR_DAYS = 366
@@ -58,17 +58,21 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
     assessment = published.assess_with_later_days(day) if day else None
     rows = published.row_details.explanations(ranked)
     charts = published.charts(day) if day else []
+    config = published.dataset.config
+    entities = group_by_entity(rows, lambda row_id: entity_of(row_id, config))
     variables = {
         **cards(published, day, assessment),
         "dataset": published.dataset.name,
-        "timezone": published.dataset.config.timezone,
+        "timezone": config.timezone,
         "filling": published.filling.message if published.filling else "",
         "features": published.features_link(day, page),
         "budget": published.bundle.calibration.budget,
-        "rate": published.dataset.config.alerts.false_discovery_rate,
+        "rate": config.alerts.false_discovery_rate,
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
-        "rows": _row_variables(published, rows, groups, page),
+        "entities": [_entity_variables(group) for group in entities],
+        "entity_columns": [name for name in config.identity if name != config.event_time],
+        "rows": _row_variables(published, rows, groups, entities, page),
         "states": {row.row_id: state.text for row in rows if (state := published.review.states.get(row.row_id))},
         "charts": [asdict(chart) for chart in charts],
     }
@@ -133,9 +137,26 @@ def _group_variables(group: Group) -> dict[str, Any]:
     }
 
 
+def _entity_variables(group: EntityGroup) -> dict[str, Any]:
+    return {
+        "entity": group.entity,
+        "rows": len(group.rows),
+        "highest_score": group.rows[0].score,
+        "days": group.days,
+        "message": group.cause.message,
+        "of_cause": len(group.cause.rows),
+        "cause": cause_key(group.cause.columns),
+    }
+
+
 def _row_variables(
-    published: Published, rows: Sequence[RankedRow], groups: Sequence[Group], page: Path
+    published: Published,
+    rows: Sequence[RankedRow],
+    groups: Sequence[Group],
+    entities: Sequence[EntityGroup],
+    page: Path,
 ) -> list[dict[str, Any]]:
+    entity_of_row = {row.row_id: number for number, group in enumerate(entities, 1) for row in group.rows}
     group_of = {row.row_id: number for number, group in enumerate(groups, 1) for row in group.rows}
     details = published.row_details
     neighbors, values = details.nearest(rows), details.values(rows)
@@ -150,6 +171,7 @@ def _row_variables(
             "reason": row.reason,
             "contributions": [asdict(part) for part in row.contributions],
             "group": group_of.get(row.row_id),
+            "entity": entity_of_row.get(row.row_id),
             "values": values.get(row.row_id, ()),
             "neighbors": neighbors.get(row.row_id, ()),
             "day": details.day_of(row),

@@ -1,7 +1,7 @@
 """Group rows whose scores have the same cause: the same columns contribute most."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ae_pipeline.reports.ranking import RankedRow
@@ -46,6 +46,42 @@ def group_rows(rows: Iterable[RankedRow]) -> list[Group]:
     return sorted(groups, key=lambda group: (-len(group.rows), -group.rows[0].score, group.columns))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EntityGroup:
+    """Flagged rows of one entity, such as a daily flight.
+
+    Attributes:
+        entity: Identity of the rows without their event time.
+        rows: Rows, the highest score first.
+        days: Days of the rows, ISO dates, the oldest first.
+        cause: The most frequent cause of the rows.
+    """
+
+    entity: str
+    rows: tuple[RankedRow, ...]
+    days: tuple[str, ...]
+    cause: Group
+
+
+def group_by_entity(rows: Iterable[RankedRow], entity_of: Callable[[str], str]) -> list[EntityGroup]:
+    """Return flagged and explained rows by entity, the entity with most rows first. One row alone is no group.
+
+    Args:
+        rows: Rows, the highest score first.
+        entity_of: Function from the identity of a row to its entity, which may be empty.
+    """
+    entities: dict[str, list[RankedRow]] = {}
+    for row in rows:
+        if row.is_anomaly and row.contributions and (entity := entity_of(row.row_id)):
+            entities.setdefault(entity, []).append(row)
+    groups = [
+        EntityGroup(entity=entity, rows=tuple(each), days=_days(each), cause=group_rows(each)[0])
+        for entity, each in entities.items()
+        if len(each) > 1
+    ]
+    return sorted(groups, key=lambda group: (-len(group.rows), -group.rows[0].score, group.entity))
+
+
 def cause(row: RankedRow) -> tuple[str, ...]:
     """Return the columns with at least 30% of the largest contribution to the score, sorted by name."""
     highest = max(part.surprisal for part in row.contributions)
@@ -53,11 +89,14 @@ def cause(row: RankedRow) -> tuple[str, ...]:
 
 
 def _group(columns: tuple[str, ...], rows: Sequence[RankedRow]) -> Group:
-    days = sorted({row.event_time.date().isoformat() for row in rows if row.event_time})
     parts = []
     for column in columns:
         values = [part.actual for row in rows for part in row.contributions if part.column == column]
         value, count = Counter(values).most_common(1)[0]
         is_shared = len(rows) == 1 or count > _MIN_SHARE_OF_VALUE * len(rows)
         parts.append(f"{column} is {value}" if is_shared else column)
-    return Group(columns=columns, rows=tuple(rows), days=tuple(days), message=", ".join(parts))
+    return Group(columns=columns, rows=tuple(rows), days=_days(rows), message=", ".join(parts))
+
+
+def _days(rows: Sequence[RankedRow]) -> tuple[str, ...]:
+    return tuple(sorted({row.event_time.date().isoformat() for row in rows if row.event_time}))

@@ -5,7 +5,7 @@
     const bodies = () => [...table.tBodies];
     const search = document.querySelector("#search"), flagged = document.querySelector("#flagged");
     const shown = document.querySelector("#shown"), all = document.querySelector("#all");
-    let group = null, most = 20;
+    let picked = null, most = 20;
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";
@@ -14,25 +14,25 @@
     const filter = () => {
       const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       // A search shows all matches. Otherwise the first rows are enough, and a linked row is always shown.
-      const limit = terms.length || flagged.checked || group !== null ? Infinity : most;
+      const limit = terms.length || flagged.checked || picked !== null ? Infinity : most;
       let count = 0;
       for (const body of bodies()) {
         const text = body.textContent.toLowerCase();
         const matches = terms.every((term) => text.includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
-          && (group === null || body.dataset.group === group);
+          && (picked === null || body.dataset[picked.by] === picked.value);
         body.hidden = !matches || (count >= limit && location.hash !== `#${body.id}`);
         count += matches;
       }
       more.hidden = count <= limit;
       more.textContent = `Show all ${count} rows`;
       shown.textContent = `${Math.min(count, limit)} of ${bodies().length} rows shown`;
-      all.hidden = group === null;
+      all.hidden = picked === null;
     };
     search.addEventListener("input", filter);
     flagged.addEventListener("change", filter);
-    all.addEventListener("click", () => { group = null; filter(); search.focus(); });
+    all.addEventListener("click", () => { picked = null; filter(); search.focus(); });
     for (const button of document.querySelectorAll(".pick")) {
-      button.addEventListener("click", () => { group = button.dataset.group; filter(); table.scrollIntoView(); });
+      button.addEventListener("click", () => { const by = button.dataset.entity ? "entity" : "group"; picked = {by, value: button.dataset[by]}; filter(); table.scrollIntoView(); });
     }
     for (const button of table.querySelectorAll("th button")) {
       button.addEventListener("click", () => {
@@ -54,14 +54,14 @@
     }
     filter();
   }
-  // Long lists of causes start with ten of them.
-  for (const list of document.querySelectorAll(".causes")) {
-    const rest = [...list.tBodies[0].rows].slice(10);
+  // Long lists start with the first entries.
+  for (const list of document.querySelectorAll("[data-first]")) {
+    const rest = [...list.tBodies[0].rows].slice(Number(list.dataset.first));
     if (rest.length < 2) continue;
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";
-    more.textContent = `Show ${rest.length} more causes`;
+    more.textContent = `Show ${rest.length} more ${list.dataset.noun}`;
     const show = (open) => { for (const row of rest) row.hidden = !open; more.hidden = open; };
     more.addEventListener("click", () => show(true));
     list.parentElement.after(more);

@@ -29,7 +29,7 @@ from ae_pipeline.reports.scripts import scripts
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 3
+_CONTEXT_VERSION = 4
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
@@ -180,16 +180,24 @@ def _context_path(paths: DatasetPaths) -> Path:
 
 
 def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
+    return render_page(template, {**variables, "group_states": _group_states(variables)}, paths)
+
+
+def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
+    """Return a page with the style and the scripts of all pages; without charts, it has no script that draws them.
+
+    Args:
+        template: Name of the template.
+        variables: Variables of the template, with `charts`.
+        paths: Paths of the dataset.
+    """
     folder = files("ae_pipeline").joinpath("reports")
     sources = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    sources["latents_js"] = folder.joinpath("page.latents.js").read_text(encoding="utf-8")
     sources["vega"] = scripts(paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
-    return (
-        page_environment()
-        .get_template(template)
-        .render(**_CONSTANTS, **unescaped, **variables, group_states=_group_states(variables))
-    )
+    return page_environment().get_template(template).render(**_CONSTANTS, **unescaped, **variables)
 
 
 def _group_states(variables: Mapping[str, Any]) -> list[str]:

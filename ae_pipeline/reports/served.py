@@ -42,14 +42,17 @@ def home_page(
 
     Args:
         datasets: Paths of each dataset.
-        descriptions: What a row of each dataset is; may lack datasets.
+        descriptions: What a row of each dataset is; lacks those that the project no longer has.
         addresses: Addresses of `dagster` and `mlflow`, as they are now; may lack servers.
     """
-    entries = [_home_entry(name, paths, descriptions.get(name, "")) for name, paths in sorted(datasets.items())]
+    entries = [
+        _home_entry(name, paths, descriptions.get(name, ""), is_served=name in descriptions)
+        for name, paths in sorted(datasets.items())
+    ]
     return _render("home.html.j2", entries=entries, addresses=addresses)
 
 
-def _home_entry(name: str, paths: DatasetPaths, description: str) -> dict[str, Any]:
+def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: bool) -> dict[str, Any]:
     summary = read_summary(paths) or {}
     days = [entry for entry in summary.get("days", []) if entry["rows"]][-_TREND_DAYS:]
     pages = sorted(path.stem for path in (paths.reports / "days").glob("[!.]*.html"))
@@ -61,6 +64,7 @@ def _home_entry(name: str, paths: DatasetPaths, description: str) -> dict[str, A
         "days": days,
         "highest": max([1, *(entry["flagged"] for entry in days)]),
         "pages": pages[-7:],
+        "is_served": is_served,
         "has_report": (paths.reports / "report.html").exists(),
         # An object store may not answer, and this page must. The page of the contract asks it.
         "has_contract": not (table := TableFiles(paths.latents)).is_folder or table.has(_CONTRACT),

@@ -33,7 +33,7 @@ from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.scoring.calibration import IMAGE_BUDGET, calibrate, check_budget
 from ae_pipeline.scoring.ensemble import FITTED_ROWS, Ensemble, fit_ensemble
 from ae_pipeline.scoring.mahalanobis import fit_mahalanobis
-from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
+from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
@@ -44,6 +44,7 @@ from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed, copied, wi
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
 from ae_pipeline.training.screening import Screened, screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
+from ae_pipeline.training.tails import encoded_slices, fit_categories, with_tails
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,6 @@ _SLOW_ELEMENTS = 2e7
 
 _SAMPLE_SEED = 3
 """Seed of the hash that samples rows again that another hash sampled already."""
-
-MIN_TAIL_ROWS = 500
-"""Validation rows that the tails need; if there are fewer, they are fitted on training and validation rows."""
 
 
 def fit_bundle(
@@ -264,6 +262,9 @@ def fit_detector(
     _fit_loss_statistics(model, loss, validation)
     del validation
     ensemble = _fit_ensemble(encoder, for_ensemble, config)
+    cooccurrence = fit_categories(
+        encoder, for_ensemble[:1] if streamed is None else encoded_slices(encoder, train_rows), config
+    )
     del for_ensemble
     network = FittedNetwork(encoder, model, loss.eval())
     detector = Detector(
@@ -273,8 +274,9 @@ def fit_detector(
         mahalanobis=fit_mahalanobis(network.encode(train_rows).astype(np.float64)),
         ensemble=ensemble,
         tails=TailCalibrator.none(),
+        cooccurrence=cooccurrence,
     )
-    return _with_tails(detector, train_rows, validation_rows), result
+    return with_tails(detector, train_rows, validation_rows), result
 
 
 def _start_from(
@@ -339,11 +341,3 @@ def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConf
     rows = np.concatenate([matrix[:, :width] for matrix in matrices])
     training = config.training
     return fit_ensemble(rows, encoder.asinh_mask[:width], training.seed, training.contamination)
-
-
-def _with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:
-    """Return the detector with tails fitted on the validation rows, and on the training rows if those are too few."""
-    rows = validation_rows
-    if validation_rows.height < MIN_TAIL_ROWS:
-        rows = pl.concat([train_rows, validation_rows], how="diagonal")
-    return dataclasses.replace(detector, tails=fit_tails(detector.latents_and_losses(rows)[1]))

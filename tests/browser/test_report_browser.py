@@ -23,8 +23,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="pages in a brows
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium")
 
-MAX_BYTES, MAX_FIRST_PAINT = 2_000_000, 1000
-"""Size of a page, and time to its first paint in milliseconds."""
+MAX_BYTES, MAX_FIRST_PAINT, MAX_HEIGHT = 2_000_000, 1000, 4000
+"""Size of a page, time to its first paint in milliseconds, and height in pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,7 @@ def test_a_page_over_a_year_is_as_small_and_fast(browser: Any, year: dict[str, P
     visit = Visit(browser, year[name])
     assert visit.first_paint() < MAX_FIRST_PAINT
     assert visit.problems == []
+    assert visit.page.evaluate("document.documentElement.scrollHeight") <= MAX_HEIGHT
     assert year[name].stat().st_size < MAX_BYTES
     visit.page.close()
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,11 @@ def test_each_partition_of_a_range_has_its_own_metadata(complete_shop: Shop) -> 
     raw = complete_shop.metadata("raw_data")
     assert raw["dagster/row_count"] == len(DAYS) * ROWS
     assert str(raw["dagster/uri"]).startswith("file://")
-    assert {column.name for column in raw["dagster/column_schema"].columns} >= {"order_id", "price", "row_id"}
+    described = {column.name: column.description for column in raw["dagster/column_schema"].columns}
+    assert described.keys() >= {"order_id", "price", "row_id"}
+    assert described["row_id"] == "Identity of the row: order_id."
+    assert described["price"].startswith("Type number")
+    assert all(described.values())
 
 
 def test_materializations_show_plots_rows_and_links(complete_shop: Shop) -> None:
@@ -186,6 +191,18 @@ def test_a_run_with_nothing_new_changes_no_file(serving_shop: Shop) -> None:
     assert {path for path in files if path.name != "alerts.parquet" and files[path] != again.get(path)} == set()
     assert again.keys() == files.keys()
     assert DeltaTable(serving_shop.root / "data" / "latents" / "orders").version() == version
+
+
+def test_worker_processes_publish_the_same_table(serving_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = serving_shop.root / "data" / "latents" / "orders"
+    expected = {path.relative_to(table): path.read_bytes() for path in table.glob("v*/**/*.parquet")}
+    assert len(expected) == 2
+    shutil.rmtree(table)
+    monkeypatch.setenv("AE_PIPELINE_ENGINE", "processes")
+    assert serving_shop.run("publish", DAYS[0], PUBLISHED[-1]).success
+    assert {path.relative_to(table): path.read_bytes() for path in table.glob("v*/**/*.parquet")} == expected
+    copies = serving_shop.root / "data" / "cache" / "bundles" / "orders"
+    assert len(list(copies.iterdir())) == 1
 
 
 def test_changed_columns_refuse_the_file_with_a_remedy(serving_shop: Shop) -> None:

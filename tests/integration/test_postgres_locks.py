@@ -37,7 +37,7 @@ def lock(postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lock
     return dataset_lock(DatasetPaths(tmp_path, "orders"))
 
 
-def test_a_killed_process_gives_its_lock_back_within_a_second(lock: Lock, tmp_path: Path) -> None:
+def test_a_killed_process_gives_its_lock_back(lock: Lock, tmp_path: Path) -> None:
     other = tmp_path / "other_host"  # the data folders of two hosts differ
     command = [sys.executable, "-c", CHILD, str(other)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -48,12 +48,16 @@ def test_a_killed_process_gives_its_lock_back_within_a_second(lock: Lock, tmp_pa
         assert (holder, str(holder)) == (Holder(socket.gethostname(), child.pid), f"process {child.pid}")
         with locks().try_to_hold(lock) as is_free:
             assert not is_free
-        waited: list[Holder | None] = []
-        threading.Timer(0.3, child.send_signal, [signal.SIGKILL]).start()
-        started = time.monotonic()
-        with locks().hold(lock, waited.append):
-            assert time.monotonic() - started < 0.3 + 1
-            assert waited == [holder]
+        waited: list[tuple[Holder | None, float]] = []
+
+        def kill(found: Holder | None) -> None:
+            child.kill()
+            waited.append((found, time.monotonic()))
+
+        with locks().hold(lock, kill):
+            ((found, killed_at),) = waited
+            assert time.monotonic() - killed_at < 5  # a tenth of a second, unless the machine is busy
+            assert found == holder
             assert locks().holder(lock) == Holder(socket.gethostname(), os.getpid())
         assert child.wait() == -signal.SIGKILL
     assert not locks().is_held(lock)

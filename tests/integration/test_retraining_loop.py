@@ -18,6 +18,7 @@ from ae_pipeline.common.errors import PublicationError, StorageError
 from ae_pipeline.latents.read import model_version_of, published_days
 from ae_pipeline.lifecycle.plan import days_to_publish
 from ae_pipeline.lifecycle.promote import DECIDED
+from ae_pipeline.lifecycle.versions import compare_versions, list_versions
 from ae_pipeline.orchestration.resources import RunLock
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import DATASET_TAG
@@ -314,6 +315,15 @@ class TestRollback:
         assert len(space_folders(twice_trained_shop)) == 1
         rows = pl.read_parquet(DeltaTable(twice_trained_shop.paths.latents).file_uris())
         assert (rows.height, set(rows["model_version"])) == (len(DAYS) * ROWS, {1})
+        newest, first = list_versions(twice_trained_shop.dataset, twice_trained_shop.workspace.tracker())
+        assert (newest.version, newest.serves, newest.passed) == (2, False, True)
+        assert (first.version, first.serves, first.last_day) == (1, True, DAYS[-2])
+        assert 0 <= newest.metrics["calibration_error"] <= newest.metrics["flagged_share"] + 0.01
+        compared = compare_versions(twice_trained_shop.dataset, twice_trained_shop.workspace.tracker(), 2)
+        assert (compared.new, compared.old, compared.rows) == (2, 1, 7 * ROWS)
+        published = rows.filter(pl.col("date").cast(pl.String).is_in(compared.days))
+        assert compared.flagged[1] == published["is_anomaly"].sum()
+        assert (compared.gained, compared.lost) == (len(compared.only_new), len(compared.only_old))
         entry = history(twice_trained_shop.paths)[-1]
         assert (entry.change, entry.version, entry.previous) == (Change.ROLLED_BACK, 1, 2)
         assert (entry.who, entry.why) == ("Ada", "version 2 flags too much")

@@ -78,6 +78,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         with as_dagster_failure():
             reported = report_on_days(dataset, workspace.tracker(), days, context.run.run_id)
         report, version = reported.report, reported.version
+        newest = report.newest_assessment
         for day in report.days:
             uri = (dataset.paths.reports / "days" / f"{day.day}.parquet").as_uri()
             figures = {"rows": day.rows, "rows_flagged": day.flagged}
@@ -88,6 +89,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
                 "dagster/row_count": report.ranked_rows,
                 "dagster/uri": report.page.as_uri(),
                 "dagster/column_schema": parquet_schema(report.alerts, DESCRIBED),
+                **({"newest_verdict": _headline(newest)} if newest else {}),
                 "report": dg.MetadataValue.url(workspace.file_url(report.page)),
                 "mlflow": dg.MetadataValue.url(workspace.model_version_url(config.dataset, version.version)),
                 "page": dg.MetadataValue.path(str(report.page)),
@@ -142,6 +144,11 @@ def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
         "strangest_rows_of_run": table(["row", "event time", "score", "p-value", "because"], rows),
         **({"pictures": _pictures(report.gallery)} if report.gallery else {}),
     }
+
+
+def _headline(assessment: "DayAssessment") -> str:
+    """Return the verdict on the newest complete day as a line, for the overview of the asset."""
+    return f"{assessment.day}: {assessment.verdict.value}: {assessment.message}"
 
 
 def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:

@@ -9,7 +9,12 @@ from ae_pipeline.orchestration.assets.common import (
     dataset_asset,
     days_of,
 )
-from ae_pipeline.orchestration.metadata import add_partition_metadata, joint_version, parquet_schema
+from ae_pipeline.orchestration.metadata import (
+    add_partition_metadata,
+    column_descriptions,
+    joint_version,
+    parquet_schema,
+)
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 
 _DESCRIPTION = """\
@@ -50,7 +55,7 @@ def build_features(config: PipelineConfig) -> dg.AssetsDefinition:
             metadata={
                 "dagster/row_count": built.rows,
                 "dagster/uri": path(days[-1]).parent.as_uri(),
-                "dagster/column_schema": parquet_schema(path(days[-1])),
+                "dagster/column_schema": parquet_schema(path(days[-1]), column_descriptions(dataset)),
             },
             data_version=joint_version(day.content_hash for day in built.days),
             check_results=[

@@ -9,7 +9,14 @@ from ae_pipeline.orchestration.assets.common import (
     dataset_asset,
     days_of,
 )
-from ae_pipeline.orchestration.metadata import add_partition_metadata, count_table, joint_version, parquet_schema, table
+from ae_pipeline.orchestration.metadata import (
+    add_partition_metadata,
+    column_descriptions,
+    count_table,
+    joint_version,
+    parquet_schema,
+    table,
+)
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.tags import READ_TAG, accepts_removal
 
@@ -64,7 +71,7 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
             metadata={
                 "dagster/row_count": raw.rows,
                 "dagster/uri": path(days[-1]).parent.as_uri(),
-                "dagster/column_schema": parquet_schema(path(days[-1])),
+                "dagster/column_schema": parquet_schema(path(days[-1]), column_descriptions(dataset)),
                 "schema_contract": dg.MetadataValue.path(str(dataset.paths.contract)),
                 "files_read_now": raw.files_read,
                 "rows_superseded": sum(day.superseded for day in raw.days),

@@ -24,13 +24,14 @@ from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, marks_of
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import build_report, day_page
+from ae_pipeline.reports.explore import row_page
 from ae_pipeline.reports.files import record_report_file
 from ae_pipeline.reports.page import is_current, refresh_operations
 from ae_pipeline.reports.review import MarkRequest, cause_key, entity_of, flagged_rows, read_ranked
 from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
-from tests.support.reports import as_dataset, published, reported
+from tests.support.reports import Text, as_dataset, published, reported
 from tests.support.sensors import Fitted, sensor_config
 
 ORIGIN, TOKEN = "http://127.0.0.1:8000", "correct-horse-battery"
@@ -276,3 +277,51 @@ def test_an_entity_is_the_identity_without_the_time() -> None:
 def test_a_report_that_is_missing_is_named(fitted: Fitted) -> None:
     with pytest.raises(ConfigError, match="has no report whose rows can be marked"):
         read_ranked(fitted.paths)
+
+
+def test_columns_scores_and_latents_are_explored(prepared: Dataset, fitted: Fitted) -> None:
+    client, newest = client_of(prepared), summary_of(prepared)["verdict"]["day"]
+    overview = client.get("/explore/sensors")
+    assert overview.headers["content-security-policy"].startswith("sandbox allow-scripts")
+    assert 'href="/explore/sensors/column/load"' in overview.text
+    assert "site" in overview.text
+    scores = chart_of(overview.text, "score_days")
+    (quantiles, threshold) = scores["datasets"].values()
+    assert threshold == [{"at": fitted.bundle.calibration.threshold}]
+    assert {row["day"] for row in quantiles} == set(fitted.days[-5:])
+    page = client.get("/explore/sensors/column/load").text
+    by_day = {row["day"]: row for row in chart_of(page, "median")["datasets"]["values_0"]}
+    load = pl.read_parquet(prepared.paths.features(newest))["load"]
+    assert by_day[newest]["median"] == pytest.approx(load.median())
+    assert "median" not in client.get("/explore/sensors/column/mode").text.lower().split("<script")[0]
+    latents = client.get("/explore/sensors/latents").text
+    content = json.loads(latents.split('id="content">')[1].split("</script>")[0])
+    assert content["names"][:4] == ["row_id", "day", "score", "is_anomaly"]
+    assert len(content["rows"]) == sum(day["rows"] for day in summary_of(prepared)["days"])
+    for missing in (
+        "/explore/other",
+        "/explore/sensors/column/other",
+        "/explore/sensors/row?id=x",
+        "/versions/sensors",
+    ):
+        assert client.get(missing).status_code == 404
+
+
+def chart_of(page: str, name: str) -> dict[str, Any]:
+    text = page.split(f'id="chart-{name}-spec">')[1].split("</script>", maxsplit=1)[0]
+    chart: dict[str, Any] = json.loads(text)
+    return chart
+
+
+def test_a_row_shows_all_columns_actual_and_reconstructed(prepared: Dataset, fitted: Fitted) -> None:
+    day = summary_of(prepared)["verdict"]["day"]
+    strange = read_ranked(prepared.paths).row(0, named=True)
+    page = row_page(strange["row_id"], day, prepared, fitted.bundle) or ""
+    (features,) = pl.read_parquet(prepared.paths.features(day)).filter(pl.col("row_id") == strange["row_id"]).to_dicts()
+    text = Text(page).text
+    for column in fitted.bundle.columns:
+        assert column in text
+    assert cast("Any", fitted.bundle.encoder).speak("load", features["load"]) in text
+    assert f"{strange['score']:.2f}" in text
+    assert row_page("nothing", day, prepared, fitted.bundle) is None
+    assert row_page(strange["row_id"], "2020-01-01", prepared, fitted.bundle) is None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ae_pipeline.common import cgroup, parallel
+from ae_pipeline.common import cgroup
+from ae_pipeline.common.cores import cores as usable_cores
 
 GB = 1 << 30
 
@@ -18,9 +19,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(cgroup, "_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    parallel.cores.cache_clear()
+    usable_cores.cache_clear()
     yield tmp_path
-    parallel.cores.cache_clear()
+    usable_cores.cache_clear()
 
 
 def write(system: Path, groups: str, files: dict[str, str]) -> None:
@@ -56,7 +57,7 @@ V1 = "9:name=systemd:/\n4:memory:/docker/ab12\n1:cpu,cpuacct:/docker/ab12\n0::/\
 )
 def test_limits_are_read(system: Path, groups: str, files: dict[str, str], cores: int, memory: int | None) -> None:
     write(system, groups, files)
-    assert parallel.cores() == cores
+    assert usable_cores() == cores
     assert cgroup.memory_limit() == memory
 
 
@@ -67,4 +68,4 @@ def test_the_lowest_limit_of_cores_counts(
     write(system, "0::/\n", {"cpu.max": "800000 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)))
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert parallel.cores() == cores
+    assert usable_cores() == cores

@@ -24,7 +24,7 @@ from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.training import fit
+from ae_pipeline.training import fit, tails
 from ae_pipeline.training.fit import fit_bundle, fit_detector
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
 
@@ -222,7 +222,7 @@ class TestFittedParts:
     def test_tails_use_the_validation_days_alone_if_they_have_enough_rows(
         self, fitted: Fitted, monkeypatch: pytest.MonkeyPatch, enough: int, parts: list[str]
     ) -> None:
-        monkeypatch.setattr(fit, "MIN_TAIL_ROWS", enough)
+        monkeypatch.setattr(tails, "MIN_TAIL_ROWS", enough)
         rows = {part: fitted.window.rows(part, fitted.paths) for part in PARTS}
         assert rows["validation"].height == 360
         config = sensor_config(
@@ -234,7 +234,7 @@ class TestFittedParts:
         np.testing.assert_allclose(detector.tails.quantiles[:, -1], np.quantile(losses, 0.99, axis=0), rtol=1e-12)
 
     def test_tails_need_five_hundred_validation_rows(self, fitted: Fitted) -> None:
-        assert fit.MIN_TAIL_ROWS == 500
+        assert tails.MIN_TAIL_ROWS == 500
         rows = [fitted.window.rows(part, fitted.paths) for part in ("train", "validation")]
         detector = fitted.bundle.detector
         losses = detector.latents_and_losses(pl.concat(rows, how="diagonal"))[1]

@@ -1,9 +1,10 @@
 """Rows grouped by the cause of their scores."""
 
 import datetime as dt
+from dataclasses import replace
 
 from ae_pipeline.detector.explanation import Contribution
-from ae_pipeline.reports.groups import cause, group_rows
+from ae_pipeline.reports.groups import cause, group_by_entity, group_rows
 from ae_pipeline.reports.ranking import RankedRow
 
 
@@ -43,3 +44,20 @@ class TestCauses:
 
     def test_rows_without_an_explanation_have_no_group(self) -> None:
         assert group_rows([row("a", 1.0)]) == []
+
+
+class TestEntities:
+    def test_flagged_rows_of_an_entity_form_a_group_with_its_most_frequent_cause(self) -> None:
+        rows = [
+            row("UA|15|1", 30.0, ("distance", 9.0, "4963"), day=3),
+            row("UA|15|2", 20.0, ("distance", 9.0, "4963"), day=1),
+            row("UA|15|3", 10.0, ("dest", 9.0, "HNL"), day=2),
+            replace(row("UA|15|4", 9.0, ("dest", 9.0, "HNL"), day=2), is_anomaly=False),
+            row("AA|1|1", 8.0, ("dest", 9.0, "JFK")),
+            row("alone", 7.0, ("dest", 9.0, "JFK")),
+            row("alone too", 7.0, ("dest", 9.0, "JFK")),
+        ]
+        (group,) = group_by_entity(rows, lambda row_id: row_id.rpartition("|")[0])
+        assert (group.entity, [each.row_id for each in group.rows]) == ("UA|15", ["UA|15|1", "UA|15|2", "UA|15|3"])
+        assert group.days == ("2024-01-01", "2024-01-02", "2024-01-03")
+        assert (group.cause.message, len(group.cause.rows)) == ("distance is 4963", 2)

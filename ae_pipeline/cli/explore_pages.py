@@ -1,0 +1,124 @@
+"""Pages of the data server to explore a dataset, drawn when they are asked for."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.environment import environment_error
+
+if TYPE_CHECKING:
+    from ae_pipeline.registry.store import Tracker
+
+SANDBOX = (
+    "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'unsafe-inline'; img-src data:"
+)
+"""A sandbox lets a page run its own scripts and reach nothing else. Vega compiles expressions, hence `unsafe-eval`."""
+
+
+@dataclass(frozen=True)
+class ExplorePages:
+    """Scores by day, columns, latents, single rows, and versions of the model.
+
+    Attributes:
+        datasets: Datasets of the project, by name.
+        tracker: The model store; None without one, as in tests of the other pages.
+    """
+
+    datasets: Mapping[str, Dataset]
+    tracker: "Tracker | None" = None
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def routes(self) -> list[Route]:
+        """Routes of these pages."""
+        return [
+            Route("/explore/{name}", self._scores, methods=["GET"]),
+            Route("/explore/{name}/column/{column:path}", self._column, methods=["GET"]),
+            Route("/explore/{name}/latents", self._latents, methods=["GET"]),
+            Route("/explore/{name}/row", self._row, methods=["GET"]),
+            Route("/versions/{name}", self._versions, methods=["GET"]),
+            Route("/versions/{name}/compare", self._compare, methods=["GET"]),
+        ]
+
+    async def _scores(self, request: Request) -> Response:
+        def page(dataset: Dataset) -> str | None:
+            from ae_pipeline.lifecycle.version_pages import version_marks
+            from ae_pipeline.reports.explore import scores_page
+
+            return scores_page(dataset, version_marks(dataset, self.tracker) if self.tracker else ())
+
+        return await self._answer(request, page)
+
+    async def _versions(self, request: Request) -> Response:
+        def page(dataset: Dataset) -> str | None:
+            from ae_pipeline.lifecycle.version_pages import versions_page
+
+            return versions_page(dataset, self.tracker) if self.tracker else None
+
+        return await self._answer(request, page)
+
+    async def _compare(self, request: Request) -> Response:
+        given = {name: request.query_params.get(name, "") for name in ("new", "old")}
+        if not given["new"].isdecimal() or not (given["old"] or "1").isdecimal():
+            return JSONResponse({"message": "name two versions, such as ?new=3&old=2"}, status_code=422)
+
+        def page(dataset: Dataset) -> str | None:
+            from ae_pipeline.lifecycle.version_pages import compare_page
+
+            old = int(given["old"]) if given["old"] else None
+            return compare_page(int(given["new"]), old, dataset, self.tracker) if self.tracker else None
+
+        return await self._answer(request, page)
+
+    async def _column(self, request: Request) -> Response:
+        from ae_pipeline.reports.explore import column_page
+
+        return await self._answer(request, lambda dataset: column_page(request.path_params["column"], dataset))
+
+    async def _latents(self, request: Request) -> Response:
+        from ae_pipeline.reports.explore import latents_page
+
+        return await self._answer(request, latents_page)
+
+    async def _row(self, request: Request) -> Response:
+        query = request.query_params
+
+        def page(dataset: Dataset) -> str | None:
+            from ae_pipeline.lifecycle.publish import load_table_model
+            from ae_pipeline.reports.explore import row_page
+
+            if self.tracker is None:
+                return None
+            bundle = load_table_model(dataset, self.tracker)[1]
+            return row_page(query.get("id", ""), query.get("day", ""), dataset, bundle)
+
+        return await self._answer(request, page)
+
+    async def _answer(self, request: Request, page: Callable[[Dataset], str | None]) -> Response:
+        """Return a page, made in a thread; one at a time, so that many requests do not exhaust the memory."""
+        dataset = self.datasets.get(request.path_params["name"])
+        if dataset is None:
+            raise HTTPException(404)
+        found = dataset
+
+        def make() -> str | None:
+            with self._one_at_a_time:
+                return page(found)
+
+        try:
+            text = await run_in_threadpool(make)
+        except (PipelineError, OSError) as error:
+            return JSONResponse({"message": str(environment_error(error) or error)}, status_code=503)
+        if text is None:
+            raise HTTPException(404)
+        return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX, "Cache-Control": "no-store"})

@@ -1,0 +1,31 @@
+"""Describe rare combinations of categories in the words of the data."""
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ae_pipeline.detector.detector import Detector
+from ae_pipeline.encoding.table_encoder import MISSING, OTHER, BlockKind, TableEncoder
+from ae_pipeline.scoring.cooccurrence import Cooccurrence
+
+
+def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
+    """Return actual and expected text of the rarest combination of categories of each row.
+
+    The first is, for instance, `carrier 9E with dest HNL: not among 236,000 training rows`.
+
+    Args:
+        detector: Detector that counts combinations.
+        matrix: Encoded rows, (n, width).
+    """
+    encoder, counts = cast("TableEncoder", detector.encoder), cast("Cooccurrence", detector.cooccurrence)
+    names = [block.column for block in encoder.blocks if block.kind == BlockKind.CATEGORICAL]
+    vocabularies = {column.name: (*column.vocabulary, OTHER, MISSING) for column in encoder.columns}
+    texts = []
+    for found in counts.rarest(matrix):
+        chosen = [names[column] for column in found.columns]
+        parts = [f"{name} {vocabularies[name][code]}" for name, code in zip(chosen, found.codes, strict=True)]
+        times = f"in {found.rows:,} of" if found.rows else "not among"
+        texts.append((f"{' with '.join(parts)}: {times} {counts.rows:,} training rows", f"about {found.expected:,.0f}"))
+    return texts

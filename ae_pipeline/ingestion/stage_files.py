@@ -1,0 +1,101 @@
+"""Stage landed files: in this process, or many at once by the workers of an engine."""
+
+import datetime as dt
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ae_pipeline.common.cores import cores
+from ae_pipeline.engine.mapping import Engine, engine_map, selected_engine
+from ae_pipeline.ingestion.batch import StagingBatch
+from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.rows import FileRows
+from ae_pipeline.ingestion.staged import forget_rows
+from ae_pipeline.storage.dataset import Dataset
+
+_CHUNK_BYTES, _CHUNK_FILES = 16 << 20, 500
+"""Size of the files, and number of files, that one worker stages at once; fewer if that gives some workers none."""
+
+_CHUNKS_PER_CORE = 4
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A landed file that is new or has changed.
+
+    Attributes:
+        name: Path below the landing folder.
+        path: Path of the file.
+        previous: Ledger entry of an earlier version, or None.
+    """
+
+    name: str
+    path: Path
+    previous: LandedFile | None
+
+
+Entries = dict[str, LandedFile]
+"""Ledger entries by the name of the file."""
+
+
+def stage_files(
+    files: Sequence[NewFile],
+    contract: SchemaContract,
+    dataset: Dataset,
+    today: dt.date,
+    already_read: dict[str, FileRows],
+) -> Generator[tuple[int, Entries]]:
+    """Stage files, and yield how many are staged so far, with the ledger entries of the last ones.
+
+    Args:
+        files: Files to stage.
+        contract: Current schema contract.
+        dataset: Dataset whose files are staged.
+        today: Current day in the time zone of the dataset.
+        already_read: Rows of files that were read for the first schema contract. They are taken out.
+    """
+    here = [file for file in files if selected_engine() is Engine.THREADS or file.name in already_read]
+    yield from _stage(here, StagingBatch(contract, dataset, today), already_read)
+    known = {file.name for file in here}
+    chunks, done = list(_chunks([file for file in files if file.name not in known])), len(here)
+    work = partial(_stage_chunk, contract=contract, dataset=dataset, today=today)
+    for chunk, entries in zip(chunks, engine_map(work, chunks), strict=True):
+        done += len(chunk)
+        yield done, entries
+
+
+def _stage(
+    files: Sequence[NewFile], batch: StagingBatch, already_read: dict[str, FileRows]
+) -> Iterator[tuple[int, Entries]]:
+    for done, file in enumerate(files, start=1):
+        entry = batch.add(file.name, file.path, file.previous, already_read.pop(file.name, None))
+        entries = {file.name: entry} if entry else {}
+        yield done, entries | (batch.stage() if batch.is_full else {})
+    if files:
+        yield len(files), batch.stage()
+
+
+def _stage_chunk(files: Sequence[NewFile], contract: SchemaContract, dataset: Dataset, today: dt.date) -> Entries:
+    entries: Entries = {}
+    for _, part in _stage(files, StagingBatch(contract, dataset, today), {}):
+        entries |= part
+    forget_rows()  # the raw days are built by other workers
+    return entries
+
+
+def _chunks(files: Sequence[NewFile]) -> Iterator[list[NewFile]]:
+    sizes = [file.path.stat().st_size for file in files]
+    parts = _CHUNKS_PER_CORE * cores()
+    most_bytes, most_files = min(_CHUNK_BYTES, sum(sizes) / parts), min(_CHUNK_FILES, -(-len(files) // parts))
+    chunk: list[NewFile] = []
+    size = 0
+    for file, file_size in zip(files, sizes, strict=True):
+        chunk.append(file)
+        size += file_size
+        if size >= most_bytes or len(chunk) == most_files:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,151 @@
+"""Metrics that the MLflow run of a training shows: figures that differ from one training to the next."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import polars as pl
+
+from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.encoding.table_encoder import TableEncoder
+from ae_pipeline.features.split import LABEL
+from ae_pipeline.gate.evaluation import reconstruction_errors
+from ae_pipeline.gate.results import GateResult
+from ae_pipeline.reports.labels import measure
+
+_CONSTANT_RULES = {"finite_weights"}
+"""Rules whose figure is the same for each version that passes."""
+
+
+def evaluation_metrics(
+    bundle: ModelBundle, validation: pl.DataFrame, unseen: pl.DataFrame, results: Sequence[GateResult]
+) -> dict[str, float]:
+    """Return the metrics of a trained model.
+
+    Args:
+        bundle: The trained model.
+        validation: Rows of the validation part.
+        unseen: Rows of the gate's days, with the label if there is one.
+        results: Results of the gate.
+    """
+    return {**gate_metrics(results), **validation_metrics(bundle, validation), **unseen_metrics(bundle, unseen)}
+
+
+def tagged_figures(results: Sequence[GateResult]) -> dict[str, float]:
+    """Return what a version is tagged with of the gate: figure, threshold, and whether the rule passed, by rule.
+
+    Args:
+        results: Results of the gate.
+    """
+    figures: dict[str, float] = {}
+    for result in results:
+        values = {"figure": result.figure, "threshold": result.threshold, "passed": float(result.passed)}
+        figures |= {f"{result.rule}.{name}": value for name, value in values.items() if math.isfinite(value)}
+    return figures
+
+
+def gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
+    """Return the measured figures of the gate, by rule; rules that compared nothing have none.
+
+    Args:
+        results: Results of the gate.
+    """
+    return {
+        f"gate/{each.rule}": each.figure
+        for each in results
+        if math.isfinite(each.figure) and each.rule not in _CONSTANT_RULES
+    }
+
+
+def validation_metrics(bundle: ModelBundle, validation: pl.DataFrame) -> dict[str, float]:
+    """Return the mean reconstruction error of each column on the validation rows, in the unit of the column.
+
+    Args:
+        bundle: The trained model.
+        validation: Rows of the validation part.
+    """
+    errors = reconstruction_errors(bundle.network, validation)
+    return {f"validation_error/{metric_name(f'{name}{_unit(name, bundle)}')}": each for name, each in errors.items()}
+
+
+def _unit(name: str, bundle: ModelBundle) -> str:
+    if not isinstance(bundle.encoder, TableEncoder):
+        return ""
+    column = next(each for each in bundle.encoder.columns if each.name == name)
+    return " share wrong" if column.is_category else " minutes" if column.type == ColumnType.CLOCK_HHMM else ""
+
+
+def metric_name(text: str) -> str:
+    """Return a text as MLflow accepts the name of a metric.
+
+    >>> metric_name("price (€)")
+    'price ___'
+    """
+    return re.sub(r"[^\w. :-]", "_", text, flags=re.ASCII)
+
+
+def unseen_metrics(bundle: ModelBundle, unseen: pl.DataFrame) -> dict[str, float]:
+    """Return what the scores are worth on rows that no part of the model was fitted on; empty without rows.
+
+    The calibration error is the distance of the flagged share from the alert budget. Where a label marks anomalies,
+    they do not count for it.
+
+    Args:
+        bundle: The trained model.
+        unseen: Rows of the gate's days, with the label if there is one.
+    """
+    if unseen.is_empty():
+        return {}
+    scored = bundle.score(unseen)
+    label = (
+        unseen[LABEL].cast(pl.Boolean)
+        if LABEL in unseen.columns
+        else pl.Series([None] * unseen.height, dtype=pl.Boolean)
+    )
+    normal = ~label.fill_null(value=False).to_numpy()
+    metrics: dict[str, float] = {}
+    if normal.any():
+        share = float(scored.is_anomaly[normal].mean())
+        metrics |= {"flagged_share": share, "calibration_error": abs(share - bundle.calibration.budget)}
+    known = label.is_not_null().to_numpy()
+    measured = measure(scored.score[known], ~normal[known], scored.is_anomaly[known])
+    if measured.anomalies:
+        metrics["recall_at_budget"] = measured.anomalies_flagged / measured.anomalies
+    for name, value in (("auroc", measured.auroc), ("average_precision", measured.average_precision)):
+        if value is not None:
+            metrics[name] = value
+    return {f"unseen/{name}": value for name, value in metrics.items()}
+
+
+def run_name(window_days: Sequence[str], version: int | None = None, *, is_daily: bool) -> str:
+    """Return the name of a training's run: its version and its window.
+
+    Args:
+        window_days: Days of the window.
+        version: Version that it registered; None before.
+        is_daily: Whether the dataset has days.
+
+    >>> run_name(["2013-01-01", "2013-12-24"], 2, is_daily=True)
+    'version 2, 2013-01-01 to 2013-12-24'
+    """
+    window = f"{window_days[0]} to {window_days[-1]}" if is_daily else "all rows"
+    return f"version {version}, {window}" if version is not None else window
+
+
+EXPERIMENT_NOTE = """\
+{description}
+
+Each run is one training of the autoencoder of `{dataset}`. Its name says which version it registered, and on which days
+it was trained, validated and calibrated.
+
+- `unseen/…`: what the scores are worth on days that no part of the model has seen. AUROC, average precision and recall
+  at the alert budget exist where a label marks anomalies. The calibration error is the distance of the flagged share
+  from the budget.
+- `validation_error/…`: mean reconstruction error of each column, in its unit.
+- `gate/…`: what the gate measured. The thresholds are in the tags of the version, and in the model card.
+- `latents.…`: how well the latents agree with those of the version that served.
+
+The model card is the artifact `model_card.md`.
+"""
+"""Description of a dataset's experiment, Markdown."""

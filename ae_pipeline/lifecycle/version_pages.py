@@ -1,0 +1,73 @@
+"""Pages about the versions of a model, made when they are asked for."""
+
+from ae_pipeline.lifecycle.versions import SHOWN_METRICS, compare_versions, list_versions
+from ae_pipeline.registry.history import history
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.reports.explore_charts import VersionMark
+from ae_pipeline.reports.page import render_page
+from ae_pipeline.reports.summary import read_summary
+from ae_pipeline.storage.dataset import Dataset
+
+
+def versions_page(dataset: Dataset, tracker: Tracker) -> str:
+    """Return the page with all versions, their figures and the whole history.
+
+    Args:
+        dataset: Dataset of the model.
+        tracker: The model store.
+    """
+    versions = list_versions(dataset, tracker)
+    variables = {
+        "dataset": dataset.name,
+        "charts": (),
+        "versions": versions,
+        "serving": next((each.version for each in versions if each.serves), None),
+        "metrics": [name for name in SHOWN_METRICS if any(name in each.metrics for each in versions)],
+        "rules": list(dict.fromkeys(rule for each in versions for rule in each.figures)),
+        "drift": _drift_since(dataset),
+        "history": history(dataset.paths),
+    }
+    return render_page("versions.html.j2", variables, dataset.paths)
+
+
+def version_marks(dataset: Dataset, tracker: Tracker) -> list[VersionMark]:
+    """Return the ends of the training windows of the versions that passed the gate, the oldest first.
+
+    Args:
+        dataset: Dataset of the model.
+        tracker: The model store.
+    """
+    versions = list_versions(dataset, tracker)
+    return [VersionMark(each.last_day, each.version) for each in reversed(versions) if each.passed and each.last_day]
+
+
+def _drift_since(dataset: Dataset) -> str:
+    """Return flags and drift of the version that scored the published table, as a sentence; empty without a report."""
+    summary = read_summary(dataset.paths)
+    if not summary:
+        return ""
+    after = [day for day in summary["drift"] if day["is_after"] and day["is_judged"]]
+    drifted = sum(bool(day["drifted"]) for day in after)
+    drift = f", and {drifted} of {len(after)} days after its window have drifted" if after else ""
+    return (
+        f"Version {summary['model_version']} flags {summary['flagged']:,} of {summary['rows']:,} published rows{drift}."
+    )
+
+
+def compare_page(new: int, old: int | None, dataset: Dataset, tracker: Tracker) -> str:
+    """Return the page that says what one version flags on the newest days that another does not.
+
+    Args:
+        new: Version that is considered.
+        old: Version to compare it with; None for the one that serves.
+        dataset: Dataset of the model.
+        tracker: The model store.
+
+    Raises:
+        PromotionError: A version does not exist, or there is nothing to score.
+        BundleError: A bundle cannot be read, or cannot score the present features.
+        StorageError: A bundle is gone.
+    """
+    compared = compare_versions(dataset, tracker, new, old)
+    variables = {"dataset": dataset.name, "daily": dataset.config.is_daily, "charts": (), "compared": compared}
+    return render_page("compare.html.j2", variables, dataset.paths)

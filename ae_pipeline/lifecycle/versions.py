@@ -1,0 +1,270 @@
+"""All versions of a model with their figures, and what one of them flags that another does not."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ae_pipeline.common.errors import PromotionError
+from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.explanation import because
+from ae_pipeline.features.build import features_content
+from ae_pipeline.features.split import LABEL, sample_rows
+from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
+from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
+from ae_pipeline.registry.bundles import load_bundle
+from ae_pipeline.registry.names import CHAMPION, GATE_TAG
+from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
+from ae_pipeline.reports.labels import Measures, measure
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import whole
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+_MAX_ROWS, _EXPLAINED = 50_000, 20
+"""Rows that a comparison scores at most, and rows of each list that it explains."""
+
+NEWEST_DAYS = 7
+"""Newest days that a comparison scores."""
+
+SHOWN_METRICS = ("auroc", "average_precision", "recall_at_budget", "calibration_error", "flagged_share")
+"""Metrics of a training that were measured on rows that no part of the model has seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionFacts:
+    """A registered version.
+
+    Attributes:
+        version: Its number.
+        run_id: MLflow run that trained it.
+        serves: Whether it serves.
+        first_day: First day of its window; empty for a version of an earlier package.
+        last_day: Last day of its window.
+        gate: Result of the gate.
+        figures: Measured figures of the gate, by rule.
+        metrics: Metrics on rows that it has not seen, by the names of `SHOWN_METRICS`.
+        precision: Share of real anomalies among its rows that people marked as real or false alarms; None without any.
+        marked: Number of these rows.
+    """
+
+    version: int
+    run_id: str
+    serves: bool
+    first_day: str
+    last_day: str
+    gate: str
+    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
+    precision: float | None
+    marked: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate let it pass."""
+        return self.gate == PASSED
+
+
+def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
+    """Return all registered versions of a dataset, the newest first.
+
+    Args:
+        dataset: Dataset of the model.
+        tracker: The model store.
+    """
+    champion = tracker.version(dataset.name, CHAMPION)
+    feedback = {each.version: each for each in precision_by_version(marks_of(dataset.paths))}
+    facts = []
+    for version in tracker.versions(dataset.name):
+        tags, metrics = tracker.run_facts(version.run_id)
+        of_people = feedback.get(version.version)
+        figures: dict[str, float] = json.loads(version.tags.get(FIGURES_TAG, "{}"))
+        suffix = ".figure"
+        facts.append(
+            VersionFacts(
+                version=version.version,
+                run_id=version.run_id,
+                serves=champion is not None and champion.version == version.version,
+                first_day=tags.get("window.first_day", ""),
+                last_day=tags.get("window.last_day", ""),
+                gate=version.tags.get(GATE_TAG, "not evaluated"),
+                figures={name.removesuffix(suffix): value for name, value in figures.items() if name.endswith(suffix)},
+                metrics={name: metrics[f"unseen/{name}"] for name in SHOWN_METRICS if f"unseen/{name}" in metrics},
+                precision=of_people.precision if of_people else None,
+                marked=of_people.real + of_people.false_alarms if of_people else 0,
+            )
+        )
+    return sorted(facts, key=lambda each: -each.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRow:
+    """A row that one version flags and the other does not.
+
+    Attributes:
+        row_id: Identity of the row.
+        day: Day of the row.
+        score: Score under the version that flags it, nats.
+        other_score: Score under the other version, nats.
+        because: Why the version flags it.
+    """
+
+    row_id: str
+    day: str
+    score: float
+    other_score: float
+    because: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What two versions flag on the newest days.
+
+    Attributes:
+        new: Version that is considered.
+        old: Version to compare it with.
+        days: Days whose rows were scored, the oldest first.
+        rows: Rows that were scored.
+        flagged: Rows that each version flags: new, then old.
+        both: Rows that both flag.
+        thresholds: Threshold of each version, nats: new, then old.
+        only_new: Rows that only the new version flags, the highest scores first, at most 20.
+        only_old: Rows that only the old version flags, the same.
+        correlation: Rank correlation of the scores; None if it is not defined.
+        labeled: Measures of each version on labeled rows: new, then old; None without labels of both kinds.
+    """
+
+    new: int
+    old: int
+    days: tuple[str, ...]
+    rows: int
+    flagged: tuple[int, int]
+    both: int
+    thresholds: tuple[float, float]
+    only_new: tuple[ComparedRow, ...]
+    only_old: tuple[ComparedRow, ...]
+    correlation: float | None
+    labeled: tuple[Measures, Measures] | None
+
+    @property
+    def gained(self) -> int:
+        """Rows that only the new version flags."""
+        return self.flagged[0] - self.both
+
+    @property
+    def lost(self) -> int:
+        """Rows that only the old version flags."""
+        return self.flagged[1] - self.both
+
+    @property
+    def message(self) -> str:
+        """The comparison as a sentence."""
+        return (
+            f"version {self.new} flags {self.flagged[0]:,} and version {self.old} flags {self.flagged[1]:,} of "
+            f"{self.rows:,} rows of the newest days; {self.both:,} are the same, {self.gained:,} are new, and "
+            f"{self.lost:,} are no longer flagged"
+        )
+
+
+def compare_versions(dataset: Dataset, tracker: Tracker, new: int, old: int | None = None) -> Comparison:
+    """Score the newest days with two versions, and return what each flags.
+
+    Args:
+        dataset: Dataset of the model.
+        tracker: The model store.
+        new: Version that is considered.
+        old: Version to compare it with; by default the one that serves.
+
+    Raises:
+        PromotionError: A version does not exist, or there is nothing to score.
+        BundleError: A bundle cannot be read, or cannot score the present features.
+        StorageError: A bundle is gone.
+    """
+    versions = {each.version: each for each in tracker.versions(dataset.name)}
+    serving = tracker.version(dataset.name, CHAMPION)
+    if old is None and serving is None:
+        raise PromotionError(f"no version of {dataset.name!r} serves; name two versions to compare")
+    chosen = [
+        require_version(number, versions, dataset.name) for number in (new, old or (serving.version if serving else 0))
+    ]
+    rows = _newest_rows(dataset)
+    bundles = [load_bundle(tracker, each) for each in chosen]
+    scored = [bundle.score(rows) for bundle in bundles]
+    flags = [each.is_anomaly for each in scored]
+    scores = [each.score for each in scored]
+    only_new = _only(rows, bundles[0], flags[0] & ~flags[1], scores[0], scores[1])
+    only_old = _only(rows, bundles[1], flags[1] & ~flags[0], scores[1], scores[0])
+    return Comparison(
+        new=chosen[0].version,
+        old=chosen[1].version,
+        days=tuple(rows["day"].unique().sort()),
+        rows=rows.height,
+        flagged=(int(flags[0].sum()), int(flags[1].sum())),
+        both=int((flags[0] & flags[1]).sum()),
+        thresholds=(bundles[0].calibration.threshold, bundles[1].calibration.threshold),
+        only_new=only_new,
+        only_old=only_old,
+        correlation=_rank_correlation(scores[0], scores[1]),
+        labeled=_labeled(rows, scores, flags),
+    )
+
+
+def require_version(number: int, versions: Mapping[int, TrackedVersion], dataset: str) -> TrackedVersion:
+    """Return a version by its number.
+
+    Raises:
+        PromotionError: There is no such version.
+    """
+    if number not in versions:
+        choices = ", ".join(map(str, sorted(versions))) or "none: train one first"
+        raise PromotionError(f"{dataset!r} has no version {number}; choose among {choices}")
+    return versions[number]
+
+
+def _newest_rows(dataset: Dataset) -> pl.DataFrame:
+    content = features_content(dataset)
+    days = [day for day, (_, rows) in sorted(content.items()) if rows][-NEWEST_DAYS:]
+    parts = [
+        pl.read_parquet(whole(dataset.paths.features(day)), glob=False).with_columns(day=pl.lit(day)) for day in days
+    ]
+    if not parts:
+        raise PromotionError(f"{dataset.name!r} has no features to score; run `ae-pipeline run {dataset.name}` first")
+    return sample_rows(pl.concat(parts, how="diagonal_relaxed"), _MAX_ROWS, seed=0)
+
+
+def _only(rows: pl.DataFrame, bundle: ModelBundle, mask: Mask, scores: Array, others: Array) -> tuple[ComparedRow, ...]:
+    indices = np.flatnonzero(mask)
+    indices = indices[np.argsort(-scores[indices], kind="stable")][:_EXPLAINED]
+    if not len(indices):
+        return ()
+    chosen = rows[indices.tolist()]
+    parts = bundle.explain(chosen.select(bundle.columns))
+    return tuple(
+        ComparedRow(
+            row_id=row_id, day=day, score=float(scores[i]), other_score=float(others[i]), because=because(explained)
+        )
+        for row_id, day, i, explained in zip(chosen["row_id"], chosen["day"], indices, parts, strict=True)
+    )
+
+
+def _rank_correlation(one: Array, other: Array) -> float | None:
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    ranks = pl.DataFrame({"a": one, "b": other}).select(pl.corr("a", "b", method="spearman"))
+    return float(ranks.item())
+
+
+def _labeled(rows: pl.DataFrame, scores: list[Array], flags: list[Mask]) -> tuple[Measures, Measures] | None:
+    if LABEL not in rows.columns:
+        return None
+    known = rows[LABEL].is_not_null().to_numpy()
+    anomalies = rows[LABEL].fill_null(value=False).cast(pl.Boolean).to_numpy()[known]
+    if not anomalies.any() or anomalies.all():
+        return None
+    first, second = (measure(score[known], anomalies, flag[known]) for score, flag in zip(scores, flags, strict=True))
+    return first, second

@@ -1,0 +1,44 @@
+"""Metrics of a training: errors in units of the columns, and measures on rows that no part of the model has seen."""
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ae_pipeline.features.split import LABEL
+from ae_pipeline.gate.results import GateResult, not_compared
+from ae_pipeline.lifecycle.training_metrics import evaluation_metrics, tagged_figures, unseen_metrics
+from tests.support.sensors import Fitted
+
+
+def test_errors_are_in_the_units_of_their_columns(fitted: Fitted) -> None:
+    rows = fitted.features(fitted.days[-1])
+    results = (
+        GateResult(rule="loss_fell", passed=True, figure=1.5, threshold=2.0, message="it fell"),
+        GateResult(rule="finite_weights", passed=True, figure=0.0, threshold=0.0, message="all are finite"),
+        not_compared("rankings_agree", 0.3, "no version serves"),
+    )
+    metrics = evaluation_metrics(fitted.bundle, rows, rows.clear(), results)
+    assert {"validation_error/load", "validation_error/mode share wrong", "validation_error/scheduled minutes"} < set(
+        metrics
+    )
+    assert {name: value for name, value in metrics.items() if name.startswith("gate/")} == {"gate/loss_fell": 1.5}
+    decoded = fitted.bundle.denoise(rows)
+    assert metrics["validation_error/mode share wrong"] == pytest.approx((rows["mode"] != decoded["mode"]).mean())
+    assert tagged_figures(results)["rankings_agree.threshold"] == 0.3
+
+
+def test_unseen_rows_are_measured_against_their_label(fitted: Fitted) -> None:
+    rows = fitted.features(fitted.days[-1]).with_row_index("i")
+    strange = rows.with_columns(load=pl.when(pl.col("i") < 6).then(-pl.col("load") * 9).otherwise("load"))
+    labeled = strange.with_columns((pl.col("i") < 6).alias(LABEL)).drop("i")
+    metrics = unseen_metrics(fitted.bundle, labeled)
+    scored = fitted.bundle.score(labeled)
+    assert metrics["unseen/recall_at_budget"] == scored.is_anomaly[:6].mean() > 0
+    assert metrics["unseen/auroc"] == pytest.approx(roc_auc_score(np.arange(rows.height) < 6, scored.score))
+    share = scored.is_anomaly[6:].mean()
+    assert metrics["unseen/calibration_error"] == pytest.approx(abs(share - fitted.bundle.calibration.budget))
+    assert set(unseen_metrics(fitted.bundle, labeled.drop(LABEL))) == {
+        "unseen/flagged_share",
+        "unseen/calibration_error",
+    }
