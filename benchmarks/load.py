@@ -256,7 +256,7 @@ MEASURES: dict[str, tuple[Callable[[Path, int], Figures], int, dict[str, float]]
     "days": (measure_days, 3_000, {"new day": 20.0}),
     "datasets": (measure_datasets, 100, {"definitions": 2.0, "tick": 10.0}),
     "rows": (measure_rows, 20_000_000, {}),
-    "ticks": (measure_ticks, 6, {"database of ticks, MB": 14.0}),
+    "ticks": (measure_ticks, 4, {"database of ticks, MB": 14.0}),
 }
 """Function, largest size, and the goal of each figure at that size, by the name of the measure."""
 
