@@ -25,7 +25,7 @@ WHOLE = "as shipped"
 
 def variants(detector: Detector, train: FloatArray, test: FloatArray) -> Iterator[tuple[str, FloatArray]]:
     """Yield each variant of the score with its scores of the test rows; both arrays have shape (n, columns)."""
-    surprisal = detector.tails(detector.latents_and_losses(frame_of(test))[1])
+    surprisal = detector.surprisal_of(detector.latents_and_losses(frame_of(test))[1])
     yield WHOLE, detector.combine(surprisal)
     for part in Evidence:
         alerts = detector.config.alerts.model_copy(update={"evidence": (part,)})
@@ -34,17 +34,19 @@ def variants(detector: Detector, train: FloatArray, test: FloatArray) -> Iterato
     if detector.ensemble is None:
         return
     ensemble, encode = detector.ensemble, detector.encoder.encode
-    known, each = (ensemble.tails(ensemble.measures(encode(frame_of(rows)))) for rows in (train, test))
+    known, each = (
+        ensemble.tails(ensemble.measures(torch.from_numpy(encode(frame_of(rows))))) for rows in (train, test)
+    )
     setting = SETTINGS[detector.config.training.contamination]
     for index, name in enumerate(MEASURES):
         weights = tuple(weight * (index != other) for other, weight in enumerate(setting.weights))
-        yield f"ensemble without {name}", fit_combination(known, replace(setting, weights=weights))(each)
-    yield "ensemble without novelty", fit_combination(known, replace(setting, novelty_factor=0.0))(each)
+        yield f"ensemble without {name}", fit_combination(known, replace(setting, weights=weights))(each).numpy()
+    yield "ensemble without novelty", fit_combination(known, replace(setting, novelty_factor=0.0))(each).numpy()
     for index, name in enumerate(MEASURES):
-        yield f"{name} alone", each[:, index]
+        yield f"{name} alone", each[:, index].numpy()
     alike = tuple(float(weight > 0) for weight in setting.weights)
-    yield "ensemble, weights alike", fit_combination(known, replace(setting, weights=alike))(each)
-    yield "ensemble, highest of the measures", each.max(axis=1)
+    yield "ensemble, weights alike", fit_combination(known, replace(setting, weights=alike))(each).numpy()
+    yield "ensemble, highest of the measures", each.amax(1).numpy()
 
 
 def run(folder: Path, seeds: Sequence[int], out: Path) -> None:

@@ -220,7 +220,7 @@ def measure_scoring(sizes: Sizes) -> list[Measured]:
     """Measure encoded rows on the device, and the way from Parquet to scores in Parquet."""
     figures = []
     for name, evidence in EVIDENCE.items():
-        frame = _frame(sizes.rows if name == "plain" else sizes.rows // 10)  # the ensemble takes longer
+        frame = _frame(sizes.rows)
         settings = _settings(sizes, 8_192, evidence=list(evidence), epochs=3)
         columns, fitted = generated.features_of(COLUMNS), sizes.fitted
         detector, _ = fit_detector(
@@ -242,8 +242,7 @@ def _encoded_rates(detector: Detector, frame: pl.DataFrame, sizes: Sizes) -> lis
 
     def score(block: int) -> None:
         for part in matrix.split(block):
-            x = part.double()
-            detector.combine(detector.surprisal(detector.network.forward(x), x))
+            detector.score_encoded(part.double())
 
     copies: dict[str, Callable[[], object]] = {
         "copy on the device": lambda: target.copy_(matrix),

@@ -46,6 +46,7 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.layout import score_day, write_file
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.models.factory import build_loss, build_model
+from ae_pipeline.scoring.ecod import ecod_score
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import train
@@ -333,8 +334,10 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
     tables = list(score_day(bundle, 1, day))
     ensemble = detector.ensemble
     assert ensemble is not None
-    wide = [batch.numpy()[:, ensemble.varying].astype(np.float64) for batch in encoded]
-    standard = [ensemble.scalings.standard(part) for part in wide]
+    wide = [batch[:, torch.from_numpy(ensemble.varying)].double() for batch in encoded]
+    standard, ranks = list(map(ensemble.scalings.standard, wide)), list(map(ensemble.scalings.ranks, wide))
+    normal, tensors = list(map(torch.special.ndtri, ranks)), ensemble.tensors(wide[0].device)
+    surprisal = list(map(ensemble.tails, map(ensemble.measures, encoded)))
     files = TableFiles(str(paths.root / "parts"))
     path = f"v1_parts/{days[0]}/part-0.parquet"
 
@@ -347,13 +350,16 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
         "encoding": over(network.encode_batch, slices),
         "network": over(network.forward, encoded),
         "losses by column": over(lambda pair: loss.parts(*pair), pairs),
-        "place of the latent": over(lambda one: detector.mahalanobis(one.latents.numpy()), passed),
-        "ensemble: nearest as encoded": over(lambda part: _nearest(part, ensemble, 0), wide),
-        "ensemble: nearest by ranks": over(lambda part: _nearest(ensemble.scalings.normal(part), ensemble, 1), wide),
+        "place of the latent": over(lambda one: detector.mahalanobis(one.latents), passed),
+        "ensemble: ranks and normal scores": over(ensemble.scalings.normal, wide),
+        "ensemble: nearest as encoded": over(tensors.as_encoded, wide),
+        "ensemble: nearest by ranks, of all and of the core": over(tensors.by_ranks, normal),
         "ensemble: mixture": over(ensemble.mixture, standard),
+        "ensemble: denoising autoencoders": over(ensemble.denoising_ensemble, standard),
+        "ensemble: ECOD": over(lambda part: ecod_score(part, tensors.upwards), ranks),
         "ensemble: isolation forest": over(ensemble.forest or len, wide),
-        "ensemble: members": over(ensemble.denoising_ensemble, standard),
-        "tails to surprise": lambda: detector.tails(losses),
+        "ensemble: combination": over(ensemble.combination, surprisal),
+        "tails to surprisal": over(lambda part: detector.tails(torch.from_numpy(part)), [losses]),
         "writing": lambda: write_file(tables, {days[0]: "0"}, bundle.model.latent_dim, path, files),
     }
     taken = medians(rounds, {name: lambda work=work: _seconds(work) for name, work in trials.items()})  # type: ignore[misc]
@@ -363,12 +369,6 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
         given = (table, name, rows.height, _COLUMNS)
         figures.append(_measured(*given, metric="s per million rows", value=seconds * 1e6 / rows.height))
     return figures
-
-
-def _nearest(rows: npt.NDArray[np.float64], ensemble: Any, view: int) -> object:
-    from ae_pipeline.scoring.neighbors import nearest
-
-    return nearest(rows, ensemble._references[view])
 
 
 if __name__ == "__main__":

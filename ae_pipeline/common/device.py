@@ -45,6 +45,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_to_serve(name: str) -> torch.device:
+    """Return the device on which a model scores that was configured with `auto`, `cpu` or `cuda`.
+
+    A model that was trained on a CUDA device also serves on machines without one.
+
+    Examples:
+        >>> device_to_serve("cpu")
+        device(type='cpu')
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        logger.info("the model was configured with device=cuda; this machine has no CUDA device, so the CPU scores")
+        name = "cpu"
+    return choose_device(name)
+
+
 def prepare(device: torch.device) -> None:
     """Make the convolutions of a CUDA device reproducible: cuDNN chooses the same deterministic algorithm each time."""
     if device.type == "cuda":

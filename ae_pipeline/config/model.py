@@ -308,8 +308,9 @@ class TrainingConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Device for the training. `auto` uses CUDA if it is available. Published scores are always "
-        "computed on the CPU.",
+        description="Device for training, scores, explanations, the gate and the registered model. `auto` uses CUDA "
+        "if it is available. A model that was trained on CUDA scores on the CPU of machines without it; the scores "
+        "are the same to nine digits.",
     )
 
     @model_validator(mode="after")

@@ -265,18 +265,20 @@ class ModelBundle:
             temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "ModelBundle":
+    def load(cls, folder: Path, device: torch.device | str | None = None) -> "ModelBundle":
         """Read a bundle of format 10 to 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
-            device: Device to score on: a device, or `auto`, `cpu` or `cuda`. Any bundle loads onto any device.
+            device: Device to score on: a device, or `auto`, `cpu` or `cuda`. Any bundle loads onto any device. By
+                default it is `training.device` of its configuration, or the CPU if this machine has no such device.
 
         Raises:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
             ConfigError: `cuda` is asked for, but no CUDA device is available.
         """
-        device = choose_device(device) if isinstance(device, str) else device
+        if isinstance(device, str):
+            device = choose_device(device)
         stored, tensors = read_files(folder)
         manifest = without_digests(stored)
         stored_fingerprint = fingerprint_of(manifest, tensors)

@@ -1,5 +1,6 @@
 """Detector: a fitted network and the statistics that turn its losses into anomaly scores."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from torch import Tensor
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -103,8 +105,8 @@ class Detector:
         """
 
         def score_batch(rows: pl.DataFrame) -> tuple[Matrix, Array]:
-            latents, losses = self._latents_and_losses(rows)
-            return latents.astype(np.float32), self._score(losses)
+            latents, scores = self.score_encoded(self.network.encode_batch(rows))
+            return latents.float().cpu().numpy(), scores.cpu().numpy()
 
         none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
         latents, scores = zip(none, *self.network.map_batches(score_batch, features), strict=True)
@@ -118,7 +120,8 @@ class Detector:
         """
 
         def score_batch(rows: pl.DataFrame) -> Array:
-            return self._score(self._latents_and_losses(rows)[1])
+            scores: Array = self.score_encoded(self.network.encode_batch(rows))[1].cpu().numpy()
+            return scores
 
         slices = chain.from_iterable(map(self.network.batches, batches))
         return np.concatenate([np.empty(0), *self.network.map_all(score_batch, slices)])
@@ -137,28 +140,51 @@ class Detector:
         Raises:
             BundleError: A column is missing or has another type.
         """
+
+        def of_batch(rows: pl.DataFrame) -> tuple[Array, Array]:
+            x = self.network.encode_batch(rows)
+            output = self.network.forward(x)
+            return output.latents.cpu().numpy(), self.losses(output, x).cpu().numpy()
+
         none = np.empty((0, self.model.latent_dim)), np.empty((0, self.part_count))
-        latents, losses = zip(none, *self.network.map_batches(self._latents_and_losses, features), strict=True)
+        latents, losses = zip(none, *self.network.map_batches(of_batch, features), strict=True)
         return np.concatenate(latents), np.concatenate(losses)
 
-    def _latents_and_losses(self, rows: pl.DataFrame) -> tuple[Array, Array]:
-        x = self.network.encode_batch(rows)
+    @torch.inference_mode()
+    def score_encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latents, (n, latent_dim), and scores in nats, (n,), of one batch of encoded rows, on their device.
+
+        Args:
+            x: Encoded rows in float64 on the device of the model, (n, …).
+        """
         output = self.network.forward(x)
-        return output.latents.cpu().numpy(), self.losses(output, x)
+        # Surprisal that cannot raise a score above 0 is not looked up.
+        count = len(self.loss.columns)
+        of_columns = math.log(max(count, 1)) + self._penalty if Evidence.COLUMNS in self._used else np.inf
+        thresholds = np.where(np.arange(self.part_count) < count, of_columns, 0.0)
+        return output.latents, self._combined(self.tails(self.losses(output, x), thresholds))
 
-    def losses(self, output: AutoEncoderOutput, x: torch.Tensor) -> Array:
+    @torch.inference_mode()
+    def losses(self, output: AutoEncoderOutput, x: Tensor) -> Tensor:
         """Return the loss of each part, (n, parts), for inputs and what the network returned for them."""
-        losses = self.network.double_loss.parts(output, x).cpu().numpy()
-        parts = [losses[:, :-1], self.mahalanobis(output.latents.cpu().numpy()), losses[:, -1]]
+        losses = self.network.double_loss.parts(output, x)
+        parts = [losses[:, :-1], self.mahalanobis(output.latents).unsqueeze(1), losses[:, -1:]]
         if self.ensemble is not None:
-            parts.append(self.ensemble(x.cpu().numpy()))
+            parts.append(self.ensemble(x).unsqueeze(1))
         if self.cooccurrence is not None:
-            parts.append(self.cooccurrence(x.cpu().numpy()))
-        return np.column_stack(parts)
+            measure = torch.from_numpy(self.cooccurrence(x.cpu().numpy()))
+            parts.append(measure.to(x.device).unsqueeze(1))
+        return torch.cat(parts, 1)
 
-    def surprisal(self, output: AutoEncoderOutput, x: torch.Tensor) -> Array:
+    def surprisal(self, output: AutoEncoderOutput, x: Tensor) -> Array:
         """Return the surprisal of each part, (n, parts), for inputs and what the network returned for them."""
-        return self.tails(self.losses(output, x))
+        surprisal: Array = self.tails(self.losses(output, x)).cpu().numpy()
+        return surprisal
+
+    def surprisal_of(self, losses: Array) -> Array:
+        """Return the surprisal of each part, (n, parts), for losses of `latents_and_losses`."""
+        surprisal: Array = self.tails(torch.from_numpy(losses)).numpy()
+        return surprisal
 
     def combine(self, surprisal: Array) -> Array:
         """Return the score of each row: the highest surprisal of its parts after a Bonferroni correction.
@@ -173,20 +199,26 @@ class Detector:
         Returns:
             Scores in nats, (n,), 0 or more.
         """
-        used, column_count = self.config.alerts.evidence, len(self.loss.columns)
-        columns = surprisal[:, :column_count].max(axis=1, initial=0.0) - np.log(column_count)
-        by_evidence = {Evidence.COLUMNS: columns}
-        by_evidence |= {evidence: surprisal[:, self.part_index(evidence)] for evidence in self._row_evidence}
-        by_evidence = {evidence: values for evidence, values in by_evidence.items() if evidence in used}
-        penalty = np.log(_ENSEMBLE_PENALTY) if Evidence.ENSEMBLE in by_evidence else 0.0
-        corrected = [values - penalty * (evidence != Evidence.ENSEMBLE) for evidence, values in by_evidence.items()]
-        scores: Array = np.max(corrected, axis=0, initial=0.0)
+        scores: Array = self._combined(torch.from_numpy(surprisal)).numpy()
         return scores
 
-    def _score(self, losses: Array) -> Array:
-        """Return the scores for losses. Surprisal that cannot raise a score above 0 is not looked up."""
-        used, column_count = self.config.alerts.evidence, len(self.loss.columns)
-        penalty = np.log(_ENSEMBLE_PENALTY) if self.ensemble is not None and Evidence.ENSEMBLE in used else 0.0
-        of_columns = np.log(max(column_count, 1)) + penalty if Evidence.COLUMNS in used else np.inf
-        thresholds = np.where(np.arange(self.part_count) < column_count, of_columns, 0.0)
-        return self.combine(self.tails(losses, thresholds))
+    def _combined(self, surprisal: Tensor) -> Tensor:
+        count, scores = len(self.loss.columns), surprisal.new_zeros(len(surprisal))
+        for evidence in self._used:
+            if evidence == Evidence.COLUMNS:
+                values = surprisal[:, :count].amax(1).clamp(min=0.0) - math.log(count)
+            else:
+                values = surprisal[:, self.part_index(evidence)]
+            correction = 0.0 if evidence == Evidence.ENSEMBLE else self._penalty
+            scores = torch.maximum(scores, values - correction)
+        return scores
+
+    @property
+    def _used(self) -> tuple[Evidence, ...]:
+        """Evidence that the configuration asks for and the detector has."""
+        return tuple(each for each in (Evidence.COLUMNS, *self._row_evidence) if each in self.config.alerts.evidence)
+
+    @property
+    def _penalty(self) -> float:
+        """Nats by which evidence other than the ensemble is corrected if the ensemble scores too."""
+        return math.log(_ENSEMBLE_PENALTY) if Evidence.ENSEMBLE in self._used else 0.0

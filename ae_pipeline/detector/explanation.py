@@ -154,7 +154,7 @@ def _row_descriptions(
 ) -> dict[Evidence, Sequence[tuple[str, str]]]:
     """Return actual and expected text of each row, for each kind of evidence about the whole row."""
     usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:.1f} times at most in 99 %"
-    distances = detector.mahalanobis(output.latents.cpu().numpy())
+    distances = detector.mahalanobis(output.latents).cpu().numpy()
     descriptions: dict[Evidence, Sequence[tuple[str, str]]] = {
         Evidence.LATENT: [
             (f"{distance:.1f} times the usual distance from those of training", usual) for distance in distances
@@ -162,7 +162,7 @@ def _row_descriptions(
     }
     if detector.ensemble is not None:
         usual_total = float(detector.tails.quantiles[detector.part_index(Evidence.ENSEMBLE), -1])
-        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x.cpu().numpy(), usual_total)
+        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x, usual_total)
     if detector.cooccurrence is not None:
         descriptions[Evidence.CATEGORIES] = describe_combinations(detector, x.cpu().numpy())
     return descriptions

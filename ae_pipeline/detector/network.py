@@ -1,6 +1,7 @@
 """FittedNetwork: an encoder, an autoencoder and a loss that were trained together."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,12 @@ R = TypeVar("R")
 
 _MAX_BATCH_ROWS = 1024
 """Upper limit on the rows of a batch that is explained or rendered."""
+
+_MAX_CPU_ROWS = 4096
+"""Upper limit on the rows of a batch on the CPU: the activations of a table stay in the cache."""
+
+_MAX_CUDA_ROWS, _MAX_CUDA_ELEMENTS = 65_536, 2**22
+"""Upper limits on the rows and the inputs of a batch on a CUDA device. Smaller batches leave it idle."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ class FittedNetwork:
 
     def batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield the rows in batches whose network activations fit into memory."""
-        return features.iter_slices(rows_at_once(self.encoder.shape))
+        return features.iter_slices(self._batch_rows)
 
     def map_batches(self, work: Callable[[pl.DataFrame], R], features: pl.DataFrame) -> Iterator[R]:
         """Apply work to the rows in batches, on all cores, and yield the results in order.
@@ -169,7 +176,13 @@ class FittedNetwork:
 
     def small_batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield the rows in batches of at most 1024 rows, for work that needs many forward passes."""
-        return features.iter_slices(min(rows_at_once(self.encoder.shape), _MAX_BATCH_ROWS))
+        return features.iter_slices(min(self._batch_rows, _MAX_BATCH_ROWS))
+
+    @property
+    def _batch_rows(self) -> int:
+        if self.device.type == "cpu":
+            return min(rows_at_once(self.encoder.shape), _MAX_CPU_ROWS)
+        return max(1, min(_MAX_CUDA_ROWS, _MAX_CUDA_ELEMENTS // math.prod(self.encoder.shape)))
 
     def encode_batch(self, rows: pl.DataFrame) -> torch.Tensor:
         """Return the network inputs of a batch, (n, …), float64, on the device of the model.
@@ -177,7 +190,10 @@ class FittedNetwork:
         Raises:
             BundleError: A column is missing or has another type.
         """
-        return torch.from_numpy(self.encoder.encode(rows)).to(self.device).double()
+        encoded, device = torch.from_numpy(self.encoder.encode(rows)), self.device
+        if device.type == "cuda":  # from pinned memory, the copy runs while other threads encode
+            return encoded.pin_memory().to(device, non_blocking=True).double()
+        return encoded.double()
 
     def forward(self, x: torch.Tensor) -> AutoEncoderOutput:
         """Return the output of the network for a batch of inputs, in float64 and without gradients."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from ae_pipeline.common.device import device_to_serve
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.network import FittedNetwork
@@ -37,13 +38,13 @@ def tensors_of(detector: Detector) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def read_detector(manifest: Mapping[str, Any], tensors: Tensors, device: torch.device | str) -> Detector:
+def read_detector(manifest: Mapping[str, Any], tensors: Tensors, device: torch.device | str | None) -> Detector:
     """Return the detector of a bundle, in evaluation mode.
 
     Args:
         manifest: JSON object with the configuration and the encoder.
         tensors: Tensors of the bundle, by name.
-        device: Device to score on.
+        device: Device to score on; None for the one of the configuration, as far as this machine has it.
 
     Raises:
         ConfigError: The configuration does not match the encoder.
@@ -52,6 +53,7 @@ def read_detector(manifest: Mapping[str, Any], tensors: Tensors, device: torch.d
         ValueError: The configuration or the encoder is invalid.
     """
     config = PipelineConfig.model_validate(manifest["config"])
+    device = device or device_to_serve(config.training.device)
     encoder = read_encoder(manifest["encoder"])
     model, loss = build_model(config, encoder.shape, context=context_width(encoder)), build_loss(config, encoder)
     model.load_state_dict(_below("model.", tensors))

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from ae_pipeline.config.model import Contamination
+from ae_pipeline.scoring.blocks import double, per_device
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
 Array = npt.NDArray[np.float64]
@@ -68,16 +71,19 @@ class Combination:
     core_tails: TailCalibrator
     novelty_tails: TailCalibrator
 
-    def __call__(self, surprisal: Array) -> Array:
+    def __call__(self, surprisal: Tensor) -> Tensor:
         """Return the score in nats, shape (n,), for the surprisals of the measures, shape (n, measures)."""
-        if len(self.weights) == 1:
-            total: Array = surprisal @ self.weights[0]
-            return total
-        whole, distance = (self.core_tails(surprisal) @ self.weights.T).T
-        start, factor = self.novelty
-        novelty = self.novelty_tails(distance[:, np.newaxis])[:, 0]
-        scores: Array = whole + factor * np.maximum(novelty - start, 0.0)
-        return scores
+        weights = self._weights(surprisal.device)
+        if len(weights) == 1:
+            return surprisal @ weights[0]
+        totals = self.core_tails(surprisal) @ weights.T
+        start, factor = map(float, self.novelty)
+        novelty = self.novelty_tails(totals[:, 1:])[:, 0]
+        return totals[:, 0] + factor * (novelty - start).clamp(min=0.0)
+
+    @per_device
+    def _weights(self, device: torch.device) -> Tensor:
+        return double(self.weights, device)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by name."""
@@ -106,14 +112,15 @@ class Combination:
         return cls(np.array([[1.0, 1.0, 2.0, 0.5, 0.75]]), np.zeros(2), none, none)
 
 
-def fit_combination(surprisal: Array, setting: Setting) -> Combination:
+def fit_combination(surprisal: Tensor, setting: Setting) -> Combination:
     """Fit a combination on the surprisals of the training rows, shape (n, measures).
 
     The rows are trimmed a second time, now by all measures but the distances to all training rows. Anomalies among the
     training rows therefore do not make their own values look usual.
     """
     weights = np.stack([np.array(setting.weights), _NOVEL_MEASURES])
-    whole = surprisal @ np.where(_NOVEL_MEASURES > 0, 0.0, weights[0])
-    core_tails = fit_tails(surprisal[whole <= np.quantile(whole, setting.core_share)])
+    values = surprisal.numpy()
+    whole = values @ np.where(_NOVEL_MEASURES > 0, 0.0, weights[0])
+    core_tails = fit_tails(values[whole <= np.quantile(whole, setting.core_share)])
     novelty = np.array([setting.novelty_from, setting.novelty_factor])
-    return Combination(weights, novelty, core_tails, fit_tails(core_tails(surprisal) @ weights[1:].T))
+    return Combination(weights, novelty, core_tails, fit_tails(core_tails(surprisal).numpy() @ weights[1:].T))

@@ -4,12 +4,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ae_pipeline.scoring.blocks import blocks, per_device
 
 Array = npt.NDArray[np.float64]
 
@@ -19,7 +21,6 @@ _STEPS, _BATCH_ROWS, _VALIDATION_STEPS = 800, 256, 40
 _LEARNING_RATE, _WEIGHT_DECAY, _NOISE = 3e-3, 1e-4, 0.2
 _MAX_HELD_OUT = 1000
 _MIN_VARIANCE = 1e-3
-_SCORING_BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,39 @@ class DenoisingEnsemble:
         """Return reconstruction minus rows for each network, shape (networks, n, width); rows have shape (n, width)."""
         return _reconstruct(self.weights, self.biases, x.expand(NETWORKS, *x.shape)) - x
 
-    def __call__(self, rows: Array) -> Array:
+    def __call__(self, rows: Tensor) -> Tensor:
         """Return the squared Mahalanobis distance of the residuals, mean over directions and networks, shape (n,)."""
-        parts = (self._residuals(part) - self.means for part in torch.from_numpy(rows).split(_SCORING_BATCH_ROWS))
-        distances = [(part @ self.whitening).square().mean((0, 2)).numpy() for part in parts]
-        return np.concatenate([np.empty(0), *distances])
+        layers = self._layers(rows.device)
+        (weight_0, weight_1, weight_2, weight_3), (bias_0, bias_1, bias_2, bias_3) = layers.weights, layers.biases
+        parts = []
+        for block in blocks(rows, weight_0.shape[1] + layers.whitening.shape[1]):
+            hidden = _by_network(torch.addmm(bias_0, block, weight_0).relu_())
+            hidden = torch.baddbmm(bias_2, torch.baddbmm(bias_1, hidden, weight_1), weight_2).relu_()
+            white = torch.baddbmm(bias_3, hidden, weight_3)
+            white -= _by_network(block @ layers.whitening)
+            parts.append(white.square_().mean((0, 2)))
+        return torch.cat(parts)
+
+    @per_device
+    def _layers(self, device: torch.device) -> "_Layers":
+        weights, biases = ([layer.to(device) for layer in layers] for layers in (self.weights, self.biases))
+        whitening = self.whitening.to(device)
+        weights[0], biases[0] = weights[0].transpose(0, 1).flatten(1), biases[0].flatten()
+        weights[3], biases[3] = weights[3] @ whitening, (biases[3] - self.means.to(device)) @ whitening
+        return _Layers(tuple(weights), tuple(biases), whitening.transpose(0, 1).flatten(1))
+
+
+class _Layers(NamedTuple):
+    """Layers for scoring: the first ones of all networks are one product, and the last ones include the whitening."""
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    whitening: Tensor
+
+
+def _by_network(outputs: Tensor) -> Tensor:
+    """Return outputs that stand side by side, shape (n, networks * width), as (networks, n, width)."""
+    return outputs.view(len(outputs), NETWORKS, outputs.shape[1] // NETWORKS).transpose(0, 1)
 
 
 def fit_denoising_ensemble(rows: Array, generator: torch.Generator) -> DenoisingEnsemble:

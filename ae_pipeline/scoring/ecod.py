@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 Array = npt.NDArray[np.float64]
-
 
 _MAX_Z_SCORE = 4.0
 """z-score at which values are clipped for the skewness, so that one broken value does not decide."""
@@ -18,7 +18,7 @@ def skewed_up(rows: Array) -> npt.NDArray[np.bool_]:
     return upwards
 
 
-def ecod_score(scores: Array, upwards: npt.NDArray[np.bool_]) -> Array:
+def ecod_score(ranks: Tensor, upwards: Tensor) -> Tensor:
     """Return the ECOD score: the highest of three sums over the columns, in nats.
 
     The sums are those of the upper tails, of the lower tails, and of the longer tail of each column. Rows that are
@@ -26,14 +26,11 @@ def ecod_score(scores: Array, upwards: npt.NDArray[np.bool_]) -> Array:
     unsupervised outlier detection using empirical cumulative distribution functions".
 
     Args:
-        scores: Normal scores of the values: normal quantiles of their ranks in the training rows, shape (n, width).
+        ranks: Ranks of the values in the training rows, strictly between 0 and 1, shape (n, width).
         upwards: Whether the longer tail of each column is the upper one, shape (width,).
 
     Returns:
         −ln of tail probabilities, nats, shape (n,).
     """
-    z = torch.from_numpy(scores)
-    above, below = (-torch.special.log_ndtr(side).numpy() for side in (-z, z))
-    sums = [tails.sum(axis=1) for tails in (above, below, np.where(upwards, above, below))]
-    highest: Array = np.maximum.reduce(sums)
-    return highest
+    above, below = -torch.log1p(-ranks), -ranks.log()
+    return torch.stack([tails.sum(1) for tails in (above, below, torch.where(upwards, above, below))]).amax(0)

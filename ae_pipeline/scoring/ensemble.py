@@ -3,21 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.model import Contamination
+from ae_pipeline.scoring.blocks import double, per_device
 from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination
 from ae_pipeline.scoring.denoising_ensemble import DenoisingEnsemble, fit_denoising_ensemble
 from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.forest import IsolationForest, fit_forest
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
-from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest, nearest_of_first
+from ae_pipeline.scoring.neighbors import NearestNeighbors, mean_knn_distance, nearest_neighbors
 from ae_pipeline.scoring.scalings import Scalings, fit_scalings
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
@@ -64,6 +65,20 @@ _PARTS_OF_FORMAT_9 = ("combination", "forest")
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsembleTensors:
+    """What an ensemble computes with, on one device; see the attributes of `Ensemble`."""
+
+    varying: Tensor
+    constant: Tensor
+    first: Tensor
+    upwards: Tensor
+    ends: Tensor
+    as_encoded: NearestNeighbors
+    by_ranks: NearestNeighbors
+    directions: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """The combined surprisal of several outlier measures.
 
@@ -107,23 +122,25 @@ class Ensemble:
     forest: IsolationForest | None
     directions: npt.NDArray[np.float32] | None = None
 
-    def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
+    def __call__(self, matrix: Tensor) -> Tensor:
         """Return the combined surprisal of encoded rows, shape (n, width), shape (n,).
 
         Each column that was constant in n training rows and differs now adds ln(n + 2) nats, by Laplace's rule of
         succession. So does a category that no training row has. Columns after the fitted ones, such as the context of a
         table, do not count.
         """
-        changed = (matrix[:, self._constant] != self.first[self._constant]).sum(axis=1)
-        total: Array = self.combination(self.tails(self.measures(matrix))) + changed * np.log(self.seen + 2) * self.nat
-        return total
+        surprisal = self.tails(self.measures(matrix))
+        tensors = self.tensors(matrix.device)
+        # The training rows are float32. A float64 of them is the same number.
+        changed = (matrix.index_select(1, tensors.constant).double() != tensors.first).sum(1).double()
+        return self.combination(surprisal) + changed * float(np.log(self.seen + 2) * self.nat)
 
-    def measures(self, matrix: npt.NDArray[np.floating]) -> Array:
+    def measures(self, matrix: Tensor) -> Tensor:
         """Return the scaled measures of n rows, shape (n, measures). The median of the training rows is 1."""
-        measures: Array = (self._raw(matrix) - self.ends[0]) / self.ends[1]
-        return measures
+        ends = self.tensors(matrix.device).ends
+        return (self._raw(matrix) - ends[0]) / ends[1]
 
-    def governing(self, matrix: npt.NDArray[np.floating], usual_total: float) -> list[tuple[str, str]]:
+    def governing(self, matrix: Tensor, usual_total: float) -> list[tuple[str, str]]:
         """Return a text about why each row is anomalous as a whole, and a text about the usual range.
 
         The text names the measure with the highest weighted surprisal of those beyond their 99 % quantile. If no
@@ -133,11 +150,12 @@ class Ensemble:
             matrix: Encoded rows, shape (n, width).
             usual_total: 99 % quantile of the score of this ensemble, nats.
         """
-        measures, usual = self.measures(matrix), self.tails.quantiles[:, -1]
-        weights = self.combination.weights[0]
-        weighted = np.where((measures > usual) & (weights > 0), self.tails(measures) * weights, -np.inf)
+        scaled = self.measures(matrix)
+        measures, surprisal = scaled.cpu().numpy(), self.tails(scaled).cpu().numpy()
+        usual, weights = self.tails.quantiles[:, -1], self.combination.weights[0]
+        weighted = np.where((measures > usual) & (weights > 0), surprisal * weights, -np.inf)
         texts = []
-        for row, nats, total in zip(measures, weighted, self(matrix), strict=True):
+        for row, nats, total in zip(measures, weighted, self(matrix).cpu().numpy(), strict=True):
             index = int(nats.argmax())
             if np.isfinite(nats[index]):
                 text = f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}"
@@ -147,32 +165,40 @@ class Ensemble:
                 texts.append((text, f"{usual_total:.1f} nats at most in 99 %"))
         return texts
 
-    def _raw(self, matrix: npt.NDArray[np.floating]) -> Array:
-        rows = matrix[:, self.varying].astype(np.float64)
-        standard = _project(self.directions, self.scalings.standard(rows))
-        scores = self.scalings.normal(rows)
-        encoded, normal = self._references
-        counts = [len(normal), *([] if self.forest is None else [int(self.core_count)])]
-        by_ranks = nearest_of_first(scores, normal, counts)
+    def _raw(self, matrix: Tensor) -> Tensor:
+        tensors = self.tensors(matrix.device)
+        rows = matrix.index_select(1, tensors.varying).double()
+        standard = self.scalings.standard(rows)
+        standard = standard if tensors.directions is None else standard @ tensors.directions
+        ranks = self.scalings.ranks(rows)
+        by_ranks = tensors.by_ranks(torch.special.ndtri(ranks))
         measures = [
-            nearest(rows, encoded),
-            by_ranks[:, 0],
+            tensors.as_encoded(rows)[:, 0],
+            by_ranks[:, -1],
             self.mixture(standard),
             self.denoising_ensemble(standard),
-            ecod_score(scores, self.upwards),
+            ecod_score(ranks, tensors.upwards),
         ]
         if self.forest is not None:
-            measures += [by_ranks[:, 1], self.forest(rows)]
-        return np.column_stack(measures)
+            measures += [by_ranks[:, 0], self.forest(rows)]
+        return torch.stack(measures, 1)
 
-    @cached_property
-    def _constant(self) -> npt.NDArray[np.int64]:
-        return np.setdiff1d(np.arange(len(self.first)), self.varying)
-
-    @cached_property
-    def _references(self) -> tuple[Array, Array]:
-        encoded = self.references.astype(np.float64)
-        return encoded, self.scalings.normal(encoded)
+    @per_device
+    def tensors(self, device: torch.device) -> "EnsembleTensors":
+        """Return what the measures are computed with, on a device."""
+        encoded = double(self.references, device)
+        counts = [len(encoded)] if self.forest is None else [int(self.core_count), len(encoded)]
+        constant = np.setdiff1d(np.arange(len(self.first)), self.varying)
+        return EnsembleTensors(
+            varying=torch.from_numpy(self.varying).to(device),
+            constant=torch.from_numpy(constant).to(device),
+            first=double(self.first[constant], device),
+            upwards=torch.from_numpy(self.upwards).to(device),
+            ends=double(self.ends, device),
+            as_encoded=nearest_neighbors(encoded, [len(encoded)]),
+            by_ranks=nearest_neighbors(self.scalings.normal(encoded), counts),
+            directions=None if self.directions is None else double(self.directions, device),
+        )
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by name."""
@@ -239,10 +265,11 @@ def fit_ensemble(
     encoded = matrix[np.ix_(sample, varying)]
     rows = encoded.astype(np.float64)
     scalings = fit_scalings(rows, asinh_mask[varying])
-    standard = scalings.standard(rows)
+    scaled_rows = torch.from_numpy(rows)
+    standard, normal = scalings.standard(scaled_rows).numpy(), scalings.normal(scaled_rows).numpy()
     directions = _random_projection(len(varying), seed)
-    is_core = _core(setting.core_share, rows, scalings.normal(rows), standard)
-    core = _project(directions, standard[is_core])
+    is_core = _core(setting.core_share, rows, normal, standard)
+    core = standard[is_core] if directions is None else standard[is_core] @ directions.astype(np.float64)
     count = min(_MAX_REFERENCES, max(_MIN_REFERENCES, _REFERENCE_CELLS // len(varying)))
     of_core = is_core[:count]
     mixture, denoising_ensemble = fit_mixture(core, seed), fit_denoising_ensemble(core, generator)
@@ -264,15 +291,15 @@ def fit_ensemble(
         forest=fit_forest(rows, seed),
         directions=directions,
     )
-    raw = unfitted._raw(matrix[sample])
+    raw = unfitted._raw(torch.from_numpy(matrix[sample])).numpy()
     minimum = np.where(_HAS_NO_ZERO, raw.min(axis=0), 0.0)
     ends = np.stack([minimum, _medians(raw - minimum)])
     scaled = (raw - ends[0]) / ends[1]
     tails = fit_tails(scaled)
-    surprisal = tails(scaled)
+    surprisal = tails(torch.from_numpy(scaled))
     combination = fit_combination(surprisal, setting)
     # Counted in the scale of the sum, so that a value that no row had is as rare as it says.
-    nat = np.quantile(combination(surprisal), 0.99) / math.log(100)
+    nat = np.quantile(combination(surprisal).numpy(), 0.99) / math.log(100)
     return replace(unfitted, ends=ends, tails=tails, combination=combination, nat=np.array(max(nat, 1.0)))
 
 
@@ -281,7 +308,7 @@ def _core(share: float, *scales: Array) -> npt.NDArray[np.bool_]:
     distances = [mean_knn_distance(values, values[:_CORE_REFERENCES], _CORE_NEIGHBORS) for values in scales]
     scaled = np.column_stack(distances)
     scaled /= _medians(scaled)
-    surprisal = fit_tails(scaled)(scaled).sum(axis=1)
+    surprisal = fit_tails(scaled)(torch.from_numpy(scaled)).numpy().sum(axis=1)
     is_core: npt.NDArray[np.bool_] = surprisal <= np.quantile(surprisal, share)
     return is_core
 
@@ -297,10 +324,6 @@ def _random_projection(width: int, seed: int) -> npt.NDArray[np.float32] | None:
     normal = np.random.default_rng(seed).standard_normal((width, _MAX_DIRECTIONS), dtype=np.float32)
     scaled: npt.NDArray[np.float32] = normal / np.float32(np.sqrt(width))
     return scaled
-
-
-def _project(directions: npt.NDArray[np.float32] | None, rows: Array) -> Array:
-    return rows if directions is None else rows @ directions.astype(np.float64)
 
 
 def _medians(measures: Array) -> Array:

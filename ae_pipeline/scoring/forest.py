@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ae_pipeline.scoring.blocks import blocks, per_device
 
 Array = npt.NDArray[np.float64]
 
 _TREES, _TREE_ROWS = 100, 256
-_BLOCK_CELLS = 2**20
-"""Number of pairs of a row and a tree in one block. It bounds the memory of a scoring."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +49,46 @@ class IsolationForest:
         """Return the arrays to save, by attribute name."""
         return {"columns": self.columns, "thresholds": self.thresholds, "lengths": self.lengths}
 
-    def __call__(self, rows: Array) -> Array:
+    def __call__(self, rows: Tensor) -> Tensor:
         """Return 2 to the power of minus the mean length of the paths, for rows of shape (n, width), shape (n,).
 
         It is between 0 and 1. Rows with shorter paths are more anomalous.
         """
-        trees, nodes = self.columns.shape
-        depth = (nodes + 1).bit_length() - 1
-        columns, thresholds, lengths = self.columns.ravel(), self.thresholds.ravel(), self.lengths.ravel()
-        first_nodes, first_leaves = np.arange(trees) * nodes, np.arange(trees) * (nodes + 1)
+        levels, lengths = self._tensors(rows.device)
+        width, parts = rows.shape[1], []
+        trees = torch.arange(len(self.columns), dtype=torch.int32, device=rows.device).unsqueeze(1)
         # The trees were fitted on float32, and a value that equals a threshold must stay on its side.
-        rows = rows.astype(np.float32)
-        parts = [np.empty(0)]
-        step = max(1, _BLOCK_CELLS // trees)
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step]
-            node = np.zeros((len(block), trees), dtype=np.intp)
-            for _ in range(depth):
-                index = first_nodes + node
-                values = np.take_along_axis(block, columns[index], axis=1)
-                node = 2 * node + 1 + (values > thresholds[index])
-            parts.append(np.exp2(-lengths[first_leaves + node - nodes].mean(axis=1)))
-        return np.concatenate(parts)
+        for block in blocks(rows.float(), 4 * len(self.columns)):
+            values = block.reshape(-1)
+            starts = torch.arange(0, len(values), width, dtype=torch.int32, device=rows.device)
+            node = trees.expand(-1, len(block)).reshape(-1)
+            for columns, thresholds in levels:
+                column = columns.index_select(0, node).view(len(trees), len(block))
+                value = values.index_select(0, (column + starts).view(-1))
+                node = torch.add(value > thresholds.index_select(0, node), node, alpha=2)
+            parts.append(torch.exp2(-lengths.index_select(0, node).view(len(trees), len(block)).mean(0)))
+        return torch.cat(parts)
+
+    @per_device
+    def _tensors(self, device: torch.device) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Return columns and thresholds of each level of all trees, and the lengths of the leaves of all trees.
+
+        The children of the node k of a level are the nodes 2k and 2k + 1 of the next one.
+        """
+        # A float32 exceeds a threshold if and only if it exceeds the next lower float32.
+        with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, and then the largest float32
+            lower = self.thresholds.astype(np.float32)
+        lower = np.where(lower > self.thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
+        levels, first = [], 0
+        while first < self.columns.shape[1]:
+            level = slice(first, 2 * first + 1)
+            levels.append((_flat(self.columns[:, level], device), _flat(lower[:, level], device)))
+            first = 2 * first + 1
+        return levels, _flat(self.lengths, device)
+
+
+def _flat(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).flatten().to(device)
 
 
 def fit_forest(rows: Array, seed: int) -> IsolationForest:

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ae_pipeline.scoring.blocks import double, per_device
 
 Array = npt.NDArray[np.float64]
 
@@ -26,10 +30,14 @@ class MahalanobisDistance:
     mean: Array
     whitening: Array
 
-    def __call__(self, latents: Array) -> Array:
+    def __call__(self, latents: Tensor) -> Tensor:
         """Return the squared distance of latents, shape (n, latent_dim), per direction, shape (n,). Its mean is 1."""
-        distance: Array = np.square((latents - self.mean) @ self.whitening).mean(axis=1)
-        return distance
+        mean, whitening = self._tensors(latents.device)
+        return ((latents - mean) @ whitening).square().mean(1)
+
+    @per_device
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return double(self.mean, device), double(self.whitening, device)
 
     def transformed(self, matrix: Array, offset: Array) -> "MahalanobisDistance":
         """Return the same distance for latents that an invertible map takes to z @ matrix + offset."""

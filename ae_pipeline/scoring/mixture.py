@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ae_pipeline.scoring.blocks import blocks, double, per_device
 
 Array = npt.NDArray[np.float64]
 
@@ -36,16 +40,24 @@ class Mixture:
         """Return the arrays to save, by attribute name."""
         return {"weights": self.weights, "means": self.means, "whitening": self.whitening}
 
-    def __call__(self, rows: Array) -> Array:
+    def __call__(self, rows: Tensor) -> Tensor:
         """Return −ln of the density at rows of shape (n, width), up to a constant, shape (n,)."""
-        log_densities = np.empty((*self.weights.shape, len(rows)))
-        for index in np.ndindex(self.weights.shape):
-            whitening = self.whitening[index]
-            log_volume = np.log(np.diagonal(whitening)).sum()
-            squares = np.square((rows - self.means[index]) @ whitening).sum(axis=1)
-            log_densities[index] = np.log(self.weights[index]) + log_volume - 0.5 * squares
-        rarity: Array = -np.logaddexp.reduce(log_densities, axis=1).mean(axis=0)
-        return rarity
+        directions, offsets, constants = self._tensors(rows.device)
+        parts = []
+        for block in blocks(rows, directions.shape[1]):
+            white = torch.addmm(offsets, block, directions)
+            squares = white.square_().unflatten(1, (*constants.shape, -1)).sum(3)
+            parts.append(-torch.logsumexp(constants - 0.5 * squares, 2).mean(1))
+        return torch.cat(parts)
+
+    @per_device
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the whitening matrices side by side, the white means with a minus, and the constants by component."""
+        means, whitening, weights = (double(array, device) for array in (self.means, self.whitening, self.weights))
+        volumes = torch.diagonal(whitening, dim1=2, dim2=3).log().sum(2)
+        offsets = -(means.unsqueeze(2) @ whitening).flatten()
+        directions = whitening.flatten(0, 1).transpose(0, 1).flatten(1)
+        return directions.contiguous(), offsets, weights.log() + volumes
 
 
 def fit_mixture(rows: Array, seed: int) -> Mixture:

@@ -6,9 +6,15 @@ duplicates at distance zero.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ae_pipeline.scoring.blocks import blocks
 
 Array = npt.NDArray[np.float64]
 
@@ -18,56 +24,135 @@ _TIE_TOLERANCE = 1e-12
 _BLOCK_DISTANCES = 2**18
 """Number of distances computed in one block, which fits into the cache of a processor."""
 
+_CALLS_SHARE = 4
+"""Blocks are this many times larger than a cache, so that the time of a call does not matter."""
 
-def nearest(rows: Array, references: Array) -> Array:
-    """Return the Euclidean distance to the nearest reference.
+_GROUP = 64
+"""References whose lower bounds are first looked at together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestNeighbors:
+    """Distances to the nearest references, exact in float64.
+
+    A product in float32 gives a lower bound of the distance to every reference. Only references whose bound is at most
+    the distance to the best one are then measured in float64. These are one or two of thousands.
+
+    The bound holds for float32 products as they are by default. It does not hold if TF32 or bfloat16 is allowed for
+    products, which `torch.set_float32_matmul_precision` does.
+
+    Attributes:
+        references: Shape (m, width), padded with NaN to whole groups in each part.
+        norms: Squared norms, shape (m,).
+        center: Mean of the references, shape (width,). Differences from it make the bounds closer.
+        factors: Matrix that takes a centered row, a one and its norm to lower bounds of the squared distance minus the
+            squared norm, shape (width + 2, m), float32.
+        groups: For each count, the number of groups with its references.
+    """
+
+    references: Tensor
+    norms: Tensor
+    center: Tensor
+    factors: Tensor
+    groups: tuple[int, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the Euclidean distances of rows, shape (n, width), for each count, shape (n, counts)."""
+        parts = blocks(rows, self.factors.shape[1] // _CALLS_SHARE)
+        # One buffer for all blocks: new memory costs as much as the product that fills it.
+        buffer = self.factors.new_empty(max(map(len, parts)), self.factors.shape[1])
+        return torch.cat([self._block(block, buffer[: len(block)]) for block in parts])
+
+    def _block(self, rows: Tensor, buffer: Tensor) -> Tensor:
+        centered = rows - self.center
+        squares = centered.square().sum(1, keepdim=True)
+        augmented = torch.cat([centered, torch.ones_like(squares), squares.sqrt()], 1).float()
+        bounds = torch.mm(augmented, self.factors, out=buffer).unflatten(1, (-1, _GROUP))
+        lowest = bounds.amin(2)
+        each = [self._nearest(rows, squares, bounds[:, :count], lowest[:, :count]) for count in self.groups]
+        return torch.stack(each, 1).sqrt()
+
+    def _nearest(self, rows: Tensor, squares: Tensor, bounds: Tensor, lowest: Tensor) -> Tensor:
+        """Return the squared distance to the nearest reference after one equal reference is left out, shape (n,)."""
+        nearest, index = self._closest(rows, squares, bounds, lowest)
+        equal = self._is_equal(nearest, rows, index).nonzero().squeeze(1)
+        if len(equal):
+            others = bounds[equal]
+            others.flatten(1).scatter_(1, index[equal].unsqueeze(1), torch.inf)
+            second, index = self._closest(rows[equal], squares[equal], others, others.amin(2))
+            nearest[equal] = torch.where(self._is_equal(second, rows[equal], index), 0.0, second)
+        return nearest
+
+    def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        return squares <= _TIE_TOLERANCE * (rows.square().sum(1) + self.norms[index])
+
+    def _closest(self, rows: Tensor, squares: Tensor, bounds: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squared distance to the closest reference, and its index.
+
+        Args:
+            rows: Shape (n, width).
+            squares: Squared norms of the centered rows, shape (n, 1).
+            bounds: Lower bounds of squared distances minus these norms, shape (n, groups, references of a group).
+            lowest: Lowest bound of each group, shape (n, groups).
+        """
+        group = lowest.argmin(1)
+        row = torch.arange(len(rows), device=rows.device)
+        index = group * _GROUP + bounds[row, group].argmin(1)
+        nearest = (rows - self.references[index]).square().sum(1)
+        limit = nearest.unsqueeze(1) - squares
+        # The limit is rounded to float32, whose relative error is below this.
+        limit = (limit + 1e-6 * limit.abs()).float()
+        row, group = (lowest <= limit).nonzero().unbind(1)
+        pair, within = (bounds[row, group] <= limit[row]).nonzero().unbind(1)
+        row, candidate = row[pair], group[pair] * _GROUP + within
+        is_other = candidate != index[row]
+        row, candidate = row[is_other], candidate[is_other]
+        if len(row):
+            distances = (rows[row] - self.references[candidate]).square().sum(1)
+            nearest = nearest.scatter_reduce(0, row, distances, "amin")
+            is_closer = distances == nearest[row]
+            index[row[is_closer]] = candidate[is_closer]
+        return nearest, index
+
+
+def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeighbors:
+    """Return the distances to the nearest of the first `count` references, for each count.
+
+    Several counts cost little more than one, because all share the bounds.
 
     Args:
-        rows: Shape (n, width).
-        references: Two or more, shape (m, width).
-
-    Returns:
-        Shape (n,).
+        references: Shape (m, width).
+        counts: Ascending numbers of references, 2 to m; the last one is m.
 
     Examples:
-        >>> import numpy as np
-        >>> references = np.array([[0.0, 0.0], [3.0, 4.0]])
-        >>> nearest(np.array([[3.0, 3.0], [0.0, 0.0]]), references).tolist()
-        [1.0, 5.0]
+        >>> references = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+        >>> nearest_neighbors(references, [2])(torch.tensor([[3.0, 3.0], [0.0, 0.0]], dtype=torch.float64)).tolist()
+        [[1.0], [5.0]]
     """
-    distances: Array = nearest_of_first(rows, references, [len(references)])[:, 0]
-    return distances
-
-
-def nearest_of_first(rows: Array, references: Array, counts: Sequence[int]) -> Array:
-    """Return the Euclidean distances to the nearest of the first `count` references, for each count.
-
-    Several counts cost little more than one, because all share the distances.
-
-    Args:
-        rows: Shape (n, width).
-        references: Shape (m, width).
-        counts: Numbers of references, 2 to m.
-
-    Returns:
-        Shape (n, len(counts)).
-    """
-    distances = [np.empty((0, len(counts)))]
-    for block, row_norms, norms in _partial_squares(rows, references):
-        distances.append(np.column_stack([_closest(block[:, :count], row_norms, norms[:count]) for count in counts]))
-    return np.concatenate(distances)
-
-
-def _closest(block: Array, row_norms: Array, reference_norms: Array) -> Array:
-    """Return the distance to the nearest reference, shape (block,), from a block of `_partial_squares`."""
-    # The norm of a row is the same for all references, so it can be added after the search for the minimum.
-    closest = block.argmin(axis=1)
-    squares = np.maximum(block[np.arange(len(block)), closest] + row_norms, 0.0)
-    equal = np.flatnonzero(squares <= _TIE_TOLERANCE * (row_norms + reference_norms[closest]))
-    whole = block[equal] + row_norms[equal, np.newaxis]
-    squares[equal] = _leave_one_out(whole, row_norms[equal], reference_norms, closest[equal]).min(axis=1)
-    distances: Array = np.sqrt(squares)
-    return distances
+    center = references.mean(0)
+    norms = (references - center).square().sum(1, keepdim=True)
+    # A sum of k float32 products is within this share of the sum of the absolute values of its terms.
+    share = 1.1 * (references.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
+    columns = [-2 * (references - center), norms * (1 - share), -2.5 * share * norms.sqrt()]
+    table = torch.cat(columns, 1)
+    tables, padded, groups, first = [], [], [], 0
+    for count in counts:
+        missing = -(count - first) % _GROUP
+        # The bound of a padded reference is infinite: its second column is multiplied by one.
+        rest = pad(table[first:count], (0, 0, 0, missing))
+        rest[count - first :, -2] = torch.inf
+        tables.append(rest)
+        padded.append(pad(references[first:count], (0, 0, 0, missing), value=torch.nan))
+        groups.append(sum(map(len, padded)) // _GROUP)
+        first = count
+    whole = torch.cat(padded)
+    return NearestNeighbors(
+        references=whole,
+        norms=whole.square().sum(1),
+        center=center,
+        factors=torch.cat(tables).T.float().contiguous(),
+        groups=tuple(groups),
+    )
 
 
 def mean_knn_distance(rows: Array, references: Array, count: int) -> Array:

@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+
+from ae_pipeline.scoring.blocks import double, per_device
+from ae_pipeline.scoring.interpolation import Curve, Curves, tabulate
 
 Array = npt.NDArray[np.float64]
 
@@ -13,7 +17,7 @@ _QUANTILES = 1001
 _WINSORIZED_SHARE = 0.005
 """Share of rows winsorized at each end of a column, so that one broken value does not dominate mean and std."""
 
-_MAX_Z_SCORE = 1e6
+_MAX_Z_SCORE, _MAX_ASINH = 1e6, 20.0
 _MIN_STD = 1e-6
 
 
@@ -43,23 +47,37 @@ class Scalings:
         """Return the arrays to save, by attribute name."""
         return {name: getattr(self, name) for name in ("asinh_mask", "mean", "std", "quantiles", "rows")}
 
-    def standard(self, matrix: Array) -> Array:
+    def standard(self, matrix: Tensor) -> Tensor:
         """Return z-scores of the values without asinh, shape (n, width)."""
-        values: Array = np.clip(
-            (_without_asinh(matrix, self.asinh_mask) - self.mean) / self.std, -_MAX_Z_SCORE, _MAX_Z_SCORE
-        )
-        return values
+        is_asinh, mean, std, _ = self._tensors(matrix.device)
+        values = torch.where(is_asinh, matrix.clamp(-_MAX_ASINH, _MAX_ASINH).sinh(), matrix)
+        return ((values - mean) / std).clamp(-_MAX_Z_SCORE, _MAX_Z_SCORE)
 
-    def normal(self, matrix: Array) -> Array:
+    def ranks(self, matrix: Tensor) -> Tensor:
+        """Return the mean rank of each value in the training rows, strictly between 0 and 1, shape (n, width)."""
+        lowest = 0.5 / float(self.rows)
+        return self._tensors(matrix.device)[3](matrix).clamp(lowest, 1 - lowest)
+
+    def normal(self, matrix: Tensor) -> Tensor:
         """Return the normal quantile of the mean rank of each value in the training rows, shape (n, width)."""
-        levels, lowest = np.linspace(0, 1, self.quantiles.shape[1]), 0.5 / float(self.rows)
-        scores = np.empty(matrix.shape)
-        for column, quantiles in enumerate(self.quantiles):
-            below = np.interp(matrix[:, column], quantiles, levels)
-            above = 1 - np.interp(-matrix[:, column], -quantiles[::-1], levels)
-            scores[:, column] = np.clip((below + above) / 2, lowest, 1 - lowest)
-        normal: Array = torch.special.ndtri(torch.from_numpy(scores)).numpy()
+        normal: Tensor = torch.special.ndtri(self.ranks(matrix))
         return normal
+
+    @per_device
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Curves]:
+        levels = np.linspace(0, 1, self.quantiles.shape[1])
+        is_asinh = torch.from_numpy(self.asinh_mask).to(device)
+        curves = tabulate([_rank_curve(quantiles, levels) for quantiles in self.quantiles], device)
+        return is_asinh, double(self.mean, device), double(self.std, device), curves
+
+
+def _rank_curve(quantiles: Array, levels: Array) -> Curve:
+    """Return the mean rank of a value: of equal quantiles, below is the level of the first, above that of the last."""
+    breakpoints, first = np.unique(quantiles, return_index=True)
+    last = np.append(first[1:], len(quantiles)) - 1
+    # Beyond the ends, all training rows are on one side.
+    below, above = levels[first], levels[last]
+    return Curve(breakpoints=breakpoints, below=below, at=(below + above) / 2, above=above)
 
 
 def fit_scalings(matrix: Array, asinh_mask: npt.NDArray[np.bool_]) -> Scalings:
@@ -81,5 +99,5 @@ def fit_scalings(matrix: Array, asinh_mask: npt.NDArray[np.bool_]) -> Scalings:
 
 def _without_asinh(matrix: Array, asinh_mask: npt.NDArray[np.bool_]) -> Array:
     values = np.array(matrix, dtype=np.float64)
-    values[:, asinh_mask] = np.sinh(np.clip(values[:, asinh_mask], -20, 20))
+    values[:, asinh_mask] = np.sinh(np.clip(values[:, asinh_mask], -_MAX_ASINH, _MAX_ASINH))
     return values

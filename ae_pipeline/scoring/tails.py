@@ -1,10 +1,15 @@
 """Convert losses to surprisal: −ln of the share of normal rows with a loss at least as high."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ae_pipeline.scoring.blocks import double, per_device
+from ae_pipeline.scoring.interpolation import Curve, Curves, tabulate
 
 Array = npt.NDArray[np.float64]
 
@@ -34,7 +39,7 @@ class TailCalibrator:
         >>> import numpy as np
         >>> losses = np.arange(1000.0)[:, np.newaxis]
         >>> tails = fit_tails(losses)
-        >>> tails(np.array([[499.5]])).round(2).tolist()
+        >>> tails(torch.tensor([[499.5]], dtype=torch.float64)).numpy().round(2).tolist()
         [[0.69]]
     """
 
@@ -42,7 +47,7 @@ class TailCalibrator:
     levels: Array
     excess: Array
 
-    def __call__(self, losses: Array, least: Array | None = None) -> Array:
+    def __call__(self, losses: Tensor, least: Array | None = None) -> Tensor:
         """Return the surprisal of losses, nats, shape (n, columns).
 
         Args:
@@ -55,27 +60,32 @@ class TailCalibrator:
         """
         if losses.shape[1] != len(self.quantiles):
             raise ValueError(f"the tails have {len(self.quantiles)} columns, but the losses have {losses.shape[1]}")
-        surprisal = np.zeros_like(losses)
-        for column, ((quantiles, levels), excess) in enumerate(zip(self._distinct_quantiles, self.excess, strict=True)):
-            reached = losses[:, column] - _TIE_TOLERANCE * np.abs(losses[:, column])
-            rows: npt.NDArray[np.intp] | slice = slice(None)
-            if least is not None and least[column] > 0:
-                # Skip losses up to the last quantile whose surprisal is at most `least`. The negation keeps NaN.
-                last = np.searchsorted(levels, least[column], side="right") - 1
-                rows = np.flatnonzero(~(reached <= quantiles[last]))
-            over = reached[rows] - quantiles[-1]
-            within = np.interp(reached[rows], quantiles, levels)
-            surprisal[rows, column] = np.where(over > 0, self.levels[-1] + over / excess, within)
-        return surprisal
+        tensors = self._tensors(losses.device)
+        reached = losses - _TIE_TOLERANCE * losses.abs()
+        if least is None:
+            within = tensors.curves(reached)
+        else:
+            # Skip losses up to the last quantile whose surprisal is at most `least`. The negation keeps NaN.
+            last = np.searchsorted(self.levels, least, side="right") - 1
+            unimportant = np.where(least > 0, self.quantiles[np.arange(len(last)), last], -np.inf)
+            row, column = (~(reached <= double(unimportant, losses.device))).nonzero().unbind(1)
+            within = torch.zeros_like(losses)
+            within[row, column] = tensors.curves.look_up(reached[row, column], tensors.curves.first[column])
+        over = reached - tensors.last
+        return torch.where(over > 0, float(self.levels[-1]) + over / tensors.excess, within)
 
-    @cached_property
-    def _distinct_quantiles(self) -> list[tuple[Array, Array]]:
-        """Strictly ascending quantiles of each column, with their levels."""
+    @per_device
+    def _tensors(self, device: torch.device) -> "_TailTensors":
         # The first of equal quantiles has the probability of reaching the loss, the last that of exceeding it.
         is_first = np.diff(self.quantiles, prepend=-np.inf, axis=1) > _TIE_TOLERANCE * np.abs(self.quantiles)
-        return [
-            (quantiles[first], self.levels[first]) for quantiles, first in zip(self.quantiles, is_first, strict=True)
+        curves = [
+            Curve(
+                breakpoints=quantiles[first], below=self.levels[first], at=self.levels[first], above=self.levels[first]
+            )
+            for quantiles, first in zip(self.quantiles, is_first, strict=True)
         ]
+        last, excess = double(self.quantiles[:, -1], device), double(self.excess, device)
+        return _TailTensors(tabulate(curves, device), last, excess)
 
     @classmethod
     def none(cls) -> "TailCalibrator":
@@ -85,6 +95,14 @@ class TailCalibrator:
     def arrays(self) -> dict[str, Array]:
         """Return the arrays to save, by attribute name."""
         return {"quantiles": self.quantiles, "levels": self.levels, "excess": self.excess}
+
+
+class _TailTensors(NamedTuple):
+    """Surprisal up to the last quantile of each column, this quantile, and the mean excess over it, on one device."""
+
+    curves: Curves
+    last: Tensor
+    excess: Tensor
 
 
 def fit_tails(losses: Array) -> TailCalibrator:

@@ -571,7 +571,7 @@ def test_two_thousand_columns_are_trained_and_scored(fit_frame: FitFrame, device
     assert bundle.encoder.shape == (4000,)
     assert result.best_loss < result.first_loss
     strange = frame.head(5).with_columns(x1234=pl.Series([0.0, 0.0, 30.0, 0.0, 0.0]))
-    surprisal = bundle.detector.tails(bundle.detector.latents_and_losses(strange)[1])[
+    surprisal = bundle.detector.surprisal_of(bundle.detector.latents_and_losses(strange)[1])[
         :, :2000
     ]  # other evidence stands behind the columns
     assert tuple(map(int, np.unravel_index(surprisal.argmax(), surprisal.shape))) == (2, 1234)

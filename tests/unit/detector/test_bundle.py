@@ -215,8 +215,8 @@ class TestFittedParts:
     def test_p_values_use_the_calibration_days_alone(self, fitted: Fitted) -> None:
         bundle, rows = fitted.bundle, fitted.window.rows("calibration", fitted.paths)
         detector = bundle.detector
-        scores = np.sort(detector.combine(detector.tails(detector.latents_and_losses(rows)[1])))
-        np.testing.assert_array_equal(scores, bundle.calibration.scores)
+        scores = np.sort(detector.combine(detector.surprisal_of(detector.latents_and_losses(rows)[1])))
+        np.testing.assert_allclose(scores, bundle.calibration.scores, rtol=1e-12)
 
     @pytest.mark.parametrize(("enough", "parts"), [(360, ["validation"]), (361, ["train", "validation"])])
     def test_tails_use_the_validation_days_alone_if_they_have_enough_rows(
@@ -260,7 +260,7 @@ class TestFittedParts:
         rows, count = fitted.features(fitted.days[-1]), len(fitted.bundle.loss.columns)
         odd = rows.with_columns(load=pl.when(pl.int_range(pl.len()) < 30).then(pl.col("load") + 1).otherwise("load"))
         detector = fitted.bundle.detector
-        surprisal = detector.tails(detector.latents_and_losses(odd)[1])
+        surprisal = detector.surprisal_of(detector.latents_and_losses(odd)[1])
         highest_column = surprisal[:, :count].max(1) - np.log(count)
         others = np.column_stack([highest_column, surprisal[:, count : count + 2]]).max(1) - np.log(100)
         highest = np.maximum(np.maximum(others, surprisal[:, count + 2]), 0)

@@ -54,7 +54,7 @@ class TestScore:
         odd = rows.with_columns(load=pl.col("load") * 3, power=pl.lit(None, pl.Float64)).head(40)
         rows = pl.concat([rows, odd.cast(rows.schema)])
         detector = with_evidence(fitted.bundle, *map(Evidence, evidence)).detector
-        scores = detector.combine(detector.tails(detector.latents_and_losses(rows)[1]))
+        scores = detector.combine(detector.surprisal_of(detector.latents_and_losses(rows)[1]))
         assert (scores > 0).any()
         assert detector.latents_and_scores(rows)[1].tolist() == scores.tolist()
         assert detector.scores([rows]).tolist() == scores.tolist()
@@ -155,7 +155,7 @@ class TestFit:
         training = {"epochs": 1, "device": "cpu"}
         config = PipelineConfig.model_validate({**settings, "training": training, "alerts": {"evidence": evidence}})
         fitted_detector, _ = fit_detector(config, columns, rows, rows)
-        surprisal = fitted_detector.tails(fitted_detector.latents_and_losses(rows)[1])
+        surprisal = fitted_detector.surprisal_of(fitted_detector.latents_and_losses(rows)[1])
         assert fitted_detector.ensemble is None
         assert surprisal.shape == (40, 3)  # spot, latent, image
         counted = surprisal if "latent" in evidence else surprisal[:, :1]
@@ -196,11 +196,11 @@ class Reference:
         losses = self.loss.parts(output, x).numpy()[0]
         parts = [
             *losses[:-1],
-            *self.detector.mahalanobis(output.latents.numpy()),
+            *self.detector.mahalanobis(output.latents),
             losses[-1],
-            *self.detector.ensemble(x.numpy()),
+            *self.detector.ensemble(x),
         ]
-        surprisal: np.ndarray = self.detector.tails(np.array([parts]))[0]
+        surprisal: np.ndarray = self.detector.surprisal_of(np.array([parts]))[0]
         return surprisal
 
     @torch.no_grad()
@@ -334,7 +334,7 @@ class TestExplanations:
         assert [parts[0].column for parts in explanations].count(whole) >= 18
         other = next(iter(WHOLE_ROW - {whole}))
         assert all(part.column != other for parts in explanations for part in parts)
-        surprisal = detector.tails(detector.latents_and_losses(far)[1])[:, {"latent": -3, "ensemble": -1}[whole]]
+        surprisal = detector.surprisal_of(detector.latents_and_losses(far)[1])[:, {"latent": -3, "ensemble": -1}[whole]]
         for parts, nats in zip(explanations, surprisal, strict=True):
             assert parts[0].column != whole or parts[0].surprisal == pytest.approx(nats, rel=1e-9)
 
@@ -379,7 +379,7 @@ class TestExplanations:
         every = fitted.bundle.explain(rows)
         monkeypatch.setattr(explanation, "_MAX_CANDIDATES", 1)
         detector = fitted.bundle.detector
-        surprisal = detector.tails(detector.latents_and_losses(rows)[1])[:, : len(fitted.bundle.loss.columns)]
+        surprisal = detector.surprisal_of(detector.latents_and_losses(rows)[1])[:, : len(fitted.bundle.loss.columns)]
         names = [
             next(part.column for part in parts if part.column not in WHOLE_ROW) for parts in fitted.bundle.explain(rows)
         ]

@@ -12,6 +12,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.bundle_files import MANIFEST
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
+from tests.support.arrays import apply
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
 
 pytestmark = pytest.mark.slow
@@ -67,5 +68,5 @@ class TestEventTime:
         moved = rows.with_columns(pl.col("event_time") + pl.duration(hours=9))
         matrices = [bundle.encoder.encode(each).astype(np.float64) for each in (rows, moved)]
         assert (matrices[0] != matrices[1]).any()
-        before, after = map(bundle.detector.ensemble, matrices)
+        before, after = (apply(bundle.detector.ensemble, matrix) for matrix in matrices)
         np.testing.assert_array_equal(before, after)

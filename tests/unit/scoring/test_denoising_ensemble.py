@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ae_pipeline.scoring import blocks
 from ae_pipeline.scoring import denoising_ensemble as networks
 from ae_pipeline.scoring.denoising_ensemble import NETWORKS, DenoisingEnsemble, fit_denoising_ensemble
-from tests.support.arrays import Array, copied
+from tests.support.arrays import Array, apply, copied
 
 
 def train(rows: Array, seed: int = 0) -> DenoisingEnsemble:
@@ -36,17 +37,17 @@ class TestDenoisingEnsemble:
 
     def test_round_trip_through_arrays_gives_the_same_bytes(self, denoising_ensemble: DenoisingEnsemble) -> None:
         back, rows = DenoisingEnsemble.from_arrays(copied(denoising_ensemble.arrays())), related(300, 1)
-        assert back(rows).tobytes() == denoising_ensemble(rows).tobytes()
+        assert apply(back, rows).tobytes() == apply(denoising_ensemble, rows).tobytes()
         for name, value in denoising_ensemble.arrays().items():
             assert back.arrays()[name].tobytes() == value.tobytes(), name
 
     def test_mean_distance_is_one_and_outliers_are_far(self, denoising_ensemble: DenoisingEnsemble) -> None:
         rows = related(600)
-        assert denoising_ensemble(rows).mean() == pytest.approx(1, rel=0.01)
+        assert apply(denoising_ensemble, rows).mean() == pytest.approx(1, rel=0.01)
         other = related(200, 1)
-        assert denoising_ensemble(other).mean() == pytest.approx(1, rel=0.3)
+        assert apply(denoising_ensemble, other).mean() == pytest.approx(1, rel=0.3)
         other[:, 0] = -other[:, 0]
-        assert np.median(denoising_ensemble(other)) > 10
+        assert np.median(apply(denoising_ensemble, other)) > 10
 
     def test_each_network_learns_the_dependent_columns(self, denoising_ensemble: DenoisingEnsemble) -> None:
         rows = related(300, 1)
@@ -59,18 +60,18 @@ class TestDenoisingEnsemble:
         self, denoising_ensemble: DenoisingEnsemble, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rows = related(500, 2)
-        expected, order = denoising_ensemble(rows), np.random.default_rng(0).permutation(500)
-        np.testing.assert_allclose(denoising_ensemble(rows[order]), expected[order], rtol=1e-9)
-        np.testing.assert_allclose(denoising_ensemble(rows[[77]]), expected[[77]], rtol=1e-9)
-        monkeypatch.setattr(networks, "_SCORING_BATCH_ROWS", 33)
-        np.testing.assert_allclose(denoising_ensemble(rows), expected, rtol=1e-9)
-        assert denoising_ensemble(rows[:0]).shape == (0,)
+        expected, order = apply(denoising_ensemble, rows), np.random.default_rng(0).permutation(500)
+        np.testing.assert_allclose(apply(denoising_ensemble, rows[order]), expected[order], rtol=1e-9)
+        np.testing.assert_allclose(apply(denoising_ensemble, rows[[77]]), expected[[77]], rtol=1e-9)
+        monkeypatch.setattr(blocks, "_CPU_CELLS", 1000)
+        np.testing.assert_allclose(apply(denoising_ensemble, rows), expected, rtol=1e-9)
+        assert apply(denoising_ensemble, rows[:0]).shape == (0,)
 
     @pytest.mark.parametrize(("n", "width"), [(8, 1), (8, 3), (9, 40), (2, 2)])
     def test_few_rows_are_enough_for_early_stopping(self, n: int, width: int) -> None:
         rows = np.random.default_rng(0).normal(size=(n, width))
         denoising_ensemble = train(rows)
-        assert np.isfinite(denoising_ensemble(np.r_[rows, np.full((1, width), 1e6)])).all()
+        assert np.isfinite(apply(denoising_ensemble, np.r_[rows, np.full((1, width), 1e6)])).all()
 
     def test_weights_with_the_best_validation_loss_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Longer training overfits to few rows of noise, and the loss of the held-out rows increases."""

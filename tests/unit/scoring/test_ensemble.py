@@ -11,14 +11,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.scoring import blocks
 from ae_pipeline.scoring import denoising_ensemble as networks
 from ae_pipeline.scoring import ensemble as ensembles
-from ae_pipeline.scoring import neighbors
 from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.ensemble import MEASURES, Ensemble, fit_ensemble
 from ae_pipeline.scoring.forest import fit_forest
-from ae_pipeline.scoring.neighbors import nearest
-from tests.support.arrays import Array, copied
+from tests.support.arrays import Array, apply, copied, nearest
 
 pytestmark = pytest.mark.slow
 
@@ -102,28 +101,28 @@ class TestRanking:
     ) -> None:
         normal, planted = normal_rows(500, 3), normal_rows(200, 4)
         plant(planted, np.random.default_rng(5))
-        scores = ensemble(np.concatenate([normal, planted]))
+        scores = apply(ensemble, np.concatenate([normal, planted]))
         assert roc_auc_score(np.arange(700) >= 500, scores) > 0.9
 
     def test_cluster_of_anomalies_in_the_training_rows_ranks_high(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array]
     ) -> None:
         rows, is_anomaly = contaminated
-        assert roc_auc_score(is_anomaly, ensemble(rows)) > 0.9
+        assert roc_auc_score(is_anomaly, apply(ensemble, rows)) > 0.9
         again = np.concatenate([normal_rows(500, 3), cluster_rows(100, 6)])
-        assert roc_auc_score(np.arange(600) >= 500, ensemble(again)) > 0.9
+        assert roc_auc_score(np.arange(600) >= 500, apply(ensemble, again)) > 0.9
 
     def test_new_normal_rows_score_like_training_rows(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array]
     ) -> None:
         rows, is_anomaly = contaminated
-        known, new = ensemble(rows[~is_anomaly]), ensemble(normal_rows(760, 7))
+        known, new = apply(ensemble, rows[~is_anomaly]), apply(ensemble, normal_rows(760, 7))
         assert roc_auc_score(np.repeat([0, 1], 760), np.r_[known, new]) == pytest.approx(0.5, abs=0.06)
 
     def test_score_increases_with_the_distance_of_a_value(self, ensemble: Ensemble) -> None:
         rows = np.repeat(normal_rows(1, 3), 6, axis=0)
         rows[1:, 5] = [2.0, 4.0, 30.0, 1e6, np.finfo(np.float32).max]
-        scores = ensemble(rows)
+        scores = apply(ensemble, rows)
         assert np.isfinite(scores).all()
         assert (np.diff(scores[:5]) > 1).all()
         assert scores[5] >= scores[4]
@@ -132,12 +131,14 @@ class TestRanking:
         self, ensemble: Ensemble, contaminated: tuple[Array, Array]
     ) -> None:
         rows, _ = contaminated
-        measures = ensemble.measures(rows)
+        measures = apply(ensemble.measures, rows)
         assert measures.shape == (800, len(MEASURES))
         np.testing.assert_allclose(np.median(measures, axis=0), 1, rtol=1e-9)
-        np.testing.assert_allclose(ensemble(rows), ensemble.combination(ensemble.tails(measures)), rtol=1e-12)
+        np.testing.assert_allclose(
+            apply(ensemble, rows), apply(lambda each: ensemble.combination(ensemble.tails(each)), measures), rtol=1e-12
+        )
         # −ln of the share of training rows that score as high; the quantiles are 0.072 nats apart.
-        for measure, surprisal in zip(measures.T, ensemble.tails(measures).T, strict=True):
+        for measure, surprisal in zip(measures.T, apply(ensemble.tails, measures).T, strict=True):
             share = (measure[None] >= measure[:, None]).mean(1)
             within = (share > 0.03) & (share < 0.9)
             np.testing.assert_allclose(surprisal[within], -np.log(share[within]), atol=0.12)
@@ -149,19 +150,20 @@ class TestRanking:
         standard, normal = (ensemble.scalings.standard, ensemble.scalings.normal)
         core = ensemble.references[: int(ensemble.core_count)].astype(float)
         sample = torch.randperm(800, generator=torch.Generator().manual_seed(0)).numpy()
+        longer = torch.from_numpy(skewed_up(apply(standard, rows)))
         raw = [
             nearest(other, rows),
-            nearest(normal(other), normal(rows)),
-            ensemble.mixture(standard(other)),
-            ensemble.denoising_ensemble(standard(other)),
-            ecod_score(normal(other), skewed_up(standard(rows))),
-            nearest(normal(other), normal(core)),
-            fit_forest(rows[sample], 0)(other),
+            nearest(apply(normal, other), apply(normal, rows)),
+            apply(ensemble.mixture, apply(standard, other)),
+            apply(ensemble.denoising_ensemble, apply(standard, other)),
+            apply(lambda ranks: ecod_score(ranks, longer), apply(ensemble.scalings.ranks, other)),
+            nearest(apply(normal, other), apply(normal, core)),
+            apply(fit_forest(rows[sample], 0), other),
         ]
         names = ["nearest, as encoded", "nearest, normal scores", "mixture", "denoising ensemble", "ecod"]
         assert list(MEASURES) == [*names, "nearest in the core", "isolation forest"]
         expected = (np.column_stack(raw) - ensemble.ends[0]) / ensemble.ends[1]
-        np.testing.assert_allclose(ensemble.measures(other), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(apply(ensemble.measures, other), expected, rtol=1e-9, atol=1e-12)
 
     def test_the_core_is_four_fifths_and_leaves_the_cluster_out(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array]
@@ -190,37 +192,41 @@ class TestSameness:
             other.arrays()["denoising_ensemble.weight_0"].tobytes()
             != ensemble.arrays()["denoising_ensemble.weight_0"].tobytes()
         )
-        assert scipy.stats.spearmanr(other(rows), ensemble(rows)).statistic > 0.8
+        assert scipy.stats.spearmanr(apply(other, rows), apply(ensemble, rows)).statistic > 0.8
 
     def test_round_trip_through_arrays_gives_the_same_bytes(self, ensemble: Ensemble) -> None:
         back, rows = Ensemble.from_arrays(copied(ensemble.arrays())), normal_rows(200, 3)
-        assert back(rows).tobytes() == ensemble(rows).tobytes()
+        assert apply(back, rows).tobytes() == apply(ensemble, rows).tobytes()
         assert {name: value.tobytes() for name, value in back.arrays().items()} == {
             name: value.tobytes() for name, value in ensemble.arrays().items()
         }
 
     def test_scores_do_not_depend_on_the_width_of_floats(self, ensemble: Ensemble) -> None:
         rows = normal_rows(200, 3)
-        assert ensemble(rows).tobytes() == ensemble(rows.copy()).tobytes() == ensemble(rows.astype(float)).tobytes()
+        assert (
+            apply(ensemble, rows).tobytes()
+            == apply(ensemble, rows.copy()).tobytes()
+            == apply(ensemble, rows.astype(float)).tobytes()
+        )
 
     @pytest.mark.usefixtures("quick")
     def test_duplicate_rows_score_the_same_in_any_batch(self) -> None:
         rows: Array = np.random.default_rng(0).integers(0, 3, (800, 5)).astype(np.float32) / 3
         fitted = fit_ensemble(rows, np.zeros(5, dtype=bool), 0)
-        whole = fitted(rows)
-        single = np.concatenate([fitted(row[None]) for row in rows])
+        whole = apply(fitted, rows)
+        single = np.concatenate([apply(fitted, row[None]) for row in rows])
         np.testing.assert_allclose(single, whole, rtol=1e-5)
         order = np.random.default_rng(1).permutation(len(rows))
-        np.testing.assert_allclose(fitted(rows[order]), whole[order], rtol=1e-5)
+        np.testing.assert_allclose(apply(fitted, rows[order]), whole[order], rtol=1e-5)
 
     @pytest.mark.usefixtures("quick")
     def test_highest_measure_beyond_its_limit_is_described_with_its_value(self) -> None:
         rows = normal_rows(400, 0)
         fitted = fit_ensemble(rows, ASINH_MASK, 0)
         outliers = np.concatenate([rows[:50], rows[:50] + 30])
-        measures, usual = fitted.measures(outliers), fitted.tails.quantiles[:, -1]
-        weighted = np.where(measures > usual, fitted.tails(measures) * fitted.combination.weights[0], -1)
-        totals, messages = fitted(outliers), fitted.governing(outliers, usual_total=12.34)
+        measures, usual = apply(fitted.measures, outliers), fitted.tails.quantiles[:, -1]
+        weighted = np.where(measures > usual, apply(fitted.tails, measures) * fitted.combination.weights[0], -1)
+        totals, messages = apply(fitted, outliers), fitted.governing(torch.from_numpy(outliers), usual_total=12.34)
         of_measures = [message for message, nats in zip(messages, weighted, strict=True) if nats.max() > 0]
         assert 50 <= len(of_measures) < 100
         for message, values, nats, total in zip(messages, measures, weighted, totals, strict=True):
@@ -238,30 +244,38 @@ class TestSameness:
         rows = normal_rows(400, 0)
         fitted = fit_ensemble(rows, ASINH_MASK, 0)
         outliers = rows[:50] + 30
-        named = fitted.governing(outliers, usual_total=1.0)[0][0]
+        named = fitted.governing(torch.from_numpy(outliers), usual_total=1.0)[0][0]
         weights = np.where([text in named for text in DESCRIPTIONS], 0.0, fitted.combination.weights)
         assert (weights[0] == 0).any()
         unweighted = replace(fitted, combination=replace(fitted.combination, weights=weights))
-        texts = [text for text, _ in unweighted.governing(outliers, usual_total=1.0)]
+        texts = [text for text, _ in unweighted.governing(torch.from_numpy(outliers), usual_total=1.0)]
         gone = [text for text, weight in zip(DESCRIPTIONS, weights[0], strict=True) if weight == 0]
         assert not any(text.endswith(f"usual {each}") for text in texts for each in gone)
         silent = replace(fitted, combination=replace(fitted.combination, weights=weights * 0))
-        texts = [text for text, _ in silent.governing(outliers, usual_total=1.0)]
+        texts = [text for text, _ in silent.governing(torch.from_numpy(outliers), usual_total=1.0)]
         assert all("over all measures" in text for text in texts)
 
     def test_scores_do_not_depend_on_order_or_batches(
         self, ensemble: Ensemble, contaminated: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rows = np.concatenate([normal_rows(300, 3), contaminated[0][:100]])
-        expected, order = ensemble(rows), np.random.default_rng(0).permutation(400)
+        expected, order = apply(ensemble, rows), np.random.default_rng(0).permutation(400)
         close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-8}
-        np.testing.assert_allclose(ensemble(rows[order]), expected[order], **close)
+        np.testing.assert_allclose(apply(ensemble, rows[order]), expected[order], **close)
         for index in (0, 123, 399):
-            np.testing.assert_allclose(ensemble(rows[[index]]), expected[[index]], **close)
-        monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", 800 * 7)
-        monkeypatch.setattr(networks, "_SCORING_BATCH_ROWS", 9)
-        np.testing.assert_allclose(ensemble(rows), expected, **close)
-        assert ensemble(rows[:0]).shape == (0,)
+            np.testing.assert_allclose(apply(ensemble, rows[[index]]), expected[[index]], **close)
+        monkeypatch.setattr(blocks, "_CPU_CELLS", 5000)
+        np.testing.assert_allclose(apply(ensemble, rows), expected, **close)
+        assert apply(ensemble, rows[:0]).shape == (0,)
+
+
+def test_scores_on_a_device_are_repeatable_and_those_of_the_cpu(
+    ensemble: Ensemble, contaminated: tuple[Array, Array], device: str
+) -> None:
+    rows = np.concatenate([normal_rows(300, 3), contaminated[0][:100]])
+    scores = apply(ensemble, rows, device)
+    assert apply(ensemble, rows, device).tobytes() == scores.tobytes()
+    np.testing.assert_allclose(scores, apply(ensemble, rows), rtol=1e-9)
 
 
 @pytest.fixture
@@ -290,8 +304,8 @@ class TestSizes:
             "copies": np.repeat(normal_rows(2, 0), 8, axis=0),
         }[kind]
         fitted = fit_ensemble(rows, np.zeros(rows.shape[1], dtype=bool), 0)
-        assert np.isfinite(fitted(np.concatenate([rows, rows + 1000]))).all()
-        assert fitted(rows + 1000).min() > fitted(rows).max()
+        assert np.isfinite(apply(fitted, np.concatenate([rows, rows + 1000]))).all()
+        assert apply(fitted, rows + 1000).min() > apply(fitted, rows).max()
 
     def test_change_of_a_constant_column_adds_log_of_rows(self) -> None:
         rows = normal_rows(100, 0)
@@ -302,11 +316,11 @@ class TestSizes:
         asinh_mask = np.array([True, *ASINH_MASK[:4], True, *ASINH_MASK[4:], False])
         fitted = fit_ensemble(wider, asinh_mask, 0)
         assert fitted.varying.tolist() == [1, 2, 3, 4, 6, 7]
-        expected = fit_ensemble(rows, ASINH_MASK, 0)(rows)
-        assert fitted(wider).tobytes() == expected.tobytes()
+        expected = apply(fit_ensemble(rows, ASINH_MASK, 0), rows)
+        assert apply(fitted, wider).tobytes() == expected.tobytes()
         wider[:50, 5], wider[50:, [0, 8]] = 99, 99
         changed = np.repeat([1, 2], 50)
-        np.testing.assert_allclose(fitted(wider), expected + changed * np.log(102) * fitted.nat, rtol=1e-14)
+        np.testing.assert_allclose(apply(fitted, wider), expected + changed * np.log(102) * fitted.nat, rtol=1e-14)
 
     @pytest.mark.parametrize(
         ("n", "width", "references"),
@@ -359,8 +373,9 @@ class TestVeryWideRows:
         )
 
     def test_projection_approximately_preserves_distances(self, wide_ensemble: Ensemble, rows: Array) -> None:
-        standard = wide_ensemble.scalings.standard(rows.astype(np.float64))
-        projected = ensembles._project(wide_ensemble.directions, standard)
+        standard = apply(wide_ensemble.scalings.standard, rows.astype(np.float64))
+        assert wide_ensemble.directions is not None
+        projected = standard @ wide_ensemble.directions.astype(np.float64)
         scale = np.sqrt(ensembles._MAX_DIRECTIONS / 700)
         ratios = np.linalg.norm(projected[:50] - projected[50:100], axis=1) / np.linalg.norm(
             standard[:50] - standard[50:100], axis=1
@@ -370,9 +385,9 @@ class TestVeryWideRows:
     def test_rows_with_broken_dependencies_rank_above_others(self, wide_ensemble: Ensemble, rows: Array) -> None:
         fresh = rows[1000:]
         shuffled = np.stack([np.random.default_rng(k).permutation(column) for k, column in enumerate(fresh.T)], 1)
-        scores = wide_ensemble(np.concatenate([fresh, shuffled]))
+        scores = apply(wide_ensemble, np.concatenate([fresh, shuffled]))
         assert roc_auc_score(np.repeat([0, 1], 500), scores) > 0.95
 
     def test_wide_ensemble_survives_a_round_trip_through_arrays(self, wide_ensemble: Ensemble, rows: Array) -> None:
         loaded = Ensemble.from_arrays(copied(wide_ensemble.arrays()))
-        assert loaded(rows[1000:]).tobytes() == wide_ensemble(rows[1000:]).tobytes()
+        assert apply(loaded, rows[1000:]).tobytes() == apply(wide_ensemble, rows[1000:]).tobytes()

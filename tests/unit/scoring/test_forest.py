@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest as Reference
 
-from ae_pipeline.scoring import forest as forests
+from ae_pipeline.scoring import blocks
 from ae_pipeline.scoring.forest import IsolationForest, fit_forest
+from tests.support.arrays import apply
 
 rng = np.random.default_rng(0)
 NORMAL = rng.normal(size=(400, 5))
@@ -19,16 +20,16 @@ NORMAL = rng.normal(size=(400, 5))
 def test_scores_are_those_of_scikit_learn(rows: np.ndarray) -> None:
     reference = Reference(n_estimators=100, max_samples=min(256, len(rows)), random_state=7).fit(rows)
     new = np.concatenate([rows, 3 * rows, rows + 1e6])
-    np.testing.assert_allclose(fit_forest(rows, 7)(new), -reference.score_samples(new), rtol=1e-12)
+    np.testing.assert_allclose(apply(fit_forest(rows, 7), new), -reference.score_samples(new), rtol=1e-12)
 
 
 def test_scores_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     forest = fit_forest(NORMAL, 0)
-    whole = forest(NORMAL)
-    monkeypatch.setattr(forests, "_BLOCK_CELLS", 700)
-    assert forest(NORMAL).tobytes() == whole.tobytes()
-    assert forest(NORMAL[[3]]).tobytes() == whole[[3]].tobytes()
-    assert forest(NORMAL[:0]).shape == (0,)
+    whole = apply(forest, NORMAL)
+    monkeypatch.setattr(blocks, "_CPU_CELLS", 2800)
+    np.testing.assert_allclose(apply(forest, NORMAL), whole, rtol=1e-14)
+    np.testing.assert_allclose(apply(forest, NORMAL[[3]]), whole[[3]], rtol=1e-14)
+    assert apply(forest, NORMAL[:0]).shape == (0,)
 
 
 def test_size_does_not_grow_with_the_training_rows() -> None:
@@ -36,4 +37,4 @@ def test_size_does_not_grow_with_the_training_rows() -> None:
     assert forest.columns.shape == forest.thresholds.shape == (100, 255)
     assert forest.lengths.shape == (100, 256)
     again = IsolationForest(**forest.arrays())
-    assert again(NORMAL).tobytes() == forest(NORMAL).tobytes()
+    assert apply(again, NORMAL).tobytes() == apply(forest, NORMAL).tobytes()

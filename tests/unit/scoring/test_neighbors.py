@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from sklearn.neighbors import NearestNeighbors
 
-from ae_pipeline.scoring import neighbors
-from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest
-from tests.support.arrays import Array
+from ae_pipeline.scoring import blocks, neighbors
+from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest_neighbors
+from tests.support.arrays import Array, apply, nearest
 
 
 class TestNeighbors:
@@ -65,6 +66,7 @@ class TestNeighbors:
         rows = np.r_[rng.normal(size=(1000, 6)) * 100, references]
         expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
         monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", block_distances)
+        monkeypatch.setattr(blocks, "_CPU_CELLS", block_distances)
         order, shuffled = rng.permutation(len(rows)), rng.permutation(300)
         functions: tuple[Callable[[Array, Array], Array], ...] = (
             nearest,
@@ -78,3 +80,38 @@ class TestNeighbors:
     def test_no_rows_give_no_distances(self) -> None:
         assert nearest(np.empty((0, 2)), np.zeros((3, 2))).shape == (0,)
         assert mean_knn_distance(np.empty((0, 2)), np.zeros((3, 2)), 2).shape == (0,)
+
+
+def tail_heavy(rng: np.random.Generator, n: int) -> Array:
+    return rng.standard_t(1, size=(n, 5)) * 100
+
+
+KINDS: dict[str, Callable[[np.random.Generator, int], Array]] = {
+    "normal": lambda rng, n: rng.normal(size=(n, 12)),
+    "heavy tails": tail_heavy,
+    "one value is a million": lambda rng, n: np.where(rng.random((n, 4)) < 0.01, 1e6, rng.normal(size=(n, 4))),
+    "ties": lambda rng, n: rng.integers(0, 4, (n, 6)) / 3,
+    "far from the origin": lambda rng, n: 1000 + rng.normal(0, 1e-3, (n, 3)),
+    "flags": lambda rng, n: np.eye(7)[rng.integers(0, 7, n)],
+    "one column": lambda rng, n: rng.normal(size=(n, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_in_float32_leave_distances_exact(kind: str, device: str) -> None:
+    rng = np.random.default_rng(3)
+    references, new = KINDS[kind](rng, 331), KINDS[kind](rng, 400)
+    rows = np.concatenate([new, references[::3], 1e3 * new[:9], references[:9] * (1 + 1e-7)])
+    counts = [131, 331]
+    neighbors_of = nearest_neighbors(torch.from_numpy(references).to(device), counts)
+    distances = apply(neighbors_of, rows, device)
+    for index, count in enumerate(counts):
+        squares = np.square(rows[:, None] - references[:count]).sum(2)
+        norms = np.square(rows).sum(1)[:, None] + np.square(references[:count]).sum(1)
+        squares[squares <= 1e-12 * norms] = 0.0
+        closest = squares.argmin(1)
+        is_equal = squares[np.arange(len(rows)), closest] == 0
+        squares[is_equal, closest[is_equal]] = np.inf
+        np.testing.assert_allclose(distances[:, index], np.sqrt(squares.min(1)), rtol=1e-12, err_msg=str(count))
+    again = apply(neighbors_of, rows, device)
+    assert again.tobytes() == distances.tobytes()

@@ -14,6 +14,7 @@ from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.scoring.calibration import benjamini_hochberg, calibrate, ks_distance
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
+from tests.support.arrays import apply
 
 Array = npt.NDArray[Any]
 
@@ -101,7 +102,7 @@ class TestThreshold:
 
 
 def surprisal_of(tails: TailCalibrator, values: Array) -> Array:
-    return tails(np.asarray(values, float)[:, None])[:, 0]
+    return apply(tails, np.asarray(values, float)[:, None])[:, 0]
 
 
 SAMPLES: dict[str, Callable[[np.random.Generator], Array]] = {
@@ -170,7 +171,7 @@ class TestTails:
     def test_columns_are_fitted_independently(self) -> None:
         rng = np.random.default_rng(1)
         losses = np.stack([sample(rng) for sample in SAMPLES.values()], 1)
-        together = fit_tails(losses)(losses[:500])
+        together = apply(fit_tails(losses), losses[:500])
         for index in range(losses.shape[1]):
             single = surprisal_of(fit_tails(losses[:, [index]]), losses[:500, index])
             np.testing.assert_allclose(together[:, index], single, rtol=1e-12)
@@ -181,7 +182,8 @@ class TestTails:
         assert np.isfinite(surprisal_of(tails, np.array([-1.0, 0.0, 0.5, 100.0]))).all()
 
     def test_no_rows_have_no_surprisal(self) -> None:
-        assert fit_tails(np.random.default_rng(0).normal(size=(50, 3)))(np.empty((0, 3))).shape == (0, 3)
+        tails = fit_tails(np.random.default_rng(0).normal(size=(50, 3)))
+        assert apply(tails, np.empty((0, 3))).shape == (0, 3)
 
 
 class TestBenjaminiHochberg:
@@ -260,7 +262,7 @@ class TestLeastSurprisal:
         tails = fit_tails(rng.exponential(size=(4000, 3)))
         losses = np.vstack([rng.exponential(size=(2000, 3)) * 2, tails.quantiles.T[:20]])
         least = np.array([0.0, 1.5, np.inf])
-        whole, part = tails(losses), tails(losses, least)
+        whole, part = apply(tails, losses), apply(lambda each: tails(each, least), losses)
         np.testing.assert_array_equal(part[:, 0], whole[:, 0])
         above = whole[:, 1] > 1.5
         np.testing.assert_array_equal(part[above, 1], whole[above, 1])
@@ -269,4 +271,4 @@ class TestLeastSurprisal:
 
     def test_nan_loss_has_nan_surprisal(self) -> None:
         tails = fit_tails(np.random.default_rng(0).exponential(size=(4000, 1)))
-        assert np.isnan(tails(np.array([[np.nan]]), np.array([2.0]))).all()
+        assert np.isnan(apply(lambda each: tails(each, np.array([2.0])), np.array([[np.nan]]))).all()
