@@ -37,6 +37,9 @@ _TYPES = {
 _INTERNAL = (".context.json", "unfinished.json")
 """Ends of the names of files that only the pipeline reads."""
 
+_ICON = '<link rel=icon href="data:,">'
+"""Without it, a browser asks for an icon in vain."""
+
 _MAX_LISTED = 5_000
 """Maximum number of entries of a folder that a list shows."""
 
@@ -107,5 +110,7 @@ def _listing(title: str, entries: Iterator[str] | list[str]) -> Response:
     names = sorted(entries)
     items = "".join(f'<li><a href="./{quote(name)}">{escape(name)}</a>' for name in names[:_MAX_LISTED])
     more = f"<p>{len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><ul>{items}</ul>{more}"
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8>{_ICON}<title>{escape(title)}</title><ul>{items}</ul>{more}"
+    )
     return HTMLResponse(page, headers={"Content-Security-Policy": SANDBOX})

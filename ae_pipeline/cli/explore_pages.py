@@ -1,5 +1,6 @@
 """Pages of the data server to explore a dataset, drawn when they are asked for."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class ExplorePages:
         def page(dataset: Dataset) -> str | None:
             from ae_pipeline.lifecycle.version_pages import versions_page
 
-            return versions_page(dataset, self.tracker) if self.tracker else None
+            address = os.environ.get("AE_PIPELINE_MLFLOW_URL", "")
+            return versions_page(dataset, self.tracker, address) if self.tracker else None
 
         return await self._answer(request, page)
 
@@ -109,11 +111,11 @@ class ExplorePages:
         dataset = self.datasets.get(request.path_params["name"])
         if dataset is None:
             raise HTTPException(404)
-        found = dataset
+        known = dataset
 
         def make() -> str | None:
             with self._one_at_a_time:
-                return page(found)
+                return page(known)
 
         try:
             text = await run_in_threadpool(make)

@@ -223,5 +223,7 @@ def _without_token(connection: HTTPConnection, method: str) -> Response:
     # After a click on another site, or in the sandbox of a report, a browser sends the cookie only at the second look.
     is_foreign = connection.headers.get("sec-fetch-site") not in {"none", "same-origin"}
     refresh = '<meta http-equiv="refresh" content="0">' if is_foreign else ""
-    page = f"<!doctype html><html lang=en><meta charset=utf-8>{refresh}<title>Token needed</title><p>{escape(message)}"
-    return HTMLResponse(page, status_code=401, headers={"Content-Security-Policy": "default-src 'none'"})
+    icon = '<link rel=icon href="data:,">'  # otherwise a browser asks for one, and its console shows an error
+    head = f"<!doctype html><html lang=en><meta charset=utf-8>{icon}{refresh}<title>Token needed</title>"
+    policy = "default-src 'none'; img-src data:"
+    return HTMLResponse(f"{head}<p>{escape(message)}", status_code=401, headers={"Content-Security-Policy": policy})

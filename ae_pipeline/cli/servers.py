@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,7 +78,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
         defaults["mlflow"] = tracker.web_url or defaults["mlflow"]
     addresses = {name: os.environ.setdefault(f"AE_PIPELINE_{name.upper()}_URL", defaults[name]) for name in defaults}
     token = os.environ[TOKEN_VARIABLE] = token_of_environment()
-    for line in address_lines(addresses, workspace, list(datasets), token):
+    for line in address_lines(addresses, workspace, list(datasets), token, workspace.mlflow_runs):
         print(line, flush=True)
     project = find_project()
     environment = _environment(project)
@@ -221,7 +221,11 @@ def serve_folder(
 
 
 def address_lines(
-    addresses: Mapping[str, str], workspace: "Workspace", datasets: Sequence[str], token: str
+    addresses: Mapping[str, str],
+    workspace: "Workspace",
+    datasets: Sequence[str],
+    token: str,
+    runs_of: Callable[[str], str] = lambda _: "",
 ) -> list[str]:
     """Return lines with the addresses of the servers and of the reports.
 
@@ -230,12 +234,14 @@ def address_lines(
         workspace: Workspace that the servers show.
         datasets: Datasets whose reports are listed.
         token: Token that opens them. A tracking server elsewhere does not get it.
+        runs_of: Function from a dataset to the part of MLflow's address that opens its trainings.
     """
     pages = {name: page for name in datasets if (page := workspace.paths(name).reports / "report.html").exists()}
     group = next(iter(pages), None)
     graph = f"/locations/ae_pipeline/asset-groups/{group}/lineage" if group else "/"
     key = f"?token={token}"
-    mlflow = addresses["mlflow"] if workspace.tracker().is_remote else f"{addresses['mlflow'].rstrip('/')}/{key}"
+    opened = f"{'' if workspace.tracker().is_remote else key}{runs_of(group) if group else ''}"
+    mlflow = f"{addresses['mlflow'].rstrip('/')}{f'/{opened}' if opened else ''}"
     served = workspace.model_copy(update={"data_url": addresses["data"]})
     home = f"Home     {addresses['data'].rstrip('/')}/{key}"
     lines = [f"Dagster  {addresses['dagster'].rstrip('/')}{graph}{key}", f"MLflow   {mlflow}"]

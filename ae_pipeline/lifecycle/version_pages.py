@@ -9,18 +9,22 @@ from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 
 
-def versions_page(dataset: Dataset, tracker: Tracker) -> str:
+def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
     """Return the page with all versions, their figures and the whole history.
 
     Args:
         dataset: Dataset of the model.
         tracker: The model store.
+        mlflow: Address of MLflow's UI; without it, there are no links to the runs.
     """
     versions = list_versions(dataset, tracker)
     variables = {
         "dataset": dataset.name,
         "charts": (),
         "versions": versions,
+        "runs": f"{mlflow.rstrip('/')}/#/experiments/{tracker.experiment(dataset.name)}/runs"
+        if mlflow and versions
+        else "",
         "serving": next((each.version for each in versions if each.serves), None),
         "metrics": [name for name in SHOWN_METRICS if any(name in each.metrics for each in versions)],
         "rules": list(dict.fromkeys(rule for each in versions for rule in each.figures)),
@@ -47,8 +51,8 @@ def _drift_since(dataset: Dataset) -> str:
     if not summary:
         return ""
     after = [day for day in summary["drift"] if day["is_after"] and day["is_judged"]]
-    drifted = sum(bool(day["drifted"]) for day in after)
-    drift = f", and {drifted} of {len(after)} days after its window have drifted" if after else ""
+    with_drift = sum(bool(day["drifted"]) for day in after)
+    drift = f", and {with_drift} of {len(after)} days after its window have drifted" if after else ""
     return (
         f"Version {summary['model_version']} flags {summary['flagged']:,} of {summary['rows']:,} published rows{drift}."
     )

@@ -166,8 +166,8 @@ class Comparison:
         """The comparison as a sentence."""
         return (
             f"version {self.new} flags {self.flagged[0]:,} and version {self.old} flags {self.flagged[1]:,} of "
-            f"{self.rows:,} rows of the newest days; {self.both:,} are the same, {self.gained:,} are new, and "
-            f"{self.lost:,} are no longer flagged"
+            f"{self.rows:,} rows of the newest days: {self.both:,} by both, {self.gained:,} by version {self.new} "
+            f"only, and {self.lost:,} by version {self.old} only"
         )
 
 
@@ -246,9 +246,9 @@ def _only(rows: pl.DataFrame, bundle: ModelBundle, mask: Mask, scores: Array, ot
     parts = bundle.explain(chosen.select(bundle.columns))
     return tuple(
         ComparedRow(
-            row_id=row_id, day=day, score=float(scores[i]), other_score=float(others[i]), because=because(explained)
+            row_id=row_id, day=day, score=float(scores[i]), other_score=float(others[i]), because=because(contributions)
         )
-        for row_id, day, i, explained in zip(chosen["row_id"], chosen["day"], indices, parts, strict=True)
+        for row_id, day, i, contributions in zip(chosen["row_id"], chosen["day"], indices, parts, strict=True)
     )
 
 

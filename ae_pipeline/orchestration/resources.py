@@ -75,7 +75,12 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def mlflow_run_url(self, dataset: str, mlflow_run: str) -> str:
         """Return the address of a training's run in MLflow's UI."""
-        return f"{self._mlflow}/#/experiments/{self.tracker().experiment(dataset)}/runs/{mlflow_run}"
+        return f"{self._mlflow}/{self.mlflow_runs(dataset, f'/{mlflow_run}')}"
+
+    def mlflow_runs(self, dataset: str, run: str = "") -> str:
+        """Return the part of an address after MLflow's: the trainings of a dataset, or one with its id after a `/`."""
+        # Without the type, MLflow's UI opens its pages about language models.
+        return f"#/experiments/{self.tracker().experiment(dataset)}/runs{run}?workflowType=machine_learning"
 
     def model_version_url(self, dataset: str, version: int) -> str:
         """Return the address of a model version in MLflow's UI."""

@@ -120,10 +120,10 @@ def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = ()) -> str:
 def _drift_of(name: str, explored: Explored) -> dict[str, Any]:
     """Return on how many days a column has drifted, and what its newest drift is."""
     if explored.drift.is_empty():
-        return {"drifted": 0, "newest": "", "newest_day": ""}
-    drifted = explored.drift.filter((pl.col("name") == name) & (pl.col("words") != "")).sort("day")
-    newest = drifted.row(-1, named=True) if drifted.height else {"words": "", "day": ""}
-    return {"drifted": drifted.height, "newest": newest["words"], "newest_day": newest["day"]}
+        return {"drift_days": 0, "newest": "", "newest_day": ""}
+    with_drift = explored.drift.filter((pl.col("name") == name) & (pl.col("words") != "")).sort("day")
+    newest = with_drift.row(-1, named=True) if with_drift.height else {"words": "", "day": ""}
+    return {"drift_days": with_drift.height, "newest": newest["words"], "newest_day": newest["day"]}
 
 
 def column_page(name: str, dataset: Dataset) -> str | None:

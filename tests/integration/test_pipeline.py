@@ -73,7 +73,10 @@ def test_materializations_show_plots_rows_and_links(complete_shop: Shop) -> None
         for stage, partition in (("autoencoder", None), ("latent_features", DAYS[-1]), ("anomaly_report", DAYS[-1]))
     )
     experiment = workspace.tracker().experiment("orders")
-    assert trained["mlflow"] == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{version.run_id}"
+    assert (
+        trained["mlflow"]
+        == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{version.run_id}?workflowType=machine_learning"
+    )
     assert reported["mlflow"] == published["mlflow"] == "http://127.0.0.1:5000/#/models/orders/versions/1"
     assert reported["report"] == "http://127.0.0.1:3001/reports/orders/report.html"
     pictures = [trained[f"{name}_plot"] for name in ("loss", "scores", "latents", "calibration")]

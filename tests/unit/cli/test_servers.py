@@ -50,7 +50,8 @@ class TestAddressLines:
 
     def test_a_dataset_with_a_report_has_links_to_page_and_graph(self, workspace: Workspace) -> None:
         write_report(workspace, "shuttle")
-        lines = address_lines(ADDRESSES, workspace, ["flights", "shuttle"], TOKEN)
+        lines = address_lines(ADDRESSES, workspace, ["flights", "shuttle"], TOKEN, lambda name: f"#/{name}/runs")
+        assert lines[2] == f"MLflow   http://127.0.0.1:5000/?token={TOKEN}#/shuttle/runs"
         graph = "http://127.0.0.1:3000/locations/ae_pipeline/asset-groups/shuttle/lineage"
         assert lines[1] == f"Dagster  {graph}?token={TOKEN}"
         assert lines[3] == f"Report   http://127.0.0.1:3001/reports/shuttle/report.html?token={TOKEN}"
