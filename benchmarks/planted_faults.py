@@ -12,6 +12,7 @@ times of ae_pipeline include reading and encoding. A peer receives a finished ma
 
 import argparse
 import datetime as dt
+import json
 import statistics
 import tempfile
 import time
@@ -159,8 +160,8 @@ def prepare(root: Path) -> Prepared:
     return Prepared(config, intake.contract, paths, window, held_out, routes)
 
 
-def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
-    """Fit every method and count the planted rows that each method finds."""
+def run_seed(prepared: Prepared, seed: int, peers: Sequence[Peer] = PEERS) -> list[Trial]:
+    """Fit ae_pipeline and some peers, and count the planted rows that each method finds."""
     training = prepared.config.training.model_copy(update={"seed": seed})
     config = prepared.config.model_copy(update={"training": training})
     raw, kinds = plant(prepared.raw, prepared.routes, seed, PER_KIND)
@@ -175,7 +176,7 @@ def run_seed(prepared: Prepared, seed: int) -> list[Trial]:
 
     train_rows = bundle.encoder.encode(prepared.window.rows("train", prepared.paths))
     matrix = bundle.encoder.encode(features)
-    for peer in PEERS:
+    for peer in peers:
         rows = train_rows
         if peer.fitted_rows is not None:
             chosen = np.random.default_rng(seed).choice(len(rows), min(peer.fitted_rows, len(rows)), replace=False)
@@ -229,8 +230,17 @@ def describe(trials: Sequence[Trial]) -> str:
     )
 
 
-def run(root: Path, seeds: Sequence[int], out: Path) -> None:
-    """Run all seeds on a data folder, print the tables and write the JSON."""
+def run(root: Path, seeds: Sequence[int], out: Path, *, with_peers: bool = True) -> None:
+    """Run all seeds on a data folder, print the tables and write the JSON.
+
+    Args:
+        root: Data folder.
+        seeds: Seeds of faults and methods.
+        out: JSON file to write.
+        with_peers: Whether the peers run too. Otherwise the JSON keeps their rows of an earlier run.
+    """
+    peers = PEERS if with_peers else ()
+    kept = [] if with_peers else [row for row in json.loads(out.read_text())["rows"] if row["method"] != OURS]
     prepared = prepare(root)
     window = prepared.window
     print(
@@ -241,11 +251,12 @@ def run(root: Path, seeds: Sequence[int], out: Path) -> None:
     )
     trials: list[Trial] = []
     for seed in seeds:
-        trials += run_seed(prepared, seed)
-        latest = trials[-1 - len(PEERS) :]
+        trials += run_seed(prepared, seed, peers)
+        latest = trials[-1 - len(peers) :]
         print(f"seed {seed}: " + ", ".join(f"{t.method} {sum(t.hits.values())}" for t in latest), flush=True)
     print(f"\n{describe(trials)}")
-    write_report(out, "planted_faults", [row for trial in trials for row in trial.rows()], ("pyod", "scikit-learn"))
+    rows = [row for trial in trials for row in trial.rows()]
+    write_report(out, "planted_faults", [*rows, *kept], ("pyod", "scikit-learn"))
 
 
 def main() -> None:
@@ -254,13 +265,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--no-peers", action="store_true", help="keep the rows of the peers in --out")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     if arguments.data:
-        run(arguments.data, seeds, arguments.out)
+        run(arguments.data, seeds, arguments.out, with_peers=not arguments.no_peers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), seeds, arguments.out)
+        run(Path(folder), seeds, arguments.out, with_peers=not arguments.no_peers)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) 
     names = [block.column for block in encoder.blocks if block.kind == BlockKind.CATEGORICAL]
     vocabularies = {column.name: (*column.vocabulary, OTHER, MISSING) for column in encoder.columns}
     texts = []
-    for found in counts.rarest(matrix):
-        chosen = [names[column] for column in found.columns]
-        parts = [f"{name} {vocabularies[name][code]}" for name, code in zip(chosen, found.codes, strict=True)]
-        times = f"in {found.rows:,} of" if found.rows else "not among"
-        texts.append((f"{' with '.join(parts)}: {times} {counts.rows:,} training rows", f"about {found.expected:,.0f}"))
+    for rarest in counts.rarest(matrix):
+        chosen = [names[column] for column in rarest.columns]
+        parts = [f"{name} {vocabularies[name][code]}" for name, code in zip(chosen, rarest.codes, strict=True)]
+        times = f"in {rarest.rows:,} of" if rarest.rows else "not among"
+        texts.append(
+            (f"{' with '.join(parts)}: {times} {counts.rows:,} training rows", f"about {rarest.expected:,.0f}")
+        )
     return texts

@@ -105,10 +105,10 @@ def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[lis
     whose imputation removes the most surprisal comes first. That column stays imputed while the next one is searched
     for.
 
-    `latent`, `ensemble` or `categories` comes before the columns if it is beyond its 99 % quantile and determines the
-    score, and imputing the first column leaves more than half of its surprisal: then no single column explains the row.
-    Otherwise `categories` comes after that column: it says what the column contradicts. A column whose value is the
-    expected one is not named.
+    `latent` or `ensemble` comes before the columns if it is beyond its 99 % quantile and determines the score, and
+    imputing the first column leaves more than half of its surprisal: then no single column explains the row. If
+    `categories` determines the score, it comes after the first column, because it says what that column contradicts. A
+    column whose value is the expected one is not named.
 
     Args:
         detector: Fitted detector.
@@ -131,15 +131,15 @@ def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[lis
     ]
 
 
-def _in_order(of_whole_row: Sequence[tuple[Contribution, bool]], parts: list[Contribution]) -> list[Contribution]:
-    """Return the contributions of a row: of the whole row if no column explains it, then columns, in the order to name.
+def _in_order(of_whole_row: Sequence[Contribution], parts: Sequence[Contribution]) -> list[Contribution]:
+    """Return the contributions of a row in the order to name them. A combination follows the column that it is about.
 
     Args:
-        of_whole_row: Contributions of the row as a whole, and whether the first column explains them.
+        of_whole_row: Contributions of the row as a whole, and of a combination of categories.
         parts: Contributions of columns.
     """
-    first = [contribution for contribution, is_explained in of_whole_row if not is_explained]
-    second = [contribution for contribution, is_explained in of_whole_row if is_explained]
+    first = [contribution for contribution in of_whole_row if contribution.column != Evidence.CATEGORIES]
+    second = [contribution for contribution in of_whole_row if contribution.column == Evidence.CATEGORIES]
     return [*first, *parts[:1], *second, *parts[1:]]
 
 
@@ -173,10 +173,10 @@ def _explain_whole_rows(
     surprisal: Array,
     remaining: Array,
     descriptions: Mapping[Evidence, Sequence[tuple[str, str]]],
-) -> list[list[tuple[Contribution, bool]]]:
+) -> list[list[Contribution]]:
     """Return the contributions of `latent`, `ensemble` and `categories` for rows whose score they determine.
 
-    Each comes with whether the first column explains it. If it does, only `categories` is named.
+    If the first column explains it, only `categories` is named.
 
     Args:
         detector: Fitted detector.
@@ -186,18 +186,16 @@ def _explain_whole_rows(
         descriptions: Actual and expected text of each row, by evidence.
     """
     scores = detector.combine(surprisal)
-    contributions: list[list[tuple[Contribution, bool]]] = [[] for _ in scores]
+    contributions: list[list[Contribution]] = [[] for _ in scores]
     for evidence in (evidence for evidence in descriptions if evidence in detector.config.alerts.evidence):
         index = detector.part_index(evidence)
         score_alone = detector.combine(np.where(np.arange(surprisal.shape[1]) == index, surprisal, 0.0))
-        is_explained = remaining[:, index] <= surprisal[:, index] / 2
         determines_score = (score_alone >= scores) & (surprisal[:, index] >= _MIN_SURPRISAL)
         if evidence != Evidence.CATEGORIES:
-            determines_score &= ~is_explained
+            determines_score &= remaining[:, index] > surprisal[:, index] / 2
         for row in np.flatnonzero(determines_score):
             text = descriptions[evidence][int(row)]
-            contribution = Contribution(evidence.value, float(surprisal[row, index]), *text)
-            contributions[row].append((contribution, bool(is_explained[row])))
+            contributions[row].append(Contribution(evidence.value, float(surprisal[row, index]), *text))
     return contributions
 
 

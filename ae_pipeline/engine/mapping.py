@@ -96,7 +96,7 @@ def _in_order(pool: Pool, work: Callable[[T], R], items: Iterable[T]) -> Generat
     try:
         for item in items:
             pending.append(_Pending(item, pool.submit(work, item)))
-            if len(pending) > pool.ahead:
+            if len(pending) > pool.max_pending:
                 yield _first_result(pool, work, pending)
         while pending:
             yield _first_result(pool, work, pending)

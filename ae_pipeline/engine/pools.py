@@ -36,10 +36,10 @@ class Pool(Protocol):
     """Where items of work are executed.
 
     Attributes:
-        ahead: Items that are submitted before the first one of them is needed.
+        max_pending: Items that are submitted before the first one of them is needed.
     """
 
-    ahead: int
+    max_pending: int
 
     def submit(self, work: Callable[[T], R], item: T) -> "Future[Outcome[R]]":
         """Start the work on an item."""
@@ -66,7 +66,7 @@ class ThreadPool:
     """
 
     def __init__(self, threads: int) -> None:
-        self.ahead = threads
+        self.max_pending = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="engine")
 
     def submit(self, work: Callable[[T], R], item: T) -> "Future[Outcome[R]]":
@@ -91,7 +91,7 @@ class ProcessPool:
     """
 
     def __init__(self) -> None:
-        self.ahead = 2 * cores()
+        self.max_pending = 2 * cores()
         self._executor = _worker_processes()
 
     def submit(self, work: Callable[[T], R], item: T) -> "Future[Outcome[R]]":

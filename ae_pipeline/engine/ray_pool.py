@@ -37,7 +37,7 @@ class RayPool:
             _connect()
         self._task: Any = ray.remote(num_cpus=1, max_retries=3)(_call)
         self._refs: dict[Future[Any], Any] = {}
-        self.ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.max_pending = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def submit(self, work: Callable[[T], R], item: T) -> "Future[Outcome[R]]":
         """Start the work on an item."""
@@ -97,12 +97,12 @@ def _connect() -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS") or "local"
-    own: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"the Ray cluster at RAY_ADDRESS={address} does not answer ({type(error).__name__}); start it, or correct "

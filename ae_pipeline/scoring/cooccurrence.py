@@ -59,6 +59,7 @@ class Cooccurrence:
         blocks: Start and width of the one-hot code of each categorical column, shape (k, 2).
         chosen: Columns of each combination, shape (m, 3). The third is −1 in combinations of two.
         counts: Number of rows of each combination of categories, one entry after the other, each in C order.
+        excluded: 1 to measure rows that were counted as if each of them alone was not.
 
     Examples:
         >>> rows = np.repeat([[1, 0, 1, 0], [0, 1, 0, 1]], 500, axis=0).astype(np.float32)
@@ -70,6 +71,7 @@ class Cooccurrence:
     blocks: npt.NDArray[np.int64]
     chosen: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    excluded: int = 0
 
     def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
         """Return the measure of encoded rows, shape (n, width), shape (n,), at least 0. It is in nats."""
@@ -80,12 +82,12 @@ class Cooccurrence:
     def rarest(self, matrix: npt.NDArray[np.floating]) -> list[Combination]:
         """Return the combination that determines the measure of each encoded row, shape (n, width)."""
         codes = _codes([matrix], self.blocks)
-        found = []
+        combinations = []
         for row, index in zip(codes, self._ratios(codes).argmax(axis=1), strict=True):
             columns, counts = self._tables[int(index)]
             cell = tuple(int(row[column]) for column in columns)
-            found.append(Combination(columns, cell, int(counts[cell]), float(_expected(counts)[cell])))
-        return found
+            combinations.append(Combination(columns, cell, int(counts[cell]), float(_expected(counts)[cell])))
+        return combinations
 
     @property
     def rows(self) -> int:
@@ -116,7 +118,10 @@ class Cooccurrence:
 
     @cached_property
     def _logs(self) -> list[Array]:
-        return [np.log((_expected(counts) + _SMOOTHING) / (counts + _SMOOTHING)) for _, counts in self._tables]
+        return [
+            np.log((_expected(counts) + _SMOOTHING) / (np.maximum(counts - self.excluded, 0) + _SMOOTHING))
+            for _, counts in self._tables
+        ]
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by attribute name."""
@@ -202,7 +207,7 @@ def _informative(
     Of three columns, it is what the third says about the pair that says most. The Miller–Madow correction subtracts
     what chance gives.
     """
-    found = {}
+    nats_by_columns = {}
     for columns in itertools.combinations(range(len(widths)), size):
         shape = tuple(int(widths[column]) for column in columns)
         if math.prod(shape) > _MAX_CELLS:
@@ -215,9 +220,9 @@ def _informative(
         by_chance = (math.prod(levels) - sum(levels) + size - 1) / (2 * len(codes))
         gain = nats - by_chance - (known if size > 2 else 0.0)
         if gain > _MIN_INFORMATION:
-            found[columns] = gain
-    return found
+            nats_by_columns[columns] = gain
+    return nats_by_columns
 
 
-def _best(found: Mapping[tuple[int, ...], float]) -> list[tuple[int, ...]]:
-    return sorted(sorted(found, key=lambda columns: (-found[columns], columns))[:_MAX_EACH])
+def _best(nats_by_columns: Mapping[tuple[int, ...], float]) -> list[tuple[int, ...]]:
+    return sorted(sorted(nats_by_columns, key=lambda columns: (-nats_by_columns[columns], columns))[:_MAX_EACH])

@@ -17,6 +17,7 @@ from ae_pipeline.features.sizes import budget_rows, choose_budget
 from ae_pipeline.features.split import Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.screening import Screened, screen_by_own_scores
+from ae_pipeline.training.tails import counting, leaving_one_out
 
 _MAX_ROWS = 2**20
 """Calibration rows that are scored, unless the alert budget needs more."""
@@ -25,12 +26,13 @@ _IMAGE_RESERVE = 4
 """Calibration images that are scored, as a multiple of those that the image budget needs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationScores:
     """Scores of the calibration rows.
 
     Attributes:
         scores: Scores in the order of the rows, shape (n,).
+        detector: Detector that gave the scores. It has also counted the categories of the calibration rows.
         images: Scores of the images whose patches these rows are; None unless rows are patches.
         window: Window with the calibration days that remain.
         screening: What was left out of validation and calibration; None if nothing was screened.
@@ -39,6 +41,7 @@ class CalibrationScores:
     scores: npt.NDArray[np.float64]
     window: Window
     screening: ScreeningFacts | None
+    detector: Detector
     images: npt.NDArray[np.float64] | None = None
 
 
@@ -48,6 +51,9 @@ def score_calibration(
     """Score the calibration rows, or a hash sample of very many, which is exchangeable with new rows too.
 
     If no model that serves has screened the window, the scores themselves tell which days are outliers.
+
+    Combinations of categories can start in the calibration. So those rows are counted too, and each is scored as if it
+    alone was not. A new row is then never scored as rarer than a calibration row like it, so the p-values stay valid.
 
     Args:
         detector: Fitted detector.
@@ -64,32 +70,39 @@ def score_calibration(
         share = max(share, min(1.0, _IMAGE_RESERVE * needed / max(images, 1)))
     of_image = image_id(config.identity) if has_patches(config) else None
 
-    def scored(days: Window) -> _Scored:
+    def sampled(days: Window) -> Iterator[pl.DataFrame]:
+        for batch in days.batches("calibration", dataset.paths):
+            yield sample_by_hash(screened.keep("calibration", batch), share, of_image)
+
+    def scored(days: Window, counted: Detector) -> _Scored:
         identities: list[pl.Series] = []
 
         def rows() -> Iterator[pl.DataFrame]:
-            for batch in days.batches("calibration", dataset.paths):
-                kept = sample_by_hash(screened.keep("calibration", batch), share, of_image)
+            for kept in sampled(days):
                 identities.extend([] if of_image is None else [kept["row_id"]])
                 yield kept
 
-        scores = detector.scores(rows())
+        scores = leaving_one_out(counted).scores(rows())
         return _Scored(scores, pl.concat([pl.Series(dtype=pl.String), *identities]))
 
+    counted = counting(detector, sampled(window))
     is_unscreened = screened.facts is None and config.training.max_screened_share
     if not is_unscreened or not config.is_daily or window.is_by_row:
-        parts, facts = {"": scored(window)}, screened.facts
+        parts, facts = {"": scored(window, counted)}, screened.facts
     else:
-        parts = {day: scored(dataclasses.replace(window, calibration=(day,))) for day in window.calibration}
+        parts = {day: scored(dataclasses.replace(window, calibration=(day,)), counted) for day in window.calibration}
         left_out, facts = screen_by_own_scores({day: part.scores for day, part in parts.items()}, dataset, budget)
         parts = {day: part for day, part in parts.items() if day not in left_out}
         window = dataclasses.replace(window, calibration=tuple(parts))
+        if left_out and counted.cooccurrence is not None:
+            counted = counting(detector, sampled(window))
+            parts = {"": scored(window, counted)}
     scores = np.concatenate([np.empty(0), *(part.scores for part in parts.values())])
     of_images = None
     if of_image is not None:
         row_ids = pl.concat([pl.Series(dtype=pl.String), *(part.row_ids for part in parts.values())])
         of_images = _score_whole_images(row_ids, scores, screened, config)
-    return CalibrationScores(scores, window, facts, of_images)
+    return CalibrationScores(scores=scores, window=window, screening=facts, detector=counted, images=of_images)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def fit_bundle(
         screening=calibrated.screening,
     )
     bundle = ModelBundle(
-        detector=detector,
+        detector=calibrated.detector,
         calibration=calibrate(calibrated.scores, budget, days),
         window=window,
         facts=facts,

@@ -42,6 +42,21 @@ def fit_categories(encoder: Encoder, matrices: Iterable[Matrix], config: Pipelin
     return fit_cooccurrence(matrices, [(block.start, block.width) for block in categorical])
 
 
+def counting(detector: Detector, batches: Iterable[pl.DataFrame]) -> Detector:
+    """Return the detector with the categories of further rows counted too."""
+    if detector.cooccurrence is None:
+        return detector
+    matrices = (matrix for rows in batches for matrix in encoded_slices(detector.encoder, rows))
+    return dataclasses.replace(detector, cooccurrence=detector.cooccurrence.adding(matrices))
+
+
+def leaving_one_out(detector: Detector) -> Detector:
+    """Return the detector that measures rows that it counted as if each of them alone was not counted."""
+    if detector.cooccurrence is None:
+        return detector
+    return dataclasses.replace(detector, cooccurrence=dataclasses.replace(detector.cooccurrence, excluded=1))
+
+
 def with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl.DataFrame) -> Detector:
     """Return the detector with tails fitted on the validation rows, and on the training rows if those are too few.
 
@@ -51,6 +66,5 @@ def with_tails(detector: Detector, train_rows: pl.DataFrame, validation_rows: pl
     rows = validation_rows
     if validation_rows.height < MIN_TAIL_ROWS:
         rows = pl.concat([train_rows, validation_rows], how="diagonal")
-    tails, counts = fit_tails(detector.latents_and_losses(rows)[1]), detector.cooccurrence
-    counted = counts and counts.adding(encoded_slices(detector.encoder, validation_rows))
-    return dataclasses.replace(detector, tails=tails, cooccurrence=counted)
+    tails = fit_tails(detector.latents_and_losses(rows)[1])
+    return counting(dataclasses.replace(detector, tails=tails), [validation_rows])

@@ -1,5 +1,6 @@
 """Combinations of categories: counts by hand, the choice of columns, and a bundle that explains with them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,10 @@ def test_rows_that_are_added_make_a_combination_known() -> None:
     added = fitted.adding([new[:50], new[50:]])
     assert added(new[:1])[0] < 1
     assert added.rows == 3200
+    once = fitted.adding([new[:1]])
+    leaving_one_out = dataclasses.replace(once, excluded=1)
+    assert once(new[:1]) < leaving_one_out(new[:1])
+    assert leaving_one_out(new[:1]) == pytest.approx(fitted(new[:1]), abs=0.01)
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -111,7 +116,11 @@ def test_a_bundle_finds_and_explains_a_rare_combination(fit_frame: FitFrame, tmp
     bundle, _ = fit_frame(frame, columns, alerts=alerts, training={"epochs": 1, "batch_size": 256, "device": "cpu"})
     detector = bundle.detector
     assert detector.cooccurrence is not None
-    assert detector.cooccurrence.rows == bundle.facts.rows["train"] + bundle.facts.rows["validation"]
+    assert detector.cooccurrence.rows == sum(bundle.facts.rows[part] for part in ("train", "validation", "calibration"))
+    alone = dataclasses.replace(detector, cooccurrence=dataclasses.replace(detector.cooccurrence, excluded=1))
+    # Calibration rows are scored as if each of them alone was not counted.
+    distances = np.abs(bundle.calibration.scores[:, np.newaxis] - alone.latents_and_scores(frame)[1])
+    assert distances.min(axis=1).max() < 1e-9
     assert detector.part_index(Evidence.CATEGORIES) == detector.part_count - 1 == 5
     odd = pl.DataFrame({"carrier": ["0", "1", "0"], "airport": ["12", "11", "10"], "load": [0.1, 0.1, 0.1]})
     scored = bundle.score(odd)
