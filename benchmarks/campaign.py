@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the table, written after each case")
     parser.add_argument("--resume", action="store_true", help="keep the cases that the file has, and run the others")
+    parser.add_argument("--again", action="store_true", help="with --resume: run the cases of --only again")
     parser.add_argument("--jobs", type=int, default=2, help="cases that run side by side; 2 by default")
     parser.add_argument("--kills", type=int, default=60, help="number of signals to a command; 60 by default")
     parser.add_argument("--only", default="", help="run the cases whose name matches this regular expression")
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--resume needs --out, the file to go on from")
     by_name = _rows_so_far(chosen.out) if chosen.resume and chosen.out.exists() else {}
     names = [case.name for case in cases(chosen.kills, chosen.seed)]
-    due = [name for name in names if re.search(chosen.only, name) and name not in by_name]
+    due = [name for name in names if re.search(chosen.only, name) and (chosen.again or name not in by_name)]
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,

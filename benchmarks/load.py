@@ -11,6 +11,7 @@ time does not depend on it. `--share` measures up to a part of the goals, where 
 - small files: ingestion of CSV files with one row each.
 - days: what a new day needs after many days of 20 rows: all its stages, each in a separate process.
 - datasets: the definitions of many `defs.yaml`, and one tick of all sensors.
+- ticks: the database of ticks after hours without work, in which the sensors of ten datasets look.
 - rows: one CSV; its ingestion, and the peak memory of that process.
 """
 
@@ -44,6 +45,7 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from benchmarks.deployment import STAGES, run_stage
 from benchmarks.generated import FIRST, day_of
 from benchmarks.growth import exponent
+from benchmarks.load_ticks import measure_ticks
 from benchmarks.report import Row, format_table, write_report
 
 SETTLE_SECONDS = 3.0
@@ -254,6 +256,7 @@ MEASURES: dict[str, tuple[Callable[[Path, int], Figures], int, dict[str, float]]
     "days": (measure_days, 3_000, {"new day": 20.0}),
     "datasets": (measure_datasets, 100, {"definitions": 2.0, "tick": 10.0}),
     "rows": (measure_rows, 20_000_000, {}),
+    "ticks": (measure_ticks, 4, {"database of ticks, MB": 14.0}),
 }
 """Function, largest size, and the goal of each figure at that size, by the name of the measure."""
 

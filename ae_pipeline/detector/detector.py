@@ -172,8 +172,7 @@ class Detector:
         if self.ensemble is not None:
             parts.append(self.ensemble(x).unsqueeze(1))
         if self.cooccurrence is not None:
-            measure = torch.from_numpy(self.cooccurrence(x.cpu().numpy()))
-            parts.append(measure.to(x.device).unsqueeze(1))
+            parts.append(self.cooccurrence(x).unsqueeze(1))
         return torch.cat(parts, 1)
 
     def surprisal(self, output: AutoEncoderOutput, x: Tensor) -> Array:

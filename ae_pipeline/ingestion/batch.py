@@ -3,9 +3,12 @@
 import datetime as dt
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -35,6 +38,9 @@ IMAGE_FACT = "image."
 
 _BATCH_ROWS, _BATCH_CELLS = 50_000, 2**21
 _BATCH_IMAGE_BYTES = 64 << 20
+
+_WRITERS = 8
+"""Files that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -188,23 +194,37 @@ class StagingBatch:
         by_schema: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
         for name, (file, *_) in self._pending.items():
             by_schema.setdefault(tuple(file.rows.schema.items()), []).append(name)
-        entries = {}
-        for names in by_schema.values():
-            try:
-                parts = self._conform(names)
-            except UnreadableFileError:  # one of them cannot be validated at all
-                parts = {}
-            for name in names:
-                try:
-                    part = parts[name] if parts else self._conform([name])[name]
-                except UnreadableFileError as error:
-                    _, entry, previous = self._pending[name]
-                    entries[name] = _refused(entry, previous, str(error))
-                    continue
-                entries[name] = self._stage_file(name, part)
+        entries: dict[str, LandedFile] = {}
+        # A disk needs a while to confirm each file. Several wait at once.
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            writes = [
+                (write, pool.submit(_write, write))
+                for names in by_schema.values()
+                for write in self._stage_files(names, entries)
+            ]
+        for write, done in writes:
+            done.result()
+            if write.facts is not None:
+                keep_rows(write.path, write.rows)
         self._pending.clear()
         self._rows, self._cells, self._image_bytes = 0, 0, 0
         return entries
+
+    def _stage_files(self, names: list[str], entries: dict[str, LandedFile]) -> "Iterator[_Write]":
+        """Validate files with the same columns and types, add their entries, and yield what is to be written."""
+        try:
+            parts = self._conform(names)
+        except UnreadableFileError:  # one of them cannot be validated at all
+            parts = {}
+        for name in names:
+            try:
+                part = parts[name] if parts else self._conform([name])[name]
+            except UnreadableFileError as error:
+                _, entry, previous = self._pending[name]
+                entries[name] = _refused(entry, previous, str(error))
+                continue
+            entries[name], writes = self._stage_file(name, part)
+            yield from writes
 
     def _conform(self, names: list[str]) -> dict[str, FileRows]:
         """Validate files with the same columns and types.
@@ -229,34 +249,50 @@ class StagingBatch:
             name: FileRows(rows.get((name,), nothing.rows), rejected.get((name,), nothing.rejected)) for name in names
         }
 
-    def _stage_file(self, name: str, file: FileRows) -> LandedFile:
+    def _stage_file(self, name: str, file: FileRows) -> "tuple[LandedFile, list[_Write]]":
         _, entry, previous = self._pending[name]
-        if file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
+        writes: list[_Write] = []
+        if file.rejected.height and file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
             entry = replace(entry, contract=self._rules.of(name).until_last_day)
         copy = hash_json([name, entry.sha256, entry.contract])
         if file.rejected.height:
-            write_rows(self._paths.quarantined(copy), file.rejected.to_arrow())
+            writes.append(_Write(self._paths.quarantined(copy), file.rejected))
             by_rule = Counter(file.rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
             count, first = file.rejected.height, file.rejected["reason"][0]
-            return _refused(
-                entry, previous, f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
-            )
+            reason = f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
+            return _refused(entry, previous, reason), writes
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
-        days = file.rows["_day"].value_counts()
+        days = file.rows["_day"]
         entry = replace(
             entry,
             staged=copy,
             rows=file.rows.height,
-            days=dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True))),
+            days=dict(sorted(zip(days.unique(maintain_order=True), days.unique_counts(), strict=True))),
         )
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)
-        path = self._paths.staged(copy)
-        write_rows(path, file.rows.to_arrow(), {**shapes, **entry_fact(name, entry)}, fast=True)
-        keep_rows(path, file.rows)
-        return entry
+        facts = {**shapes, **entry_fact(name, entry)}
+        return entry, [*writes, _Write(self._paths.staged(copy), file.rows, facts)]
+
+
+class _Write(NamedTuple):
+    """A file to write.
+
+    Attributes:
+        path: Path of the file.
+        rows: Its rows.
+        facts: Facts for the footer of a staged copy; None for a quarantine file.
+    """
+
+    path: Path
+    rows: pl.DataFrame
+    facts: dict[str, str] | None = None
+
+
+def _write(write: _Write) -> None:
+    write_rows(write.path, write.rows.to_arrow(), write.facts, fast=write.facts is not None)
 
 
 def _refused(entry: LandedFile, previous: LandedFile | None, reason: str, *, keep: bool = False) -> LandedFile:

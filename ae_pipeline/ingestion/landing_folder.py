@@ -86,13 +86,13 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
     links = LinkChecker(folder)
-    for found in _find(folder, config.source.pattern):
-        name, path = printable_path(found.relative), folder / found.relative
+    for entry in _find(folder, config.source.pattern):
+        name, path = printable_path(entry.relative), folder / entry.relative
         if is_mask(name, config.images) or is_metadata(name, config.images):
             continue
-        reason = None if found.matches else f"it does not match {config.source.pattern!r}"
-        reason = reason or _reason_to_ignore(found.relative, path, config)
-        if reason is None and found.is_regular:
+        reason = None if entry.matches else f"it does not match {config.source.pattern!r}"
+        reason = reason or _reason_to_ignore(entry.relative, path, config)
+        if reason is None and entry.is_regular:
             files[name] = path
             continue
         reason = reason or links.reason_to_ignore(path)
@@ -106,7 +106,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
 
 
-class _Found(NamedTuple):
+class _Entry(NamedTuple):
     """Something in a landing folder that is no folder, except perhaps a link to one.
 
     Attributes:
@@ -120,15 +120,15 @@ class _Found(NamedTuple):
     matches: bool = True
 
 
-def _find(folder: Path, pattern: str) -> list[_Found]:
+def _find(folder: Path, pattern: str) -> list[_Entry]:
     """Return everything below a folder, sorted by the parts of the path."""
-    found = [_Found(*each) for each in _walk(str(folder), "")]
+    entries = [_Entry(*each) for each in _walk(str(folder), "")]
     if pattern != SourceConfig().pattern:
         matching = {str(path.relative_to(folder)) for path in folder.glob(pattern)}
-        beside = matching - {each.relative for each in found}  # in a linked folder that the pattern names
-        found = [each._replace(matches=each.relative in matching) for each in found]
-        found += [_Found(path, is_regular=False) for path in beside]
-    return sorted(found, key=lambda each: each.relative.split("/"))
+        beside = matching - {each.relative for each in entries}  # in a linked folder that the pattern names
+        entries = [each._replace(matches=each.relative in matching) for each in entries]
+        entries += [_Entry(path, is_regular=False) for path in beside]
+    return sorted(entries, key=lambda each: each.relative.split("/"))
 
 
 def _walk(folder: str, prefix: str) -> Iterator[tuple[str, bool]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -9,11 +10,14 @@ import polars as pl
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.batch import RAW_VERSION
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
-from ae_pipeline.ingestion.ledger import Ledger, landing_order
-from ae_pipeline.ingestion.staged import read_staged
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
+from ae_pipeline.ingestion.staged import read_many_staged
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.paths import DatasetPaths
+
+_ROWS_AT_ONCE = 100_000
+"""Rows of small files that are read at once, because each read takes milliseconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,10 @@ def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig
     if (known := _cached_moves(cache, key)) is not None:
         return known
     rows = (
-        read_staged(paths.staged(name), sources[name], ["row_id", "_day"]).filter(
-            ~pl.col("_day").is_in(withdrawn.get(name, []))
+        read_many_staged({paths.staged(name): sources[name] for name in names}, ["row_id", "_day"]).filter(
+            ~pl.col("_day").is_in(withdrawn.get(names[0], []))
         )
-        for name in staged
+        for names in _groups(files)
     )
     newest = pl.col("_day").last().over("row_id")  # files are in landing order
     parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
@@ -49,6 +53,23 @@ def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig
     moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
     write_text(cache, json.dumps({"of": key, "moved": moved, "digest": hash_json([key, moved])}))
     return moved
+
+
+def _groups(files: Sequence[LandedFile]) -> Iterator[list[str]]:
+    """Yield the names of staged copies to read at once: many small ones, but each one with withdrawn rows alone."""
+    group: list[str] = []
+    rows = 0
+    for entry in files:
+        if group and (entry.withdrawn or rows + entry.rows > _ROWS_AT_ONCE):
+            yield group
+            group, rows = [], 0
+        group.append(str(entry.staged))
+        rows += entry.rows
+        if entry.withdrawn:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
 
 
 def _cached_moves(cache: Path, key: str) -> dict[str, list[str]] | None:

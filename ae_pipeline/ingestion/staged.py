@@ -1,7 +1,7 @@
 """Staged copies: whether they are whole, and how they are read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -84,6 +84,19 @@ def read_staged(path: Path, source: str, columns: Sequence[str]) -> pl.DataFrame
     require_staged(path, source)
     rows = kept_rows(path)
     return pl.read_parquet(path, columns=list(columns), glob=False) if rows is None else rows.select(columns)
+
+
+def read_many_staged(paths: Mapping[Path, str], columns: Sequence[str]) -> pl.DataFrame:
+    """Read columns of many small staged copies at once, in their order; see `require_staged`.
+
+    Args:
+        paths: Path of each landed file below the landing folder, by the path of its copy.
+        columns: Columns that all copies have.
+    """
+    for path, source in paths.items():
+        require_staged(path, source)
+    scan = pl.scan_parquet(list(paths), glob=False, extra_columns="ignore")
+    return scan.select(columns).collect()
 
 
 def keep_rows(path: Path, rows: pl.DataFrame) -> None:

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ae_pipeline.scoring.blocks import double, per_device
 
 Array = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -64,7 +68,7 @@ class Cooccurrence:
     Examples:
         >>> rows = np.repeat([[1, 0, 1, 0], [0, 1, 0, 1]], 500, axis=0).astype(np.float32)
         >>> fitted = fit_cooccurrence([rows], [(0, 2), (2, 2)])
-        >>> fitted(np.array([[1, 0, 1, 0], [1, 0, 0, 1]])).round(2).tolist()
+        >>> fitted(torch.tensor([[1, 0, 1, 0], [1, 0, 0, 1]])).numpy().round(2).tolist()
         [0.0, 4.84]
     """
 
@@ -73,18 +77,16 @@ class Cooccurrence:
     counts: npt.NDArray[np.int64]
     excluded: int = 0
 
-    def __call__(self, matrix: npt.NDArray[np.floating]) -> Array:
+    def __call__(self, matrix: Tensor) -> Tensor:
         """Return the measure of encoded rows, shape (n, width), shape (n,), at least 0. It is in nats."""
-        codes = _codes([matrix], self.blocks)
-        measure: Array = self._ratios(codes).max(axis=1, initial=0.0)
-        return measure
+        return self._ratios(matrix).amax(1).clamp(min=0.0)
 
     def rarest(self, matrix: npt.NDArray[np.floating]) -> list[Combination]:
         """Return the combination that determines the measure of each encoded row, shape (n, width)."""
         codes = _codes([matrix], self.blocks)
         combinations = []
-        for row, index in zip(codes, self._ratios(codes).argmax(axis=1), strict=True):
-            columns, counts = self._tables[int(index)]
+        for row, index in zip(codes, self._ratios(torch.from_numpy(matrix)).argmax(1).tolist(), strict=True):
+            columns, counts = self._tables[index]
             cell = tuple(int(row[column]) for column in columns)
             combinations.append(Combination(columns, cell, int(counts[cell]), float(_expected(counts)[cell])))
         return combinations
@@ -100,11 +102,11 @@ class Cooccurrence:
         added = [_count(codes[:, columns], counts.shape).ravel() for columns, counts in self._tables]
         return replace(self, counts=self.counts + np.concatenate(added))
 
-    def _ratios(self, codes: Codes) -> Array:
+    def _ratios(self, matrix: Tensor) -> Tensor:
         """Return the measure of each combination, shape (n, m)."""
-        return np.column_stack(
-            [ratios[tuple(codes[:, columns].T)] for (columns, _), ratios in zip(self._tables, self._logs, strict=True)]
-        )
+        codes = [matrix[:, start : start + width].argmax(1) for start, width in self.blocks.tolist()]
+        tables = zip(self._tables, self._logs(matrix.device), strict=True)
+        return torch.stack([ratios[tuple(codes[column] for column in columns)] for (columns, _), ratios in tables], 1)
 
     @cached_property
     def _tables(self) -> list[tuple[tuple[int, ...], npt.NDArray[np.int64]]]:
@@ -116,12 +118,13 @@ class Cooccurrence:
             start += math.prod(shape)
         return tables
 
-    @cached_property
-    def _logs(self) -> list[Array]:
-        return [
+    @per_device
+    def _logs(self, device: torch.device) -> list[Tensor]:
+        logs = (
             np.log((_expected(counts) + _SMOOTHING) / (np.maximum(counts - self.excluded, 0) + _SMOOTHING))
             for _, counts in self._tables
-        ]
+        )
+        return [double(ratios, device) for ratios in logs]
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by attribute name."""

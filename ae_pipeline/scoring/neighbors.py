@@ -69,19 +69,32 @@ class NearestNeighbors:
         augmented = torch.cat([centered, torch.ones_like(squares), squares.sqrt()], 1).float()
         bounds = torch.mm(augmented, self.factors, out=buffer).unflatten(1, (-1, _GROUP))
         lowest = bounds.amin(2)
-        each = [self._nearest(rows, squares, bounds[:, :count], lowest[:, :count]) for count in self.groups]
-        return torch.stack(each, 1).sqrt()
+        nearest, last = self._nearest(rows, squares, bounds, lowest)
+        each = []
+        for groups in self.groups[:-1]:
+            of_count = nearest.clone()
+            # The other rows have the same nearest reference among these.
+            row = (last >= groups * _GROUP).nonzero().squeeze(1)
+            of_rows = (rows[row], squares[row], bounds[row, :groups], lowest[row, :groups])
+            of_count[row] = self._nearest(*of_rows)[0]
+            each.append(of_count)
+        return torch.stack([*each, nearest], 1).sqrt()
 
-    def _nearest(self, rows: Tensor, squares: Tensor, bounds: Tensor, lowest: Tensor) -> Tensor:
-        """Return the squared distance to the nearest reference after one equal reference is left out, shape (n,)."""
+    def _nearest(self, rows: Tensor, squares: Tensor, bounds: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squared distance to the nearest reference after one equal reference is left out, shape (n,).
+
+        Also return the highest index of the references that decide it: the nearest one, and the one left out.
+        """
         nearest, index = self._closest(rows, squares, bounds, lowest)
+        last = index
         equal = self._is_equal(nearest, rows, index).nonzero().squeeze(1)
         if len(equal):
             others = bounds[equal]
             others.flatten(1).scatter_(1, index[equal].unsqueeze(1), torch.inf)
             second, index = self._closest(rows[equal], squares[equal], others, others.amin(2))
             nearest[equal] = torch.where(self._is_equal(second, rows[equal], index), 0.0, second)
-        return nearest
+            last = last.index_put((equal,), torch.maximum(last[equal], index))
+        return nearest, last
 
     def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         return squares <= _TIE_TOLERANCE * (rows.square().sum(1) + self.norms[index])

@@ -16,6 +16,9 @@ Array = npt.NDArray[np.float64]
 _TIE_TOLERANCE = 1e-6
 """Relative difference up to which two values tie. Rounding must not break ties."""
 
+_ROUNDING = 1e-9
+"""Relative difference up to which a loss is at a quantile. Few losses are this close to one by chance."""
+
 _TAIL = 0.01
 _QUANTILES = 65
 _SLOPE_FROM, _SLOPE_ROWS = 0.1, 10
@@ -114,7 +117,8 @@ def fit_tails(losses: Array) -> TailCalibrator:
     survival = np.geomspace(1, _TAIL, _QUANTILES)
     quantiles = np.quantile(losses, 1 - survival, axis=0).T
     over = np.maximum(losses - quantiles[:, -1], 0)
-    count = (over > 0).sum(axis=0)
+    # A loss that ties with the quantile is not beyond it, however the interpolation rounds.
+    count = (over > _ROUNDING * np.abs(quantiles[:, -1])).sum(axis=0)
     slope = (quantiles[:, -1] - np.quantile(losses, 1 - _SLOPE_FROM, axis=0)) / np.log(_SLOPE_FROM / _TAIL)
     excess = (over.sum(axis=0) + _SLOPE_ROWS * slope) / (count + _SLOPE_ROWS)
     return TailCalibrator(np.ascontiguousarray(quantiles), -np.log(survival), np.maximum(excess, _MIN_EXCESS))

@@ -13,6 +13,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
 from ae_pipeline.scoring.cooccurrence import Cooccurrence, fit_cooccurrence
+from tests.support.arrays import apply
 from tests.support.sensors import FitFrame
 
 
@@ -47,7 +48,7 @@ def test_the_measure_is_the_smoothed_ratio_of_expected_and_seen_rows() -> None:
         expected.append(max(0.0, np.log((by_chance + 2) / (((first == a) & (second == b)).sum() + 2))))
     assert expected[0] > 5 > expected[1] > expected[2] == 0
     # A category that no training row has is not a rare combination.
-    assert fitted(rows) == pytest.approx([*expected, 0, 0], rel=1e-12)
+    assert apply(fitted, rows) == pytest.approx([*expected, 0, 0], rel=1e-12)
     combination = fitted.rarest(rows)[0]
     assert combination[:3] == ((0, 1), (0, 2), 0)
     assert combination.expected == pytest.approx((first == 0).sum() * (second == 2).sum() / 3000)
@@ -60,21 +61,21 @@ def test_three_columns_are_combined_if_only_together_they_tell() -> None:
     fitted = fitted_on(a, b, a ^ b)
     assert fitted.chosen.tolist() == [[0, 1, 2]]
     rows, _ = encode(np.array([0, 0]), np.array([1, 1]), np.array([1, 0]))
-    assert fitted(rows)[0] == 0
-    assert fitted(rows)[1] == pytest.approx(np.log(500 / 2), abs=0.1)
+    assert apply(fitted, rows)[0] == 0
+    assert apply(fitted, rows)[1] == pytest.approx(np.log(500 / 2), abs=0.1)
 
 
 def test_rows_that_are_added_make_a_combination_known() -> None:
     fitted = fitted_on(*dependent())
     new, _ = encode(np.full(200, 0), np.full(200, 2))
-    assert fitted(new[:1])[0] > 5
+    assert apply(fitted, new[:1])[0] > 5
     added = fitted.adding([new[:50], new[50:]])
-    assert added(new[:1])[0] < 1
+    assert apply(added, new[:1])[0] < 1
     assert added.rows == 3200
     once = fitted.adding([new[:1]])
     leaving_one_out = dataclasses.replace(once, excluded=1)
-    assert once(new[:1]) < leaving_one_out(new[:1])
-    assert leaving_one_out(new[:1]) == pytest.approx(fitted(new[:1]), abs=0.01)
+    assert apply(once, new[:1]) < apply(leaving_one_out, new[:1])
+    assert apply(leaving_one_out, new[:1]) == pytest.approx(apply(fitted, new[:1]), abs=0.01)
 
 
 @pytest.mark.parametrize("columns", [1, 2])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from ae_pipeline.common.device import choose_device
+from ae_pipeline.common.device import choose_device, device_to_serve
 from ae_pipeline.common.errors import ConfigError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import TrainingConfig
@@ -183,6 +183,13 @@ class TestDevice:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
         assert choose_device(name).type == chosen
+
+    @pytest.mark.parametrize(("name", "chosen"), [("cpu", "cpu"), ("auto", "cpu"), ("cuda", "cpu")])
+    def test_a_model_of_another_device_serves_on_the_cpu(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, chosen: str
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert device_to_serve(name).type == chosen
 
 
 def days(count: int) -> dict[str, str]:
