@@ -254,7 +254,7 @@ def _log_evaluation(
     # What is the same for each training, or says nothing as a bar among others, is no metric.
     fitted = {"best_epoch": candidate.result.best_epoch, "score_threshold": bundle.calibration.threshold}
     chosen = {"model.latent_dim": bundle.model.latent_dim} if bundle.config.model.latent_dim is None else {}
-    run.log_params({**fitted, **chosen})
+    run.log_params(chosen, tags={name: str(value) for name, value in fitted.items()})
     compatible = (candidate.compatible,) if alignment else ()
     run.log_metrics(
         {

@@ -20,7 +20,7 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.report import ReportedDays
 from ae_pipeline.monitoring.daily_drift import DayDrift
-from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, marks_of
+from ae_pipeline.monitoring.feedback import FlaggedRow, Mark, MarkKind, MarkState, marks_of
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import build_report, day_page
@@ -100,6 +100,24 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
     home = client.get("/").text
     assert after["words"] in home
     assert 'href="contract/sensors"' in home
+
+
+def test_an_entity_that_is_asked_for_is_chosen(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "alone": 1}
+    rows = [
+        FlaggedRow(row_id=f"{entity}{index}", day="2024-01-01", score=9.0, columns=("load",), entity=entity)
+        for entity, size in sizes.items()
+        for index in range(size)
+    ]
+    monkeypatch.setattr("ae_pipeline.reports.served.flagged_rows", lambda *_: rows)
+    client = client_of(prepared)
+    for entity, words in (("f", "2 rows"), ("alone", "1 row"), ("gone", "0 rows"), ("a", "7 rows"), ("", "")):
+        page = client.get(f"/mark/sensors?{urlencode({'kind': 'cause', 'subject': 'load', 'entity': entity})}").text
+        chosen = f'<option value="{entity}" selected>only {entity} ({words})</option>'
+        assert (chosen in page) == bool(entity)
+        assert f"{words or '28 rows'}.</p>".replace(" row", " flagged row") in page
+        assert page.count("<option") == (6 if entity in {"", "a"} else 7)
+        assert f"&#34;entity&#34;: &#34;{entity}&#34;" in page
 
 
 @pytest.mark.parametrize(

@@ -217,18 +217,23 @@ class TestRetry:
 
         def fail() -> None:
             with tracker.training("retried", "r", tags) as run:
+                run.log_params({"model.latent_dim": 3, "alerts.budget": 0.01}, {"score_threshold": "7.5"})
                 previous.append(run.register(fitted.bundle))
                 raise OSError("lost the machine")
 
         with pytest.raises(OSError, match="lost"):
             fail()
         with tracker.training("retried", "r", tags) as second:
+            second.log_params({"model.latent_dim": 4, "alerts.budget": 0.01}, {"score_threshold": "8.5"})
             after = second.register(other_bundle)
             assert tracker.client.get_run(second.run_id).info.status == "RUNNING"
         (logged,) = runs_of(tracker, "retried")
         assert logged.info.run_id == previous[0].run_id == second.run_id
         assert logged.info.status == "FINISHED"
         assert "error" not in logged.data.tags
+        assert logged.data.params == {"model.latent_dim": "3", "alerts.budget": "0.01"}  # MLflow never changes one
+        assert (logged.data.tags["model.latent_dim"], logged.data.tags["score_threshold"]) == ("4", "8.5")
+        assert "alerts.budget" not in logged.data.tags
         versions = tracker.client.search_model_versions("name = 'retried'")
         assert [int(version.version) for version in versions] == [after.version]
         assert after.version != previous[0].version
