@@ -88,7 +88,7 @@ class ExplorePages:
         return await self._answer(request, lambda dataset: column_page(request.path_params["column"], dataset))
 
     async def _latents(self, request: Request) -> Response:
-        from ae_pipeline.reports.explore import latents_page
+        from ae_pipeline.reports.explore_latents import latents_page
 
         return await self._answer(request, latents_page)
 

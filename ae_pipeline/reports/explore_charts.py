@@ -50,18 +50,18 @@ def score_quantiles(scores: pl.DataFrame) -> pl.DataFrame:
     return by_day.unpivot(index="day", variable_name="quantile", value_name="score")
 
 
-def score_days_chart(scores: pl.DataFrame, threshold: float, marks: Sequence[VersionMark]) -> Chart:
+def score_days_chart(quantiles: pl.DataFrame, threshold: float, marks: Sequence[VersionMark]) -> Chart:
     """Return quantiles of the scores by day, with the threshold and the ends of the training windows.
 
     Args:
-        scores: Scores of rows, `day` and `score`.
+        quantiles: Quantiles of the scores of the days, as `score_quantiles` returns them.
         threshold: Score above which rows are flagged, nats.
         marks: Versions of the model.
     """
     import altair as alt
 
     data, names = ChartData(), list(_QUANTILES)
-    values = [_dated(row) for row in score_quantiles(scores).iter_rows(named=True)]
+    values = [_dated(row) for row in quantiles.iter_rows(named=True)]
     colors = alt.Scale(domain=names, range=[_STRONG, "#a15c00", _SOFT, _GREY])
     lines = (
         alt.Chart(data(values))
@@ -74,7 +74,7 @@ def score_days_chart(scores: pl.DataFrame, threshold: float, marks: Sequence[Ver
         )
     )
     rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(y="at:Q")
-    first, last = scores["day"].min(), scores["day"].max()
+    first, last = quantiles["day"].min(), quantiles["day"].max()
     shown = [mark for mark in marks if str(first) <= mark.day <= str(last)]
     message = f"Quantiles of the scores of each day. The dashed line is the threshold, {threshold:.2f} nats."
     if not shown:

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
@@ -323,6 +324,29 @@ def test_columns_scores_and_latents_are_explored(prepared: Dataset, fitted: Fitt
         "/versions/sensors",
     ):
         assert client.get(missing).status_code == 404
+
+
+def test_features_may_have_the_names_of_the_latent_table(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["day", "score", "label", LABEL, "z_000", "it's [a] \\"]
+    for path in dataset.paths.features("_").parent.glob("*.parquet"):
+        rows = pl.read_parquet(path).with_columns(pl.lit(index).alias(name) for index, name in enumerate(names))
+        write_parquet(path, rows.with_columns(pl.col(LABEL) > 0).to_arrow(), {"input_hash": "named"})
+    monkeypatch.setattr("ae_pipeline.reports.explore_latents._EXPLORED_ROWS", 40)
+    client = client_of(dataset)
+    page = client.get("/explore/sensors/latents")
+    assert page.status_code == 200
+    content = json.loads(page.text.split('id="content">')[1].split("</script>")[0])
+    titles = dict(zip(content["names"], zip(*content["rows"], strict=True), strict=True))
+    assert len(titles) == len(content["names"])
+    assert (set(titles["label (feature)"]), set(titles["label"])) == ({2}, {"true"})
+    assert (set(titles["day (feature)"]), set(titles["score (feature)"]), set(titles[names[-1]])) == ({0}, {1}, {5})
+    assert set(titles["day"]) == {day["day"] for day in summary_of(dataset)["days"]}
+    assert content["fields"] == {"row_id": "f0", "day": "f1", "score": "f2", "is_anomaly": "f3"}
+    assert content["has_row_pages"]
+    assert sum(titles["is_anomaly"]) >= 7  # flagged rows first
+    usual = [row for row, flag in zip(titles["day"], titles["is_anomaly"], strict=True) if not flag]
+    assert max(map(usual.count, set(usual))) - min(map(usual.count, set(usual))) <= 2  # evenly spaced
+    assert 20 <= len(content["rows"]) <= 40
 
 
 def chart_of(page: str, name: str) -> dict[str, Any]:

@@ -59,6 +59,6 @@ def test_scores_by_day_name_the_versions_within_the_days() -> None:
     scores = pl.DataFrame({"day": ["2024-01-01"] * 3 + ["2024-01-02"], "score": [1.0, 2.0, 9.0, 4.0]})
     first = score_quantiles(scores).filter(pl.col("day") == "2024-01-01")
     assert dict(zip(first["quantile"], first["score"], strict=True))["median"] == 2.0
-    chart = score_days_chart(scores, 3.0, [VersionMark("2023-01-01", 1), VersionMark("2024-01-02", 2)])
+    chart = score_days_chart(score_quantiles(scores), 3.0, [VersionMark("2023-01-01", 1), VersionMark("2024-01-02", 2)])
     assert '"version":"v2"' in chart.spec
     assert '"version":"v1"' not in chart.spec
