@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.common.errors import PromotionError
+from ae_pipeline.common.errors import PromotionError, UnknownVersionError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
@@ -16,7 +16,7 @@ from ae_pipeline.features.split import LABEL, sample_rows
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
 from ae_pipeline.registry.bundles import load_bundle
-from ae_pipeline.registry.names import CHAMPION, GATE_TAG
+from ae_pipeline.registry.names import CHAMPION, GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.labels import Measures, measure
@@ -91,7 +91,7 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
                 run_id=version.run_id,
                 serves=champion is not None and champion.version == version.version,
                 first_day=tags.get("window.first_day", ""),
-                last_day=tags.get("window.last_day", ""),
+                last_day=tags.get(LAST_DAY_TAG, ""),
                 gate=version.tags.get(GATE_TAG, "not evaluated"),
                 figures={name.removesuffix(suffix): value for name, value in figures.items() if name.endswith(suffix)},
                 metrics={name: metrics[f"unseen/{name}"] for name in SHOWN_METRICS if f"unseen/{name}" in metrics},
@@ -227,11 +227,11 @@ def require_version(number: int, versions: Mapping[int, TrackedVersion], dataset
     """Return a version by its number.
 
     Raises:
-        PromotionError: There is no such version.
+        UnknownVersionError: There is no such version.
     """
     if number not in versions:
         choices = ", ".join(map(str, sorted(versions))) or "none: train one first"
-        raise PromotionError(f"{dataset!r} has no version {number}; choose among {choices}")
+        raise UnknownVersionError(f"{dataset!r} has no version {number}; choose among {choices}")
     return versions[number]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
+from ae_pipeline.common.text import abbreviate
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.table_encoder import TableEncoder
@@ -86,12 +87,13 @@ def _type_of(dtype: pl.DataType) -> ColumnType:
     return ColumnType.TIMESTAMP if dtype.is_temporal() else ColumnType.CATEGORY
 
 
-def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = ()) -> str:
+def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = (), note: str = "") -> str:
     """Return the page with the scores by day and all columns.
 
     Args:
         dataset: Configuration and paths of the dataset.
         marks: Versions of the model.
+        note: Why versions are missing.
 
     Raises:
         ConfigError: There is no report.
@@ -108,7 +110,7 @@ def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = ()) -> str:
         | _drift_of(name, explored)
         for name, kind in explored.types.items()
     ]
-    return render_explored("explore.html.j2", explored, charts=charts, columns=columns, days=days)
+    return render_explored("explore.html.j2", explored, charts=charts, columns=columns, days=days, note=note)
 
 
 def _quantiles_of(day: str, explored: Explored) -> pl.DataFrame:
@@ -171,6 +173,7 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
 
     Raises:
         BundleError: The features lack a column that the model needs.
+        StorageError: The features were built again without the row.
     """
     explored = Explored(dataset)
     day = day if dataset.config.is_daily else ALL_ROWS
@@ -180,6 +183,11 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
     features = features_of(pl.Series("row_id", [row_id]), day, dataset.paths)
     if row.is_empty() or not isinstance(bundle.encoder, TableEncoder):
         return None
+    rebuilt = f"they were built again after the publication, and `ae-pipeline run {dataset.name}` publishes them"
+    if features.is_empty():
+        raise StorageError(f"the features of {day} no longer have row {row_id!r}; {rebuilt}")
+    if missing := [name for name in bundle.columns if name not in features.columns]:
+        raise BundleError(f"the features of {day} no longer have {abbreviate(missing)}; {rebuilt}")
     return render_explored(
         "row.html.j2",
         explored,

@@ -207,6 +207,18 @@ class TestDescription:
         assert tracker.client.get_model_version("described", str(version.version)).description == note
         assert mlflow.artifacts.load_text(f"{logged.info.artifact_uri}/model_card.md") == "# in full"
 
+    def test_an_experiment_keeps_what_a_person_wrote_about_it(self, tracker: Tracker) -> None:
+        def note() -> str:
+            experiment = tracker.client.get_experiment(tracker.experiment("noted"))
+            return str(experiment.tags["mlflow.note.content"])
+
+        for text in ("first", "second"):  # the configuration has changed
+            tracker.describe_experiment("noted", text)
+            assert note() == text
+        tracker.client.set_experiment_tag(tracker.experiment("noted"), "mlflow.note.content", "ask Ada first. second")
+        tracker.describe_experiment("noted", "third")
+        assert note() == "ask Ada first. second"
+
 
 class TestRetry:
     def test_a_retry_continues_its_run_and_leaves_one_version(
