@@ -45,7 +45,7 @@ def selected_engine() -> Engine:
 def engine_map(work: Callable[[T], R], items: Iterable[T], *, threads: int = 1) -> Generator[R]:
     """Apply a function to each item by the selected engine, and yield the results in order.
 
-    At most a few items for each worker are ahead of the consumer. If one fails, no further item is started, and those
+    At most a few items for each worker are ahead of the consumer. If one fails, no further item is submitted, and those
     that run are finished before the error is raised. After an interrupt, worker processes and tasks are ended. A
     function whose worker was killed is called again, so repeating it must be safe.
 
@@ -99,7 +99,10 @@ def _in_order(pool: Pool, work: Callable[[T], R], items: Iterable[T]) -> Generat
             if len(pending) > pool.max_pending:
                 yield _first_result(pool, work, pending)
         while pending:
-            yield _first_result(pool, work, pending)
+            result = _first_result(pool, work, pending)
+            if not pending:
+                end = pool.finish  # before the last result: a consumer that counts may ask for no more
+            yield result
         end = pool.finish
     except Exception:
         end = pool.finish  # nothing may write after the caller has given up

@@ -52,7 +52,7 @@ class Pool(Protocol):
         """
 
     def finish(self, futures: "Iterable[Future[Any]]") -> None:
-        """Start no more of these items, and wait for those that run."""
+        """Wait for those of these items that run; the others may be cancelled."""
 
     def stop(self, futures: "Iterable[Future[Any]]") -> None:
         """End the work on these items, because nobody waits for it."""

@@ -5,7 +5,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from ae_pipeline.common.cores import cores
@@ -68,20 +68,17 @@ class RayPool:
             self._refs.pop(future, None)
 
     def finish(self, futures: "Iterable[Future[Any]]") -> None:
-        """Start no more items, and wait for those that run."""
-        self._cancel(futures, force=False)
+        """Wait for these items. Ray cannot cancel an item only if it has not started."""
+        wait([future for future in futures if self._refs.pop(future, None) is not None])
 
     def stop(self, futures: "Iterable[Future[Any]]") -> None:
         """End the work on these items."""
-        self._cancel(futures, force=True)
-
-    def _cancel(self, futures: "Iterable[Future[Any]]", *, force: bool) -> None:
         import ray
 
-        refs = [self._refs.pop(future) for future in futures if future in self._refs]
-        for ref in refs:
-            ray.cancel(ref, force=force)
-        ray.wait(refs, num_returns=len(refs), timeout=None) if refs else None
+        running = [future for future in futures if future in self._refs]
+        for future in running:
+            ray.cancel(self._refs.pop(future), force=True)
+        wait(running)
 
 
 def _call(version: str, work: Callable[[T], R], item: T) -> Outcome[R]:

@@ -11,6 +11,7 @@ from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.build import features_content
 from ae_pipeline.latents.publish import Publication, publish
+from ae_pipeline.lifecycle.publish import copy_for_workers
 from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.history import Change, HistoryEntry, history, record
 from ae_pipeline.registry.names import CHALLENGER, CHAMPION, GATE_TAG
@@ -265,6 +266,7 @@ def roll_back(
         target.version,
         runs,
         before_commit=move,
+        bundle_folder=copy_for_workers(dataset, tracker, target, bundle),
     )
     scored = sum(day.built for day in publication.days)
     table = f"table version {publication.table_version}" if publication.committed else "the table did not change"

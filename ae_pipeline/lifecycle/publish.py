@@ -114,8 +114,15 @@ def load_table_model(dataset: Dataset, tracker: Tracker) -> tuple[TrackedVersion
     return version, load_bundle(tracker, version)
 
 
-def _copy_for_workers(dataset: Dataset, tracker: Tracker, version: TrackedVersion, bundle: ModelBundle) -> Path | None:
-    """Copy a bundle into the data folder, which all workers of the engine see; None if this process does the work."""
+def copy_for_workers(dataset: Dataset, tracker: Tracker, version: TrackedVersion, bundle: ModelBundle) -> Path | None:
+    """Copy a bundle into the data folder, which all workers of the engine see, and return the folder of the copy.
+
+    Returns:
+        None if the engine is threads, because this process then does the work.
+
+    Raises:
+        BundleError: A byte of the bundle has changed since it was registered.
+    """
     if selected_engine() is Engine.THREADS:
         return None
     folder = dataset.paths.cache / "bundles" / dataset.name / bundle.fingerprint
@@ -163,7 +170,7 @@ def publish_latents(
         runs,
         before_commit=before_commit,
         accepts_removal=accepts_removal,
-        bundle_folder=_copy_for_workers(dataset, tracker, version, bundle),
+        bundle_folder=copy_for_workers(dataset, tracker, version, bundle),
     )
     images = publish_images(paths, bundle, version.version)
     published = published_days(paths)

@@ -94,6 +94,15 @@ def test_worker_processes_use_one_core_each() -> None:
 
 
 @pytest.mark.usefixtures("processes")
+def test_workers_stay_for_a_consumer_that_counts_its_results() -> None:
+    workers = set()
+    for _ in range(2):
+        with closing(engine_map(_facts, range(4))) as results:
+            workers |= {next(results)[0] for _ in range(4)}
+    assert len(workers) <= cores()
+
+
+@pytest.mark.usefixtures("processes")
 def test_logs_of_workers_are_logged_here(caplog: pytest.LogCaptureFixture) -> None:
     assert list(engine_map(_log, [1, 3])) == [1, 3]
     assert [record.getMessage() for record in caplog.records] == ["item 1 is odd", "item 3 is odd"]
