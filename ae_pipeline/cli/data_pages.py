@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from ae_pipeline.cli.error_pages import error_page
 from ae_pipeline.cli.project import current_user
 from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.text import pluralize
@@ -76,7 +77,7 @@ class DataPages:
         try:
             text = await run_in_threadpool(contract_page, self._dataset(request))
         except (PipelineError, OSError) as error:  # such as an object store that does not answer
-            return JSONResponse({"message": str(error)}, status_code=503)
+            return error_page(str(error), 503, request)
         if text is None:
             raise HTTPException(404)
         return _page(text)
@@ -92,7 +93,7 @@ class DataPages:
             asked = _asked({**given, "state": "real", "who": current_user()})
             text = await run_in_threadpool(mark_page, asked, back, self._dataset(request), nonce)
         except PipelineError as error:
-            return JSONResponse({"message": str(error)}, status_code=422)
+            return error_page(str(error), 422, request)
         return _page(text, f"script-src 'nonce-{nonce}'; connect-src 'self'; ")
 
     async def _mark(self, request: Request) -> Response:

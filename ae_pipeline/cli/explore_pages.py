@@ -1,6 +1,7 @@
 """Pages of the data server to explore a dataset, drawn when they are asked for."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.cli.error_pages import error_page
+from ae_pipeline.common.errors import PipelineError, StorageError, UnknownVersionError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.environment import environment_error
 
@@ -24,6 +26,9 @@ SANDBOX = (
     "style-src 'unsafe-inline'; img-src data:"
 )
 """A sandbox lets a page run its own scripts and reach nothing else. Vega compiles expressions, hence `unsafe-eval`."""
+
+_NUMBER = "[0-9]{1,9}"
+"""Number of a version in an address."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,11 @@ class ExplorePages:
             from ae_pipeline.lifecycle.version_pages import version_marks
             from ae_pipeline.reports.explore import scores_page
 
-            return scores_page(dataset, version_marks(dataset, self.tracker) if self.tracker else ())
+            try:
+                marks, note = version_marks(dataset, self.tracker) if self.tracker else [], ""
+            except StorageError as error:
+                marks, note = [], str(error)
+            return scores_page(dataset, marks, note)
 
         return await self._answer(request, page)
 
@@ -71,8 +80,8 @@ class ExplorePages:
 
     async def _compare(self, request: Request) -> Response:
         given = {name: request.query_params.get(name, "") for name in ("new", "old")}
-        if not given["new"].isdecimal() or not (given["old"] or "1").isdecimal():
-            return JSONResponse({"message": "name two versions, such as ?new=3&old=2"}, status_code=422)
+        if not all(re.fullmatch(_NUMBER, given[name] or default) for name, default in (("new", ""), ("old", "1"))):
+            return error_page("name two versions, such as ?new=3&old=2", 422, request)
 
         def page(dataset: Dataset) -> str | None:
             from ae_pipeline.lifecycle.version_pages import compare_page
@@ -88,7 +97,7 @@ class ExplorePages:
         return await self._answer(request, lambda dataset: column_page(request.path_params["column"], dataset))
 
     async def _latents(self, request: Request) -> Response:
-        from ae_pipeline.reports.explore import latents_page
+        from ae_pipeline.reports.explore_latents import latents_page
 
         return await self._answer(request, latents_page)
 
@@ -119,8 +128,10 @@ class ExplorePages:
 
         try:
             text = await run_in_threadpool(make)
+        except UnknownVersionError as error:
+            return error_page(str(error), 404, request)
         except (PipelineError, OSError) as error:
-            return JSONResponse({"message": str(environment_error(error) or error)}, status_code=503)
+            return error_page(str(environment_error(error) or error), 503, request)
         if text is None:
             raise HTTPException(404)
         return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX, "Cache-Control": "no-store"})

@@ -50,3 +50,7 @@ class PublicationError(PipelineError):
 
 class PromotionError(PipelineError):
     """A model version cannot become the champion."""
+
+
+class UnknownVersionError(PromotionError):
+    """A model has no version with this number."""

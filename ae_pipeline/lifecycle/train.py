@@ -29,7 +29,7 @@ from ae_pipeline.lifecycle.feedback import reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
 from ae_pipeline.lifecycle.training_metrics import EXPERIMENT_NOTE, evaluation_metrics, run_name, tagged_figures
-from ae_pipeline.registry.names import GATE_TAG
+from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion
@@ -237,7 +237,7 @@ def _log_settings(run: TrainingRun, config: PipelineConfig, sizes: Sizes) -> Non
         tags={
             "window.fingerprint": window.fingerprint,
             "window.first_day": window.days[0],
-            "window.last_day": window.days[-1],
+            LAST_DAY_TAG: window.days[-1],
         },
     )
 
@@ -254,7 +254,7 @@ def _log_evaluation(
     # What is the same for each training, or says nothing as a bar among others, is no metric.
     fitted = {"best_epoch": candidate.result.best_epoch, "score_threshold": bundle.calibration.threshold}
     chosen = {"model.latent_dim": bundle.model.latent_dim} if bundle.config.model.latent_dim is None else {}
-    run.log_params({**fitted, **chosen})
+    run.log_params(chosen, tags={name: str(value) for name, value in fitted.items()})
     compatible = (candidate.compatible,) if alignment else ()
     run.log_metrics(
         {
@@ -274,6 +274,7 @@ def _version_tags(candidate: _Candidate, evaluation: _Evaluation) -> dict[str, s
     return {
         _LATENTS_TAG: candidate.compatible.message,
         FIGURES_TAG: json.dumps(figures),
+        LAST_DAY_TAG: candidate.bundle.window.days[-1],
         GATE_TAG: evaluation.gate,
     }
 

@@ -1,8 +1,10 @@
 """Metrics that the MLflow run of a training shows: figures that differ from one training to the next."""
 
+import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -13,6 +15,9 @@ from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.evaluation import reconstruction_errors
 from ae_pipeline.gate.results import GateResult
 from ae_pipeline.reports.labels import measure
+
+_MAX_NAME = 250
+"""Length of the name of a metric that MLflow accepts, characters."""
 
 _CONSTANT_RULES = {"finite_weights"}
 """Rules whose figure is the same for each version that passes."""
@@ -66,7 +71,8 @@ def validation_metrics(bundle: ModelBundle, validation: pl.DataFrame) -> dict[st
         validation: Rows of the validation part.
     """
     errors = reconstruction_errors(bundle.network, validation)
-    return {f"validation_error/{metric_name(f'{name}{_unit(name, bundle)}')}": each for name, each in errors.items()}
+    names = metric_names("validation_error/", {name: f"{name}{_unit(name, bundle)}" for name in errors})
+    return {names[name]: error for name, error in errors.items()}
 
 
 def _unit(name: str, bundle: ModelBundle) -> str:
@@ -76,13 +82,30 @@ def _unit(name: str, bundle: ModelBundle) -> str:
     return " share wrong" if column.is_category else " minutes" if column.type == ColumnType.CLOCK_HHMM else ""
 
 
-def metric_name(text: str) -> str:
-    """Return a text as MLflow accepts the name of a metric.
+def metric_names(prefix: str, texts: Mapping[str, str]) -> dict[str, str]:
+    """Return names that MLflow accepts, and of which no two are the same, also in a database that ignores case.
 
-    >>> metric_name("price (€)")
-    'price ___'
+    A name that is cut, has no letter or digit, or is that of another text too ends with a hash.
+
+    Args:
+        prefix: Start of each name.
+        texts: Text by the key that a hash is made from.
+
+    >>> metric_names("", {"a": "price (€)", "b": "größe"})
+    {'a': 'price ___', 'b': 'größe'}
     """
-    return re.sub(r"[^\w. :-]", "_", text, flags=re.ASCII)
+    names = {key: prefix + re.sub(r"[^\w. :-]", "_", text) for key, text in texts.items()}
+    counts = Counter(name.casefold() for name in names.values())
+
+    def is_unfit(key: str, name: str) -> bool:
+        return len(name) > _MAX_NAME or counts[name.casefold()] > 1 or not re.search(r"[^\W_]", texts[key])
+
+    return {key: _with_hash(name, key) if is_unfit(key, name) else name for key, name in names.items()}
+
+
+def _with_hash(name: str, key: str) -> str:
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return f"{name[: _MAX_NAME - len(digest) - 1]}-{digest}"
 
 
 def unseen_metrics(bundle: ModelBundle, unseen: pl.DataFrame) -> dict[str, float]:

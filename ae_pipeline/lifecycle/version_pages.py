@@ -1,12 +1,17 @@
 """Pages about the versions of a model, made when they are asked for."""
 
+from ae_pipeline.lifecycle.promote import PASSED
 from ae_pipeline.lifecycle.versions import SHOWN_METRICS, compare_versions, list_versions
 from ae_pipeline.registry.history import history
+from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.explore_charts import VersionMark
 from ae_pipeline.reports.page import render_page
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
+
+_MAX_ASKED = 20
+"""Runs, at most, that are asked for the last day of their windows."""
 
 
 def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
@@ -37,12 +42,21 @@ def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
 def version_marks(dataset: Dataset, tracker: Tracker) -> list[VersionMark]:
     """Return the ends of the training windows of the versions that passed the gate, the oldest first.
 
+    An earlier package did not tag versions with their last day. The runs of the newest ones of these are asked.
+
     Args:
         dataset: Dataset of the model.
         tracker: The model store.
+
+    Raises:
+        StorageError: The store does not answer.
     """
-    versions = list_versions(dataset, tracker)
-    return [VersionMark(each.last_day, each.version) for each in reversed(versions) if each.passed and each.last_day]
+    versions = sorted(tracker.versions(dataset.name), key=lambda each: each.version)
+    passed = [each for each in versions if each.tags.get(GATE_TAG) == PASSED]
+    untagged = [each for each in passed if LAST_DAY_TAG not in each.tags][-_MAX_ASKED:]
+    days = {each.version: tracker.run_facts(each.run_id)[0].get(LAST_DAY_TAG, "") for each in untagged}
+    days |= {each.version: each.tags[LAST_DAY_TAG] for each in passed if LAST_DAY_TAG in each.tags}
+    return [VersionMark(day, version) for version, day in sorted(days.items()) if day]
 
 
 def _drift_since(dataset: Dataset) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.common.errors import PromotionError
+from ae_pipeline.common.errors import PromotionError, UnknownVersionError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
@@ -16,7 +16,7 @@ from ae_pipeline.features.split import LABEL, sample_rows
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
 from ae_pipeline.registry.bundles import load_bundle
-from ae_pipeline.registry.names import CHAMPION, GATE_TAG
+from ae_pipeline.registry.names import CHAMPION, GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.labels import Measures, measure
@@ -91,7 +91,7 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
                 run_id=version.run_id,
                 serves=champion is not None and champion.version == version.version,
                 first_day=tags.get("window.first_day", ""),
-                last_day=tags.get("window.last_day", ""),
+                last_day=tags.get(LAST_DAY_TAG, ""),
                 gate=version.tags.get(GATE_TAG, "not evaluated"),
                 figures={name.removesuffix(suffix): value for name, value in figures.items() if name.endswith(suffix)},
                 metrics={name: metrics[f"unseen/{name}"] for name in SHOWN_METRICS if f"unseen/{name}" in metrics},
@@ -130,6 +130,7 @@ class Comparison:
         old: Version to compare it with.
         days: Days whose rows were scored, the oldest first.
         rows: Rows that were scored.
+        total: Rows of these days; a sample of them was scored if they are more than 50,000.
         flagged: Rows that each version flags: new, then old.
         both: Rows that both flag.
         thresholds: Threshold of each version, nats: new, then old.
@@ -143,6 +144,7 @@ class Comparison:
     old: int
     days: tuple[str, ...]
     rows: int
+    total: int
     flagged: tuple[int, int]
     both: int
     thresholds: tuple[float, float]
@@ -162,12 +164,18 @@ class Comparison:
         return self.flagged[1] - self.both
 
     @property
+    def rows_message(self) -> str:
+        """How many rows were scored, and of how many."""
+        return f"{self.rows:,} rows" if self.rows == self.total else f"{self.rows:,} of {self.total:,} rows"
+
+    @property
     def message(self) -> str:
         """The comparison as a sentence."""
+        sampled = f", sampled from the {self.total:,}" if self.rows < self.total else ""
         return (
             f"version {self.new} flags {self.flagged[0]:,} and version {self.old} flags {self.flagged[1]:,} of "
-            f"{self.rows:,} rows of the newest days: {self.both:,} by both, {self.gained:,} by version {self.new} "
-            f"only, and {self.lost:,} by version {self.old} only"
+            f"{self.rows:,} rows{sampled} of the newest days: {self.both:,} by both, {self.gained:,} by version "
+            f"{self.new} only, and {self.lost:,} by version {self.old} only"
         )
 
 
@@ -186,24 +194,25 @@ def compare_versions(dataset: Dataset, tracker: Tracker, new: int, old: int | No
         StorageError: A bundle is gone.
     """
     versions = {each.version: each for each in tracker.versions(dataset.name)}
-    serving = tracker.version(dataset.name, CHAMPION)
-    if old is None and serving is None:
-        raise PromotionError(f"no version of {dataset.name!r} serves; name two versions to compare")
-    chosen = [
-        require_version(number, versions, dataset.name) for number in (new, old or (serving.version if serving else 0))
-    ]
-    rows = _newest_rows(dataset)
+    if old is None:
+        serving = tracker.version(dataset.name, CHAMPION)
+        if serving is None:
+            raise PromotionError(f"no version of {dataset.name!r} serves; name two versions to compare")
+        old = serving.version
+    chosen = [require_version(number, versions, dataset.name) for number in (new, old)]
+    rows, days, total = _newest_rows(dataset)
     bundles = [load_bundle(tracker, each) for each in chosen]
     scored = [bundle.score(rows) for bundle in bundles]
     flags = [each.is_anomaly for each in scored]
     scores = [each.score for each in scored]
-    only_new = _only(rows, bundles[0], flags[0] & ~flags[1], scores[0], scores[1])
-    only_old = _only(rows, bundles[1], flags[1] & ~flags[0], scores[1], scores[0])
+    only_new = _only(rows, days, bundles[0], flags[0] & ~flags[1], scores[0], scores[1])
+    only_old = _only(rows, days, bundles[1], flags[1] & ~flags[0], scores[1], scores[0])
     return Comparison(
         new=chosen[0].version,
         old=chosen[1].version,
-        days=tuple(rows["day"].unique().sort()),
+        days=tuple(days.unique().sort()),
         rows=rows.height,
+        total=total,
         flagged=(int(flags[0].sum()), int(flags[1].sum())),
         both=int((flags[0] & flags[1]).sum()),
         thresholds=(bundles[0].calibration.threshold, bundles[1].calibration.threshold),
@@ -218,26 +227,36 @@ def require_version(number: int, versions: Mapping[int, TrackedVersion], dataset
     """Return a version by its number.
 
     Raises:
-        PromotionError: There is no such version.
+        UnknownVersionError: There is no such version.
     """
     if number not in versions:
         choices = ", ".join(map(str, sorted(versions))) or "none: train one first"
-        raise PromotionError(f"{dataset!r} has no version {number}; choose among {choices}")
+        raise UnknownVersionError(f"{dataset!r} has no version {number}; choose among {choices}")
     return versions[number]
 
 
-def _newest_rows(dataset: Dataset) -> pl.DataFrame:
+def _newest_rows(dataset: Dataset) -> tuple[pl.DataFrame, pl.Series, int]:
+    """Return rows of the newest days, the day of each, and how many rows these days have.
+
+    A feature may have any name, so the days are no column of the rows.
+    """
     content = features_content(dataset)
     days = [day for day, (_, rows) in sorted(content.items()) if rows][-NEWEST_DAYS:]
-    parts = [
-        pl.read_parquet(whole(dataset.paths.features(day)), glob=False).with_columns(day=pl.lit(day)) for day in days
-    ]
+    parts = [pl.read_parquet(whole(dataset.paths.features(day)), glob=False) for day in days]
     if not parts:
         raise PromotionError(f"{dataset.name!r} has no features to score; run `ae-pipeline run {dataset.name}` first")
-    return sample_rows(pl.concat(parts, how="diagonal_relaxed"), _MAX_ROWS, seed=0)
+    rows = pl.concat(parts, how="diagonal_relaxed")
+    day_of_row = pl.concat(
+        [part.select("row_id", pl.lit(day).alias("day")) for part, day in zip(parts, days, strict=True)]
+    )
+    # The sample depends on the identities only, so both frames stay aligned.
+    chosen, chosen_days = (sample_rows(each, _MAX_ROWS, seed=0) for each in (rows, day_of_row))
+    return chosen, chosen_days["day"], rows.height
 
 
-def _only(rows: pl.DataFrame, bundle: ModelBundle, mask: Mask, scores: Array, others: Array) -> tuple[ComparedRow, ...]:
+def _only(
+    rows: pl.DataFrame, days: pl.Series, bundle: ModelBundle, mask: Mask, scores: Array, others: Array
+) -> tuple[ComparedRow, ...]:
     indices = np.flatnonzero(mask)
     indices = indices[np.argsort(-scores[indices], kind="stable")][:_EXPLAINED]
     if not len(indices):
@@ -248,7 +267,7 @@ def _only(rows: pl.DataFrame, bundle: ModelBundle, mask: Mask, scores: Array, ot
         ComparedRow(
             row_id=row_id, day=day, score=float(scores[i]), other_score=float(others[i]), because=because(contributions)
         )
-        for row_id, day, i, contributions in zip(chosen["row_id"], chosen["day"], indices, parts, strict=True)
+        for row_id, day, i, contributions in zip(chosen["row_id"], days[indices.tolist()], indices, parts, strict=True)
     )
 
 

@@ -89,8 +89,8 @@ def _rule_message(rule: "ColumnRule") -> str:
     limits = {
         "a value is required": rule.required,
         "files may lack it": rule.optional,
-        f"at least {low:g}" if low is not None else "": low is not None,
-        f"at most {high:g}" if high is not None else "": high is not None,
+        f"at least {low:.15g}" if low is not None else "": low is not None,
+        f"at most {high:.15g}" if high is not None else "": high is not None,
         f"one of {', '.join(rule.allowed[:_ALLOWED])}" if rule.allowed else "": bool(rule.allowed),
     }
     return "; ".join([f"Type {rule.type.value}", *(text for text, holds in limits.items() if holds)]) + "."

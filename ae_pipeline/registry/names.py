@@ -5,3 +5,6 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 
 GATE_TAG = "gate"
 """Version tag with the gate's result. A training sets it last, so a version without it was interrupted."""
+
+LAST_DAY_TAG = "window.last_day"
+"""Tag of a run, and of a version, with the last day of the training window."""

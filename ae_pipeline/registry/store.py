@@ -1,5 +1,6 @@
 """The MLflow store of a project: experiments, runs, and model versions by number and alias."""
 
+import hashlib
 import logging
 import os
 import re
@@ -36,8 +37,15 @@ _LOCATION_TAG = "place"
 _KIND_TAG = "mlflow.experimentKind"
 """Tag of an experiment that the UI chooses its pages by; without it, a page of token usage comes first."""
 
+_OWN_NOTE_TAG = "note_digest"
+"""Tag of an experiment with the hash of the description that a training set, which tells it from a person's."""
+
 _MAX_DOWNLOADED = 4
 """Bundles of a model that are kept after a download from a remote tracking server."""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(folder: Path) -> Path:
@@ -134,9 +142,16 @@ class Tracker:
             return str(client.create_experiment(dataset, artifact_location=_plain(folder).as_uri()))
 
     def describe_experiment(self, dataset: str, note: str) -> None:
-        """Set the description of the dataset's experiment, and let the UI show it as trainings of a model."""
+        """Set the description of the dataset's experiment, and let the UI show it as trainings of a model.
+
+        A description that a person wrote or changed stays.
+        """
         experiment = self.experiment(dataset)
-        self.client.set_experiment_tag(experiment, NOTE_TAG, note)
+        tags = self.client.get_experiment(experiment).tags
+        present = tags.get(NOTE_TAG, "")
+        if present in {"", note} or _digest(present) == tags.get(_OWN_NOTE_TAG):
+            self.client.set_experiment_tag(experiment, NOTE_TAG, note)
+            self.client.set_experiment_tag(experiment, _OWN_NOTE_TAG, _digest(note))
         self.client.set_experiment_tag(experiment, _KIND_TAG, "custom_model_development")
 
     @contextmanager
@@ -217,12 +232,33 @@ class Tracker:
         return newest_version_of_run(self.client, dataset, run_id)
 
     def version(self, dataset: str, alias: str) -> TrackedVersion | None:
-        """Return the version that has an alias, or None if no version has it."""
-        return version_by_alias(self.client, dataset, alias)
+        """Return the version that has an alias, or None if no version has it.
+
+        Raises:
+            StorageError: The store does not answer.
+        """
+        with self._answers():
+            return version_by_alias(self.client, dataset, alias)
 
     def versions(self, dataset: str) -> list[TrackedVersion]:
-        """Return all versions of a model."""
-        return [as_tracked(version) for version in self.client.search_model_versions(f"name = '{dataset}'")]
+        """Return all versions of a model.
+
+        Raises:
+            StorageError: The store does not answer.
+        """
+        with self._answers():
+            return [as_tracked(version) for version in self.client.search_model_versions(f"name = '{dataset}'")]
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            store = self.web_url or self.database or "its database"
+            raise StorageError(
+                f"the model store, {store}, does not answer ({error.message}); start it, or correct "
+                "MLFLOW_TRACKING_URI, and try again"
+            ) from error
 
     def version_number(self, dataset: str, version: int) -> TrackedVersion:
         """Return a version by its number.
@@ -275,9 +311,10 @@ class Tracker:
         """Return the local folder of a version's bundle. A bundle on a tracking server is downloaded.
 
         Raises:
-            StorageError: The artifacts are not at the path that the registry has.
+            StorageError: The artifacts are not at the path that the registry has, or the store does not answer.
         """
-        uri = self.client.get_model_version_download_uri(version.dataset, str(version.version))
+        with self._answers():
+            uri = self.client.get_model_version_download_uri(version.dataset, str(version.version))
         parsed = urlparse(uri)
         if parsed.scheme in {"", "file"}:
             folder = Path(unquote(parsed.path)) / "artifacts" / "bundle"

@@ -76,11 +76,18 @@ class TrainingRun:
         self.client.update_run(self.run_id, name=name)
 
     def log_params(self, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> None:
-        """Log parameters and tags in one call."""
+        """Log parameters and tags in one call.
+
+        MLflow never changes a parameter. A retry continues its run, and what it logs with another value, because of
+        another configuration or other data, becomes a tag with the name of the parameter.
+        """
+        logged = self.client.get_run(self.run_id).data.params
+        texts = {key: str(value)[:6000] for key, value in params.items()}
+        changed = {key: text for key, text in texts.items() if logged.get(key, text) != text}
         self.client.log_batch(
             self.run_id,
-            params=[Param(key, str(value)[:6000]) for key, value in params.items()],
-            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+            params=[Param(key, text) for key, text in texts.items() if key not in changed],
+            tags=[RunTag(key, value) for key, value in {**changed, **(tags or {})}.items()],
         )
 
     def log_epoch(self, epoch: "Epoch") -> None:

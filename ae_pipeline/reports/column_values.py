@@ -32,7 +32,7 @@ class ColumnDays:
         name: Name of the column.
         is_category: Whether the values are categories; otherwise they are numbers.
         values: Rows with `day`, `rows` of that day, and `value`: text, or a number; null if missing.
-        window: Days of the training window.
+        window: Published days of the training window; empty without event time.
     """
 
     name: str
@@ -47,9 +47,16 @@ class ColumnDays:
 
     @property
     def in_window(self) -> pl.DataFrame:
-        """Rows of the training window; those of all days if the window has none."""
-        rows = self.values.filter(pl.col("day").is_in(self.window))
-        return rows if rows.height else self.values
+        """Rows of the training window; empty if none of its days is among those read."""
+        return self.values.filter(pl.col("day").is_in(self.window))
+
+    @property
+    def window_name(self) -> str:
+        """What the rows of the training window are called; empty without any."""
+        shown = self.in_window["day"].n_unique()
+        if shown in {0, len(self.window)}:
+            return "training window" if shown else ""
+        return f"training window ({shown:,} of its {len(self.window):,} days)"
 
     def by_day(self) -> pl.DataFrame:
         """Return rows, missing share, and for numbers the median and the 10th and 90th percentile, by day."""
@@ -62,7 +69,8 @@ class ColumnDays:
     def bins(self) -> pl.DataFrame:
         """Return the share of the values of each day in each bin: `day`, `bin`, `from`, `to` and `share`.
 
-        The rows of the training window together have the day `window`. A bin of categories has no `from` and `to`.
+        The rows of the training window together have the day `window`, if there are any. A bin of categories has no
+        `from` and `to`.
         """
         known = self.values.filter(pl.col("value").is_not_null())
         window = self.in_window.filter(pl.col("value").is_not_null())

@@ -1,4 +1,4 @@
-"""Pages to explore a dataset, made when they are asked for: scores by day, columns, latents, and single rows."""
+"""Pages to explore a dataset, made when they are asked for: scores by day, columns, and single rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
+from ae_pipeline.common.text import abbreviate
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.table_encoder import TableEncoder
@@ -16,7 +17,7 @@ from ae_pipeline.ingestion.contract import contract_in_force
 from ae_pipeline.latents.read import PublishedDay, published_day, published_days
 from ae_pipeline.reports.charts import with_excess
 from ae_pipeline.reports.column_values import MAX_DAYS, MAX_ROWS, read_column
-from ae_pipeline.reports.explore_charts import VersionMark, column_charts, score_days_chart
+from ae_pipeline.reports.explore_charts import VersionMark, column_charts, score_days_chart, score_quantiles
 from ae_pipeline.reports.page import render_page
 from ae_pipeline.reports.ranking import features_of
 from ae_pipeline.reports.summary import read_summary
@@ -24,13 +25,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, whole
 from ae_pipeline.storage.paths import ALL_ROWS
 
-_EXPLORED_DAYS, _EXPLORED_ROWS, _MAX_POINTS = 60, 1_500, 45_000
-"""Newest days whose rows the latent explorer shows, rows at most, and values of all rows at most."""
-
-_MAX_FIELDS = 24
-"""Latents, and columns of the features, that the latent explorer offers, each."""
-
-_UNSHOWN = {ColumnType.IMAGE}
+UNSHOWN = {ColumnType.IMAGE}
 """Types without a page of their own."""
 
 
@@ -66,7 +61,7 @@ class Explored:
         """Types of the columns of the newest features, as the schema contract has them, in their order."""
         config, paths = self.dataset.config, self.dataset.paths
         rules = contract_in_force(paths.contract, config).columns if paths.contract.exists() else {}
-        newest = max((day for day in self.files if read_facts(paths.features(day))), default=None)
+        newest = next((day for day in sorted(self.files, reverse=True) if read_facts(paths.features(day))), None)
         schema = pl.read_parquet_schema(whole(paths.features(newest))) if newest else {}
         names = [name for name in schema if name not in {"row_id", "event_time", LABEL, config.event_time}]
         return {name: rules[name].type if name in rules else _type_of(schema[name]) for name in names}
@@ -92,29 +87,35 @@ def _type_of(dtype: pl.DataType) -> ColumnType:
     return ColumnType.TIMESTAMP if dtype.is_temporal() else ColumnType.CATEGORY
 
 
-def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = ()) -> str:
+def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = (), note: str = "") -> str:
     """Return the page with the scores by day and all columns.
 
     Args:
         dataset: Configuration and paths of the dataset.
         marks: Versions of the model.
+        note: Why versions are missing.
 
     Raises:
         ConfigError: There is no report.
     """
     explored = Explored(dataset)
     days = sorted(explored.files)[-MAX_DAYS:]
-    parts = [published_day(explored.files[day], dataset.paths, ["score"]).with_columns(day=pl.lit(day)) for day in days]
     charts = []
-    if dataset.config.is_daily and parts:
-        charts.append(score_days_chart(pl.concat(parts), explored.summary["score_threshold"], marks))
+    if dataset.config.is_daily and days:
+        quantiles = pl.concat([_quantiles_of(day, explored) for day in days])
+        charts.append(score_days_chart(quantiles, explored.summary["score_threshold"], marks))
     left_out = explored.summary["columns_left_out"]
     columns = [
-        {"name": name, "type": kind.value, "has_page": kind not in _UNSHOWN, "left_out": left_out.get(name, "")}
+        {"name": name, "type": kind.value, "has_page": kind not in UNSHOWN, "left_out": left_out.get(name, "")}
         | _drift_of(name, explored)
         for name, kind in explored.types.items()
     ]
-    return _render("explore.html.j2", explored, charts=charts, columns=columns, days=days)
+    return render_explored("explore.html.j2", explored, charts=charts, columns=columns, days=days, note=note)
+
+
+def _quantiles_of(day: str, explored: Explored) -> pl.DataFrame:
+    scores = published_day(explored.files[day], explored.dataset.paths, ["score"])
+    return score_quantiles(scores.with_columns(day=pl.lit(day)))
 
 
 def _drift_of(name: str, explored: Explored) -> dict[str, Any]:
@@ -138,16 +139,16 @@ def column_page(name: str, dataset: Dataset) -> str | None:
     """
     explored = Explored(dataset)
     kind = explored.types.get(name)
-    if kind is None or kind in _UNSHOWN:
+    if kind is None or kind in UNSHOWN:
         return None
     days = sorted(explored.files)
     column = read_column(name, days, explored.window, kind, dataset.config.timezone, dataset.paths)
     drift = explored.drift.filter(pl.col("name") == name) if explored.drift.height else explored.drift
     drift = drift.filter(pl.col("day").is_in(column.days)).sort("day") if drift.height else drift
     charts = column_charts(column, kind, drift, dataset.config.drift) if column.days else []
-    names = [each for each, other in explored.types.items() if other not in _UNSHOWN]
+    names = [each for each, other in explored.types.items() if other not in UNSHOWN]
     worst = with_excess(drift, dataset.config.drift).sort("excess", "day").tail(1) if drift.height else drift
-    return _render(
+    return render_explored(
         "column.html.j2",
         explored,
         charts=charts,
@@ -161,85 +162,6 @@ def column_page(name: str, dataset: Dataset) -> str | None:
     )
 
 
-def latents_page(dataset: Dataset) -> str:
-    """Return the page on which latents, scores and columns of rows are compared, and rows are chosen.
-
-    Args:
-        dataset: Configuration and paths of the dataset.
-
-    Raises:
-        ConfigError: There is no report.
-    """
-    explored = Explored(dataset)
-    days = sorted(explored.files)[-_EXPLORED_DAYS:]
-    rows, total = _sampled_rows(explored, days)
-    fields = [name for name in rows.columns if name != "row_id"]
-    numbers = [name for name in fields if rows[name].dtype.is_numeric()]
-    latents = [name for name in numbers if name.startswith("z_")]
-    content = {
-        "names": rows.columns,
-        "numbers": numbers,
-        "rows": [[_json(value) for value in row] for row in rows.iter_rows()],
-        "threshold": explored.summary["score_threshold"],
-    }
-    return _render(
-        "latents.html.j2",
-        explored,
-        charts=[{"name": "latents"}],
-        content=content,
-        axes=latents + [name for name in numbers if name not in latents],
-        colors=["score", *(name for name in fields if name != "score")],
-        rows=rows.height,
-        total=total,
-        days=days,
-    )
-
-
-def _sampled_rows(explored: Explored, days: Sequence[str]) -> tuple[pl.DataFrame, int]:
-    """Return rows of the latent table with their features, flagged ones first; and how many rows the days have."""
-    paths, config = explored.dataset.paths, explored.dataset.config
-    parts = [published_day(explored.files[day], paths).with_columns(day=pl.lit(day)) for day in days]
-    if not parts:
-        return pl.DataFrame(schema={"row_id": pl.String, "score": pl.Float64}), 0
-    latents = [name for name in parts[0].columns if name.startswith("z_")][:_MAX_FIELDS]
-    wanted = ["row_id", "day", "score", "is_anomaly", *latents]
-    rows = pl.concat([part.select(wanted) for part in parts])
-    columns = [name for name, kind in explored.types.items() if kind not in _UNSHOWN][:_MAX_FIELDS]
-    most = min(_EXPLORED_ROWS, _MAX_POINTS // (len(wanted) + len(columns)))
-    flagged = rows.filter("is_anomaly").sort("score", "row_id", descending=[True, False]).head(most // 2)
-    others = rows.filter(~pl.col("is_anomaly"))
-    kept = others.gather_every(max(1, -(-others.height // max(most - flagged.height, 1))))
-    chosen = pl.concat([flagged, kept])
-    features = [
-        _shown_features(group["row_id"], str(day), columns, explored) for (day,), group in chosen.group_by("day")
-    ]
-    joined = chosen.join(pl.concat(features, how="diagonal_relaxed"), on="row_id", how="left", maintain_order="left")
-    if not config.is_daily:
-        joined = joined.drop("day")
-    return joined.rename({LABEL: "label"} if LABEL in joined.columns else {}), rows.height
-
-
-def _shown_features(row_ids: pl.Series, day: str, columns: Sequence[str], explored: Explored) -> pl.DataFrame:
-    path = explored.dataset.paths.features(day)
-    if not read_facts(path):
-        return row_ids.to_frame("row_id")
-    file = pl.scan_parquet(whole(path), glob=False)
-    names = [name for name in file.collect_schema().names() if name in {*columns, LABEL}]
-    rows = file.select("row_id", *names).filter(pl.col("row_id").is_in(row_ids.implode())).collect()
-    return rows.with_columns(
-        pl.selectors.temporal().cast(pl.String),
-        pl.selectors.boolean().cast(pl.String),
-        pl.selectors.decimal().cast(pl.Float64),
-    )
-
-
-def _json(value: Any) -> Any:
-    """Return a value of a point: numbers with six digits, which a page of thousands of them needs."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if abs(value) < float("inf") else None
-    return value
-
-
 def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> str | None:
     """Return the page of a row with all columns, actual and reconstructed; None if no such row is published.
 
@@ -251,6 +173,7 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
 
     Raises:
         BundleError: The features lack a column that the model needs.
+        StorageError: The features were built again without the row.
     """
     explored = Explored(dataset)
     day = day if dataset.config.is_daily else ALL_ROWS
@@ -260,7 +183,12 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
     features = features_of(pl.Series("row_id", [row_id]), day, dataset.paths)
     if row.is_empty() or not isinstance(bundle.encoder, TableEncoder):
         return None
-    return _render(
+    rebuilt = f"they were built again after the publication, and `ae-pipeline run {dataset.name}` publishes them"
+    if features.is_empty():
+        raise StorageError(f"the features of {day} no longer have row {row_id!r}; {rebuilt}")
+    if missing := [name for name in bundle.columns if name not in features.columns]:
+        raise BundleError(f"the features of {day} no longer have {abbreviate(missing)}; {rebuilt}")
+    return render_explored(
         "row.html.j2",
         explored,
         charts=[],
@@ -301,7 +229,15 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any
     return sorted(compared, key=lambda each: -(each["surprisal"] or 0.0)) + others
 
 
-def _render(template: str, explored: Explored, charts: Sequence[Any], **variables: Any) -> str:
+def render_explored(template: str, explored: Explored, charts: Sequence[Any], **variables: Any) -> str:
+    """Return a page to explore.
+
+    Args:
+        template: Name of the template.
+        explored: The dataset.
+        charts: Its charts.
+        variables: More variables of the template.
+    """
     dataset = explored.dataset
     shown = [each if isinstance(each, dict) else asdict(each) for each in charts]
     fixed = {"dataset": dataset.name, "daily": dataset.config.is_daily, "timezone": dataset.config.timezone}

@@ -10,6 +10,7 @@ from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.reports.charts import Chart, ChartData, as_chart, with_excess
 from ae_pipeline.reports.column_values import ColumnDays
+from ae_pipeline.storage.paths import ALL_ROWS
 
 if TYPE_CHECKING:
     import altair as alt
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _STRONG, _SOFT, _GREY = "#c2352b", "#3b73b9", "#8b8b8b"
 _QUANTILES = {"highest": 1.0, "99 %": 0.99, "90 %": 0.9, "median": 0.5}
 """Quantiles of the scores of a day, by name."""
+
+_NO_WINDOW = "The days of the training window are not among those shown, so nothing is compared with it."
 
 _LABELS = {
     ColumnType.CLOCK_HHMM: "format(floor(datum.value / 60), '02') + ':' + format(floor(datum.value % 60), '02')",
@@ -50,18 +53,18 @@ def score_quantiles(scores: pl.DataFrame) -> pl.DataFrame:
     return by_day.unpivot(index="day", variable_name="quantile", value_name="score")
 
 
-def score_days_chart(scores: pl.DataFrame, threshold: float, marks: Sequence[VersionMark]) -> Chart:
+def score_days_chart(quantiles: pl.DataFrame, threshold: float, marks: Sequence[VersionMark]) -> Chart:
     """Return quantiles of the scores by day, with the threshold and the ends of the training windows.
 
     Args:
-        scores: Scores of rows, `day` and `score`.
+        quantiles: Quantiles of the scores of the days, as `score_quantiles` returns them.
         threshold: Score above which rows are flagged, nats.
         marks: Versions of the model.
     """
     import altair as alt
 
     data, names = ChartData(), list(_QUANTILES)
-    values = [_dated(row) for row in score_quantiles(scores).iter_rows(named=True)]
+    values = [_dated(row) for row in quantiles.iter_rows(named=True)]
     colors = alt.Scale(domain=names, range=[_STRONG, "#a15c00", _SOFT, _GREY])
     lines = (
         alt.Chart(data(values))
@@ -74,7 +77,7 @@ def score_days_chart(scores: pl.DataFrame, threshold: float, marks: Sequence[Ver
         )
     )
     rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(y="at:Q")
-    first, last = scores["day"].min(), scores["day"].max()
+    first, last = quantiles["day"].min(), quantiles["day"].max()
     shown = [mark for mark in marks if str(first) <= mark.day <= str(last)]
     message = f"Quantiles of the scores of each day. The dashed line is the threshold, {threshold:.2f} nats."
     if not shown:
@@ -116,9 +119,9 @@ def column_charts(column: ColumnDays, kind: ColumnType, drift: pl.DataFrame, con
 def _distribution(column: ColumnDays, bins: pl.DataFrame, kind: ColumnType) -> Chart:
     import altair as alt
 
-    data, newest = ChartData(), column.days[-1]
-    window = "training window" if column.window else "all days"
-    names = {"window": window, newest: newest}
+    data, newest, window = ChartData(), column.days[-1], column.window_name
+    shown = "all rows" if newest == ALL_ROWS else newest
+    names = {"window": window, newest: shown} if window else {newest: shown}
     rows = [
         {**row, "rows": names[row["day"]]}
         for row in bins.filter(pl.col("day").is_in(list(names))).iter_rows(named=True)
@@ -126,7 +129,7 @@ def _distribution(column: ColumnDays, bins: pl.DataFrame, kind: ColumnType) -> C
     color = alt.Color(
         "rows:N",
         title=None,
-        scale=alt.Scale(domain=list(names.values()), range=[_GREY, _SOFT]),
+        scale=alt.Scale(domain=list(names.values()), range=[_GREY, _SOFT] if window else [_SOFT]),
         legend=alt.Legend(orient="top"),
     )
     share = alt.Axis(format="~%")
@@ -147,9 +150,11 @@ def _distribution(column: ColumnDays, bins: pl.DataFrame, kind: ColumnType) -> C
             color=color,
             tooltip=tooltip,
         )
-    message = f"Values of {newest} and of the {window}. The outermost bars take in everything beyond them."
-    if column.is_category:
-        message = f"Values of {newest} and of the {window}."
+    message = f"Values of {shown} and of the {window}." if window else f"Values of {shown}."
+    if not window and newest != ALL_ROWS:
+        message += f" {_NO_WINDOW}"
+    if not column.is_category:
+        message += " The outermost bars take in everything beyond them."
     return as_chart("distribution", "Distribution", message, chart, data)
 
 
@@ -197,10 +202,15 @@ def _median(column: ColumnDays, by_day: pl.DataFrame, kind: ColumnType) -> Chart
     usual = column.in_window["value"].median()
     message = "Median of each day, and the band from the 10th to the 90th percentile."
     if usual is None:
+        message += "" if column.in_window.height else f" {_NO_WINDOW}"
         return as_chart("median", "Median", message, band + line, data)
     rule = alt.Chart(data([{"at": usual}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(y="at:Q")
     return as_chart(
-        "median", "Median", f"{message} The dashed line is the median of the window.", band + line + rule, data
+        "median",
+        "Median",
+        f"{message} The dashed line is the median of the {column.window_name}.",
+        band + line + rule,
+        data,
     )
 
 
@@ -219,9 +229,12 @@ def _missing(column: ColumnDays, by_day: pl.DataFrame) -> Chart:
             tooltip=["date:N", alt.Tooltip("missing:Q", format=".2%"), "rows:Q"],
         )
     )
-    usual = column.in_window["value"].null_count() / max(column.in_window.height, 1)
+    message = "Share of the rows without a value."
+    if not column.in_window.height:
+        return as_chart("missing", "Missing values", f"{message} {_NO_WINDOW}", bars, data)
+    usual = column.in_window["value"].null_count() / column.in_window.height
     rule = alt.Chart(data([{"at": usual}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(y="at:Q")
-    message = f"Share of the rows without a value. The dashed line is that of the window, {usual:.2%}."
+    message += f" The dashed line is that of the {column.window_name}, {usual:.2%}."
     return as_chart("missing", "Missing values", message, bars + rule, data)
 
 

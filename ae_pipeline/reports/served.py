@@ -1,5 +1,6 @@
 """Pages that the server of the data folder makes when they are asked for: home, marks and data contract."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import open_table, published_day, published_days
-from ae_pipeline.monitoring.feedback import MarkKind, MarkState, marks_of
+from ae_pipeline.monitoring.feedback import FlaggedRow, MarkKind, MarkState, marks_of
 from ae_pipeline.reports.page import page_environment
 from ae_pipeline.reports.ranking import as_rows
 from ae_pipeline.reports.review import MarkRequest, cause_key, flagged_rows, read_ranked
@@ -91,8 +92,9 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         rows = [row for row in rows if cause_key(row.columns) == request.subject and request.day in {"", row.day}]
     else:
         rows = [row for row in rows if row.day == request.subject]
-    counts = pl.Series("entity", [row.entity for row in rows if row.entity], dtype=pl.String).value_counts(sort=True)
-    entities = [row for row in counts.head(_ENTITIES).iter_rows() if row[1] > 1 and request.kind == MarkKind.CAUSE]
+    entities = _entities(request, rows)
+    if request.kind == MarkKind.CAUSE and request.entity:
+        rows = [row for row in rows if row.entity == request.entity]
     chosen = {row.row_id for row in rows[:_ENTITIES]}
     reasons = [
         (row.row_id, row.score, row.reason)
@@ -116,6 +118,17 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         back=back,
         nonce=nonce,
     )
+
+
+def _entities(request: MarkRequest, rows: Sequence[FlaggedRow]) -> list[tuple[str, int]]:
+    """Return the entities that a mark of a cause may be restricted to, with their rows; that of the request always."""
+    if request.kind != MarkKind.CAUSE:
+        return []
+    counts = Counter(row.entity for row in rows if row.entity)
+    entities = {entity: count for entity, count in counts.most_common(_ENTITIES) if count > 1}
+    if request.entity:
+        entities[request.entity] = counts[request.entity]
+    return list(entities.items())
 
 
 def contract_page(dataset: Dataset) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,18 +10,24 @@ from urllib.parse import urlencode
 
 import polars as pl
 import pytest
+from mlflow.exceptions import MlflowException
 from starlette.testclient import TestClient
 
 from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
-from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
+from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
+from ae_pipeline.lifecycle.promote import PASSED
 from ae_pipeline.lifecycle.report import ReportedDays
+from ae_pipeline.lifecycle.version_pages import version_marks
 from ae_pipeline.monitoring.daily_drift import DayDrift
-from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, marks_of
+from ae_pipeline.monitoring.feedback import FlaggedRow, Mark, MarkKind, MarkState, marks_of
 from ae_pipeline.monitoring.verdict import DayAssessment
+from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
+from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import build_report, day_page
 from ae_pipeline.reports.explore import row_page
@@ -60,9 +66,9 @@ def dataset(prepared: Dataset, tmp_path: Path) -> Dataset:
     return replace(prepared, paths=replace(prepared.paths, root=tmp_path / "data"))
 
 
-def client_of(dataset: Dataset) -> TestClient:
+def client_of(dataset: Dataset, tracker: Tracker | None = None) -> TestClient:
     """Return a browser that has opened the printed address."""
-    app = Guard(data_app(dataset.paths.root, {dataset.name: dataset}), access(TOKEN, 8000, ORIGIN))
+    app = Guard(data_app(dataset.paths.root, {dataset.name: dataset}, tracker), access(TOKEN, 8000, ORIGIN))
     client = TestClient(app, base_url=ORIGIN, headers={"Accept": "text/html"})
     assert client.get(f"/?token={TOKEN}").status_code == 200
     return client
@@ -100,6 +106,24 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
     home = client.get("/").text
     assert after["words"] in home
     assert 'href="contract/sensors"' in home
+
+
+def test_an_entity_that_is_asked_for_is_chosen(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "alone": 1}
+    rows = [
+        FlaggedRow(row_id=f"{entity}{index}", day="2024-01-01", score=9.0, columns=("load",), entity=entity)
+        for entity, size in sizes.items()
+        for index in range(size)
+    ]
+    monkeypatch.setattr("ae_pipeline.reports.served.flagged_rows", lambda *_: rows)
+    client = client_of(prepared)
+    for entity, words in (("f", "2 rows"), ("alone", "1 row"), ("gone", "0 rows"), ("a", "7 rows"), ("", "")):
+        page = client.get(f"/mark/sensors?{urlencode({'kind': 'cause', 'subject': 'load', 'entity': entity})}").text
+        chosen = f'<option value="{entity}" selected>only {entity} ({words})</option>'
+        assert (chosen in page) == bool(entity)
+        assert f"{words or '28 rows'}.</p>".replace(" row", " flagged row") in page
+        assert page.count("<option") == (6 if entity in {"", "a"} else 7)
+        assert f"&#34;entity&#34;: &#34;{entity}&#34;" in page
 
 
 @pytest.mark.parametrize(
@@ -163,7 +187,7 @@ def test_an_object_store_that_does_not_answer_leaves_the_home_page(prepared: Dat
         assert 'href="contract/sensors"' in client.get("/").text
         answer = client.get("/contract/sensors")
     assert answer.status_code == 503
-    assert "the object store of s3://nowhere/latents/sensors does not answer" in answer.json()["message"]
+    assert "<p>the object store of s3://nowhere/latents/sensors does not answer" in answer.text
 
 
 def test_the_contract_shows_figures_and_correlates(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +331,29 @@ def test_columns_scores_and_latents_are_explored(prepared: Dataset, fitted: Fitt
         assert client.get(missing).status_code == 404
 
 
+def test_features_may_have_the_names_of_the_latent_table(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["day", "score", "label", LABEL, "z_000", "it's [a] \\"]
+    for path in dataset.paths.features("_").parent.glob("*.parquet"):
+        rows = pl.read_parquet(path).with_columns(pl.lit(index).alias(name) for index, name in enumerate(names))
+        write_parquet(path, rows.with_columns(pl.col(LABEL) > 0).to_arrow(), {"input_hash": "named"})
+    monkeypatch.setattr("ae_pipeline.reports.explore_latents._EXPLORED_ROWS", 40)
+    client = client_of(dataset)
+    page = client.get("/explore/sensors/latents")
+    assert page.status_code == 200
+    content = json.loads(page.text.split('id="content">')[1].split("</script>")[0])
+    titles = dict(zip(content["names"], zip(*content["rows"], strict=True), strict=True))
+    assert len(titles) == len(content["names"])
+    assert (set(titles["label (feature)"]), set(titles["label"])) == ({2}, {"true"})
+    assert (set(titles["day (feature)"]), set(titles["score (feature)"]), set(titles[names[-1]])) == ({0}, {1}, {5})
+    assert set(titles["day"]) == {day["day"] for day in summary_of(dataset)["days"]}
+    assert content["fields"] == {"row_id": "f0", "day": "f1", "score": "f2", "is_anomaly": "f3"}
+    assert content["has_row_pages"]
+    assert sum(titles["is_anomaly"]) >= 7  # flagged rows first
+    usual = [row for row, flag in zip(titles["day"], titles["is_anomaly"], strict=True) if not flag]
+    assert max(map(usual.count, set(usual))) - min(map(usual.count, set(usual))) <= 2  # evenly spaced
+    assert 20 <= len(content["rows"]) <= 40
+
+
 def chart_of(page: str, name: str) -> dict[str, Any]:
     text = page.split(f'id="chart-{name}-spec">')[1].split("</script>", maxsplit=1)[0]
     chart: dict[str, Any] = json.loads(text)
@@ -325,3 +372,88 @@ def test_a_row_shows_all_columns_actual_and_reconstructed(prepared: Dataset, fit
     assert f"{strange['score']:.2f}" in text
     assert row_page("nothing", day, prepared, fitted.bundle) is None
     assert row_page(strange["row_id"], "2020-01-01", prepared, fitted.bundle) is None
+
+
+def test_a_row_whose_features_were_built_again_says_so(dataset: Dataset, fitted: Fitted) -> None:
+    row = read_ranked(dataset.paths).row(0, named=True)
+    day = summary_of(dataset)["verdict"]["day"]
+    path = dataset.paths.features(day)
+    rows = pl.read_parquet(path)
+    write_parquet(path, rows.drop("load").to_arrow(), {"input_hash": "without a column"})
+    with pytest.raises(BundleError, match="no longer have load; they were built again"):
+        row_page(row["row_id"], day, dataset, fitted.bundle)
+    write_parquet(path, rows.filter(pl.col("row_id") != row["row_id"]).to_arrow(), {"input_hash": "without a row"})
+    with pytest.raises(StorageError, match=f"no longer have row '{row['row_id']}'; they were built again"):
+        row_page(row["row_id"], day, dataset, fitted.bundle)
+
+
+class Registry(Tracker):
+    """A model store with versions of a test; it answers the first requests about runs only."""
+
+    def __init__(self, versions: Sequence[TrackedVersion]) -> None:
+        super().__init__(Path("nowhere"))
+        self.listed, self.asked = versions, 0
+
+    def versions(self, dataset: str) -> list[TrackedVersion]:
+        return list(self.listed)
+
+    def run_facts(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+        self.asked += 1
+        return {LAST_DAY_TAG: run_id}, {}
+
+
+def test_versions_are_marked_without_asking_for_each_run(prepared: Dataset) -> None:
+    day, earlier = summary_of(prepared)["verdict"]["day"], summary_of(prepared)["days"][0]["day"]
+    passed = {GATE_TAG: PASSED}
+    versions = [TrackedVersion("sensors", number, earlier, passed) for number in range(1, 31)]
+    versions += [
+        TrackedVersion("sensors", 31, "run", {**passed, LAST_DAY_TAG: day}),
+        TrackedVersion("sensors", 32, "run", {GATE_TAG: "rejected", LAST_DAY_TAG: day}),
+    ]
+    registry = Registry(versions[::-1])
+    marks = version_marks(prepared, registry)
+    assert [(mark.version, mark.day) for mark in marks] == [*((number, earlier) for number in range(11, 31)), (31, day)]
+    assert registry.asked == 20
+    assert '"version":"v31"' in client_of(prepared, registry).get("/explore/sensors").text
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "message"),
+    [
+        ("new=9", 404, "has no version 9; choose among 1, 2"),
+        ("new=1&old=0", 404, "has no version 0; choose among 1, 2"),
+        ("new=" + "9" * 5000, 422, "name two versions, such as ?new=3&amp;old=2"),
+        ("new=1&old=²", 422, "name two versions"),
+        ("old=1", 422, "name two versions"),
+    ],
+)
+def test_versions_that_do_not_exist_are_named_on_a_page(
+    prepared: Dataset, monkeypatch: pytest.MonkeyPatch, query: str, status: int, message: str
+) -> None:
+    registry = Registry([TrackedVersion("sensors", number, "run", {}) for number in (1, 2)])
+    monkeypatch.setattr(Tracker, "version", lambda self, *_: self.versions("sensors")[0])
+    client = client_of(prepared, registry)
+    answer = client.get(f"/versions/sensors/compare?{query}")
+    assert answer.status_code == status
+    assert message in answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+    asked = client.get(f"/versions/sensors/compare?{query}", headers={"Accept": "application/json"})
+    assert asked.json()["message"] in Text(answer.text).text
+
+
+def test_scores_are_drawn_while_mlflow_does_not_answer(prepared: Dataset) -> None:
+    class Client:
+        def search_model_versions(self, _: str) -> None:
+            raise MlflowException("<b>connection refused</b>")
+
+    tracker = Tracker(Path("nowhere"), "http://127.0.0.1:9")
+    tracker.__dict__["client"] = Client()
+    client = client_of(prepared, tracker)
+    page = client.get("/explore/sensors")
+    assert page.status_code == 200
+    note = "http://127.0.0.1:9, does not answer (&lt;b&gt;connection refused&lt;/b&gt;)"
+    assert f"Versions are not marked: the model store, {note}" in page.text
+    assert chart_of(page.text, "score_days")
+    versions = client.get("/versions/sensors/compare?new=1&old=2")
+    assert versions.status_code == 503
+    assert note in versions.text

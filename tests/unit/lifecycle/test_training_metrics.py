@@ -3,11 +3,12 @@
 import numpy as np
 import polars as pl
 import pytest
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.results import GateResult, not_compared
-from ae_pipeline.lifecycle.training_metrics import evaluation_metrics, tagged_figures, unseen_metrics
+from ae_pipeline.lifecycle.training_metrics import evaluation_metrics, metric_names, tagged_figures, unseen_metrics
 from tests.support.sensors import Fitted
 
 
@@ -42,3 +43,27 @@ def test_unseen_rows_are_measured_against_their_label(fitted: Fitted) -> None:
         "unseen/flagged_share",
         "unseen/calibration_error",
     }
+
+
+def test_names_of_metrics_are_short_different_and_valid() -> None:
+    columns = [
+        "load",
+        "größe",
+        "価格",
+        "a/b",
+        "a_b",
+        "Same",
+        "same",
+        ".",
+        "..",
+        "€",
+        "",
+        "line\n",
+        *("x" * 300 + end for end in "ab"),
+    ]
+    names = metric_names("validation_error/", dict(zip(columns, columns, strict=True)))
+    assert [names[column] for column in columns[:3]] == [f"validation_error/{column}" for column in columns[:3]]
+    assert len({name.casefold() for name in names.values()}) == len(columns)
+    for name in names.values():
+        _validate_metric(name, 1.0, 0, 0)  # type: ignore[no-untyped-call]
+        assert len(name) <= MAX_ENTITY_KEY_LENGTH

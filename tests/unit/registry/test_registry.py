@@ -207,6 +207,18 @@ class TestDescription:
         assert tracker.client.get_model_version("described", str(version.version)).description == note
         assert mlflow.artifacts.load_text(f"{logged.info.artifact_uri}/model_card.md") == "# in full"
 
+    def test_an_experiment_keeps_what_a_person_wrote_about_it(self, tracker: Tracker) -> None:
+        def note() -> str:
+            experiment = tracker.client.get_experiment(tracker.experiment("noted"))
+            return str(experiment.tags["mlflow.note.content"])
+
+        for text in ("first", "second"):  # the configuration has changed
+            tracker.describe_experiment("noted", text)
+            assert note() == text
+        tracker.client.set_experiment_tag(tracker.experiment("noted"), "mlflow.note.content", "ask Ada first. second")
+        tracker.describe_experiment("noted", "third")
+        assert note() == "ask Ada first. second"
+
 
 class TestRetry:
     def test_a_retry_continues_its_run_and_leaves_one_version(
@@ -217,18 +229,23 @@ class TestRetry:
 
         def fail() -> None:
             with tracker.training("retried", "r", tags) as run:
+                run.log_params({"model.latent_dim": 3, "alerts.budget": 0.01}, {"score_threshold": "7.5"})
                 previous.append(run.register(fitted.bundle))
                 raise OSError("lost the machine")
 
         with pytest.raises(OSError, match="lost"):
             fail()
         with tracker.training("retried", "r", tags) as second:
+            second.log_params({"model.latent_dim": 4, "alerts.budget": 0.01}, {"score_threshold": "8.5"})
             after = second.register(other_bundle)
             assert tracker.client.get_run(second.run_id).info.status == "RUNNING"
         (logged,) = runs_of(tracker, "retried")
         assert logged.info.run_id == previous[0].run_id == second.run_id
         assert logged.info.status == "FINISHED"
         assert "error" not in logged.data.tags
+        assert logged.data.params == {"model.latent_dim": "3", "alerts.budget": "0.01"}  # MLflow never changes one
+        assert (logged.data.tags["model.latent_dim"], logged.data.tags["score_threshold"]) == ("4", "8.5")
+        assert "alerts.budget" not in logged.data.tags
         versions = tracker.client.search_model_versions("name = 'retried'")
         assert [int(version.version) for version in versions] == [after.version]
         assert after.version != previous[0].version

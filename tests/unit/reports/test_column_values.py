@@ -1,5 +1,7 @@
 """Values of a column by day: bins, medians and missing shares."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -7,6 +9,7 @@ from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.reports.column_values import OTHER, ColumnDays
 from ae_pipeline.reports.explore_charts import VersionMark, column_charts, score_days_chart, score_quantiles
+from ae_pipeline.storage.paths import ALL_ROWS
 
 
 def column(values: dict[str, list[float | str | None]], *, is_category: bool = False, window: str = "d1") -> ColumnDays:
@@ -59,6 +62,32 @@ def test_scores_by_day_name_the_versions_within_the_days() -> None:
     scores = pl.DataFrame({"day": ["2024-01-01"] * 3 + ["2024-01-02"], "score": [1.0, 2.0, 9.0, 4.0]})
     first = score_quantiles(scores).filter(pl.col("day") == "2024-01-01")
     assert dict(zip(first["quantile"], first["score"], strict=True))["median"] == 2.0
-    chart = score_days_chart(scores, 3.0, [VersionMark("2023-01-01", 1), VersionMark("2024-01-02", 2)])
+    chart = score_days_chart(score_quantiles(scores), 3.0, [VersionMark("2023-01-01", 1), VersionMark("2024-01-02", 2)])
     assert '"version":"v2"' in chart.spec
     assert '"version":"v1"' not in chart.spec
+
+
+def test_days_outside_of_the_training_window_are_not_called_so() -> None:
+    values: dict[str, list[float | str | None]] = {"2024-01-01": [1.0, 2.0, None], "2024-01-02": [3.0, 5.0]}
+    outside = column(values, window="2022-01-01")
+    assert outside.in_window.is_empty()
+    assert outside.bins().filter(pl.col("day") == "window").is_empty()
+    charts = {each.name: each for each in column_charts(outside, ColumnType.NUMBER, pl.DataFrame(), DriftConfig())}
+    for name in ("distribution", "median", "missing"):
+        assert "The days of the training window are not among those shown" in charts[name].message
+        assert "dashed" not in charts[name].message
+    assert "training window" not in charts["distribution"].spec
+    inside = column(values, window="2024-01-01")
+    charts = {each.name: each for each in column_charts(inside, ColumnType.NUMBER, pl.DataFrame(), DriftConfig())}
+    assert charts["distribution"].message.startswith("Values of 2024-01-02 and of the training window.")
+    assert charts["missing"].message.endswith("The dashed line is that of the training window, 33.33%.")
+    assert charts["median"].message.endswith("The dashed line is the median of the training window.")
+    partly = replace(inside, window=("2022-01-01", "2022-01-02", "2024-01-01"))
+    assert partly.window_name == "training window (1 of its 3 days)"
+
+
+def test_a_column_without_days_shows_all_rows() -> None:
+    rows = replace(column({ALL_ROWS: ["a", "b", "b", None]}, is_category=True), window=())
+    (chart,) = column_charts(rows, ColumnType.CATEGORY, pl.DataFrame(), DriftConfig())
+    assert chart.message == "Values of all rows."
+    assert '"rows":"all rows"' in chart.spec

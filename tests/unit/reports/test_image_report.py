@@ -27,6 +27,8 @@ from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_
 from ae_pipeline.latents.read import published_days, read_latents
 from ae_pipeline.reports import image_report
 from ae_pipeline.reports.build import Report
+from ae_pipeline.reports.explore import row_page
+from ae_pipeline.reports.explore_latents import latents_page
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
 from ae_pipeline.storage.dataset import Dataset
@@ -40,7 +42,7 @@ from ae_pipeline.training.reviewed import Reviewed
 from ae_pipeline.training.screening import Screened
 from tests.support.datasets import LandedDataset, make_dataset
 from tests.support.images import waves
-from tests.support.reports import Text, published, reported
+from tests.support.reports import Text, as_dataset, published, reported
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -174,6 +176,15 @@ def test_the_page_shows_the_images_first(report: Report) -> None:
     assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous rows")
     assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
     assert text.count("test/square/") >= BAD
+
+
+@pytest.mark.usefixtures("report")
+def test_points_of_images_link_to_no_page_of_a_row(gallery: Fitted) -> None:
+    dataset = as_dataset(gallery)
+    page = latents_page(dataset)
+    content = json.loads(page.split('id="content">')[1].split("</script>")[0])
+    assert content["has_row_pages"] is False
+    assert row_page(content["rows"][0][0], "", dataset, gallery.bundle) is None
 
 
 def test_a_damaged_table_of_images_is_written_again(gallery: Fitted) -> None:
