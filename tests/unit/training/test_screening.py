@@ -12,9 +12,11 @@ from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.features.split import PARTS, Window, cut_window
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screening import screen_by_own_scores, screen_by_serving
+from ae_pipeline.training.screening import Screened, screen_by_own_scores, screen_by_serving
+from ae_pipeline.training.tails import encoded_slices, fit_categories, leaving_one_out, with_tails
 from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config, within_budget
 
 Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
@@ -276,3 +278,27 @@ class TestOfATraining:
         for bundle in (after, first):
             assert bad not in bundle.window.calibration
             assert len(bundle.calibration.scores) == bundle.facts.rows["calibration"] == 7 * ROWS_A_DAY
+
+    def test_a_burst_of_one_wrong_combination_does_not_excuse_itself(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        """Only service opens the machine, but on one day twenty other rows do too. Counted, they would be usual."""
+        window = dataset.window
+        bad, is_service = window.calibration[4], pl.col("mode") == "service"
+        for day in window.days:
+            is_faulty = (pl.col("mode") == "run").cum_sum() <= (20 if day == bad else 0)
+            is_open = is_service | ((pl.col("mode") == "run") & is_faulty)
+            rewrite_day(dataset, day, dataset.features(day).with_columns(is_open=is_open))
+        config = sensor_config(alerts={"budget": 0.01, "evidence": ("categories",)})
+        train, validation = (window.rows(part, dataset.paths) for part in ("train", "validation"))
+        encoder = dataset.bundle.detector.encoder
+        counts = fit_categories(encoder, encoded_slices(encoder, train), config)
+        detector = replace(dataset.bundle.detector, config=config, ensemble=None, cooccurrence=counts)
+        fitted = with_tails(detector, train, validation)
+        whole = Screened(window, {}, None)
+        scored = score_calibration(fitted, whole, Dataset(config, dataset.paths), 0.01, 8 * ROWS_A_DAY)
+        assert left_out(window, scored.window) == (bad,)
+        assert scored.detector.cooccurrence is not None
+        assert scored.detector.cooccurrence.rows == train.height + validation.height + 7 * ROWS_A_DAY
+        once = leaving_one_out(scored.detector).scores([scored.window.rows("calibration", dataset.paths)])
+        np.testing.assert_allclose(scored.scores, once, rtol=1e-12)
