@@ -236,22 +236,32 @@ class TestByOwnScores:
         assert days == ["2024-03-07"]
         assert (facts.rows, facts.changed) == ({"calibration": 24}, ())
 
+    def test_days_are_neighbors_by_date_not_by_order(self, fitted: Fitted) -> None:
+        """On a Monday, the day before in the data can be a Friday. A fault does not pass over the days between."""
+        rng = np.random.default_rng(0)
+        scores = {f"2024-03-{day:02}": rng.random(24) for day in range(1, 30) if day not in (8, 9, 20)}
+        scores["2024-03-07"][13:] += 5
+        scores["2024-03-10"][:5] += 5
+        assert screen_by_own_scores(scores, fitted, 0.003)[0] == ["2024-03-07"]
+        scores["2024-03-08"] = scores.pop("2024-03-10")
+        assert sorted(screen_by_own_scores(scores, fitted, 0.003)[0]) == ["2024-03-07", "2024-03-08"]
+
     def test_the_budget_holds_on_clean_days(self, fitted: Fitted) -> None:
         """Exchangeable days lose a day in at most one training in a thousand, so the budget is not touched."""
         rng = np.random.default_rng(1)
         lost, shares = 0, []
         for _ in range(300):
-            draws = rng.lognormal(sigma=3, size=(20, 500))
-            days, _ = screen_by_own_scores({str(day): draw for day, draw in enumerate(draws)}, fitted, 0.005)
+            draws = {f"2024-03-{day:02}": rng.lognormal(sigma=3, size=500) for day in range(1, 21)}
+            days, _ = screen_by_own_scores(draws, fitted, 0.005)
             lost += len(days)
-            kept = np.concatenate([draw for day, draw in enumerate(draws) if str(day) not in days])
+            kept = np.concatenate([draw for day, draw in draws.items() if day not in days])
             fitted_scores = calibrate(kept, 0.005, None)
             shares.append(fitted_scores.flags(fitted_scores.p_values(rng.lognormal(sigma=3, size=5_000))).mean())
         assert lost <= 2
         assert np.mean(shares) == pytest.approx(0.005, abs=4 * np.std(shares) / np.sqrt(300))
 
     def test_too_few_days_are_not_compared(self, fitted: Fitted) -> None:
-        scores = {"a": np.arange(100.0), "b": np.arange(100.0) + 1_000, "c": np.arange(100.0)}
+        scores = {f"2024-03-0{day}": np.arange(100.0) + 1_000 * (day == 2) for day in (1, 2, 3)}
         assert screen_by_own_scores(scores, fitted, 0.01)[0] == []
 
 
