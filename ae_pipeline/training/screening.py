@@ -220,8 +220,8 @@ def screen_by_own_scores(
     """Return the calibration days that hold far too many of the highest scores, for a model without a predecessor.
 
     The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
-    share them evenly. The dates before and after a bad day need less evidence, because a fault does not end at midnight:
-    its last rows on the next day can be all that the budget allows. They go only if the cap permits.
+    share them evenly. The dates before and after a bad day need less evidence, because a fault does not end at
+    midnight: its last rows on the next day can be all that the budget allows. They go only if the cap permits.
 
     Args:
         scored: Scores of the rows of each calibration day under the new model, by date.
