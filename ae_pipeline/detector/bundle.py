@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ae_pipeline.common.deprecation import REMOVED_IN, warn
-from ae_pipeline.common.device import choose_device
+from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
@@ -276,6 +276,7 @@ class ModelBundle:
         Raises:
             BundleError: The directory holds no bundle, one of another format, or one whose parts do not fit together.
             ConfigError: `cuda` is asked for, but no CUDA device is available.
+            DeviceError: The device failed, or has too little memory.
         """
         if isinstance(device, str):
             device = choose_device(device)
@@ -299,7 +300,9 @@ class ModelBundle:
             )
         try:
             manifest = {**manifest, "config": legacy_bundle.with_defaults_of_format_7(manifest["config"])}
-            detector, contract = read_detector(manifest, tensors, device), manifest["contract"]
+            with device_errors():  # a busy device is no damage of the bundle
+                detector = read_detector(manifest, tensors, device)
+            contract = manifest["contract"]
             budget = manifest["calibration"].get("budget", detector.config.alerts.budget)
             images = manifest.get("image_calibration")
             bundle = cls(
@@ -313,7 +316,8 @@ class ModelBundle:
                 pixel_threshold=manifest.get("pixel_threshold"),
                 stored_fingerprint=stored_fingerprint,
             )
-            check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
+            with device_errors():
+                check_detector(detector, surplus=tensors.keys() - bundle._tensors().keys())
             check_digests(stored, folder / WEIGHTS)
         except (ConfigError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BundleError(

@@ -146,7 +146,8 @@ def unread_files(dataset: Dataset, today: dt.date, landing: Landing | None = Non
     ]
     copies.keep()
     stats = {name: landing.files[name].stat() for name in unread}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    # An archive of another time zone, or a wrong clock, can date a file into the future. The system dates its change.
+    return {name: (stat.st_size, min(stat.st_mtime_ns, stat.st_ctime_ns)) for name, stat in stats.items()}
 
 
 def unhandled_deletions(dataset: Dataset, landing: Landing | None = None) -> dict[str, int]:

@@ -9,6 +9,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.whole_copies import forget_whole_copies
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import damage_of, read_facts
 from ae_pipeline.storage.paths import DatasetPaths
@@ -71,6 +72,7 @@ def require_staged(path: Path, source: str) -> None:
         StorageError: The copy is missing or damaged.
     """
     if not read_facts(path):
+        forget_whole_copies(path)
         dataset = path.parent.parent.name
         raise StorageError(
             f"the staged copy of {source} is {'damaged' if damage_of(path) else 'missing'}, so that its rows cannot be "

@@ -35,7 +35,7 @@ class WholeCopies:
 
     def __init__(self, paths: DatasetPaths) -> None:
         self._paths = paths
-        self._file = paths.ledger.parent / "whole" / "copies.bin"  # the time of its folder is no sign of a change
+        self._file = _kept_file(paths.ledger.parent)
         self._began, self._known = _load(self._file)
         self._folders = (paths.staged("_").parent, paths.quarantined("_").parent)
         self._states = tuple(_states(folder) for folder in self._folders)
@@ -68,6 +68,20 @@ class WholeCopies:
         known = (self._known & present) | self._new
         with contextlib.suppress(OSError, StorageError), atomic_write(self._file) as temporary:
             temporary.write_bytes(_HEADER.pack(self._began) + b"".join(sorted(known)))
+
+
+def forget_whole_copies(copy: Path) -> None:
+    """Let the next look read the bytes of all copies, because one that counted as whole is damaged.
+
+    Args:
+        copy: Path of a staged copy of the dataset.
+    """
+    with contextlib.suppress(OSError):
+        _kept_file(copy.parent.parent).unlink()
+
+
+def _kept_file(staging: Path) -> Path:
+    return staging / "whole" / "copies.bin"  # the time of its folder is no sign of a change
 
 
 def _load(file: Path) -> tuple[float, set[bytes]]:

@@ -172,4 +172,6 @@ def _state(path: str) -> tuple[str, int, int]:
         status = os.stat(path)  # noqa: PTH116 - a path object for each of 200,000 files takes a second
     except OSError:
         return path, _MISSING, 0
-    return path, _FOLDER if stat.S_ISDIR(status.st_mode) else status.st_size, status.st_mtime_ns
+    # As in `unread_files`: a file that is dated into the future counts from its last change.
+    at = min(status.st_mtime_ns, status.st_ctime_ns)
+    return path, _FOLDER if stat.S_ISDIR(status.st_mode) else status.st_size, at

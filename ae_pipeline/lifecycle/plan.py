@@ -325,5 +325,5 @@ def _bundle_facts(tracker: Tracker, version: TrackedVersion) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def _fingerprint_and_settings(folder: Path, digests: tuple[str, ...]) -> tuple[str, str]:  # noqa: ARG001
-    bundle = ModelBundle.load(folder)
+    bundle = ModelBundle.load(folder, "cpu")  # nothing is scored
     return bundle.fingerprint, settings_hash(bundle.config)

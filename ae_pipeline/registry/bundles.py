@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_bundle(tracker: "Tracker", version: "TrackedVersion") -> ModelBundle:
+def load_bundle(tracker: "Tracker", version: "TrackedVersion", device: str | None = None) -> ModelBundle:
     """Load the bundle of a registered version, if its files are those that were registered.
 
     The digests of a version that was registered before there were digests are recorded now.
@@ -29,14 +29,16 @@ def load_bundle(tracker: "Tracker", version: "TrackedVersion") -> ModelBundle:
     Args:
         tracker: The model store.
         version: A registered version.
+        device: Device to score on; see `ModelBundle.load`.
 
     Raises:
         BundleError: A byte of the bundle has changed, or the bundle cannot be read.
+        DeviceError: The device failed, or has too little memory.
         StorageError: The bundle is gone.
     """
     folder = verified_folder(tracker, version)
     with _with_remedy(tracker, version):
-        bundle = ModelBundle.load(folder)
+        bundle = ModelBundle.load(folder, device)
         if not _registered(tracker, version):
             tags = digest_tags(folder)
             tracker.tag_version(version.dataset, version.version, tags)

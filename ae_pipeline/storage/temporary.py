@@ -19,6 +19,9 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 _UNTOUCHED_SECONDS, _OTHER_HOST_SECONDS = 5.0, 3600.0
 """Age from which a file of a dead process is deleted. Where several hosts write, its process may be on another one."""
 
+_ABANDONED_SECONDS = 86_400.0
+"""Age from which a file is deleted whatever its process is. In containers, each run can have the same process id."""
+
 _FOLDER = re.compile(r"ae_pipeline_(\d+)_\w+")
 """Name of a folder of `server_folder`, with the process that uses it."""
 
@@ -52,12 +55,13 @@ def remove_temporary_files(paths: DatasetPaths) -> None:
         paths: Paths of the dataset.
     """
     is_one_host = (os.environ.get(LOCKS_VARIABLE) or "file") == "file"
-    limit = time.time() - (_UNTOUCHED_SECONDS if is_one_host else _OTHER_HOST_SECONDS)
+    least_age = _UNTOUCHED_SECONDS if is_one_host else _OTHER_HOST_SECONDS
     removed = 0
     for path in _temporary_files(paths):
         match = _TEMPORARY.fullmatch(path.name)
         try:
-            if match and not is_running(int(match[1])) and path.stat().st_mtime < limit:
+            age = time.time() - path.stat().st_mtime
+            if match and age > (_ABANDONED_SECONDS if is_running(int(match[1])) else least_age):
                 path.unlink()
                 removed += 1
         except OSError:  # its writer lives on another machine, or the folder is read-only, which a write reports

@@ -85,7 +85,7 @@ class TestLanding:
         keys = [request.run_key]
         for pause in (60, 120, 240):
             with monkeypatch.context() as patch:
-                patch.setattr("ae_pipeline.ingestion.landing.StagingBatch.stage", full_disk)
+                patch.setattr("ae_pipeline.ingestion.stage_files.StagingBatch.stage", full_disk)
                 done = job.execute_in_process(
                     instance=serving_shop.instance, tags=dict(request.tags), raise_on_error=False
                 )

@@ -59,7 +59,7 @@ def version_problems(dataset: Dataset, tracker: Tracker) -> Iterator[Problem]:
     champion, challenger = (tracker.version(dataset.name, alias) for alias in (CHAMPION, CHALLENGER))
     for version in tracker.versions(dataset.name):
         try:
-            ModelBundle.load(verified_folder(tracker, version))
+            ModelBundle.load(verified_folder(tracker, version), "cpu")  # nothing is scored
         except (BundleError, StorageError) as error:
             subject = f"version {version.version}"
             if champion is not None and champion.version == version.version:

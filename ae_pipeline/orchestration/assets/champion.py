@@ -72,7 +72,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
 
             def confirm(promoted: "TrackedVersion") -> None:
                 nonlocal signals
-                load_bundle(tracker, promoted)  # a version that cannot be loaded must not serve
+                load_bundle(tracker, promoted, "cpu")  # a version that cannot be loaded must not serve
                 signals = stack.enter_context(critical_section())
                 run_lock.require_active()
 

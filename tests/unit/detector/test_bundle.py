@@ -16,7 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ae_pipeline.common.errors import BundleError, TrainingError
+from ae_pipeline.common.errors import BundleError, DeviceError, TrainingError
+from ae_pipeline.detector import tensors
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
 from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
@@ -323,6 +324,18 @@ class TestErrors:
         (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(BundleError, match=r"the bundle in .* train a new model"):
             ModelBundle.load(folder)
+
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: busy")])
+    def test_an_error_of_the_device_is_no_damage(
+        self, folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_: str) -> torch.device:
+            raise error
+
+        monkeypatch.setattr(tensors, "device_to_serve", fail)
+        with pytest.raises(DeviceError, match=r"CUDA .*training\.device: cpu"):
+            ModelBundle.load(folder)
+        assert ModelBundle.load(folder, "cpu").columns
 
     @pytest.mark.parametrize("key", ["config", "contract", "encoder", "window", "facts"])
     def test_a_missing_part_of_the_manifest_is_named(self, folder: Path, key: str) -> None:

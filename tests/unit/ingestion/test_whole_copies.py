@@ -1,5 +1,6 @@
 """Copies of landed files count as whole for a day without being read again, unless their files change."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion import whole_copies
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.staged import require_staged
 from ae_pipeline.ingestion.whole_copies import WholeCopies
 from ae_pipeline.storage.integrity import is_sealed
 from ae_pipeline.storage.parquet import write_rows
@@ -59,6 +62,19 @@ def test_a_changed_copy_is_read_again(paths: DatasetPaths, reads: list[str]) -> 
     paths.quarantined("b").write_bytes(data[:8] + bytes([data[8] ^ 1]) + data[9:])
     assert not has(paths)
     assert reads == ["a", "b", "b"]
+
+
+def test_a_damage_that_a_reader_finds_is_looked_for_in_all_copies(paths: DatasetPaths, reads: list[str]) -> None:
+    assert has(paths)
+    copy = paths.staged("a")
+    stat, data = copy.stat(), copy.read_bytes()
+    copy.write_bytes(data[:8] + bytes([data[8] ^ 1]) + data[9:])
+    os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(StorageError, match=r"the staged copy of a\.csv is damaged"):
+        require_staged(copy, "a.csv")
+    reads.clear()
+    assert not has(paths)
+    assert reads == ["a"]
 
 
 def test_a_missing_copy_is_not_whole(paths: DatasetPaths, reads: list[str]) -> None:

@@ -76,6 +76,14 @@ def test_a_file_that_was_just_written_is_looked_at_again(dataset: Dataset, full_
     assert len(full_looks) == 2
 
 
+def test_a_file_of_the_future_counts_from_its_last_change(dataset: Dataset) -> None:
+    for name in ("a.csv", "more/b.csv"):
+        _land(dataset.paths.landing / name, "id,x\n1,2\n", time.time() + 32_400)
+    today = dataset.config.today()
+    assert look_at_landing(dataset, today, 30.0).idle == "2 new or changed files, still being written"
+    assert [work.step for work in look_at_landing(dataset, today, -1.0).work] == ["intake"]
+
+
 def test_everything_is_looked_at_from_time_to_time(
     dataset: Dataset, full_looks: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ def test_what_another_process_may_write_stays(tmp_path: Path, dead: int, monkeyp
     paths = DatasetPaths(tmp_path, "orders")
     folder = paths.raw("_").parent
     kept = [
-        _write(folder, f".a.parquet.{os.getpid()}.0123abcd.tmp"),
+        _write(folder, f".a.parquet.{os.getpid()}.0123abcd.tmp", time.time() - 7200),
         _write(folder, f".a.parquet.{dead}.0123abcd.tmp", time.time()),
         _write(folder, "notes.tmp"),
         _write(paths.contract.parent, f".shops.yaml.{dead}.0123abcd.tmp"),
@@ -66,6 +66,13 @@ def test_what_another_process_may_write_stays(tmp_path: Path, dead: int, monkeyp
     monkeypatch.delenv("AE_PIPELINE_LOCKS")
     remove_temporary_files(paths)
     assert not of_dead.exists()
+
+
+def test_an_old_file_is_deleted_whatever_has_its_process_id_now(tmp_path: Path) -> None:
+    paths = DatasetPaths(tmp_path, "orders")
+    left = [_write(paths.raw("_").parent, f".a.parquet.{pid}.0123abcd.tmp", OLD - 86_400) for pid in (1, os.getpid())]
+    remove_temporary_files(paths)
+    assert [path for path in left if path.exists()] == []
 
 
 def test_the_folder_of_a_killed_server_is_deleted(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
