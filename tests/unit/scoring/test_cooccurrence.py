@@ -154,7 +154,7 @@ def test_a_bundle_finds_and_explains_a_rare_combination(fit_frame: FitFrame, tmp
     odd = pl.DataFrame({"carrier": ["0", "1", "0"], "airport": ["12", "11", "10"], "load": [0.1, 0.1, 0.1]})
     scored = bundle.score(odd)
     assert scored.is_anomaly.tolist() == [True, False, False]
-    assert f"not among {detector.cooccurrence.rows:,} training rows" in because(bundle.explain(odd)[0])
+    assert f"not among {detector.cooccurrence.rows:,} counted rows" in because(bundle.explain(odd)[0])
     bundle.save(tmp_path)
     again = ModelBundle.load(tmp_path)
     assert again.fingerprint == bundle.fingerprint
