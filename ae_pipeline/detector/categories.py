@@ -13,7 +13,7 @@ from ae_pipeline.scoring.cooccurrence import Cooccurrence
 def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
     """Return actual and expected text of the rarest combination of categories of each row.
 
-    The first is, for instance, `carrier 9E with dest HNL: not among 236,000 training rows`.
+    The first is, for instance, `carrier 9E with dest HNL: not among 236,000 counted rows`.
 
     Args:
         detector: Detector that counts combinations.
@@ -27,7 +27,5 @@ def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) 
         chosen = [names[column] for column in rarest.columns]
         parts = [f"{name} {vocabularies[name][code]}" for name, code in zip(chosen, rarest.codes, strict=True)]
         times = f"in {rarest.rows:,} of" if rarest.rows else "not among"
-        texts.append(
-            (f"{' with '.join(parts)}: {times} {counts.rows:,} training rows", f"about {rarest.expected:,.0f}")
-        )
+        texts.append((f"{' with '.join(parts)}: {times} {counts.rows:,} counted rows", f"about {rarest.expected:,.0f}"))
     return texts

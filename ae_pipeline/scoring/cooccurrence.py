@@ -15,7 +15,7 @@ from torch import Tensor
 from ae_pipeline.scoring.blocks import double, per_device
 
 Array = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
 
 _SMOOTHING = 2.0
 """Rows that each combination is seen and expected in addition, so that a few rows of chance count little."""
@@ -83,7 +83,7 @@ class Cooccurrence:
 
     def rarest(self, matrix: npt.NDArray[np.floating]) -> list[Combination]:
         """Return the combination that determines the measure of each encoded row, shape (n, width)."""
-        codes = _codes([matrix], self.blocks)
+        codes = _codes(matrix, self.blocks)
         combinations = []
         for row, index in zip(codes, self._ratios(torch.from_numpy(matrix)).argmax(1).tolist(), strict=True):
             columns, counts = self._tables[index]
@@ -98,9 +98,9 @@ class Cooccurrence:
 
     def adding(self, matrices: Iterable[npt.NDArray[np.floating]]) -> "Cooccurrence":
         """Return the counts with those of further encoded rows, in batches of shape (n, width)."""
-        codes = _codes(matrices, self.blocks)
-        added = [_count(codes[:, columns], counts.shape).ravel() for columns, counts in self._tables]
-        return replace(self, counts=self.counts + np.concatenate(added))
+        batches = (_codes(matrix, self.blocks) for matrix in matrices)
+        tables = [(columns, counts.shape) for columns, counts in self._tables]
+        return replace(self, counts=self.counts + _count_all(batches, tables))
 
     def _ratios(self, matrix: Tensor) -> Tensor:
         """Return the measure of each combination, shape (n, m)."""
@@ -159,36 +159,56 @@ def fit_cooccurrence(
         blocks: Start and width of the one-hot code of each categorical column.
 
     Returns:
-        The counts; None if there are fewer than two categorical columns, or all are independent.
+        The counts; None if there are no rows, fewer than two categorical columns, or all are independent.
     """
     if len(blocks) < 2:
         return None
     used = np.array(blocks[:_MAX_COLUMNS], dtype=np.int64)
-    codes = _codes(matrices, used)
+    # Codes take four bytes for each column. The batches stay apart, because one array of all would be a second copy.
+    batches = [_codes(matrix, used) for matrix in matrices]
+    rows = sum(map(len, batches))
+    if not rows:
+        return None
+    sample = _every_few(batches, math.ceil(rows / _CHOICE_ROWS))
     widths = used[:, 1]
-    sample = codes[:: -(-len(codes) // _CHOICE_ROWS) or 1]
     of_two = _informative(sample, widths, 2, {})
     of_three = _informative(sample, widths, 3, of_two)
     chosen = [*_best(of_two), *_best(of_three)]
     if not chosen:
         return None
-    counts = [_count(codes[:, columns], tuple(widths[list(columns)])).ravel() for columns in chosen]
+    counts = _count_all(batches, [(columns, tuple(widths[list(columns)].tolist())) for columns in chosen])
     padded = [(*columns, _ABSENT)[:3] for columns in chosen]
-    return Cooccurrence(blocks=used, chosen=np.array(padded, dtype=np.int64), counts=np.concatenate(counts))
+    return Cooccurrence(blocks=used, chosen=np.array(padded, dtype=np.int64), counts=counts)
 
 
-def _codes(matrices: Iterable[npt.NDArray[np.floating]], blocks: npt.NDArray[np.int64]) -> Codes:
+def _codes(matrix: npt.NDArray[np.floating], blocks: npt.NDArray[np.int64]) -> Codes:
     """Return the category of each column, shape (n, k)."""
-    parts = [
-        np.column_stack([matrix[:, start : start + width].argmax(axis=1) for start, width in blocks.tolist()])
-        for matrix in matrices
-    ]
-    return np.concatenate(parts).astype(np.int64)
+    codes = np.empty((len(matrix), len(blocks)), dtype=np.int32)
+    for index, (start, width) in enumerate(blocks.tolist()):
+        codes[:, index] = matrix[:, start : start + width].argmax(axis=1)
+    return codes
+
+
+def _every_few(batches: Sequence[Codes], step: int) -> Codes:
+    """Return every `step`-th row of all batches."""
+    starts = itertools.accumulate(map(len, batches), initial=0)
+    return np.concatenate([codes[-start % step :: step] for codes, start in zip(batches, starts, strict=False)])
+
+
+def _count_all(
+    batches: Iterable[Codes], tables: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> npt.NDArray[np.int64]:
+    """Return the rows of each cell of tables with these columns and shapes, one table after the other."""
+    totals = [np.zeros(shape, dtype=np.int64) for _, shape in tables]
+    for codes in batches:
+        for index, (columns, shape) in enumerate(tables):
+            totals[index] += _count(codes[:, columns], shape)
+    return np.concatenate([total.ravel() for total in totals])
 
 
 def _count(codes: Codes, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     cells = np.ravel_multi_index(tuple(codes.T), shape)
-    return np.bincount(cells, minlength=math.prod(shape)).reshape(shape).astype(np.int64)
+    return np.bincount(cells, minlength=math.prod(shape)).reshape(shape).astype(np.int64, copy=False)
 
 
 def _expected(counts: npt.NDArray[np.int64]) -> Array:

@@ -42,7 +42,7 @@ class NearestNeighbors:
     products, which `torch.set_float32_matmul_precision` does.
 
     Attributes:
-        references: Shape (m, width), padded with NaN to whole groups in each part.
+        references: At most two of each value, shape (m, width), padded with NaN to whole groups in each part.
         norms: Squared norms, shape (m,).
         center: Mean of the references, shape (width,). Differences from it make the bounds closer.
         factors: Matrix that takes a centered row, a one and its norm to lower bounds of the squared distance minus the
@@ -131,7 +131,8 @@ class NearestNeighbors:
 def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeighbors:
     """Return the distances to the nearest of the first `count` references, for each count.
 
-    Several counts cost little more than one, because all share the bounds.
+    Several counts cost little more than one, because all share the bounds. Of equal references, the first two are kept:
+    one can be left out, and the other is then at distance zero. So rows of a few flags do not tie with thousands.
 
     Args:
         references: Shape (m, width).
@@ -143,6 +144,9 @@ def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeigh
         [[1.0], [5.0]]
     """
     center = references.mean(0)
+    kept = _first_two_of_each(references)
+    counts = torch.searchsorted(kept, torch.tensor(counts, device=kept.device)).tolist()
+    references = references[kept]
     norms = (references - center).square().sum(1, keepdim=True)
     # A sum of k float32 products is within this share of the sum of the absolute values of its terms.
     share = 1.1 * (references.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
@@ -166,6 +170,15 @@ def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeigh
         factors=torch.cat(tables).T.float().contiguous(),
         groups=tuple(groups),
     )
+
+
+def _first_two_of_each(references: Tensor) -> Tensor:
+    """Return the ascending indices of the first two of all equal references."""
+    inverse = references.unique(dim=0, return_inverse=True)[1]
+    order = inverse.argsort(stable=True)
+    is_later = inverse[order[2:]] == inverse[order[:-2]]
+    kept: Tensor = order[~pad(is_later, (2, 0))].sort().values
+    return kept
 
 
 def mean_knn_distance(rows: Array, references: Array, count: int) -> Array:

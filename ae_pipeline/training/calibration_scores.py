@@ -32,7 +32,7 @@ class CalibrationScores:
 
     Attributes:
         scores: Scores in the order of the rows, shape (n,).
-        detector: Detector that gave the scores. It has also counted the categories of the calibration rows.
+        detector: Detector that gave the scores. It has also counted the categories of these rows.
         images: Scores of the images whose patches these rows are; None unless rows are patches.
         window: Window with the calibration days that remain.
         screening: What was left out of validation and calibration; None if nothing was screened.
@@ -50,10 +50,13 @@ def score_calibration(
 ) -> CalibrationScores:
     """Score the calibration rows, or a hash sample of very many, which is exchangeable with new rows too.
 
-    If no model that serves has screened the window, the scores themselves tell which days are outliers.
+    If no model that serves has screened the window, the scores themselves tell which days are outliers. The model that
+    judges the days has not counted their categories. Otherwise a fault that repeats a wrong combination would make it
+    known, and its day would stay.
 
-    Combinations of categories can start in the calibration. So those rows are counted too, and each is scored as if it
-    alone was not. A new row is then never scored as rarer than a calibration row like it, so the p-values stay valid.
+    Combinations of categories can start in the calibration. So the rows of the days that remain are counted too, and
+    each is scored as if it alone was not. A new row is then never scored as rarer than a calibration row like it, so
+    the p-values stay valid.
 
     Args:
         detector: Fitted detector.
@@ -82,27 +85,24 @@ def score_calibration(
                 identities.extend([] if of_image is None else [kept["row_id"]])
                 yield kept
 
-        scores = leaving_one_out(counted).scores(rows())
-        return _Scored(scores, pl.concat([pl.Series(dtype=pl.String), *identities]))
+        return _Scored(counted.scores(rows()), pl.concat([pl.Series(dtype=pl.String), *identities]))
 
-    counted = counting(detector, sampled(window))
-    is_unscreened = screened.facts is None and config.training.max_screened_share
-    if not is_unscreened or not config.is_daily or window.is_by_row:
-        parts, facts = {"": scored(window, counted)}, screened.facts
-    else:
-        parts = {day: scored(dataclasses.replace(window, calibration=(day,)), counted) for day in window.calibration}
-        left_out, facts = screen_by_own_scores({day: part.scores for day, part in parts.items()}, dataset, budget)
-        parts = {day: part for day, part in parts.items() if day not in left_out}
-        window = dataclasses.replace(window, calibration=tuple(parts))
-        if left_out and counted.cooccurrence is not None:
-            counted = counting(detector, sampled(window))
-            parts = {"": scored(window, counted)}
-    scores = np.concatenate([np.empty(0), *(part.scores for part in parts.values())])
+    facts, parts = screened.facts, list[_Scored]()
+    is_judged = facts is None and config.training.max_screened_share and config.is_daily and not window.is_by_row
+    if is_judged:
+        by_day = {day: scored(dataclasses.replace(window, calibration=(day,)), detector) for day in window.calibration}
+        left_out, facts = screen_by_own_scores({day: part.scores for day, part in by_day.items()}, dataset, budget)
+        window = dataclasses.replace(window, calibration=tuple(day for day in by_day if day not in left_out))
+        parts = [by_day[day] for day in window.calibration]
+    if not is_judged or detector.cooccurrence is not None:
+        detector = counting(detector, sampled(window))
+        parts = [scored(window, leaving_one_out(detector))]
+    scores = np.concatenate([np.empty(0), *(part.scores for part in parts)])
     of_images = None
     if of_image is not None:
-        row_ids = pl.concat([pl.Series(dtype=pl.String), *(part.row_ids for part in parts.values())])
+        row_ids = pl.concat([pl.Series(dtype=pl.String), *(part.row_ids for part in parts)])
         of_images = _score_whole_images(row_ids, scores, screened, config)
-    return CalibrationScores(scores=scores, window=window, screening=facts, detector=counted, images=of_images)
+    return CalibrationScores(scores=scores, window=window, screening=facts, detector=detector, images=of_images)
 
 
 @dataclass(frozen=True)

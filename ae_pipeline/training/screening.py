@@ -5,6 +5,7 @@ faults like them from a model with an alert budget of one in a thousand.
 """
 
 import dataclasses
+import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -219,11 +220,11 @@ def screen_by_own_scores(
     """Return the calibration days that hold far too many of the highest scores, for a model without a predecessor.
 
     The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
-    share them evenly. The days before and after a bad day need less evidence, because a fault does not end at midnight:
-    its last rows on the next day can be all that the budget allows. They go only if the cap permits.
+    share them evenly. The dates before and after a bad day need less evidence, because a fault does not end at
+    midnight: its last rows on the next day can be all that the budget allows. They go only if the cap permits.
 
     Args:
-        scored: Scores of the rows of each calibration day under the new model.
+        scored: Scores of the rows of each calibration day under the new model, by date.
         dataset: Configuration of the dataset.
         budget: Share of normal rows that may be flagged.
     """
@@ -240,7 +241,8 @@ def screen_by_own_scores(
 
         days = list(scored)
         bad = [day for day in days if is_bad(day, _MAX_FALSE_ALARM_RATE / len(days))]
-        beside = {days[i] for i, _ in enumerate(days) if {*days[max(i - 1, 0) : i + 2]} & {*bad}}
+        dates = {day: dt.date.fromisoformat(day).toordinal() for day in days}
+        beside = {day for day in days if {dates[day] - 1, dates[day] + 1} & {dates[each] for each in bad}}
         spoiled = [day for day in days if day in bad or (day in beside and is_bad(day, _MAX_NEIGHBOR_RATE))]
         gone = sum(len(scored[day]) for day in spoiled)
         if _leaves_enough("calibration", gone, len(scores), dataset):

@@ -1,6 +1,8 @@
 """Combinations of categories: counts by hand, the choice of columns, and a bundle that explains with them."""
 
 import dataclasses
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
+from ae_pipeline.scoring import cooccurrence
 from ae_pipeline.scoring.cooccurrence import Cooccurrence, fit_cooccurrence
 from tests.support.arrays import apply
 from tests.support.sensors import FitFrame
@@ -78,6 +81,31 @@ def test_rows_that_are_added_make_a_combination_known() -> None:
     assert apply(leaving_one_out, new[:1]) == pytest.approx(apply(fitted, new[:1]), abs=0.01)
 
 
+def test_batches_and_the_sample_of_the_choice_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooccurrence, "_CHOICE_ROWS", 700)
+    first, second = dependent()
+    matrix, blocks = encode(first, second, (first + second) % 4)
+    whole = fit_cooccurrence([matrix], blocks)
+    batches = np.split(matrix, [0, 1, 500, 501, 2222])
+    in_batches = fit_cooccurrence(iter(batches), blocks)
+    assert whole is not None
+    assert in_batches is not None
+    assert len(whole.chosen) >= 2
+    for name, values in whole.arrays().items():
+        np.testing.assert_array_equal(in_batches.arrays()[name], values)
+    cells = Counter(zip(first.tolist(), second.tolist(), strict=True))
+    assert whole.counts[:16].tolist() == [cells[cell] for cell in itertools.product(range(4), range(4))]
+    assert whole.adding(iter(batches)).counts.tolist() == (2 * whole.counts).tolist()
+
+
+def test_without_rows_there_is_nothing_to_count() -> None:
+    matrix, blocks = encode(*dependent())
+    fitted = fitted_on(*dependent())
+    for batches in ([], [matrix[:0]]):
+        assert fit_cooccurrence(batches, blocks) is None
+        assert fitted.adding(batches).counts.tolist() == fitted.counts.tolist()
+
+
 @pytest.mark.parametrize("columns", [1, 2])
 def test_independent_columns_and_single_ones_are_no_evidence(columns: int) -> None:
     matrix, blocks = encode(*np.random.default_rng(2).integers(0, 4, (columns, 2000)))
@@ -126,7 +154,7 @@ def test_a_bundle_finds_and_explains_a_rare_combination(fit_frame: FitFrame, tmp
     odd = pl.DataFrame({"carrier": ["0", "1", "0"], "airport": ["12", "11", "10"], "load": [0.1, 0.1, 0.1]})
     scored = bundle.score(odd)
     assert scored.is_anomaly.tolist() == [True, False, False]
-    assert f"not among {detector.cooccurrence.rows:,} training rows" in because(bundle.explain(odd)[0])
+    assert f"not among {detector.cooccurrence.rows:,} counted rows" in because(bundle.explain(odd)[0])
     bundle.save(tmp_path)
     again = ModelBundle.load(tmp_path)
     assert again.fingerprint == bundle.fingerprint

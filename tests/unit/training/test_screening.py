@@ -12,9 +12,11 @@ from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.features.split import PARTS, Window, cut_window
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screening import screen_by_own_scores, screen_by_serving
+from ae_pipeline.training.screening import Screened, screen_by_own_scores, screen_by_serving
+from ae_pipeline.training.tails import encoded_slices, fit_categories, leaving_one_out, with_tails
 from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config, within_budget
 
 Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
@@ -234,22 +236,32 @@ class TestByOwnScores:
         assert days == ["2024-03-07"]
         assert (facts.rows, facts.changed) == ({"calibration": 24}, ())
 
+    def test_days_are_neighbors_by_date_not_by_order(self, fitted: Fitted) -> None:
+        """On a Monday, the day before in the data can be a Friday. A fault does not pass over the days between."""
+        rng = np.random.default_rng(0)
+        scores = {f"2024-03-{day:02}": rng.random(24) for day in range(1, 30) if day not in (8, 9, 20)}
+        scores["2024-03-07"][13:] += 5
+        scores["2024-03-10"][:5] += 5
+        assert screen_by_own_scores(scores, fitted, 0.003)[0] == ["2024-03-07"]
+        scores["2024-03-08"] = scores.pop("2024-03-10")
+        assert sorted(screen_by_own_scores(scores, fitted, 0.003)[0]) == ["2024-03-07", "2024-03-08"]
+
     def test_the_budget_holds_on_clean_days(self, fitted: Fitted) -> None:
         """Exchangeable days lose a day in at most one training in a thousand, so the budget is not touched."""
         rng = np.random.default_rng(1)
         lost, shares = 0, []
         for _ in range(300):
-            draws = rng.lognormal(sigma=3, size=(20, 500))
-            days, _ = screen_by_own_scores({str(day): draw for day, draw in enumerate(draws)}, fitted, 0.005)
+            draws = {f"2024-03-{day:02}": rng.lognormal(sigma=3, size=500) for day in range(1, 21)}
+            days, _ = screen_by_own_scores(draws, fitted, 0.005)
             lost += len(days)
-            kept = np.concatenate([draw for day, draw in enumerate(draws) if str(day) not in days])
+            kept = np.concatenate([draw for day, draw in draws.items() if day not in days])
             fitted_scores = calibrate(kept, 0.005, None)
             shares.append(fitted_scores.flags(fitted_scores.p_values(rng.lognormal(sigma=3, size=5_000))).mean())
         assert lost <= 2
         assert np.mean(shares) == pytest.approx(0.005, abs=4 * np.std(shares) / np.sqrt(300))
 
     def test_too_few_days_are_not_compared(self, fitted: Fitted) -> None:
-        scores = {"a": np.arange(100.0), "b": np.arange(100.0) + 1_000, "c": np.arange(100.0)}
+        scores = {f"2024-03-0{day}": np.arange(100.0) + 1_000 * (day == 2) for day in (1, 2, 3)}
         assert screen_by_own_scores(scores, fitted, 0.01)[0] == []
 
 
@@ -276,3 +288,27 @@ class TestOfATraining:
         for bundle in (after, first):
             assert bad not in bundle.window.calibration
             assert len(bundle.calibration.scores) == bundle.facts.rows["calibration"] == 7 * ROWS_A_DAY
+
+    def test_a_burst_of_one_wrong_combination_does_not_excuse_itself(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        """Only service opens the machine, but on one day twenty other rows do too. Counted, they would be usual."""
+        window = dataset.window
+        bad, is_service = window.calibration[4], pl.col("mode") == "service"
+        for day in window.days:
+            is_faulty = (pl.col("mode") == "run").cum_sum() <= (20 if day == bad else 0)
+            is_open = is_service | ((pl.col("mode") == "run") & is_faulty)
+            rewrite_day(dataset, day, dataset.features(day).with_columns(is_open=is_open))
+        config = sensor_config(alerts={"budget": 0.01, "evidence": ("categories",)})
+        train, validation = (window.rows(part, dataset.paths) for part in ("train", "validation"))
+        encoder = dataset.bundle.detector.encoder
+        counts = fit_categories(encoder, encoded_slices(encoder, train), config)
+        detector = replace(dataset.bundle.detector, config=config, ensemble=None, cooccurrence=counts)
+        fitted = with_tails(detector, train, validation)
+        whole = Screened(window, {}, None)
+        scored = score_calibration(fitted, whole, Dataset(config, dataset.paths), 0.01, 8 * ROWS_A_DAY)
+        assert left_out(window, scored.window) == (bad,)
+        assert scored.detector.cooccurrence is not None
+        assert scored.detector.cooccurrence.rows == train.height + validation.height + 7 * ROWS_A_DAY
+        once = leaving_one_out(scored.detector).scores([scored.window.rows("calibration", dataset.paths)])
+        np.testing.assert_allclose(scored.scores, once, rtol=1e-12)
