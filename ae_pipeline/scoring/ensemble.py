@@ -250,7 +250,7 @@ def fit_ensemble(
         contamination: Whether the rows contain anomalies.
 
     Raises:
-        TrainingError: There are fewer than 16 rows.
+        TrainingError: There are fewer than 16 rows, or all are equal.
     """
     if len(matrix) < MIN_ROWS:
         raise TrainingError(
@@ -260,7 +260,12 @@ def fit_ensemble(
     setting = SETTINGS[contamination]
     generator = torch.Generator().manual_seed(seed)
     varying = np.flatnonzero((matrix != matrix[0]).any(axis=0))
-    limit = min(FITTED_ROWS, _FITTED_CELLS // max(len(varying), 1))
+    if not len(varying):
+        raise TrainingError(
+            f"evidence ensemble needs a value that varies, but all {len(matrix):,} training rows are equal; land other "
+            "rows, or choose other evidence in alerts.evidence"
+        )
+    limit = min(FITTED_ROWS, _FITTED_CELLS // len(varying))
     sample = torch.randperm(len(matrix), generator=generator)[:limit].numpy()
     encoded = matrix[np.ix_(sample, varying)]
     rows = encoded.astype(np.float64)

@@ -294,6 +294,11 @@ class TestSizes:
         with pytest.raises(TrainingError, match=message):
             fit_ensemble(normal_rows(n, 0), ASINH_MASK, 0)
 
+    def test_equal_rows_are_an_error(self) -> None:
+        rows = np.repeat(normal_rows(1, 0), 40, axis=0)
+        with pytest.raises(TrainingError, match="all 40 training rows are equal; land other rows, or choose other"):
+            fit_ensemble(rows, ASINH_MASK, 0)
+
     @pytest.mark.parametrize("kind", ["rows", "two values", "wide", "copies"])
     def test_minimum_number_of_rows_gives_finite_scores(self, kind: str) -> None:
         rng = np.random.default_rng(0)
