@@ -19,7 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Outcome = tuple[R, list[logging.LogRecord]]
-"""A result, and what was logged meanwhile."""
+"""A result, and the log records of the work."""
 
 _IDLE_SECONDS = 60
 """Time after which an idle worker process ends."""

@@ -214,7 +214,7 @@ class StagingBatch:
         return entries
 
     def _stage_files(self, names: list[str], entries: dict[str, LandedFile]) -> "Iterator[_Write]":
-        """Validate files with the same columns and types, add their entries, and yield what is to be written."""
+        """Validate files with the same columns and types, add their entries, and yield the files to write."""
         try:
             parts = self._conform(names)
         except UnreadableFileError:  # one of them cannot be validated at all

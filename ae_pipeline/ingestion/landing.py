@@ -79,7 +79,7 @@ class IngestResult:
 
 
 class Landing:
-    """What has landed for a dataset, and what was read from it. Each is looked up once, when it is needed first.
+    """The landed files of a dataset, and its ledger. Each is looked up once, when it is needed first.
 
     Args:
         dataset: Dataset to look at.

@@ -61,7 +61,7 @@ class WholeCopies:
         return True
 
     def keep(self) -> None:
-        """Keep what was found for the next process. Without it, that process reads the copies itself."""
+        """Keep the states of whole copies for the next process. Without it, that process reads the copies itself."""
         if len(self._new) < _WORTH_KEEPING:
             return
         present = {state for states in self._states for state in states.values()}

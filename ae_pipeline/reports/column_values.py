@@ -15,7 +15,7 @@ MAX_DAYS, MAX_ROWS = 366, 2_000
 """Newest days, and rows of each of them, that a page of a column reads at most."""
 
 _BINS, _VALUES = 24, 12
-"""Bins of numbers, and the most frequent categories that are told apart."""
+"""Bins of numbers, and the most frequent categories."""
 
 _TAIL = 0.005
 """Share of the values at each end that the outermost bins take in."""
@@ -143,7 +143,7 @@ def read_column(
 
 
 def _as_number(values: pl.Series, zone: str) -> pl.Series:
-    """Return numbers, and times as days since 1970; what is not finite is missing."""
+    """Return numbers, and times as days since 1970. Infinite numbers are missing."""
     if isinstance(dtype := values.dtype, pl.Datetime):
         local = values.dt.convert_time_zone(zone).dt.replace_time_zone(None) if dtype.time_zone else values
         values = local.dt.timestamp("ms") / 86_400_000
