@@ -56,8 +56,10 @@ def _unread(dataset: Dataset) -> str:
 
 def _reading_line(dataset: Dataset) -> str:
     """Return the code that reads the table, for a data folder of any name."""
-    tables = f", tables={dataset.paths.tables!r}" if dataset.paths.tables else ""
-    return f"`ae_pipeline.read_latents({dataset.name!r}, data={str(dataset.paths.root)!r}{tables}).pandas()`"
+    paths = dataset.paths
+    data, is_beside = paths.store or str(paths.root), paths.tables in {None, f"{paths.store}/latents"}
+    tables = "" if is_beside else f", tables={paths.tables!r}"
+    return f"`ae_pipeline.read_latents({dataset.name!r}, data={data!r}{tables}).pandas()`"
 
 
 def summarize_ingestion(dataset: Dataset) -> str:
