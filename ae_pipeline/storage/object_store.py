@@ -23,6 +23,8 @@ REQUESTS_AT_ONCE = 16
 
 _RETRY_SECONDS = 30
 
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+
 
 @dataclass(frozen=True)
 class Content:
@@ -173,9 +175,12 @@ def _open(address: str) -> "Client":
         raise ConfigError(
             f"AE_PIPELINE_DATA={address}: the package obstore is not installed; run `pip install 'ae-pipeline[s3]'`"
         ) from error
-    timeout = timedelta(seconds=_RETRY_SECONDS)
+    # Options of the client replace those of the environment. Plain HTTP is for a store in the same network.
+    allows_http = any(os.environ.get(name, "").lower() in {"true", "1"} for name in _ALLOW_HTTP)
     return from_url(
-        address, client_options={"timeout": "120s"}, retry_config={"max_retries": 5, "retry_timeout": timeout}
+        address,
+        client_options={"timeout": "300s", "allow_http": allows_http},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
     )
 
 
