@@ -16,6 +16,7 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.storage.files import translate_os_error
 
 if TYPE_CHECKING:
+    from obstore import GetOptions, PutMode
     from obstore.store import ObjectStore as Client
 
 REQUESTS_AT_ONCE = 16
@@ -74,10 +75,11 @@ class ObjectStore:
         """
         from obstore.exceptions import NotModifiedError
 
+        options: GetOptions = {"if_none_match": known.split(" ", maxsplit=1)[0]} if known else {}
         with self._translated():
             try:
-                found = self._client.get(name, options={"if_none_match": known} if known else None)
-                return Content(bytes(found.bytes()), found.meta["e_tag"] or "")
+                found = self._client.get(name, options=options)
+                return Content(bytes(found.bytes()), _token(found.meta))
             except NotModifiedError:
                 return Content(None, known)
             except FileNotFoundError:
@@ -95,10 +97,10 @@ class ObjectStore:
 
         with self._translated():
             try:
-                put = self._client.put(name, data, mode={"e_tag": e_tag} if e_tag else "create", use_multipart=False)
+                put = self._client.put(name, data, mode=_condition(e_tag), use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return None
-            return put["e_tag"] or ""
+            return _token(put)
 
     def write(self, name: str, source: Path | bytes | BinaryIO) -> None:
         """Write an object from bytes, a file, or an open file."""
@@ -164,6 +166,19 @@ class ObjectStore:
                 f"the object store of {self.address} does not answer as it should ({first_line(error)}); check "
                 "AE_PIPELINE_DATA, AWS_ENDPOINT_URL and the credentials, and run again"
             ) from error
+
+
+def _token(facts: Any) -> str:
+    """Return the version of an object. Google Cloud compares a generation instead of the ETag, so both are kept."""
+    return " ".join(filter(None, (facts["e_tag"], facts["version"])))
+
+
+def _condition(token: str) -> "PutMode":
+    """Return the condition of a write: the object has a version, or there is none."""
+    if not token:
+        return "create"
+    e_tag, _, version = token.partition(" ")
+    return {"e_tag": e_tag, "version": version} if version else {"e_tag": e_tag}
 
 
 @cache

@@ -7,7 +7,7 @@ at its end. A killed session leaves the state of its last copy, and what it was 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,12 @@ def save_landed(paths: DatasetPaths) -> None:
     """Copy files that this machine has landed to the object store, if this thread holds the dataset."""
     if copy := _session_of(paths):
         copy.land()
+
+
+def load_landed(paths: DatasetPaths, files: Iterable[Path]) -> None:
+    """Copy the content of landed files to this machine before they are read. Their list needs only size and time."""
+    if paths.store is not None:
+        (_session_of(paths) or WorkingCopy(paths)).load_landed(files)
 
 
 def refresh(paths: DatasetPaths, max_age: float = 0.0) -> None:

@@ -15,7 +15,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -161,6 +161,10 @@ class WorkingCopy:
     def land(self) -> None:
         """Copy files that this machine has landed to the store, so that they get the times of its objects."""
         self._landing.push()
+
+    def load_landed(self, files: Iterable[Path]) -> None:
+        """Copy the content of landed files that the ledger has, because it is read again."""
+        self._landing.load(files)
 
     def forget(self) -> None:
         """Delete the whole state in the store, and the copies for readers."""

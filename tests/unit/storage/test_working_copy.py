@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from ae_pipeline.storage import session
 from ae_pipeline.storage.jsonl import add_line, read_lines
 from ae_pipeline.storage.landing_copy import LandingCopy
 from ae_pipeline.storage.object_store import ObjectStore
-from ae_pipeline.storage.session import forget_state, hold_dataset, recording, refresh, save
+from ae_pipeline.storage.session import forget_state, hold_dataset, load_landed, recording, refresh, save
 from ae_pipeline.storage.working_copy import WorkingCopy
 from tests.unit.storage.conftest import ADDRESS, Bucket, Host
 
@@ -200,6 +201,61 @@ def test_landed_objects_are_copied_once(
     landing.pull()
     assert one.paths.landing.joinpath("a.csv").read_text() == "9"
     assert one.paths.landing.joinpath("a.csv").stat().st_mtime_ns != state.st_mtime_ns
+    bucket.client.delete("landing/orders/a.csv")
+    landing.pull()
+    assert not one.paths.landing.joinpath("a.csv").exists()
+
+
+def test_files_that_the_ledger_has_are_copied_when_they_are_read(host: Hosts, bucket: Bucket) -> None:
+    one, other = host("one"), host("other")
+    for name in ("a.csv", "b.csv", "c.json", "later.csv"):
+        bucket.write(f"landing/orders/{name}", name.encode())
+    with hold_dataset(one.paths):
+        stats = {name: (one.paths.landing / name).stat() for name in ("a.csv", "b.csv", "c.json")}
+        entries = {
+            name: replace(ENTRY, size=stat.st_size, modified_ns=stat.st_mtime_ns) for name, stat in stats.items()
+        }
+        Ledger(entries).save(one.paths.ledger)
+    landing = other.paths.landing
+    with hold_dataset(other.paths):
+        assert {name: (landing / name).read_bytes() for name in (*stats, "later.csv")} == {
+            "a.csv": bytes(5),
+            "b.csv": bytes(5),
+            "c.json": b"c.json",
+            "later.csv": b"later.csv",
+        }
+        assert {name: (landing / name).stat().st_mtime_ns for name in stats} == {
+            name: stat.st_mtime_ns for name, stat in stats.items()
+        }
+        load_landed(other.paths, [landing / "a.csv", landing / "c.json", other.paths.contract])
+        assert (landing / "a.csv").read_bytes() == b"a.csv"
+    (other.paths.root / ".store" / "orders.landing.json").unlink()  # nobody knows which files are hollow
+    other.paths.ledger.unlink()
+    LandingCopy(other.paths, ObjectStore(ADDRESS)).pull()
+    assert (landing / "b.csv").read_bytes() == b"b.csv"
+    assert {name: bucket.read(f"landing/orders/{name}") for name in stats} == {name: name.encode() for name in stats}
+
+
+def test_a_file_that_lands_on_a_host_becomes_an_object(
+    host: Hosts, bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = host("one")
+    for name in ("a.csv", "b.csv"):
+        bucket.write(f"landing/orders/{name}", b"old")
+    refresh(one.paths)
+    for name in ("new.csv", "a.csv", "b.csv"):
+        one.write(f"landing/orders/{name}", "here")
+    bucket.write("landing/orders/b.csv", b"there")
+    refresh(one.paths)  # a sensor sees the file before a run copies it
+    assert (one.paths.landing / "new.csv").read_text() == "here"
+    assert "orders/b.csv was landed here and in the store; the object replaces the file" in caplog.text
+    with hold_dataset(one.paths):
+        pass
+    assert {name: bucket.read(name) for name in sorted(bucket.names)} == {
+        "landing/orders/a.csv": b"here",
+        "landing/orders/b.csv": b"there",
+        "landing/orders/new.csv": b"here",
+    }
 
 
 def test_files_that_a_query_lands_are_objects_with_the_same_times(host: Hosts, bucket: Bucket) -> None:
