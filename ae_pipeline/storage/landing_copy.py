@@ -49,12 +49,12 @@ class LandingCopy:
         self._ledger = paths.ledger
         self._file = paths.root / ".store" / f"{paths.dataset}.landing.json"
 
-    def pull(self) -> None:
+    def update(self) -> None:
         """Copy new and changed objects, and delete files whose object is gone. One listing tells which they are.
 
         A file that was landed here stays, until `push` makes it an object.
         """
-        objects, local, known = self._listed(), self._local(), self._load()
+        objects, local, known = self._list_objects(), self._local(), self._load()
         stale = {}
         for name, each in objects.items():
             state, last = local.get(name), known.get(name)
@@ -88,7 +88,7 @@ class LandingCopy:
             return
         copy_all(lambda name: self._store.write(f"{self._prefix}/{name}", self._folder / name), new)
         self._store.remove(f"{self._prefix}/{name}" for name in gone)
-        objects = self._listed()
+        objects = self._list_objects()
         for name in new:
             if each := objects.get(name):
                 os.utime(self._folder / name, ns=(each.modified_ns, each.modified_ns))
@@ -130,7 +130,7 @@ class LandingCopy:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
-    def _listed(self) -> dict[str, ListedObject]:
+    def _list_objects(self) -> dict[str, ListedObject]:
         """Return the objects that can be files of a folder, by name."""
         objects = {each.name: each for each in self._store.list(self._prefix)}
         folders = {parent.as_posix() for name in objects for parent in PurePosixPath(name).parents}

@@ -78,8 +78,8 @@ class ObjectStore:
         options: GetOptions = {"if_none_match": known.split(" ", maxsplit=1)[0]} if known else {}
         with self._translated():
             try:
-                found = self._client.get(name, options=options)
-                return Content(bytes(found.bytes()), _token(found.meta))
+                answer = self._client.get(name, options=options)
+                return Content(bytes(answer.bytes()), _token(answer.meta))
             except NotModifiedError:
                 return Content(None, known)
             except FileNotFoundError:
@@ -112,12 +112,12 @@ class ObjectStore:
         digest = hashlib.sha256()
         with self._translated():
             try:
-                found = self._client.get(name)
+                answer = self._client.get(name)
             except FileNotFoundError:
                 return None
         try:
             with target.open("wb") as file:
-                for chunk in self._chunks(found):
+                for chunk in self._chunks(answer):
                     digest.update(chunk)
                     file.write(chunk)
         except OSError as error:
@@ -148,9 +148,9 @@ class ObjectStore:
     def _client(self) -> "Client":
         return _open(self.address)
 
-    def _chunks(self, found: Any) -> Iterator[bytes]:
+    def _chunks(self, answer: Any) -> Iterator[bytes]:
         with self._translated():
-            for chunk in found.stream(min_chunk_size=1 << 20):
+            for chunk in answer.stream(min_chunk_size=1 << 20):
                 yield bytes(chunk)
 
     @contextmanager

@@ -102,10 +102,10 @@ def refresh(paths: DatasetPaths, max_age: float = 0.0) -> None:
     key = (paths.root, paths.dataset)
     if paths.store is None or _session_of(paths) or time.monotonic() - _refreshed.get(key, float("-inf")) < max_age:
         return
-    with _file_lock(paths, "pull"):
+    with _file_lock(paths, "update"):
         try:
             with _file_lock(paths, "session", timeout=0):
-                WorkingCopy(paths).pull()
+                WorkingCopy(paths).update()
         except Timeout:
             return
         _refreshed[key] = time.monotonic()
@@ -148,8 +148,8 @@ def _session(paths: DatasetPaths) -> Iterator[None]:
     key = _key(paths)
     with _file_lock(paths, "session"):
         copy = WorkingCopy(paths)
-        with _file_lock(paths, "pull"):
-            copy.pull()
+        with _file_lock(paths, "update"):
+            copy.update()
         _open[key] = copy
         try:
             yield

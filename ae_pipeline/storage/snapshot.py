@@ -91,8 +91,8 @@ def merge(base: Entries, theirs: Entries, ours: Mapping[str, Entry | None], read
     """
     merged, written = dict(theirs), dict[str, bytes]()
     for path, our in ours.items():
-        before, their = base.get(path), theirs.get(path)
-        if _hash(their) == _hash(before):
+        earlier, their = base.get(path), theirs.get(path)
+        if _hash(their) == _hash(earlier):
             if our is None:
                 merged.pop(path, None)
             else:
@@ -102,9 +102,9 @@ def merge(base: Entries, theirs: Entries, ours: Mapping[str, Entry | None], read
         elif our is None or their is None:
             raise StorageError(f"another host has changed or removed {path} at the same time; run again")
         elif path.endswith(".jsonl"):
-            written[path] = _merge_lines(*(read(each) if each else b"" for each in (before, their, our)))
+            written[path] = _merge_lines(*(read(each) if each else b"" for each in (earlier, their, our)))
         elif path.endswith("/ledger.json"):
-            written[path] = _merge_ledgers(*(read(each) if each else b"{}" for each in (before, their, our)))
+            written[path] = _merge_ledgers(*(read(each) if each else b"{}" for each in (earlier, their, our)))
         elif path.endswith("marks.parquet"):
             merged[path] = our  # `add_mark` writes it again after a merge
         else:
@@ -122,20 +122,20 @@ def _is_rebuilt(path: str) -> bool:
 
 def _merge_lines(base: bytes, theirs: bytes, ours: bytes) -> bytes:
     """Return the lines of both hosts without those that one has removed, theirs first."""
-    before, their, our = (text.splitlines(keepends=True) for text in (base, theirs, ours))
-    kept = [line for line in their if line in our or line not in before]
-    new = [line for line in our if line not in before and line not in their]
+    earlier, their, our = (text.splitlines(keepends=True) for text in (base, theirs, ours))
+    kept = [line for line in their if line in our or line not in earlier]
+    new = [line for line in our if line not in earlier and line not in their]
     return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in [*kept, *new])
 
 
 def _merge_ledgers(base: bytes, theirs: bytes, ours: bytes) -> bytes:
-    before, their, our = (json.loads(text) for text in (base, theirs, ours))
-    for ledger in (before, their, our):
+    earlier, their, our = (json.loads(text) for text in (base, theirs, ours))
+    for ledger in (earlier, their, our):
         ledger.pop(LEDGER_DIGEST, None)
-    for name in our.keys() | before.keys():
-        if our.get(name) == before.get(name) or our.get(name) == their.get(name):
+    for name in our.keys() | earlier.keys():
+        if our.get(name) == earlier.get(name) or our.get(name) == their.get(name):
             continue
-        if their.get(name) != before.get(name):
+        if their.get(name) != earlier.get(name):
             if _without_times(their.get(name)) != _without_times(our.get(name)):
                 raise StorageError(f"another host has read {name} at the same time, with another result; run again")
         elif name in our:

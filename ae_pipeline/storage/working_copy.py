@@ -79,7 +79,7 @@ class WorkingCopy:
         self._copies = (f"reports/{paths.dataset}", f"feedback/{paths.dataset}")
         self._file = paths.root / ".store" / f"{paths.dataset}.json"
 
-    def pull(self) -> None:
+    def update(self) -> None:
         """Make the files equal to the snapshot that stands, and drop what a killed run has left.
 
         Raises:
@@ -87,20 +87,20 @@ class WorkingCopy:
         """
         for attempt in range(_ATTEMPTS):
             record = self._record
-            found = self._store.read(self._head, record.head)
-            if found is None:
+            answer = self._store.read(self._head, record.head)
+            if answer is None:
                 entries, head = dict[str, Entry](), ""
-            elif found.data is None:
+            elif answer.data is None:
                 entries, head = record.entries, record.head
             else:
-                entries, head = parse_snapshot(found.data, self._address(self._head)), found.e_tag
+                entries, head = parse_snapshot(answer.data, self._address(self._head)), answer.e_tag
             missing = self._apply(entries)
             if not missing:
                 break
             if attempt == _ATTEMPTS - 1:
                 raise StorageError(f"{self._address(missing)} is missing; restore it, or `ae-pipeline forget` the data")
         self._keep(_Record(head=head, entries=entries, **self._pull_contract(record)))
-        self._landing.pull()
+        self._landing.update()
 
     def push(self, only: Collection[Path] = ()) -> bool:
         """Let the snapshot have the changes of the files, in one conditional write.
@@ -127,9 +127,9 @@ class WorkingCopy:
             return False
         present, uploaded = sorted(changed & local.keys()), set[str]()
         for attempt in range(_ATTEMPTS):
-            found = self._store.read(self._head, record.head)
-            is_ours = found.data is None if found else not record.entries
-            theirs = record.entries if is_ours else self._parse(found.data if found else None)
+            answer = self._store.read(self._head, record.head)
+            is_ours = answer.data is None if answer else not record.entries
+            theirs = record.entries if is_ours else self._parse(answer.data if answer else None)
             known = uploaded.union(entry.sha256 for entry in theirs.values())
             uploads = copy_all(partial(self._upload, known=known), present)
             uploaded.update(entry.sha256 for entry in uploads)
@@ -137,7 +137,7 @@ class WorkingCopy:
             merged, written = merge(record.entries, theirs, ours, self._content)
             for path, data in written.items():
                 merged[path] = self._write_blob(data)
-            if head := self._store.replace(self._head, dump_snapshot(merged), found.e_tag if found else ""):
+            if head := self._store.replace(self._head, dump_snapshot(merged), answer.e_tag if answer else ""):
                 break
             time.sleep(random.uniform(0.05, 0.5) * (attempt + 1))  # noqa: S311 - no secret
         else:
@@ -174,11 +174,11 @@ class WorkingCopy:
 
     def remove_unused(self) -> int:
         """Delete blobs that no snapshot has, older than a day, and return their number. The caller holds the lock."""
-        found = self._store.read(self._head)
-        used = {entry.sha256 for entry in self._parse(found.data if found else None).values()}
-        before = (time.time() - _ABANDONED_SECONDS) * 1e9
+        answer = self._store.read(self._head)
+        used = {entry.sha256 for entry in self._parse(answer.data if answer else None).values()}
+        oldest = (time.time() - _ABANDONED_SECONDS) * 1e9
         blobs = f"{self._state}/blobs"
-        unused = [each.name for each in self._store.list(blobs) if each.name not in used and each.modified_ns < before]
+        unused = [each.name for each in self._store.list(blobs) if each.name not in used and each.modified_ns < oldest]
         self._store.remove(f"{blobs}/{name}" for name in unused)
         if unused:
             logger.info(f"{pluralize(len(unused), 'blob')} without a snapshot deleted in {self._address(blobs)}")
@@ -207,10 +207,10 @@ class WorkingCopy:
         return f"{self._state}/blobs/{entry.sha256}"
 
     def _content(self, entry: Entry) -> bytes:
-        found = self._store.read(self._blob(entry))
-        if found is None or found.data is None:
+        answer = self._store.read(self._blob(entry))
+        if answer is None or answer.data is None:
             raise StorageError(f"{self._address(self._blob(entry))} is missing; run again")
-        return found.data
+        return answer.data
 
     def _scan(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time of each file of the dataset, by its path below the data folder."""
@@ -273,15 +273,15 @@ class WorkingCopy:
         path = self._paths.contract
         local = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         is_known = local and local == record.contract_sha
-        found = self._store.read(self._contract, record.contract if is_known else "")
-        if found is None:
+        answer = self._store.read(self._contract, record.contract if is_known else "")
+        if answer is None:
             path.unlink(missing_ok=True)
             return {}
-        if found.data is not None:
+        if answer.data is not None:
             with replacing(path, time.time_ns()) as temporary:
-                temporary.write_bytes(found.data)
-            local = hashlib.sha256(found.data).hexdigest()
-        return {"contract": found.e_tag, "contract_sha": local}
+                temporary.write_bytes(answer.data)
+            local = hashlib.sha256(answer.data).hexdigest()
+        return {"contract": answer.e_tag, "contract_sha": local}
 
     def _push_contract(self, record: _Record) -> _Record:
         path = self._paths.contract
@@ -312,8 +312,8 @@ class WorkingCopy:
             if path.startswith(folders) and not path.endswith((*_INTERNAL, ".jsonl"))
         }
         name = f"{self._state}/published.json"
-        found = self._store.read(name)
-        published: Mapping[str, str] = json.loads(found.data) if found and found.data else {}
+        answer = self._store.read(name)
+        published: Mapping[str, str] = json.loads(answer.data) if answer and answer.data else {}
         if wanted == published:
             return
         stale = [path for path, digest in wanted.items() if published.get(path) != digest]

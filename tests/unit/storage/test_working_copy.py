@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -96,11 +97,11 @@ def test_a_session_within_a_session_saves_at_its_end(host: Hosts) -> None:
 def test_hosts_that_change_different_files_at_once_lose_none(host: Hosts) -> None:
     one, other, third = host("one"), host("other"), host("third")
     for each in (one, other):
-        each.copy.pull()
+        each.copy.update()
         each.write(f"raw/orders/{each.paths.root.name}.parquet", "rows")
     one.copy.push()
     other.copy.push()
-    third.copy.pull()
+    third.copy.update()
     assert third.files.keys() == {"raw/orders/one.parquet", "raw/orders/other.parquet"}
     assert third.files == other.files
 
@@ -111,13 +112,13 @@ def test_ledgers_and_lines_of_two_hosts_are_merged(host: Hosts) -> None:
     add_line(first.paths.alerts, {"key": "old"})
     first.copy.push()
     for each in (one, other):
-        each.copy.pull()
+        each.copy.update()
         add_line(each.paths.alerts, {"key": each.paths.root.name})
     Ledger({"old": ENTRY, "one": ENTRY, "gone": ENTRY}).save(one.paths.ledger)
     Ledger({"old": ENTRY, "other": ENTRY}).save(other.paths.ledger)
     assert not one.copy.push()
     assert other.copy.push()
-    one.copy.pull()
+    one.copy.update()
     assert one.files == other.files
     assert Ledger.load(one.paths.ledger).files.keys() == {"old", "one", "other"}
     lines, damaged = read_lines(one.paths.alerts)
@@ -128,19 +129,19 @@ def test_ledgers_and_lines_of_two_hosts_are_merged(host: Hosts) -> None:
 def test_what_cannot_be_merged_is_an_error(host: Hosts, name: str) -> None:
     one, other = host("one"), host("other")
     for each in (one, other):
-        each.copy.pull()
+        each.copy.update()
         each.write(name, json.dumps({"a.csv": {"sha256": each.paths.root.name}}))
     one.copy.push()
     with pytest.raises(StorageError, match=r"at the same time.*; run again"):
         other.copy.push()
-    other.copy.pull()
+    other.copy.update()
     assert other.files == one.files
 
 
 def test_of_files_that_can_be_built_again_one_stands(host: Hosts) -> None:
     one, other = host("one"), host("other")
     for each in (one, other):
-        each.copy.pull()
+        each.copy.update()
         each.write("raw/orders/a.parquet", each.paths.root.name)
     one.copy.push()
     other.copy.push()
@@ -149,7 +150,7 @@ def test_of_files_that_can_be_built_again_one_stands(host: Hosts) -> None:
 
 def test_a_host_that_always_loses_gives_up(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     one = host("one")
-    one.copy.pull()
+    one.copy.update()
     one.write("raw/orders/a.parquet", "x")
     tries = list[str]()
     monkeypatch.setattr(ObjectStore, "replace", lambda *arguments: tries.append(arguments[1]))
@@ -184,25 +185,27 @@ def test_landed_objects_are_copied_once(
     one = host("one")
     for name, data in (("a.csv", b"1"), ("2024/b.csv", b"22"), ("2024", b""), ("x", b"3"), ("x/c.csv", b"4")):
         bucket.write(f"landing/orders/{name}", data)
-    loads = list[str]()
-    download = ObjectStore.download
-    monkeypatch.setattr(
-        ObjectStore, "download", lambda store, name, path: loads.append(name) or download(store, name, path)
-    )
+    loads, download = list[str](), ObjectStore.download
+
+    def counted(store: ObjectStore, name: str, target: Path) -> str | None:
+        loads.append(name)
+        return download(store, name, target)
+
+    monkeypatch.setattr(ObjectStore, "download", counted)
     landing = LandingCopy(one.paths, ObjectStore(ADDRESS))
     for _ in range(2):
-        landing.pull()
+        landing.update()
     assert sorted(loads) == [f"landing/orders/{name}" for name in ("2024/b.csv", "a.csv", "x/c.csv")]
     assert (
         "1 object below s3://bucket/data/landing/orders cannot be a file of a folder and is not read: x;" in caplog.text
     )
     state = one.paths.landing.joinpath("a.csv").stat()
     bucket.write("landing/orders/a.csv", b"9")  # within the same second, and of the same size
-    landing.pull()
+    landing.update()
     assert one.paths.landing.joinpath("a.csv").read_text() == "9"
     assert one.paths.landing.joinpath("a.csv").stat().st_mtime_ns != state.st_mtime_ns
     bucket.client.delete("landing/orders/a.csv")
-    landing.pull()
+    landing.update()
     assert not one.paths.landing.joinpath("a.csv").exists()
 
 
@@ -231,7 +234,7 @@ def test_files_that_the_ledger_has_are_copied_when_they_are_read(host: Hosts, bu
         assert (landing / "a.csv").read_bytes() == b"a.csv"
     (other.paths.root / ".store" / "orders.landing.json").unlink()  # nobody knows which files are hollow
     other.paths.ledger.unlink()
-    LandingCopy(other.paths, ObjectStore(ADDRESS)).pull()
+    LandingCopy(other.paths, ObjectStore(ADDRESS)).update()
     assert (landing / "b.csv").read_bytes() == b"b.csv"
     assert {name: bucket.read(f"landing/orders/{name}") for name in stats} == {name: name.encode() for name in stats}
 
@@ -351,7 +354,7 @@ def test_a_snapshot_of_a_later_version_is_refused(host: Hosts, bucket: Bucket) -
     with pytest.raises(
         StorageError, match=r"head\.json cannot be read \(its format is 2, and this version .* reads 1\)"
     ):
-        host("one").copy.pull()
+        host("one").copy.update()
 
 
 def test_a_look_without_news_takes_two_requests_and_a_listing(
@@ -373,5 +376,5 @@ def test_a_look_without_news_takes_two_requests_and_a_listing(
             return done(store, *arguments)
 
         monkeypatch.setattr(ObjectStore, name, counted)
-    WorkingCopy(one.paths).pull()
+    WorkingCopy(one.paths).update()
     assert requests == ["read state/orders/head.json", "read contracts/orders.yaml", "list landing/orders"]
