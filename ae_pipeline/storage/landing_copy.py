@@ -14,9 +14,17 @@ from ae_pipeline.common.text import pluralize, printable_path
 from ae_pipeline.storage.files import make_folder, write_text
 from ae_pipeline.storage.object_store import ListedObject, ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
-from ae_pipeline.storage.snapshot import LEDGER_DIGEST
+from ae_pipeline.storage.snapshot import LEDGER_DIGEST, is_relative
 
 logger = logging.getLogger(__name__)
+
+
+_LENGTH = 200
+"""Bytes of a name that a disk can hold, with what a temporary file adds. An object can have a longer one."""
+
+
+_logged: set[str] = set()
+"""Warnings that this process has logged."""
 
 
 class _Copied(NamedTuple):
@@ -137,10 +145,13 @@ class LandingCopy:
         unusable = [name for name in objects if name in folders or _is_outside(name)]
         if others := [name for name in unusable if objects[name].size]:  # an empty one stands for a folder
             names = ", ".join(printable_path(name) for name in others[:5])
-            logger.warning(
+            message = (
                 f"{pluralize(len(others), 'object')} below {self._store.address}/{self._prefix} cannot be a file of a "
                 f"folder and {'is' if len(others) == 1 else 'are'} not read: {names}; give each another name"
             )
+            if message not in _logged:  # a sensor looks often
+                _logged.add(message)
+                logger.warning(message)
         return {name: each for name, each in objects.items() if name not in unusable}
 
     def _local(self) -> dict[str, tuple[int, int]]:
@@ -170,7 +181,7 @@ def _can_wait(name: str) -> bool:
 
 
 def _is_outside(name: str) -> bool:
-    return any(part in {"", ".", ".."} for part in name.split("/")) or "\0" in name or _is_temporary(name)
+    return not is_relative(name) or _is_temporary(name) or any(len(os.fsencode(e)) > _LENGTH for e in name.split("/"))
 
 
 def _is_temporary(name: str) -> bool:

@@ -155,10 +155,15 @@ class ObjectStore:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        from obstore.exceptions import BaseError
+        from obstore.exceptions import BaseError, InvalidPathError
 
         try:
             yield
+        except InvalidPathError as error:
+            raise StorageError(
+                f"an object of {self.address} has a name that is no path ({first_line(error)}); give it another name, "
+                "or delete it, and run again"
+            ) from error
         except FileNotFoundError as error:
             raise StorageError(f"{self.address} lost an object while it was read: {first_line(error)}") from error
         except (BaseError, PermissionError) as error:

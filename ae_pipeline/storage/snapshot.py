@@ -55,11 +55,23 @@ def parse_snapshot(data: bytes, address: str) -> dict[str, Entry]:
     try:
         content = json.loads(data)
         if content["format"] == _FORMAT:
-            return {path: Entry(*entry) for path, entry in content["files"].items()}
+            entries = {path: Entry(*entry) for path, entry in content["files"].items()}
+            if outside := next((path for path in entries if not is_relative(path)), None):
+                raise ValueError(f"it has the path {outside!r}")
+            return entries
         reason = f"its format is {content['format']}, and this version of ae_pipeline reads {_FORMAT}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error)
     raise StorageError(f"{address} cannot be read ({reason}); install a newer version, or restore an earlier object")
+
+
+def is_relative(path: str) -> bool:
+    """Return whether a path stays below the folder that it is relative to.
+
+    >>> is_relative("raw/orders/2024-01-01.parquet"), is_relative("raw/../../x"), is_relative("/x")
+    (True, False, False)
+    """
+    return "\0" not in path and not any(part in {"", ".", ".."} for part in path.split("/"))
 
 
 class Merge(NamedTuple):

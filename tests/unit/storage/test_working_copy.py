@@ -6,12 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from obstore.exceptions import GenericError
+from starlette.testclient import TestClient
 
+from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.common.errors import StorageError
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-from ae_pipeline.storage import session
+from ae_pipeline.storage import object_store, session
+from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, read_lines
 from ae_pipeline.storage.landing_copy import LandingCopy
 from ae_pipeline.storage.object_store import ObjectStore
@@ -20,6 +26,9 @@ from ae_pipeline.storage.working_copy import WorkingCopy
 from tests.unit.storage.conftest import ADDRESS, Bucket, Host
 
 Hosts = Callable[[str], Host]
+
+LONG = f"{'ä' * 150}.csv"
+"""A name that no disk can hold."""
 
 ENTRY = LandedFile(size=1, modified_ns=1, sha256="a", landed_ns=1, contract="c", staged="s")
 
@@ -183,7 +192,14 @@ def test_landed_objects_are_copied_once(
     host: Hosts, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = host("one")
-    for name, data in (("a.csv", b"1"), ("2024/b.csv", b"22"), ("2024", b""), ("x", b"3"), ("x/c.csv", b"4")):
+    for name, data in (
+        ("a.csv", b"1"),
+        ("2024/b.csv", b"22"),
+        ("2024", b""),
+        ("x", b"3"),
+        ("x/c.csv", b"4"),
+        (LONG, b"5"),
+    ):
         bucket.write(f"landing/orders/{name}", data)
     loads, download = list[str](), ObjectStore.download
 
@@ -197,7 +213,8 @@ def test_landed_objects_are_copied_once(
         landing.update()
     assert sorted(loads) == [f"landing/orders/{name}" for name in ("2024/b.csv", "a.csv", "x/c.csv")]
     assert (
-        "1 object below s3://bucket/data/landing/orders cannot be a file of a folder and is not read: x;" in caplog.text
+        f"2 objects below {ADDRESS}/landing/orders cannot be a file of a folder and are not read: x, {LONG};"
+        in caplog.text
     )
     state = one.paths.landing.joinpath("a.csv").stat()
     bucket.write("landing/orders/a.csv", b"9")  # within the same second, and of the same size
@@ -349,12 +366,19 @@ def test_a_damaged_or_missing_blob_is_named(host: Hosts, bucket: Bucket) -> None
         refresh(other.paths)
 
 
-def test_a_snapshot_of_a_later_version_is_refused(host: Hosts, bucket: Bucket) -> None:
-    bucket.write("state/orders/head.json", b'{"format": 2}')
-    with pytest.raises(
-        StorageError, match=r"head\.json cannot be read \(its format is 2, and this version .* reads 1\)"
-    ):
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b'{"format": 2}', "its format is 2, and this version of ae_pipeline reads 1"),
+        (b'{"format": 1, "files": {"raw/../../x": ["a", 1, 1]}}', r"it has the path 'raw/\.\./\.\./x'"),
+        (b"{", "Expecting"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_read_is_refused(host: Hosts, bucket: Bucket, head: bytes, reason: str) -> None:
+    bucket.write("state/orders/head.json", head)
+    with pytest.raises(StorageError, match=rf"head\.json cannot be read \({reason}.*\); install a newer version"):
         host("one").copy.update()
+    assert host("one").files == {}
 
 
 def test_a_look_without_news_takes_two_requests_and_a_listing(
@@ -378,3 +402,35 @@ def test_a_look_without_news_takes_two_requests_and_a_listing(
         monkeypatch.setattr(ObjectStore, name, counted)
     WorkingCopy(one.paths).update()
     assert requests == ["read state/orders/head.json", "read contracts/orders.yaml", "list landing/orders"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "condition"),
+    [
+        ({"e_tag": '"a"', "version": None}, {"e_tag": '"a"'}),
+        ({"e_tag": '"a"', "version": "17"}, {"e_tag": '"a"', "version": "17"}),  # Google Cloud compares generations
+    ],
+)
+def test_a_write_has_all_that_tells_versions_apart(facts: dict[str, str | None], condition: dict[str, str]) -> None:
+    assert object_store._condition(object_store._token(facts)) == condition
+    assert object_store._condition("") == "create"
+
+
+def test_a_store_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise GenericError("error sending request\nDebug source: …")
+
+    monkeypatch.setattr(object_store, "_open", lambda _: SimpleNamespace(get=fail, list=fail))
+    with pytest.raises(
+        StorageError, match=r"of s3://bucket/data does not answer as it should \(error sending request\);"
+    ):
+        ObjectStore(ADDRESS).read("x")
+
+
+def test_pages_show_what_another_host_has_reported(host: Hosts) -> None:
+    one, other = host("one"), host("other")
+    config = PipelineConfig.model_validate({"dataset": "orders", "model": {"latent_dim": 2}})
+    client = TestClient(data_app(other.paths.root, {"orders": Dataset(config, other.paths)}))
+    with hold_dataset(one.paths):
+        one.write("reports/orders/report.html", "first")
+    assert client.get("/reports/orders/report.html").text == "first"
