@@ -295,11 +295,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.resume and not chosen.out:
         parser.error("--resume needs --out, the file to go on from")
     rows: list[Row] = []
-    if chosen.resume and chosen.out.exists():
-        stored = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"]
-        rows = [row for row in stored if row["measure"] not in (chosen.only or MEASURES)]
     for name in chosen.only or MEASURES:
-        rows += measure(name, chosen.share)
+        measured = measure(name, chosen.share)
+        if chosen.resume and chosen.out.exists():  # another process may have written it meanwhile
+            rows = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"]
+        rows = [row for row in rows if row["measure"] != name] + measured
         if chosen.out:
             write_report(chosen.out, "load", rows, ("dagster", "mlflow", "pyarrow"))
     header = ("measure", "figure", "size", "value", "exponent", "goal")

@@ -23,7 +23,7 @@ from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, is_in_parts, read_parts
-from ae_pipeline.ingestion.readers.large_text import scan_text
+from ae_pipeline.ingestion.readers.large_text import ChangedFileError, scan_text
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
 from ae_pipeline.ingestion.staged import entry_fact
 from ae_pipeline.storage.dataset import Dataset
@@ -73,6 +73,8 @@ class LargeFileStaging:
                 entry = replace(entry, skipped=dict(first.skipped))
                 check_file(name, first, self._contract, self._config)
                 return self._write(name, entry, previous, first, parts)
+        except ChangedFileError as error:
+            return refused_entry(replace(entry, sha256=""), previous, str(error))
         except UnreadableFileError as error:
             return refused_entry(entry, previous, str(error))
         except SchemaError as error:

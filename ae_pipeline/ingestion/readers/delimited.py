@@ -174,6 +174,7 @@ class Body:
         bytes_ = np.frombuffer(data, np.uint8)
         lines = np.searchsorted(breaks, starts) + 1
         spans = np.diff(np.append(lines, len(breaks) + 1))
+        is_known = ~_within(starts, broken)
         broken += [
             Broken(
                 int(starts[at]),
@@ -182,7 +183,7 @@ class Body:
                 f"the row has {spans[at]:,} lines, at most {max_lines:,} can be read; close its quote, or raise "
                 "source.max_record_lines in the YAML",
             )
-            for at in np.flatnonzero(spans > max_lines)
+            for at in np.flatnonzero((spans > max_lines) & is_known)
         ]
         broken += [
             Broken(
@@ -192,7 +193,7 @@ class Body:
                 f"the row has {sizes[at]:,} bytes, at most {limits.record_bytes:,} can be read; correct it at the "
                 "source, or raise source.limits.record_bytes in the YAML",
             )
-            for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines))
+            for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines) & is_known)
         ]
         check_rejected(limits, len(broken))
         is_broken = _within(starts, broken)

@@ -31,6 +31,10 @@ PART_BYTES = 8 << 20
 _MANY_ROWS = 1 << 62
 
 
+class ChangedFileError(UnreadableFileError):
+    """A file has changed while it was read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextScan:
     """What every byte of a text file decides.
@@ -134,7 +138,7 @@ def _parts(kind: str, path: Path, source: SourceConfig, dialects: Sequence[Diale
         check_dialect(dialect, dialects, source)
         start, names = read_header(DecodedText(reader.text, encoding), separator, source.limits)
         lines, is_first = 0, True
-        while is_first or reader.text:
+        while is_first or reader.text or not reader.is_at_end:
             end = len(reader.text) if reader.is_at_end else _settled_end(reader.text, start, separator)
             if end <= start and not reader.is_at_end:
                 reader.read_more()
@@ -146,7 +150,7 @@ def _parts(kind: str, path: Path, source: SourceConfig, dialects: Sequence[Diale
             start, is_first = 0, False
             reader.read_more()
     if digest.hexdigest() != scan.sha256:
-        raise UnreadableFileError("the file has changed while it was read; it is read again once it is complete")
+        raise ChangedFileError("the file has changed while it was read; it is read again once it is complete")
 
 
 class _Reader:
