@@ -41,7 +41,7 @@ def joined(parts: list[FileRows]) -> tuple[Any, ...]:
 
 def test_random_texts_have_the_same_rows_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, path, compared, refused = random.Random(0), tmp_path / "a.csv", 0, 0
-    for _ in range(80):
+    for _ in range(60):
         weights = [rng.random() ** 2 for _ in TOKENS]
         data = b"p,q,r\n" + b"".join(rng.choices(TOKENS, weights, k=rng.randint(20, 120)))
         limits = {"record_bytes": rng.choice([30, 64]), "rows": rng.choice([8, 1000, 1000])}
@@ -61,7 +61,7 @@ def test_random_texts_have_the_same_rows_in_parts(tmp_path: Path, monkeypatch: p
         parts = list(read_delimited_parts(".csv", path, source))
         assert joined(parts) == whole, data
         compared += len(parts) > 1
-    assert compared > 20
+    assert compared > 15
     assert refused > 5
 
 
@@ -79,24 +79,27 @@ def many_lines(count: int, start: int = 0) -> str:
     return "".join(rows)
 
 
+BROKEN = "1,2\n" + line(9999, price="much") + '5,"open\n' + line(7, "2025-02-01T00:00:00")
+"""Too few values, no number, an open quote, and a day after the last one."""
+
 CASES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "quoted line breaks and duplicates across parts, on several days": ({"a.csv": many_lines(300)}, {}),
-    "a later file replaces rows": ({"a.csv": many_lines(150), "b.csv": many_lines(100, start=3)}, {}),
-    "no identity": ({"a.csv": many_lines(200) * 2}, {"identity": []}),
-    "no event time": ({"a.csv": many_lines(300)}, {"event_time": None, "start": None, "end": None}),
-    "invalid rows in a later part": (
-        {"a.csv": many_lines(100) + "1,2\n" + line(9999, price="much") + '5,"open\n' + many_lines(90)},
+    "days, quotes, duplicates, invalid rows, a newer file": (
+        {"a.csv": many_lines(100) + BROKEN + many_lines(90), "b.csv": many_lines(100, start=3)},
         {},
     ),
-    "a type that changes late": ({"a.csv": many_lines(200) + line(500, price="1.25") + line(501, price="n/a")}, {}),
-    "a text late in a column of numbers": (
-        {"a.csv": many_lines(150) + "".join(line(n, price="x1") for n in range(99))},
-        {},
+    "no identity": ({"a.csv": many_lines(150) * 2}, {"identity": []}),
+    "no event time, and a type that changes late": (
+        {"a.csv": many_lines(200) + line(500, price="1.25") + line(501, price="n/a")},
+        {"event_time": None, "start": None, "end": None},
     ),
-    "rows after the last day": ({"a.csv": many_lines(100) + line(7, "2025-02-01T00:00:00")}, {}),
-    "no valid row": ({"a.csv": "".join(line(n, "2030-01-01T00:00:00") for n in range(40))}, {}),
-    "another encoding": ({"a.csv": many_lines(150).replace("Oslo", "Malmö")}, {"source": {"encoding": "cp1252"}}),
-    "too many rows": ({"a.csv": many_lines(60), "b.csv": many_lines(150)}, {"source": {"limits": {"rows": 100}}}),
+    "a text late in a column of numbers, another encoding": (
+        {"a.csv": many_lines(150).replace("Oslo", "Malmö") + "".join(line(n, price="x1") for n in range(99))},
+        {"source": {"encoding": "cp1252"}},
+    ),
+    "no valid row, too many rows": (
+        {"a.csv": "".join(line(n, "2030-01-01T00:00:00") for n in range(40)), "b.csv": many_lines(150)},
+        {"source": {"limits": {"rows": 100}}},
+    ),
     "too many rows that cannot be read": (
         {"a.csv": many_lines(60), "b.csv": many_lines(40) + "1,2\n" * 3},
         {"source": {"limits": {"rejected_rows": 2}}},
