@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -70,9 +71,15 @@ def read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tupl
     if header.count(separator.encode()) >= limits.columns and not head.problem:
         lines = io.StringIO(header.decode("utf-8", errors="replace"), newline="")
         check_table(limits, columns=len(next(csv.reader(lines, delimiter=separator))))
+    return head.end, list(_names(header, separator, head.problem))
+
+
+@lru_cache(maxsize=64)
+def _names(header: bytes, separator: str, problem: str | None) -> tuple[str, ...]:
+    """Return the names of the columns. Most files of a dataset have the same header."""
     try:
-        if head.problem:
-            raise pa.ArrowInvalid(head.problem)
+        if problem:
+            raise pa.ArrowInvalid(problem)
         options = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         read = pa.csv.ReadOptions(block_size=len(header) + 2)
         content = header.rstrip(b"\r\n") + b"\n"
@@ -87,7 +94,7 @@ def read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tupl
     # pandas writes its index without a name. With a name, the contract or `exclude` can say what becomes of it.
     names = [each or f"unnamed_{position}" for position, each in enumerate(names, 1)]
     check_names(names)
-    return head.end, names
+    return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +245,8 @@ class Body:
         separator, lines = self.dialect.separator, self.lines
         plain = read_plain_lines(data, self.start, names, separator, len(lines)) if self.is_plain else None
         rows, ragged = (_numbered(plain, lines), []) if plain is not None else _parse(self, names, separator, limits)
+        if not self.rejected and not ragged:
+            return FileRows(rows, dialect=self.dialect)
         rejected = rejected_rows([*self.rejected, *ragged]).sort("row_number")
         return FileRows(rows, rejected, dialect=self.dialect)
 
@@ -325,4 +334,4 @@ def _parse(
 
 
 def _numbered(rows: pl.DataFrame, lines: npt.NDArray[np.int64]) -> pl.DataFrame:
-    return rows.with_columns(pl.Series("_row_number", lines, dtype=pl.Int64))
+    return rows.hstack([pl.Series("_row_number", lines, dtype=pl.Int64)])
