@@ -220,7 +220,7 @@ def _explain_by_column(
         most = removed[row_index, best]
         moved = move_event_time(detector, rows, x, surprisal) if step == 0 and encoder.context else None
         is_moved = np.zeros(len(x), dtype=np.bool_)
-        output, x = impute(detector, x, encoder.groups == best[:, np.newaxis])
+        output, x = impute(detector, x, encoder.groups == best[:, np.newaxis], _is_rare(detector, surprisal))
         if moved is not None:
             is_moved = moved.removed > np.maximum(most, _MIN_SURPRISAL)
             most = np.where(is_moved, moved.removed, most)
@@ -261,16 +261,25 @@ def _removed_surprisal(
     """
     encoder, column_count = cast("TableEncoder", detector.encoder), is_imputed.shape[1]
     row_index = np.arange(len(x))
-    is_counted = counted_parts(detector)
+    is_counted, is_rare = counted_parts(detector), _is_rare(detector, surprisal)
     removed = np.full(is_imputed.shape, -np.inf)
     of_columns = np.where(is_imputed, -np.inf, surprisal[:, :column_count])
     for candidate in np.argsort(-of_columns, axis=1, kind="stable")[:, :_MAX_CANDIDATES].T:
-        decrease = surprisal - detector.surprisal(*impute(detector, x, encoder.groups == candidate[:, np.newaxis]))
+        mask = encoder.groups == candidate[:, np.newaxis]
+        decrease = surprisal - detector.surprisal(*impute(detector, x, mask, is_rare))
         removed[row_index, candidate] = (
             surprisal[row_index, candidate] + decrease[:, is_counted].sum(axis=1) - decrease[row_index, candidate]
         )
     removed[is_imputed] = -np.inf
     return removed
+
+
+def _is_rare(detector: Detector, surprisal: Array) -> npt.NDArray[np.bool_]:
+    """Return which rows have a rare combination of categories, (n,), given the surprisal of each part, (n, parts)."""
+    if detector.cooccurrence is None:
+        return np.zeros(len(surprisal), dtype=np.bool_)
+    is_rare: npt.NDArray[np.bool_] = surprisal[:, detector.part_index(Evidence.CATEGORIES)] >= _MIN_SURPRISAL
+    return is_rare
 
 
 def _explain_images(

@@ -1,6 +1,5 @@
 """Values that fit the rest of a row, in place of its own: of a column, and of the event time."""
 
-import datetime as dt
 import math
 from typing import NamedTuple, cast
 
@@ -21,22 +20,30 @@ Array = npt.NDArray[np.float64]
 _PASSES = 4
 """Forward passes that move an imputed column from its mean to the value that fits the rest of the row."""
 
+_MAX_TRIED = 16
+"""Most likely categories of a column that are tried in a row with a rare combination."""
+
 _HOURS = (*(f"{hours}h" for hours in range(-12, 0)), *(f"{hours}h" for hours in range(1, 12)))
 _DAYS = ("-3d", "-2d", "-1d", "1d", "2d", "3d")
 """Distances from an event time to the times that are tried instead: all hours of the day, and all weekdays."""
 
 
-def impute(detector: Detector, x: torch.Tensor, mask: npt.NDArray[np.bool_]) -> tuple[AutoEncoderOutput, torch.Tensor]:
+def impute(
+    detector: Detector, x: torch.Tensor, mask: npt.NDArray[np.bool_], is_rare: npt.NDArray[np.bool_]
+) -> tuple[AutoEncoderOutput, torch.Tensor]:
     """Replace a column by the value that fits the rest of each row.
 
     The column starts at its mean over the training rows. Then each output of the network becomes its next input, as
     Rezende et al. (2014) impute missing values. The mean alone rarely fits the row and would distort the other columns.
-    Categories end as the most likely one, because a row has exactly one.
+    Categories end as the most likely one, because a row has exactly one. In a row whose combination of categories is
+    rare, they end as the one of the most likely that leaves the least surprisal. The network alone does not know which
+    combinations occur.
 
     Args:
         detector: Fitted detector of a table.
         x: Encoded rows, (n, width).
-        mask: Inputs to impute, (width,) or (n, width).
+        mask: Inputs to impute, (n, width).
+        is_rare: Rows whose combination of categories is rare, (n,).
 
     Returns:
         Output of the network for the imputed rows, and the imputed rows.
@@ -46,8 +53,38 @@ def impute(detector: Detector, x: torch.Tensor, mask: npt.NDArray[np.bool_]) -> 
     for _ in range(_PASSES):
         output = detector.network.forward(imputed).output
         imputed = torch.where(is_replaced, detector.network.double_loss.to_scale(output), imputed)
-    imputed = torch.where(is_replaced, _most_likely(cast("TableEncoder", detector.encoder), imputed), imputed)
-    return detector.network.forward(imputed), imputed
+    likely = torch.where(is_replaced, _most_likely(cast("TableEncoder", detector.encoder), imputed), imputed)
+    if is_rare.any():
+        _choose_categories(detector, imputed, likely, mask & is_rare[:, np.newaxis])
+    return detector.network.forward(likely), likely
+
+
+def _choose_categories(
+    detector: Detector, probabilities: torch.Tensor, rows: torch.Tensor, mask: npt.NDArray[np.bool_]
+) -> None:
+    """Replace categories in `rows`, in place, by the one of the most likely that leaves the least surprisal.
+
+    Args:
+        detector: Fitted detector of a table.
+        probabilities: Encoded rows with probabilities of the categories, (n, width).
+        rows: Encoded rows, (n, width).
+        mask: Inputs to replace, (n, width).
+    """
+    is_counted = counted_parts(detector)
+    for block in cast("TableEncoder", detector.encoder).blocks:
+        chosen = np.flatnonzero(mask[:, block.start])
+        if block.kind != BlockKind.CATEGORICAL or not len(chosen):
+            continue
+        likeliest = probabilities[chosen, block.start : block.stop].argsort(1, descending=True)[:, :_MAX_TRIED]
+        trials, totals = [], []
+        for codes in likeliest.unbind(1):
+            tried = rows[chosen]
+            tried[:, block.start : block.stop] = one_hot(codes, block.width).to(rows)
+            surprisal = detector.surprisal(detector.network.forward(tried), tried)
+            trials.append(tried)
+            totals.append(surprisal[:, is_counted].sum(axis=1))
+        best = np.argmin(totals, axis=0)
+        rows[chosen] = torch.stack(trials)[best, np.arange(len(chosen))]
 
 
 def _most_likely(encoder: TableEncoder, x: torch.Tensor) -> torch.Tensor:
