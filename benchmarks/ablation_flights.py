@@ -52,8 +52,8 @@ def run_seed(prepared: Prepared, seed: int) -> list[Row]:
         hits = count_hits(replace(detector, config=used).combine(surprisal), kinds)
         by_kind = {ALL: sum(hits.values()) / len(hits), **hits}
         rows += [
-            {"variant": variant, "seed": seed, "kind": kind, "recall_top_1pct": round(found / PER_KIND, 6)}
-            for kind, found in by_kind.items()
+            {"variant": variant, "seed": seed, "kind": kind, "recall_top_1pct": round(hit_count / PER_KIND, 6)}
+            for kind, hit_count in by_kind.items()
         ]
     return rows
 

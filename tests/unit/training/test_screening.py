@@ -365,9 +365,9 @@ class TestOfATraining:
         assert scored.screened.counts(dataset)["calibration"] == kept.height
         assert scored.screened.facts is not None
         assert scored.screened.facts.rows == {"calibration": 8 * ROWS_A_DAY - kept.height}
-        found, blind = (
+        screened_recall, blind_recall = (
             replace(dataset.bundle, calibration=calibrate(scores, 0.01, None)).score(faulty).is_anomaly.mean()
             for scores in (scored.scores, dataset.bundle.detector.scores([window.rows("calibration", dataset.paths)]))
         )
-        assert found >= 0.9
-        assert blind <= 0.2
+        assert screened_recall >= 0.9
+        assert blind_recall <= 0.2
