@@ -76,15 +76,11 @@ def _choose_categories(
         if block.kind != BlockKind.CATEGORICAL or not len(chosen):
             continue
         likeliest = probabilities[chosen, block.start : block.stop].argsort(1, descending=True)[:, :_MAX_TRIED]
-        trials, totals = [], []
-        for codes in likeliest.unbind(1):
-            tried = rows[chosen]
-            tried[:, block.start : block.stop] = one_hot(codes, block.width).to(rows)
-            surprisal = detector.surprisal(detector.network.forward(tried), tried)
-            trials.append(tried)
-            totals.append(surprisal[:, is_counted].sum(axis=1))
-        best = np.argmin(totals, axis=0)
-        rows[chosen] = torch.stack(trials)[best, np.arange(len(chosen))]
+        tried = rows[chosen].repeat_interleave(likeliest.shape[1], dim=0)
+        tried[:, block.start : block.stop] = one_hot(likeliest.flatten(), block.width).to(rows)
+        surprisal = detector.surprisal(detector.network.forward(tried), tried)
+        best = surprisal[:, is_counted].sum(axis=1).reshape(likeliest.shape).argmin(axis=1)
+        rows[chosen] = tried[np.arange(len(chosen)) * likeliest.shape[1] + best]
 
 
 def _most_likely(encoder: TableEncoder, x: torch.Tensor) -> torch.Tensor:
