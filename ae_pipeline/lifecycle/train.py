@@ -47,7 +47,7 @@ from ae_pipeline.training.loop import TrainingResult
 from ae_pipeline.training.preflight import check_sizes, training_data
 from ae_pipeline.training.reference import with_reference
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screening import screening_metrics
+from ae_pipeline.training.screened import screening_metrics
 from ae_pipeline.training.size_rules import Sizes
 
 logger = logging.getLogger(__name__)
