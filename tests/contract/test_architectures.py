@@ -243,7 +243,7 @@ class TestShapes:
             len(fit.bundle.detector.tails.quantiles),
         )
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
-        columns = set(fit.bundle.loss.columns if is_table else ("spot", "image"))
+        columns = set(fit.bundle.loss.columns if is_table else ("spot", "flat", "image"))
         for parts in fit.bundle.explain(rows, 99):
             named = [part for part in parts if part.column not in NOT_COLUMNS]
             assert parts
