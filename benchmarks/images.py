@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ Values = npt.NDArray[np.float64]
 Scored = tuple[Values, list[Values]]
 """Score of each image, and its heat map."""
 
-PARTS = ("planted", "materials", "evidence")
+PARTS = ("planted", "evidence", "materials")
 MATERIALS = ("brick.png", "grass.png", "gravel.png", "ihc.png", "hubble_deep_field.jpg")
 DEFECTS = ("foreign material", "scratch", "blur", "stain", "dead block")
 SIZE, PATCH, STRIDE = 256, 32, 16
@@ -210,20 +210,23 @@ def _stitch(patches: Values, images: int) -> list[Values]:
     return maps
 
 
-def measure_planted(seeds: Sequence[int]) -> Iterator[Measure]:
+def measure_planted(seed: int) -> Iterator[Measure]:
     """Measure scores of patches with planted defects, and heat maps against the boxes of the defects."""
-    width = defects.best_pca_width()
-    for seed in seeds:
-        setting = defects.prepare(seed)
-        bundle = fit_images(setting.training, seed, defects.MODEL, defects.TRAIN, setting.tiles, defects.ALERTS)
-        pca = PCA(width, random_state=seed).fit(_flat(setting.training))
-        methods = {OURS: partial(_ours, bundle), "PCA": partial(_pca, pca)}
-        for method, measured in methods.items():
-            for task, value in setting.auroc(partial(_first, measured)).items():
-                yield Measure(f"brick, {task}", method, "patch AUROC", value, seed)
-            by_kind = {kind: _pixel_auroc(setting, kind, measured) for kind in textures.DEFECTS}
-            for task, value in {"all defects": float(np.mean(list(by_kind.values()))), **by_kind}.items():
-                yield Measure(f"brick, {task}", method, "pixel AUROC", value, seed)
+    setting = defects.prepare(seed)
+    bundle = fit_images(setting.training, seed, defects.MODEL, defects.TRAIN, setting.tiles, defects.ALERTS)
+    pca = PCA(_best_pca_width(), random_state=seed).fit(_flat(setting.training))
+    methods = {OURS: partial(_ours, bundle), "PCA": partial(_pca, pca)}
+    for method, measured in methods.items():
+        for task, value in setting.auroc(partial(_first, measured)).items():
+            yield Measure(f"brick, {task}", method, "patch AUROC", value, seed)
+        by_kind = {kind: _pixel_auroc(setting, kind, measured) for kind in textures.DEFECTS}
+        for task, value in {"all defects": float(np.mean(list(by_kind.values()))), **by_kind}.items():
+            yield Measure(f"brick, {task}", method, "pixel AUROC", value, seed)
+
+
+@cache
+def _best_pca_width() -> int:
+    return defects.best_pca_width()
 
 
 def _first(measured: Callable[[Pixels], tuple[Values, Values]], patches: Pixels) -> Values:
@@ -249,19 +252,18 @@ def _pixel_auroc(setting: defects.Setting, kind: str, measured: Callable[[Pixels
     return float(np.mean([roc_auc_score(box.ravel(), pixels.ravel()) for box, pixels in pairs if box.any()]))
 
 
-def measure_materials(materials: Sequence[str], seeds: Sequence[int]) -> Iterator[Measure]:
-    """Score every material with every method and seed."""
-    methods: dict[str, Callable[[Sheet, int], Scored]] = {
-        OURS: score_ours,
-        "PCA": score_pca,
-        "PyOD KNN": lambda sheet, _: score_pyod(KNN(), sheet),
-        "PyOD IForest": lambda sheet, seed: score_pyod(IForest(random_state=seed), sheet),
+def measure_materials(materials: Sequence[str], seed: int) -> Iterator[Measure]:
+    """Score every material with every method."""
+    methods: dict[str, Callable[[Sheet], Scored]] = {
+        OURS: partial(score_ours, seed=seed),
+        "PCA": partial(score_pca, seed=seed),
+        "PyOD KNN": partial(score_pyod, KNN()),
+        "PyOD IForest": partial(score_pyod, IForest(random_state=seed)),
     }
-    for seed in seeds:
-        for material in materials:
-            sheet = prepare(material, seed)
-            for method, score in methods.items():
-                yield from _measures(sheet, score(sheet, seed), material.partition(".")[0], method, seed)
+    for material in materials:
+        sheet = prepare(material, seed)
+        for method, score in methods.items():
+            yield from _measures(sheet, score(sheet), material.partition(".")[0], method, seed)
 
 
 def _measures(sheet: Sheet, scored: Scored, material: str, method: str, seed: int) -> Iterator[Measure]:
@@ -281,20 +283,21 @@ def _measures(sheet: Sheet, scored: Scored, material: str, method: str, seed: in
 
 
 def run(parts: Sequence[str], materials: Sequence[str], seeds: Sequence[int], out: Path) -> None:
-    """Measure some parts with all seeds, print the tables and write the JSON. Each part is written when it is done."""
+    """Measure some parts seed by seed. Print the tables, and write the JSON after each part of each seed."""
     measures: list[Measure] = []
-    for part in parts:
-        started = time.perf_counter()
-        match part:
-            case "planted":
-                of_part = list(measure_planted(seeds))
-            case "materials":
-                of_part = list(measure_materials(materials, seeds))
-            case _:
-                of_part = list(image_evidence.measure(seeds[:1]))
-        print(f"{part}: {time.perf_counter() - started:.0f} s\n\n{to_tables(of_part)}\n", flush=True)
-        measures += of_part
-        write_report(out, "images", to_rows(measures), ("pyod", "scikit-learn", "scikit-image"))
+    measuring: dict[str, Callable[[int], Iterator[Measure]]] = {
+        "planted": measure_planted,
+        "evidence": image_evidence.measure,
+        "materials": partial(measure_materials, materials),
+    }
+    for seed in seeds:
+        for part in parts:
+            started = time.perf_counter()
+            of_part = list(measuring[part](seed))
+            print(f"{part}, seed {seed}: {time.perf_counter() - started:.0f} s\n\n{to_tables(of_part)}\n", flush=True)
+            measures += of_part
+            write_report(out, "images", to_rows(measures), ("pyod", "scikit-learn", "scikit-image"))
+    print(to_tables(measures))
 
 
 def main() -> None:

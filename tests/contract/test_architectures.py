@@ -250,7 +250,7 @@ class TestShapes:
             assert all(part.actual != part.expected for part in parts)
             assert {part.column for part in named} <= columns
             assert len({part.column for part in named}) == len(named)
-            assert is_table or len(named) == 2
+            assert is_table or len(named) == 3
         assert fit.bundle.denoise(rows).schema == rows.schema
         assert fit.bundle.denoise(rows).height == n
 
