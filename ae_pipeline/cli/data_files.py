@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from ae_pipeline.cli.data_pages import DataPages
-from ae_pipeline.cli.explore_pages import SANDBOX, ExplorePages
+from ae_pipeline.cli.explore_pages import DAY_PAGE, SANDBOX, ExplorePages
 from ae_pipeline.storage.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -54,11 +54,18 @@ def data_app(
         datasets: Datasets of the project, by name; what they report can be marked and explored.
         tracker: The model store; None without one.
     """
+    explore = ExplorePages(datasets, tracker)
 
     async def answer(request: Request) -> Response:
-        return await run_in_threadpool(_answer, folder, request.path_params["path"])
+        path = request.path_params["path"]
+        try:
+            return await run_in_threadpool(_answer, folder, path)
+        except HTTPException:
+            if (asked := DAY_PAGE.fullmatch(path)) is None:
+                raise
+        return await explore.day(request, *asked.groups())
 
-    pages = [*DataPages(folder, datasets).routes, *ExplorePages(datasets, tracker).routes]
+    pages = [*DataPages(folder, datasets).routes, *explore.routes]
     return Starlette(routes=[*pages, Route("/{path:path}", answer, methods=["GET"])])
 
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import RunStatus
+from mlflow.entities import RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 
 from ae_pipeline.common.errors import StorageError
@@ -293,13 +293,20 @@ class Tracker:
         """Return the tags of a run."""
         return dict(self.client.get_run(run_id).data.tags)
 
-    def run_facts(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
-        """Return the tags and the newest metrics of a run; both are empty if the store no longer has it."""
-        try:
-            data = self.client.get_run(run_id).data
-        except MlflowException:
-            return {}, {}
-        return dict(data.tags), dict(data.metrics)
+    def facts_of_runs(self, dataset: str) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
+        """Return the tags and the newest metrics of all runs of a dataset by run, deleted ones too, by one query.
+
+        Raises:
+            StorageError: The store does not answer.
+        """
+        experiment, token = self.experiment(dataset), None
+        facts: dict[str, tuple[dict[str, str], dict[str, float]]] = {}
+        with self._answers():
+            while token != "":
+                page = self.client.search_runs([experiment], run_view_type=ViewType.ALL, page_token=token)
+                facts |= {str(run.info.run_id): (dict(run.data.tags), dict(run.data.metrics)) for run in page}
+                token = page.token or ""
+        return facts
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""

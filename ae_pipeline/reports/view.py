@@ -111,9 +111,11 @@ class Published:
 
     def adjacent_pages(self, day: str) -> tuple[str | None, str | None]:
         """Return the previous and the next day that have a page."""
-        days = [other for other in self.entries if self.page_of(other).exists()]
-        previous, following = [other for other in days if other < day], [other for other in days if other > day]
-        return max(previous, default=None), min(following, default=None)
+        return _adjacent(day, [other for other in self.entries if self.page_of(other).exists()])
+
+    def adjacent_days(self, day: str) -> tuple[str | None, str | None]:
+        """Return the previous and the next day with rows, whose pages the data server can draw."""
+        return _adjacent(day, [other for other, entry in self.entries.items() if entry.rows])
 
     def features_link(self, day: str | None, page: Path) -> str:
         """Return a link from a page to the features of a day; empty without a day."""
@@ -231,3 +233,9 @@ class Published:
             files = [self.files[other] for other in window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(files, self.dataset.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {part}.")
+
+
+def _adjacent(day: str, days: Sequence[str]) -> tuple[str | None, str | None]:
+    return max((other for other in days if other < day), default=None), min(
+        (other for other in days if other > day), default=None
+    )
