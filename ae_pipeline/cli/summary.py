@@ -142,7 +142,9 @@ def verdict_line(dataset: Dataset) -> str:
 
 def _verdict(assessment: dict[str, Any]) -> str:
     state = assessment.get("state")  # a report of an earlier version has none
-    return f"{assessment['day']}: {f'{state}: ' if state else ''}{assessment['words']}"
+    since = assessment.get("since", assessment["day"])
+    duration = f" since {since}" if since and since != assessment["day"] else ""
+    return f"{assessment['day']}: {f'{state}{duration}: ' if state else ''}{assessment['words']}"
 
 
 def _label_text(labels: dict[str, Any]) -> str:

@@ -66,6 +66,11 @@ class DayVerdict(Section):
     state: str | None = Field(default=None, description="Verdict: `calm`, `worth a look` or `wrong`.")
     is_wrong: bool = Field(description="Whether the state is `wrong`.")
     words: str
+    since: str = Field(
+        default="",
+        description="First of the days in a row with this state, or date since which the model serves that scored rows "
+        "without event time; empty if unknown.",
+    )
     aside: str = Field(description="Remark that completes the message; may be empty.")
     rows: int
     flagged: int

@@ -148,7 +148,7 @@ def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
 
 def _headline(assessment: "DayAssessment") -> str:
     """Return the verdict on the newest complete day as a line, for the overview of the asset."""
-    return f"{assessment.day}: {assessment.verdict.value}: {assessment.message}"
+    return f"{assessment.day}: {assessment.headline}"
 
 
 def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
