@@ -331,33 +331,3 @@ def _covered_size(name: str, mark: Mark | None) -> float:
 
 def _count(rows: float) -> str:
     return f"{rows:,.0f}" if rows >= 10 else f"{rows:.1f}"
-
-
-def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
-    """Return an assessment as `summary.json` stores it: messages are under the key `words`."""
-    return {
-        "day": assessment.day,
-        "state": assessment.verdict.value,
-        "is_wrong": assessment.is_wrong,
-        "words": assessment.message,
-        "since": assessment.since,
-        "aside": assessment.aside,
-        "rows": assessment.rows,
-        "flagged": assessment.flagged,
-        "known": assessment.known,
-        "hidden": assessment.hidden,
-        "expected": assessment.expected,
-        "usual_rows": assessment.usual_rows,
-        "reasons": [{"kind": reason.kind.value, "words": reason.message} for reason in assessment.reasons],
-        "is_filling": assessment.is_filling,
-        "deviations": [
-            {
-                "columns": list(deviation.columns),
-                "words": deviation.message,
-                "rows": deviation.rows,
-                "where": deviation.where,
-                "splits": list(deviation.splits),
-            }
-            for deviation in assessment.deviations
-        ],
-    }
