@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ae_pipeline.cli.data_pages import DataPages
-from ae_pipeline.cli.explore_pages import SANDBOX, ExplorePages
+from ae_pipeline.cli.explore_pages import DAY_PAGE, SANDBOX, ExplorePages
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
@@ -65,12 +65,19 @@ def data_app(
         datasets: Datasets of the project, by name; what they report can be marked and explored.
         tracker: The model store; None without one.
     """
+    explore = ExplorePages(datasets, tracker)
 
     async def answer(request: Request) -> Response:
-        return await run_in_threadpool(_answer, folder, request.path_params["path"])
+        path = request.path_params["path"]
+        try:
+            return await run_in_threadpool(_answer, folder, path)
+        except HTTPException:
+            if (asked := DAY_PAGE.fullmatch(path)) is None:
+                raise
+        return await explore.day(request, *asked.groups())
 
     paths = {name: dataset.paths for name, dataset in datasets.items() if dataset.paths.store}
-    pages = [*DataPages(folder, datasets).routes, *ExplorePages(datasets, tracker).routes]
+    pages = [*DataPages(folder, datasets).routes, *explore.routes]
     routes = [*pages, Route("/{path:path}", answer, methods=["GET"])]
     return Starlette(routes=routes, middleware=[Middleware(_Refreshing, paths)] if paths else [])
 

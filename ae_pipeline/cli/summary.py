@@ -144,7 +144,9 @@ def verdict_line(dataset: Dataset) -> str:
 
 def _verdict(assessment: dict[str, Any]) -> str:
     state = assessment.get("state")  # a report of an earlier version has none
-    return f"{assessment['day']}: {f'{state}: ' if state else ''}{assessment['words']}"
+    since = assessment.get("since", assessment["day"])
+    duration = f" since {since}" if since and since != assessment["day"] else ""
+    return f"{assessment['day']}: {f'{state}{duration}: ' if state else ''}{assessment['words']}"
 
 
 def _label_text(labels: dict[str, Any]) -> str:
@@ -164,6 +166,7 @@ def _failed_checks(dataset: Dataset, definitions: dg.Definitions, instance: dg.D
     graph = definitions.resolve_asset_graph()
     keys = [key for key in graph.asset_check_keys if key.asset_key.path[0] == dataset.name]
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    keys = [key for key in keys if key.name != "verdict"]  # the last line says it
     failed = []
     for record in (records[key] for key in keys if key in records):
         # A check that was planned in a run that failed first has no result; the failed run has its own alert.

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        entries: dict[str, object] = {name: asdict(entry) for name, entry in self.files.items()}
+        entries: dict[str, object] = {name: vars(entry) for name, entry in self.files.items()}
         write_text(path, json.dumps({**entries, LEDGER_DIGEST: hash_json(entries)}, indent=0))
 
     @property
