@@ -46,17 +46,32 @@ class AlertsConfig(Section):
         default=tuple(Evidence),
         min_length=1,
         description="Kinds of evidence; the score is the maximum over them. `columns`: the most anomalous column, or "
-        "the most anomalous window of an image. `latent`: the distance of the latent from the latents of the training "
-        "rows. `row`: the loss of the whole row; for a variational model the negative ELBO at the mean. `ensemble` "
-        "(tables only): the distance of the row from the training rows, and the errors of small autoencoders that only "
-        "score. `categories` (tables only): a combination of categories that is rarer than its parts make expected; it "
-        "needs two categorical columns that depend on each other. By default all five.",
+        "the window of an image with the most anomalous residual or the least contrast. `latent`: the distance of the "
+        "latent from the latents of the training rows. `row`: the loss of the whole row; for a variational model the "
+        "negative ELBO at the mean. `ensemble` (tables only): the distance of the row from the training rows, and the "
+        "errors of small autoencoders that only score. `categories` (tables only): a combination of categories that "
+        "is rarer than its parts make expected; it needs two categorical columns that depend on each other. By default "
+        "all five.",
     )
     false_discovery_rate: Fraction | None = Field(
         default=None,
         description="Expected share of false alarms among rows that the report marks in addition (Benjamini & Hochberg "
         "1995). The mark depends on the other rows of the day. The flag `is_anomaly` in the table depends on `budget` "
         "only. By default there is no such mark.",
+    )
+    min_recall: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="With a label: a day with at least ten known anomalies is wrong if a smaller share of them is "
+        "flagged.",
+    )
+    min_precision: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="With a label: a day with at least ten known anomalies is worth a look if a smaller share of its "
+        "flagged rows are known anomalies, and calm otherwise.",
     )
     report_rows: int = Field(
         default=200, ge=1, description="Maximum number of rows in the ranking of the report, highest score first."

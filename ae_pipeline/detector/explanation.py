@@ -37,9 +37,9 @@ class Contribution:
     """One part of the score of a row.
 
     Attributes:
-        column: Name of a feature column. For images, `image` or `spot`, the patch with the highest score. `latent`,
-            `ensemble` or `row` if the row is anomalous as a whole, and `categories` for categories that rarely occur
-            together.
+        column: Name of a feature column. For images, `image`, `spot`, the patch with the highest score, or `flat`, the
+            patch with the least contrast. `latent`, `ensemble` or `row` if the row is anomalous as a whole, and
+            `categories` for categories that rarely occur together.
         surprisal: Nats. For a column, its own surprisal plus the decrease of all other surprisal after the column is
             imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
         actual: Actual value, as text.
@@ -78,7 +78,7 @@ def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[
     """Return the parts that contribute most to the score of each row, highest first.
 
     For tables these are columns, and `latent` or `ensemble` if the row is anomalous as a whole; see `explain_rows`. For
-    images these are `spot`, the patch with the highest score, and `image`.
+    images these are `spot`, the patch with the highest score, `flat`, the one with the least contrast, and `image`.
 
     Args:
         detector: Fitted detector.
@@ -285,7 +285,7 @@ def _is_rare(detector: Detector, surprisal: Array) -> npt.NDArray[np.bool_]:
 def _explain_images(
     detector: Detector, x: torch.Tensor, output: AutoEncoderOutput, surprisal: Array
 ) -> list[list[Contribution]]:
-    """Return the contributions of the whole image and of its highest-scoring patch, highest first."""
+    """Return the contributions of the whole image and of its patches, highest first."""
     expected = detector.network.double_loss.to_scale(output.output)
     by_image = [
         _explain_image(detector, surprisal[index], expected[index : index + 1], x[index : index + 1])
@@ -295,13 +295,22 @@ def _explain_images(
 
 
 def _explain_image(detector: Detector, surprisal: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
-    """Return the contributions of one image, (1, channels, height, width), and of its highest-scoring patch."""
+    """Return the contributions of one image, (1, channels, height, width), and of its patches."""
     loss, row = cast("ImageLoss", detector.network.double_loss), detector.part_index(Evidence.ROW)
+    quantiles = detector.tails.quantiles[:, -1]
     scores = loss.patch_scores(expected, x)
-    usual = [f"{quantile:.1f} times at most in 99 %" for quantile in detector.tails.quantiles[:, -1]]
-    location = "row {}, column {}".format(*loss.highest_patch(expected, x))
+    usual = [f"{quantile:.1f} times at most in 99 %" for quantile in quantiles]
+    location = "row {}, column {}".format(*loss.highest_patch(scores))
     highest, mean = float(scores.max()), float(scores.mean())
-    return [
+    parts = [
         Contribution("spot", float(surprisal[0]), f"{highest:.1f} times the usual residual at {location}", usual[0]),
         Contribution("image", float(surprisal[row]), f"{mean:.1f} times the usual residual", usual[row]),
     ]
+    if "flat" in loss.columns:
+        flat = loss.flat_scores(x)
+        ratio, lowest = (
+            f"{loss.contrast_ratio(score):.2f} times" for score in (float(flat.max()), float(quantiles[1]))
+        )
+        text = f"{ratio} the contrast of the flattest 1 % at row {{}}, column {{}}".format(*loss.highest_patch(flat))
+        parts.append(Contribution("flat", float(surprisal[1]), text, f"{lowest} at least in 99 %"))
+    return parts
