@@ -50,7 +50,8 @@ class AlertsConfig(Section):
         "latent from the latents of the training rows. `row`: the loss of the whole row; for a variational model the "
         "negative ELBO at the mean. `ensemble` (tables only): the distance of the row from the training rows, and the "
         "errors of small autoencoders that only score. `categories` (tables only): a combination of categories that "
-        "is rarer than its parts make expected; it needs two categorical columns that depend on each other. By default all five.",
+        "is rarer than its parts make expected; it needs two categorical columns that depend on each other. By default "
+        "all five.",
     )
     false_discovery_rate: Fraction | None = Field(
         default=None,
