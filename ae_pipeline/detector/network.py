@@ -135,7 +135,8 @@ class FittedNetwork:
             reconstructions.append(self.encoder.to_unit(output.cpu().numpy()))
             residuals.append(loss.heat(output, x).cpu().numpy())
             hottest.append(loss.hottest_windows(output, x).cpu().numpy())
-        return Pictures(*map(np.concatenate, (images, reconstructions, residuals, hottest)))
+        arrays = (np.concatenate(images), np.concatenate(reconstructions), np.concatenate(residuals))
+        return Pictures(*arrays, np.concatenate(hottest))
 
     @cached_property
     def double_model(self) -> AutoEncoder:
