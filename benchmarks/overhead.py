@@ -78,7 +78,8 @@ def measure_pages(rounds: int) -> list[Measured]:
 def _pages(rounds: int) -> str:
     """Do the work of a first run, rebuild its pages several times, and return the timings as JSON."""
     from ae_pipeline.detector.bundle import ModelBundle
-    from ae_pipeline.reports.build import build_report, day_page
+    from ae_pipeline.reports.build import build_report
+    from ae_pipeline.reports.day_pages import day_page
     from ae_pipeline.storage.paths import DatasetPaths
 
     rows, config = _work(), _shipped()

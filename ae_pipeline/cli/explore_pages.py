@@ -2,19 +2,18 @@
 
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ae_pipeline.cli.error_pages import error_page
-from ae_pipeline.common.errors import PipelineError, StorageError, UnknownVersionError
+from ae_pipeline.common.errors import PipelineError, PublicationError, StorageError, UnknownVersionError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.environment import environment_error
 
@@ -26,6 +25,9 @@ SANDBOX = (
     "style-src 'unsafe-inline'; img-src data:"
 )
 """A sandbox lets a page run its own scripts and reach nothing else. Vega compiles expressions, hence `unsafe-eval`."""
+
+DAY_PAGE = re.compile(r"reports/([^/]+)/days/([0-9]{4}-[0-9]{2}-[0-9]{2})\.html")
+"""Address of the page of a day: its file if it is stored, otherwise drawn."""
 
 _NUMBER = "[0-9]{1,9}"
 """Number of a version in an address."""
@@ -42,7 +44,8 @@ class ExplorePages:
 
     datasets: Mapping[str, Dataset]
     tracker: "Tracker | None" = None
-    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _quick: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    _slow: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
     @property
     def routes(self) -> list[Route]:
@@ -89,7 +92,27 @@ class ExplorePages:
             old = int(given["old"]) if given["old"] else None
             return compare_page(int(given["new"]), old, dataset, self.tracker) if self.tracker else None
 
-        return await self._answer(request, page)
+        return await self._answer(request, page, self._slow)
+
+    async def day(self, request: Request, name: str, day: str) -> Response:
+        """Return the page of a day that is not stored as a file.
+
+        Args:
+            request: Request for the page.
+            name: Name of the dataset.
+            day: ISO date.
+        """
+
+        def page(dataset: Dataset) -> str | None:
+            from ae_pipeline.lifecycle.publish import load_table_model
+            from ae_pipeline.reports.day_pages import draw_day_page
+
+            if self.tracker is None:
+                return None
+            version, bundle = load_table_model(dataset, self.tracker)
+            return draw_day_page(day, dataset, bundle, version.version)
+
+        return await self._answer(request, page, self._slow, name)
 
     async def _column(self, request: Request) -> Response:
         from ae_pipeline.reports.explore import column_page
@@ -115,20 +138,30 @@ class ExplorePages:
 
         return await self._answer(request, page)
 
-    async def _answer(self, request: Request, page: Callable[[Dataset], str | None]) -> Response:
-        """Return a page, made in a thread; one at a time, so that many requests do not exhaust the memory."""
-        dataset = self.datasets.get(request.path_params["name"])
+    async def _answer(
+        self,
+        request: Request,
+        page: Callable[[Dataset], str | None],
+        limiter: CapacityLimiter | None = None,
+        name: str = "",
+    ) -> Response:
+        """Return a page, made in a thread.
+
+        Quick and slow pages are made one at a time each, so that many requests do not exhaust the memory. A request
+        waits without a thread, so that the other pages of the server have theirs.
+
+        Args:
+            request: Request for the page.
+            page: Function that makes the page; None if there is none.
+            limiter: Limiter of the slow pages; by default that of the quick ones.
+            name: Name of the dataset; by default that of the address.
+        """
+        dataset = self.datasets.get(name or request.path_params["name"])
         if dataset is None:
             raise HTTPException(404)
-        known = dataset
-
-        def make() -> str | None:
-            with self._one_at_a_time:
-                return page(known)
-
         try:
-            text = await run_in_threadpool(make)
-        except UnknownVersionError as error:
+            text = await to_thread.run_sync(page, dataset, limiter=limiter or self._quick)
+        except (UnknownVersionError, PublicationError) as error:
             return error_page(str(error), 404, request)
         except (PipelineError, OSError) as error:
             return error_page(str(environment_error(error) or error), 503, request)

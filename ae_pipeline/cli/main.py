@@ -229,7 +229,7 @@ def _serve(dagster: int, mlflow: int, data: int) -> int:
 def _make_page(name: str, day: str | None, maps: "MapFormat | None", out: Path | None) -> int:
     from ae_pipeline.lifecycle.publish import load_table_model
     from ae_pipeline.orchestration.console import print_messages
-    from ae_pipeline.reports.build import day_page
+    from ae_pipeline.reports.day_pages import day_page
     from ae_pipeline.reports.heat_pictures import export_maps
 
     project = Project.load()

@@ -59,6 +59,20 @@ class AlertsConfig(Section):
         "1995). The mark depends on the other rows of the day. The flag `is_anomaly` in the table depends on `budget` "
         "only. By default there is no such mark.",
     )
+    min_recall: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="With a label: a day with at least ten known anomalies is wrong if a smaller share of them is "
+        "flagged.",
+    )
+    min_precision: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="With a label: a day with at least ten known anomalies is worth a look if a smaller share of its "
+        "flagged rows are known anomalies, and calm otherwise.",
+    )
     report_rows: int = Field(
         default=200, ge=1, description="Maximum number of rows in the ranking of the report, highest score first."
     )

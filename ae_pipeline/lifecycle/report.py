@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.lifecycle.alerts import alert_wrong_days, post_due_and_show
 from ae_pipeline.lifecycle.publish import load_table_model
@@ -18,6 +19,9 @@ from ae_pipeline.reports.page import refresh_operations, shown_marks
 from ae_pipeline.storage.dataset import Dataset
 
 logger = logging.getLogger(__name__)
+
+VERDICT_TAG = "newest verdict"
+"""Tag of the MLflow run of the version that scored the newest complete day, with the verdict on that day."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,5 +168,10 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
     if shown_marks(dataset.paths) != marks_digest(dataset.paths):  # marked while the report was built
         refresh_operations(dataset)
     post_due_and_show(dataset)
+    if newest := report.newest_assessment:
+        try:
+            tracker.tag_run(version.run_id, VERDICT_TAG, f"{newest.day}: {newest.headline}")
+        except StorageError as error:
+            logger.warning(f"MLflow does not show the verdict: {error}")
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))

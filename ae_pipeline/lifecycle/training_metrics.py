@@ -141,26 +141,29 @@ def unseen_metrics(bundle: ModelBundle, unseen: pl.DataFrame) -> dict[str, float
     return {f"unseen/{name}": value for name, value in metrics.items()}
 
 
-def run_name(window_days: Sequence[str], version: int | None = None, *, is_daily: bool) -> str:
-    """Return the name of a training's run: its version and its window.
+def run_name(window_days: Sequence[str], version: int | None = None, gate: str = "", *, is_daily: bool) -> str:
+    """Return the name of a training's run: its version, the result of the gate, and its window.
 
     Args:
         window_days: Days of the window.
         version: Version that it registered; None before.
+        gate: Result of the gate, with its reason after a colon.
         is_daily: Whether the dataset has days.
 
-    >>> run_name(["2013-01-01", "2013-12-24"], 2, is_daily=True)
-    'version 2, 2013-01-01 to 2013-12-24'
+    >>> run_name(["2013-01-01", "2013-12-24"], 2, "rejected: recall", is_daily=True)
+    'version 2 (rejected), 2013-01-01 to 2013-12-24'
     """
     window = f"{window_days[0]} to {window_days[-1]}" if is_daily else "all rows"
-    return f"version {version}, {window}" if version is not None else window
+    state = f" ({gate.partition(':')[0]})" if gate else ""
+    return f"version {version}{state}, {window}" if version is not None else window
 
 
 EXPERIMENT_NOTE = """\
 {description}
 
-Each run is one training of the autoencoder of `{dataset}`. Its name says which version it registered, and on which days
-it was trained, validated and calibrated.
+Each run is one training of the autoencoder of `{dataset}`. Its name says which version it registered, whether the gate
+let it pass, and on which days it was trained, validated and calibrated. The tag `newest verdict` says what the report
+found with it on the newest complete day.
 
 - `unseen/…`: what the scores are worth on days that no part of the model has seen. AUROC, average precision and recall
   at the alert budget exist where a label marks anomalies. The calibration error is the distance of the flagged share

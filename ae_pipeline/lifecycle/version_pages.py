@@ -10,9 +10,6 @@ from ae_pipeline.reports.page import render_page
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 
-_MAX_ASKED = 20
-"""Runs, at most, that are asked for the last day of their windows."""
-
 
 def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
     """Return the page with all versions, their figures and the whole history.
@@ -42,7 +39,7 @@ def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
 def version_marks(dataset: Dataset, tracker: Tracker) -> list[VersionMark]:
     """Return the ends of the training windows of the versions that passed the gate, the oldest first.
 
-    An earlier package did not tag versions with their last day. The runs of the newest ones of these are asked.
+    An earlier package did not tag versions with their last day. Their runs have it.
 
     Args:
         dataset: Dataset of the model.
@@ -53,8 +50,9 @@ def version_marks(dataset: Dataset, tracker: Tracker) -> list[VersionMark]:
     """
     versions = sorted(tracker.versions(dataset.name), key=lambda each: each.version)
     passed = [each for each in versions if each.tags.get(GATE_TAG) == PASSED]
-    untagged = [each for each in passed if LAST_DAY_TAG not in each.tags][-_MAX_ASKED:]
-    days = {each.version: tracker.run_facts(each.run_id)[0].get(LAST_DAY_TAG, "") for each in untagged}
+    untagged = [each for each in passed if LAST_DAY_TAG not in each.tags]
+    of_runs = tracker.facts_of_runs(dataset.name) if untagged else {}
+    days = {each.version: of_runs.get(each.run_id, ({}, {}))[0].get(LAST_DAY_TAG, "") for each in untagged}
     days |= {each.version: each.tags[LAST_DAY_TAG] for each in passed if LAST_DAY_TAG in each.tags}
     return [VersionMark(day, version) for version, day in sorted(days.items()) if day]
 

@@ -79,9 +79,9 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
     """
     champion = tracker.version(dataset.name, CHAMPION)
     feedback = {each.version: each for each in precision_by_version(marks_of(dataset.paths))}
-    facts = []
+    facts, of_runs = [], tracker.facts_of_runs(dataset.name)
     for version in tracker.versions(dataset.name):
-        tags, metrics = tracker.run_facts(version.run_id)
+        tags, metrics = of_runs.get(version.run_id, ({}, {}))
         of_people = feedback.get(version.version)
         figures: dict[str, float] = json.loads(version.tags.get(FIGURES_TAG, "{}"))
         suffix = ".figure"

@@ -9,7 +9,7 @@ from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
-from ae_pipeline.monitoring.verdict import DayAssessment, Reason, ReasonKind
+from ae_pipeline.monitoring.verdict import DEFAULT_LIMITS, MIN_LABELED, DayAssessment, LabelLimits, Reason, ReasonKind
 
 _WEEKS = 8
 """Previous weeks whose same weekday determines the usual number of rows."""
@@ -20,9 +20,6 @@ _MIN_WEEKS = 2
 MIN_COMPLETENESS = 0.8
 """Share of the usual number of rows below which a day counts as incomplete."""
 
-MIN_RECALL, _MIN_LABELED = 0.5, 10
-"""Share of the labeled anomalies of a day that must be flagged, from this number of them on."""
-
 
 def assess_day(
     entry: ReportDay,
@@ -32,11 +29,12 @@ def assess_day(
     budget: float,
     filling: str = "",
     review: Review = UNREVIEWED,
+    limits: LabelLimits = DEFAULT_LIMITS,
 ) -> DayAssessment:
     """Return the assessment of a day.
 
-    A day is wrong if it is over its alert budget, deviates from the training window, is incomplete, or if most of its
-    labeled anomalies are missed. A day that is still filling is incomplete and unlike other days, so that only its
+    A day is wrong if it is over its alert budget, deviates from the training window, is incomplete, or if too many of
+    its labeled anomalies are missed. A day that is still filling is incomplete and unlike other days, so that only its
     flagged rows count.
 
     Args:
@@ -47,6 +45,7 @@ def assess_day(
         budget: Share of normal rows that may be flagged.
         filling: Why the day counts as still filling; empty if it does not.
         review: Rows and days as people marked them.
+        limits: Limits of recall and precision.
     """
     usual = usual_rows(entry.day, previous)
     if filling:
@@ -56,8 +55,11 @@ def assess_day(
         message = f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}"
         reasons.append(Reason(kind=ReasonKind.MISSING_ROWS, message=message, size=usual - entry.rows))
     missed = entry.known_anomalies - entry.known_flagged
-    if entry.known_anomalies >= _MIN_LABELED and missed > (1 - MIN_RECALL) * entry.known_anomalies:
-        message = f"{missed:,} of {entry.known_anomalies:,} known anomalies are not flagged"
+    if entry.known_anomalies >= MIN_LABELED and entry.known_flagged < limits.min_recall * entry.known_anomalies:
+        message = (
+            f"{missed:,} of {entry.known_anomalies:,} known anomalies are not flagged (recall "
+            f"{entry.known_flagged / entry.known_anomalies:.0%}, at least {limits.min_recall:.0%} is expected)"
+        )
         reasons.append(Reason(kind=ReasonKind.LOW_RECALL, message=message, size=missed))
     assessment = DayAssessment(
         day=entry.day,
@@ -71,6 +73,7 @@ def assess_day(
         base_reasons=tuple(reasons),
         is_compared=drift is None or drift.is_judged,
         filling=filling,
+        limits=limits,
     )
     return assessment.reviewed(review, entry.day)
 

@@ -36,6 +36,27 @@ AS_A_WHOLE = frozenset({ReasonKind.UNUSUAL_DAY, ReasonKind.NULL_FLOOD, ReasonKin
 """Reasons that concern the day as a whole."""
 
 
+MIN_LABELED = 10
+"""Known anomalies of a day from which recall and precision decide on its verdict."""
+
+
+@dataclass(frozen=True)
+class LabelLimits:
+    """Limits of a day with known anomalies.
+
+    Attributes:
+        min_recall: Share of the known anomalies that must be flagged; otherwise the day is wrong.
+        min_precision: Share of known anomalies among the flagged rows; below it, the day is worth a look.
+    """
+
+    min_recall: float = 0.5
+    min_precision: float = 0.5
+
+
+DEFAULT_LIMITS = LabelLimits()
+"""Limits that the YAML does not change."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reason:
     """One reason why a day is wrong.
@@ -78,6 +99,9 @@ class DayAssessment:
         remark: Further remark; may be empty.
         hidden: Flagged rows, without known anomalies, that people marked as known or as false alarms.
         mark: Last mark of the day; None without one.
+        limits: Limits of recall and precision.
+        since: First of the days in a row, up to this one, that have its verdict, or since when the model serves that
+            scored rows without days; empty if unknown.
     """
 
     day: str
@@ -94,6 +118,8 @@ class DayAssessment:
     remark: str = ""
     hidden: int = 0
     mark: Mark | None = None
+    limits: LabelLimits = DEFAULT_LIMITS
+    since: str = ""
 
     @property
     def expected(self) -> float:
@@ -140,12 +166,26 @@ class DayAssessment:
     def verdict(self) -> DayState:
         """What the day needs.
 
-        It is wrong if a reason remains. It is worth a look if rows are flagged that nobody marked as known or as false
-        alarms, those that the label knows included. Otherwise it is calm.
+        It is wrong if a reason remains. With at least ten known anomalies, the label decides otherwise: the day is
+        worth a look if too few of its flagged rows are known anomalies. Without them, it is worth a look if rows are
+        flagged that neither the label knows nor a person marked as known or as false alarms. Otherwise it is calm.
         """
         if self.reasons:
             return DayState.WRONG
-        return DayState.LOOK if self.new > 0 or self.known else DayState.CALM
+        if self.is_judged_by_label:
+            return DayState.LOOK if self.precision < self.limits.min_precision else DayState.CALM
+        return DayState.LOOK if self.new > 0 else DayState.CALM
+
+    @property
+    def is_judged_by_label(self) -> bool:
+        """Whether recall and precision decide on the verdict."""
+        return self.known_anomalies >= MIN_LABELED
+
+    @property
+    def precision(self) -> float:
+        """Share of known anomalies among the flagged rows that no mark hides; 1 without such a row."""
+        flagged = self.known + self.new
+        return self.known / flagged if flagged else 1.0
 
     @property
     def is_wrong(self) -> bool:
@@ -159,14 +199,24 @@ class DayAssessment:
             return "; ".join(reason.message for reason in self.reasons)
         compared = "" if self.is_compared else "; too few rows to compare the day with the training window"
         counts = f"{self._counts}{compared}"
+        if self.is_judged_by_label:
+            expected = f"at least {self.limits.min_precision:.0%} of the flagged rows should be known anomalies"
+            return (
+                f"{expected}: {counts}" if self.verdict == DayState.LOOK else f"the label confirms the flags: {counts}"
+            )
         if self.verdict == DayState.LOOK:
             return counts
         return f"nothing {'new' if self.flagged or self.covered else 'unusual'}: {counts}"
 
     @property
     def headline(self) -> str:
-        """Verdict and message as every screen shows them."""
-        return f"{self.verdict.value}: {self.message}"
+        """Verdict, since when, and message as every screen shows them."""
+        return f"{self.verdict.value}{self.duration}: {self.message}"
+
+    @property
+    def duration(self) -> str:
+        """Since when the verdict holds, as a clause with a space before it; empty if that is unknown or one day."""
+        return f" since {self.since}" if self.since and self.since != self.day else ""
 
     @property
     def aside(self) -> str:
@@ -196,19 +246,17 @@ class DayAssessment:
     @property
     def _counts(self) -> str:
         """The flagged rows as text, with those that are marked, and recall and precision of a label."""
-        restriction = " that are not known anomalies" if self.known_anomalies else ""
-        normal = self.rows - self.known_anomalies
-        text = (
-            f"{self.new:,} of {normal:,} rows{restriction} are flagged, and the alert budget allows "
-            f"{_count(self.expected)}"
-        )
+        normal, allows = self.rows - self.known_anomalies, f"the alert budget allows {_count(self.expected)}"
+        text = f"{self.new:,} of {normal:,} rows are flagged, and {allows}"
+        if self.known_anomalies:
+            noun = "anomaly is" if self.known_anomalies == 1 else "anomalies are"
+            text = (
+                f"{self.known:,} of {self.known_anomalies:,} known {noun} flagged (recall "
+                f"{self.known / self.known_anomalies:.0%}, precision {self.precision:.0%}), and {self.new:,} of "
+                f"{normal:,} other rows, where {allows}"
+            )
         if marked := self.flagged - self.known - self.new:
             text += f"; {marked:,} more {'is' if marked == 1 else 'are'} known or false alarms"
-        if self.known_anomalies:
-            recall, precision = self.known / self.known_anomalies, self.known / max(self.flagged, 1)
-            noun = "anomaly is" if self.known_anomalies == 1 else "anomalies are"
-            text += f"; {self.known:,} of {self.known_anomalies:,} known {noun} flagged"
-            text += f" (recall {recall:.0%}, precision {precision:.0%})"
         return text
 
     def reviewed(self, review: Review, day: str) -> "DayAssessment":
@@ -218,15 +266,27 @@ class DayAssessment:
             review: Rows and days as people marked them.
             day: ISO date, or `ALL_ROWS`.
         """
-        return replace(self, hidden=review.hidden.get(day, 0), mark=review.days.get(day))
+        reviewed = replace(self, hidden=review.hidden.get(day, 0), mark=review.days.get(day))
+        return reviewed if reviewed.verdict == self.verdict else replace(reviewed, since="")
 
     def record(self) -> dict[str, Any]:
         """Return the assessment with its verdict as JSON-compatible values; `from_record` reads them."""
-        derived = ("headline", "message", "aside", "is_wrong", "is_filling", "expected", "completeness", "new")
+        derived = (
+            "duration",
+            "headline",
+            "message",
+            "aside",
+            "is_wrong",
+            "is_filling",
+            "expected",
+            "completeness",
+            "new",
+        )
         return {
             **asdict(self),
             "verdict": self.verdict.value,
             "reasons": [asdict(reason) for reason in self.reasons],
+            "new": self.new,
             **{name: getattr(self, name) for name in derived},
         }
 
@@ -239,6 +299,7 @@ class DayAssessment:
             **{
                 **values,
                 "mark": None,
+                "limits": LabelLimits(**record["limits"]),
                 "base_reasons": tuple(Reason.from_record(reason) for reason in record["base_reasons"]),
                 "deviations": tuple(
                     Deviation(
@@ -270,32 +331,3 @@ def _covered_size(name: str, mark: Mark | None) -> float:
 
 def _count(rows: float) -> str:
     return f"{rows:,.0f}" if rows >= 10 else f"{rows:.1f}"
-
-
-def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
-    """Return an assessment as `summary.json` stores it: messages are under the key `words`."""
-    return {
-        "day": assessment.day,
-        "state": assessment.verdict.value,
-        "is_wrong": assessment.is_wrong,
-        "words": assessment.message,
-        "aside": assessment.aside,
-        "rows": assessment.rows,
-        "flagged": assessment.flagged,
-        "known": assessment.known,
-        "hidden": assessment.hidden,
-        "expected": assessment.expected,
-        "usual_rows": assessment.usual_rows,
-        "reasons": [{"kind": reason.kind.value, "words": reason.message} for reason in assessment.reasons],
-        "is_filling": assessment.is_filling,
-        "deviations": [
-            {
-                "columns": list(deviation.columns),
-                "words": deviation.message,
-                "rows": deviation.rows,
-                "where": deviation.where,
-                "splits": list(deviation.splits),
-            }
-            for deviation in assessment.deviations
-        ],
-    }

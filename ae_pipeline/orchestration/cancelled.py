@@ -29,7 +29,7 @@ def withdraw_cancelled_challenger(dataset: "Dataset", tracker: "Tracker", instan
     challenger = undecided_challenger(dataset.config, tracker)
     if challenger is None:
         return
-    run_id = tracker.run_tags(challenger.run_id).get("dagster_run_id", "")
+    run_id = tracker.client.get_run(challenger.run_id).data.tags.get("dagster_run_id", "")
     if run_id and _is_cancelled(run_id, instance):
         why = f"its run {run_id} was cancelled"
         logger.warning(f"version {challenger.version} of {dataset.name!r} is withdrawn: {why}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import save
 
 
 class Change(StrEnum):
@@ -43,14 +44,21 @@ class HistoryEntry:
 
 
 def record(paths: DatasetPaths, entry: HistoryEntry) -> None:
-    """Append an entry to the history."""
+    """Append an entry to the history, and save it, because the version has moved in the model store already."""
     values = asdict(entry)
     add_line(paths.history, {"before" if name == "previous" else name: value for name, value in values.items()})
+    save(paths)
 
 
 def history(paths: DatasetPaths) -> list[HistoryEntry]:
     """Return the history, the oldest entry first. Lines that are no entries are skipped."""
     return [entry for line in lines_of(paths.history) if (entry := _parse_entry(line))]
+
+
+def serves_since(paths: DatasetPaths, version: int) -> str:
+    """Return the date of the last promotion of a version, or of the last rollback to it; empty without one."""
+    taken = [each for each in history(paths) if each.version == version and each.change != Change.REJECTED]
+    return taken[-1].at[:10] if taken else ""
 
 
 def _parse_entry(line: Mapping[str, Any]) -> HistoryEntry | None:

@@ -22,7 +22,14 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.registry.answer import require_answer
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import NOTE_TAG, TrainingRun
-from ae_pipeline.registry.versions import TrackedVersion, as_tracked, newest_version_of_run, version_by_alias
+from ae_pipeline.registry.versions import (
+    RunFacts,
+    TrackedVersion,
+    as_tracked,
+    facts_of_runs,
+    newest_version_of_run,
+    version_by_alias,
+)
 from ae_pipeline.storage.aliases import alias_of
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.sqlite import copy_database, is_empty, require_unlocked, sqlite_damage
@@ -289,17 +296,15 @@ class Tracker:
         self.client.set_terminated(version.run_id, RunStatus.to_string(RunStatus.KILLED))
         self.back_up()
 
-    def run_tags(self, run_id: str) -> dict[str, str]:
-        """Return the tags of a run."""
-        return dict(self.client.get_run(run_id).data.tags)
+    def facts_of_runs(self, dataset: str) -> RunFacts:
+        """Return the tags and the newest metrics of all runs of a dataset by run, deleted ones too."""
+        with self._answers():
+            return facts_of_runs(self.client, self.experiment(dataset))
 
-    def run_facts(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
-        """Return the tags and the newest metrics of a run; both are empty if the store no longer has it."""
-        try:
-            data = self.client.get_run(run_id).data
-        except MlflowException:
-            return {}, {}
-        return dict(data.tags), dict(data.metrics)
+    def tag_run(self, run_id: str, key: str, value: str) -> None:
+        """Set a tag of a run, or raise `StorageError` if the store does not answer."""
+        with self._answers():
+            self.client.set_tag(run_id, key, value[:5000])
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""

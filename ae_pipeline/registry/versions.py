@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+
+RunFacts = dict[str, tuple[dict[str, str], dict[str, float]]]
+"""Tags and newest metrics of runs, by run."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,14 @@ def newest_version_of_run(client: MlflowClient, dataset: str, run_id: str) -> Tr
     """Return the newest version that a run registered, or None if it registered none."""
     versions = client.search_model_versions(f"name = '{dataset}' and run_id = '{run_id}'")
     return max(map(as_tracked, versions), key=lambda version: version.version, default=None)
+
+
+def facts_of_runs(client: MlflowClient, experiment: str) -> RunFacts:
+    """Return the tags and the newest metrics of all runs of an experiment by run, deleted ones too."""
+    facts: RunFacts = {}
+    token: str | None = None
+    while token != "":
+        page = client.search_runs([experiment], run_view_type=ViewType.ALL, page_token=token)
+        facts |= {str(run.info.run_id): (dict(run.data.tags), dict(run.data.metrics)) for run in page}
+        token = page.token or ""
+    return facts

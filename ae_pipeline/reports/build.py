@@ -7,22 +7,22 @@ from pathlib import Path
 
 import polars as pl
 
-from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import PublishedDay, published_days
 from ae_pipeline.monitoring.budget import ReportDay
-from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift, read_all_days
+from ae_pipeline.monitoring.daily_drift import DayDrift, measure_drift
 from ae_pipeline.monitoring.feedback import marks_digest, marks_of
 from ae_pipeline.monitoring.newest_day import FillingDay
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.charts import Chart
-from ae_pipeline.reports.context import PageContext, day_variables, page_context, report_variables
+from ae_pipeline.reports.context import PageContext, page_context, report_variables
+from ae_pipeline.reports.day_pages import write_day_page
 from ae_pipeline.reports.files import damaged_report_files, record_report_file, write_report_file
 from ae_pipeline.reports.gallery import Gallery, build_gallery
 from ae_pipeline.reports.image_report import ImageReport, report_images
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.labels import Labels, measure_labels
-from ae_pipeline.reports.page import refresh_operations, render_day, shown_marks, write_report
+from ae_pipeline.reports.page import shown_marks, write_report
 from ae_pipeline.reports.ranking import (
     UNFINISHED,
     RankedRow,
@@ -30,7 +30,6 @@ from ae_pipeline.reports.ranking import (
     as_rows,
     cut_short,
     is_reported,
-    ranked_day,
     remove_foreign_days,
     report_days,
     reported_days,
@@ -158,7 +157,7 @@ def build_report(
     with_page |= damaged & published.entries.keys()
     record_report_file(paths.reports / "drift.parquet", paths)
     for day in sorted(with_page):
-        write_day_page(day, published, labels)
+        write_day_page(day, published)
     context = _write_pages(published, ranked, run_id, labels, gallery, images, marks)
     unfinished.unlink()
     reported = [day for day in all_reported if day.day in set(days)]
@@ -246,77 +245,3 @@ def _report(
         hidden=sum(each.flagged - each.known - each.new for each in assessed),
         known_drift=frozenset(each.day for each in assessed if each.known_as_a_whole),
     )
-
-
-def day_page(day: str, dataset: Dataset, bundle: ModelBundle, model_version: int) -> Path:
-    """Write the page of a reported day, and link it from the page over all days.
-
-    Args:
-        day: ISO date.
-        dataset: Configuration and paths of the dataset.
-        bundle: Model that scored the published table.
-        model_version: Version of the model.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        PublicationError: The dataset has no days, or the report has no rows of this day.
-    """
-    config, paths = dataset.config, dataset.paths
-    if not config.is_daily:
-        raise PublicationError(
-            f"{dataset.name!r} has no event time, so its rows have no days; open the page of all rows, report.html"
-        )
-    files = published_days(paths)
-    if not files or not min(files) <= day <= max(files):
-        reported = f"days {min(files)} to {max(files)}" if files else "no day yet"
-        raise PublicationError(
-            f"{day!r} has no report; {dataset.name!r} has reports of {reported}; name one of its days as an ISO date"
-        )
-    outdated = PublicationError(
-        f"the report of {dataset.name!r} has no current rows of {day}; materialize that partition of anomaly_report, "
-        "or name another day"
-    )
-    if not is_reported(day, files.get(day), dataset):
-        raise outdated
-    published = Published(
-        files=files,
-        dataset=dataset,
-        bundle=bundle,
-        model_version=model_version,
-        entries=reported_days(files, paths),
-        drift=read_all_days(paths, config.drift.min_rows),
-        review=review_of(all_ranked(paths, set(files)), list(files), dataset),
-    )
-    labels = measure_labels(files, dataset, bundle)
-    page = write_day_page(day, published, labels)
-    if page is None:
-        raise outdated
-    refresh_operations(dataset)
-    return page
-
-
-def write_day_page(day: str, published: Published, labels: Labels | None) -> Path | None:
-    """Write the page of one day, or delete it if the day has no rows.
-
-    Args:
-        day: ISO date.
-        published: Published table.
-        labels: Measures against the label; None without a label.
-
-    Returns:
-        Path of the page; None if the day has no rows.
-    """
-    page, dataset = published.page_of(day), published.dataset
-    entry = published.entries.get(day)
-    if entry is None or not entry.rows:
-        page.unlink(missing_ok=True)
-        record_report_file(page, dataset.paths)
-        return None
-    rows = tuple(
-        as_rows(ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows), dataset.config.timezone)
-    )
-    context = page_context(published, day, rows, page)
-    write_report_file(page, render_day(day_variables(published, day, context, labels), dataset), dataset.paths)
-    return page

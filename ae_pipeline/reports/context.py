@@ -79,16 +79,20 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
     return PageContext(assessment=assessment, rows=rows, groups=groups, charts=charts, variables=variables)
 
 
-def day_variables(published: Published, day: str, context: PageContext, labels: Labels | None) -> dict[str, Any]:
+def day_variables(published: Published, day: str, context: PageContext) -> dict[str, Any]:
     """Return the variables of the page of one day.
 
     Args:
         published: Published table.
         day: ISO date.
         context: Content of the page.
-        labels: Measures against the label; None without a label.
     """
-    return {**context.variables, "has_labels": labels is not None, "adjacent": published.adjacent_pages(day)}
+    return {
+        **context.variables,
+        "has_labels": published.dataset.config.label is not None,
+        "adjacent": published.adjacent_days(day),
+        "adjacent_pages": published.adjacent_pages(day),
+    }
 
 
 def report_variables(
@@ -111,7 +115,7 @@ def report_variables(
         gallery: Pictures; None if rows are not images.
         images: Verdicts on images; None unless rows are images or patches.
     """
-    bars = index[-_BAR_DAYS:]
+    bars = [{**entry, "month": entry["day"][:7]} for entry in index[-_BAR_DAYS:]]
     return {
         **context.variables,
         "summary": summary,

@@ -71,6 +71,14 @@
   if (location.protocol !== "file:") {
     for (const link of document.querySelectorAll(".served")) link.hidden = false;
     for (const text of document.querySelectorAll(".opened")) text.hidden = true;
+    for (const day of document.querySelectorAll("[data-href]")) day.href = day.dataset.href;
+  }
+  const bars = document.querySelector(".year");
+  if (bars) {
+    bars.addEventListener("click", (event) => {
+      const day = event.target.dataset.day, links = document.querySelectorAll(".calendar a[href]");
+      if (day) [...links].find((link) => link.href.endsWith(`/${day}.html`))?.click();
+    });
   }
   for (const container of document.querySelectorAll(".chart")) {
     const spec = JSON.parse(document.getElementById(`${container.id}-spec`).textContent);

@@ -20,16 +20,17 @@ from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
 from ae_pipeline.monitoring.feedback import marks_digest, marks_of, precision_by_version
-from ae_pipeline.monitoring.verdict import DayAssessment, assessment_json
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.files import damaged_report_files, write_report_file
 from ae_pipeline.reports.review import read_ranked, review_of
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
 from ae_pipeline.reports.scripts import scripts
+from ae_pipeline.reports.summary import assessment_json
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 4
+_CONTEXT_VERSION = 5
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}

@@ -5,11 +5,11 @@ from typing import Any
 
 from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
 from ae_pipeline.monitoring.newest_day import filling_json
-from ae_pipeline.monitoring.verdict import DayAssessment, assessment_json
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.context import PageContext
 from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.summary import Summary, row_facts
+from ae_pipeline.reports.summary import Summary, assessment_json, row_facts
 from ae_pipeline.reports.view import Published
 
 _SUMMARY_ROWS = 50

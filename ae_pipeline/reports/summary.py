@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ae_pipeline.config.section import Section
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.storage.paths import DatasetPaths
 
 
@@ -66,6 +67,11 @@ class DayVerdict(Section):
     state: str | None = Field(default=None, description="Verdict: `calm`, `worth a look` or `wrong`.")
     is_wrong: bool = Field(description="Whether the state is `wrong`.")
     words: str
+    since: str = Field(
+        default="",
+        description="First of the days in a row with this state, or date since which the model serves that scored rows "
+        "without event time; empty if unknown.",
+    )
     aside: str = Field(description="Remark that completes the message; may be empty.")
     rows: int
     flagged: int
@@ -192,6 +198,36 @@ class Summary(Section):
     def text(self) -> str:
         """Return the summary as JSON."""
         return json.dumps(self.model_dump(mode="json"), indent=1)
+
+
+def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
+    """Return an assessment as `summary.json` stores it: messages are under the key `words`."""
+    return {
+        "day": assessment.day,
+        "state": assessment.verdict.value,
+        "is_wrong": assessment.is_wrong,
+        "words": assessment.message,
+        "since": assessment.since,
+        "aside": assessment.aside,
+        "rows": assessment.rows,
+        "flagged": assessment.flagged,
+        "known": assessment.known,
+        "hidden": assessment.hidden,
+        "expected": assessment.expected,
+        "usual_rows": assessment.usual_rows,
+        "reasons": [{"kind": reason.kind.value, "words": reason.message} for reason in assessment.reasons],
+        "is_filling": assessment.is_filling,
+        "deviations": [
+            {
+                "columns": list(deviation.columns),
+                "words": deviation.message,
+                "rows": deviation.rows,
+                "where": deviation.where,
+                "splits": list(deviation.splits),
+            }
+            for deviation in assessment.deviations
+        ],
+    }
 
 
 def read_summary(paths: DatasetPaths) -> dict[str, Any] | None:

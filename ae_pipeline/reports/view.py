@@ -21,7 +21,8 @@ from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of
 from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
 from ae_pipeline.monitoring.locations import describe_location
 from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
-from ae_pipeline.monitoring.verdict import DayAssessment
+from ae_pipeline.monitoring.verdict import DayAssessment, DayState, LabelLimits
+from ae_pipeline.registry.history import serves_since
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
@@ -111,9 +112,11 @@ class Published:
 
     def adjacent_pages(self, day: str) -> tuple[str | None, str | None]:
         """Return the previous and the next day that have a page."""
-        days = [other for other in self.entries if self.page_of(other).exists()]
-        previous, following = [other for other in days if other < day], [other for other in days if other > day]
-        return max(previous, default=None), min(following, default=None)
+        return _adjacent(day, [other for other in self.entries if self.page_of(other).exists()])
+
+    def adjacent_days(self, day: str) -> tuple[str | None, str | None]:
+        """Return the previous and the next day with rows, whose pages the data server can draw."""
+        return _adjacent(day, [other for other, entry in self.entries.items() if entry.rows])
 
     def features_link(self, day: str | None, page: Path) -> str:
         """Return a link from a page to the features of a day; empty without a day."""
@@ -155,13 +158,24 @@ class Published:
         previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
         budget, deviations = self.bundle.calibration.budget, self.deviations(day, in_detail=in_detail)
         assessment = assess_day(
-            self.entries[day], previous, self.drift_by_day.get(day), deviations, budget, self._filling(day), self.review
+            self.entries[day],
+            previous,
+            self.drift_by_day.get(day),
+            deviations,
+            budget,
+            self._filling(day),
+            self.review,
+            LabelLimits(self.dataset.config.alerts.min_recall, self.dataset.config.alerts.min_precision),
         )
         return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
 
     def assess_with_later_days(self, day: str) -> DayAssessment:
-        """Return the assessment of a day; that of the headline has a remark about later days without rows."""
+        """Return the assessment of a day and since when its verdict holds.
+
+        That of the headline has a remark about later days without rows.
+        """
         assessment = self.assess(day)
+        assessment = replace(assessment, since=self._since(day, assessment.verdict))
         if not self.dataset.config.is_daily or day != self.headline or self.newest is None:
             return assessment
         features = self.dataset.paths.features
@@ -172,6 +186,22 @@ class Published:
             return assessment
         no_rows = f"There are no rows of {empty[0]}" + (f" to {empty[-1]}." if len(empty) > 1 else ".")
         return replace(assessment, remark=no_rows)
+
+    def _since(self, day: str, verdict: DayState) -> str:
+        """Return the first of the days in a row, up to a day, that have its verdict.
+
+        For rows without days, it is the date since which the model serves.
+        """
+        if not self.dataset.config.is_daily:
+            return serves_since(self.dataset.paths, self.model_version)
+        first = day
+        for other in sorted(
+            (other for other, entry in self.entries.items() if entry.rows and other < day), reverse=True
+        ):
+            if self.assess(other, in_detail=False).verdict != verdict:
+                break
+            first = other
+        return first
 
     @cached_property
     def assessments(self) -> dict[str, DayAssessment]:
@@ -231,3 +261,9 @@ class Published:
             files = [self.files[other] for other in window.calibration if other in self.files]
         p_values = self.bundle.calibration.p_values(scores_of(files, self.dataset.paths))
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {part}.")
+
+
+def _adjacent(day: str, days: Sequence[str]) -> tuple[str | None, str | None]:
+    return max((other for other in days if other < day), default=None), min(
+        (other for other in days if other > day), default=None
+    )

@@ -42,7 +42,8 @@ from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed, copied, with_distinct_ids
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.screening import Screened, screen_by_serving
+from ae_pipeline.training.screened import Screened
+from ae_pipeline.training.screening import screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.tails import encoded_slices, fit_categories, with_tails
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
@@ -116,8 +117,8 @@ def fit_bundle(
     looked_at = {"train": train_rows.height - of_sample.height, "validation": result.validation_rows}
     del train_rows, validation_rows
     calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"], images)
-    if calibrated.window != window:
-        window, screened = calibrated.window, dataclasses.replace(screened, window=calibrated.window)
+    if calibrated.screened is not screened:
+        screened, window = calibrated.screened, calibrated.screened.window
         batches = window.batches("calibration", paths, ["row_id"])
         counts["calibration"] = sum(screened.keep("calibration", rows).height for rows in batches)
     of_images = calibrated.images
@@ -134,7 +135,7 @@ def fit_bundle(
         is_warm=result.is_warm,
         is_anchored=result.is_anchored,
         is_streamed=result.is_streamed,
-        screening=calibrated.screening,
+        screening=screened.facts,
     )
     bundle = ModelBundle(
         detector=calibrated.detector,

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.reports.build import day_page
+from ae_pipeline.reports.day_pages import day_page
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from tests.support.reports import SCRIPT, published, reported

@@ -71,7 +71,7 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
             f"{name}/anomaly_report": (
                 [f"{name}/latent_features"],
                 daily,
-                ["alert_budget", "completeness", "day_as_a_whole", "drift"],
+                ["alert_budget", "completeness", "day_as_a_whole", "drift", "verdict"],
             ),
         }
     assert nodes == expected

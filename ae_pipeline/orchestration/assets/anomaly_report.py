@@ -33,10 +33,13 @@ _DESCRIPTION = """\
 JSON, and one page to read. The page shows pictures if rows are images, and evaluates the scores if a label marks known
 anomalies.
 
-**Start here in the morning:** the metadata `verdict` tells whether anything is wrong on the newest day of the run, and
-`report` opens the page. Other systems read `alerts.parquet` and `summary.json`."""
+**Start here in the morning:** `newest_verdict` below tells whether the newest complete day is calm, worth a look or
+wrong, why, and since when; the check `verdict` shows it as green, yellow or red. `report` opens the page. Other systems
+read `alerts.parquet` and `summary.json`."""
 
 _CHECKS = {
+    "verdict": "The newest complete day is calm. A warning where it is worth a look, an error where it is wrong. The "
+    "message says why, and since when.",
     "alert_budget": "The share of flagged rows is at most three times the alert budget, or within sampling noise if "
     "there are few rows. Known anomalies do not count, nor what people marked as known or as a "
     "false alarm. After a rebuild of old days, the checks are still those of the newest complete day.",
@@ -86,10 +89,11 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         add_latest_metadata(context, config, report.newest or days[-1], _latest_metadata(report, workspace))
         return dg.MaterializeResult(
             metadata={
+                **({"newest_verdict": _headline(newest)} if newest else {}),
                 "dagster/row_count": report.ranked_rows,
                 "dagster/uri": report.page.as_uri(),
-                "dagster/column_schema": parquet_schema(report.alerts, DESCRIBED),
-                **({"newest_verdict": _headline(newest)} if newest else {}),
+                # Not as dagster/column_schema: the list of columns would push the verdict off the first screen.
+                "columns_of_alerts": parquet_schema(report.alerts, DESCRIBED),
                 "report": dg.MetadataValue.url(workspace.file_url(report.page)),
                 "mlflow": dg.MetadataValue.url(workspace.model_version_url(config.dataset, version.version)),
                 "page": dg.MetadataValue.path(str(report.page)),
@@ -108,26 +112,40 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
 
 def _check_results(context: dg.AssetExecutionContext, reported: "ReportedDays") -> list[dg.AssetCheckResult]:
     from ae_pipeline.monitoring.day_assessment import MIN_COMPLETENESS
+    from ae_pipeline.monitoring.verdict import DayState
 
     over, drifting = reported.is_over_budget, reported.drifting
     share, most = reported.flagged_share, reported.max_flagged_share
     newest = reported.report.newest_assessment
+    states = [*DayState]  # from calm to wrong
+    state = newest.verdict if newest else DayState.CALM
     return [
         check_result(
-            context, name, passed, message, figure=figure, threshold=limit, severity=dg.AssetCheckSeverity.WARN
-        )
-        for name, passed, message, figure, limit in (
-            ("alert_budget", not over, reported.budget_message, share, most),
-            (
-                "completeness",
-                not reported.missing_rows,
-                reported.completeness_message,
-                newest.completeness if newest else None,
-                MIN_COMPLETENESS,
-            ),
-            ("day_as_a_whole", not reported.unusual, reported.unusual_message, len(reported.unusual), 0),
-            ("drift", not drifting, reported.drift_message, len(drifting), 0),
-        )
+            context,
+            "verdict",
+            state == DayState.CALM,
+            _headline(newest) if newest else "no day is published",
+            figure=states.index(state),
+            threshold=0,
+            severity=dg.AssetCheckSeverity.ERROR if state == DayState.WRONG else dg.AssetCheckSeverity.WARN,
+        ),
+        *(
+            check_result(
+                context, name, passed, message, figure=figure, threshold=limit, severity=dg.AssetCheckSeverity.WARN
+            )
+            for name, passed, message, figure, limit in (
+                ("alert_budget", not over, reported.budget_message, share, most),
+                (
+                    "completeness",
+                    not reported.missing_rows,
+                    reported.completeness_message,
+                    newest.completeness if newest else None,
+                    MIN_COMPLETENESS,
+                ),
+                ("day_as_a_whole", not reported.unusual, reported.unusual_message, len(reported.unusual), 0),
+                ("drift", not drifting, reported.drift_message, len(drifting), 0),
+            )
+        ),
     ]
 
 
@@ -148,7 +166,7 @@ def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
 
 def _headline(assessment: "DayAssessment") -> str:
     """Return the verdict on the newest complete day as a line, for the overview of the asset."""
-    return f"{assessment.day}: {assessment.verdict.value}: {assessment.message}"
+    return f"{assessment.day}: {assessment.headline}"
 
 
 def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +31,8 @@ from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
-from ae_pipeline.reports.build import build_report, day_page
+from ae_pipeline.reports.build import build_report
+from ae_pipeline.reports.day_pages import day_page
 from ae_pipeline.reports.explore import row_page
 from ae_pipeline.reports.files import record_report_file
 from ae_pipeline.reports.page import is_current, refresh_operations
@@ -388,7 +391,7 @@ def test_a_row_whose_features_were_built_again_says_so(dataset: Dataset, fitted:
 
 
 class Registry(Tracker):
-    """A model store with versions of a test; it answers the first requests about runs only."""
+    """A model store with versions of a test, whose runs have their names as last days."""
 
     def __init__(self, versions: Sequence[TrackedVersion]) -> None:
         super().__init__(Path("nowhere"))
@@ -397,12 +400,12 @@ class Registry(Tracker):
     def versions(self, dataset: str) -> list[TrackedVersion]:
         return list(self.listed)
 
-    def run_facts(self, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+    def facts_of_runs(self, dataset: str) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
         self.asked += 1
-        return {LAST_DAY_TAG: run_id}, {}
+        return {each.run_id: ({LAST_DAY_TAG: each.run_id}, {}) for each in self.versions(dataset)}
 
 
-def test_versions_are_marked_without_asking_for_each_run(prepared: Dataset) -> None:
+def test_versions_are_shown_without_asking_for_each_run(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     day, earlier = summary_of(prepared)["verdict"]["day"], summary_of(prepared)["days"][0]["day"]
     passed = {GATE_TAG: PASSED}
     versions = [TrackedVersion("sensors", number, earlier, passed) for number in range(1, 31)]
@@ -412,9 +415,63 @@ def test_versions_are_marked_without_asking_for_each_run(prepared: Dataset) -> N
     ]
     registry = Registry(versions[::-1])
     marks = version_marks(prepared, registry)
-    assert [(mark.version, mark.day) for mark in marks] == [*((number, earlier) for number in range(11, 31)), (31, day)]
-    assert registry.asked == 20
+    assert [(mark.version, mark.day) for mark in marks] == [*((number, earlier) for number in range(1, 31)), (31, day)]
+    assert registry.asked == 1
     assert '"version":"v31"' in client_of(prepared, registry).get("/explore/sensors").text
+    monkeypatch.setattr(Tracker, "version", lambda *_: None)
+    monkeypatch.setattr(Tracker, "experiment", lambda *_: "1")
+    assert f"{earlier}</td>" in client_of(prepared, registry).get("/versions/sensors").text
+    assert registry.asked == 3
+
+
+def test_the_page_of_any_day_is_drawn_when_it_is_asked_for(
+    dataset: Dataset, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third, *_ = (day["day"] for day in summary_of(dataset)["days"])
+    report = (dataset.paths.reports / "report.html").read_text()
+    assert f'<a data-href="days/{first}.html">{first[8:]}</a>' in report
+    version = TrackedVersion("sensors", 3, "run", {})
+    monkeypatch.setattr("ae_pipeline.lifecycle.publish.load_table_model", lambda *_: (version, fitted.bundle))
+    client, folder = client_of(dataset, Registry([version])), dataset.paths.reports / "days"
+    drawn = client.get(f"/reports/sensors/days/{second}.html")
+    assert drawn.status_code == 200
+    assert drawn.headers["content-security-policy"].startswith("sandbox allow-scripts")
+    assert f"sensors on {second}" in drawn.text
+    assert f'<p class="served" hidden><a href="{first}.html">← {first}</a>' in drawn.text
+    assert f'<a href="{third}.html">{third} →</a>' in drawn.text
+    assert list(folder.glob("*.html")) == []  # later runs would have to renew it
+    stored = day_page(second, dataset, fitted.bundle, 3).read_text()
+    assert client.get(f"/reports/sensors/days/{second}.html").text == stored == drawn.text
+    assert f'<a href="days/{second}.html">{second[8:]}</a>' in (dataset.paths.reports / "report.html").read_text()
+    none = client.get("/reports/sensors/days/1999-01-01.html")
+    assert none.status_code == 404
+    assert "&#x27;1999-01-01&#x27; has no report" in none.text
+    for missing in (f"/reports/other/days/{second}.html", "/reports/sensors/days/x.html", f"/reports/x/{second}.html"):
+        assert client.get(missing).status_code == 404
+    assert client_of(dataset).get(f"/reports/sensors/days/{first}.html").status_code == 404  # no model store
+
+
+def test_pages_that_wait_for_a_slow_one_leave_the_others_their_threads(
+    prepared: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> str:
+        begun.set()
+        assert end.wait(60)
+        return "slow"
+
+    monkeypatch.setattr("ae_pipeline.lifecycle.version_pages.compare_page", slow)
+    with client_of(prepared, Registry([])) as client, ThreadPoolExecutor(50) as pool:
+        waiting = [pool.submit(client.get, "/versions/sensors/compare?new=1") for _ in range(45)]
+        try:
+            assert begun.wait(60)
+            assert client.get("/explore/sensors").status_code == 200
+            assert client.get("/").status_code == 200
+            assert not any(each.done() for each in waiting)
+        finally:
+            end.set()
+        assert {each.result().text for each in waiting} == {"slow"}
 
 
 @pytest.mark.parametrize(

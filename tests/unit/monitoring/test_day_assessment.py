@@ -11,7 +11,7 @@ from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, Review
-from ae_pipeline.monitoring.verdict import FLAGGED, DayAssessment
+from ae_pipeline.monitoring.verdict import FLAGGED, DayAssessment, LabelLimits
 from ae_pipeline.scoring.drift import Effect, Part
 
 
@@ -42,8 +42,8 @@ class TestAssessment:
             (entry(1000, 1), "worth a look: 1 of 1,000 rows are flagged, and the alert budget allows 1.0"),
             (
                 entry(1000, 4, known=4),
-                "worth a look: 0 of 996 rows that are not known anomalies are flagged, and the alert budget allows "
-                "1.0; 4 of 4 known anomalies are flagged (recall 100%, precision 100%)",
+                "calm: nothing new: 4 of 4 known anomalies are flagged (recall 100%, precision 100%), and 0 of 996 "
+                "other rows, where the alert budget allows 1.0",
             ),
             (entry(1000, 30), "wrong: 30 rows are flagged, 30 times the budget"),
         ],
@@ -56,8 +56,48 @@ class TestAssessment:
 
     def test_a_day_whose_labeled_anomalies_are_missed_is_wrong(self) -> None:
         missed = replace(entry(1000, 4, known=4), known_anomalies=40)
-        assert assess_day(missed, {}, None, (), 0.001).message == "36 of 40 known anomalies are not flagged"
+        assert assess_day(missed, {}, None, (), 0.001).message == (
+            "36 of 40 known anomalies are not flagged (recall 10%, at least 50% is expected)"
+        )
         assert not assess_day(replace(missed, known_anomalies=9), {}, None, (), 0.001).is_wrong  # too few to tell
+
+    @pytest.mark.parametrize(
+        ("recalled", "false_alarms", "verdict", "message"),
+        [
+            (
+                40,
+                0,
+                "calm",
+                "the label confirms the flags: 40 of 40 known anomalies are flagged (recall 100%, precision",
+            ),
+            (
+                20,
+                20,
+                "calm",
+                "the label confirms the flags: 20 of 40 known anomalies are flagged (recall 50%, precision 50%",
+            ),
+            (20, 21, "worth a look", "at least 50% of the flagged rows should be known anomalies: 20 of 40 known anom"),
+            (19, 0, "wrong", "21 of 40 known anomalies are not flagged (recall 48%, at least 50% is expected)"),
+            (40, 200, "wrong", "200 rows are flagged, 10 times the budget"),
+        ],
+    )
+    def test_recall_and_precision_decide_where_anomalies_are_known(
+        self, recalled: int, false_alarms: int, verdict: str, message: str
+    ) -> None:
+        given = replace(entry(2040, recalled + false_alarms), known_anomalies=40, known_flagged=recalled)
+        assessment = assess_day(given, {}, None, (), 0.01)
+        assert assessment.headline.startswith(f"{verdict}: {message}")
+        limits = LabelLimits(min_recall=0.4, min_precision=0.95)
+        other = assess_day(given, {}, None, (), 0.01, limits=limits).verdict
+        assert other == {200: "wrong", 0: "calm"}.get(false_alarms, "worth a look")
+
+    def test_since_when_a_verdict_holds_is_said_until_it_changes(self) -> None:
+        assessment = replace(assess_day(entry(1000, 1), {}, None, (), 0.001), since="2024-02-27")
+        assert assessment.headline.startswith("worth a look since 2024-02-27: 1 of")
+        assert replace(assessment, since=assessment.day).headline.startswith("worth a look: 1 of")
+        assert DayAssessment.from_record(assessment.record()) == assessment
+        marked = assessment.reviewed(Review(hidden={assessment.day: 1}), assessment.day)
+        assert marked.headline.startswith("calm: nothing new")
 
     def test_marks_cover_reasons_until_these_grow(self) -> None:
         odd = (Deviation(columns=("x",), message="x is odd", rows=100),)
@@ -126,9 +166,9 @@ class TestAssessment:
             "1,000 rows are flagged, and the alert budget allows 1.0."
         )
         assert assess_day(entry(1000, 30, known=30), {}, None, odd, 0.001).aside == (
-            "The day as a whole is unusual, but the number of flagged rows is within the budget: 0 of 970 rows that "
-            "are not known anomalies are flagged, and the alert budget allows 1.0; 30 of 30 known anomalies are "
-            "flagged (recall 100%, precision 100%)."
+            "The day as a whole is unusual, but the number of flagged rows is within the budget: 30 of 30 known "
+            "anomalies are flagged (recall 100%, precision 100%), and 0 of 970 other rows, where the alert budget "
+            "allows 1.0."
         )
         assert not assess_day(entry(1000, 30), {}, None, odd, 0.001).aside  # single rows are unusual too
         assert not assess_day(entry(500), weeks(1000), None, (), 0.001).aside  # too few rows say nothing about rows

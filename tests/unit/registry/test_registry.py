@@ -122,6 +122,26 @@ def test_four_processes_can_open_a_new_store_at_once(
     assert {run.data.params["experiment"] for run in runs} == {tracker.experiment("opened")}
 
 
+def test_all_runs_of_a_dataset_are_read_by_queries_of_whole_pages(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tracker.experiment("asked")
+    runs = [tracker.client.create_run(experiment, tags={"number": str(number)}) for number in range(5)]
+    tracker.client.log_metric(runs[0].info.run_id, "unseen/auroc", 0.9)
+    tracker.client.delete_run(runs[1].info.run_id)
+    search, pages = tracker.client.search_runs, []
+
+    def by_two(experiments: list[str], **options: Any) -> Any:
+        pages.append(options["page_token"])
+        return search(experiments, max_results=2, **options)
+
+    monkeypatch.setattr(tracker.client, "search_runs", by_two)
+    facts = tracker.facts_of_runs("asked")
+    assert {facts[run.info.run_id][0]["number"] for run in runs} == {"0", "1", "2", "3", "4"}
+    assert facts[runs[0].info.run_id][1] == {"unseen/auroc": 0.9}
+    assert len(pages) == 3
+
+
 class TestRuns:
     def test_a_training_logs_parameters_metrics_and_artifacts(self, tracker: Tracker) -> None:
         with tracker.training("whole", "training of May", {"dagster_run": "r"}) as run:

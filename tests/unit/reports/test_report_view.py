@@ -18,8 +18,9 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import drifting_days, read_all_days, read_drift
 from ae_pipeline.registry.history import Change, HistoryEntry, record
-from ae_pipeline.reports.build import Report, day_page
+from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.cards import unseen_days_summary
+from ae_pipeline.reports.day_pages import day_page
 from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
 from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_days
