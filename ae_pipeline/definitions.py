@@ -13,6 +13,7 @@ from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, 
 from ae_pipeline.orchestration.sensors import build_dead_runs_sensor
 from ae_pipeline.orchestration.yaml_errors import is_expected
 from ae_pipeline.storage.environment import project_folders
+from ae_pipeline.storage.location import data_location
 from ae_pipeline.storage.project import find_project
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_project() -> DefsFolder:
         dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
     )
     workspace = Workspace(
-        data_folder=str(folders["AE_PIPELINE_DATA"]),
+        data_folder=data_location(),
         mlflow_folder=str(folders["AE_PIPELINE_MLRUNS"]),
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
         tables=os.environ.get("AE_PIPELINE_TABLES"),

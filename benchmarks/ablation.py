@@ -27,7 +27,14 @@ def variants(detector: Detector, train: FloatArray, test: FloatArray) -> Iterato
     """Yield each variant of the score with its scores of the test rows; both arrays have shape (n, columns)."""
     surprisal = detector.surprisal_of(detector.latents_and_losses(frame_of(test))[1])
     yield WHOLE, detector.combine(surprisal)
-    for part in Evidence:
+    present = {
+        Evidence.COLUMNS,
+        Evidence.LATENT,
+        Evidence.ROW,
+        *([Evidence.ENSEMBLE] if detector.ensemble is not None else []),
+        *([Evidence.CATEGORIES] if detector.cooccurrence is not None else []),
+    }
+    for part in (each for each in Evidence if each in present):
         alerts = detector.config.alerts.model_copy(update={"evidence": (part,)})
         config = detector.config.model_copy(update={"alerts": alerts})
         yield f"evidence {part.value} alone", replace(detector, config=config).combine(surprisal)

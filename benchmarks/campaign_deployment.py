@@ -237,7 +237,7 @@ class Deployment:
         """Return the Dagster run that trained the version that serves; empty if none serves."""
         tracker = Tracker(self.root / "mlruns")
         champion = tracker.version(DATASET, CHAMPION)
-        return tracker.run_tags(champion.run_id).get("dagster_run_id", "") if champion else ""
+        return tracker.facts_of_runs(DATASET)[champion.run_id][0].get("dagster_run_id", "") if champion else ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,12 @@ def environment(root: Path) -> dict[str, str]:
 def run_stage(root: Path, attributes: Mapping[str, Any], stage: str, days: Sequence[str]) -> Measure:
     """Materialize one asset over some days in a separate process.
 
+    Args:
+        root: Folder of the deployment.
+        attributes: Settings of the dataset.
+        stage: The asset, or several of one job, separated by commas, which one run materializes.
+        days: First and last day are materialized, and those between them.
+
     Raises:
         RuntimeError: The process failed.
     """
@@ -90,13 +96,13 @@ def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: st
     )
     context: Any = None  # build_defs needs no context without a defs folder
     definitions = dg.Definitions.merge(AutoencoderPipeline(config).build_defs(context), resources)
-    job = definitions.resolve_job_def(job_name(config, _JOBS[stage]))
-    tags = range_tags(first, last) if stage not in {"autoencoder", "champion"} else {}
+    stages = stage.split(",")
+    job = definitions.resolve_job_def(job_name(config, _JOBS[stages[0]]))
+    tags = range_tags(first, last) if _JOBS[stages[0]] != "train" else {}
+    assets = [dg.AssetKey([config.dataset, each]) for each in stages]
     with dg.DagsterInstance.get() as instance:
         return measured(
-            lambda: job.execute_in_process(
-                instance=instance, tags=tags, run_config=LOGGERS, asset_selection=[dg.AssetKey([config.dataset, stage])]
-            )
+            lambda: job.execute_in_process(instance=instance, tags=tags, run_config=LOGGERS, asset_selection=assets)
         )
 
 

@@ -1,13 +1,21 @@
-"""Defects on photographs of five materials: verdicts on images, heat maps against masks, beside PCA and PyOD.
+"""Defects in images: planted into patches of brick, and on photographs of five materials, beside PCA and PyOD.
 
-Each material gives training images from the upper rows of its photograph, and test images from the rows below, which
-no method has seen. Each test image has one defect of one kind, or none. All methods cut the same patches. A baseline
-scores an image by its highest patch, and a pixel by the stitched error or score of the patches around it.
+Planted defects are those of `benchmarks.defects`. They measure the scores of patches, and the heat of pixels inside the
+box of a defect.
+
+Materials measure verdicts on images, and heat maps against masks. Each material gives training images from the upper
+rows of its photograph, and test images from the rows below, which no method has seen. Each test image has one defect of
+one kind, or none. All methods cut the same patches. A baseline scores an image by its highest patch, and a pixel by the
+stitched error or score of the patches around it.
+
+Evidence is the choice of what scores rest on; see `benchmarks.image_evidence`.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +32,12 @@ from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.scoring.pixels import PixelMeter
-from benchmarks.frames import IMAGE, fit_frame
+from benchmarks import defects, image_evidence, textures
+from benchmarks.explanations import boxes
+from benchmarks.frames import IMAGE, fit_frame, fit_images, image_frame
 from benchmarks.measures import Measure, to_rows, to_tables
 from benchmarks.report import write_report
 
@@ -35,10 +46,11 @@ Values = npt.NDArray[np.float64]
 Scored = tuple[Values, list[Values]]
 """Score of each image, and its heat map."""
 
+PARTS = ("planted", "evidence", "materials")
 MATERIALS = ("brick.png", "grass.png", "gravel.png", "ihc.png", "hubble_deep_field.jpg")
 DEFECTS = ("foreign material", "scratch", "blur", "stain", "dead block")
-SIZE, PATCH, STRIDE = 192, 32, 16
-TRAINING_ROWS, TRAINING_IMAGES, GOOD, BAD = 320, 40, 10, 4
+SIZE, PATCH, STRIDE = 256, 32, 16
+TRAINING_ROWS, TRAINING_IMAGES, GOOD, BAD = 256, 24, 10, 4
 """Rows of a photograph for training; training images, normal test images, and test images of each kind of defect."""
 
 MODEL: dict[str, Any] = {
@@ -51,6 +63,7 @@ MODEL: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3}
 COMPONENTS = 256
+OURS = "ae_pipeline"
 
 
 @dataclass(frozen=True)
@@ -197,19 +210,60 @@ def _stitch(patches: Values, images: int) -> list[Values]:
     return maps
 
 
-def measure(materials: Sequence[str], seeds: Sequence[int]) -> Iterator[Measure]:
-    """Score every material with every method and seed."""
-    methods: dict[str, Callable[[Sheet, int], Scored]] = {
-        "ae_pipeline": score_ours,
-        "PCA": score_pca,
-        "PyOD KNN": lambda sheet, _: score_pyod(KNN(), sheet),
-        "PyOD IForest": lambda sheet, seed: score_pyod(IForest(random_state=seed), sheet),
+def measure_planted(seed: int) -> Iterator[Measure]:
+    """Measure scores of patches with planted defects, and heat maps against the boxes of the defects."""
+    setting = defects.prepare(seed)
+    bundle = fit_images(setting.training, seed, defects.MODEL, defects.TRAIN, setting.tiles, defects.ALERTS)
+    pca = PCA(_best_pca_width(), random_state=seed).fit(_flat(setting.training))
+    methods = {OURS: partial(_ours, bundle), "PCA": partial(_pca, pca)}
+    for method, measured in methods.items():
+        for task, value in setting.auroc(partial(_first, measured)).items():
+            yield Measure(f"brick, {task}", method, "patch AUROC", value, seed)
+        by_kind = {kind: _pixel_auroc(setting, kind, measured) for kind in textures.DEFECTS}
+        for task, value in {"all defects": float(np.mean(list(by_kind.values()))), **by_kind}.items():
+            yield Measure(f"brick, {task}", method, "pixel AUROC", value, seed)
+
+
+@cache
+def _best_pca_width() -> int:
+    return defects.best_pca_width()
+
+
+def _first(measured: Callable[[Pixels], tuple[Values, Values]], patches: Pixels) -> Values:
+    return measured(patches)[0]
+
+
+def _ours(bundle: ModelBundle, patches: Pixels) -> tuple[Values, Values]:
+    """Return the score of each patch and of each pixel."""
+    frame = image_frame(patches)
+    return bundle.score(frame).score, bundle.network.residual_maps(frame)
+
+
+def _pca(pca: PCA, patches: Pixels) -> tuple[Values, Values]:
+    rows = _flat(patches)
+    errors: Values = np.square(rows - pca.inverse_transform(pca.transform(rows))).reshape(patches.shape)
+    return errors.mean((1, 2)), errors
+
+
+def _pixel_auroc(setting: defects.Setting, kind: str, measured: Callable[[Pixels], tuple[Values, Values]]) -> float:
+    """Return the mean AUROC of the pixels inside the box of a defect over all patches that it changed."""
+    planted = setting.anomalous[kind]
+    pairs = zip(boxes(planted, setting.clean), measured(planted)[1], strict=True)
+    return float(np.mean([roc_auc_score(box.ravel(), pixels.ravel()) for box, pixels in pairs if box.any()]))
+
+
+def measure_materials(materials: Sequence[str], seed: int) -> Iterator[Measure]:
+    """Score every material with every method."""
+    methods: dict[str, Callable[[Sheet], Scored]] = {
+        OURS: partial(score_ours, seed=seed),
+        "PCA": partial(score_pca, seed=seed),
+        "PyOD KNN": partial(score_pyod, KNN()),
+        "PyOD IForest": partial(score_pyod, IForest(random_state=seed)),
     }
-    for seed in seeds:
-        for material in materials:
-            sheet = prepare(material, seed)
-            for method, score in methods.items():
-                yield from _measures(sheet, score(sheet, seed), material.partition(".")[0], method, seed)
+    for material in materials:
+        sheet = prepare(material, seed)
+        for method, score in methods.items():
+            yield from _measures(sheet, score(sheet), material.partition(".")[0], method, seed)
 
 
 def _measures(sheet: Sheet, scored: Scored, material: str, method: str, seed: int) -> Iterator[Measure]:
@@ -228,17 +282,34 @@ def _measures(sheet: Sheet, scored: Scored, material: str, method: str, seed: in
         yield Measure(material, method, "AUPRO", pixels.aupro, seed)
 
 
+def run(parts: Sequence[str], materials: Sequence[str], seeds: Sequence[int], out: Path) -> None:
+    """Measure some parts seed by seed. Print the tables, and write the JSON after each part of each seed."""
+    measures: list[Measure] = []
+    measuring: dict[str, Callable[[int], Iterator[Measure]]] = {
+        "planted": measure_planted,
+        "evidence": image_evidence.measure,
+        "materials": partial(measure_materials, materials),
+    }
+    for seed in seeds:
+        for part in parts:
+            started = time.perf_counter()
+            of_part = list(measuring[part](seed))
+            print(f"{part}, seed {seed}: {time.perf_counter() - started:.0f} s\n\n{to_tables(of_part)}\n", flush=True)
+            measures += of_part
+            write_report(out, "images", to_rows(measures), ("pyod", "scikit-learn", "scikit-image"))
+    print(to_tables(measures))
+
+
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images", description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--materials", nargs="+", choices=MATERIALS, default=MATERIALS)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # two threads are slower for networks of this size
-    measures = list(measure(arguments.materials, range(arguments.seeds)))
-    print(to_tables(measures))
-    write_report(arguments.out, "images", to_rows(measures), ("pyod", "scikit-learn", "scikit-image"))
+    run(arguments.parts, arguments.materials, range(arguments.seeds), arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Web server of the data folder: reports, the features that their pages link to, and marks as Parquet."""
 
+import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
@@ -12,16 +13,23 @@ from urllib.parse import quote
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ae_pipeline.cli.data_pages import DataPages
 from ae_pipeline.cli.explore_pages import DAY_PAGE, SANDBOX, ExplorePages
+from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import refresh
 
 if TYPE_CHECKING:
     from ae_pipeline.registry.store import Tracker
+
+logger = logging.getLogger(__name__)
 
 _FOLDERS = {"reports": True, "features": False, "feedback": False}
 """Folders that are served, and whether their content is listed."""
@@ -39,6 +47,9 @@ _INTERNAL = (".context.json", "unfinished.json")
 
 _ICON = '<link rel=icon href="data:,">'
 """Without it, a browser asks for an icon in vain."""
+
+_REFRESH_SECONDS = 2.0
+"""Age up to which a page shows what this machine has, without a look at the object store."""
 
 _MAX_LISTED = 5_000
 """Maximum number of entries of a folder that a list shows."""
@@ -65,8 +76,35 @@ def data_app(
                 raise
         return await explore.day(request, *asked.groups())
 
+    paths = {name: dataset.paths for name, dataset in datasets.items() if dataset.paths.store}
     pages = [*DataPages(folder, datasets).routes, *explore.routes]
-    return Starlette(routes=[*pages, Route("/{path:path}", answer, methods=["GET"])])
+    routes = [*pages, Route("/{path:path}", answer, methods=["GET"])]
+    return Starlette(routes=routes, middleware=[Middleware(_Refreshing, paths)] if paths else [])
+
+
+class _Refreshing:
+    """Middleware that brings files up to date with an object store before a page shows them.
+
+    Args:
+        app: The app behind it.
+        paths: Paths of the datasets in an object store, by name.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Mapping[str, DatasetPaths]) -> None:
+        self._app, self._paths = app, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await run_in_threadpool(self._refresh, scope["path"].split("/"))
+        await self._app(scope, receive, send)
+
+    def _refresh(self, names: Sequence[str]) -> None:
+        for name, paths in self._paths.items():
+            if name in names or names == ["", ""]:
+                try:
+                    refresh(paths, _REFRESH_SECONDS)
+                except PipelineError as error:
+                    logger.warning(f"pages of {name!r} may be old: {error}")
 
 
 def _answer(folder: Path, path: str) -> Response:

@@ -33,8 +33,10 @@ def _state(dataset: "Dataset") -> tuple[str, ...]:
     """Return name, version that serves, newest day, rows of raw_data, and what else there is to say."""
     from ae_pipeline.ingestion.ledger import Ledger
     from ae_pipeline.storage.paths import ALL_ROWS
+    from ae_pipeline.storage.session import refresh
 
     try:
+        refresh(dataset.paths)
         ledger = Ledger.load(dataset.paths.ledger)
         version = _serving_version(dataset)
         days = [day for day in ledger.days if dataset.config.has_day(day)]

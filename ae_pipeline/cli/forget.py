@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ae_pipeline.cli.confirm import confirm
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.storage.session import forget_state
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -34,6 +35,7 @@ def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
             f"{name!r} is not the name of a dataset; write it as in its YAML, with lower-case letters, digits and '_'"
         )
     project = Project.load()
+    project.workspace.refresh(name)
     parts, kept = _parts(project, name, landing_too)
     if not parts:
         print(f"Nothing to remove: nothing is stored of {name!r}.")
@@ -49,6 +51,7 @@ def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
         for part in _parts(project, name, landing_too)[0]:
             part.remove()
             print(f"removed {part.name}", flush=True)
+        forget_state(project.workspace.paths(name))
     if name in project.datasets:
         print(f"\n{name!r} is still defined: `ae-pipeline run {name}` and its sensors start from scratch.")
     return 0

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from ae_pipeline.ingestion.readers.files import TABLE_SUFFIXES, can_read, read_f
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
 from ae_pipeline.storage.environment import project_folders
 from ae_pipeline.storage.files import atomic_write, make_folder, write_text
+from ae_pipeline.storage.location import dataset_paths
 from ae_pipeline.storage.project import own_project
+from ae_pipeline.storage.session import hold_dataset
 
 _READ_BYTES, _READ_FILES = 128 << 20, 200
 """Bytes and files that a proposal rests on; of more files, it takes some over the whole range."""
@@ -53,7 +56,9 @@ def new(name: str, files: Sequence[Path], *, yes: bool) -> int:
     if not yes and input("\nDo it? [y/N] ").strip().lower() not in {"y", "yes"}:
         print("Nothing was written.")
         return 0
-    plan.execute()
+    paths = dataset_paths(name)
+    with hold_dataset(paths) if paths.store else nullcontext():  # which copies the files to the store
+        plan.execute()
     print(f"\nDone. Next: look at {target}, then run `ae-pipeline run {name}`.")
     return 0
 

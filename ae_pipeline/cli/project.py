@@ -94,6 +94,7 @@ class Project:
 
         Raises:
             ConfigError: The project has no such dataset, or its `defs.yaml` cannot be loaded.
+            StorageError: The data is in an object store that does not answer.
         """
         if name not in self.datasets:
             for broken in self.broken:
@@ -103,6 +104,7 @@ class Project:
             names = ", ".join(sorted(self.datasets)) or "none"
             raise ConfigError(f"no dataset {name!r} in the defs folder; it has {names}")
         self.print_broken()
+        self.workspace.refresh(name)
         return self.datasets[name]
 
     def print_broken(self) -> None:

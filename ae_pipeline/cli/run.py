@@ -35,7 +35,7 @@ def run(name: str, *, accepts_removal: bool = False) -> int:
     print(f"Bringing {name!r} up to date.")
     project = Project.load()
     dataset = project.dataset(name)
-    _land_demo(dataset)
+    _land_demo(project, dataset)
     if not dataset.config.source.is_fetched:
         require_landed(dataset)  # raises StorageError if nothing has landed
     warn_of_history(project, dataset)
@@ -160,7 +160,7 @@ def warn_of_history(project: Project, dataset: "Dataset") -> None:
         print(f"Warning: {terminal_line(text)}.", file=sys.stderr, flush=True)
 
 
-def _land_demo(dataset: "Dataset") -> None:
+def _land_demo(project: Project, dataset: "Dataset") -> None:
     from ae_pipeline.cli.demo import DEMOS
     from ae_pipeline.ingestion.landing_folder import landing_folder
     from ae_pipeline.orchestration.console import format_line
@@ -170,4 +170,6 @@ def _land_demo(dataset: "Dataset") -> None:
         return
     land, folder = DEMOS.get(dataset.name), landing_folder(dataset)
     if land and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
-        print(format_line("landing", f"{land(folder):,} files landed in {folder}", time.time()), flush=True)
+        with project.workspace.locked(dataset.name):
+            landed = land(folder)
+        print(format_line("landing", f"{landed:,} files landed in {folder}", time.time()), flush=True)

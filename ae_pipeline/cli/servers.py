@@ -25,6 +25,7 @@ from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.signals import raise_stopped
 from ae_pipeline.orchestration.tags import LOCATION
 from ae_pipeline.storage.environment import project_folders
+from ae_pipeline.storage.location import DATA_VARIABLE, SCRATCH_VARIABLE, data_location
 from ae_pipeline.storage.project import DEFS_VARIABLE, ProjectFolder, find_project
 from ae_pipeline.storage.temporary import server_folder
 
@@ -95,7 +96,7 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     python = sys.executable
     try:
         with (
-            serve_folder(Path(workspace.data_folder), ports.data, token, addresses["data"], datasets, tracker),
+            serve_folder(workspace.local_data, ports.data, token, addresses["data"], datasets, tracker),
             server_folder() as folder,  # only this user can enter it
         ):
             code, file = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
@@ -162,6 +163,10 @@ def _environment(project: ProjectFolder) -> dict[str, str]:
     dev = {"DAGSTER_IS_DEV_CLI": "1", "DAGSTER_PROJECT_ENV_FILE_PATHS": env_files}
     # Absolute, because the servers work in the folder of the project.
     folders = {name: str(folder.resolve()) for name, folder in project_folders().items()}
+    if "://" in (location := data_location()):
+        folders[DATA_VARIABLE] = location
+    if scratch := os.environ.get(SCRATCH_VARIABLE):
+        folders[SCRATCH_VARIABLE] = str(Path(scratch).resolve())
     return {**os.environ, **dev, **folders, DEFS_VARIABLE: str(project.defs)}
 
 

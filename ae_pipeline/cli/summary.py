@@ -9,7 +9,7 @@ import polars as pl
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.text import abbreviate
-from ae_pipeline.ingestion.landing_folder import list_landing
+from ae_pipeline.ingestion.landing_folder import landing_address, list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
@@ -40,7 +40,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
         "",
         "Next: `ae-pipeline ui` serves the asset graph, the MLflow runs and the report; read the table with",
         f"{_reading_line(dataset)}; put new files into",
-        f"{paths.landing} and run again.",
+        f"{landing_address(dataset)} and run again.",
     ]
     return "\n".join(map(terminal_line, lines))
 
@@ -56,8 +56,10 @@ def _unread(dataset: Dataset) -> str:
 
 def _reading_line(dataset: Dataset) -> str:
     """Return the code that reads the table, for a data folder of any name."""
-    tables = f", tables={dataset.paths.tables!r}" if dataset.paths.tables else ""
-    return f"`ae_pipeline.read_latents({dataset.name!r}, data={str(dataset.paths.root)!r}{tables}).pandas()`"
+    paths = dataset.paths
+    data, is_beside = paths.store or str(paths.root), paths.tables in {None, f"{paths.store}/latents"}
+    tables = "" if is_beside else f", tables={paths.tables!r}"
+    return f"`ae_pipeline.read_latents({dataset.name!r}, data={data!r}{tables}).pandas()`"
 
 
 def summarize_ingestion(dataset: Dataset) -> str:

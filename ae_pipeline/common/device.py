@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -64,6 +65,46 @@ def prepare(device: torch.device) -> None:
     """Make the convolutions of a CUDA device reproducible: cuDNN chooses the same deterministic algorithm each time."""
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+class _FullFloat32:
+    """See `full_float32`."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._previous = Lock(), 0, ("none", "none")
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._previous = _exchange_precision(("ieee", "ieee"))
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                _exchange_precision(self._previous)
+
+
+def _exchange_precision(precision: tuple[str, str]) -> tuple[str, str]:
+    """Set the precision of float32 products on CUDA and on the CPU, and return the previous one."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+        legacy = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest" if precision[0] == "ieee" else precision[0])
+        return legacy, legacy
+    settings: Any = torch.backends
+    backends = settings.cuda.matmul, settings.mkldnn.matmul
+    previous = backends[0].fp32_precision, backends[1].fp32_precision
+    backends[0].fp32_precision, backends[1].fp32_precision = precision
+    return previous
+
+
+full_float32 = _FullFloat32()
+"""Context manager in which float32 products use no TF32 or bfloat16, also in a program that allows them.
+
+Torch has no setting for one product or one thread. Products of other threads are more exact meanwhile. The last of
+several threads restores the settings.
+"""
 
 
 @contextmanager

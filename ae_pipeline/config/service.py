@@ -46,11 +46,12 @@ class AlertsConfig(Section):
         default=tuple(Evidence),
         min_length=1,
         description="Kinds of evidence; the score is the maximum over them. `columns`: the most anomalous column, or "
-        "the most anomalous window of an image. `latent`: the distance of the latent from the latents of the training "
-        "rows. `row`: the loss of the whole row; for a variational model the negative ELBO at the mean. `ensemble` "
-        "(tables only): the distance of the row from the training rows, and the errors of small autoencoders that only "
-        "score. `categories` (tables only): a combination of categories that is rarer than its parts make expected; it "
-        "needs two categorical columns that depend on each other. By default all five.",
+        "the window of an image with the most anomalous residual or the least contrast. `latent`: the distance of the "
+        "latent from the latents of the training rows. `row`: the loss of the whole row; for a variational model the "
+        "negative ELBO at the mean. `ensemble` (tables only): the distance of the row from the training rows, and the "
+        "errors of small autoencoders that only score. `categories` (tables only): a combination of categories that "
+        "is rarer than its parts make expected; it needs two categorical columns that depend on each other. By default "
+        "all five.",
     )
     false_discovery_rate: Fraction | None = Field(
         default=None,

@@ -40,14 +40,11 @@ from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.storage.files import atomic_write, make_folder
 
-FORMAT = 10
-"""Format that `save` writes. `load` also reads formats 9 to 7, and format 6 with a warning."""
+FORMAT = 11
+"""Format that `save` writes. `load` also reads formats 10 to 7, and format 6 with a warning."""
 
-WITHOUT_COOCCURRENCE = 9
-"""Format that has no combinations of categories. Its other parts are the same."""
-
-WITHOUT_FOREST = 8
-"""Format whose ensemble has five measures. Its other parts are the same."""
+_EARLIER = {10, 9, 8}
+"""Formats with fewer parts: 10 has no flat scores of images, 9 no combinations of categories, 8 five measures."""
 
 _IMAGES = "image_calibration.scores"
 
@@ -266,7 +263,7 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str | None = None) -> "ModelBundle":
-        """Read a bundle of format 10 to 7, or of format 6 with a DeprecationWarning.
+        """Read a bundle of format 11 to 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
@@ -292,7 +289,7 @@ class ModelBundle:
             tensors = legacy_bundle.upgrade_tensors(tensors)
         elif manifest.get("format") == WITHOUT_CONTRACT:
             manifest = {**manifest, "contract": None}
-        elif manifest.get("format") not in {FORMAT, WITHOUT_COOCCURRENCE, WITHOUT_FOREST}:
+        elif manifest.get("format") not in {FORMAT, *_EARLIER}:
             raise BundleError(
                 f"the bundle in {folder} has format {manifest.get('format')!r}, but this version of ae_pipeline reads "
                 f"only formats {legacy_bundle.FORMAT} to {FORMAT}; train a new model, or use the version of "

@@ -13,7 +13,7 @@ from ae_pipeline.scoring.cooccurrence import Cooccurrence
 def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
     """Return actual and expected text of the rarest combination of categories of each row.
 
-    The first is, for instance, `carrier 9E with dest HNL: not among 236,000 counted rows`.
+    The first is, for instance, `carrier 9E × dest HNL: never together in 236,000 counted rows`.
 
     Args:
         detector: Detector that counts combinations.
@@ -26,6 +26,6 @@ def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) 
     for rarest in counts.rarest(matrix):
         chosen = [names[column] for column in rarest.columns]
         parts = [f"{name} {vocabularies[name][code]}" for name, code in zip(chosen, rarest.codes, strict=True)]
-        times = f"in {rarest.rows:,} of" if rarest.rows else "not among"
-        texts.append((f"{' with '.join(parts)}: {times} {counts.rows:,} counted rows", f"about {rarest.expected:,.0f}"))
+        times = f"together in {rarest.rows:,} of" if rarest.rows else "never together in"
+        texts.append((f"{' × '.join(parts)}: {times} {counts.rows:,} counted rows", f"about {rarest.expected:,.0f}"))
     return texts

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from torch.nn.functional import one_hot
 
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.categories import describe_combinations
 from ae_pipeline.detector.detector import Detector
-from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
+from ae_pipeline.detector.imputation import counted_parts, impute, move_event_time
+from ae_pipeline.encoding.event_time import EVENT_TIME
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.image_loss import ImageLoss
 
@@ -27,9 +28,6 @@ CONTRIBUTIONS = pl.List(
 _MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
 """Contributions that an explanation names: nats, and share of the first contribution."""
 
-_IMPUTATION_PASSES = 4
-"""Forward passes that move an imputed column from its mean to the value that fits the rest of the row."""
-
 _MAX_CANDIDATES = 24
 """Upper limit on the columns of a row that are tried, so that the cost does not grow with the width of a table."""
 
@@ -39,9 +37,9 @@ class Contribution:
     """One part of the score of a row.
 
     Attributes:
-        column: Name of a feature column. For images, `image` or `spot`, the patch with the highest score. `latent`,
-            `ensemble` or `row` if the row is anomalous as a whole, and `categories` for categories that rarely occur
-            together.
+        column: Name of a feature column. For images, `image`, `spot`, the patch with the highest score, or `flat`, the
+            patch with the least contrast. `latent`, `ensemble` or `row` if the row is anomalous as a whole, and
+            `categories` for categories that rarely occur together.
         surprisal: Nats. For a column, its own surprisal plus the decrease of all other surprisal after the column is
             imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
         actual: Actual value, as text.
@@ -80,7 +78,7 @@ def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[
     """Return the parts that contribute most to the score of each row, highest first.
 
     For tables these are columns, and `latent` or `ensemble` if the row is anomalous as a whole; see `explain_rows`. For
-    images these are `spot`, the patch with the highest score, and `image`.
+    images these are `spot`, the patch with the highest score, `flat`, the one with the least contrast, and `image`.
 
     Args:
         detector: Fitted detector.
@@ -219,16 +217,27 @@ def _explain_by_column(
     for step in range(min(limit, len(names))):
         removed = _removed_surprisal(detector, x, surprisal, is_imputed)
         best = removed.argmax(axis=1)
-        output, x = _impute(detector, x, encoder.groups == best[:, np.newaxis])
+        most = removed[row_index, best]
+        moved = move_event_time(detector, rows, x, surprisal) if step == 0 and encoder.context else None
+        is_moved = np.zeros(len(x), dtype=np.bool_)
+        output, x = impute(detector, x, encoder.groups == best[:, np.newaxis], _is_rare(detector, surprisal))
+        if moved is not None:
+            is_moved = moved.removed > np.maximum(most, _MIN_SURPRISAL)
+            most = np.where(is_moved, moved.removed, most)
+            x = torch.where(torch.from_numpy(is_moved).to(x.device).unsqueeze(1), moved.x, x)
+            output = detector.network.forward(x)
         surprisal = detector.surprisal(output, x)
         remaining = surprisal if step == 0 else remaining
         expected = detector.network.double_loss.to_scale(output.output).cpu().numpy()
         # Two columns can mask each other: after the first one is imputed, the second one can remove more than it did.
-        lowest = np.minimum(lowest, removed[row_index, best])
-        is_imputed[row_index, best] = True
+        lowest = np.minimum(lowest, most)
+        is_imputed[row_index[~is_moved], best[~is_moved]] = True
         for index, row in enumerate(rows.iter_rows(named=True)):
             name = names[best[index]]
             text = encoder.describe(row, expected[index], name)
+            if moved is not None and is_moved[index]:
+                name = EVENT_TIME
+                text = encoder.speak(name, row[name]), encoder.speak(name, moved.times[index])
             if not _is_expected(*text):
                 contributions[index].append(Contribution(name, float(lowest[index]), *text))
     return contributions, remaining
@@ -248,16 +257,16 @@ def _removed_surprisal(
 ) -> Array:
     """Return the surprisal that imputing each column removes, (n, columns); −∞ for columns that are not tried.
 
-    The surprisal of the column itself counts in full. The total loss of the row does not count, because it sums what
-    the columns count already.
+    The surprisal of the column itself counts in full, and that of the row as `counted_parts` says.
     """
     encoder, column_count = cast("TableEncoder", detector.encoder), is_imputed.shape[1]
     row_index = np.arange(len(x))
-    is_counted = np.arange(detector.part_count) != detector.part_index(Evidence.ROW)
+    is_counted, is_rare = counted_parts(detector), _is_rare(detector, surprisal)
     removed = np.full(is_imputed.shape, -np.inf)
     of_columns = np.where(is_imputed, -np.inf, surprisal[:, :column_count])
     for candidate in np.argsort(-of_columns, axis=1, kind="stable")[:, :_MAX_CANDIDATES].T:
-        decrease = surprisal - detector.surprisal(*_impute(detector, x, encoder.groups == candidate[:, np.newaxis]))
+        mask = encoder.groups == candidate[:, np.newaxis]
+        decrease = surprisal - detector.surprisal(*impute(detector, x, mask, is_rare))
         removed[row_index, candidate] = (
             surprisal[row_index, candidate] + decrease[:, is_counted].sum(axis=1) - decrease[row_index, candidate]
         )
@@ -265,46 +274,18 @@ def _removed_surprisal(
     return removed
 
 
-def _impute(detector: Detector, x: torch.Tensor, mask: npt.NDArray[np.bool_]) -> tuple[AutoEncoderOutput, torch.Tensor]:
-    """Replace a column by the value that fits the rest of each row.
-
-    The column starts at its mean over the training rows. Then each output of the network becomes its next input, as
-    Rezende et al. (2014) impute missing values. The mean alone rarely fits the row and would distort the other columns.
-    Categories end as the most likely one, because a row has exactly one.
-
-    Args:
-        detector: Fitted detector of a table.
-        x: Encoded rows, (n, width).
-        mask: Inputs to impute, (width,) or (n, width).
-
-    Returns:
-        Output of the network for the imputed rows, and the imputed rows.
-    """
-    is_replaced = torch.from_numpy(mask).to(x.device)
-    imputed = torch.where(is_replaced, torch.from_numpy(detector.mean_input).to(x), x)
-    for _ in range(_IMPUTATION_PASSES):
-        output = detector.network.forward(imputed).output
-        imputed = torch.where(is_replaced, detector.network.double_loss.to_scale(output), imputed)
-    imputed = torch.where(is_replaced, _most_likely(cast("TableEncoder", detector.encoder), imputed), imputed)
-    return detector.network.forward(imputed), imputed
-
-
-def _most_likely(encoder: TableEncoder, x: torch.Tensor) -> torch.Tensor:
-    """Replace the probabilities of categories and of binary columns by the most likely value."""
-    most_likely = x.clone()
-    for block in encoder.blocks:
-        values = x[:, block.start : block.stop]
-        if block.kind == BlockKind.CATEGORICAL:
-            most_likely[:, block.start : block.stop] = one_hot(values.argmax(1), block.width).to(x)
-        elif block.kind == BlockKind.BINARY:
-            most_likely[:, block.start : block.stop] = values.round().clamp(0, 1)
-    return most_likely
+def _is_rare(detector: Detector, surprisal: Array) -> npt.NDArray[np.bool_]:
+    """Return which rows have a rare combination of categories, (n,), given the surprisal of each part, (n, parts)."""
+    if detector.cooccurrence is None:
+        return np.zeros(len(surprisal), dtype=np.bool_)
+    is_rare: npt.NDArray[np.bool_] = surprisal[:, detector.part_index(Evidence.CATEGORIES)] >= _MIN_SURPRISAL
+    return is_rare
 
 
 def _explain_images(
     detector: Detector, x: torch.Tensor, output: AutoEncoderOutput, surprisal: Array
 ) -> list[list[Contribution]]:
-    """Return the contributions of the whole image and of its highest-scoring patch, highest first."""
+    """Return the contributions of the whole image and of its patches, highest first."""
     expected = detector.network.double_loss.to_scale(output.output)
     by_image = [
         _explain_image(detector, surprisal[index], expected[index : index + 1], x[index : index + 1])
@@ -314,13 +295,22 @@ def _explain_images(
 
 
 def _explain_image(detector: Detector, surprisal: Array, expected: torch.Tensor, x: torch.Tensor) -> list[Contribution]:
-    """Return the contributions of one image, (1, channels, height, width), and of its highest-scoring patch."""
+    """Return the contributions of one image, (1, channels, height, width), and of its patches."""
     loss, row = cast("ImageLoss", detector.network.double_loss), detector.part_index(Evidence.ROW)
+    quantiles = detector.tails.quantiles[:, -1]
     scores = loss.patch_scores(expected, x)
-    usual = [f"{quantile:.1f} times at most in 99 %" for quantile in detector.tails.quantiles[:, -1]]
-    location = "row {}, column {}".format(*loss.highest_patch(expected, x))
+    usual = [f"{quantile:.1f} times at most in 99 %" for quantile in quantiles]
+    location = "row {}, column {}".format(*loss.highest_patch(scores))
     highest, mean = float(scores.max()), float(scores.mean())
-    return [
+    parts = [
         Contribution("spot", float(surprisal[0]), f"{highest:.1f} times the usual residual at {location}", usual[0]),
         Contribution("image", float(surprisal[row]), f"{mean:.1f} times the usual residual", usual[row]),
     ]
+    if "flat" in loss.columns:
+        flat = loss.flat_scores(x)
+        ratio, lowest = (
+            f"{loss.contrast_ratio(score):.2f} times" for score in (float(flat.max()), float(quantiles[1]))
+        )
+        text = f"{ratio} the contrast of the flattest 1 % at row {{}}, column {{}}".format(*loss.highest_patch(flat))
+        parts.append(Contribution("flat", float(surprisal[1]), text, f"{lowest} at least in 99 %"))
+    return parts

@@ -39,7 +39,7 @@ class Pictures:
     Attributes:
         image: Network inputs on the scale 0 to 1, (n, height, width, channels).
         reconstruction: Network outputs on the same scale, (n, height, width, channels).
-        residual: Patch score around each pixel, 1 on average for normal images, (n, height, width).
+        residual: Heat of each pixel, a multiple of the usual residual, (n, height, width); see `ImageLoss.heat`.
     """
 
     image: npt.NDArray[np.float64]
@@ -112,7 +112,7 @@ class FittedNetwork:
         """
         x = self.encode_batch(rows)
         loss = cast("ImageLoss", self.double_loss)
-        maps: npt.NDArray[np.float64] = loss.patch_scores(self.forward(x).output, x, to_the_edge=True).cpu().numpy()
+        maps: npt.NDArray[np.float64] = loss.heat(self.forward(x).output, x).cpu().numpy()
         return maps
 
     def pictures(self, features: pl.DataFrame) -> Pictures | None:
@@ -131,7 +131,7 @@ class FittedNetwork:
             output = self.forward(x).output
             images.append(self.encoder.to_unit(x.cpu().numpy()))
             reconstructions.append(self.encoder.to_unit(output.cpu().numpy()))
-            residuals.append(loss.patch_scores(output, x, to_the_edge=True).cpu().numpy())
+            residuals.append(loss.heat(output, x).cpu().numpy())
         return Pictures(np.concatenate(images), np.concatenate(reconstructions), np.concatenate(residuals))
 
     @cached_property

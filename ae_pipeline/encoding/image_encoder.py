@@ -56,6 +56,11 @@ class ImageEncoder(Section):
         return (self.high - self.low) / min(self.scale)
 
     @property
+    def levels(self) -> int:
+        """Number of steps between the lowest and the highest value: those of the integer type, or of 16 bits."""
+        return 255 if self.image.dtype == "uint8" else 65535
+
+    @property
     def ends(self) -> tuple[float, float]:
         """Lowest and highest encoded value under unit and symmetric scaling."""
         return (self.low - self.offset[0]) / self.scale[0], (self.high - self.offset[0]) / self.scale[0]

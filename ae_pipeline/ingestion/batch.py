@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import polars as pl
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.days import last_day
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
 from ae_pipeline.ingestion.landing_folder import landing_folder
@@ -29,6 +31,7 @@ from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, keep_rows
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import write_rows
+from ae_pipeline.storage.paths import DatasetPaths
 
 RAW_VERSION = "2"
 """Version of the ingestion code. Increase it when the same files would give other raw rows."""
@@ -136,36 +139,18 @@ class StagingBatch:
         try:
             data = read_bounded(path, self._config.source.limits)
         except UnreadableFileError as error:
-            entry = LandedFile(
-                size=stat.st_size,
-                modified_ns=stat.st_mtime_ns,
-                sha256="",
-                landed_ns=stat.st_mtime_ns,
-                contract=rules.lasting,
-                staged=None,
-            )
-            return _refused(entry, previous, str(error))
-        digest = hashlib.sha256(data).hexdigest()
-        same_content = previous if previous and previous.sha256 == digest else None
-        entry = LandedFile(
-            size=stat.st_size,
-            modified_ns=stat.st_mtime_ns,
-            sha256=digest,
-            landed_ns=same_content.landed_ns if same_content else stat.st_mtime_ns,
-            contract=rules.lasting,
-            staged=None,
-        )
-        is_same = same_content and same_content.contract in {rules.lasting, rules.until_last_day}
-        if same_content and is_same and has_whole_copies(same_content, self._paths):
-            return replace(same_content, size=entry.size, modified_ns=entry.modified_ns)
+            return refused_entry(new_entry(stat, "", None, rules), previous, str(error))
+        entry = new_entry(stat, hashlib.sha256(data).hexdigest(), previous, rules)
+        if unchanged := unchanged_entry(entry, previous, rules, self._paths):
+            return unchanged
         try:
             file = leave_out(read, self._options) if read else read_file(name, data, self._options)
             entry = replace(entry, skipped=dict(file.skipped))
-            self._check_columns(name, file)
+            check_file(name, file, self._contract, self._config)
         except UnreadableFileError as error:
-            return _refused(entry, previous, str(error))
+            return refused_entry(entry, previous, str(error))
         except SchemaError as error:
-            return _refused(entry, previous, str(error), keep=True)
+            return refused_entry(entry, previous, str(error), keep=True)
         file = replace(file, rows=plain_text(file.rows))
         self._pending[name] = (file, entry, previous)
         self._rows += file.rows.height
@@ -174,19 +159,6 @@ class StagingBatch:
             sizes = file.rows[self._config.images.column].struct.field("data").bin.size()
             self._image_bytes += int(sizes.sum() or 0)
         return None
-
-    def _check_columns(self, name: str, file: FileRows) -> None:
-        """Check that a file has the columns of the contract, and that no needed one was skipped."""
-        columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
-        for column, reason in file.skipped.items():
-            rule = self._contract.columns.get(column)
-            if is_needed(column, self._config):
-                raise UnreadableFileError(f"column {column!r} is needed, but {reason}")
-            if rule and not rule.optional:
-                raise UnreadableFileError(
-                    f"column {column!r}: {reason}; or exclude it in the YAML, so that its values are missing"
-                )
-        check_columns(columns, self._contract, name, required_columns(self._contract, self._config))
 
     def stage(self) -> dict[str, LandedFile]:
         """Validate the rows of the batch, write the staged copies of its files, and empty the batch.
@@ -224,7 +196,7 @@ class StagingBatch:
                 part = parts[name] if parts else self._conform([name])[name]
             except UnreadableFileError as error:
                 _, entry, previous = self._pending[name]
-                entries[name] = _refused(entry, previous, str(error))
+                entries[name] = refused_entry(entry, previous, str(error))
                 continue
             entries[name], writes = self._stage_file(name, part)
             yield from writes
@@ -235,13 +207,9 @@ class StagingBatch:
         Raises:
             UnreadableFileError: A library fails on the values of one of them.
         """
-
-        def message(error: BaseException) -> str:
-            return f"its values cannot be validated ({type(error).__name__}: {first_line(error)}); correct the file"
-
         files = [self._pending[name][0] for name in names]
         combined = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
-        with library_errors_as(UnreadableFileError, message):
+        with library_errors_as(UnreadableFileError, invalid_values):
             result = conform(combined, self._contract, self._config, self._today)
         if len(names) == 1:
             return {names[0]: result}
@@ -263,18 +231,82 @@ class StagingBatch:
             by_rule = Counter(file.rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
-            count, first = file.rejected.height, file.rejected["reason"][0]
-            reason = f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
-            return _refused(entry, previous, reason), writes
+            reason = no_valid_row(file.rejected.height, file.rejected["reason"][0])
+            return refused_entry(entry, previous, reason), writes
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
-        entry = replace(entry, staged=copy, rows=file.rows.height, days=_count_days(file.rows["_day"]))
+        entry = replace(entry, staged=copy, rows=file.rows.height, days=count_days(file.rows["_day"]))
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)
         facts = {**shapes, **entry_fact(name, entry)}
         return entry, [*writes, _Write(self._paths.staged(copy), file.rows, facts)]
 
 
-def _count_days(days: pl.Series) -> dict[str, int]:
+def new_entry(stat: os.stat_result, digest: str, previous: LandedFile | None, rules: RuleFingerprints) -> LandedFile:
+    """Return the ledger entry of a file that is not staged yet.
+
+    Args:
+        stat: State of the file.
+        digest: SHA-256 of the file.
+        previous: Ledger entry of an earlier version, or None.
+        rules: Fingerprints of everything that its rows are validated with.
+    """
+    is_same = previous is not None and previous.sha256 == digest
+    return LandedFile(
+        size=stat.st_size,
+        modified_ns=stat.st_mtime_ns,
+        sha256=digest,
+        landed_ns=previous.landed_ns if previous and is_same else stat.st_mtime_ns,
+        contract=rules.lasting,
+        staged=None,
+    )
+
+
+def unchanged_entry(
+    entry: LandedFile, previous: LandedFile | None, rules: RuleFingerprints, paths: DatasetPaths
+) -> LandedFile | None:
+    """Return the earlier entry of a file, if it has the same content and rules, and its copies are whole."""
+    if previous is None or previous.sha256 != entry.sha256:
+        return None
+    if previous.contract not in {rules.lasting, rules.until_last_day} or not has_whole_copies(previous, paths):
+        return None
+    return replace(previous, size=entry.size, modified_ns=entry.modified_ns)
+
+
+def check_file(name: str, file: FileRows, contract: SchemaContract, config: PipelineConfig) -> None:
+    """Check that a file has the columns of the contract, and that no needed one was skipped.
+
+    Raises:
+        UnreadableFileError: A column that the contract has was skipped.
+        SchemaError: A column is missing or unknown.
+    """
+    columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
+    for column, reason in file.skipped.items():
+        rule = contract.columns.get(column)
+        if is_needed(column, config):
+            raise UnreadableFileError(f"column {column!r} is needed, but {reason}")
+        if rule and not rule.optional:
+            raise UnreadableFileError(
+                f"column {column!r}: {reason}; or exclude it in the YAML, so that its values are missing"
+            )
+    check_columns(columns, contract, name, required_columns(contract, config))
+
+
+def invalid_values(error: BaseException) -> str:
+    """Return why a file is refused whose values a library fails on."""
+    return f"its values cannot be validated ({type(error).__name__}: {first_line(error)}); correct the file"
+
+
+def no_valid_row(count: int, first: str) -> str:
+    """Return why a file is refused without a valid row.
+
+    Args:
+        count: Number of its rows.
+        first: Reason of the first one.
+    """
+    return f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
+
+
+def count_days(days: pl.Series) -> dict[str, int]:
     """Return the number of rows of each day."""
     few = len(days) <= _FEW_ROWS
     counts = (
@@ -301,7 +333,7 @@ def _write(write: _Write) -> None:
     write_rows(write.path, write.rows.to_arrow(), write.facts, fast=write.facts is not None)
 
 
-def _refused(entry: LandedFile, previous: LandedFile | None, reason: str, *, keep: bool = False) -> LandedFile:
+def refused_entry(entry: LandedFile, previous: LandedFile | None, reason: str, *, keep: bool = False) -> LandedFile:
     """Return the entry of a file that cannot be used. It keeps the rows of an earlier version.
 
     If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn, unless `keep`.

@@ -1,10 +1,13 @@
-"""Partition rows by identity with bounded memory."""
+"""Partition rows by identity, and sort them, with bounded memory."""
 
+import bisect
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
@@ -16,6 +19,8 @@ _PARTITION_ROWS = 500_000
 
 _MAX_PARTITIONS = 128
 """Maximum number of open files."""
+
+_INDEX = "\0partition"
 
 
 def partition_by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Path) -> Iterator[pl.DataFrame]:
@@ -38,22 +43,69 @@ def partition_by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Pa
         if frames:
             yield pl.concat(frames)
         return
+    index = (pl.col("row_id").hash(seed=0) % partitions).cast(pl.Int64).alias(_INDEX)
+    divided = (batch.with_columns(index).partition_by(_INDEX, as_dict=True, include_key=False) for batch in batches)
+    yield from _spill(({key: rows for (key,), rows in parts.items()} for parts in divided), folder)
+
+
+def sort_in_partitions(
+    batches: Iterable[pl.DataFrame], keys: Sequence[str], bounds: Sequence[tuple[Any, ...]], folder: Path
+) -> Iterator[pl.DataFrame]:
+    """Yield rows in ascending order of some columns, in partitions.
+
+    Args:
+        batches: Rows, all with the same columns. No two rows have the same keys, and no key is missing.
+        keys: Columns by which the rows are sorted.
+        bounds: First keys of each partition but the first one, in ascending order; see `partition_bounds`.
+        folder: Folder for the temporary files.
+
+    Raises:
+        StorageError: The disk is full, or the folder cannot be written.
+    """
+
+    def divided(batch: pl.DataFrame) -> dict[int, pl.DataFrame]:
+        rows = batch.sort(keys)
+        sorted_keys = rows.select(keys)
+        cuts = [bisect.bisect_left(range(rows.height), bound, key=sorted_keys.row) for bound in bounds]
+        edges = pairwise([0, *cuts, rows.height])
+        return {index: rows[start:end] for index, (start, end) in enumerate(edges) if start < end}
+
+    for part in _spill((divided(batch) for batch in batches), folder):
+        yield part.sort(keys)
+
+
+def partition_bounds(sample: pl.DataFrame, keys: Sequence[str], rows: int) -> list[tuple[Any, ...]]:
+    """Return bounds of partitions of about the same size for `sort_in_partitions`.
+
+    Args:
+        sample: Some of the rows, taken evenly.
+        keys: Columns by which the rows are sorted.
+        rows: Number of all rows.
+    """
+    partitions = min(math.ceil(rows / _PARTITION_ROWS), _MAX_PARTITIONS)
+    values = sample.select(keys).unique().sort(keys)
+    return [values.row(values.height * index // partitions) for index in range(1, partitions)] if values.height else []
+
+
+def _spill(divided: Iterable[Mapping[int, pl.DataFrame]], folder: Path) -> Iterator[pl.DataFrame]:
+    """Write the rows of each partition to a temporary file, and yield one partition after the other."""
     with ExitStack() as stack:
+        files: dict[int, IO[bytes]] = {}
+        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
         try:
             make_folder(folder)
-            files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(partitions)]
-            writers: list[pa.ipc.RecordBatchStreamWriter] = []
-            for batch in batches:
-                partition = batch["row_id"].hash(seed=0) % partitions
-                for index, file in enumerate(files):
-                    table = batch.filter(partition == index).to_arrow(compat_level=pl.CompatLevel.oldest())
-                    if index == len(writers):
-                        writers.append(pa.ipc.new_stream(file, table.schema))
+            for parts in divided:
+                for index, rows in parts.items():
+                    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+                    if index not in writers:
+                        files[index] = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+                        writers[index] = pa.ipc.new_stream(files[index], table.schema)
                     writers[index].write_table(table)
-            for writer in writers:
+            for writer in writers.values():
                 writer.close()
         except OSError as error:
             raise translate_os_error(error, folder) from error
-        for file in files if writers else ():
+        for _, file in sorted(files.items()):
             file.seek(0)
             yield pl.DataFrame(pa.ipc.open_stream(file).read_all())
+            file.truncate(0)  # its rows are no longer needed

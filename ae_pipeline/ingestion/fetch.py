@@ -29,6 +29,7 @@ from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json, hash_table
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS
+from ae_pipeline.storage.session import load_landed
 
 _ORIGIN, _ROWS_HASH = "fetched_by", "rows_hash"
 """Footer keys of a fetched file: its source, and the hash of its rows in any order."""
@@ -206,6 +207,7 @@ def _land(day: str, table: pa.Table, dataset: Dataset) -> str:
     The rows of a day without rows any more are withdrawn by a file without rows.
     """
     path = landing_folder(dataset) / _file_name(day)
+    load_landed(dataset.paths, [path])
     facts = _facts(path)
     if not table.num_rows:
         if facts is None or facts["rows"] == "0":

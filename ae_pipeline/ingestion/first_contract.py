@@ -17,8 +17,9 @@ from ae_pipeline.ingestion.contract import is_needed, save_contract
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.readers.bounds import read_bounded
-from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.files import ReadOptions, is_in_parts, read_file, read_parts
 from ae_pipeline.ingestion.readers.image_metadata import load_image_metadata
+from ae_pipeline.ingestion.readers.large_text import scan_text
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import detach
@@ -111,7 +112,7 @@ def _samples(
     samples: list[_Sample] = []
     for name in names:
         try:
-            sample, reason = _sample(name, read_bounded(landed[name], config.source.limits), options, config, count)
+            sample, reason = _sample(name, landed[name], options, config, count)
         except UnreadableFileError as error:
             problem = problem or f" ({name}: {error})"
             continue
@@ -124,22 +125,58 @@ def _samples(
 
 
 def _sample(
-    name: str, data: bytes, options: ReadOptions, config: PipelineConfig, count: int
+    name: str, path: Path, options: ReadOptions, config: PipelineConfig, count: int
 ) -> tuple[_Sample | None, str]:
-    file = read_file(name, data, options)
-    if needed := [column for column in file.skipped if is_needed(column, config)]:
-        raise UnreadableFileError(f"column {needed[0]!r} is needed, but {file.skipped[needed[0]]}")
+    if is_in_parts(name, path, options):
+        return _sample_of_parts(name, path, options, config, count)
+    file = read_file(name, read_bounded(path, config.source.limits), options)
+    _check_skipped(file, config)
     if file.rows.is_empty():
         return None, f" ({name}: {file.rejected['reason'][0]})" if file.rejected.height else ""
     # The inference needs the shape of images only; their bytes would fill the memory.
     images = [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
     without_bytes = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
     # Sampled over the whole file and detached, because a slice would keep all rows in memory.
-    step = math.ceil(file.rows.height * max(file.rows.width, 1) * count / _SAMPLED_CELLS)
-    rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(max(step, 1)).with_columns(*without_bytes)
+    step = _step(file.rows.height, file.rows.width, count)
+    rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(step).with_columns(*without_bytes)
     whole = file if file.rows.height * file.rows.width * count < _KEPT_CELLS else None
     is_kept = whole is not None and not images
     return _Sample(name, rows if is_kept else detach(rows), file.skipped, file.dialect, whole), ""
+
+
+def _sample_of_parts(
+    name: str, path: Path, options: ReadOptions, config: PipelineConfig, count: int
+) -> tuple[_Sample | None, str]:
+    """Return the same sample of a file that is read in parts.
+
+    The step between two rows depends on their number. If that is not about the number of lines, they are read again.
+    """
+    rows, wanted = scan_text(path).lines, 0
+    while True:
+        height, step, reason = 0, 0, ""
+        samples: list[pl.DataFrame] = []
+        for part in read_parts(name, path, options):
+            _check_skipped(part, config)
+            step = step or _step(wanted or rows, part.rows.width, count)
+            samples.append(detach(part.rows.drop(*ORIGIN_COLUMNS).gather_every(step, -height % step)))
+            height += part.rows.height
+            reason = reason or (part.rejected["reason"][0] if part.rejected.height else "")
+            skipped, dialect, width = part.skipped, part.dialect, part.rows.width
+        if not height:
+            return None, f" ({name}: {reason})" if reason else ""
+        if step == _step(height, width, count):
+            return _Sample(name, pl.concat(samples), skipped, dialect, None), ""
+        wanted = height
+
+
+def _step(rows: int, columns: int, count: int) -> int:
+    """Return the step between two rows of the sample of one of several files."""
+    return max(math.ceil(rows * max(columns, 1) * count / _SAMPLED_CELLS), 1)
+
+
+def _check_skipped(file: FileRows, config: PipelineConfig) -> None:
+    if needed := [column for column in file.skipped if is_needed(column, config)]:
+        raise UnreadableFileError(f"column {needed[0]!r} is needed, but {file.skipped[needed[0]]}")
 
 
 def _fits(sample: _Sample, config: PipelineConfig) -> bool:

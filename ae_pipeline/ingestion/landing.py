@@ -27,7 +27,7 @@ from ae_pipeline.ingestion.deletions import (
     remove_unused_copies,
 )
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
-from ae_pipeline.ingestion.landing_folder import landed_files, landing_folder, list_landing
+from ae_pipeline.ingestion.landing_folder import landed_files, landing_address, landing_folder, list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.readers.pictures import is_image
@@ -38,6 +38,7 @@ from ae_pipeline.ingestion.whole_copies import WholeCopies
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.session import load_landed
 
 logger = logging.getLogger(__name__)
 
@@ -219,8 +220,11 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     config, paths = dataset.config, dataset.paths
     landed = require_landed(dataset)
     if (landing := list_landing(dataset)).others:
-        logger.warning(f"{landing_folder(dataset)}: {landing.describe_others()}")
-    already_read = {} if paths.contract.exists() else infer_and_save_contract(dataset, landed)
+        logger.warning(f"{landing_address(dataset)}: {landing.describe_others()}")
+    already_read = {}
+    if not paths.contract.exists():
+        load_landed(paths, landed.values())
+        already_read = infer_and_save_contract(dataset, landed)
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, dataset, today)
@@ -230,6 +234,7 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
         name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules.of(name), copies)
     ]
     copies.keep()
+    load_landed(paths, [landed[name] for name in new])
     # Forget refused files that have left the landing folder and gave no rows.
     files = {
         name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged

@@ -49,6 +49,12 @@ def landing_folder(dataset: Dataset) -> Path:
     return folder
 
 
+def landing_address(dataset: Dataset) -> str:
+    """Return where people put the dataset's files: the landing folder, or its address in an object store."""
+    folder, paths = landing_folder(dataset), dataset.paths
+    return f"{paths.store}/landing/{paths.dataset}" if paths.store and folder == paths.landing else str(folder)
+
+
 @dataclass(frozen=True)
 class LandingFolder:
     """What lies in the landing folder of a dataset.
@@ -81,7 +87,8 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         )
     if not folder.exists():
         raise StorageError(
-            f"no files have landed for {config.dataset!r}: {folder} does not exist; put {_kinds(config)} files there"
+            f"no files have landed for {config.dataset!r}: {landing_address(dataset)} does not exist; put "
+            f"{_kinds(config)} files there"
         )
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
@@ -194,7 +201,7 @@ def landed_files(dataset: Dataset) -> dict[str, Path]:
     Raises:
         StorageError: The folder does not exist, or contains no file of the dataset.
     """
-    config, folder, landing = dataset.config, landing_folder(dataset), list_landing(dataset)
+    config, folder, landing = dataset.config, landing_address(dataset), list_landing(dataset)
     if landing.others and not landing.files:
         raise StorageError(
             f"none of the files in {folder} can be read for {config.dataset!r}: {landing.describe_others()}; put "

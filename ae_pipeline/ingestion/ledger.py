@@ -3,16 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
-
-_DIGEST = "sha256"
-"""Key beside the files with the digest of their entries. No landed file has this name, because it has no suffix."""
+from ae_pipeline.storage.snapshot import LEDGER_DIGEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ class Ledger:
             return cls()
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            digest = entries.pop(_DIGEST, None)
+            digest = entries.pop(LEDGER_DIGEST, None)
             if digest is not None and digest != hash_json(entries):
                 raise ValueError("its entries are not those that were written: their digest is another one")
             return cls({name: LandedFile(**entry) for name, entry in entries.items()})
@@ -105,8 +103,8 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        entries: dict[str, object] = {name: asdict(entry) for name, entry in self.files.items()}
-        write_text(path, json.dumps({**entries, _DIGEST: hash_json(entries)}, indent=0))
+        entries: dict[str, object] = {name: vars(entry) for name, entry in self.files.items()}
+        write_text(path, json.dumps({**entries, LEDGER_DIGEST: hash_json(entries)}, indent=0))
 
     @property
     def days(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Build the raw rows of a day: the upsert of the staged rows of all landed files."""
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
+from ae_pipeline.ingestion.large_days import BATCH_ROWS, LARGE_ROWS, LargeDay
 from ae_pipeline.ingestion.rows import with_occurrence
 from ae_pipeline.ingestion.staged import kept_rows, require_staged
-from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
+from ae_pipeline.storage.parquet import damage_of, read_facts, scans, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
 _KEPT_BYTES = 64 << 20
@@ -92,33 +93,47 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
             repeated=int(facts.get("repeated", 0)),
         )
     schema = {**ingested.contract.polars_schema, "row_id": pl.String(), "event_time": pl.Datetime("us", "UTC")}
-    empty = pl.DataFrame(schema=schema)
-    parts = [
-        _cast(_read_staged(paths.staged(entry.staged), ingested.contract, name, day), schema, name)
-        for name, entry in ingested.ledger.sources(day)
-        if entry.staged
-    ]
-    # "diagonal", because a copy lacks optional columns that were declared after it was staged.
-    rows = pl.concat([empty, *parts], how="diagonal").select(*schema)
-    if ingested.has_identity:
+    sources = [(name, entry) for name, entry in ingested.ledger.sources(day) if entry.staged]
+    landed = sum(entry.days.get(day, 0) for _, entry in sources)
+    repeated = 0
+
+    def deduplicate(rows: pl.DataFrame) -> pl.DataFrame:
+        nonlocal repeated
+        if not ingested.has_identity:
+            repeated += rows.height - rows["row_id"].n_unique()
+            return with_occurrence(rows)
         is_unique = rows["row_id"].n_unique() == rows.height
         kept = rows if is_unique else rows.unique(subset="row_id", keep="last", maintain_order=True)
-        kept = kept.filter(~pl.col("row_id").is_in(moved)) if (moved := ingested.moved.get(day)) else kept
-        repeated = 0
+        return kept.filter(~pl.col("row_id").is_in(moved)) if (moved := ingested.moved.get(day)) else kept
+
+    def facts_of(rows: int) -> dict[str, str]:
+        return {"input_hash": input_hash, "superseded": str(landed - rows), "repeated": str(repeated)}
+
+    def read(at_once: int | None = None) -> Iterator[pl.DataFrame]:
+        for name, entry in sources:
+            for rows in _read_staged(paths.staged(str(entry.staged)), ingested.contract, name, day, at_once):
+                yield _cast(rows, schema, name)
+
+    def complete(*rows: pl.DataFrame) -> pl.DataFrame:
+        # "diagonal", because a copy lacks optional columns that were declared after it was staged.
+        return pl.concat([pl.DataFrame(schema=schema), *rows], how="diagonal").select(*schema)
+
+    if landed > LARGE_ROWS and not ingested.contract.images:
+        large = LargeDay(lambda: map(complete, read(BATCH_ROWS)), landed, deduplicate, paths.scratch)
+        content_hash, height = large.write(target, facts_of)
     else:
-        repeated = rows.height - rows["row_id"].n_unique()
-        kept = with_occurrence(rows)
-    kept = kept.sort("event_time", "row_id")
-    superseded = rows.height - kept.height
-    counts = {"superseded": str(superseded), "repeated": str(repeated)}
-    content_hash = write_parquet(target, kept.to_arrow(), {"input_hash": input_hash, **counts})
+        kept = deduplicate(complete(*read())).sort("event_time", "row_id")
+        height = kept.height
+        content_hash = write_parquet(target, kept.to_arrow(), facts_of(height))
     return DayResult(
-        day=day, rows=kept.height, content_hash=content_hash, built=True, superseded=superseded, repeated=repeated
+        day=day, rows=height, content_hash=content_hash, built=True, superseded=landed - height, repeated=repeated
     )
 
 
-def _read_staged(path: Path, contract: SchemaContract, source: str, day: str) -> pl.DataFrame:
-    """Read the rows of a day in a staged copy.
+def _read_staged(
+    path: Path, contract: SchemaContract, source: str, day: str, at_once: int | None
+) -> Iterator[pl.DataFrame]:
+    """Read the rows of a day in a staged copy, at most `at_once` of them at once.
 
     The footer shows the shape of its images, because their bytes do not.
     """
@@ -131,11 +146,12 @@ def _read_staged(path: Path, contract: SchemaContract, source: str, day: str) ->
                 f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
     require_staged(path, source)
-    if path.stat().st_size > _KEPT_BYTES and kept_rows(path) is None:
-        return pl.scan_parquet(path, glob=False).filter(pl.col("_day") == day).collect()
+    if at_once or (path.stat().st_size > _KEPT_BYTES and kept_rows(path) is None):
+        yield from (scan.filter(pl.col("_day") == day).collect() for scan in scans([path], at_once))
+        return
     with _one_reader:
         days = _staged_days(path, path.stat().st_mtime_ns)
-    return days[(day,)] if (day,) in days else pl.read_parquet(path, n_rows=0, glob=False)
+    yield days[(day,)] if (day,) in days else pl.read_parquet(path, n_rows=0, glob=False)
 
 
 @lru_cache(maxsize=1)
@@ -162,5 +178,5 @@ def count_duplicates(days: Sequence[str], paths: DatasetPaths) -> int:
     if not files:
         return 0
     rows = sum(pq.read_metadata(path).num_rows for path in files)
-    batches = (pl.read_parquet(path, columns=["row_id"], glob=False) for path in files)
+    batches = (scan.select("row_id").collect() for scan in scans(files, BATCH_ROWS))
     return sum(part.height - part["row_id"].n_unique() for part in partition_by_identity(batches, rows, paths.scratch))

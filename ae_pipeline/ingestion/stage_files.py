@@ -10,6 +10,7 @@ from ae_pipeline.common.cores import cores
 from ae_pipeline.engine.mapping import Engine, engine_map, selected_engine
 from ae_pipeline.ingestion.batch import StagingBatch
 from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.large_files import LargeFileStaging
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.rows import FileRows
 from ae_pipeline.ingestion.staged import forget_rows
@@ -57,7 +58,7 @@ def stage_files(
         already_read: Rows of files that were read for the first schema contract. They are taken out.
     """
     here = [file for file in files if selected_engine() is Engine.THREADS or file.name in already_read]
-    yield from _stage(here, StagingBatch(contract, dataset, today), already_read)
+    yield from _stage(here, contract, dataset, today, already_read)
     known = {file.name for file in here}
     chunks, done = list(_chunks([file for file in files if file.name not in known])), len(here)
     work = partial(_stage_chunk, contract=contract, dataset=dataset, today=today)
@@ -67,10 +68,19 @@ def stage_files(
 
 
 def _stage(
-    files: Sequence[NewFile], batch: StagingBatch, already_read: dict[str, FileRows]
+    files: Sequence[NewFile],
+    contract: SchemaContract,
+    dataset: Dataset,
+    today: dt.date,
+    already_read: dict[str, FileRows],
 ) -> Iterator[tuple[int, Entries]]:
+    batch, large = StagingBatch(contract, dataset, today), LargeFileStaging(contract, dataset, today)
     for done, file in enumerate(files, start=1):
-        entry = batch.add(file.name, file.path, file.previous, already_read.pop(file.name, None))
+        read = already_read.pop(file.name, None)
+        if read is None and large.takes(file.name, file.path):
+            entry: LandedFile | None = large.stage(file.name, file.path, file.previous)
+        else:
+            entry = batch.add(file.name, file.path, file.previous, read)
         entries = {file.name: entry} if entry else {}
         yield done, entries | (batch.stage() if batch.is_full else {})
     if files:
@@ -79,7 +89,7 @@ def _stage(
 
 def _stage_chunk(files: Sequence[NewFile], contract: SchemaContract, dataset: Dataset, today: dt.date) -> Entries:
     entries: Entries = {}
-    for _, part in _stage(files, StagingBatch(contract, dataset, today), {}):
+    for _, part in _stage(files, contract, dataset, today, {}):
         entries |= part
     forget_rows()  # the raw days are built by other workers
     return entries

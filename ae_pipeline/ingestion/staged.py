@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -31,7 +30,7 @@ def entry_fact(name: str, entry: LandedFile) -> dict[str, str]:
         name: Path of the file below the landing folder.
         entry: Entry of the file; rows and days are those of the copy.
     """
-    return {ENTRY_FACT: json.dumps({"name": name, **asdict(entry)})}
+    return {ENTRY_FACT: json.dumps({"name": name, **vars(entry)})}
 
 
 def stored_entry(path: Path) -> tuple[str, LandedFile] | None:

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -17,6 +16,7 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import PublishedDay, published_day, published_days
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.integrity import SEAL, UNSEALED, seal
+from ae_pipeline.storage.location import reader_paths
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 IMAGES = "_images/images.parquet"
@@ -45,7 +45,7 @@ def read_images(dataset: str, *, data: str | os.PathLike[str] | None = None, tab
 
     Args:
         dataset: Name of the dataset.
-        data: Data folder; by default the environment variable `AE_PIPELINE_DATA`, or `data` in the working directory.
+        data: Data folder or address; as in `read_latents`.
         tables: Folder, or prefix of an object store, that holds the tables; as in `read_latents`.
 
     Returns:
@@ -55,8 +55,7 @@ def read_images(dataset: str, *, data: str | os.PathLike[str] | None = None, tab
     Raises:
         PublicationError: There is no such table, or it is damaged.
     """
-    folder = Path(data or os.environ.get("AE_PIPELINE_DATA") or "data").resolve()
-    paths = DatasetPaths(folder, dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
+    paths = reader_paths(dataset, data, tables)
     images, _ = _read(TableFiles(paths.latents)) or (pl.DataFrame(schema=SCHEMA), {})
     if images.is_empty():
         raise PublicationError(

@@ -22,8 +22,8 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.layout import PathParts, keys_of, parse_path
+from ae_pipeline.storage.location import reader_paths
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
-from ae_pipeline.storage.project import local_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,12 +97,13 @@ def read_latents(
         space: `current`, or an earlier latent space by its name or by the version of its model. An earlier space is
             read as it was in the last version of the table under that model.
         columns: Columns to read; all by default.
-        data: Data folder; by default `AE_PIPELINE_DATA` of the environment, or `data` in the working directory.
+        data: Data folder, or address of the object store that has the data; by default `AE_PIPELINE_DATA` of the
+            environment, or `data` in the working directory.
         tables: Folder, or prefix of an object store, that holds the tables; by default `latents` in the data folder, or
             `AE_PIPELINE_TABLES` of the environment without `data`. `AWS_ACCESS_KEY_ID` and the like are credentials.
 
     Raises:
-        ConfigError: `data` is an address.
+        ConfigError: `data` is an address of another kind.
         PublicationError: Table, space or column do not exist; rows have no event time to select by; rows of the space
             were vacuumed after the retention; or the table mixes latent spaces.
 
@@ -117,8 +118,7 @@ def read_latents(
         >>> latents.latent_space, latents.model_version
         ('v1_04f3a1b0', 1)
     """
-    folder = local_folder(data or os.environ.get("AE_PIPELINE_DATA") or "data", "AE_PIPELINE_DATA")
-    paths = DatasetPaths(folder.resolve(), dataset, tables or (None if data else os.environ.get("AE_PIPELINE_TABLES")))
+    paths = reader_paths(dataset, data, tables)
     table, commit = _open_version(paths, space)
     source = table.to_pyarrow_dataset()
     names = source.schema.names if columns is None else list(columns)

@@ -12,7 +12,7 @@ from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.locks import dataset_lock, locks
+from ae_pipeline.storage.session import try_to_hold_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
     if not raise_alert(alert, dataset):
         return
     try:
-        with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
+        with try_to_hold_dataset(dataset.paths) as is_free:
             if is_free:
                 refresh_operations(dataset)
     except StorageError as error:

@@ -7,8 +7,8 @@ from ae_pipeline.monitoring.feedback import Mark, MarkState, days_in_state, mark
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.reports.review import MarkRequest, mark
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import try_to_hold_dataset
 from ae_pipeline.training.reviewed import Reviewed
 
 
@@ -22,7 +22,7 @@ def mark_and_show(request: MarkRequest, dataset: Dataset) -> Mark:
     Raises:
         ConfigError: The report has no such row, cause or day.
     """
-    with locks().try_to_hold(dataset_lock(dataset.paths)) as is_free:
+    with try_to_hold_dataset(dataset.paths) as is_free:
         return mark_within_run(request, dataset) if is_free else mark(request, dataset)
 
 

@@ -21,6 +21,7 @@ from ae_pipeline.lifecycle.alerts import alert_broken_contract, post_due_and_sho
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
+from ae_pipeline.storage.session import save_landed
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ def _fetch_and_ingest(dataset: Dataset, accepts_removal: bool) -> IngestResult:
         fetch(dataset, dt.datetime.now(dt.UTC))
     except PipelineError as error:
         failure = error
+    if dataset.config.source.is_fetched:
+        save_landed(dataset.paths)
     today = dataset.config.today()
     if failure and not unread_files(dataset, today):
         raise failure

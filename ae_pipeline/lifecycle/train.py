@@ -41,12 +41,13 @@ from ae_pipeline.reports.render import render_png
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import save
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.loop import TrainingResult
 from ae_pipeline.training.preflight import check_sizes, training_data
 from ae_pipeline.training.reference import with_reference
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screening import screening_metrics
+from ae_pipeline.training.screened import screening_metrics
 from ae_pipeline.training.size_rules import Sizes
 
 logger = logging.getLogger(__name__)
@@ -306,6 +307,7 @@ def _location_id(paths: DatasetPaths) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if not re.fullmatch("[0-9a-f]{16}", text):  # the first training here, or a damaged file
         write_text(path, text := secrets.token_hex(8))
+        save(paths)  # a training that is killed is found again by this id
     return text
 
 

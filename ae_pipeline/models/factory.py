@@ -125,15 +125,22 @@ def build_model(
     return model
 
 
-def build_loss(config: PipelineConfig, encoder: "Encoder") -> "ReconstructionLoss":
-    """Build the configured reconstruction loss for the inputs of an encoder."""
+def build_loss(config: PipelineConfig, encoder: "Encoder", *, rates_flatness: bool = True) -> "ReconstructionLoss":
+    """Build the configured reconstruction loss for the inputs of an encoder.
+
+    Args:
+        config: Configuration of the pipeline.
+        encoder: Encoder of the inputs.
+        rates_flatness: Whether the scores of images rate flat patches; see `ImageLoss`.
+    """
     from ae_pipeline.encoding.image_encoder import ImageEncoder
     from ae_pipeline.models.image_loss import ImageLoss
     from ae_pipeline.models.losses import LikelihoodLoss, TermsLoss
 
     terms, delta = config.loss, config.model.huber_delta
     if isinstance(encoder, ImageEncoder):
-        return ImageLoss(encoder.shape, encoder.span, terms, delta)
+        sizes, levels = (encoder.shape, encoder.span), encoder.levels
+        return ImageLoss(*sizes, terms, delta, levels=levels, rates_flatness=rates_flatness)
     names = [column.name for column in encoder.columns]
     if LossTerm.LIKELIHOOD in terms:
         return LikelihoodLoss(encoder.blocks, names)

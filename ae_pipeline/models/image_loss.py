@@ -19,6 +19,16 @@ RESIDUAL_PATCH = 5
 _FIT_BATCH_ELEMENTS = 2**22
 _MIN_VARIANCE = 1e-4
 
+_FIT_PLACES = 2**20
+"""Windows whose contrast and residual the tails are fitted on, evenly over all images."""
+
+_TAIL = 0.01
+_MIN_EXCESS = 0.05
+"""Lowest mean excess of the smoothness over its 99 % quantile: five percent of a variance."""
+
+_LEVELS = 255
+"""Steps between the lowest and the highest value of an image of bytes."""
+
 
 def ssim(output: Tensor, x: Tensor, span: float) -> Tensor:
     """Return the structural similarity, mean over windows and channels, shape (n,) (Wang et al. 2004, §III-B and C).
@@ -64,34 +74,52 @@ def _reflected_indices(size: int, padding: int, device: torch.device) -> Tensor:
 
 
 class ImageLoss(ReconstructionLoss):
-    """Element-wise terms on images, means over pixels and channels, and 1 − SSIM. Scores rate patches of the residual.
+    """Element-wise terms on images, means over pixels and channels, and 1 − SSIM. Scores rate patches.
 
     The score of a patch is the Mahalanobis distance of its residual pixels from the residuals of normal images. Small
     defects stand out, and so do fine ones in places where normal reconstructions only have coarse errors.
+
+    A flat patch is easy to reconstruct, so its residual says nothing. Its flat score rates its contrast instead: the
+    lower the variance of its pixels beside the patches of normal images, the higher the score.
 
     Args:
         shape: Channels, height and width of an image.
         span: Difference between the highest and the lowest value of the scale of the images.
         terms: Weights of mse, mae, huber, bce and ssim.
         huber_delta: Distance at which huber changes from quadratic to linear.
+        levels: Number of steps between the lowest and the highest value that the images tell apart.
+        rates_flatness: Whether patches have a flat score. Bundles of before format 11 have none.
     """
 
     residual_mean: Tensor
     whitening: Tensor
+    flat_tails: Tensor
     unit = "mean over the pixels of an image"
-    columns = ("spot",)
 
     def __init__(
-        self, shape: tuple[int, ...], span: float, terms: Mapping[LossTerm, float], huber_delta: float
+        self,
+        shape: tuple[int, ...],
+        span: float,
+        terms: Mapping[LossTerm, float],
+        huber_delta: float,
+        *,
+        levels: int = _LEVELS,
+        rates_flatness: bool = True,
     ) -> None:
         super().__init__()
         channels, height, width = shape
         self.kl_weight = 1.0 / math.prod(shape)
         self._span, self._terms, self._delta = span, dict(terms), huber_delta
+        self._rounding = (span / levels) ** 2 / 12
         self.window = (min(RESIDUAL_PATCH, height), min(RESIDUAL_PATCH, width))
         pixels = channels * math.prod(self.window)
         self.register_buffer("residual_mean", torch.zeros(pixels))
         self.register_buffer("whitening", torch.eye(pixels))
+        self.columns: tuple[str, ...] = ("spot",)
+        if rates_flatness:
+            self.columns = ("spot", "flat")
+            # 99 % quantile and mean excess of the smoothness of windows, then of their residual scores.
+            self.register_buffer("flat_tails", torch.tensor([0.0, 1.0, 0.0, 1.0]))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the loss of each image, shape (n, 1)."""
@@ -116,6 +144,30 @@ class ImageLoss(ReconstructionLoss):
         floor = (_MIN_VARIANCE * variances[-1]).clamp(min=1e-12)
         self.residual_mean.copy_(mean)
         self.whitening.copy_((directions / variances.clamp(min=floor).sqrt() / len(variances) ** 0.5).T)
+        if "flat" in self.columns:
+            self._fit_flatness(result.output, x, batch_size)
+
+    def _fit_flatness(self, output: Tensor, x: Tensor, batch_size: int) -> None:
+        """Fit the tails of smoothness and residual scores over windows of the images."""
+        windows = math.prod(size - side + 1 for size, side in zip(x.shape[2:], self.window, strict=True))
+        step = max(1, len(x) * windows // _FIT_PLACES)
+        smoothness, residual, start = [], [], 0
+        for batch, reconstruction in zip(x.split(batch_size), output.split(batch_size), strict=True):
+            first = -start % step  # the same places, however the images are divided into batches
+            start += len(batch) * windows
+            smoothness.append(self._smoothness(batch).flatten()[first::step])
+            residual.append(self.patch_scores(reconstruction, batch).flatten()[first::step])
+        level, excess = _tail(torch.cat(smoothness))
+        self.flat_tails.copy_(torch.tensor([level, max(excess, _MIN_EXCESS), *_tail(torch.cat(residual))]))
+
+    def _smoothness(self, x: Tensor) -> Tensor:
+        """Return −ln of the variance of each window inside the image, mean over channels, (n, rows, columns), float64.
+
+        The variance of rounding to the steps of the images is added, which bounds the smoothness.
+        """
+        centered = x.double() - x.double().mean((2, 3), keepdim=True)
+        mean, square = (functional.avg_pool2d(values, self.window, 1) for values in (centered, centered.square()))
+        return -torch.log((square - mean.square()).clamp(min=0).mean(1) + self._rounding)
 
     def patch_scores(self, output: Tensor, x: Tensor, to_the_edge: bool = False) -> Tensor:
         """Return the squared Mahalanobis distance of each residual patch inside the image, shape (n, rows, columns).
@@ -135,20 +187,59 @@ class ImageLoss(ReconstructionLoss):
         edges = ((width - 1) // 2, width // 2, (height - 1) // 2, height // 2)
         return functional.pad(patch_scores.unsqueeze(1), edges, mode="replicate").squeeze(1)
 
-    def highest_patch(self, output: Tensor, x: Tensor) -> tuple[int, int]:
-        """Return row and column of the center of the highest-scoring patch. Both tensors must contain one image."""
-        patch_scores = self.patch_scores(output, x)
-        top, left = divmod(int(patch_scores.argmax()), patch_scores.shape[2])
+    def flat_scores(self, x: Tensor) -> Tensor:
+        """Return the flat score of each window inside the image, shape (n, rows, columns).
+
+        It is the patch score that is as rare among normal windows as a contrast this low, for both tails extrapolated
+        exponentially beyond their 99th percentile. Windows with more contrast have lower, also negative, scores.
+        """
+        level, excess, residual, residual_excess = self.flat_tails
+        scores: Tensor = residual + residual_excess * (self._smoothness(x) - level) / excess
+        return scores.to(x.dtype)
+
+    def heat(self, output: Tensor, x: Tensor) -> Tensor:
+        """Return the anomaly of each pixel as a multiple of the usual residual, shape (n, height, width).
+
+        It is the patch score around the pixel, or the highest flat score of the windows that contain it, if that is
+        higher.
+        """
+        heat = self.patch_scores(output, x, to_the_edge=True)
+        if "flat" not in self.columns:
+            return heat
+        (height, width), flat = self.window, self.flat_scores(x).unsqueeze(1)
+        around = functional.pad(flat, (width - 1, width - 1, height - 1, height - 1), value=-torch.inf)
+        return torch.maximum(heat, functional.max_pool2d(around, self.window, 1).squeeze(1))
+
+    def highest_patch(self, scores: Tensor) -> tuple[int, int]:
+        """Return row and column of the center of the highest-scoring window of one image, (1, rows, columns)."""
+        top, left = divmod(int(scores.argmax()), scores.shape[2])
         return top + (self.window[0] - 1) // 2, left + (self.window[1] - 1) // 2
 
+    def contrast_ratio(self, flat_score: float) -> float:
+        """Return the contrast of a window as a share of the lowest contrast that is usual, from its flat score."""
+        _, excess, residual, residual_excess = self.flat_tails.tolist()
+        return math.exp((residual - flat_score) / residual_excess * excess / 2)
+
     def by_column(self, output: Tensor, x: Tensor) -> Tensor:
-        """Return the score of the highest-scoring patch of each image, shape (n, 1)."""
-        return self.patch_scores(output, x).amax((1, 2)).unsqueeze(1)
+        """Return the highest patch score and the highest flat score of each image, shape (n, columns)."""
+        return self._highest(self.patch_scores(output, x), x)
 
     def parts(self, result: AutoEncoderOutput, x: Tensor) -> Tensor:
-        """Return the highest and the mean patch score of each image, shape (n, 2).
+        """Return the highest patch score, the highest flat score and the mean patch score, shape (n, columns + 1).
 
-        Both depend on the residual only. The terms of the loss and the KL divergence matter in training only.
+        They depend on residual and image only. The terms of the loss and the KL divergence matter in training only.
         """
         patch_scores = self.patch_scores(result.output, x)
-        return torch.stack([patch_scores.amax((1, 2)), patch_scores.mean((1, 2))], 1)
+        return torch.cat([self._highest(patch_scores, x), patch_scores.mean((1, 2)).unsqueeze(1)], 1)
+
+    def _highest(self, patch_scores: Tensor, x: Tensor) -> Tensor:
+        maps = [patch_scores] if "flat" not in self.columns else [patch_scores, self.flat_scores(x)]
+        return torch.stack([values.amax((1, 2)) for values in maps], 1)
+
+
+def _tail(values: Tensor) -> tuple[float, float]:
+    """Return the 99 % quantile of values, and the mean excess over it of those beyond."""
+    ordered = values.double().sort().values
+    level = float(ordered[min(int(len(ordered) * (1 - _TAIL)), len(ordered) - 1)])
+    over = ordered[ordered > level] - level
+    return level, max(float(over.mean()) if len(over) else 0.0, 1e-12)

@@ -19,6 +19,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import recording
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def raise_alert(alert: Alert, dataset: Dataset) -> bool:
         return False
     if alert.subjects and alerted_subjects(paths, alert.event).issuperset(alert.subjects):
         return False
-    add_line(paths.alerts, {**alert.record(), "delivered": False if config.alerts.webhook else None})
+    _add(alert, paths, {"delivered": False if config.alerts.webhook else None})
     if _deliver(alert, dataset, ATTEMPTS):
         _post_queued(dataset, previous)  # the webhook works, so no alert waits for the end of its pause
     return True
@@ -160,6 +161,12 @@ def post_due_alerts(dataset: Dataset) -> bool:
     if dataset.config.alerts.webhook is None:
         return False
     return _post_queued(dataset, [alert for alert in alerts_of(dataset.paths) if alert.is_due])
+
+
+def _add(alert: Alert, paths: DatasetPaths, outcome: Mapping[str, Any]) -> None:
+    with recording(paths, paths.alerts) as save:
+        add_line(paths.alerts, {**alert.record(), **outcome})
+        save()
 
 
 def _post_queued(dataset: Dataset, alerts: list[Alert]) -> bool:
@@ -188,7 +195,7 @@ def _deliver(alert: Alert, dataset: Dataset, attempts: int) -> bool:
         logger.warning(
             f"the webhook in {dataset.config.alerts.webhook} did not accept an alert ({result.reason}); {later}"
         )
-    add_line(dataset.paths.alerts, {**alert.record(), **outcome})
+    _add(alert, dataset.paths, outcome)
     return result.accepted
 
 

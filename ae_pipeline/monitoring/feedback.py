@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
@@ -19,6 +20,7 @@ from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.locks import locks, marks_lock
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+from ae_pipeline.storage.session import recording
 
 GROWTH = 1.5
 """Known rows show again when their number exceeds this multiple of the marked one."""
@@ -180,14 +182,20 @@ def marks_of(paths: DatasetPaths) -> list[Mark]:
 
 def add_mark(mark: Mark, paths: DatasetPaths) -> None:
     """Append a mark, and publish all marks as Parquet beside it."""
-    with locks().hold(marks_lock(paths)):
+    table = paths.marks.with_suffix(".parquet")
+    with locks().hold(marks_lock(paths)), recording(paths, paths.marks, table) as save:
         add_line(paths.marks, asdict(mark))
-        records = [
-            {**asdict(each), "row_ids": list(each.rows), "columns": list(each.columns)} for each in marks_of(paths)
-        ]
-        frame = pl.DataFrame(records, schema={**_SCHEMA, "at": pl.String()})
-        frame = frame.with_columns(pl.col("at").str.to_datetime(time_unit="us", time_zone="UTC"))
-        write_parquet(paths.marks.with_suffix(".parquet"), frame.to_arrow())
+        _write_table(table, paths)
+        if save():  # marks of another host came in
+            _write_table(table, paths)
+            save()
+
+
+def _write_table(table: Path, paths: DatasetPaths) -> None:
+    records = [{**asdict(each), "row_ids": list(each.rows), "columns": list(each.columns)} for each in marks_of(paths)]
+    frame = pl.DataFrame(records, schema={**_SCHEMA, "at": pl.String()})
+    frame = frame.with_columns(pl.col("at").str.to_datetime(time_unit="us", time_zone="UTC"))
+    write_parquet(table, frame.to_arrow())
 
 
 def marks_digest(paths: DatasetPaths) -> str:

@@ -77,6 +77,7 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
                 context.run_id,
                 accepts_removal=accepts_removal(context.run.tags),
             )
+            workspace.save(config.dataset)
 
     @dg.job(
         name=job_name(config, "intake"),
@@ -117,6 +118,7 @@ def _mark_job(pipeline: PipelineConfig) -> dg.JobDefinition:
             kind, state = parse_choice(MarkKind, config.kind), parse_choice(MarkState, config.state)
             request = MarkRequest(**{**given, "kind": kind, "state": state})
             stored = mark_within_run(request, workspace.dataset(pipeline))
+            workspace.save(pipeline.dataset)
         context.log.info(f"{stored.kind} {stored.subject}: marked as {stored.state.text} by {stored.who}")
 
     @dg.job(

@@ -15,10 +15,12 @@ from ae_pipeline.orchestration.dead_runs import datasets_of_run, record_process,
 from ae_pipeline.orchestration.plain_config import PlainText
 from ae_pipeline.orchestration.run_watch import RunWatch
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.location import data_folder, dataset_paths
 from ae_pipeline.storage.lock_kinds import Holder
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.project import local_folder
+from ae_pipeline.storage.session import hold_dataset, refresh, save
 from ae_pipeline.storage.temporary import remove_temporary_files
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
     """Data folder and model store, and the addresses of the servers that show them.
 
     Attributes:
-        data_folder: Folder that runs write to.
+        data_folder: Folder that runs write to, or address of an object store.
         mlflow_folder: Folder of the MLflow store.
         tracking_uri: MLflow server to use instead of the folder.
         tables: Folder or object store of the published tables, if not in the data folder.
@@ -59,9 +61,20 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def paths(self, dataset: str) -> DatasetPaths:
         """Return the paths of a dataset."""
-        project = Path(self.project_folder).resolve()
-        root = local_folder(self.data_folder, "AE_PIPELINE_DATA").resolve()
-        return DatasetPaths(root, dataset, self.tables, project)
+        return dataset_paths(dataset, self.data_folder, self.tables, Path(self.project_folder).resolve())
+
+    @property
+    def local_data(self) -> Path:
+        """The data folder on this machine: for an object store, the folder of its working copy."""
+        return data_folder(self.data_folder).resolve()
+
+    def refresh(self, dataset: str) -> None:
+        """Bring the files of this machine up to date with an object store, before they are read."""
+        refresh(self.paths(dataset))
+
+    def save(self, dataset: str) -> None:
+        """Copy the state of a dataset that this run holds to an object store."""
+        save(self.paths(dataset))
 
     def tracker(self) -> "Tracker":
         """Return the model store."""
@@ -88,7 +101,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     def file_url(self, path: Path) -> str:
         """Return the address of a file in the data folder, which other pages can link to."""
-        relative = path.relative_to(Path(self.data_folder).resolve())  # resolved like `paths`; folders may be links
+        relative = path.relative_to(self.local_data)  # resolved like `paths`; folders may be links
         return f"{self.data_url.rstrip('/')}/{quote(relative.as_posix())}"
 
     @property
@@ -97,12 +110,15 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
 
     @contextmanager
     def locked(self, dataset: str) -> Iterator[None]:
-        """Hold the lock of a dataset, and wait while another process holds it. A thread may hold it twice."""
+        """Hold the lock of a dataset, and wait while another process holds it. A thread may hold it twice.
+
+        With an object store, the state is copied from there first, and back at the end.
+        """
 
         def log_wait(holder: Holder | None) -> None:
             logger.info(f"waiting for another run of {dataset!r} to end{f' ({holder})' if holder else ''}")
 
-        with locks().hold(dataset_lock(self.paths(dataset)), log_wait):
+        with hold_dataset(self.paths(dataset), log_wait):
             yield
 
 
@@ -140,13 +156,14 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
             yield self
 
     def require_active(self) -> None:
-        """Stop here if the run was cancelled, or has lost a lock. Call it before what cannot be undone.
+        """Stop here if the run was cancelled or has lost a lock, and save its state; call it before a commit.
 
         Raises:
             DagsterExecutionInterruptedError: The run is not active any more.
-            StorageError: A lock was lost.
+            StorageError: A lock was lost, or the state cannot be saved.
         """
         for dataset in self._datasets:
             locks().require(dataset_lock(self.workspace.paths(dataset)))
+            self.workspace.save(dataset)
         if self._watch is not None:
             self._watch.require_active()

@@ -29,6 +29,7 @@ def build_retraining_schedule(config: PipelineConfig) -> dg.ScheduleDefinition:
     def retrain(
         context: dg.ScheduleEvaluationContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.RunRequest | dg.SkipReason:
+        workspace.refresh(config.dataset)
         return training_request(workspace.dataset(config), workspace, context.instance)
 
     return retrain

@@ -103,6 +103,7 @@ def _sensor(
     def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> Answer:
         dataset = workspace.dataset(config)
         try:
+            workspace.refresh(config.dataset)
             return look(dataset, workspace, context.instance)
         except PipelineError as error:
             from ae_pipeline.lifecycle.alerts import raise_without_lock

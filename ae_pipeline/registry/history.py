@@ -7,6 +7,7 @@ from typing import Any
 
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import save
 
 
 class Change(StrEnum):
@@ -43,9 +44,10 @@ class HistoryEntry:
 
 
 def record(paths: DatasetPaths, entry: HistoryEntry) -> None:
-    """Append an entry to the history."""
+    """Append an entry to the history, and save it, because the version has moved in the model store already."""
     values = asdict(entry)
     add_line(paths.history, {"before" if name == "previous" else name: value for name, value in values.items()})
+    save(paths)
 
 
 def history(paths: DatasetPaths) -> list[HistoryEntry]:

@@ -11,6 +11,7 @@ from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate
 from ae_pipeline.config.columns import ColumnType
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.contract import contract_in_force
@@ -221,12 +222,18 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any
         }
         for name in fitted
     ]
-    others = [
-        {"name": name, "actual": str(features[name][0]), "reconstructed": "", "expected": "", "surprisal": None}
+    others: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "actual": str(features[name][0]),
+            "reconstructed": "",
+            "expected": parts[name].expected if name == EVENT_TIME and name in parts else "",
+            "surprisal": parts[name].surprisal if name == EVENT_TIME and name in parts else None,
+        }
         for name in features.columns
         if name not in {*fitted, "row_id", LABEL} and not features[name].dtype.is_nested()
     ]
-    return sorted(compared, key=lambda each: -(each["surprisal"] or 0.0)) + others
+    return sorted(compared + others, key=lambda each: -(each["surprisal"] or 0.0))
 
 
 def render_explored(template: str, explored: Explored, charts: Sequence[Any], **variables: Any) -> str:

@@ -109,7 +109,9 @@ def _drawing(image: Floats, reconstruction: Floats, residual: Floats, window: tu
     (height, width), (high, wide) = residual.shape, window
     # The edge of the map is padding. Each position inside it is the result of one window.
     windows = residual[(high - 1) // 2 : height - high // 2, (wide - 1) // 2 : width - wide // 2]
-    top, left = divmod(int(windows.argmax()), windows.shape[1])
+    # A flat window has its heat at each of its pixels, so that the middle one is its center.
+    highest = np.argwhere(windows == windows.max())
+    top, left = highest[len(highest) // 2]
     return Drawing(
         image=_downsampled(image, np.mean),
         reconstruction=_downsampled(reconstruction, np.mean),

@@ -20,6 +20,9 @@ Codes = npt.NDArray[np.int32]
 _SMOOTHING = 2.0
 """Rows that each combination is seen and expected in addition, so that a few rows of chance count little."""
 
+_USUAL = math.log(2)
+"""Measure below which a combination is usual: it is more than half as frequent as independent columns would make it."""
+
 _MAX_COLUMNS, _MAX_EACH = 16, 8
 """Maximum of categorical columns that are combined, and of combinations of two and of three columns."""
 
@@ -57,7 +60,8 @@ class Cooccurrence:
     """How often categories of two or three columns occur together.
 
     The measure of a row is ln((expected + 2) / (rows + 2)) of its rarest combination: expected is the number of rows
-    if the columns were independent. A rare category by itself is therefore not rare here.
+    if the columns were independent. A rare category by itself is therefore not rare here. Below ln 2 it is 0, so that
+    usual combinations are no evidence.
 
     Attributes:
         blocks: Start and width of the one-hot code of each categorical column, shape (k, 2).
@@ -78,8 +82,9 @@ class Cooccurrence:
     excluded: int = 0
 
     def __call__(self, matrix: Tensor) -> Tensor:
-        """Return the measure of encoded rows, shape (n, width), shape (n,), at least 0. It is in nats."""
-        return self._ratios(matrix).amax(1).clamp(min=0.0)
+        """Return the measure of encoded rows, shape (n, width), shape (n,): 0, or ln 2 or more. It is in nats."""
+        rarest = self._ratios(matrix).amax(1)
+        return torch.where(rarest < _USUAL, 0.0, rarest)
 
     def rarest(self, matrix: npt.NDArray[np.floating]) -> list[Combination]:
         """Return the combination that determines the measure of each encoded row, shape (n, width)."""

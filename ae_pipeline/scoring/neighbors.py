@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ae_pipeline.common.device import full_float32
 from ae_pipeline.scoring.blocks import blocks
 
 Array = npt.NDArray[np.float64]
@@ -38,9 +39,6 @@ class NearestNeighbors:
     A product in float32 gives a lower bound of the distance to every reference. Only references whose bound is at most
     the distance to the best one are then measured in float64. These are one or two of thousands.
 
-    The bound holds for float32 products as they are by default. It does not hold if TF32 or bfloat16 is allowed for
-    products, which `torch.set_float32_matmul_precision` does.
-
     Attributes:
         references: At most two of each value, shape (m, width), padded with NaN to whole groups in each part.
         norms: Squared norms, shape (m,).
@@ -61,7 +59,8 @@ class NearestNeighbors:
         parts = blocks(rows, self.factors.shape[1] // _CALLS_SHARE)
         # One buffer for all blocks: new memory costs as much as the product that fills it.
         buffer = self.factors.new_empty(max(map(len, parts)), self.factors.shape[1])
-        return torch.cat([self._block(block, buffer[: len(block)]) for block in parts])
+        with full_float32:
+            return torch.cat([self._block(block, buffer[: len(block)]) for block in parts])
 
     def _block(self, rows: Tensor, buffer: Tensor) -> Tensor:
         centered = rows - self.center

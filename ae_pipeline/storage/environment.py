@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.memory import machine_memory
+from ae_pipeline.storage.location import DATA_VARIABLE, data_folder
 from ae_pipeline.storage.project import find_project, local_folder
 
 FOLDERS = {"AE_PIPELINE_DATA": "data", "AE_PIPELINE_MLRUNS": "mlruns", "DAGSTER_HOME": ".dagster"}
@@ -46,11 +47,16 @@ _OF_THE_PROGRAM = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.Not
 def project_folders() -> dict[str, Path]:
     """Return the folders that runs write to, by the environment variable that selects each.
 
+    For data in an object store, it is the folder of the working copy.
+
     Raises:
         ConfigError: A variable has an address instead of a path.
     """
     root = find_project().root
-    return {name: local_folder(os.environ.get(name) or root / default, name) for name, default in FOLDERS.items()}
+    return {
+        name: data_folder() if name == DATA_VARIABLE else local_folder(os.environ.get(name) or root / default, name)
+        for name, default in FOLDERS.items()
+    }
 
 
 def environment_error(error: BaseException) -> StorageError | None:

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_HASHED_ROWS = 1 << 20
+"""Rows of a row group of the file whose bytes are hashed. Another number would change all hashes."""
 
 
 class _HashingFile:
@@ -28,20 +32,78 @@ class _HashingFile:
         """Keep the digest."""
 
 
-def hash_table(table: "pa.Table") -> str:
-    """Return a hash of the column names, types and values of a table.
+class TableHash:
+    """The hash of a table that is added part by part, so that it need not be in memory.
 
-    The hash does not depend on chunks, metadata, or the bytes behind missing values.
+    The hash does not depend on parts, chunks, metadata, or the bytes behind missing values.
+
+    Args:
+        schema: Schema of all parts.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    file = _HashingFile()
-    plain = table.replace_schema_metadata(None).combine_chunks()
-    # Arrow's own format would store the arbitrary bytes behind missing values; Parquet does not.
-    with pa.PythonFile(file, "w") as sink:
-        pq.write_table(plain, sink, compression="none", use_dictionary=False, write_statistics=False)
-    return file.digest.hexdigest()[:32]
+    def __init__(self, schema: "pa.Schema") -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._file = _HashingFile()
+        # Arrow's own format would store the arbitrary bytes behind missing values; Parquet does not.
+        self._sink = pa.PythonFile(self._file, "w")
+        self._writer = pq.ParquetWriter(
+            self._sink, schema.remove_metadata(), compression="none", use_dictionary=False, write_statistics=False
+        )
+        self._groups = RowGroups(_HASHED_ROWS, self._writer.write_table)
+
+    def add(self, table: "pa.Table") -> None:
+        """Add the next rows."""
+        self._groups.add(table.replace_schema_metadata(None))
+
+    def hexdigest(self) -> str:
+        """Return the hash of all rows. No more can be added."""
+        self._groups.finish()
+        self._writer.close()
+        self._sink.close()
+        return self._file.digest.hexdigest()[:32]
+
+
+class RowGroups:
+    """Divide rows that come in any parts into groups of one size, as if they came at once.
+
+    Args:
+        rows: Number of rows of a group.
+        write: Function that gets each group.
+    """
+
+    def __init__(self, rows: int, write: Callable[["pa.Table"], None]) -> None:
+        self._size, self._write = rows, write
+        self._parts: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, table: "pa.Table") -> None:
+        """Add the next rows, and write the groups that are full."""
+        self._parts.append(table)
+        self._rows += table.num_rows
+        if self._rows > self._size:
+            self._write_groups(self._size * ((self._rows - 1) // self._size))
+
+    def finish(self) -> None:
+        """Write the last group."""
+        if self._parts:
+            self._write_groups(self._rows)
+
+    def _write_groups(self, rows: int) -> None:
+        import pyarrow as pa
+
+        table = pa.concat_tables(self._parts)
+        for start in range(0, max(rows, 1), self._size):
+            self._write(table.slice(start, min(self._size, rows - start)).combine_chunks())
+        self._parts, self._rows = [table.slice(rows)], self._rows - rows
+
+
+def hash_table(table: "pa.Table") -> str:
+    """Return a hash of the column names, types and values of a table; see `TableHash`."""
+    digest = TableHash(table.schema)
+    digest.add(table)
+    return digest.hexdigest()
 
 
 def hash_json(value: object) -> str:

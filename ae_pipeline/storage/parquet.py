@@ -27,7 +27,8 @@ _FAST: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False, "writ
 _HEAD_ROWS = 1000
 """Rows that tell whether the values of a column repeat."""
 
-_METADATA_PREFIX = b"ae_pipeline."
+METADATA_PREFIX = b"ae_pipeline."
+"""Prefix of the keys of facts in a footer."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,15 +108,23 @@ def write_rows(path: Path, table: "pa.Table", facts: dict[str, str] | None = Non
     """
     import pyarrow.parquet as pq
 
-    encoding = _FAST if fast else {"compression": "zstd", "use_dictionary": _repeating_columns(table)}
-    footer = {_METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
+    footer = {METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
     table = table.replace_schema_metadata(footer)
-    group_rows = rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
     with atomic_write(path) as temporary:
-        with pq.ParquetWriter(temporary, table.schema, **encoding) as writer:
-            writer.write_table(table, row_group_size=group_rows)
+        with pq.ParquetWriter(temporary, table.schema, **encoding_of(table, fast=fast)) as writer:
+            writer.write_table(table, row_group_size=rows_per_group(table))
             writer.add_key_value_metadata({SEAL: UNSEALED})
         seal(temporary)
+
+
+def encoding_of(table: "pa.Table", *, fast: bool) -> Mapping[str, Any]:
+    """Return the settings of the writer for a table, or for its first rows; see `write_rows`."""
+    return _FAST if fast else {"compression": "zstd", "use_dictionary": _repeating_columns(table)}
+
+
+def rows_per_group(table: "pa.Table") -> int:
+    """Return the number of rows of the row groups in which a table is written."""
+    return rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
 
 
 def _repeating_columns(table: "pa.Table") -> list[str]:
@@ -171,8 +180,8 @@ def _check(path: Path, *_state: int) -> tuple[dict[str, str], str | None]:
     if damage := parquet_damage(path):
         logger.warning(f"{path} is damaged and not used: {damage}; `ae-pipeline run` builds it again")
         return {}, damage
-    metadata, prefix = footer_of(path).metadata or {}, len(_METADATA_PREFIX)  # with the seal
-    return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(_METADATA_PREFIX)}, None
+    metadata, prefix = footer_of(path).metadata or {}, len(METADATA_PREFIX)  # with the seal
+    return {k[prefix:].decode(): v.decode() for k, v in metadata.items() if k.startswith(METADATA_PREFIX)}, None
 
 
 def scans(files: Sequence[Path], at_once: int | None) -> Iterator[pl.LazyFrame]:

@@ -17,17 +17,19 @@ class DatasetPaths:
     'data/raw/orders/2025-01-31.parquet'
 
     Attributes:
-        root: Data folder, shared by all datasets.
+        root: Data folder, shared by all datasets. For an object store, the folder of its working copy.
         dataset: Name of the dataset.
         project: Folder of the project, to which the paths of the YAML are relative; by default the current folder.
         tables: Folder, or prefix of an object store, with the latent tables of all datasets. By default `latents` in
             the data folder.
+        store: Address of the object store that has the data; None if the data folder has it.
     """
 
     root: Path
     dataset: str
     tables: str | None = None
     project: Path = Path()
+    store: str | None = None
 
     @property
     def landing(self) -> Path:

@@ -90,8 +90,8 @@ def local_folder(value: str | os.PathLike[str], name: str) -> Path:
     """
     if _URL.match(str(value)):
         raise ConfigError(
-            f"{name}={value}: only a folder of this machine can be used here; give its path. The latent tables can be "
-            "in an object store, by AE_PIPELINE_TABLES"
+            f"{name}={value}: only a folder of this machine can be used here; give its path. The data can be in an "
+            "object store by AE_PIPELINE_DATA, or the latent tables alone by AE_PIPELINE_TABLES"
         )
     return Path(value)
 

@@ -1,8 +1,8 @@
-"""Score the calibration rows of a new model, without the days that a screening leaves out."""
+"""Score the calibration rows of a new model, without what a screening leaves out."""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,12 @@ import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
-from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id, score_images
 from ae_pipeline.features.sizes import budget_rows, choose_budget
 from ae_pipeline.features.split import Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.screening import Screened, screen_by_own_scores
+from ae_pipeline.training.own_screening import screen_by_own_scores
+from ae_pipeline.training.screened import Screened
 from ae_pipeline.training.tails import counting, leaving_one_out
 
 _MAX_ROWS = 2**20
@@ -33,14 +33,12 @@ class CalibrationScores:
     Attributes:
         scores: Scores in the order of the rows, shape (n,).
         detector: Detector that gave the scores. It has also counted the categories of these rows.
+        screened: Window with the calibration days and rows that remain, and what was left out.
         images: Scores of the images whose patches these rows are; None unless rows are patches.
-        window: Window with the calibration days that remain.
-        screening: What was left out of validation and calibration; None if nothing was screened.
     """
 
     scores: npt.NDArray[np.float64]
-    window: Window
-    screening: ScreeningFacts | None
+    screened: Screened
     detector: Detector
     images: npt.NDArray[np.float64] | None = None
 
@@ -50,9 +48,9 @@ def score_calibration(
 ) -> CalibrationScores:
     """Score the calibration rows, or a hash sample of very many, which is exchangeable with new rows too.
 
-    If no model that serves has screened the window, the scores themselves tell which days are outliers. The model that
-    judges the days has not counted their categories. Otherwise a fault that repeats a wrong combination would make it
-    known, and its day would stay.
+    If no model that serves has screened the window, the scores themselves tell which days and rows are outliers. The
+    model that judges them has not counted their categories. Otherwise a fault that repeats a wrong combination would
+    make it known, and its day would stay.
 
     Combinations of categories can start in the calibration. So the rows of the days that remain are counted too, and
     each is scored as if it alone was not. A new row is then never scored as rarer than a calibration row like it, so
@@ -73,27 +71,32 @@ def score_calibration(
         share = max(share, min(1.0, _IMAGE_RESERVE * needed / max(images, 1)))
     of_image = image_id(config.identity) if has_patches(config) else None
 
-    def sampled(days: Window) -> Iterator[pl.DataFrame]:
-        for batch in days.batches("calibration", dataset.paths):
-            yield sample_by_hash(screened.keep("calibration", batch), share, of_image)
+    def sampled(days: Window, part: str = "calibration") -> Iterator[pl.DataFrame]:
+        for batch in days.batches(part, dataset.paths):
+            yield sample_by_hash(screened.keep(part, batch), share, of_image)
 
     def scored(days: Window, counted: Detector) -> _Scored:
         identities: list[pl.Series] = []
 
         def rows() -> Iterator[pl.DataFrame]:
             for kept in sampled(days):
-                identities.extend([] if of_image is None else [kept["row_id"]])
+                identities.append(kept["row_id"])
                 yield kept
 
         return _Scored(counted.scores(rows()), pl.concat([pl.Series(dtype=pl.String), *identities]))
 
-    facts, parts = screened.facts, list[_Scored]()
-    is_judged = facts is None and config.training.max_screened_share and config.is_daily and not window.is_by_row
+    parts = list[_Scored]()
+    is_judged = (
+        screened.facts is None and config.training.max_screened_share and config.is_daily and not window.is_by_row
+    )
     if is_judged:
         by_day = {day: scored(dataclasses.replace(window, calibration=(day,)), detector) for day in window.calibration}
-        left_out, facts = screen_by_own_scores({day: part.scores for day, part in by_day.items()}, dataset, budget)
-        window = dataclasses.replace(window, calibration=tuple(day for day in by_day if day not in left_out))
-        parts = [by_day[day] for day in window.calibration]
+        # The detector has counted the validation rows, but not the calibration rows.
+        validation = leaving_one_out(detector).scores(sampled(window, "validation"))
+        judged = screen_by_own_scores({day: part.scores for day, part in by_day.items()}, validation, dataset, budget)
+        window = dataclasses.replace(window, calibration=tuple(day for day in by_day if day not in judged.days))
+        parts, row_ids = _without_highest([by_day[day] for day in window.calibration], judged.excess)
+        screened = screened.leaving_out(window, row_ids, judged.facts)
     if not is_judged or detector.cooccurrence is not None:
         detector = counting(detector, sampled(window))
         parts = [scored(window, leaving_one_out(detector))]
@@ -102,15 +105,25 @@ def score_calibration(
     if of_image is not None:
         row_ids = pl.concat([pl.Series(dtype=pl.String), *(part.row_ids for part in parts)])
         of_images = _score_whole_images(row_ids, scores, screened, config)
-    return CalibrationScores(scores=scores, window=window, screening=facts, detector=detector, images=of_images)
+    return CalibrationScores(scores=scores, screened=screened, detector=detector, images=of_images)
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores of rows, and their identities if they are patches."""
+    """Scores of rows, and their identities."""
 
     scores: npt.NDArray[np.float64]
     row_ids: pl.Series
+
+
+def _without_highest(parts: Sequence[_Scored], excess: int) -> tuple[list[_Scored], pl.Series]:
+    """Return scored rows without a number of those with the highest scores, and the identities of these."""
+    scores = np.concatenate([np.empty(0), *(part.scores for part in parts)])
+    row_ids = pl.concat([pl.Series("row_id", dtype=pl.String), *(part.row_ids for part in parts)])
+    is_left_out = np.zeros(len(scores), dtype=np.bool_)
+    is_left_out[np.argsort(-scores, kind="stable")[:excess]] = True
+    kept = _Scored(scores[~is_left_out], row_ids.filter(pl.Series(~is_left_out)))
+    return [kept], row_ids.filter(pl.Series(is_left_out))
 
 
 def _score_whole_images(

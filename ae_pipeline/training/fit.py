@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.config.columns import FeatureColumn
@@ -26,7 +25,7 @@ from ae_pipeline.encoding.packing import Packing
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.features.sizes import choose_batch_size, choose_budget
 from ae_pipeline.features.split import Window, sample_rows
-from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
+from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import Corruption, build_corruption
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -38,11 +37,13 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
+from ae_pipeline.training.loss_statistics import fit_loss_statistics, statistics_rows
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed, copied, with_distinct_ids
 from ae_pipeline.training.rows import InMemory, OnDisk, TrainingRows, blocks_for
-from ae_pipeline.training.screening import Screened, screen_by_serving
+from ae_pipeline.training.screened import Screened
+from ae_pipeline.training.screening import screen_by_serving
 from ae_pipeline.training.size_rules import chosen_sizes
 from ae_pipeline.training.tails import encoded_slices, fit_categories, with_tails
 from ae_pipeline.training.warm_start import build_latent_regularizer, load_matching_weights
@@ -116,8 +117,8 @@ def fit_bundle(
     looked_at = {"train": train_rows.height - of_sample.height, "validation": result.validation_rows}
     del train_rows, validation_rows
     calibrated = score_calibration(detector, screened, dataset, budget, counts["calibration"], images)
-    if calibrated.window != window:
-        window, screened = calibrated.window, dataclasses.replace(screened, window=calibrated.window)
+    if calibrated.screened is not screened:
+        screened, window = calibrated.screened, calibrated.screened.window
         batches = window.batches("calibration", paths, ["row_id"])
         counts["calibration"] = sum(screened.keep("calibration", rows).height for rows in batches)
     of_images = calibrated.images
@@ -134,7 +135,7 @@ def fit_bundle(
         is_warm=result.is_warm,
         is_anchored=result.is_anchored,
         is_streamed=result.is_streamed,
-        screening=calibrated.screening,
+        screening=screened.facts,
     )
     bundle = ModelBundle(
         detector=calibrated.detector,
@@ -259,7 +260,7 @@ def fit_detector(
         logger.info(f"fitting scores on {rows:,} rows")
     mean_input = encoded.mean()
     del encoded
-    _fit_loss_statistics(model, loss, validation)
+    fit_loss_statistics(model, loss, statistics_rows(encoder, train_rows, validation))
     del validation
     ensemble = _fit_ensemble(encoder, for_ensemble, config)
     cooccurrence = fit_categories(
@@ -325,13 +326,6 @@ def _ensemble_rows(train_rows: pl.DataFrame, validation_rows: pl.DataFrame, all_
         sample_rows(with_distinct_ids(train_rows), math.ceil(share * all_rows.train), _SAMPLE_SEED),
         sample_rows(validation_rows, math.ceil(share * all_rows.validation), _SAMPLE_SEED),
     ]
-
-
-def _fit_loss_statistics(model: AutoEncoder, loss: ReconstructionLoss, validation: Tensor) -> None:
-    """Fit the statistics that the loss scores with, such as the covariance of image residuals, on validation rows."""
-    with torch.inference_mode():
-        outputs = [model(batch) for batch in validation.split(rows_at_once(validation.shape[1:]))]
-        loss.fit_scores(AutoEncoderOutput(*(torch.cat(part) for part in zip(*outputs, strict=True))), validation)
 
 
 def _fit_ensemble(encoder: Encoder, matrices: list[Matrix], config: PipelineConfig) -> Ensemble | None:

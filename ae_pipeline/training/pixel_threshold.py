@@ -6,7 +6,7 @@ from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.scoring.pixels import PixelMeter
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.screening import Screened
+from ae_pipeline.training.screened import Screened
 
 _MAX_ELEMENTS = 5e7
 """Values of all patches whose heat maps are made: at least one image, and about ten seconds of work."""

@@ -1,11 +1,10 @@
-"""Leave bad days and rows out of validation and calibration, so that they cannot blind the next model.
+"""Leave out what the model that serves finds bad in validation and calibration, so that it cannot blind the next one.
 
 A calibration row that scores high raises the threshold. Twenty-five faulty rows among 40,000 are enough to hide
 faults like them from a model with an alert budget of one in a thousand.
 """
 
 import dataclasses
-import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,62 +13,23 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.errors import BundleError
-from ae_pipeline.common.text import abbreviate, pluralize
-from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import ScreeningFacts
-from ae_pipeline.detector.image_verdicts import image_of_row
-from ae_pipeline.features.sizes import MIN_CALIBRATION_ROWS, budget_rows
 from ae_pipeline.features.split import PARTS, Window
 from ae_pipeline.scoring.budget import is_over_budget
 from ae_pipeline.scoring.drift import Distribution, Part, measure_columns
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.reviewed import NOTHING_REVIEWED, Reviewed
-
-SCREENED_PARTS = ("validation", "calibration")
-"""Parts of the window that are screened."""
-
-_MAX_FALSE_ALARM_RATE = 1e-3
-"""Largest probability that a part of exchangeable rows loses a day or a row, by each of the rules."""
-
-_MAX_NEIGHBOR_RATE = 0.05
-"""Largest probability that a day is lost because the day before or after it is bad. An outage can pass midnight."""
-
-_TOP_ROWS, _MAX_TOP_SHARE = 40, 0.05
-"""Highest scores that tell whether a day has too many of them: this number of rows, and this share at most."""
-
-_MIN_DAYS = 4
-"""Calibration days from which they can be compared with one another."""
-
-
-@dataclass(frozen=True)
-class Screened:
-    """A window without the days and rows that a screening left out.
-
-    Attributes:
-        window: The window without these days.
-        row_ids: Identities of further rows that are left out, by part.
-        facts: What was left out, and why; None if nothing was screened.
-    """
-
-    window: Window
-    row_ids: Mapping[str, pl.Series]
-    facts: ScreeningFacts | None
-
-    def keep(self, part: str, rows: pl.DataFrame) -> pl.DataFrame:
-        """Return rows of a part without those that are left out."""
-        row_ids = self.row_ids.get(part)
-        return rows if row_ids is None else rows.filter(~pl.col("row_id").is_in(row_ids.implode()))
-
-    def incomplete_images(self, part: str, config: PipelineConfig) -> pl.Series:
-        """Return the identities of the images of a part of which rows are left out."""
-        row_ids = self.row_ids.get(part, pl.Series("row_id", [], dtype=pl.String))
-        return row_ids.alias("row_id").to_frame().select(image_of_row(config)).to_series().unique()
-
-    def counts(self, dataset: Dataset) -> dict[str, int]:
-        """Return the number of rows of each part that remain."""
-        return {part: self.window.count(part, dataset.paths) - len(self.row_ids.get(part, ())) for part in PARTS}
+from ae_pipeline.training.screened import (
+    MAX_FALSE_ALARM_RATE,
+    MIN_DAYS,
+    SCREENED_PARTS,
+    Screened,
+    describe_screening,
+    leaves_enough,
+    needed_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +43,7 @@ class _Day:
     is_unlike: bool
 
     def is_bad(self, budget: float, days: int) -> bool:
-        rate = _MAX_FALSE_ALARM_RATE / max(days, 1)
+        rate = MAX_FALSE_ALARM_RATE / max(days, 1)
         return self.is_unlike or is_over_budget(self.rows, len(self.scores), budget, rate)
 
 
@@ -147,7 +107,7 @@ def screen_by_serving(
     since = previous.changed_since if previous is not None else None
     if "calibration" in changed and not window.is_by_row:
         since = min(bad_days, default=window.calibration[0])
-    message = _message(left_days, left_rows, changed, cap)
+    message = describe_screening(left_days, left_rows, changed, cap)
     learning = _learn_change(screened, since, row_ids, reviewed, dataset) if since is not None else None
     if learning is not None:
         newest = len(screened.validation) + len(screened.calibration)
@@ -188,12 +148,12 @@ def _learn_change(
         None if they hold as many as there are validation days, or if too few calibration rows would remain.
     """
     learned = sum(day >= since for day in window.train)
-    if learned >= len(window.validation) or len(window.calibration) < _MIN_DAYS:
+    if learned >= len(window.validation) or len(window.calibration) < MIN_DAYS:
         return None
     learning = window.interleaved()
     moved = _moved(row_ids, window, learning, dataset)
     result = Screened(learning, _remaining(moved, learning, reviewed, dataset), None)
-    is_enough = result.counts(dataset)["calibration"] >= _needed_rows(dataset)
+    is_enough = result.counts(dataset)["calibration"] >= needed_rows(dataset)
     return result if learning.validation and is_enough else None
 
 
@@ -212,53 +172,6 @@ def _moved(
             of_part = rows["row_id"].filter(rows["row_id"].is_in(gone))
             moved[part] = pl.concat([moved[part], of_part]) if part in moved else of_part
     return {part: of_part for part, of_part in moved.items() if of_part.len()}
-
-
-def screen_by_own_scores(
-    scored: Mapping[str, npt.NDArray[np.float64]], dataset: Dataset, budget: float
-) -> tuple[list[str], ScreeningFacts]:
-    """Return the calibration days that hold far too many of the highest scores, for a model without a predecessor.
-
-    The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
-    share them evenly. The dates before and after a bad day need less evidence, because a fault does not end at
-    midnight: its last rows on the next day can be all that the budget allows. They go only if the cap permits.
-
-    Args:
-        scored: Scores of the rows of each calibration day under the new model, by date.
-        dataset: Configuration of the dataset.
-        budget: Share of normal rows that may be flagged.
-    """
-    scores = np.concatenate([np.empty(0), *scored.values()])
-    cap = dataset.config.training.max_screened_share
-    bad: list[str] = []
-    gone = 0
-    if cap and len(scored) >= _MIN_DAYS:
-        share = max(budget, min(_MAX_TOP_SHARE, _TOP_ROWS / len(scores)))
-        threshold = np.quantile(scores, 1 - share)
-
-        def is_bad(day: str, rate: float) -> bool:
-            return is_over_budget(len(scored[day]), int((scored[day] > threshold).sum()), share, rate)
-
-        days = list(scored)
-        bad = [day for day in days if is_bad(day, _MAX_FALSE_ALARM_RATE / len(days))]
-        dates = {day: dt.date.fromisoformat(day).toordinal() for day in days}
-        beside = {day for day in days if {dates[day] - 1, dates[day] + 1} & {dates[each] for each in bad}}
-        spoiled = [day for day in days if day in bad or (day in beside and is_bad(day, _MAX_NEIGHBOR_RATE))]
-        gone = sum(len(scored[day]) for day in spoiled)
-        if _leaves_enough("calibration", gone, len(scores), dataset):
-            bad = spoiled
-        gone = sum(len(scored[day]) for day in bad)
-    is_changed = bool(bad) and not _leaves_enough("calibration", gone, len(scores), dataset)
-    left_days, left_rows = ({"calibration": tuple(bad)}, {"calibration": gone}) if bad and not is_changed else ({}, {})
-    changed = ["calibration"] if is_changed else []
-    facts = ScreeningFacts(
-        judged_by="its own scores",
-        days=left_days,
-        rows=left_rows,
-        changed=tuple(changed),
-        message=_message(left_days, left_rows, changed, cap),
-    )
-    return list(left_days.get("calibration", ())), facts
 
 
 def _judge_days(part: str, marked: Screened, dataset: Dataset, serving: ModelBundle) -> Iterator[_Day]:
@@ -304,7 +217,7 @@ def _excess(days: Sequence[_Day], budget: float) -> pl.Series:
     """Return the identities of the flagged rows beyond the budget, the highest scores first."""
     rows, flagged = sum(day.rows for day in days), sum(len(day.scores) for day in days)
     none = pl.Series("row_id", [], pl.String)
-    if not is_over_budget(rows, flagged, budget, _MAX_FALSE_ALARM_RATE):
+    if not is_over_budget(rows, flagged, budget, MAX_FALSE_ALARM_RATE):
         return none
     row_ids = pl.concat([none, *(day.row_ids for day in days)])
     order = np.argsort(-np.concatenate([day.scores for day in days]), kind="stable")
@@ -312,37 +225,4 @@ def _excess(days: Sequence[_Day], budget: float) -> pl.Series:
 
 
 def _may_go(part: str, gone: int, judged: Sequence[_Day], dataset: Dataset) -> bool:
-    return _leaves_enough(part, gone, sum(day.rows for day in judged), dataset)
-
-
-def _leaves_enough(part: str, gone: int, rows: int, dataset: Dataset) -> bool:
-    """Return whether so many rows may go: neither more than the cap, nor too many for the alert budget."""
-    is_enough = part != "calibration" or rows - gone >= _needed_rows(dataset)
-    return gone <= dataset.config.training.max_screened_share * rows and is_enough
-
-
-def _needed_rows(dataset: Dataset) -> int:
-    """Return the number of calibration rows that the configured alert budget needs."""
-    budget = dataset.config.alerts.budget
-    return max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
-
-
-def _message(days: dict[str, tuple[str, ...]], rows: dict[str, int], changed: Sequence[str], cap: float) -> str:
-    phrases = []
-    for part, count in rows.items():
-        of_days = f", all of {abbreviate(days[part])}" if days.get(part) else ""
-        phrases.append(f"{pluralize(count, 'row')} left out of {part}{of_days}")
-    phrases += [
-        f"the data has changed: {part} would lose more than {cap:.0%} of its rows, or more than the alert budget "
-        "allows, so nothing of it is left out"
-        for part in changed
-    ]
-    return "; ".join(phrases) or "nothing left out of validation and calibration"
-
-
-def screening_metrics(facts: ScreeningFacts | None) -> dict[str, float]:
-    """Return the metrics of a screening: rows of each part that were left out, and whether the part had changed."""
-    if facts is None:
-        return {}
-    rows = {f"screening.{part}.rows": float(facts.rows.get(part, 0)) for part in SCREENED_PARTS}
-    return rows | {f"screening.{part}.changed": float(part in facts.changed) for part in SCREENED_PARTS}
+    return leaves_enough(part, gone, sum(day.rows for day in judged), dataset)

@@ -16,7 +16,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.explanation import Contribution
 from benchmarks import explanations
 from benchmarks.column_faults import SINGLE, Planted, guilty_columns, plant_columns
-from benchmarks.explanations import Answer, boxes, figures_of, rank
+from benchmarks.explanations import Answer, boxes, figures_of, is_in_combination, rank
 
 ARRIVAL, DEPARTURE = {"sched_arr_time", "arr_delay", "arr_time"}, {"sched_dep_time", "dep_delay", "dep_time"}
 
@@ -166,3 +166,13 @@ def test_maps_are_compared_with_the_box_of_the_defect() -> None:
     assert values["all", "AUROC by pixel, mean of patches"] == 1
     pairs = 6 * (30 + 35) + 35  # box of the first patch: all background; of the second: its own
     assert values["dead block", "AUROC by pixel, pooled"] == pytest.approx(pairs / (7 * 65))
+
+
+def test_a_combination_counts_if_it_has_the_column_and_is_among_the_first_two() -> None:
+    column = Contribution("distance", 9.0, "746", "950")
+    combination = Contribution("categories", 12.0, "carrier EV × dest IAH: never together in 300 counted rows", "12")
+    assert is_in_combination([column, combination], "carrier")
+    assert is_in_combination([combination], "dest")
+    assert not is_in_combination([column, combination], "origin")
+    assert not is_in_combination([column, column, combination], "dest")
+    assert not is_in_combination([column], "distance")

@@ -243,14 +243,14 @@ class TestShapes:
             len(fit.bundle.detector.tails.quantiles),
         )
         assert fit.bundle.reconstruct(rows).shape == (n, *fit.bundle.encoder.shape)
-        columns = set(fit.bundle.loss.columns if is_table else ("spot", "image"))
+        columns = set(fit.bundle.loss.columns if is_table else ("spot", "flat", "image"))
         for parts in fit.bundle.explain(rows, 99):
             named = [part for part in parts if part.column not in NOT_COLUMNS]
             assert parts
             assert all(part.actual != part.expected for part in parts)
             assert {part.column for part in named} <= columns
             assert len({part.column for part in named}) == len(named)
-            assert is_table or len(named) == 2
+            assert is_table or len(named) == 3
         assert fit.bundle.denoise(rows).schema == rows.schema
         assert fit.bundle.denoise(rows).height == n
 

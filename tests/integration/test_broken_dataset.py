@@ -23,7 +23,7 @@ TYPO = f"type: {TYPE}\nattributes:\n  dataset: figs\n  identity: [id]\n  exlude:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the dataset `orders`, whose files have landed, and the broken dataset `figs`."""
     root = tmp_path_factory.mktemp("project")
-    ignored = shutil.ignore_patterns("__pycache__", "flights", "shuttle", "textures")
+    ignored = shutil.ignore_patterns("flights", "shuttle", "textures")
     shutil.copytree(PROJECT_ROOT / "ae_pipeline", root / "ae_pipeline", ignore=ignored)
     for name in ("pyproject.toml", "workspace.yaml"):
         shutil.copy(PROJECT_ROOT / name, root)

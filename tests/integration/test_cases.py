@@ -237,7 +237,8 @@ from pathlib import Path
 from ae_pipeline.cli.main import main
 from ae_pipeline.cli.project import Project
 
-loaded = Project.load()  # once for all datasets, because it takes longer than most runs
+# Once for all datasets, because it takes longer than most runs. Databases of Dagster take longer than the rest.
+loaded = Project.load(opens_instance=False)
 Project.load = lambda: loaded
 plan = json.loads(Path(sys.argv[1]).read_text())
 for name, steps in plan.items():

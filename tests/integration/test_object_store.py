@@ -1,6 +1,6 @@
 """The latent table in an object store: a local server with the S3 API."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,16 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.publish import publish, stale_days
 from ae_pipeline.latents.read import MANIFEST, current_files
 from ae_pipeline.lifecycle.forget import stored_parts
+from ae_pipeline.orchestration import sensors
+from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.hashing import hash_table
+from ae_pipeline.storage.object_store import ObjectStore
 from ae_pipeline.storage.paths import DatasetPaths
 from benchmarks.stores import s3_environment, s3_request, s3_server
 from tests.support.sensors import Fitted
+from tests.support.shop import DAYS, ROWS, Shop, make_shop, orders_csv
 
 BUCKET = "s3://latents"
 
@@ -101,6 +106,54 @@ def test_a_forgotten_table_leaves_the_others_in_the_bucket(remote: Fitted, tmp_p
     assert TableFiles(remote.paths.latents).written() == {}
     assert list(other.written()) == ["_delta_log/00000000000000000000.json"]
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def land(store: ObjectStore, days: Sequence[str]) -> None:
+    """Put the files of days into a store, as another program does."""
+    for day in days:
+        store.write(f"landing/orders/orders_{day}.csv", orders_csv(day).encode())
+
+
+def built_files(shop: Shop) -> dict[str, bytes]:
+    """Return raw rows, features and latents by the name of their files, and the names of the staged copies.
+
+    The copies themselves have the times at which their files landed.
+    """
+    paths, table = shop.paths, TableFiles(shop.paths.latents)
+    built = {path.as_posix(): path.read_bytes() for stage in (paths.raw, paths.features) for path in map(stage, DAYS)}
+    files = {path.removeprefix(paths.root.as_posix()): data for path, data in built.items()}
+    copies = dict.fromkeys((path.name for path in paths.staged("_").parent.iterdir()), b"")
+    return {**files, **copies, **{path: hash_table(table.read(path)).encode() for path in current_files(paths)}}
+
+
+def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
+    serving_shop: Shop, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{store}/data"
+    objects = ObjectStore(address)
+    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", -2.0)  # objects that are as new as the test
+    monkeypatch.setenv("AE_PIPELINE_SCRATCH", str(tmp_path / "one"))
+    land(objects, DAYS[:-1])
+    for shop in make_shop(tmp_path, data=address):
+        assert shop.run("ingest", DAYS[0], DAYS[-2]).success
+        assert shop.run("train").success
+        assert shop.run("publish", DAYS[0], DAYS[-2]).success
+    land(objects, DAYS[-1:])
+    serving_shop.land(DAYS[-1])
+    expected = [f"orders_intake 1 new or changed file: orders_{DAYS[-1]}.csv", f"orders_ingest {DAYS[-1]}"]
+    monkeypatch.setenv("AE_PIPELINE_SCRATCH", str(tmp_path / "other"))  # a host with nothing
+    for shop in make_shop(tmp_path, data=address):
+        for each in (serving_shop, shop):
+            each.workspace.refresh("orders")
+            assert each.run_requests(landing_requests) == expected
+            assert each.run_requests(rebuild_requests) == [f"orders_publish {DAYS[-1]}"]
+        assert built_files(shop) == built_files(serving_shop)
+        latents = read_latents("orders", data=address)
+        assert latents.arrow.equals(read_latents("orders", data=serving_shop.paths.root).arrow)
+        assert latents.arrow.num_rows == ROWS * len(DAYS)
+        report = objects.read("reports/orders/report.html")
+        assert report
+        assert report.data == (shop.paths.reports / "report.html").read_bytes()
 
 
 def test_a_failed_write_leaves_no_file(remote: Fitted, store: str) -> None:

@@ -36,9 +36,8 @@ class ProjectCopy:
     @classmethod
     def create(cls, root: Path, settings: Mapping[str, Mapping[str, Any]], data_folder: str = "data") -> "ProjectCopy":
         """Copy the package below a folder, and write one `defs.yaml` for each dataset."""
-        shutil.copytree(
-            SOURCE / "ae_pipeline", root / "ae_pipeline", ignore=shutil.ignore_patterns("defs", "__pycache__")
-        )
+        # With the bytecode, so that the first command does not compile the package again.
+        shutil.copytree(SOURCE / "ae_pipeline", root / "ae_pipeline", ignore=shutil.ignore_patterns("defs"))
         shutil.copy(SOURCE / "pyproject.toml", root)
         home = root / "dagster_home"
         home.mkdir()

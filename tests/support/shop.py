@@ -81,11 +81,13 @@ class Shop:
         root: Folder of its data and its model store.
         defs: Its definitions, with executor and resources.
         instance: Its Dagster instance.
+        workspace: Where the project keeps its data and models.
     """
 
     root: Path
     defs: dg.Definitions
     instance: dg.DagsterInstance
+    workspace: Workspace
 
     @property
     def landing(self) -> Path:
@@ -216,15 +218,16 @@ class Shop:
         answer = training_request(self.dataset, self.workspace, self.instance)
         return str(answer.skip_message if isinstance(answer, dg.SkipReason) else answer.tags["ae_pipeline/reason"])
 
-    @property
-    def workspace(self) -> Workspace:
-        """Where the project keeps its data and models."""
-        return Workspace(data_folder=str(self.root / "data"), mlflow_folder=str(self.root / "mlruns"))
 
+def make_shop(root: Path, attributes: dict[str, Any] = ATTRIBUTES, data: str | None = None) -> Iterator[Shop]:
+    """Yield a project without data, in a folder, while its definitions and its instance are open.
 
-def make_shop(root: Path, attributes: dict[str, Any] = ATTRIBUTES) -> Iterator[Shop]:
-    """Yield a project without data, in a folder, while its definitions and its instance are open."""
-    workspace = Workspace(data_folder=str(root / "data"), mlflow_folder=str(root / "mlruns"))
+    Args:
+        root: Folder of the project.
+        attributes: Attributes of the YAML.
+        data: Address of an object store that has the data; by default a folder of the project has them.
+    """
+    workspace = Workspace(data_folder=data or str(root / "data"), mlflow_folder=str(root / "mlruns"))
     with create_defs_folder_sandbox() as sandbox, dg.DagsterInstance.ephemeral(settings=LOGS) as instance:
         sandbox.scaffold_component(
             component_cls=AutoencoderPipeline,
@@ -240,7 +243,7 @@ def make_shop(root: Path, attributes: dict[str, Any] = ATTRIBUTES) -> Iterator[S
                 executor=dg.in_process_executor,
                 loggers={"console": console.line_logger},
             )
-            yield Shop(root, dg.Definitions.merge(built, resources), instance)
+            yield Shop(root, dg.Definitions.merge(built, resources), instance, workspace)
 
 
 def published_shop(

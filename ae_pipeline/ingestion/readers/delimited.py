@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -38,17 +39,21 @@ def read_delimited(kind: str, data: bytes, source: SourceConfig, dialects: Seque
     separator = source.separator or find_separator(kind, text.data, [dialect.separator for dialect in dialects])
     dialect = Dialect(separator=separator, encoding=text.encoding)
     check_dialect(dialect, dialects, source)
-    header_end, names = _read_header(text, separator, source.limits)
-    body = _Body.read(text, header_end, separator, len(names), source)
-    plain = read_plain_lines(text.data, header_end, names, separator, len(body.lines)) if body.is_plain else None
-    parsed = _parse(body, names, separator, source.limits) if plain is None else (_numbered(plain, body.lines), [])
-    rows, ragged = parsed
-    rejected = rejected_rows([*body.rejected, *ragged]).sort("row_number")
-    return FileRows(rows, rejected, dialect=dialect)
+    header_end, names = read_header(text, separator, source.limits)
+    return Body.read(text, header_end, dialect, len(names), source).parse(text.data, names, source.limits)
 
 
-def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tuple[int, list[str]]:
-    """Return the index after the header, and the names of the columns."""
+def read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tuple[int, list[str]]:
+    """Return the index after the header, and the names of the columns.
+
+    Args:
+        text: The text, or more of its start than a header may have.
+        separator: Character between values.
+        limits: Limits of the dataset.
+
+    Raises:
+        UnreadableFileError: The text has no header.
+    """
     head = RecordScanner(text.data[: limits.record_bytes + 1], separator.encode()).record(0)
     if head.end > limits.record_bytes:
         raise exceeded("or more bytes in its header", head.end, limits.record_bytes, "record_bytes")
@@ -66,9 +71,15 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
     if header.count(separator.encode()) >= limits.columns and not head.problem:
         lines = io.StringIO(header.decode("utf-8", errors="replace"), newline="")
         check_table(limits, columns=len(next(csv.reader(lines, delimiter=separator))))
+    return head.end, list(_names(header, separator, head.problem))
+
+
+@lru_cache(maxsize=64)
+def _names(header: bytes, separator: str, problem: str | None) -> tuple[str, ...]:
+    """Return the names of the columns. Most files of a dataset have the same header."""
     try:
-        if head.problem:
-            raise pa.ArrowInvalid(head.problem)
+        if problem:
+            raise pa.ArrowInvalid(problem)
         options = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         read = pa.csv.ReadOptions(block_size=len(header) + 2)
         content = header.rstrip(b"\r\n") + b"\n"
@@ -83,14 +94,17 @@ def _read_header(text: DecodedText, separator: str, limits: LimitsConfig) -> tup
     # pandas writes its index without a name. With a name, the contract or `exclude` can say what becomes of it.
     names = [each or f"unnamed_{position}" for position, each in enumerate(names, 1)]
     check_names(names)
-    return head.end, names
+    return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Body:
-    """The records below the header.
+class Body:
+    """The records of a text, or of a part of it.
 
     Attributes:
+        start: Index of the first one in the text.
+        dialect: How the text is written.
+        records: Number of records, also of those that cannot be read.
         parts: The records that can be read.
         lines: Line at which each of them starts.
         longest: Length of the longest record in bytes, if it was measured.
@@ -99,6 +113,9 @@ class _Body:
         rejected: Line, rule, reason and text of the records that cannot be read.
     """
 
+    start: int
+    dialect: Dialect
+    records: int
     parts: list[pa.Buffer]
     lines: npt.NDArray[np.int64]
     longest: int
@@ -107,29 +124,50 @@ class _Body:
     rejected: list[tuple[int, str, str, str]]
 
     @classmethod
-    def read(cls, text: DecodedText, start: int, separator: str, width: int, source: SourceConfig) -> "_Body":
+    def read(cls, text: DecodedText, start: int, dialect: Dialect, width: int, source: SourceConfig) -> "Body":
         """Find the records of a text.
 
         Args:
             text: The text.
             start: Index after the header.
-            separator: Character between values.
+            dialect: How the text is written.
             width: Number of columns.
             source: Settings that limit a record.
+
+        Raises:
+            UnreadableFileError: There are too many records, or too many that cannot be read.
         """
         limits, max_lines = source.limits, source.max_record_lines
         data = text.data
         if start == len(data):
-            return cls(parts=[], lines=np.empty(0, np.int64), longest=0, has_quotes=False, rejected=[])
+            no_lines = np.empty(0, np.int64)
+            return cls(
+                start=start,
+                dialect=dialect,
+                records=0,
+                parts=[],
+                lines=no_lines,
+                longest=0,
+                has_quotes=False,
+                rejected=[],
+            )
         has_quotes = data.find(b'"', start) >= 0
         if not has_quotes and not text.has_marks and _is_one_row_a_line(data, start, limits.record_bytes):
             first = data.count(b"\n", 0, start) + 1
             count = data.count(b"\n", start) + (not data.endswith(b"\n"))
             check_table(limits, rows=count)
-            parts = [pa.py_buffer(data).slice(start)]
-            lines = np.arange(first, first + count)
-            return cls(parts=parts, lines=lines, longest=0, has_quotes=False, is_plain=True, rejected=[])
-        scanner = RecordScanner(data, separator.encode())
+            return cls(
+                start=start,
+                dialect=dialect,
+                records=count,
+                parts=[pa.py_buffer(data).slice(start)],
+                lines=np.arange(first, first + count),
+                longest=0,
+                has_quotes=False,
+                is_plain=True,
+                rejected=[],
+            )
+        scanner = RecordScanner(data, dialect.separator.encode())
         breaks = scanner.breaks
         structural, broken = scanner.structure(start) if has_quotes else (np.empty(0, np.int64), [])
         ends = breaks[breaks >= start]
@@ -143,6 +181,7 @@ class _Body:
         bytes_ = np.frombuffer(data, np.uint8)
         lines = np.searchsorted(breaks, starts) + 1
         spans = np.diff(np.append(lines, len(breaks) + 1))
+        is_known = ~_within(starts, broken)
         broken += [
             Broken(
                 int(starts[at]),
@@ -151,7 +190,7 @@ class _Body:
                 f"the row has {spans[at]:,} lines, at most {max_lines:,} can be read; close its quote, or raise "
                 "source.max_record_lines in the YAML",
             )
-            for at in np.flatnonzero(spans > max_lines)
+            for at in np.flatnonzero((spans > max_lines) & is_known)
         ]
         broken += [
             Broken(
@@ -161,7 +200,7 @@ class _Body:
                 f"the row has {sizes[at]:,} bytes, at most {limits.record_bytes:,} can be read; correct it at the "
                 "source, or raise source.limits.record_bytes in the YAML",
             )
-            for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines))
+            for at in np.flatnonzero((sizes > limits.record_bytes) & (spans <= max_lines) & is_known)
         ]
         check_rejected(limits, len(broken))
         is_broken = _within(starts, broken)
@@ -182,12 +221,34 @@ class _Body:
         is_kept = ~is_broken & ~is_blank if width > 1 else ~is_broken
         longest = int((ends - starts).max())
         return cls(
+            start=start,
+            dialect=dialect,
+            records=len(starts),
             parts=_without(data, start, broken),
             lines=lines[is_kept],
             longest=longest,
             has_quotes=has_quotes,
             rejected=rejected,
         )
+
+    def parse(self, data: bytes, names: list[str], limits: LimitsConfig) -> FileRows:
+        """Return the rows, and those that cannot be read.
+
+        Args:
+            data: The text.
+            names: Names of the columns.
+            limits: Limits of the dataset.
+
+        Raises:
+            UnreadableFileError: The rows cannot be told apart, or too many cannot be read.
+        """
+        separator, lines = self.dialect.separator, self.lines
+        plain = read_plain_lines(data, self.start, names, separator, len(lines)) if self.is_plain else None
+        rows, ragged = (_numbered(plain, lines), []) if plain is not None else _parse(self, names, separator, limits)
+        if not self.rejected and not ragged:
+            return FileRows(rows, dialect=self.dialect)
+        rejected = rejected_rows([*self.rejected, *ragged]).sort("row_number")
+        return FileRows(rows, rejected, dialect=self.dialect)
 
 
 def _within(starts: npt.NDArray[np.int64], broken: Sequence[Broken]) -> npt.NDArray[np.bool_]:
@@ -216,7 +277,7 @@ def _without(data: bytes, start: int, broken: Sequence[Broken]) -> list[pa.Buffe
 
 
 def _parse(
-    body: _Body, names: list[str], separator: str, limits: LimitsConfig
+    body: Body, names: list[str], separator: str, limits: LimitsConfig
 ) -> tuple[pl.DataFrame, list[tuple[int, str, str, str]]]:
     lines, block_size = body.lines, max(1 << 21, body.longest + 16)
     if not len(lines):
@@ -273,4 +334,4 @@ def _parse(
 
 
 def _numbered(rows: pl.DataFrame, lines: npt.NDArray[np.int64]) -> pl.DataFrame:
-    return rows.with_columns(pl.Series("_row_number", lines, dtype=pl.Int64))
+    return rows.hstack([pl.Series("_row_number", lines, dtype=pl.Int64)])

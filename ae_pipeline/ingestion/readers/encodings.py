@@ -36,12 +36,69 @@ class DecodedText(NamedTuple):
     has_marks: bool = False
 
 
-def decode(data: bytes, declared: str | None = None, allowed: Sequence[str] = ()) -> DecodedText:
-    """Return a text file in UTF-8, without its byte order mark.
+class TextEvidence:
+    """What a text shows about its encoding. It is added up part by part, so that a large file need not fit in memory.
 
     A byte order mark tells the encoding. Without one, a text is UTF-8 if it has characters beyond ASCII that are valid
     UTF-8. Otherwise it is the encoding of the schema contract, or cp1252 (which contains the letters of Latin-1) if
     that gives plausible text.
+    """
+
+    def __init__(self) -> None:
+        self.byte_order_mark = b""
+        self._marked = ""
+        self._is_empty, self._is_ascii, self._has_nul = True, True, False
+        self._has_marks = self._has_characters = False
+        self._sample: list[bytes] = []
+        self._sample_size = 0
+
+    def add(self, data: bytes) -> None:
+        """Add the next part of the text. Each part but the last one ends with a line feed."""
+        if self._is_empty:
+            marks = ((mark, name) for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark))
+            self.byte_order_mark, self._marked = next(marks, (b"", ""))
+            self._has_nul, self._is_empty = b"\0" in data.partition(b"\n")[0], False
+        if data.isascii() or self._marked:
+            return
+        self._is_ascii = False
+        text = decode_as(data, "utf-8")
+        self._has_marks |= text.has_marks
+        self._has_characters |= not text.has_marks or not MARK.sub(b"", text.data).isascii()
+        for line in data.splitlines():
+            if self._sample_size > _SAMPLE_BYTES:
+                break
+            if not line.isascii():
+                self._sample.append(line)
+                self._sample_size += len(line)
+
+    def encoding(self, declared: str | None = None, allowed: Sequence[str] = ()) -> str:
+        """Return the encoding of the text.
+
+        Args:
+            declared: Encoding in the YAML, if there is one.
+            allowed: Encodings of the schema contract, if there is one.
+
+        Raises:
+            UnreadableFileError: The text has another encoding than declared, or its encoding cannot be told.
+        """
+        if declared and self._marked and not declared.replace("_", "-").startswith(self._marked):
+            raise UnreadableFileError(
+                f"the file starts with the byte order mark of {self._marked.upper()}, but source.encoding is "
+                f"{declared}; change source.encoding, or land the file again"
+            )
+        if declared or self._marked:
+            return declared or self._marked
+        if self._is_ascii:
+            return next((each for each in allowed if not each.startswith(("utf-16", "utf-32"))), "utf-8")
+        if not self._has_marks or self._has_characters:
+            return "utf-8"
+        if allowed:
+            return next((each for each in allowed if not each.startswith("utf")), "utf-8")
+        return "utf-8" if self._has_nul else _recognize(self._sample)
+
+
+def decode(data: bytes, declared: str | None = None, allowed: Sequence[str] = ()) -> DecodedText:
+    """Return a text file in UTF-8, without its byte order mark; see `TextEvidence`.
 
     Args:
         data: Content of the file.
@@ -51,32 +108,39 @@ def decode(data: bytes, declared: str | None = None, allowed: Sequence[str] = ()
     Raises:
         UnreadableFileError: The text has another encoding than declared, or its encoding cannot be told.
     """
-    mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), (b"", ""))
-    if declared and encoding and not declared.replace("_", "-").startswith(encoding):
-        raise UnreadableFileError(
-            f"the file starts with the byte order mark of {encoding.upper()}, but source.encoding is {declared}; "
-            "change source.encoding, or land the file again"
-        )
-    if mark:
-        content = data[len(mark) :] if encoding == "utf-8" else data
-        return _decoded(content, declared or encoding)
-    if declared:
-        return _decoded(data, declared)
-    if data.isascii():
-        same = (each for each in allowed if not each.startswith(("utf-16", "utf-32")))
-        return DecodedText(data, next(same, "utf-8"))
-    text = _decoded(data, "utf-8")
-    if not text.has_marks or not MARK.sub(b"", text.data).isascii():
-        return text
-    if allowed:
-        other = next((each for each in allowed if not each.startswith("utf")), None)
-        return _decoded(data, other) if other else text
-    if b"\0" in data.partition(b"\n")[0]:
-        return text
-    return _decoded(data, _recognize(data))
+    evidence = TextEvidence()
+    evidence.add(data)
+    return decode_as(without_mark(data, evidence.byte_order_mark), evidence.encoding(declared, allowed))
 
 
-def _decoded(data: bytes, encoding: str) -> DecodedText:
+def without_mark(data: bytes, mark: bytes) -> bytes:
+    """Return a text without the byte order mark of UTF-8. Python removes the others."""
+    return data[len(mark) :] if mark == codecs.BOM_UTF8 else data
+
+
+def keeps_lines(encoding: str) -> bool:
+    """Return whether a text of an encoding can be decoded line by line: UTF-8, and one byte for each character.
+
+    >>> keeps_lines("utf-8"), keeps_lines("cp1252"), keeps_lines("utf-16-le"), keeps_lines("shift_jis")
+    (True, True, False, False)
+    """
+    name = codecs.lookup(encoding).name
+    if name.startswith(("utf", "iso2022")):  # iso2022 switches between sets of characters
+        return name == "utf-8"
+    ascii_bytes, others = bytes(range(128)), bytes(range(128, 256))
+    return ascii_bytes.decode(encoding, "replace") == ascii_bytes.decode() and all(
+        len(bytes([each, each]).decode(encoding, "replace")) == 2 for each in others
+    )
+
+
+def decode_as(data: bytes, encoding: str) -> DecodedText:
+    """Return a text in an encoding as UTF-8, with a `MARK` for each byte that the encoding does not know.
+
+    Raises:
+        UnreadableFileError: The text is cut short, in an encoding of several bytes for each character.
+    """
+    if encoding == "utf-8" and data.isascii():
+        return DecodedText(data, encoding)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -91,15 +155,8 @@ def _decoded(data: bytes, encoding: str) -> DecodedText:
     return DecodedText(data if encoding == "utf-8" else text.encode(), encoding)
 
 
-def _recognize(data: bytes) -> str:
-    """Return cp1252 if the lines beyond ASCII are plausible in it; it is the only encoding that short texts show."""
-    lines = (line for line in data.splitlines() if not line.isascii())
-    sample, size = [], 0
-    for line in lines:
-        sample.append(line)
-        size += len(line)
-        if size > _SAMPLE_BYTES:
-            break
+def _recognize(sample: Sequence[bytes]) -> str:
+    """Return cp1252 if lines beyond ASCII are plausible in it; it is the only encoding that short texts show."""
     text = b"\n".join(sample)[: 2 * _SAMPLE_BYTES]
     if from_bytes(text, cp_isolation=["cp1252"]).best():
         return "cp1252"

@@ -1,7 +1,9 @@
 """Read one landed file of any format. Rows that cannot be read are kept with a reason."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import polars as pl
 
@@ -18,6 +20,7 @@ from ae_pipeline.ingestion.readers.excel import read_excel
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata
 from ae_pipeline.ingestion.readers.json_lines import read_json_array, read_json_lines
+from ae_pipeline.ingestion.readers.large_text import read_delimited_parts, reads_in_parts
 from ae_pipeline.ingestion.readers.path_columns import add_path_columns
 from ae_pipeline.ingestion.readers.pictures import is_image, prepare_images, read_image
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
@@ -114,20 +117,69 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
         UnreadableFileError: No row of the file can be read.
     """
     options = options or ReadOptions()
+    with library_errors_as(UnreadableFileError, _unreadable):
+        return _completed(name, _read(name, data, options), options)
 
-    def message(error: BaseException) -> str:
-        return f"it cannot be read ({type(error).__name__}: {first_line(error)}); it may be damaged: land it again"
 
-    with library_errors_as(UnreadableFileError, message):
-        file = _read(name, data, options)
-        file = leave_out(file, options)
-        file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
-        if options.images:
-            if options.metadata.columns and is_image(name):
-                file = options.metadata.add_to(name, file)
-            file = prepare_images(file, options.images)
-        rejected = file.rejected.with_columns(source_file=pl.lit(name))
-        return replace(file, rows=file.rows.with_columns(_source_file=pl.lit(name)), rejected=rejected)
+def is_in_parts(name: str, path: Path, options: ReadOptions) -> bool:
+    """Return whether `read_parts` reads a file, because it is too large to be in memory: a CSV, TSV or TXT file.
+
+    Args:
+        name: Path of the file below the landing folder.
+        path: Path of the file.
+        options: How the file is read.
+
+    Raises:
+        UnreadableFileError: The encoding of the file is not the declared one, or cannot be told.
+    """
+    kind, compression = format_of(name)
+    if kind not in _DELIMITED or compression or options.images:
+        return False
+    return reads_in_parts(path, options.source, options.dialects)
+
+
+def read_parts(name: str, path: Path, options: ReadOptions) -> Generator[FileRows]:
+    """Read a large landed file, and yield the rows that `read_file` would return part by part, at least one part.
+
+    Args:
+        name: Path of the file below the landing folder.
+        path: Path of the file; see `is_in_parts`.
+        options: How the file is read.
+
+    Raises:
+        UnreadableFileError: No row of the file can be read.
+    """
+    with closing(read_delimited_parts(format_of(name)[0], path, options.source, options.dialects)) as parts:
+        while True:
+            failure: OSError | None = None
+            with library_errors_as(UnreadableFileError, _unreadable):
+                try:
+                    part = next(parts, None)
+                except OSError as error:  # of the disk; the file is not to blame
+                    part, failure = None, error
+                part = _completed(name, part, options) if part else None
+            if failure:
+                raise failure
+            if part is None:
+                return
+            yield part
+
+
+def _unreadable(error: BaseException) -> str:
+    return f"it cannot be read ({type(error).__name__}: {first_line(error)}); it may be damaged: land it again"
+
+
+def _completed(name: str, file: FileRows, options: ReadOptions) -> FileRows:
+    """Return rows of a file with the columns that its path and the files beside it give."""
+    file = leave_out(file, options)
+    file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)
+    if options.images:
+        if options.metadata.columns and is_image(name):
+            file = options.metadata.add_to(name, file)
+        file = prepare_images(file, options.images)
+    rejected = file.rejected.with_columns(source_file=pl.lit(name)) if file.rejected.height else file.rejected
+    source = pl.Series("_source_file", [name], pl.String).new_from_index(0, file.rows.height)
+    return replace(file, rows=file.rows.hstack([source]), rejected=rejected)
 
 
 def leave_out(file: FileRows, options: ReadOptions) -> FileRows:

@@ -4,6 +4,9 @@ import codecs
 
 import polars as pl
 
+_FEW_LINES = 50
+"""Number of lines up to which Python is faster than a query, which takes a millisecond for each of many files."""
+
 
 def read_plain_lines(data: bytes, start: int, names: list[str], separator: str, lines: int) -> pl.DataFrame | None:
     """Return the values of lines as text, or None if polars would not read each line as a row.
@@ -21,6 +24,12 @@ def read_plain_lines(data: bytes, start: int, names: list[str], separator: str, 
     is_whole = data.count(separator.encode(), start) == lines * (len(names) - 1)
     if len(names) < 2 or not is_whole or data.startswith(codecs.BOM_UTF8, start):  # polars drops a byte order mark
         return None
+    if lines <= _FEW_LINES:
+        values = [line.split(separator) for line in data[start:].decode().removesuffix("\n").split("\n")]
+        if any(len(each) != len(names) for each in values):
+            return None
+        columns = zip(names, zip(*values, strict=True), strict=True)
+        return pl.DataFrame([pl.Series(name, [each or None for each in texts], pl.String) for name, texts in columns])
     try:
         rows = pl.read_csv(
             data[start:],

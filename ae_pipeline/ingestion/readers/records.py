@@ -11,7 +11,7 @@ broken, so that no line of a quoted value is taken for a row.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -57,10 +57,14 @@ class RecordScanner:
     Args:
         data: The text in an encoding that keeps ASCII, such as UTF-8.
         separator: Character between values.
+
+    Attributes:
+        undecided: Starts of the broken records that more text could close, as far as they were read.
     """
 
     data: bytes
     separator: bytes
+    undecided: list[int] = field(default_factory=list, init=False)
 
     @cached_property
     def _bytes(self) -> npt.NDArray[np.uint8]:
@@ -145,11 +149,12 @@ class RecordScanner:
         index = int(np.searchsorted(self.breaks, position))
         return int(self.breaks[index]) + 1 if index < len(self.breaks) else len(self.data)
 
-    def _close(self, index: int) -> tuple[int | None, bool]:
+    def _close(self, index: int, start: int) -> tuple[int | None, bool]:
         """Return the quote that closes the value that a quote opens, and whether a quote between them is not doubled.
 
         Args:
             index: Index of the opening quote among all quotes.
+            start: Start of its record.
 
         Returns:
             Index of the closing quote in the data, or None if the value is never closed.
@@ -166,12 +171,13 @@ class RecordScanner:
         while (target := int(following[run])) < len(run_starts) - 1:
             position = int(self._quotes[run_starts[target + 1] - 1])
             if self._end_of_close(position) is None:  # it opens another value
-                break
+                return first, True
             strays += int(odd_before[target] - odd_before[run])
             if strays % 2 == 0:
                 return position, strays > 0
             first = position if first is None else first
             run, strays = target + 1, strays + 1  # quotes that should be doubled come in pairs
+        self.undecided.append(start)
         return first, True
 
     def record(self, start: int) -> _Record:
@@ -183,7 +189,7 @@ class RecordScanner:
         position, line_end, quotes, problem = start, -1, list[int](), None
         while True:
             if self.data.startswith(b'"', position):
-                close, is_stray = self._close(int(np.searchsorted(self._quotes, position)))
+                close, is_stray = self._close(int(np.searchsorted(self._quotes, position)), start)
                 if close is None:
                     return _Record(self._line_end(position), [], OPEN_QUOTE)
                 problem = STRAY_QUOTE if is_stray else problem

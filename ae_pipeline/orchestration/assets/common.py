@@ -5,6 +5,7 @@ import errno
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -86,7 +87,20 @@ def dataset_asset(
     if daily:
         options |= {"partitions_def": daily_partitions(config), "backfill_policy": dg.BackfillPolicy.single_run()}
     decorator: Callable[[AssetBody], dg.AssetsDefinition] = dg.asset(**options)
-    return decorator
+    return lambda body: decorator(_saving(body, config.dataset))
+
+
+def _saving(body: AssetBody, dataset: str) -> AssetBody:
+    """Return the body of an asset that saves the state of the dataset at its end, so that a failure fails the step."""
+
+    @wraps(body)
+    def saved(*arguments: Any, **resources: Any) -> "dg.MaterializeResult[Any]":
+        result = body(*arguments, **resources)
+        with as_dagster_failure():
+            resources["workspace"].save(dataset)
+        return result
+
+    return saved
 
 
 def daily_partitions(config: PipelineConfig) -> dg.DailyPartitionsDefinition | None:

@@ -307,7 +307,7 @@ class TestErrors:
     @pytest.mark.parametrize("other", [4, "5", None])
     def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update(format=other))
-        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 10; train a new model"
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 11; train a new model"
         with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 

@@ -147,7 +147,7 @@ class TestFit:
         assert scored.is_anomaly[7]
 
     @pytest.mark.parametrize("evidence", [tuple(Evidence), ("ensemble", "columns", "latent", "row"), ("columns",)])
-    def test_images_have_no_ensemble_and_no_correction_for_one(self, evidence: tuple[str, ...]) -> None:
+    def test_images_have_no_ensemble_and_a_correction_for_two(self, evidence: tuple[str, ...]) -> None:
         images = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1)).astype(np.uint8)
         rows = pl.DataFrame({"image": pl.Series([image.tobytes() for image in images], dtype=pl.Binary)})
         columns = [FeatureColumn("image", ColumnType.IMAGE, ImageShape(height=6, width=6, channels=1, dtype="uint8"))]
@@ -157,11 +157,13 @@ class TestFit:
         fitted_detector, _ = fit_detector(config, columns, rows, rows)
         surprisal = fitted_detector.surprisal_of(fitted_detector.latents_and_losses(rows)[1])
         assert fitted_detector.ensemble is None
-        assert surprisal.shape == (40, 3)  # spot, latent, image
-        counted = surprisal if "latent" in evidence else surprisal[:, :1]
-        np.testing.assert_allclose(fitted_detector.latents_and_scores(rows)[1], counted.max(1), rtol=1e-12)
+        assert surprisal.shape == (40, 4)  # spot, flat, latent, image
+        counted = np.column_stack([surprisal[:, :2].max(1) - np.log(2), surprisal[:, 2:]])
+        counted = counted if "latent" in evidence else counted[:, :1]
+        expected = np.maximum(counted.max(1), 0)
+        np.testing.assert_allclose(fitted_detector.latents_and_scores(rows)[1], expected, rtol=1e-12)
         named = {part.column for parts in explain(fitted_detector, rows.head(5), 9) for part in parts}
-        assert {"spot", "image"} <= named <= {"spot", "image", "latent"}
+        assert {"spot", "flat", "image"} <= named <= {"spot", "flat", "image", "latent"}
 
 
 def head(fitted: Fitted, n: int = 20, /, **changes: pl.Expr) -> pl.DataFrame:

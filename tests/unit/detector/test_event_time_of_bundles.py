@@ -8,8 +8,10 @@ import polars as pl
 import pytest
 
 from ae_pipeline.config.model import EventTime
+from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.bundle_files import MANIFEST
+from ae_pipeline.detector.imputation import move_event_time
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from tests.support.arrays import apply
@@ -54,13 +56,33 @@ class TestBundlesBeforeContext:
 
 
 class TestEventTime:
-    def test_it_is_no_evidence_and_no_reason(self, fitted: Fitted) -> None:
+    def test_it_is_no_evidence_and_no_reason_of_usual_rows(self, fitted: Fitted) -> None:
         bundle, rows = fitted.bundle, fitted.features(fitted.days[-1])
         assert bundle.columns[-1] == "event_time"
         assert "event_time" not in bundle.loss.columns
         reasons = {part.column for parts in bundle.explain(rows, columns=99) for part in parts}
         assert reasons >= set(bundle.loss.columns)
         assert "event_time" not in reasons
+
+    def test_a_wrong_hour_is_named_with_the_hour_that_fits(self, fitted: Fitted) -> None:
+        """Only one column depends on the hour, so either of the two can be the wrong one."""
+        rows = fitted.features(fitted.days[-1]).drop_nulls("scheduled").head(20)
+        wrong = rows.with_columns(pl.col("event_time") + pl.duration(hours=9))
+        detector = fitted.bundle.detector
+        x = detector.network.encode_batch(wrong)
+        moved = move_event_time(detector, wrong, x, detector.surprisal(detector.network.forward(x), x))
+        away = (moved.times - rows["event_time"]).dt.total_minutes().abs().to_numpy()
+        assert (away <= 60).sum() >= 16
+        removed = detector.surprisal(detector.network.forward(x), x) - detector.surprisal(
+            detector.network.forward(moved.x), moved.x
+        )
+        counted = np.delete(removed, detector.part_index(Evidence.ROW), axis=1)
+        assert moved.removed == pytest.approx(counted.sum(axis=1) - np.log(29), rel=1e-9)
+        named = [{part.column: part for part in parts} for parts in fitted.bundle.explain(wrong)]
+        assert {"event_time", "scheduled"} >= {next(iter(parts)) for parts in named}
+        times = [parts["event_time"] for parts in named if "event_time" in parts]
+        assert times
+        assert all(part.surprisal >= 4.6 and part.actual != part.expected for part in times)
 
     def test_the_ensemble_does_not_measure_it(self, fitted: Fitted) -> None:
         bundle, rows = fitted.bundle, fitted.features(fitted.days[-1])

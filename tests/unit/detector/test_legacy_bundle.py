@@ -67,16 +67,16 @@ def test_its_facts_and_reference_are_read(bundle: ModelBundle) -> None:
     assert {"load", "mode", "z_000", "score"} <= {distribution.name for distribution in bundle.reference}
 
 
-def test_saved_again_it_has_format_10_and_the_same_scores(
+def test_saved_again_it_has_format_11_and_the_same_scores(
     bundle: ModelBundle, rows: pl.DataFrame, tmp_path: Path
 ) -> None:
     bundle.save(tmp_path)
     manifest = json.loads((tmp_path / "bundle.json").read_text())
-    assert manifest["format"] == 10
+    assert manifest["format"] == 11
     assert ModelBundle.load(tmp_path).score(rows).score.tobytes() == bundle.score(rows).score.tobytes()
     # Format 9 had the same tensors. Format 8 had no `training.contamination` either.
     del manifest["digests"]
-    (tmp_path / "bundle.json").write_text(json.dumps(manifest | {"format": 9}))
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest | {"format": 10}))
     assert ModelBundle.load(tmp_path).score(rows).score.tobytes() == bundle.score(rows).score.tobytes()
     del manifest["config"]["training"]["contamination"]
     (tmp_path / "bundle.json").write_text(json.dumps(manifest | {"format": 8}))

@@ -1,5 +1,7 @@
 """The losses of images against closed forms, scikit-image, and Mahalanobis distances of scipy."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.spatial
@@ -146,10 +148,10 @@ class TestPatchScores:
             odd, window = output[:1].clone(), (slice(top, top + loss.window[0]), slice(left, left + loss.window[1]))
             checkerboard = torch.from_numpy(np.indices(loss.window).sum(0) % 2 * 2.0 - 1)
             odd[0, :, *window] += checkerboard  # fills one window, so every other window contains less of it
-            center = loss.highest_patch(odd, x[:1])
-            assert center == (top + (loss.window[0] - 1) // 2, left + (loss.window[1] - 1) // 2)
             scores = loss.patch_scores(odd, x[:1])
-            assert loss.by_column(odd, x[:1]).item() == scores[0, top, left].item() == scores.max().item()
+            center = loss.highest_patch(scores)
+            assert center == (top + (loss.window[0] - 1) // 2, left + (loss.window[1] - 1) // 2)
+            assert loss.by_column(odd, x[:1])[0, 0].item() == scores[0, top, left].item() == scores.max().item()
 
     def test_map_to_the_edge_pads_with_edge_values(self, patches: Patches) -> None:
         loss, output, x = patches
@@ -172,10 +174,88 @@ class TestPatchScores:
         assert (loss.patch_scores(x + 1, x) > 1).all()
 
 
+class TestFlatScores:
+    """Patches without contrast, against variances of numpy."""
+
+    @pytest.fixture(scope="class", params=[(1, 12, 10), (3, 9, 9), (2, 4, 7)], ids=str)
+    def fitted(self, request: pytest.FixtureRequest) -> Patches:
+        """Return a loss fitted on images of bytes, with reconstructions and images."""
+        x = torch.round(uniform(300, *request.param, dtype=torch.float64) * 255) / 255
+        output = x + 0.1 * torch.randn(x.shape, dtype=torch.float64, generator=generator(1))
+        loss = ImageLoss(request.param, 1.0, {LossTerm.MSE: 1.0}, 1.0).double()
+        loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
+        return loss, output, x
+
+    @staticmethod
+    def smoothness(loss: ImageLoss, x: torch.Tensor) -> Array:
+        windows = np.lib.stride_tricks.sliding_window_view(x.numpy(), loss.window, (2, 3))
+        smoothness: Array = -np.log(windows.var((4, 5)).mean(1) + 1 / 255**2 / 12)
+        return smoothness
+
+    def test_flat_scores_follow_the_log_of_the_variance(self, fitted: Patches) -> None:
+        loss, _, x = fitted
+        scores, smoothness = loss.flat_scores(x).numpy(), self.smoothness(loss, x)
+        slope, offset = np.polyfit(smoothness.ravel(), scores.ravel(), 1)
+        np.testing.assert_allclose(scores, slope * smoothness + offset, rtol=1e-7, atol=1e-7)
+        assert slope > 0
+
+    def test_one_window_in_a_hundred_is_as_rare_as_its_residual_score(self, fitted: Patches) -> None:
+        loss, output, x = fitted
+        scores, residual = loss.flat_scores(x).numpy(), loss.patch_scores(output, x).numpy()
+        for values in (scores, residual):
+            assert np.quantile(values, 0.99) == pytest.approx(np.quantile(residual, 0.99), rel=1e-2)
+        over = [values[values > np.quantile(residual, 0.99)].mean() for values in (scores, residual)]
+        assert over[0] == pytest.approx(over[1], rel=5e-2)
+
+    def test_a_flat_block_is_the_strangest_place_and_hot(self, fitted: Patches) -> None:
+        loss, output, x = fitted
+        flat, (height, width) = x[:1].clone(), loss.window
+        flat[:, :, -height:, 1 : 1 + width] = 0.5
+        scores = loss.flat_scores(flat)
+        assert scores.argmax() == scores[0].numel() - scores.shape[2] + 1
+        assert scores.max() > loss.flat_scores(x).max()
+        heat = loss.heat(flat, flat)
+        assert (heat[0, -height:, 1 : 1 + width] == scores.max()).all()
+        assert loss.parts(AutoEncoderOutput(output, flat, x.new_zeros(1)), flat)[0, 1] == scores.max()
+        assert loss.contrast_ratio(float(scores.max())) == pytest.approx(
+            np.exp((loss.flat_tails[0].item() - self.smoothness(loss, flat).max()) / 2)
+        )
+
+    def test_heat_is_never_below_the_patch_score(self, fitted: Patches) -> None:
+        loss, output, x = fitted
+        heat, residual = (make(output[:5], x[:5]) for make in (loss.heat, self.to_the_edge(loss)))
+        assert (heat >= residual).all()
+        assert (heat > residual).any()
+
+    @staticmethod
+    def to_the_edge(loss: ImageLoss) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda output, x: loss.patch_scores(output, x, to_the_edge=True)
+
+    def test_black_backgrounds_are_usual_where_training_has_them(self) -> None:
+        loss, x = ImageLoss((1, 16, 16), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(50, 1, 16, 16)
+        x[:, :, :, :8] = 0
+        output = x + 0.1 * torch.randn(x.shape, generator=generator(0))
+        loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
+        odd = x[:1].clone()
+        odd[:, :, 4:12, 8:] = 0.5
+        assert loss.by_column(odd, odd)[0, 1] == loss.by_column(x[:1], x[:1])[0, 1]
+
+    def test_without_flatness_the_scores_are_those_of_earlier_formats(self, fitted: Patches) -> None:
+        loss, output, x = fitted
+        earlier = ImageLoss(tuple(x.shape[1:]), 1.0, {LossTerm.MSE: 1.0}, 1.0, rates_flatness=False).double()
+        earlier.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
+        assert earlier.columns == ("spot",)
+        assert earlier.state_dict().keys() == loss.state_dict().keys() - {"flat_tails"}
+        result = AutoEncoderOutput(output, output, x.new_zeros(len(x)))
+        torch.testing.assert_close(earlier.parts(result, x), loss.parts(result, x)[:, [0, 2]])
+        torch.testing.assert_close(earlier.heat(output, x), loss.patch_scores(output, x, to_the_edge=True))
+
+
 def test_image_scores_are_highest_and_mean_patch_score() -> None:
     loss, x = ImageLoss((1, 9, 9), 1.0, {LossTerm.MSE: 1.0}, 1.0), uniform(20, 1, 9, 9)
     output = x + 0.1 * torch.randn(x.shape, generator=generator(0))
     loss.fit_scores(AutoEncoderOutput(output, output, output.new_zeros(len(x))), x)
     parts = loss.parts(AutoEncoderOutput(torch.zeros(20, 2), output, torch.zeros(20)), x)
     patch_scores = loss.patch_scores(output, x).flatten(1)
-    torch.testing.assert_close(parts, torch.stack([patch_scores.max(1).values, patch_scores.mean(1)], 1))
+    torch.testing.assert_close(parts[:, [0, 2]], torch.stack([patch_scores.max(1).values, patch_scores.mean(1)], 1))
+    torch.testing.assert_close(parts[:, 1], loss.flat_scores(x).amax((1, 2)))

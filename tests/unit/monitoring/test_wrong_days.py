@@ -51,7 +51,7 @@ def test_an_alert_is_stored_although_the_locks_cannot_be_reached(
     def fail() -> None:
         raise StorageError("the locks of the server db:5432 cannot be used")
 
-    monkeypatch.setattr("ae_pipeline.lifecycle.alerts.locks", fail)
+    monkeypatch.setattr("ae_pipeline.storage.session.locks", fail)
     raise_without_lock(Alert(event=AlertEvent.RUN_FAILED, key="a", message="it failed"), as_dataset(dataset))
     assert [alert.message for alert in alerts_of(dataset.paths)] == ["it failed"]
     assert "the report does not show it yet: the locks of the server db:5432" in caplog.text

@@ -39,7 +39,7 @@ from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screening import Screened
+from ae_pipeline.training.screened import Screened
 from tests.support.datasets import LandedDataset, make_dataset
 from tests.support.images import waves
 from tests.support.reports import Text, as_dataset, published, reported

@@ -9,11 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
+import torch
 
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.explanation import because
+from ae_pipeline.detector.imputation import impute
+from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
 from ae_pipeline.scoring import cooccurrence
 from ae_pipeline.scoring.cooccurrence import Cooccurrence, fit_cooccurrence
 from tests.support.arrays import apply
@@ -48,7 +52,8 @@ def test_the_measure_is_the_smoothed_ratio_of_expected_and_seen_rows() -> None:
     expected = []
     for a, b in ((0, 2), (0, 1), (1, 1)):
         by_chance = (first == a).sum() * (second == b).sum() / 3000
-        expected.append(max(0.0, np.log((by_chance + 2) / (((first == a) & (second == b)).sum() + 2))))
+        nats = np.log((by_chance + 2) / (((first == a) & (second == b)).sum() + 2))
+        expected.append(nats if nats >= np.log(2) else 0.0)
     assert expected[0] > 5 > expected[1] > expected[2] == 0
     # A category that no training row has is not a rare combination.
     assert apply(fitted, rows) == pytest.approx([*expected, 0, 0], rel=1e-12)
@@ -129,6 +134,30 @@ def test_counts_that_do_not_fit_the_combinations_are_an_error() -> None:
         Cooccurrence.from_arrays({**arrays, "counts": arrays["counts"][:-1]})
 
 
+def assert_the_best_category_is_imputed(detector: Detector, odd: pl.DataFrame) -> None:
+    """In a row with a rare combination, the imputed category leaves the least surprisal of all."""
+    encoder = detector.encoder
+    assert isinstance(encoder, TableEncoder)
+    x = detector.network.encode_batch(odd)
+    is_counted = np.arange(detector.part_count) != detector.part_index(Evidence.ROW)
+
+    def left(rows: torch.Tensor) -> float:
+        return float(detector.surprisal(detector.network.forward(rows), rows)[0, is_counted].sum())
+
+    for block in (block for block in encoder.blocks if block.kind == BlockKind.CATEGORICAL):
+        mask = np.zeros(x.shape, dtype=np.bool_)
+        mask[:, block.start : block.stop] = True
+        _, imputed = impute(detector, x, mask, np.array([True]))
+        tried = []
+        for code in range(block.width):
+            rows = x.clone()
+            rows[:, block.start : block.stop] = 0.0
+            rows[:, block.start + code] = 1.0
+            tried.append(left(rows))
+        assert left(imputed) == pytest.approx(min(tried), rel=1e-12)
+        assert torch.equal(imputed[:, ~mask[0]], x[:, ~mask[0]])
+
+
 @pytest.mark.slow
 def test_a_bundle_finds_and_explains_a_rare_combination(fit_frame: FitFrame, tmp_path: Path) -> None:
     first, second = dependent()
@@ -154,7 +183,10 @@ def test_a_bundle_finds_and_explains_a_rare_combination(fit_frame: FitFrame, tmp
     odd = pl.DataFrame({"carrier": ["0", "1", "0"], "airport": ["12", "11", "10"], "load": [0.1, 0.1, 0.1]})
     scored = bundle.score(odd)
     assert scored.is_anomaly.tolist() == [True, False, False]
-    assert f"not among {detector.cooccurrence.rows:,} counted rows" in because(bundle.explain(odd)[0])
+    assert f"never together in {detector.cooccurrence.rows:,} counted rows" in because(bundle.explain(odd)[0])
+    named = bundle.explain(odd)[0][0]
+    assert named.expected.startswith({"carrier": "2", "airport": "10"}[named.column])
+    assert_the_best_category_is_imputed(detector, odd.head(1))
     bundle.save(tmp_path)
     again = ModelBundle.load(tmp_path)
     assert again.fingerprint == bundle.fingerprint

@@ -1,12 +1,15 @@
 """Nearest-neighbor distances against scikit-learn and leave-one-out by hand."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
+from ae_pipeline.common.device import full_float32
 from ae_pipeline.scoring import blocks, neighbors
 from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest_neighbors
 from tests.support.arrays import Array, apply, nearest
@@ -119,3 +122,25 @@ def test_bounds_in_float32_leave_distances_exact(kind: str, device: str) -> None
         np.testing.assert_allclose(distances[:, index], np.sqrt(squares.min(1)), rtol=1e-12, err_msg=str(count))
     again = apply(neighbors_of, rows, device)
     assert again.tobytes() == distances.tobytes()
+
+
+def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: Any = torch.backends
+    cuda, mkldnn = settings.cuda.matmul, settings.mkldnn.matmul
+    seen = []
+
+    def spy(*args: Tensor, **options: Tensor) -> Tensor:
+        seen.append((cuda.fp32_precision, mkldnn.fp32_precision))
+        return product(*args, **options)
+
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", spy)
+    references = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with full_float32:  # of another thread
+            nearest_neighbors(references, [20])(references)
+        after = cuda.fp32_precision, mkldnn.fp32_precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (seen, after) == ([("ieee", "ieee")], ("tf32", "bf16"))

@@ -9,6 +9,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage import project as module
 from ae_pipeline.storage.environment import FOLDERS, project_folders
+from ae_pipeline.storage.location import dataset_paths
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.project import ProjectFolder, find_project, own_project
 
@@ -70,7 +71,7 @@ def test_a_damaged_configuration_is_named(folder: Path) -> None:
         find_project()
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", ["AE_PIPELINE_MLRUNS", "DAGSTER_HOME"])
 @pytest.mark.parametrize("value", ["s3://bucket/data", "gs://bucket", "az://c/data", "file:///srv/data", "S3:/bucket"])
 def test_an_address_is_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
@@ -88,12 +89,37 @@ def test_tables_are_in_a_folder_or_an_object_store(folder: Path, value: str) -> 
 
 
 def test_resources_and_readers_refuse_an_address(folder: Path) -> None:
-    workspace = Workspace(data_folder="s3://bucket", mlflow_folder="s3://bucket")
-    for refused in (
-        lambda: workspace.paths("orders"),
-        workspace.tracker,
-        lambda: read_latents("orders", data="s3://bucket"),
-    ):
-        with pytest.raises(ConfigError, match="s3://bucket: only a folder of this machine"):
+    workspace = Workspace(data_folder="hdfs://bucket", mlflow_folder="s3://bucket")
+    with pytest.raises(ConfigError, match="s3://bucket: only a folder of this machine"):
+        workspace.tracker()
+    for refused in (lambda: workspace.paths("orders"), lambda: read_latents("orders", data="hdfs://bucket")):
+        with pytest.raises(
+            ConfigError, match=r"AE_PIPELINE_DATA=hdfs://bucket: no folder .*Supported are s3://, gs://, "
+        ):
             refused()
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["ftp://host/data", "s3:/bucket", "S3://bucket", "s3://", "s3://b//c", "file:///srv"])
+def test_data_are_in_a_folder_or_a_supported_object_store(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("AE_PIPELINE_DATA", value)
+    with pytest.raises(ConfigError, match=r"AE_PIPELINE_DATA=.*: no folder of this machine, and no address of a supp"):
+        project_folders()
+    assert list(folder.iterdir()) == []
+
+
+def test_data_in_an_object_store_have_a_working_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AE_PIPELINE_DATA", "gs://bucket/a b/")
+    monkeypatch.setenv("AE_PIPELINE_SCRATCH", str(folder / "scratch"))
+    paths = dataset_paths("orders")
+    assert paths.root.parent == folder / "scratch"
+    assert paths.root.name.startswith("gs-bucket-a-b-")
+    assert project_folders()["AE_PIPELINE_DATA"] == paths.root
+    assert (paths.store, paths.latents) == ("gs://bucket/a b", "gs://bucket/a b/latents/orders")
+    assert dataset_paths("orders", tables="s3://tables").latents == "s3://tables/orders"
+    assert dataset_paths("orders", "gs://bucket/a-b").root != paths.root
+    monkeypatch.delenv("AE_PIPELINE_SCRATCH")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    assert dataset_paths("orders").root.parent == folder / "ae_pipeline"

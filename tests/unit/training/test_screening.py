@@ -14,10 +14,15 @@ from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.fit import fit_bundle
+from ae_pipeline.training.own_screening import count_excess, screen_by_own_scores
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screening import Screened, screen_by_own_scores, screen_by_serving
+from ae_pipeline.training.screened import Screened
+from ae_pipeline.training.screening import screen_by_serving
 from ae_pipeline.training.tails import encoded_slices, fit_categories, leaving_one_out, with_tails
 from tests.support.sensors import NO_ENSEMBLE, ROWS_A_DAY, Fitted, sensor_config, within_budget
+
+NONE = np.empty(0)
+"""Scores of no validation rows."""
 
 Rewrite = Callable[[Fitted, str, pl.DataFrame], None]
 
@@ -212,7 +217,7 @@ class TestByOwnScores:
         rng = np.random.default_rng(0)
         scores = {f"2024-03-{day:02}": rng.random(1_000) for day in range(1, 21)}
         scores["2024-03-07"][:25] += 5
-        days, facts = screen_by_own_scores(scores, fitted, 0.002)
+        days, _, facts = screen_by_own_scores(scores, NONE, fitted, 0.002)
         assert days == ["2024-03-07"]
         assert facts.rows == {"calibration": 1_000}
         assert facts.judged_by == "its own scores"
@@ -223,7 +228,7 @@ class TestByOwnScores:
         scores["2024-03-07"][13:] += 5
         for day in ("2024-03-08", "2024-03-15"):
             scores[day][:5] += 5
-        days, facts = screen_by_own_scores(scores, fitted, 0.003)
+        days, _, facts = screen_by_own_scores(scores, NONE, fitted, 0.003)
         assert days == ["2024-03-07", "2024-03-08"]
         assert facts.rows == {"calibration": 48}
 
@@ -232,7 +237,7 @@ class TestByOwnScores:
         scores = {f"2024-03-{day:02}": rng.random(24) for day in range(1, 22)}
         scores["2024-03-07"][13:] += 5
         scores["2024-03-08"][:5] += 5
-        days, facts = screen_by_own_scores(scores, with_cap(fitted, 47 / 504), 0.003)
+        days, _, facts = screen_by_own_scores(scores, NONE, with_cap(fitted, 47 / 504), 0.003)
         assert days == ["2024-03-07"]
         assert (facts.rows, facts.changed) == ({"calibration": 24}, ())
 
@@ -242,9 +247,9 @@ class TestByOwnScores:
         scores = {f"2024-03-{day:02}": rng.random(24) for day in range(1, 30) if day not in (8, 9, 20)}
         scores["2024-03-07"][13:] += 5
         scores["2024-03-10"][:5] += 5
-        assert screen_by_own_scores(scores, fitted, 0.003)[0] == ["2024-03-07"]
+        assert screen_by_own_scores(scores, NONE, fitted, 0.003)[0] == ["2024-03-07"]
         scores["2024-03-08"] = scores.pop("2024-03-10")
-        assert sorted(screen_by_own_scores(scores, fitted, 0.003)[0]) == ["2024-03-07", "2024-03-08"]
+        assert sorted(screen_by_own_scores(scores, NONE, fitted, 0.003)[0]) == ["2024-03-07", "2024-03-08"]
 
     def test_the_budget_holds_on_clean_days(self, fitted: Fitted) -> None:
         """Exchangeable days lose a day in at most one training in a thousand, so the budget is not touched."""
@@ -252,7 +257,7 @@ class TestByOwnScores:
         lost, shares = 0, []
         for _ in range(300):
             draws = {f"2024-03-{day:02}": rng.lognormal(sigma=3, size=500) for day in range(1, 21)}
-            days, _ = screen_by_own_scores(draws, fitted, 0.005)
+            days, *_ = screen_by_own_scores(draws, NONE, fitted, 0.005)
             lost += len(days)
             kept = np.concatenate([draw for day, draw in draws.items() if day not in days])
             fitted_scores = calibrate(kept, 0.005, None)
@@ -262,7 +267,39 @@ class TestByOwnScores:
 
     def test_too_few_days_are_not_compared(self, fitted: Fitted) -> None:
         scores = {f"2024-03-0{day}": np.arange(100.0) + 1_000 * (day == 2) for day in (1, 2, 3)}
-        assert screen_by_own_scores(scores, fitted, 0.01)[0] == []
+        assert screen_by_own_scores(scores, NONE, fitted, 0.01)[0] == []
+
+    def test_rows_spread_over_all_days_are_left_out(self, fitted: Fitted) -> None:
+        rng = np.random.default_rng(2)
+        scores = {f"2024-03-{day:02}": rng.random(1_000) for day in range(1, 21)}
+        validation = rng.random(10_000)
+        for each in scores.values():
+            each[:10] += 5
+        days, excess, facts = screen_by_own_scores(scores, validation, fitted, 0.002)
+        assert days == []
+        assert excess == pytest.approx(200, abs=20)
+        assert facts.rows == {"calibration": excess}
+        assert facts.message == f"{excess} rows left out of calibration"
+        assert screen_by_own_scores(scores, validation, with_cap(fitted, 0.0), 0.002).excess == 0
+        # Where the validation has as many, they are usual in this window.
+        assert screen_by_own_scores(scores, np.append(validation, np.full(100, 6.0)), fitted, 0.002).excess == 0
+
+    def test_beyond_the_cap_no_rows_go_and_the_data_has_changed(self, fitted: Fitted) -> None:
+        rng = np.random.default_rng(3)
+        scores = {f"2024-03-{day:02}": rng.random(100) + 5 * (rng.random(100) < 0.4) for day in range(1, 21)}
+        days, excess, facts = screen_by_own_scores(scores, rng.random(1_000), fitted, 0.002)
+        assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
+        assert "the data has changed: calibration would lose more than" in facts.message
+
+    def test_exchangeable_rows_lose_none(self) -> None:
+        rng = np.random.default_rng(4)
+        for rows in (5, 50, 500, 5_000):
+            for _ in range(100):
+                calibration, validation = rng.lognormal(sigma=3, size=2 * rows), rng.lognormal(sigma=3, size=rows)
+                assert count_excess(calibration, validation) == 0
+        # Equal scores count for the validation.
+        assert count_excess(np.zeros(1_000), np.zeros(1_000)) == 0
+        assert count_excess(np.ones(10), NONE) == count_excess(NONE, np.ones(10)) == 0
 
 
 class TestOfATraining:
@@ -307,8 +344,30 @@ class TestOfATraining:
         fitted = with_tails(detector, train, validation)
         whole = Screened(window, {}, None)
         scored = score_calibration(fitted, whole, Dataset(config, dataset.paths), 0.01, 8 * ROWS_A_DAY)
-        assert left_out(window, scored.window) == (bad,)
+        assert left_out(window, scored.screened.window) == (bad,)
         assert scored.detector.cooccurrence is not None
         assert scored.detector.cooccurrence.rows == train.height + validation.height + 7 * ROWS_A_DAY
-        once = leaving_one_out(scored.detector).scores([scored.window.rows("calibration", dataset.paths)])
+        once = leaving_one_out(scored.detector).scores([scored.screened.window.rows("calibration", dataset.paths)])
         np.testing.assert_allclose(scored.scores, once, rtol=1e-12)
+
+    def test_faulty_rows_on_all_calibration_days_do_not_blind_a_first_model(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        window = dataset.window
+        spoil(dataset, window.calibration, 8, rewrite_day)
+        faulty = pl.concat([dataset.features(day).head(8) for day in window.calibration])
+        whole = Screened(window, {}, None)
+        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.01, 8 * ROWS_A_DAY)
+        kept = scored.screened.keep("calibration", window.rows("calibration", dataset.paths))
+        assert scored.screened.window == window
+        assert scored.screened.row_ids["calibration"].is_in(faulty["row_id"].implode()).sum() >= 55
+        assert len(scored.scores) == kept.height == 8 * ROWS_A_DAY - len(scored.screened.row_ids["calibration"])
+        assert scored.screened.counts(dataset)["calibration"] == kept.height
+        assert scored.screened.facts is not None
+        assert scored.screened.facts.rows == {"calibration": 8 * ROWS_A_DAY - kept.height}
+        screened_recall, blind_recall = (
+            replace(dataset.bundle, calibration=calibrate(scores, 0.01, None)).score(faulty).is_anomaly.mean()
+            for scores in (scored.scores, dataset.bundle.detector.scores([window.rows("calibration", dataset.paths)]))
+        )
+        assert screened_recall >= 0.9
+        assert blind_recall <= 0.2

@@ -1,0 +1,211 @@
+"""The landed files of an object store, copied to this machine."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.text import pluralize, printable_path
+from ae_pipeline.storage.files import make_folder, write_text
+from ae_pipeline.storage.object_store import ListedObject, ObjectStore, copy_all
+from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.snapshot import LEDGER_DIGEST, is_relative
+
+logger = logging.getLogger(__name__)
+
+
+_LENGTH = 200
+"""Bytes of a name that a disk can hold, with what a temporary file adds. An object can have a longer one."""
+
+
+_logged: set[str] = set()
+"""Warnings that this process has logged."""
+
+
+class _Copied(NamedTuple):
+    """A file of the landing folder as it was copied from the store.
+
+    Attributes:
+        size: Size in bytes.
+        modified_ns: Modification time in ns since 1970.
+        is_hollow: Whether only size and time are those of the object. Its rows are in a staged copy.
+    """
+
+    size: int
+    modified_ns: int
+    is_hollow: bool = False
+
+
+class LandingCopy:
+    """The landing folder of a dataset, which follows the objects below `landing/<dataset>`.
+
+    An object is told from an earlier one by size, time and version, as a local file is by size and time. A file that
+    the ledger has is not copied again: a sparse file of its size and time stands for it until its content is needed.
+
+    Args:
+        paths: Paths of the dataset.
+        store: Object store of the data.
+    """
+
+    def __init__(self, paths: DatasetPaths, store: ObjectStore) -> None:
+        self._folder, self._store, self._prefix = paths.landing, store, f"landing/{paths.dataset}"
+        self._ledger = paths.ledger
+        self._file = paths.root / ".store" / f"{paths.dataset}.landing.json"
+
+    def update(self) -> None:
+        """Copy new and changed objects, and delete files whose object is gone. One listing tells which they are.
+
+        A file that was landed here stays, until `push` makes it an object.
+        """
+        objects, local, known = self._list_objects(), self._local(), self._load()
+        stale = {}
+        for name, each in objects.items():
+            state, last = local.get(name), known.get(name)
+            is_same = last is not None and last[:2] == _state(each)
+            is_changed_here = state not in {None, _state(each), last and last[:2]}
+            if is_same and (state == _state(each) or is_changed_here):
+                continue
+            if is_changed_here:
+                logger.warning(f"{self._folder / name} was landed here and in the store; the object replaces the file")
+            stale[name] = each
+        for name in local.keys() - objects.keys():
+            if name in known and known[name][:2] == local[name]:
+                (self._folder / name).unlink(missing_ok=True)
+        read = self._read_files() if stale else {}
+        hollow = {name for name, each in stale.items() if read.get(name) == _state(each) and _can_wait(name)}
+        for name in hollow:
+            with replacing(self._folder / name, objects[name].modified_ns) as temporary, temporary.open("wb") as file:
+                file.truncate(objects[name].size)
+        copy_all(self._download, [each for name, each in stale.items() if name not in hollow])
+        copied = {name: known[name] for name in objects.keys() - stale.keys()}
+        copied |= {name: _Copied(*_state(each), name in hollow) for name, each in stale.items()}
+        if copied != known:  # last: a file that the record does not have is copied again
+            self._save(copied)
+
+    def push(self) -> None:
+        """Copy files that were landed here to the store, and delete objects whose file was removed here."""
+        known, local = self._load(), self._local()
+        new = [name for name, state in local.items() if name not in known or known[name][:2] != state]
+        gone = known.keys() - local.keys()
+        if not new and not gone:
+            return
+        copy_all(lambda name: self._store.write(f"{self._prefix}/{name}", self._folder / name), new)
+        self._store.remove(f"{self._prefix}/{name}" for name in gone)
+        objects = self._list_objects()
+        for name in new:
+            if each := objects.get(name):
+                os.utime(self._folder / name, ns=(each.modified_ns, each.modified_ns))
+                known[name] = _Copied(*_state(each))
+        self._save({name: each for name, each in known.items() if name not in gone})
+
+    def load(self, files: Iterable[Path]) -> None:
+        """Copy the content of files that only have size and time of their object.
+
+        Raises:
+            StorageError: The object has changed meanwhile.
+        """
+        known = self._load()
+        names = (path.relative_to(self._folder).as_posix() for path in files if path.is_relative_to(self._folder))
+        hollow = [name for name in names if name in known and known[name].is_hollow]
+        if hollow:
+            copy_all(self._download, [ListedObject(name, *known[name][:2]) for name in hollow])
+            self._save({**known, **{name: known[name]._replace(is_hollow=False) for name in hollow}})
+
+    def _load(self) -> dict[str, _Copied]:
+        try:
+            return {name: _Copied(*each) for name, each in json.loads(self._file.read_text(encoding="utf-8")).items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"{self._file} cannot be read ({error}); delete {self._folder} and {self._file}, so that all landed "
+                "files are copied again"
+            ) from error
+
+    def _save(self, copied: Mapping[str, _Copied]) -> None:
+        write_text(self._file, json.dumps(copied, separators=(",", ":")))
+
+    def _read_files(self) -> dict[str, tuple[int, int]]:
+        """Return size and time of the files that the ledger has; none if it cannot be read, which a run reports."""
+        try:
+            entries = json.loads(self._ledger.read_text(encoding="utf-8"))
+            return {name: (e["size"], e["modified_ns"]) for name, e in entries.items() if name != LEDGER_DIGEST}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
+
+    def _list_objects(self) -> dict[str, ListedObject]:
+        """Return the objects that can be files of a folder, by name."""
+        objects = {each.name: each for each in self._store.list(self._prefix)}
+        folders = {parent.as_posix() for name in objects for parent in PurePosixPath(name).parents}
+        unusable = [name for name in objects if name in folders or _is_outside(name)]
+        if others := [name for name in unusable if objects[name].size]:  # an empty one stands for a folder
+            names = ", ".join(printable_path(name) for name in others[:5])
+            message = (
+                f"{pluralize(len(others), 'object')} below {self._store.address}/{self._prefix} cannot be a file of a "
+                f"folder and {'is' if len(others) == 1 else 'are'} not read: {names}; give each another name"
+            )
+            if message not in _logged:  # a sensor looks often
+                _logged.add(message)
+                logger.warning(message)
+        return {name: each for name, each in objects.items() if name not in unusable}
+
+    def _local(self) -> dict[str, tuple[int, int]]:
+        states = {}
+        for path in files_below(self._folder):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                states[path.relative_to(self._folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+        return states
+
+    def _download(self, each: ListedObject) -> None:
+        with replacing(self._folder / each.name, each.modified_ns) as temporary:
+            # One that was deleted since the listing is gone in the next one.
+            if self._store.download(f"{self._prefix}/{each.name}", temporary) is None:
+                return
+            if temporary.stat().st_size != each.size:
+                raise StorageError(f"{self._prefix}/{each.name} has changed while it was read; run again")
+
+
+def _state(each: ListedObject) -> tuple[int, int]:
+    return each.size, each.modified_ns
+
+
+def _can_wait(name: str) -> bool:
+    """Return whether a list of the folder reads nothing of a file: of JSON, it reads the first bytes."""
+    return not name.lower().endswith(".json")
+
+
+def _is_outside(name: str) -> bool:
+    return not is_relative(name) or _is_temporary(name) or any(len(os.fsencode(e)) > _LENGTH for e in name.split("/"))
+
+
+def _is_temporary(name: str) -> bool:
+    return name.endswith(".tmp") and name.rpartition("/")[2].startswith(".")
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, except for temporary ones."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if not _is_temporary(name))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, modified_ns: int) -> Iterator[Path]:
+    """Yield a temporary path that replaces a file with a given modification time, if something was written there.
+
+    It may be lost with the power, since the object store has it.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        if temporary.exists():
+            os.utime(temporary, ns=(modified_ns, modified_ns))
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

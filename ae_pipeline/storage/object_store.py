@@ -1,0 +1,213 @@
+"""An object store that holds the data of all hosts: conditional reads and writes, and errors with a remedy."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ae_pipeline.common.errors import ConfigError, StorageError
+from ae_pipeline.common.text import first_line
+from ae_pipeline.storage.files import translate_os_error
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, PutMode
+    from obstore.store import ObjectStore as Client
+
+REQUESTS_AT_ONCE = 16
+"""Files that are copied at the same time."""
+
+_RETRY_SECONDS = 30
+
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+
+
+@dataclass(frozen=True)
+class Content:
+    """Content of an object.
+
+    Attributes:
+        data: Its bytes; None if they are those that the caller knows.
+        e_tag: Version of the object.
+    """
+
+    data: bytes | None
+    e_tag: str
+
+
+@dataclass(frozen=True)
+class ListedObject:
+    """An object as a listing shows it.
+
+    Attributes:
+        name: Name below the folder that was listed.
+        size: Size in bytes.
+        modified_ns: Time of its last change, in ns since 1970. The digits below a second tell versions apart that were
+            written within one second: they are a hash of the version.
+    """
+
+    name: str
+    size: int
+    modified_ns: int
+
+
+class ObjectStore:
+    """Objects below an address.
+
+    Args:
+        address: Address such as `s3://bucket/prefix`.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def read(self, name: str, known: str = "") -> Content | None:
+        """Return an object; None if there is none.
+
+        Args:
+            name: Name of the object.
+            known: Version whose bytes the caller has.
+        """
+        from obstore.exceptions import NotModifiedError
+
+        options: GetOptions = {"if_none_match": known.split(" ", maxsplit=1)[0]} if known else {}
+        with self._translated():
+            try:
+                answer = self._client.get(name, options=options)
+                return Content(bytes(answer.bytes()), _token(answer.meta))
+            except NotModifiedError:
+                return Content(None, known)
+            except FileNotFoundError:
+                return None
+
+    def replace(self, name: str, data: bytes, e_tag: str) -> str | None:
+        """Write an object if it still has a version, and return its new version; None if it has another one.
+
+        Args:
+            name: Name of the object.
+            data: Its bytes.
+            e_tag: Version that it has; empty if it must not exist.
+        """
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._translated():
+            try:
+                put = self._client.put(name, data, mode=_condition(e_tag), use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            return _token(put)
+
+    def write(self, name: str, source: Path | bytes | BinaryIO) -> None:
+        """Write an object from bytes, a file, or an open file."""
+        with self._translated():
+            self._client.put(name, source)
+
+    def download(self, name: str, target: Path) -> str | None:
+        """Write the bytes of an object to a file, and return their SHA-256; None if there is no such object."""
+        digest = hashlib.sha256()
+        with self._translated():
+            try:
+                answer = self._client.get(name)
+            except FileNotFoundError:
+                return None
+        try:
+            with target.open("wb") as file:
+                for chunk in self._chunks(answer):
+                    digest.update(chunk)
+                    file.write(chunk)
+        except OSError as error:
+            raise translate_os_error(error, target) from error
+        return digest.hexdigest()
+
+    def list(self, folder: str) -> list[ListedObject]:
+        """Return all objects below a folder, in pages of 1,000."""
+        objects = []
+        start = len(folder) + 1
+        with self._translated():
+            for page in self._client.list(f"{folder}/"):
+                for each in page:
+                    seconds, e_tag = int(each["last_modified"].timestamp()), each["e_tag"] or ""
+                    digits = int(hashlib.sha256(e_tag.encode()).hexdigest()[:12], 16) % 1_000_000_000
+                    modified_ns = seconds * 1_000_000_000 + digits
+                    if name := each["path"][start:]:
+                        objects.append(ListedObject(name, each["size"], modified_ns))
+        return objects
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete objects. One that does not exist is no error."""
+        if paths := list(names):
+            with self._translated():
+                self._client.delete(paths)
+
+    @property
+    def _client(self) -> "Client":
+        return _open(self.address)
+
+    def _chunks(self, answer: Any) -> Iterator[bytes]:
+        with self._translated():
+            for chunk in answer.stream(min_chunk_size=1 << 20):
+                yield bytes(chunk)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        from obstore.exceptions import BaseError, InvalidPathError
+
+        try:
+            yield
+        except InvalidPathError as error:
+            raise StorageError(
+                f"an object of {self.address} has a name that is no path ({first_line(error)}); give it another name, "
+                "or delete it, and run again"
+            ) from error
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.address} lost an object while it was read: {first_line(error)}") from error
+        except (BaseError, PermissionError) as error:
+            raise StorageError(
+                f"the object store of {self.address} does not answer as it should ({first_line(error)}); check "
+                "AE_PIPELINE_DATA, AWS_ENDPOINT_URL and the credentials, and run again"
+            ) from error
+
+
+def _token(facts: Any) -> str:
+    """Return the version of an object. Google Cloud compares a generation instead of the ETag, so both are kept."""
+    return " ".join(filter(None, (facts["e_tag"], facts["version"])))
+
+
+def _condition(token: str) -> "PutMode":
+    """Return the condition of a write: the object has a version, or there is none."""
+    if not token:
+        return "create"
+    e_tag, _, version = token.partition(" ")
+    return {"e_tag": e_tag, "version": version} if version else {"e_tag": e_tag}
+
+
+@cache
+def _open(address: str) -> "Client":
+    """Return the client of an address. Its connections are used again."""
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise ConfigError(
+            f"AE_PIPELINE_DATA={address}: the package obstore is not installed; run `pip install 'ae-pipeline[s3]'`"
+        ) from error
+    # Options of the client replace those of the environment. Plain HTTP is for a store in the same network.
+    allows_http = any(os.environ.get(name, "").lower() in {"true", "1"} for name in _ALLOW_HTTP)
+    return from_url(
+        address,
+        client_options={"timeout": "300s", "allow_http": allows_http},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
+    )
+
+
+os.register_at_fork(after_in_child=_open.cache_clear)  # a connection of the parent is not one of the child
+
+
+def copy_all(work: Any, items: Iterable[Any]) -> list[Any]:
+    """Return the results of a function that copies one item, for many at once."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(work, items))

@@ -1,0 +1,135 @@
+"""Leave bad days and rows out of the calibration of a model without a predecessor, by its own scores."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ae_pipeline.detector.facts import ScreeningFacts
+from ae_pipeline.scoring.budget import TOLERATED_FACTOR, is_over_budget
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.training.screened import MAX_FALSE_ALARM_RATE, MIN_DAYS, describe_screening, leaves_enough
+
+Array = npt.NDArray[np.float64]
+
+_MAX_NEIGHBOR_RATE = 0.05
+"""Largest probability that a day is lost because the day before or after it is bad. An outage can pass midnight."""
+
+_TOP_ROWS, _MAX_TOP_SHARE = 40, 0.05
+"""Highest scores that tell whether a day has too many of them: this number of rows, and this share at most."""
+
+_FEWEST_TOP_ROWS, _LEVELS = 10, 32
+"""Fewest highest scores that tell whether the calibration has too many of them, and numbers of them that are tried."""
+
+
+class OwnScreening(NamedTuple):
+    """What a new model leaves out of its calibration.
+
+    Attributes:
+        days: Days that are left out.
+        excess: Number of rows of the other days that are left out: those with the highest scores.
+        facts: What is left out, and why.
+    """
+
+    days: Sequence[str]
+    excess: int
+    facts: ScreeningFacts
+
+
+def screen_by_own_scores(
+    scored: Mapping[str, Array], validation: Array, dataset: Dataset, budget: float
+) -> OwnScreening:
+    """Return what to leave out of the calibration of a model without a predecessor.
+
+    Days that hold far too many of the highest scores go; see `_bad_days`. If the other days together have far more of
+    the highest scores than the validation days, the excess goes.
+
+    Args:
+        scored: Scores of the rows of each calibration day under the new model, by date.
+        validation: Scores of the validation rows. Without them, no rows of the other days are left out.
+        dataset: Configuration of the dataset.
+        budget: Share of normal rows that may be flagged.
+
+    Returns:
+        Nothing is left out if it would be more than `training.max_screened_share` of the rows or too many for the alert
+        budget. Then the data has changed.
+    """
+    rows = sum(map(len, scored.values()))
+    cap = dataset.config.training.max_screened_share
+    bad = _bad_days(scored, dataset, budget) if cap and len(scored) >= MIN_DAYS else []
+    of_days = sum(len(scored[day]) for day in bad)
+    rest = np.concatenate([np.empty(0), *(scores for day, scores in scored.items() if day not in bad)])
+    excess = count_excess(rest, validation) if cap else 0
+    gone = of_days + excess
+    is_changed = bool(gone) and not leaves_enough("calibration", gone, rows, dataset)
+    if is_changed:
+        bad, excess, gone = [], 0, 0
+    left_days = {"calibration": tuple(bad)} if bad else {}
+    left_rows = {"calibration": gone} if gone else {}
+    changed = ["calibration"] if is_changed else []
+    facts = ScreeningFacts(
+        judged_by="its own scores",
+        days=left_days,
+        rows=left_rows,
+        changed=tuple(changed),
+        message=describe_screening(left_days, left_rows, changed, cap),
+    )
+    return OwnScreening(bad, excess, facts)
+
+
+def _bad_days(scored: Mapping[str, Array], dataset: Dataset, budget: float) -> list[str]:
+    """Return the days that hold far too many of the highest scores.
+
+    The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
+    share them evenly. The dates before and after a bad day need less evidence, because a fault does not end at
+    midnight: its last rows on the next day can be all that the budget allows. They go only if the cap permits.
+    """
+    scores = np.concatenate(list(scored.values()))
+    share = max(budget, min(_MAX_TOP_SHARE, _TOP_ROWS / len(scores)))
+    threshold = np.quantile(scores, 1 - share)
+
+    def is_bad(day: str, rate: float) -> bool:
+        return is_over_budget(len(scored[day]), int((scored[day] > threshold).sum()), share, rate)
+
+    bad = [day for day in scored if is_bad(day, MAX_FALSE_ALARM_RATE / len(scored))]
+    dates = {day: dt.date.fromisoformat(day).toordinal() for day in scored}
+    beside = {day for day in scored if {dates[day] - 1, dates[day] + 1} & {dates[each] for each in bad}}
+    spoiled = [day for day in scored if day in bad or (day in beside and is_bad(day, _MAX_NEIGHBOR_RATE))]
+    gone = sum(len(scored[day]) for day in spoiled)
+    return spoiled if leaves_enough("calibration", gone, len(scores), dataset) else bad
+
+
+def count_excess(calibration: Array, validation: Array) -> int:
+    """Return how many of the highest calibration scores are too many, compared with those of validation rows.
+
+    Of the highest scores of both, exchangeable rows have their share, and days of more outliers more than that. Three
+    times the odds are tolerated, and chance. Beyond that, what exceeds the rate of the validation rows is too many.
+    Rows within that rate stay: they are the expected false alerts. The number of highest scores is not known in
+    advance, so that several are tried, with a Bonferroni correction.
+
+    Args:
+        calibration: Scores of calibration rows.
+        validation: Scores of validation rows.
+
+    Examples:
+        >>> usual = np.arange(1000.0)
+        >>> count_excess(usual, usual), count_excess(np.append(usual, np.full(100, 5000.0)), usual)
+        (0, 100)
+    """
+    from scipy.stats import binom
+
+    if not len(calibration) or not len(validation):
+        return 0
+    is_calibration = np.arange(len(calibration) + len(validation)) < len(calibration)
+    # Among equal scores, those of validation count as the higher ones.
+    order = np.lexsort((is_calibration, -np.concatenate([calibration, validation])))
+    most = max(len(order) // 2, 1)
+    top = np.unique(np.geomspace(min(_FEWEST_TOP_ROWS, most), most, _LEVELS).astype(np.int64))
+    of_calibration = np.cumsum(is_calibration[order])
+    odds = TOLERATED_FACTOR * len(calibration) / len(validation)
+    is_over = binom.sf(of_calibration[top - 1] - 1, top, odds / (1 + odds)) < MAX_FALSE_ALARM_RATE / len(top)
+    taken = np.arange(1, top[is_over].max(initial=0) + 1)
+    usual = (taken - of_calibration[: len(taken)]) * len(calibration) / len(validation)
+    return int(np.max(of_calibration[: len(taken)] - np.ceil(usual), initial=0))

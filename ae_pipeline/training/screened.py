@@ -1,0 +1,106 @@
+"""A window without the days and rows that a screening left out, and what both screenings share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.facts import ScreeningFacts
+from ae_pipeline.detector.image_verdicts import image_of_row
+from ae_pipeline.features.sizes import MIN_CALIBRATION_ROWS, budget_rows
+from ae_pipeline.features.split import PARTS, Window
+from ae_pipeline.storage.dataset import Dataset
+
+SCREENED_PARTS = ("validation", "calibration")
+"""Parts of the window that are screened."""
+
+MAX_FALSE_ALARM_RATE = 1e-3
+"""Largest probability that a part of exchangeable rows loses a day or a row, by each of the rules."""
+
+MIN_DAYS = 4
+"""Calibration days from which they can be compared with one another."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A window without the days and rows that a screening left out.
+
+    Attributes:
+        window: The window without these days.
+        row_ids: Identities of further rows that are left out, by part.
+        facts: What was left out, and why; None if nothing was screened.
+    """
+
+    window: Window
+    row_ids: Mapping[str, pl.Series]
+    facts: ScreeningFacts | None
+
+    def keep(self, part: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return rows of a part without those that are left out."""
+        row_ids = self.row_ids.get(part)
+        return rows if row_ids is None else rows.filter(~pl.col("row_id").is_in(row_ids.implode()))
+
+    def leaving_out(self, window: Window, row_ids: pl.Series, facts: ScreeningFacts) -> "Screened":
+        """Return this without further calibration days and rows.
+
+        Args:
+            window: Window without the days.
+            row_ids: Identities of further calibration rows.
+            facts: What was left out, and why.
+        """
+        left = pl.concat([*(each for each in [self.row_ids.get("calibration")] if each is not None), row_ids])
+        return Screened(window, {**self.row_ids, "calibration": left} if left.len() else self.row_ids, facts)
+
+    def incomplete_images(self, part: str, config: PipelineConfig) -> pl.Series:
+        """Return the identities of the images of a part of which rows are left out."""
+        row_ids = self.row_ids.get(part, pl.Series("row_id", [], dtype=pl.String))
+        return row_ids.alias("row_id").to_frame().select(image_of_row(config)).to_series().unique()
+
+    def counts(self, dataset: Dataset) -> dict[str, int]:
+        """Return the number of rows of each part that remain."""
+        return {part: self.window.count(part, dataset.paths) - len(self.row_ids.get(part, ())) for part in PARTS}
+
+
+def leaves_enough(part: str, gone: int, rows: int, dataset: Dataset) -> bool:
+    """Return whether so many rows may go: neither more than the cap, nor too many for the alert budget."""
+    is_enough = part != "calibration" or rows - gone >= needed_rows(dataset)
+    return gone <= dataset.config.training.max_screened_share * rows and is_enough
+
+
+def needed_rows(dataset: Dataset) -> int:
+    """Return the number of calibration rows that the configured alert budget needs."""
+    budget = dataset.config.alerts.budget
+    return max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
+
+
+def describe_screening(
+    days: Mapping[str, Sequence[str]], rows: Mapping[str, int], changed: Sequence[str], cap: float
+) -> str:
+    """Return the result of a screening as a sentence.
+
+    Args:
+        days: Days that were left out, by part.
+        rows: Number of rows that were left out, those of the days included, by part.
+        changed: Parts of which more than the cap would go.
+        cap: Share of the rows of a part that may go.
+    """
+    phrases = []
+    for part, count in rows.items():
+        of_days = f", all of {abbreviate(days[part])}" if days.get(part) else ""
+        phrases.append(f"{pluralize(count, 'row')} left out of {part}{of_days}")
+    phrases += [
+        f"the data has changed: {part} would lose more than {cap:.0%} of its rows, or more than the alert budget "
+        "allows, so nothing of it is left out"
+        for part in changed
+    ]
+    return "; ".join(phrases) or "nothing left out of validation and calibration"
+
+
+def screening_metrics(facts: ScreeningFacts | None) -> dict[str, float]:
+    """Return the metrics of a screening: rows of each part that were left out, and whether the part had changed."""
+    if facts is None:
+        return {}
+    rows = {f"screening.{part}.rows": float(facts.rows.get(part, 0)) for part in SCREENED_PARTS}
+    return rows | {f"screening.{part}.changed": float(part in facts.changed) for part in SCREENED_PARTS}
