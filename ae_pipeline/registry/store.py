@@ -153,13 +153,14 @@ class Tracker:
 
         A description that a person wrote or changed stays.
         """
-        experiment = self.experiment(dataset)
-        tags = self.client.get_experiment(experiment).tags
-        present = tags.get(NOTE_TAG, "")
-        if present in {"", note} or _digest(present) == tags.get(_OWN_NOTE_TAG):
-            self.client.set_experiment_tag(experiment, NOTE_TAG, note)
-            self.client.set_experiment_tag(experiment, _OWN_NOTE_TAG, _digest(note))
-        self.client.set_experiment_tag(experiment, _KIND_TAG, "custom_model_development")
+        with self._answers():
+            experiment = self.experiment(dataset)
+            tags = self.client.get_experiment(experiment).tags
+            present = tags.get(NOTE_TAG, "")
+            if present in {"", note} or _digest(present) == tags.get(_OWN_NOTE_TAG):
+                self.client.set_experiment_tag(experiment, NOTE_TAG, note)
+                self.client.set_experiment_tag(experiment, _OWN_NOTE_TAG, _digest(note))
+            self.client.set_experiment_tag(experiment, _KIND_TAG, "custom_model_development")
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:

@@ -138,7 +138,8 @@ class Published:
         thresholds = self.dataset.config.drift
         if in_detail and any(effect.missing > thresholds.missing for effect in drift.effects):
             columns |= {"row_id", *self._categories}
-        return deviations_of(drift, self._features(day, {*columns, "event_time"}), self.bundle, thresholds)
+        features = self._features(day, {*columns, "event_time"})
+        return deviations_of(drift, features, self.bundle, thresholds, self.dataset.config.display)
 
     def _features(self, day: str, columns: Collection[str]) -> pl.DataFrame:
         """Read those of the columns that the features of a day have, with times in the time zone of the dataset."""

@@ -10,9 +10,10 @@ from typing import Protocol
 
 import pytest
 
-from ae_pipeline.cli.servers import address_lines, serve_folder
+from ae_pipeline.cli.servers import _environment, address_lines, serve_folder
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.registry.store import Tracker
+from ae_pipeline.storage.project import find_project
 
 ADDRESSES = {"dagster": "http://127.0.0.1:3000", "mlflow": "http://127.0.0.1:5000", "data": "http://127.0.0.1:3001"}
 TOKEN = "correct-horse-battery"
@@ -263,3 +264,15 @@ def test_the_package_contains_all_data_files() -> None:
     data_files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
     assert data_files - shipped == set()
     assert {path.suffix for path in data_files} >= {".j2", ".css", ".js", ".yaml"}
+
+
+def test_servers_get_the_address_of_the_data_and_the_path_of_the_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AE_PIPELINE_DATA", "s3://bucket/shop/")
+    monkeypatch.setenv("AE_PIPELINE_SCRATCH", "copies")
+    environment = _environment(find_project())
+    assert environment["AE_PIPELINE_DATA"] == "s3://bucket/shop"
+    assert environment["AE_PIPELINE_SCRATCH"] == str(tmp_path / "copies")
+    assert Path(environment["AE_PIPELINE_MLRUNS"]).is_absolute()

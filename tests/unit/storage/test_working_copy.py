@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from obstore.exceptions import GenericError
 from starlette.testclient import TestClient
 
 from ae_pipeline.cli.data_files import data_app
-from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.storage import object_store, session
@@ -434,3 +435,9 @@ def test_pages_show_what_another_host_has_reported(host: Hosts) -> None:
     with hold_dataset(one.paths):
         one.write("reports/orders/report.html", "first")
     assert client.get("/reports/orders/report.html").text == "first"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ConfigError, match=r"package obstore is not installed; run `pip install 'ae-pipeline\[s3\]'`"):
+        ObjectStore("s3://other").list("landing")
