@@ -334,7 +334,7 @@ def test_maps_of_flagged_images_are_exported_at_full_size(gallery: Fitted, tmp_p
 
 def test_the_page_shows_heat_maps_with_a_legend(report: Report) -> None:
     page = report.page.read_text(encoding="utf-8")
-    assert page.count('<figure class="row map">') == 6
+    assert page.count('<figure class="row heat">') == 6
     assert page.count("heat map of test/square/") >= 5
     assert "Color scale of the heat maps, logarithmic: from 1 (black)" in page
 
