@@ -49,9 +49,12 @@ Scored = tuple[Values, list[Values]]
 PARTS = ("planted", "evidence", "materials")
 MATERIALS = ("brick.png", "grass.png", "gravel.png", "ihc.png", "hubble_deep_field.jpg")
 DEFECTS = ("foreign material", "scratch", "blur", "stain", "dead block")
-SIZE, PATCH, STRIDE = 256, 32, 16
-TRAINING_ROWS, TRAINING_IMAGES, GOOD, BAD = 256, 24, 10, 4
-"""Rows of a photograph for training; training images, normal test images, and test images of each kind of defect."""
+SIZE, PATCH, STRIDE = 192, 32, 16
+TRAINING_ROWS, TRAINING_IMAGES, GOOD, BAD = 320, 24, 10, 4
+"""Rows of a photograph for training; training images, normal test images, and test images of each kind of defect.
+
+The rows for training are those on which `benchmarks.image_evidence` chose the evidence.
+"""
 
 MODEL: dict[str, Any] = {
     "architecture": "conv",
