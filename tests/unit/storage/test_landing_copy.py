@@ -8,10 +8,11 @@ import pytest
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.lifecycle.forget import landed_part
 from ae_pipeline.storage import landing_copy
 from ae_pipeline.storage.landing_copy import LandingCopy
 from ae_pipeline.storage.object_store import ListedObject, ObjectStore
-from ae_pipeline.storage.session import forget_landed, hold_dataset, load_landed, refresh, save_landed
+from ae_pipeline.storage.session import hold_dataset, load_landed, refresh, save_landed
 from tests.unit.storage.conftest import ADDRESS, ENTRY, Bucket, Host
 
 Hosts = Callable[[str], Host]
@@ -190,6 +191,8 @@ def test_landed_files_are_forgotten_by_name(host: Hosts, bucket: Bucket) -> None
     bucket.write("landing/orders/a.csv", b"1")
     with hold_dataset(one.paths):
         bucket.write("landing/orders/later.csv", b"2")  # nobody agreed to delete this one
-        (one.paths.landing / "a.csv").unlink()
-        forget_landed(one.paths)
+        part = landed_part(one.paths, None)
+        assert part
+        part.remove()
+        assert not one.paths.landing.exists()
     assert objects(bucket) == {"later.csv": b"2"}

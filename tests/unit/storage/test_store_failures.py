@@ -12,6 +12,7 @@ from obstore.exceptions import GenericError
 
 from ae_pipeline.common.errors import LostFileError, StorageError, UnavailableError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.lifecycle import ingest
 from ae_pipeline.lifecycle.doctor.lost import lost_files
 from ae_pipeline.monitoring import alerts
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerts_of, raise_alert
@@ -89,6 +90,20 @@ def test_an_alert_is_posted_while_the_store_is_down_and_stored_later(
     for each in (one, other):
         refresh(each.paths)
         assert [(stored.message, stored.delivered) for stored in alerts_of(each.paths)] == [("the store is down", True)]
+
+
+def test_files_of_a_query_that_is_interrupted_are_saved(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = list[str]()
+    config = SimpleNamespace(source=SimpleNamespace(is_fetched=True))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ingest, "fetch", interrupted)
+    monkeypatch.setattr(ingest, "save_landed", lambda paths: saved.append(paths.dataset))
+    with pytest.raises(KeyboardInterrupt):
+        ingest._fetch_and_ingest(Dataset(config, host("one").paths), accepts_removal=False)  # type: ignore[arg-type]
+    assert saved == ["orders"]
 
 
 def test_lines_of_a_forgotten_dataset_are_dropped(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
