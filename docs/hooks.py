@@ -165,6 +165,8 @@ def _type(facts: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in facts["enum"])
     if facts.get("type") == "array":
         return f"list of {_type(facts.get('items', {}), definitions)}"
+    if "properties" in facts:
+        return f"mapping of {', '.join(f'`{name}`' for name in facts['properties'])}"
     if facts.get("type") == "object":
         return f"mapping to {_type(facts.get('additionalProperties', {}), definitions)}"
     kind = {"string": facts.get("format", "text"), "integer": "integer", "number": "number", "boolean": "true or false"}

@@ -99,6 +99,13 @@ class ColumnDeclaration(ValueFormat):
         return self
 
 
+class ColumnDisplay(Section):
+    """How messages and pages name a column."""
+
+    title: str | None = Field(default=None, min_length=1, description="Name for people, such as `arrival delay`.")
+    unit: str | None = Field(default=None, min_length=1, description="Unit of the values, such as `minutes`.")
+
+
 _KEYS_OF_TYPES: tuple[tuple[tuple[str, ...], frozenset[ColumnType]], ...] = (
     (("format",), frozenset({ColumnType.TIMESTAMP, ColumnType.DATE})),
     (("precision",), frozenset({ColumnType.TIMESTAMP})),

@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ae_pipeline.config.columns import (
     RESERVED_COLUMNS,
     ColumnDeclaration,
+    ColumnDisplay,
     ColumnType,
     as_declaration,
     declaration_kind,
@@ -96,6 +97,12 @@ class PipelineConfig(Section):
         default=(),
         description="Columns that the model does not see. They stay in `raw_data`, and `derive` and `label` can use "
         "them.",
+    )
+    display: dict[str, ColumnDisplay] = Field(
+        default={},
+        description="Titles and units of columns, also of derived ones, for the reasons of verdicts: "
+        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. Nothing "
+        "else depends on them.",
     )
     derive: dict[str, str] = Field(
         default_factory=dict,

@@ -40,11 +40,13 @@ class Pictures:
         image: Network inputs on the scale 0 to 1, (n, height, width, channels).
         reconstruction: Network outputs on the same scale, (n, height, width, channels).
         residual: Heat of each pixel, a multiple of the usual residual, (n, height, width); see `ImageLoss.heat`.
+        hottest: Top and left of the window with the highest heat, (n, 2).
     """
 
     image: npt.NDArray[np.float64]
     reconstruction: npt.NDArray[np.float64]
     residual: npt.NDArray[np.float64]
+    hottest: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,15 @@ class FittedNetwork:
         loss = cast("ImageLoss", self.double_loss)
         channels, height, width = self.encoder.shape
         images, reconstructions = [np.empty((0, height, width, channels))], [np.empty((0, height, width, channels))]
-        residuals = [np.empty((0, height, width))]
+        residuals, hottest = [np.empty((0, height, width))], [np.empty((0, 2), np.int64)]
         for x in map(self.encode_batch, self.small_batches(features)):
             output = self.forward(x).output
             images.append(self.encoder.to_unit(x.cpu().numpy()))
             reconstructions.append(self.encoder.to_unit(output.cpu().numpy()))
             residuals.append(loss.heat(output, x).cpu().numpy())
-        return Pictures(np.concatenate(images), np.concatenate(reconstructions), np.concatenate(residuals))
+            hottest.append(loss.hottest_windows(output, x).cpu().numpy())
+        arrays = (np.concatenate(images), np.concatenate(reconstructions), np.concatenate(residuals))
+        return Pictures(*arrays, np.concatenate(hottest))
 
     @cached_property
     def double_model(self) -> AutoEncoder:

@@ -17,8 +17,8 @@ from ae_pipeline.storage.files import make_folder, translate_os_error
 _PARTITION_ROWS = 500_000
 """Approximate number of rows in memory at once."""
 
-_MAX_PARTITIONS = 128
-"""Maximum number of open files."""
+_MAX_PARTITIONS = 64
+"""Maximum number of open files of one pass. A day has two passes at once, and four days are built at once."""
 
 _INDEX = "\0partition"
 

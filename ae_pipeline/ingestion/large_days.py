@@ -44,11 +44,20 @@ class LargeDay:
         """
         keys, sample = self._sample()
         bounds = partition_bounds(sample, keys, self.rows)
-        kept = map(self.deduplicate, partition_by_identity(self.batches(), self.rows, self.scratch))
+        none = pl.DataFrame()
+
+        def kept() -> Iterator[pl.DataFrame]:
+            nonlocal none
+            for rows in map(self.deduplicate, partition_by_identity(self.batches(), self.rows, self.scratch)):
+                none = rows.clear()
+                yield rows
+
         with atomic_write(target) as temporary:
             parts = ParquetParts(temporary, hashed=True)
-            for rows in sort_in_partitions(kept, keys, bounds, self.scratch):
+            for rows in sort_in_partitions(kept(), keys, bounds, self.scratch):
                 parts.add(rows.to_arrow())
+            if not parts.rows:  # all rows have moved to another day
+                parts.add(none.to_arrow())
             parts.finish(facts(parts.rows))
         return parts.content_hash, parts.rows
 

@@ -19,6 +19,8 @@ REJECTED_SCHEMA = {
 }
 """Columns of quarantined rows: file and row number, violated rule, reason as text, and the row as it landed (JSON)."""
 
+_NO_ROWS = pl.DataFrame(schema=REJECTED_SCHEMA)
+
 ORIGIN_COLUMNS = ("_source_file", "_row_number")
 """Columns with the file and the row number that a row comes from."""
 
@@ -46,7 +48,7 @@ class FileRows:
     """
 
     rows: pl.DataFrame
-    rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REJECTED_SCHEMA))
+    rejected: pl.DataFrame = field(default_factory=_NO_ROWS.clone)
     skipped: Mapping[str, str] = field(default_factory=dict)
     dialect: Dialect | None = None
 

@@ -8,6 +8,7 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.lifecycle.alerts import alert_wrong_days, post_due_and_show
 from ae_pipeline.lifecycle.publish import load_table_model
+from ae_pipeline.lifecycle.training_metrics import experiment_note
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.feedback import marks_digest
@@ -169,9 +170,15 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
         refresh_operations(dataset)
     post_due_and_show(dataset)
     if newest := report.newest_assessment:
-        try:
-            tracker.tag_run(version.run_id, VERDICT_TAG, f"{newest.day}: {newest.headline}")
-        except StorageError as error:
-            logger.warning(f"MLflow does not show the verdict: {error}")
+        _show_in_mlflow(f"{newest.day}: {newest.headline}", dataset, version, tracker)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))
+
+
+def _show_in_mlflow(verdict: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker) -> None:
+    """Show a verdict in the list of runs and in the run of the version that scored the day."""
+    try:
+        tracker.tag_run(version.run_id, VERDICT_TAG, verdict)
+        tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict))
+    except StorageError as error:
+        logger.warning(f"MLflow does not show the verdict: {error}")

@@ -28,7 +28,7 @@ from ae_pipeline.latent_space.alignment import Alignment
 from ae_pipeline.lifecycle.feedback import reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.serving_model import ServingModel, align_to_serving, serving_model
-from ae_pipeline.lifecycle.training_metrics import EXPERIMENT_NOTE, evaluation_metrics, run_name, tagged_figures
+from ae_pipeline.lifecycle.training_metrics import evaluation_metrics, experiment_note, run_name, tagged_figures
 from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
@@ -121,9 +121,7 @@ def train_challenger(
     window = sizes.window
     serving = serving_model(config, tracker)
     logger.info(_window_message(window, {day: rows for day, (_, rows) in content.items()}, dataset))
-    tracker.describe_experiment(
-        dataset.name, EXPERIMENT_NOTE.format(dataset=dataset.name, description=config.description).strip()
-    )
+    tracker.describe_experiment(dataset.name, experiment_note(config))
     name = run_name(window.days, is_daily=config.is_daily)
     with tracker.training(dataset.name, name, origin, location=_location_id(paths)) as run:
         _log_settings(run, config, sizes)

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.split import LABEL
@@ -158,7 +160,18 @@ def run_name(window_days: Sequence[str], version: int | None = None, gate: str =
     return f"version {version}{state}, {window}" if version is not None else window
 
 
-EXPERIMENT_NOTE = """\
+def experiment_note(config: PipelineConfig, verdict: str = "") -> str:
+    """Return the description of a dataset's experiment, Markdown.
+
+    Args:
+        config: Configuration of the dataset.
+        verdict: Verdict on the newest complete day, which comes first, because the list of runs shows the first line.
+    """
+    note = _EXPERIMENT_NOTE.format(dataset=config.dataset, description=config.description).strip()
+    return f"{escape_markdown(verdict)}\n\n{note}" if verdict else note
+
+
+_EXPERIMENT_NOTE = """\
 {description}
 
 Each run is one training of the autoencoder of `{dataset}`. Its name says which version it registered, whether the gate
@@ -174,4 +187,3 @@ found with it on the newest complete day.
 
 The model card is the artifact `model_card.md`.
 """
-"""Description of a dataset's experiment, Markdown."""

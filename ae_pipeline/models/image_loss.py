@@ -22,7 +22,7 @@ _MIN_VARIANCE = 1e-4
 _FIT_PLACES = 2**20
 """Windows whose contrast and residual the tails are fitted on, evenly over all images."""
 
-_TAIL = 0.01
+_TAIL, _USUAL_SHARE = 0.01, 0.9
 _MIN_EXCESS = 0.05
 """Lowest mean excess of the smoothness over its 99 % quantile: five percent of a variance."""
 
@@ -151,12 +151,10 @@ class ImageLoss(ReconstructionLoss):
         """Fit the tails of smoothness and residual scores over windows of the images."""
         windows = math.prod(size - side + 1 for size, side in zip(x.shape[2:], self.window, strict=True))
         step = max(1, len(x) * windows // _FIT_PLACES)
-        smoothness, residual, start = [], [], 0
+        smoothness, residual = [], []
         for batch, reconstruction in zip(x.split(batch_size), output.split(batch_size), strict=True):
-            first = -start % step  # the same places, however the images are divided into batches
-            start += len(batch) * windows
-            smoothness.append(self._smoothness(batch).flatten()[first::step])
-            residual.append(self.patch_scores(reconstruction, batch).flatten()[first::step])
+            smoothness.append(self._smoothness(batch).flatten(1)[:, ::step])
+            residual.append(self.patch_scores(reconstruction, batch).flatten(1)[:, ::step])
         level, excess = _tail(torch.cat(smoothness))
         self.flat_tails.copy_(torch.tensor([level, max(excess, _MIN_EXCESS), *_tail(torch.cat(residual))]))
 
@@ -210,6 +208,13 @@ class ImageLoss(ReconstructionLoss):
         around = functional.pad(flat, (width - 1, width - 1, height - 1, height - 1), value=-torch.inf)
         return torch.maximum(heat, functional.max_pool2d(around, self.window, 1).squeeze(1))
 
+    def hottest_windows(self, output: Tensor, x: Tensor) -> Tensor:
+        """Return top and left of the window of each image with the highest patch or flat score, shape (n, 2)."""
+        scores = self.patch_scores(output, x)
+        scores = torch.maximum(scores, self.flat_scores(x)) if "flat" in self.columns else scores
+        index = scores.flatten(1).argmax(1)
+        return torch.stack([index // scores.shape[2], index % scores.shape[2]], 1)
+
     def highest_patch(self, scores: Tensor) -> tuple[int, int]:
         """Return row and column of the center of the highest-scoring window of one image, (1, rows, columns)."""
         top, left = divmod(int(scores.argmax()), scores.shape[2])
@@ -238,8 +243,12 @@ class ImageLoss(ReconstructionLoss):
 
 
 def _tail(values: Tensor) -> tuple[float, float]:
-    """Return the 99 % quantile of values, and the mean excess over it of those beyond."""
-    ordered = values.double().sort().values
-    level = float(ordered[min(int(len(ordered) * (1 - _TAIL)), len(ordered) - 1)])
-    over = ordered[ordered > level] - level
-    return level, max(float(over.mean()) if len(over) else 0.0, 1e-12)
+    """Return the 99 % quantile of the values of images, shape (n, places), and the mean excess of those beyond it.
+
+    The tenth of the images with the highest values does not count, because some of them can be anomalies.
+    """
+    highest = values.double().amax(1)
+    values = values.double()[highest <= highest.quantile(_USUAL_SHARE)].flatten()
+    level = values.sort().values[min(int(len(values) * (1 - _TAIL)), len(values) - 1)]
+    over = values[values > level] - level
+    return float(level), max(float(over.mean()) if len(over) else 0.0, 1e-12)

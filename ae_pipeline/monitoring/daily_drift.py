@@ -16,8 +16,8 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-_VERSION = "1"
-"""Increased whenever the same rows would give other effects."""
+_VERSION = "2"
+"""Increased whenever the same rows would give other effects or other words."""
 
 _SCHEMA: dict[str, type[pl.DataType]] = {
     "day": pl.String,

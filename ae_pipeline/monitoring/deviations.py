@@ -1,13 +1,15 @@
 """Describe how a day as a whole differs from the training window, in terms of its columns."""
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
 
+from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -60,7 +62,11 @@ class Deviation:
 
 
 def deviations_of(
-    drift: DayDrift | None, features: pl.DataFrame, bundle: ModelBundle, config: DriftConfig
+    drift: DayDrift | None,
+    features: pl.DataFrame,
+    bundle: ModelBundle,
+    config: DriftConfig,
+    display: Mapping[str, ColumnDisplay] = MappingProxyType({}),
 ) -> tuple[Deviation, ...]:
     """Return how a day as a whole differs from the training window.
 
@@ -72,36 +78,54 @@ def deviations_of(
             in the time zone of the dataset, and the categories.
         bundle: Model with the distributions of its training window.
         config: Drift thresholds.
+        display: Titles and units of columns.
     """
     if drift is None:
         return ()
+    names = _Names(display)
     known = {entry.name: entry for entry in bundle.reference if entry.part == Part.COLUMN}
     effects = [effect for effect in drift.effects if effect.part == Part.COLUMN and effect.name in known]
     more_missing = [effect for effect in effects if effect.missing > config.missing]
-    missing = _missing_values(more_missing, features, known)
+    missing = _missing_values(more_missing, features, known, names)
     described = {name for deviation in missing for name in deviation.columns}
     fewer_missing = [effect.name for effect in effects if effect.missing < -config.missing]
     clocks = {column.name for column in bundle.encoder.columns if column.is_clock}
     changed = [
-        _changed_values(effect, features, known[effect.name], _clock if effect.name in clocks else _number)
+        _changed_values(effect, features, known[effect.name], names, is_clock=effect.name in clocks)
         for effect in effects
         if effect.name not in {*described, *fewer_missing}
     ]
-    return (*missing, *changed, *(_present_values(name, features, known[name]) for name in fewer_missing))
+    return (*missing, *changed, *(_present_values(name, features, known[name], names) for name in fewer_missing))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How messages name columns and values."""
+
+    display: Mapping[str, ColumnDisplay]
+
+    def title(self, column: str) -> str:
+        return (self.display[column].title if column in self.display else None) or column
+
+    def value(self, column: str, value: float, *, is_clock: bool) -> str:
+        if is_clock:
+            return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
+        unit = self.display[column].unit if column in self.display else None
+        return f"{value:.4g} {unit}" if unit else f"{value:.4g}"
 
 
 def _missing_values(
-    effects: Sequence[Effect], features: pl.DataFrame, known: Mapping[str, Distribution]
+    effects: Sequence[Effect], features: pl.DataFrame, known: Mapping[str, Distribution], names: _Names
 ) -> list[Deviation]:
     """Group columns with missing values in the same rows; the column with the largest increase starts a group."""
     remaining = sorted(effects, key=lambda effect: -effect.missing)
     deviations: list[Deviation] = []
     while remaining:
         first = remaining[0].name
-        names = [effect.name for effect in remaining if _are_missing_together(first, effect.name, features, known)]
-        remaining = [effect for effect in remaining if effect.name not in names]
+        columns = [effect.name for effect in remaining if _are_missing_together(first, effect.name, features, known)]
+        remaining = [effect for effect in remaining if effect.name not in columns]
         listed_rows = _LISTED_ROWS[len(deviations)] if len(deviations) < DETAILED else 0
-        deviations.append(_missing_together(names, features, known, listed_rows))
+        deviations.append(_missing_together(columns, features, known, names, listed_rows))
     return deviations
 
 
@@ -118,22 +142,27 @@ def _are_missing_together(first: str, second: str, features: pl.DataFrame, known
 
 
 def _missing_together(
-    names: Sequence[str], features: pl.DataFrame, known: Mapping[str, Distribution], listed_rows: int
+    columns: Sequence[str],
+    features: pl.DataFrame,
+    known: Mapping[str, Distribution],
+    names: _Names,
+    listed_rows: int,
 ) -> Deviation:
-    mask = reduce(operator.and_, (_is_missing(name, features) for name in names))
-    rows, usual = int(mask.sum()), float(np.mean([known[name].missing for name in names]))
+    mask = reduce(operator.and_, (_is_missing(name, features) for name in columns))
+    rows, usual = int(mask.sum()), float(np.mean([known[name].missing for name in columns]))
     share = rows / max(features.height, 1)
-    message = f"{share:.0%} of rows ({rows:,}) lack {enumerate_names(names)}, usually {usual:.1%}"
+    titles = enumerate_names([names.title(name) for name in columns])
+    message = f"{share:.0%} of rows ({rows:,}) lack {titles}, usually {usual:.1%}"
     hours = count_by_hour(features, mask)
     phrase = describe_hours(hours, timezone_of(features))
     categories = [
-        name for name, entry in known.items() if entry.is_category and name in features.columns and name not in names
+        name for name, entry in known.items() if entry.is_category and name in features.columns and name not in columns
     ]
     return Deviation(
-        columns=tuple(names),
+        columns=tuple(columns),
         message=f"{message}, {phrase}" if phrase else message,
         rows=rows,
-        where=" AND ".join(f"{_quoted(name)} IS NULL" for name in names if name in features.columns),
+        where=" AND ".join(f"{_quoted(name)} IS NULL" for name in columns if name in features.columns),
         hours=hours if listed_rows else (),
         splits=describe_categories(features.select(categories), mask) if listed_rows else (),
         row_ids=tuple(features["row_id"].filter(mask).head(listed_rows)) if "row_id" in features.columns else (),
@@ -141,24 +170,26 @@ def _missing_together(
     )
 
 
-def _present_values(name: str, features: pl.DataFrame, known: Distribution) -> Deviation:
+def _present_values(name: str, features: pl.DataFrame, known: Distribution, names: _Names) -> Deviation:
     rows = int((~_is_missing(name, features)).sum())
     share = rows / max(features.height, 1)
-    message = f"{share:.0%} of rows ({rows:,}) have {name}, usually {1 - known.missing:.1%}"
+    message = f"{share:.0%} of rows ({rows:,}) have {names.title(name)}, usually {1 - known.missing:.1%}"
     return Deviation(columns=(name,), message=message, rows=rows, where=f"{_quoted(name)} IS NOT NULL")
 
 
 def _changed_values(
-    effect: Effect, features: pl.DataFrame, known: Distribution, as_text: Callable[[float], str]
+    effect: Effect, features: pl.DataFrame, known: Distribution, names: _Names, *, is_clock: bool
 ) -> Deviation:
     values = features[effect.name].drop_nulls() if effect.name in features.columns else pl.Series([], dtype=pl.Float64)
+    title = names.title(effect.name)
     if known.is_category and values.len():
-        message = f"{effect.name}: {_changed_category(values, known)} ({effect.message})"
+        message = f"{title}: {_changed_category(values, known)} ({effect.message})"
     elif values.len() and values.dtype.is_numeric():
         median, usual = float(np.median(values.to_numpy())), known.quantiles[len(known.quantiles) // 2]
-        message = f"the median of {effect.name} is {as_text(median)}, usually {as_text(usual)} ({effect.message})"
+        texts = [names.value(effect.name, value, is_clock=is_clock) for value in (median, usual)]
+        message = f"the median of {title} is {texts[0]}, usually {texts[1]} ({effect.message})"
     else:
-        message = f"{effect.name}: {effect.message}"
+        message = f"{title}: {effect.message}"
     return Deviation(columns=(effect.name,), message=message)
 
 
@@ -183,11 +214,3 @@ def _changed_category(values: pl.Series, known: Distribution) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _clock(minutes: float) -> str:
-    return f"{int(minutes) // 60:02d}:{int(minutes) % 60:02d}"

@@ -153,13 +153,14 @@ class Tracker:
 
         A description that a person wrote or changed stays.
         """
-        experiment = self.experiment(dataset)
-        tags = self.client.get_experiment(experiment).tags
-        present = tags.get(NOTE_TAG, "")
-        if present in {"", note} or _digest(present) == tags.get(_OWN_NOTE_TAG):
-            self.client.set_experiment_tag(experiment, NOTE_TAG, note)
-            self.client.set_experiment_tag(experiment, _OWN_NOTE_TAG, _digest(note))
-        self.client.set_experiment_tag(experiment, _KIND_TAG, "custom_model_development")
+        with self._answers():
+            experiment = self.experiment(dataset)
+            tags = self.client.get_experiment(experiment).tags
+            present = tags.get(NOTE_TAG, "")
+            if present in {"", note} or _digest(present) == tags.get(_OWN_NOTE_TAG):
+                self.client.set_experiment_tag(experiment, NOTE_TAG, note)
+                self.client.set_experiment_tag(experiment, _OWN_NOTE_TAG, _digest(note))
+            self.client.set_experiment_tag(experiment, _KIND_TAG, "custom_model_development")
 
     @contextmanager
     def training(self, dataset: str, name: str, tags: Mapping[str, str], location: str = "") -> Iterator[TrainingRun]:
@@ -299,7 +300,8 @@ class Tracker:
     def facts_of_runs(self, dataset: str) -> RunFacts:
         """Return the tags and the newest metrics of all runs of a dataset by run, deleted ones too."""
         with self._answers():
-            return facts_of_runs(self.client, self.experiment(dataset))
+            experiment = self.client.get_experiment_by_name(dataset)
+            return facts_of_runs(self.client, experiment.experiment_id) if experiment else {}
 
     def tag_run(self, run_id: str, key: str, value: str) -> None:
         """Set a tag of a run, or raise `StorageError` if the store does not answer."""

@@ -80,8 +80,8 @@ def _render(day: str, published: Published) -> str | None:
     entry, dataset = published.entries.get(day), published.dataset
     if entry is None or not entry.rows:
         return None
-    listed = ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows)
-    rows = tuple(as_rows(listed, dataset.config.timezone))
+    ranked = ranked_day(day, dataset.paths).head(dataset.config.alerts.report_rows)
+    rows = tuple(as_rows(ranked, dataset.config.timezone))
     context = page_context(published, day, rows, published.page_of(day))
     return render_day(day_variables(published, day, context), dataset)
 

@@ -1,7 +1,7 @@
 """Choose the images that a report shows: the most anomalous rows, and normal rows for comparison."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -100,24 +100,22 @@ def _draw(rows: pl.DataFrame, paths: DatasetPaths, bundle: ModelBundle) -> Itera
         for part in of_day.iter_slices(count):
             features = features_of(part["row_id"], str(day), paths)
             if pictures := bundle.pictures(features):
-                arrays = zip(pictures.image, pictures.reconstruction, pictures.residual, strict=True)
+                arrays = zip(pictures.image, pictures.reconstruction, pictures.residual, pictures.hottest, strict=True)
                 for row_id, parts in zip(features["row_id"], arrays, strict=True):
                     yield row_id, _drawing(*parts, window)
 
 
-def _drawing(image: Floats, reconstruction: Floats, residual: Floats, window: tuple[int, int]) -> Drawing:
+def _drawing(
+    image: Floats, reconstruction: Floats, residual: Floats, hottest: Sequence[int], window: tuple[int, int]
+) -> Drawing:
     (height, width), (high, wide) = residual.shape, window
-    # The edge of the map is padding. Each position inside it is the result of one window.
-    windows = residual[(high - 1) // 2 : height - high // 2, (wide - 1) // 2 : width - wide // 2]
-    # A flat window has its heat at each of its pixels, so that the middle one is its center.
-    highest = np.argwhere(windows == windows.max())
-    top, left = highest[len(highest) // 2]
+    top, left = map(int, hottest)
     return Drawing(
         image=_downsampled(image, np.mean),
         reconstruction=_downsampled(reconstruction, np.mean),
         residual=_downsampled(residual, np.max),  # a mean would hide a small spot
         spot=(left / width, top / height, wide / width, high / height),
-        highest=float(windows.max()),
+        highest=float(residual.max()),
     )
 
 

@@ -5,7 +5,7 @@
     const bodies = () => [...table.tBodies];
     const search = document.querySelector("#search"), flagged = document.querySelector("#flagged");
     const shown = document.querySelector("#shown"), all = document.querySelector("#all");
-    let picked = null, most = 20;
+    let picked = null, most = table.classList.contains("images") ? 6 : 20;
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";
@@ -56,7 +56,8 @@
   }
   // Long lists start with the first entries.
   for (const list of document.querySelectorAll("[data-first]")) {
-    const rest = [...list.tBodies[0].rows].slice(Number(list.dataset.first));
+    const entries = list.tBodies ? list.tBodies[0].rows : list.children;
+    const rest = [...entries].slice(Number(list.dataset.first));
     if (rest.length < 2) continue;
     const more = document.createElement("button");
     more.type = "button";
@@ -64,7 +65,7 @@
     more.textContent = `Show ${rest.length} more ${list.dataset.noun}`;
     const show = (open) => { for (const row of rest) row.hidden = !open; more.hidden = open; };
     more.addEventListener("click", () => show(true));
-    list.parentElement.after(more);
+    (list.tBodies ? list.parentElement : list).after(more);
     show(false);
   }
   // Marks are posted to the server of the page. A page that is opened as a file shows the command instead.

@@ -89,8 +89,8 @@ class Drawing:
         image: Image, 0 to 1, (height, width, channels).
         reconstruction: Reconstruction, of the same shape and scale.
         residual: Residual map, as a multiple of the usual residual, (height, width).
-        spot: Left, top, width and height of the window with the highest residual, relative to the size of the picture.
-        highest: Residual of that window.
+        spot: Left, top, width and height of the window with the highest heat, relative to the size of the picture.
+        highest: Heat of that window.
     """
 
     image: Floats

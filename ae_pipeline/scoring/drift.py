@@ -279,7 +279,9 @@ def _expected_distance(known: Distribution, rows: int) -> float:
 def _apply_thresholds(effect: Effect, config: DriftConfig) -> Effect:
     messages = []
     if effect.psi > config.psi:
-        messages.append(f"stability index {effect.psi:.2f}, at most {config.psi:g}")
+        messages.append(
+            f"stability index {effect.psi:.2f}: 0 is like the training window, above {config.psi:g} is a shift"
+        )
     if effect.wasserstein is not None and effect.wasserstein > config.wasserstein:
         messages.append(f"{effect.wasserstein:.2f} standard deviations away, at most {config.wasserstein:g}")
     if effect.new_categories is not None and effect.new_categories > config.new_categories:

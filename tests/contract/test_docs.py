@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,7 +31,8 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
     """Return the dotted names of all keys that hold a value."""
     keys: set[str] = set()
     for name, field in model.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        parts = () if get_origin(field.annotation) is dict else get_args(field.annotation)  # a mapping is one key
+        kinds = [kind for kind in (field.annotation, *parts) if isinstance(kind, type)]
         sections = [kind for kind in kinds if issubclass(kind, BaseModel)]
         keys |= keys_of(sections[0], f"{prefix}{name}.") if sections else {f"{prefix}{name}"}
     return keys

@@ -1,5 +1,6 @@
 """Read CSV files and their relatives as text columns, exactly as they landed."""
 
+import codecs
 import csv
 import io
 from collections.abc import Sequence
@@ -247,6 +248,7 @@ class Body:
         rows, ragged = (_numbered(plain, lines), []) if plain is not None else _parse(self, names, separator, limits)
         if not self.rejected and not ragged:
             return FileRows(rows, dialect=self.dialect)
+        check_rejected(limits, len(self.rejected) + len(ragged))
         rejected = rejected_rows([*self.rejected, *ragged]).sort("row_number")
         return FileRows(rows, rejected, dialect=self.dialect)
 
@@ -289,6 +291,8 @@ def _parse(
         return "skip" if len(ragged) <= limits.rejected_rows else "error"
 
     content = body.parts[0] if len(body.parts) == 1 else pa.py_buffer(b"".join(body.parts))
+    if content[:3] == codecs.BOM_UTF8:  # that of the file is gone; pyarrow drops another one before the first value
+        content = pa.py_buffer(codecs.BOM_UTF8 + content.to_pybytes())
 
     def parse(*, use_threads: bool) -> pa.Table:
         ragged.clear()

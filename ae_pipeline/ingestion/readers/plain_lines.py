@@ -25,7 +25,10 @@ def read_plain_lines(data: bytes, start: int, names: list[str], separator: str, 
     if len(names) < 2 or not is_whole or data.startswith(codecs.BOM_UTF8, start):  # polars drops a byte order mark
         return None
     if lines <= _FEW_LINES:
-        values = [line.split(separator) for line in data[start:].decode().removesuffix("\n").split("\n")]
+        try:
+            values = [line.split(separator) for line in data[start:].decode().removesuffix("\n").split("\n")]
+        except UnicodeDecodeError:
+            return None
         if any(len(each) != len(names) for each in values):
             return None
         columns = zip(names, zip(*values, strict=True), strict=True)

@@ -61,7 +61,7 @@ class TestLargeImages:
         image = np.random.default_rng(0).random((300, 200, 3))
         residual = np.ones((300, 200))
         residual[151, 77] = 50.0
-        drawing = gallery._drawing(image, image, residual, (5, 5))
+        drawing = gallery._drawing(image, image, residual, (149, 75), (5, 5))
         assert (drawing.image.shape, drawing.residual.shape) == ((100, 67, 3), (100, 67))
         np.testing.assert_allclose(drawing.image[10, 20], image[30:33, 60:63].mean((0, 1)))
         assert drawing.residual[50, 25] == drawing.residual.max() == drawing.highest == 50
@@ -87,7 +87,8 @@ class TestLargeImages:
         image, residual = np.zeros((*shape, 1)), np.ones(shape)
         window = min(5, shape[0]), min(5, shape[1])
         residual[corner, corner] = 50.0
-        drawing = gallery._drawing(image, image, residual, window)
+        hottest = [0, 0] if corner == 0 else [size - side for size, side in zip(shape, window, strict=True)]
+        drawing = gallery._drawing(image, image, residual, hottest, window)
         panel = Panel(
             row_id="a", score=1.0, is_anomaly=True, is_known_anomaly=None, drawing=drawing, scale=Scale(50.0, 1.0)
         )

@@ -278,16 +278,25 @@ class TestPictures:
             colours = matplotlib.colormaps["inferno"](np.rint(along * 255).astype(int), bytes=True)[..., :3]
             np.testing.assert_array_equal(np.asarray(figure.picture(2).convert("RGB")), colours)
 
-    def test_the_frame_marks_the_spot_of_the_explanation(self, album: Fitted, figures: list[Figure]) -> None:
-        explanations = album.bundle.explain(rows_of(figures))
-        for figure, parts in zip(figures, explanations, strict=True):
-            (spot,) = [part.actual for part in parts if part.column == "spot"]
-            row, column = map(int, first_match(r"at row (\d+), column (\d+)", spot).groups())
-            assert figure.images[2]["alt"].endswith(f": at most {spot.split()[0]} times the usual residual, framed")
+    def test_the_frame_marks_the_spot_or_flat_window_of_the_explanation(
+        self, album: Fitted, figures: list[Figure]
+    ) -> None:
+        explanations = album.bundle.explain(rows_of(figures), 9)
+        residuals, is_spot = pictures_of(album, figures).residual, []
+        for figure, parts, residual in zip(figures, explanations, residuals, strict=True):
+            texts = {part.column: part.actual for part in parts}
+            highest = float(texts["spot"].split()[0])
+            is_spot.append(round(residual.max(), 1) == highest)
+            assert is_spot[-1] or residual.max() > highest
+            text = texts["spot" if is_spot[-1] else "flat"]
+            row, column = map(int, first_match(r"at row (\d+), column (\d+)", text).groups())
+            suffix = f": at most {residual.max():.1f} times the usual residual, framed"
+            assert figure.images[2]["alt"].endswith(suffix)
             assert figure.frames[0] == figure.frames[1]
             left, top, width, height = (figure.frames[0][name] for name in ("left", "top", "width", "height"))
             assert [width * 16, height * 12] == pytest.approx([5, 5], abs=1e-3)
             assert (round(top * 12) + 2, round(left * 16) + 2) == (row, column)
+        assert any(is_spot)
 
     def test_the_frame_marks_the_planted_spot(self, figures: list[Figure]) -> None:
         hits = 0

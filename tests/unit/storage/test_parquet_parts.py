@@ -1,0 +1,48 @@
+"""Parquet files and content hashes that are written part by part."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ae_pipeline.storage import hashing
+from ae_pipeline.storage.hashing import TableHash, hash_table
+from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
+from ae_pipeline.storage.parquet_parts import ParquetParts
+
+ROWS = pl.DataFrame({"id": [f"r{n}" if n % 7 else None for n in range(1000)], "x": [n / 3 for n in range(1000)]})
+
+
+def parts_of(table: pa.Table, rows: int) -> list[pa.Table]:
+    return [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
+
+
+@pytest.mark.parametrize("rows", [1, 64, 99, 100, 101, 1000])
+def test_the_hash_of_parts_is_that_of_the_bytes_of_the_table(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_HASHED_ROWS", 100)
+    table, content = ROWS.to_arrow(), io.BytesIO()
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, content, row_group_size=100, **options)
+    digest = TableHash(table.schema)
+    for part in parts_of(table, rows):
+        digest.add(part)
+    assert digest.hexdigest() == hash_table(table) == hashlib.sha256(content.getvalue()).hexdigest()[:32]
+
+
+def test_a_file_of_parts_has_the_rows_groups_and_facts_of_a_whole_one(tmp_path: Path) -> None:
+    table = pl.concat([ROWS] * 200).to_arrow()  # more rows than a row group has
+    whole, path = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    write_parquet(whole, table, {"of": "me"})
+    parts = ParquetParts(path, hashed=True)
+    for part in parts_of(table, 30_011):
+        parts.add(part)
+    parts.finish({"of": "me"})
+    assert damage_of(path) is None
+    assert {**read_facts(path), "sha256": ""} == {**read_facts(whole), "sha256": ""}
+    groups = [[pq.read_metadata(each).row_group(index).num_rows for index in range(2)] for each in (path, whole)]
+    assert groups[0] == groups[1] == [122_880, 77_120]
+    assert pl.read_parquet(path).equals(pl.read_parquet(whole))
