@@ -26,8 +26,9 @@ def doctor(name: str | None, *, repair: bool, as_json: bool) -> int:
     Raises:
         ConfigError: The project has no such dataset.
     """
-    from ae_pipeline.lifecycle.doctor.examine import examine
+    from ae_pipeline.lifecycle.doctor.examine import Examination, examine
     from ae_pipeline.lifecycle.doctor.landed import scratch_problems
+    from ae_pipeline.lifecycle.doctor.lost import lost_files
     from ae_pipeline.orchestration.console import print_messages
 
     def show(problem: "Problem") -> None:
@@ -41,13 +42,19 @@ def doctor(name: str | None, *, repair: bool, as_json: bool) -> int:
     tracker, home = project.tracker, Path(os.environ["DAGSTER_HOME"])
     results = {}
     for each in [name] if name else sorted(project.datasets):
-        dataset = project.dataset(each)
+        dataset = project.dataset(each, refreshes=False)
         if repair:
             for problem in scratch_problems(dataset):  # a lock that is not a file cannot be held
                 if problem.kind == "lock":
                     problem.repair()
-        with project.workspace.locked(each) if repair else nullcontext():
-            results[each] = examine(dataset, tracker, home, show, repair=repair)
+        for problem in (lost := tuple(lost_files(dataset.paths))):
+            show(problem)
+        if lost and not repair:
+            results[each] = Examination(lost, repaired=False)
+        else:
+            with project.workspace.locked(each, accepts_loss=True) if repair else nullcontext():
+                result = examine(dataset, tracker, home, show, repair=repair)
+            results[each] = Examination((*lost, *result.problems), result.repaired)
         if not as_json:
             print(_conclusion(each, len(results[each].problems), repaired=repair and results[each].repaired))
     if as_json:

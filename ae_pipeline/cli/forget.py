@@ -35,7 +35,7 @@ def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
             f"{name!r} is not the name of a dataset; write it as in its YAML, with lower-case letters, digits and '_'"
         )
     project = Project.load()
-    project.workspace.refresh(name)
+    project.workspace.refresh(name, accepts_loss=True)
     parts, kept = _parts(project, name, landing_too)
     if not parts:
         print(f"Nothing to remove: nothing is stored of {name!r}.")
@@ -47,7 +47,7 @@ def forget(name: str, *, confirmed: bool, landing_too: bool) -> int:
     if not confirmed:
         question = f"This cannot be undone. Write the name of the dataset ({name}) to remove it: "
         confirm(question, name, "nothing was removed", f"--yes to forget {name!r}")
-    with project.workspace.locked(name):
+    with project.workspace.locked(name, accepts_loss=True):
         for part in _parts(project, name, landing_too)[0]:
             part.remove()
             print(f"removed {part.name}", flush=True)

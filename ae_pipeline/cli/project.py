@@ -89,8 +89,12 @@ class Project:
         """The model store."""
         return self.workspace.tracker()
 
-    def dataset(self, name: str) -> "Dataset":
+    def dataset(self, name: str, *, refreshes: bool = True) -> "Dataset":
         """Return a dataset by name, and name the files that cannot be loaded on stderr.
+
+        Args:
+            name: Name of the dataset.
+            refreshes: Whether its files are brought up to date with an object store.
 
         Raises:
             ConfigError: The project has no such dataset, or its `defs.yaml` cannot be loaded.
@@ -104,7 +108,8 @@ class Project:
             names = ", ".join(sorted(self.datasets)) or "none"
             raise ConfigError(f"no dataset {name!r} in the defs folder; it has {names}")
         self.print_broken()
-        self.workspace.refresh(name)
+        if refreshes:
+            self.workspace.refresh(name)
         return self.datasets[name]
 
     def print_broken(self) -> None:

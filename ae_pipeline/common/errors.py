@@ -24,6 +24,18 @@ class StorageError(PipelineError):
     """A file or folder is missing, is in the way, or cannot be written."""
 
 
+class UnavailableError(StorageError):
+    """An object store does not answer as it should. The text has durations, so that it differs each time."""
+
+
+class ConflictError(StorageError):
+    """Another host has changed the same file, and only another run, or a person, can merge them."""
+
+
+class LostFileError(StorageError):
+    """An object store has lost or damaged the content of a file that no run builds again."""
+
+
 class RemovalError(PipelineError):
     """An edit, a deletion or a correction would remove many rows, and nobody has accepted it. Nothing has changed."""
 

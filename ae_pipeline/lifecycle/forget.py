@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyarrow import fs
@@ -15,6 +15,7 @@ from ae_pipeline.registry.forget import delete_models, model_state
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.session import forget_landed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,13 @@ def landed_part(paths: DatasetPaths, dataset: Dataset | None) -> StoredPart | No
         dataset: Dataset as its YAML defines it; None without a YAML, and then its landing folder is the usual one.
     """
     if dataset is None or dataset.config.source.path is None:
-        return _path("landed files", paths.landing) if paths.landing.exists() else None
+        folder = _path("landed files", paths.landing)
+
+        def remove_landed() -> None:
+            folder.remove()
+            forget_landed(paths)
+
+        return replace(folder, remove=remove_landed) if paths.landing.exists() else None
     try:
         files = list(landed_files(dataset).values())
     except StorageError:

@@ -202,8 +202,9 @@ def _fetch_and_ingest(dataset: Dataset, accepts_removal: bool) -> IngestResult:
         fetch(dataset, dt.datetime.now(dt.UTC))
     except PipelineError as error:
         failure = error
-    if dataset.config.source.is_fetched:
-        save_landed(dataset.paths)
+    finally:  # an error of any kind leaves files whose fetch is noted as done
+        if dataset.config.source.is_fetched:
+            save_landed(dataset.paths)
     today = dataset.config.today()
     if failure and not unread_files(dataset, today):
         raise failure

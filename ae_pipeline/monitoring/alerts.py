@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring.webhook import PostResult, is_http_url, post_json
@@ -166,7 +167,10 @@ def post_due_alerts(dataset: Dataset) -> bool:
 def _add(alert: Alert, paths: DatasetPaths, outcome: Mapping[str, Any]) -> None:
     with recording(paths, paths.alerts) as save:
         add_line(paths.alerts, {**alert.record(), **outcome})
-        save()
+        try:
+            save()
+        except StorageError as error:  # it can be what the alert is about
+            logger.warning(f"an alert of {paths.dataset!r} is not in the object store yet: {error}")
 
 
 def _post_queued(dataset: Dataset, alerts: list[Alert]) -> bool:

@@ -8,17 +8,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, TypeVar
-
-import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.storage.integrity import file_digest
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.locks import locks, marks_lock
-from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.marks_table import write_marks_table
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.storage.session import recording
 
@@ -30,20 +27,6 @@ GROWTH_NATS = math.log(10)
 
 PAUSE_DAYS = 7
 """Reported days without a known cause after which it counts as happening again."""
-
-_SCHEMA: dict[str, pl.DataType] = {
-    "at": pl.Datetime("us", "UTC"),
-    "who": pl.String(),
-    "kind": pl.String(),
-    "subject": pl.String(),
-    "entity": pl.String(),
-    "day": pl.String(),
-    "state": pl.String(),
-    "note": pl.String(),
-    "model_version": pl.Int64(),
-    "columns": pl.List(pl.String()),
-    "row_ids": pl.List(pl.String()),
-}
 
 
 class MarkKind(StrEnum):
@@ -185,17 +168,8 @@ def add_mark(mark: Mark, paths: DatasetPaths) -> None:
     table = paths.marks.with_suffix(".parquet")
     with locks().hold(marks_lock(paths)), recording(paths, paths.marks, table) as save:
         add_line(paths.marks, asdict(mark))
-        _write_table(table, paths)
-        if save():  # marks of another host came in
-            _write_table(table, paths)
-            save()
-
-
-def _write_table(table: Path, paths: DatasetPaths) -> None:
-    records = [{**asdict(each), "row_ids": list(each.rows), "columns": list(each.columns)} for each in marks_of(paths)]
-    frame = pl.DataFrame(records, schema={**_SCHEMA, "at": pl.String()})
-    frame = frame.with_columns(pl.col("at").str.to_datetime(time_unit="us", time_zone="UTC"))
-    write_parquet(table, frame.to_arrow())
+        write_marks_table(paths.marks, table)
+        save()
 
 
 def marks_digest(paths: DatasetPaths) -> str:

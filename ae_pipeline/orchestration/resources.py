@@ -68,9 +68,9 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         """The data folder on this machine: for an object store, the folder of its working copy."""
         return data_folder(self.data_folder).resolve()
 
-    def refresh(self, dataset: str) -> None:
+    def refresh(self, dataset: str, *, accepts_loss: bool = False) -> None:
         """Bring the files of this machine up to date with an object store, before they are read."""
-        refresh(self.paths(dataset))
+        refresh(self.paths(dataset), accepts_loss=accepts_loss)
 
     def save(self, dataset: str) -> None:
         """Copy the state of a dataset that this run holds to an object store."""
@@ -109,16 +109,20 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         return (self.mlflow_url or self.tracker().web_url or MLFLOW_URL).rstrip("/")
 
     @contextmanager
-    def locked(self, dataset: str) -> Iterator[None]:
+    def locked(self, dataset: str, *, accepts_loss: bool = False) -> Iterator[None]:
         """Hold the lock of a dataset, and wait while another process holds it. A thread may hold it twice.
 
         With an object store, the state is copied from there first, and back at the end.
+
+        Args:
+            dataset: Name of the dataset.
+            accepts_loss: Whether to go on without files that the object store has lost.
         """
 
         def log_wait(holder: Holder | None) -> None:
             logger.info(f"waiting for another run of {dataset!r} to end{f' ({holder})' if holder else ''}")
 
-        with hold_dataset(self.paths(dataset), log_wait):
+        with hold_dataset(self.paths(dataset), log_wait, accepts_loss=accepts_loss):
             yield
 
 
@@ -163,7 +167,8 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
             StorageError: A lock was lost, or the state cannot be saved.
         """
         for dataset in self._datasets:
-            locks().require(dataset_lock(self.workspace.paths(dataset)))
             self.workspace.save(dataset)
+        for dataset in self._datasets:  # last, because a save can take long
+            locks().require(dataset_lock(self.workspace.paths(dataset)))
         if self._watch is not None:
             self._watch.require_active()

@@ -5,7 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from ae_pipeline.common.errors import PipelineError
+from ae_pipeline.common.errors import PipelineError, UnavailableError
+from ae_pipeline.common.timestamps import now
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.cancelled import withdraw_cancelled_challenger
 from ae_pipeline.orchestration.dead_runs import describe_run, end_dead_runs
@@ -110,11 +111,19 @@ def _sensor(
             from ae_pipeline.monitoring.alerts import Alert, AlertEvent
 
             message = f"the sensor {config.dataset}_{name} cannot find out what is due: {error}"
-            alert = Alert(event=AlertEvent.RUN_FAILED, key=f"sensor {name} {error}", message=message)
+            alert = Alert(event=AlertEvent.RUN_FAILED, key=f"sensor {name} {_subject(error)}", message=message)
             raise_without_lock(alert, dataset)
             raise
 
     return sensor
+
+
+def _subject(error: PipelineError) -> str:
+    """Return what an alert about an error has in common with those of the same cause, which are not raised again.
+
+    An outage of the object store is one alert a day, because its text differs each time.
+    """
+    return f"{type(error).__name__} {now()[:10]}" if isinstance(error, UnavailableError) else str(error)
 
 
 def build_dead_runs_sensor() -> dg.SensorDefinition:

@@ -61,10 +61,14 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """Return the whole lines of a JSON Lines file without their checksums, and the numbers of the damaged ones."""
+    return parse_lines(path.read_bytes() if path.is_file() else b"")
+
+
+def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the same as `read_lines`, of the content of a file."""
     lines: list[dict[str, Any]] = []
     damaged: list[int] = []
-    texts = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(data.split(b"\n"), 1):
         if not text.strip():
             continue
         try:

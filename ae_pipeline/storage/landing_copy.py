@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 _LENGTH = 200
 """Bytes of a name that a disk can hold, with what a temporary file adds. An object can have a longer one."""
+
+
+_MOST_AT_ONCE = 256 << 20
+"""Bytes of a file that one conditional request writes. A larger one is compared with the store just before."""
 
 
 _logged: set[str] = set()
@@ -56,22 +60,21 @@ class LandingCopy:
         self._folder, self._store, self._prefix = paths.landing, store, f"landing/{paths.dataset}"
         self._ledger = paths.ledger
         self._file = paths.root / ".store" / f"{paths.dataset}.landing.json"
+        self._refused = set[str]()  # files that `push` left to the object of another program
 
     def update(self) -> None:
         """Copy new and changed objects, and delete files whose object is gone. One listing tells which they are.
 
-        A file that was landed here stays, until `push` makes it an object.
+        A new file that was landed here stays, until `push` makes it an object. The object replaces any other file.
         """
         objects, local, known = self._list_objects(), self._local(), self._load()
         stale = {}
         for name, each in objects.items():
             state, last = local.get(name), known.get(name)
-            is_same = last is not None and last[:2] == _state(each)
-            is_changed_here = state not in {None, _state(each), last and last[:2]}
-            if is_same and (state == _state(each) or is_changed_here):
+            if last is not None and state == last[:2] == _state(each):
                 continue
-            if is_changed_here:
-                logger.warning(f"{self._folder / name} was landed here and in the store; the object replaces the file")
+            if state not in {None, _state(each), last and last[:2]}:
+                logger.warning(f"{self._folder / name} was written here, and is in the store; the object replaces it")
             stale[name] = each
         for name in local.keys() - objects.keys():
             if name in known and known[name][:2] == local[name]:
@@ -81,40 +84,60 @@ class LandingCopy:
         for name in hollow:
             with replacing(self._folder / name, objects[name].modified_ns) as temporary, temporary.open("wb") as file:
                 file.truncate(objects[name].size)
-        copy_all(self._download, [each for name, each in stale.items() if name not in hollow])
         copied = {name: known[name] for name in objects.keys() - stale.keys()}
-        copied |= {name: _Copied(*_state(each), name in hollow) for name, each in stale.items()}
+        copied |= {name: _Copied(*_state(stale[name]), is_hollow=True) for name in hollow}
+        copied |= self._download([each for name, each in stale.items() if name not in hollow])
         if copied != known:  # last: a file that the record does not have is copied again
             self._save(copied)
 
-    def push(self) -> None:
-        """Copy files that were landed here to the store, and delete objects whose file was removed here."""
+    def push(self, *, changes_too: bool = False) -> None:
+        """Make new files of the folder objects. No object is deleted, and none is replaced that others have written.
+
+        Args:
+            changes_too: Whether to replace objects whose file was changed here: after a query has written its files.
+        """
         known, local = self._load(), self._local()
-        new = [name for name, state in local.items() if name not in known or known[name][:2] != state]
-        gone = known.keys() - local.keys()
-        if not new and not gone:
+        new = [name for name in local if name not in known and name not in self._refused]
+        if changes_too:
+            new += [name for name, state in local.items() if name in known and known[name][:2] != state]
+        if not new:
             return
-        copy_all(lambda name: self._store.write(f"{self._prefix}/{name}", self._folder / name), new)
-        self._store.remove(f"{self._prefix}/{name}" for name in gone)
+        written = dict(zip(new, copy_all(lambda name: self._write(name, known.get(name)), new), strict=True))
         objects = self._list_objects()
-        for name in new:
-            if each := objects.get(name):
+        for name, e_tag in written.items():
+            each = objects.get(name)
+            if each and e_tag is not None and each.e_tag.strip('"') == e_tag.strip('"'):
                 os.utime(self._folder / name, ns=(each.modified_ns, each.modified_ns))
                 known[name] = _Copied(*_state(each))
-        self._save({name: each for name, each in known.items() if name not in gone})
+            else:
+                known.pop(name, None)
+                self._refused.add(name)
+        self._save(known)
 
     def load(self, files: Iterable[Path]) -> None:
         """Copy the content of files that only have size and time of their object.
 
         Raises:
-            StorageError: The object has changed meanwhile.
+            StorageError: The object has changed meanwhile, or is gone.
         """
         known = self._load()
         names = (path.relative_to(self._folder).as_posix() for path in files if path.is_relative_to(self._folder))
-        hollow = [name for name in names if name in known and known[name].is_hollow]
-        if hollow:
-            copy_all(self._download, [ListedObject(name, *known[name][:2]) for name in hollow])
-            self._save({**known, **{name: known[name]._replace(is_hollow=False) for name in hollow}})
+        hollow = [ListedObject(name, *known[name][:2]) for name in names if name in known and known[name].is_hollow]
+        if not hollow:
+            return
+        copied = self._download(hollow)
+        rest = {name: each for name, each in known.items() if name not in {each.name for each in hollow}}
+        self._save({**rest, **copied})
+        for each in hollow:
+            if each.name not in copied:
+                raise StorageError(f"{self._prefix}/{each.name} was deleted before it was read; run again")
+            if copied[each.name][:2] != _state(each):
+                raise StorageError(f"{self._prefix}/{each.name} was replaced before it was read; run again")
+
+    def forget(self) -> None:
+        """Delete the objects of the files of this copy, as the user asked for."""
+        self._store.remove(f"{self._prefix}/{name}" for name in self._load())
+        self._save({})
 
     def _load(self) -> dict[str, _Copied]:
         try:
@@ -162,13 +185,39 @@ class LandingCopy:
                 states[path.relative_to(self._folder).as_posix()] = (status.st_size, status.st_mtime_ns)
         return states
 
-    def _download(self, each: ListedObject) -> None:
-        with replacing(self._folder / each.name, each.modified_ns) as temporary:
-            # One that was deleted since the listing is gone in the next one.
-            if self._store.download(f"{self._prefix}/{each.name}", temporary) is None:
-                return
-            if temporary.stat().st_size != each.size:
-                raise StorageError(f"{self._prefix}/{each.name} has changed while it was read; run again")
+    def _download(self, objects: Sequence[ListedObject]) -> dict[str, _Copied]:
+        """Copy the content of objects, and return the versions that were read. An object that is gone has no file."""
+        versions = copy_all(self._download_one, objects)
+        return {each.name: _Copied(*_state(each)) for each in versions if each is not None}
+
+    def _download_one(self, each: ListedObject) -> ListedObject | None:
+        path, version = self._folder / each.name, each
+        with replacing(path, each.modified_ns) as temporary:
+            answer = self._store.download(f"{self._prefix}/{each.name}", temporary)
+        if answer is None:
+            path.unlink(missing_ok=True)
+            return None
+        if not answer[1].is_version(*_state(each)):  # replaced since the listing
+            version = answer[1]
+            os.utime(path, ns=(version.modified_ns, version.modified_ns))
+        return ListedObject(each.name, version.size, version.modified_ns)
+
+    def _write(self, name: str, last: _Copied | None) -> str | None:
+        """Write an object unless another program has written it since, and return its ETag; None if one has."""
+        key, path = f"{self._prefix}/{name}", self._folder / name
+        is_large = path.stat().st_size > _MOST_AT_ONCE
+        current = self._store.find(key) if last or is_large else None
+        token: str | None = current[1] if current else ""
+        is_last = current[0].is_version(*last[:2]) if current and last else current is None
+        if is_last and is_large:  # in parts, for which no store knows a condition
+            self._store.write(key, path)
+            current = self._store.find(key)
+            return current[0].e_tag if current else None
+        token = self._store.replace(key, path, token or "") if is_last else None
+        if token is None:
+            logger.warning(f"{path} was written here, and another program has written {key}; the object replaces it")
+            return None
+        return token.split(" ", maxsplit=1)[0]
 
 
 def _state(each: ListedObject) -> tuple[int, int]:

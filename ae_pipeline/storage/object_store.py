@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ae_pipeline.common.errors import ConfigError, StorageError
+from ae_pipeline.common.errors import ConfigError, StorageError, UnavailableError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.storage.files import translate_os_error
 
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 REQUESTS_AT_ONCE = 16
 """Files that are copied at the same time."""
 
-_RETRY_SECONDS = 30
+_TIMEOUTS = {False: (300, 30), True: (10, 20)}
+"""Seconds of one request, and in which it is tried again: for content, and for what pages and sensors wait for."""
 
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+
+
+_SECOND = 1_000_000_000
+"""Nanoseconds of a second."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,22 @@ class ListedObject:
         size: Size in bytes.
         modified_ns: Time of its last change, in ns since 1970. The digits below a second tell versions apart that were
             written within one second: they are a hash of the version.
+        e_tag: Version of the object.
     """
 
     name: str
     size: int
     modified_ns: int
+    e_tag: str = ""
+
+    def is_version(self, size: int, modified_ns: int) -> bool:
+        """Return whether the object is a version that was seen before.
+
+        Args:
+            size: Its size in bytes.
+            modified_ns: Its time. A listing and a read can round the second differently, so only its digits count.
+        """
+        return (self.size, self.modified_ns % _SECOND) == (size, modified_ns % _SECOND)
 
 
 class ObjectStore:
@@ -66,38 +82,48 @@ class ObjectStore:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def read(self, name: str, known: str = "") -> Content | None:
+    def read(self, name: str, known: str = "", *, is_content: bool = False) -> Content | None:
         """Return an object; None if there is none.
 
         Args:
             name: Name of the object.
             known: Version whose bytes the caller has.
+            is_content: Whether it can be large. Otherwise, a store that does not answer is an error after 20 seconds.
         """
         from obstore.exceptions import NotModifiedError
 
         options: GetOptions = {"if_none_match": known.split(" ", maxsplit=1)[0]} if known else {}
         with self._translated():
             try:
-                answer = self._client.get(name, options=options)
+                answer = self._client(is_quick=not is_content).get(name, options=options)
                 return Content(bytes(answer.bytes()), _token(answer.meta))
             except NotModifiedError:
                 return Content(None, known)
             except FileNotFoundError:
                 return None
 
-    def replace(self, name: str, data: bytes, e_tag: str) -> str | None:
+    def find(self, name: str) -> tuple[ListedObject, str] | None:
+        """Return what a listing shows of an object, and its version for `replace`; None if there is none."""
+        with self._translated():
+            try:
+                meta = self._client(is_quick=True).head(name)
+            except FileNotFoundError:
+                return None
+            return _describe(name, meta), _token(meta)
+
+    def replace(self, name: str, data: bytes | Path, e_tag: str) -> str | None:
         """Write an object if it still has a version, and return its new version; None if it has another one.
 
         Args:
             name: Name of the object.
-            data: Its bytes.
+            data: Its bytes, or a file with them, which is read into memory.
             e_tag: Version that it has; empty if it must not exist.
         """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         with self._translated():
             try:
-                put = self._client.put(name, data, mode=_condition(e_tag), use_multipart=False)
+                put = self._client().put(name, data, mode=_condition(e_tag), use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return None
             return _token(put)
@@ -105,16 +131,17 @@ class ObjectStore:
     def write(self, name: str, source: Path | bytes | BinaryIO) -> None:
         """Write an object from bytes, a file, or an open file."""
         with self._translated():
-            self._client.put(name, source)
+            self._client().put(name, source)
 
-    def download(self, name: str, target: Path) -> str | None:
-        """Write the bytes of an object to a file, and return their SHA-256; None if there is no such object."""
+    def download(self, name: str, target: Path) -> tuple[str, ListedObject] | None:
+        """Write the bytes of an object to a file, and return their SHA-256 and the version; None if there is none."""
         digest = hashlib.sha256()
         with self._translated():
             try:
-                answer = self._client.get(name)
+                answer = self._client().get(name)
             except FileNotFoundError:
                 return None
+            version = _describe(name, answer.meta)
         try:
             with target.open("wb") as file:
                 for chunk in self._chunks(answer):
@@ -122,31 +149,30 @@ class ObjectStore:
                     file.write(chunk)
         except OSError as error:
             raise translate_os_error(error, target) from error
-        return digest.hexdigest()
+        return digest.hexdigest(), version
 
     def list(self, folder: str) -> list[ListedObject]:
         """Return all objects below a folder, in pages of 1,000."""
-        objects = []
+        objects = list[ListedObject]()
         start = len(folder) + 1
         with self._translated():
-            for page in self._client.list(f"{folder}/"):
-                for each in page:
-                    seconds, e_tag = int(each["last_modified"].timestamp()), each["e_tag"] or ""
-                    digits = int(hashlib.sha256(e_tag.encode()).hexdigest()[:12], 16) % 1_000_000_000
-                    modified_ns = seconds * 1_000_000_000 + digits
-                    if name := each["path"][start:]:
-                        objects.append(ListedObject(name, each["size"], modified_ns))
+            for page in self._client(is_quick=True).list(f"{folder}/"):
+                objects += [_describe(name, each) for each in page if (name := each["path"][start:])]
         return objects
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete objects. One that does not exist is no error."""
         if paths := list(names):
             with self._translated():
-                self._client.delete(paths)
+                self._client().delete(paths)
 
-    @property
-    def _client(self) -> "Client":
-        return _open(self.address)
+    def _client(self, *, is_quick: bool = False) -> "Client":
+        if _first_process() != os.getpid():
+            raise StorageError(
+                f"this process was forked from one that uses {self.address}, so that the store would never answer; "
+                "start it by `spawn`"
+            )
+        return _open(self.address, is_quick)
 
     def _chunks(self, answer: Any) -> Iterator[bytes]:
         with self._translated():
@@ -167,10 +193,17 @@ class ObjectStore:
         except FileNotFoundError as error:
             raise StorageError(f"{self.address} lost an object while it was read: {first_line(error)}") from error
         except (BaseError, PermissionError) as error:
-            raise StorageError(
+            raise UnavailableError(
                 f"the object store of {self.address} does not answer as it should ({first_line(error)}); check "
                 "AE_PIPELINE_DATA, AWS_ENDPOINT_URL and the credentials, and run again"
             ) from error
+
+
+def _describe(name: str, meta: Any) -> ListedObject:
+    # Azure has the quotes of an ETag in an answer, and not in a listing.
+    e_tag = f'"{text}"' if (text := (meta["e_tag"] or "").strip('"')) else ""
+    digits = int(hashlib.sha256(e_tag.encode()).hexdigest()[:12], 16) % _SECOND
+    return ListedObject(name, meta["size"], int(meta["last_modified"].timestamp()) * _SECOND + digits, e_tag)
 
 
 def _token(facts: Any) -> str:
@@ -187,7 +220,13 @@ def _condition(token: str) -> "PutMode":
 
 
 @cache
-def _open(address: str) -> "Client":
+def _first_process() -> int:
+    """Return the process that has used a store first. The threads of its connections do not survive a fork."""
+    return os.getpid()
+
+
+@cache
+def _open(address: str, is_quick: bool) -> "Client":
     """Return the client of an address. Its connections are used again."""
     try:
         from obstore.store import from_url
@@ -197,14 +236,12 @@ def _open(address: str) -> "Client":
         ) from error
     # Options of the client replace those of the environment. Plain HTTP is for a store in the same network.
     allows_http = any(os.environ.get(name, "").lower() in {"true", "1"} for name in _ALLOW_HTTP)
+    timeout, retry_seconds = _TIMEOUTS[is_quick]
     return from_url(
         address,
-        client_options={"timeout": "300s", "allow_http": allows_http},
-        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
+        client_options={"timeout": f"{timeout}s", "allow_http": allows_http},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=retry_seconds)},
     )
-
-
-os.register_at_fork(after_in_child=_open.cache_clear)  # a connection of the parent is not one of the child
 
 
 def copy_all(work: Any, items: Iterable[Any]) -> list[Any]:

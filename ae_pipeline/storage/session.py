@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 _CLEAN_SECONDS = 86_400.0
 """Time between two clean-ups of a dataset by one machine."""
 
+_PAUSE_SECONDS = 30.0
+"""Time after a failed refresh in which pages show what this machine has, because each attempt can take long."""
+
 _Key = tuple[Path, str, int]
 
 _open: dict[_Key, WorkingCopy] = {}
@@ -35,7 +38,9 @@ _refreshed: dict[tuple[Path, str], float] = {}
 
 
 @contextmanager
-def hold_dataset(paths: DatasetPaths, on_wait: Callable[[Holder | None], None] = lambda _: None) -> Iterator[None]:
+def hold_dataset(
+    paths: DatasetPaths, on_wait: Callable[[Holder | None], None] = lambda _: None, *, accepts_loss: bool = False
+) -> Iterator[None]:
     """Hold the lock of a dataset while its files change, and wait while another process holds it.
 
     A thread may hold it twice. Each end copies the state to the object store.
@@ -43,11 +48,13 @@ def hold_dataset(paths: DatasetPaths, on_wait: Callable[[Holder | None], None] =
     Args:
         paths: Paths of the dataset.
         on_wait: Called once with the holder, as far as it is known, before this process waits.
+        accepts_loss: Whether to go on without files that the object store has lost and no run builds again.
 
     Raises:
         StorageError: The locks or the object store cannot be reached, or another host has changed the same file.
+        LostFileError: The object store has lost a file.
     """
-    with locks().hold(dataset_lock(paths), on_wait), _session(paths):
+    with locks().hold(dataset_lock(paths), on_wait), _session(paths, accepts_loss=accepts_loss):
         yield
 
 
@@ -78,56 +85,75 @@ def save(paths: DatasetPaths) -> None:
 
 
 def save_landed(paths: DatasetPaths) -> None:
-    """Copy files that this machine has landed to the object store, if this thread holds the dataset."""
+    """Copy files that a query or a callable has landed here to the object store, if this thread holds the dataset.
+
+    An object that another program has replaced meanwhile stays, and replaces the file at the next look.
+    """
     if copy := _session_of(paths):
         copy.land()
 
 
 def load_landed(paths: DatasetPaths, files: Iterable[Path]) -> None:
     """Copy the content of landed files to this machine before they are read. Their list needs only size and time."""
-    if paths.store is not None:
-        (_session_of(paths) or WorkingCopy(paths)).load_landed(files)
+    if copy := _session_of(paths):
+        copy.load_landed(files)
+    elif paths.store is not None:
+        with _file_lock(paths, "update"):
+            WorkingCopy(paths).load_landed(files)
 
 
-def refresh(paths: DatasetPaths, max_age: float = 0.0) -> None:
+def refresh(paths: DatasetPaths, max_age: float = 0.0, *, accepts_loss: bool = False) -> None:
     """Bring the files of this machine up to date before they are read, unless a process of this machine changes them.
 
     Args:
         paths: Paths of the dataset. With a data folder, nothing happens.
-        max_age: Age in seconds up to which an earlier refresh of this process is new enough.
+        max_age: Age in seconds up to which an earlier refresh of this process is new enough. After a refresh that
+            failed, the files are new enough for half a minute.
+        accepts_loss: Whether to go on without files that the object store has lost and no run builds again.
 
     Raises:
         StorageError: The object store does not answer.
+        LostFileError: The object store has lost a file.
     """
     key = (paths.root, paths.dataset)
-    if paths.store is None or _session_of(paths) or time.monotonic() - _refreshed.get(key, float("-inf")) < max_age:
+
+    def is_new() -> bool:
+        return max_age > 0 and time.monotonic() - _refreshed.get(key, float("-inf")) < max_age
+
+    if paths.store is None or _session_of(paths) or is_new():
         return
     with _file_lock(paths, "update"):
+        if is_new():  # another thread was faster
+            return
         try:
-            with _file_lock(paths, "session", timeout=0):
-                WorkingCopy(paths).update()
+            with _file_lock(paths, "session", timeout=0), _file_lock(paths, "save"):
+                WorkingCopy(paths).update(accepts_loss=accepts_loss)
         except Timeout:
             return
+        except StorageError:
+            _refreshed[key] = time.monotonic() + _PAUSE_SECONDS
+            raise
         _refreshed[key] = time.monotonic()
 
 
 @contextmanager
-def recording(paths: DatasetPaths, *files: Path) -> Iterator[Callable[[], bool]]:
+def recording(paths: DatasetPaths, *files: Path) -> Iterator[Callable[[], None]]:
     """Append to files that need no lock of the dataset, and copy them to the object store at once.
 
     Yields:
-        Function to call after the append. It returns whether the lines of another host were merged.
+        Function to call after the append. If the object store does not answer, it raises an error, and the next copy
+        of the state saves the lines.
 
     Args:
         paths: Paths of the dataset.
         files: Files that change.
     """
     if paths.store is None:
-        yield lambda: False
+        yield lambda: None
         return
     with _file_lock(paths, "save"):
         # A session of this thread copies them with the rest.
-        yield lambda: False if _session_of(paths) else WorkingCopy(paths).push(files)
+        yield lambda: None if _session_of(paths) else WorkingCopy(paths).push(files)
 
 
 def forget_state(paths: DatasetPaths) -> None:
@@ -136,8 +162,14 @@ def forget_state(paths: DatasetPaths) -> None:
         copy.forget()
 
 
+def forget_landed(paths: DatasetPaths) -> None:
+    """Delete the objects of the landed files in the object store. The caller holds the dataset."""
+    if copy := _session_of(paths):
+        copy.forget_landed()
+
+
 @contextmanager
-def _session(paths: DatasetPaths) -> Iterator[None]:
+def _session(paths: DatasetPaths, *, accepts_loss: bool = False) -> Iterator[None]:
     if paths.store is None:
         yield
         return
@@ -148,8 +180,8 @@ def _session(paths: DatasetPaths) -> Iterator[None]:
     key = _key(paths)
     with _file_lock(paths, "session"):
         copy = WorkingCopy(paths)
-        with _file_lock(paths, "update"):
-            copy.update()
+        with _file_lock(paths, "update"), _file_lock(paths, "save"):  # no line is appended meanwhile
+            copy.update(accepts_loss=accepts_loss)
         _open[key] = copy
         try:
             yield

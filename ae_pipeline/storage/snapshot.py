@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.errors import ConflictError, StorageError
 from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.marks_table import marks_parquet
 
 LEDGER_DIGEST = "sha256"
 """Key of the ledger beside its entries: their digest. No landed file has this name, because it has no suffix."""
@@ -99,7 +100,7 @@ def merge(base: Entries, theirs: Entries, ours: Mapping[str, Entry | None], read
         read: Returns the content of a file.
 
     Raises:
-        StorageError: Both have changed what only a person, or another run, can merge.
+        ConflictError: Both have changed what only a person, or another run, can merge.
     """
     merged, written = dict(theirs), dict[str, bytes]()
     for path, our in ours.items():
@@ -109,18 +110,20 @@ def merge(base: Entries, theirs: Entries, ours: Mapping[str, Entry | None], read
                 merged.pop(path, None)
             else:
                 merged[path] = our
-        elif _hash(their) == _hash(our) or _is_rebuilt(path):
+        elif _hash(their) == _hash(our) or is_rebuilt(path):
             continue
         elif our is None or their is None:
-            raise StorageError(f"another host has changed or removed {path} at the same time; run again")
+            raise ConflictError(f"another host has changed or removed {path} at the same time; run again")
         elif path.endswith(".jsonl"):
             written[path] = _merge_lines(*(read(each) if each else b"" for each in (earlier, their, our)))
         elif path.endswith("/ledger.json"):
             written[path] = _merge_ledgers(*(read(each) if each else b"{}" for each in (earlier, their, our)))
         elif path.endswith("marks.parquet"):
-            merged[path] = our  # `add_mark` writes it again after a merge
+            merged[path] = our  # the merged marks replace it below
         else:
-            raise StorageError(f"another host has changed {path} at the same time; run again")
+            raise ConflictError(f"another host has changed {path} at the same time; run again")
+    for path in [each for each in written if each.endswith("/marks.jsonl")]:
+        written[path.removesuffix("jsonl") + "parquet"] = marks_parquet(written[path])
     return Merge(merged, written)
 
 
@@ -128,15 +131,17 @@ def _hash(entry: Entry | None) -> str | None:
     return entry.sha256 if entry else None
 
 
-def _is_rebuilt(path: str) -> bool:
+def is_rebuilt(path: str) -> bool:
+    """Return whether the next runs build a file again if it is missing."""
     return path.startswith(_REBUILT) and not path.endswith("/ledger.json")
 
 
 def _merge_lines(base: bytes, theirs: bytes, ours: bytes) -> bytes:
     """Return the lines of both hosts without those that one has removed, theirs first."""
     earlier, their, our = (text.splitlines(keepends=True) for text in (base, theirs, ours))
-    kept = [line for line in their if line in our or line not in earlier]
-    new = [line for line in our if line not in earlier and line not in their]
+    kept_by_us, known, has = set(our), set(earlier), set(their)
+    kept = [line for line in their if line in kept_by_us or line not in known]
+    new = [line for line in our if line not in known and line not in has]
     return b"".join(line if line.endswith(b"\n") else line + b"\n" for line in [*kept, *new])
 
 
@@ -149,7 +154,7 @@ def _merge_ledgers(base: bytes, theirs: bytes, ours: bytes) -> bytes:
             continue
         if their.get(name) != earlier.get(name):
             if _without_times(their.get(name)) != _without_times(our.get(name)):
-                raise StorageError(f"another host has read {name} at the same time, with another result; run again")
+                raise ConflictError(f"another host has read {name} at the same time, with another result; run again")
         elif name in our:
             their[name] = our[name]
         else:

@@ -75,8 +75,12 @@ def _temporary_files(paths: DatasetPaths) -> Iterator[Path]:
     folders = [*(stage.parent for stage in stages), paths.reports]
     if "://" not in paths.latents:
         folders.append(Path(paths.latents))
+    shared = [paths.contract, paths.history]  # in folders of all datasets
+    if paths.store is not None:  # the working copy has landed files and records, too
+        folders.append(paths.landing)
+        shared.append(paths.root / ".store" / "_")
     for folder in folders:
         for parent, _, names in os.walk(folder):
             yield from (Path(parent, name) for name in names if name.endswith(".tmp"))
-    for file in (paths.contract, paths.history):  # folders of all datasets
+    for file in shared:
         yield from file.parent.glob(f".{paths.dataset}.*.tmp")

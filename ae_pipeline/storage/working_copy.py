@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import random
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -21,13 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.errors import ConflictError, LostFileError, StorageError
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.storage.blobs import Blobs
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.landing_copy import LandingCopy, files_below, replacing
 from ae_pipeline.storage.object_store import ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
-from ae_pipeline.storage.snapshot import Entries, Entry, dump_snapshot, merge, parse_snapshot
+from ae_pipeline.storage.reader_copies import ReaderCopies
+from ae_pipeline.storage.snapshot import Entries, Entry, dump_snapshot, is_rebuilt, merge, parse_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,6 @@ _ATTEMPTS = 8
 _ABANDONED_SECONDS = 86_400.0
 """Age from which a blob without a snapshot is deleted. Until then, its snapshot may still be written."""
 
-_INTERNAL = (".context.json", "unfinished.json")
-"""Ends of the names of files in `reports` that only the pipeline reads."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
@@ -55,12 +53,18 @@ class _Record:
         entries: Its files.
         contract: Version of the schema contract in the store; empty if there was none.
         contract_sha: Hash of its content.
+        published: Version of the snapshot whose copies for readers are complete.
+        lost: Files of the snapshot whose content the store has lost.
+        unsaved: Files with lines that the store does not have yet.
     """
 
     head: str = ""
     entries: dict[str, Entry] = field(default_factory=dict)
     contract: str = ""
     contract_sha: str = ""
+    published: str = ""
+    lost: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
 
 
 class WorkingCopy:
@@ -76,16 +80,24 @@ class WorkingCopy:
         self._state = f"state/{paths.dataset}"
         self._head = f"{self._state}/head.json"
         self._contract = f"contracts/{paths.dataset}.yaml"
-        self._copies = (f"reports/{paths.dataset}", f"feedback/{paths.dataset}")
+        self._blobs, self._copies = Blobs(paths, self._store), ReaderCopies(paths, self._store)
         self._file = paths.root / ".store" / f"{paths.dataset}.json"
 
-    def update(self) -> None:
+    def update(self, *, accepts_loss: bool = False) -> None:
         """Make the files equal to the snapshot that stands, and drop what a killed run has left.
 
+        A file whose content the store has lost is left out if the next runs build it again.
+
+        Args:
+            accepts_loss: Whether to leave out the others, too. An older one of this machine stays.
+
         Raises:
-            StorageError: The object store does not answer, or has lost a file.
+            StorageError: The object store does not answer.
+            LostFileError: It has lost a file that no run builds again.
         """
-        for attempt in range(_ATTEMPTS):
+        self._push_unsaved()
+        failed, last = dict[str, str](), ""
+        for _ in range(_ATTEMPTS):
             record = self._record
             answer = self._store.read(self._head, record.head)
             if answer is None:
@@ -94,49 +106,65 @@ class WorkingCopy:
                 entries, head = record.entries, record.head
             else:
                 entries, head = parse_snapshot(answer.data, self._address(self._head)), answer.e_tag
-            missing = self._apply(entries)
-            if not missing:
+            failed = self._apply(entries)
+            if not failed or head == last:  # the snapshot that stands needs them
                 break
-            if attempt == _ATTEMPTS - 1:
-                raise StorageError(f"{self._address(missing)} is missing; restore it, or `ae-pipeline forget` the data")
-        self._keep(_Record(head=head, entries=entries, **self._pull_contract(record)))
+            last = head
+        lost = record.lost if head and head == record.head else ()
+        if failed:
+            self._report(failed, accepts_loss=accepts_loss)
+            lost, entries = (*lost, *failed), {path: each for path, each in entries.items() if path not in failed}
+            if more := self._apply(entries, keeps={path for path in failed if not is_rebuilt(path)}):
+                raise StorageError(f"{next(iter(more.values()))}; run again")
+        contract = self._pull_contract(record)
+        self._keep(_with(_Record(head=head, entries=entries, published=record.published, lost=lost), **contract))
         self._landing.update()
 
-    def push(self, only: Collection[Path] = ()) -> bool:
-        """Let the snapshot have the changes of the files, in one conditional write.
+    def push(self, only: Collection[Path] = ()) -> None:
+        """Let the snapshot have the changes of the files, in one conditional write. Merge those of another host.
 
         Args:
-            only: Files to look at; all by default.
-
-        Returns:
-            Whether another host has changed the same files, so that they were merged.
+            only: Files to look at; all by default. If they cannot be saved, the next copy saves them first.
 
         Raises:
-            StorageError: Both have changed what cannot be merged, or the object store does not answer.
+            ConflictError: Both have changed what cannot be merged.
+            StorageError: The object store does not answer.
         """
-        record, local = self._record, self._scan()
         names = {path.relative_to(self._paths.root).as_posix() for path in only}
+        try:
+            self._push(names)
+        except ConflictError:
+            raise
+        except StorageError:
+            record = self._record
+            self._keep(_with(record, unsaved=sorted({*record.unsaved, *names})))
+            raise
+
+    def _push(self, only: Collection[str]) -> None:
+        record, local = self._record, self._scan()
         changed = {
             path for path in local.keys() | record.entries.keys() if local.get(path) != _stat_of(record.entries, path)
         }
-        changed = changed & names if only else changed
+        changed = changed & set(only) if only else changed.union(record.lost)
         if not only:
             self._landing.push()
             record = self._push_contract(record)
         if not changed:
-            return False
+            if not only:
+                self._publish_again(record)
+            return
         present, uploaded = sorted(changed & local.keys()), set[str]()
         for attempt in range(_ATTEMPTS):
             answer = self._store.read(self._head, record.head)
             is_ours = answer.data is None if answer else not record.entries
             theirs = record.entries if is_ours else self._parse(answer.data if answer else None)
-            known = uploaded.union(entry.sha256 for entry in theirs.values())
-            uploads = copy_all(partial(self._upload, known=known), present)
+            known = uploaded.union(entry.sha256 for path, entry in theirs.items() if path not in record.lost)
+            uploads = copy_all(partial(self._blobs.upload, known=known), present)
             uploaded.update(entry.sha256 for entry in uploads)
             ours: dict[str, Entry | None] = {**dict.fromkeys(changed), **dict(zip(present, uploads, strict=True))}
-            merged, written = merge(record.entries, theirs, ours, self._content)
+            merged, written = merge(record.entries, theirs, ours, self._blobs.read)
             for path, data in written.items():
-                merged[path] = self._write_blob(data)
+                merged[path] = self._blobs.write(data)
             if head := self._store.replace(self._head, dump_snapshot(merged), answer.e_tag if answer else ""):
                 break
             time.sleep(random.uniform(0.05, 0.5) * (attempt + 1))  # noqa: S311 - no secret
@@ -149,18 +177,39 @@ class WorkingCopy:
             self._write_local(path, data, merged[path])
         if not only:
             self._apply(merged)
-            self._keep(_with(record, head=head, entries=merged))
-            self._publish(merged)
-        else:
-            entries = (
-                merged if is_ours else {**record.entries, **{path: merged[path] for path in changed & merged.keys()}}
-            )
-            self._keep(_with(record, head=head if is_ours else "", entries=entries))
-        return bool(written)
+            self._keep(record := _with(record, head=head, entries=merged, lost=(), unsaved=()))
+            self._publish(record)
+            return
+        saved = (changed & merged.keys()) | written.keys()
+        entries = merged if is_ours else {**record.entries, **{path: merged[path] for path in saved}}
+        unsaved = tuple(path for path in record.unsaved if path not in only)
+        self._keep(_with(record, head=head if is_ours else "", entries=entries, unsaved=unsaved))
+        if self._copies.publish(merged, saved) and is_ours and record.published == record.head:
+            self._keep(_with(self._record, published=head))
+
+    def _push_unsaved(self) -> None:
+        """Save the lines that were appended while the store did not answer, before the files follow the snapshot."""
+        if unsaved := self._record.unsaved:
+            try:
+                self.push([self._paths.root / path for path in unsaved])
+            except ConflictError as error:  # of a dataset that was forgotten meanwhile
+                logger.warning(f"lines in {', '.join(unsaved)} that were not saved are dropped: {error}")
+            self._keep(_with(self._record, unsaved=()))
+
+    def _publish(self, record: _Record) -> None:
+        if self._copies.publish(record.entries):
+            self._keep(_with(record, published=record.head))
+
+    def _publish_again(self, record: _Record) -> None:
+        """Publish what a killed run has not, if the files are those of the snapshot that stands."""
+        if record.head and record.published != record.head:
+            answer = self._store.read(self._head, record.head)
+            if answer is not None and answer.data is None:
+                self._publish(record)
 
     def land(self) -> None:
-        """Copy files that this machine has landed to the store, so that they get the times of its objects."""
-        self._landing.push()
+        """Copy files that this machine has written to the landing folder to the store."""
+        self._landing.push(changes_too=True)
 
     def load_landed(self, files: Iterable[Path]) -> None:
         """Copy the content of landed files that the ledger has, because it is read again."""
@@ -168,16 +217,20 @@ class WorkingCopy:
 
     def forget(self) -> None:
         """Delete the whole state in the store, and the copies for readers."""
-        for folder in (self._state, *self._copies):
+        for folder in (self._state, *self._copies.folders):
             self._store.remove(f"{folder}/{each.name}" for each in self._store.list(folder))
-        self._keep(_with(self._record, head="", entries={}))
+        self._keep(_with(self._record, head="", entries={}, published="", lost=(), unsaved=()))
+
+    def forget_landed(self) -> None:
+        """Delete the objects of the landed files."""
+        self._landing.forget()
 
     def remove_unused(self) -> int:
         """Delete blobs that no snapshot has, older than a day, and return their number. The caller holds the lock."""
         answer = self._store.read(self._head)
         used = {entry.sha256 for entry in self._parse(answer.data if answer else None).values()}
         oldest = (time.time() - _ABANDONED_SECONDS) * 1e9
-        blobs = f"{self._state}/blobs"
+        blobs = self._blobs.folder
         unused = [each.name for each in self._store.list(blobs) if each.name not in used and each.modified_ns < oldest]
         self._store.remove(f"{blobs}/{name}" for name in unused)
         if unused:
@@ -189,7 +242,8 @@ class WorkingCopy:
         try:
             content = json.loads(self._file.read_text(encoding="utf-8"))
             entries = {path: Entry(*entry) for path, entry in content.pop("entries").items()}
-            return _Record(entries=entries, **content)
+            lost, unsaved = (tuple(content.pop(name, ())) for name in ("lost", "unsaved"))
+            return _Record(entries=entries, lost=lost, unsaved=unsaved, **content)
         except (OSError, ValueError, TypeError, KeyError):  # the copy is compared file by file
             return _Record()
 
@@ -202,15 +256,6 @@ class WorkingCopy:
 
     def _parse(self, data: bytes | None) -> dict[str, Entry]:
         return parse_snapshot(data, self._address(self._head)) if data else {}
-
-    def _blob(self, entry: Entry) -> str:
-        return f"{self._state}/blobs/{entry.sha256}"
-
-    def _content(self, entry: Entry) -> bytes:
-        answer = self._store.read(self._blob(entry))
-        if answer is None or answer.data is None:
-            raise StorageError(f"{self._address(self._blob(entry))} is missing; run again")
-        return answer.data
 
     def _scan(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time of each file of the dataset, by its path below the data folder."""
@@ -226,47 +271,37 @@ class WorkingCopy:
                     states[relative.as_posix()] = (status.st_size, status.st_mtime_ns)
         return states
 
-    def _apply(self, entries: Entries) -> str | None:
-        """Make the files equal to those of a snapshot, and return the name of a blob that is missing, if one is."""
+    def _apply(self, entries: Entries, keeps: Collection[str] = ()) -> dict[str, str]:
+        """Make the files equal to those of a snapshot, and return why some cannot be.
+
+        Args:
+            entries: Files of the snapshot.
+            keeps: Files that stay although the snapshot does not have them.
+        """
         local = self._scan()
         stale = [path for path in entries if local.get(path) != _stat_of(entries, path)]
-        missing = [name for name in copy_all(lambda path: self._download(path, entries[path]), stale) if name]
-        if not missing:
-            for path in local.keys() - entries.keys():
+        reasons = copy_all(lambda path: self._blobs.download(path, entries[path]), stale)
+        failed = {path: reason for path, reason in zip(stale, reasons, strict=True) if reason}
+        if not failed:
+            for path in local.keys() - entries.keys() - set(keeps):
                 (self._paths.root / path).unlink(missing_ok=True)
-        return missing[0] if missing else None
+        return failed
 
-    def _download(self, path: str, entry: Entry) -> str | None:
-        with replacing(self._paths.root / path, entry.modified_ns) as temporary:
-            digest = self._store.download(self._blob(entry), temporary)
-            if digest is None:
-                return self._blob(entry)
-            if digest != entry.sha256:
-                raise StorageError(f"{self._address(self._blob(entry))} is damaged; restore it, or delete it")
-        return None
+    def _report(self, failed: Mapping[str, str], *, accepts_loss: bool) -> None:
+        lost = {} if accepts_loss else {path: reason for path, reason in failed.items() if not is_rebuilt(path)}
+        path, reason = next(iter((lost or failed).items()))
+        text = f"{reason}, the content of {path}"
+        if others := len(lost or failed) - 1:
+            text += f" (and of {pluralize(others, 'other file')})"
+        if lost:
+            raise LostFileError(
+                f"{text}; restore it, or go on without it by `ae-pipeline doctor {self._paths.dataset} --repair`"
+            )
+        logger.warning(f"{text}; it is left out, and the next runs build what they can")
 
     def _write_local(self, path: str, data: bytes, entry: Entry) -> None:
         with replacing(self._paths.root / path, entry.modified_ns) as temporary:
             temporary.write_bytes(data)
-
-    def _upload(self, path: str, known: Collection[str]) -> Entry:
-        """Upload a file unless the snapshot has its content, and return its entry."""
-        with (self._paths.root / path).open("rb") as file:  # others may replace it meanwhile, or append lines
-            status = os.fstat(file.fileno())
-            if path.endswith(".jsonl"):
-                data = file.read(status.st_size)
-                entry = Entry(hashlib.sha256(data).hexdigest(), status.st_size, status.st_mtime_ns)
-            else:
-                entry = Entry(hashlib.file_digest(file, "sha256").hexdigest(), status.st_size, status.st_mtime_ns)
-                file.seek(0)
-            if entry.sha256 not in known:
-                self._store.write(self._blob(entry), data if path.endswith(".jsonl") else file)
-        return entry
-
-    def _write_blob(self, data: bytes) -> Entry:
-        entry = Entry(hashlib.sha256(data).hexdigest(), len(data), time.time_ns())
-        self._store.write(self._blob(entry), data)
-        return entry
 
     def _pull_contract(self, record: _Record) -> dict[str, str]:
         """Make the schema contract equal to the object that people edit, and return what to keep of it."""
@@ -302,24 +337,6 @@ class WorkingCopy:
         record = _with(record, contract=e_tag, contract_sha=local)
         self._keep(record)
         return record
-
-    def _publish(self, entries: Entries) -> None:
-        """Bring the copies of reports and marks up to date that other programs read under their names."""
-        folders = tuple(f"{folder}/" for folder in self._copies)
-        wanted = {
-            path: entry.sha256
-            for path, entry in entries.items()
-            if path.startswith(folders) and not path.endswith((*_INTERNAL, ".jsonl"))
-        }
-        name = f"{self._state}/published.json"
-        answer = self._store.read(name)
-        published: Mapping[str, str] = json.loads(answer.data) if answer and answer.data else {}
-        if wanted == published:
-            return
-        stale = [path for path, digest in wanted.items() if published.get(path) != digest]
-        copy_all(lambda path: self._store.write(path, self._paths.root / path), stale)
-        self._store.remove(published.keys() - wanted.keys())
-        self._store.write(name, json.dumps(wanted).encode())
 
 
 def _with(record: _Record, **changes: Any) -> _Record:

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from obstore.store import MemoryStore
 
+from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.storage import object_store
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.working_copy import WorkingCopy
 
 ADDRESS = "s3://bucket/data"
+
+ENTRY = LandedFile(size=1, modified_ns=1, sha256="a", landed_ns=1, contract="c", staged="s")
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Host:
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """An empty object store at `ADDRESS`."""
     client = MemoryStore()
-    monkeypatch.setattr(object_store, "_open", lambda _: client)
+    monkeypatch.setattr(object_store, "_open", lambda *_: client)
     return Bucket(client)
 
 

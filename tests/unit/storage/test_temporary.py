@@ -32,8 +32,9 @@ def _write(folder: Path, name: str, at: float = OLD) -> Path:
 
 
 def test_files_of_a_dead_process_are_deleted_in_each_folder(tmp_path: Path, dead: int) -> None:
-    paths = DatasetPaths(tmp_path, "orders")
+    paths = DatasetPaths(tmp_path, "orders", store="s3://bucket/data")
     folders = (
+        paths.landing / "2025",
         paths.raw("_").parent,
         paths.features("_").parent,
         paths.staged("_").parent,
@@ -42,7 +43,7 @@ def test_files_of_a_dead_process_are_deleted_in_each_folder(tmp_path: Path, dead
         Path(paths.latents) / "v1_ab" / "2025-01-01",
     )
     left = [_write(folder, f".a.parquet.{dead}.0123abcd.tmp") for folder in folders]
-    single = (paths.contract, paths.history, paths.alerts)
+    single = (paths.contract, paths.history, paths.alerts, tmp_path / ".store" / "orders.landing.json")
     left += [_write(file.parent, f".{file.name}.{dead}.0123abcd.tmp") for file in single]
     remove_temporary_files(paths)
     assert [path for path in left if path.exists()] == []
@@ -56,6 +57,7 @@ def test_what_another_process_may_write_stays(tmp_path: Path, dead: int, monkeyp
         _write(folder, f".a.parquet.{dead}.0123abcd.tmp", time.time()),
         _write(folder, "notes.tmp"),
         _write(paths.contract.parent, f".shops.yaml.{dead}.0123abcd.tmp"),
+        _write(paths.landing, f".a.csv.{dead}.0123abcd.tmp"),  # of another program, without an object store
     ]
     remove_temporary_files(paths)
     assert [path for path in kept if not path.exists()] == []
