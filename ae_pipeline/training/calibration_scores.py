@@ -15,7 +15,7 @@ from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id,
 from ae_pipeline.features.sizes import budget_rows, choose_budget
 from ae_pipeline.features.split import Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.own_screening import screen_by_own_scores
+from ae_pipeline.training.own_screening import is_highest, screen_by_own_scores
 from ae_pipeline.training.screened import Screened
 from ae_pipeline.training.tails import counting, leaving_one_out
 
@@ -120,8 +120,7 @@ def _without_highest(parts: Sequence[_Scored], excess: int) -> tuple[list[_Score
     """Return scored rows without a number of those with the highest scores, and the identities of these."""
     scores = np.concatenate([np.empty(0), *(part.scores for part in parts)])
     row_ids = pl.concat([pl.Series("row_id", dtype=pl.String), *(part.row_ids for part in parts)])
-    is_left_out = np.zeros(len(scores), dtype=np.bool_)
-    is_left_out[np.argsort(-scores, kind="stable")[:excess]] = True
+    is_left_out = is_highest(scores, excess)
     kept = _Scored(scores[~is_left_out], row_ids.filter(pl.Series(~is_left_out)))
     return [kept], row_ids.filter(pl.Series(is_left_out))
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.scoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.screened import MAX_FALSE_ALARM_RATE, MIN_DAYS, describe_screening, leaves_enough
+from ae_pipeline.training.screened import MAX_FALSE_ALARM_RATE, MIN_DAYS, beyond_cap, describe_screening, leaves_enough
 
 Array = npt.NDArray[np.float64]
 
@@ -22,6 +22,12 @@ _TOP_ROWS, _MAX_TOP_SHARE = 40, 0.05
 
 _FEWEST_TOP_ROWS, _LEVELS = 10, 32
 """Fewest highest scores that tell whether the calibration has too many of them, and numbers of them that are tried."""
+
+_MAX_BUDGETS = 10
+"""Rows that may be left out one by one, as a multiple of the alert budget. A few faulty rows are not more."""
+
+_MIN_DISTANCE, _SIGNIFICANCE = 0.02, 0.01
+"""Kolmogorov–Smirnov distance and its level from which the scores have shifted as a whole."""
 
 
 class OwnScreening(NamedTuple):
@@ -54,7 +60,8 @@ def screen_by_own_scores(
 
     Returns:
         Nothing is left out if it would be more than `training.max_screened_share` of the rows or too many for the alert
-        budget. Then the data has changed.
+        budget. The same holds if the excess is more than ten times the alert budget, or if the scores of the rows that
+        would remain are higher than those of validation as a whole. Then the data has changed.
     """
     rows = sum(map(len, scored.values()))
     cap = dataset.config.training.max_screened_share
@@ -63,20 +70,45 @@ def screen_by_own_scores(
     rest = np.concatenate([np.empty(0), *(scores for day, scores in scored.items() if day not in bad)])
     excess = count_excess(rest, validation) if cap else 0
     gone = of_days + excess
-    is_changed = bool(gone) and not leaves_enough("calibration", gone, rows, dataset)
-    if is_changed:
+    change = _describe_change(rest, excess, validation, budget) if excess else None
+    if change is None and gone and not leaves_enough("calibration", gone, rows, dataset):
+        change = beyond_cap("calibration", cap)
+    if change is not None:
         bad, excess, gone = [], 0, 0
     left_days = {"calibration": tuple(bad)} if bad else {}
-    left_rows = {"calibration": gone} if gone else {}
-    changed = ["calibration"] if is_changed else []
+    changed = {"calibration": change} if change is not None else {}
     facts = ScreeningFacts(
         judged_by="its own scores",
         days=left_days,
-        rows=left_rows,
+        rows={"calibration": gone} if gone else {},
         changed=tuple(changed),
-        message=describe_screening(left_days, left_rows, changed, cap),
+        message=describe_screening(left_days, {"calibration": of_days if bad else 0}, {"calibration": gone}, changed),
     )
     return OwnScreening(bad, excess, facts)
+
+
+def is_highest(scores: Array, count: int) -> npt.NDArray[np.bool_]:
+    """Return which scores are a number of the highest ones. Of equal scores, the first are."""
+    is_high = np.zeros(len(scores), dtype=np.bool_)
+    is_high[np.argsort(-scores, kind="stable")[:count]] = True
+    return is_high
+
+
+def _describe_change(scores: Array, excess: int, validation: Array, budget: float) -> str | None:
+    """Return why an excess of the highest scores shows that the data has changed; None if it is a few faulty rows.
+
+    Faulty rows leave the other rows as they are. A shift of the data raises the scores of most rows, and the highest of
+    them are then not faulty. To leave these out would break the alert budget on the next days.
+    """
+    from scipy.stats import ks_2samp
+
+    if excess > _MAX_BUDGETS * budget * len(scores):
+        return f"{excess:,} rows of calibration score too high, more than {_MAX_BUDGETS} times the alert budget"
+    rest = scores[~is_highest(scores, excess)]
+    shift = ks_2samp(rest, validation, alternative="less", method="asymp")
+    if shift.statistic > _MIN_DISTANCE and shift.pvalue < _SIGNIFICANCE:
+        return f"calibration as a whole scores higher than validation, by a distance of {shift.statistic:.2g}"
+    return None
 
 
 def _bad_days(scored: Mapping[str, Array], dataset: Dataset, budget: float) -> list[str]:

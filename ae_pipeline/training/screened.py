@@ -75,26 +75,33 @@ def needed_rows(dataset: Dataset) -> int:
     return max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
 
 
+def beyond_cap(part: str, cap: float) -> str:
+    """Return why a part has changed, if more of it than the cap or the alert budget permits would go."""
+    return f"{part} would lose more than {cap:.0%} of its rows, or more than the alert budget allows"
+
+
 def describe_screening(
-    days: Mapping[str, Sequence[str]], rows: Mapping[str, int], changed: Sequence[str], cap: float
+    days: Mapping[str, Sequence[str]],
+    of_days: Mapping[str, int],
+    rows: Mapping[str, int],
+    changed: Mapping[str, str],
 ) -> str:
     """Return the result of a screening as a sentence.
 
     Args:
         days: Days that were left out, by part.
+        of_days: Number of rows of these days, by part.
         rows: Number of rows that were left out, those of the days included, by part.
-        changed: Parts of which more than the cap would go.
-        cap: Share of the rows of a part that may go.
+        changed: Why nothing of a part is left out, by part.
     """
     phrases = []
     for part, count in rows.items():
-        of_days = f", all of {abbreviate(days[part])}" if days.get(part) else ""
-        phrases.append(f"{pluralize(count, 'row')} left out of {part}{of_days}")
-    phrases += [
-        f"the data has changed: {part} would lose more than {cap:.0%} of its rows, or more than the alert budget "
-        "allows, so nothing of it is left out"
-        for part in changed
-    ]
+        if not count:
+            continue
+        of_which = "all of" if of_days.get(part) == count else f"of which {of_days.get(part, 0):,} are all of"
+        phrase = f", {of_which} {abbreviate(days[part])}" if days.get(part) else ""
+        phrases.append(f"{pluralize(count, 'row')} left out of {part}{phrase}")
+    phrases += [f"the data has changed: {why}, so nothing of {part} is left out" for part, why in changed.items()]
     return "; ".join(phrases) or "nothing left out of validation and calibration"
 
 

@@ -26,6 +26,7 @@ from ae_pipeline.training.screened import (
     MIN_DAYS,
     SCREENED_PARTS,
     Screened,
+    beyond_cap,
     describe_screening,
     leaves_enough,
     needed_rows,
@@ -107,7 +108,8 @@ def screen_by_serving(
     since = previous.changed_since if previous is not None else None
     if "calibration" in changed and not window.is_by_row:
         since = min(bad_days, default=window.calibration[0])
-    message = describe_screening(left_days, left_rows, changed, cap)
+    of_days = {part: rows - len(row_ids.get(part, ())) for part, rows in left_rows.items()}
+    message = describe_screening(left_days, of_days, left_rows, {part: beyond_cap(part, cap) for part in changed})
     learning = _learn_change(screened, since, row_ids, reviewed, dataset) if since is not None else None
     if learning is not None:
         newest = len(screened.validation) + len(screened.calibration)

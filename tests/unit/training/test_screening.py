@@ -289,7 +289,38 @@ class TestByOwnScores:
         scores = {f"2024-03-{day:02}": rng.random(100) + 5 * (rng.random(100) < 0.4) for day in range(1, 21)}
         days, excess, facts = screen_by_own_scores(scores, rng.random(1_000), fitted, 0.002)
         assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
-        assert "the data has changed: calibration would lose more than" in facts.message
+        assert "score too high, more than 10 times the alert budget, so nothing of calibration" in facts.message
+
+    @pytest.mark.parametrize(("scale", "budget"), [(1.5, 0.2), (2.0, 0.04)])
+    def test_the_budget_holds_if_the_scores_have_shifted(self, fitted: Fitted, scale: float, budget: float) -> None:
+        """The days after a shift are like the calibration. A threshold without its highest rows would flag far more."""
+        rng = np.random.default_rng(5)
+        validation = rng.exponential(size=20_000)
+        scores = {f"2024-03-{day:02}": scale * rng.exponential(size=4_000) for day in range(1, 11)}
+        calibration = np.concatenate(list(scores.values()))
+        assert count_excess(calibration, validation) > 0.04 * len(calibration)
+        days, excess, facts = screen_by_own_scores(scores, validation, fitted, budget)
+        assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
+
+    @pytest.mark.parametrize(("shift", "is_changed"), [(0.0, False), (0.3, True)])
+    def test_a_shift_of_most_scores_tells_that_the_highest_are_not_faults(
+        self, fitted: Fitted, shift: float, is_changed: bool
+    ) -> None:
+        rng = np.random.default_rng(6)
+        scores = {f"2024-03-{day:02}": rng.normal(shift, size=1_000) for day in range(1, 21)}
+        scores["2024-03-07"][:60] += 9
+        for each in scores.values():
+            each[:10] += 9
+        days, excess, facts = screen_by_own_scores(scores, rng.normal(size=10_000), fitted, 0.01)
+        if is_changed:
+            assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
+            assert "calibration as a whole scores higher than validation" in facts.message
+        else:
+            assert (days, facts.changed) == (["2024-03-07"], ())
+            assert excess == pytest.approx(190, abs=20)
+            assert (
+                facts.message == f"{1_000 + excess:,} rows left out of calibration, of which 1,000 are all of {days[0]}"
+            )
 
     def test_exchangeable_rows_lose_none(self) -> None:
         rng = np.random.default_rng(4)
@@ -357,7 +388,7 @@ class TestOfATraining:
         spoil(dataset, window.calibration, 8, rewrite_day)
         faulty = pl.concat([dataset.features(day).head(8) for day in window.calibration])
         whole = Screened(window, {}, None)
-        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.01, 8 * ROWS_A_DAY)
+        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.02, 8 * ROWS_A_DAY)
         kept = scored.screened.keep("calibration", window.rows("calibration", dataset.paths))
         assert scored.screened.window == window
         assert scored.screened.row_ids["calibration"].is_in(faulty["row_id"].implode()).sum() >= 55
