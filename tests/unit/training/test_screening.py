@@ -402,3 +402,16 @@ class TestOfATraining:
         )
         assert screened_recall >= 0.9
         assert blind_recall <= 0.2
+
+    def test_a_first_model_chooses_its_budget_from_the_rows_that_remain(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        """360 calibration rows would have a budget of 0.003, which needs 333. A bad day leaves 300."""
+        bad = dataset.window.calibration[-1]
+        spoil(dataset, (bad,), 40, rewrite_day)
+        training = {**dataset.config.training.model_dump(), "epochs": 1, "calibration_days": 6}
+        config = sensor_config(training=training, alerts={"evidence": NO_ENSEMBLE})
+        window = cut_window(dict.fromkeys(dataset.days, "x"), config)
+        bundle, _ = fit_bundle(Dataset(config, dataset.paths), dataset.columns, window)
+        assert bad not in bundle.window.calibration
+        assert (bundle.facts.rows["calibration"], bundle.calibration.budget) == (300, 0.004)
