@@ -93,7 +93,13 @@ def score_calibration(
         by_day = {day: scored(dataclasses.replace(window, calibration=(day,)), detector) for day in window.calibration}
         # The detector has counted the validation rows, but not the calibration rows.
         validation = leaving_one_out(detector).scores(sampled(window, "validation"))
-        judged = screen_by_own_scores({day: part.scores for day, part in by_day.items()}, validation, dataset, budget)
+        images_of = None
+        if of_image is not None:
+            images_of = {
+                day: part.row_ids.to_frame("row_id").select(of_image).to_series() for day, part in by_day.items()
+            }
+        scores_of = {day: part.scores for day, part in by_day.items()}
+        judged = screen_by_own_scores(scores_of, validation, dataset, budget, images_of)
         window = dataclasses.replace(window, calibration=tuple(day for day in by_day if day not in judged.days))
         parts, row_ids = _without_highest([by_day[day] for day in window.calibration], judged.excess)
         screened = screened.leaving_out(window, row_ids, judged.facts)

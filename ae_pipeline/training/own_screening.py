@@ -6,11 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.scoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.screened import MAX_FALSE_ALARM_RATE, MIN_DAYS, beyond_cap, describe_screening, leaves_enough
+from ae_pipeline.training.screened import (
+    MAX_FALSE_ALARM_RATE,
+    MIN_DAYS,
+    beyond_cap,
+    describe_screening,
+    leaves_enough,
+    leaves_enough_images,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -45,7 +53,11 @@ class OwnScreening(NamedTuple):
 
 
 def screen_by_own_scores(
-    scored: Mapping[str, Array], validation: Array, dataset: Dataset, budget: float
+    scored: Mapping[str, Array],
+    validation: Array,
+    dataset: Dataset,
+    budget: float,
+    images: Mapping[str, pl.Series] | None = None,
 ) -> OwnScreening:
     """Return what to leave out of the calibration of a model without a predecessor.
 
@@ -57,11 +69,12 @@ def screen_by_own_scores(
         validation: Scores of the validation rows. Without them, no rows of the other days are left out.
         dataset: Configuration of the dataset.
         budget: Share of normal rows that may be flagged.
+        images: Image of each row of each calibration day, by date, if rows are patches.
 
     Returns:
-        Nothing is left out if it would be more than `training.max_screened_share` of the rows or too many for the alert
-        budget. The same holds if the excess is more than ten times the alert budget, or if the scores of the rows that
-        would remain are higher than those of validation as a whole. Then the data has changed.
+        Nothing is left out if it would be more than `training.max_screened_share` of the rows or of the images, or too
+        many for their alert budgets. The same holds if the excess is more than ten times the alert budget, or if the
+        scores of the remaining rows are higher than those of validation as a whole. Then the data has changed.
     """
     rows = sum(map(len, scored.values()))
     cap = dataset.config.training.max_screened_share
@@ -73,6 +86,11 @@ def screen_by_own_scores(
     change = _describe_change(rest, excess, validation, budget) if excess else None
     if change is None and gone and not leaves_enough("calibration", gone, rows, dataset):
         change = beyond_cap("calibration", cap)
+    of_images = None
+    if images is not None and gone and change is None:
+        of_images = _count_incomplete(images, bad, rest, excess)
+        if not leaves_enough_images(of_images, pl.concat(list(images.values())).n_unique(), dataset):
+            change = beyond_cap("calibration", cap, of_images)
     if change is not None:
         bad, excess, gone = [], 0, 0
     left_days = {"calibration": tuple(bad)} if bad else {}
@@ -82,7 +100,9 @@ def screen_by_own_scores(
         days=left_days,
         rows={"calibration": gone} if gone else {},
         changed=tuple(changed),
-        message=describe_screening(left_days, {"calibration": of_days if bad else 0}, {"calibration": gone}, changed),
+        message=describe_screening(
+            left_days, {"calibration": of_days if bad else 0}, {"calibration": gone}, changed, of_images
+        ),
     )
     return OwnScreening(bad, excess, facts)
 
@@ -92,6 +112,13 @@ def is_highest(scores: Array, count: int) -> npt.NDArray[np.bool_]:
     is_high = np.zeros(len(scores), dtype=np.bool_)
     is_high[np.argsort(-scores, kind="stable")[:count]] = True
     return is_high
+
+
+def _count_incomplete(images: Mapping[str, pl.Series], bad: Sequence[str], scores: Array, excess: int) -> int:
+    """Return the number of images of which patches would go: those of bad days, and those of the highest scores."""
+    rest = [of_day for day, of_day in images.items() if day not in bad]
+    highest = pl.concat(rest).filter(pl.Series(is_highest(scores, excess))) if excess else rest[0].clear()
+    return pl.concat([highest, *(images[day] for day in bad)]).n_unique()
 
 
 def _describe_change(scores: Array, excess: int, validation: Array, budget: float) -> str | None:

@@ -69,14 +69,35 @@ def leaves_enough(part: str, gone: int, rows: int, dataset: Dataset) -> bool:
     return gone <= dataset.config.training.max_screened_share * rows and is_enough
 
 
+def leaves_enough_images(gone: int, images: int, dataset: Dataset) -> bool:
+    """Return whether so many calibration images may go: neither more than the cap, nor too many for their budget.
+
+    One patch that is left out makes its image incomplete. The image then leaves the calibration of images too.
+    """
+    budget = dataset.config.alerts.image_budget
+    needed = max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
+    return gone <= dataset.config.training.max_screened_share * images and images - gone >= needed
+
+
 def needed_rows(dataset: Dataset) -> int:
     """Return the number of calibration rows that the configured alert budget needs."""
     budget = dataset.config.alerts.budget
     return max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
 
 
-def beyond_cap(part: str, cap: float) -> str:
-    """Return why a part has changed, if more of it than the cap or the alert budget permits would go."""
+def beyond_cap(part: str, cap: float, images: int | None = None) -> str:
+    """Return why a part has changed, if more of it than the cap or the alert budget permits would go.
+
+    Args:
+        part: Part of the window.
+        cap: Share of the rows of a part that may go.
+        images: Number of images that would be incomplete, if they are what would be too many.
+    """
+    if images is not None:
+        return (
+            f"patches of {pluralize(images, 'image')} of {part} would go, more than {cap:.0%} of its images, or more "
+            "than their alert budget allows"
+        )
     return f"{part} would lose more than {cap:.0%} of its rows, or more than the alert budget allows"
 
 
@@ -85,6 +106,7 @@ def describe_screening(
     of_days: Mapping[str, int],
     rows: Mapping[str, int],
     changed: Mapping[str, str],
+    images: int | None = None,
 ) -> str:
     """Return the result of a screening as a sentence.
 
@@ -93,6 +115,7 @@ def describe_screening(
         of_days: Number of rows of these days, by part.
         rows: Number of rows that were left out, those of the days included, by part.
         changed: Why nothing of a part is left out, by part.
+        images: Number of calibration images of which patches were left out; None unless rows are patches.
     """
     phrases = []
     for part, count in rows.items():
@@ -100,7 +123,8 @@ def describe_screening(
             continue
         of_which = "all of" if of_days.get(part) == count else f"of which {of_days.get(part, 0):,} are all of"
         phrase = f", {of_which} {abbreviate(days[part])}" if days.get(part) else ""
-        phrases.append(f"{pluralize(count, 'row')} left out of {part}{phrase}")
+        of_images = f" of {pluralize(images, 'image')}" if part == "calibration" and images is not None else ""
+        phrases.append(f"{pluralize(count, 'row')}{of_images} left out of {part}{phrase}")
     phrases += [f"the data has changed: {why}, so nothing of {part} is left out" for part, why in changed.items()]
     return "; ".join(phrases) or "nothing left out of validation and calibration"
 

@@ -1,5 +1,6 @@
 """The screening of validation and calibration: bad days and rows go, clean ones stay, and a changed world is named."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -321,6 +322,25 @@ class TestByOwnScores:
             assert (
                 facts.message == f"{1_000 + excess:,} rows left out of calibration, of which 1,000 are all of {days[0]}"
             )
+
+    @pytest.mark.parametrize(("images_with_faults", "is_changed"), [(20, False), (60, True)])
+    def test_patches_stay_if_too_many_images_would_be_incomplete(
+        self, fitted: Fitted, images_with_faults: int, is_changed: bool
+    ) -> None:
+        """200 images of 100 patches. The faulty patches are 120 in each case."""
+        rng = np.random.default_rng(7)
+        scores = {f"2024-03-{day:02}": rng.random(1_000) for day in range(1, 21)}
+        images = {day: pl.Series([f"{day}-{index // 100}" for index in range(1_000)]) for day in scores}
+        each = 120 // images_with_faults
+        for index in range(images_with_faults):
+            start = 100 * (index // 20)
+            list(scores.values())[index % 20][start : start + each] += 5
+        days, excess, facts = screen_by_own_scores(scores, rng.random(10_000), fitted, 0.002, images)
+        assert (days, facts.changed) == ([], ("calibration",) if is_changed else ())
+        if is_changed:
+            assert re.search(r"patches of 6[0-4] images of calibration would go, more than 25% of", facts.message)
+        else:
+            assert re.fullmatch(rf"{excess} rows of 2[0-4] images left out of calibration", facts.message)
 
     def test_exchangeable_rows_lose_none(self) -> None:
         rng = np.random.default_rng(4)
