@@ -103,6 +103,10 @@ def score_calibration(
         window = dataclasses.replace(window, calibration=tuple(day for day in by_day if day not in judged.days))
         parts, row_ids = _without_highest([by_day[day] for day in window.calibration], judged.excess)
         screened = screened.leaving_out(window, row_ids, judged.facts)
+        if judged.facts.rows and share < 1:
+            seen = sum(map(len, scores_of.values()))
+            facts = judged.facts.model_copy(update={"message": f"{judged.facts.message}, of a sample of {seen:,} rows"})
+            screened = dataclasses.replace(screened, facts=facts, calibration_share=share, sampled_by=of_image)
     if not is_judged or detector.cooccurrence is not None:
         detector = counting(detector, sampled(window))
         parts = [scored(window, leaving_one_out(detector))]

@@ -1,7 +1,7 @@
 """A window without the days and rows that a screening left out, and what both screenings share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -10,7 +10,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.detector.image_verdicts import image_of_row
 from ae_pipeline.features.sizes import MIN_CALIBRATION_ROWS, budget_rows
-from ae_pipeline.features.split import PARTS, Window
+from ae_pipeline.features.split import PARTS, Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
 
 SCREENED_PARTS = ("validation", "calibration")
@@ -31,16 +31,22 @@ class Screened:
         window: The window without these days.
         row_ids: Identities of further rows that are left out, by part.
         facts: What was left out, and why; None if nothing was screened.
+        calibration_share: Share of the calibration rows that were screened. A screening by own scores looks at a sample
+            of very many rows. If it leaves rows out, those that it has not seen are not used either.
+        sampled_by: What the hash of the sample is of; None for the `row_id`.
     """
 
     window: Window
     row_ids: Mapping[str, pl.Series]
     facts: ScreeningFacts | None
+    calibration_share: float = 1.0
+    sampled_by: pl.Expr | None = field(default=None, compare=False)
 
     def keep(self, part: str, rows: pl.DataFrame) -> pl.DataFrame:
         """Return rows of a part without those that are left out."""
         row_ids = self.row_ids.get(part)
-        return rows if row_ids is None else rows.filter(~pl.col("row_id").is_in(row_ids.implode()))
+        kept = rows if row_ids is None else rows.filter(~pl.col("row_id").is_in(row_ids.implode()))
+        return sample_by_hash(kept, self.calibration_share, self.sampled_by) if part == "calibration" else kept
 
     def leaving_out(self, window: Window, row_ids: pl.Series, facts: ScreeningFacts) -> "Screened":
         """Return this without further calibration days and rows.
@@ -59,7 +65,7 @@ class Screened:
         return row_ids.alias("row_id").to_frame().select(image_of_row(config)).to_series().unique()
 
     def counts(self, dataset: Dataset) -> dict[str, int]:
-        """Return the number of rows of each part that remain."""
+        """Return the number of rows of each part that remain, of all calibration rows if only a sample is used."""
         return {part: self.window.count(part, dataset.paths) - len(self.row_ids.get(part, ())) for part in PARTS}
 
 

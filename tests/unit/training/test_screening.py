@@ -377,6 +377,24 @@ class TestOfATraining:
             assert bad not in bundle.window.calibration
             assert len(bundle.calibration.scores) == bundle.facts.rows["calibration"] == 7 * ROWS_A_DAY
 
+    def test_rows_that_a_sample_does_not_hold_are_not_used(
+        self, dataset: Fitted, rewrite_day: Rewrite, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ae_pipeline.training.calibration_scores._MAX_ROWS", 1)
+        window, whole = dataset.window, Screened(dataset.window, {}, None)
+        bad = window.calibration[2]
+        spoil(dataset, (bad,), ROWS_A_DAY, rewrite_day)
+        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.25, 8 * ROWS_A_DAY)
+        assert left_out(window, scored.screened.window) == (bad,)
+        kept = scored.screened.keep("calibration", scored.screened.window.rows("calibration", dataset.paths)).height
+        assert len(scored.scores) == kept
+        assert 300 < kept < 7 * ROWS_A_DAY  # the sample has about 400 of 480 rows
+        facts = scored.screened.facts
+        assert facts is not None
+        gone = facts.rows["calibration"]
+        message = f"{gone} rows left out of calibration, all of {bad}, of a sample of {kept + gone} rows"
+        assert facts.message == message
+
     def test_a_burst_of_one_wrong_combination_does_not_excuse_itself(
         self, dataset: Fitted, rewrite_day: Rewrite
     ) -> None:
