@@ -17,8 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
-from ae_pipeline.definitions import PROJECT_ROOT
-from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.cli.project import Project
 from ae_pipeline.registry.names import CHAMPION
 
 DOCS = Path(__file__).parent
@@ -35,7 +34,7 @@ def main() -> int:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("there is no chromium; install it")
-    workspace = Workspace(data_folder=str(PROJECT_ROOT / "data"), mlflow_folder=str(PROJECT_ROOT / "mlruns"))
+    workspace = Project.load().workspace
     served = workspace.tracker().version(DATASET, CHAMPION)
     if served is None:
         sys.exit(f"nothing serves for {DATASET!r} so far; `make run` trains a model")

@@ -39,7 +39,7 @@ def assess_day(
 
     Args:
         entry: Counts of the day.
-        previous: Number of rows of the previous days, by day.
+        previous: Number of rows of days, by day. Those of the previous weeks count.
         drift: Drift of the day; None if it was not measured.
         deviations: Deviations of the day.
         budget: Share of normal rows that may be flagged.
@@ -104,7 +104,7 @@ def usual_rows(day: str, previous: Mapping[str, int]) -> int | None:
 
     Args:
         day: ISO date.
-        previous: Number of rows of the previous days, by day.
+        previous: Number of rows of days, by day. Those of the previous weeks count.
     """
     try:
         date = dt.date.fromisoformat(day)

@@ -201,9 +201,9 @@ class DayAssessment:
         counts = f"{self._counts}{compared}"
         if self.is_judged_by_label:
             expected = f"at least {self.limits.min_precision:.0%} of the flagged rows should be known anomalies"
-            return (
-                f"{expected}: {counts}" if self.verdict == DayState.LOOK else f"the label confirms the flags: {counts}"
-            )
+            if self.verdict == DayState.LOOK:
+                return f"{expected}: {counts}"
+            return f"the label confirms the flags: {counts}" if self.known else counts
         if self.verdict == DayState.LOOK:
             return counts
         return f"nothing {'new' if self.flagged or self.covered else 'unusual'}: {counts}"
@@ -250,10 +250,11 @@ class DayAssessment:
         text = f"{self.new:,} of {normal:,} rows are flagged, and {allows}"
         if self.known_anomalies:
             noun = "anomaly is" if self.known_anomalies == 1 else "anomalies are"
+            precision = f", precision {self.precision:.0%}" if self.known + self.new else ""
             text = (
                 f"{self.known:,} of {self.known_anomalies:,} known {noun} flagged (recall "
-                f"{self.known / self.known_anomalies:.0%}, precision {self.precision:.0%}), and {self.new:,} of "
-                f"{normal:,} other rows, where {allows}"
+                f"{self.known / self.known_anomalies:.0%}{precision}), and {self.new:,} of {normal:,} other rows, "
+                f"where {allows}"
             )
         if marked := self.flagged - self.known - self.new:
             text += f"; {marked:,} more {'is' if marked == 1 else 'are'} known or false alarms"
@@ -286,7 +287,6 @@ class DayAssessment:
             **asdict(self),
             "verdict": self.verdict.value,
             "reasons": [asdict(reason) for reason in self.reasons],
-            "new": self.new,
             **{name: getattr(self, name) for name in derived},
         }
 

@@ -55,12 +55,6 @@ def history(paths: DatasetPaths) -> list[HistoryEntry]:
     return [entry for line in lines_of(paths.history) if (entry := _parse_entry(line))]
 
 
-def serves_since(paths: DatasetPaths, version: int) -> str:
-    """Return the date of the last promotion of a version, or of the last rollback to it; empty without one."""
-    taken = [each for each in history(paths) if each.version == version and each.change != Change.REJECTED]
-    return taken[-1].at[:10] if taken else ""
-
-
 def _parse_entry(line: Mapping[str, Any]) -> HistoryEntry | None:
     """Return the entry of a line, or None if it is none. On disk, the previous version has the key `before`."""
     values = {"previous" if name == "before" else name: value for name, value in line.items()}

@@ -300,7 +300,8 @@ class Tracker:
     def facts_of_runs(self, dataset: str) -> RunFacts:
         """Return the tags and the newest metrics of all runs of a dataset by run, deleted ones too."""
         with self._answers():
-            return facts_of_runs(self.client, self.experiment(dataset))
+            experiment = self.client.get_experiment_by_name(dataset)
+            return facts_of_runs(self.client, experiment.experiment_id) if experiment else {}
 
     def tag_run(self, run_id: str, key: str, value: str) -> None:
         """Set a tag of a run, or raise `StorageError` if the store does not answer."""

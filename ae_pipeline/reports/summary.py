@@ -69,8 +69,7 @@ class DayVerdict(Section):
     words: str
     since: str = Field(
         default="",
-        description="First of the days in a row with this state, or date since which the model serves that scored rows "
-        "without event time; empty if unknown.",
+        description="First of the days in a row with this state; empty for rows without event time, or if unknown.",
     )
     aside: str = Field(description="Remark that completes the message; may be empty.")
     rows: int

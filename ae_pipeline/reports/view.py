@@ -22,7 +22,6 @@ from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
 from ae_pipeline.monitoring.locations import describe_location
 from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
 from ae_pipeline.monitoring.verdict import DayAssessment, DayState, LabelLimits
-from ae_pipeline.registry.history import serves_since
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
@@ -156,11 +155,10 @@ class Published:
             day: ISO date, or `ALL_ROWS`.
             in_detail: Whether to locate the affected rows in categories.
         """
-        previous = {other: entry.rows for other, entry in self.entries.items() if other < day}
         budget, deviations = self.bundle.calibration.budget, self.deviations(day, in_detail=in_detail)
         assessment = assess_day(
             self.entries[day],
-            previous,
+            self._rows_by_day,
             self.drift_by_day.get(day),
             deviations,
             budget,
@@ -169,6 +167,20 @@ class Published:
             LabelLimits(self.dataset.config.alerts.min_recall, self.dataset.config.alerts.min_precision),
         )
         return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
+
+    def assess_in_brief(self, day: str) -> DayAssessment:
+        """Return the assessment of a day without the places of its deviations. It is kept."""
+        if day not in self._in_brief:
+            self._in_brief[day] = self.assess(day, in_detail=False)
+        return self._in_brief[day]
+
+    @cached_property
+    def _in_brief(self) -> dict[str, DayAssessment]:
+        return {}
+
+    @cached_property
+    def _rows_by_day(self) -> dict[str, int]:
+        return {day: entry.rows for day, entry in self.entries.items()}
 
     def assess_with_later_days(self, day: str) -> DayAssessment:
         """Return the assessment of a day and since when its verdict holds.
@@ -189,17 +201,14 @@ class Published:
         return replace(assessment, remark=no_rows)
 
     def _since(self, day: str, verdict: DayState) -> str:
-        """Return the first of the days in a row, up to a day, that have its verdict.
-
-        For rows without days, it is the date since which the model serves.
-        """
+        """Return the first of the days in a row, up to a day, that have its verdict; empty for rows without days."""
         if not self.dataset.config.is_daily:
-            return serves_since(self.dataset.paths, self.model_version)
+            return ""
         first = day
         for other in sorted(
             (other for other, entry in self.entries.items() if entry.rows and other < day), reverse=True
         ):
-            if self.assess(other, in_detail=False).verdict != verdict:
+            if self.assess_in_brief(other).verdict != verdict:
                 break
             first = other
         return first
@@ -207,7 +216,7 @@ class Published:
     @cached_property
     def assessments(self) -> dict[str, DayAssessment]:
         """Assessments of all days, without the places of their deviations, by day, the oldest first."""
-        return {day: self.assess(day, in_detail=False) for day in sorted(self.entries)}
+        return {day: self.assess_in_brief(day) for day in sorted(self.entries)}
 
     def index(self) -> list[dict[str, Any]]:
         """Return counts and verdicts of all days, the oldest first; a wrong day has a message under `words`."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -441,7 +442,23 @@ def test_known_anomalies_do_not_use_up_the_alert_budget(labeled_run: LabeledRun)
         f"{flagged} of 960 rows that are not known anomalies are flagged, {flagged / 960 / 0.02:.1f} times the budget "
         "of 2.00%"
     )
+    summary = json.loads((labeled_run.shop.root / "data" / "reports" / "orders" / "summary.json").read_text())
+    verdict = summary["verdict"]
+    keys = [dg.AssetCheckKey(dg.AssetKey(["orders", "anomaly_report"]), "verdict")]
+    (record,) = labeled_run.shop.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys).values()
+    assert record.evaluation is not None
+    assert record.evaluation.passed == (verdict["state"] == "calm")
+    shown = f"all rows: {verdict['state']} since {verdict['since']}: {verdict['words']}"
+    assert record.evaluation.description == shown
+    client = labeled_run.shop.workspace.tracker().client
+    experiment = client.get_experiment_by_name("orders")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["newest verdict"] == shown
+    assert run.info.run_name == "version 1 (passed), all rows"
+    assert experiment.tags["mlflow.note.content"].startswith("all rows: ")
     metadata = labeled_run.shop.metadata("anomaly_report")
+    assert metadata["newest_verdict"] == shown
     assert (metadata["known_anomalies"], metadata["known_anomalies_flagged"], metadata["normal_rows_flagged"]) == (
         *(96, frauds["is_anomaly"].sum()),
         flagged,

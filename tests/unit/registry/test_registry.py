@@ -142,6 +142,12 @@ def test_all_runs_of_a_dataset_are_read_by_queries_of_whole_pages(
     assert len(pages) == 3
 
 
+def test_a_look_at_the_runs_of_a_dataset_without_any_writes_nothing(tracker: Tracker) -> None:
+    assert tracker.facts_of_runs("never_trained") == {}
+    assert tracker.client.get_experiment_by_name("never_trained") is None
+    assert not (tracker.root / "artifacts" / "never_trained").exists()
+
+
 class TestRuns:
     def test_a_training_logs_parameters_metrics_and_artifacts(self, tracker: Tracker) -> None:
         with tracker.training("whole", "training of May", {"dagster_run": "r"}) as run:
