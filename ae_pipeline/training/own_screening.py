@@ -78,7 +78,7 @@ def screen_by_own_scores(
     """
     rows = sum(map(len, scored.values()))
     cap = dataset.config.training.max_screened_share
-    bad = _bad_days(scored, dataset, budget) if cap and len(scored) >= MIN_DAYS else []
+    bad = _bad_days(scored, validation, dataset, budget) if cap and len(scored) >= MIN_DAYS else []
     of_days = sum(len(scored[day]) for day in bad)
     rest = np.concatenate([np.empty(0), *(scores for day, scores in scored.items() if day not in bad)])
     excess = count_excess(rest, validation) if cap else 0
@@ -127,23 +127,32 @@ def _describe_change(scores: Array, excess: int, validation: Array, budget: floa
     Faulty rows leave the other rows as they are. A shift of the data raises the scores of most rows, and the highest of
     them are then not faulty. To leave these out would break the alert budget on the next days.
     """
-    from scipy.stats import ks_2samp
-
     if excess > _MAX_BUDGETS * budget * len(scores):
         return f"{excess:,} rows of calibration score too high, more than {_MAX_BUDGETS} times the alert budget"
-    rest = scores[~is_highest(scores, excess)]
-    shift = ks_2samp(rest, validation, alternative="less", method="asymp")
-    if shift.statistic > _MIN_DISTANCE and shift.pvalue < _SIGNIFICANCE:
-        return f"calibration as a whole scores higher than validation, by a distance of {shift.statistic:.2g}"
+    if _is_shifted(scores[~is_highest(scores, excess)], validation):
+        return "calibration as a whole scores higher than validation"
     return None
 
 
-def _bad_days(scored: Mapping[str, Array], dataset: Dataset, budget: float) -> list[str]:
+def _is_shifted(scores: Array, usual: Array) -> bool:
+    """Return whether scores as a whole are higher than usual ones, by a one-sided Kolmogorov–Smirnov test."""
+    from scipy.stats import ks_2samp
+
+    if not len(scores) or not len(usual):
+        return False
+    shift = ks_2samp(scores, usual, alternative="less", method="asymp")
+    return bool(shift.statistic > _MIN_DISTANCE and shift.pvalue < _SIGNIFICANCE)
+
+
+def _bad_days(scored: Mapping[str, Array], validation: Array, dataset: Dataset, budget: float) -> list[str]:
     """Return the days that hold far too many of the highest scores.
 
     The highest scores are the share of the alert budget, or about 40 rows if that share has fewer. Exchangeable days
     share them evenly. The dates before and after a bad day need less evidence, because a fault does not end at
     midnight: its last rows on the next day can be all that the budget allows. They go only if the cap permits.
+
+    If the data drifts, the newest days have the highest scores. So a day stays if the usual scores of the other days
+    are higher than those of validation, and its own are higher still.
     """
     scores = np.concatenate(list(scored.values()))
     share = max(budget, min(_MAX_TOP_SHARE, _TOP_ROWS / len(scores)))
@@ -155,6 +164,10 @@ def _bad_days(scored: Mapping[str, Array], dataset: Dataset, budget: float) -> l
     bad = [day for day in scored if is_bad(day, MAX_FALSE_ALARM_RATE / len(scored))]
     dates = {day: dt.date.fromisoformat(day).toordinal() for day in scored}
     beside = {day for day in scored if {dates[day] - 1, dates[day] + 1} & {dates[each] for each in bad}}
+    usual = {day: each[each <= threshold] for day, each in scored.items()}
+    others = np.concatenate([np.empty(0), *(each for day, each in usual.items() if day not in bad)])
+    if _is_shifted(others, validation[validation <= threshold]):
+        bad = [day for day in bad if not _is_shifted(usual[day], others)]
     spoiled = [day for day in scored if day in bad or (day in beside and is_bad(day, _MAX_NEIGHBOR_RATE))]
     gone = sum(len(scored[day]) for day in spoiled)
     return spoiled if leaves_enough("calibration", gone, len(scores), dataset) else bad

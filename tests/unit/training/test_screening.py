@@ -323,6 +323,17 @@ class TestByOwnScores:
                 facts.message == f"{1_000 + excess:,} rows left out of calibration, of which 1,000 are all of {days[0]}"
             )
 
+    @pytest.mark.parametrize(("drift", "goes"), [(1.0, True), (1.1, False)])
+    def test_the_newest_day_stays_if_the_data_drifts(self, fitted: Fitted, drift: float, goes: bool) -> None:
+        """Faults on a day leave its other scores as they are, so that such a day goes in a drift too."""
+        rng = np.random.default_rng(8)
+        faulty, newest = "2024-03-03", "2024-03-12"
+        scores = {f"2024-03-{day:02}": drift * rng.exponential(size=1_000) for day in range(1, 13)}
+        scores[faulty][:100] += 30
+        scores[newest] *= 1.8
+        days, *_ = screen_by_own_scores(scores, rng.exponential(size=12_000), fitted, 0.02)
+        assert days == ([faulty, newest] if goes else [faulty])
+
     @pytest.mark.parametrize(("images_with_faults", "is_changed"), [(20, False), (60, True)])
     def test_patches_stay_if_too_many_images_would_be_incomplete(
         self, fitted: Fitted, images_with_faults: int, is_changed: bool
