@@ -303,8 +303,10 @@ class TrainingConfig(Section):
         lt=1,
         description="Maximum share of the validation rows, and of the calibration rows, that are left out because the "
         "model that serves flags them far beyond its alert budget or finds their days unlike its window. Without a "
-        "model that serves, calibration days with far too many of the highest scores are left out. If more rows than "
-        "this share would go, the data has changed, and nothing is left out. 0 switches the screening off.",
+        "model that serves, calibration days with far too many of the highest scores are left out, and a few rows of "
+        "the other days that score higher than validation rows. This requires parts of whole days. If more rows or "
+        "images than this share would go, or if the scores have shifted as a whole, the data has changed, and nothing "
+        "is left out. 0 switches the screening off.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

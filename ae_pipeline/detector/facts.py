@@ -76,7 +76,8 @@ class ScreeningFacts(Section):
         judged_by: What told the days apart: the model that serves, or the scores of the new model itself.
         days: Days that were left out, by part.
         rows: Number of rows that were left out, those of the days included, by part.
-        changed: Parts of which more than `training.max_screened_share` would go, so that they stayed as they are.
+        changed: Parts that have changed, because too much would go or their scores have shifted as a whole. They stayed
+            as they are.
         changed_since: First day of the last such change of the calibration; None if there was none.
         message: The result as a sentence.
     """

@@ -1,6 +1,5 @@
 """Values that fit the rest of a row, in place of its own: of a column, and of the event time."""
 
-import math
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,6 +12,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
+from ae_pipeline.encoding.values import column_numbers, is_known_hour
 from ae_pipeline.models.base import AutoEncoderOutput
 
 Array = npt.NDArray[np.float64]
@@ -122,7 +122,8 @@ def move_event_time(detector: Detector, rows: pl.DataFrame, x: torch.Tensor, sur
     """Return rows with the event time, of some others, that removes the most surprisal of each.
 
     A model that reads the event time as context does not reconstruct it. So each row is tried some hours earlier and
-    later, and on other days of the week. What the best of k times removes is corrected by ln k.
+    later, and on other days of the week. Times at an hour that the training rows do not have are not tried: the encoder
+    takes them for the nearest known hour. What the best of k times removes is corrected by ln k.
 
     Args:
         detector: Fitted detector of a table that reads the event time as context.
@@ -133,18 +134,20 @@ def move_event_time(detector: Detector, rows: pl.DataFrame, x: torch.Tensor, sur
     encoder = cast("TableEncoder", detector.encoder)
     parts = {block.part for block in encoder.context_blocks}
     shifts = [*(_HOURS if "time_of_day" in parts else ()), *(_DAYS if "weekday" in parts else ())]
+    hours = encoder.context[0].hours
     of_context = encoder.model_copy(update={"columns": (), "blocks": ()})
     is_counted = counted_parts(detector)
-    times, moved, removed = [], [], np.empty((len(x), len(shifts)))
+    times, moved, removed = [], [], np.full((len(x), len(shifts)), -np.inf)
     for index, shift in enumerate(shifts):
         times.append(rows[EVENT_TIME].dt.offset_by(shift))
         context = of_context.encode(times[-1].to_frame())[:, encoder.target_width :]
         moved.append(torch.cat([x[:, : encoder.target_width], torch.from_numpy(context).to(x)], 1))
         decrease = surprisal - detector.surprisal(detector.network.forward(moved[-1]), moved[-1])
-        removed[:, index] = decrease[:, is_counted].sum(axis=1)
+        is_tried = is_known_hour(column_numbers(times[-1], encoder.timezone), hours)
+        removed[is_tried, index] = decrease[:, is_counted].sum(axis=1)[is_tried]
     best = removed.argmax(axis=1)
     return Moved(
-        removed=removed.max(axis=1) - math.log(len(shifts)),
+        removed=removed.max(axis=1) - np.log(np.isfinite(removed).sum(axis=1)),
         x=torch.stack([moved[index][row] for row, index in enumerate(best)]),
         times=pl.Series(EVENT_TIME, [times[index][row] for row, index in enumerate(best)]),
     )

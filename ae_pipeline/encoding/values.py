@@ -39,6 +39,23 @@ def to_known_hours(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> np
     return np.where(np.isnan(minutes), np.nan, moved)
 
 
+def is_known_hour(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Return which times are at a known hour of the day. Missing times are, and without `hours` all are.
+
+    Args:
+        minutes: Minutes since 1970, NaN if missing, shape (n,).
+        hours: For each hour of the day, the hour to use.
+
+    >>> is_known_hour(np.array([30.0, 90.0, np.nan]), (0, 0, *range(2, 24))).tolist()
+    [True, False, True]
+    """
+    if not hours:
+        return np.ones(len(minutes), dtype=np.bool_)
+    hour = np.nan_to_num(minutes % MINUTES_PER_DAY // 60).astype(np.int64)
+    is_known: npt.NDArray[np.bool_] = np.isnan(minutes) | (np.asarray(hours)[hour] == hour)
+    return is_known
+
+
 def format_number(value: float) -> str:
     """Return a number as short text."""
     return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"

@@ -21,7 +21,10 @@ _SMOOTHING = 2.0
 """Rows that each combination is seen and expected in addition, so that a few rows of chance count little."""
 
 _USUAL = math.log(2)
-"""Measure below which a combination is usual: it is more than half as frequent as independent columns would make it."""
+"""Measure below which a combination is usual: it is more than half as frequent as independent columns would make it.
+
+It is saved with the counts. Bundles without it have tails and a calibration that were fitted without it.
+"""
 
 _MAX_COLUMNS, _MAX_EACH = 16, 8
 """Maximum of categorical columns that are combined, and of combinations of two and of three columns."""
@@ -67,6 +70,7 @@ class Cooccurrence:
         blocks: Start and width of the one-hot code of each categorical column, shape (k, 2).
         chosen: Columns of each combination, shape (m, 3). The third is −1 in combinations of two.
         counts: Number of rows of each combination of categories, one entry after the other, each in C order.
+        usual: Measure below which a row has 0; 0 in bundles of earlier formats.
         excluded: 1 to measure rows that were counted as if each of them alone was not.
 
     Examples:
@@ -79,12 +83,13 @@ class Cooccurrence:
     blocks: npt.NDArray[np.int64]
     chosen: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    usual: float = _USUAL
     excluded: int = 0
 
     def __call__(self, matrix: Tensor) -> Tensor:
-        """Return the measure of encoded rows, shape (n, width), shape (n,): 0, or ln 2 or more. It is in nats."""
+        """Return the measure of encoded rows, shape (n, width), shape (n,): 0, or `usual` or more. It is in nats."""
         rarest = self._ratios(matrix).amax(1)
-        return torch.where(rarest < _USUAL, 0.0, rarest)
+        return torch.where(rarest < self.usual, 0.0, rarest)
 
     def rarest(self, matrix: npt.NDArray[np.floating]) -> list[Combination]:
         """Return the combination that determines the measure of each encoded row, shape (n, width)."""
@@ -133,7 +138,8 @@ class Cooccurrence:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays to save, by attribute name."""
-        return {"blocks": self.blocks, "chosen": self.chosen, "counts": self.counts}
+        cut = {"usual": np.array([self.usual])} if self.usual else {}
+        return {"blocks": self.blocks, "chosen": self.chosen, "counts": self.counts, **cut}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Cooccurrence":
@@ -143,7 +149,8 @@ class Cooccurrence:
             KeyError: An array is missing.
             ValueError: The counts do not fit the combinations.
         """
-        fitted = cls(blocks=arrays["blocks"], chosen=arrays["chosen"], counts=arrays["counts"])
+        usual = float(arrays["usual"][0]) if "usual" in arrays else 0.0
+        fitted = cls(blocks=arrays["blocks"], chosen=arrays["chosen"], counts=arrays["counts"], usual=usual)
         widths = [[int(fitted.blocks[i, 1]) for i in row if i != _ABSENT] for row in fitted.chosen.tolist()]
         cells = sum(map(math.prod, widths))
         if cells != len(fitted.counts):

@@ -15,7 +15,7 @@ from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id,
 from ae_pipeline.features.sizes import budget_rows, choose_budget
 from ae_pipeline.features.split import Window, sample_by_hash
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.own_screening import screen_by_own_scores
+from ae_pipeline.training.own_screening import is_highest, screen_by_own_scores
 from ae_pipeline.training.screened import Screened
 from ae_pipeline.training.tails import counting, leaving_one_out
 
@@ -93,10 +93,20 @@ def score_calibration(
         by_day = {day: scored(dataclasses.replace(window, calibration=(day,)), detector) for day in window.calibration}
         # The detector has counted the validation rows, but not the calibration rows.
         validation = leaving_one_out(detector).scores(sampled(window, "validation"))
-        judged = screen_by_own_scores({day: part.scores for day, part in by_day.items()}, validation, dataset, budget)
+        images_of = None
+        if of_image is not None:
+            images_of = {
+                day: part.row_ids.to_frame("row_id").select(of_image).to_series() for day, part in by_day.items()
+            }
+        scores_of = {day: part.scores for day, part in by_day.items()}
+        judged = screen_by_own_scores(scores_of, validation, dataset, budget, images_of)
         window = dataclasses.replace(window, calibration=tuple(day for day in by_day if day not in judged.days))
         parts, row_ids = _without_highest([by_day[day] for day in window.calibration], judged.excess)
         screened = screened.leaving_out(window, row_ids, judged.facts)
+        if judged.facts.rows and share < 1:
+            seen = sum(map(len, scores_of.values()))
+            facts = judged.facts.model_copy(update={"message": f"{judged.facts.message}, of a sample of {seen:,} rows"})
+            screened = dataclasses.replace(screened, facts=facts, calibration_share=share, sampled_by=of_image)
     if not is_judged or detector.cooccurrence is not None:
         detector = counting(detector, sampled(window))
         parts = [scored(window, leaving_one_out(detector))]
@@ -120,8 +130,7 @@ def _without_highest(parts: Sequence[_Scored], excess: int) -> tuple[list[_Score
     """Return scored rows without a number of those with the highest scores, and the identities of these."""
     scores = np.concatenate([np.empty(0), *(part.scores for part in parts)])
     row_ids = pl.concat([pl.Series("row_id", dtype=pl.String), *(part.row_ids for part in parts)])
-    is_left_out = np.zeros(len(scores), dtype=np.bool_)
-    is_left_out[np.argsort(-scores, kind="stable")[:excess]] = True
+    is_left_out = is_highest(scores, excess)
     kept = _Scored(scores[~is_left_out], row_ids.filter(pl.Series(~is_left_out)))
     return [kept], row_ids.filter(pl.Series(is_left_out))
 

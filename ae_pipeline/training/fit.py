@@ -121,6 +121,7 @@ def fit_bundle(
         screened, window = calibrated.screened, calibrated.screened.window
         batches = window.batches("calibration", paths, ["row_id"])
         counts["calibration"] = sum(screened.keep("calibration", rows).height for rows in batches)
+        budget = config.alerts.budget or choose_budget(counts["calibration"])
     of_images = calibrated.images
     images = None if of_images is None else len(of_images)
     facts = TrainingFacts(

@@ -25,7 +25,8 @@ def fit_pixel_threshold(detector: Detector, screened: Screened, dataset: Dataset
         return None
     meter, elements = PixelMeter(), 0
     incomplete = set(screened.incomplete_images("calibration", dataset.config))
-    batches = screened.window.batches("calibration", dataset.paths)
+    all_rows = screened.window.batches("calibration", dataset.paths)
+    batches = (screened.keep("calibration", rows) for rows in all_rows)
     for image, rows in each_image(batches, dataset.config):
         if image in incomplete:
             continue

@@ -16,6 +16,7 @@ from ae_pipeline.common.errors import BundleError
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import ScreeningFacts
+from ae_pipeline.detector.image_verdicts import count_images, has_patches, image_id
 from ae_pipeline.features.split import PARTS, Window
 from ae_pipeline.scoring.budget import is_over_budget
 from ae_pipeline.scoring.drift import Distribution, Part, measure_columns
@@ -26,8 +27,10 @@ from ae_pipeline.training.screened import (
     MIN_DAYS,
     SCREENED_PARTS,
     Screened,
+    beyond_cap,
     describe_screening,
     leaves_enough,
+    leaves_enough_images,
     needed_rows,
 )
 
@@ -83,7 +86,8 @@ def screen_by_serving(
     left_days: dict[str, tuple[str, ...]] = {}
     left_rows: dict[str, int] = {}
     row_ids: dict[str, pl.Series] = {}
-    changed: list[str] = []
+    changed: dict[str, str] = {}
+    of_images = None
     bad_days: list[str] = []
     for part, judged in days.items():
         bad = [day for day in judged if day.is_bad(budget, len(judged)) and day.day not in reviewed.usual_days]
@@ -93,8 +97,12 @@ def screen_by_serving(
         gone = sum(day.rows for day in out) + excess.len()
         if not gone:
             continue
-        if not _may_go(part, gone, judged, dataset):
-            changed.append(part)
+        why = None if _may_go(part, gone, judged, dataset) else beyond_cap(part, cap)
+        if part == "calibration" and why is None and has_patches(dataset.config):
+            of_images, total = _incomplete_images(marked, [day.day for day in out], excess, dataset)
+            why = None if leaves_enough_images(of_images, total, dataset) else beyond_cap(part, cap, of_images)
+        if why is not None:
+            changed[part] = why
             if part == "calibration":
                 bad_days = [day.day for day in out]
             continue
@@ -107,7 +115,8 @@ def screen_by_serving(
     since = previous.changed_since if previous is not None else None
     if "calibration" in changed and not window.is_by_row:
         since = min(bad_days, default=window.calibration[0])
-    message = describe_screening(left_days, left_rows, changed, cap)
+    of_days = {part: rows - len(row_ids.get(part, ())) for part, rows in left_rows.items()}
+    message = describe_screening(left_days, of_days, left_rows, changed, of_images)
     learning = _learn_change(screened, since, row_ids, reviewed, dataset) if since is not None else None
     if learning is not None:
         newest = len(screened.validation) + len(screened.calibration)
@@ -226,3 +235,19 @@ def _excess(days: Sequence[_Day], budget: float) -> pl.Series:
 
 def _may_go(part: str, gone: int, judged: Sequence[_Day], dataset: Dataset) -> bool:
     return leaves_enough(part, gone, sum(day.rows for day in judged), dataset)
+
+
+def _incomplete_images(marked: Screened, days: Sequence[str], row_ids: pl.Series, dataset: Dataset) -> tuple[int, int]:
+    """Return the number of calibration images of which patches would go, and of all.
+
+    Args:
+        marked: Window without what people marked.
+        days: Calibration days that would go.
+        row_ids: Identities of further patches that would go.
+        dataset: Configuration and paths of the dataset.
+    """
+    config, left = dataset.config, marked.incomplete_images("calibration", dataset.config)
+    of_days = dataclasses.replace(marked.window, calibration=tuple(days))
+    of_rows = row_ids.to_frame("row_id").select(image_id(config.identity)).n_unique()
+    gone = of_rows + (count_images("calibration", of_days, dataset, left) or 0)
+    return gone, count_images("calibration", marked.window, dataset, left) or 0

@@ -12,10 +12,11 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.bundle_files import MANIFEST
 from ae_pipeline.detector.imputation import move_event_time
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from tests.support.arrays import apply
-from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config
+from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +84,27 @@ class TestEventTime:
         times = [parts["event_time"] for parts in named if "event_time" in parts]
         assert times
         assert all(part.surprisal >= 4.6 and part.actual != part.expected for part in times)
+
+    def test_hours_without_training_rows_are_not_tried(self, fitted: Fitted) -> None:
+        """The encoder takes such an hour for the nearest known one, so that it would fit as well as that one."""
+        bundle, is_open = fitted.bundle, range(8, 18)
+        encoder = bundle.encoder
+        assert isinstance(encoder, TableEncoder)
+        hours = tuple(min(max(hour, is_open[0]), is_open[-1]) for hour in range(24))
+        (context,) = encoder.context
+        detector = with_encoder(
+            bundle, encoder.model_copy(update={"context": (context.model_copy(update={"hours": hours}),)})
+        ).detector
+        rows = fitted.features(fitted.days[-1])
+        x = detector.network.encode_batch(rows)
+        surprisal = detector.surprisal(detector.network.forward(x), x)
+        moved = move_event_time(detector, rows, x, surprisal)
+        assert set(moved.times.dt.hour()) <= set(is_open)
+        removed = surprisal - detector.surprisal(detector.network.forward(moved.x), moved.x)
+        # A row at a known hour can move to nine other hours and six other days, any other row to ten hours.
+        tried = np.where(rows["event_time"].dt.hour().is_in(is_open), 9 + 6, 10)
+        counted = np.delete(removed, detector.part_index(Evidence.ROW), axis=1)
+        assert moved.removed == pytest.approx(counted.sum(axis=1) - np.log(tried), rel=1e-9)
 
     def test_the_ensemble_does_not_measure_it(self, fitted: Fitted) -> None:
         bundle, rows = fitted.bundle, fitted.features(fitted.days[-1])

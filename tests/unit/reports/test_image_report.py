@@ -31,6 +31,7 @@ from ae_pipeline.reports.explore import row_page
 from ae_pipeline.reports.explore_latents import latents_page
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
+from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
@@ -40,6 +41,7 @@ from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
 from ae_pipeline.training.reviewed import Reviewed
 from ae_pipeline.training.screened import Screened
+from ae_pipeline.training.screening import screen_by_serving
 from tests.support.datasets import LandedDataset, make_dataset
 from tests.support.images import waves
 from tests.support.reports import Text, as_dataset, published, reported
@@ -261,6 +263,17 @@ def test_an_image_with_a_left_out_patch_counts_nowhere(gallery: Fitted) -> None:
     heat = [heat_map(gallery.bundle.network, part, config) for name, part in images.items() if name not in incomplete]
     threshold = fit_pixel_threshold(gallery.bundle.detector, without, gallery, 0.05)
     assert threshold == pytest.approx(np.quantile(np.concatenate(heat), 0.95), rel=0.01)
+
+
+def test_patches_stay_if_too_many_images_would_be_incomplete(gallery: Fitted) -> None:
+    """A tenth of the patches is within the cap, but most images have one of them."""
+    scores = gallery.bundle.detector.scores([gallery.window.rows("calibration", gallery.paths)])
+    calibration = calibrate(np.full(99, np.quantile(scores, 0.9)), 0.01, None)
+    judged = screen_by_serving(gallery.window, gallery, replace(gallery.bundle, calibration=calibration))
+    assert judged.facts is not None
+    assert "calibration" in judged.facts.changed
+    assert "images of calibration would go, more than 25% of its images" in judged.facts.message
+    assert judged.incomplete_images("calibration", gallery.config).is_empty()
 
 
 def test_the_image_budget_is_of_the_images_that_are_scored(gallery: Fitted) -> None:

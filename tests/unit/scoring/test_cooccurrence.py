@@ -134,6 +134,22 @@ def test_counts_that_do_not_fit_the_combinations_are_an_error() -> None:
         Cooccurrence.from_arrays({**arrays, "counts": arrays["counts"][:-1]})
 
 
+def test_counts_of_earlier_bundles_have_no_cut() -> None:
+    """Their tails and their calibration were fitted with the whole measure. The cut would change the scores."""
+    generator = np.random.default_rng(5)
+    first = generator.integers(0, 3, 4000)
+    second = np.where(generator.random(4000) < 0.3, first, generator.integers(0, 3, 4000))
+    matrix, _ = encode(first, second)
+    fitted = fitted_on(first, second)
+    rows = torch.from_numpy(matrix)
+    assert 0 < fitted._ratios(rows).amax() < np.log(2)
+    assert not fitted(rows).any()
+    earlier = Cooccurrence.from_arrays({name: each for name, each in fitted.arrays().items() if name != "usual"})
+    assert torch.equal(earlier(rows), fitted._ratios(rows).amax(1).clamp(min=0.0))
+    assert "usual" not in earlier.arrays()
+    assert Cooccurrence.from_arrays(fitted.arrays()).usual == np.log(2)
+
+
 def assert_the_best_category_is_imputed(detector: Detector, odd: pl.DataFrame) -> None:
     """In a row with a rare combination, the imputed category leaves the least surprisal of all."""
     encoder = detector.encoder

@@ -1,5 +1,6 @@
 """The screening of validation and calibration: bad days and rows go, clean ones stay, and a changed world is named."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -289,7 +290,68 @@ class TestByOwnScores:
         scores = {f"2024-03-{day:02}": rng.random(100) + 5 * (rng.random(100) < 0.4) for day in range(1, 21)}
         days, excess, facts = screen_by_own_scores(scores, rng.random(1_000), fitted, 0.002)
         assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
-        assert "the data has changed: calibration would lose more than" in facts.message
+        assert "score too high, more than 10 times the alert budget, so nothing of calibration" in facts.message
+
+    @pytest.mark.parametrize(("scale", "budget"), [(1.5, 0.2), (2.0, 0.04)])
+    def test_the_budget_holds_if_the_scores_have_shifted(self, fitted: Fitted, scale: float, budget: float) -> None:
+        """The days after a shift are like the calibration. A threshold without its highest rows would flag far more."""
+        rng = np.random.default_rng(5)
+        validation = rng.exponential(size=20_000)
+        scores = {f"2024-03-{day:02}": scale * rng.exponential(size=4_000) for day in range(1, 11)}
+        calibration = np.concatenate(list(scores.values()))
+        assert count_excess(calibration, validation) > 0.04 * len(calibration)
+        days, excess, facts = screen_by_own_scores(scores, validation, fitted, budget)
+        assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
+
+    @pytest.mark.parametrize(("shift", "is_changed"), [(0.0, False), (0.3, True)])
+    def test_a_shift_of_most_scores_tells_that_the_highest_are_not_faults(
+        self, fitted: Fitted, shift: float, is_changed: bool
+    ) -> None:
+        rng = np.random.default_rng(6)
+        scores = {f"2024-03-{day:02}": rng.normal(shift, size=1_000) for day in range(1, 21)}
+        scores["2024-03-07"][:60] += 9
+        for each in scores.values():
+            each[:10] += 9
+        days, excess, facts = screen_by_own_scores(scores, rng.normal(size=10_000), fitted, 0.01)
+        if is_changed:
+            assert (days, excess, facts.rows, facts.changed) == ([], 0, {}, ("calibration",))
+            assert "calibration as a whole scores higher than validation" in facts.message
+        else:
+            assert (days, facts.changed) == (["2024-03-07"], ())
+            assert excess == pytest.approx(190, abs=20)
+            assert (
+                facts.message == f"{1_000 + excess:,} rows left out of calibration, of which 1,000 are all of {days[0]}"
+            )
+
+    @pytest.mark.parametrize(("drift", "goes"), [(1.0, True), (1.1, False)])
+    def test_the_newest_day_stays_if_the_data_drifts(self, fitted: Fitted, drift: float, goes: bool) -> None:
+        """Faults on a day leave its other scores as they are, so that such a day goes in a drift too."""
+        rng = np.random.default_rng(8)
+        faulty, newest = "2024-03-03", "2024-03-12"
+        scores = {f"2024-03-{day:02}": drift * rng.exponential(size=1_000) for day in range(1, 13)}
+        scores[faulty][:100] += 30
+        scores[newest] *= 1.8
+        days, *_ = screen_by_own_scores(scores, rng.exponential(size=12_000), fitted, 0.02)
+        assert days == ([faulty, newest] if goes else [faulty])
+
+    @pytest.mark.parametrize(("images_with_faults", "is_changed"), [(20, False), (60, True)])
+    def test_patches_stay_if_too_many_images_would_be_incomplete(
+        self, fitted: Fitted, images_with_faults: int, is_changed: bool
+    ) -> None:
+        """200 images of 100 patches. The faulty patches are 120 in each case."""
+        rng = np.random.default_rng(7)
+        scores = {f"2024-03-{day:02}": rng.random(1_000) for day in range(1, 21)}
+        images = {day: pl.Series([f"{day}-{index // 100}" for index in range(1_000)]) for day in scores}
+        each = 120 // images_with_faults
+        for index in range(images_with_faults):
+            start = 100 * (index // 20)
+            list(scores.values())[index % 20][start : start + each] += 5
+        days, excess, facts = screen_by_own_scores(scores, rng.random(10_000), fitted, 0.002, images)
+        assert (days, facts.changed) == ([], ("calibration",) if is_changed else ())
+        if is_changed:
+            assert re.search(r"patches of 6[0-4] images of calibration would go, more than 25% of", facts.message)
+        else:
+            assert re.fullmatch(rf"{excess} rows of 2[0-4] images left out of calibration", facts.message)
 
     def test_exchangeable_rows_lose_none(self) -> None:
         rng = np.random.default_rng(4)
@@ -326,6 +388,24 @@ class TestOfATraining:
             assert bad not in bundle.window.calibration
             assert len(bundle.calibration.scores) == bundle.facts.rows["calibration"] == 7 * ROWS_A_DAY
 
+    def test_rows_that_a_sample_does_not_hold_are_not_used(
+        self, dataset: Fitted, rewrite_day: Rewrite, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ae_pipeline.training.calibration_scores._MAX_ROWS", 1)
+        window, whole = dataset.window, Screened(dataset.window, {}, None)
+        bad = window.calibration[2]
+        spoil(dataset, (bad,), ROWS_A_DAY, rewrite_day)
+        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.25, 8 * ROWS_A_DAY)
+        assert left_out(window, scored.screened.window) == (bad,)
+        kept = scored.screened.keep("calibration", scored.screened.window.rows("calibration", dataset.paths)).height
+        assert len(scored.scores) == kept
+        assert 300 < kept < 7 * ROWS_A_DAY  # the sample has about 400 of 480 rows
+        facts = scored.screened.facts
+        assert facts is not None
+        gone = facts.rows["calibration"]
+        message = f"{gone} rows left out of calibration, all of {bad}, of a sample of {kept + gone} rows"
+        assert facts.message == message
+
     def test_a_burst_of_one_wrong_combination_does_not_excuse_itself(
         self, dataset: Fitted, rewrite_day: Rewrite
     ) -> None:
@@ -357,7 +437,7 @@ class TestOfATraining:
         spoil(dataset, window.calibration, 8, rewrite_day)
         faulty = pl.concat([dataset.features(day).head(8) for day in window.calibration])
         whole = Screened(window, {}, None)
-        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.01, 8 * ROWS_A_DAY)
+        scored = score_calibration(dataset.bundle.detector, whole, dataset, 0.02, 8 * ROWS_A_DAY)
         kept = scored.screened.keep("calibration", window.rows("calibration", dataset.paths))
         assert scored.screened.window == window
         assert scored.screened.row_ids["calibration"].is_in(faulty["row_id"].implode()).sum() >= 55
@@ -371,3 +451,16 @@ class TestOfATraining:
         )
         assert screened_recall >= 0.9
         assert blind_recall <= 0.2
+
+    def test_a_first_model_chooses_its_budget_from_the_rows_that_remain(
+        self, dataset: Fitted, rewrite_day: Rewrite
+    ) -> None:
+        """360 calibration rows would have a budget of 0.003, which needs 333. A bad day leaves 300."""
+        bad = dataset.window.calibration[-1]
+        spoil(dataset, (bad,), 40, rewrite_day)
+        training = {**dataset.config.training.model_dump(), "epochs": 1, "calibration_days": 6}
+        config = sensor_config(training=training, alerts={"evidence": NO_ENSEMBLE})
+        window = cut_window(dict.fromkeys(dataset.days, "x"), config)
+        bundle, _ = fit_bundle(Dataset(config, dataset.paths), dataset.columns, window)
+        assert bad not in bundle.window.calibration
+        assert (bundle.facts.rows["calibration"], bundle.calibration.budget) == (300, 0.004)
