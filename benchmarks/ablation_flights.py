@@ -5,9 +5,7 @@ counts of that fit. The numbers of the sets of `benchmarks.ablation` have no cat
 what combinations of categories add.
 """
 
-import argparse
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from ae_pipeline.config.service import Evidence
 from ae_pipeline.features.build import build_features, feature_columns
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
+from benchmarks.command_line import data_folder, parser_with_data
 from benchmarks.faults import FAULTS, plant
 from benchmarks.planted_faults import PER_KIND, Prepared, count_hits, prepare
 from benchmarks.report import Row, format_table, write_report
@@ -84,18 +83,10 @@ def run(root: Path, seeds: Sequence[int], out: Path) -> None:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation_flights", description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    arguments = parser.parse_args()
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    arguments = parser_with_data("ablation_flights", __doc__, "0,1,2").parse_args()
     torch.set_num_threads(1)  # two threads are slower for networks of this size
-    if arguments.data:
-        run(arguments.data, seeds, arguments.out)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), seeds, arguments.out)
+    with data_folder(arguments.data) as folder:
+        run(folder, arguments.seeds, arguments.out)
 
 
 if __name__ == "__main__":

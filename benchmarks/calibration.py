@@ -49,6 +49,7 @@ from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
+from benchmarks.command_line import read_seeds
 from benchmarks.detection import fit_ours
 from benchmarks.labelled_sets import FloatArray, Table, cap_rows, find_sets, halve_normal, read_set
 from benchmarks.planted_faults import Prepared, prepare
@@ -312,15 +313,6 @@ def _percent(holds: Sequence[bool]) -> str:
 
 def _flagged(cases: Sequence[Case]) -> str:
     return f"{statistics.mean(case.flagged / case.test_rows for case in cases):.3%}" if cases else "none"
-
-
-def read_seeds(text: str) -> list[int]:
-    """Return the numbers of comma-separated numbers and inclusive ranges, such as `0..4,7`."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dots, last = part.partition("..")
-        seeds += range(int(first), int(last) + 1) if dots else [int(first)]
-    return seeds
 
 
 def run(folder: Path, seeds: Sequence[int], months: Sequence[str], out: Path) -> None:

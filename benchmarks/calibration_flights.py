@@ -5,8 +5,6 @@ rows. A quarter calibrates it, with their combinations of categories counted as 
 test. Rows in random order are exchangeable, so the law of `benchmarks.calibration` applies to the flagged rows.
 """
 
-import argparse
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,8 @@ import torch
 from ae_pipeline.features.build import feature_columns
 from ae_pipeline.training.fit import fit_detector
 from ae_pipeline.training.tails import counting, leaving_one_out
-from benchmarks.calibration import Case, describe, evaluate, read_seeds
+from benchmarks.calibration import Case, describe, evaluate
+from benchmarks.command_line import data_folder, parser_with_data
 from benchmarks.labelled_sets import MOST_ROWS
 from benchmarks.planted_faults import HELD_OUT_FROM, Prepared, prepare
 from benchmarks.report import write_report
@@ -64,18 +63,10 @@ def run(root: Path, seeds: Sequence[int], out: Path) -> None:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration_flights", description=__doc__)
-    parser.add_argument("--seeds", default="0..39", help="numbers and ranges, such as 0..4,7 (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser_with_data("calibration_flights", __doc__, "0..39").parse_args()
     torch.set_num_threads(1)  # two threads are slower for networks of this size
-    seeds = read_seeds(arguments.seeds)
-    if arguments.data:
-        run(arguments.data, seeds, arguments.out)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), seeds, arguments.out)
+    with data_folder(arguments.data) as folder:
+        run(folder, arguments.seeds, arguments.out)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def estimate(datasets: int, rows: int) -> list[Cost]:
     return costs
 
 
-def main() -> int:
+def main() -> None:
     """Print the estimate, and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--datasets", type=int, default=10_000)
@@ -123,7 +123,6 @@ def main() -> int:
             for c in costs
         ]
         write_report(chosen.out, "capacity", rows)
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ Textures: AUROC by pixel of the residual map against the bounding box of a defec
 patches.
 """
 
-import argparse
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,6 +29,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.fit import fit_bundle
 from benchmarks import defects, planted_faults
 from benchmarks.column_faults import SINGLE, guilty_columns, plant_columns
+from benchmarks.command_line import data_folder, parser_with_data
 from benchmarks.frames import fit_images, image_frame
 from benchmarks.planted_faults import TOP_SHARE, Prepared
 from benchmarks.report import Row, format_table, write_report
@@ -280,21 +279,15 @@ def run(tasks: Sequence[str], root: Path, seeds: Sequence[int], out: Path) -> No
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.explanations", description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
+    parser = parser_with_data("explanations", __doc__, "0,1,2")
     parser.add_argument("--tasks", default="flights,textures", help="comma-separated tasks (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    tasks, seeds = arguments.tasks.split(","), [int(seed) for seed in arguments.seeds.split(",")]
+    tasks = arguments.tasks.split(",")
     if unknown := sorted(set(tasks) - {"flights", "textures"}):
         parser.error(f"--tasks contains {unknown[0]!r}; choose from flights, textures")
     torch.set_num_threads(1)  # two threads are slower for networks of this size
-    if arguments.data:
-        run(tasks, arguments.data, seeds, arguments.out)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(tasks, Path(folder), seeds, arguments.out)
+    with data_folder(arguments.data) as folder:
+        run(tasks, folder, arguments.seeds, arguments.out)
 
 
 if __name__ == "__main__":

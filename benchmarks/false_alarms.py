@@ -12,8 +12,6 @@ flagged, and the recall of the planted faults, at the alert budget and in the to
 planted rows.
 """
 
-import argparse
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.reviewed import Reviewed
+from benchmarks.command_line import data_folder, parser_with_data
 from benchmarks.faults import FAULTS, plant
 from benchmarks.measures import Measure, to_rows, to_tables
 from benchmarks.planted_faults import TOP_SHARE, Prepared, prepare
@@ -186,17 +185,9 @@ def run(root: Path, seeds: Sequence[int], out: Path) -> None:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.false_alarms", description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    arguments = parser.parse_args()
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    if arguments.data:
-        run(arguments.data, seeds, arguments.out)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), seeds, arguments.out)
+    arguments = parser_with_data("false_alarms", __doc__, "0,1,2").parse_args()
+    with data_folder(arguments.data) as folder:
+        run(folder, arguments.seeds, arguments.out)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ the validation and calibration days that its fit reserves, which lie before Dece
 times of ae_pipeline include reading and encoding. A peer receives a finished matrix.
 """
 
-import argparse
 import datetime as dt
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
+from benchmarks.command_line import data_folder, parser_with_data
 from benchmarks.faults import FAULTS, Routes, plant
 from benchmarks.report import Row, format_table, write_report
 
@@ -261,18 +260,11 @@ def run(root: Path, seeds: Sequence[int], out: Path, *, with_peers: bool = True)
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_faults", description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated numbers (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help="data folder to keep and reuse (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser = parser_with_data("planted_faults", __doc__, "0..4")
     parser.add_argument("--no-peers", action="store_true", help="keep the rows of the peers in --out")
     arguments = parser.parse_args()
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    if arguments.data:
-        run(arguments.data, seeds, arguments.out, with_peers=not arguments.no_peers)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), seeds, arguments.out, with_peers=not arguments.no_peers)
+    with data_folder(arguments.data) as folder:
+        run(folder, arguments.seeds, arguments.out, with_peers=not arguments.no_peers)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.reference import with_reference
-from benchmarks.calibration import read_seeds
+from benchmarks.command_line import read_seeds
 from benchmarks.faults import plant
 from benchmarks.planted_faults import Prepared, prepare
 from benchmarks.report import Row, format_table, write_report

@@ -19,7 +19,8 @@ from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from benchmarks import calibration
-from benchmarks.calibration import Case, Month, evaluate, law_of_flags, rank_limit, read_seeds
+from benchmarks.calibration import Case, Month, evaluate, law_of_flags, rank_limit
+from benchmarks.command_line import read_seeds
 from benchmarks.labelled_sets import Table
 from benchmarks.planted_faults import Prepared
 from tests.support.sensors import Fitted

@@ -87,7 +87,7 @@ def land_gallery(dataset: LandedDataset) -> None:
             top, left = 2 * index % 15, 3 * index % 20
             mask = np.zeros_like(image)
             mask[top : top + 4, left : left + 5] = 255
-            image[mask > 0] = 255 - image[mask > 0]
+            image[mask > 0] += 128  # wraps around, so that each pixel changes by half the range
             dataset.land(f"truth/square/{index:03d}_mask.png", png(mask))
         dataset.land(f"test/{'square' if is_bad else 'good'}/{index:03d}.png", png(image))
 
@@ -166,9 +166,7 @@ def test_the_table_of_images_follows_the_latent_table(gallery: Fitted, report: R
 def test_defects_are_found_by_image_and_by_pixel(report: Report) -> None:
     images = json.loads(report.summary.read_text(encoding="utf-8"))["images"]
     assert images["images"] == TRAIN + TEST
-    # Two squares change the gray by less than 30 of 255. One of them is below one of six calibration images.
-    assert images["held_out"]["anomalies"] == BAD
-    assert images["held_out"]["anomalies_flagged"] >= BAD - 1
+    assert images["held_out"]["anomalies"] == images["held_out"]["anomalies_flagged"] == BAD
     assert images["held_out"]["auroc"] > 0.95
     assert (images["pixels"]["images"], images["pixels"]["defects"]) == (images["held_out"]["rows"], BAD)
     assert images["pixels"]["auroc"] > 0.95
@@ -350,7 +348,7 @@ def test_maps_of_flagged_images_are_exported_at_full_size(gallery: Fitted, tmp_p
 def test_the_page_shows_heat_maps_with_a_legend(report: Report) -> None:
     page = report.page.read_text(encoding="utf-8")
     assert page.count('<figure class="row heat">') == 6
-    assert page.count("heat map of test/square/") == 4
+    assert page.count("heat map of test/square/") >= 5
     assert "Color scale of the heat maps, logarithmic: from 1 (black)" in page
 
 
