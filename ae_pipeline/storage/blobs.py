@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.storage.landing_copy import replacing
+from ae_pipeline.storage.files import replacing
 from ae_pipeline.storage.object_store import ObjectStore
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.snapshot import Entry

@@ -68,6 +68,22 @@ def publish(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, modified_ns: int) -> Iterator[Path]:
+    """Yield a temporary path that replaces a file with a given modification time, if something was written there.
+
+    The disk need not confirm it, because another place has the content, too.
+
+    Raises:
+        StorageError: The disk is full, or the folder cannot be written.
+    """
+    with temporary_beside(path) as temporary:
+        yield temporary
+        if temporary.exists():
+            os.utime(temporary, ns=(modified_ns, modified_ns))
+            temporary.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as temporary:

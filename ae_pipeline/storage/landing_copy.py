@@ -4,14 +4,13 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize, printable_path
-from ae_pipeline.storage.files import make_folder, write_text
+from ae_pipeline.storage.files import replacing, write_text
 from ae_pipeline.storage.object_store import ListedObject, ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.snapshot import LEDGER_DIGEST, is_relative
@@ -48,7 +47,7 @@ class _Copied(NamedTuple):
 class LandingCopy:
     """The landing folder of a dataset, which follows the objects below `landing/<dataset>`.
 
-    An object is told from an earlier one by size, time and version, as a local file is by size and time. A file that
+    Size, time and version tell an object from an earlier one; size and time do so for a local file. A file that
     the ledger has is not copied again: a sparse file of its size and time stands for it until its content is needed.
 
     Args:
@@ -241,20 +240,3 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Yield all files below a folder, except for temporary ones."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names if not _is_temporary(name))
-
-
-@contextlib.contextmanager
-def replacing(path: Path, modified_ns: int) -> Iterator[Path]:
-    """Yield a temporary path that replaces a file with a given modification time, if something was written there.
-
-    It may be lost with the power, since the object store has it.
-    """
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        if temporary.exists():
-            os.utime(temporary, ns=(modified_ns, modified_ns))
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

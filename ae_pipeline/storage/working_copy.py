@@ -23,8 +23,8 @@ from typing import Any
 from ae_pipeline.common.errors import ConflictError, LostFileError, StorageError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.storage.blobs import Blobs
-from ae_pipeline.storage.files import write_text
-from ae_pipeline.storage.landing_copy import LandingCopy, files_below, replacing
+from ae_pipeline.storage.files import replacing, write_text
+from ae_pipeline.storage.landing_copy import LandingCopy, files_below
 from ae_pipeline.storage.object_store import ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.reader_copies import ReaderCopies
