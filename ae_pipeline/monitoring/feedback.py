@@ -29,6 +29,10 @@ PAUSE_DAYS = 7
 """Reported days without a known cause after which it counts as happening again."""
 
 
+REPEATED = 3
+"""False alarms of one entity with one cause from which on its later rows are offered to be left out too."""
+
+
 class MarkKind(StrEnum):
     """What a mark is about."""
 
@@ -283,6 +287,27 @@ def precision_by_version(marks: Iterable[Mark]) -> list[VersionFeedback]:
         )
         for version, of_version in sorted(states.items())
     ]
+
+
+def false_alarms_of(entity: str, columns: tuple[str, ...], marks: Iterable[Mark]) -> int:
+    """Return how many rows of an entity with a cause are false alarms.
+
+    Args:
+        entity: Identity of the rows without the event time; without one there are none.
+        columns: Columns of the cause.
+        marks: Marks, the oldest first.
+    """
+    alarms = (mark for mark in marks_by_row(marks).values() if mark.state == MarkState.FALSE_ALARM)
+    return sum(bool(entity) and (mark.entity, mark.columns) == (entity, columns) for mark in alarms)
+
+
+def is_known_cause(entity: str, columns: tuple[str, ...], marks: Iterable[Mark]) -> bool:
+    """Return whether the last mark of a cause, for an entity or for all, says that it is known."""
+    last = MarkState.CLEARED
+    for mark in marks:
+        if mark.kind == MarkKind.CAUSE and mark.columns == columns and mark.entity in {"", entity}:
+            last = mark.state
+    return last == MarkState.KNOWN
 
 
 def rows_in_state(marks: Iterable[Mark], state: MarkState) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.reports.ranking import RankedRow
 
 _MIN_SHARE = 0.3
@@ -83,9 +84,14 @@ def group_by_entity(rows: Iterable[RankedRow], entity_of: Callable[[str], str]) 
 
 
 def cause(row: RankedRow) -> tuple[str, ...]:
+    """Return the columns of the cause of an explained row; see `cause_of`."""
+    return cause_of(row.contributions)
+
+
+def cause_of(contributions: Sequence[Contribution]) -> tuple[str, ...]:
     """Return the columns with at least 30% of the largest contribution to the score, sorted by name."""
-    highest = max(part.surprisal for part in row.contributions)
-    return tuple(sorted({part.column for part in row.contributions if part.surprisal >= _MIN_SHARE * highest}))
+    highest = max(part.surprisal for part in contributions)
+    return tuple(sorted({part.column for part in contributions if part.surprisal >= _MIN_SHARE * highest}))
 
 
 def _group(columns: tuple[str, ...], rows: Sequence[RankedRow]) -> Group:

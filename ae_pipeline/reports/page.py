@@ -181,7 +181,7 @@ def _context_path(paths: DatasetPaths) -> Path:
 
 
 def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
-    return render_page(template, {**variables, "group_states": _group_states(variables)}, paths)
+    return render_page(template, {**variables, **_states_of(variables)}, paths)
 
 
 def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
@@ -201,15 +201,22 @@ def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths
     return page_environment().get_template(template).render(**_CONSTANTS, **unescaped, **variables)
 
 
-def _group_states(variables: Mapping[str, Any]) -> list[str]:
-    """Return for each group of rows how many of them are marked, such as `3 known`; empty if none is."""
+def _states_of(variables: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return for each group of rows, and each entity, how many of them are marked, such as `3 known`."""
+    return {
+        "group_states": _counted_states("group", len(variables["groups"]), variables),
+        "entity_states": _counted_states("entity", len(variables["entities"]), variables),
+    }
+
+
+def _counted_states(name: str, count: int, variables: Mapping[str, Any]) -> list[str]:
     counts: dict[int, Counter[str]] = {}
     for row in variables["rows"]:
-        if row["group"] and (state := variables["states"].get(row["row_id"])):
-            counts.setdefault(row["group"], Counter())[state] += 1
+        if row[name] and (state := variables["states"].get(row["row_id"])):
+            counts.setdefault(row[name], Counter())[state] += 1
     return [
         ", ".join(f"{rows} {state}" for state, rows in sorted(counts.get(number, {}).items()))
-        for number in range(1, len(variables["groups"]) + 1)
+        for number in range(1, count + 1)
     ]
 
 

@@ -10,6 +10,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.monitoring.feedback import (
+    REPEATED,
     UNREVIEWED,
     FlaggedRow,
     Mark,
@@ -17,6 +18,9 @@ from ae_pipeline.monitoring.feedback import (
     MarkState,
     Review,
     add_mark,
+    false_alarms_of,
+    is_known_cause,
+    marks_by_row,
     marks_of,
     review,
 )
@@ -144,6 +148,49 @@ def mark(request: MarkRequest, dataset: Dataset) -> Mark:
     return stored
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A mark that would leave out the later rows of an entity with repeated false alarms.
+
+    Attributes:
+        message: Why it is offered.
+        request: What would be marked.
+    """
+
+    message: str
+    request: MarkRequest
+
+
+def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | None:
+    """Return the offer to mark a cause as known for an entity that has had several false alarms of this cause.
+
+    There is none with fewer false alarms, or if the cause is known already.
+
+    Args:
+        entity: Identity of the rows without the event time; may be empty.
+        columns: Columns of the cause.
+        dataset: Configuration and paths of the dataset.
+    """
+    marks, cause_columns = marks_of(dataset.paths), tuple(columns)
+    alarms = false_alarms_of(entity, cause_columns, marks)
+    if alarms < REPEATED or is_known_cause(entity, cause_columns, marks):
+        return None
+    subject = cause_key(cause_columns)
+    message = (
+        f"{alarms} rows of {entity} with the cause {', '.join(cause_columns)} are false alarms. Later ones can stay "
+        "flagged after a training, because the model does not see who they belong to. If the cause is known for "
+        f"{entity}, counts and alerts leave out its later rows too, until they grow"
+    )
+    note = f"{alarms} false alarms"
+    request = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.KNOWN, entity=entity, note=note)
+    return Offer(message, request)
+
+
+def offer_after(stored: Mark, dataset: Dataset) -> Offer | None:
+    """Return the offer that follows from a mark: after a false alarm, that of its entity and cause; otherwise none."""
+    return offer_of(stored.entity, stored.columns, dataset) if stored.state == MarkState.FALSE_ALARM else None
+
+
 def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int, dataset: Dataset) -> Mark:
     if request.kind == MarkKind.ROW:
         chosen = [row for row in rows if row.row_id == request.subject]
@@ -166,6 +213,8 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
     by_day: dict[str, int] = {}
     for row in chosen:
         by_day[row.day] = by_day.get(row.day, 0) + 1
+    covers_cause = (request.kind, request.state) == (MarkKind.CAUSE, MarkState.KNOWN)
+    kept = _own_false_alarms(dataset.paths) if covers_cause else set()
     return Mark(
         kind=request.kind,
         subject=request.subject,
@@ -173,12 +222,18 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
         day=max(by_day),
         entity=request.entity if request.kind == MarkKind.CAUSE else chosen[0].entity,
         columns=chosen[0].columns,
-        rows={row.row_id: row.day for row in chosen[:_MAX_ROWS]},
+        rows={row.row_id: row.day for row in chosen[:_MAX_ROWS] if row.row_id not in kept},
         sizes={"rows": max(by_day.values()), "score": max(row.score for row in chosen)},
         model_version=version,
         note=request.note,
         who=request.who,
     )
+
+
+def _own_false_alarms(paths: DatasetPaths) -> set[str]:
+    """Return the rows that were marked as false alarms themselves. They stay so, and are learned, if a cause is known."""
+    of_rows = marks_by_row(marks_of(paths)).items()
+    return {row_id for row_id, mark in of_rows if (mark.kind, mark.state) == (MarkKind.ROW, MarkState.FALSE_ALARM)}
 
 
 def _mark_of_day(request: MarkRequest, dataset: Dataset, version: int) -> Mark:

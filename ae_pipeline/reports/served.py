@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ae_pipeline.latents.read import open_table, published_day, published_days
 from ae_pipeline.monitoring.feedback import FlaggedRow, MarkKind, MarkState, marks_of
 from ae_pipeline.reports.page import page_environment
 from ae_pipeline.reports.ranking import as_rows
-from ae_pipeline.reports.review import MarkRequest, cause_key, flagged_rows, read_ranked
+from ae_pipeline.reports.review import MarkRequest, Offer, cause_key, flagged_rows, offer_of, read_ranked
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, whole
@@ -100,6 +101,7 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         (row.row_id, row.score, row.reason)
         for row in as_rows(ranked.filter(pl.col("row_id").is_in(chosen)), dataset.config.timezone)
     ]
+    offer = offer_of(rows[0].entity, rows[0].columns, dataset) if rows and _is_of_entity(request) else None
     days = {entry["day"]: entry for entry in (read_summary(dataset.paths) or {}).get("days", [])}
     subject = request.subject if request.kind != MarkKind.CAUSE else request.subject.replace("+", ", ")
     return _render(
@@ -115,9 +117,26 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
             each for each in marks_of(dataset.paths) if (each.kind, each.subject) == (request.kind, request.subject)
         ],
         states=EXPLAINED,
+        offer=offer_json(offer),
         back=back,
         nonce=nonce,
     )
+
+
+def _is_of_entity(request: MarkRequest) -> bool:
+    return request.kind == MarkKind.ROW or bool(request.kind == MarkKind.CAUSE and request.entity)
+
+
+def offer_json(offer: Offer | None) -> dict[str, Any] | None:
+    """Return an offer as the page of marks reads it; None without one."""
+    if offer is None:
+        return None
+    request = {name: value for name, value in asdict(offer.request).items() if value and name != "who"}
+    return {
+        "message": f"{offer.message}.",
+        "label": f"Treat it as known for {offer.request.entity}",
+        "request": request,
+    }
 
 
 def _entities(request: MarkRequest, rows: Sequence[FlaggedRow]) -> list[tuple[str, int]]:

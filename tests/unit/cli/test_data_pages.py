@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -17,6 +18,8 @@ from starlette.testclient import TestClient
 
 from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
+from ae_pipeline.cli.mark import MarkOptions
+from ae_pipeline.cli.mark import mark as cli_mark
 from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
@@ -292,6 +295,41 @@ def test_marks_reach_the_training(dataset: Dataset) -> None:
     assert summary_of(dataset)["feedback"] == [
         {"version": 3, "real": 1, "known": 0, "false_alarms": 1, "precision": 0.5}
     ]
+
+
+def test_three_false_alarms_of_an_entity_offer_to_leave_out_its_later_rows(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in flagged_rows(read_ranked(dataset.paths), dataset.config) if row.columns == ("load",)]
+    rows = [replace(row, entity="M 1") for row in rows]
+    assert len(rows) >= 5
+    monkeypatch.setattr("ae_pipeline.reports.review.flagged_rows", lambda *_: rows)
+    monkeypatch.setattr("ae_pipeline.reports.served.flagged_rows", lambda *_: rows)
+    client = client_of(dataset)
+
+    def post(**fields: str) -> Any:
+        return client.post("/mark/sensors", json={"who": "ana", **fields}, headers={"Origin": ORIGIN}).json()
+
+    first, second, third, later, *_ = (row.row_id for row in rows)
+    for row_id in (first, second):
+        assert post(kind="row", subject=row_id, state="false_alarm")["offer"] is None
+    offer = post(kind="row", subject=third, state="false_alarm")["offer"]
+    assert offer["message"].startswith(
+        "3 rows of M 1 with the cause load are false alarms. Later ones can stay flagged"
+    )
+    form = client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': later})}").text
+    assert "Treat it as known for M 1" in form
+    monkeypatch.setattr("ae_pipeline.cli.mark.Project.load", lambda **_: SimpleNamespace(dataset=lambda _: dataset))
+    cli_mark("sensors", MarkOptions(state="false-alarm", row=third, who="ana"))
+    assert "ae-pipeline mark sensors known --cause load --entity 'M 1'" in capsys.readouterr().out
+    assert post(**offer["request"])["offer"] is None
+    (of_entity,) = (mark for mark in marks_of(dataset.paths) if mark.kind == MarkKind.CAUSE)
+    assert (of_entity.state, of_entity.entity, of_entity.note) == (MarkState.KNOWN, "M 1", "3 false alarms")
+    assert set(of_entity.rows) == {row.row_id for row in rows[3:]}
+    learned = [row_id for row_ids in reviewed_rows(dataset.paths).false_alarms.values() for row_id in row_ids]
+    assert set(learned) == {first, second, third}  # the next training learns them still
+    assert "Treat it as known" not in client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': later})}").text
+    assert post(kind="row", subject=later, state="real")["offer"] is None
 
 
 def test_an_entity_is_the_identity_without_the_time() -> None:

@@ -15,6 +15,8 @@ from ae_pipeline.monitoring.feedback import (
     MarkState,
     add_mark,
     days_in_state,
+    false_alarms_of,
+    is_known_cause,
     marks_digest,
     marks_of,
     parse_choice,
@@ -136,6 +138,24 @@ class TestStates:
         today, tomorrow = row(DAYS[0]), row(DAYS[1])
         reviewed = review([today, tomorrow], [known(today, state=MarkState.FALSE_ALARM)], DAYS)
         assert reviewed.hidden == {DAYS[0]: 1}
+
+    def test_false_alarms_of_an_entity_are_counted_by_cause(self) -> None:
+        rows = [row(day) for day in DAYS[:3]]
+        alarms = [replace(known(each, state=MarkState.FALSE_ALARM, entity="UA|1"), kind=MarkKind.ROW) for each in rows]
+        taken_back = replace(alarms[0], state=MarkState.CLEARED)
+        assert false_alarms_of("UA|1", ("delay",), [*alarms, alarms[0]]) == 3
+        assert false_alarms_of("UA|1", ("delay",), [*alarms, taken_back]) == 2
+        assert false_alarms_of("UA|1", ("dest",), alarms) == false_alarms_of("AA|7", ("delay",), alarms) == 0
+        assert false_alarms_of("", ("delay",), [replace(each, entity="") for each in alarms]) == 0
+
+    @pytest.mark.parametrize(
+        ("states", "is_known"), [([], False), (["known"], True), (["known", "cleared"], False), (["real"], False)]
+    )
+    @pytest.mark.parametrize("entity", ["", "UA|1"])
+    def test_the_last_mark_says_whether_a_cause_is_known(self, states: list[str], is_known: bool, entity: str) -> None:
+        marks = [known(row(DAYS[0]), entity=entity, state=MarkState(state)) for state in states]
+        assert is_known_cause("UA|1", ("delay",), marks) == is_known
+        assert is_known_cause("AA|7", ("delay",), marks) == (is_known and not entity)
 
     def test_a_labeled_anomaly_is_not_left_out_twice(self) -> None:
         labeled = replace(row(DAYS[0]), is_labeled=True)
