@@ -11,9 +11,9 @@ flights. One of the kinds is the same change. Measured are the rows of the harml
 flagged, and the recall of the planted faults, at the alert budget and in the top 1 % of the month. No method knows the
 planted rows.
 
-The last method trains nothing. After the third false alarm, the person marks the cause as known for this flight, as the
-page offers. Faults of the other kinds are then planted into the later rows of the harmless flight itself: those that
-are flagged must still count.
+The last two methods add what the page offers after the third false alarm: the cause is known for this flight. The rows
+that count are measured under the version that serves and under the next one. Faults of the other kinds are planted into
+the later rows of the harmless flight itself: those that are flagged should still count.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ MIN_DAYS = 25
 _IDENTITY = {"carrier", "flight", "origin"}
 CLOCK, SECONDS = "departure on a 12-hour clock", "air time in seconds"
 BEFORE, MARKS, CONTROL = "before", "after, with three marks", "after, without marks"
-KNOWN = "before, cause known for the flight"
+KNOWN, KNOWN_AFTER = "before, cause known", "after, with three marks and the cause known"
 FLAGGED = "harmless rows flagged, share"
 OWN = "other faults of the same flight flagged, share"
 FOUND, FOUND_SAME, FOUND_TOP = "recall at the budget", "recall of the same kind", "recall in the top 1 %"
@@ -128,53 +128,73 @@ def false_alarms(month: Month, bundle: ModelBundle, dataset: Dataset) -> Mapping
 
 
 def measure_known(
-    month: Month, bundle: ModelBundle, prepared: Prepared, marked: Mapping[str, list[str]], seed: int
+    month: Month,
+    versions: Mapping[str, ModelBundle],
+    prepared: Prepared,
+    marked: Mapping[str, list[str]],
+    seed: int,
 ) -> list[Measure]:
-    """Measure what counts of the harmless flight before and after its cause is known for this flight.
+    """Measure what counts of the harmless flight after its cause is known for this flight.
 
     Args:
         month: The month.
-        bundle: Version that serves.
+        versions: Version that serves when the cause is marked, and the next one, by the name of the method.
         prepared: Flights, with the raw rows of the month.
         marked: False alarms by day.
         seed: Seed of the trial.
     """
-    ids = {row_id for row_ids in marked.values() for row_id in row_ids}
+    ids = pl.Series([row_id for row_ids in marked.values() for row_id in row_ids])
     harmless = month.features.filter(month.harmless)
-    alarms = _flagged(harmless.filter(pl.col("row_id").is_in(ids)), bundle, prepared)
-    columns, entity = Counter(row.columns for row in alarms).most_common(1)[0][0], alarms[0].entity
-    known = Mark(
+    of_marks = harmless.filter(pl.col("row_id").is_in(ids.implode()))
+    later = harmless.filter(harmless["event_time"] > of_marks["event_time"].max())
+    faulty = _own_faults(month.change, later["row_id"], prepared, seed)
+    measures, known = [], None
+    for number, (method, bundle) in enumerate(versions.items(), 1):
+        alarms, flagged, found = (_flagged(rows, bundle, number, prepared) for rows in (of_marks, later, faulty))
+        known = known or _known_for_flight(alarms)
+        hidden = review([*alarms, *flagged], [known], sorted({row.day for row in flagged})).states
+        # Each fault alone happens on its day.
+        counted = [row for row in found if row.row_id not in review([*alarms, row], [known], [row.day]).states]
+        shares = {
+            (method, FLAGGED): sum(row.row_id not in hidden for row in flagged) / later.height,
+            (method, OWN): len(counted) / faulty.height,
+            (f"{method}, nothing known", OWN): len(found) / faulty.height,
+        }
+        measures += [Measure(month.change, name, metric, value, seed) for (name, metric), value in shares.items()]
+    return measures
+
+
+def _known_for_flight(alarms: Sequence[FlaggedRow]) -> Mark:
+    """Return the mark that the page offers after the false alarms."""
+    columns = Counter(row.columns for row in alarms).most_common(1)[0][0]
+    return Mark(
         kind=MarkKind.CAUSE,
         subject="+".join(columns),
         state=MarkState.KNOWN,
         day=max(row.day for row in alarms),
-        entity=entity,
+        entity=alarms[0].entity,
         columns=columns,
-        sizes={"rows": 1, "score": max(row.score for row in alarms if row.columns == columns)},
+        rows={row.row_id: row.day for row in alarms},
+        sizes={"rows": 1, "score": max(row.score for row in alarms)},
+        model_version=1,
     )
-    later = harmless.filter(harmless["event_time"] > harmless.filter(pl.col("row_id").is_in(ids))["event_time"].max())
-    flagged = _flagged(later, bundle, prepared)
-    hidden = review(flagged, [known], sorted({row.day for row in flagged})).states
-    faulty = _own_faults(month.change, later["row_id"], prepared, seed)
-    found = _flagged(faulty, bundle, prepared)
-    # Each fault alone happens on its day.
-    counted = [row for row in found if not review([row], [known], [row.day]).states]
-    shares = {
-        (KNOWN, FLAGGED): (len(flagged) - len(hidden)) / later.height,
-        (BEFORE, OWN): len(found) / faulty.height,
-        (KNOWN, OWN): len(counted) / faulty.height,
-    }
-    return [Measure(month.change, method, metric, value, seed) for (method, metric), value in shares.items()]
 
 
-def _flagged(features: pl.DataFrame, bundle: ModelBundle, prepared: Prepared) -> list[FlaggedRow]:
+def _flagged(features: pl.DataFrame, bundle: ModelBundle, version: int, prepared: Prepared) -> list[FlaggedRow]:
     """Return those rows that a version flags, with their causes."""
     scored = features.with_columns(score=pl.Series(bundle.score(features).score))
     rows = scored.filter(pl.col("score") > bundle.calibration.threshold)
     local = rows["event_time"].dt.convert_time_zone(prepared.config.timezone).dt.date().cast(pl.String)
     causes = map(cause_of, bundle.explain(rows)) if rows.height else []
     return [
-        FlaggedRow(row_id=row_id, day=day, score=score, columns=columns, entity=entity_of(row_id, prepared.config))
+        FlaggedRow(
+            row_id=row_id,
+            day=day,
+            score=score,
+            columns=columns,
+            entity=entity_of(row_id, prepared.config),
+            model_version=version,
+        )
         for row_id, day, score, columns in zip(rows["row_id"], local, rows["score"], causes, strict=True)
     ]
 
@@ -239,7 +259,7 @@ def run_seed(prepared: Prepared, seed: int) -> list[Measure]:
         marked = false_alarms(month, serving, dataset)
         reviewed = Reviewed(false_alarms=marked)
         after, _ = fit_bundle(dataset, columns, prepared.window, previous=serving, reviewed=reviewed)
-        measures += measure_known(month, serving, prepared, marked, seed)
+        measures += measure_known(month, {KNOWN: serving, KNOWN_AFTER: after}, prepared, marked, seed)
         for name, bundle in ((BEFORE, serving), (CONTROL, control), (MARKS, after)):
             measures += measure(name, bundle, month, marked, seed)
     return measures

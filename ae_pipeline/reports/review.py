@@ -20,7 +20,6 @@ from ae_pipeline.monitoring.feedback import (
     add_mark,
     false_alarms_of,
     is_known_cause,
-    marks_by_row,
     marks_of,
     review,
 )
@@ -86,6 +85,7 @@ def flagged_rows(ranked: pl.DataFrame, config: PipelineConfig) -> list[FlaggedRo
         ranked: Ranked rows.
         config: Configuration of the dataset.
     """
+    flagged = ranked.filter("is_anomaly")
     return [
         FlaggedRow(
             row_id=row.row_id,
@@ -94,8 +94,9 @@ def flagged_rows(ranked: pl.DataFrame, config: PipelineConfig) -> list[FlaggedRo
             columns=cause(row) if row.contributions else (),
             entity=entity_of(row.row_id, config),
             is_labeled=bool(row.is_known_anomaly),
+            model_version=version,
         )
-        for row in as_rows(ranked.filter("is_anomaly"), config.timezone)
+        for row, version in zip(as_rows(flagged, config.timezone), flagged["model_version"], strict=True)
     ]
 
 
@@ -172,12 +173,12 @@ def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | N
         dataset: Configuration and paths of the dataset.
     """
     marks, cause_columns = marks_of(dataset.paths), tuple(columns)
-    alarms = false_alarms_of(entity, cause_columns, marks)
+    alarms = len(false_alarms_of(entity, cause_columns, marks))
     if alarms < REPEATED or is_known_cause(entity, cause_columns, marks):
         return None
     subject = cause_key(cause_columns)
     message = (
-        f"{alarms} rows of {entity} with the cause {', '.join(cause_columns)} are false alarms. Later ones can stay "
+        f"{alarms} rows of {entity} with a cause like {', '.join(cause_columns)} are false alarms. Later ones can stay "
         "flagged after a training, because the model does not see who they belong to. If the cause is known for "
         f"{entity}, counts and alerts leave out its later rows too, until they grow"
     )
@@ -202,6 +203,10 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
             and request.day in {"", row.day}
             and request.entity in {"", row.entity}
         ]
+        if chosen and request.entity and request.state == MarkState.KNOWN:
+            # Their causes vary from row to row, and they show what the cause of this entity looks like.
+            alarms = {*false_alarms_of(request.entity, chosen[0].columns, marks_of(dataset.paths))}
+            chosen += [row for row in rows if row.row_id in alarms and row not in chosen]
     if not chosen:
         what = f"flagged row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
         where = f" on {request.day}" if request.day else ""
@@ -213,8 +218,6 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
     by_day: dict[str, int] = {}
     for row in chosen:
         by_day[row.day] = by_day.get(row.day, 0) + 1
-    covers_cause = (request.kind, request.state) == (MarkKind.CAUSE, MarkState.KNOWN)
-    kept = _own_false_alarms(dataset.paths) if covers_cause else set()
     return Mark(
         kind=request.kind,
         subject=request.subject,
@@ -222,18 +225,12 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
         day=max(by_day),
         entity=request.entity if request.kind == MarkKind.CAUSE else chosen[0].entity,
         columns=chosen[0].columns,
-        rows={row.row_id: row.day for row in chosen[:_MAX_ROWS] if row.row_id not in kept},
+        rows={row.row_id: row.day for row in chosen[:_MAX_ROWS]},
         sizes={"rows": max(by_day.values()), "score": max(row.score for row in chosen)},
         model_version=version,
         note=request.note,
         who=request.who,
     )
-
-
-def _own_false_alarms(paths: DatasetPaths) -> set[str]:
-    """Return the rows that were marked as false alarms themselves. They stay so, and are learned, if a cause is known."""
-    of_rows = marks_by_row(marks_of(paths)).items()
-    return {row_id for row_id, mark in of_rows if (mark.kind, mark.state) == (MarkKind.ROW, MarkState.FALSE_ALARM)}
 
 
 def _mark_of_day(request: MarkRequest, dataset: Dataset, version: int) -> Mark:

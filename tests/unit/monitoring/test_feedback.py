@@ -143,10 +143,45 @@ class TestStates:
         rows = [row(day) for day in DAYS[:3]]
         alarms = [replace(known(each, state=MarkState.FALSE_ALARM, entity="UA|1"), kind=MarkKind.ROW) for each in rows]
         taken_back = replace(alarms[0], state=MarkState.CLEARED)
-        assert false_alarms_of("UA|1", ("delay",), [*alarms, alarms[0]]) == 3
-        assert false_alarms_of("UA|1", ("delay",), [*alarms, taken_back]) == 2
-        assert false_alarms_of("UA|1", ("dest",), alarms) == false_alarms_of("AA|7", ("delay",), alarms) == 0
-        assert false_alarms_of("", ("delay",), [replace(each, entity="") for each in alarms]) == 0
+        wider = replace(alarms[1], columns=("delay", "dest"))
+        ids = [each.row_id for each in rows]
+        assert false_alarms_of("UA|1", ("delay",), [*alarms, wider, alarms[0]]) == ids
+        assert false_alarms_of("UA|1", ("delay",), [*alarms, taken_back]) == ids[1:]
+        assert false_alarms_of("UA|1", ("dest",), alarms) == false_alarms_of("AA|7", ("delay",), alarms) == []
+        assert false_alarms_of("", ("delay",), [replace(each, entity="") for each in alarms]) == []
+
+    def test_a_false_alarm_stays_one_if_its_cause_becomes_known(self) -> None:
+        first, second, later = (row(day) for day in DAYS[:3])
+        alarm = replace(known(first, state=MarkState.FALSE_ALARM), kind=MarkKind.ROW, subject=first.row_id)
+        of_entity = replace(known(second, entity="UA|1"), rows={first.row_id: DAYS[0], second.row_id: DAYS[1]})
+        states = review([first, second, later], [alarm, of_entity], DAYS).states
+        assert states == {
+            first.row_id: MarkState.FALSE_ALARM,
+            second.row_id: MarkState.KNOWN,
+            later.row_id: MarkState.KNOWN,
+        }
+        assert rows_in_state([alarm, of_entity], MarkState.FALSE_ALARM) == {DAYS[0]: [first.row_id]}
+
+    @pytest.mark.parametrize(
+        ("version", "score", "columns", "entity", "is_hidden"),
+        [
+            (1, 20.0, "delay", "UA|1", False),  # it has grown
+            (2, 20.0, "delay", "UA|1", True),  # the marked row has grown by as much under this version
+            (2, 20.0, "delay", "", True),
+            (2, 20.5 + GROWTH_NATS, "delay", "UA|1", False),
+            (2, 20.0, "dest", "UA|1", True),  # the marked row has this cause now
+            (2, 20.0, "dest", "", False),  # too many other rows may have it
+        ],
+    )
+    def test_a_known_cause_survives_another_version(
+        self, version: int, score: float, columns: str, entity: str, is_hidden: bool
+    ) -> None:
+        mark = known(row(DAYS[0]), entity=entity)
+        now_flagged = [row(DAYS[0], score=20.0, columns=columns), row(DAYS[1], score=score, columns=columns)]
+        rescored = [replace(each, model_version=version) for each in now_flagged]
+        states = review(rescored, [mark], DAYS).states
+        assert (now_flagged[1].row_id in states) == is_hidden
+        assert (now_flagged[0].row_id in states) == (version == 2)
 
     @pytest.mark.parametrize(
         ("states", "is_known"), [([], False), (["known"], True), (["known", "cleared"], False), (["real"], False)]
