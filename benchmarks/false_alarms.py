@@ -46,6 +46,9 @@ _IDENTITY = {"carrier", "flight", "origin"}
 CLOCK, SECONDS = "departure on a 12-hour clock", "air time in seconds"
 BEFORE, MARKS, CONTROL = "before", "after, with three marks", "after, without marks"
 KNOWN, KNOWN_AFTER = "before, cause known", "after, with three marks and the cause known"
+WITHOUT = {KNOWN: BEFORE, KNOWN_AFTER: MARKS}
+"""Methods without the cause known, of the same version."""
+
 FLAGGED = "harmless rows flagged, share"
 OWN = "other faults of the same flight flagged, share"
 FOUND, FOUND_SAME, FOUND_TOP = "recall at the budget", "recall of the same kind", "recall in the top 1 %"
@@ -158,7 +161,7 @@ def measure_known(
         shares = {
             (method, FLAGGED): sum(row.row_id not in hidden for row in flagged) / later.height,
             (method, OWN): len(counted) / faulty.height,
-            (f"{method}, nothing known", OWN): len(found) / faulty.height,
+            (WITHOUT[method], OWN): len(found) / faulty.height,
         }
         measures += [Measure(month.change, name, metric, value, seed) for (name, metric), value in shares.items()]
     return measures

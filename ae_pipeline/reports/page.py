@@ -30,7 +30,7 @@ from ae_pipeline.reports.summary import assessment_json
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 5
+_CONTEXT_VERSION = 6
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.monitoring.feedback import (
@@ -176,11 +177,11 @@ def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | N
     alarms = len(false_alarms_of(entity, cause_columns, marks))
     if alarms < REPEATED or is_known_cause(entity, cause_columns, marks):
         return None
-    subject = cause_key(cause_columns)
+    subject, names = cause_key(cause_columns), ColumnNames(dataset.config.display)
     message = (
-        f"{alarms} rows of {entity} with a cause like {', '.join(cause_columns)} are false alarms. Later ones can stay "
-        "flagged after a training, because the model does not see who they belong to. If the cause is known for "
-        f"{entity}, counts and alerts leave out its later rows too, until they grow"
+        f"{alarms} rows of {entity} with a cause like {', '.join(map(names.title, cause_columns))} are false alarms. "
+        "Later ones can stay flagged after a training, because the model does not see who they belong to. If the cause "
+        f"is known for {entity}, counts and alerts leave out its later rows too, until they grow"
     )
     note = f"{alarms} false alarms"
     request = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.KNOWN, entity=entity, note=note)

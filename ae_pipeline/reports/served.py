@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import open_table, published_day, published_days
@@ -93,17 +94,19 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         rows = [row for row in rows if cause_key(row.columns) == request.subject and request.day in {"", row.day}]
     else:
         rows = [row for row in rows if row.day == request.subject]
-    entities = _entities(request, rows)
+    entities, names = _entities(request, rows), ColumnNames(dataset.config.display)
     if request.kind == MarkKind.CAUSE and request.entity:
         rows = [row for row in rows if row.entity == request.entity]
     chosen = {row.row_id for row in rows[:_ENTITIES]}
     reasons = [
-        (row.row_id, row.score, row.reason)
+        (row.row_id, row.score, row.reason_as(names))
         for row in as_rows(ranked.filter(pl.col("row_id").is_in(chosen)), dataset.config.timezone)
     ]
     offer = offer_of(rows[0].entity, rows[0].columns, dataset) if rows and _is_of_entity(request) else None
     days = {entry["day"]: entry for entry in (read_summary(dataset.paths) or {}).get("days", [])}
-    subject = request.subject if request.kind != MarkKind.CAUSE else request.subject.replace("+", ", ")
+    subject = request.subject
+    if request.kind == MarkKind.CAUSE:
+        subject = ", ".join(map(names.title, rows[0].columns)) if rows else subject.replace("+", ", ")
     return _render(
         "mark.html.j2",
         dataset=dataset.name,
@@ -215,7 +218,7 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
     )
     numeric = [name for name in features.columns if name != "row_id"]
     joined = rows.join(features, on="row_id", how="inner", suffix="_of_features")
-    strongest = {}
+    strongest, names = {}, ColumnNames(dataset.config.display)
     for latent in (name for name in rows.columns if name.startswith("z_")):
         strengths = []
         for name in numeric:
@@ -225,7 +228,7 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
                 continue
             strengths.append((float(np.corrcoef(pair["a"].rank().to_numpy(), pair["b"].rank().to_numpy())[0, 1]), name))
         strengths.sort(key=lambda each: -abs(each[0]))
-        strongest[latent] = ", ".join(f"{name} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
+        strongest[latent] = ", ".join(f"{names.title(name)} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
     return strongest
 
 

@@ -1,6 +1,7 @@
 """Home page, data contract and marks at the server of the data folder: what is shown, and who may change what."""
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from ae_pipeline.cli.guard import Guard, access
 from ae_pipeline.cli.mark import MarkOptions
 from ae_pipeline.cli.mark import mark as cli_mark
 from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
+from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.latents.files import TableFiles
@@ -413,6 +415,34 @@ def test_a_row_shows_all_columns_actual_and_reconstructed(prepared: Dataset, fit
     assert f"{strange['score']:.2f}" in text
     assert row_page("nothing", day, prepared, fitted.bundle) is None
     assert row_page(strange["row_id"], "2020-01-01", prepared, fitted.bundle) is None
+
+
+def test_all_pages_name_columns_by_their_titles_and_units(dataset: Dataset, fitted: Fitted) -> None:
+    display = {"load": ColumnDisplay(title="motor load", unit="kW"), "power": ColumnDisplay(unit="W")}
+    dataset = replace(dataset, config=dataset.config.model_copy(update={"display": display}))
+    day, client = summary_of(dataset)["verdict"]["day"], client_of(dataset)
+    strange = read_ranked(dataset.paths).filter(pl.col("because").str.starts_with("load is")).row(0, named=True)
+    (first, *_), row_id = strange["contributions"], strange["row_id"]
+    spoken = f"motor load is {first['actual']} kW, expected {first['expected']} kW"
+    page = Text(day_page(day, dataset, fitted.bundle, 3).read_text()).text
+    assert spoken in page  # the reason
+    assert f"motor load {first['column']}{first['actual']} kW{first['expected']} kW" in page  # the parts of the score
+    assert re.search(r"Values: .*motor load -?[\d.]+ kW, .*power -?[\d.]+ W", page)
+    assert re.search(r"\n\d+motor load", page)  # the causes
+    overview = client.get("/explore/sensors").text
+    assert '<a href="/explore/sensors/column/load">motor load (kW)</a> <code class="small">load</code>' in overview
+    column = client.get("/explore/sensors/column/load").text
+    assert "<h1>motor load (kW) of sensors</h1>" in column
+    assert chart_of(column, "median")["layer"][0]["encoding"]["y"]["title"] == "motor load (kW)"
+    latents = client.get("/explore/sensors/latents").text
+    assert ">motor load (kW)</option>" in latents
+    content = json.loads(latents.split('id="content">')[1].split("</script>")[0])
+    assert "load" in content["names"]  # of the file to download
+    of_row = Text(row_page(row_id, day, dataset, fitted.bundle) or "").text
+    assert f"motor load load{first['actual']} kW" in of_row
+    mark = Text(client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': row_id})}").text).text
+    assert spoken in mark
+    assert "motor load (" in client.get("/contract/sensors").text
 
 
 def test_a_row_whose_features_were_built_again_says_so(dataset: Dataset, fitted: Fitted) -> None:
