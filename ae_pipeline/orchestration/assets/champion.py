@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from ae_pipeline.common.signals import critical_section
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -16,7 +16,7 @@ from ae_pipeline.orchestration.assets.common import (
     origin_of,
 )
 from ae_pipeline.orchestration.metadata import history_table
-from ae_pipeline.orchestration.plain_config import plain_schema
+from ae_pipeline.orchestration.plain_config import CheckedSchema
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.tags import requested_by
 
@@ -40,11 +40,18 @@ class ChampionConfig(BaseModel, frozen=True):
 
     version: int | None = Field(
         default=None,
+        ge=1,
         description="Roll back to this version of the registered model. Leave it out to apply the gate's decision.",
     )
     why: str = Field(default="", description="Reason of a rollback, kept in the history.")
     who: str = Field(default="", description="Your name, kept in the history.")
     even_if_rejected: bool = Field(default=False, description="Allow a version that the gate rejected.")
+
+    @model_validator(mode="after")
+    def _require_reason(self) -> "ChampionConfig":
+        if self.version is not None and not self.why.strip():
+            raise ValueError("a rollback needs a reason, which the history keeps; set why")
+        return self
 
 
 def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
@@ -57,7 +64,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         checks=_CHECKS,
         kinds={"mlflow"},
         upstream=["autoencoder"],
-        config_schema=plain_schema(ChampionConfig),
+        config_schema=CheckedSchema(ChampionConfig),
     )
     def champion(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.publish import load_champion
