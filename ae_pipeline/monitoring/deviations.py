@@ -152,7 +152,7 @@ def _missing_together(
         rows=rows,
         where=" AND ".join(f"{_quoted(name)} IS NULL" for name in columns if name in features.columns),
         hours=hours if listed_rows else (),
-        splits=describe_categories(features.select(categories), mask) if listed_rows else (),
+        splits=describe_categories(features.select(categories), mask, names) if listed_rows else (),
         row_ids=tuple(features["row_id"].filter(mask).head(listed_rows)) if "row_id" in features.columns else (),
         is_missing=True,
     )

@@ -44,7 +44,7 @@ class CheckedSchema(dg.Shape):
         return schema
 
     def __init__(self, model: type[BaseModel]) -> None:
-        super().__init__(plain_schema(model))
+        super().__init__(plain_schema(model))  # type: ignore[no-untyped-call]
         self._model = model
 
     def post_process(self, value: Any) -> Any:

@@ -90,11 +90,14 @@ def day_variables(published: Published, day: str, context: PageContext) -> dict[
         day: ISO date.
         context: Content of the page.
     """
+    adjacent, adjacent_pages = published.adjacent_days(day), published.adjacent_pages(day)
+    neighbors = {*adjacent, *adjacent_pages} - {None}
     return {
         **context.variables,
         "has_labels": published.dataset.config.label is not None,
-        "adjacent": published.adjacent_days(day),
-        "adjacent_pages": published.adjacent_pages(day),
+        "adjacent": adjacent,
+        "adjacent_pages": adjacent_pages,
+        "verdicts": {other: published.assess_in_brief(other).verdict.value for other in neighbors if other},
     }
 
 

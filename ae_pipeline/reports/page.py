@@ -234,8 +234,22 @@ def page_environment() -> jinja2.Environment:
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
     environment.filters["shell"] = shlex.quote
+    environment.filters["explained"] = _explained
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
+
+
+_EXPLAINED_TERM = "stability index"
+
+_EXPLANATION = markupsafe.Markup(
+    '<abbr title="How far the values of the day are from those of the training window, after subtracting sampling '
+    'noise and normal day-to-day variation (population stability index). 0 means no difference.">stability index</abbr>'
+)
+
+
+def _explained(text: str) -> markupsafe.Markup:
+    """Return a text of the data as HTML, with an explanation at the term that few readers know."""
+    return _EXPLANATION.join(markupsafe.escape(part) for part in printable(text).split(_EXPLAINED_TERM))
 
 
 def _as_shown(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Pages that the server of the data folder makes when they are asked for: home, marks and data contract."""
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from ae_pipeline.reports.review import MarkRequest, Offer, cause_key, flagged_ro
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, whole
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 _CONTRACT = "_contract/contract.yaml"
 
@@ -67,11 +68,22 @@ def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: 
         "days": days,
         "highest": max([1, *(entry["flagged"] for entry in days)]),
         "pages": pages[-7:],
+        "updated": _time_of(paths.reports / "summary.json"),
+        "newest": days[-1]["day"] if days and days[-1]["day"] != ALL_ROWS else "",
         "is_served": is_served,
         "has_report": (paths.reports / "report.html").exists(),
         # An object store may not answer, and this page must. The page of the contract asks it.
         "has_contract": not (table := TableFiles(paths.latents)).is_folder or table.has(_CONTRACT),
     }
+
+
+def _time_of(path: Path) -> str:
+    """Return when a file was written, in UTC; empty without the file."""
+    try:
+        written = path.stat().st_mtime
+    except FileNotFoundError:
+        return ""
+    return f"{dt.datetime.fromtimestamp(written, dt.UTC):%Y-%m-%d %H:%M}"
 
 
 def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> str:

@@ -245,7 +245,7 @@ class Published:
         for group in groups[:DETAILED]:
             mask = features["row_id"].is_in([row.row_id for row in group.rows])
             categories = [name for name in features.columns if name in self._categories and name not in group.columns]
-            located.append(replace(group, where=describe_location(features, mask, categories)))
+            located.append(replace(group, where=describe_location(features, mask, categories, self.names)))
         return [*located, *groups[DETAILED:]]
 
     def charts(self, day: str) -> list[Chart]:

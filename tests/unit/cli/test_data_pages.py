@@ -1,5 +1,6 @@
 """Home page, data contract and marks at the server of the data folder: what is shown, and who may change what."""
 
+import datetime as dt
 import json
 import re
 import shutil
@@ -114,6 +115,11 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
     home = client.get("/").text
     assert after["words"] in home
     assert 'href="contract/sensors"' in home
+    first, last = (summary_of(dataset)["days"][index]["day"] for index in (0, -1))
+    assert re.search(rf'<div class="small ends".*{first}.*{last}', home)  # the axis of the trend
+    written = (dataset.paths.reports / "summary.json").stat().st_mtime
+    updated = dt.datetime.fromtimestamp(written, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    assert f"Last updated {updated} UTC; the newest day with rows is {last}." in home
 
 
 def test_an_entity_that_is_asked_for_is_chosen(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,8 +511,10 @@ def test_the_page_of_any_day_is_drawn_when_it_is_asked_for(
     assert drawn.status_code == 200
     assert drawn.headers["content-security-policy"].startswith("sandbox allow-scripts")
     assert f"sensors on {second}" in drawn.text
-    assert f'<p class="served" hidden><a href="{first}.html">← {first}</a>' in drawn.text
-    assert f'<a href="{third}.html">{third} →</a>' in drawn.text
+    verdicts = {entry["day"]: entry["state"] for entry in summary_of(dataset)["days"]}
+    pill = f'<span class="small state {verdicts[first].replace(" ", "-")}">{verdicts[first]}</span>'
+    assert f'<p class="served" hidden><a class="d" href="{first}.html">← {first}</a> {pill}' in drawn.text
+    assert f'<a class="d" href="{third}.html">{third} →</a>' in drawn.text
     assert list(folder.glob("*.html")) == []  # later runs would have to renew it
     stored = day_page(second, dataset, fitted.bundle, 3).read_text()
     assert client.get(f"/reports/sensors/days/{second}.html").text == stored == drawn.text
