@@ -276,7 +276,7 @@ class TestOwnPages:
         runs, _ = state(servers)
         page.goto(f"{servers.origin('dagster')}/locations/ae_pipeline/jobs/flights_rollback/playground/setup")
         page.click("button:has-text('Launch run'):not([disabled])")
-        page.wait_for_selector("text=version: Input should be greater than or equal to 1")
+        page.wait_for_selector("text=there is no version 0; choose a registered version. a rollback needs a reason")
         assert state(servers)[0] == runs
 
     def test_mlflow_lists_runs(self, servers: Servers, page: Any) -> None:

@@ -121,7 +121,7 @@ def test_a_schema_has_all_fields_of_its_model() -> None:
 @pytest.mark.parametrize(
     ("job", "op", "config", "message"),
     [
-        ("rollback", "champion", {"version": 0, "why": "x"}, "version: Input should be greater than or equal to 1"),
+        ("rollback", "champion", {"version": 0}, "choose a registered version. a rollback needs a reason"),
         ("rollback", "champion", {"version": 1, "why": " "}, "a rollback needs a reason"),
         ("rollback", "champion", {"version": 1}, "a rollback needs a reason"),
         ("mark", "mark", {**MARK, "who": ""}, "who: String should have at least 1 character"),

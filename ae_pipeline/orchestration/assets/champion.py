@@ -40,7 +40,6 @@ class ChampionConfig(BaseModel, frozen=True):
 
     version: int | None = Field(
         default=None,
-        ge=1,
         description="Roll back to this version of the registered model. Leave it out to apply the gate's decision.",
     )
     why: str = Field(default="", description="Reason of a rollback, kept in the history.")
@@ -48,9 +47,13 @@ class ChampionConfig(BaseModel, frozen=True):
     even_if_rejected: bool = Field(default=False, description="Allow a version that the gate rejected.")
 
     @model_validator(mode="after")
-    def _require_reason(self) -> "ChampionConfig":
-        if self.version is not None and not self.why.strip():
-            raise ValueError("a rollback needs a reason, which the history keeps; set why")
+    def _require_version_and_reason(self) -> "ChampionConfig":
+        if self.version is None:
+            return self
+        missing = [] if self.version > 0 else [f"there is no version {self.version}; choose a registered version"]
+        missing += [] if self.why.strip() else ["a rollback needs a reason, which the history keeps; set why"]
+        if missing:
+            raise ValueError(". ".join(missing))
         return self
 
 
