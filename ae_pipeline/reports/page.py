@@ -15,11 +15,11 @@ import markupsafe
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
-from ae_pipeline.common.text import printable
+from ae_pipeline.common.text import pluralize, printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
-from ae_pipeline.monitoring.feedback import marks_digest, marks_of, precision_by_version
+from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of, precision_by_version
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.files import damaged_report_files, write_report_file
@@ -215,9 +215,14 @@ def _counted_states(name: str, count: int, variables: Mapping[str, Any]) -> list
         if row[name] and (state := variables["states"].get(row["row_id"])):
             counts.setdefault(row[name], Counter())[state] += 1
     return [
-        ", ".join(f"{rows} {state}" for state, rows in sorted(counts.get(number, {}).items()))
+        ", ".join(_counted(rows, state) for state, rows in sorted(counts.get(number, {}).items()))
         for number in range(1, count + 1)
     ]
+
+
+def _counted(rows: int, state: str) -> str:
+    is_noun = state == MarkState.FALSE_ALARM.text
+    return pluralize(rows, state) if is_noun else f"{rows} {state}"
 
 
 def page_environment() -> jinja2.Environment:
