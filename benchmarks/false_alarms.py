@@ -153,15 +153,15 @@ def measure_known(
     faulty = _own_faults(month.change, later["row_id"], prepared, seed)
     measures, known = [], None
     for number, (method, bundle) in enumerate(versions.items(), 1):
-        alarms, flagged, found = (_flagged(rows, bundle, number, prepared) for rows in (of_marks, later, faulty))
+        alarms, flagged, of_faults = (_flagged(rows, bundle, number, prepared) for rows in (of_marks, later, faulty))
         known = known or _known_for_flight(alarms)
         hidden = review([*alarms, *flagged], [known], sorted({row.day for row in flagged})).states
         # Each fault alone happens on its day.
-        counted = [row for row in found if row.row_id not in review([*alarms, row], [known], [row.day]).states]
+        counted = [row for row in of_faults if row.row_id not in review([*alarms, row], [known], [row.day]).states]
         shares = {
             (method, FLAGGED): sum(row.row_id not in hidden for row in flagged) / later.height,
             (method, OWN): len(counted) / faulty.height,
-            (WITHOUT[method], OWN): len(found) / faulty.height,
+            (WITHOUT[method], OWN): len(of_faults) / faulty.height,
         }
         measures += [Measure(month.change, name, metric, value, seed) for (name, metric), value in shares.items()]
     return measures
@@ -208,16 +208,16 @@ def _own_faults(change: str, row_ids: pl.Series, prepared: Prepared, seed: int) 
     Faults of the identity make other flights of them and are left out.
     """
     built = build_features(prepared.raw, prepared.config, prepared.contract)
-    own = prepared.raw.filter(built["row_id"].is_in(row_ids.implode())).with_columns(_in_another_form(change))
+    harmless = prepared.raw.filter(built["row_id"].is_in(row_ids.implode())).with_columns(_in_another_form(change))
     measured = ["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"]
     others = prepared.raw.drop_nulls(measured)
     generator, faulty = np.random.default_rng(seed), []
     for kind, (fault, can_befall) in FAULTS.items():
-        for row in own.drop_nulls(measured).iter_rows(named=True) if kind != change else ():
+        for row in harmless.drop_nulls(measured).iter_rows(named=True) if kind != change else ():
             other = others.row(int(generator.integers(others.height)), named=True)
             if can_befall(row, other) and not (changes := fault(row, other, generator)).keys() & _IDENTITY:
                 faulty.append(row | changes)
-    rows = pl.DataFrame(faulty, schema=own.schema, infer_schema_length=None).cast(prepared.raw.schema)
+    rows = pl.DataFrame(faulty, schema=harmless.schema, infer_schema_length=None).cast(prepared.raw.schema)
     return build_features(rows, prepared.config, prepared.contract)
 
 

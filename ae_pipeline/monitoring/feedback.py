@@ -194,10 +194,10 @@ def marks_by_row(marks: Iterable[Mark]) -> dict[str, Mark]:
     for mark in marks:
         covers_cause = mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN
         for row_id in mark.rows:
-            before = by_row.get(row_id)
+            previous = by_row.get(row_id)
             if mark.state == MarkState.CLEARED:
                 by_row.pop(row_id, None)
-            elif not (covers_cause and before and before.is_false_alarm_of_row):
+            elif not (covers_cause and previous and previous.is_false_alarm_of_row):
                 by_row[row_id] = mark
     return by_row
 

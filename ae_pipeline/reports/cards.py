@@ -105,9 +105,9 @@ def drift_summary(drift: DayDrift | None, names: ColumnNames = PLAIN) -> tuple[s
     verb = "is" if count == 1 else "are"
     named = drift.effects[:_NAMED_EFFECTS]
     titles = (names.title(each.name) if each.part == Part.COLUMN else each.name for each in named)
-    listed = ", ".join(dict.fromkeys(titles))
+    shown_names = ", ".join(dict.fromkeys(titles))
     more = f" and {count - _NAMED_EFFECTS} more" if count > _NAMED_EFFECTS else ""
-    sentence = f"{count} {noun if count == 1 else f'{noun}s'} {verb} far from the training window: {listed}{more}"
+    sentence = f"{count} {noun if count == 1 else f'{noun}s'} {verb} far from the training window: {shown_names}{more}"
     return "drifted", f"{sentence}{restriction}"
 
 

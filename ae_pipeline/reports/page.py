@@ -33,7 +33,7 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 _CONTEXT_VERSION = 6
 """Increased whenever the templates need other variables."""
 
-_CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
+_CONSTANTS = {"max_explain": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
 """Variables that are the same on all pages; `max_listed` is the number of deviations listed without details."""
 
 
@@ -239,7 +239,7 @@ def page_environment() -> jinja2.Environment:
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
     environment.filters["shell"] = shlex.quote
-    environment.filters["explained"] = _explained
+    environment.filters["explained"] = _explain
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
 
@@ -252,7 +252,7 @@ _EXPLANATION = markupsafe.Markup(
 )
 
 
-def _explained(text: str) -> markupsafe.Markup:
+def _explain(text: str) -> markupsafe.Markup:
     """Return a text of the data as HTML, with an explanation at the term that few readers know."""
     return _EXPLANATION.join(markupsafe.escape(part) for part in printable(text).split(_EXPLAINED_TERM))
 
