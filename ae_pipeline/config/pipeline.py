@@ -100,9 +100,9 @@ class PipelineConfig(Section):
     )
     display: dict[str, ColumnDisplay] = Field(
         default={},
-        description="Titles and units of columns, also of derived ones, for the reasons of verdicts: "
-        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. Nothing "
-        "else depends on them.",
+        description="Titles and units of columns, also of derived ones, on all pages and in messages: "
+        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. Files, "
+        "commands and scores do not depend on them.",
     )
     derive: dict[str, str] = Field(
         default_factory=dict,

@@ -53,7 +53,7 @@ def dataset_asset(
     upstream: Sequence[str] = (),
     daily: bool = False,
     freshness_policy: dg.FreshnessPolicy | None = None,
-    config_schema: Mapping[str, dg.Field] | None = None,
+    config_schema: dg.Shape | None = None,
 ) -> Callable[[AssetBody], dg.AssetsDefinition]:
     """Return `dg.asset` with the options that all assets of a dataset share.
 
@@ -66,7 +66,7 @@ def dataset_asset(
         upstream: Names of the assets that it is made from.
         daily: Whether it has the partitions of the dataset; one run then builds many days.
         freshness_policy: When the asset counts as stale.
-        config_schema: Fields of its run config.
+        config_schema: Schema of its run config.
     """
     key = asset_key(config, name)
     if daily and config.is_daily:
