@@ -1,8 +1,7 @@
 """Images of five materials with planted defects and masks, and how scores and heat maps on them are measured.
 
 Each material is a photograph that scikit-image includes. Training images come from its upper rows, and test images from
-the rows below, which no method has seen. Each test image has one defect of one kind, or none. Nothing here depends on a
-method, so that peers with packages of their own can use it.
+the rows below, which no method has seen. Each test image has one defect of one kind, or none.
 """
 
 from collections.abc import Iterator

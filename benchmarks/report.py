@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from ae_pipeline.common.version import __version__
@@ -23,16 +23,8 @@ def environment(packages: Sequence[str]) -> dict[str, str | int | dict[str, str]
         "processor": _processor(),
         "cpu_count": os.cpu_count() or 1,
         "python": platform.python_version(),
-        "versions": {"ae-pipeline": __version__} | {name: _version(name) for name in sorted({*PACKAGES, *packages})},
+        "versions": {"ae-pipeline": __version__} | {name: version(name) for name in sorted({*PACKAGES, *packages})},
     }
-
-
-def _version(package: str) -> str:
-    """Return the version of a package; an environment for a peer alone lacks some."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:
