@@ -10,8 +10,13 @@ All versions score December again, in which faults of the twelve kinds of `bench
 flights. One of the kinds is the same change. Measured are the rows of the harmless flight after the third mark that are
 flagged, and the recall of the planted faults, at the alert budget and in the top 1 % of the month. No method knows the
 planted rows.
+
+The last two methods add what the page offers after the third false alarm: the cause is known for this flight. The rows
+that count are measured under the version that serves and under the next one. Faults of the other kinds are planted into
+the later rows of the harmless flight itself: those that are flagged should still count.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +26,9 @@ import polars as pl
 
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import build_features, feature_columns
+from ae_pipeline.monitoring.feedback import FlaggedRow, Mark, MarkKind, MarkState, review
+from ae_pipeline.reports.groups import cause_of
+from ae_pipeline.reports.review import entity_of
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.training.fit import fit_bundle
@@ -34,9 +42,15 @@ from benchmarks.report import write_report
 PER_KIND = 25
 MARKED = 3
 MIN_DAYS = 25
+_IDENTITY = {"carrier", "flight", "origin"}
 CLOCK, SECONDS = "departure on a 12-hour clock", "air time in seconds"
 BEFORE, MARKS, CONTROL = "before", "after, with three marks", "after, without marks"
+KNOWN, KNOWN_AFTER = "before, cause known", "after, with three marks and the cause known"
+WITHOUT = {KNOWN: BEFORE, KNOWN_AFTER: MARKS}
+"""Methods without the cause known, of the same version."""
+
 FLAGGED = "harmless rows flagged, share"
+OWN = "other faults of the same flight flagged, share"
 FOUND, FOUND_SAME, FOUND_TOP = "recall at the budget", "recall of the same kind", "recall in the top 1 %"
 
 
@@ -116,6 +130,97 @@ def false_alarms(month: Month, bundle: ModelBundle, dataset: Dataset) -> Mapping
     return marked
 
 
+def measure_known(
+    month: Month,
+    versions: Mapping[str, ModelBundle],
+    prepared: Prepared,
+    marked: Mapping[str, list[str]],
+    seed: int,
+) -> list[Measure]:
+    """Measure what counts of the harmless flight after its cause is known for this flight.
+
+    Args:
+        month: The month.
+        versions: Version that serves when the cause is marked, and the next one, by the name of the method.
+        prepared: Flights, with the raw rows of the month.
+        marked: False alarms by day.
+        seed: Seed of the trial.
+    """
+    ids = pl.Series([row_id for row_ids in marked.values() for row_id in row_ids])
+    harmless = month.features.filter(month.harmless)
+    of_marks = harmless.filter(pl.col("row_id").is_in(ids.implode()))
+    later = harmless.filter(harmless["event_time"] > of_marks["event_time"].max())
+    faulty = _own_faults(month.change, later["row_id"], prepared, seed)
+    measures, known = [], None
+    for number, (method, bundle) in enumerate(versions.items(), 1):
+        alarms, flagged, of_faults = (_flagged(rows, bundle, number, prepared) for rows in (of_marks, later, faulty))
+        known = known or _known_for_flight(alarms)
+        hidden = review([*alarms, *flagged], [known], sorted({row.day for row in flagged})).states
+        # Each fault alone happens on its day.
+        counted = [row for row in of_faults if row.row_id not in review([*alarms, row], [known], [row.day]).states]
+        shares = {
+            (method, FLAGGED): sum(row.row_id not in hidden for row in flagged) / later.height,
+            (method, OWN): len(counted) / faulty.height,
+            (WITHOUT[method], OWN): len(of_faults) / faulty.height,
+        }
+        measures += [Measure(month.change, name, metric, value, seed) for (name, metric), value in shares.items()]
+    return measures
+
+
+def _known_for_flight(alarms: Sequence[FlaggedRow]) -> Mark:
+    """Return the mark that the page offers after the false alarms."""
+    columns = Counter(row.columns for row in alarms).most_common(1)[0][0]
+    return Mark(
+        kind=MarkKind.CAUSE,
+        subject="+".join(columns),
+        state=MarkState.KNOWN,
+        day=max(row.day for row in alarms),
+        entity=alarms[0].entity,
+        columns=columns,
+        rows={row.row_id: row.day for row in alarms},
+        sizes={"rows": 1, "score": max(row.score for row in alarms)},
+        model_version=1,
+    )
+
+
+def _flagged(features: pl.DataFrame, bundle: ModelBundle, version: int, prepared: Prepared) -> list[FlaggedRow]:
+    """Return those rows that a version flags, with their causes."""
+    scored = features.with_columns(score=pl.Series(bundle.score(features).score))
+    rows = scored.filter(pl.col("score") > bundle.calibration.threshold)
+    local = rows["event_time"].dt.convert_time_zone(prepared.config.timezone).dt.date().cast(pl.String)
+    causes = map(cause_of, bundle.explain(rows)) if rows.height else []
+    return [
+        FlaggedRow(
+            row_id=row_id,
+            day=day,
+            score=score,
+            columns=columns,
+            entity=entity_of(row_id, prepared.config),
+            model_version=version,
+        )
+        for row_id, day, score, columns in zip(rows["row_id"], local, rows["score"], causes, strict=True)
+    ]
+
+
+def _own_faults(change: str, row_ids: pl.Series, prepared: Prepared, seed: int) -> pl.DataFrame:
+    """Return rows of the harmless flight, in its other form, each with a fault of every other kind that can befall it.
+
+    Faults of the identity make other flights of them and are left out.
+    """
+    built = build_features(prepared.raw, prepared.config, prepared.contract)
+    harmless = prepared.raw.filter(built["row_id"].is_in(row_ids.implode())).with_columns(_in_another_form(change))
+    measured = ["dep_time", "arr_time", "arr_delay", "air_time", "tailnum"]
+    others = prepared.raw.drop_nulls(measured)
+    generator, faulty = np.random.default_rng(seed), []
+    for kind, (fault, can_befall) in FAULTS.items():
+        for row in harmless.drop_nulls(measured).iter_rows(named=True) if kind != change else ():
+            other = others.row(int(generator.integers(others.height)), named=True)
+            if can_befall(row, other) and not (changes := fault(row, other, generator)).keys() & _IDENTITY:
+                faulty.append(row | changes)
+    rows = pl.DataFrame(faulty, schema=harmless.schema, infer_schema_length=None).cast(prepared.raw.schema)
+    return build_features(rows, prepared.config, prepared.contract)
+
+
 def measure(name: str, bundle: ModelBundle, month: Month, marked: Mapping[str, list[str]], seed: int) -> list[Measure]:
     """Measure one version on the month.
 
@@ -157,6 +262,7 @@ def run_seed(prepared: Prepared, seed: int) -> list[Measure]:
         marked = false_alarms(month, serving, dataset)
         reviewed = Reviewed(false_alarms=marked)
         after, _ = fit_bundle(dataset, columns, prepared.window, previous=serving, reviewed=reviewed)
+        measures += measure_known(month, {KNOWN: serving, KNOWN_AFTER: after}, prepared, marked, seed)
         for name, bundle in ((BEFORE, serving), (CONTROL, control), (MARKS, after)):
             measures += measure(name, bundle, month, marked, seed)
     return measures

@@ -98,6 +98,8 @@ class DataPages:
 
     async def _mark(self, request: Request) -> Response:
         from ae_pipeline.lifecycle.feedback import mark_and_show
+        from ae_pipeline.reports.review import offer_after
+        from ae_pipeline.reports.served import offer_json
 
         dataset = self._dataset(request)
         body = b""
@@ -111,13 +113,17 @@ class DataPages:
                 raise ConfigError("a mark is a JSON object of texts")
             asked = _asked({"who": current_user(), **{name: value for name, value in content.items() if value}})
             stored = await run_in_threadpool(mark_and_show, asked, dataset)
+            offer = await run_in_threadpool(offer_after, stored, dataset)
         except ValueError:
             return JSONResponse({"message": "the body is no JSON"}, status_code=422)
         except PipelineError as error:
             return JSONResponse({"message": str(error)}, status_code=422)
         rows = f", {pluralize(len(stored.rows), 'row')}" if stored.rows else ""
         return JSONResponse(
-            {"message": f"Saved: {stored.state.text}{rows}. The report shows it when it is opened again."}
+            {
+                "message": f"Saved: {stored.state.text}{rows}. The report shows it when it is opened again.",
+                "offer": offer_json(offer),
+            }
         )
 
     def _dataset(self, request: Request) -> Dataset:

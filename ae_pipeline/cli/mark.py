@@ -1,6 +1,7 @@
 """`ae-pipeline mark`: say that a row, a cause or a day is real, known, or a false alarm."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ def mark(name: str, options: MarkOptions) -> int:
         ConfigError: The options name nothing that the report has.
     """
     from ae_pipeline.lifecycle.feedback import mark_and_show
+    from ae_pipeline.reports.review import offer_after
 
     dataset = Project.load(opens_instance=False).dataset(name)
     if options.state is None:
@@ -79,6 +81,9 @@ def mark(name: str, options: MarkOptions) -> int:
     covers = f" ({pluralize(len(stored.rows), 'row')})" if stored.rows else ""
     print(terminal_line(f"{stored.kind} {stored.subject}{covers}: marked as {stored.state.text} by {stored.who}."))
     print(f"`ae-pipeline run {name}` takes it into checks and pages of days.")
+    if offer := offer_after(stored, dataset):
+        asked = f"--cause {shlex.quote(offer.request.subject)} --entity {shlex.quote(offer.request.entity)}"
+        print(terminal_line(f"{offer.message}: ae-pipeline mark {name} known {asked}"))
     return 0
 
 

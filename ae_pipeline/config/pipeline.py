@@ -29,6 +29,7 @@ from ae_pipeline.config.service import (
     GateConfig,
     LatentsConfig,
     RetrainConfig,
+    ScaleConfig,
 )
 from ae_pipeline.config.source import ImagesConfig, SourceConfig
 from ae_pipeline.config.timezone import check_timezone
@@ -100,9 +101,9 @@ class PipelineConfig(Section):
     )
     display: dict[str, ColumnDisplay] = Field(
         default={},
-        description="Titles and units of columns, also of derived ones, for the reasons of verdicts: "
-        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. Nothing "
-        "else depends on them.",
+        description="Titles and units of columns, also of derived ones, on all pages and in messages: "
+        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. Files, "
+        "commands and scores do not depend on them.",
     )
     derive: dict[str, str] = Field(
         default_factory=dict,
@@ -150,6 +151,7 @@ class PipelineConfig(Section):
     drift: DriftConfig = Field(
         default_factory=DriftConfig, description="Thresholds above which a day counts as drifted."
     )
+    scale: ScaleConfig = Field(default_factory=ScaleConfig, description="How long spans of days are cut into runs.")
     fresh_hours: int | None = Field(
         default=48,
         ge=1,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.categories import describe_combinations
 from ae_pipeline.detector.detector import Detector
@@ -65,13 +66,21 @@ class Contribution:
         return cls(record["column"], record["surprise"], record["actual"], record["expected"])
 
 
-def because(parts: Sequence[Contribution]) -> str:
+def because(parts: Sequence[Contribution], names: ColumnNames = PLAIN) -> str:
     """Return an explanation as text: the first contribution, and all that are large.
 
     A contribution is large if it has at least 30% of the first one, and at least 4.6 nats (a tail probability of 1%).
+
+    Args:
+        parts: Contributions, the largest first.
+        names: How the text names columns.
     """
     large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
-    return "; ".join(f"{part.column} is {part.actual}, expected {part.expected}" for part in large or parts[:1])
+    return "; ".join(
+        f"{names.title(part.column)} is {names.with_unit(part.column, part.actual)}, "
+        f"expected {names.with_unit(part.column, part.expected)}"
+        for part in large or parts[:1]
+    )
 
 
 def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[list[Contribution]]:

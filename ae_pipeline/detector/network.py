@@ -1,7 +1,6 @@
 """FittedNetwork: an encoder, an autoencoder and a loss that were trained together."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +26,6 @@ _MAX_BATCH_ROWS = 1024
 
 _MAX_CPU_ROWS = 4096
 """Upper limit on the rows of a batch on the CPU: the activations of a table stay in the cache."""
-
-_MAX_CUDA_ROWS, _MAX_CUDA_ELEMENTS = 65_536, 2**22
-"""Upper limits on the rows and the inputs of a batch on a CUDA device. Smaller batches leave it idle."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +180,8 @@ class FittedNetwork:
 
     @property
     def _batch_rows(self) -> int:
-        if self.device.type == "cpu":
-            return min(rows_at_once(self.encoder.shape), _MAX_CPU_ROWS)
-        return max(1, min(_MAX_CUDA_ROWS, _MAX_CUDA_ELEMENTS // math.prod(self.encoder.shape)))
+        rows = rows_at_once(self.encoder.shape, self.device)
+        return min(rows, _MAX_CPU_ROWS) if self.device.type == "cpu" else rows
 
     def encode_batch(self, rows: pl.DataFrame) -> torch.Tensor:
         """Return the network inputs of a batch, (n, …), float64, on the device of the model.

@@ -24,6 +24,9 @@ OTHER, MISSING = "<other>", "<missing>"
 _MAX_SCALED = 1e6
 """Scaled numbers are clipped to ± this value, so that their squares stay finite."""
 
+_CACHED_CELLS, _MIN_ROWS = 2**19, 1024
+"""Cells of the matrix that are encoded at once, and the minimum of their rows."""
+
 
 class BlockKind(StrEnum):
     """The meaning of a block of matrix columns. It determines the loss of its reconstruction."""
@@ -172,6 +175,13 @@ class TableEncoder(Section):
                 f"{', '.join(column.name for column in self.inputs)}"
             )
         matrix = np.zeros((features.height, self.width), dtype=np.float32)
+        # Columns are written into rows, which is fast as long as the rows stay in the cache.
+        step = max(_MIN_ROWS, _CACHED_CELLS // self.width)
+        for first in range(0, max(features.height, 1), step):
+            self._encode_into(matrix[first : first + step], features[first : first + step])
+        return matrix
+
+    def _encode_into(self, matrix: Matrix, features: pl.DataFrame) -> None:
         for column in self.inputs:
             values = features[column.name]
             zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
@@ -187,7 +197,6 @@ class TableEncoder(Section):
                 numbers = to_known_hours(numbers.astype(np.float64), column.hours)
             for block in self._blocks_of[column.name]:
                 _fill(matrix, block, column, numbers, self.scaling)
-        return matrix
 
     def decode(self, expected: npt.NDArray[np.floating], features: pl.DataFrame) -> pl.DataFrame:
         """Decode expected values of the network to values of the features.

@@ -1,8 +1,9 @@
 """The report on days: what its checks say, and the alerts that it raises."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 VERDICT_TAG = "newest verdict"
 """Tag of the MLflow run of the version that scored the newest complete day, with the verdict on that day."""
+
+
+REPORT_TAG = "report"
+"""Tag with the address of the report, as of its last run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +156,9 @@ class ReportedDays:
         )
 
 
-def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_id: str) -> ReportedDays:
+def report_on_days(
+    dataset: Dataset, tracker: Tracker, days: Sequence[str], run_id: str, address_of: Callable[[Path], str]
+) -> ReportedDays:
     """Rank and explain the rows of days, and raise alerts about days that are wrong.
 
     Args:
@@ -159,6 +166,7 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
         tracker: The model store.
         days: Days to report on; they must be published.
         run_id: Dagster run, for alerts.
+        address_of: Function from a file to its address at the server of the data folder.
     """
     version, bundle = load_table_model(dataset, tracker)
 
@@ -170,15 +178,16 @@ def report_on_days(dataset: Dataset, tracker: Tracker, days: Sequence[str], run_
         refresh_operations(dataset)
     post_due_and_show(dataset)
     if newest := report.newest_assessment:
-        _show_in_mlflow(f"{newest.day}: {newest.headline}", dataset, version, tracker)
+        _show_in_mlflow(f"{newest.day}: {newest.headline}", address_of(report.page), dataset, version, tracker)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))
 
 
-def _show_in_mlflow(verdict: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker) -> None:
-    """Show a verdict in the list of runs and in the run of the version that scored the day."""
+def _show_in_mlflow(verdict: str, address: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker) -> None:
+    """Show a verdict and the address of the report in the list of runs, and in the run of the version."""
     try:
         tracker.tag_run(version.run_id, VERDICT_TAG, verdict)
-        tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict))
+        tracker.tag_run(version.run_id, REPORT_TAG, address)
+        tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict, address))
     except StorageError as error:
         logger.warning(f"MLflow does not show the verdict: {error}")

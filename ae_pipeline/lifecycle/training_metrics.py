@@ -160,15 +160,16 @@ def run_name(window_days: Sequence[str], version: int | None = None, gate: str =
     return f"version {version}{state}, {window}" if version is not None else window
 
 
-def experiment_note(config: PipelineConfig, verdict: str = "") -> str:
+def experiment_note(config: PipelineConfig, verdict: str = "", report: str = "") -> str:
     """Return the description of a dataset's experiment, Markdown.
 
     Args:
         config: Configuration of the dataset.
         verdict: Verdict on the newest complete day, which comes first, because the list of runs shows the first line.
+        report: Address of the report.
     """
     note = _EXPERIMENT_NOTE.format(dataset=config.dataset, description=config.description).strip()
-    return f"{escape_markdown(verdict)}\n\n{note}" if verdict else note
+    return f"{escape_markdown(verdict)} [Open the report]({report}).\n\n{note}" if verdict else note
 
 
 _EXPERIMENT_NOTE = """\
@@ -176,7 +177,7 @@ _EXPERIMENT_NOTE = """\
 
 Each run is one training of the autoencoder of `{dataset}`. Its name says which version it registered, whether the gate
 let it pass, and on which days it was trained, validated and calibrated. The tag `newest verdict` says what the report
-found with it on the newest complete day.
+found with it on the newest complete day, and the tag `report` where the report is.
 
 - `unseen/…`: what the scores are worth on days that no part of the model has seen. AUROC, average precision and recall
   at the alert budget exist where a label marks anomalies. The calibration error is the distance of the flagged share

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.errors import PromotionError, UnknownVersionError
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
@@ -205,8 +206,9 @@ def compare_versions(dataset: Dataset, tracker: Tracker, new: int, old: int | No
     scored = [bundle.score(rows) for bundle in bundles]
     flags = [each.is_anomaly for each in scored]
     scores = [each.score for each in scored]
-    only_new = _only(rows, days, bundles[0], flags[0] & ~flags[1], scores[0], scores[1])
-    only_old = _only(rows, days, bundles[1], flags[1] & ~flags[0], scores[1], scores[0])
+    names = ColumnNames(dataset.config.display)
+    only_new = _only(rows, days, bundles[0], flags[0] & ~flags[1], scores[0], scores[1], names)
+    only_old = _only(rows, days, bundles[1], flags[1] & ~flags[0], scores[1], scores[0], names)
     return Comparison(
         new=chosen[0].version,
         old=chosen[1].version,
@@ -255,7 +257,13 @@ def _newest_rows(dataset: Dataset) -> tuple[pl.DataFrame, pl.Series, int]:
 
 
 def _only(
-    rows: pl.DataFrame, days: pl.Series, bundle: ModelBundle, mask: Mask, scores: Array, others: Array
+    rows: pl.DataFrame,
+    days: pl.Series,
+    bundle: ModelBundle,
+    mask: Mask,
+    scores: Array,
+    others: Array,
+    names: ColumnNames,
 ) -> tuple[ComparedRow, ...]:
     indices = np.flatnonzero(mask)
     indices = indices[np.argsort(-scores[indices], kind="stable")][:_EXPLAINED]
@@ -265,7 +273,11 @@ def _only(
     parts = bundle.explain(chosen.select(bundle.columns))
     return tuple(
         ComparedRow(
-            row_id=row_id, day=day, score=float(scores[i]), other_score=float(others[i]), because=because(contributions)
+            row_id=row_id,
+            day=day,
+            score=float(scores[i]),
+            other_score=float(others[i]),
+            because=because(contributions, names),
         )
         for row_id, day, i, contributions in zip(chosen["row_id"], days[indices.tolist()], indices, parts, strict=True)
     )

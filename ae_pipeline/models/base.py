@@ -20,7 +20,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Activations between layers, by their name in the configuration."""
 
 
-_MAX_BATCH_ROWS, _MAX_BATCH_ELEMENTS = 8192, 2**21
+_CPU = torch.device("cpu")
+_MAX_BATCH, _MAX_CUDA_BATCH = (8192, 2**21), (65_536, 2**22)
+"""Upper limits on the rows and the inputs of a batch for inference. Smaller batches leave a CUDA device idle."""
 
 
 class AutoEncoderOutput(NamedTuple):
@@ -143,9 +145,10 @@ class AutoEncoder(nn.Module):
         return torch.cat([decoded[:, : -self.context], context], 1)
 
 
-def rows_at_once(shape: Sequence[int]) -> int:
+def rows_at_once(shape: Sequence[int], device: torch.device = _CPU) -> int:
     """Return the batch size for inference on inputs of a shape. Larger inputs get smaller batches."""
-    return max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_ELEMENTS // math.prod(shape)))
+    rows, elements = _MAX_BATCH if device.type == "cpu" else _MAX_CUDA_BATCH
+    return max(1, min(rows, elements // math.prod(shape)))
 
 
 @torch.no_grad()

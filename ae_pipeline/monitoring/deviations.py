@@ -4,12 +4,11 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from types import MappingProxyType
 
 import numpy as np
 import polars as pl
 
-from ae_pipeline.config.columns import ColumnDisplay
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -66,7 +65,7 @@ def deviations_of(
     features: pl.DataFrame,
     bundle: ModelBundle,
     config: DriftConfig,
-    display: Mapping[str, ColumnDisplay] = MappingProxyType({}),
+    names: ColumnNames = PLAIN,
 ) -> tuple[Deviation, ...]:
     """Return how a day as a whole differs from the training window.
 
@@ -78,11 +77,10 @@ def deviations_of(
             in the time zone of the dataset, and the categories.
         bundle: Model with the distributions of its training window.
         config: Drift thresholds.
-        display: Titles and units of columns.
+        names: How messages name columns.
     """
     if drift is None:
         return ()
-    names = _Names(display)
     known = {entry.name: entry for entry in bundle.reference if entry.part == Part.COLUMN}
     effects = [effect for effect in drift.effects if effect.part == Part.COLUMN and effect.name in known]
     more_missing = [effect for effect in effects if effect.missing > config.missing]
@@ -98,24 +96,14 @@ def deviations_of(
     return (*missing, *changed, *(_present_values(name, features, known[name], names) for name in fewer_missing))
 
 
-@dataclass(frozen=True)
-class _Names:
-    """How messages name columns and values."""
-
-    display: Mapping[str, ColumnDisplay]
-
-    def title(self, column: str) -> str:
-        return (self.display[column].title if column in self.display else None) or column
-
-    def value(self, column: str, value: float, *, is_clock: bool) -> str:
-        if is_clock:
-            return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
-        unit = self.display[column].unit if column in self.display else None
-        return f"{value:.4g} {unit}" if unit else f"{value:.4g}"
+def _value(column: str, value: float, names: ColumnNames, *, is_clock: bool) -> str:
+    if is_clock:
+        return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
+    return names.with_unit(column, f"{value:.4g}")
 
 
 def _missing_values(
-    effects: Sequence[Effect], features: pl.DataFrame, known: Mapping[str, Distribution], names: _Names
+    effects: Sequence[Effect], features: pl.DataFrame, known: Mapping[str, Distribution], names: ColumnNames
 ) -> list[Deviation]:
     """Group columns with missing values in the same rows; the column with the largest increase starts a group."""
     remaining = sorted(effects, key=lambda effect: -effect.missing)
@@ -145,7 +133,7 @@ def _missing_together(
     columns: Sequence[str],
     features: pl.DataFrame,
     known: Mapping[str, Distribution],
-    names: _Names,
+    names: ColumnNames,
     listed_rows: int,
 ) -> Deviation:
     mask = reduce(operator.and_, (_is_missing(name, features) for name in columns))
@@ -164,13 +152,13 @@ def _missing_together(
         rows=rows,
         where=" AND ".join(f"{_quoted(name)} IS NULL" for name in columns if name in features.columns),
         hours=hours if listed_rows else (),
-        splits=describe_categories(features.select(categories), mask) if listed_rows else (),
+        splits=describe_categories(features.select(categories), mask, names) if listed_rows else (),
         row_ids=tuple(features["row_id"].filter(mask).head(listed_rows)) if "row_id" in features.columns else (),
         is_missing=True,
     )
 
 
-def _present_values(name: str, features: pl.DataFrame, known: Distribution, names: _Names) -> Deviation:
+def _present_values(name: str, features: pl.DataFrame, known: Distribution, names: ColumnNames) -> Deviation:
     rows = int((~_is_missing(name, features)).sum())
     share = rows / max(features.height, 1)
     message = f"{share:.0%} of rows ({rows:,}) have {names.title(name)}, usually {1 - known.missing:.1%}"
@@ -178,7 +166,7 @@ def _present_values(name: str, features: pl.DataFrame, known: Distribution, name
 
 
 def _changed_values(
-    effect: Effect, features: pl.DataFrame, known: Distribution, names: _Names, *, is_clock: bool
+    effect: Effect, features: pl.DataFrame, known: Distribution, names: ColumnNames, *, is_clock: bool
 ) -> Deviation:
     values = features[effect.name].drop_nulls() if effect.name in features.columns else pl.Series([], dtype=pl.Float64)
     title = names.title(effect.name)
@@ -186,7 +174,7 @@ def _changed_values(
         message = f"{title}: {_changed_category(values, known)} ({effect.message})"
     elif values.len() and values.dtype.is_numeric():
         median, usual = float(np.median(values.to_numpy())), known.quantiles[len(known.quantiles) // 2]
-        texts = [names.value(effect.name, value, is_clock=is_clock) for value in (median, usual)]
+        texts = [_value(effect.name, value, names, is_clock=is_clock) for value in (median, usual)]
         message = f"the median of {title} is {texts[0]}, usually {texts[1]} ({effect.message})"
     else:
         message = f"{title}: {effect.message}"

@@ -29,6 +29,10 @@ PAUSE_DAYS = 7
 """Reported days without a known cause after which it counts as happening again."""
 
 
+REPEATED = 3
+"""False alarms of one entity with one cause from which on its later rows are offered to be left out too."""
+
+
 class MarkKind(StrEnum):
     """What a mark is about."""
 
@@ -92,6 +96,11 @@ class Mark:
         """Identity of the subject."""
         return self.kind, self.subject, self.entity
 
+    @property
+    def is_false_alarm_of_row(self) -> bool:
+        """Whether it says of a single row that it is a false alarm."""
+        return self.kind == MarkKind.ROW and self.state == MarkState.FALSE_ALARM
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlaggedRow:
@@ -104,6 +113,7 @@ class FlaggedRow:
         columns: Columns of its cause.
         entity: Identity without the event time; empty if each row has one of its own.
         is_labeled: Whether the label marks it as an anomaly.
+        model_version: Version that scored the row; 0 if unknown.
     """
 
     row_id: str
@@ -112,6 +122,7 @@ class FlaggedRow:
     columns: tuple[str, ...]
     entity: str = ""
     is_labeled: bool = False
+    model_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,13 +189,15 @@ def marks_digest(paths: DatasetPaths) -> str:
 
 
 def marks_by_row(marks: Iterable[Mark]) -> dict[str, Mark]:
-    """Return the last mark that covers each row, by identity."""
+    """Return the last mark that covers each row, by identity. A false alarm stays one if its cause becomes known."""
     by_row: dict[str, Mark] = {}
     for mark in marks:
+        covers_cause = mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN
         for row_id in mark.rows:
+            previous = by_row.get(row_id)
             if mark.state == MarkState.CLEARED:
                 by_row.pop(row_id, None)
-            else:
+            elif not (covers_cause and previous and previous.is_false_alarm_of_row):
                 by_row[row_id] = mark
     return by_row
 
@@ -196,6 +209,9 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     grows or pauses: see `GROWTH`, `GROWTH_NATS` and `PAUSE_DAYS`. What has grown is not covered. A row that was marked
     itself keeps its state, and a later mark of the cause, or of one entity of it, ends the known cause there.
 
+    Another version of the model gives the same rows other scores and causes. Those of the marked rows then say what the
+    cause of an entity looks like, and how large it was.
+
     Args:
         rows: Flagged rows of all days.
         marks: Marks, the oldest first.
@@ -205,7 +221,7 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     states: dict[str, MarkState] = {}
     for row in rows:
         mark = by_row.get(row.row_id)
-        if mark and not (mark.state in HIDDEN and row.score > _highest(mark)):
+        if mark and not (mark.state in HIDDEN and _has_grown(row, mark)):
             states[row.row_id] = mark.state
     last: dict[tuple[str, str, str], Mark] = {}
     for mark in marks:
@@ -227,21 +243,30 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     return Review(states, hidden, {day: mark for day, mark in of_days.items() if mark.state != MarkState.CLEARED})
 
 
-def _highest(mark: Mark) -> float:
-    return mark.sizes.get("score", 0.0) + GROWTH_NATS
+def _is_of_other_version(row: FlaggedRow, mark: Mark) -> bool:
+    return row.model_version not in {0, mark.model_version}
 
 
-def _concerns(mark: Mark, row: FlaggedRow) -> bool:
+def _has_grown(row: FlaggedRow, mark: Mark) -> bool:
+    """Return whether the values of a marked row have changed for the worse, as far as the same version scored it."""
+    return not _is_of_other_version(row, mark) and row.score > mark.sizes.get("score", 0.0) + GROWTH_NATS
+
+
+def _concerns(mark: Mark, row: FlaggedRow, causes: Collection[tuple[str, ...]] = ()) -> bool:
     """Return whether a row is of the cause of a mark, on its day or later."""
-    is_same = row.columns == mark.columns and mark.entity in {"", row.entity}
+    is_same = row.columns in {mark.columns, *causes} and mark.entity in {"", row.entity}
     return is_same and (row.day >= mark.day or row.day == ALL_ROWS)
 
 
-def _continued(mark: Mark, rows: Iterable[FlaggedRow], days: Collection[str]) -> list[str]:
+def _continued(mark: Mark, rows: Sequence[FlaggedRow], days: Collection[str]) -> list[str]:
     """Return the rows on the day of a known cause and later, as long as it neither grows nor pauses."""
+    marked = [row for row in rows if row.row_id in mark.rows and not _has_grown(row, mark)]
+    causes = {row.columns for row in marked} if mark.entity else ()
+    rescored = (row.score for row in marked if _is_of_other_version(row, mark))
+    highest = max([mark.sizes.get("score", 0.0), *rescored]) + GROWTH_NATS
     by_day: dict[str, list[FlaggedRow]] = {}
     for row in rows:
-        if _concerns(mark, row):
+        if _concerns(mark, row, causes):
             by_day.setdefault(row.day, []).append(row)
     most = max(GROWTH * mark.sizes.get("rows", 1), mark.sizes.get("rows", 1) + 1)
     previous, covered = mark.day, list[str]()
@@ -249,7 +274,7 @@ def _continued(mark: Mark, rows: Iterable[FlaggedRow], days: Collection[str]) ->
         if sum(previous < other < day for other in days) >= PAUSE_DAYS:
             break
         previous = day
-        if len(by_day[day]) <= most and max(row.score for row in by_day[day]) <= _highest(mark):
+        if len(by_day[day]) <= most and max(row.score for row in by_day[day]) <= highest:
             covered += [row.row_id for row in by_day[day]]
     return covered
 
@@ -283,6 +308,27 @@ def precision_by_version(marks: Iterable[Mark]) -> list[VersionFeedback]:
         )
         for version, of_version in sorted(states.items())
     ]
+
+
+def false_alarms_of(entity: str, columns: Collection[str], marks: Iterable[Mark]) -> list[str]:
+    """Return the rows of an entity that were marked as false alarms, with a cause that shares a column with this one.
+
+    Args:
+        entity: Identity of the rows without the event time; without one there are none.
+        columns: Columns of the cause.
+        marks: Marks, the oldest first.
+    """
+    alarms = ((row_id, mark) for row_id, mark in marks_by_row(marks).items() if mark.is_false_alarm_of_row and entity)
+    return [row_id for row_id, mark in alarms if mark.entity == entity and not set(columns).isdisjoint(mark.columns)]
+
+
+def is_known_cause(entity: str, columns: tuple[str, ...], marks: Iterable[Mark]) -> bool:
+    """Return whether the last mark of a cause, for an entity or for all, says that it is known."""
+    last = MarkState.CLEARED
+    for mark in marks:
+        if mark.kind == MarkKind.CAUSE and mark.columns == columns and mark.entity in {"", entity}:
+            last = mark.state
+    return last == MarkState.KNOWN
 
 
 def rows_in_state(marks: Iterable[Mark], state: MarkState) -> dict[str, list[str]]:

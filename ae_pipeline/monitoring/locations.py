@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.config.display import PLAIN, ColumnNames
+
 HourCounts = tuple[tuple[int, int], ...]
 """For each of the 24 hours, in the time zone of the event time: matching rows and all rows. Empty if unknown."""
 
@@ -45,13 +47,16 @@ _MIN_ROWS_FOR_EVEN = 50
 _MAX_NAMED_CATEGORIES, _MAX_NAMED_VALUES = 3, 3
 
 
-def describe_location(features: pl.DataFrame, mask: pl.Series, categories: Sequence[str]) -> tuple[str, ...]:
+def describe_location(
+    features: pl.DataFrame, mask: pl.Series, categories: Sequence[str], names: ColumnNames = PLAIN
+) -> tuple[str, ...]:
     """Return in which hours and categories the matching rows of a day are concentrated.
 
     Args:
         features: Features of the day, n rows; with `event_time` if rows have one, in the time zone of the dataset.
         mask: Matching rows, n booleans.
         categories: Categorical columns of the features.
+        names: How the phrases name columns.
 
     Returns:
         One phrase for the hours and one for each named category; empty if fewer than ten rows match.
@@ -59,7 +64,7 @@ def describe_location(features: pl.DataFrame, mask: pl.Series, categories: Seque
     if mask.sum() < _MIN_ROWS:
         return ()
     hours = describe_hours(count_by_hour(features, mask), timezone_of(features))
-    return (*([hours] if hours else []), *describe_categories(features.select(categories), mask))
+    return (*([hours] if hours else []), *describe_categories(features.select(categories), mask, names))
 
 
 def count_by_hour(features: pl.DataFrame, mask: pl.Series) -> HourCounts:
@@ -131,12 +136,13 @@ def _extended_span(hours: HourCounts, first: int, last: int) -> tuple[int, int]:
     return first, last
 
 
-def describe_categories(categories: pl.DataFrame, mask: pl.Series) -> tuple[str, ...]:
+def describe_categories(categories: pl.DataFrame, mask: pl.Series, names: ColumnNames = PLAIN) -> tuple[str, ...]:
     """Return the values with the highest rates of matching rows, a phrase for each associated category.
 
     Args:
         categories: Categorical columns, n rows.
         mask: Matching rows, n booleans.
+        names: How the phrases name columns.
 
     Returns:
         At most three phrases, the strongest association first. Without any association, one phrase that names the
@@ -154,9 +160,9 @@ def describe_categories(categories: pl.DataFrame, mask: pl.Series) -> tuple[str,
         highest = above_mean.sort(rate, "value", descending=[True, False]).head(_MAX_NAMED_VALUES)
         if association >= _MIN_CRAMERS_V and highest.height:
             shares = ", ".join(f"{value} {n / rows:.0%} ({n:,} of {rows:,})" for value, n, rows in highest.iter_rows())
-            phrases.append((association, f"by {values.name}: {shares}"))
+            phrases.append((association, f"by {names.title(values.name)}: {shares}"))
         elif association < _MIN_CRAMERS_V and known["match"].sum() >= max(_MIN_ROWS_FOR_EVEN, _NEARLY_ALL * count):
-            even.append(values.name)
+            even.append(names.title(values.name))
     if even and not phrases:
         return (f"about evenly over the values of {enumerate_names(even[:_MAX_NAMED_CATEGORIES])}",)
     return tuple(phrase for _, phrase in sorted(phrases, reverse=True)[:_MAX_NAMED_CATEGORIES])

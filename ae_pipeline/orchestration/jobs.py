@@ -3,12 +3,14 @@
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.monitoring.feedback import MarkKind, MarkState
 from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.assets.common import as_dagster_failure, asset_key
 from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.plain_config import CheckedSchema
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.tags import DATASET_TAG, accepts_removal
 
@@ -90,16 +92,18 @@ def _intake_job(config: PipelineConfig) -> dg.JobDefinition:
     return intake
 
 
-class MarkConfig(dg.Config):
+class MarkConfig(BaseModel, frozen=True):
     """What a person says, as the launchpad asks for it."""
 
-    kind: str = Field(description="What the mark is about: row, cause or day.")
-    subject: str = Field(description="Identity of a flagged row, columns of a cause joined by +, or ISO date.")
-    state: str = Field(description="What it is: real, known, false_alarm or cleared.")
+    kind: MarkKind = Field(description="What the mark is about: row, cause or day.")
+    subject: str = Field(
+        min_length=1, description="Identity of a flagged row, columns of a cause joined by +, or ISO date."
+    )
+    state: MarkState = Field(description="What it is: real, known, false_alarm or cleared.")
     day: str = Field(default="", description="Day of the cause; empty for its rows on all days.")
     entity: str = Field(default="", description="Restricts a cause to one entity; empty for all.")
     note: str = Field(default="", description="Remark.")
-    who: str = Field(description="Person.")
+    who: str = Field(min_length=1, description="Person.")
 
 
 def _mark_job(pipeline: PipelineConfig) -> dg.JobDefinition:
@@ -107,19 +111,21 @@ def _mark_job(pipeline: PipelineConfig) -> dg.JobDefinition:
         name=f"{pipeline.dataset}__mark",
         description="Store what a person says about a flagged row, a cause or a day, and show it in the report.",
         pool=pipeline.dataset,
+        config_schema=CheckedSchema(MarkConfig),
     )
-    def store_mark(context: dg.OpExecutionContext, config: MarkConfig, workspace: Workspace, run_lock: RunLock) -> None:
+    def store_mark(context: dg.OpExecutionContext, workspace: Workspace, run_lock: RunLock) -> None:
         from ae_pipeline.lifecycle.feedback import mark_within_run
-        from ae_pipeline.monitoring.feedback import MarkKind, MarkState, parse_choice
-        from ae_pipeline.reports.review import MarkRequest
+        from ae_pipeline.reports.review import MarkRequest, offer_after
 
         with as_dagster_failure():
-            given = config.model_dump()
-            kind, state = parse_choice(MarkKind, config.kind), parse_choice(MarkState, config.state)
-            request = MarkRequest(**{**given, "kind": kind, "state": state})
-            stored = mark_within_run(request, workspace.dataset(pipeline))
+            request = MarkRequest(**MarkConfig.model_validate(context.op_config).model_dump())
+            dataset = workspace.dataset(pipeline)
+            stored = mark_within_run(request, dataset)
+            offer = offer_after(stored, dataset)
             workspace.save(pipeline.dataset)
         context.log.info(f"{stored.kind} {stored.subject}: marked as {stored.state.text} by {stored.who}")
+        if offer:
+            context.log.info(offer.message)
 
     @dg.job(
         name=job_name(pipeline, "mark"),
@@ -139,8 +145,8 @@ def _rollback_job(config: PipelineConfig) -> Any:
         description="Let another version of the model serve. Days that landed since are scored under it first. Then "
         "alias and latent table move together, and the reports follow.",
         tags={DATASET_TAG: config.dataset},
-        # The launchpad shows this first. There is no version 0, so nobody rolls back without choosing a version.
-        config=rollback_run_config(config, ChampionConfig(version=0)),
+        # The launchpad shows this first. It is refused until a version and a reason are set.
+        config=rollback_run_config(config, ChampionConfig.model_construct(version=0)),
     )
 
 

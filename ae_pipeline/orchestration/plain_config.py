@@ -4,26 +4,67 @@ Dagster replaces `{env: NAME}` by the value of the environment variable in every
 launches a run could thus publish a secret: the reason of a rollback is written to the history, the report and MLflow.
 """
 
+from enum import StrEnum
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import dagster as dg
-from pydantic import BaseModel, BeforeValidator
+from dagster._config.errors import PostProcessingError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 
 def plain_schema(model: type[BaseModel]) -> dict[str, dg.Field]:
     """Return a schema for the fields of a model in which `{env: NAME}` is an error before the run starts.
 
     Args:
-        model: Model whose fields are text, whole numbers or flags, each with a default.
+        model: Model whose fields are text, whole numbers, flags or members of an enumeration.
     """
     schema: dict[str, dg.Field] = {}
     for name, field in model.model_fields.items():
         kinds = get_args(field.annotation) or (field.annotation,)
         (kind,) = (kind for kind in kinds if kind is not NoneType)
-        config: Any = dg.Noneable(kind) if NoneType in kinds else kind
-        schema[name] = dg.Field(config, default_value=field.default, is_required=False, description=field.description)
+        plain: Any = _choice(kind) if issubclass(kind, StrEnum) else kind
+        config: Any = dg.Noneable(plain) if NoneType in kinds else plain
+        given = {} if field.is_required() else {"default_value": field.default}
+        schema[name] = dg.Field(config, is_required=field.is_required(), description=field.description, **given)
     return schema
+
+
+def _choice(kind: type[StrEnum]) -> dg.Enum:
+    return dg.Enum(kind.__name__, [dg.EnumValue(member.value) for member in kind])
+
+
+class CheckedSchema(dg.Shape):
+    """A plain schema whose values the model also validates when a run is launched, not only within the run."""
+
+    def __new__(cls, _: type[BaseModel]) -> "CheckedSchema":
+        """Return a new schema: equal shapes are one object otherwise, which lacks the model."""
+        schema = object.__new__(cls)
+        schema._initialized = False
+        return schema
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        super().__init__(plain_schema(model))  # type: ignore[no-untyped-call]
+        self._model = model
+
+    def post_process(self, value: Any) -> Any:
+        """Return the value if the model accepts it.
+
+        Raises:
+            PostProcessingError: It does not. Dagster then refuses the launch.
+        """
+        try:
+            self._model.model_validate(value)
+        except ValidationError as error:
+            raise PostProcessingError(_message(error)) from None
+        return value
+
+
+def _message(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ").replace("Value error, ", "")
+        for each in error.errors()
+    )
 
 
 def _validate(value: object) -> object:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -188,9 +189,9 @@ def _write_pages(
     write_report_file(reports / "summary.json", summary.text(), dataset.paths)
     write_report_file(reports / "summary.schema.json", schema_text(), dataset.paths)
     index = published.index()
-    listed_days = (
-        with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone) if dataset.config.is_daily else ()
-    )
+    listed_days: Sequence[Mapping[str, Any]] = ()
+    if dataset.config.is_daily:
+        listed_days = with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone, published.names)
     summary_json = summary.model_dump(mode="json")
     write_report(report_variables(context, summary_json, index, listed_days, labels, gallery, images), dataset, marks)
     return context

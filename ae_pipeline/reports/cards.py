@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.monitoring.budget import is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.verdict import DayAssessment
@@ -37,7 +38,7 @@ def cards(published: Published, day: str | None, assessment: DayAssessment | Non
         "assessment": assessment.record() if assessment else None,
         "recent": recent_days(published, day),
         "model": model_facts(published, day),
-        "drift_summary": drift_summary(published.drift_by_day.get(day or "")),
+        "drift_summary": drift_summary(published.drift_by_day.get(day or ""), published.names),
         "values": value_completeness(published, day),
         "quarantined": sum(sum(file.quarantined.values()) for file in published.landed_files if day in file.days),
         "files_without_rows": sum(not file.days for file in published.landed_files),
@@ -83,11 +84,12 @@ def model_facts(published: Published, day: str | None) -> dict[str, Any]:
     }
 
 
-def drift_summary(drift: DayDrift | None) -> tuple[str, str]:
+def drift_summary(drift: DayDrift | None, names: ColumnNames = PLAIN) -> tuple[str, str]:
     """Return the drift of a day in a word or two, and in a sentence.
 
     Args:
         drift: Drift of the day; None if it was not measured.
+        names: How the text names columns.
     """
     if drift is None:
         return "unknown", "the drift of this day was not measured"
@@ -101,9 +103,11 @@ def drift_summary(drift: DayDrift | None) -> tuple[str, str]:
     count = len(drift.effects)
     noun = "column" if all(effect.part == Part.COLUMN for effect in drift.effects) else "measurement"
     verb = "is" if count == 1 else "are"
-    names = ", ".join(dict.fromkeys(effect.name for effect in drift.effects[:_NAMED_EFFECTS]))
+    named = drift.effects[:_NAMED_EFFECTS]
+    titles = (names.title(each.name) if each.part == Part.COLUMN else each.name for each in named)
+    shown_names = ", ".join(dict.fromkeys(titles))
     more = f" and {count - _NAMED_EFFECTS} more" if count > _NAMED_EFFECTS else ""
-    sentence = f"{count} {noun if count == 1 else f'{noun}s'} {verb} far from the training window: {names}{more}"
+    sentence = f"{count} {noun if count == 1 else f'{noun}s'} {verb} far from the training window: {shown_names}{more}"
     return "drifted", f"{sentence}{restriction}"
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.text import printable
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
@@ -234,44 +235,43 @@ def latent_chart(
     return as_chart("latents", "Latent space", message, below + above, data)
 
 
-def drift_chart(effects: pl.DataFrame, config: DriftConfig) -> Chart | None:
+def drift_chart(effects: pl.DataFrame, config: DriftConfig, names: ColumnNames = PLAIN) -> Chart | None:
     """Return how far the columns of each day are from the training window; None if nothing was measured.
 
     Args:
         effects: Rows of `drift.parquet`.
         config: Drift thresholds.
+        names: How the chart names columns.
     """
     import altair as alt
 
     data = ChartData()
-
     columns = effects.filter(pl.col("part") == "column")
     if not columns.height:
         return None
     days = columns["day"].unique().sort().tail(_MAX_DRIFT_DAYS)
     recent = with_excess(columns.filter(pl.col("day").is_in(days.implode())), config)
     farthest = recent.group_by("name").agg(pl.col("excess").max()).sort("excess", "name", descending=[True, False])
-    names = farthest["name"].head(_MAX_DRIFT_COLUMNS)
+    shown = farthest["name"].head(_MAX_DRIFT_COLUMNS)
     values = [
         {
             "day": row["day"],
             "date": row["day"],  # as text: Vega would convert a time to the time zone of the reader
-            "column": row["name"],
+            "column": names.title(row["name"]),
             "times": round(row["excess"], 3),
             "words": row["words"] or "no drift",
         }
-        for row in recent.filter(pl.col("name").is_in(names.implode())).iter_rows(named=True)
+        for row in recent.filter(pl.col("name").is_in(shown.implode())).iter_rows(named=True)
     ]
     scale = alt.Scale(domain=[0, 1, 2], range=["#88888822", "#f0a04b", "#b3261e"], clamp=True)
     capped = alt.Legend(values=[0, 1, 2], labelExpr="datum.value == 2 ? '2 or more' : datum.label")
+    dates = alt.Axis(format="%-d %b", labelOverlap=True)
     chart = (
         alt.Chart(data(values))
         .mark_rect()
         .encode(
-            x=alt.X(
-                "day:T", timeUnit="utcyearmonthdate", title=None, axis=alt.Axis(format="%-d %b", labelOverlap=True)
-            ),
-            y=alt.Y("column:N", title=None, sort=names.to_list()),
+            x=alt.X("day:T", timeUnit="utcyearmonthdate", title=None, axis=dates),
+            y=alt.Y("column:N", title=None, sort=[names.title(name) for name in shown]),
             color=alt.Color("times:Q", title="× threshold", scale=scale, legend=capped),
             tooltip=[
                 alt.Tooltip("date:N", title="day"),

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ae_pipeline.config.display import ColumnNames
+from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.cards import cards, unseen_days_summary
 from ae_pipeline.reports.charts import Chart
@@ -52,14 +54,15 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         ranked: Rows to list, the highest score first.
         page: Path of the page.
     """
-    groups = group_rows(ranked)
+    names = published.names
+    groups = group_rows(ranked, names)
     if groups and day and page == published.page_of(day):
         groups = published.locate(groups, day)
     assessment = published.assess_with_later_days(day) if day else None
     rows = published.row_details.explanations(ranked)
     charts = published.charts(day) if day else []
     config = published.dataset.config
-    entities = group_by_entity(rows, lambda row_id: entity_of(row_id, config))
+    entities = group_by_entity(rows, lambda row_id: entity_of(row_id, config), names)
     variables = {
         **cards(published, day, assessment),
         "dataset": published.dataset.name,
@@ -71,7 +74,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
         "entities": [_entity_variables(group) for group in entities],
-        "entity_columns": [name for name in config.identity if name != config.event_time],
+        "entity_columns": [names.title(name) for name in config.identity if name != config.event_time],
         "rows": _row_variables(published, rows, groups, entities, page),
         "states": {row.row_id: state.text for row in rows if (state := published.review.states.get(row.row_id))},
         "charts": [asdict(chart) for chart in charts],
@@ -87,11 +90,14 @@ def day_variables(published: Published, day: str, context: PageContext) -> dict[
         day: ISO date.
         context: Content of the page.
     """
+    adjacent, adjacent_pages = published.adjacent_days(day), published.adjacent_pages(day)
+    neighbors = {*adjacent, *adjacent_pages} - {None}
     return {
         **context.variables,
         "has_labels": published.dataset.config.label is not None,
-        "adjacent": published.adjacent_days(day),
-        "adjacent_pages": published.adjacent_pages(day),
+        "adjacent": adjacent,
+        "adjacent_pages": adjacent_pages,
+        "verdicts": {other: published.assess_in_brief(other).verdict.value for other in neighbors if other},
     }
 
 
@@ -162,7 +168,7 @@ def _row_variables(
 ) -> list[dict[str, Any]]:
     entity_of_row = {row.row_id: number for number, group in enumerate(entities, 1) for row in group.rows}
     group_of = {row.row_id: number for number, group in enumerate(groups, 1) for row in group.rows}
-    details = published.row_details
+    details, names = published.row_details, published.names
     neighbors, values = details.nearest(rows), details.values(rows)
     return [
         {
@@ -172,17 +178,27 @@ def _row_variables(
             "is_anomaly": row.is_anomaly,
             "is_discovery": row.is_discovery,
             "is_known_anomaly": row.is_known_anomaly,
-            "reason": row.reason,
-            "contributions": [asdict(part) for part in row.contributions],
+            "reason": row.reason_as(names),
+            "contributions": [_part_variables(part, names) for part in row.contributions],
             "group": group_of.get(row.row_id),
             "entity": entity_of_row.get(row.row_id),
-            "values": values.get(row.row_id, ()),
+            "values": [(names.title(name), names.with_unit(name, text)) for name, text in values.get(row.row_id, ())],
             "neighbors": neighbors.get(row.row_id, ()),
             "day": details.day_of(row),
             "features": published.features_link(details.day_of(row), page),
         }
         for row in rows
     ]
+
+
+def _part_variables(part: Contribution, names: ColumnNames) -> dict[str, Any]:
+    return {
+        "column": part.column,
+        "title": names.title(part.column),
+        "actual": names.with_unit(part.column, part.actual),
+        "expected": names.with_unit(part.column, part.expected),
+        "surprisal": part.surprisal,
+    }
 
 
 def _gallery_variables(gallery: Gallery) -> dict[str, Any]:

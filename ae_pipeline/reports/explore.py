@@ -1,7 +1,7 @@
 """Pages to explore a dataset, made when they are asked for: scores by day, columns, and single rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ import polars as pl
 from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate
 from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.encoding.table_encoder import TableEncoder
@@ -75,6 +76,11 @@ class Explored:
             return pl.DataFrame()
         return pl.read_parquet(whole(path), glob=False).filter(pl.col("part") == "column")
 
+    @cached_property
+    def names(self) -> ColumnNames:
+        """How the pages name columns."""
+        return ColumnNames(self.dataset.config.display)
+
     @property
     def window(self) -> list[str]:
         """Days of the training."""
@@ -107,7 +113,13 @@ def scores_page(dataset: Dataset, marks: Sequence[VersionMark] = (), note: str =
         charts.append(score_days_chart(quantiles, explored.summary["score_threshold"], marks))
     left_out = explored.summary["columns_left_out"]
     columns = [
-        {"name": name, "type": kind.value, "has_page": kind not in UNSHOWN, "left_out": left_out.get(name, "")}
+        {
+            "name": name,
+            "title": explored.names.label(name),
+            "type": kind.value,
+            "has_page": kind not in UNSHOWN,
+            "left_out": left_out.get(name, ""),
+        }
         | _drift_of(name, explored)
         for name, kind in explored.types.items()
     ]
@@ -146,14 +158,16 @@ def column_page(name: str, dataset: Dataset) -> str | None:
     column = read_column(name, days, explored.window, kind, dataset.config.timezone, dataset.paths)
     drift = explored.drift.filter(pl.col("name") == name) if explored.drift.height else explored.drift
     drift = drift.filter(pl.col("day").is_in(column.days)).sort("day") if drift.height else drift
-    charts = column_charts(column, kind, drift, dataset.config.drift) if column.days else []
-    names = [each for each, other in explored.types.items() if other not in UNSHOWN]
+    title = explored.names.label(name)
+    charts = column_charts(replace(column, name=title), kind, drift, dataset.config.drift) if column.days else []
+    names = [(each, explored.names.title(each)) for each, other in explored.types.items() if other not in UNSHOWN]
     worst = with_excess(drift, dataset.config.drift).sort("excess", "day").tail(1) if drift.height else drift
     return render_explored(
         "column.html.j2",
         explored,
         charts=charts,
         column=name,
+        title=title,
         type=kind.value,
         names=names,
         days=column.days,
@@ -197,7 +211,7 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
         day=day,
         published=row.row(0, named=True),
         latents=[(name, row[name][0]) for name in row.columns if name.startswith("z_")],
-        columns=_compared(features, bundle),
+        columns=[_named(each, explored.names) for each in _compared(features, bundle)],
         version=explored.summary["model_version"],
         threshold=bundle.calibration.threshold,
     )
@@ -234,6 +248,13 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any
         if name not in {*fitted, "row_id", LABEL} and not features[name].dtype.is_nested()
     ]
     return sorted(compared + others, key=lambda each: -(each["surprisal"] or 0.0))
+
+
+def _named(compared: Mapping[str, Any], names: ColumnNames) -> dict[str, Any]:
+    """Return a compared column with its title and the units of its values."""
+    name = compared["name"]
+    values = {key: names.with_unit(name, compared[key]) for key in ("actual", "reconstructed", "expected")}
+    return {**compared, **values, "title": names.title(name)}
 
 
 def render_explored(template: str, explored: Explored, charts: Sequence[Any], **variables: Any) -> str:

@@ -35,12 +35,14 @@ def latents_page(dataset: Dataset) -> str:
     rows, total = _sampled_rows(explored, days)
     fields = {name: f"f{index}" for index, name in enumerate(rows.columns)}
     titles = _titles(rows.columns)
+    labels = {name: _label(name, title, explored) for name, title in titles.items()}
     numbers = [name for name in rows.columns if rows[name].dtype.is_numeric()]
     latents = [name for name in numbers if name.startswith("z_")]
     axes = latents + [name for name in numbers if name not in latents]
     colors = ["score", *(name for name in fields if name not in {"score", "row_id"})]
     content = {
         "names": [titles[name] for name in rows.columns],
+        "titles": [labels[name] for name in rows.columns],
         "numbers": [fields[name] for name in numbers],
         "fields": {name: fields[name] for name in ("row_id", "day", "score", "is_anomaly") if name in fields},
         "rows": [[_json(value) for value in row] for row in rows.iter_rows()],
@@ -52,8 +54,8 @@ def latents_page(dataset: Dataset) -> str:
         explored,
         charts=[{"name": "latents"}],
         content=content,
-        axes=[(fields[name], titles[name]) for name in axes],
-        colors=[(fields[name], titles[name]) for name in colors],
+        axes=[(fields[name], labels[name]) for name in axes],
+        colors=[(fields[name], labels[name]) for name in colors],
         rows=rows.height,
         total=total,
         days=days,
@@ -70,6 +72,12 @@ def _titles(names: Sequence[str]) -> dict[str, str]:
         plain = name.removeprefix(_FEATURE)
         titles.setdefault(name, f"{plain} (feature)" if plain in shown else plain)
     return titles
+
+
+def _label(name: str, title: str, explored: Explored) -> str:
+    """Return the title and unit of a feature that has some; otherwise the name that the page shows."""
+    column = name.removeprefix(_FEATURE)
+    return explored.names.label(column) if name != column and column in explored.names.display else title
 
 
 def _sampled_rows(explored: Explored, days: Sequence[str]) -> tuple[pl.DataFrame, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.ranking import as_rows, ranked_day
 from ae_pipeline.storage.paths import DatasetPaths
@@ -27,7 +28,7 @@ def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def with_causes(
-    index: Sequence[Mapping[str, Any]], paths: DatasetPaths, timezone: str = "UTC"
+    index: Sequence[Mapping[str, Any]], paths: DatasetPaths, timezone: str = "UTC", names: ColumnNames = PLAIN
 ) -> list[Mapping[str, Any]]:
     """Return days with a message each: those without one get the causes of their flagged rows.
 
@@ -35,10 +36,11 @@ def with_causes(
         index: Listed days.
         paths: Paths of the dataset.
         timezone: Time zone of the dataset.
+        names: How the messages name columns.
     """
     described: list[Mapping[str, Any]] = []
     for entry in index:
-        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths), timezone))
+        causes = [] if entry["words"] else group_rows(as_rows(ranked_day(entry["day"], paths), timezone), names)
         message = entry["words"] or "; ".join(cause.message for cause in causes[:_CAUSES])
         described.append({**entry, "words": message})
     return described

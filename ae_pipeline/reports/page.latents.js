@@ -1,8 +1,8 @@
 // Draw rows with chosen axes and colors, and list the rows within a rectangle.
 (() => {
-  const {names, numbers, fields, rows, threshold, has_row_pages} = JSON.parse(document.querySelector("#content").textContent);
+  const {names, titles: shownNames, numbers, fields, rows, threshold, has_row_pages} = JSON.parse(document.querySelector("#content").textContent);
   // Vega takes some characters of a column's name for syntax, so points have fields f0, f1, … with the name as title.
-  const all = names.map((_, index) => `f${index}`), titles = Object.fromEntries(all.map((field, index) => [field, names[index]]));
+  const all = names.map((_, index) => `f${index}`), titles = Object.fromEntries(all.map((field, index) => [field, shownNames[index]]));
   const points = rows.map((row) => Object.fromEntries(row.map((value, index) => [`f${index}`, value])));
   const chosen = {x: document.querySelector("#x"), y: document.querySelector("#y"), color: document.querySelector("#color")};
   const most = 25, table = document.querySelector("#points"), status = document.querySelector("#chosen");

@@ -16,11 +16,11 @@ import markupsafe
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
-from ae_pipeline.common.text import printable
+from ae_pipeline.common.text import pluralize, printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
-from ae_pipeline.monitoring.feedback import marks_digest, marks_of, precision_by_version
+from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of, precision_by_version
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.files import damaged_report_files, write_report_file
@@ -31,10 +31,10 @@ from ae_pipeline.reports.summary import assessment_json
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 5
+_CONTEXT_VERSION = 6
 """Increased whenever the templates need other variables."""
 
-_CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
+_CONSTANTS = {"max_explain": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
 """Variables that are the same on all pages; `max_listed` is the number of deviations listed without details."""
 
 
@@ -182,7 +182,7 @@ def _context_path(paths: DatasetPaths) -> Path:
 
 
 def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
-    return render_page(template, {**variables, "group_states": _group_states(variables)}, paths)
+    return render_page(template, {**variables, **_states_of(variables)}, paths)
 
 
 def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
@@ -202,16 +202,28 @@ def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths
     return page_environment().get_template(template).render(**_CONSTANTS, **unescaped, **variables)
 
 
-def _group_states(variables: Mapping[str, Any]) -> list[str]:
-    """Return for each group of rows how many of them are marked, such as `3 known`; empty if none is."""
+def _states_of(variables: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return for each group of rows, and each entity, how many of them are marked, such as `3 known`."""
+    return {
+        "group_states": _counted_states("group", len(variables["groups"]), variables),
+        "entity_states": _counted_states("entity", len(variables["entities"]), variables),
+    }
+
+
+def _counted_states(name: str, count: int, variables: Mapping[str, Any]) -> list[str]:
     counts: dict[int, Counter[str]] = {}
     for row in variables["rows"]:
-        if row["group"] and (state := variables["states"].get(row["row_id"])):
-            counts.setdefault(row["group"], Counter())[state] += 1
+        if row[name] and (state := variables["states"].get(row["row_id"])):
+            counts.setdefault(row[name], Counter())[state] += 1
     return [
-        ", ".join(f"{rows} {state}" for state, rows in sorted(counts.get(number, {}).items()))
-        for number in range(1, len(variables["groups"]) + 1)
+        ", ".join(_counted(rows, state) for state, rows in sorted(counts.get(number, {}).items()))
+        for number in range(1, count + 1)
     ]
+
+
+def _counted(rows: int, state: str) -> str:
+    is_noun = state == MarkState.FALSE_ALARM.text
+    return pluralize(rows, state) if is_noun else f"{rows} {state}"
 
 
 @cache
@@ -232,8 +244,22 @@ def page_environment() -> jinja2.Environment:
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
     environment.filters["shell"] = shlex.quote
+    environment.filters["explained"] = _explain
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
     return environment
+
+
+_EXPLAINED_TERM = "stability index"
+
+_EXPLANATION = markupsafe.Markup(
+    '<abbr title="How far the values of the day are from those of the training window, after subtracting sampling '
+    'noise and normal day-to-day variation (population stability index). 0 means no difference.">stability index</abbr>'
+)
+
+
+def _explain(text: str) -> markupsafe.Markup:
+    """Return a text of the data as HTML, with an explanation at the term that few readers know."""
+    return _EXPLANATION.join(markupsafe.escape(part) for part in printable(text).split(_EXPLAINED_TERM))
 
 
 def _as_shown(value: Any) -> Any:

@@ -11,6 +11,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
@@ -106,7 +107,16 @@ class RankedRow:
     @property
     def reason(self) -> str:
         """Explanation, with the remark that the row is not flagged if it is not."""
-        return reason_of(self.because, is_marked=self.is_anomaly or bool(self.is_discovery))
+        return self.reason_as(PLAIN)
+
+    def reason_as(self, names: ColumnNames) -> str:
+        """Return why the row stands out.
+
+        Args:
+            names: How the text names columns.
+        """
+        text = because(self.contributions, names) if self.contributions and self.because else self.because
+        return reason_of(text, is_marked=self.is_anomaly or bool(self.is_discovery))
 
 
 def reason_of(because: str, *, is_marked: bool) -> str:

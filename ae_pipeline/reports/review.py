@@ -7,9 +7,11 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.monitoring.feedback import (
+    REPEATED,
     UNREVIEWED,
     FlaggedRow,
     Mark,
@@ -17,6 +19,8 @@ from ae_pipeline.monitoring.feedback import (
     MarkState,
     Review,
     add_mark,
+    false_alarms_of,
+    is_known_cause,
     marks_of,
     review,
 )
@@ -82,6 +86,7 @@ def flagged_rows(ranked: pl.DataFrame, config: PipelineConfig) -> list[FlaggedRo
         ranked: Ranked rows.
         config: Configuration of the dataset.
     """
+    flagged = ranked.filter("is_anomaly")
     return [
         FlaggedRow(
             row_id=row.row_id,
@@ -90,8 +95,9 @@ def flagged_rows(ranked: pl.DataFrame, config: PipelineConfig) -> list[FlaggedRo
             columns=cause(row) if row.contributions else (),
             entity=entity_of(row.row_id, config),
             is_labeled=bool(row.is_known_anomaly),
+            model_version=version,
         )
-        for row in as_rows(ranked.filter("is_anomaly"), config.timezone)
+        for row, version in zip(as_rows(flagged, config.timezone), flagged["model_version"], strict=True)
     ]
 
 
@@ -144,6 +150,49 @@ def mark(request: MarkRequest, dataset: Dataset) -> Mark:
     return stored
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A mark that would leave out the later rows of an entity with repeated false alarms.
+
+    Attributes:
+        message: Why it is offered.
+        request: What would be marked.
+    """
+
+    message: str
+    request: MarkRequest
+
+
+def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | None:
+    """Return the offer to mark a cause as known for an entity that has had several false alarms of this cause.
+
+    There is none with fewer false alarms, or if the cause is known already.
+
+    Args:
+        entity: Identity of the rows without the event time; may be empty.
+        columns: Columns of the cause.
+        dataset: Configuration and paths of the dataset.
+    """
+    marks, cause_columns = marks_of(dataset.paths), tuple(columns)
+    alarms = len(false_alarms_of(entity, cause_columns, marks))
+    if alarms < REPEATED or is_known_cause(entity, cause_columns, marks):
+        return None
+    subject, names = cause_key(cause_columns), ColumnNames(dataset.config.display)
+    message = (
+        f"{alarms} rows of {entity} with a cause like {', '.join(map(names.title, cause_columns))} are false alarms. "
+        "Later ones can stay flagged after a training, because the model does not see who they belong to. If the cause "
+        f"is known for {entity}, counts and alerts leave out its later rows too, until they grow"
+    )
+    note = f"{alarms} false alarms"
+    request = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.KNOWN, entity=entity, note=note)
+    return Offer(message, request)
+
+
+def offer_after(stored: Mark, dataset: Dataset) -> Offer | None:
+    """Return the offer that follows from a mark: after a false alarm, that of its entity and cause; otherwise none."""
+    return offer_of(stored.entity, stored.columns, dataset) if stored.state == MarkState.FALSE_ALARM else None
+
+
 def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int, dataset: Dataset) -> Mark:
     if request.kind == MarkKind.ROW:
         chosen = [row for row in rows if row.row_id == request.subject]
@@ -155,6 +204,10 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
             and request.day in {"", row.day}
             and request.entity in {"", row.entity}
         ]
+        if chosen and request.entity and request.state == MarkState.KNOWN:
+            # Their causes vary from row to row, and they show what the cause of this entity looks like.
+            alarms = {*false_alarms_of(request.entity, chosen[0].columns, marks_of(dataset.paths))}
+            chosen += [row for row in rows if row.row_id in alarms and row not in chosen]
     if not chosen:
         what = f"flagged row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
         where = f" on {request.day}" if request.day else ""

@@ -1,7 +1,9 @@
 """Pages that the server of the data folder makes when they are asked for: home, marks and data contract."""
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,18 @@ import numpy as np
 import polars as pl
 import yaml
 
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import open_table, published_day, published_days
 from ae_pipeline.monitoring.feedback import FlaggedRow, MarkKind, MarkState, marks_of
 from ae_pipeline.reports.page import page_environment
 from ae_pipeline.reports.ranking import as_rows
-from ae_pipeline.reports.review import MarkRequest, cause_key, flagged_rows, read_ranked
+from ae_pipeline.reports.review import MarkRequest, Offer, cause_key, flagged_rows, offer_of, read_ranked
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, whole
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
 _CONTRACT = "_contract/contract.yaml"
 
@@ -65,11 +68,22 @@ def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: 
         "days": days,
         "highest": max([1, *(entry["flagged"] for entry in days)]),
         "pages": pages[-7:],
+        "updated": _time_of(paths.reports / "summary.json"),
+        "newest": days[-1]["day"] if days and days[-1]["day"] != ALL_ROWS else "",
         "is_served": is_served,
         "has_report": (paths.reports / "report.html").exists(),
         # An object store may not answer, and this page must. The page of the contract asks it.
         "has_contract": not (table := TableFiles(paths.latents)).is_folder or table.has(_CONTRACT),
     }
+
+
+def _time_of(path: Path) -> str:
+    """Return when a file was written, in UTC; empty without the file."""
+    try:
+        written = path.stat().st_mtime
+    except FileNotFoundError:
+        return ""
+    return f"{dt.datetime.fromtimestamp(written, dt.UTC):%Y-%m-%d %H:%M}"
 
 
 def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> str:
@@ -92,16 +106,19 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         rows = [row for row in rows if cause_key(row.columns) == request.subject and request.day in {"", row.day}]
     else:
         rows = [row for row in rows if row.day == request.subject]
-    entities = _entities(request, rows)
+    entities, names = _entities(request, rows), ColumnNames(dataset.config.display)
     if request.kind == MarkKind.CAUSE and request.entity:
         rows = [row for row in rows if row.entity == request.entity]
     chosen = {row.row_id for row in rows[:_ENTITIES]}
     reasons = [
-        (row.row_id, row.score, row.reason)
+        (row.row_id, row.score, row.reason_as(names))
         for row in as_rows(ranked.filter(pl.col("row_id").is_in(chosen)), dataset.config.timezone)
     ]
+    offer = offer_of(rows[0].entity, rows[0].columns, dataset) if rows and _is_of_entity(request) else None
     days = {entry["day"]: entry for entry in (read_summary(dataset.paths) or {}).get("days", [])}
-    subject = request.subject if request.kind != MarkKind.CAUSE else request.subject.replace("+", ", ")
+    subject = request.subject
+    if request.kind == MarkKind.CAUSE:
+        subject = ", ".join(map(names.title, rows[0].columns)) if rows else subject.replace("+", ", ")
     return _render(
         "mark.html.j2",
         dataset=dataset.name,
@@ -115,9 +132,26 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
             each for each in marks_of(dataset.paths) if (each.kind, each.subject) == (request.kind, request.subject)
         ],
         states=EXPLAINED,
+        offer=offer_json(offer),
         back=back,
         nonce=nonce,
     )
+
+
+def _is_of_entity(request: MarkRequest) -> bool:
+    return request.kind == MarkKind.ROW or bool(request.kind == MarkKind.CAUSE and request.entity)
+
+
+def offer_json(offer: Offer | None) -> dict[str, Any] | None:
+    """Return an offer as the page of marks reads it; None without one."""
+    if offer is None:
+        return None
+    request = {name: value for name, value in asdict(offer.request).items() if value and name != "who"}
+    return {
+        "message": f"{offer.message}.",
+        "label": f"Treat it as known for {offer.request.entity}",
+        "request": request,
+    }
 
 
 def _entities(request: MarkRequest, rows: Sequence[FlaggedRow]) -> list[tuple[str, int]]:
@@ -196,7 +230,7 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
     )
     numeric = [name for name in features.columns if name != "row_id"]
     joined = rows.join(features, on="row_id", how="inner", suffix="_of_features")
-    strongest = {}
+    strongest, names = {}, ColumnNames(dataset.config.display)
     for latent in (name for name in rows.columns if name.startswith("z_")):
         strengths = []
         for name in numeric:
@@ -206,7 +240,7 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
                 continue
             strengths.append((float(np.corrcoef(pair["a"].rank().to_numpy(), pair["b"].rank().to_numpy())[0, 1]), name))
         strengths.sort(key=lambda each: -abs(each[0]))
-        strongest[latent] = ", ".join(f"{name} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
+        strongest[latent] = ", ".join(f"{names.title(name)} ({value:+.2f})" for value, name in strengths[:_CORRELATES])
     return strongest
 
 

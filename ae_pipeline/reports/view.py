@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ae_pipeline.config.days import has_come
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
@@ -53,6 +54,11 @@ class Published:
     entries: Mapping[str, ReportDay]
     drift: Sequence[DayDrift] = field(default=())
     review: Review = UNREVIEWED
+
+    @cached_property
+    def names(self) -> ColumnNames:
+        """How pages name columns."""
+        return ColumnNames(self.dataset.config.display)
 
     @property
     def newest(self) -> str | None:
@@ -138,7 +144,7 @@ class Published:
         if in_detail and any(effect.missing > thresholds.missing for effect in drift.effects):
             columns |= {"row_id", *self._categories}
         features = self._features(day, {*columns, "event_time"})
-        return deviations_of(drift, features, self.bundle, thresholds, self.dataset.config.display)
+        return deviations_of(drift, features, self.bundle, thresholds, self.names)
 
     def _features(self, day: str, columns: Collection[str]) -> pl.DataFrame:
         """Read those of the columns that the features of a day have, with times in the time zone of the dataset."""
@@ -239,7 +245,7 @@ class Published:
         for group in groups[:DETAILED]:
             mask = features["row_id"].is_in([row.row_id for row in group.rows])
             categories = [name for name in features.columns if name in self._categories and name not in group.columns]
-            located.append(replace(group, where=describe_location(features, mask, categories)))
+            located.append(replace(group, where=describe_location(features, mask, categories, self.names)))
         return [*located, *groups[DETAILED:]]
 
     def charts(self, day: str) -> list[Chart]:
@@ -254,7 +260,7 @@ class Published:
         drift = self.dataset.paths.reports / "drift.parquet"
         if read_facts(drift):
             effects = pl.read_parquet(drift, glob=False).filter(pl.col("day") <= day)
-            charts += [chart] if (chart := drift_chart(effects, config.drift)) else []
+            charts += [chart] if (chart := drift_chart(effects, config.drift, self.names)) else []
         charts.append(self._calibration(day))
         if bundle.facts.epochs:
             charts.append(loss_chart(bundle.facts.epochs, bundle.facts.best_epoch, bundle.loss.unit))

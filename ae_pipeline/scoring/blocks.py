@@ -11,8 +11,10 @@ from torch import Tensor
 S = TypeVar("S")
 T = TypeVar("T")
 
-_CPU_CELLS, _CUDA_CELLS = 2**18, 2**26
-"""Numbers of an intermediate result in one block. On a CPU, a block fits into the cache of a core."""
+_CPU_CELLS, _CUDA_CELLS = 2**18, 2**27
+"""Numbers of an intermediate result in one block. On a CPU, a block fits into the cache of a core. On a CUDA device,
+a batch of a table is one block, since each block waits for the device several times.
+"""
 
 
 def blocks(rows: Tensor, cells: int) -> tuple[Tensor, ...]:

@@ -166,7 +166,7 @@ def evaluate(
         return loss.objective(model(batch), batch, beta).sum(dtype=torch.float64)
 
     total = torch.zeros((), dtype=torch.float64, device=rows.device)  # read once, since each read waits for a device
-    for batch in rows.split(batch_size or rows_at_once(rows.shape[1:])):
+    for batch in rows.split(batch_size or rows_at_once(rows.shape[1:], rows.device)):
         for part in shrinking(objective, batch):
             total += part
     return float(total) / len(rows)

@@ -264,12 +264,20 @@ class TestOwnPages:
         answer = page.evaluate(
             """async (query) => (await fetch("/graphql", {method: "POST", body: JSON.stringify({query}),
             headers: {"Content-Type": "application/json"}})).json()""",
-            LAUNCH.replace('runConfigData: "{}"', f"runConfigData: {json.dumps(_rollback())}"),
+            LAUNCH.replace('runConfigData: "{}"', f"runConfigData: {json.dumps(_rollback('a test'))}"),
         )
         assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
         assert state(servers)[0] == runs + 1
         page.wait_for_selector("text=flights_rollback")
         assert page.problems == []
+
+    def test_the_launchpad_refuses_a_rollback_without_version_and_reason(self, servers: Servers, page: Any) -> None:
+        """What the launchpad shows first cannot be launched, and it says what to set."""
+        runs, _ = state(servers)
+        page.goto(f"{servers.origin('dagster')}/locations/ae_pipeline/jobs/flights_rollback/playground/setup")
+        page.click("button:has-text('Launch run'):not([disabled])")
+        page.wait_for_selector("text=there is no version 0; choose a registered version. a rollback needs a reason")
+        assert state(servers)[0] == runs
 
     def test_mlflow_lists_runs(self, servers: Servers, page: Any) -> None:
         page.goto(f"{servers.origin('mlflow')}/#/experiments/0/runs")
@@ -288,6 +296,6 @@ class TestOwnPages:
         page.wait_for_function("document.title === 'Day'")
 
 
-def _rollback() -> str:
+def _rollback(why: str) -> str:
     """Return the run config of a rollback to a version that does not exist."""
-    return json.dumps({"ops": {"flights__champion": {"config": {"version": 0, "why": "a test"}}}})
+    return json.dumps({"ops": {"flights__champion": {"config": {"version": 1, "why": why}}}})

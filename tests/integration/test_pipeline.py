@@ -457,7 +457,11 @@ def test_known_anomalies_do_not_use_up_the_alert_budget(labeled_run: LabeledRun)
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags["newest verdict"] == shown
     assert run.info.run_name == "version 1 (passed), all rows"
-    assert experiment.tags["mlflow.note.content"].startswith("all rows: ")
+    address = "http://127.0.0.1:3001/reports/orders/report.html"
+    assert run.data.tags["report"] == address
+    first_line = experiment.tags["mlflow.note.content"].splitlines()[0]
+    assert first_line.startswith("all rows: ")
+    assert first_line.endswith(f"[Open the report]({address}).")
     metadata = labeled_run.shop.metadata("anomaly_report")
     assert metadata["newest_verdict"] == shown
     assert (metadata["known_anomalies"], metadata["known_anomalies_flagged"], metadata["normal_rows_flagged"]) == (

@@ -4,6 +4,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -24,6 +25,7 @@ SECRETS = {
     "ORDERS_DATABASE": "postgresql://reader:password-77b2e0@db.internal/orders",
     "AE_PIPELINE_UI_TOKEN": "ui-token-41c9d2e8b7f0",
 }
+MARK = {"kind": "day", "subject": "2013-02-08", "state": "known", "who": "Ada"}
 PARTS = ("token-8c1f0e6d2b", "signing-5d07a91c3e", "password-77b2e0", "ui-token-41c9d2e8b7f0")
 
 
@@ -102,7 +104,7 @@ def test_no_secret_is_written_by_any_run(shop: Shop, caplog: pytest.LogCaptureFi
 def test_no_field_of_our_run_config_resolves_the_environment() -> None:
     definitions = defs()
     found = []
-    for job in ("flights_rollback", "flights_train", "flights_intake", "flights_day"):
+    for job in ("flights_rollback", "flights_mark", "flights_train", "flights_intake", "flights_day"):
         schema = definitions.resolve_job_def(job).run_config_schema.run_config_schema_type
         found += [path for path in _sources(schema, ()) if "io_manager" not in path]  # nothing is stored with it
     assert found == []
@@ -114,6 +116,29 @@ def test_a_schema_has_all_fields_of_its_model() -> None:
         ChampionConfig.model_fields, False
     )
     assert schema["why"].description == ChampionConfig.model_fields["why"].description
+
+
+@pytest.mark.parametrize(
+    ("job", "op", "config", "message"),
+    [
+        ("rollback", "champion", {"version": 0}, "choose a registered version. a rollback needs a reason"),
+        ("rollback", "champion", {"version": 1, "why": " "}, "a rollback needs a reason"),
+        ("rollback", "champion", {"version": 1}, "a rollback needs a reason"),
+        ("mark", "mark", {**MARK, "who": ""}, "who: String should have at least 1 character"),
+        ("mark", "mark", {**MARK, "state": "fine"}, "state not in enum type MarkState got fine"),
+        (
+            "mark",
+            "mark",
+            {**MARK, "note": {"env": "HOME"}},
+            "Invalid scalar at path root:ops:flights__mark:config:note",
+        ),
+    ],
+)
+def test_a_launch_without_what_it_needs_is_refused(job: str, op: str, config: dict[str, Any], message: str) -> None:
+    """Nothing runs: Dagster checks the config when it makes the plan of the run."""
+    resolved = defs().resolve_job_def(f"flights_{job}")
+    with pytest.raises(dg.DagsterInvalidConfigError, match=message):
+        resolved.execute_in_process(run_config={"ops": {f"flights__{op}": {"config": config}}})
 
 
 def _sources(kind: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -180,7 +180,7 @@ class Shop:
 
     def roll_back(self, version: int, **settings: Any) -> dg.ExecuteInProcessResult:
         """Run the rollback to a version; `settings` are other fields of `ChampionConfig`."""
-        champion = ChampionConfig(version=version, **{"why": "a test", **settings})
+        champion = ChampionConfig.model_construct(version=version, **{"why": "a test", **settings})
         config = rollback_run_config(self.config, champion)
         job = self.defs.resolve_job_def("orders_rollback")
         return self._execute(job, {}, config)

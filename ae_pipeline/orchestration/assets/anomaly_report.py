@@ -79,7 +79,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         dataset = workspace.dataset(config)
         days = days_of(context, dataset)
         with as_dagster_failure():
-            reported = report_on_days(dataset, workspace.tracker(), days, context.run.run_id)
+            reported = report_on_days(dataset, workspace.tracker(), days, context.run.run_id, workspace.file_url)
         report, version = reported.report, reported.version
         newest = report.newest_assessment
         for day in report.days:

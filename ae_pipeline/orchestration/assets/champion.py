@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from ae_pipeline.common.signals import critical_section
 from ae_pipeline.config.pipeline import PipelineConfig
@@ -16,7 +16,7 @@ from ae_pipeline.orchestration.assets.common import (
     origin_of,
 )
 from ae_pipeline.orchestration.metadata import history_table
-from ae_pipeline.orchestration.plain_config import plain_schema
+from ae_pipeline.orchestration.plain_config import CheckedSchema
 from ae_pipeline.orchestration.resources import RunLock, Workspace
 from ae_pipeline.orchestration.tags import requested_by
 
@@ -46,6 +46,16 @@ class ChampionConfig(BaseModel, frozen=True):
     who: str = Field(default="", description="Your name, kept in the history.")
     even_if_rejected: bool = Field(default=False, description="Allow a version that the gate rejected.")
 
+    @model_validator(mode="after")
+    def _require_version_and_reason(self) -> "ChampionConfig":
+        if self.version is None:
+            return self
+        missing = [] if self.version > 0 else [f"there is no version {self.version}; choose a registered version"]
+        missing += [] if self.why.strip() else ["a rollback needs a reason, which the history keeps; set why"]
+        if missing:
+            raise ValueError(". ".join(missing))
+        return self
+
 
 def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
     """Build the asset of a dataset."""
@@ -57,7 +67,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         checks=_CHECKS,
         kinds={"mlflow"},
         upstream=["autoencoder"],
-        config_schema=plain_schema(ChampionConfig),
+        config_schema=CheckedSchema(ChampionConfig),
     )
     def champion(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.publish import load_champion

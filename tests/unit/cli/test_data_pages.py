@@ -1,12 +1,15 @@
 """Home page, data contract and marks at the server of the data folder: what is shown, and who may change what."""
 
+import datetime as dt
 import json
+import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -17,7 +20,10 @@ from starlette.testclient import TestClient
 
 from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
+from ae_pipeline.cli.mark import MarkOptions
+from ae_pipeline.cli.mark import mark as cli_mark
 from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
+from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.latents.files import TableFiles
@@ -109,6 +115,11 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
     home = client.get("/").text
     assert after["words"] in home
     assert 'href="contract/sensors"' in home
+    first, last = (summary_of(dataset)["days"][index]["day"] for index in (0, -1))
+    assert re.search(rf'<div class="small ends".*{first}.*{last}', home)  # the axis of the trend
+    written = (dataset.paths.reports / "summary.json").stat().st_mtime
+    updated = dt.datetime.fromtimestamp(written, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    assert f"Last updated {updated} UTC; the newest day with rows is {last}." in home
 
 
 def test_an_entity_that_is_asked_for_is_chosen(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +305,41 @@ def test_marks_reach_the_training(dataset: Dataset) -> None:
     ]
 
 
+def test_three_false_alarms_of_an_entity_offer_to_leave_out_its_later_rows(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in flagged_rows(read_ranked(dataset.paths), dataset.config) if row.columns == ("load",)]
+    rows = [replace(row, entity="M 1") for row in rows]
+    assert len(rows) >= 5
+    monkeypatch.setattr("ae_pipeline.reports.review.flagged_rows", lambda *_: rows)
+    monkeypatch.setattr("ae_pipeline.reports.served.flagged_rows", lambda *_: rows)
+    client = client_of(dataset)
+
+    def post(**fields: str) -> Any:
+        return client.post("/mark/sensors", json={"who": "ana", **fields}, headers={"Origin": ORIGIN}).json()
+
+    first, second, third, later, *_ = (row.row_id for row in rows)
+    for row_id in (first, second):
+        assert post(kind="row", subject=row_id, state="false_alarm")["offer"] is None
+    offer = post(kind="row", subject=third, state="false_alarm")["offer"]
+    assert offer["message"].startswith(
+        "3 rows of M 1 with a cause like load are false alarms. Later ones can stay flagged"
+    )
+    form = client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': later})}").text
+    assert "Treat it as known for M 1" in form
+    monkeypatch.setattr("ae_pipeline.cli.mark.Project.load", lambda **_: SimpleNamespace(dataset=lambda _: dataset))
+    cli_mark("sensors", MarkOptions(state="false-alarm", row=third, who="ana"))
+    assert "ae-pipeline mark sensors known --cause load --entity 'M 1'" in capsys.readouterr().out
+    assert post(**offer["request"])["offer"] is None
+    (of_entity,) = (mark for mark in marks_of(dataset.paths) if mark.kind == MarkKind.CAUSE)
+    assert (of_entity.state, of_entity.entity, of_entity.note) == (MarkState.KNOWN, "M 1", "3 false alarms")
+    assert set(of_entity.rows) == {row.row_id for row in rows}
+    learned = [row_id for row_ids in reviewed_rows(dataset.paths).false_alarms.values() for row_id in row_ids]
+    assert set(learned) == {first, second, third}  # the next training learns them still
+    assert "Treat it as known" not in client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': later})}").text
+    assert post(kind="row", subject=later, state="real")["offer"] is None
+
+
 def test_an_entity_is_the_identity_without_the_time() -> None:
     flights = sensor_config(identity=("carrier", "measured_at", "origin"))
     assert entity_of("UA|2013-01-01|EWR", flights) == "UA|EWR"
@@ -377,6 +423,34 @@ def test_a_row_shows_all_columns_actual_and_reconstructed(prepared: Dataset, fit
     assert row_page(strange["row_id"], "2020-01-01", prepared, fitted.bundle) is None
 
 
+def test_all_pages_name_columns_by_their_titles_and_units(dataset: Dataset, fitted: Fitted) -> None:
+    display = {"load": ColumnDisplay(title="motor load", unit="kW"), "power": ColumnDisplay(unit="W")}
+    dataset = replace(dataset, config=dataset.config.model_copy(update={"display": display}))
+    day, client = summary_of(dataset)["verdict"]["day"], client_of(dataset)
+    strange = read_ranked(dataset.paths).filter(pl.col("because").str.starts_with("load is")).row(0, named=True)
+    (first, *_), row_id = strange["contributions"], strange["row_id"]
+    spoken = f"motor load is {first['actual']} kW, expected {first['expected']} kW"
+    page = Text(day_page(day, dataset, fitted.bundle, 3).read_text()).text
+    assert spoken in page  # the reason
+    assert f"motor load {first['column']}{first['actual']} kW{first['expected']} kW" in page  # the parts of the score
+    assert re.search(r"Values: .*motor load -?[\d.]+ kW, .*power -?[\d.]+ W", page)
+    assert re.search(r"\n\d+motor load", page)  # the causes
+    overview = client.get("/explore/sensors").text
+    assert '<a href="/explore/sensors/column/load">motor load (kW)</a> <code class="small">load</code>' in overview
+    column = client.get("/explore/sensors/column/load").text
+    assert "<h1>motor load (kW) of sensors</h1>" in column
+    assert chart_of(column, "median")["layer"][0]["encoding"]["y"]["title"] == "motor load (kW)"
+    latents = client.get("/explore/sensors/latents").text
+    assert ">motor load (kW)</option>" in latents
+    content = json.loads(latents.split('id="content">')[1].split("</script>")[0])
+    assert "load" in content["names"]  # of the file to download
+    of_row = Text(row_page(row_id, day, dataset, fitted.bundle) or "").text
+    assert f"motor load load{first['actual']} kW" in of_row
+    mark = Text(client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': row_id})}").text).text
+    assert spoken in mark
+    assert "motor load (" in client.get("/contract/sensors").text
+
+
 def test_a_row_whose_features_were_built_again_says_so(dataset: Dataset, fitted: Fitted) -> None:
     row = read_ranked(dataset.paths).row(0, named=True)
     day = summary_of(dataset)["verdict"]["day"]
@@ -437,8 +511,10 @@ def test_the_page_of_any_day_is_drawn_when_it_is_asked_for(
     assert drawn.status_code == 200
     assert drawn.headers["content-security-policy"].startswith("sandbox allow-scripts")
     assert f"sensors on {second}" in drawn.text
-    assert f'<p class="served" hidden><a href="{first}.html">← {first}</a>' in drawn.text
-    assert f'<a href="{third}.html">{third} →</a>' in drawn.text
+    verdicts = {entry["day"]: entry["state"] for entry in summary_of(dataset)["days"]}
+    pill = f'<span class="small state {verdicts[first].replace(" ", "-")}">{verdicts[first]}</span>'
+    assert f'<p class="served" hidden><a class="d" href="{first}.html">← {first}</a> {pill}' in drawn.text
+    assert f'<a class="d" href="{third}.html">{third} →</a>' in drawn.text
     assert list(folder.glob("*.html")) == []  # later runs would have to renew it
     stored = day_page(second, dataset, fitted.bundle, 3).read_text()
     assert client.get(f"/reports/sensors/days/{second}.html").text == stored == drawn.text

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.config.columns import ColumnDisplay, ColumnType, FeatureColumn
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -66,7 +67,7 @@ class TestColumns:
         usual = next(known for known in bundle.reference if known.name == "load").quantiles[49]
         assert deviation.message == f"the median of load is 77, usually {usual:.4g} (stability index 3.00, at most 0.5)"
         display = {"load": ColumnDisplay(title="motor load", unit="kW"), "mode": ColumnDisplay(unit="%")}
-        (named,) = deviations_of(drift, day, bundle, fitted.config.drift, display)
+        (named,) = deviations_of(drift, day, bundle, fitted.config.drift, ColumnNames(display))
         assert named.message.startswith(f"the median of motor load is 77 kW, usually {usual:.4g} kW (stability")
 
     def test_a_column_name_with_quotes_is_valid_in_the_query(self, bundle: ModelBundle) -> None:

@@ -15,6 +15,8 @@ from ae_pipeline.monitoring.feedback import (
     MarkState,
     add_mark,
     days_in_state,
+    false_alarms_of,
+    is_known_cause,
     marks_digest,
     marks_of,
     parse_choice,
@@ -136,6 +138,59 @@ class TestStates:
         today, tomorrow = row(DAYS[0]), row(DAYS[1])
         reviewed = review([today, tomorrow], [known(today, state=MarkState.FALSE_ALARM)], DAYS)
         assert reviewed.hidden == {DAYS[0]: 1}
+
+    def test_false_alarms_of_an_entity_are_counted_by_cause(self) -> None:
+        rows = [row(day) for day in DAYS[:3]]
+        alarms = [replace(known(each, state=MarkState.FALSE_ALARM, entity="UA|1"), kind=MarkKind.ROW) for each in rows]
+        taken_back = replace(alarms[0], state=MarkState.CLEARED)
+        wider = replace(alarms[1], columns=("delay", "dest"))
+        ids = [each.row_id for each in rows]
+        assert false_alarms_of("UA|1", ("delay",), [*alarms, wider, alarms[0]]) == ids
+        assert false_alarms_of("UA|1", ("delay",), [*alarms, taken_back]) == ids[1:]
+        assert false_alarms_of("UA|1", ("dest",), alarms) == false_alarms_of("AA|7", ("delay",), alarms) == []
+        assert false_alarms_of("", ("delay",), [replace(each, entity="") for each in alarms]) == []
+
+    def test_a_false_alarm_stays_one_if_its_cause_becomes_known(self) -> None:
+        first, second, later = (row(day) for day in DAYS[:3])
+        alarm = replace(known(first, state=MarkState.FALSE_ALARM), kind=MarkKind.ROW, subject=first.row_id)
+        of_entity = replace(known(second, entity="UA|1"), rows={first.row_id: DAYS[0], second.row_id: DAYS[1]})
+        states = review([first, second, later], [alarm, of_entity], DAYS).states
+        assert states == {
+            first.row_id: MarkState.FALSE_ALARM,
+            second.row_id: MarkState.KNOWN,
+            later.row_id: MarkState.KNOWN,
+        }
+        assert rows_in_state([alarm, of_entity], MarkState.FALSE_ALARM) == {DAYS[0]: [first.row_id]}
+
+    @pytest.mark.parametrize(
+        ("version", "score", "columns", "entity", "is_hidden"),
+        [
+            (1, 20.0, "delay", "UA|1", False),  # it has grown
+            (2, 20.0, "delay", "UA|1", True),  # the marked row has grown by as much under this version
+            (2, 20.0, "delay", "", True),
+            (2, 20.5 + GROWTH_NATS, "delay", "UA|1", False),
+            (2, 20.0, "dest", "UA|1", True),  # the marked row has this cause now
+            (2, 20.0, "dest", "", False),  # too many other rows may have it
+        ],
+    )
+    def test_a_known_cause_survives_another_version(
+        self, version: int, score: float, columns: str, entity: str, is_hidden: bool
+    ) -> None:
+        mark = known(row(DAYS[0]), entity=entity)
+        now_flagged = [row(DAYS[0], score=20.0, columns=columns), row(DAYS[1], score=score, columns=columns)]
+        rescored = [replace(each, model_version=version) for each in now_flagged]
+        states = review(rescored, [mark], DAYS).states
+        assert (now_flagged[1].row_id in states) == is_hidden
+        assert (now_flagged[0].row_id in states) == (version == 2)
+
+    @pytest.mark.parametrize(
+        ("states", "is_known"), [([], False), (["known"], True), (["known", "cleared"], False), (["real"], False)]
+    )
+    @pytest.mark.parametrize("entity", ["", "UA|1"])
+    def test_the_last_mark_says_whether_a_cause_is_known(self, states: list[str], is_known: bool, entity: str) -> None:
+        marks = [known(row(DAYS[0]), entity=entity, state=MarkState(state)) for state in states]
+        assert is_known_cause("UA|1", ("delay",), marks) == is_known
+        assert is_known_cause("AA|7", ("delay",), marks) == (is_known and not entity)
 
     def test_a_labeled_anomaly_is_not_left_out_twice(self) -> None:
         labeled = replace(row(DAYS[0]), is_labeled=True)

@@ -1,6 +1,7 @@
 """The page over all days: rendered again from its stored variables, with the current alerts and pages of days."""
 
 import json
+import re
 
 import pytest
 
@@ -8,7 +9,7 @@ from ae_pipeline.monitoring.alerts import Alert, AlertEvent, raise_alert
 from ae_pipeline.registry.history import Change, HistoryEntry, record
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.day_pages import day_page
-from ae_pipeline.reports.page import by_reason, refresh_operations
+from ae_pipeline.reports.page import by_reason, page_environment, refresh_operations
 from tests.support.reports import SCRIPT, Text, as_dataset, published, reported
 from tests.support.sensors import Fitted
 
@@ -74,3 +75,8 @@ class TestRefresh:
 def test_columns_are_grouped_by_the_reason_to_leave_them_out() -> None:
     left_out = {"a": "constant", "b": "identifier", "c": "constant"}
     assert by_reason(left_out) == {"constant": ["a", "c"], "identifier": ["b"]}
+
+
+def test_the_stability_index_is_explained_where_it_stands() -> None:
+    text = page_environment().from_string("{{ text|explained }}").render(text="<b> (stability index 0.7)")
+    assert re.fullmatch(r"&lt;b&gt; \(<abbr title=\"[^\"<]+\">stability index</abbr> 0\.7\)", text)

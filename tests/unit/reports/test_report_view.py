@@ -179,8 +179,8 @@ class TestDays:
         day, text = dataset.features(days[4]), page.read_text()
         row_ids = re.findall(r"<li><code>(.+?)</code>", text)
         assert set(row_ids) == set(day.filter(pl.col("load").is_null())["row_id"])
-        assert f'<a href="{days[2]}.html">' in text
-        assert f'<a href="{days[6]}.html">' in text
+        assert f'<a class="d" href="{days[2]}.html">' in text
+        assert f'<a class="d" href="{days[6]}.html">' in text
 
     def test_causes_of_a_day_are_located_within_the_day(self, report: Reported) -> None:
         dataset, days, _ = report

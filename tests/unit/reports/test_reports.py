@@ -172,8 +172,8 @@ class TestPage:
         page = Text(report.page.read_text()).text
         assert f"sensors: {flagged} of {rows} rows flagged" in page
         assert (
-            f"{flagged / rows:.2%} of the rows are flagged; the alert budget is 1.00%. About 3\nrows would be flagged"
-            in page
+            f"{flagged / rows:.2%} of the rows are flagged. The alert budget is 1.00%: about 3\nrows, "
+            f"{0.01 * rows / by_day.height:.1f} a day, are expected to be flagged even if all is well" in page
         )
         assert f"The highest bar is {max(by_day['flagged'])} rows" in page
         assert f"a score above {planted.bundle.calibration.threshold:.2f} nats are flagged" in page
