@@ -17,6 +17,8 @@ export DAGSTER_HOME := $(CURDIR)/.dagster
 export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Each process of the tests would compile the package and the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run ui test test-fast coverage types lint doctest prose docs check bench audit sbom clean
 .DEFAULT_GOAL := help

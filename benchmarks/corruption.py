@@ -348,11 +348,14 @@ def measure(kinds: Sequence[Kind], damages: Sequence[str], root: Path | None = N
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as temporary, definitions():
-        import deltalake  # noqa: F401 - before the processes fork, so that each of them need not import it
-        import mlflow  # noqa: F401
-        import torch  # noqa: F401
+        import altair  # noqa: F401 - before the processes fork, so that each of them need not import it
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        import sklearn.ensemble  # noqa: F401
 
-        import ae_pipeline.lifecycle.plan
+        import ae_pipeline.cli.doctor
+        import ae_pipeline.cli.summary
+        import ae_pipeline.latents.read
+        import ae_pipeline.lifecycle.train
         import ae_pipeline.orchestration.runs  # noqa: F401
 
         project = Project(root or Path(temporary))

@@ -10,7 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from ae_pipeline.config.pipeline import PipelineConfig
 
 STAGES = ("raw_data", "features", "autoencoder", "champion", "latent_features", "anomaly_report")
 
@@ -77,17 +82,14 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: str) -> Measure:
+def definitions_of(config: "PipelineConfig") -> "dg.Definitions":
+    """Return the definitions of a dataset whose data and models are where the environment says."""
     import dagster as dg
 
-    from ae_pipeline.config.pipeline import PipelineConfig
     from ae_pipeline.orchestration.component import AutoencoderPipeline
-    from ae_pipeline.orchestration.console import LOGGERS, line_logger
-    from ae_pipeline.orchestration.jobs import job_name
+    from ae_pipeline.orchestration.console import line_logger
     from ae_pipeline.orchestration.resources import RunLock, Workspace
-    from ae_pipeline.orchestration.tags import range_tags
 
-    config = PipelineConfig.model_validate(attributes)
     workspace = Workspace(data_folder=os.environ["AE_PIPELINE_DATA"], mlflow_folder=os.environ["AE_PIPELINE_MLRUNS"])
     resources = dg.Definitions(
         resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)},
@@ -95,7 +97,19 @@ def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: st
         loggers={"console": line_logger},
     )
     context: Any = None  # build_defs needs no context without a defs folder
-    definitions = dg.Definitions.merge(AutoencoderPipeline(config).build_defs(context), resources)
+    return dg.Definitions.merge(AutoencoderPipeline(config).build_defs(context), resources)
+
+
+def _materialize(attributes: Mapping[str, Any], stage: str, first: str, last: str) -> Measure:
+    import dagster as dg
+
+    from ae_pipeline.config.pipeline import PipelineConfig
+    from ae_pipeline.orchestration.console import LOGGERS
+    from ae_pipeline.orchestration.jobs import job_name
+    from ae_pipeline.orchestration.tags import range_tags
+
+    config = PipelineConfig.model_validate(attributes)
+    definitions = definitions_of(config)
     stages = stage.split(",")
     job = definitions.resolve_job_def(job_name(config, _JOBS[stages[0]]))
     tags = range_tags(first, last) if _JOBS[stages[0]] != "train" else {}

@@ -1,6 +1,7 @@
 """Publications of several hosts to one table: an object store and a PostgreSQL server between them, on this machine.
 
-A host is a process with a data folder of its own. In each round all of them publish at once, each a corrected day or a
+A host is a process with a data folder of its own. In the trial `folder`, all of them share one, with its table and its
+lock files, and nothing is in the object store. In each round all of them publish at once, each a corrected day or a
 new one, and in every fifth round under another model. After the round the table must have every row once, and the list
 of files and the data contract must describe its newest version. The trial runs with the locks of the server, and with
 lock files, which the hosts do not share. A last trial kills processes that hold a lock of the server.
@@ -78,13 +79,20 @@ def _host(root: Path, tables: str, bundles: Sequence[Path], tasks: Any, gate: An
         out.put((error, retries.count, time.perf_counter() - started))
 
 
-def _look(tables: str, version: int, expected: set[str]) -> Counter[str]:
-    """Return what is wrong with the table and with the texts beside it."""
-    paths = DatasetPaths(Path(), DATASET, tables)
+def look(dataset: str, tables: str, version: int, expected: set[str]) -> Counter[str]:
+    """Return what is wrong with a table and with the texts beside it.
+
+    Args:
+        dataset: Name of the dataset.
+        tables: Where the tables are.
+        version: Version of the model whose latents it must have.
+        expected: Identities that it must have.
+    """
+    paths = DatasetPaths(Path(), dataset, tables)
     files = TableFiles(paths.latents)
     table, contract = files.open(), read_contract(files)
     assert table is not None
-    latents = read_latents(DATASET, tables=tables)
+    latents = read_latents(dataset, tables=tables)
     ids = latents.arrow["row_id"].to_pylist()
     manifest = (files.read_text(MANIFEST) or "").split()
     properties = {entry.property: entry.value for entry in (contract.customProperties if contract else None) or []}
@@ -106,16 +114,18 @@ def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) 
 
     Args:
         trial: Features and models.
-        kind: Kind of the locks, for the names of table and folders; the environment selects them.
+        kind: Kind of the locks, for the names of table and folders; the environment selects them. With `folder`, the
+            hosts share a data folder.
         publishers: Number of hosts.
         rounds: Number of rounds.
     """
-    tables = f"s3://{BUCKET}/{kind}"
+    shared = trial.root.parent / kind / "shared" if kind == "folder" else None
+    tables = f"s3://{BUCKET}/{kind}" if shared is None else str(shared / "latents")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ae_pipeline.latents.publish", "ae_pipeline.training.fit"])
     gate, out = context.Barrier(publishers), context.Queue()
-    roots = [trial.root.parent / kind / f"host_{number}" for number in range(publishers)]
-    for root in roots:
+    roots = [shared or trial.root.parent / kind / f"host_{number}" for number in range(publishers)]
+    for root in sorted(set(roots)):
         shutil.copytree(trial.paths.features("_").parent, DatasetPaths(root, DATASET).features("_").parent)
     queues = [context.Queue() for _ in roots]
     processes = [
@@ -133,7 +143,7 @@ def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) 
         days = [day_of((number * publishers + index) % 40) for index in range(publishers)]
         for index, day in enumerate(days):
             trial.write_day(day, FEWEST_ROWS, 1000 + number * publishers + index)
-            for root in roots:
+            for root in sorted(set(roots)):
                 shutil.copyfile(trial.paths.features(day), DatasetPaths(root, DATASET).features(day))
         for queue, day in zip(queues, days, strict=True):
             queue.put((version, [day]))
@@ -144,7 +154,7 @@ def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) 
             if error:
                 print(error, file=sys.stderr)
         published = sorted({*published, *days})
-        counts += _look(tables, version, trial.ids(published))
+        counts += look(DATASET, tables, version, trial.ids(published))
     for queue in queues:
         queue.put(None)
     for process in processes:
@@ -152,7 +162,7 @@ def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) 
     names = ("failed", "retries", "rows lost", "rows doubled", "rows that should not be there")
     checks = ("other model", "manifest differs", "contract differs")
     return {
-        "trial": f"publishers, {kind} locks",
+        "trial": "publishers, one folder" if shared else f"publishers, {kind} locks",
         "publishers": publishers,
         "rounds": rounds,
         **{name.replace(" ", "_"): counts[name] for name in (*names, *checks)},
@@ -193,7 +203,8 @@ def main() -> None:
     parser.add_argument("--publishers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--locks", nargs="+", default=["postgresql", "file"], choices=["postgresql", "file"])
+    kinds = ["folder", "postgresql", "file"]
+    parser.add_argument("--locks", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     results: list[Row] = []
@@ -205,7 +216,7 @@ def main() -> None:
         with postgres_server() as url:
             address = url.render_as_string(hide_password=False)
             for kind in arguments.locks:
-                os.environ[LOCKS_VARIABLE] = address if kind == "postgresql" else kind
+                os.environ[LOCKS_VARIABLE] = address if kind == "postgresql" else "file"
                 results.append(try_publishers(trial, kind, arguments.publishers, arguments.rounds))
                 write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
             os.environ[LOCKS_VARIABLE] = address

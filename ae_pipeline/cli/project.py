@@ -5,7 +5,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,10 +63,10 @@ class Project:
         """
         import dagster as dg
         from filelock import FileLock
-        from sqlalchemy.exc import IntegrityError
 
         from ae_pipeline.lifecycle.doctor.dagster_home import check_databases
         from ae_pipeline.orchestration.console import print_package_messages
+        from ae_pipeline.orchestration.side_by_side import set_pool_limits
 
         loaded = load_folder()
         workspace: Workspace = (loaded.definitions.resources or {})["workspace"]
@@ -78,10 +78,8 @@ class Project:
             check_databases(home)
             instance = dg.DagsterInstance.get()
             print_package_messages(instance)
-            for name in datasets:
-                # Dagster enforces a pool only after it has seen it. The daemon may add it at the same time.
-                with suppress(IntegrityError):
-                    instance.event_log_storage.set_concurrency_slots(name, 1)
+            for config in loaded.configs.values():
+                set_pool_limits(config, instance)
         return cls(loaded.definitions, workspace, datasets, instance, loaded.broken)
 
     @cached_property

@@ -20,7 +20,7 @@ _STOP_SECONDS = 5.0
 
 
 def unblock(name: str, *, force: bool) -> int:
-    """List what holds a dataset, end dead runs, and free their slots in its pool; return the exit status.
+    """List what holds a dataset, end dead runs, and free their slots in its pools; return the exit status.
 
     Args:
         name: Name of the dataset, which need not be defined any more.
@@ -31,6 +31,7 @@ def unblock(name: str, *, force: bool) -> int:
             another machine holds it.
     """
     from ae_pipeline.orchestration.dead_runs import active_records, end_dead_runs
+    from ae_pipeline.orchestration.side_by_side import pool_of_days
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{name!r} is not the name of a dataset; write it as in its YAML")
@@ -62,8 +63,9 @@ def unblock(name: str, *, force: bool) -> int:
             print(f"process {lock_pid}: ended.", flush=True)
         if lock_holder and not lock_pid:
             raise ConfigError(f"{lock_holder} holds the lock of {name!r}; run `ae-pipeline unblock` on that machine")
-    for slot in _free_slots(project, name):
-        print(f"slot of run {slot} in the pool {name!r}: freed.", flush=True)
+    for pool in (name, pool_of_days(name)):
+        for slot in _free_slots(project, pool):
+            print(f"slot of run {slot} in the pool {pool!r}: freed.", flush=True)
     print(
         f"Nothing holds {name!r}." if force or not living else f"{name!r} waits for Dagster's daemon to start its runs."
     )

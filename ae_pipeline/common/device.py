@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ae_pipeline.common.errors import ConfigError, DeviceError
+from ae_pipeline.common.memory import keep_freed_memory
 from ae_pipeline.common.text import first_line
 
 R = TypeVar("R")
@@ -62,9 +63,15 @@ def device_to_serve(name: str) -> torch.device:
 
 
 def prepare(device: torch.device) -> None:
-    """Make the convolutions of a CUDA device reproducible: cuDNN chooses the same deterministic algorithm each time."""
+    """Prepare this process for a device.
+
+    The convolutions of a CUDA device become reproducible: cuDNN chooses the same deterministic algorithm each time. On
+    the CPU, freed memory is kept for the next batch.
+    """
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    else:
+        keep_freed_memory()
 
 
 class _FullFloat32:

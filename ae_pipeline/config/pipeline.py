@@ -29,6 +29,7 @@ from ae_pipeline.config.service import (
     GateConfig,
     LatentsConfig,
     RetrainConfig,
+    ScaleConfig,
 )
 from ae_pipeline.config.source import ImagesConfig, SourceConfig
 from ae_pipeline.config.timezone import check_timezone
@@ -150,6 +151,7 @@ class PipelineConfig(Section):
     drift: DriftConfig = Field(
         default_factory=DriftConfig, description="Thresholds above which a day counts as drifted."
     )
+    scale: ScaleConfig = Field(default_factory=ScaleConfig, description="How long spans of days are cut into runs.")
     fresh_hours: int | None = Field(
         default=48,
         ge=1,

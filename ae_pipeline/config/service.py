@@ -215,6 +215,26 @@ class RetrainConfig(Section):
     )
 
 
+class ScaleConfig(Section):
+    """How a long span of days is cut into runs, and how many of these runs work at the same time."""
+
+    days_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        le=3660,
+        description="Maximum number of days that a run of `raw_data` and `features` builds. A longer range is cut, at "
+        "the ends of months where possible. Latents and report of all days stay one run. A backfill of any asset is "
+        "cut after this number of days. By default nothing is cut. Without event time there is one run.",
+    )
+    runs_at_once: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Number of these runs that work at the same time, on one host or several. All other runs of the "
+        "dataset wait for them. By default they run one after another.",
+    )
+
+
 class LatentsConfig(Section):
     """How long earlier latents stay readable, and when the latents of a retrained model are compatible."""
 

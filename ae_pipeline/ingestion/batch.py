@@ -120,10 +120,10 @@ class StagingBatch:
         sizes = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
         return any(size >= limit for size, limit in sizes)
 
-    def add(
+    def examine(
         self, name: str, path: Path, previous: LandedFile | None, read: FileRows | None = None
-    ) -> LandedFile | None:
-        """Read a file, and add its rows to the batch.
+    ) -> tuple[LandedFile, FileRows | None]:
+        """Read a file. Threads may examine several files at once.
 
         Args:
             name: Path of the file below the landing folder.
@@ -132,33 +132,35 @@ class StagingBatch:
             read: Rows of the file, if it was read for the first schema contract.
 
         Returns:
-            The ledger entry if the file needs no staging, because it is unchanged, cannot be read, or has other columns
-            than the schema contract; otherwise None.
+            The ledger entry, and the rows to stage; None if the file needs no staging, because it is unchanged, cannot
+            be read, or has other columns than the schema contract.
         """
         stat, rules = path.stat(), self._rules.of(name)
         try:
             data = read_bounded(path, self._config.source.limits)
         except UnreadableFileError as error:
-            return refused_entry(new_entry(stat, "", None, rules), previous, str(error))
+            return refused_entry(new_entry(stat, "", None, rules), previous, str(error)), None
         entry = new_entry(stat, hashlib.sha256(data).hexdigest(), previous, rules)
         if unchanged := unchanged_entry(entry, previous, rules, self._paths):
-            return unchanged
+            return unchanged, None
         try:
             file = leave_out(read, self._options) if read else read_file(name, data, self._options)
             entry = replace(entry, skipped=dict(file.skipped))
             check_file(name, file, self._contract, self._config)
         except UnreadableFileError as error:
-            return refused_entry(entry, previous, str(error))
+            return refused_entry(entry, previous, str(error)), None
         except SchemaError as error:
-            return refused_entry(entry, previous, str(error), keep=True)
-        file = replace(file, rows=plain_text(file.rows))
+            return refused_entry(entry, previous, str(error), keep=True), None
+        return entry, replace(file, rows=plain_text(file.rows))
+
+    def add(self, name: str, previous: LandedFile | None, entry: LandedFile, file: FileRows) -> None:
+        """Add what `examine` has returned for a file to the batch."""
         self._pending[name] = (file, entry, previous)
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width
         if self._config.images and file.rows.schema.get(self._config.images.column) == IMAGE_STRUCT:
             sizes = file.rows[self._config.images.column].struct.field("data").bin.size()
             self._image_bytes += int(sizes.sum() or 0)
-        return None
 
     def stage(self) -> dict[str, LandedFile]:
         """Validate the rows of the batch, write the staged copies of its files, and empty the batch.

@@ -2,10 +2,10 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -98,7 +98,7 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
 
 
 def _decode(data: bytes, max_pixels: int | None, orientation: int | None = None) -> Pixels:
-    with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+    with _quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         if max_pixels is not None and opened.width * opened.height > max_pixels:
             raise UnreadableImageError(
                 f"it has {opened.width:,}×{opened.height:,} pixels, but source.limits.pixels is {max_pixels:,}; land a "
@@ -158,20 +158,38 @@ def _orientation_of(data: bytes) -> int:
     """Return the orientation of a file that cannot be decoded as it is; 1 if its metadata cannot be read either."""
     with (
         suppress(*_DECODING_ERRORS, *_SIZE_ERRORS),
-        _quiet(),
+        _quiet,
         Image.open(io.BytesIO(data), formats=_FORMATS) as image,
     ):
         return _orientation(image)
     return 1
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Make too many pixels an error, and be silent about metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+class _Quiet:
+    """Make too many pixels an error, and be silent about metadata, while at least one thread is inside.
+
+    The first thread sets the filters of warnings, which are those of the process, and the last one restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._filters = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", UserWarning)
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._filters.close()
+
+
+_quiet = _Quiet()
 
 
 def _without_metadata(data: bytes) -> bytes | None:

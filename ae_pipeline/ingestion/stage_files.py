@@ -75,13 +75,21 @@ def _stage(
     already_read: dict[str, FileRows],
 ) -> Iterator[tuple[int, Entries]]:
     batch, large = StagingBatch(contract, dataset, today), LargeFileStaging(contract, dataset, today)
-    for done, file in enumerate(files, start=1):
+
+    def examine(file: NewFile) -> tuple[LandedFile, FileRows | None] | None:
         read = already_read.pop(file.name, None)
         if read is None and large.takes(file.name, file.path):
-            entry: LandedFile | None = large.stage(file.name, file.path, file.previous)
-        else:
-            entry = batch.add(file.name, file.path, file.previous, read)
-        entries = {file.name: entry} if entry else {}
+            return None
+        return batch.examine(file.name, file.path, file.previous, read)
+
+    # Images take long to decode, without the interpreter lock. The workers of other engines use one thread each.
+    is_ahead = dataset.config.images is not None and selected_engine() is Engine.THREADS
+    examined = engine_map(examine, files, threads=cores()) if is_ahead else map(examine, files)
+    for done, (file, found) in enumerate(zip(files, examined, strict=True), start=1):
+        entry, rows = found or (large.stage(file.name, file.path, file.previous), None)
+        if rows is not None:
+            batch.add(file.name, file.previous, entry, rows)
+        entries = {} if rows is not None else {file.name: entry}
         yield done, entries | (batch.stage() if batch.is_full else {})
     if files:
         yield len(files), batch.stage()

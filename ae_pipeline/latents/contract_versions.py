@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -151,16 +152,8 @@ def _write(
 
 def _render(contract: OpenDataContractStandard, earlier: list[dict[str, Any]]) -> str:
     """Return the contract as a Markdown page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ae_pipeline.latents", "."),
-        autoescape=False,  # noqa: S701 - the page is Markdown, and its texts come from the owner's YAML
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["without_html"] = without_html
     (table,) = contract.schema_ or []
-    return environment.get_template("contract.md.j2").render(
+    return _template().render(
         contract=contract,
         table=table,
         units={str(column.name): unit_of(column) for column in table.properties or []},
@@ -169,3 +162,16 @@ def _render(contract: OpenDataContractStandard, earlier: list[dict[str, Any]]) -
         latent_axes=_custom_property(contract, "latentAxes"),
         model_version=_custom_property(contract, "modelVersion"),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ae_pipeline.latents", "."),
+        autoescape=False,  # noqa: S701 - the page is Markdown, and its texts come from the owner's YAML
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["without_html"] = without_html
+    return environment.get_template("contract.md.j2")

@@ -118,7 +118,13 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str, *, accepts_
 
 
 def build_raw_days(
-    dataset: Dataset, days: Sequence[str], run_id: str, *, read_landed: bool, accepts_removal: bool = False
+    dataset: Dataset,
+    days: Sequence[str],
+    run_id: str,
+    *,
+    read_landed: bool,
+    accepts_removal: bool = False,
+    is_side_by_side: bool = False,
 ) -> RawDays:
     """Read what landed and write the raw rows of days.
 
@@ -129,9 +135,18 @@ def build_raw_days(
         read_landed: Whether to read new landed files first. If an earlier run has read them, a file that cannot be read
             does not block the days of the others.
         accepts_removal: Whether more than `max_removed_share` of the rows may go.
+        is_side_by_side: Whether other runs build other days at the same time, so that this one may not read files.
+
+    Raises:
+        StorageError: Nothing was read so far, and this run may not read.
     """
     config, paths = dataset.config, dataset.paths
     known = None if read_landed else last_ingest(dataset)
+    if is_side_by_side and known is None:
+        raise StorageError(
+            f"no landed file of {dataset.name!r} was read so far; run the job {dataset.name}_intake first, because a "
+            "run beside others cannot read"
+        )
     result = known or _fetch_and_ingest(dataset, accepts_removal)
     with closing(write_raw_days(days, result, paths)) as written:
         built = tuple(next(written) for _ in ProgressLogger(logger).over(days, "days of raw rows written"))

@@ -28,7 +28,7 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.lifecycle.newest_day import day_that_filled, newest_filling_day
 from ae_pipeline.lifecycle.pending_days import days_to_ingest
 from ae_pipeline.lifecycle.promote import undecided_challenger
-from ae_pipeline.lifecycle.ranges import contiguous, days_with_content, range_name
+from ae_pipeline.lifecycle.ranges import contiguous, cut_at_months, days_with_content, range_name
 from ae_pipeline.monitoring.daily_drift import drifting_days
 from ae_pipeline.monitoring.feedback import marks_digest
 from ae_pipeline.registry.bundles import verified_folder
@@ -216,6 +216,10 @@ def plan_serving(dataset: Dataset, tracker: Tracker) -> Plan:
 
 def _work_on_days(step: Step, days: Sequence[str], state: str, dataset: Dataset) -> Work:
     ranges = tuple(contiguous(days, days_with_content(dataset)))
+    longest = dataset.config.scale.days_per_run
+    if step == Step.INGEST and longest and dataset.config.is_daily:
+        inside = ([day for day in days if first <= day <= last] for first, last in ranges)
+        ranges = tuple(part for each in inside for part in cut_at_months(each, longest))
     reason = ", ".join(range_name(*bounds) for bounds in ranges)
     return Work(step=step, days=tuple(days), reason=reason, state=state, ranges=ranges)
 

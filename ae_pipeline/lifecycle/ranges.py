@@ -45,6 +45,34 @@ def contiguous(days: Iterable[str], others: Iterable[str] | None = None) -> Iter
             start = end + 1
 
 
+def cut_at_months(days: Iterable[str], longest: int) -> Iterator[tuple[str, str]]:
+    """Yield first and last day of each part of a range. A range that is too long is cut at months where possible.
+
+    Args:
+        days: Days of one range, sorted.
+        longest: Maximum number of days from the first to the last day of a part.
+
+    >>> days = ["2024-01-20", "2024-01-31", "2024-02-02", "2024-02-29", "2024-03-05"]
+    >>> list(cut_at_months(days, 31))
+    [('2024-01-20', '2024-01-31'), ('2024-02-02', '2024-02-29'), ('2024-03-05', '2024-03-05')]
+    >>> list(cut_at_months(days, 45))
+    [('2024-01-20', '2024-02-29'), ('2024-03-05', '2024-03-05')]
+    >>> list(cut_at_months(days, 46))
+    [('2024-01-20', '2024-03-05')]
+    >>> list(cut_at_months(days[2:4], 20))
+    [('2024-02-02', '2024-02-02'), ('2024-02-29', '2024-02-29')]
+    """
+    rest = list(days)
+    while rest:
+        start = dt.date.fromisoformat(rest[0])
+        after = start + dt.timedelta(days=longest)
+        if rest[-1] >= after.isoformat() and (month := after.replace(day=1)) > start:
+            after = month
+        part = [day for day in rest if day < after.isoformat()]
+        yield part[0], part[-1]
+        rest = rest[len(part) :]
+
+
 def days_with_content(dataset: Dataset) -> set[str]:
     """Return the days that landed files have rows for, or that any table has."""
     paths = dataset.paths

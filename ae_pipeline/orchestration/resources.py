@@ -14,6 +14,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.dead_runs import datasets_of_run, record_process, require_days
 from ae_pipeline.orchestration.plain_config import PlainText
 from ae_pipeline.orchestration.run_watch import RunWatch
+from ae_pipeline.orchestration.side_by_side import is_side_by_side
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.location import data_folder, dataset_paths
 from ae_pipeline.storage.lock_kinds import Holder
@@ -109,7 +110,7 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         return (self.mlflow_url or self.tracker().web_url or MLFLOW_URL).rstrip("/")
 
     @contextmanager
-    def locked(self, dataset: str, *, accepts_loss: bool = False) -> Iterator[None]:
+    def locked(self, dataset: str, *, accepts_loss: bool = False, is_shared: bool = False) -> Iterator[None]:
         """Hold the lock of a dataset, and wait while another process holds it. A thread may hold it twice.
 
         With an object store, the state is copied from there first, and back at the end.
@@ -117,12 +118,13 @@ class Workspace(dg.ConfigurableResource["Workspace"]):
         Args:
             dataset: Name of the dataset.
             accepts_loss: Whether to go on without files that the object store has lost.
+            is_shared: Whether other runs may share the dataset; see `hold_dataset`.
         """
 
         def log_wait(holder: Holder | None) -> None:
             logger.info(f"waiting for another run of {dataset!r} to end{f' ({holder})' if holder else ''}")
 
-        with hold_dataset(self.paths(dataset), log_wait, accepts_loss=accepts_loss):
+        with hold_dataset(self.paths(dataset), log_wait, accepts_loss=accepts_loss, is_shared=is_shared):
             yield
 
 
@@ -154,9 +156,11 @@ class RunLock(dg.ConfigurableResource["RunLock"]):
                 record_process(run, instance)
                 self._watch = stack.enter_context(RunWatch(run, instance))
                 self._datasets = tuple(datasets_of_run(run, instance))
+                is_shared = is_side_by_side(run)
                 for dataset in self._datasets:
-                    stack.enter_context(self.workspace.locked(dataset))
-                    remove_temporary_files(self.workspace.paths(dataset))
+                    stack.enter_context(self.workspace.locked(dataset, is_shared=is_shared))
+                    if not is_shared:  # those of the others may be in use
+                        remove_temporary_files(self.workspace.paths(dataset))
             yield self
 
     def require_active(self) -> None:

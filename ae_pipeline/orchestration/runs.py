@@ -12,7 +12,15 @@ from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.dead_runs import ACTIVE, active_records, describe_run, end_dead_runs
 from ae_pipeline.orchestration.jobs import job_name
 from ae_pipeline.orchestration.resources import Workspace
-from ae_pipeline.orchestration.tags import READ_TAG, REASON_TAG, REPOSITORY, REQUEST_TAG, range_tags
+from ae_pipeline.orchestration.side_by_side import set_pool_limits
+from ae_pipeline.orchestration.tags import (
+    READ_TAG,
+    REASON_TAG,
+    REPOSITORY,
+    REQUEST_TAG,
+    SIDE_BY_SIDE_TAG,
+    range_tags,
+)
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.locks import dataset_lock, locks
 
@@ -48,6 +56,9 @@ def _requests(
 
     requests, delayed = [], []
     read = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
+    if read and config.scale.runs_at_once > 1:
+        set_pool_limits(config, instance)
+        read[SIDE_BY_SIDE_TAG] = f"at most {config.scale.runs_at_once}"
     parts = [(range_name(*days), range_tags(*days)) for days in work.ranges] or [("", {})]
     for part, tags in parts:
         reason = part or work.reason

@@ -16,6 +16,9 @@ REASON_TAG = "ae_pipeline/reason"
 READ_TAG = "ae_pipeline/read"
 """Set if an earlier run has read the landed files, so that this one need not."""
 
+SIDE_BY_SIDE_TAG = "ae_pipeline/side_by_side"
+"""Set if other runs may build other days of the dataset at the same time."""
+
 ACCEPT_TAG = "ae_pipeline/accept_removal"
 """Set to `yes` by a person who accepts that the run removes more than `max_removed_share` of the rows."""
 

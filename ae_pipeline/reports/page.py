@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -225,8 +226,12 @@ def _counted(rows: int, state: str) -> str:
     return pluralize(rows, state) if is_noun else f"{rows} {state}"
 
 
+@cache
 def page_environment() -> jinja2.Environment:
-    """Return the environment that renders all pages: values are escaped, and filters format them."""
+    """Return the environment that renders all pages: values are escaped, and filters format them.
+
+    A process has one, because it keeps the compiled templates. Compiling them takes longer than drawing a page.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ae_pipeline", "reports"),
         autoescape=True,

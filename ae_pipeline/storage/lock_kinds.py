@@ -40,14 +40,16 @@ class Lock:
     Attributes:
         file: Lock file, for locks of one machine.
         name: Name, for locks of several hosts.
+        is_shared: Whether several processes may hold it so at the same time, while nobody holds it alone.
     """
 
     file: Path
     name: str
+    is_shared: bool = False
 
 
 class Locks(ABC):
-    """A kind of locks. A thread may hold a lock more than once."""
+    """A kind of locks. A thread may hold a lock more than once, and keeps the kind of hold that it acquired first."""
 
     @contextmanager
     def hold(self, lock: Lock, on_wait: Callable[[Holder | None], None] = lambda _: None) -> Iterator[None]:

@@ -3,9 +3,13 @@
 `AE_PIPELINE_LOCKS` selects them. Both kinds end with the process that holds them, also if it is killed.
 """
 
+import errno
 import os
 import re
 import socket
+import threading
+import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +21,9 @@ from ae_pipeline.storage.lock_kinds import LOCKS_VARIABLE, Holder, Lock, Locks
 from ae_pipeline.storage.paths import DatasetPaths
 
 
-def dataset_lock(paths: DatasetPaths) -> Lock:
-    """Return the lock of a dataset: one run or command at a time changes its files."""
-    return Lock(paths.lock, f"dataset {paths.dataset}")
+def dataset_lock(paths: DatasetPaths, *, is_shared: bool = False) -> Lock:
+    """Return the lock of a dataset: one run or command at a time changes its files, or several share it."""
+    return Lock(paths.lock, f"dataset {paths.dataset}", is_shared)
 
 
 def publication_lock(paths: DatasetPaths) -> Lock:
@@ -33,6 +37,17 @@ class FileLocks(Locks):
 
     def _acquire(self, lock: Lock, *, waits: bool) -> bool:
         make_folder(lock.file.parent)
+        slot = threading.get_ident(), lock.file
+        if shared := _shared.get(slot):
+            shared.count += 1
+            return True
+        if lock.is_shared and not _file_lock(lock.file).is_locked:
+            while (descriptor := _share(lock.file)) is None:
+                if not waits:
+                    return False
+                time.sleep(_POLL_SECONDS)
+            _shared[slot] = _Shared(descriptor)
+            return True
         try:
             _file_lock(lock.file).acquire(timeout=-1 if waits else 0)
         except Timeout:
@@ -40,7 +55,15 @@ class FileLocks(Locks):
         return True
 
     def _release(self, lock: Lock) -> None:
-        _file_lock(lock.file).release()
+        slot = threading.get_ident(), lock.file
+        shared = _shared.get(slot)
+        if shared is None:
+            _file_lock(lock.file).release()
+            return
+        shared.count -= 1
+        if not shared.count:
+            del _shared[slot]
+            os.close(shared.descriptor)
 
     def is_held(self, lock: Lock) -> bool:
         """Return whether a process holds a lock file."""
@@ -59,13 +82,48 @@ class FileLocks(Locks):
         except OSError:
             return None
         for line in table.splitlines():
-            match = re.match(r"\d+: FLOCK\s+\S+\s+WRITE (\d+) \S+:(\d+) ", line)
+            match = re.match(r"\d+: FLOCK\s+\S+\s+(?:READ|WRITE) (\d+) \S+:(\d+) ", line)
             if match and int(match[2]) == inode:
                 return Holder(socket.gethostname(), int(match[1]))
         return None
 
     def require(self, lock: Lock) -> None:
         """Do nothing: the system takes a file lock from no living process."""
+
+
+@dataclass
+class _Shared:
+    """A lock file that a thread of this process shares.
+
+    Attributes:
+        descriptor: Descriptor of the open file, which has the lock.
+        count: How often the thread has acquired it.
+    """
+
+    descriptor: int
+    count: int = 1
+
+
+_shared: dict[tuple[int, Path], _Shared] = {}
+"""Lock files that threads of this process share."""
+
+_POLL_SECONDS = 0.05
+"""Time between two tries to share a lock file."""
+
+
+def _share(path: Path) -> int | None:
+    """Share a lock file unless a process holds it alone, and return the open file. `filelock` has no shared locks."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            return None
+        raise
+    return descriptor
 
 
 @cache

@@ -76,10 +76,11 @@ class PostgresLocks(Locks):
         if slot in self._held:
             self._held[slot].count += 1
             return True
+        statement = sa.text(f"SELECT pg_try_advisory_lock{'_shared' if lock.is_shared else ''}(:key)")
         with self._errors():
             connection = self._engine.connect()
             try:
-                while not connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(lock)}):
+                while not connection.scalar(statement, {"key": _key(lock)}):
                     if not waits:
                         connection.close()
                         return False

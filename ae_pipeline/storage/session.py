@@ -39,7 +39,11 @@ _refreshed: dict[tuple[Path, str], float] = {}
 
 @contextmanager
 def hold_dataset(
-    paths: DatasetPaths, on_wait: Callable[[Holder | None], None] = lambda _: None, *, accepts_loss: bool = False
+    paths: DatasetPaths,
+    on_wait: Callable[[Holder | None], None] = lambda _: None,
+    *,
+    accepts_loss: bool = False,
+    is_shared: bool = False,
 ) -> Iterator[None]:
     """Hold the lock of a dataset while its files change, and wait while another process holds it.
 
@@ -49,12 +53,15 @@ def hold_dataset(
         paths: Paths of the dataset.
         on_wait: Called once with the holder, as far as it is known, before this process waits.
         accepts_loss: Whether to go on without files that the object store has lost and no run builds again.
+        is_shared: Whether others may hold the dataset so at the same time. Each must change files of its own only.
+            With an object store, those on one machine wait for each other, because they have one working copy.
 
     Raises:
         StorageError: The locks or the object store cannot be reached, or another host has changed the same file.
         LostFileError: The object store has lost a file.
     """
-    with locks().hold(dataset_lock(paths), on_wait), _session(paths, accepts_loss=accepts_loss):
+    lock = dataset_lock(paths, is_shared=is_shared)
+    with locks().hold(lock, on_wait), _session(paths, accepts_loss=accepts_loss, is_shared=is_shared):
         yield
 
 
@@ -169,7 +176,7 @@ def forget_landed(paths: DatasetPaths) -> None:
 
 
 @contextmanager
-def _session(paths: DatasetPaths, *, accepts_loss: bool = False) -> Iterator[None]:
+def _session(paths: DatasetPaths, *, accepts_loss: bool = False, is_shared: bool = False) -> Iterator[None]:
     if paths.store is None:
         yield
         return
@@ -193,7 +200,8 @@ def _session(paths: DatasetPaths, *, accepts_loss: bool = False) -> Iterator[Non
             raise
         else:
             save(paths)
-            _remove_unused(copy, paths)
+            if not is_shared:  # another session may be about to use a blob that no snapshot has
+                _remove_unused(copy, paths)
         finally:
             del _open[key]
 

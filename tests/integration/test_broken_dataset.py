@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.commands import run_command
 from tests.support.shop import ATTRIBUTES, DAYS, LOGS, orders_csv
 
 BINARIES = Path(sys.executable).parent
@@ -45,9 +46,9 @@ def write(root: Path, folder: str, text: str) -> None:
     path.write_text(text)
 
 
-def run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project; a name such as `dg` stands for the program beside the interpreter."""
-    environment = {
+def environment(root: Path) -> dict[str, str]:
+    """Return the environment variables of a command in the project."""
+    return {
         **os.environ,
         "DAGSTER_HOME": str(root / "dagster_home"),
         "AE_PIPELINE_DATA": str(root / "data"),
@@ -57,37 +58,35 @@ def run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": str(root),
         "NO_COLOR": "1",
     }
-    full = [str(BINARIES / command[0]), *command[1:]] if command[0] == "dg" else command
-    return subprocess.run(full, capture_output=True, text=True, env=environment, cwd=root, check=False)
 
 
-def ae_pipeline(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `ae-pipeline`."""
-    return run(root, sys.executable, "-m", "ae_pipeline.cli", *arguments)
+def run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project."""
+    return run_command(*command, environment=environment(root), folder=root)
 
 
 def test_the_broken_dataset_is_a_short_error(project: Path) -> None:
-    done = ae_pipeline(project, "run", "figs")
+    done = run(project, "ae-pipeline", "run", "figs")
     assert done.returncode == 1
     assert done.stderr == f"\nConfigError: 'figs' is not loaded: {MESSAGE}\n"
 
 
 def test_list_shows_every_dataset_before_and_after_its_first_run(project: Path) -> None:
-    done = ae_pipeline(project, "list")
+    done = run(project, "ae-pipeline", "list")
     assert done.returncode == 1
     assert [line.split() for line in done.stdout.splitlines()[1:]] == [["orders", "never", "ran"]]
     assert done.stderr == f"figs: not loaded: {MESSAGE}\n"
-    ran = ae_pipeline(project, "run", "orders")
+    ran = run(project, "ae-pipeline", "run", "orders")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stderr.splitlines().count(f"Not loaded: {MESSAGE}") == 1
     assert "Traceback" not in ran.stderr
-    done = ae_pipeline(project, "list")
+    done = run(project, "ae-pipeline", "list")
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "dataset  version  newest day  rows  state",
         f"orders         1  {DAYS[-1]}   960  serving",
     ]
-    rolled_back = ae_pipeline(project, "rollback", "orders", "1", "--why", "a test")
+    rolled_back = run(project, "ae-pipeline", "rollback", "orders", "1", "--why", "a test")
     assert (rolled_back.returncode, rolled_back.stderr) == (0, f"Not loaded: {MESSAGE}\n")
 
 
@@ -95,7 +94,7 @@ def test_list_ends_with_0_if_every_file_can_be_loaded(project: Path) -> None:
     figs = project / "ae_pipeline" / "defs" / "figs"
     figs.rename(project / "figs")
     try:
-        done = ae_pipeline(project, "list")
+        done = run(project, "ae-pipeline", "list")
     finally:
         (project / "figs").rename(figs)
     assert (done.returncode, done.stderr) == (0, "")
@@ -106,7 +105,9 @@ def test_list_imports_neither_torch_nor_mlflow(project: Path) -> None:
         "import sys; from ae_pipeline.cli.datasets import list_datasets; list_datasets();"
         "print([name for name in ('torch', 'mlflow', 'deltalake', 'pandas') if name in sys.modules])"
     )
-    assert run(project, sys.executable, "-c", code).stdout.splitlines()[-1] == "[]"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(project), cwd=project, check=False)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ from ae_pipeline.cli.demo import land_flights
 from ae_pipeline.lifecycle.ranges import contiguous
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.commands import run_command
+from tests.support.project import SOURCE
 from tests.support.shop import LOGS
 
-DAYS = 73
-ROWS = 31  # enough calibration rows for the alert budget
+DAYS = 24
+ROWS = 90  # enough calibration rows for the alert budget
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".csv": pl.read_csv,
     ".jsonl": pl.read_ndjson,
@@ -44,30 +46,9 @@ def _command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "ae_pipeline.cli", *arguments], environment
 
 
-def _run_each(root: Path, *commands: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    """Run commands of `ae-pipeline` in one process; return status, output and error output of each."""
-    code = """
-import contextlib, io, json, sys
-from ae_pipeline.cli.main import main
-
-results = []
-for command in json.loads(sys.argv[1]):
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        status = main(command)
-    results.append((status, out.getvalue(), err.getvalue()))
-print(json.dumps(results))
-"""
-    _, environment = _command(root)
-    script = [sys.executable, "-c", code, json.dumps(commands)]
-    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
-
-
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `ae-pipeline` and capture its output."""
-    command, environment = _command(root, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return run_command("ae-pipeline", *arguments, environment=_command(root)[1], folder=SOURCE)
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +134,11 @@ def test_score_gives_the_scores_of_the_published_table(root: Path, first_output:
         root / "data" / "landing" / "flights" / "flights_2013-01-05.csv",
         [root / f"scores{s}" for s in _READERS],
     )
-    results = _run_each(root, *(("score", "flights", str(landed), "--out", str(out)) for out in outs))
     published = pl.read_delta(str(root / "data" / "latents" / "flights"))
-    for (status, output, errors), out in zip(results, outs, strict=True):
-        assert status == 0, output + errors
-        lines = output.splitlines()
+    for out in outs:
+        done = _run(root, "score", "flights", str(landed), "--out", str(out))
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = done.stdout.splitlines()
         assert lines[0].split() == ["row", "row_id", "score", "p_value", "reason"]
         summary = rf"{ROWS} rows: {ROWS} scored under version 1 of 'flights', \d+ flagged; 0 rejected"
         assert re.fullmatch(summary, lines[-2])
@@ -197,13 +178,13 @@ def test_errors_of_score_are_short(root: Path, first_output: str, tmp_path: Path
         (("--out", "scores.txt"), "ConfigError: --out scores.txt has no known suffix; choose one of .csv, .jsonl"),
         (("--out", str(file)), "would overwrite the rows to score; choose another file"),
     )
-    commands = [("score", "flights", str(file), *arguments) for arguments, _ in cases]
-    *results, other = _run_each(root, *commands, ("score", "shuttle", str(file)))
-    for (status, _, errors), (_, message) in zip(results, cases, strict=True):
-        assert status == 1
-        assert message in errors
-        assert "Traceback" not in errors
-    assert (other[0], "'shuttle' has no champion" in other[2]) == (1, True)
+    for arguments, message in cases:
+        done = _run(root, "score", "flights", str(file), *arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    done = _run(root, "score", "shuttle", str(file))
+    assert (done.returncode, "'shuttle' has no champion" in done.stderr) == (1, True)
 
 
 def test_a_second_run_does_no_work(root: Path, first_output: str) -> None:
@@ -283,16 +264,9 @@ def test_consecutive_days_make_one_range(days: list[str], ranges: list[tuple[str
 
 
 def test_a_rollback_moves_model_table_reports_and_history(root: Path, first_output: str) -> None:
-    settings = {**os.environ, "AE_PIPELINE_DATA": str(root / "data"), "AE_PIPELINE_MLRUNS": str(root / "mlruns")}
-    train = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "ae_pipeline.definitions", "--select"]
-    settings["DAGSTER_HOME"] = str(root / "dagster_home")
-    done = subprocess.run(
-        [*train, "key:flights/autoencoder or key:flights/champion"],
-        capture_output=True,
-        text=True,
-        env=settings,
-        check=False,
-    )
+    models = "key:flights/autoencoder or key:flights/champion"
+    train = ("dagster", "asset", "materialize", "-m", "ae_pipeline.definitions", "--select", models)
+    done = run_command(*train, environment=_command(root)[1], folder=SOURCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert _run(root, "run", "flights").returncode == 0
     table = DeltaTable(root / "data" / "latents" / "flights")

@@ -1,9 +1,15 @@
 """The latent table in an object store: a local server with the S3 API."""
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
+from typing import Any
 
+import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -20,11 +26,12 @@ from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_table
+from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.object_store import ObjectStore
 from ae_pipeline.storage.paths import DatasetPaths
 from benchmarks.stores import s3_environment, s3_request, s3_server
 from tests.support.sensors import Fitted
-from tests.support.shop import DAYS, ROWS, Shop, make_shop, orders_csv
+from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv
 
 BUCKET = "s3://latents"
 
@@ -154,6 +161,59 @@ def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
         report = objects.read("reports/orders/report.html")
         assert report
         assert report.data == (shop.paths.reports / "report.html").read_bytes()
+
+
+HOST = """
+import json, sys
+from pathlib import Path
+from tests.support.shop import make_shop
+root, address, attributes, tags = sys.argv[1:]
+for shop in make_shop(Path(root), json.loads(attributes), address):
+    result = shop._execute(shop.defs.resolve_job_def("orders_ingest"), json.loads(tags))
+    sys.exit(not result.success)
+"""
+
+
+def start_host(root: Path, address: str, attributes: Mapping[str, Any], request: dg.RunRequest) -> "Popen[str]":
+    """Start a process that does what a sensor requested, with a working copy of its own."""
+    command = [sys.executable, "-c", HOST, str(root), address, json.dumps(attributes), json.dumps(dict(request.tags))]
+    return Popen(command, env={**os.environ, "AE_PIPELINE_SCRATCH": str(root)}, stdout=PIPE, stderr=STDOUT, text=True)
+
+
+def ingested_files(shop: Shop) -> dict[str, bytes]:
+    """Return raw rows and features by the name of their files."""
+    stages = {"raw": shop.paths.raw, "features": shop.paths.features}
+    return {f"{name}/{day}": path(day).read_bytes() for name, path in stages.items() for day in DAYS[:-1]}
+
+
+@pytest.mark.slow
+def test_two_hosts_build_ranges_at_the_same_time(
+    serving_shop: Shop, store: str, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{store}/data"
+    monkeypatch.setattr(sensors, "_SETTLE_SECONDS", -2.0)
+    monkeypatch.setenv("AE_PIPELINE_LOCKS", postgres)
+    monkeypatch.setenv("AE_PIPELINE_SCRATCH", str(tmp_path / "one"))
+    land(ObjectStore(address), DAYS[:-1])
+    attributes = {**ATTRIBUTES, "scale": {"days_per_run": 20, "runs_at_once": 2}}
+    for shop in make_shop(tmp_path / "one", attributes, address):
+        shop.workspace.refresh("orders")
+        assert shop.run_request(shop.request(landing_requests)).success
+        requests = landing_requests(shop.dataset, shop.workspace, shop.instance)
+        assert isinstance(requests, list)
+        ranges = [request.tags["ae_pipeline/reason"] for request in requests]
+        assert ranges == [f"{DAYS[0]} to 2024-02-29", f"2024-03-01 to {DAYS[-2]}"]
+        lock = dataset_lock(shop.paths, is_shared=True)
+        with locks().hold(lock):  # both hosts end although it is held
+            hosts = [
+                start_host(tmp_path / f"{index}", address, attributes, each) for index, each in enumerate(requests)
+            ]
+            printed = [host.communicate(timeout=300)[0] for host in hosts]
+        assert [host.returncode for host in hosts] == [0, 0], printed
+        shop.workspace.refresh("orders")
+        assert shop.requested(landing_requests) == "every landed file is read, and every day has its features"
+        assert ingested_files(shop) == ingested_files(serving_shop)
+        assert not locks().is_held(lock)
 
 
 def test_a_failed_write_leaves_no_file(remote: Fitted, store: str) -> None:

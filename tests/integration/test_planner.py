@@ -268,8 +268,8 @@ class TestRobustness:
         locked = []
 
         @contextmanager
-        def record(_: Workspace, dataset: str) -> Iterator[None]:
-            locked.append(dataset)
+        def record(_: Workspace, dataset: str, *, is_shared: bool) -> Iterator[None]:
+            locked.append((dataset, is_shared))
             yield
 
         monkeypatch.setattr(Workspace, "locked", record)
@@ -278,7 +278,7 @@ class TestRobustness:
         definitions = dg.Definitions.merge(shop.defs, dg.Definitions(jobs=[job]))
         tags = {"dagster/partition": DAYS[0]}
         assert definitions.resolve_job_def("nightly").execute_in_process(instance=shop.instance, tags=tags).success
-        assert locked == ["orders"]
+        assert locked == [("orders", False)]
 
 
 def test_features_without_raw_data_say_what_comes_first(shop: Shop) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,24 @@ def test_a_thread_may_hold_a_lock_twice_and_another_waits(lock: Lock) -> None:
         order.append("gives it back")
     thread.join(5)
     assert order == ["waits", "gives it back", "has it"]
+
+
+def test_runs_share_a_lock_that_nobody_holds_alone(lock: Lock) -> None:
+    shared, others = replace(lock, is_shared=True), ThreadPoolExecutor(1)  # a lock belongs to a thread
+
+    def is_free(wanted: Lock) -> bool:
+        if not locks()._acquire(wanted, waits=False):
+            return False
+        locks()._release(wanted)
+        return True
+
+    with locks().hold(shared):
+        assert others.submit(is_free, shared).result()
+        assert not others.submit(is_free, lock).result()
+        assert locks().holder(lock) == Holder(socket.gethostname(), os.getpid())
+    with locks().hold(lock):
+        assert not others.submit(is_free, shared).result()
+    assert not locks().is_held(lock)
 
 
 def test_datasets_and_publications_have_locks_of_their_own(lock: Lock, tmp_path: Path) -> None:

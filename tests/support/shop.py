@@ -36,6 +36,7 @@ from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import TrainingResult
+from tests.support.model_store import make_model_store
 
 FIRST = dt.date(2024, 2, 10)
 DAYS = [(FIRST + dt.timedelta(days=i)).isoformat() for i in range(24)]  # with a leap day
@@ -227,7 +228,7 @@ def make_shop(root: Path, attributes: dict[str, Any] = ATTRIBUTES, data: str | N
         attributes: Attributes of the YAML.
         data: Address of an object store that has the data; by default a folder of the project has them.
     """
-    workspace = Workspace(data_folder=data or str(root / "data"), mlflow_folder=str(root / "mlruns"))
+    workspace = Workspace(data_folder=data or str(root / "data"), mlflow_folder=str(make_model_store(root / "mlruns")))
     with create_defs_folder_sandbox() as sandbox, dg.DagsterInstance.ephemeral(settings=LOGS) as instance:
         sandbox.scaffold_component(
             component_cls=AutoencoderPipeline,

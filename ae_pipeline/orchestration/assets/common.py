@@ -15,6 +15,7 @@ from ae_pipeline.common.escape import without_html
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.days import check_days
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.orchestration.side_by_side import pool_of
 from ae_pipeline.orchestration.tags import PLANNED_TAG, named_days
 from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.paths import ALL_ROWS
@@ -78,14 +79,16 @@ def dataset_asset(
         "owners": list(config.owners) or None,
         "kinds": kinds,
         "deps": [asset_key(config, each) for each in upstream],
-        "pool": config.dataset,
+        "pool": pool_of(config, name),
         "code_version": CODE_VERSION,
         "freshness_policy": freshness_policy,
         "config_schema": config_schema,
         "check_specs": [dg.AssetCheckSpec(check, asset=key, description=rule) for check, rule in checks.items()],
     }
     if daily:
-        options |= {"partitions_def": daily_partitions(config), "backfill_policy": dg.BackfillPolicy.single_run()}
+        longest = config.scale.days_per_run  # the same for all assets, because Dagster wants one policy for a job
+        policy = dg.BackfillPolicy.multi_run(longest) if longest else dg.BackfillPolicy.single_run()
+        options |= {"partitions_def": daily_partitions(config), "backfill_policy": policy}
     decorator: Callable[[AssetBody], dg.AssetsDefinition] = dg.asset(**options)
     return lambda body: decorator(_saving(body, config.dataset))
 

@@ -18,6 +18,7 @@ from ae_pipeline.orchestration.metadata import (
     table,
 )
 from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.side_by_side import is_side_by_side
 from ae_pipeline.orchestration.tags import READ_TAG, accepts_removal
 
 _DESCRIPTION = """\
@@ -57,6 +58,7 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
                 days,
                 context.run.run_id,
                 read_landed=READ_TAG not in context.run.tags,
+                is_side_by_side=is_side_by_side(context.run),
                 accepts_removal=accepts_removal(context.run.tags),
             )
         path = dataset.paths.raw

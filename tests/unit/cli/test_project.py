@@ -16,8 +16,9 @@ from ae_pipeline.orchestration.defs_folder import DefsFolder
 from ae_pipeline.orchestration.jobs import job_name
 from ae_pipeline.orchestration.processes import identify
 from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.orchestration.side_by_side import set_pool_limits
 
-CONFIG = PipelineConfig.model_validate({"dataset": "orders", "identity": ["id"]})
+CONFIG = PipelineConfig.model_validate({"dataset": "orders", "identity": ["id"], "scale": {"runs_at_once": 2}})
 
 
 def _is_held(lock: Path) -> bool:
@@ -70,7 +71,11 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pr
 
 
 def test_a_pool_that_another_process_adds_meanwhile_is_no_error(loaded: tuple[Project, list[dg.DagsterRun]]) -> None:
-    assert loaded[0].instance.event_log_storage.get_concurrency_keys() == {"orders"}
+    instance = loaded[0].instance
+    for _ in range(2):  # a look of the sensor sets them as well
+        pools = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+        assert pools == {"orders": 1, "orders__days": 2}
+        set_pool_limits(CONFIG, instance)
 
 
 def test_a_run_names_its_process_from_the_start(loaded: tuple[Project, list[dg.DagsterRun]]) -> None:

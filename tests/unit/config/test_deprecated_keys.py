@@ -91,8 +91,8 @@ def test_a_whole_file_of_version_0_1_is_valid(old_file: dict[str, Any]) -> None:
 
 def test_a_file_of_version_0_1_uses_every_section(old_file: dict[str, Any]) -> None:
     unused = set(PipelineConfig.model_fields) - set(old_file["attributes"])
-    # A dataset is a table or consists of images; version 0.1 had no zones or titles and asked for no confirmation.
-    assert unused == {"images", "timezone", "max_removed_share", "display"}
+    # A dataset is a table or consists of images. Version 0.1 had no zones, titles or ranges, and never asked.
+    assert unused == {"images", "timezone", "max_removed_share", "display", "scale"}
 
 
 def test_the_component_type_of_version_0_1_warns(old_file: dict[str, Any]) -> None:

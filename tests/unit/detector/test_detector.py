@@ -355,8 +355,8 @@ class TestExplanations:
             assert named[-1] <= {parts[0].column}
         assert 4 <= sum(map(bool, named)) <= len(named) - 4
 
-    @pytest.mark.parametrize("names", [{"load": "ensemble"}, {"power": "row", "mode": "latent"}])
-    def test_columns_may_have_the_names_of_evidence(self, fitted: Fitted, names: dict[str, str]) -> None:
+    def test_columns_may_have_the_names_of_evidence(self, fitted: Fitted) -> None:
+        names = {"load": "ensemble", "power": "row", "mode": "latent"}
         data = pl.concat([fitted.features(day) for day in (*fitted.window.train, *fitted.window.validation)])
         columns = [dataclasses.replace(column, name=names.get(column.name, column.name)) for column in fitted.columns]
         half = data.height // 2

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import threading
+import warnings
 import zlib
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ae_pipeline.config.source import ImagesConfig
-from ae_pipeline.ingestion.image_files import decode_image
+from ae_pipeline.ingestion.image_files import _quiet, decode_image
 from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import UnreadableImageError, pixels_of
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
@@ -312,3 +314,20 @@ class TestEdge:
         flush = read("a.png", data, patch=4)
         assert (flush.rows.height, flush.rejected.height) == (0, 1)
         assert "fewer than a patch of 4×4" in flush.rejected["reason"][0]
+
+
+def test_threads_that_decode_at_once_leave_the_filters_of_warnings_as_they_were() -> None:
+    before = list(warnings.filters)
+    first, second = threading.Event(), threading.Event()
+
+    def inside(mine: threading.Event, other: threading.Event) -> None:
+        with _quiet:
+            mine.set()
+            assert other.wait(10)
+
+    threads = [threading.Thread(target=inside, args=pair) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before

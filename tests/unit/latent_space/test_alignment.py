@@ -26,6 +26,7 @@ from ae_pipeline.lifecycle.train import Trained, train_challenger
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
+from tests.support.model_store import make_model_store
 from tests.support.sensors import DATASET, NO_ENSEMBLE, Fitted, sensor_config
 
 pytestmark = pytest.mark.slow
@@ -263,7 +264,7 @@ class TestRetraining:
     @pytest.fixture(scope="class")
     def served(self, fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Tracker, Trained]:
         """The dataset, its model store and a first training, whose version is the champion."""
-        tracker = Tracker(tmp_path_factory.mktemp("served"))
+        tracker = Tracker(make_model_store(tmp_path_factory.mktemp("served")))
         first = train_challenger(Dataset(fitted.config, fitted.paths), tracker, {}, {})
         decide(Dataset(fitted.config, fitted.paths), tracker, "a test")
         return fitted, tracker, first

@@ -14,13 +14,14 @@ from ae_pipeline.registry.digests import DIGEST_TAG
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
+from tests.support.model_store import make_model_store
 from tests.support.sensors import Fitted
 
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
     """A store of its own."""
-    return Tracker(tmp_path / "mlruns")
+    return Tracker(make_model_store(tmp_path / "mlruns"))
 
 
 @pytest.fixture

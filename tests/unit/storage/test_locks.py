@@ -1,6 +1,10 @@
 """Choice of the locks, and lock files."""
 
 import importlib.util
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.storage.lock_kinds import Holder, Lock
 from ae_pipeline.storage.locks import FileLocks, dataset_lock, locks, publication_lock
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.postgres_locks import PostgresLocks
@@ -59,6 +64,44 @@ def test_a_lock_file_is_free_again_after_the_last_user(tmp_path: Path) -> None:
     assert not FileLocks().is_held(lock)
     with FileLocks().try_to_hold(lock) as is_free:
         assert is_free
+
+
+def test_runs_share_a_lock_file_that_nobody_holds_alone(tmp_path: Path) -> None:
+    alone, shared = (dataset_lock(DatasetPaths(tmp_path, "orders"), is_shared=each) for each in (False, True))
+    others = ThreadPoolExecutor(1)  # a lock belongs to a thread
+
+    def is_free(lock: Lock) -> bool:
+        if not FileLocks()._acquire(lock, waits=False):
+            return False
+        FileLocks()._release(lock)
+        return True
+
+    with FileLocks().hold(shared):
+        with FileLocks().hold(shared), FileLocks().hold(alone):  # the second hold of a thread asks for nothing
+            assert others.submit(is_free, shared).result()
+        assert not others.submit(is_free, alone).result()
+        assert FileLocks().is_held(alone)
+        assert FileLocks().holder(alone) == Holder(socket.gethostname(), os.getpid())
+        waits: list[Holder | None] = []
+
+        def hold_alone() -> None:
+            with FileLocks().hold(alone, waits.append):
+                pass
+
+        waiting = others.submit(hold_alone)
+        while not waits:
+            time.sleep(0.01)
+        assert not waiting.done()
+    waiting.result(5)
+    with FileLocks().hold(alone):
+        with FileLocks().hold(shared):
+            assert not others.submit(is_free, shared).result()
+        assert not others.submit(is_free, shared).result()
+        sharing = others.submit(FileLocks()._acquire, shared, waits=True)
+        assert not wait([sharing], 0.1).done
+    assert sharing.result(5)
+    others.submit(FileLocks()._release, shared).result()
+    assert not FileLocks().is_held(alone)
 
 
 @pytest.mark.parametrize(("host", "is_here"), [("worker-" * 10, True), ("other-" * 10, False)])
