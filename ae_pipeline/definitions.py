@@ -11,6 +11,7 @@ from ae_pipeline.orchestration.console import line_logger
 from ae_pipeline.orchestration.defs_folder import DefsFolder, load_defs_folder
 from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, Workspace
 from ae_pipeline.orchestration.sensors import build_dead_runs_sensor
+from ae_pipeline.orchestration.side_by_side import EXECUTOR_VARIABLE, MULTIPROCESS
 from ae_pipeline.orchestration.yaml_errors import is_expected
 from ae_pipeline.storage.environment import project_folders
 from ae_pipeline.storage.location import data_location
@@ -52,9 +53,8 @@ def load_project() -> DefsFolder:
     """
     project, folders = find_project(), project_folders()
     # A process for each step imports everything again: 2 s for a step that may take less.
-    executor = (
-        dg.multiprocess_executor if os.environ.get("AE_PIPELINE_EXECUTOR") == "multiprocess" else dg.in_process_executor
-    )
+    is_multiprocess = os.environ.get(EXECUTOR_VARIABLE) == MULTIPROCESS
+    executor = dg.multiprocess_executor if is_multiprocess else dg.in_process_executor
     workspace = Workspace(
         data_folder=data_location(),
         mlflow_folder=str(folders["AE_PIPELINE_MLRUNS"]),

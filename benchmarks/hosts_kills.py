@@ -64,8 +64,8 @@ class Kills:
                 return
             yield number
 
-    def _kill(self, process: Any, counts: Counter[str]) -> None:
-        """Kill a process at a random time of its work."""
+    def _kill(self, process: Any, counts: Counter[str], others: Sequence[Any] = ()) -> None:
+        """Kill a process at a random time of its work. Measure how soon its lock is free, once others have ended."""
         process.join(self._rng.uniform(0, self._longest))
         if process.exitcode is None:
             counts["killed at work"] += 1
@@ -73,8 +73,10 @@ class Kills:
             counts["ended before the kill"] += 1
             self._longest *= 0.7
         process.kill()
+        for other in others:
+            other.join()
         began = time.perf_counter()
-        with locks().hold(dataset_lock(DatasetPaths(Path(), "flights"), is_shared=True)):
+        with locks().hold(dataset_lock(DatasetPaths(Path(), "flights"))):
             self._free.append(time.perf_counter() - began)
         process.join()
 
@@ -90,9 +92,8 @@ class Kills:
                     (dataset.paths.root / stage / dataset.name / file).unlink()
             requests = site.ranges()
             hosts = [site.start(str(number), "ingest", request.tags) for number, request in enumerate(requests)]
-            self._kill(hosts[-1], counts)
+            self._kill(hosts[-1], counts, hosts[:-1])
             killed_at = time.perf_counter()
-            hosts[0].join()
             counts["failed"] += hosts[0].exitcode != 0
             for request in site.ranges():
                 site.run("next", "ingest", request.tags)

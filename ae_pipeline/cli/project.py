@@ -78,8 +78,7 @@ class Project:
             check_databases(home)
             instance = dg.DagsterInstance.get()
             print_package_messages(instance)
-            for config in loaded.configs.values():
-                set_pool_limits(config, instance)
+            set_pool_limits(loaded.configs.values(), instance)
         return cls(loaded.definitions, workspace, datasets, instance, loaded.broken)
 
     @cached_property

@@ -58,11 +58,7 @@ def unblock(name: str, *, force: bool) -> int:
     else:
         for run, pid in zip(living, holders, strict=True):
             _cancel(run, pid, project)
-        if lock_pid and lock_pid not in holders:
-            _end_process(lock_pid)
-            print(f"process {lock_pid}: ended.", flush=True)
-        if lock_holder and not lock_pid:
-            raise ConfigError(f"{lock_holder} holds the lock of {name!r}; run `ae-pipeline unblock` on that machine")
+        _end_holders(project, name)
     for pool in (name, pool_of_days(name)):
         for slot in _free_slots(project, pool):
             print(f"slot of run {slot} in the pool {pool!r}: freed.", flush=True)
@@ -70,6 +66,19 @@ def unblock(name: str, *, force: bool) -> int:
         f"Nothing holds {name!r}." if force or not living else f"{name!r} waits for Dagster's daemon to start its runs."
     )
     return 0
+
+
+def _end_holders(project: Project, name: str) -> None:
+    """End the processes of this machine that hold the lock of a dataset. Several may share it."""
+    ended: set[int] = set()
+    while holder := _lock_holder(project, name):
+        if not holder.is_here:
+            raise ConfigError(f"{holder} holds the lock of {name!r}; run `ae-pipeline unblock` on that machine")
+        if holder.pid in ended:
+            raise ConfigError(f"{holder} still holds the lock of {name!r} after SIGKILL; look at the state of its disk")
+        _end_process(holder.pid)
+        ended.add(holder.pid)
+        print(f"process {holder.pid}: ended.", flush=True)
 
 
 def _cancel(run: "dg.DagsterRun", pid: int | None, project: Project) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ae_pipeline.config.section import Section
 
@@ -231,8 +231,17 @@ class ScaleConfig(Section):
         ge=1,
         le=64,
         description="Number of these runs that work at the same time, on one host or several. All other runs of the "
-        "dataset wait for them. By default they run one after another.",
+        "dataset wait for them. By default they run one after another. It needs `days_per_run`.",
     )
+
+    @model_validator(mode="after")
+    def _are_cut(self) -> "ScaleConfig":
+        if self.runs_at_once > 1 and self.days_per_run is None:
+            raise ValueError(
+                f"runs_at_once={self.runs_at_once} needs days_per_run, because days that are not cut are one run; set "
+                "days_per_run, such as 31"
+            )
+        return self
 
 
 class LatentsConfig(Section):

@@ -151,9 +151,9 @@ def build_raw_days(
     with closing(write_raw_days(days, result, paths)) as written:
         built = tuple(next(written) for _ in ProgressLogger(logger).over(days, "days of raw rows written"))
     quarantined = result.ledger.quarantined(days)
-    # A row that moved to another day occurs twice until the day that it left is rebuilt.
-    duplicates = count_duplicates(sorted({*days, *result.moved}), paths)
     waiting = tuple(day for day in result.pending_days(dataset) if day not in set(days))
+    # A row that moved to another day occurs twice until the day that it left is rebuilt, maybe by another run.
+    duplicates = count_duplicates(sorted({*days, *result.moved} - set(waiting)), paths)
     raw = RawDays(
         days=built,
         files_read=len(result.read),

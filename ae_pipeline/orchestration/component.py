@@ -17,6 +17,7 @@ from ae_pipeline.orchestration.assets.raw_data import build_raw_data
 from ae_pipeline.orchestration.jobs import build_jobs
 from ae_pipeline.orchestration.schedules import build_retraining_schedule
 from ae_pipeline.orchestration.sensors import build_sensors
+from ae_pipeline.orchestration.side_by_side import require_whole_runs
 
 ASSETS = (
     build_raw_data,
@@ -128,6 +129,7 @@ class AutoencoderPipeline(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
         """Build the definitions of the dataset."""
+        require_whole_runs(self.config)
         jobs = build_jobs(self.config)
         return dg.Definitions(
             assets=[build(self.config) for build in ASSETS],

@@ -57,7 +57,7 @@ def _requests(
     requests, delayed = [], []
     read = {READ_TAG: "by an earlier run"} if work.step == Step.INGEST else {}
     if read and config.scale.runs_at_once > 1:
-        set_pool_limits(config, instance)
+        set_pool_limits([config], instance)
         read[SIDE_BY_SIDE_TAG] = f"at most {config.scale.runs_at_once}"
     parts = [(range_name(*days), range_tags(*days)) for days in work.ranges] or [("", {})]
     for part, tags in parts:

@@ -38,7 +38,8 @@ _FOLDERS = ("staging", "quarantine", "raw", "features", "reports", "feedback", "
 _LOCAL = "whole"
 """Folder in `staging` that describes the files of one machine."""
 
-_ATTEMPTS = 8
+_ATTEMPTS, _SAVE_ATTEMPTS = 8, 128
+"""Attempts to copy and to save. Each time that many hosts save at once, one of them succeeds."""
 
 _ABANDONED_SECONDS = 86_400.0
 """Age from which a blob without a snapshot is deleted. Until then, its snapshot may still be written."""
@@ -154,7 +155,7 @@ class WorkingCopy:
                 self._publish_again(record)
             return
         present, uploaded = sorted(changed & local.keys()), set[str]()
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_SAVE_ATTEMPTS):
             answer = self._store.read(self._head, record.head)
             is_ours = answer.data is None if answer else not record.entries
             theirs = record.entries if is_ours else self._parse(answer.data if answer else None)
@@ -167,11 +168,11 @@ class WorkingCopy:
                 merged[path] = self._blobs.write(data)
             if head := self._store.replace(self._head, dump_snapshot(merged), answer.e_tag if answer else ""):
                 break
-            time.sleep(random.uniform(0.05, 0.5) * (attempt + 1))  # noqa: S311 - no secret
+            time.sleep(random.uniform(0.05, 0.5) * min(attempt + 1, _ATTEMPTS))  # noqa: S311 - no secret
         else:
             raise StorageError(
-                f"{self._address(self._head)} was changed by others {_ATTEMPTS} times in a row; run again, and let all "
-                "hosts use the same AE_PIPELINE_LOCKS"
+                f"{self._address(self._head)} was changed by others {_SAVE_ATTEMPTS} times in a row; run again, and "
+                "let all hosts use the same AE_PIPELINE_LOCKS"
             )
         for path, data in written.items():
             self._write_local(path, data, merged[path])

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _FORK = """
-import importlib, json, os, sys, traceback
+import importlib, json, os, sys
 
 # Importing takes longer than most commands. No pool of threads of these libraries starts before it is used.
 import altair, dagster._cli, dagster_dg_cli.cli, deltalake, sklearn.ensemble, torch
@@ -20,23 +20,20 @@ MODULES = {"ae-pipeline": "ae_pipeline.cli.main", "dagster": "dagster._cli", "dg
 for line in sys.stdin:
     request = json.loads(line)
     if not (child := os.fork()):
-        for stream, name in enumerate((os.devnull, *request["outputs"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), stream)
-        os.chdir(request["folder"])
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        sys.argv = request["command"]
-        try:
-            status = importlib.import_module(MODULES[sys.argv[0]]).main()
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status or 0)
+        break
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+
+# The child ends as any program does: with its messages, its exit handlers and a wait for its threads.
+for stream, name in enumerate((os.devnull, *request["outputs"])):
+    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), stream)
+os.chdir(request["folder"])
+os.environ.clear()
+os.environ.update(request["environment"])
+sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+sys.argv = request["command"]
+sys.exit(importlib.import_module(MODULES[sys.argv[0]]).main())
 """
 
 

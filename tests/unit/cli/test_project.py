@@ -74,7 +74,7 @@ def test_a_pool_that_another_process_adds_meanwhile_is_no_error(loaded: tuple[Pr
     instance = loaded[0].instance
     for _ in range(2):  # a look of the sensor sets them as well
         pools = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
-        assert pools == {"orders": 1, "orders__days": 2}
+        assert pools == {"orders": 1, "orders/days": 2}
         set_pool_limits(CONFIG, instance)
 
 

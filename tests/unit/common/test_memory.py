@@ -14,7 +14,7 @@ from ae_pipeline.common.memory import keep_freed_memory
 @pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="the environment has settings")
 def test_freed_memory_is_used_again_without_clearing_it_page_by_page() -> None:
     keep_freed_memory()
-    size, rounds = 48 << 20, 5
+    size, rounds = 24 << 20, 5
 
     def faults_of_one() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.lifecycle.ingest import build_raw_days
 from ae_pipeline.orchestration.component import AutoencoderPipeline
@@ -26,8 +26,7 @@ TAGS = {DATASET_TAG: "orders", READ_TAG: "by an earlier run", SIDE_BY_SIDE_TAG: 
     [
         ({}, {"orders"}, None),
         ({"days_per_run": 31}, {"orders"}, 31),
-        ({"runs_at_once": 4}, {"orders", "orders__days"}, None),
-        ({"days_per_run": 31, "runs_at_once": 4}, {"orders", "orders__days"}, 31),
+        ({"days_per_run": 31, "runs_at_once": 4}, {"orders", "orders/days"}, 31),
     ],
 )
 def test_scale_decides_on_pools_and_backfills(scale: dict[str, int], pools: set[str], days: int | None) -> None:
@@ -44,6 +43,14 @@ def test_scale_decides_on_pools_and_backfills(scale: dict[str, int], pools: set[
     resources = dg.Definitions(resources={"workspace": workspace, "run_lock": RunLock(workspace=workspace)})
     job = dg.Definitions.merge(definitions, resources).resolve_job_def("orders_day")
     assert job.partitions_def == daily[0].partitions_def
+
+
+def test_ranges_at_once_need_runs_that_hold_the_lock_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AE_PIPELINE_EXECUTOR", "multiprocess")
+    context: Any = None
+    scale = {"days_per_run": 31, "runs_at_once": 4}
+    with pytest.raises(ConfigError, match="'orders' has scale.runs_at_once=4, .* unset AE_PIPELINE_EXECUTOR"):
+        AutoencoderPipeline(PipelineConfig.model_validate({**ATTRIBUTES, "scale": scale})).build_defs(context)
 
 
 @pytest.mark.parametrize(
