@@ -16,6 +16,7 @@ import dagster as dg
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.lifecycle.plan import Plan, plan_landing
 from ae_pipeline.orchestration.console import LOGGERS
+from ae_pipeline.orchestration.failures import first_reason
 from ae_pipeline.orchestration.jobs import job_name
 from ae_pipeline.orchestration.runs import request_runs
 from ae_pipeline.registry.store import Tracker
@@ -35,7 +36,7 @@ context = multiprocessing.get_context("forkserver")
 def _host(
     job: str, tags: Mapping[str, str], attributes: dict[str, Any], variables: Mapping[str, str], ready: Any, begin: Any
 ) -> None:
-    """Execute a run of a job when it may begin, and exit with 1 if it fails."""
+    """Execute a run of a job when it may begin, and exit with the reason if it fails."""
     os.environ.update(variables)
     warnings.simplefilter("ignore", dg.BetaWarning)
     config = PipelineConfig.model_validate(attributes)
@@ -44,7 +45,8 @@ def _host(
         ready.set()
         begin.wait()
         result = definition.execute_in_process(LOGGERS, instance=instance, tags=dict(tags), raise_on_error=False)
-    sys.exit(not result.success)
+    if not result.success:
+        sys.exit(first_reason(result.all_events))
 
 
 @dataclass(frozen=True)
