@@ -1,6 +1,7 @@
 """FittedNetwork: an encoder, an autoencoder and a loss that were trained together."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 
 from ae_pipeline.common.device import device_errors, prepare, shrinking
 from ae_pipeline.common.parallel import parallel_map
+from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
@@ -20,6 +22,11 @@ from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
 
 R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 10.0
+"""Time after which the work on many batches logs how far it is."""
 
 _MAX_BATCH_ROWS = 1024
 """Upper limit on the rows of a batch that is explained or rendered."""
@@ -161,12 +168,15 @@ class FittedNetwork:
     def map_batches(self, work: Callable[[pl.DataFrame], R], features: pl.DataFrame) -> Iterator[R]:
         """Apply work to the rows in batches, on all cores, and yield the results in order.
 
-        Where the memory of a CUDA device runs out, the batch is divided.
+        Where the memory of a CUDA device runs out, the batch is divided. Long work logs how far it is.
 
         Raises:
             DeviceError: The device failed, or has too little memory for one row.
         """
-        return self.map_all(work, self.batches(features))
+        total, progress = -(-features.height // self._batch_rows), ProgressLogger(logger, _PROGRESS_SECONDS)
+        for done, result in enumerate(self.map_all(work, self.batches(features)), start=1):
+            yield result
+            progress.update(done, total, "batches of rows evaluated")
 
     def map_all(self, work: Callable[[pl.DataFrame], R], batches: Iterable[pl.DataFrame]) -> Iterator[R]:
         """Apply work to batches, like `map_batches`."""

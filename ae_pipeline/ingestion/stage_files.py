@@ -85,8 +85,8 @@ def _stage(
     # Images take long to decode, without the interpreter lock. The workers of other engines use one thread each.
     is_ahead = dataset.config.images is not None and selected_engine() is Engine.THREADS
     examined = engine_map(examine, files, threads=cores()) if is_ahead else map(examine, files)
-    for done, (file, found) in enumerate(zip(files, examined, strict=True), start=1):
-        entry, rows = found or (large.stage(file.name, file.path, file.previous), None)
+    for done, (file, result) in enumerate(zip(files, examined, strict=True), start=1):
+        entry, rows = result or (large.stage(file.name, file.path, file.previous), None)
         if rows is not None:
             batch.add(file.name, file.previous, entry, rows)
         entries = {} if rows is not None else {file.name: entry}

@@ -34,7 +34,7 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 _CONTEXT_VERSION = 6
 """Increased whenever the templates need other variables."""
 
-_CONSTANTS = {"max_explain": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
+_CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
 """Variables that are the same on all pages; `max_listed` is the number of deviations listed without details."""
 
 

@@ -1,6 +1,7 @@
 """The training loop: epochs and early stopping."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ae_pipeline.common.device import device_errors, own_stream, shrinking
 from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.features.sizes import choose_batch_size
@@ -19,6 +21,11 @@ from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import InMemory, TrainingRows
 from ae_pipeline.training.step import TrainingStep
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 10.0
+"""Time after which an epoch logs how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +118,12 @@ def _train(
     )
     first = best = evaluate(model, loss, validation_rows, config.beta)
     best_epoch, epochs, best_state = 0, [], _state(model, loss)
+    progress = ProgressLogger(logger, _PROGRESS_SECONDS)
     for number in range(1, config.epochs + 1):
         step.start_epoch(config.beta * min(1.0, number / max(1, config.beta_warmup)))
-        for batch in train_rows.shuffled(batch_size, order):
+        for done, batch in enumerate(train_rows.shuffled(batch_size, order), start=1):
             step(batch)
+            progress.update(done, steps_per_epoch, f"batches of epoch {number} learned")
         train_loss = step.finish_epoch()
         validation_loss = evaluate(model, loss, validation_rows, config.beta)
         epoch = Epoch(number, train_loss, validation_loss, step.learning_rate)

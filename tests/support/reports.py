@@ -1,7 +1,9 @@
 """Publish and report a fitted dataset, and read the text of a page."""
 
 import html.parser
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.reports.build import Report, build_report
@@ -24,6 +26,17 @@ def published(fitted: Fitted, days: Iterable[str]) -> None:
 def reported(fitted: Fitted, days: Iterable[str]) -> Report:
     """Build the report of days with version 3 of the model."""
     return build_report(list(days), as_dataset(fitted), fitted.bundle, 3, "run-of-mlflow")
+
+
+def keep_copy(dataset: Dataset, name: str) -> Path:
+    """Copy the files of a dataset beside its root, and return the folder of the copy."""
+    return shutil.copytree(dataset.paths.root, dataset.paths.root.with_name(name))
+
+
+def restore(dataset: Dataset, copy: Path) -> None:
+    """Replace the files of a dataset by a copy. Their folder stays the same, because pages contain its path."""
+    shutil.rmtree(dataset.paths.root)
+    shutil.copytree(copy, dataset.paths.root)
 
 
 class Text(html.parser.HTMLParser):

@@ -64,3 +64,13 @@ def test_a_bundle_without_flat_scores_scores_by_residuals(detector: Detector, ro
     expected = np.maximum(surprisal[:, [0, 2, 3]].max(1), 0)
     np.testing.assert_allclose(earlier.latents_and_scores(rows)[1], expected, rtol=1e-12)
     assert {part.column for part in explain(earlier, rows.head(1), 9)[0]} == {"spot", "image"}
+
+
+def test_work_on_many_batches_logs_how_far_it_is(
+    detector: Detector, rows: pl.DataFrame, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_PROGRESS_SECONDS": 0.0, "_MAX_CPU_ROWS": 25}.items():
+        monkeypatch.setattr(f"ae_pipeline.detector.network.{name}", value)
+    with caplog.at_level("INFO", "ae_pipeline.detector.network"):
+        assert [*detector.network.map_batches(len, rows)] == [25, 25, 10]
+    assert caplog.messages == [f"{done} of 3 batches of rows evaluated" for done in (1, 2)]

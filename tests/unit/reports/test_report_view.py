@@ -5,6 +5,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,9 @@ from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Part
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.training.reference import with_reference
-from tests.support.reports import Text, as_dataset, published, reported
+from tests.support.reports import Text, as_dataset, keep_copy, published, reported, restore
 from tests.support.sensors import Fitted, with_config
 
 pytestmark = pytest.mark.slow
@@ -65,19 +67,28 @@ def published_table(dataset: Dataset, bundle: ModelBundle, entries: Mapping[str,
 
 
 class TestDays:
-    @pytest.fixture
-    def report(self, dataset: Fitted, bundle: ModelBundle, rewrite_day: Callable[..., None]) -> Reported:
+    @pytest.fixture(scope="class")
+    def prepared(
+        self, fitted: Fitted, bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Reported, Path]:
+        """The report, and a copy of its files."""
+        dataset = dataclasses.replace(fitted.at(tmp_path_factory.mktemp("reported") / "data"), bundle=bundle)
         days = dataset.days[-12:]
         odd = dataset.features(days[4]).with_columns(
             load=pl.when(pl.int_range(pl.len()) < 40).then(None).otherwise("load")
         )
-        rewrite_day(dataset, days[4], odd)
-        dataset = dataclasses.replace(dataset, bundle=bundle)
+        write_parquet(dataset.paths.features(days[4]), odd.to_arrow(), {"input_hash": "changed by a test"})
         published(dataset, days)
         drift = bundle.config.drift.model_copy(update={"min_rows": 30})
         config = bundle.config.model_copy(update={"drift": drift})
         dataset = dataclasses.replace(dataset, bundle=with_config(bundle, config))
-        return Reported(dataset, days, reported(dataset, days))
+        return Reported(dataset, days, reported(dataset, days)), keep_copy(dataset, "copy")
+
+    @pytest.fixture
+    def report(self, prepared: tuple[Reported, Path]) -> Reported:
+        """The report, whose files a test may change."""
+        restore(prepared[0].dataset, prepared[1])
+        return prepared[0]
 
     def test_only_columns_of_days_within_the_window_are_compared(self, report: Reported) -> None:
         dataset, days, _ = report

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import polars as pl
@@ -17,8 +18,8 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.ranking import as_rows, is_reported
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.parquet import read_facts
-from tests.support.reports import SCRIPT, Text, published, reported
+from ae_pipeline.storage.parquet import read_facts, write_parquet
+from tests.support.reports import SCRIPT, Text, keep_copy, published, reported, restore
 from tests.support.sensors import Fitted, with_config
 
 pytestmark = pytest.mark.slow
@@ -32,14 +33,20 @@ def times(dataset: Fitted) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in (dataset.paths.reports / "days").glob("*.parquet")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def days(fitted: Fitted) -> tuple[str, ...]:
     return fitted.days[-5:]
 
 
-@pytest.fixture
-def planted(dataset: Fitted, days: tuple[str, ...], rewrite_day: Callable[..., None]) -> Fitted:
-    """Five published days, with anomalous rows on the second and the fourth."""
+@pytest.fixture(scope="module")
+def prepared(
+    fitted: Fitted, days: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Fitted, Path, Report, Path]:
+    """Five published days with anomalous rows on the second and the fourth, and their report.
+
+    The folders have copies of the files without the report and with it.
+    """
+    dataset = fitted.at(tmp_path_factory.mktemp("planted") / "data")
     second, fourth = (dataset.features(day).with_row_index("i") for day in (days[1], days[3]))
     second = second.with_columns(
         mode=pl.when(pl.col("i") == 5).then(pl.lit(SCRIPT)).otherwise("mode"),
@@ -47,15 +54,27 @@ def planted(dataset: Fitted, days: tuple[str, ...], rewrite_day: Callable[..., N
         load=pl.when(pl.col("i").is_between(10, 16)).then(-pl.col("load") * 9).otherwise("load"),
     )
     fourth = fourth.with_columns(temperature=pl.when(pl.col("i") == 0).then(-900.5).otherwise("temperature"))
-    rewrite_day(dataset, days[1], second.drop("i"))
-    rewrite_day(dataset, days[3], fourth.drop("i"))
+    for day, rows in ((days[1], second), (days[3], fourth)):
+        write_parquet(dataset.paths.features(day), rows.drop("i").to_arrow(), {"input_hash": "changed by a test"})
     published(dataset, days)
+    before = keep_copy(dataset, "published")
+    return dataset, before, reported(dataset, days), keep_copy(dataset, "reported")
+
+
+@pytest.fixture
+def planted(prepared: tuple[Fitted, Path, Report, Path]) -> Fitted:
+    """Five published days, whose files a test may change."""
+    dataset, before, _, _ = prepared
+    restore(dataset, before)
     return dataset
 
 
 @pytest.fixture
-def report(planted: Fitted, days: tuple[str, ...]) -> Report:
-    return reported(planted, days)
+def report(prepared: tuple[Fitted, Path, Report, Path], planted: Fitted) -> Report:
+    """The report on these days."""
+    _, _, report, after = prepared
+    restore(planted, after)
+    return report
 
 
 class TestRanking:

@@ -56,3 +56,11 @@ def test_the_first_epochs_on_large_images_lower_the_loss(schedule: Literal["cons
     result = train(model, MeanSquares(), rows, rows[:4], config, torch.Generator().manual_seed(0))
     assert result.best_epoch > 0
     assert result.best_loss < 0.95 * result.first_loss
+
+
+def test_a_long_epoch_logs_how_far_it_is(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ae_pipeline.training.loop._PROGRESS_SECONDS", 0.0)
+    rows, config = torch.rand(8, 4), TrainingConfig(epochs=1, batch_size=3, device="cpu")
+    with caplog.at_level("INFO", "ae_pipeline.training.loop"):
+        train(network(4), MeanSquares(), rows, rows, config, torch.Generator().manual_seed(0))
+    assert caplog.messages == [f"{done} of 3 batches of epoch 1 learned" for done in (1, 2)]
