@@ -18,7 +18,9 @@ from ae_pipeline.orchestration.processes import identify
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.side_by_side import set_pool_limits
 
-CONFIG = PipelineConfig.model_validate({"dataset": "orders", "identity": ["id"], "scale": {"runs_at_once": 2}})
+CONFIG = PipelineConfig.model_validate(
+    {"dataset": "orders", "identity": ["id"], "scale": {"days_per_run": 31, "runs_at_once": 2}}
+)
 
 
 def _is_held(lock: Path) -> bool:
@@ -75,7 +77,7 @@ def test_a_pool_that_another_process_adds_meanwhile_is_no_error(loaded: tuple[Pr
     for _ in range(2):  # a look of the sensor sets them as well
         pools = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
         assert pools == {"orders": 1, "orders/days": 2}
-        set_pool_limits(CONFIG, instance)
+        set_pool_limits([CONFIG], instance)
 
 
 def test_a_run_names_its_process_from_the_start(loaded: tuple[Project, list[dg.DagsterRun]]) -> None:

@@ -49,7 +49,7 @@ def test_ranges_at_once_need_runs_that_hold_the_lock_as_a_whole(monkeypatch: pyt
     monkeypatch.setenv("AE_PIPELINE_EXECUTOR", "multiprocess")
     context: Any = None
     scale = {"days_per_run": 31, "runs_at_once": 4}
-    with pytest.raises(ConfigError, match="'orders' has scale.runs_at_once=4, .* unset AE_PIPELINE_EXECUTOR"):
+    with pytest.raises(ConfigError, match=r"'orders' has scale\.runs_at_once=4, .* unset AE_PIPELINE_EXECUTOR"):
         AutoencoderPipeline(PipelineConfig.model_validate({**ATTRIBUTES, "scale": scale})).build_defs(context)
 
 
