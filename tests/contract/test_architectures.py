@@ -279,7 +279,8 @@ class TestDeterminism:
         assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
     def test_score_of_a_row_does_not_depend_on_the_batch(self, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(base, "_MAX_BATCH_ROWS", 1024)
+        for limits in ("_MAX_BATCH", "_MAX_CUDA_BATCH"):
+            monkeypatch.setattr(base, limits, (1024, 2**21))
         many = fit.sample(2049, 2)  # the last batch holds one row
         together = fit.bundle.score(many)
         for index in (0, 1023, 1234, 2048):
