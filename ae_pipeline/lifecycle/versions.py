@@ -15,7 +15,8 @@ from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
 from ae_pipeline.features.split import LABEL, sample_rows
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
-from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
+from ae_pipeline.monitoring.feedback import marks_of
+from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.registry.bundles import load_bundle
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker

@@ -97,9 +97,14 @@ class Mark:
         return self.kind, self.subject, self.entity
 
     @property
+    def is_judged_row(self) -> bool:
+        """Whether it says of a single row that it is real, or a false alarm."""
+        return self.kind == MarkKind.ROW and self.state in {MarkState.REAL, MarkState.FALSE_ALARM}
+
+    @property
     def is_false_alarm_of_row(self) -> bool:
         """Whether it says of a single row that it is a false alarm."""
-        return self.kind == MarkKind.ROW and self.state == MarkState.FALSE_ALARM
+        return self.is_judged_row and self.state == MarkState.FALSE_ALARM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +194,10 @@ def marks_digest(paths: DatasetPaths) -> str:
 
 
 def marks_by_row(marks: Iterable[Mark]) -> dict[str, Mark]:
-    """Return the last mark that covers each row, by identity. A false alarm stays one if its cause becomes known."""
+    """Return the last mark that covers each row, by identity.
+
+    A row that a person has marked itself as real or as a false alarm stays so if its cause becomes known.
+    """
     by_row: dict[str, Mark] = {}
     for mark in marks:
         covers_cause = mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN
@@ -197,7 +205,7 @@ def marks_by_row(marks: Iterable[Mark]) -> dict[str, Mark]:
             previous = by_row.get(row_id)
             if mark.state == MarkState.CLEARED:
                 by_row.pop(row_id, None)
-            elif not (covers_cause and previous and previous.is_false_alarm_of_row):
+            elif not (covers_cause and previous and previous.is_judged_row):
                 by_row[row_id] = mark
     return by_row
 
@@ -230,7 +238,8 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     continued: set[str] = set()
     for mark in last.values():
         if mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN:
-            continued.update(_continued(mark, rows, days))
+            covered = {row for row, latest in by_row.items() if latest == mark or latest.is_false_alarm_of_row}
+            continued.update(_continued(mark, [row for row in rows if row.row_id in covered], rows, days))
         elif mark.kind == MarkKind.CAUSE:
             continued.difference_update(row.row_id for row in rows if _concerns(mark, row))
     marked = {row_id for mark in marks for row_id in mark.rows}  # those whose mark was taken back too
@@ -248,8 +257,15 @@ def _is_of_other_version(row: FlaggedRow, mark: Mark) -> bool:
 
 
 def _has_grown(row: FlaggedRow, mark: Mark) -> bool:
-    """Return whether the values of a marked row have changed for the worse, as far as the same version scored it."""
-    return not _is_of_other_version(row, mark) and row.score > mark.sizes.get("score", 0.0) + GROWTH_NATS
+    """Return whether the values of a marked row have changed for the worse.
+
+    Another version may score the same values higher. A row that was marked itself then counts as changed if its cause
+    is another one as well. The rows of a marked cause say what it looks like under that version.
+    """
+    has_other_cause = mark.kind == MarkKind.ROW and set(row.columns).isdisjoint(mark.columns)
+    return (has_other_cause or not _is_of_other_version(row, mark)) and row.score > mark.sizes.get(
+        "score", 0.0
+    ) + GROWTH_NATS
 
 
 def _concerns(mark: Mark, row: FlaggedRow, causes: Collection[tuple[str, ...]] = ()) -> bool:
@@ -258,12 +274,21 @@ def _concerns(mark: Mark, row: FlaggedRow, causes: Collection[tuple[str, ...]] =
     return is_same and (row.day >= mark.day or row.day == ALL_ROWS)
 
 
-def _continued(mark: Mark, rows: Sequence[FlaggedRow], days: Collection[str]) -> list[str]:
-    """Return the rows on the day of a known cause and later, as long as it neither grows nor pauses."""
-    marked = [row for row in rows if row.row_id in mark.rows and not _has_grown(row, mark)]
+def _continued(
+    mark: Mark, covered_rows: Sequence[FlaggedRow], rows: Sequence[FlaggedRow], days: Collection[str]
+) -> list[str]:
+    """Return the rows on the day of a known cause and later, as long as it neither grows nor pauses.
+
+    Args:
+        mark: Known cause.
+        covered_rows: Rows that no later mark judges otherwise.
+        rows: Flagged rows of all days.
+        days: All days with rows.
+    """
+    marked = [row for row in covered_rows if row.row_id in mark.rows and not _has_grown(row, mark)]
     causes = {row.columns for row in marked} if mark.entity else ()
-    rescored = (row.score for row in marked if _is_of_other_version(row, mark))
-    highest = max([mark.sizes.get("score", 0.0), *rescored]) + GROWTH_NATS
+    rescored = [row.score for row in marked if _is_of_other_version(row, mark)]
+    highest = max(rescored, default=mark.sizes.get("score", 0.0)) + GROWTH_NATS
     by_day: dict[str, list[FlaggedRow]] = {}
     for row in rows:
         if _concerns(mark, row, causes):
@@ -279,37 +304,6 @@ def _continued(mark: Mark, rows: Sequence[FlaggedRow], days: Collection[str]) ->
     return covered
 
 
-@dataclass(frozen=True, kw_only=True)
-class VersionFeedback:
-    """Marked rows that one version flagged."""
-
-    version: int
-    real: int
-    known: int
-    false_alarms: int
-
-    @property
-    def precision(self) -> float | None:
-        """Share of real anomalies among those that are real or false alarms; None without any."""
-        return self.real / (self.real + self.false_alarms) if self.real + self.false_alarms else None
-
-
-def precision_by_version(marks: Iterable[Mark]) -> list[VersionFeedback]:
-    """Return the counts of marked rows by version of the model that flagged them, the oldest first."""
-    states: dict[int, list[MarkState]] = {}
-    for mark in marks_by_row(marks).values():
-        states.setdefault(mark.model_version, []).append(mark.state)
-    return [
-        VersionFeedback(
-            version=version,
-            real=of_version.count(MarkState.REAL),
-            known=of_version.count(MarkState.KNOWN),
-            false_alarms=of_version.count(MarkState.FALSE_ALARM),
-        )
-        for version, of_version in sorted(states.items())
-    ]
-
-
 def false_alarms_of(entity: str, columns: Collection[str], marks: Iterable[Mark]) -> list[str]:
     """Return the rows of an entity that were marked as false alarms, with a cause that shares a column with this one.
 
@@ -322,13 +316,13 @@ def false_alarms_of(entity: str, columns: Collection[str], marks: Iterable[Mark]
     return [row_id for row_id, mark in alarms if mark.entity == entity and not set(columns).isdisjoint(mark.columns)]
 
 
-def is_known_cause(entity: str, columns: tuple[str, ...], marks: Iterable[Mark]) -> bool:
-    """Return whether the last mark of a cause, for an entity or for all, says that it is known."""
-    last = MarkState.CLEARED
-    for mark in marks:
+def marks_since_known(entity: str, columns: tuple[str, ...], marks: Sequence[Mark]) -> Sequence[Mark]:
+    """Return the marks after the one that made a cause known, for an entity or for all; all if it is not known."""
+    since = marks
+    for index, mark in enumerate(marks):
         if mark.kind == MarkKind.CAUSE and mark.columns == columns and mark.entity in {"", entity}:
-            last = mark.state
-    return last == MarkState.KNOWN
+            since = marks[index + 1 :] if mark.state == MarkState.KNOWN else marks
+    return since
 
 
 def rows_in_state(marks: Iterable[Mark], state: MarkState) -> dict[str, list[str]]:

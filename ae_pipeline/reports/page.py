@@ -20,7 +20,8 @@ from ae_pipeline.common.text import pluralize, printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.deviations import DETAILED
-from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of, precision_by_version
+from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of
+from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.files import damaged_report_files, write_report_file

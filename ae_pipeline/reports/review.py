@@ -11,6 +11,7 @@ from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.monitoring.feedback import (
+    PAUSE_DAYS,
     REPEATED,
     UNREVIEWED,
     FlaggedRow,
@@ -20,8 +21,9 @@ from ae_pipeline.monitoring.feedback import (
     Review,
     add_mark,
     false_alarms_of,
-    is_known_cause,
+    marks_by_row,
     marks_of,
+    marks_since_known,
     review,
 )
 from ae_pipeline.monitoring.verdict import FLAGGED
@@ -166,7 +168,8 @@ class Offer:
 def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | None:
     """Return the offer to mark a cause as known for an entity that has had several false alarms of this cause.
 
-    There is none with fewer false alarms, or if the cause is known already.
+    There is none with fewer false alarms since the cause was made known for the last time. What is known ends when it
+    grows or pauses, and is then offered again.
 
     Args:
         entity: Identity of the rows without the event time; may be empty.
@@ -174,14 +177,15 @@ def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | N
         dataset: Configuration and paths of the dataset.
     """
     marks, cause_columns = marks_of(dataset.paths), tuple(columns)
-    alarms = len(false_alarms_of(entity, cause_columns, marks))
-    if alarms < REPEATED or is_known_cause(entity, cause_columns, marks):
+    alarms = len(false_alarms_of(entity, cause_columns, marks_since_known(entity, cause_columns, marks)))
+    if alarms < REPEATED:
         return None
     subject, names = cause_key(cause_columns), ColumnNames(dataset.config.display)
     message = (
         f"{alarms} rows of {entity} with a cause like {', '.join(map(names.title, cause_columns))} are false alarms. "
         "Later ones can stay flagged after a training, because the model does not see who they belong to. If the cause "
-        f"is known for {entity}, counts and alerts leave out its later rows too, until they grow"
+        f"is known for {entity}, counts and alerts leave out its later rows too, until they grow or pause for "
+        f"{PAUSE_DAYS} days"
     )
     note = f"{alarms} false alarms"
     request = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.KNOWN, entity=entity, note=note)
@@ -194,6 +198,7 @@ def offer_after(stored: Mark, dataset: Dataset) -> Offer | None:
 
 
 def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int, dataset: Dataset) -> Mark:
+    marks = marks_of(dataset.paths)
     if request.kind == MarkKind.ROW:
         chosen = [row for row in rows if row.row_id == request.subject]
     else:
@@ -206,8 +211,15 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
         ]
         if chosen and request.entity and request.state == MarkState.KNOWN:
             # Their causes vary from row to row, and they show what the cause of this entity looks like.
-            alarms = {*false_alarms_of(request.entity, chosen[0].columns, marks_of(dataset.paths))}
+            alarms = {*false_alarms_of(request.entity, chosen[0].columns, marks)}
             chosen += [row for row in rows if row.row_id in alarms and row not in chosen]
+        if request.state == MarkState.KNOWN:  # what somebody called real says nothing about what is known
+            real = {
+                row_id
+                for row_id, mark in marks_by_row(marks).items()
+                if mark.is_judged_row and mark.state == MarkState.REAL
+            }
+            chosen = [row for row in chosen if row.row_id not in real] or chosen
     if not chosen:
         what = f"flagged row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
         where = f" on {request.day}" if request.day else ""

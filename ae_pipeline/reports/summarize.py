@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from ae_pipeline.monitoring.feedback import marks_of, precision_by_version
+from ae_pipeline.monitoring.feedback import marks_of
+from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.monitoring.newest_day import filling_json
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.context import PageContext

@@ -16,14 +16,14 @@ from ae_pipeline.monitoring.feedback import (
     add_mark,
     days_in_state,
     false_alarms_of,
-    is_known_cause,
     marks_digest,
     marks_of,
+    marks_since_known,
     parse_choice,
-    precision_by_version,
     review,
     rows_in_state,
 )
+from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.storage.paths import DatasetPaths
 
 DAYS = [f"2024-03-{day:02d}" for day in range(1, 31)]
@@ -183,14 +183,46 @@ class TestStates:
         assert (now_flagged[1].row_id in states) == is_hidden
         assert (now_flagged[0].row_id in states) == (version == 2)
 
+    def test_lower_scores_of_another_version_lower_what_is_known(self) -> None:
+        marked, later = row(DAYS[0], score=40.0), row(DAYS[1], score=35.0)
+        mark, low = known(marked, entity="UA|1"), replace(marked, score=8.0, model_version=2)
+        assert later.row_id in review([marked, later], [mark], DAYS).states
+        assert later.row_id not in review([low, replace(later, model_version=2)], [mark], DAYS).states
+
+    def test_rows_that_somebody_judged_later_do_not_speak_for_the_cause(self) -> None:
+        usual, other = row(DAYS[0]), row(DAYS[0], score=50.0)
+        mark = replace(known(usual, entity="UA|1"), rows={usual.row_id: DAYS[0], other.row_id: DAYS[0]})
+        real = replace(known(other, state=MarkState.REAL), kind=MarkKind.ROW, subject=other.row_id)
+        later = row(DAYS[1], score=50.0, columns="dest")
+        rescored = [replace(each, model_version=2) for each in (usual, replace(other, columns=("dest",)), later)]
+        assert later.row_id in review(rescored, [mark], DAYS).states
+        assert later.row_id not in review(rescored, [mark, real], DAYS).states
+
+    def test_a_real_row_stays_real_if_its_cause_becomes_known(self) -> None:
+        marked, usual = row(DAYS[0]), row(DAYS[1])
+        real = replace(known(marked, state=MarkState.REAL), kind=MarkKind.ROW, subject=marked.row_id)
+        of_entity = replace(known(usual, entity="UA|1"), rows={marked.row_id: DAYS[0], usual.row_id: DAYS[1]})
+        assert rows_in_state([real, of_entity], MarkState.REAL) == {DAYS[0]: [marked.row_id]}
+
+    @pytest.mark.parametrize(("columns", "is_hidden"), [("delay", True), ("dest", False)])
+    def test_a_marked_row_with_another_cause_and_a_higher_score_shows_again(
+        self, columns: str, is_hidden: bool
+    ) -> None:
+        marked = row(DAYS[0])
+        alarm = replace(known(marked, state=MarkState.FALSE_ALARM), kind=MarkKind.ROW, subject=marked.row_id)
+        now = replace(marked, score=100.0, columns=(columns,), model_version=2)
+        assert (now.row_id in review([now], [alarm], DAYS).states) == is_hidden
+
     @pytest.mark.parametrize(
         ("states", "is_known"), [([], False), (["known"], True), (["known", "cleared"], False), (["real"], False)]
     )
     @pytest.mark.parametrize("entity", ["", "UA|1"])
     def test_the_last_mark_says_whether_a_cause_is_known(self, states: list[str], is_known: bool, entity: str) -> None:
         marks = [known(row(DAYS[0]), entity=entity, state=MarkState(state)) for state in states]
-        assert is_known_cause("UA|1", ("delay",), marks) == is_known
-        assert is_known_cause("AA|7", ("delay",), marks) == (is_known and not entity)
+        later = replace(known(row(DAYS[1]), state=MarkState.FALSE_ALARM), kind=MarkKind.ROW)
+        since = [later] if is_known else [*marks, later]
+        assert marks_since_known("UA|1", ("delay",), [*marks, later]) == since
+        assert marks_since_known("AA|7", ("delay",), [*marks, later]) == ([*marks, later] if entity else since)
 
     def test_a_labeled_anomaly_is_not_left_out_twice(self) -> None:
         labeled = replace(row(DAYS[0]), is_labeled=True)
