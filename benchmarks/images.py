@@ -4,7 +4,7 @@ Planted defects are those of `benchmarks.defects`. They measure the scores of pa
 box of a defect.
 
 Materials measure verdicts on images, and heat maps against masks; see `benchmarks.materials` and
-`benchmarks.image_methods`. `benchmarks.images_anomalib` measures anomalib's models on the same images.
+`benchmarks.image_methods`.
 
 Evidence is the choice of what scores rest on; see `benchmarks.image_evidence`.
 """

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from ae_pipeline.common.cores import cores
+from ae_pipeline.common.memory import machine_memory
 from ae_pipeline.engine.mapping import Engine, engine_map, selected_engine
 from ae_pipeline.ingestion.batch import StagingBatch
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.large_files import LargeFileStaging
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import FileRows
 from ae_pipeline.ingestion.staged import forget_rows
 from ae_pipeline.storage.dataset import Dataset
@@ -20,6 +22,9 @@ _CHUNK_BYTES, _CHUNK_FILES = 16 << 20, 500
 """Size of the files, and number of files, that one worker stages at once; fewer if that gives some workers none."""
 
 _CHUNKS_PER_CORE = 4
+
+_PIXEL_BYTES, _MEMORY_SHARE = 16, 4
+"""Memory for a pixel while an image is decoded, and the part of the memory that all images may take: a quarter."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,15 @@ def stage_files(
         yield done, entries
 
 
+def images_at_once(pixels: int) -> int:
+    """Return how many images of at most some pixels are decoded at once: one for each core, if the memory suffices.
+
+    >>> images_at_once(10**12)
+    1
+    """
+    return max(1, min(cores(), machine_memory() // _MEMORY_SHARE // (pixels * _PIXEL_BYTES)))
+
+
 def _stage(
     files: Sequence[NewFile],
     contract: SchemaContract,
@@ -83,8 +97,9 @@ def _stage(
         return batch.examine(file.name, file.path, file.previous, read)
 
     # Images take long to decode, without the interpreter lock. The workers of other engines use one thread each.
-    is_ahead = dataset.config.images is not None and selected_engine() is Engine.THREADS
-    examined = engine_map(examine, files, threads=cores()) if is_ahead else map(examine, files)
+    is_ahead = selected_engine() is Engine.THREADS and all(is_image(file.name) for file in files)
+    threads = images_at_once(dataset.config.source.limits.pixels)
+    examined = engine_map(examine, files, threads=threads) if is_ahead else map(examine, files)
     for done, (file, result) in enumerate(zip(files, examined, strict=True), start=1):
         entry, rows = result or (large.stage(file.name, file.path, file.previous), None)
         if rows is not None:

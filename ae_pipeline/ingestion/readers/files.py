@@ -12,7 +12,6 @@ from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect, ImagesConfig, SourceConfig
 from ae_pipeline.ingestion.contract import SchemaContract
-from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.readers.columnar import COLUMNAR_SUFFIXES, read_columnar
 from ae_pipeline.ingestion.readers.compression import COMPRESSED_SUFFIXES, decompress
 from ae_pipeline.ingestion.readers.delimited import read_delimited
@@ -102,7 +101,7 @@ def can_read(name: str, images: ImagesConfig | None) -> bool:
     kind, compression = format_of(name)
     if compression == ".zip" and kind not in TABLE_SUFFIXES:
         return True  # its only file has the format
-    return kind in TABLE_SUFFIXES or bool(images and kind in IMAGE_SUFFIXES and not compression)
+    return kind in TABLE_SUFFIXES or bool(images and is_image(name))
 
 
 def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> FileRows:
@@ -194,7 +193,7 @@ def leave_out(file: FileRows, options: ReadOptions) -> FileRows:
 
 def _read(name: str, data: bytes, options: ReadOptions) -> FileRows:
     kind, compression = format_of(name)
-    if options.images and kind in IMAGE_SUFFIXES and not compression:
+    if options.images and is_image(name):
         return read_image(name, data, options.images, options.source.limits.pixels)
     limits = options.source.limits
     if data and compression:
