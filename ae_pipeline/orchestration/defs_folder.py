@@ -101,7 +101,8 @@ def _load(project: ProjectFolder, deployment: dg.Definitions) -> DefsFolder:
     # Not `dg.load_from_defs_folder`: it looks for the project's configuration above this package, and an installed
     # package has none.
     arguments: dict[str, Any] = {"defs_module": _import_defs(project), "project_root": project.root}
-    if not any(path.is_file() or path.is_symlink() for path in project.defs.rglob("*")):
+    entries = (path for path in project.defs.rglob("*") if "__pycache__" not in path.parts)
+    if not any(path.is_file() or path.is_symlink() for path in entries):
         return DefsFolder(deployment, {})  # Dagster refuses an empty folder
     whole_error: Exception | None = None
     try:
