@@ -17,18 +17,12 @@ from sklearn.decomposition import PCA
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.heat_maps import each_image, heat_map
+from benchmarks import defects
 from benchmarks.frames import IMAGE, fit_frame
 from benchmarks.materials import SIZE, Pixels, Scored, Sheet, Values
 
 PATCH, STRIDE, COMPONENTS = 32, 16, 256
-MODEL: Mapping[str, Any] = {
-    "architecture": "conv",
-    "channels": [16],
-    "up": "upsample",
-    "activation": "gelu",
-    "scaling": "standard",
-    "latent_dim": 256,
-}
+MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 256}
 TRAINING: Mapping[str, Any] = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3}
 
 

@@ -29,6 +29,7 @@ from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import train
+from benchmarks import defects
 from benchmarks.figures import Measured, as_table
 from benchmarks.frames import IMAGE, fit_images, image_config, image_frame
 from benchmarks.materials import photograph
@@ -38,14 +39,7 @@ from benchmarks.speed import medians
 OURS = "ae_pipeline"
 PILLOW, BARE = "Pillow alone, on all cores", "bare loop"
 EPOCHS, BATCH, PATCH = 2, 256, 32
-MODEL: Mapping[str, Any] = {
-    "architecture": "conv",
-    "channels": [16],
-    "up": "upsample",
-    "activation": "gelu",
-    "scaling": "standard",
-    "latent_dim": 64,
-}
+MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 64}
 TRAINING: Mapping[str, Any] = {"epochs": EPOCHS, "patience": EPOCHS, "batch_size": BATCH, "optimizer": "adam"}
 
 
