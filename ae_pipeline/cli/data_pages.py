@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,15 +110,18 @@ class DataPages:
                 raise HTTPException(413)
         try:
             content = json.loads(body)
+        except ValueError:
+            return JSONResponse({"message": "the body is no JSON"}, status_code=422)
+        try:
             if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
                 raise ConfigError("a mark is a JSON object of texts")
             asked = _asked({"who": current_user(), **{name: value for name, value in content.items() if value}})
             stored = await run_in_threadpool(mark_and_show, asked, dataset)
-            offer = await run_in_threadpool(offer_after, stored, dataset)
-        except ValueError:
-            return JSONResponse({"message": "the body is no JSON"}, status_code=422)
         except PipelineError as error:
             return JSONResponse({"message": str(error)}, status_code=422)
+        offer = None
+        with suppress(PipelineError):  # the mark is stored
+            offer = await run_in_threadpool(offer_after, stored, dataset)
         rows = f", {pluralize(len(stored.rows), 'row')}" if stored.rows else ""
         return JSONResponse(
             {

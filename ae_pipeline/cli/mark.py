@@ -82,7 +82,7 @@ def mark(name: str, options: MarkOptions) -> int:
     print(terminal_line(f"{stored.kind} {stored.subject}{covers}: marked as {stored.state.text} by {stored.who}."))
     print(f"`ae-pipeline run {name}` takes it into checks and pages of days.")
     if offer := offer_after(stored, dataset):
-        asked = f"--cause {shlex.quote(offer.request.subject)} --entity {shlex.quote(offer.request.entity)}"
+        asked = f"--cause={shlex.quote(offer.request.subject)} --entity={shlex.quote(offer.request.entity)}"
         print(terminal_line(f"{offer.message}: ae-pipeline mark {name} known {asked}"))
     return 0
 

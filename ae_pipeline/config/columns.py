@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from ae_pipeline.config.section import Section
 
@@ -99,11 +99,14 @@ class ColumnDeclaration(ValueFormat):
         return self
 
 
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class ColumnDisplay(Section):
     """How messages and pages name a column."""
 
-    title: str | None = Field(default=None, min_length=1, description="Name for people, such as `arrival delay`.")
-    unit: str | None = Field(default=None, min_length=1, description="Unit of the values, such as `minutes`.")
+    title: Text | None = Field(default=None, description="Name for people, such as `arrival delay`.")
+    unit: Text | None = Field(default=None, description="Unit of the values, such as `minutes`.")
 
 
 _KEYS_OF_TYPES: tuple[tuple[tuple[str, ...], frozenset[ColumnType]], ...] = (

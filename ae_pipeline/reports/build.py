@@ -149,11 +149,16 @@ def build_report(
     # A day that is reported alone gets a page. Existing pages are kept up to date.
     with_page = set(days) if len(days) == 1 and dataset.config.is_daily else set()
     with_page |= {day.day for day in all_reported if published.page_of(day.day).exists()}
+    changed = {day.day for day in all_reported if day.day in entries}
     if shown_marks(paths) != marks:
         # A known cause covers later days too.
         marked = {day for each in marks_of(paths) for day in (each.day, *each.rows.values())}
         later = {day for day in entries if marked and day >= min(marked)}
         with_page |= {day for day in later if published.page_of(day).exists()}
+        changed |= later
+    # Their pages tell the verdicts of the days before and after.
+    neighbors = {each for day in changed for each in (*published.adjacent_days(day), *published.adjacent_pages(day))}
+    with_page |= {day for day in neighbors if day and published.page_of(day).exists()}
     damaged = {path.stem for path in damaged_report_files(paths) if path.suffix == ".html"}
     with_page |= damaged & published.entries.keys()
     record_report_file(paths.reports / "drift.parquet", paths)

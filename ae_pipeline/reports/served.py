@@ -68,7 +68,7 @@ def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: 
         "days": days,
         "highest": max([1, *(entry["flagged"] for entry in days)]),
         "pages": pages[-7:],
-        "updated": _time_of(paths.reports / "summary.json"),
+        "updated": _time_of(paths.reports / "alerts.parquet"),  # marks and alerts change the summary, too
         "newest": days[-1]["day"] if days and days[-1]["day"] != ALL_ROWS else "",
         "is_served": is_served,
         "has_report": (paths.reports / "report.html").exists(),

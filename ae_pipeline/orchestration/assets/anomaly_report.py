@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
     as_dagster_failure,
@@ -86,7 +87,8 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
             uri = (dataset.paths.reports / "days" / f"{day.day}.parquet").as_uri()
             figures = {"rows": day.rows, "rows_flagged": day.flagged}
             add_partition_metadata(context, config, day.day, day.content_hash, uri, **figures)
-        add_latest_metadata(context, config, report.newest or days[-1], _latest_metadata(report, workspace))
+        latest = _latest_metadata(report, workspace, ColumnNames(config.display))
+        add_latest_metadata(context, config, report.newest or days[-1], latest)
         return dg.MaterializeResult(
             metadata={
                 **({"newest_verdict": _headline(newest)} if newest else {}),
@@ -149,10 +151,10 @@ def _check_results(context: dg.AssetExecutionContext, reported: "ReportedDays") 
     ]
 
 
-def _latest_metadata(report: "Report", workspace: Workspace) -> dict[str, Any]:
+def _latest_metadata(report: "Report", workspace: Workspace, names: ColumnNames) -> dict[str, Any]:
     """Return what a person looks at: the assessment of the newest day, plots, and the highest-scoring rows."""
     rows = [
-        (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.reason)
+        (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.reason_as(names))
         for row in report.strangest[:_ROWS]
     ]
     return {
