@@ -251,6 +251,15 @@ def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted
     assert not checks.is_over_budget
 
 
+def test_the_pages_beside_a_day_tell_its_new_verdict(dataset: Dataset, fitted: Fitted) -> None:
+    before, day = (summary_of(dataset)["days"][index]["day"] for index in (-2, -1))
+    page = day_page(before, dataset, fitted.bundle, 3)
+    page.write_text("old")
+    record_report_file(page, dataset.paths)
+    build_report([day], dataset, fitted.bundle, 3, "run")
+    assert f'href="{day}.html"' in page.read_text()
+
+
 def test_a_mark_made_while_a_report_is_built_is_not_lost(dataset: Dataset, fitted: Fitted) -> None:
     assert is_current(dataset.paths)
     day = summary_of(dataset)["verdict"]["day"]
