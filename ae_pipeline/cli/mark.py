@@ -133,12 +133,8 @@ def _overview(dataset: "Dataset") -> list[str]:
         lines.append(f"  {row.row_id}  cause {cause_key(row.columns)}, score {row.score:.1f}{state}")
     if marks:
         lines += ["", "Last marks:", *_mark_lines(marks)]
-    return [
-        *lines,
-        "",
-        f"ae-pipeline mark {dataset.name} known --cause {cause_key(of_day[0].columns) if of_day else 'COLUMN'} "
-        '--note "why"',
-    ]
+    example = shlex.quote(cause_key(of_day[0].columns)) if of_day else "COLUMN"
+    return [*lines, "", f'ae-pipeline mark {dataset.name} known --cause={example} --note "why"']
 
 
 def _mark_lines(marks: "Sequence[Mark]") -> list[str]:
