@@ -42,7 +42,7 @@ class ColumnNames:
         return f"{self.title(column)} ({unit})" if unit else self.title(column)
 
     def with_unit(self, column: str, value: str) -> str:
-        """Return a value with the unit of its column; what is no number has no unit, such as a clock or `missing`."""
+        """Return a number with the unit of its column. Other values stay as they are, such as a clock or `missing`."""
         unit = self.display[column].unit if column in self.display else None
         return f"{value} {unit}" if unit and _is_number(value) else value
 
