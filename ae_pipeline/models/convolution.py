@@ -47,10 +47,10 @@ class Block(NamedTuple):
 def blocks(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: tuple[int, int] = (0, 0)
 ) -> Iterator[Block]:
-    """Yield the outputs of `functional.conv2d`, on the CPU for a few images or rows of windows at a time.
+    """Yield the outputs of `functional.conv2d`, in float64 on the CPU for a few images or rows of windows at a time.
 
-    Torch unfolds the windows of all images at once, which takes more than a gigabyte for one image of 1,024 × 1,536
-    pixels and 16 channels. In blocks that fit into the cache it is also several times faster.
+    There, torch unfolds the windows of all images at once, which takes more than a gigabyte for one image of
+    1,024 × 1,536 pixels and 16 channels. In blocks that fit into the cache it is also several times faster.
 
     Args:
         x: Images, shape (n, channels, height, width).
@@ -62,7 +62,7 @@ def blocks(
     height, width = output_size(x, weight, stride=stride, padding=padding)
     side, (above, beside) = weight.shape[2], padding
     of_row = math.prod(weight.shape[1:]) * width
-    is_whole = x.device.type != "cpu"
+    is_whole = x.device.type != "cpu" or x.dtype != torch.float64
     rows = height if is_whole else max(1, _BLOCK_ELEMENTS // of_row)
     images = max(1, len(x) if is_whole else _BLOCK_ELEMENTS // (of_row * height))
     for first in range(0, len(x), images):

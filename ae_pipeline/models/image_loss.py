@@ -191,8 +191,9 @@ class ImageLoss(ReconstructionLoss):
         patch_scores = x.new_empty(len(x), *convolution.output_size(x, kernels))
         for images, rows, distances in convolution.blocks(residual, kernels, -self.whitening @ self.residual_mean):
             patch_scores[images, rows] = distances.square().sum(1)
-        if not to_the_edge:
-            return patch_scores
+        return self._to_the_edge(patch_scores) if to_the_edge else patch_scores
+
+    def _to_the_edge(self, patch_scores: Tensor) -> Tensor:
         height, width = self.window
         edges = ((width - 1) // 2, width // 2, (height - 1) // 2, height // 2)
         return functional.pad(patch_scores.unsqueeze(1), edges, mode="replicate").squeeze(1)
@@ -213,19 +214,19 @@ class ImageLoss(ReconstructionLoss):
         It is the patch score around the pixel, or the highest flat score of the windows that contain it, if that is
         higher.
         """
-        heat = self.patch_scores(output, x, to_the_edge=True)
-        if "flat" not in self.columns:
-            return heat
-        (height, width), flat = self.window, self.flat_scores(x).unsqueeze(1)
-        around = functional.pad(flat, (width - 1, width - 1, height - 1, height - 1), value=-torch.inf)
-        return torch.maximum(heat, functional.max_pool2d(around, self.window, 1).squeeze(1))
+        return self.heat_and_windows(output, x)[0]
 
-    def hottest_windows(self, output: Tensor, x: Tensor) -> Tensor:
-        """Return top and left of the window of each image with the highest patch or flat score, shape (n, 2)."""
+    def heat_and_windows(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `heat`, and top and left of the window of each image with the highest score, shape (n, 2)."""
         scores = self.patch_scores(output, x)
-        scores = torch.maximum(scores, self.flat_scores(x)) if "flat" in self.columns else scores
+        heat = self._to_the_edge(scores)
+        if "flat" in self.columns:
+            (height, width), flat = self.window, self.flat_scores(x)
+            around = functional.pad(flat.unsqueeze(1), (width - 1, width - 1, height - 1, height - 1), value=-torch.inf)
+            heat = torch.maximum(heat, functional.max_pool2d(around, self.window, 1).squeeze(1))
+            scores = torch.maximum(scores, flat)
         index = scores.flatten(1).argmax(1)
-        return torch.stack([index // scores.shape[2], index % scores.shape[2]], 1)
+        return heat, torch.stack([index // scores.shape[2], index % scores.shape[2]], 1)
 
     def highest_patch(self, scores: Tensor) -> tuple[int, int]:
         """Return row and column of the center of the highest-scoring window of one image, (1, rows, columns)."""
