@@ -140,7 +140,7 @@ class FittedNetwork:
         channels, height, width = encoder.shape
         image, of_pixels = np.empty((0, height, width, channels)), np.empty((0, height, width))
         parts: list[tuple[npt.NDArray[Any], ...]] = [(image, image, of_pixels, np.empty((0, 2), np.int64))]
-        parts += self.map_small(pictures_of, features, "pictures made")
+        parts += self.map_all(pictures_of, self.small_batches(features))
         return Pictures(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     @cached_property
