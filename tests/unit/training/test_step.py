@@ -248,7 +248,8 @@ class TestMemoryRunsOut:
 
 class TestLargeImages:
     def test_the_gradient_of_large_images_is_computed_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        weights, sizes = [], []
+        weights: list[list[Tensor]] = []
+        sizes: list[set[int]] = []
         forward = AutoEncoder.forward
 
         def counted(self: AutoEncoder, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:
@@ -257,7 +258,7 @@ class TestLargeImages:
 
         monkeypatch.setattr(AutoEncoder, "forward", counted)
         for at_once in (8, 3):
-            sizes.append(set[int]())
+            sizes.append(set())
             monkeypatch.setattr(step_module, "rows_at_once", lambda _, most=at_once: most)
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(20, 1, 8, 8, generator=generator)
