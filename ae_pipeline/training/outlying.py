@@ -104,21 +104,21 @@ def screen_outlying(
     left = {"calibration": rows} if rows else {}
     changed = {"calibration": change} if change is not None else {}
     message = describe_screening({}, {}, left, changed, of_images)
-    own = ScreeningFacts(judged_by="its own scores", rows=left, changed=tuple(changed), message=message)
-    return gone, own if earlier is None else _merged(earlier, own)
+    by_scores = ScreeningFacts(judged_by="its own scores", rows=left, changed=tuple(changed), message=message)
+    return gone, by_scores if earlier is None else _merged(earlier, by_scores)
 
 
-def _merged(earlier: ScreeningFacts, own: ScreeningFacts) -> ScreeningFacts:
+def _merged(earlier: ScreeningFacts, by_scores: ScreeningFacts) -> ScreeningFacts:
     """Return the facts of two screenings in a row."""
-    if not own.rows and not own.changed:
+    if not by_scores.rows and not by_scores.changed:
         return earlier
     if not earlier.rows and not earlier.changed:
-        return own
-    parts = dict.fromkeys((*earlier.rows, *own.rows))
+        return by_scores
+    parts = dict.fromkeys((*earlier.rows, *by_scores.rows))
     return earlier.model_copy(
         update={
-            "rows": {part: earlier.rows.get(part, 0) + own.rows.get(part, 0) for part in parts},
-            "changed": tuple(dict.fromkeys((*earlier.changed, *own.changed))),
-            "message": f"{earlier.message}; by its own scores, {own.message}",
+            "rows": {part: earlier.rows.get(part, 0) + by_scores.rows.get(part, 0) for part in parts},
+            "changed": tuple(dict.fromkeys((*earlier.changed, *by_scores.changed))),
+            "message": f"{earlier.message}; by its own scores, {by_scores.message}",
         }
     )
