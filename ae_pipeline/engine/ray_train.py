@@ -40,7 +40,13 @@ class _Result:
 
 @dataclass(frozen=True)
 class _Start:
-    """The first worker has started, for the first time or again."""
+    """The first worker has started, for the first time or again.
+
+    Attributes:
+        group: Placement group that holds the cores and GPUs of all workers.
+    """
+
+    group: Any
 
 
 def require_capacity(workers: int, threads: int, *, use_gpu: bool) -> None:
@@ -92,6 +98,7 @@ def work_together(
     """
     require_capacity(workers, threads, use_gpu=use_gpu)
     ray = connect()
+    from ray.util.placement_group import remove_placement_group
     from ray.util.queue import Queue
 
     mailbox = Queue(actor_options={"num_cpus": 0})
@@ -101,16 +108,19 @@ def work_together(
         task = ray.remote(num_cpus=0, max_retries=0)(_fit)
         config = {"version": __version__, "work": work, "item": ray.put(item), "mailbox": mailbox}
         done = task.remote(config, workers, threads, use_gpu, folder)
+        groups: list[Any] = []
         try:
-            value: R = _follow(mailbox, done, report)
+            value: R = _follow(mailbox, done, groups, report)
         finally:
             ray.cancel(done, force=True)
             mailbox.shutdown(force=True)
+            for group in groups:  # what was cancelled does not give back its cores
+                remove_placement_group(group)
     return value
 
 
-def _follow(mailbox: Any, done: Any, report: Callable[[Any], None]) -> Any:
-    """Hand on what the workers send until the work is done, and return its result."""
+def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], None]) -> Any:
+    """Hand on what the workers send until the work is done, and return its result. Collect their placement groups."""
     import ray
     from ray.exceptions import RayError
     from ray.util.queue import Empty
@@ -126,7 +136,8 @@ def _follow(mailbox: Any, done: Any, report: Callable[[Any], None]) -> Any:
                 break
             continue
         match message:
-            case _Start():
+            case _Start(group):
+                groups.append(group)
                 starts, skipped = starts + 1, reports
                 if starts > 1:
                     logger.warning("a worker of the training was lost; the training starts again")
@@ -170,12 +181,13 @@ def _work_as_one_of_them(config: dict[str, Any]) -> None:
     import ray
     from ray.train import get_context
     from ray.train.torch import get_device
+    from ray.util import get_current_placement_group
 
     mailbox, is_first = config["mailbox"], get_context().get_world_rank() == 0
     try:
         require_version(config["version"])
         if is_first:
-            mailbox.put(_Start())
+            mailbox.put(_Start(get_current_placement_group()))
             root = logging.getLogger()
             root.addHandler(QueueHandler(mailbox))
             root.setLevel(logging.INFO)
