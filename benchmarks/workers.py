@@ -4,7 +4,8 @@
 - wide: a convolutional network with many channels, on grey images of 64 × 64 pixels.
 
 Time is that of the fastest epoch after the first, so that neither the start nor other programs count. The start of the
-workers is measured apart: from the call to the first epoch, less one epoch.
+workers is measured apart: from the call to the end of the first epoch, less one epoch. Weights are compared with those
+of one process with one thread.
 """
 
 import argparse
@@ -116,7 +117,8 @@ def measure(network: str, threads: int, workers: int) -> tuple[dict[str, float],
         train_on_workers(model, loss, rows.numpy(), validation, training, generator, clock, None, None)
     else:
         train(model, loss, rows, validation, training, generator, clock)
-    return {"epoch, s": clock.epoch, "start, s": clock.start}, _weights(model)
+    start = {"start, s": clock.start} if workers > 1 else {}
+    return {"epoch, s": clock.epoch, **start}, _weights(model)
 
 
 def _weights(model: AutoEncoder) -> Tensor:
@@ -144,12 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for way, (threads, workers) in ways.items():
                 figures, weights[way] = measure(network, threads, workers)
                 best[way] = {name: min(value, best[way].get(name, value)) for name, value in figures.items()}
-        alone = weights["one process, one thread"]
+        alone = next(iter(ways))
         for way, figures in best.items():
-            difference = float((weights[way] - alone).abs().max())
+            if way != alone:
+                figures["largest difference of a weight"] = float((weights[way] - weights[alone]).abs().max())
             rows += [
                 {"network": network, "way": way, "figure": name, "value": float(f"{value:.4g}")}
-                for name, value in {**figures, "largest difference of a weight": difference}.items()
+                for name, value in figures.items()
             ]
     cells = [[str(row["network"]), str(row["way"]), str(row["figure"]), f"{row['value']:g}"] for row in rows]
     print(format_table(["network", "way", "figure", "value"], cells))
