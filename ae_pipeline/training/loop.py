@@ -156,8 +156,8 @@ def _train(
 def _validate(model: AutoEncoder, loss: ReconstructionLoss, rows: Tensor, beta: float, peers: Peers | None) -> float:
     if peers is None:
         return evaluate(model, loss, rows, beta)
-    own = rows[peers.part(len(rows))]
-    total = evaluate(model, loss, own, beta) * len(own) if len(own) else 0.0
+    part = rows[peers.part(len(rows))]
+    total = evaluate(model, loss, part, beta) * len(part) if len(part) else 0.0
     return peers.sum(torch.tensor(total, dtype=torch.float64, device=rows.device)) / len(rows)
 
 

@@ -46,7 +46,7 @@ class Peers:
         """
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
-    def own(self, batch: TrainingBatch) -> tuple[TrainingBatch, int]:
+    def part_of(self, batch: TrainingBatch) -> tuple[TrainingBatch, int]:
         """Return the part of a batch that this process has, and the number of rows that count.
 
         A process without rows gets one that does not count, so that it has a gradient for each weight.

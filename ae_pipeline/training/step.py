@@ -172,7 +172,7 @@ class TrainingStep:
         self._optimizer.zero_grad(set_to_none=True)
         whole = self._rows if self._is_full_batch else len(batch.rows)
         if self._peers is not None:
-            losses = [self._backward_own(batch, whole, self._peers)]
+            losses = [self._backward_part(batch, whole, self._peers)]
         else:
             size = -(-len(batch.rows) // self._parts)
             losses = [self._backward(part, len(part.rows) / whole) * len(part.rows) for part in batch.split(size)]
@@ -183,12 +183,12 @@ class TrainingStep:
         for value in losses:
             self._total.add_(value)
 
-    def _backward_own(self, batch: TrainingBatch, whole: int, peers: Peers) -> Tensor:
+    def _backward_part(self, batch: TrainingBatch, whole: int, peers: Peers) -> Tensor:
         """Add the gradient of the rows of a batch that this process has, and return the sum of their losses."""
         if isinstance(self._noise, PartGenerator):
             self._noise.start, self._noise.total = peers.part(len(batch.rows)).start, len(batch.rows)
-        own, count = peers.own(batch)
-        return self._backward(own, count / whole) * count
+        part, count = peers.part_of(batch)
+        return self._backward(part, count / whole) * count
 
     def _backward(self, batch: TrainingBatch, weight: float) -> Tensor:
         """Add the gradient of the mean over some rows, times a weight, and return the mean loss."""

@@ -112,9 +112,9 @@ def test_a_training_that_diverges_fails_in_all_processes() -> None:
 
 def test_each_process_has_its_rows() -> None:
     batch = TrainingBatch(torch.arange(7), None)
-    parts = [Peers(rank, 3, print, print).own(batch) for rank in range(3)]
+    parts = [Peers(rank, 3, print, print).part_of(batch) for rank in range(3)]
     assert [(part.rows.tolist(), count) for part, count in parts] == [([0, 1], 2), ([2, 3], 2), ([4, 5, 6], 3)]
-    parts = [Peers(rank, 2, print, print).own(TrainingBatch(torch.arange(1), None)) for rank in range(2)]
+    parts = [Peers(rank, 2, print, print).part_of(TrainingBatch(torch.arange(1), None)) for rank in range(2)]
     assert [(part.rows.tolist(), count) for part, count in parts] == [([0], 0), ([0], 1)]
 
 
