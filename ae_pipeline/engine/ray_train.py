@@ -98,11 +98,12 @@ def work_together(
     """
     require_capacity(workers, threads, use_gpu=use_gpu)
     ray = connect()
+    from ray.exceptions import RayError
     from ray.util.placement_group import remove_placement_group
     from ray.util.queue import Queue
 
     mailbox = Queue(actor_options={"num_cpus": 0})
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-train-", ignore_cleanup_errors=True) as folder:
         # `TorchTrainer.fit` takes over SIGINT and cannot be stopped from another thread. A task can be cancelled, and
         # all workers end with it.
         task = ray.remote(num_cpus=0, max_retries=0)(_fit)
@@ -111,6 +112,12 @@ def work_together(
         groups: list[Any] = []
         try:
             value: R = _follow(mailbox, done, groups, report)
+        except RayError as error:
+            reason = first_line(getattr(error, "cause", None) or error)  # without the text of Ray around it
+            raise EngineError(
+                f"the training lost its workers {_RESTARTS + 1} times, or the cluster ({reason}); look at the memory "
+                "of the nodes, or set training.workers: 1"
+            ) from error
         finally:
             ray.cancel(done, force=True)
             mailbox.shutdown(force=True)
@@ -122,7 +129,6 @@ def work_together(
 def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], None]) -> Any:
     """Hand on what the workers send until the work is done, and return its result. Collect their placement groups."""
     import ray
-    from ray.exceptions import RayError
     from ray.util.queue import Empty
 
     reports = skipped = 0
@@ -152,13 +158,7 @@ def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], 
             case _:
                 reports += 1
                 report(message)
-    try:
-        ray.get(done)
-    except RayError as error:
-        raise EngineError(
-            f"the training lost its workers {_RESTARTS + 1} times ({first_line(error.__cause__ or error)}); look at "
-            "the memory of the nodes, or set training.workers: 1"
-        ) from error
+    ray.get(done)  # its error, if it has one
     if result is None:
         raise EngineError("the workers of the training ended without a result; set training.workers: 1")
     return result.value
@@ -188,9 +188,9 @@ def _work_as_one_of_them(config: dict[str, Any]) -> None:
         require_version(config["version"])
         if is_first:
             mailbox.put(_Start(get_current_placement_group()))
-            root = logging.getLogger()
-            root.addHandler(QueueHandler(mailbox))
-            root.setLevel(logging.INFO)
+            package = logging.getLogger("ae_pipeline")  # the messages of Ray stay in its logs
+            package.addHandler(QueueHandler(mailbox))
+            package.setLevel(logging.INFO)
         value = config["work"](ray.get(config["item"]), get_device(), mailbox.put if is_first else lambda _: None)
     except PipelineError as error:
         mailbox.put(error)  # a repetition would give the same error
