@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ae_pipeline.common.device import report_shrinking
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.model import TrainingConfig
-from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.models.noise import PartGenerator
@@ -172,9 +172,9 @@ class TrainingStep:
         self._optimizer.zero_grad(set_to_none=True)
         whole = self._rows if self._is_full_batch else len(batch.rows)
         if self._peers is not None:
-            losses = [self._backward_part(batch, whole, self._peers)]
+            losses = self._backward_part(batch, whole, self._peers)
         else:
-            size = -(-len(batch.rows) // self._parts)
+            size = min(-(-len(batch.rows) // self._parts), _rows_at_once(batch.rows))
             losses = [self._backward(part, len(part.rows) / whole) * len(part.rows) for part in batch.split(size)]
         if self._is_full_batch:
             self._accumulate()
@@ -183,12 +183,17 @@ class TrainingStep:
         for value in losses:
             self._total.add_(value)
 
-    def _backward_part(self, batch: TrainingBatch, whole: int, peers: Peers) -> Tensor:
-        """Add the gradient of the rows of a batch that this process has, and return the sum of their losses."""
-        if isinstance(self._noise, PartGenerator):
-            self._noise.start, self._noise.total = peers.part(len(batch.rows)).start, len(batch.rows)
+    def _backward_part(self, batch: TrainingBatch, whole: int, peers: Peers) -> list[Tensor]:
+        """Add the gradient of the rows of a batch that this process has, and return sums of their losses."""
         part, count = peers.part_of(batch)
-        return self._backward(part, count / whole) * count
+        start, losses = peers.part(len(batch.rows)).start, list[Tensor]()
+        for piece in part.split(_rows_at_once(part.rows)):
+            if isinstance(self._noise, PartGenerator):
+                self._noise.start, self._noise.total = start, len(batch.rows)
+            rows = len(piece.rows) if count else 0
+            losses.append(self._backward(piece, rows / whole) * rows)
+            start += len(piece.rows)
+        return losses
 
     def _backward(self, batch: TrainingBatch, weight: float) -> Tensor:
         """Add the gradient of the mean over some rows, times a weight, and return the mean loss."""
@@ -219,6 +224,15 @@ class TrainingStep:
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._optimizer.step()
+
+
+def _rows_at_once(rows: Tensor) -> int:
+    """Return how many rows of a batch compute their gradient together: all, or a few large images on the CPU.
+
+    The activations of one image of 1,024 × 1,536 pixels take hundreds of megabytes.
+    """
+    is_image_on_cpu = rows.device.type == "cpu" and rows.dim() > 2
+    return rows_at_once(rows.shape[1:]) if is_image_on_cpu else len(rows)
 
 
 def capture_for(device: torch.device, config: TrainingConfig) -> Capture | None:
