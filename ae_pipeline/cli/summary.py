@@ -144,8 +144,8 @@ def verdict_line(dataset: Dataset) -> str:
 
 def _verdict(assessment: dict[str, Any]) -> str:
     state = assessment.get("state")  # a report of an earlier version has none
-    since = assessment.get("since", assessment["day"])
-    duration = f" since {since}" if since and since != assessment["day"] else ""
+    since = assessment.get("since")
+    duration = f" since {since if since != assessment['day'] else 'this day'}" if since else ""
     return f"{assessment['day']}: {f'{state}{duration}: ' if state else ''}{assessment['words']}"
 
 

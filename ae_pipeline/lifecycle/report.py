@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 VERDICT_TAG = "newest verdict"
 """Tag of the MLflow run of the version that scored the newest complete day, with the verdict on that day."""
 
+SINCE_TAG = "verdict since"
+"""Tag with the first of the days in a row that have this verdict: MLflow cuts off long tags."""
 
 REPORT_TAG = "report"
 """Tag with the address of the report, as of its last run."""
@@ -178,15 +180,20 @@ def report_on_days(
         refresh_operations(dataset)
     post_due_and_show(dataset)
     if newest := report.newest_assessment:
-        _show_in_mlflow(f"{newest.day}: {newest.headline}", address_of(report.page), dataset, version, tracker)
+        _show_in_mlflow(newest, address_of(report.page), dataset, version, tracker)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))
 
 
-def _show_in_mlflow(verdict: str, address: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker) -> None:
+def _show_in_mlflow(
+    newest: DayAssessment, address: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker
+) -> None:
     """Show a verdict and the address of the report in the list of runs, and in the run of the version."""
+    verdict = f"{newest.day}: {newest.headline}"
     try:
         tracker.tag_run(version.run_id, VERDICT_TAG, verdict)
+        if newest.since:
+            tracker.tag_run(version.run_id, SINCE_TAG, newest.since)
         tracker.tag_run(version.run_id, REPORT_TAG, address)
         tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict, address))
     except StorageError as error:

@@ -215,8 +215,8 @@ class DayAssessment:
 
     @property
     def duration(self) -> str:
-        """Since when the verdict holds, as a clause with a space before it; empty if that is unknown or one day."""
-        return f" since {self.since}" if self.since and self.since != self.day else ""
+        """Since when the verdict holds, as a clause with a space before it; empty if that is unknown."""
+        return (f" since {self.since}" if self.since != self.day else " since this day") if self.since else ""
 
     @property
     def aside(self) -> str:

@@ -279,11 +279,11 @@ def _expected_distance(known: Distribution, rows: int) -> float:
 def _apply_thresholds(effect: Effect, config: DriftConfig) -> Effect:
     messages = []
     if effect.psi > config.psi:
-        messages.append(
-            f"stability index {effect.psi:.2f}: 0 is like the training window, above {config.psi:g} is a shift"
-        )
+        index = _rounded(effect.psi, config.psi)
+        messages.append(f"stability index {index}: 0 is like the training window, above {config.psi:g} is a shift")
     if effect.wasserstein is not None and effect.wasserstein > config.wasserstein:
-        messages.append(f"{effect.wasserstein:.2f} standard deviations away, at most {config.wasserstein:g}")
+        distance = _rounded(effect.wasserstein, config.wasserstein)
+        messages.append(f"{distance} standard deviations away, at most {config.wasserstein:g}")
     if effect.new_categories is not None and effect.new_categories > config.new_categories:
         messages.append(
             f"{effect.new_categories:.1%} more rows with new categories, at most {config.new_categories:.1%}"
@@ -292,6 +292,11 @@ def _apply_thresholds(effect: Effect, config: DriftConfig) -> Effect:
         more = "more" if effect.missing > 0 else "fewer"
         messages.append(f"{abs(effect.missing):.1%} {more} values missing, at most {config.missing:.1%}")
     return effect.model_copy(update={"is_drift": bool(messages), "message": "; ".join(messages)})
+
+
+def _rounded(value: float, limit: float) -> str:
+    """Return a value above a limit with two decimals, or with as many as tell it from the limit, four at most."""
+    return next((text for text in (f"{value:.{digits}f}" for digits in (2, 3)) if float(text) > limit), f"{value:.4f}")
 
 
 def _counts(values: Array, edges: Array) -> Array:

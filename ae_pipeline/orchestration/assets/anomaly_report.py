@@ -92,6 +92,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             metadata={
                 **({"newest_verdict": _headline(newest)} if newest else {}),
+                **({"verdict_since": newest.since} if newest and newest.since else {}),
                 "dagster/row_count": report.ranked_rows,
                 "dagster/uri": report.page.as_uri(),
                 # Not as dagster/column_schema: the list of columns would push the verdict off the first screen.

@@ -94,7 +94,7 @@ class TestAssessment:
     def test_since_when_a_verdict_holds_is_said_until_it_changes(self) -> None:
         assessment = replace(assess_day(entry(1000, 1), {}, None, (), 0.001), since="2024-02-27")
         assert assessment.headline.startswith("worth a look since 2024-02-27: 1 of")
-        assert replace(assessment, since=assessment.day).headline.startswith("worth a look: 1 of")
+        assert replace(assessment, since=assessment.day).headline.startswith("worth a look since this day: 1 of")
         assert DayAssessment.from_record(assessment.record()) == assessment
         marked = assessment.reviewed(Review(hidden={assessment.day: 1}), assessment.day)
         assert marked.headline.startswith("calm: nothing new")

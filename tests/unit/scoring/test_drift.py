@@ -192,6 +192,17 @@ class TestCategories:
         assert effect.psi > 0.5
         assert effect.message.startswith("stability index")
 
+    def test_a_value_above_the_limit_never_reads_as_the_limit(self) -> None:
+        known = describe_numbers(Part.SCORE, "score", numbers(0, 3000))
+        days = [numbers(1, 1000, shift) for shift in np.linspace(1, 2, 40)]
+        indexes = [measure_numbers(known, day, 1000, CONFIG).psi for day in days]
+        psi, day = next(pair for pair in zip(indexes, days, strict=True) if 0.001 < pair[0] - round(pair[0], 2) < 0.004)
+        limit = round(psi, 2)
+        message = measure_numbers(known, day, 1000, CONFIG.model_copy(update={"psi": limit})).message
+        assert message.startswith(
+            f"stability index {psi:.3f}: 0 is like the training window, above {limit:g} is a shift"
+        )
+
     def test_booleans_are_categories(self) -> None:
         window = pl.Series("c", [True, False] * 500)
         assert not column(window, pl.Series("c", [True, False] * 50), ColumnType.BOOLEAN).is_drift
