@@ -133,10 +133,12 @@ class NearestNeighbors:
         bounds = bounds.unflatten(1, (-1, _GROUP))
         highest = integers.amax(2).clamp_(min=0)
         group, row = highest[:, :groups].argmax(1), torch.arange(len(rows), device=rows.device)
-        best = torch.add(integers[row, group].argmax(1), group, alpha=_GROUP)
-        limit = offsets - self._squares(rows, best)
+        bound, within = bounds[row, group].float().max(1)
+        limit = offsets - self._squares(rows, torch.add(within, group, alpha=_GROUP))
         # Rounding keeps the order, so that a bound of at least the limit is also at least the rounded limit.
-        limit = limit.sub_(limit.abs(), alpha=1e-6).to(bounds.dtype).unsqueeze(1)
+        limit = limit.sub_(limit.abs(), alpha=1e-6).to(bounds.dtype)
+        # A group may have no reference but the one that is left out. All others are then measured.
+        limit = limit.masked_fill_(bound == -torch.inf, torch.finfo(limit.dtype).min).unsqueeze(1)
         row, group = (highest.view(bounds.dtype) >= limit).nonzero().unbind(1)
         pair, within = (bounds[row, group] >= limit[row]).nonzero().unbind(1)
         return row[pair], torch.add(within, group[pair], alpha=_GROUP)

@@ -99,6 +99,7 @@ KINDS: dict[str, Callable[[np.random.Generator, int], Array]] = {
     "flags": lambda rng, n: np.eye(7)[rng.integers(0, 7, n)],
     "copies": lambda rng, n: rng.normal(size=(n // 3, 4))[rng.integers(0, n // 3, n)],
     "one column": lambda rng, n: rng.normal(size=(n, 1)),
+    "one row is far from all others": lambda rng, n: np.r_[np.full((1, 4), 1e4), rng.normal(size=(n - 1, 4))],
 }
 
 
@@ -129,6 +130,18 @@ def test_rounded_bounds_leave_distances_exact(
         np.testing.assert_allclose(distances[:, index], np.sqrt(squares.min(1)), rtol=1e-12, err_msg=str(count))
     again = apply(neighbors_of, rows, device)
     assert again.tobytes() == distances.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_few_references_on_opposite_sides_have_distances(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: dtype == torch.bfloat16)
+    references = np.array([[0.0, 0.0], [3.0, 4.0]])
+    assert nearest(references, references).tolist() == [5.0, 5.0]
+    # A group has only the reference that is left out.
+    counts = nearest_neighbors(torch.tensor([[0.0], [1.0], [9.0]], dtype=torch.float64), [2, 3])
+    assert counts(torch.tensor([[9.0]], dtype=torch.float64)).tolist() == [[8.0, 8.0]]
+    alone = nearest_neighbors(torch.tensor([[9.0], [0.0], [1.0]], dtype=torch.float64), [1, 3])
+    assert alone(torch.tensor([[9.0]], dtype=torch.float64))[0, 1] == 8.0
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(1, torch.float32), (12, torch.bfloat16)])
