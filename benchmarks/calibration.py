@@ -20,17 +20,11 @@ and no count is below it. Ties can only reduce k: a row that ties with the l-th 
 flagged. `tied` counts these rows. The table separates the cases that are below only because of ties.
 
 Cases are not independent. The budgets of a seed share their scores, and the seeds of a set share its rows.
-
-`--flights` measures the budget over time. For each month from July to December 2013, the shipped configuration is
-fitted on the window of the days before it. The table compares the share of flagged rows with the shipped budget. A
-month is not exchangeable with the calibration days before it, so theory makes no statement here. The table also shows
-the result of the check `calibration_holds` at the end of the month. The check covers as many of the last days as there
-are calibration days.
+`benchmarks.calibration_months` measures the budget over time.
 """
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,21 +32,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from scipy.stats import betabinom
 
-from ae_pipeline.features.build import feature_columns, features_content
-from ae_pipeline.features.split import cut_window
-from ae_pipeline.gate.results import GateResult
-from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.scoring.calibration import Calibration, calibrate
-from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.training.fit import fit_bundle
 from benchmarks.command_line import read_seeds
 from benchmarks.detection import fit_ours
 from benchmarks.labelled_sets import FloatArray, Table, cap_rows, find_sets, halve_normal, read_set
-from benchmarks.planted_faults import Prepared, prepare
 from benchmarks.report import Row, format_table, write_report
 
 BUDGETS = (0.05, 0.01, 0.001)
@@ -60,8 +46,6 @@ FEWEST_NORMAL = 2_000
 INTERVAL = 0.99
 GOAL = 0.98
 """Target share of cases within the interval."""
-
-MONTHS = tuple(f"2013-{month:02}" for month in range(7, 13))
 
 
 class Law(NamedTuple):
@@ -140,40 +124,6 @@ class Case:
         }
 
 
-class Month(NamedTuple):
-    """Number of flagged flights in a month, under the model of the days before it.
-
-    Attributes:
-        month: Month, such as 2013-07.
-        days: Number of days of the window for training, validation and calibration.
-        budget: Shipped alert budget.
-        rows: Number of flights of the month.
-        flagged: Number of flagged flights.
-        drift: Result of `calibration_holds` on the last days of the month.
-    """
-
-    month: str
-    days: tuple[int, int, int]
-    budget: float
-    rows: int
-    flagged: int
-    drift: GateResult
-
-    def row(self) -> Row:
-        """Return the row of the JSON."""
-        return {
-            "set": "flights",
-            "month": self.month,
-            "budget": self.budget,
-            "rows": self.rows,
-            "flagged": self.flagged,
-            "share": round(self.flagged / self.rows, 6),
-            "gap": round(self.drift.figure, 6),
-            "gap_allowed": round(self.drift.threshold, 6),
-            "calibration_holds": self.drift.passed,
-        }
-
-
 def rank_limit(calibration: Calibration) -> int:
     """Return l = ⌊(n + 1) b⌋, counted with the same rounding as the p-values."""
     n = len(calibration.scores)
@@ -232,33 +182,6 @@ def try_set(whole: Table, seeds: Sequence[int]) -> list[Case]:
     return cases
 
 
-def try_month(prepared: Prepared, month: str) -> Month:
-    """Fit the shipped configuration on the days before a month and count the flagged rows of the month."""
-    config, paths = prepared.config, prepared.paths
-    content = {
-        day: content_hash for day, (content_hash, rows) in features_content(Dataset(config, paths)).items() if rows
-    }
-    window = cut_window({day: text for day, text in content.items() if day < month}, config)
-    bundle, _ = fit_bundle(Dataset(config, paths), feature_columns(config, prepared.contract), window)
-    days = [bundle.score(pl.read_parquet(paths.features(day))) for day in content if day.startswith(month)]
-    rows, flagged = sum(len(day.score) for day in days), sum(int(day.is_anomaly.sum()) for day in days)
-    newest = np.concatenate([day.score for day in days[-len(window.calibration) :]])
-    drift = calibration_holds(newest, bundle.calibration.scores)
-    lengths = (len(window.train), len(window.validation), len(window.calibration))
-    return Month(month, lengths, bundle.calibration.budget, rows, flagged, drift)
-
-
-def try_months(root: Path, months: Sequence[str]) -> list[Month]:
-    """Measure months of the flights one after the other, and print a line for each."""
-    prepared, results = prepare(root), list[Month]()
-    for month in months:
-        started = time.perf_counter()
-        results.append(try_month(prepared, month))
-        took = time.perf_counter() - started
-        print(f"flights of {month}, {took:.0f} s: {results[-1].flagged:,} of {results[-1].rows:,} flagged", flush=True)
-    return results
-
-
 def describe(cases: Sequence[Case]) -> str:
     """Return tables of the share of cases within and of the flagged share, by budget and by set."""
     budgets = [budget for budget in BUDGETS if any(case.budget == budget for case in cases)]
@@ -282,20 +205,6 @@ def describe(cases: Sequence[Case]) -> str:
     return "\n\n".join((format_table(header, lines), format_table(columns, by_set), overall))
 
 
-def describe_months(months: Sequence[Month]) -> str:
-    """Return a table of the share of flagged flights by month."""
-    lines = [
-        [
-            *(month, *map(str, days), f"{rows:,}", f"{flagged:,}", f"{flagged / rows:.3%}", f"{budget:.3%}"),
-            *(f"{drift.figure:.3f}", f"{drift.threshold:.3f}", "holds" if drift.passed else "warns"),
-        ]
-        for month, days, budget, rows, flagged, drift in months
-    ]
-    check = ["KS distance", "allowed", "calibration_holds"]
-    header = ["flights", "days to train", "validate", "calibrate", "rows", "flagged", "share", "budget", *check]
-    return format_table(header, lines)
-
-
 def _coverage(cases: Sequence[Case]) -> list[str]:
     return [
         str(len(cases)),
@@ -315,8 +224,8 @@ def _flagged(cases: Sequence[Case]) -> str:
     return f"{statistics.mean(case.flagged / case.test_rows for case in cases):.3%}" if cases else "none"
 
 
-def run(folder: Path, seeds: Sequence[int], months: Sequence[str], out: Path) -> None:
-    """Evaluate all sets of a folder with all seeds, then months of the flights; print tables and write the JSON.
+def run(folder: Path, seeds: Sequence[int], out: Path) -> None:
+    """Evaluate all sets of a folder with all seeds; print tables and write the JSON.
 
     The JSON is rewritten after each set, so that an interrupted run keeps its results.
     """
@@ -326,12 +235,6 @@ def run(folder: Path, seeds: Sequence[int], months: Sequence[str], out: Path) ->
         write_report(out, "calibration", [case.row() for case in cases], ("scipy",))
     if cases:
         print(f"\n{describe(cases)}\n", flush=True)
-    if months:
-        with tempfile.TemporaryDirectory() as root:
-            results = try_months(Path(root), months)
-        print(f"\n{describe_months(results)}")
-        rows = [case.row() for case in cases] + [month.row() for month in results]
-        write_report(out, "calibration", rows, ("scipy",))
 
 
 def main() -> None:
@@ -339,13 +242,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
     parser.add_argument("--seeds", default="0..19", help="numbers and ranges, such as 0..4,7 (default: %(default)s)")
-    parser.add_argument("--flights", action="store_true", help="also measure the flights, month by month")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     if not find_sets(arguments.data):
         parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
     torch.set_num_threads(1)  # two threads are slower for networks of this size
-    run(arguments.data, read_seeds(arguments.seeds), MONTHS if arguments.flights else (), arguments.out)
+    run(arguments.data, read_seeds(arguments.seeds), arguments.out)
 
 
 if __name__ == "__main__":

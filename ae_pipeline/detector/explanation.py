@@ -101,8 +101,8 @@ def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[
     def explain_batch(rows: pl.DataFrame) -> list[list[Contribution]]:
         return explain_rows(detector, rows, limit)
 
-    batches = detector.network.small_batches(features)
-    return [contributions for batch in detector.network.map_all(explain_batch, batches) for contributions in batch]
+    batches = detector.network.map_small(explain_batch, features, "rows explained")
+    return [contributions for batch in batches for contributions in batch]
 
 
 def explain_rows(detector: Detector, rows: pl.DataFrame, limit: int) -> list[list[Contribution]]:

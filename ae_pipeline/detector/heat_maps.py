@@ -26,7 +26,7 @@ def heat_map(network: FittedNetwork, rows: pl.DataFrame, config: PipelineConfig)
         rows: All patches of the image, or its only row, with `row_id` and the image column.
         config: Configuration of the model.
     """
-    maps = network.map_all(network.residual_maps, network.small_batches(rows))
+    maps = network.map_small(network.residual_maps, rows, "heat maps made")
     return _stitched((residual for part in maps for residual in part), rows, config)
 
 

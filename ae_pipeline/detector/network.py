@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -128,18 +128,20 @@ class FittedNetwork:
         """
         if isinstance(self.encoder, TableEncoder):
             return None
-        loss = cast("ImageLoss", self.double_loss)
-        channels, height, width = self.encoder.shape
-        images, reconstructions = [np.empty((0, height, width, channels))], [np.empty((0, height, width, channels))]
-        residuals, hottest = [np.empty((0, height, width))], [np.empty((0, 2), np.int64)]
-        for x in map(self.encode_batch, self.small_batches(features)):
+        encoder, loss = self.encoder, cast("ImageLoss", self.double_loss)
+
+        def pictures_of(rows: pl.DataFrame) -> tuple[npt.NDArray[Any], ...]:
+            x = self.encode_batch(rows)
             output = self.forward(x).output
-            images.append(self.encoder.to_unit(x.cpu().numpy()))
-            reconstructions.append(self.encoder.to_unit(output.cpu().numpy()))
-            residuals.append(loss.heat(output, x).cpu().numpy())
-            hottest.append(loss.hottest_windows(output, x).cpu().numpy())
-        arrays = (np.concatenate(images), np.concatenate(reconstructions), np.concatenate(residuals))
-        return Pictures(*arrays, np.concatenate(hottest))
+            heat, hottest = loss.heat_and_windows(output, x)
+            images = (encoder.to_unit(images.cpu().numpy()) for images in (x, output))
+            return (*images, heat.cpu().numpy(), hottest.cpu().numpy())
+
+        channels, height, width = encoder.shape
+        image, of_pixels = np.empty((0, height, width, channels)), np.empty((0, height, width))
+        parts: list[tuple[npt.NDArray[Any], ...]] = [(image, image, of_pixels, np.empty((0, 2), np.int64))]
+        parts += self.map_all(pictures_of, self.small_batches(features))
+        return Pictures(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     @cached_property
     def double_model(self) -> AutoEncoder:
@@ -173,10 +175,19 @@ class FittedNetwork:
         Raises:
             DeviceError: The device failed, or has too little memory for one row.
         """
-        total, progress = -(-features.height // self._batch_rows), ProgressLogger(logger, _PROGRESS_SECONDS)
-        for done, result in enumerate(self.map_all(work, self.batches(features)), start=1):
+        total = -(-features.height // self._batch_rows)
+        yield from self._logged(self.map_all(work, self.batches(features)), total, "batches of rows evaluated")
+
+    def map_small(self, work: Callable[[pl.DataFrame], R], features: pl.DataFrame, noun: str) -> Iterator[R]:
+        """Apply work to the rows in `small_batches`, like `map_batches`; `noun` says what the log counts."""
+        total = -(-features.height // self._small_rows)
+        yield from self._logged(self.map_all(work, self.small_batches(features)), total, f"batches of {noun}")
+
+    def _logged(self, results: Iterable[R], total: int, noun: str) -> Iterator[R]:
+        progress = ProgressLogger(logger, _PROGRESS_SECONDS)
+        for done, result in enumerate(results, start=1):
             yield result
-            progress.update(done, total, "batches of rows evaluated")
+            progress.update(done, total, noun)
 
     def map_all(self, work: Callable[[pl.DataFrame], R], batches: Iterable[pl.DataFrame]) -> Iterator[R]:
         """Apply work to batches, like `map_batches`."""
@@ -186,7 +197,11 @@ class FittedNetwork:
 
     def small_batches(self, features: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Yield the rows in batches of at most 1024 rows, for work that needs many forward passes."""
-        return features.iter_slices(min(self._batch_rows, _MAX_BATCH_ROWS))
+        return features.iter_slices(self._small_rows)
+
+    @property
+    def _small_rows(self) -> int:
+        return min(self._batch_rows, _MAX_BATCH_ROWS)
 
     @property
     def _batch_rows(self) -> int:

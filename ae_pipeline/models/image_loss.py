@@ -1,13 +1,14 @@
 """Losses of images: element-wise terms per pixel, and the structural similarity (SSIM)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ae_pipeline.config.model import LossTerm
+from ae_pipeline.models import convolution
 from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.losses import ReconstructionLoss, element_losses
 
@@ -133,7 +134,7 @@ class ImageLoss(ReconstructionLoss):
         """Fit mean and covariance of the residual pixels of a patch, over all positions in the images."""
         count, total, products = 0, torch.zeros_like(self.residual_mean, dtype=torch.float64), None
         batch_size = max(1, _FIT_BATCH_ELEMENTS // (len(self.residual_mean) * x.shape[2] * x.shape[3]))
-        for residual in (result.output - x).split(batch_size):
+        for residual in self._strips(result.output - x, batch_size):
             pixels = functional.unfold(residual.double(), self.window).transpose(1, 2).flatten(0, 1)
             count, total = count + len(pixels), total + pixels.sum(0)
             products = pixels.T @ pixels if products is None else products + pixels.T @ pixels
@@ -146,6 +147,14 @@ class ImageLoss(ReconstructionLoss):
         self.whitening.copy_((directions / variances.clamp(min=floor).sqrt() / len(variances) ** 0.5).T)
         if "flat" in self.columns:
             self._fit_flatness(result.output, x, batch_size)
+
+    def _strips(self, images: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Yield batches of images; of large images, strips whose windows are those of the images."""
+        width, overlap = images.shape[3], self.window[0] - 1
+        rows = max(1, _FIT_BATCH_ELEMENTS // (len(self.residual_mean) * width))
+        for batch in images.split(batch_size):
+            for top in range(0, batch.shape[2] - overlap, rows):
+                yield batch[:, :, top : top + rows + overlap]
 
     def _fit_flatness(self, output: Tensor, x: Tensor, batch_size: int) -> None:
         """Fit the tails of smoothness and residual scores over windows of the images."""
@@ -178,9 +187,13 @@ class ImageLoss(ReconstructionLoss):
             to_the_edge: Pad the map with the values at its edge, so that it is as large as the image.
         """
         kernels = self.whitening.unflatten(1, (x.shape[1], *self.window))
-        patch_scores = functional.conv2d(output - x, kernels, -self.whitening @ self.residual_mean).square().sum(1)
-        if not to_the_edge:
-            return patch_scores
+        residual = output - x
+        patch_scores = x.new_empty(len(x), *convolution.output_size(x, kernels))
+        for images, rows, distances in convolution.blocks(residual, kernels, -self.whitening @ self.residual_mean):
+            patch_scores[images, rows] = distances.square().sum(1)
+        return self._to_the_edge(patch_scores) if to_the_edge else patch_scores
+
+    def _to_the_edge(self, patch_scores: Tensor) -> Tensor:
         height, width = self.window
         edges = ((width - 1) // 2, width // 2, (height - 1) // 2, height // 2)
         return functional.pad(patch_scores.unsqueeze(1), edges, mode="replicate").squeeze(1)
@@ -201,19 +214,19 @@ class ImageLoss(ReconstructionLoss):
         It is the patch score around the pixel, or the highest flat score of the windows that contain it, if that is
         higher.
         """
-        heat = self.patch_scores(output, x, to_the_edge=True)
-        if "flat" not in self.columns:
-            return heat
-        (height, width), flat = self.window, self.flat_scores(x).unsqueeze(1)
-        around = functional.pad(flat, (width - 1, width - 1, height - 1, height - 1), value=-torch.inf)
-        return torch.maximum(heat, functional.max_pool2d(around, self.window, 1).squeeze(1))
+        return self.heat_and_windows(output, x)[0]
 
-    def hottest_windows(self, output: Tensor, x: Tensor) -> Tensor:
-        """Return top and left of the window of each image with the highest patch or flat score, shape (n, 2)."""
+    def heat_and_windows(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `heat`, and top and left of the window of each image with the highest score, shape (n, 2)."""
         scores = self.patch_scores(output, x)
-        scores = torch.maximum(scores, self.flat_scores(x)) if "flat" in self.columns else scores
+        heat = self._to_the_edge(scores)
+        if "flat" in self.columns:
+            (height, width), flat = self.window, self.flat_scores(x)
+            around = functional.pad(flat.unsqueeze(1), (width - 1, width - 1, height - 1, height - 1), value=-torch.inf)
+            heat = torch.maximum(heat, functional.max_pool2d(around, self.window, 1).squeeze(1))
+            scores = torch.maximum(scores, flat)
         index = scores.flatten(1).argmax(1)
-        return torch.stack([index // scores.shape[2], index % scores.shape[2]], 1)
+        return heat, torch.stack([index // scores.shape[2], index % scores.shape[2]], 1)
 
     def highest_patch(self, scores: Tensor) -> tuple[int, int]:
         """Return row and column of the center of the highest-scoring window of one image, (1, rows, columns)."""

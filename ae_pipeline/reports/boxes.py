@@ -23,10 +23,15 @@ def hot_boxes(bundle: ModelBundle, rows: pl.DataFrame) -> Iterator[list[Box]]:
     if threshold is None:
         yield from ([] for _ in range(rows.height))
         return
-    for part in bundle.network.small_batches(rows):
+
+    def boxes_of(part: pl.DataFrame) -> list[list[Box]]:
         positions = part.select(*patch_position(config.identity)).rows() if has_patches(config) else None
-        maps = bundle.network.residual_maps(part)
-        for index, heat in enumerate(maps):
+        boxes = []
+        for index, heat in enumerate(bundle.network.residual_maps(part)):
             top, left = positions[index] if positions else (0, 0)
-            boxes = hot_regions(heat, threshold)
-            yield [Box(top + y0, left + x0, top + y1, left + x1, value) for y0, x0, y1, x1, value in boxes]
+            regions = hot_regions(heat, threshold)
+            boxes.append([Box(top + y0, left + x0, top + y1, left + x1, value) for y0, x0, y1, x1, value in regions])
+        return boxes
+
+    for boxes in bundle.network.map_small(boxes_of, rows, "regions searched"):
+        yield from boxes

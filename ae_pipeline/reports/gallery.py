@@ -1,5 +1,6 @@
 """Choose the images that a report shows: the most anomalous rows, and normal rows for comparison."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay
@@ -15,6 +17,8 @@ from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale
 from ae_pipeline.reports.ranking import features_of, scored_and_known
 from ae_pipeline.storage.paths import DatasetPaths
+
+logger = logging.getLogger(__name__)
 
 MAX_STRANGEST, MAX_NORMAL = 50, 6
 """Maximum number of anomalous and of normal rows."""
@@ -27,6 +31,9 @@ _MAX_SIDE = 128
 
 _BATCH_ELEMENTS = 1 << 22
 """Number of values of the images that go through the network together."""
+
+_PROGRESS_SECONDS = 10.0
+"""Time after which the log says how many pictures are drawn."""
 
 _DAY = "_day"
 
@@ -96,6 +103,7 @@ def _choose(files: Mapping[str, PublishedDay], paths: DatasetPaths, median: floa
 def _draw(rows: pl.DataFrame, paths: DatasetPaths, bundle: ModelBundle) -> Iterator[tuple[str, Drawing]]:
     window = cast("ImageLoss", bundle.loss).window
     count = max(1, _BATCH_ELEMENTS // math.prod(bundle.encoder.shape))
+    done, progress = 0, ProgressLogger(logger, _PROGRESS_SECONDS)
     for (day,), of_day in rows.group_by(_DAY, maintain_order=True):
         for part in of_day.iter_slices(count):
             features = features_of(part["row_id"], str(day), paths)
@@ -103,6 +111,8 @@ def _draw(rows: pl.DataFrame, paths: DatasetPaths, bundle: ModelBundle) -> Itera
                 arrays = zip(pictures.image, pictures.reconstruction, pictures.residual, pictures.hottest, strict=True)
                 for row_id, parts in zip(features["row_id"], arrays, strict=True):
                     yield row_id, _drawing(*parts, window)
+            done += part.height
+            progress.update(done, rows.height, "pictures drawn")
 
 
 def _drawing(

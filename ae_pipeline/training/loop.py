@@ -133,11 +133,14 @@ def _train(
         if number < config.beta_warmup:  # validation losses with the full β say little before β has reached it
             continue
         if epoch.validation_loss < best:
-            best, best_epoch, best_state = epoch.validation_loss, number, _state(model, loss)
+            best, best_epoch = epoch.validation_loss, number
+            _keep(best_state, model, loss)
         elif number - max(best_epoch, config.beta_warmup) >= config.patience:
             break
     model.load_state_dict(best_state[0])
     loss.load_state_dict(best_state[1])
+    model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
+    loss.zero_grad(set_to_none=True)
     model.eval()
     return TrainingResult(
         epochs=tuple(epochs),
@@ -181,5 +184,15 @@ def evaluate(
     return float(total) / len(rows)
 
 
-def _state(model: AutoEncoder, loss: ReconstructionLoss) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+_State = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _state(model: AutoEncoder, loss: ReconstructionLoss) -> _State:
     return copy.deepcopy(model.state_dict()), copy.deepcopy(loss.state_dict())
+
+
+def _keep(state: _State, model: AutoEncoder, loss: ReconstructionLoss) -> None:
+    """Overwrite a copy of the weights with the present ones, without a second copy."""
+    for kept, current in zip(state, (model.state_dict(), loss.state_dict()), strict=True):
+        for name, value in current.items():
+            kept[name].copy_(value)

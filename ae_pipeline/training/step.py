@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ae_pipeline.common.device import report_shrinking
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.model import TrainingConfig
-from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.training.learning_rates import parameter_groups
@@ -162,7 +162,7 @@ class TrainingStep:
         """
         self._optimizer.zero_grad(set_to_none=True)
         whole = self._rows if self._is_full_batch else len(batch.rows)
-        size = -(-len(batch.rows) // self._parts)
+        size = min(-(-len(batch.rows) // self._parts), _rows_at_once(batch.rows))
         losses = [self._backward(part, len(part.rows) / whole) * len(part.rows) for part in batch.split(size)]
         if self._is_full_batch:
             self._accumulate()
@@ -198,6 +198,15 @@ class TrainingStep:
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._optimizer.step()
+
+
+def _rows_at_once(rows: Tensor) -> int:
+    """Return how many rows of a batch compute their gradient together: all, or a few large images on the CPU.
+
+    The activations of one image of 1,024 × 1,536 pixels take hundreds of megabytes.
+    """
+    is_image_on_cpu = rows.device.type == "cpu" and rows.dim() > 2
+    return rows_at_once(rows.shape[1:]) if is_image_on_cpu else len(rows)
 
 
 def capture_for(device: torch.device, config: TrainingConfig) -> Capture | None:

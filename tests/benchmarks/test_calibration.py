@@ -18,8 +18,9 @@ from ae_pipeline.gate.results import GateResult
 from ae_pipeline.gate.rules import calibration_holds
 from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.scoring.calibration import Calibration, calibrate
-from benchmarks import calibration
-from benchmarks.calibration import Case, Month, evaluate, law_of_flags, rank_limit
+from benchmarks import calibration, calibration_months
+from benchmarks.calibration import Case, evaluate, law_of_flags, rank_limit
+from benchmarks.calibration_months import Month
 from benchmarks.command_line import read_seeds
 from benchmarks.labelled_sets import Table
 from benchmarks.planted_faults import Prepared
@@ -104,10 +105,10 @@ def test_a_month_is_scored_by_a_model_of_earlier_days(fitted: Fitted, monkeypatc
         windows.append(window)
         return fitted.bundle, None
 
-    monkeypatch.setattr(calibration, "fit_bundle", fit)
+    monkeypatch.setattr(calibration_months, "fit_bundle", fit)
     contract = load_contract(fitted.paths.contract)
     prepared = Prepared(fitted.config, contract, fitted.paths, fitted.window, pl.DataFrame(), set())
-    month = calibration.try_month(prepared, "2024-02")
+    month = calibration_months.try_month(prepared, "2024-02")
     assert windows[0].days == tuple(f"2024-01-{day:02}" for day in range(1, 32))
     assert month.days == (17, 6, 8)
     rows = pl.concat([fitted.features(day) for day in fitted.days if day >= "2024-02-01"])
@@ -119,7 +120,7 @@ def test_a_month_is_scored_by_a_model_of_earlier_days(fitted: Fitted, monkeypatc
     assert month.drift.message.startswith("480 rows after the calibration days")
 
 
-def test_a_run_writes_a_row_for_each_case_and_month(
+def test_a_run_writes_a_row_for_each_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fits: list[tuple[int, int]] = []
@@ -129,28 +130,37 @@ def test_a_run_writes_a_row_for_each_case_and_month(
         return lambda values: values[:, 0]
 
     monkeypatch.setattr(calibration, "fit_ours", fit_ours)
-    drift = GateResult(rule="calibration_holds", passed=False, figure=0.2, threshold=0.1, message="")
-    monkeypatch.setattr(calibration, "try_months", lambda _, of: [Month(of[0], (9, 2, 1), 0.001, 2_000, 3, drift)])
     rng = np.random.default_rng(0)
     for name, normal in (("few", 1_999), ("enough", 2_000), ("many", 4_000)):
         np.savez(tmp_path / f"{name}.npz", X=rng.normal(size=(normal + 9, 2)), y=np.arange(normal + 9) < 9)
-    calibration.run(tmp_path, [0, 4], ["2013-07"], tmp_path / "out.json")
+    calibration.run(tmp_path, [0, 4], tmp_path / "out.json")
     assert fits == [(1_000, 0), (1_000, 4), (2_000, 0), (2_000, 4)]
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["name"] == "calibration"
-    assert len(report["rows"]) == 11
-    rows, month = report["rows"][:-1], report["rows"][-1]
+    rows = report["rows"]
     assert [(row["set"], row["seed"], row["budget"]) for row in rows] == [
         *(("enough", seed, budget) for seed in (0, 4) for budget in (0.05, 0.01)),
         *(("many", seed, budget) for seed in (0, 4) for budget in (0.05, 0.01, 0.001)),
     ]
     assert all(row.keys() == ROW for row in rows)
     assert all(row["within"] == (row["low"] <= row["flagged"] <= row["high"]) for row in rows)
-    assert month.keys() == MONTH_ROW
-    assert (month["set"], month["share"], month["calibration_holds"]) == ("flights", 0.0015, False)
     output = capsys.readouterr().out
     assert "few, 0 s: skipped, 1,999 normal rows are fewer than 2,000" in output
     assert "of 10 cases are within (goal: 98%)" in output
+
+
+def test_a_run_writes_a_row_for_each_month(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drift = GateResult(rule="calibration_holds", passed=False, figure=0.2, threshold=0.1, message="")
+    result = Month("2013-07", (9, 2, 1), 0.001, 2_000, 3, drift)
+    monkeypatch.setattr(calibration_months, "prepare", lambda _: None)
+    monkeypatch.setattr(calibration_months, "try_month", lambda _, month: result._replace(month=month))
+    calibration_months.run(["2013-07", "2013-08"], tmp_path / "out.json")
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["name"] == "calibration_months"
+    assert [row["month"] for row in report["rows"]] == ["2013-07", "2013-08"]
+    month = report["rows"][0]
+    assert month.keys() == MONTH_ROW
+    assert (month["set"], month["share"], month["calibration_holds"]) == ("flights", 0.0015, False)
 
 
 def test_the_table_shows_shares_by_budget_and_by_set() -> None:

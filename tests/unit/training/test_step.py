@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ae_pipeline.common.device import device_errors, shrinking
 from ae_pipeline.common.errors import DeviceError
-from ae_pipeline.config.columns import ColumnType, FeatureColumn
+from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.encoding.encoder import fit_encoder
@@ -244,6 +244,37 @@ class TestMemoryRunsOut:
 
         assert shrinking(work, torch.arange(10)) == [0, 3, 5, 8]
         assert sizes == [10, 5, 3, 2, 5, 3, 2]
+
+
+class TestLargeImages:
+    def test_the_gradient_of_large_images_is_computed_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        weights: list[list[Tensor]] = []
+        sizes: list[set[int]] = []
+        forward = AutoEncoder.forward
+
+        def counted(self: AutoEncoder, x: Tensor, generator: torch.Generator | None = None) -> AutoEncoderOutput:
+            sizes[-1].add(len(x))
+            return forward(self, x, generator)
+
+        monkeypatch.setattr(AutoEncoder, "forward", counted)
+        for at_once in (8, 3):
+            sizes.append(set())
+            monkeypatch.setattr(step_module, "rows_at_once", lambda _, most=at_once: most)
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(20, 1, 8, 8, generator=generator)
+            shape = ImageShape(height=8, width=8, channels=1, dtype="uint8")
+            config = PipelineConfig.model_validate(
+                {"dataset": "d", "identity": ["file"], "images": {}, "model": {"architecture": "conv", "latent_dim": 2}}
+            )
+            frame = pl.DataFrame({"image": [bytes(range(64))]})
+            encoder = fit_encoder(config, frame, [FeatureColumn("image", ColumnType.IMAGE, shape)])
+            network, loss = build_model(config, encoder.shape, generator), build_loss(config, encoder)
+            training = TrainingConfig(epochs=2, batch_size=8, optimizer="sgd", device="cpu")
+            train(network, loss, x[:16], x[16:], training, generator)
+            assert all(parameter.grad is None for parameter in network.parameters())
+            weights.append([parameter.detach().clone() for parameter in network.parameters()])
+        assert sizes == [{8, 4}, {3, 2, 4}]
+        torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 
 class TestDeviceErrors:
