@@ -60,36 +60,45 @@ class DenoisingEnsemble:
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the squared Mahalanobis distance of the residuals, mean over directions and networks, shape (n,)."""
         layers = self._layers(rows.device)
-        (weight_0, weight_1, weight_2, weight_3), (bias_0, bias_1, bias_2, bias_3) = layers.weights, layers.biases
+        (weight_0, weight_1, weight_2, weight_3), (bias_0, bias_2, bias_3) = layers.weights, layers.biases
         parts = []
-        for block in blocks(rows, weight_0.shape[1] + layers.whitening.shape[1]):
-            hidden = _by_network(torch.addmm(bias_0, block, weight_0).relu_())
-            hidden = torch.baddbmm(bias_2, torch.baddbmm(bias_1, hidden, weight_1), weight_2).relu_()
-            white = torch.baddbmm(bias_3, hidden, weight_3)
-            white -= _by_network(block @ layers.whitening)
-            parts.append(white.square_().mean((0, 2)))
+        for block in blocks(rows, len(weight_0) + len(layers.whitening)):
+            # One column for each row: the few outputs of a layer are then the fast side of its product.
+            columns = block.T
+            hidden = torch.addmm(bias_0, weight_0, columns).relu_().unflatten(0, (NETWORKS, -1))
+            hidden = torch.baddbmm(bias_2, weight_2, torch.bmm(weight_1, hidden)).relu_()
+            white = (
+                torch.addmm(bias_3, layers.whitening, columns).unflatten(0, (NETWORKS, -1)).baddbmm_(weight_3, hidden)
+            )
+            parts.append(white.square_().mean((0, 1)))
         return torch.cat(parts)
 
     @per_device
     def _layers(self, device: torch.device) -> "_Layers":
-        weights, biases = ([layer.to(device) for layer in layers] for layers in (self.weights, self.biases))
+        weight_0, weight_1, weight_2, weight_3 = (layer.to(device) for layer in self.weights)
+        bias_0, bias_1, bias_2, bias_3 = (layer.to(device) for layer in self.biases)
         whitening = self.whitening.to(device)
-        weights[0], biases[0] = weights[0].transpose(0, 1).flatten(1), biases[0].flatten()
-        weights[3], biases[3] = weights[3] @ whitening, (biases[3] - self.means.to(device)) @ whitening
-        return _Layers(tuple(weights), tuple(biases), whitening.transpose(0, 1).flatten(1))
+        return _Layers(
+            weights=tuple(
+                layer.mT.contiguous()
+                for layer in (weight_0.transpose(0, 1).flatten(1), weight_1, weight_2, weight_3 @ whitening)
+            ),
+            # No activation follows the second layer, so that the third one can have its bias.
+            biases=(
+                bias_0.reshape(-1, 1),
+                (bias_1 @ weight_2 + bias_2).mT.contiguous(),
+                ((bias_3 - self.means.to(device)) @ whitening).reshape(-1, 1),
+            ),
+            whitening=-whitening.mT.flatten(0, 1),
+        )
 
 
 class _Layers(NamedTuple):
-    """Layers for scoring: the first ones of all networks are one product, and the last ones include the whitening."""
+    """Transposed layers for scoring. The first ones of all networks are one product, the last include the whitening."""
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     whitening: Tensor
-
-
-def _by_network(outputs: Tensor) -> Tensor:
-    """Return outputs that stand side by side, shape (n, networks * width), as (networks, n, width)."""
-    return outputs.view(len(outputs), NETWORKS, outputs.shape[1] // NETWORKS).transpose(0, 1)
 
 
 def fit_denoising_ensemble(rows: Array, generator: torch.Generator) -> DenoisingEnsemble:

@@ -42,22 +42,32 @@ class Mixture:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return −ln of the density at rows of shape (n, width), up to a constant, shape (n,)."""
-        directions, offsets, constants = self._tensors(rows.device)
+        halves, constants = self._tensors(rows.device)
         parts = []
-        for block in blocks(rows, directions.shape[1]):
-            white = torch.addmm(offsets, block, directions)
-            squares = white.square_().unflatten(1, (*constants.shape, -1)).sum(3)
-            parts.append(-torch.logsumexp(constants - 0.5 * squares, 2).mean(1))
+        for block in blocks(rows, max(len(offsets) for _, offsets in halves)):
+            # One column for each row: the products are faster, and a sum over components adds whole vectors.
+            columns, squares = block.T, rows.new_zeros(())
+            for directions, offsets in halves:
+                white = torch.addmm(offsets, directions, columns[: directions.shape[1]])
+                squares = squares + white.square_().unflatten(0, (*constants.shape[:2], -1)).sum(2)
+            parts.append(-torch.logsumexp(constants - 0.5 * squares, 1).mean(0))
         return torch.cat(parts)
 
     @per_device
-    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the whitening matrices side by side, the white means with a minus, and the constants by component."""
+    def _tensors(self, device: torch.device) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Return whitening matrices and white means with a minus in two halves, and the constants by component.
+
+        The matrices are triangular: the first half of the directions has only the first half of the columns.
+        """
         means, whitening, weights = (double(array, device) for array in (self.means, self.whitening, self.weights))
         volumes = torch.diagonal(whitening, dim1=2, dim2=3).log().sum(2)
-        offsets = -(means.unsqueeze(2) @ whitening).flatten()
-        directions = whitening.flatten(0, 1).transpose(0, 1).flatten(1)
-        return directions.contiguous(), offsets, weights.log() + volumes
+        offsets = -(means.unsqueeze(2) @ whitening).squeeze(2)
+        width, halves = whitening.shape[3], []
+        for first, last in ((0, width // 2), (width // 2, width)):
+            if last > first:
+                directions = whitening[..., :last, first:last].transpose(2, 3).flatten(0, 2)
+                halves.append((directions.contiguous(), offsets[..., first:last].reshape(-1, 1)))
+        return halves, (weights.log() + volumes).unsqueeze(2)
 
 
 def fit_mixture(rows: Array, seed: int) -> Mixture:

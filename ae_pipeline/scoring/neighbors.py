@@ -29,102 +29,152 @@ _CALLS_SHARE = 4
 """Blocks are this many times larger than a cache, so that the time of a call does not matter."""
 
 _GROUP = 64
-"""References whose lower bounds are first looked at together."""
+"""References whose bounds are first looked at together."""
+
+_SAMPLED, _MAX_PAIRS = 256, 8
+"""References that the type of the product is chosen with, and the mean of those to measure up to which it suits."""
+
+_MAX_COLLECTED = 2**18
+"""Pairs of row and reference from which they are reduced, so that many ties need little memory."""
+
+_INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+"""Integers of the same size. Positive numbers have the same order as the integers of their bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearestNeighbors:
     """Distances to the nearest references, exact in float64.
 
-    A product in float32 gives a lower bound of the distance to every reference. Only references whose bound is at most
-    the distance to the best one are then measured in float64. These are one or two of thousands.
+    A product in bfloat16 or float32 gives an upper bound of the closeness of every reference: a constant minus the
+    squared distance. Only references whose bound reaches the closeness of the best one are then measured in float64.
+    These are one or two of thousands. So the type of the product does not change the distances.
 
     Attributes:
         references: At most two of each value, shape (m, width), padded with NaN to whole groups in each part.
         norms: Squared norms, shape (m,).
         center: Mean of the references, shape (width,). Differences from it make the bounds closer.
-        factors: Matrix that takes a centered row, a one and its norm to lower bounds of the squared distance minus the
-            squared norm, shape (width + 2, m), float32.
+        offset: Closeness of a reference that is as far from a row as the center is. With it, the highest bound of a row
+            is positive.
+        share: Rounding error of a sum in float32, as a share of the sum of its absolute terms.
+        factors: Matrix that takes the rows of `_augmented` to bounds, shape (width + 4, m), bfloat16 or float32.
         groups: For each count, the number of groups with its references.
     """
 
     references: Tensor
     norms: Tensor
     center: Tensor
+    offset: float
+    share: float
     factors: Tensor
     groups: tuple[int, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the Euclidean distances of rows, shape (n, width), for each count, shape (n, counts)."""
-        parts = blocks(rows, self.factors.shape[1] // _CALLS_SHARE)
-        # One buffer for all blocks: new memory costs as much as the product that fills it.
-        buffer = self.factors.new_empty(max(map(len, parts)), self.factors.shape[1])
-        with full_float32:
-            return torch.cat([self._block(block, buffer[: len(block)]) for block in parts])
-
-    def _block(self, rows: Tensor, buffer: Tensor) -> Tensor:
-        centered = rows - self.center
-        squares = centered.square().sum(1, keepdim=True)
-        augmented = torch.cat([centered, torch.ones_like(squares), squares.sqrt()], 1).float()
-        bounds = torch.mm(augmented, self.factors, out=buffer).unflatten(1, (-1, _GROUP))
-        lowest = bounds.amin(2)
-        nearest, last = self._nearest(rows, squares, bounds, lowest)
-        each = []
-        for groups in self.groups[:-1]:
-            of_count = nearest.clone()
-            # The other rows have the same nearest reference among these.
-            row = (last >= groups * _GROUP).nonzero().squeeze(1)
-            of_rows = (rows[row], squares[row], bounds[row, :groups], lowest[row, :groups])
-            of_count[row] = self._nearest(*of_rows)[0]
-            each.append(of_count)
-        return torch.stack([*each, nearest], 1).sqrt()
-
-    def _nearest(self, rows: Tensor, squares: Tensor, bounds: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared distance to the nearest reference after one equal reference is left out, shape (n,).
-
-        Also return the highest index of the references that decide it: the nearest one, and the one left out.
-        """
-        nearest, index = self._closest(rows, squares, bounds, lowest)
-        last = index
-        equal = self._is_equal(nearest, rows, index).nonzero().squeeze(1)
-        if len(equal):
-            others = bounds[equal]
-            others.flatten(1).scatter_(1, index[equal].unsqueeze(1), torch.inf)
-            second, index = self._closest(rows[equal], squares[equal], others, others.amin(2))
-            nearest[equal] = torch.where(self._is_equal(second, rows[equal], index), 0.0, second)
-            last = last.index_put((equal,), torch.maximum(last[equal], index))
-        return nearest, last
+        nearest, index = self._closest(rows, self.groups)
+        is_equal = self._is_equal(nearest, rows, index)
+        for count, groups in enumerate(self.groups):
+            equal = is_equal[:, count].nonzero().squeeze(1)
+            if len(equal):
+                second, other = self._closest(rows[equal], (groups,), index[equal, count])
+                is_copy = self._is_equal(second, rows[equal], other)
+                nearest[equal, count] = torch.where(is_copy, 0.0, second).squeeze(1)
+        return nearest.sqrt()
 
     def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-        return squares <= _TIE_TOLERANCE * (rows.square().sum(1) + self.norms[index])
+        return squares <= _TIE_TOLERANCE * (rows.square().sum(1, keepdim=True) + self.norms[index])
 
-    def _closest(self, rows: Tensor, squares: Tensor, bounds: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared distance to the closest reference, and its index.
+    def _closest(self, rows: Tensor, groups: tuple[int, ...], left_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the squared distance to the closest reference of the first groups, and its index, for each number.
 
         Args:
             rows: Shape (n, width).
-            squares: Squared norms of the centered rows, shape (n, 1).
-            bounds: Lower bounds of squared distances minus these norms, shape (n, groups, references of a group).
-            lowest: Lowest bound of each group, shape (n, groups).
+            groups: Ascending numbers of groups.
+            left_out: Reference that each row is not compared with, shape (n,).
         """
-        group = lowest.argmin(1)
-        row = torch.arange(len(rows), device=rows.device)
-        index = group * _GROUP + bounds[row, group].argmin(1)
-        nearest = (rows - self.references[index]).square().sum(1)
-        limit = nearest.unsqueeze(1) - squares
-        # The limit is rounded to float32, whose relative error is below this.
-        limit = (limit + 1e-6 * limit.abs()).float()
-        row, group = (lowest <= limit).nonzero().unbind(1)
-        pair, within = (bounds[row, group] <= limit[row]).nonzero().unbind(1)
-        row, candidate = row[pair], group[pair] * _GROUP + within
-        is_other = candidate != index[row]
-        row, candidate = row[is_other], candidate[is_other]
-        if len(row):
-            distances = (rows[row] - self.references[candidate]).square().sum(1)
-            nearest = nearest.scatter_reduce(0, row, distances, "amin")
-            is_closer = distances == nearest[row]
-            index[row[is_closer]] = candidate[is_closer]
+        nearest = rows.new_full((len(rows), len(groups)), torch.inf)
+        index = torch.zeros_like(nearest, dtype=torch.long)
+        for row, candidate, distances in self._pairs(rows, groups, left_out):
+            for count, number in enumerate(groups):
+                counted = distances.masked_fill(candidate >= number * _GROUP, torch.inf)
+                lowest = nearest[:, count].scatter_reduce_(0, row, counted, "amin")
+                is_closest = (counted == lowest.index_select(0, row)).nonzero().squeeze(1)
+                index[row[is_closest], count] = candidate[is_closest]
         return nearest, index
+
+    def _pairs(
+        self, rows: Tensor, groups: tuple[int, ...], left_out: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the pairs of row and reference that `_closest` has to measure, and their squared distances.
+
+        All pairs of a row come together. Most come at once: only rows with many ties have many pairs.
+        """
+        augmented, offsets = self._augmented(rows)
+        factors = self.factors[:, : groups[-1] * _GROUP]
+        size = max(1, len(blocks(augmented, self.factors.shape[1] // _CALLS_SHARE)[0]))
+        # One buffer for all blocks: new memory costs as much as the product that fills it.
+        buffer = self.factors.new_empty(size, factors.shape[1])
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        with full_float32:
+            for first in range(0, len(rows), size):
+                block = slice(first, first + size)
+                bounds = torch.mm(augmented[block], factors, out=buffer[: len(augmented[block])])
+                if left_out is not None:
+                    bounds.scatter_(1, left_out[block].unsqueeze(1), -torch.inf)
+                row, candidate = self._candidates(rows[block], offsets[block], bounds, groups[0])
+                row += first
+                pairs.append((row, candidate, self._squares(rows.index_select(0, row), candidate)))
+                if first + size >= len(rows) or sum(len(each[0]) for each in pairs) >= _MAX_COLLECTED:
+                    row, candidate, distances = map(torch.cat, zip(*pairs, strict=True))
+                    yield row, candidate, distances
+                    pairs.clear()
+
+    def _candidates(self, rows: Tensor, offsets: Tensor, bounds: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        """Return the pairs of row and reference that may be as close as the best reference of the first groups.
+
+        Args:
+            rows: Shape (n, width).
+            offsets: Closeness of a reference at distance zero, shape (n,).
+            bounds: Upper bounds of the closeness, shape (n, references).
+            groups: Number of groups.
+        """
+        # Integers are compared, because processors have no instructions for the highest of several bfloat16.
+        integers = bounds.view(_INTEGERS[bounds.dtype]).unflatten(1, (-1, _GROUP))
+        bounds = bounds.unflatten(1, (-1, _GROUP))
+        highest = integers.amax(2).clamp_(min=0)
+        group, row = highest[:, :groups].argmax(1), torch.arange(len(rows), device=rows.device)
+        bound, within = bounds[row, group].float().max(1)
+        limit = offsets - self._squares(rows, torch.add(within, group, alpha=_GROUP))
+        # Rounding keeps the order, so that a bound of at least the limit is also at least the rounded limit.
+        limit = limit.sub_(limit.abs(), alpha=1e-6).to(bounds.dtype)
+        # A group may have no reference but the one that is left out. All others are then measured.
+        limit = limit.masked_fill_(bound == -torch.inf, torch.finfo(limit.dtype).min).unsqueeze(1)
+        row, group = (highest.view(bounds.dtype) >= limit).nonzero().unbind(1)
+        pair, within = (bounds[row, group] >= limit[row]).nonzero().unbind(1)
+        return row[pair], torch.add(within, group[pair], alpha=_GROUP)
+
+    def _squares(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Return the squared distances of rows to one reference each."""
+        return (rows - self.references.index_select(0, index)).square_().sum(1)
+
+    def is_selective(self) -> bool:
+        """Return whether the bounds leave few references to measure, for some references as rows."""
+        index = self.norms.isfinite().nonzero().squeeze(1)
+        index = index[:: max(1, len(index) // _SAMPLED)]
+        pairs = self._pairs(self.references[index], self.groups[-1:], index)
+        return sum(len(row) for row, *_ in pairs) <= _MAX_PAIRS * len(index)
+
+    def _augmented(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a product with the factors makes bounds of, and the closeness of a reference at distance zero.
+
+        The columns are the centered row, two ones, the rounding error of the row, and its norm.
+        """
+        centered = rows - self.center
+        rounded = centered.to(self.factors.dtype)
+        squares = centered.square().sum(1)
+        norms = squares.sqrt()
+        errors = (centered - rounded).square_().sum(1).sqrt() + self.share * norms
+        ends = _rounded_up(torch.stack([errors, norms], 1), rounded.dtype)
+        return torch.cat([rounded, rounded.new_ones(len(rows), 2), ends], 1), squares + self.offset
 
 
 def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeighbors:
@@ -142,21 +192,36 @@ def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeigh
         >>> nearest_neighbors(references, [2])(torch.tensor([[3.0, 3.0], [0.0, 0.0]], dtype=torch.float64)).tolist()
         [[1.0], [5.0]]
     """
-    center = references.mean(0)
     kept = _first_two_of_each(references)
     counts = torch.searchsorted(kept, torch.tensor(counts, device=kept.device)).tolist()
-    references = references[kept]
-    norms = (references - center).square().sum(1, keepdim=True)
-    # A sum of k float32 products is within this share of the sum of the absolute values of its terms.
+    arguments = references[kept], references.mean(0), counts
+    if _multiplies_bfloat16(references.device):
+        fitted = _with_products_in(torch.bfloat16, *arguments)
+        # Where references are very near one another, as on a line, the digits of a bfloat16 do not tell them apart.
+        if fitted.is_selective():
+            return fitted
+    return _with_products_in(torch.float32, *arguments)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 faster than float32, with sums in float32."""
+    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    return bool(device.type == "cpu" and torch.backends.mkldnn.is_available() and has_instructions())
+
+
+def _with_products_in(
+    dtype: torch.dtype, references: Tensor, center: Tensor, counts: Sequence[int]
+) -> NearestNeighbors:
+    """Return the distances to references, shape (m, width), whose bounds are computed in a type."""
+    offset = 1.01 * float((references - center).square().sum(1).mean())
     share = 1.1 * (references.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
-    columns = [-2 * (references - center), norms * (1 - share), -2.5 * share * norms.sqrt()]
-    table = torch.cat(columns, 1)
+    table = _factors(references - center, offset, share, dtype)
     tables, padded, groups, first = [], [], [], 0
     for count in counts:
         missing = -(count - first) % _GROUP
-        # The bound of a padded reference is infinite: its second column is multiplied by one.
+        # The bound of a padded reference is minus infinity: its fourth last column is multiplied by one.
         rest = pad(table[first:count], (0, 0, 0, missing))
-        rest[count - first :, -2] = torch.inf
+        rest[count - first :, -4] = -torch.inf
         tables.append(rest)
         padded.append(pad(references[first:count], (0, 0, 0, missing), value=torch.nan))
         groups.append(sum(map(len, padded)) // _GROUP)
@@ -166,9 +231,35 @@ def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeigh
         references=whole,
         norms=whole.square().sum(1),
         center=center,
-        factors=torch.cat(tables).T.float().contiguous(),
+        offset=offset,
+        share=share,
+        factors=torch.cat(tables).T.contiguous(),
         groups=tuple(groups),
     )
+
+
+def _factors(centered: Tensor, offset: float, share: float, dtype: torch.dtype) -> Tensor:
+    """Return factors of references, shape (m, width + 4).
+
+    With x' and r' for a rounded row and reference, their product with a row of `_augmented` is 2 x'·r' + offset − |r|²,
+    plus bounds of the errors: 2 |x − x'| |r'| + 2 |x| |r − r'|, and those of a sum in float32.
+    """
+    rounded = centered.to(dtype)
+    squares = centered.square().sum(1)
+    norms = torch.maximum(squares.sqrt(), rounded.double().square().sum(1).sqrt())
+    errors = (centered - rounded).square().sum(1).sqrt()
+    constant = offset - squares + 2 * share * (offset + squares)
+    # Two numbers of few digits hold one of more digits.
+    leading = constant.to(dtype)
+    rest = constant - leading.double()
+    rest = rest + 2 * torch.finfo(dtype).eps * rest.abs()
+    ends = _rounded_up(torch.stack([2 * norms, 2 * errors], 1), dtype)
+    return torch.cat([2 * rounded, leading.unsqueeze(1), rest.unsqueeze(1).to(dtype), ends], 1)
+
+
+def _rounded_up(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers of 0 or more that are not lower, even if a product of two of them is rounded."""
+    return (values * (1 + 2 * torch.finfo(dtype).eps)).to(dtype)
 
 
 def _first_two_of_each(references: Tensor) -> Tensor:

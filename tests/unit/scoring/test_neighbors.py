@@ -99,16 +99,23 @@ KINDS: dict[str, Callable[[np.random.Generator, int], Array]] = {
     "flags": lambda rng, n: np.eye(7)[rng.integers(0, 7, n)],
     "copies": lambda rng, n: rng.normal(size=(n // 3, 4))[rng.integers(0, n // 3, n)],
     "one column": lambda rng, n: rng.normal(size=(n, 1)),
+    "one row is far from all others": lambda rng, n: np.r_[np.full((1, 4), 1e4), rng.normal(size=(n - 1, 4))],
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_in_float32_leave_distances_exact(kind: str, device: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_rounded_bounds_leave_distances_exact(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str, device: str
+) -> None:
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: dtype == torch.bfloat16)
+    monkeypatch.setattr(neighbors, "_MAX_PAIRS", 1000)
     rng = np.random.default_rng(3)
     references, new = KINDS[kind](rng, 331), KINDS[kind](rng, 400)
     rows = np.concatenate([new, references[::3], 1e3 * new[:9], references[:9] * (1 + 1e-7)])
     counts = [131, 331]
     neighbors_of = nearest_neighbors(torch.from_numpy(references).to(device), counts)
+    assert neighbors_of.factors.dtype == dtype
     distances = apply(neighbors_of, rows, device)
     # Two of all equal references are enough. More would all be measured in float64.
     numbers = np.unique(references, axis=0, return_counts=True)[1]
@@ -125,6 +132,27 @@ def test_bounds_in_float32_leave_distances_exact(kind: str, device: str) -> None
     assert again.tobytes() == distances.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_few_references_on_opposite_sides_have_distances(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: dtype == torch.bfloat16)
+    references = np.array([[0.0, 0.0], [3.0, 4.0]])
+    assert nearest(references, references).tolist() == [5.0, 5.0]
+    # A group has only the reference that is left out.
+    counts = nearest_neighbors(torch.tensor([[0.0], [1.0], [9.0]], dtype=torch.float64), [2, 3])
+    assert counts(torch.tensor([[9.0]], dtype=torch.float64)).tolist() == [[8.0, 8.0]]
+    alone = nearest_neighbors(torch.tensor([[9.0], [0.0], [1.0]], dtype=torch.float64), [1, 3])
+    assert alone(torch.tensor([[9.0]], dtype=torch.float64))[0, 1] == 8.0
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(1, torch.float32), (12, torch.bfloat16)])
+def test_bfloat16_is_used_where_it_tells_references_apart(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: True)
+    references = torch.from_numpy(np.random.default_rng(0).normal(size=(500, width)))
+    assert nearest_neighbors(references, [500]).factors.dtype == dtype
+
+
 def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: Any = torch.backends
     cuda, mkldnn = settings.cuda.matmul, settings.mkldnn.matmul
@@ -135,6 +163,7 @@ def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.Monkey
         return product(*args, **options)
 
     product = torch.mm
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: False)
     monkeypatch.setattr(torch, "mm", spy)
     references = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     try:
@@ -144,4 +173,5 @@ def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.Monkey
         after = cuda.fp32_precision, mkldnn.fp32_precision
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert (seen, after) == ([("ieee", "ieee")], ("tf32", "bf16"))
+    # Each row equals a reference, so a second product leaves it out.
+    assert (seen, after) == ([("ieee", "ieee")] * 2, ("tf32", "bf16"))
