@@ -41,14 +41,15 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
 	@$(PYTHON) -m venv $(VENV)
 
+# Without compilation: of the 24,000 modules that pip would compile, which takes a minute, few are ever imported.
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV); the first time takes a few minutes."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with what tests and benchmarks need; the first time takes a few minutes."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,bench,dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,bench,dev]'
 	@touch $@ $(VENV)/.run
 
 setup: $(VENV)/.dev

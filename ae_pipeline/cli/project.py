@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,31 @@ if TYPE_CHECKING:
 
 START_LOCK = ".start.lock"
 """File in DAGSTER_HOME that a command locks while it opens Dagster's instance."""
+
+
+def open_instance(home: Path) -> "dg.DagsterInstance":
+    """Open Dagster's instance.
+
+    Args:
+        home: DAGSTER_HOME, for the message.
+
+    Raises:
+        ConfigError: The storage that `dagster.yaml` names is not installed, misses a setting, or does not answer.
+    """
+    import dagster as dg
+    from dagster_shared.check import CheckError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    refusals: list[type[Exception]] = [CheckError, ImportError, SQLAlchemyError, dg.DagsterError]
+    if find_spec("dagster_postgres"):
+        refusals.append(import_module("dagster_postgres.utils").DagsterPostgresException)
+    try:
+        return dg.DagsterInstance.get()
+    except tuple(refusals) as error:
+        raise ConfigError(
+            f"Dagster cannot use what {home / 'dagster.yaml'} configures ({first_line(error)}); start the server that "
+            "it names, correct the file or the variables that it reads, or install `ae-pipeline[postgres,s3]`"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -58,7 +85,8 @@ class Project:
             opens_instance: Whether to open Dagster's instance; otherwise the project has an empty one in memory.
 
         Raises:
-            ConfigError: Files of the defs folder that can be loaded alone contradict one another.
+            ConfigError: Files of the defs folder that can be loaded alone contradict one another, or the storage of
+                Dagster's instance cannot be used.
             StorageError: A database of Dagster's instance is damaged, or another process holds its lock.
         """
         import dagster as dg
@@ -76,7 +104,7 @@ class Project:
         home = make_folder(Path(os.environ["DAGSTER_HOME"]))
         with FileLock(home / START_LOCK):  # two processes cannot create a database at the same time
             check_databases(home)
-            instance = dg.DagsterInstance.get()
+            instance = open_instance(home)
             print_package_messages(instance)
             set_pool_limits(loaded.configs.values(), instance)
         return cls(loaded.definitions, workspace, datasets, instance, loaded.broken)

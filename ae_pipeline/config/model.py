@@ -290,6 +290,14 @@ class TrainingConfig(Section):
         description="CPU threads of torch in a training. Small networks are fastest with 1, because a step is too "
         "short to be worth dividing.",
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that train one network together in Ray Train, each on its part of every batch, on its "
+        "own GPU or its own `threads` cores. More than 1 needs `AE_PIPELINE_ENGINE=ray`, and rows within "
+        "`memory_budget`. The network is the same as with 1, up to rounding. This pays off for wide convolutional "
+        "networks; small networks are fastest with 1.",
+    )
     memory_budget: ByteSize | None = Field(
         default=None,
         ge=2**20,

@@ -192,6 +192,7 @@ class FittedNetwork:
     def map_all(self, work: Callable[[pl.DataFrame], R], batches: Iterable[pl.DataFrame]) -> Iterator[R]:
         """Apply work to batches, like `map_batches`."""
         with device_errors():
+            _ = self.double_model, self.double_loss  # before the threads start, each of which would make its own copy
             for results in parallel_map(lambda rows: shrinking(work, rows), batches):
                 yield from results
 

@@ -26,15 +26,7 @@ class RayPool:
     """
 
     def __init__(self) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "AE_PIPELINE_ENGINE is ray, but Ray is not installed; install ae-pipeline[ray], or set the variable to "
-                "threads or processes"
-            ) from error
-        if not ray.is_initialized():
-            _connect()
+        ray = connect()
         self._task: Any = ray.remote(num_cpus=1, max_retries=3)(_call)
         self._refs: dict[Future[Any], Any] = {}
         self.max_pending = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -82,17 +74,39 @@ class RayPool:
 
 
 def _call(version: str, work: Callable[[T], R], item: T) -> Outcome[R]:
+    require_version(version)
+    return call_with_logs(work, item)
+
+
+def require_version(version: str) -> None:
+    """Raise an error if this worker has another version of the package than the process that gave it the work.
+
+    Raises:
+        EngineError: The versions differ.
+    """
     if version != __version__:
         raise EngineError(
             f"node {platform.node()} of the Ray cluster has ae_pipeline {__version__}, but the run has {version}; "
             "install the same version on all nodes"
         )
-    return call_with_logs(work, item)
 
 
-def _connect() -> None:
-    import ray
+def connect() -> Any:
+    """Return the module of Ray, connected to the cluster of `RAY_ADDRESS`, or to one that it starts here.
 
+    Raises:
+        ConfigError: Ray is not installed.
+        EngineError: The cluster does not answer.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "AE_PIPELINE_ENGINE is ray, but Ray is not installed; install ae-pipeline[ray], or set the variable to "
+            "threads or processes"
+        ) from error
+    if ray.is_initialized():
+        return ray
     address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
@@ -105,3 +119,4 @@ def _connect() -> None:
             f"the Ray cluster at RAY_ADDRESS={address} does not answer ({type(error).__name__}); start it, or correct "
             "the variable"
         ) from error
+    return ray

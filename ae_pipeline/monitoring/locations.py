@@ -103,7 +103,7 @@ def describe_hours(hours: HourCounts, timezone: str = "UTC") -> str:
     if inside <= _MAX_RELATIVE_SIZE_OF_SPAN * _MIN_SHARE_IN_SPAN:
         return f"most of them from {first:02d}:00 to {last:02d}:59 {timezone}"
     with_matches = sum(match > 0 for match, _ in hours) / sum(count > 0 for _, count in hours)
-    return "in most hours of the day" if with_matches >= _MIN_SHARE_OF_HOURS else ""
+    return "in most hours that have rows" if with_matches >= _MIN_SHARE_OF_HOURS else ""
 
 
 def _longest_full_run(hours: HourCounts) -> list[int]:

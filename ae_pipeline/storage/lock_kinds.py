@@ -4,7 +4,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LOCKS_VARIABLE = "AE_PIPELINE_LOCKS"
@@ -47,9 +47,18 @@ class Lock:
     name: str
     is_shared: bool = False
 
+    @property
+    def turnstile(self) -> "Lock":
+        """Lock that whoever waits to hold this one alone keeps closed, and whoever shares it passes."""
+        return replace(self, file=self.file.with_suffix(".next.lock"), name=f"{self.name}, next")
+
 
 class Locks(ABC):
-    """A kind of locks. A thread may hold a lock more than once, and keeps the kind of hold that it acquired first."""
+    """A kind of locks. A thread may hold a lock more than once, and keeps the kind of hold that it acquired first.
+
+    A process that waits to hold a lock alone comes before those that want to share it later. Otherwise it would wait
+    until no process shares the lock, which may never happen.
+    """
 
     @contextmanager
     def hold(self, lock: Lock, on_wait: Callable[[Holder | None], None] = lambda _: None) -> Iterator[None]:
@@ -62,13 +71,33 @@ class Locks(ABC):
         Raises:
             StorageError: The locks cannot be reached.
         """
-        if not self._acquire(lock, waits=False):
+        if not self._enter(lock):
             on_wait(self.holder(lock))
-            self._acquire(lock, waits=True)
+            self._wait(lock)
         try:
             yield
         finally:
             self._release(lock)
+
+    def _enter(self, lock: Lock) -> bool:
+        """Acquire a lock unless somebody is in the way, and return whether this thread has it now."""
+        if lock.is_shared and not self._has(lock):
+            if not self._acquire(lock.turnstile, waits=False):
+                return False
+            self._release(lock.turnstile)
+        return self._acquire(lock, waits=False)
+
+    def _wait(self, lock: Lock) -> None:
+        """Acquire a lock behind those that wait to hold it alone."""
+        self._acquire(lock.turnstile, waits=True)
+        if lock.is_shared:
+            self._release(lock.turnstile)
+            self._acquire(lock, waits=True)
+            return
+        try:
+            self._acquire(lock, waits=True)
+        finally:
+            self._release(lock.turnstile)
 
     @contextmanager
     def try_to_hold(self, lock: Lock) -> Iterator[bool]:
@@ -92,6 +121,10 @@ class Locks(ABC):
     @abstractmethod
     def _release(self, lock: Lock) -> None:
         """Release a lock once."""
+
+    @abstractmethod
+    def _has(self, lock: Lock) -> bool:
+        """Return whether this thread holds a lock."""
 
     @abstractmethod
     def is_held(self, lock: Lock) -> bool:

@@ -65,6 +65,9 @@ class FileLocks(Locks):
             del _shared[slot]
             os.close(shared.descriptor)
 
+    def _has(self, lock: Lock) -> bool:
+        return (threading.get_ident(), lock.file) in _shared or _file_lock(lock.file).is_locked
+
     def is_held(self, lock: Lock) -> bool:
         """Return whether a process holds a lock file."""
         if not lock.file.exists():

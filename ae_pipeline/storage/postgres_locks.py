@@ -99,6 +99,9 @@ class PostgresLocks(Locks):
             del self._held[slot]
             held.connection.close()  # the session ends, and the lock with it, whether the server answers or not
 
+    def _has(self, lock: Lock) -> bool:
+        return (threading.get_ident(), lock.name) in self._held
+
     def is_held(self, lock: Lock) -> bool:
         """Return whether a process of any host holds a lock."""
         return bool(self._applications(lock))

@@ -36,6 +36,7 @@ from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
+from ae_pipeline.training.data_parallel import refuse_streaming, require_workers, train_on_workers
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.loss_statistics import fit_loss_statistics, statistics_rows
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
@@ -88,6 +89,7 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
+    require_workers(config.training, choose_device(config.training.device))
     screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
     days = len(window.calibration) if config.is_daily else None
@@ -224,6 +226,7 @@ def fit_detector(
     row_bytes = 4 * (math.prod(encoder.shape) + model.latent_dim)
     streamed = all_rows if all_rows is not None and all_rows.exceed_memory(train_rows, row_bytes) else None
     if streamed is not None:
+        refuse_streaming(config.training)
         limit = max(memory_budget.MIN_ROWS, streamed.memory // row_bytes)
         validation_rows = sample_rows(validation_rows, limit, _SAMPLE_SEED)
     validation = torch.from_numpy(encoder.encode(validation_rows)).to(device)
@@ -231,24 +234,23 @@ def fit_detector(
 
     is_warm, regularizer = _start_from(previous, model, loss, encoder, train_rows, config)
     encoded: TrainingRows
+    settings = config.training
+    # Workers hold the rows on their devices, and this process does not train.
+    training_device = device if settings.workers == 1 else torch.device("cpu")
     if streamed is not None:
         encoded = _encode_to_disk(streamed, encoder, config, previous if regularizer else None, device)
         for_ensemble = [encoder.encode(rows) for rows in _ensemble_rows(train_rows, validation_rows, streamed)]
     else:
         for_ensemble = [encoder.encode(train_rows), validation.cpu().numpy()]
         latents = regularizer.latents if regularizer else None
-        encoded = InMemory.on(device, torch.from_numpy(for_ensemble[0]), latents)
-    result = train(
-        model,
-        loss,
-        encoded,
-        validation,
-        config.training,
-        generator,
-        report,
-        corrupt=_corruption(config, encoder, device),
-        regularizer=regularizer,
-    )
+        encoded = InMemory.on(training_device, torch.from_numpy(for_ensemble[0]), latents)
+    corrupt = _corruption(config, encoder, training_device)
+    if settings.workers > 1:
+        result = train_on_workers(
+            model, loss, for_ensemble[0], validation, settings, generator, report, corrupt, regularizer
+        )
+    else:
+        result = train(model, loss, encoded, validation, settings, generator, report, corrupt, regularizer)
     result = dataclasses.replace(
         result,
         first_loss=untrained_loss,

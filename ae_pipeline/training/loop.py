@@ -18,6 +18,7 @@ from ae_pipeline.features.sizes import choose_batch_size
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.training.peers import Peers
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import InMemory, TrainingRows
 from ae_pipeline.training.step import TrainingStep
@@ -63,6 +64,7 @@ def train(
     report: Callable[[Epoch], None] = lambda _: None,
     corrupt: Corruption | None = None,
     regularizer: LatentRegularizer | None = None,
+    peers: Peers | None = None,
 ) -> TrainingResult:
     """Train a model in place on mini-batches, and restore the weights of the best epoch.
 
@@ -77,6 +79,7 @@ def train(
         report: Callback after each epoch.
         corrupt: Noise on the inputs. Targets and validation rows stay clean.
         regularizer: Penalty that keeps the latents near those of a previous model. The losses of an epoch leave it out.
+        peers: Processes that call this function with the same arguments and share each batch; None without any.
 
     Raises:
         TrainingError: There are no rows, or the loss is not finite.
@@ -86,7 +89,7 @@ def train(
         train_rows = InMemory(train_rows, regularizer.latents if regularizer else None)
     _check_rows(training=len(train_rows), validation=len(validation_rows))
     with device_errors(), own_stream(train_rows.device):
-        return _train(model, loss, train_rows, validation_rows, config, generator, report, corrupt, regularizer)
+        return _train(model, loss, train_rows, validation_rows, config, generator, report, corrupt, regularizer, peers)
 
 
 def _train(
@@ -99,6 +102,7 @@ def _train(
     report: Callable[[Epoch], None],
     corrupt: Corruption | None,
     regularizer: LatentRegularizer | None,
+    peers: Peers | None,
 ) -> TrainingResult:
     device = train_rows.device
     # Rows are shuffled where they are: copying the order of many rows to a device would take longer than an epoch.
@@ -115,8 +119,9 @@ def _train(
         device=device,
         corrupt=corrupt,
         regularizer=regularizer.to(device) if regularizer else None,
+        peers=peers,
     )
-    first = best = evaluate(model, loss, validation_rows, config.beta)
+    first = best = _validate(model, loss, validation_rows, config.beta, peers)
     best_epoch, epochs, best_state = 0, [], _state(model, loss)
     progress = ProgressLogger(logger, _PROGRESS_SECONDS)
     for number in range(1, config.epochs + 1):
@@ -125,7 +130,7 @@ def _train(
             step(batch)
             progress.update(done, steps_per_epoch, f"batches of epoch {number} learned")
         train_loss = step.finish_epoch()
-        validation_loss = evaluate(model, loss, validation_rows, config.beta)
+        validation_loss = _validate(model, loss, validation_rows, config.beta, peers)
         epoch = Epoch(number, train_loss, validation_loss, step.learning_rate)
         _check_finite(epoch, config)
         epochs.append(epoch)
@@ -149,6 +154,14 @@ def _train(
         best_loss=best,
         validation_rows=len(validation_rows),
     )
+
+
+def _validate(model: AutoEncoder, loss: ReconstructionLoss, rows: Tensor, beta: float, peers: Peers | None) -> float:
+    if peers is None:
+        return evaluate(model, loss, rows, beta)
+    part = rows[peers.part(len(rows))]
+    total = evaluate(model, loss, part, beta) * len(part) if len(part) else 0.0
+    return peers.sum(torch.tensor(total, dtype=torch.float64, device=rows.device)) / len(rows)
 
 
 def _check_rows(**counts: int) -> None:

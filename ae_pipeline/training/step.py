@@ -13,7 +13,9 @@ from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.models.noise import PartGenerator
 from ae_pipeline.training.learning_rates import parameter_groups
+from ae_pipeline.training.peers import Peers
 from ae_pipeline.training.regularizer import LatentRegularizer
 from ae_pipeline.training.rows import TrainingBatch
 from ae_pipeline.training.schedules import build_scheduler
@@ -44,6 +46,7 @@ class TrainingStep:
         device: Device to train on.
         corrupt: Noise on the inputs.
         regularizer: Penalty on the latents, on the same device.
+        peers: Processes that share each batch; None if this process trains alone. Steps then run eagerly.
     """
 
     def __init__(
@@ -58,11 +61,14 @@ class TrainingStep:
         device: torch.device,
         corrupt: Corruption | None,
         regularizer: LatentRegularizer | None,
+        peers: Peers | None = None,
     ) -> None:
+        self._peers = peers
         self._model, self._loss, self._corrupt, self._regularizer = model, loss, corrupt, regularizer
         self._clip_norm, self._rows, self._is_full_batch = config.clip_norm, rows, config.optimizer == "gd"
         self._parameters = [*model.parameters(), *loss.parameters()]
-        self._noise = torch.Generator(device).manual_seed(seed)
+        self._noise = torch.Generator(device) if peers is None else PartGenerator(device)
+        self._noise.manual_seed(seed)
         # Fused kernels read a rate in single precision; the others on the CPU use it as it is.
         precision = torch.float32 if device.type == "cuda" else torch.float64
         rate = torch.tensor(config.learning_rate, dtype=precision, device=device)
@@ -73,7 +79,7 @@ class TrainingStep:
         self._schedule = build_scheduler(config, steps)
         self._gradient: list[Tensor | None] | None = None
         self._parts = 1
-        self._capture = capture_for(device, config)
+        self._capture = capture_for(device, config) if peers is None else None
         self._graphs: dict[tuple[int, ...], tuple[TrainingBatch, Callable[[], None]]] = {}
         self._eager_steps: Counter[tuple[int, ...]] = Counter()
 
@@ -111,13 +117,16 @@ class TrainingStep:
                 parameter.grad = gradient
             self._update()
             self._schedule.advance()
+        if self._peers is not None:
+            self._peers.agree(self._parameters)
+            return self._peers.sum(self._total) / self._rows
         return float(self._total) / self._rows
 
     def _fits(self, batch: TrainingBatch) -> bool:
         try:
             self._run(batch)
         except torch.OutOfMemoryError:
-            if self._parts >= len(batch.rows):
+            if self._peers is not None or self._parts >= len(batch.rows):
                 raise
             return False
         return True
@@ -162,14 +171,29 @@ class TrainingStep:
         """
         self._optimizer.zero_grad(set_to_none=True)
         whole = self._rows if self._is_full_batch else len(batch.rows)
-        size = min(-(-len(batch.rows) // self._parts), _rows_at_once(batch.rows))
-        losses = [self._backward(part, len(part.rows) / whole) * len(part.rows) for part in batch.split(size)]
+        if self._peers is not None:
+            losses = self._backward_part(batch, whole, self._peers)
+        else:
+            size = min(-(-len(batch.rows) // self._parts), _rows_at_once(batch.rows))
+            losses = [self._backward(part, len(part.rows) / whole) * len(part.rows) for part in batch.split(size)]
         if self._is_full_batch:
             self._accumulate()
         else:
             self._update()
         for value in losses:
             self._total.add_(value)
+
+    def _backward_part(self, batch: TrainingBatch, whole: int, peers: Peers) -> list[Tensor]:
+        """Add the gradient of the rows of a batch that this process has, and return sums of their losses."""
+        part, count = peers.part_of(batch)
+        start, losses = peers.part(len(batch.rows)).start, list[Tensor]()
+        for piece in part.split(_rows_at_once(part.rows)):
+            if isinstance(self._noise, PartGenerator):
+                self._noise.start, self._noise.total = start, len(batch.rows)
+            rows = len(piece.rows) if count else 0
+            losses.append(self._backward(piece, rows / whole) * rows)
+            start += len(piece.rows)
+        return losses
 
     def _backward(self, batch: TrainingBatch, weight: float) -> Tensor:
         """Add the gradient of the mean over some rows, times a weight, and return the mean loss."""
@@ -195,6 +219,8 @@ class TrainingStep:
             self._gradient = gradients
 
     def _update(self) -> None:
+        if self._peers is not None:
+            self._peers.sum_gradients(self._parameters)
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._optimizer.step()

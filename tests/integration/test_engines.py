@@ -4,18 +4,27 @@ import datetime as dt
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from ae_pipeline.common.errors import ConfigError, EngineError
+from ae_pipeline.config.model import TrainingConfig
+from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.engine import ray_pool
 from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.lifecycle.ingest import build_feature_days, build_raw_days
+from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.training.data_parallel import require_workers, train_on_workers
+from ae_pipeline.training.loop import train
+from tests.support.peers import small_training, weights_of
 from tests.support.sensors import Fitted
 
 
@@ -87,6 +96,87 @@ def test_a_task_of_ray_raises_its_own_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ray_pool, "__version__", "0.0.1")
     with pytest.raises(EngineError, match=r"has ae_pipeline .*, but the run has 0\.0\.1; install the same version"):
         list(engine_map(abs, [-1]))
+
+
+def _dying(marker: Path, corrupt: Corruption) -> Corruption:
+    """Return a corruption whose process is killed in the second epoch, unless there is a file already."""
+    batches = 0
+
+    def corrupted(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        nonlocal batches
+        batches += 1
+        if batches == 10 and not marker.exists():
+            marker.touch()
+            os._exit(9)
+        return corrupt(rows, generator)
+
+    return corrupted
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_train_the_network_of_one_although_one_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AE_PIPELINE_ENGINE", "ray")
+    training = small_training(
+        images=True, model={"variational": True}, corruption="gaussian", optimizer="momentum", workers=2
+    )
+    rows, validation = training.rows()
+    corrupt, settings = training.corruption(), training.settings
+    assert corrupt is not None
+    alone, loss = training.network()
+    expected = train(alone, loss, rows, validation, settings, training.generator(), corrupt=corrupt)
+    reported: list[Epoch] = []
+    model, scales = training.network()
+    corrupt = _dying(tmp_path / "died", corrupt)
+    result = train_on_workers(
+        model, scales, rows.numpy(), validation, settings, training.generator(), reported.append, corrupt, None
+    )
+    assert (tmp_path / "died").exists()
+    assert "a worker of the training was lost; the training starts again" in caplog.text
+    assert tuple(reported) == result.epochs
+    assert [each.number for each in reported] == [1, 2, 3]
+    assert result.best_loss == pytest.approx(expected.best_loss, rel=1e-5)
+    assert torch.allclose(weights_of(model, scales), weights_of(alone, loss), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_end_with_an_interrupted_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def interrupt(_: Epoch) -> None:
+        assert ray.available_resources().get("CPU", 0) == 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("AE_PIPELINE_ENGINE", "ray")
+    training = small_training(epochs=100_000, patience=100_000, workers=2)
+    rows, validation = training.rows()
+    with pytest.raises(KeyboardInterrupt):
+        train_on_workers(
+            *training.network(),
+            rows.numpy(),
+            validation,
+            training.settings,
+            training.generator(),
+            interrupt,
+            None,
+            None,
+        )
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_workers_than_the_cluster_has_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AE_PIPELINE_ENGINE", "ray")
+    cpu = torch.device("cpu")
+    require_workers(TrainingConfig(workers=2), cpu)
+    with pytest.raises(ConfigError, match=r"workers=2 with training\.threads=2 needs 4 cores, but .* has 2; lower"):
+        require_workers(TrainingConfig(workers=2, threads=2), cpu)
+    with pytest.raises(ConfigError, match=r"workers=2 needs as many GPUs, but the Ray cluster has 0; lower it"):
+        require_workers(TrainingConfig(workers=2), torch.device("cuda"))
 
 
 def test_ray_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.lock_kinds import Holder, Lock
 from ae_pipeline.storage.locks import dataset_lock, locks, publication_lock
 from ae_pipeline.storage.paths import DatasetPaths
+from tests.support.turnstile import check_who_is_next
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +103,10 @@ def test_runs_share_a_lock_that_nobody_holds_alone(lock: Lock) -> None:
     with locks().hold(lock):
         assert not others.submit(is_free, shared).result()
     assert not locks().is_held(lock)
+
+
+def test_who_waits_to_hold_a_lock_alone_is_next(lock: Lock, tmp_path: Path) -> None:
+    check_who_is_next(lock, tmp_path)
 
 
 def test_datasets_and_publications_have_locks_of_their_own(lock: Lock, tmp_path: Path) -> None:

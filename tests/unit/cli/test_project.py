@@ -9,7 +9,8 @@ import pytest
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from filelock import FileLock, Timeout
 
-from ae_pipeline.cli.project import START_LOCK, Project
+from ae_pipeline.cli.project import START_LOCK, Project, open_instance
+from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.dead_runs import process_of
 from ae_pipeline.orchestration.defs_folder import DefsFolder
@@ -84,3 +85,21 @@ def test_a_run_names_its_process_from_the_start(loaded: tuple[Project, list[dg.D
     project, seen = loaded
     project.run_job(project.datasets["orders"], "ingest")
     assert [str(process_of(run)) for run in seen] == [str(identify(os.getpid()))]
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [
+        ("{module: no_such_package.storage, class: Storage, config: {}}", "Couldn't import module no_such_package"),
+        ("{module: dagster._core.storage.legacy_storage, class: NoStorage, config: {}}", "NoStorage"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_an_error_with_a_remedy(
+    storage: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").write_text(f"telemetry: {{enabled: false}}\nstorage: {{custom: {storage}}}\n")
+    with pytest.raises(
+        ConfigError, match=rf"Dagster cannot use what .*dagster\.yaml configures \(.*{reason}.*\); start"
+    ):
+        open_instance(tmp_path)

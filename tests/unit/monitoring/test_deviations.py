@@ -150,11 +150,11 @@ class TestLocations:
         [
             (pl.col("hour").is_between(6, 14), ", including nearly every row from 06:00 to 14:59 UTC"),
             (pl.col("hour").is_between(6, 14) & (pl.col("of_hour") < 5), ", most of them from 06:00 to 14:59 UTC"),
-            (pl.col("of_hour") < 5, ", in most hours of the day"),
+            (pl.col("of_hour") < 5, ", in most hours that have rows"),
             # Two nights of the same UTC day, and no row in between.
             ((pl.col("hour") < 3) | (pl.col("hour") > 21), ""),
             # A few completely affected hours, but most affected rows are elsewhere.
-            ((pl.col("hour").is_in([6, 7])) | (pl.col("of_hour") < 2), ", in most hours of the day"),
+            ((pl.col("hour").is_in([6, 7])) | (pl.col("of_hour") < 2), ", in most hours that have rows"),
         ],
     )
     def test_affected_hours_are_described(
@@ -173,7 +173,7 @@ class TestLocations:
         noon = day_rows().filter(pl.col("hour").is_between(9, 12))
         noon = noon.with_columns(load=pl.when(pl.col("of_hour") < 3).then(None).otherwise("load"))
         (deviation,) = deviations_of(lacking("load"), noon, bundle, fitted.config.drift)
-        assert deviation.message == "30% of rows (12) lack load, usually 0.0%, in most hours of the day"
+        assert deviation.message == "30% of rows (12) lack load, usually 0.0%, in most hours that have rows"
 
     def test_a_neighboring_hour_with_a_similar_rate_extends_the_span(self, fitted: Fitted, bundle: ModelBundle) -> None:
         hit = pl.col("hour").is_between(9, 16) & (pl.col("of_hour") < 6) | (pl.col("hour") == 17) & (

@@ -16,6 +16,7 @@ from ae_pipeline.storage.lock_kinds import Holder, Lock
 from ae_pipeline.storage.locks import FileLocks, dataset_lock, locks, publication_lock
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.postgres_locks import PostgresLocks
+from tests.support.turnstile import check_who_is_next
 
 
 @pytest.mark.parametrize("value", [None, "", "file"])
@@ -102,6 +103,11 @@ def test_runs_share_a_lock_file_that_nobody_holds_alone(tmp_path: Path) -> None:
     assert sharing.result(5)
     others.submit(FileLocks()._release, shared).result()
     assert not FileLocks().is_held(alone)
+
+
+def test_who_waits_to_hold_a_lock_file_alone_is_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AE_PIPELINE_LOCKS", "file")
+    check_who_is_next(dataset_lock(DatasetPaths(tmp_path, "orders")), tmp_path)
 
 
 @pytest.mark.parametrize(("host", "is_here"), [("worker-" * 10, True), ("other-" * 10, False)])
