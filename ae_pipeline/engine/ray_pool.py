@@ -27,7 +27,12 @@ class RayPool:
 
     def __init__(self) -> None:
         ray = connect()
-        self._task: Any = ray.remote(num_cpus=1, max_retries=3)(_call)
+        self._task: Any = ray.remote(
+            num_cpus=1,
+            max_retries=3,
+            # A task has one core, as many as it asks for.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}},
+        )(_call)
         self._refs: dict[Future[Any], Any] = {}
         self.max_pending = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 

@@ -201,6 +201,8 @@ def compare_versions(dataset: Dataset, tracker: Tracker, new: int, old: int | No
         if serving is None:
             raise PromotionError(f"no version of {dataset.name!r} serves; name two versions to compare")
         old = serving.version
+    if new == old:
+        raise PromotionError(f"version {new} of {dataset.name!r} is compared with itself; name another version")
     chosen = [require_version(number, versions, dataset.name) for number in (new, old)]
     rows, days, total = _newest_rows(dataset)
     bundles = [load_bundle(tracker, each) for each in chosen]

@@ -146,12 +146,10 @@ def build_dead_runs_sensor() -> dg.SensorDefinition:
 
 
 def _failure_sensor(config: PipelineConfig) -> dg.SensorDefinition:
-    # A user who configures a webhook expects alerts without starting a sensor first.
-    running = dg.DefaultSensorStatus.RUNNING if config.alerts.webhook else dg.DefaultSensorStatus.STOPPED
-
+    # A failed run belongs into the report, and to the webhook, without anybody starting a sensor first.
     @dg.run_failure_sensor(
         name=f"{config.dataset}_failure",
-        default_status=running,
+        default_status=dg.DefaultSensorStatus.RUNNING,
         description="Raise an alert for each failed run of this dataset: in the report, and by the webhook.",
     )
     def sensor(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:

@@ -79,7 +79,7 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
     assert jobs == {f"{name}_{job}" for name in IS_DAILY for job in JOBS}
     sensors = {sensor.name: sensor.default_status for sensor in location.sensors or []}
     assert sensors == {
-        f"{name}_{sensor}": dg.DefaultSensorStatus.STOPPED
+        f"{name}_{sensor}": dg.DefaultSensorStatus.RUNNING if sensor == "failure" else dg.DefaultSensorStatus.STOPPED
         for name in IS_DAILY
         for sensor in ("landing", "rebuild", "failure")
     } | {"end_dead_runs": dg.DefaultSensorStatus.RUNNING}

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.cores import cores
 from ae_pipeline.common.errors import ConfigError, EngineError
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
@@ -89,6 +91,7 @@ def test_all_files_are_those_of_one_process(
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_task_of_ray_raises_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AE_PIPELINE_ENGINE", "ray")
+    assert set(engine_map(_cores_and_threads, range(4))) == {(1, 1)}
     with pytest.raises(ValueError, match=r"^day is out of range for month$"):
         list(engine_map(dt.date.fromisoformat, ["2024-02-29", "2023-02-29"]))
     with pytest.raises(EngineError, match=r"a task of Ray lost its worker in each attempt \(WorkerCrashedError\)"):
@@ -96,6 +99,10 @@ def test_a_task_of_ray_raises_its_own_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ray_pool, "__version__", "0.0.1")
     with pytest.raises(EngineError, match=r"has ae_pipeline .*, but the run has 0\.0\.1; install the same version"):
         list(engine_map(abs, [-1]))
+
+
+def _cores_and_threads(_: int) -> tuple[int, int]:
+    return cores(), pl.thread_pool_size()
 
 
 def _dying(marker: Path, corrupt: Corruption) -> Corruption:

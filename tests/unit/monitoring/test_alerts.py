@@ -390,7 +390,7 @@ class TestEvents:
         assert raised is not None
         assert raised.message == "orders_train failed: killed"
 
-    def test_the_failure_sensor_runs_if_there_is_a_webhook(self, shop: Shop) -> None:
+    def test_the_failure_sensor_runs_from_the_start(self, shop: Shop) -> None:
         status = {sensor.name: sensor.default_status for sensor in shop.defs.sensors or []}
         assert status["orders_failure"] == dg.DefaultSensorStatus.RUNNING
         assert status["orders_landing"] == status["orders_rebuild"] == dg.DefaultSensorStatus.STOPPED
