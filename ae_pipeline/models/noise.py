@@ -33,7 +33,10 @@ class PartGenerator(torch.Generator):
         if self._seed is None:
             whole = distribution((self._total, *shape[1:]), generator=self, device=self.device, dtype=dtype)
             return whole[self._start : self._start + shape[0]]
-        numbers, row_generator = torch.empty(tuple(shape), device=self.device, dtype=dtype), torch.Generator(self.device)
+        numbers, row_generator = (
+            torch.empty(tuple(shape), device=self.device, dtype=dtype),
+            torch.Generator(self.device),
+        )
         first = self._seed + self._draws * self._total + self._start
         for row, values in enumerate(numbers):
             row_generator.manual_seed(first + row)
