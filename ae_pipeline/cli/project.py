@@ -46,13 +46,16 @@ def open_instance(home: Path) -> "dg.DagsterInstance":
     import dagster as dg
     from dagster_shared.check import CheckError
     from sqlalchemy.exc import SQLAlchemyError
+    from yaml import YAMLError
 
-    refusals: list[type[Exception]] = [CheckError, ImportError, SQLAlchemyError, dg.DagsterError]
+    refusals: list[type[Exception]] = [CheckError, ImportError, SQLAlchemyError, YAMLError, dg.DagsterError]
     if find_spec("dagster_postgres"):
         refusals.append(import_module("dagster_postgres.utils").DagsterPostgresException)
     try:
         return dg.DagsterInstance.get()
     except tuple(refusals) as error:
+        if environment_error(error):  # such as a full disk, which has a remedy of its own
+            raise
         raise ConfigError(
             f"Dagster cannot use what {home / 'dagster.yaml'} configures ({first_line(error)}); start the server that "
             "it names, correct the file or the variables that it reads, or install `ae-pipeline[postgres,s3]`"

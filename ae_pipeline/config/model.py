@@ -312,7 +312,8 @@ class TrainingConfig(Section):
         description="Maximum share of the validation rows, and of the calibration rows, that are left out because the "
         "model that serves flags them far beyond its alert budget or finds their days unlike its window. Without a "
         "model that serves, calibration days with far too many of the highest scores are left out, and a few rows of "
-        "the other days that score higher than validation rows. This requires parts of whole days. If more rows or "
+        "the other days that score higher than validation rows. If a hash divides the rows, outlying scores of at most "
+        "200 calibration rows or images are left out, with a model that serves and without one. If more rows or "
         "images than this share would go, or if the scores have shifted as a whole, the data has changed, and nothing "
         "is left out. 0 switches the screening off.",
     )

@@ -4,14 +4,12 @@ import datetime as dt
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
+import pyarrow as pa
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
@@ -19,6 +17,8 @@ from ae_pipeline.config.days import last_day
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
+from ae_pipeline.ingestion.copy_writer import Copy, CopyWriter
+from ae_pipeline.ingestion.images import image_bytes
 from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.readers.bounds import read_bounded
@@ -27,10 +27,9 @@ from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_fil
 from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata, load_image_metadata
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
-from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, keep_rows
+from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import write_rows
 from ae_pipeline.storage.paths import DatasetPaths
 
 RAW_VERSION = "2"
@@ -39,14 +38,12 @@ RAW_VERSION = "2"
 IMAGE_FACT = "image."
 """Prefix of the footer key with the shape of the images of a column in a staged copy."""
 
-_BATCH_ROWS, _BATCH_CELLS = 50_000, 2**21
-_BATCH_IMAGE_BYTES = 64 << 20
+_BATCH_FILES, _BATCH_ROWS, _BATCH_CELLS = 500, 50_000, 2**21
+_BATCH_IMAGE_BYTES = 32 << 20
+"""Limits of a batch. One is written while the next is read, so that two of them are in memory."""
 
 _FEW_ROWS = 1000
 """Number of rows up to which Python counts faster than a query, which takes a millisecond for each of many files."""
-
-_WRITERS = 8
-"""Files that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,7 @@ class StagingBatch:
         self._rules = rule_fingerprints(contract, dataset, today)
         self._pending: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
         self._rows, self._cells, self._image_bytes = 0, 0, 0
+        self._writer = CopyWriter()
 
     @cached_property
     def _options(self) -> ReadOptions:
@@ -116,8 +114,13 @@ class StagingBatch:
 
     @property
     def is_full(self) -> bool:
-        """Whether the batch has enough rows, cells or image bytes to be staged."""
-        sizes = ((self._rows, _BATCH_ROWS), (self._cells, _BATCH_CELLS), (self._image_bytes, _BATCH_IMAGE_BYTES))
+        """Whether the batch has enough files, rows, cells or image bytes to be staged."""
+        sizes = (
+            (len(self._pending), _BATCH_FILES),
+            (self._rows, _BATCH_ROWS),
+            (self._cells, _BATCH_CELLS),
+            (self._image_bytes, _BATCH_IMAGE_BYTES),
+        )
         return any(size >= limit for size, limit in sizes)
 
     def examine(
@@ -159,51 +162,50 @@ class StagingBatch:
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width
         if self._config.images and file.rows.schema.get(self._config.images.column) == IMAGE_STRUCT:
-            sizes = file.rows[self._config.images.column].struct.field("data").bin.size()
-            self._image_bytes += int(sizes.sum() or 0)
+            self._image_bytes += image_bytes(file.rows[self._config.images.column])
 
     def stage(self) -> dict[str, LandedFile]:
-        """Validate the rows of the batch, write the staged copies of its files, and empty the batch.
+        """Validate the rows of the batch, start to write the staged copies of its files, and empty the batch.
 
         Returns:
-            Ledger entry of each file.
+            Ledger entry of each file of the batch before, whose copies the disk has confirmed; see `written`.
+
+        Raises:
+            StorageError: The disk is full, or a folder cannot be written.
         """
         by_schema: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
         for name, (file, *_) in self._pending.items():
             by_schema.setdefault(tuple(file.rows.schema.items()), []).append(name)
         entries: dict[str, LandedFile] = {}
-        # A disk needs a while to confirm each file. Several wait at once.
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            writes = [
-                (write, pool.submit(_write, write))
-                for names in by_schema.values()
-                for write in self._stage_files(names, entries)
-            ]
-        for write, done in writes:
-            done.result()
-            if write.facts is not None:
-                keep_rows(write.path, write.rows)
+        copies: list[Copy] = []
+        for names in by_schema.values():
+            for name, part in self._validated(names, entries).items():
+                entries[name], written = self._stage_file(name, part)
+                copies += written
         self._pending.clear()
         self._rows, self._cells, self._image_bytes = 0, 0, 0
-        return entries
+        return self._writer.start(entries, copies)
 
-    def _stage_files(self, names: list[str], entries: dict[str, LandedFile]) -> "Iterator[_Write]":
-        """Validate files with the same columns and types, add their entries, and yield the files to write."""
+    def written(self) -> dict[str, LandedFile]:
+        """Wait for the last copies, and return the ledger entry of each file of the batch that was staged last."""
+        return self._writer.start({}, ())
+
+    def close(self) -> None:
+        """Wait for the copies that are being written, and start no more."""
+        self._writer.close()
+
+    def _validated(self, names: list[str], entries: dict[str, LandedFile]) -> "dict[str, _Part]":
+        """Validate files with the same columns and types, and add the entries of those that cannot be validated."""
         try:
-            parts = self._conform(names)
-        except UnreadableFileError:  # one of them cannot be validated at all
-            parts = {}
-        for name in names:
-            try:
-                part = parts[name] if parts else self._conform([name])[name]
-            except UnreadableFileError as error:
-                _, entry, previous = self._pending[name]
-                entries[name] = refused_entry(entry, previous, str(error))
-                continue
-            entries[name], writes = self._stage_file(name, part)
-            yield from writes
+            return self._conform(names)
+        except UnreadableFileError as problem:  # one of them cannot be validated at all
+            if len(names) > 1:
+                return {key: part for name in names for key, part in self._validated([name], entries).items()}
+            _, entry, previous = self._pending[names[0]]
+            entries[names[0]] = refused_entry(entry, previous, str(problem))
+            return {}
 
-    def _conform(self, names: list[str]) -> dict[str, FileRows]:
+    def _conform(self, names: list[str]) -> "dict[str, _Part]":
         """Validate files with the same columns and types.
 
         Raises:
@@ -214,22 +216,29 @@ class StagingBatch:
         with library_errors_as(UnreadableFileError, invalid_values):
             result = conform(combined, self._contract, self._config, self._today)
         if len(names) == 1:
-            return {names[0]: result}
-        rows = result.rows.partition_by("_source_file", as_dict=True)
+            return {names[0]: _Part(result.rows, result.rows.to_arrow(), result.rejected)}
+        # The conversion of a frame takes a millisecond, and a slice of the result takes none.
+        rows = result.rows.rechunk()
+        table, runs = rows.to_arrow(), rows["_source_file"].rle().struct.unnest()
+        starts = runs["len"].cum_sum() - runs["len"]
+        spans = dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
+        assert len(spans) == runs.height  # the rows of a file are still in a row
         rejected = result.rejected.partition_by("source_file", as_dict=True)
-        nothing = FileRows(result.rows.clear(), result.rejected.clear())
+        nothing = result.rejected.clear()
         return {
-            name: FileRows(rows.get((name,), nothing.rows), rejected.get((name,), nothing.rejected)) for name in names
+            name: _Part(rows.slice(*span), table.slice(*span), rejected.get((name,), nothing))
+            for name in names
+            for span in [spans.get(name, (0, 0))]
         }
 
-    def _stage_file(self, name: str, file: FileRows) -> "tuple[LandedFile, list[_Write]]":
+    def _stage_file(self, name: str, file: "_Part") -> tuple[LandedFile, list[Copy]]:
         _, entry, previous = self._pending[name]
-        writes: list[_Write] = []
+        writes: list[Copy] = []
         if file.rejected.height and file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
             entry = replace(entry, contract=self._rules.of(name).until_last_day)
         copy = hash_json([name, entry.sha256, entry.contract])
         if file.rejected.height:
-            writes.append(_Write(self._paths.quarantined(copy), file.rejected))
+            writes.append(Copy(self._paths.quarantined(copy), file.rejected))
             by_rule = Counter(file.rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if file.rows.is_empty() and file.rejected.height:
@@ -240,7 +249,16 @@ class StagingBatch:
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)
         facts = {**shapes, **entry_fact(name, entry)}
-        return entry, [*writes, _Write(self._paths.staged(copy), file.rows, facts)]
+        return entry, [*writes, Copy(self._paths.staged(copy), file.rows, file.table, facts)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What validation gives for one file: its valid rows, as a frame and as a table, and its rejected rows."""
+
+    rows: pl.DataFrame
+    table: pa.Table
+    rejected: pl.DataFrame
 
 
 def new_entry(stat: os.stat_result, digest: str, previous: LandedFile | None, rules: RuleFingerprints) -> LandedFile:
@@ -315,24 +333,6 @@ def count_days(days: pl.Series) -> dict[str, int]:
         Counter(days.to_list()) if few else zip(days.unique(maintain_order=True), days.unique_counts(), strict=True)
     )
     return dict(sorted(dict(counts).items()))
-
-
-class _Write(NamedTuple):
-    """A file to write.
-
-    Attributes:
-        path: Path of the file.
-        rows: Its rows.
-        facts: Facts for the footer of a staged copy; None for a quarantine file.
-    """
-
-    path: Path
-    rows: pl.DataFrame
-    facts: dict[str, str] | None = None
-
-
-def _write(write: _Write) -> None:
-    write_rows(write.path, write.rows.to_arrow(), write.facts, fast=write.facts is not None)
 
 
 def refused_entry(entry: LandedFile, previous: LandedFile | None, reason: str, *, keep: bool = False) -> LandedFile:

@@ -139,8 +139,8 @@ def _sample(
     # Sampled over the whole file and detached, because a slice would keep all rows in memory.
     step = _step(file.rows.height, file.rows.width, count)
     rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(step).with_columns(*without_bytes)
-    whole = file if file.rows.height * file.rows.width * count < _KEPT_CELLS else None
-    is_kept = whole is not None and not images
+    is_kept = not images and file.rows.height * file.rows.width * count < _KEPT_CELLS
+    whole = file if is_kept else None
     return _Sample(name, rows if is_kept else detach(rows), file.skipped, file.dialect, whole), ""
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,14 +101,20 @@ def _stage(
     is_ahead = selected_engine() is Engine.THREADS and all(is_image(file.name) for file in files)
     threads = images_at_once(dataset.config.source.limits.pixels)
     examined = engine_map(examine, files, threads=threads) if is_ahead else map(examine, files)
-    for done, (file, result) in enumerate(zip(files, examined, strict=True), start=1):
-        entry, rows = result or (large.stage(file.name, file.path, file.previous), None)
-        if rows is not None:
-            batch.add(file.name, file.previous, entry, rows)
-        entries = {} if rows is not None else {file.name: entry}
-        yield done, entries | (batch.stage() if batch.is_full else {})
-    if files:
-        yield len(files), batch.stage()
+    done = 0
+    with closing(batch):
+        try:
+            for done, (file, result) in enumerate(zip(files, examined, strict=True), start=1):
+                entry, rows = result or (large.stage(file.name, file.path, file.previous), None)
+                if rows is not None:
+                    batch.add(file.name, file.previous, entry, rows)
+                entries = {} if rows is not None else {file.name: entry}
+                yield done, entries | (batch.stage() if batch.is_full else {})
+            yield done, batch.stage()
+        except Exception:
+            yield done, batch.written()
+            raise
+        yield done, batch.written()
 
 
 def _stage_chunk(files: Sequence[NewFile], contract: SchemaContract, dataset: Dataset, today: dt.date) -> Entries:

@@ -274,9 +274,11 @@ def settings_hash(config: PipelineConfig) -> str:
     """Return a hash that changes when a training on the same rows would give another model.
 
     `images` decides what the model sees and its defaults; `label` decides which columns are withheld and which rows are
-    left out. Identity, event time and the schema contract show in the content of the features.
+    left out. Identity, event time and the schema contract show in the content of the features. Workers train the same
+    network as one process, up to rounding.
     """
     settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
+    del settings["training"]["workers"]
     further = [config.alerts.budget, config.alerts.evidence, config.gate.days, *config.timezone_setting()]
     return hash_json([settings, *further])
 

@@ -100,8 +100,8 @@ class DayAssessment:
         hidden: Flagged rows, without known anomalies, that people marked as known or as false alarms.
         mark: Last mark of the day; None without one.
         limits: Limits of recall and precision.
-        since: First of the days in a row, up to this one, that have its verdict, or since when the model serves that
-            scored rows without days; empty if unknown.
+        since: First of the days in a row, up to this one, that have its verdict; empty if unknown, and for rows
+            without event time.
     """
 
     day: str

@@ -42,7 +42,7 @@ def summarize(
             "rows": rows,
             "flagged": flagged,
             "budget": budget,
-            "expected_alerts": rows * budget,
+            "expected_alerts": (rows - (labels.all_rows.anomalies if labels else 0)) * budget,
             "false_discovery_rate": rate,
             "discoveries": sum(day.discovery_count for day in by_day) if rate is not None else None,
             "timezone": config.timezone,

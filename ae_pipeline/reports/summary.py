@@ -160,7 +160,9 @@ class Summary(Section):
     rows: int = Field(description="Scored rows of all published days.")
     flagged: int
     budget: float = Field(description="Share of normal rows that may be flagged.")
-    expected_alerts: float = Field(description="Rows times budget.")
+    expected_alerts: float = Field(
+        description="Flagged rows that the budget allows: rows without known anomalies, times budget."
+    )
     false_discovery_rate: float | None
     discoveries: int | None
     timezone: str = Field(default="UTC", description="Time zone of the dataset, in which its days start and end.")

@@ -285,18 +285,19 @@ def _apply_thresholds(effect: Effect, config: DriftConfig) -> Effect:
         distance = _rounded(effect.wasserstein, config.wasserstein)
         messages.append(f"{distance} standard deviations away, at most {config.wasserstein:g}")
     if effect.new_categories is not None and effect.new_categories > config.new_categories:
-        messages.append(
-            f"{effect.new_categories:.1%} more rows with new categories, at most {config.new_categories:.1%}"
-        )
+        more, most = _rounded(100 * effect.new_categories, 100 * config.new_categories, 1), config.new_categories
+        messages.append(f"{more}% more rows with new categories, at most {most:.1%}")
     if abs(effect.missing) > config.missing:
         more = "more" if effect.missing > 0 else "fewer"
-        messages.append(f"{abs(effect.missing):.1%} {more} values missing, at most {config.missing:.1%}")
+        share = _rounded(100 * abs(effect.missing), 100 * config.missing, 1)
+        messages.append(f"{share}% {more} values missing, at most {config.missing:.1%}")
     return effect.model_copy(update={"is_drift": bool(messages), "message": "; ".join(messages)})
 
 
-def _rounded(value: float, limit: float) -> str:
-    """Return a value above a limit with two decimals, or with as many as tell it from the limit, four at most."""
-    return next((text for text in (f"{value:.{digits}f}" for digits in (2, 3)) if float(text) > limit), f"{value:.4f}")
+def _rounded(value: float, limit: float, digits: int = 2) -> str:
+    """Return a value above a limit with so many decimals, or with as many as tell it from the limit."""
+    texts = (f"{value:.{more}f}" for more in range(digits, 17))
+    return next((text for text in texts if float(text) > limit), str(value))
 
 
 def _counts(values: Array, edges: Array) -> Array:

@@ -34,6 +34,9 @@ _GROUP = 64
 _SAMPLED, _MAX_PAIRS = 256, 8
 """References that the type of the product is chosen with, and the mean of those to measure up to which it suits."""
 
+_MAX_COLLECTED = 2**18
+"""Pairs of row and reference from which they are reduced, so that many ties need little memory."""
+
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 """Integers of the same size. Positive numbers have the same order as the integers of their bits."""
 
@@ -88,25 +91,29 @@ class NearestNeighbors:
             groups: Ascending numbers of groups.
             left_out: Reference that each row is not compared with, shape (n,).
         """
-        row, candidate, distances = self._pairs(rows, groups, left_out)
         nearest = rows.new_full((len(rows), len(groups)), torch.inf)
         index = torch.zeros_like(nearest, dtype=torch.long)
-        for count, number in enumerate(groups):
-            counted = distances.masked_fill(candidate >= number * _GROUP, torch.inf)
-            lowest = nearest[:, count].scatter_reduce_(0, row, counted, "amin")
-            is_closest = (counted == lowest.index_select(0, row)).nonzero().squeeze(1)
-            index[row[is_closest], count] = candidate[is_closest]
+        for row, candidate, distances in self._pairs(rows, groups, left_out):
+            for count, number in enumerate(groups):
+                counted = distances.masked_fill(candidate >= number * _GROUP, torch.inf)
+                lowest = nearest[:, count].scatter_reduce_(0, row, counted, "amin")
+                is_closest = (counted == lowest.index_select(0, row)).nonzero().squeeze(1)
+                index[row[is_closest], count] = candidate[is_closest]
         return nearest, index
 
-    def _pairs(self, rows: Tensor, groups: tuple[int, ...], left_out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pairs of row and reference that `_closest` has to measure, and their squared distances."""
+    def _pairs(
+        self, rows: Tensor, groups: tuple[int, ...], left_out: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the pairs of row and reference that `_closest` has to measure, and their squared distances.
+
+        All pairs of a row come together. Most come at once: only rows with many ties have many pairs.
+        """
         augmented, offsets = self._augmented(rows)
         factors = self.factors[:, : groups[-1] * _GROUP]
         size = max(1, len(blocks(augmented, self.factors.shape[1] // _CALLS_SHARE)[0]))
         # One buffer for all blocks: new memory costs as much as the product that fills it.
         buffer = self.factors.new_empty(size, factors.shape[1])
-        none = rows.new_empty(0, dtype=torch.long)
-        pairs = [(none, none, rows.new_empty(0))]
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         with full_float32:
             for first in range(0, len(rows), size):
                 block = slice(first, first + size)
@@ -116,8 +123,10 @@ class NearestNeighbors:
                 row, candidate = self._candidates(rows[block], offsets[block], bounds, groups[0])
                 row += first
                 pairs.append((row, candidate, self._squares(rows.index_select(0, row), candidate)))
-        row, candidate, distances = map(torch.cat, zip(*pairs, strict=True))
-        return row, candidate, distances
+                if first + size >= len(rows) or sum(len(each[0]) for each in pairs) >= _MAX_COLLECTED:
+                    row, candidate, distances = map(torch.cat, zip(*pairs, strict=True))
+                    yield row, candidate, distances
+                    pairs.clear()
 
     def _candidates(self, rows: Tensor, offsets: Tensor, bounds: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         """Return the pairs of row and reference that may be as close as the best reference of the first groups.
@@ -151,7 +160,8 @@ class NearestNeighbors:
         """Return whether the bounds leave few references to measure, for some references as rows."""
         index = self.norms.isfinite().nonzero().squeeze(1)
         index = index[:: max(1, len(index) // _SAMPLED)]
-        return len(self._pairs(self.references[index], self.groups[-1:], index)[0]) <= _MAX_PAIRS * len(index)
+        pairs = self._pairs(self.references[index], self.groups[-1:], index)
+        return sum(len(row) for row, *_ in pairs) <= _MAX_PAIRS * len(index)
 
     def _augmented(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a product with the factors makes bounds of, and the closeness of a reference at distance zero.

@@ -61,6 +61,16 @@ def temporary_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with temporary_beside(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Rename a temporary file in the same folder to `path`, once the disk has confirmed it."""
     with temporary.open("rb") as written:

@@ -6,9 +6,11 @@ digest also covers the footer itself: names, statistics and hashes.
 
 import datetime as dt
 import hashlib
+import io
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from ae_pipeline.storage.hashing import hash_table
 
@@ -30,13 +32,19 @@ def seal(path: Path) -> None:
     Raises:
         ValueError: The footer has no placeholder.
     """
-    position = _position(path)
-    if position is None:
-        raise ValueError(f"{path} has no placeholder for a seal in its footer")
-    digest = _digest(path, position[0])
     with path.open("r+b") as file:
-        file.seek(position[0])
-        file.write(digest.encode())
+        _seal(file, str(path))
+
+
+def sealed(content: bytes) -> bytes:
+    """Return the content of a Parquet file with its digest in place of the placeholder.
+
+    Raises:
+        ValueError: The footer has no placeholder.
+    """
+    file = io.BytesIO(content)
+    _seal(file, "the content")
+    return file.getvalue()
 
 
 def parquet_damage(path: Path) -> str | None:
@@ -51,12 +59,14 @@ def parquet_damage(path: Path) -> str | None:
     import pyarrow as pa
 
     try:
-        position = _position(path)
+        with path.open("rb") as file:
+            position = _position(file)
+            digest = position and _digest(file, position[0])
         if position is None:
             return _unsealed_damage(path)
     except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:
         return f"it is cut short or is not a Parquet file ({str(error).splitlines()[0][:200] if str(error) else ''})"
-    if _digest(path, position[0]) != position[1]:
+    if digest != position[1]:
         return "its bytes are not those that were written: their SHA-256 is another one"
     return None
 
@@ -68,10 +78,11 @@ def is_sealed(path: Path) -> bool:
         path: File to read, byte by byte.
     """
     try:
-        position = _position(path)
+        with path.open("rb") as file:
+            position = _position(file)
+            return position is not None and _digest(file, position[0]) == position[1]
     except (FileNotFoundError, ValueError):
         return False
-    return position is not None and _digest(path, position[0]) == position[1]
 
 
 def file_digest(path: Path) -> str | None:
@@ -106,36 +117,44 @@ def _file_digest(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _position(path: Path) -> tuple[int, str] | None:
+def _seal(file: BinaryIO, name: str) -> None:
+    position = _position(file)
+    if position is None:
+        raise ValueError(f"{name} has no placeholder for a seal in its footer")
+    digest = _digest(file, position[0])
+    file.seek(position[0])
+    file.write(digest.encode())
+
+
+def _position(file: BinaryIO) -> tuple[int, str] | None:
     """Return offset and value of the seal, or None if the file has none.
 
     Raises:
         ValueError: The file does not end like a Parquet file.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - _TRAILER, 0))
-        trailer = file.read()
-        length = int.from_bytes(trailer[:4], "little")
-        if trailer[4:] != _MAGIC or not 0 < length <= size - _TRAILER - len(_MAGIC):
-            raise ValueError("its end is not that of a Parquet file")
-        start = size - _TRAILER - length
-        file.seek(start)
-        match = _IN_FOOTER.search(file.read(length))
+    size = file.seek(0, 2)
+    file.seek(max(size - _TRAILER, 0))
+    trailer = file.read()
+    length = int.from_bytes(trailer[:4], "little")
+    if trailer[4:] != _MAGIC or not 0 < length <= size - _TRAILER - len(_MAGIC):
+        raise ValueError("its end is not that of a Parquet file")
+    start = size - _TRAILER - length
+    file.seek(start)
+    match = _IN_FOOTER.search(file.read(length))
     return (start + match.start(1), match[1].decode(errors="replace")) if match else None
 
 
-def _digest(path: Path, position: int) -> str:
+def _digest(file: BinaryIO, position: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        remaining = position
-        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
-            digest.update(chunk)
-            remaining -= len(chunk)
-        digest.update(UNSEALED.encode())
-        file.seek(position + len(UNSEALED))
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    file.seek(0)
+    remaining = position
+    while remaining and (chunk := file.read(min(_CHUNK, remaining))):
+        digest.update(chunk)
+        remaining -= len(chunk)
+    digest.update(UNSEALED.encode())
+    file.seek(position + len(UNSEALED))
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.storage.files import atomic_write
+from ae_pipeline.storage.files import atomic_write, write_bytes
 from ae_pipeline.storage.hashing import hash_table
-from ae_pipeline.storage.integrity import SEAL, UNSEALED, parquet_damage, seal
+from ae_pipeline.storage.integrity import SEAL, UNSEALED, parquet_damage, seal, sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +26,9 @@ _FAST: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False, "writ
 
 _HEAD_ROWS = 1000
 """Rows that tell whether the values of a column repeat."""
+
+_SMALL_BYTES = 2**20
+"""Size up to which a file is made in memory, so that it is opened and written once."""
 
 METADATA_PREFIX = b"ae_pipeline."
 """Prefix of the keys of facts in a footer."""
@@ -106,14 +109,23 @@ def write_rows(path: Path, table: "pa.Table", facts: dict[str, str] | None = Non
         facts: Short texts for the footer, which `read_facts` returns.
         fast: Whether the file is written in half the time and is larger, because few processes read it.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     footer = {METADATA_PREFIX + key.encode(): value.encode() for key, value in (facts or {}).items()}
     table = table.replace_schema_metadata(footer)
-    with atomic_write(path) as temporary:
-        with pq.ParquetWriter(temporary, table.schema, **encoding_of(table, fast=fast)) as writer:
+
+    def write(target: "Path | pa.NativeFile") -> None:
+        with pq.ParquetWriter(target, table.schema, **encoding_of(table, fast=fast)) as writer:
             writer.write_table(table, row_group_size=rows_per_group(table))
             writer.add_key_value_metadata({SEAL: UNSEALED})
+
+    if table.nbytes <= _SMALL_BYTES:
+        write(buffer := pa.BufferOutputStream())
+        write_bytes(path, sealed(buffer.getvalue().to_pybytes()))
+        return
+    with atomic_write(path) as temporary:
+        write(temporary)
         seal(temporary)
 
 

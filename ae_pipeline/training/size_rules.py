@@ -109,7 +109,7 @@ def examine(
     if window is not None:
         problems += _row_problems(usable, window, rows)
         images = data.calibration_images(window)
-        problems += _image_problems(usable, images)
+        problems += _image_problems(usable, images) + _tight_budgets(usable, window, rows, images)
         if not problems or rows["train"] > 0:
             problems += _model_problems(usable, data, window)
         chosen = chosen_sizes(config, window, rows, images=images)
@@ -169,6 +169,23 @@ def _image_problems(config: PipelineConfig, images: int | None) -> list[Problem]
         return []
     needed = f"{IMAGE_BUDGET}={budget:g} needs {budget_rows(budget):,} calibration images"
     return [Problem(f"{needed}, and there are {images:,}", (IMAGE_BUDGET,))]
+
+
+def _tight_budgets(
+    config: PipelineConfig, window: Window, rows: Mapping[str, int], images: int | None
+) -> list[Problem]:
+    """Return the budgets that need all of a few calibration rows or images, so that no outlier of them can go."""
+    key, count, name = "alerts.budget", rows["calibration"], "row"
+    if images is not None:
+        key, count, name = IMAGE_BUDGET, images, "image"
+    budget = get_value(config, key)
+    if not (window.is_by_row and config.training.max_screened_share and budget and count == budget_rows(budget)):
+        return []
+    message = (
+        f"{key}={budget:g} needs all {pluralize(count, f'calibration {name}')}, so that the screening cannot leave out "
+        f"a defect among them; from {1 / count:.2g} on, it could leave out one"
+    )
+    return [Problem(message, (key,), is_fatal=False)]
 
 
 def _model_problems(config: PipelineConfig, data: TrainingData, window: Window) -> list[Problem]:

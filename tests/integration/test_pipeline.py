@@ -87,6 +87,10 @@ def test_materializations_show_plots_rows_and_links(complete_shop: Shop) -> None
     assert not {"latents_plot", "scores_plot", "verdict"} & complete_shop.metadata("anomaly_report", DAYS[0]).keys()
     assert str(trained["model_card"]).startswith("# orders, model version 1")
     assert str(reported["verdict"]).startswith(f"**{DAYS[-1]}**: ")
+    since = json.loads((complete_shop.paths.reports / "summary.json").read_text())["verdict"]["since"]
+    assert reported["verdict_since"] == since != ""
+    assert workspace.tracker().client.get_run(version.run_id).data.tags["verdict since"] == since
+    assert f" since {'this day' if since == DAYS[-1] else since}: " in str(reported["newest_verdict"])
     ranked = pl.read_parquet(complete_shop.paths.reports / "alerts.parquet").head(10)
     shown = [line.split(" | ") for line in str(reported["strangest_rows_of_run"]).splitlines()[2:]]
     assert [line[0].removeprefix("| ") for line in shown] == ranked["row_id"].to_list()

@@ -49,9 +49,8 @@ def read_image(name: str, data: bytes, images: ImagesConfig, max_pixels: int | N
     if match is None:
         reason = f"{FILE_COLUMN} = {name} does not match images.path={images.path!r}; rename the file, or change path"
         return _rejected_image(f"{FILE_COLUMN}: path", reason, values, schema)
-    values |= {**match.groupdict(), images.column: image_struct(image)}
-    row = pl.DataFrame([values], schema={**schema, "_row_number": pl.Int64()}, orient="row")
-    return FileRows(row.with_columns(_row_number=pl.lit(1, pl.Int64)))
+    values |= {**match.groupdict(), images.column: image_struct(image), "_row_number": 1}
+    return FileRows(pl.DataFrame([values], schema={**schema, "_row_number": pl.Int64()}, orient="row"))
 
 
 def _rejected_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:

@@ -119,6 +119,8 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
     assert after["words"] in home
     assert 'href="contract/sensors"' in home
     first, last = (summary_of(dataset)["days"][index]["day"] for index in (0, -1))
+    states = [day["state"].replace(" ", "-") for day in summary_of(dataset)["days"]]
+    assert re.findall(r'<rect x="\d+" width="3" y="[\d.]+" height="[\d.]+" class="([a-z-]+)"><title>', home) == states
     assert re.search(rf'<div class="small ends".*{first}.*{last}', home)  # the axis of the trend
     assert f"Last updated 2024-05-06 07:08 UTC; the newest day with rows is {last}." in home
 

@@ -1,6 +1,7 @@
 """The project as the command line loads and runs it."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import OperationalError
 
 from ae_pipeline.cli.project import START_LOCK, Project, open_instance
 from ae_pipeline.common.errors import ConfigError
@@ -102,4 +104,24 @@ def test_a_storage_that_cannot_be_used_is_an_error_with_a_remedy(
     with pytest.raises(
         ConfigError, match=rf"Dagster cannot use what .*dagster\.yaml configures \(.*{reason}.*\); start"
     ):
+        open_instance(tmp_path)
+
+
+def test_a_settings_file_that_is_no_yaml_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").write_text("storage: [\n")
+    with pytest.raises(ConfigError, match=r"Dagster cannot use what .*dagster\.yaml configures .*; start"):
+        open_instance(tmp_path)
+
+
+def test_a_full_disk_is_not_taken_for_a_wrong_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    def get() -> dg.DagsterInstance:
+        raise full from full.orig
+
+    monkeypatch.setattr(dg.DagsterInstance, "get", get)
+    with pytest.raises(OperationalError, match="database or disk is full"):
         open_instance(tmp_path)

@@ -389,3 +389,5 @@ def test_changes_of_images_and_label_require_a_training() -> None:
     assert len(set(hashes)) == len(settings)
     described = PipelineConfig.model_validate({**base, "description": "words"})
     assert settings_hash(described) == hashes[0]
+    shared = PipelineConfig.model_validate({**base, "training": {"workers": 2}})
+    assert settings_hash(shared) == hashes[0]

@@ -25,6 +25,7 @@ from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.ingestion import batch, patches
 from ae_pipeline.ingestion.contract import ColumnRule, load_contract
+from ae_pipeline.ingestion.copy_writer import Copy, CopyWriter
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
@@ -695,15 +696,14 @@ def test_images_reach_the_features_of_the_day_in_their_path(tmp_path: Path) -> N
 
 def test_images_are_staged_in_batches_of_limited_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged: list[dict[str, LandedFile]] = []
-    stage = batch.StagingBatch.stage
+    start = CopyWriter.start
 
-    def record(self: batch.StagingBatch) -> dict[str, LandedFile]:
-        entries = stage(self)
+    def record(self: CopyWriter, entries: dict[str, LandedFile], copies: list[Copy]) -> dict[str, LandedFile]:
         staged.append(entries)
-        return entries
+        return start(self, entries, copies)
 
     monkeypatch.setattr(batch, "_BATCH_IMAGE_BYTES", 3 * GRAY.nbytes)
-    monkeypatch.setattr(batch.StagingBatch, "stage", record)
+    monkeypatch.setattr(CopyWriter, "start", record)
     shop = image_files(tmp_path)
     for number in range(8):
         shop.land(f"{number}.png", encoded(GRAY + number))

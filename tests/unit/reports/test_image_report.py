@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.config.columns import ImageShape
 from ae_pipeline.detector.bundle import ModelBundle
+from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.detector.image_verdicts import count_images, image_id, score_images
 from ae_pipeline.detector.network import FittedNetwork
@@ -293,6 +295,39 @@ def test_a_sample_of_patches_keeps_the_images_that_the_budget_needs(gallery: Fit
         scored = score_calibration(gallery.bundle.detector, whole, gallery, 0.2, 10**15, images)
         assert scored.images is not None
         assert len(scored.images) == expected
+
+
+def test_an_image_with_an_outlying_patch_does_not_raise_the_threshold(
+    gallery: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One patch of a calibration image scores far higher than all others. All patches of the image go."""
+    patches = gallery.window.rows("calibration", gallery.paths, ["row_id"])
+    defect, budget_of = patches["row_id"][0], {None: True, 0.15: False}  # 0.15 needs all six images
+
+    def scores(_: Detector, batches: Iterable[pl.DataFrame]) -> npt.NDArray[np.float64]:
+        row_ids = pl.concat([rows.select("row_id") for rows in batches])["row_id"]
+        usual = 3 + (row_ids.hash(seed=1) / 2**64).to_numpy()
+        return np.where((row_ids == defect).to_numpy(), 60.0, usual)
+
+    monkeypatch.setattr(Detector, "scores", scores)
+    count = len(images_of("calibration", gallery))
+    for budget, is_left_out in budget_of.items():
+        alerts = gallery.config.alerts.model_copy(update={"image_budget": budget})
+        dataset = Dataset(gallery.config.model_copy(update={"alerts": alerts}), gallery.paths)
+        whole = Screened(gallery.window, {}, None)
+        scored = score_calibration(gallery.bundle.detector, whole, dataset, 0.01, patches.height, count)
+        assert scored.images is not None
+        assert scored.screened.facts is not None
+        if is_left_out:
+            assert (len(scored.images), scored.images.max() < 5) == (count - 1, True)
+            of_image = patches.select("row_id", image_id(gallery.config.identity))
+            names = of_image.filter(pl.col("row_id") == defect)["image_id"]
+            gone = of_image.filter(of_image["image_id"].is_in(names.implode()))["row_id"]
+            assert set(scored.screened.row_ids["calibration"]) == set(gone)
+            assert scored.screened.facts.message == f"{gone.len()} rows of 1 image left out of calibration"
+        else:
+            assert len(scored.images) == count
+            assert "patches of 1 image of calibration would go, more than" in scored.screened.facts.message
 
 
 def test_images_that_may_have_been_seen_are_not_measured(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:

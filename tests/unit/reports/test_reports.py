@@ -176,6 +176,14 @@ class TestPage:
             f"{0.01 * rows / by_day.height:.1f} a day, are expected to be flagged even if all is well" in page
         )
         assert f"The highest bar is {max(by_day['flagged'])} rows" in page
+        states = [entry["state"] for entry in summary["days"]]
+        wrong, look = states.count("wrong"), states.count("worth a look")
+        assert f"Of 5 days, {wrong} {'is' if wrong == 1 else 'are'} wrong (red, on pale red) and {look} " in page
+        bars = re.findall(
+            r'<rect x="\d+" width="3" y="[\d.]+" height="([\d.]+)" class="([a-z-]+)"/>', report.page.read_text()
+        )
+        assert [state for _, state in bars] == [state.replace(" ", "-") for state in states]
+        assert [float(height) > 0 for height, _ in bars] == [entry["flagged"] > 0 for entry in summary["days"]]
         assert f"a score above {planted.bundle.calibration.threshold:.2f} nats are flagged" in page
         assert "version 3, MLflow run run-of-mlflow" in page
         bodies = re.findall(r'<tbody id="row-\w+" data-score="([^"]+)" data-row="([^"]*)"', report.page.read_text())

@@ -59,3 +59,14 @@ def test_a_fast_file_has_facts_seal_and_the_same_rows(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert damage_of(path) == "its bytes are not those that were written: their SHA-256 is another one"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_file_made_in_memory_has_the_bytes_of_one_made_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    write_rows(tmp_path / "memory.parquet", ROWS.to_arrow(), {"fact": "a"}, fast=fast)
+    monkeypatch.setattr("ae_pipeline.storage.parquet._SMALL_BYTES", 0)
+    write_rows(tmp_path / "disk.parquet", ROWS.to_arrow(), {"fact": "a"}, fast=fast)
+    assert (tmp_path / "memory.parquet").read_bytes() == (tmp_path / "disk.parquet").read_bytes()
+    assert damage_of(tmp_path / "memory.parquet") is None

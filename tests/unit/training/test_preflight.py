@@ -256,6 +256,13 @@ class TestImages:
         assert "sizes chosen for 6,000 rows (patches of 60 images)" in caplog.text
         assert "9 calibration images, which cannot measure an image budget below 0.1" in caplog.text
 
+    @pytest.mark.parametrize(("budget", "is_tight"), [(0.1, True), (0.12, False), (None, False)])
+    def test_a_budget_that_needs_all_images_gets_a_warning(
+        self, caplog: pytest.LogCaptureFixture, budget: float | None, is_tight: bool
+    ) -> None:
+        check_sizes(self.config(image_budget=budget), self.data(60), {ALL_ROWS: ""})
+        assert ("alerts.image_budget=0.1 needs all 9 calibration images" in caplog.text) == is_tight
+
     def test_a_budget_that_is_too_low_gets_a_proposal(self) -> None:
         message = message_of(self.config(image_budget=0.01), self.data(60))
         assert "alerts.image_budget=0.01 needs 99 calibration images, and there are 9" in message
