@@ -107,9 +107,10 @@ def test_the_noise_of_a_row_with_its_own_seed_depends_on_no_part() -> None:
         generator = PartGenerator("cpu")
         generator.manual_seed(2)
         generator.begin_batch(5, by_row=True)
-        drawn = []
+        drawn, start = list[tuple[Tensor, Tensor]](), 0
         for size in sizes:
-            generator.begin_part(sum(len(each) for each, _ in drawn))
+            generator.begin_part(start)
+            start += size
             drawn.append((draw(torch.randn, (size, 4), like, generator), draw(torch.rand, (size, 4), like, generator)))
         parts.append(torch.cat([torch.cat(each, 1) for each in drawn]))
     assert torch.equal(parts[0], parts[1])
