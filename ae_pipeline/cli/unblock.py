@@ -47,6 +47,8 @@ def unblock(name: str, *, force: bool) -> int:
         from ae_pipeline.orchestration.processes import command_of
 
         print(f"{lock_holder} holds the lock{f': {command_of(lock_pid)}' if lock_pid else ''}", flush=True)
+    if (waiting := _waiting(project, name)) and waiting != lock_holder:
+        print(f"{waiting} waits to hold the lock alone, before runs that share it", flush=True)
     if not force:
         for run, pid in zip(living, holders, strict=True):
             print(f"{_describe(run)}: {_condition(run, pid)}", flush=True)
@@ -115,9 +117,18 @@ def _holder(run: "dg.DagsterRun") -> int | None:
 
 
 def _lock_holder(project: Project, name: str) -> Holder | None:
-    """Return the process that holds the lock of a dataset, or None."""
+    """Return the process that holds the lock of a dataset, or None.
+
+    If nobody holds it, a stopped process that waits to hold it alone can still be in the way of those that share it.
+    """
     lock = dataset_lock(project.workspace.paths(name))
-    return locks().holder(lock) if locks().is_held(lock) else None
+    return next((locks().holder(each) for each in (lock, lock.turnstile) if locks().is_held(each)), None)
+
+
+def _waiting(project: Project, name: str) -> Holder | None:
+    """Return the process that waits to hold the lock of a dataset alone, or None."""
+    turnstile = dataset_lock(project.workspace.paths(name)).turnstile
+    return locks().holder(turnstile) if locks().is_held(turnstile) else None
 
 
 def _free_slots(project: Project, name: str) -> list[str]:

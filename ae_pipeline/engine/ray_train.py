@@ -2,13 +2,15 @@
 
 import logging
 import tempfile
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ae_pipeline.common.errors import ConfigError, EngineError, PipelineError
-from ae_pipeline.common.text import first_line
+from ae_pipeline.common.text import first_line, pluralize
 from ae_pipeline.common.version import __version__
 from ae_pipeline.engine.pools import log_again
 from ae_pipeline.engine.ray_pool import connect, require_version
@@ -28,6 +30,9 @@ _RESTARTS = 2
 _LOOK_SECONDS = 1.0
 """Time between two looks at whether the workers still work."""
 
+_QUIET_SECONDS = 60.0
+"""Time without a first worker after which a message says what the training waits for."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +41,19 @@ class _Result:
     """What the work of the first worker returned."""
 
     value: Any
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error in the work of a worker that a new start would give again.
+
+    Attributes:
+        reason: Its type and first line.
+        trace: Where it was raised.
+    """
+
+    reason: str
+    trace: str
 
 
 @dataclass(frozen=True)
@@ -61,8 +79,8 @@ def require_capacity(workers: int, threads: int, *, use_gpu: bool) -> None:
         ConfigError: The cluster has too few cores or GPUs, or Ray is not installed.
         EngineError: The cluster does not answer.
     """
-    resources = connect().cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    nodes = [node["Resources"] for node in connect().nodes() if node["Alive"]]
+    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     if workers * threads > cpus:
         raise ConfigError(
             f"training.workers={workers} with training.threads={threads} needs {workers * threads} cores, but the Ray "
@@ -73,6 +91,24 @@ def require_capacity(workers: int, threads: int, *, use_gpu: bool) -> None:
             f"training.workers={workers} needs as many GPUs, but the Ray cluster has {gpus}; lower it, add nodes, or "
             "set training.device: cpu"
         )
+    fitting = sum(_fitting(node, threads, use_gpu=use_gpu) for node in nodes)
+    if workers > fitting:
+        raise ConfigError(
+            f"training.workers={workers} needs {_described(threads, use_gpu=use_gpu)} on one node for each worker, but "
+            f"the nodes of the Ray cluster have room for {fitting}; lower training.workers or training.threads, or add "
+            "nodes"
+        )
+
+
+def _fitting(node: dict[str, float], threads: int, *, use_gpu: bool) -> int:
+    """Return how many workers the resources of a node suffice for."""
+    by_cores = int(node.get("CPU", 0)) // threads
+    return min(by_cores, int(node.get("GPU", 0))) if use_gpu else by_cores
+
+
+def _described(threads: int, *, use_gpu: bool) -> str:
+    """Return what a worker takes, as part of a sentence."""
+    return pluralize(threads, "core") + (" and a GPU" if use_gpu else "")
 
 
 def work_together(
@@ -94,7 +130,7 @@ def work_together(
 
     Raises:
         ConfigError: The cluster has too few cores or GPUs, or Ray is not installed.
-        EngineError: The cluster does not answer, or workers were lost three times.
+        EngineError: The cluster does not answer, workers were lost three times, or the work raised another error.
     """
     require_capacity(workers, threads, use_gpu=use_gpu)
     ray = connect()
@@ -111,9 +147,10 @@ def work_together(
         done = task.remote(config, workers, threads, use_gpu, folder)
         groups: list[Any] = []
         try:
-            value: R = _follow(mailbox, done, groups, report)
+            needs = f"{workers} × {_described(threads, use_gpu=use_gpu)}"
+            value: R = _follow(mailbox, done, groups, report, needs)
         except RayError as error:
-            reason = first_line(getattr(error, "cause", None) or error)  # without the text of Ray around it
+            reason = _reason(error)
             raise EngineError(
                 f"the training lost its workers {_RESTARTS + 1} times, or the cluster ({reason}); look at the memory "
                 "of the nodes, or set training.workers: 1"
@@ -126,14 +163,25 @@ def work_together(
     return value
 
 
-def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], None]) -> Any:
+def _reason(error: BaseException) -> str:
+    """Return what lost the workers, without the text of Ray around it."""
+    cause = getattr(error, "cause", None) or error
+    failures = getattr(cause, "worker_failures", None) or {}
+    return first_line(next(iter(failures.values()), getattr(cause, "controller_failure", cause)))
+
+
+def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], None], needs: str) -> Any:
     """Hand on what the workers send until the work is done, and return its result. Collect their placement groups."""
     import ray
     from ray.util.queue import Empty
 
     reports = skipped = 0
     starts, result = 0, None
+    quiet_until = time.monotonic() + _QUIET_SECONDS
     while True:
+        if not starts and time.monotonic() > quiet_until:
+            logger.info(f"the training waits for {needs} of the Ray cluster, which other work may hold")
+            quiet_until = float("inf")
         is_done = bool(ray.wait([done], timeout=0)[0])
         try:
             message = mailbox.get(block=not is_done, timeout=_LOOK_SECONDS)
@@ -149,8 +197,8 @@ def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], 
                     logger.warning("a worker of the training was lost; the training starts again")
             case _Result():
                 result = message
-            case PipelineError():
-                raise message
+            case PipelineError() | _Failure():
+                raise _error(message)
             case logging.LogRecord():
                 log_again([message])
             case _ if skipped:
@@ -162,6 +210,17 @@ def _follow(mailbox: Any, done: Any, groups: list[Any], report: Callable[[Any], 
     if result is None:
         raise EngineError("the workers of the training ended without a result; set training.workers: 1")
     return result.value
+
+
+def _error(message: PipelineError | _Failure) -> PipelineError:
+    """Return the error that a worker sends, and log its traceback if it is not one of the package."""
+    if isinstance(message, PipelineError):
+        return message
+    logger.error(message.trace)
+    return EngineError(
+        f"a worker of the training failed: {message.reason}; the log has its traceback, and training.workers: 1 trains "
+        "without workers"
+    )
 
 
 def _fit(config: dict[str, Any], workers: int, threads: int, use_gpu: bool, folder: str) -> None:
@@ -195,5 +254,21 @@ def _work_as_one_of_them(config: dict[str, Any]) -> None:
     except PipelineError as error:
         mailbox.put(error)  # a repetition would give the same error
         raise
+    except Exception as error:
+        if not _has_lost_others(error):
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            mailbox.put(_Failure(reason, traceback.format_exc()))
+        raise
     if is_first:
         mailbox.put(_Result(value))
+
+
+def _has_lost_others(error: Exception) -> bool:
+    """Return whether an error says that a worker lost the others, or Ray an object, and not that its work failed."""
+    from ray.exceptions import RayError
+    from torch.distributed import DistError
+
+    # Gloo raises errors without a type of their own.
+    text = str(error).lower()
+    is_of_gloo = isinstance(error, RuntimeError) and ("gloo" in text or "by peer" in text)
+    return is_of_gloo or isinstance(error, RayError | DistError)

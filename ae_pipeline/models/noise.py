@@ -7,17 +7,42 @@ from torch import Tensor
 
 
 class PartGenerator(torch.Generator):
-    """A generator of a process that has some rows of a batch, where other processes have the others.
+    """A generator for some rows of a batch, whose other rows are processed elsewhere or later.
 
-    Numbers are drawn for all rows of the batch, as one process would draw them.
-
-    Attributes:
-        start: Number of the first row of the part, from 0.
-        total: Rows of the batch.
+    The numbers of a row do not depend on which rows a part has. They are drawn for all rows of the batch, as for an
+    undivided one. In a batch whose rows are large, each row has a seed of its own instead, so that a part draws the
+    numbers of its rows alone.
     """
 
-    start: int
-    total: int
+    _start = 0
+    _total = 0
+    _seed: int | None = None
+    _draws = 0
+
+    def begin_batch(self, total: int, *, by_row: bool) -> None:
+        """Set the number of rows of the batch, and whether each row has a seed of its own."""
+        self._total = total
+        self._seed = int(torch.randint(2**62, (), generator=self, device=self.device)) if by_row else None
+
+    def begin_part(self, start: int) -> None:
+        """Set the number of the first row of the next part, from 0."""
+        self._start, self._draws = start, 0
+
+    def draw(self, distribution: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return random numbers of the rows of the part."""
+        if self._seed is None:
+            whole = distribution((self._total, *shape[1:]), generator=self, device=self.device, dtype=dtype)
+            return whole[self._start : self._start + shape[0]]
+        numbers, row_generator = (
+            torch.empty(tuple(shape), device=self.device, dtype=dtype),
+            torch.Generator(self.device),
+        )
+        first = self._seed + self._draws * self._total + self._start
+        for row, values in enumerate(numbers):
+            row_generator.manual_seed(first + row)
+            distribution(tuple(shape[1:]), generator=row_generator, device=self.device, dtype=dtype, out=values)
+        self._draws += 1
+        return numbers
 
 
 def draw(
@@ -33,6 +58,5 @@ def draw(
     """
     source = like.device if generator is None else generator.device
     if isinstance(generator, PartGenerator):
-        whole = distribution((generator.total, *shape[1:]), generator=generator, device=source, dtype=like.dtype)
-        return whole[generator.start : generator.start + shape[0]].to(like.device)
+        return generator.draw(distribution, shape, like.dtype).to(like.device)
     return distribution(tuple(shape), generator=generator, device=source, dtype=like.dtype).to(like.device)

@@ -72,7 +72,8 @@ class Locks(ABC):
             StorageError: The locks cannot be reached.
         """
         if not self._enter(lock):
-            on_wait(self.holder(lock))
+            # Who waits to hold it alone is in the way first, also if others share it.
+            on_wait((self.holder(lock.turnstile) if lock.is_shared else None) or self.holder(lock))
             self._wait(lock)
         try:
             yield

@@ -54,7 +54,8 @@ def hold_dataset(
         on_wait: Called once with the holder, as far as it is known, before this process waits.
         accepts_loss: Whether to go on without files that the object store has lost and no run builds again.
         is_shared: Whether others may hold the dataset so at the same time. Each must change files of its own only.
-            With an object store, those on one machine wait for each other, because they have one working copy.
+            With an object store, those on one machine wait for each other, because they have one working copy. They
+            share the lock meanwhile, so that who wants to hold it alone waits for all of them.
 
     Raises:
         StorageError: The locks or the object store cannot be reached, or another host has changed the same file.

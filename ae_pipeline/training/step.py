@@ -67,7 +67,8 @@ class TrainingStep:
         self._model, self._loss, self._corrupt, self._regularizer = model, loss, corrupt, regularizer
         self._clip_norm, self._rows, self._is_full_batch = config.clip_norm, rows, config.optimizer == "gd"
         self._parameters = [*model.parameters(), *loss.parameters()]
-        self._noise = torch.Generator(device) if peers is None else PartGenerator(device)
+        # A process alone divides a batch on the CPU too. A step that is captured reads no number, such as a seed.
+        self._noise = torch.Generator(device) if peers is None and device.type == "cuda" else PartGenerator(device)
         self._noise.manual_seed(seed)
         # Fused kernels read a rate in single precision; the others on the CPU use it as it is.
         precision = torch.float32 if device.type == "cuda" else torch.float64
@@ -171,11 +172,7 @@ class TrainingStep:
         """
         self._optimizer.zero_grad(set_to_none=True)
         whole = self._rows if self._is_full_batch else len(batch.rows)
-        if self._peers is not None:
-            losses = self._backward_part(batch, whole, self._peers)
-        else:
-            size = min(-(-len(batch.rows) // self._parts), _rows_at_once(batch.rows))
-            losses = [self._backward(part, len(part.rows) / whole) * len(part.rows) for part in batch.split(size)]
+        losses = self._backward_in_pieces(batch, whole)
         if self._is_full_batch:
             self._accumulate()
         else:
@@ -183,13 +180,19 @@ class TrainingStep:
         for value in losses:
             self._total.add_(value)
 
-    def _backward_part(self, batch: TrainingBatch, whole: int, peers: Peers) -> list[Tensor]:
+    def _backward_in_pieces(self, batch: TrainingBatch, whole: int) -> list[Tensor]:
         """Add the gradient of the rows of a batch that this process has, and return sums of their losses."""
-        part, count = peers.part_of(batch)
-        start, losses = peers.part(len(batch.rows)).start, list[Tensor]()
-        for piece in part.split(_rows_at_once(part.rows)):
+        total = len(batch.rows)
+        size = min(-(-total // self._parts), _rows_at_once(batch.rows))
+        part, count, start = batch, total, 0
+        if self._peers is not None:
+            (part, count), start = self._peers.part_of(batch), self._peers.part(total).start
+        if isinstance(self._noise, PartGenerator):
+            self._noise.begin_batch(total, by_row=size < total)
+        losses = list[Tensor]()
+        for piece in part.split(size):
             if isinstance(self._noise, PartGenerator):
-                self._noise.start, self._noise.total = start, len(batch.rows)
+                self._noise.begin_part(start)
             rows = len(piece.rows) if count else 0
             losses.append(self._backward(piece, rows / whole) * rows)
             start += len(piece.rows)

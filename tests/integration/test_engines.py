@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +19,7 @@ from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.engine import ray_pool
 from ae_pipeline.engine.mapping import engine_map
+from ae_pipeline.engine.ray_train import work_together
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.lifecycle.ingest import build_feature_days, build_raw_days
 from ae_pipeline.models.corruption import Corruption
@@ -173,6 +174,17 @@ def test_workers_end_with_an_interrupted_training(monkeypatch: pytest.MonkeyPatc
     while ray.available_resources().get("CPU", 0) != 2:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_of_a_worker_is_raised_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(item: dict[str, int], device: torch.device, report: Callable[[object], None]) -> int:
+        return item["rows"]
+
+    with pytest.raises(EngineError, match=r"a worker of the training failed: KeyError: 'rows'; the log has its trace"):
+        work_together(fail, dict[str, int](), workers=1, threads=1, use_gpu=False, report=print)
+    assert "starts again" not in caplog.text
+    assert 'return item["rows"]' in caplog.text
 
 
 @pytest.mark.usefixtures("ray_cluster")

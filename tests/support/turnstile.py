@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ae_pipeline.storage.lock_kinds import Lock
+from ae_pipeline.storage.lock_kinds import Holder, Lock
 from ae_pipeline.storage.locks import locks
 
 WAITING = """
@@ -22,11 +22,14 @@ with locks().hold(dataset_lock(DatasetPaths(Path(sys.argv[1]), "orders")), lambd
 """A program that waits to hold the lock of a dataset alone."""
 
 
-def _holding(lock: Lock, name: str, order: list[str]) -> threading.Thread:
-    """Start a thread that holds a lock for a moment, and return it when it waits."""
+def _holding(lock: Lock, name: str, order: list[str], pid: int | None = None) -> threading.Thread:
+    """Start a thread that holds a lock for a moment, and return it when it waits, for a process if one is given."""
+
+    def waits(holder: Holder | None) -> None:
+        order.append(f"{name} waits" if pid is None or (holder and holder.pid == pid) else f"{name} waits for {holder}")
 
     def hold() -> None:
-        with locks().hold(lock, lambda _: order.append(f"{name} waits")):
+        with locks().hold(lock, waits):
             order.append(name)
 
     thread = threading.Thread(target=hold)
@@ -56,7 +59,7 @@ def check_who_is_next(lock: Lock, root: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == "waits\n"
             _until(lambda: locks().is_held(lock.turnstile))
-            sharing = _holding(shared, "shares", order)
+            sharing = _holding(shared, "shares", order, process.pid if Path("/proc/locks").exists() else None)
             with locks().hold(shared):  # who has it does not wait for it
                 process.kill()
         sharing.join(10)

@@ -16,6 +16,7 @@ from ae_pipeline.orchestration.processes import identify
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG
 from ae_pipeline.storage.lock_kinds import Holder
+from ae_pipeline.storage.locks import dataset_lock
 
 _HOLD = """
 import sys, time
@@ -50,8 +51,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 @pytest.fixture
 def process(project: Project) -> Iterator["subprocess.Popen[str]"]:
     """A living process that holds the lock of the dataset."""
-    lock = project.workspace.paths("orders").lock
-    lock.parent.mkdir(parents=True)
+    yield from _holding(project.workspace.paths("orders").lock)
+
+
+@pytest.fixture
+def waiting(project: Project) -> Iterator["subprocess.Popen[str]"]:
+    """A living process that waits to hold the lock alone, as a stopped one does after the lock became free."""
+    yield from _holding(dataset_lock(project.workspace.paths("orders")).turnstile.file)
+
+
+def _holding(lock: Path) -> Iterator["subprocess.Popen[str]"]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen([sys.executable, "-c", _HOLD, str(lock)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -114,6 +124,18 @@ def test_a_command_that_holds_the_lock_is_named(
     assert process.poll() is None
     assert unblock("orders", force=True) == 0
     assert process.wait(timeout=5) == -15
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux tells who holds a lock")
+@pytest.mark.usefixtures("process")
+def test_a_process_that_waits_for_the_lock_is_named(
+    waiting: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="in use"):
+        unblock("orders", force=False)
+    assert f"process {waiting.pid} waits to hold the lock alone" in capsys.readouterr().out
+    assert unblock("orders", force=True) == 0
+    assert waiting.wait(timeout=5) == -15
 
 
 def test_a_name_that_is_a_path_is_refused(project: Project) -> None:

@@ -87,6 +87,36 @@ def test_several_processes_train_the_network_of_one(settings: dict[str, Any]) ->
         assert result.best_epoch == expected.best_epoch
 
 
+def test_the_network_depends_on_no_division_of_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = small_training(images=True, model={"variational": True}, corruption="gaussian", epochs=1)
+
+    def alone(rows_at_once: int) -> Tensor:
+        monkeypatch.setattr("ae_pipeline.training.step._rows_at_once", lambda _: rows_at_once)
+        return run(training)[0]
+
+    expected = alone(1)
+    assert float((expected - weights_of(*training.network())).abs().max()) > 1e-3
+    assert torch.allclose(alone(3), expected, rtol=0, atol=1e-5)
+    for weights, _ in together(training, 3):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-5)
+
+
+def test_the_noise_of_a_row_with_its_own_seed_depends_on_no_part() -> None:
+    like, parts = torch.empty(5, 4), list[Tensor]()
+    for sizes in ((5,), (2, 3)):
+        generator = PartGenerator("cpu")
+        generator.manual_seed(2)
+        generator.begin_batch(5, by_row=True)
+        drawn, start = list[tuple[Tensor, Tensor]](), 0
+        for size in sizes:
+            generator.begin_part(start)
+            start += size
+            drawn.append((draw(torch.randn, (size, 4), like, generator), draw(torch.rand, (size, 4), like, generator)))
+        parts.append(torch.cat([torch.cat(each, 1) for each in drawn]))
+    assert torch.equal(parts[0], parts[1])
+    assert len(parts[0].unique()) == 40
+
+
 def test_the_same_processes_train_the_same_bytes_and_agree() -> None:
     training = small_training(model={"variational": True})
     first, second = together(training, 2), together(training, 2)
@@ -125,7 +155,8 @@ def test_parts_of_the_noise_are_the_noise_of_one_process() -> None:
     for start, stop in ((0, 2), (2, 5)):
         generator = PartGenerator("cpu")
         generator.manual_seed(2)
-        generator.start, generator.total = start, 5
+        generator.begin_batch(5, by_row=False)
+        generator.begin_part(start)
         parts.append(draw(torch.randn, (stop - start, 4), like, generator))
     assert torch.equal(torch.cat(parts), whole)
 
