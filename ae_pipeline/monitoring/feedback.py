@@ -29,6 +29,9 @@ PAUSE_DAYS = 7
 """Reported days without a known cause after which it counts as happening again."""
 
 
+NO_VERSION = 0
+"""Version of a row that no version flagged, or if it is unknown."""
+
 REPEATED = 3
 """False alarms of one entity with one cause from which on its later rows are offered to be left out too."""
 

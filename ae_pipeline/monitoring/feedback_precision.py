@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ae_pipeline.monitoring.feedback import Mark, MarkState, marks_by_row
+from ae_pipeline.monitoring.feedback import NO_VERSION, Mark, MarkState, marks_by_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,14 @@ class VersionFeedback:
 
 
 def precision_by_version(marks: Iterable[Mark]) -> list[VersionFeedback]:
-    """Return the counts of marked rows by version of the model that flagged them, the oldest first."""
+    """Return the counts of marked rows by version of the model that flagged them, the oldest first.
+
+    Rows that no version flagged are left out.
+    """
     states: dict[int, list[MarkState]] = {}
     for mark in marks_by_row(marks).values():
-        states.setdefault(mark.model_version, []).append(mark.state)
+        if mark.model_version != NO_VERSION:
+            states.setdefault(mark.model_version, []).append(mark.state)
     return [
         VersionFeedback(
             version=version,

@@ -10,7 +10,9 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
+from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.monitoring.feedback import (
+    NO_VERSION,
     PAUSE_DAYS,
     REPEATED,
     UNREVIEWED,
@@ -44,7 +46,7 @@ class MarkRequest:
 
     Attributes:
         kind: What the mark is about.
-        subject: Identity of a flagged row, columns of a cause joined by `+`, or ISO date.
+        subject: Identity of a row, columns of a cause joined by `+`, or ISO date.
         state: What the person says.
         day: Day of the cause; empty for its rows on all days.
         entity: Restricts a cause to one entity; empty for all.
@@ -200,7 +202,7 @@ def offer_after(stored: Mark, dataset: Dataset) -> Offer | None:
 def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int, dataset: Dataset) -> Mark:
     marks = marks_of(dataset.paths)
     if request.kind == MarkKind.ROW:
-        chosen = [row for row in rows if row.row_id == request.subject]
+        chosen = [row for row in rows if row.row_id == request.subject] or _published_row(request, dataset)
     else:
         chosen = [
             row
@@ -221,7 +223,7 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
             }
             chosen = [row for row in chosen if row.row_id not in real] or chosen
     if not chosen:
-        what = f"flagged row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
+        what = f"row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
         where = f" on {request.day}" if request.day else ""
         whose = f" of {request.entity!r}" if request.entity else ""
         raise ConfigError(
@@ -231,6 +233,8 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
     by_day: dict[str, int] = {}
     for row in chosen:
         by_day[row.day] = by_day.get(row.day, 0) + 1
+    # Of a row that is not flagged, no version has a share: the precision of a version is about its flags.
+    version = version if request.kind == MarkKind.CAUSE else chosen[0].model_version
     return Mark(
         kind=request.kind,
         subject=request.subject,
@@ -244,6 +248,36 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
         note=request.note,
         who=request.who,
     )
+
+
+def _published_row(request: MarkRequest, dataset: Dataset) -> list[FlaggedRow]:
+    """Return a row that the report does not list, from the latent table; its cause is unknown.
+
+    Raises:
+        ConfigError: The row is not flagged, and is to be called anything but real.
+    """
+    columns = ["row_id", "score", "is_anomaly", "model_version"]
+    for day, published in sorted(published_days(dataset.paths).items(), reverse=True):
+        rows = published_day(published, dataset.paths, columns).filter(pl.col("row_id") == request.subject)
+        for row in rows.iter_rows(named=True):
+            if not row["is_anomaly"] and request.state not in {MarkState.REAL, MarkState.CLEARED}:
+                raise ConfigError(
+                    f"row {request.subject!r} of {dataset.name!r} is not flagged, so it cannot be "
+                    f"{request.state.text}; a row that is not flagged can be marked as real"
+                )
+            entity = entity_of(request.subject, dataset.config)
+            version = row["model_version"] if row["is_anomaly"] else NO_VERSION
+            return [
+                FlaggedRow(
+                    row_id=request.subject,
+                    day=day if dataset.config.is_daily else ALL_ROWS,
+                    score=row["score"],
+                    columns=(),
+                    entity=entity,
+                    model_version=version,
+                )
+            ]
+    return []
 
 
 def _mark_of_day(request: MarkRequest, dataset: Dataset, version: int) -> Mark:

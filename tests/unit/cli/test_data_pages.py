@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import polars as pl
 import pytest
@@ -28,12 +28,14 @@ from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.promote import PASSED
 from ae_pipeline.lifecycle.report import ReportedDays
 from ae_pipeline.lifecycle.version_pages import version_marks
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.feedback import FlaggedRow, Mark, MarkKind, MarkState, marks_of
+from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
@@ -46,7 +48,7 @@ from ae_pipeline.reports.page import is_current, refresh_operations
 from ae_pipeline.reports.review import MarkRequest, cause_key, entity_of, flagged_rows, read_ranked
 from ae_pipeline.scoring.drift import Effect, Part
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.parquet import write_parquet
+from ae_pipeline.storage.parquet import read_facts, write_parquet
 from tests.support.reports import Text, as_dataset, published, reported
 from tests.support.sensors import Fitted, sensor_config
 
@@ -164,12 +166,38 @@ def test_a_page_of_another_site_marks_nothing(prepared: Dataset, headers: dict[s
     assert marks_of(dataset.paths) == []
 
 
+def test_rows_that_the_report_does_not_list_can_be_marked(dataset: Dataset) -> None:
+    client = client_of(dataset)
+    day = summary_of(dataset)["verdict"]["day"]
+    ranked = read_ranked(dataset.paths)
+    rows = published_day(published_days(dataset.paths)[day], dataset.paths).sort("row_id")
+    usual = rows.filter(~pl.col("is_anomaly"), ~pl.col("row_id").is_in(ranked["row_id"].to_list()))["row_id"][0]
+    flagged = rows.filter("is_anomaly")["row_id"][0]
+    path = dataset.paths.reports / "alerts.parquet"
+    write_parquet(path, ranked.filter(pl.col("row_id") != flagged).to_arrow(), read_facts(path))
+    answers = [
+        client.post("/mark/sensors", json={"kind": "row", "subject": row, "state": state}, headers={"Origin": ORIGIN})
+        for row, state in ((flagged, "known"), (usual, "known"), (usual, "real"), (usual, "cleared"))
+    ]
+    assert [answer.status_code for answer in answers] == [200, 422, 200, 200]
+    assert "is not flagged, so it cannot be known; a row that is not flagged" in answers[1].json()["message"]
+    marks = marks_of(dataset.paths)
+    assert [(mark.subject, mark.rows, mark.model_version > 0) for mark in marks] == [
+        (flagged, {flagged: day}, True),
+        (usual, {usual: day}, False),
+        (usual, {usual: day}, False),
+    ]
+    query = urlencode({"kind": "row", "subject": usual})
+    assert "a row that the report does not list as flagged" in client.get(f"/mark/sensors?{query}").text
+    assert [(each.real, each.known) for each in precision_by_version(marks)] == [(0, 1)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"state": "fine"}, "it is one of real, known"),
         ({"subject": "2020-01-01"}, "has no day '2020-01-01'"),
-        ({"kind": "row", "subject": "nothing"}, "has no flagged row 'nothing'"),
+        ({"kind": "row", "subject": "nothing"}, "has no row 'nothing'"),
         ({"kind": "cause", "subject": "nothing"}, "has no cause 'nothing'"),
         ({"note": "x" * 501}, "note has 501 characters; use at most 500"),
         ({"other": "x"}, "a mark has no field 'other'"),
@@ -431,6 +459,7 @@ def test_a_row_shows_all_columns_actual_and_reconstructed(prepared: Dataset, fit
         assert column in text
     assert cast("Any", fitted.bundle.encoder).speak("load", features["load"]) in text
     assert f"{strange['score']:.2f}" in text
+    assert f'href="/mark/sensors?kind=row&amp;subject={quote(strange["row_id"], safe="/")}&amp;back=' in page
     assert row_page("nothing", day, prepared, fitted.bundle) is None
     assert row_page(strange["row_id"], "2020-01-01", prepared, fitted.bundle) is None
 
