@@ -81,7 +81,12 @@ def _unit(name: str, bundle: ModelBundle) -> str:
     if not isinstance(bundle.encoder, TableEncoder):
         return ""
     column = next(each for each in bundle.encoder.columns if each.name == name)
-    return " share wrong" if column.is_category else " minutes" if column.type == ColumnType.CLOCK_HHMM else ""
+    if column.is_category:
+        return " share wrong"
+    if column.type == ColumnType.CLOCK_HHMM:
+        return " minutes"
+    shown = bundle.config.display.get(name)
+    return f" {shown.unit}" if shown and shown.unit else ""
 
 
 def metric_names(prefix: str, texts: Mapping[str, str]) -> dict[str, str]:

@@ -6,10 +6,11 @@ import pytest
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric
 from sklearn.metrics import roc_auc_score
 
+from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.results import GateResult, not_compared
 from ae_pipeline.lifecycle.training_metrics import evaluation_metrics, metric_names, tagged_figures, unseen_metrics
-from tests.support.sensors import Fitted
+from tests.support.sensors import Fitted, with_config
 
 
 def test_errors_are_in_the_units_of_their_columns(fitted: Fitted) -> None:
@@ -24,6 +25,9 @@ def test_errors_are_in_the_units_of_their_columns(fitted: Fitted) -> None:
         metrics
     )
     assert {name: value for name, value in metrics.items() if name.startswith("gate/")} == {"gate/loss_fell": 1.5}
+    in_kilowatts = fitted.bundle.config.model_copy(update={"display": {"load": ColumnDisplay(unit="kW")}})
+    named = evaluation_metrics(with_config(fitted.bundle, in_kilowatts), rows, rows.clear(), results)
+    assert named["validation_error/load kW"] == metrics["validation_error/load"]
     decoded = fitted.bundle.denoise(rows)
     assert metrics["validation_error/mode share wrong"] == pytest.approx((rows["mode"] != decoded["mode"]).mean())
     assert tagged_figures(results)["rankings_agree.threshold"] == 0.3
