@@ -1,5 +1,6 @@
 """Optimizers, schedules and noise, against principal components, manual steps, closed forms and statistics."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -509,7 +510,9 @@ class TestCorruption:
         caught: dict[str, Any] = {}
 
         def spy(*given: Any, **named: Any) -> TrainingResult:
-            caught.update(rows=next(given[2].shuffled(800, generator(0))).rows, corrupt=named["corrupt"])
+            arguments = inspect.signature(train).bind(*given, **named).arguments
+            rows = next(arguments["train_rows"].shuffled(800, generator(0))).rows
+            caught.update(rows=rows, corrupt=arguments["corrupt"])
             return train(*given, **named)
 
         monkeypatch.setattr(fit, "train", spy)
