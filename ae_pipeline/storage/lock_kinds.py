@@ -49,7 +49,7 @@ class Lock:
 
     @property
     def turnstile(self) -> "Lock":
-        """Lock that whoever waits to hold this one alone keeps closed, and whoever shares it passes."""
+        """Lock that a process holds while it waits to hold this one alone. Who shares this one takes it first."""
         return replace(self, file=self.file.with_suffix(".next.lock"), name=f"{self.name}, next")
 
 
