@@ -18,7 +18,7 @@ from ae_pipeline.storage.lock_kinds import LOCKS_VARIABLE, Holder, Lock, Locks
 
 _DRIVERS = ("psycopg", "psycopg2")
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.05
 """Time between two tries. A statement that waits in the server would delay the handlers of signals."""
 
 _SETTINGS = {

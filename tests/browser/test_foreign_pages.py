@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +12,10 @@ import pytest
 from benchmarks import hostile
 from benchmarks.hostile import LAUNCH, state
 from benchmarks.servers import Servers, running_servers
+from tests.support.missing import CHROMIUM, needs_chromium
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 # Each attempt ends with what it could read, or null. Changes are counted on the servers afterwards.
 ATTACK = """

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.reports.day_pages import day_page
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import write_parquet
+from tests.support.missing import CHROMIUM, needs_chromium
 from tests.support.reports import SCRIPT, published, reported
 from tests.support.sensors import Fitted
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium")
+pytestmark = needs_chromium
 
 MAX_BYTES, MAX_FIRST_PAINT, MAX_HEIGHT = 2_000_000, 1000, 4000
 """Size of a page, time to its first paint in milliseconds, and height in pixels."""

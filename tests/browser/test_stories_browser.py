@@ -21,12 +21,13 @@ from ae_pipeline.reports.build import build_report
 from ae_pipeline.reports.review import flagged_rows, read_ranked
 from ae_pipeline.storage.parquet import write_parquet
 from ae_pipeline.training.fit import fit_bundle
+from tests.support.missing import needs_chromium
 from tests.support.reports import as_dataset, published, reported
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_config
-from tests.support.served import CHROMIUM, TOKEN, Versions, serious, served_page
+from tests.support.served import TOKEN, Versions, serious, served_page
 
 pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium")
+pytestmark = needs_chromium
 
 
 def test_an_engineer_compares_two_versions_and_rolls_back(

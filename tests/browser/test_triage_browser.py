@@ -15,12 +15,13 @@ from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.monitoring.webhook import PostResult
 from ae_pipeline.reports.build import build_report
 from ae_pipeline.storage.parquet import write_parquet
+from tests.support.missing import needs_chromium
 from tests.support.reports import as_dataset, published
 from tests.support.sensors import Fitted, sensor_config, with_config
-from tests.support.served import CHROMIUM, TOKEN, serious, served_page
+from tests.support.served import TOKEN, serious, served_page
 
 pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install the Debian package chromium")
+pytestmark = needs_chromium
 
 
 def spoil(dataset: Fitted, day: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from ae_pipeline.orchestration.sensors import rebuild_requests
 from benchmarks.stores import postgres_server
+from tests.support.missing import skip_unless_ci
 from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, published_shop, reject_every_version
 
 
@@ -17,7 +18,7 @@ def postgres() -> Iterator[str]:
         with postgres_server("s3cr/t@1", "-c timezone=America/New_York") as url:
             yield url.render_as_string(hide_password=False)
     except FileNotFoundError as error:
-        pytest.skip(str(error))
+        skip_unless_ci(str(error))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Served pages in a browser, as a user who has opened the printed address."""
 
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.storage.dataset import Dataset
+from tests.support.missing import CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "correct-horse-battery"
 
 
