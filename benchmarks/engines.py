@@ -5,41 +5,33 @@
 - overhead: of items that work for about a second each, on all cores. The workers measure the work themselves, so that a
   busy machine does not count: 1 − work / (time of the map × workers).
 - stages: CSV files with one day each are ingested, and become raw rows, features and a published table.
+- layer: raw rows and features are built in one process, with `engine_map` and without it, by turns.
 """
 
 import argparse
 import hashlib
+import json
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import polars as pl
-
 from ae_pipeline.common.cores import cores
-from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.engine.mapping import VARIABLE, Engine, engine_map
-from ae_pipeline.features.build import feature_columns
-from ae_pipeline.features.split import cut_window
-from ae_pipeline.ingestion.contract import load_contract
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.lifecycle.ingest import build_feature_days, build_raw_days
-from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.parquet import read_facts
-from ae_pipeline.storage.paths import DatasetPaths
-from ae_pipeline.training.fit import fit_bundle
-from benchmarks.generated import FIRST, day_of, day_rows
+from benchmarks.engines_layer import measure_layer
+from benchmarks.engines_project import Project, digest_of
 from benchmarks.report import Row, format_table, write_report
 
-COLUMNS = 16
 _EMPTY_ITEMS = 500
 _WORK_SECONDS = 1.0
 _ROUNDS = 6
 """Items with work for each core."""
+_LAYER = "threads, layer"
+"""Where the figures of the trial `layer` stand in the column `engine`."""
 
 
 def empty(item: int) -> int:
@@ -72,59 +64,20 @@ def measure_map() -> dict[str, float]:
     return {"start, s": start, "empty item, ms": 1e3 * each, "overhead": overhead}
 
 
-class Project:
-    """A dataset of CSV files with one day each, and a bundle that is fitted on it."""
-
-    def __init__(self, root: Path, days: int, rows: int) -> None:
-        self.days = [day_of(index) for index in range(days)]
-        self._root, self._rows = root, rows
-        self._config = PipelineConfig.model_validate(
-            {
-                "dataset": "engines",
-                "identity": ["key"],
-                "event_time": "at",
-                "exclude": ["key", "at"],
-                "start": FIRST.isoformat(),
-                "end": self.days[-1],
-                "training": {"validation_days": 2, "calibration_days": 2, "epochs": 1},
-                "gate": {"days": 0},
-            }
-        )
-        self._landed = root / "landed"
-        self._landed.mkdir()
-        for index, day in enumerate(self.days):
-            path = self._landed / f"{day}.csv"
-            frame = day_rows(index, COLUMNS, rows).rename({"row_id": "key", "event_time": "at"})
-            frame.with_columns(pl.col("at").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")).write_csv(path)
-            os.utime(path, (index, index))
-
-    def stages(self, engine: Engine, bundle: Path) -> tuple[dict[str, float], str]:
-        """Run all stages in a new folder; return the time of each, and a hash of all files."""
-        root = self._root / engine
-        dataset = Dataset(self._config, DatasetPaths(root, "engines"))
-        shutil.copytree(self._landed, dataset.paths.landing)
-        figures = {
-            "ingestion and raw rows, s": _timed(
-                lambda: build_raw_days(dataset, self.days, "benchmark", read_landed=True)
-            ),
-            "features, s": _timed(lambda: build_feature_days(dataset, self.days)),
-        }
-        if not bundle.exists():
-            self._fit(dataset).save(bundle)
-        model = ModelBundle.load(bundle)
-        folder = None if engine is Engine.THREADS else bundle
-        figures["publication, s"] = _timed(lambda: publish(self.days, dataset, model, 1, {}, bundle_folder=folder))
-        digest = hashlib.sha256()
-        for path in sorted(root.rglob("*.parquet")):
-            if "_delta_log" not in path.parts:
-                digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-        return figures, digest.hexdigest()
-
-    def _fit(self, dataset: Dataset) -> ModelBundle:
-        facts = {day: read_facts(dataset.paths.features(day)) for day in self.days}
-        content = {day: fact["content_hash"] for day, fact in facts.items()}
-        columns = feature_columns(dataset.config, load_contract(dataset.paths.contract))
-        return fit_bundle(dataset, columns, cut_window(content, dataset.config))[0]
+def measure_stages(project: Project, engine: Engine, bundle: Path) -> tuple[dict[str, float], str]:
+    """Run all stages in a new folder; return the time of each, and a hash of all files."""
+    dataset = project.landed_in(engine)
+    figures = {
+        "ingestion and raw rows, s": _timed(
+            lambda: build_raw_days(dataset, project.days, "benchmark", read_landed=True)
+        ),
+        "features, s": _timed(lambda: build_feature_days(dataset, project.days)),
+    }
+    model = project.model(bundle, dataset)
+    folder = None if engine is Engine.THREADS else bundle
+    figures["publication, s"] = _timed(lambda: publish(project.days, dataset, model, 1, {}, bundle_folder=folder))
+    files = [path for path in dataset.paths.root.rglob("*.parquet") if "_delta_log" not in path.parts]
+    return figures, digest_of(dataset.paths.root, files)
 
 
 def _timed(stage: Callable[[], object]) -> float:
@@ -133,34 +86,58 @@ def _timed(stage: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def compare(project: Project, bundle: Path) -> list[Row]:
+    """Measure each engine that is installed."""
+    engines = [engine for engine in Engine if engine is not Engine.RAY or find_spec("ray")]
+    rows: list[Row] = []
+    digests = set()
+    for engine in engines:
+        os.environ[VARIABLE] = engine
+        figures = measure_map()
+        stages, digest = measure_stages(project, engine, bundle)
+        digests.add(digest)
+        rows += _rows(engine, figures | stages)
+    return [*rows, {"engine": "all", "figure": "different results", "value": len(digests)}]
+
+
+def _rows(engine: str, figures: Mapping[str, float]) -> list[Row]:
+    return [{"engine": engine, "figure": name, "value": round(value, 4)} for name, value in figures.items()]
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """Return a table with a line for each figure and a column for each engine."""
+    engines = list(dict.fromkeys(str(row["engine"]) for row in rows))
+    values = {(row["engine"], row["figure"]): f"{row['value']:.3f}" for row in rows}
+    names = list(dict.fromkeys(str(row["figure"]) for row in rows))
+    return format_table(
+        ["figure", *engines], [[name, *(values.get((engine, name), "") for engine in engines)] for name in names]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
     parser.add_argument("--days", type=int, default=60)
     parser.add_argument("--rows", type=int, default=10_000, help="rows of a day")
+    parser.add_argument("--rounds", type=int, default=9, help="of the trial `layer`")
+    trials = ("engines", "layer")
+    parser.add_argument("--trials", nargs="+", default=trials, choices=trials, help="others keep their rows")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    engines = [engine for engine in Engine if engine is not Engine.RAY or find_spec("ray")]
-    rows: list[Row] = []
-    digests = set()
+    rows: list[Row] = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     with tempfile.TemporaryDirectory() as folder:
-        project = Project(Path(folder), options.days, options.rows)
-        for engine in engines:
-            os.environ[VARIABLE] = engine
-            figures = measure_map()
-            stages, digest = project.stages(engine, Path(folder) / "bundle")
-            digests.add(digest)
-            rows += [
-                {"engine": engine, "figure": name, "value": round(value, 4)}
-                for name, value in (figures | stages).items()
-            ]
-    names = list(dict.fromkeys(str(row["figure"]) for row in rows))
-    values = {(row["engine"], row["figure"]): f"{row['value']:.3f}" for row in rows}
-    print(format_table(["figure", *engines], [[name, *(values[engine, name] for engine in engines)] for name in names]))
-    print("\nAll engines wrote the same files." if len(digests) == 1 else "\nThe engines wrote different files.")
-    rows.append({"engine": "all", "figure": "different results", "value": len(digests)})
-    if options.out:
-        write_report(options.out, "engines", rows, ["loky", *(["ray"] if find_spec("ray") else [])])
+        project, bundle = Project(Path(folder), options.days, options.rows), Path(folder) / "bundle"
+        measures: dict[str, Callable[[], list[Row]]] = {
+            "engines": lambda: compare(project, bundle),
+            "layer": lambda: _rows(_LAYER, measure_layer(project, options.rounds)),
+        }
+        for trial in options.trials:
+            measured = measures[trial]()
+            print(describe(measured), flush=True)
+            new = {row["engine"] for row in measured}
+            rows = [*(row for row in rows if row["engine"] not in new), *measured]
+            if options.out:
+                write_report(options.out, "engines", rows, ["loky", *(["ray"] if find_spec("ray") else [])])
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ A host is a process with a data folder of its own. In the trial `folder`, all of
 lock files, and nothing is in the object store. In each round all of them publish at once, each a corrected day or a
 new one, and in every fifth round under another model. After the round the table must have every row once, and the list
 of files and the data contract must describe its newest version. The trial runs with the locks of the server, and with
-lock files, which the hosts do not share. A last trial kills processes that hold a lock of the server.
+lock files, which the hosts do not share. The trial `kills` kills processes that hold a lock, while another one waits.
 """
 
 import argparse
+import json
 import logging
 import multiprocessing
 import os
@@ -16,29 +17,30 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ae_pipeline import read_latents
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.latents.contract_versions import read_contract
-from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.publish import publish
-from ae_pipeline.latents.read import MANIFEST
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.lock_kinds import LOCKS_VARIABLE
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
+from benchmarks.hosts_look import describe, look
 from benchmarks.publication_stress import DATASET, FEWEST_ROWS, TrialFolder, day_of, make
-from benchmarks.report import Row, format_table, write_report
+from benchmarks.report import Row, write_report
 from benchmarks.stores import BUCKET, postgres_server, s3_environment, s3_request, s3_server
 
 _FIRST_DAYS = 8
 """Days of the table before the first round."""
+
+_WAIT_SECONDS = 3.0
+"""Time that a process waits for a lock before its holder is killed."""
 
 _HOLDER = """
 import sys, time
@@ -77,36 +79,6 @@ def _host(root: Path, tables: str, bundles: Sequence[Path], tasks: Any, gate: An
         except (PipelineError, OSError) as raised:
             error = f"{type(raised).__name__}: {raised}"
         out.put((error, retries.count, time.perf_counter() - started))
-
-
-def look(dataset: str, tables: str, version: int, expected: set[str]) -> Counter[str]:
-    """Return what is wrong with a table and with the texts beside it.
-
-    Args:
-        dataset: Name of the dataset.
-        tables: Where the tables are.
-        version: Version of the model whose latents it must have.
-        expected: Identities that it must have.
-    """
-    paths = DatasetPaths(Path(), dataset, tables)
-    files = TableFiles(paths.latents)
-    table, contract = files.open(), read_contract(files)
-    assert table is not None
-    latents = read_latents(dataset, tables=tables)
-    ids = latents.arrow["row_id"].to_pylist()
-    manifest = (files.read_text(MANIFEST) or "").split()
-    properties = {entry.property: entry.value for entry in (contract.customProperties if contract else None) or []}
-    return Counter(
-        {
-            "rows lost": len(expected - set(ids)),
-            "rows doubled": len(ids) - len(set(ids)),
-            "rows that should not be there": len(set(ids) - expected),
-            "other model": latents.model_version != version,
-            "manifest differs": sorted(manifest) != sorted(files.full_path(path) for path in live_files(table)),
-            "contract differs": properties.get("latentSpace") != latents.latent_space
-            or properties.get("modelVersion") != version,
-        }
-    )
 
 
 def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) -> Row:
@@ -171,30 +143,31 @@ def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) 
     }
 
 
-def try_kills(root: Path, kills: int) -> Row:
-    """Kill processes that hold the lock of a dataset, and measure when it is free."""
+def try_kills(root: Path, kind: str, kills: int) -> Row:
+    """Kill processes that hold the lock of a dataset, and measure when another one has it that waits.
+
+    Args:
+        root: Data folder.
+        kind: Kind of the locks, which the environment selects.
+        kills: Number of kills.
+    """
     lock, waits = dataset_lock(DatasetPaths(root, DATASET)), list[float]()
-    for number in range(kills):
-        command = [sys.executable, "-c", _HOLDER, str(root / str(number))]
+    for _ in range(kills):
+        command = [sys.executable, "-c", _HOLDER, str(root)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            process.send_signal(signal.SIGKILL)
-            started = time.perf_counter()
+            killed_at = list[float]()
+
+            def kill(killed_at: list[float] = killed_at, process: Any = process) -> None:
+                process.send_signal(signal.SIGKILL)
+                killed_at.append(time.perf_counter())
+
+            timer = threading.Timer(_WAIT_SECONDS, kill)  # this process waits by then
+            timer.start()
             with locks().hold(lock):
-                waits.append(time.perf_counter() - started)
-    return {"trial": "kills of a holder", "kills": kills, "slowest_s": round(max(waits), 3)}
-
-
-def describe(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with a line for each figure."""
-    lines = [
-        [str(row["trial"]), name.replace("_", " "), str(value)]
-        for row in results
-        for name, value in row.items()
-        if name != "trial"
-    ]
-    return format_table(["trial", "figure", "value"], lines)
+                waits.append(time.perf_counter() - killed_at[0])
+    return {"trial": f"kills of a holder, {kind} locks", "kills": kills, "slowest_s": round(max(waits), 3)}
 
 
 def main() -> None:
@@ -205,24 +178,30 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     kinds = ["folder", "postgresql", "file"]
     parser.add_argument("--locks", nargs="+", default=kinds, choices=kinds)
+    names = ["publishers", "kills"]
+    parser.add_argument("--trials", nargs="+", default=names, choices=names, help="others keep their rows in the file")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    results: list[Row] = []
-    with tempfile.TemporaryDirectory() as name, s3_server() as port:
+    results: list[Row] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+
+    def add(rows: Sequence[Row]) -> None:
+        nonlocal results
+        print(describe(rows), flush=True)
+        new = {row["trial"] for row in rows}
+        results = [*(row for row in results if row["trial"] not in new), *rows]
+        write_report(arguments.out, "hosts", results, ("deltalake", "moto", "psycopg2-binary"))
+
+    with tempfile.TemporaryDirectory() as name, s3_server() as port, postgres_server() as url:
         root = Path(name)
         os.environ.update(s3_environment(port))
         assert s3_request(port, "PUT", f"/{BUCKET}") == 200
-        trial = make(root / "trial")
-        with postgres_server() as url:
-            address = url.render_as_string(hide_password=False)
-            for kind in arguments.locks:
-                os.environ[LOCKS_VARIABLE] = address if kind == "postgresql" else "file"
-                results.append(try_publishers(trial, kind, arguments.publishers, arguments.rounds))
-                write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
-            os.environ[LOCKS_VARIABLE] = address
-            results.append(try_kills(root, arguments.kills))
-            write_report(arguments.out, "hosts", results, ("deltalake", "psycopg2-binary", "moto"))
-    print(describe(results))
+        trial = make(root / "trial") if "publishers" in arguments.trials else None
+        for kind in arguments.locks:
+            os.environ[LOCKS_VARIABLE] = url.render_as_string(hide_password=False) if kind == "postgresql" else "file"
+            if trial:
+                add([try_publishers(trial, kind, arguments.publishers, arguments.rounds)])
+            if "kills" in arguments.trials and kind != "folder":  # its locks are lock files as well
+                add([try_kills(root / f"kills_{kind}", kind, arguments.kills)])
 
 
 if __name__ == "__main__":

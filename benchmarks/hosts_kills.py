@@ -16,7 +16,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.session import hold_dataset
-from benchmarks.hosts import look
+from benchmarks.hosts_look import look
 from benchmarks.hosts_site import Site
 from benchmarks.hosts_store import BUCKET, built, flights_attributes, ingest_days, rows_of
 from benchmarks.report import Row

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from ae_pipeline.cli.demo import land_flights
 from ae_pipeline.storage.lock_kinds import LOCKS_VARIABLE
-from benchmarks.hosts import describe
 from benchmarks.hosts_kills import Kills
+from benchmarks.hosts_look import describe
 from benchmarks.hosts_site import Site, context
 from benchmarks.hosts_store import BUCKET, built, flights_attributes, rows_of
 from benchmarks.report import Row, write_report

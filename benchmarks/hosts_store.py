@@ -39,7 +39,7 @@ from ae_pipeline.storage.location import DATA_VARIABLE, SCRATCH_VARIABLE, datase
 from ae_pipeline.storage.object_store import ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.session import hold_dataset, refresh, save
-from benchmarks.hosts import describe
+from benchmarks.hosts_look import describe
 from benchmarks.report import Row, write_report
 from benchmarks.stores import s3_environment, s3_request, s3_server
 
