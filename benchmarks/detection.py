@@ -14,7 +14,7 @@ as new rows would make each row its own nearest neighbor in KNN and LOF and lowe
 other peers the scores are the same, except for random samples in the scores of VAE.
 
 A method fails on a set when it raises, when its scores are not finite, or when fit and scoring have not ended after two
-minutes of the processor, as MCD on wide sets. It then counts with the figures of random
+minutes of the processor. It then counts with the figures of random
 ranking (AUROC 0.5, average precision equal to the share of anomalies), and its row holds the reason as `error`. The
 tables mark failed methods and list them below. A seed whose rows are all of one class is reported and skipped for all
 methods.
