@@ -110,6 +110,11 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
         assert answer.json()["message"].startswith("Saved: known,")
     after = summary_of(dataset)["verdict"]
     assert (after["state"], after["hidden"], after["reasons"]) == ("calm", len(rows), [])
+    days = summary_of(dataset)["days"]
+    assert days[-1]["state"] == "calm"
+    others = [each["day"] for each in days if each["state"] != "calm"]
+    assert after["since"] == next(each["day"] for each in days if each["day"] > max(others, default=""))
+    assert before["since"] == before["day"]
     page = (dataset.paths.reports / "report.html").read_text()
     assert after["words"] in page
     assert "&lt;b&gt;" in page
@@ -281,6 +286,15 @@ def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted
     assert not checks.is_over_budget
 
 
+def test_a_mark_gives_the_verdicts_that_the_next_report_gives(dataset: Dataset, fitted: Fitted) -> None:
+    mark_of_newest_day(dataset)
+    at_once = summary_of(dataset)
+    build_report([at_once["verdict"]["day"]], dataset, fitted.bundle, 3, "run")
+    later = summary_of(dataset)
+    assert (at_once["verdict"], at_once["days"]) == (later["verdict"], later["days"])
+    assert at_once["verdict"]["since"]
+
+
 def test_the_pages_beside_a_day_tell_its_new_verdict(dataset: Dataset, fitted: Fitted) -> None:
     before, day = (summary_of(dataset)["days"][index]["day"] for index in (-2, -1))
     page = day_page(before, dataset, fitted.bundle, 3)
@@ -369,7 +383,10 @@ def test_three_false_alarms_of_an_entity_offer_to_leave_out_its_later_rows(
     assert "Treat it as known for M 1" in form
     monkeypatch.setattr("ae_pipeline.cli.mark.Project.load", lambda **_: SimpleNamespace(dataset=lambda _: dataset))
     cli_mark("sensors", MarkOptions(state="false-alarm", row=third, who="ana"))
-    assert "ae-pipeline mark sensors known --cause=load --entity='M 1'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ae-pipeline mark sensors known --cause=load --entity='M 1'" in printed
+    verdict = summary_of(dataset)["verdict"]
+    assert f"\n{verdict['day']}: {verdict['state']} since" in printed
     assert post(**offer["request"])["offer"] is None
     (of_entity,) = (mark for mark in marks_of(dataset.paths) if mark.kind == MarkKind.CAUSE)
     assert (of_entity.state, of_entity.entity, of_entity.note) == (MarkState.KNOWN, "M 1", "3 false alarms")
