@@ -1,6 +1,7 @@
 """Home page, data contract and marks at the server of the data folder: what is shown, and who may change what."""
 
 import datetime as dt
+import html
 import json
 import os
 import re
@@ -240,7 +241,9 @@ def test_an_object_store_that_does_not_answer_leaves_the_home_page(prepared: Dat
     assert "<p>the object store of s3://nowhere/latents/sensors does not answer" in answer.text
 
 
-def test_the_contract_shows_figures_and_correlates(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contract_shows_figures_and_correlates(
+    prepared: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("whole days with images do not fit into the memory of the server")
 
@@ -250,6 +253,12 @@ def test_the_contract_shows_figures_and_correlates(prepared: Dataset, monkeypatc
     assert page.status_code == 200
     assert "<code>z_000</code>" in page.text
     assert "load (" in page.text
+    # The contract was written where the table was published. The page says where it is now.
+    moved = shutil.copytree(prepared.paths.root, tmp_path / "moved")
+    there = replace(prepared, paths=replace(prepared.paths, root=moved))
+    text = html.unescape(client_of(there).get("/contract/sensors").text)
+    assert f"DeltaTable({str(moved / 'latents' / 'sensors')!r})" in text
+    assert str(prepared.paths.root) not in text
     assert client.get("/contract/other").status_code == 404
 
 
