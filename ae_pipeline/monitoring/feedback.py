@@ -224,13 +224,13 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
         last.pop(mark.key, None)  # so that the order is that of the last marks
         last[mark.key] = mark
     continued: set[str] = set()
-    places = {id(mark): place for place, mark in enumerate(marks)}
-    repeated = {max(places[id(by_row[row_id])] for row_id in mark.rows): mark for mark in repeated_alarms(by_row)}
-    of_causes = {places[id(mark)]: mark for mark in last.values()} | repeated
-    for place, mark in sorted(of_causes.items(), key=itemgetter(0)):
+    positions = {id(mark): position for position, mark in enumerate(marks)}
+    repeated = {max(positions[id(by_row[row_id])] for row_id in mark.rows): mark for mark in repeated_alarms(by_row)}
+    of_causes = {positions[id(mark)]: mark for mark in last.values()} | repeated
+    for position, mark in sorted(of_causes.items(), key=itemgetter(0)):
         if mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN:
             covered = {row for row, latest in by_row.items() if latest == mark or latest.is_false_alarm_of_row}
-            concerned = _of_later_versions(mark, rows) if place in repeated else rows
+            concerned = _of_later_versions(mark, rows) if position in repeated else rows
             continued.update(_continued(mark, [row for row in rows if row.row_id in covered], concerned, days))
         elif mark.kind == MarkKind.CAUSE:
             continued.difference_update(row.row_id for row in rows if _concerns(mark, row))
