@@ -9,7 +9,7 @@ from ae_pipeline.common.deprecation import show_deprecations
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.console import line_logger
 from ae_pipeline.orchestration.defs_folder import DefsFolder, load_defs_folder
-from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, Workspace
+from ae_pipeline.orchestration.resources import DAGSTER_URL, DATA_URL, RunLock, Workspace, deployed
 from ae_pipeline.orchestration.sensors import build_dead_runs_sensor
 from ae_pipeline.orchestration.side_by_side import EXECUTOR_VARIABLE, MULTIPROCESS
 from ae_pipeline.orchestration.yaml_errors import is_expected
@@ -71,4 +71,8 @@ def load_project() -> DefsFolder:
         loggers={"console": line_logger},
         sensors=[build_dead_runs_sensor()],
     )
-    return load_defs_folder(project, deployment)
+    token = deployed.set(workspace)
+    try:
+        return load_defs_folder(project, deployment)
+    finally:
+        deployed.reset(token)

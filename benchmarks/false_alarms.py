@@ -11,12 +11,12 @@ flights. One of the kinds is the same change. Measured are the rows of the harml
 flagged, and the recall of the planted faults, at the alert budget and in the top 1 % of the month. No method knows the
 planted rows.
 
-The last two methods add what the page offers after the third false alarm: the cause is known for this flight. The rows
-that count are measured under the version that serves and under the next one. Faults of the other kinds are planted into
+The last two methods leave out the later rows of the flight. Under the version that serves, a person takes the offer of
+the page after the third false alarm: the cause is known for this flight. Under the next version, the three marks do the
+same without the offer. Faults of the other kinds are planted into
 the later rows of the harmless flight itself: those that are flagged should still count.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,15 @@ import polars as pl
 
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import build_features, feature_columns
-from ae_pipeline.monitoring.feedback import FlaggedRow, Mark, MarkKind, MarkState, review
+from ae_pipeline.monitoring.feedback import (
+    FlaggedRow,
+    Mark,
+    MarkKind,
+    MarkState,
+    marks_by_row,
+    repeated_alarms,
+    review,
+)
 from ae_pipeline.reports.groups import cause_of
 from ae_pipeline.reports.review import entity_of
 from ae_pipeline.storage.dataset import Dataset
@@ -151,13 +159,15 @@ def measure_known(
     of_marks = harmless.filter(pl.col("row_id").is_in(ids.implode()))
     later = harmless.filter(harmless["event_time"] > of_marks["event_time"].max())
     faulty = _own_faults(month.change, later["row_id"], prepared, seed)
-    measures, known = [], None
+    measures, marks = [], list[Mark]()
     for number, (method, bundle) in enumerate(versions.items(), 1):
         alarms, flagged, of_faults = (_flagged(rows, bundle, number, prepared) for rows in (of_marks, later, faulty))
-        known = known or _known_for_flight(alarms)
-        hidden = review([*alarms, *flagged], [known], sorted({row.day for row in flagged})).states
+        marks = marks or [_false_alarm(row) for row in alarms]
+        # Before the next version, a person takes the offer of the page. Then the marks are enough.
+        valid = repeated_alarms(marks_by_row(marks)) if method == KNOWN else marks
+        hidden = review([*alarms, *flagged], valid, sorted({row.day for row in flagged})).states
         # Each fault alone happens on its day.
-        counted = [row for row in of_faults if row.row_id not in review([*alarms, row], [known], [row.day]).states]
+        counted = [row for row in of_faults if row.row_id not in review([*alarms, row], valid, [row.day]).states]
         shares = {
             (method, FLAGGED): sum(row.row_id not in hidden for row in flagged) / later.height,
             (method, OWN): len(counted) / faulty.height,
@@ -167,19 +177,17 @@ def measure_known(
     return measures
 
 
-def _known_for_flight(alarms: Sequence[FlaggedRow]) -> Mark:
-    """Return the mark that the page offers after the false alarms."""
-    columns = Counter(row.columns for row in alarms).most_common(1)[0][0]
+def _false_alarm(row: FlaggedRow) -> Mark:
     return Mark(
-        kind=MarkKind.CAUSE,
-        subject="+".join(columns),
-        state=MarkState.KNOWN,
-        day=max(row.day for row in alarms),
-        entity=alarms[0].entity,
-        columns=columns,
-        rows={row.row_id: row.day for row in alarms},
-        sizes={"rows": 1, "score": max(row.score for row in alarms)},
-        model_version=1,
+        kind=MarkKind.ROW,
+        subject=row.row_id,
+        state=MarkState.FALSE_ALARM,
+        day=row.day,
+        entity=row.entity,
+        columns=row.columns,
+        rows={row.row_id: row.day},
+        sizes={"rows": 1, "score": row.score},
+        model_version=row.model_version,
     )
 
 

@@ -143,7 +143,8 @@ def _asked(content: Mapping[str, str]) -> "MarkRequest":
     Raises:
         ConfigError: A field is missing, unknown or too long.
     """
-    from ae_pipeline.monitoring.feedback import MarkKind, MarkState, parse_choice
+    from ae_pipeline.monitoring.feedback import MarkKind, MarkState
+    from ae_pipeline.monitoring.marks_summary import parse_choice
     from ae_pipeline.reports.review import MarkRequest
 
     for name, value in content.items():

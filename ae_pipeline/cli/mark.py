@@ -70,6 +70,7 @@ def mark(name: str, options: MarkOptions) -> int:
     Raises:
         ConfigError: The options name nothing that the report has.
     """
+    from ae_pipeline.cli.summary import verdict_line
     from ae_pipeline.lifecycle.feedback import mark_and_show
     from ae_pipeline.reports.review import offer_after
 
@@ -80,6 +81,8 @@ def mark(name: str, options: MarkOptions) -> int:
     stored = mark_and_show(_request(options), dataset)
     covers = f" ({pluralize(len(stored.rows), 'row')})" if stored.rows else ""
     print(terminal_line(f"{stored.kind} {stored.subject}{covers}: marked as {stored.state.text} by {stored.who}."))
+    if line := verdict_line(dataset):
+        print(line)
     print(f"`ae-pipeline run {name}` takes it into checks and pages of days.")
     if offer := offer_after(stored, dataset):
         asked = f"--cause={shlex.quote(offer.request.subject)} --entity={shlex.quote(offer.request.entity)}"
@@ -114,6 +117,7 @@ def _request(options: MarkOptions) -> "MarkRequest":
 
 def _overview(dataset: "Dataset") -> list[str]:
     """Return what can be marked of the newest day with flagged rows, and the last marks."""
+    from ae_pipeline.cli.summary import verdict_line
     from ae_pipeline.monitoring.feedback import marks_of, review
     from ae_pipeline.reports.review import cause_key, flagged_rows, read_ranked
     from ae_pipeline.reports.summary import read_summary
@@ -124,8 +128,7 @@ def _overview(dataset: "Dataset") -> list[str]:
     marks = marks_of(dataset.paths)
     states = review(rows, marks, days).states
     newest = max((row.day for row in rows), default="")
-    verdict = summary.get("verdict") or {}
-    lines = [f"{verdict['day']}: {verdict.get('state', '')}: {verdict['words']}"] if verdict else []
+    lines = [line] if (line := verdict_line(dataset)) else []
     of_day = [row for row in rows if row.day == newest]
     lines += ["", f"Flagged rows of {newest}:" if of_day else "No row is flagged."]
     for row in of_day[:_LISTED]:

@@ -54,7 +54,6 @@ def build_contract(
     name, space = f"{config.dataset}_latents", latent_space_name(model_version, bundle.fingerprint)
     teams = [owner.removeprefix("team:") for owner in config.owners if owner.startswith("team:")]
     people = [owner for owner in config.owners if not owner.startswith("team:")]
-    reader = f"deltalake.DeltaTable({files.location!r})"
     return OpenDataContractStandard(
         apiVersion=_STANDARD,
         kind="DataContract",
@@ -64,8 +63,7 @@ def build_contract(
         dataProduct=config.dataset,
         description=Description(
             purpose=config.description.strip() or None,
-            usage=f"Read it as a Delta Lake table, for example with {reader}.to_pandas(). Each version of the table is "
-            "a consistent snapshot of all its rows. Read all rows that you combine from the same version.",
+            usage=files.usage,
             limitations="All rows of a version belong to one latent space. Combine latents of two latent spaces only "
             "if both have the same latent axes. If the latent axes change, refit every model that you fitted on the "
             "latents.",

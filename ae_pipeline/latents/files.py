@@ -85,6 +85,14 @@ class TableFiles:
         """Whether the table is in a folder of this machine."""
         return not re.match(r"[a-z][a-z0-9+.-]*://", self.location)
 
+    @property
+    def usage(self) -> str:
+        """How to read the table at this location, for a person."""
+        reader = f"deltalake.DeltaTable({self.location!r}).to_pandas()"
+        snapshots = "Each version of the table is a consistent snapshot of all its rows."
+        combine = "Read all rows that you combine from the same version."
+        return f"Read it as a Delta Lake table, for example with {reader}. {snapshots} {combine}"
+
     @cached_property
     def filesystem(self) -> fs.FileSystem:
         """File system, of pyarrow, whose root is the table."""

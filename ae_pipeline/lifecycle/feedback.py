@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ae_pipeline.gate.blindness import RecentAlerts
-from ae_pipeline.monitoring.feedback import Mark, MarkState, days_in_state, marks_of, rows_in_state
+from ae_pipeline.monitoring.feedback import Mark, MarkState, marks_of
+from ae_pipeline.monitoring.marks_summary import days_in_state, rows_in_state
 from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.reports.review import MarkRequest, mark
 from ae_pipeline.storage.dataset import Dataset

@@ -47,7 +47,7 @@ from ae_pipeline.training.loop import TrainingResult
 from ae_pipeline.training.preflight import check_sizes, training_data
 from ae_pipeline.training.reference import with_reference
 from ae_pipeline.training.reviewed import Reviewed
-from ae_pipeline.training.screened import screening_metrics
+from ae_pipeline.training.screened import screening_metrics, screening_tags
 from ae_pipeline.training.size_rules import Sizes
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,8 @@ def _log_evaluation(
     # What is the same for each training, or says nothing as a bar among others, is no metric.
     fitted = {"best_epoch": candidate.result.best_epoch, "score_threshold": bundle.calibration.threshold}
     chosen = {"model.latent_dim": bundle.model.latent_dim} if bundle.config.model.latent_dim is None else {}
-    run.log_params(chosen, tags={name: str(value) for name, value in fitted.items()})
+    tags = {name: str(value) for name, value in fitted.items()} | screening_tags(bundle.facts.screening)
+    run.log_params(chosen, tags=tags)
     compatible = (candidate.compatible,) if alignment else ()
     run.log_metrics(
         {

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.errors import PromotionError, UnknownVersionError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
@@ -30,6 +31,9 @@ Mask = npt.NDArray[np.bool_]
 
 _MAX_ROWS, _EXPLAINED = 50_000, 20
 """Rows that a comparison scores at most, and rows of each list that it explains."""
+
+_DESCRIBED = 20
+"""Newest versions that a message lists."""
 
 NEWEST_DAYS = 7
 """Newest days that a comparison scores."""
@@ -102,6 +106,25 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
             )
         )
     return sorted(facts, key=lambda each: -each.version)
+
+
+def describe_versions(dataset: Dataset, tracker: Tracker) -> str:
+    """Return the newest registered versions as a sentence, with what the gate said of each.
+
+    Args:
+        dataset: Dataset of the model.
+        tracker: The model store.
+    """
+    versions = sorted(tracker.versions(dataset.name), key=lambda each: -each.version)
+    champion = tracker.version(dataset.name, CHAMPION)
+    serving = champion.version if champion else None
+    named = [
+        f"{each.version} ({'serves, ' if each.version == serving else ''}{each.tags.get(GATE_TAG, 'not evaluated')})"
+        for each in versions[:_DESCRIBED]
+    ]
+    older = len(versions) - len(named)
+    more = f", and {pluralize(older, 'older version')}" if older else ""
+    return f"Versions of {dataset.name!r}: {', '.join(named) or 'none so far'}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Assess a day: alert budget, drift, completeness and labels."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,7 +9,15 @@ from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
-from ae_pipeline.monitoring.verdict import DEFAULT_LIMITS, MIN_LABELED, DayAssessment, LabelLimits, Reason, ReasonKind
+from ae_pipeline.monitoring.verdict import (
+    DEFAULT_LIMITS,
+    MIN_LABELED,
+    DayAssessment,
+    DayState,
+    LabelLimits,
+    Reason,
+    ReasonKind,
+)
 
 _WEEKS = 8
 """Previous weeks whose same weekday determines the usual number of rows."""
@@ -76,6 +84,28 @@ def assess_day(
         limits=limits,
     )
     return assessment.reviewed(review, entry.day)
+
+
+def first_with_verdict(day: str, verdict: DayState, earlier: Iterable[tuple[str, DayState]]) -> str:
+    """Return the first of the days in a row, up to a day, that have its verdict.
+
+    Args:
+        day: Day with the verdict.
+        verdict: Its verdict.
+        earlier: Earlier days with their verdicts, the newest first. It is read up to the first other verdict.
+
+    Returns:
+        ISO date; the day itself if the day before has another verdict.
+
+    >>> first_with_verdict("3", DayState.CALM, [("2", DayState.CALM), ("1", DayState.WRONG)])
+    '2'
+    """
+    first = day
+    for other, of_other in earlier:
+        if of_other != verdict:
+            break
+        first = other
+    return first
 
 
 def _unusual_as_a_whole(drift: DayDrift | None, deviations: Sequence[Deviation]) -> Reason | None:

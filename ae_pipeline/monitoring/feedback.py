@@ -5,12 +5,12 @@ Marks are lines of an append-only file beside the data. A later mark on the same
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from operator import itemgetter
 
-from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.timestamps import now
 from ae_pipeline.storage.integrity import file_digest
 from ae_pipeline.storage.jsonl import add_line, lines_of
@@ -33,7 +33,10 @@ NO_VERSION = 0
 """Version of a row that no version flagged, or if it is unknown."""
 
 REPEATED = 3
-"""False alarms of one entity with one cause from which on its later rows are offered to be left out too."""
+"""False alarms of one entity with one cause from which on counts and alerts leave out its later rows too.
+
+They do from the next version of the model on, or at once if a person takes the offer.
+"""
 
 
 class MarkKind(StrEnum):
@@ -152,26 +155,6 @@ UNREVIEWED = Review()
 """Nothing is marked."""
 
 
-_Choice = TypeVar("_Choice", MarkKind, MarkState)
-
-
-def parse_choice(kind: type[_Choice], text: str) -> _Choice:
-    """Return the member of `MarkKind` or `MarkState` with a value.
-
-    Args:
-        kind: One of the two.
-        text: Value as a person or a program gave it.
-
-    Raises:
-        ConfigError: There is no such member.
-    """
-    try:
-        return kind(text)
-    except ValueError as error:
-        known = ", ".join(kind)
-        raise ConfigError(f"a mark has no {text!r}; it is one of {known}") from error
-
-
 def marks_of(paths: DatasetPaths) -> list[Mark]:
     """Return all marks of a dataset, the oldest first."""
     marks = []
@@ -223,6 +206,8 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     Another version of the model gives the same rows other scores and causes. Those of the marked rows then say what the
     cause of an entity looks like, and how large it was.
 
+    Repeated false alarms of one entity make their cause known there for the versions that were trained after them.
+
     Args:
         rows: Flagged rows of all days.
         marks: Marks, the oldest first.
@@ -239,10 +224,14 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
         last.pop(mark.key, None)  # so that the order is that of the last marks
         last[mark.key] = mark
     continued: set[str] = set()
-    for mark in last.values():
+    positions = {id(mark): position for position, mark in enumerate(marks)}
+    repeated = {max(positions[id(by_row[row_id])] for row_id in mark.rows): mark for mark in repeated_alarms(by_row)}
+    of_causes = {positions[id(mark)]: mark for mark in last.values()} | repeated
+    for position, mark in sorted(of_causes.items(), key=itemgetter(0)):
         if mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN:
             covered = {row for row, latest in by_row.items() if latest == mark or latest.is_false_alarm_of_row}
-            continued.update(_continued(mark, [row for row in rows if row.row_id in covered], rows, days))
+            concerned = _of_later_versions(mark, rows) if position in repeated else rows
+            continued.update(_continued(mark, [row for row in rows if row.row_id in covered], concerned, days))
         elif mark.kind == MarkKind.CAUSE:
             continued.difference_update(row.row_id for row in rows if _concerns(mark, row))
     marked = {row_id for mark in marks for row_id in mark.rows}  # those whose mark was taken back too
@@ -253,6 +242,10 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
             hidden[row.day] = hidden.get(row.day, 0) + 1
     of_days = {mark.subject: mark for mark in last.values() if mark.kind == MarkKind.DAY}
     return Review(states, hidden, {day: mark for day, mark in of_days.items() if mark.state != MarkState.CLEARED})
+
+
+def _of_later_versions(mark: Mark, rows: Sequence[FlaggedRow]) -> list[FlaggedRow]:
+    return [row for row in rows if row.row_id in mark.rows or row.model_version > mark.model_version]
 
 
 def _is_of_other_version(row: FlaggedRow, mark: Mark) -> bool:
@@ -307,37 +300,36 @@ def _continued(
     return covered
 
 
-def false_alarms_of(entity: str, columns: Collection[str], marks: Iterable[Mark]) -> list[str]:
-    """Return the rows of an entity that were marked as false alarms, with a cause that shares a column with this one.
+def repeated_alarms(by_row: Mapping[str, Mark]) -> list[Mark]:
+    """Return a mark of the cause as known for each entity with at least `REPEATED` false alarms of like causes.
 
     Args:
-        entity: Identity of the rows without the event time; without one there are none.
-        columns: Columns of the cause.
-        marks: Marks, the oldest first.
+        by_row: Last mark that covers each row, by identity.
     """
-    alarms = ((row_id, mark) for row_id, mark in marks_by_row(marks).items() if mark.is_false_alarm_of_row and entity)
-    return [row_id for row_id, mark in alarms if mark.entity == entity and not set(columns).isdisjoint(mark.columns)]
-
-
-def marks_since_known(entity: str, columns: tuple[str, ...], marks: Sequence[Mark]) -> Sequence[Mark]:
-    """Return the marks after the one that made a cause known, for an entity or for all; all if it is not known."""
-    since = marks
-    for index, mark in enumerate(marks):
-        if mark.kind == MarkKind.CAUSE and mark.columns == columns and mark.entity in {"", entity}:
-            since = marks[index + 1 :] if mark.state == MarkState.KNOWN else marks
-    return since
-
-
-def rows_in_state(marks: Iterable[Mark], state: MarkState) -> dict[str, list[str]]:
-    """Return the identities of the rows in a state, by day."""
-    by_day: dict[str, list[str]] = {}
-    for row_id, mark in marks_by_row(marks).items():
-        if mark.state == state:
-            by_day.setdefault(mark.rows[row_id], []).append(row_id)
-    return by_day
-
-
-def days_in_state(marks: Iterable[Mark], state: MarkState) -> list[str]:
-    """Return the days in a state, the oldest first."""
-    last: dict[str, Any] = {mark.subject: mark.state for mark in marks if mark.kind == MarkKind.DAY}
-    return sorted(day for day, of_day in last.items() if of_day == state)
+    by_entity: dict[str, dict[str, Mark]] = {}
+    for row_id, mark in by_row.items():
+        if mark.is_false_alarm_of_row and mark.entity:
+            by_entity.setdefault(mark.entity, {})[row_id] = mark
+    repeated = []
+    for entity, of_entity in by_entity.items():
+        columns = Counter(mark.columns for mark in of_entity.values()).most_common(1)[0][0]
+        alarms = {row_id: mark for row_id, mark in of_entity.items() if not set(columns).isdisjoint(mark.columns)}
+        if len(alarms) < REPEATED:
+            continue
+        repeated.append(
+            Mark(
+                kind=MarkKind.CAUSE,
+                subject="+".join(columns),
+                state=MarkState.KNOWN,
+                day=max(mark.day for mark in alarms.values()),
+                entity=entity,
+                columns=columns,
+                rows={row_id: mark.day for row_id, mark in alarms.items()},
+                sizes={
+                    "rows": max(Counter(mark.day for mark in alarms.values()).values()),
+                    "score": max(mark.sizes.get("score", 0.0) for mark in alarms.values()),
+                },
+                model_version=max(mark.model_version for mark in alarms.values()),
+            )
+        )
+    return repeated

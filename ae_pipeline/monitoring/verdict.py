@@ -290,9 +290,13 @@ class DayAssessment:
             **{name: getattr(self, name) for name in derived},
         }
 
+    def brief_record(self) -> dict[str, Any]:
+        """Return the assessment without its deviations as JSON-compatible values; `from_record` reads them."""
+        return asdict(replace(self, deviations=(), mark=None))
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "DayAssessment":
-        """Return the assessment that `record` stored, without a mark."""
+        """Return the assessment that `record` or `brief_record` stored, without a mark."""
         values = {each.name: record[each.name] for each in fields(cls)}
         tuples = ("columns", "splits", "row_ids")
         return cls(

@@ -1,6 +1,7 @@
 """Jobs of a dataset."""
 
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 from pydantic import BaseModel, Field
@@ -11,7 +12,7 @@ from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.assets.common import as_dagster_failure, asset_key
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.plain_config import CheckedSchema
-from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.resources import RunLock, Workspace, deployed
 from ae_pipeline.orchestration.tags import DATASET_TAG, accepts_removal
 
 ASSET_JOBS = {
@@ -139,13 +140,19 @@ def _mark_job(pipeline: PipelineConfig) -> dg.JobDefinition:
 
 
 def _rollback_job(config: PipelineConfig) -> Any:
+    workspace = deployed.get()
+    page = f"{workspace.data_url.rstrip('/')}/versions/{quote(config.dataset)}" if workspace else ""
     return dg.define_asset_job(
         job_name(config, "rollback"),
         selection=dg.AssetSelection.assets(asset_key(config, "champion")),
         description="Let another version of the model serve. Days that landed since are scored under it first. Then "
-        "alias and latent table move together, and the reports follow.",
+        "alias and latent table move together, and the reports follow."
+        + (
+            f" [Versions]({page}): windows, gate, figures and history. A launch without one lists them." if page else ""
+        ),
         tags={DATASET_TAG: config.dataset},
-        # The launchpad shows this first. It is refused until a version and a reason are set.
+        # The launchpad shows this first. It is refused until a version that can serve and a reason are set. The refusal
+        # lists the versions.
         config=rollback_run_config(config, ChampionConfig.model_construct(version=0)),
     )
 

@@ -4,6 +4,7 @@ Dagster replaces `{env: NAME}` by the value of the environment variable in every
 launches a run could thus publish a secret: the reason of a rollback is written to the history, the report and MLflow.
 """
 
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -34,29 +35,42 @@ def _choice(kind: type[StrEnum]) -> dg.Enum:
     return dg.Enum(kind.__name__, [dg.EnumValue(member.value) for member in kind])
 
 
-class CheckedSchema(dg.Shape):
-    """A plain schema whose values the model also validates when a run is launched, not only within the run."""
+LaunchCheck = Callable[[Mapping[str, Any], str], str]
+"""Returns why a launch is refused, from the values and from what the model says against them; empty if it is not."""
 
-    def __new__(cls, _: type[BaseModel]) -> "CheckedSchema":
+
+class CheckedSchema(dg.Shape):
+    """A plain schema whose values are also validated when a run is launched, not only within the run.
+
+    Args:
+        model: Model that the values must fulfil.
+        check: Further check, for example against the model store.
+    """
+
+    def __new__(cls, _: type[BaseModel], __: LaunchCheck | None = None) -> "CheckedSchema":
         """Return a new schema: equal shapes are one object otherwise, which lacks the model."""
         schema = object.__new__(cls)
         schema._initialized = False
         return schema
 
-    def __init__(self, model: type[BaseModel]) -> None:
+    def __init__(self, model: type[BaseModel], check: LaunchCheck | None = None) -> None:
         super().__init__(plain_schema(model))  # type: ignore[no-untyped-call]
         self._model = model
+        self._check = check or (lambda _, refusal: refusal)
 
     def post_process(self, value: Any) -> Any:
-        """Return the value if the model accepts it.
+        """Return the value if the model and the check accept it.
 
         Raises:
-            PostProcessingError: It does not. Dagster then refuses the launch.
+            PostProcessingError: They do not. Dagster then refuses the launch.
         """
+        refusal = ""
         try:
             self._model.model_validate(value)
         except ValidationError as error:
-            raise PostProcessingError(_message(error)) from None
+            refusal = _message(error)
+        if refusal := self._check(value, refusal):
+            raise PostProcessingError(refusal)
         return value
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 DAGSTER_URL, MLFLOW_URL, DATA_URL = (f"http://127.0.0.1:{port}" for port in (3000, 5000, 3001))
 """Default addresses of the servers that `ae-pipeline ui` starts."""
+
+
+deployed: ContextVar["Workspace | None"] = ContextVar("deployed", default=None)
+"""Workspace of the deployment whose definitions are being built; None in definitions without one, as in tests."""
 
 
 class Workspace(dg.ConfigurableResource["Workspace"]):

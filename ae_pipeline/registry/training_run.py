@@ -91,15 +91,11 @@ class TrainingRun:
         )
 
     def log_epoch(self, epoch: "Epoch") -> None:
-        """Log losses and learning rate of an epoch. Short epochs are written several at a time."""
-        self.log_metrics(
-            {
-                "train_loss": epoch.train_loss,
-                "validation_loss": epoch.validation_loss,
-                "learning_rate": epoch.learning_rate,
-            },
-            epoch.number,
-        )
+        """Log the losses of an epoch. Short epochs are written several at a time.
+
+        The learning rate follows from parameters, and each schedule ends with the same one.
+        """
+        self.log_metrics({"train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss}, epoch.number)
         if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self.flush()
 

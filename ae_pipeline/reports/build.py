@@ -198,7 +198,9 @@ def _write_pages(
     if dataset.config.is_daily:
         listed_days = with_causes(most_worth_a_look(index), dataset.paths, dataset.config.timezone, published.names)
     summary_json = summary.model_dump(mode="json")
-    write_report(report_variables(context, summary_json, index, listed_days, labels, gallery, images), dataset, marks)
+    variables = report_variables(context, summary_json, index, listed_days, labels, gallery, images)
+    brief = {day: each.brief_record() for day, each in published.assessments.items()}
+    write_report({**variables, "assessed": brief}, dataset, marks)
     return context
 
 

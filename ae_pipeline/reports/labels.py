@@ -12,7 +12,8 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window
 from ae_pipeline.latents.read import PublishedDay
-from ae_pipeline.monitoring.feedback import MarkState, marks_of, rows_in_state
+from ae_pipeline.monitoring.feedback import MarkState, marks_of
+from ae_pipeline.monitoring.marks_summary import rows_in_state
 from ae_pipeline.reports.ranking import scored_and_known
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json

@@ -5,7 +5,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import pluralize, printable
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
+from ae_pipeline.monitoring.day_assessment import first_with_verdict
 from ae_pipeline.monitoring.deviations import DETAILED
 from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
@@ -28,7 +29,7 @@ from ae_pipeline.reports.files import damaged_report_files, write_report_file
 from ae_pipeline.reports.review import read_ranked, review_of
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
 from ae_pipeline.reports.scripts import scripts
-from ae_pipeline.reports.summary import assessment_json
+from ae_pipeline.reports.summary import assessment_json, day_count
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -61,7 +62,8 @@ def write_report(variables: Mapping[str, Any], dataset: Dataset, marks: str) -> 
 def refresh_operations(dataset: Dataset) -> None:
     """Render the page over all days again, with the current marks, drift, alerts, versions and pages of days.
 
-    The verdicts on the page and in `summary.json` leave out known rows, causes and days. Nothing else changes.
+    The verdicts on the page and in `summary.json` leave out known rows, causes and days, and say since when they hold.
+    Nothing else changes.
     Nothing happens without a page, or if another version of the package wrote it. Without readable ranked rows the
     verdict stays as it is.
 
@@ -89,12 +91,22 @@ def _with_marks(variables: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     reviewed = review_of(ranked, [entry["day"] for entry in summary["days"]], dataset)
     day = variables["assessment"]["day"] if dataset.config.is_daily else ALL_ROWS
     assessment = DayAssessment.from_record(variables["assessment"]).reviewed(reviewed, day)
+    days = {
+        other: DayAssessment.from_record(record).reviewed(reviewed, other)
+        for other, record in variables.get("assessed", {}).items()  # a report of an earlier version has none
+    }
+    if days and dataset.config.is_daily:
+        earlier = (
+            (other, days[other].verdict) for other in sorted(days, reverse=True) if days[other].rows and other < day
+        )
+        assessment = replace(assessment, since=first_with_verdict(day, assessment.verdict, earlier))
+    counts = [day_count(other, each) for other, each in days.items()] or summary["days"]
     feedback = [{**asdict(each), "precision": each.precision} for each in precision_by_version(marks_of(paths))]
     return {
         **variables,
         "assessment": assessment.record(),
         "states": {row_id: state.text for row_id, state in reviewed.states.items()},
-        "summary": {**summary, "verdict": assessment_json(assessment), "feedback": feedback},
+        "summary": {**summary, "verdict": assessment_json(assessment), "days": counts, "feedback": feedback},
     }
 
 

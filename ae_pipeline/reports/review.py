@@ -22,12 +22,11 @@ from ae_pipeline.monitoring.feedback import (
     MarkState,
     Review,
     add_mark,
-    false_alarms_of,
     marks_by_row,
     marks_of,
-    marks_since_known,
     review,
 )
+from ae_pipeline.monitoring.marks_summary import false_alarms_of, marks_since_known
 from ae_pipeline.monitoring.verdict import FLAGGED
 from ae_pipeline.reports.groups import cause
 from ae_pipeline.reports.ranking import DESCRIBED, as_rows
@@ -185,9 +184,9 @@ def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | N
     subject, names = cause_key(cause_columns), ColumnNames(dataset.config.display)
     message = (
         f"{alarms} rows of {entity} with a cause like {', '.join(map(names.title, cause_columns))} are false alarms. "
-        "Later ones can stay flagged after a training, because the model does not see who they belong to. If the cause "
-        f"is known for {entity}, counts and alerts leave out its later rows too, until they grow or pause for "
-        f"{PAUSE_DAYS} days"
+        "Later ones can stay flagged after a training, because the model does not see who they belong to. From the "
+        f"next version of the model on, counts and alerts leave out later rows of {entity} with this cause. If it is "
+        f"known for {entity}, they do so at once, until its rows grow or pause for {PAUSE_DAYS} days"
     )
     note = f"{alarms} false alarms"
     request = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.KNOWN, entity=entity, note=note)

@@ -176,10 +176,12 @@ def contract_page(dataset: Dataset) -> str | None:
     """
     if open_table(dataset.paths) is None:  # tried for seconds; reading a file is tried for minutes
         return None
-    text = TableFiles(dataset.paths.latents).read_text(_CONTRACT)
+    table = TableFiles(dataset.paths.latents)
+    text = table.read_text(_CONTRACT)
     if text is None:
         return None
     contract = yaml.safe_load(text)
+    contract["description"]["usage"] = table.usage  # the table may have moved since the contract was written
     published = published_days(dataset.paths)
     days = [day for day in sorted(published) if published[day]][-_SAMPLE_DAYS:]
     parts = [published_day(published[day], dataset.paths).head(_SAMPLE_ROWS // max(len(days), 1)) for day in days]

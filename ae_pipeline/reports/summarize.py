@@ -1,16 +1,14 @@
 """Fill `summary.json` from a published table."""
 
 from dataclasses import asdict
-from typing import Any
 
 from ae_pipeline.monitoring.feedback import marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.monitoring.newest_day import filling_json
-from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.context import PageContext
 from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
-from ae_pipeline.reports.summary import Summary, assessment_json, row_facts
+from ae_pipeline.reports.summary import Summary, assessment_json, day_count, row_facts
 from ae_pipeline.reports.view import Published
 
 _SUMMARY_ROWS = 50
@@ -80,7 +78,7 @@ def summarize(
                 }
                 for day in published.drift
             ],
-            "days": [_day_count(day, assessment) for day, assessment in published.assessments.items()],
+            "days": [day_count(day, assessment) for day, assessment in published.assessments.items()],
             "feedback": [
                 {**asdict(each), "precision": each.precision} for each in precision_by_version(marks_of(paths))
             ],
@@ -93,17 +91,3 @@ def summarize(
             },
         }
     )
-
-
-def _day_count(day: str, assessment: DayAssessment) -> dict[str, Any]:
-    return {
-        "day": day,
-        "rows": assessment.rows,
-        "flagged": assessment.flagged,
-        "state": assessment.verdict.value,
-        "words": assessment.message,
-        "reasons": [
-            {"kind": each.kind.value, "size": each.size, "columns": list(each.columns)}
-            for each in assessment.all_reasons
-        ],
-    }

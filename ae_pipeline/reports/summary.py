@@ -231,6 +231,26 @@ def assessment_json(assessment: DayAssessment) -> dict[str, Any]:
     }
 
 
+def day_count(day: str, assessment: DayAssessment) -> dict[str, Any]:
+    """Return counts and verdict of a day as `summary.json` stores them.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        assessment: Assessment of the day.
+    """
+    return {
+        "day": day,
+        "rows": assessment.rows,
+        "flagged": assessment.flagged,
+        "state": assessment.verdict.value,
+        "words": assessment.message,
+        "reasons": [
+            {"kind": each.kind.value, "size": each.size, "columns": list(each.columns)}
+            for each in assessment.all_reasons
+        ],
+    }
+
+
 def read_summary(paths: DatasetPaths) -> dict[str, Any] | None:
     """Return `summary.json`, or None if it is missing or damaged; the next run then writes it again."""
     file = paths.reports / "summary.json"

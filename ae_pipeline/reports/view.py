@@ -17,7 +17,7 @@ from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
-from ae_pipeline.monitoring.day_assessment import assess_day
+from ae_pipeline.monitoring.day_assessment import assess_day, first_with_verdict
 from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of
 from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
 from ae_pipeline.monitoring.locations import describe_location
@@ -210,14 +210,8 @@ class Published:
         """Return the first of the days in a row, up to a day, that have its verdict; empty for rows without days."""
         if not self.dataset.config.is_daily:
             return ""
-        first = day
-        for other in sorted(
-            (other for other, entry in self.entries.items() if entry.rows and other < day), reverse=True
-        ):
-            if self.assess_in_brief(other).verdict != verdict:
-                break
-            first = other
-        return first
+        earlier = sorted((other for other, entry in self.entries.items() if entry.rows and other < day), reverse=True)
+        return first_with_verdict(day, verdict, ((other, self.assess_in_brief(other).verdict) for other in earlier))
 
     @cached_property
     def assessments(self) -> dict[str, DayAssessment]:

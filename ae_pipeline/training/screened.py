@@ -136,8 +136,11 @@ def describe_screening(
 
 
 def screening_metrics(facts: ScreeningFacts | None) -> dict[str, float]:
-    """Return the metrics of a screening: rows of each part that were left out, and whether the part had changed."""
-    if facts is None:
-        return {}
-    rows = {f"screening.{part}.rows": float(facts.rows.get(part, 0)) for part in SCREENED_PARTS}
-    return rows | {f"screening.{part}.changed": float(part in facts.changed) for part in SCREENED_PARTS}
+    """Return the metrics of a screening: rows that were left out, by part; a part without such rows has none."""
+    rows = facts.rows if facts else {}
+    return {f"screening.{part}.rows": float(rows[part]) for part in SCREENED_PARTS if rows.get(part)}
+
+
+def screening_tags(facts: ScreeningFacts | None) -> dict[str, str]:
+    """Return the tags of a screening: which parts had changed."""
+    return {"screening.changed": ", ".join(facts.changed) or "none"} if facts else {}

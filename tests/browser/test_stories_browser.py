@@ -24,7 +24,7 @@ from ae_pipeline.training.fit import fit_bundle
 from tests.support.missing import needs_chromium
 from tests.support.reports import as_dataset, published, reported
 from tests.support.sensors import NO_ENSEMBLE, Fitted, sensor_config, with_config
-from tests.support.served import TOKEN, Versions, serious, served_page
+from tests.support.served import TOKEN, Versions, follow_by_keyboard, serious, served_page
 
 pytest.importorskip("playwright.sync_api", reason="pages in a browser: pip install '.[dev]'")
 pytestmark = needs_chromium
@@ -42,10 +42,11 @@ def test_an_engineer_compares_two_versions_and_rolls_back(
         monkeypatch.setattr(f"ae_pipeline.lifecycle.{module}.load_bundle", lambda _, each, *__: bundles[each.version])
     with served_page(dataset, store) as page:
         page.goto(f"/?token={TOKEN}")
-        page.click("text=Explore")
-        page.click("text=Versions")
+        follow_by_keyboard(page, "Explore")
+        page.wait_for_selector("text=Versions")
+        follow_by_keyboard(page, "Versions")
         assert page.locator("tr:has(.state)").inner_text().startswith("3")
-        page.click("text=with version 3")
+        follow_by_keyboard(page, "with version 3")
         page.wait_for_selector("h1:has-text('What version 2 would flag that version 3 does not')")
         counts = [int(text) for text in page.locator("tr:has-text('flagged of') td").all_inner_texts()]
         rows = pl.concat([project.features(day) for day in project.days[-7:]])
@@ -76,7 +77,8 @@ def test_an_analyst_opens_the_contract_and_reads_the_table(
     reported(project, project.days[-3:])
     with served_page(as_dataset(project)) as page:
         page.goto(f"/?token={TOKEN}")
-        page.click("text=Data contract")
+        assert serious(page) == []
+        follow_by_keyboard(page, "Data contract")
         page.wait_for_selector("h1:has-text('data contract')")
         columns = page.locator("table").first.locator("tbody tr td:first-child").all_inner_texts()
         sample = page.locator("h2:has-text('Sample') + div tbody tr").first.locator("td").all_inner_texts()

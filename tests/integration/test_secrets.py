@@ -15,6 +15,10 @@ from ae_pipeline.orchestration.assets.champion import ChampionConfig
 from ae_pipeline.orchestration.failures import failure_alert
 from ae_pipeline.orchestration.jobs import rollback_run_config
 from ae_pipeline.orchestration.plain_config import plain_schema
+from ae_pipeline.orchestration.resources import Workspace
+from ae_pipeline.registry.names import GATE_TAG
+from ae_pipeline.registry.versions import TrackedVersion
+from tests.support.served import Versions
 from tests.support.shop import ATTRIBUTES, DAYS, Shop, orders_csv, published_shop
 
 pytestmark = pytest.mark.slow
@@ -25,6 +29,9 @@ SECRETS = {
     "ORDERS_DATABASE": "postgresql://reader:password-77b2e0@db.internal/orders",
     "AE_PIPELINE_UI_TOKEN": "ui-token-41c9d2e8b7f0",
 }
+GATES = {1: "rejected: loss_fell", 2: "passed"}
+"""Versions of a model store, and what the gate said."""
+
 MARK = {"kind": "day", "subject": "2013-02-08", "state": "known", "who": "Ada"}
 PARTS = ("token-8c1f0e6d2b", "signing-5d07a91c3e", "password-77b2e0", "ui-token-41c9d2e8b7f0")
 
@@ -101,6 +108,11 @@ def test_no_secret_is_written_by_any_run(shop: Shop, caplog: pytest.LogCaptureFi
             assert not [part for part in PARTS if part in str(entry)]
 
 
+def test_the_job_of_a_rollback_links_to_the_versions() -> None:
+    description = defs().resolve_job_def("flights_rollback").description or ""
+    assert "[Versions](http://127.0.0.1:3001/versions/flights)" in description
+
+
 def test_no_field_of_our_run_config_resolves_the_environment() -> None:
     definitions = defs()
     found = []
@@ -123,7 +135,15 @@ def test_a_schema_has_all_fields_of_its_model() -> None:
     [
         ("rollback", "champion", {"version": 0}, "choose a registered version. a rollback needs a reason"),
         ("rollback", "champion", {"version": 1, "why": " "}, "a rollback needs a reason"),
-        ("rollback", "champion", {"version": 1}, "a rollback needs a reason"),
+        ("rollback", "champion", {"version": 1}, "a rollback needs a reason.*Versions of 'flights': 2 .serves, passed"),
+        (
+            "rollback",
+            "champion",
+            {"version": 9, "why": "a typing error"},
+            "'flights' has no version 9 that can serve; choose among 1, 2. Versions of 'flights': "
+            r"2 \(serves, passed\), 1 \(rejected: loss_fell\)",
+        ),
+        ("rollback", "champion", {"version": 1, "why": "a test"}, "version 1 of 'flights' was rejected: loss_fell"),
         ("mark", "mark", {**MARK, "who": ""}, "who: String should have at least 1 character"),
         ("mark", "mark", {**MARK, "state": "fine"}, "state not in enum type MarkState got fine"),
         (
@@ -134,8 +154,12 @@ def test_a_schema_has_all_fields_of_its_model() -> None:
         ),
     ],
 )
-def test_a_launch_without_what_it_needs_is_refused(job: str, op: str, config: dict[str, Any], message: str) -> None:
+def test_a_launch_without_what_it_needs_is_refused(
+    job: str, op: str, config: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing runs: Dagster checks the config when it makes the plan of the run."""
+    versions = [TrackedVersion("flights", number, "run", {GATE_TAG: gate}) for number, gate in GATES.items()]
+    monkeypatch.setattr(Workspace, "tracker", lambda _: Versions(versions, serving=2))
     resolved = defs().resolve_job_def(f"flights_{job}")
     with pytest.raises(dg.DagsterInvalidConfigError, match=message):
         resolved.execute_in_process(run_config={"ops": {f"flights__{op}": {"config": config}}})

@@ -40,15 +40,34 @@ def served_page(dataset: Dataset, tracker: Tracker | None = None, width: int = 3
 
 
 def serious(page: Any) -> list[str]:
-    """Return the serious violations that axe reports of a page."""
+    """Return the serious violations that axe reports of a page in its light and its dark theme."""
     from axe_playwright_python.sync_playwright import Axe
 
     # The policy of these pages forbids other scripts than their own.
     session = page.context.new_cdp_session(page)
     session.send("Page.setBypassCSP", {"enabled": True})
     page.reload()
-    violations = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in violations if one["impact"] in _IMPACTS]
+    found = []
+    for theme in ("dark", "light"):
+        page.emulate_media(color_scheme=theme)
+        violations = [one for one in Axe().run(page).response["violations"] if one["impact"] in _IMPACTS]
+        found += [f"{theme}: {one['id']}: {one['nodes'][0]['html'][:200]}" for one in violations]
+    return found
+
+
+def follow_by_keyboard(page: Any, text: str) -> None:
+    """Follow the first link or button with a text by the keys Tab and Enter; its focus must be visible."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        focused, outline = page.evaluate(_FOCUS)
+        if focused.strip() == text:
+            assert outline != "none", f"{text!r} does not show that it has the focus"
+            page.keyboard.press("Enter")
+            return
+    raise AssertionError(f"no key reaches {text!r}")
+
+
+_FOCUS = "() => [document.activeElement.textContent, getComputedStyle(document.activeElement).outlineStyle]"
 
 
 _IMPACTS = {"serious", "critical"}

@@ -1,12 +1,13 @@
 """The asset `champion`: the version that serves, by the gate's decision or a rollback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import BaseModel, Field, model_validator
 
+from ae_pipeline.common.errors import PipelineError, PromotionError
 from ae_pipeline.common.signals import critical_section
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
@@ -16,8 +17,8 @@ from ae_pipeline.orchestration.assets.common import (
     origin_of,
 )
 from ae_pipeline.orchestration.metadata import history_table
-from ae_pipeline.orchestration.plain_config import CheckedSchema
-from ae_pipeline.orchestration.resources import RunLock, Workspace
+from ae_pipeline.orchestration.plain_config import CheckedSchema, LaunchCheck
+from ae_pipeline.orchestration.resources import RunLock, Workspace, deployed
 from ae_pipeline.orchestration.tags import requested_by
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         checks=_CHECKS,
         kinds={"mlflow"},
         upstream=["autoencoder"],
-        config_schema=CheckedSchema(ChampionConfig),
+        config_schema=CheckedSchema(ChampionConfig, _launch_check(pipeline)),
     )
     def champion(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.publish import load_champion
@@ -113,6 +114,33 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         )
 
     return champion
+
+
+def _launch_check(pipeline: PipelineConfig) -> LaunchCheck | None:
+    """Return the check of a rollback against the model store, before its run starts; None without a deployment."""
+    workspace = deployed.get()
+    if workspace is None:
+        return None
+
+    def refusal_of(values: Mapping[str, Any], refusal: str) -> str:
+        if values["version"] is None:
+            return refusal
+        from ae_pipeline.lifecycle.promote import RollbackRequest, rollback_target
+        from ae_pipeline.lifecycle.versions import describe_versions
+
+        names = ("version", "why", "who", "even_if_rejected")
+        dataset, tracker = workspace.dataset(pipeline), workspace.tracker()
+        try:
+            if not refusal:
+                rollback_target(dataset, tracker, RollbackRequest(**{name: values[name] for name in names}))
+                return ""
+            return f"{refusal}. {describe_versions(dataset, tracker)}"
+        except PromotionError as error:
+            return f"{error}. {describe_versions(dataset, tracker)}"
+        except PipelineError as error:
+            return f"{refusal}. {error}" if refusal else str(error)
+
+    return refusal_of
 
 
 def _decide(

@@ -1,6 +1,7 @@
 """Home page, data contract and marks at the server of the data folder: what is shown, and who may change what."""
 
 import datetime as dt
+import html
 import json
 import os
 import re
@@ -110,6 +111,11 @@ def test_a_cause_is_marked_and_the_report_leaves_it_out(dataset: Dataset) -> Non
         assert answer.json()["message"].startswith("Saved: known,")
     after = summary_of(dataset)["verdict"]
     assert (after["state"], after["hidden"], after["reasons"]) == ("calm", len(rows), [])
+    days = summary_of(dataset)["days"]
+    assert days[-1]["state"] == "calm"
+    others = [each["day"] for each in days if each["state"] != "calm"]
+    assert after["since"] == next(each["day"] for each in days if each["day"] > max(others, default=""))
+    assert before["since"] == before["day"]
     page = (dataset.paths.reports / "report.html").read_text()
     assert after["words"] in page
     assert "&lt;b&gt;" in page
@@ -235,7 +241,9 @@ def test_an_object_store_that_does_not_answer_leaves_the_home_page(prepared: Dat
     assert "<p>the object store of s3://nowhere/latents/sensors does not answer" in answer.text
 
 
-def test_the_contract_shows_figures_and_correlates(prepared: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contract_shows_figures_and_correlates(
+    prepared: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("whole days with images do not fit into the memory of the server")
 
@@ -245,6 +253,12 @@ def test_the_contract_shows_figures_and_correlates(prepared: Dataset, monkeypatc
     assert page.status_code == 200
     assert "<code>z_000</code>" in page.text
     assert "load (" in page.text
+    # The contract was written where the table was published. The page says where it is now.
+    moved = shutil.copytree(prepared.paths.root, tmp_path / "moved")
+    there = replace(prepared, paths=replace(prepared.paths, root=moved))
+    text = html.unescape(client_of(there).get("/contract/sensors").text)
+    assert f"DeltaTable({str(moved / 'latents' / 'sensors')!r})" in text
+    assert str(prepared.paths.root) not in text
     assert client.get("/contract/other").status_code == 404
 
 
@@ -279,6 +293,15 @@ def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted
         "0 days after the training window are like it; the drift of 1 more is known or a false alarm"
     )
     assert not checks.is_over_budget
+
+
+def test_a_mark_gives_the_verdicts_that_the_next_report_gives(dataset: Dataset, fitted: Fitted) -> None:
+    mark_of_newest_day(dataset)
+    at_once = summary_of(dataset)
+    build_report([at_once["verdict"]["day"]], dataset, fitted.bundle, 3, "run")
+    later = summary_of(dataset)
+    assert (at_once["verdict"], at_once["days"]) == (later["verdict"], later["days"])
+    assert at_once["verdict"]["since"]
 
 
 def test_the_pages_beside_a_day_tell_its_new_verdict(dataset: Dataset, fitted: Fitted) -> None:
@@ -369,7 +392,10 @@ def test_three_false_alarms_of_an_entity_offer_to_leave_out_its_later_rows(
     assert "Treat it as known for M 1" in form
     monkeypatch.setattr("ae_pipeline.cli.mark.Project.load", lambda **_: SimpleNamespace(dataset=lambda _: dataset))
     cli_mark("sensors", MarkOptions(state="false-alarm", row=third, who="ana"))
-    assert "ae-pipeline mark sensors known --cause=load --entity='M 1'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ae-pipeline mark sensors known --cause=load --entity='M 1'" in printed
+    verdict = summary_of(dataset)["verdict"]
+    assert f"\n{verdict['day']}: {verdict['state']} since" in printed
     assert post(**offer["request"])["offer"] is None
     (of_entity,) = (mark for mark in marks_of(dataset.paths) if mark.kind == MarkKind.CAUSE)
     assert (of_entity.state, of_entity.entity, of_entity.note) == (MarkState.KNOWN, "M 1", "3 false alarms")

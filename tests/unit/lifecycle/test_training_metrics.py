@@ -7,9 +7,11 @@ from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric
 from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.config.columns import ColumnDisplay
+from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.results import GateResult, not_compared
 from ae_pipeline.lifecycle.training_metrics import evaluation_metrics, metric_names, tagged_figures, unseen_metrics
+from ae_pipeline.training.screened import screening_metrics, screening_tags
 from tests.support.sensors import Fitted, with_config
 
 
@@ -31,6 +33,15 @@ def test_errors_are_in_the_units_of_their_columns(fitted: Fitted) -> None:
     decoded = fitted.bundle.denoise(rows)
     assert metrics["validation_error/mode share wrong"] == pytest.approx((rows["mode"] != decoded["mode"]).mean())
     assert tagged_figures(results)["rankings_agree.threshold"] == 0.3
+
+
+def test_a_screening_without_rows_is_no_metric() -> None:
+    facts = ScreeningFacts(judged_by="its own scores", message="", rows={"validation": 0, "calibration": 7})
+    assert screening_metrics(facts) == {"screening.calibration.rows": 7.0}
+    assert screening_metrics(None) == screening_tags(None) == {}
+    assert screening_tags(facts) == {"screening.changed": "none"}
+    changed = facts.model_copy(update={"changed": ("validation", "calibration")})
+    assert screening_tags(changed) == {"screening.changed": "validation, calibration"}
 
 
 def test_unseen_rows_are_measured_against_their_label(fitted: Fitted) -> None:

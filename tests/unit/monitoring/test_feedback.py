@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 import pytest
@@ -14,16 +15,18 @@ from ae_pipeline.monitoring.feedback import (
     MarkKind,
     MarkState,
     add_mark,
-    days_in_state,
-    false_alarms_of,
     marks_digest,
     marks_of,
-    marks_since_known,
-    parse_choice,
     review,
-    rows_in_state,
 )
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
+from ae_pipeline.monitoring.marks_summary import (
+    days_in_state,
+    false_alarms_of,
+    marks_since_known,
+    parse_choice,
+    rows_in_state,
+)
 from ae_pipeline.storage.paths import DatasetPaths
 
 DAYS = [f"2024-03-{day:02d}" for day in range(1, 31)]
@@ -103,6 +106,40 @@ class TestKnownCauses:
     def test_a_dataset_without_days_is_covered_as_it_grows(self) -> None:
         old, new = row("all"), row("all", 1)
         assert review([old, new], [known(old)], ["all"]).hidden == {"all": 2}
+
+
+class TestRepeatedFalseAlarms:
+    ALARMS: ClassVar = [row(day) for day in DAYS[:3]]
+
+    def marks(self, count: int = 3, version: int = 1, entity: str = "UA|1") -> list[Mark]:
+        alarms = [known(each, state=MarkState.FALSE_ALARM, entity=entity, version=version) for each in self.ALARMS]
+        return [replace(each, kind=MarkKind.ROW, subject=next(iter(each.rows))) for each in alarms[:count]]
+
+    def hidden(self, marks: list[Mark], *rows: FlaggedRow, version: int = 2) -> int:
+        """Return how many of the rows are left out under a version, which flags the marked rows too."""
+        flagged = [replace(each, model_version=version) for each in (*self.ALARMS, *rows)]
+        return len({each.row_id for each in rows} & review(flagged, marks, DAYS).states.keys())
+
+    @pytest.mark.parametrize(("count", "version", "hidden"), [(3, 2, 2), (3, 1, 0), (3, 0, 0), (2, 2, 0)])
+    def test_the_next_version_leaves_out_later_rows(self, count: int, version: int, hidden: int) -> None:
+        assert self.hidden(self.marks(count), row(DAYS[3]), row(DAYS[4]), version=version) == hidden
+
+    def test_it_does_the_same_as_a_known_cause(self) -> None:
+        rows = [row(day, score=score) for day, score in zip(DAYS[3:8], (9.0, 11.0, 12.4, 14.0, 10.0), strict=True)]
+        click = replace(known(self.ALARMS[2], entity="UA|1"), rows={each.row_id: each.day for each in self.ALARMS})
+        assert self.hidden(self.marks(), *rows) == self.hidden([*self.marks(), click], *rows) == 3
+
+    def test_other_entities_causes_and_earlier_days_stay(self) -> None:
+        others = [row(DAYS[3], entity="AA|7"), row(DAYS[3], columns="dest"), row(DAYS[1], 5)]
+        assert self.hidden(self.marks(), *others) == 0
+        assert self.hidden(self.marks(entity=""), row(DAYS[3])) == 0
+
+    def test_a_later_mark_of_the_cause_ends_it_and_an_earlier_one_does_not(self) -> None:
+        cleared = known(self.ALARMS[0], state=MarkState.CLEARED, entity="UA|1")
+        assert self.hidden([*self.marks(), cleared], row(DAYS[3])) == 0
+        of_all = replace(known(self.ALARMS[0], state=MarkState.REAL), rows={})
+        assert self.hidden([*self.marks(), of_all], row(DAYS[3])) == 0
+        assert self.hidden([of_all, *self.marks()], row(DAYS[3])) == 1
 
 
 class TestWhatIsTakenBack:
