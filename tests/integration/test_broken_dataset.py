@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support.commands import run_command
+from tests.support.model_store import make_model_store
 from tests.support.shop import ATTRIBUTES, DAYS, LOGS, orders_csv
 
 BINARIES = Path(sys.executable).parent
@@ -36,6 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (landing / f"{day}.csv").write_text(orders_csv(day))
     write(root, "orders", yaml.safe_dump({"type": TYPE, "attributes": ATTRIBUTES}))
     write(root, "figs", TYPO)
+    make_model_store(root / "mlruns")
     return root
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _FORK = """
-import importlib, json, os, sys
+import gc, importlib, json, os, sys
 
 # Importing takes longer than most commands. No pool of threads of these libraries starts before it is used.
 import altair, dagster._cli, dagster_dg_cli.cli, deltalake, sklearn.ensemble, torch
 import mlflow.store.tracking.sqlalchemy_store
 
 MODULES = {"ae-pipeline": "ae_pipeline.cli.main", "dagster": "dagster._cli", "dg": "dagster_dg_cli.cli"}
+# Else a child visits all objects of the libraries when it collects garbage, at the latest when it ends. On one core,
+# a short command takes 1 second instead of 4.
+gc.freeze()
 for line in sys.stdin:
     request = json.loads(line)
     if not (child := os.fork()):
