@@ -218,7 +218,7 @@ def test_a_row_is_expanded_by_mouse_and_by_keyboard(visit: Visit) -> None:
     assert not detail.is_visible()
     button.click()
     assert detail.is_visible()
-    for message in ("actual", "expected", "surprisal, nats", "Nearest normal rows", "row_id ="):
+    for message in ("actual", "expected", "unusualness, nats", "Nearest normal rows", "row_id ="):
         assert message in detail.inner_text()
     assert detail.locator(".meter").count() == detail.locator("tbody tr").count() >= 2
     button.press("Enter")
