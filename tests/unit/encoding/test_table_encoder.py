@@ -328,6 +328,8 @@ _NUMBERS = [10.0, 20.0, 30.0, 40.0, 50.0]  # median 30, quartiles 20 and 40
     [
         (55.5, ColumnType.NUMBER, _NUMBERS, [0, 0], "55.5", "30"),
         (1234.6, ColumnType.NUMBER, _NUMBERS, [math.asinh(1.349), 0.1], "1,235", "50"),
+        (30.0, ColumnType.NUMBER, _NUMBERS, [-9, 0], "30", "10"),  # no value outside the training rows is expected
+        (30.0, ColumnType.NUMBER, _NUMBERS, [9, 0.1], "30", "50"),
         (None, ColumnType.NUMBER, _NUMBERS, [0, 0.9], "missing", "missing (else 30)"),
         (math.nan, ColumnType.NUMBER, _NUMBERS, [0, 0.2], "missing", "30"),
         (1065.0, ColumnType.CLOCK_HHMM, [0.0, 700.0], [1, 0, 0], "17:45", "06:00"),
