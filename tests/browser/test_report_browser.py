@@ -242,7 +242,7 @@ def test_a_table_is_saved_as_csv_and_an_identity_copied(visit: Visit) -> None:
     assert saved.value.suggested_filename == "rows.csv"
     header, *lines = list(csv.reader(saved.value.path().read_text().splitlines()))
     assert [header[0], header[1], header[-1]] == ["score", "row", "because"]
-    assert len(lines) == visit.page.locator("#rows > tbody").count() > 20  # also those that are not shown
+    assert len(lines) == visit.page.locator("#rows > tbody").count() >= 10  # also those that are not shown
     highest = visit.page.locator("#rows > tbody").first
     assert [lines[0][0], lines[0][1]] == [highest.get_attribute("data-score"), highest.get_attribute("data-row")]
     highest.locator(".open").click()
