@@ -64,7 +64,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
     assessment = published.assess_with_later_days(day) if day else None
     rows = published.row_details.explanations(ranked)
     charts = published.charts(day) if day else []
-    config = published.dataset.config
+    config, left_out = published.dataset.config, [each.column for each in published.bundle.encoder.left_out]
     entities = group_by_entity(rows, lambda row_id: entity_of(row_id, config), names)
     variables = {
         **cards(published, day, assessment),
@@ -77,6 +77,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
         "entities": [_entity_variables(group) for group in entities],
+        "titles": {name: names.title(name) for name in (*published.bundle.columns, *left_out)},
         "entity_columns": [names.title(name) for name in config.identity if name != config.event_time],
         "rows": _row_variables(published, rows, groups, entities, page),
         "states": {row.row_id: state.text for row in rows if (state := published.review.states.get(row.row_id))},

@@ -262,7 +262,7 @@ def test_a_section_and_the_example_of_a_cause_are_linked(browser: Any, pages: di
     row = visit.page.locator(f"[id='{str(example.get_attribute('href'))[1:]}']")
     example.click()
     row.locator(".detail").wait_for()
-    assert row.get_attribute("data-row") == example.inner_text()
+    assert row.get_attribute("data-row") == example.get_attribute("title")
     visit.page.close()
 
 
