@@ -191,9 +191,9 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     )
 
 
-def _highest(listed: pl.DataFrame, rows: pl.DataFrame, day: str) -> pl.DataFrame:
-    """Return the rows with the highest scores of those listed so far and those of a day."""
-    both = pl.concat([listed, rows.select("row_id", pl.lit(day).alias("day"), "score")])
+def _highest(highest: pl.DataFrame, rows: pl.DataFrame, day: str) -> pl.DataFrame:
+    """Return the rows with the highest scores of the highest so far and those of a day."""
+    both = pl.concat([highest, rows.select("row_id", pl.lit(day).alias("day"), "score")])
     return both.sort("score", "row_id", descending=[True, False]).head(_MAX_LISTED)
 
 

@@ -142,11 +142,11 @@ class TestOfAReport:
         rows = scores_and_labels(labelled, labelled.days[-10:]).sort("score", descending=True)
         page = report.page.read_text().split('<h2 id="misses-and-false-alarms">')[1].split("<h2")[0]
         assert report.labels is not None
-        for listed, is_known in ((report.labels.misses, True), (report.labels.false_alarms, False)):
+        for wrong_rows, is_known in ((report.labels.misses, True), (report.labels.false_alarms, False)):
             wrong = rows.filter((pl.col(LABEL) == is_known) & (pl.col("is_anomaly") != is_known))
-            assert [each.row_id for each in listed] == wrong["row_id"].head(20).to_list()
+            assert [each.row_id for each in wrong_rows] == wrong["row_id"].head(20).to_list()
             assert wrong.height > 0
-            assert all(each.row_id in page for each in listed)
+            assert all(each.row_id in page for each in wrong_rows)
 
     def test_days_and_ranked_rows_contain_the_labels(self, labelled: Fitted, report: Report) -> None:
         table = pl.read_delta(labelled.paths.latents)
